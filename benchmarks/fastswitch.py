@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frame import FOLDER
-from unfold_supernet.accelerator import cost_model, reference_families, scheduler, tile_simulator
-from unfold_supernet.accelerator.hardware import cycles, presets
-from unfold_supernet.accelerator.layers import Layer, net
-from unfold_supernet.accelerator.queries import Asked, drawn
-from unfold_supernet.study import published, sweep
-from unfold_supernet.study.strategies import ways
+from unfold_supernet.accelerator import cost_model, tile_simulator
+from unfold_supernet.accelerator.hardware import count_cycles, get_presets
+from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
+from unfold_supernet.accelerator.queries import QueryStream, draw_levels, draw_queries, scale_levels
+from unfold_supernet.accelerator.reference_families import build_reference_family, get_reference_spaces
+from unfold_supernet.accelerator.scheduler import run_queries
+from unfold_supernet.report.sentences import name_strategy
+from unfold_supernet.study import sweep
+from unfold_supernet.study.published import check_claims
+from unfold_supernet.study.strategies import compare_strategies, count_core_bytes
 from unfold_supernet.study.sweep import Savings
 
 MIB = 2**20
@@ -54,15 +58,15 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     Returns:
         ``metrics``, ``peers``, ``tables`` and ``notes``.
     """
-    asked = drawn(1000 if quick else 10_000, "random", seed)
+    asked = draw_queries(1000 if quick else 10_000, "random", seed)
     sizes = sorted({*SIZES[::3], PERSISTENT} if quick else {*SIZES, PERSISTENT})
-    points = {name: list(_points(name, sizes, asked)) for name in reference_families.spaces()}
+    points = {name: list(_points(name, sizes, asked)) for name in get_reference_spaces()}
     every = [point for found in points.values() for point in found]
     peer, notes = _peer(LAYERS[:2] if quick else LAYERS, LAYERS[:1] if quick else LAYERS[:2])
     metrics = {
         "traffic_saving_max": max(point.traffic_best for point in every),
         "latency_saving_max": max(point.latency_best for point in every),
-        "latency_saving_fair": max(point.fair_best for point in every),
+        "latency_saving_fair": max(point.latency_fair_best for point in every),
         "energy_saving_max": max(point.energy for point in every),
         **_at_papers_size(points),
         "queries_per_s": _queries_per_second(1_000_000 if quick else 20_000_000, seed),
@@ -81,9 +85,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     return {"metrics": metrics, "peers": peers, "tables": tables, "aims": aims, "notes": [*_notes(), *notes]}
 
 
-def _points(name: str, sizes: Sequence[int], asked: Asked) -> Iterator[Savings]:
-    found = reference_families.family(name)
-    yield from sweep.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, asked, "strict-accuracy")
+def _points(name: str, sizes: Sequence[int], asked: QueryStream) -> Iterator[Savings]:
+    found = build_reference_family(name)
+    yield from sweep.sweep_buffers(found, get_presets()["zcu104"], sizes, BANDWIDTHS, asked, "strict-accuracy")
 
 
 def _at_papers_size(points: dict[str, list[Savings]]) -> dict[str, float]:
@@ -91,57 +95,61 @@ def _at_papers_size(points: dict[str, list[Savings]]) -> dict[str, float]:
     result = {}
     for name, found in points.items():
         short = name.removeprefix("ofa-")
-        here = [point for point in found if point.persistent == PERSISTENT]
+        here = [point for point in found if point.persistent_bytes == PERSISTENT]
         result[f"traffic_saving_{short}"] = here[0].traffic_best
         for point in here:
             label = f"{short}_{point.bandwidth / 1e9:g}"
             result[f"latency_saving_{label}"] = point.latency_best
-            result[f"latency_saving_fair_{label}"] = point.fair_best
+            result[f"latency_saving_fair_{label}"] = point.latency_fair_best
     return result
 
 
 def _row(name: str, point: Savings) -> dict[str, Any]:
     return {
         "family": name,
-        "buffer_mib": point.persistent / MIB,
+        "buffer_mib": point.persistent_bytes / MIB,
         "gb_per_s": point.bandwidth / 1e9,
         "traffic_best": point.traffic_best,
         "traffic_stream": point.traffic,
         "latency_best": point.latency_best,
         "latency_stream": point.latency,
-        "fair_best": point.fair_best,
-        "fair_stream": point.fair,
+        "fair_best": point.latency_fair_best,
+        "fair_stream": point.latency_fair,
         "accuracy_points": point.points,
         "whole_energy": point.energy,
     }
 
 
 def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
-    for line in published.obtained(points, PERSISTENT):
-        needs, fair = (None if value is None else value / MIB for value in (line.needs, line.needs_fair))
-        claim = {"claimed_in": line.claim.version, "of": line.claim.what, "up_to": line.claim.value}
+    for line in check_claims(points, PERSISTENT):
+        needs, fair = (None if value is None else value / MIB for value in (line.needed_bytes, line.needed_bytes_fair))
+        claim = {"claimed_in": line.claim.version, "of": line.claim.quantity, "up_to": line.claim.value}
         found = {"obtained": line.layered, "obtained_fair": line.fair, "needs_mib": needs, "needs_mib_fair": fair}
         yield {"family": name, **claim, "gb_per_s": line.bandwidth / 1e9, **found}
 
 
-def _ways(name: str, asked: Asked) -> Iterator[dict[str, Any]]:
-    machine = replace(presets()["zcu104"], bandwidth=2e9)
-    setting = sweep.suited(sweep.setting(reference_families.family(name), machine), asked, "strict-accuracy")
-    for way in ways(setting, asked, "strict-accuracy", every=16, batch=8):
+def _ways(name: str, asked: QueryStream) -> Iterator[dict[str, Any]]:
+    machine = replace(get_presets()["zcu104"], bandwidth=2e9)
+    setting = sweep.fit_to_stream(sweep.build_setup(build_reference_family(name), machine), asked, "strict-accuracy")
+    core_bytes = count_core_bytes(setting)
+    for way in compare_strategies(setting, asked, "strict-accuracy", every=16, batch=8):
+        label = name_strategy(way.strategy, 16, 8, core_bytes)
         times = {"ms": way.layered.seconds * 1e3, "ms_deep_prefetch": way.deep.seconds * 1e3}
-        yield {"family": name, "way": way.name, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
+        yield {"family": name, "way": label, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
 
 
 def _queries_per_second(count: int, seed: int) -> float:
     """Return how many queries the scheduler plays a second while it chooses what to keep every 16."""
-    setting = sweep.only(sweep.setting(reference_families.family("ofa-resnet50"), presets()["zcu104"]), "stall")
-    wanted = scheduler.targets(scheduler.levels(count, "bursty", seed), setting.layered, "strict-accuracy")
+    setting = sweep.restrict_order(
+        sweep.build_setup(build_reference_family("ofa-resnet50"), get_presets()["zcu104"]), "stall"
+    )
+    wanted = scale_levels(draw_levels(count, "bursty", seed), setting.layered, "strict-accuracy")
     bandwidth = setting.machine.bandwidth
-    scheduler.play(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
+    run_queries(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        scheduler.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
+        run_queries(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
         times.append(time.perf_counter() - began)
     return count / min(times)
 
@@ -149,15 +157,15 @@ def _queries_per_second(count: int, seed: int) -> float:
 def _event_gap() -> float:
     """Return the largest difference of closed form and events, in tiles a layer."""
     worst = 0.0
-    for name in reference_families.spaces():
+    for name in get_reference_spaces():
         for bandwidth in BANDWIDTHS:
-            setting = sweep.setting(
-                reference_families.family(name), replace(presets()["zcu104"], bandwidth=bandwidth), ("stall",)
+            setting = sweep.build_setup(
+                build_reference_family(name), replace(get_presets()["zcu104"], bandwidth=bandwidth), ("stall",)
             )
             for item in setting.works:
-                given = (item, setting.kept.graph, setting.machine)
-                gap = abs(tile_simulator.seconds(*given, deep=False) - cost_model.seconds(*given))
-                worst = max(worst, gap / tile_simulator.tile_seconds(*given))
+                given = (item, setting.cached.graph, setting.machine)
+                gap = abs(tile_simulator.simulate_latency(*given, deep=False) - cost_model.estimate_latency(*given))
+                worst = max(worst, gap / tile_simulator.sum_tile_times(*given))
     return worst
 
 
@@ -217,16 +225,16 @@ def _scalesim(python: Path, dataflow: str, layer: Sequence[int]) -> tuple[int, f
 
 
 def _ours(dataflow: str, layer: Sequence[int]) -> int:
-    return int(cycles(_net(layer), presets()[dataflow])[0])
+    return int(count_cycles(_net(layer), get_presets()[dataflow])[0])
 
 
 def _seconds_a_layer() -> float:
     nets = [_net(layer) for layer in LAYERS]
-    machine = presets()["weight-stationary"]
+    machine = get_presets()["weight-stationary"]
     began = time.process_time()
     for _ in range(ROUNDS):
         for one in nets:
-            cycles(one, machine)
+            count_cycles(one, machine)
     return (time.process_time() - began) / (ROUNDS * len(nets))
 
 
@@ -234,7 +242,7 @@ def _net(layer: Sequence[int]) -> Any:
     kernels, depth, window, out = layer
     edge = out + window - 1
     shape = Layer(kernels, depth, (window, window), (out, out), depth * edge * edge)
-    return net("one", ["layer"], {"layer": shape}, 0.0)
+    return tabulate_subnet("one", ["layer"], {"layer": shape}, 0.0)
 
 
 def _notes() -> list[str]:

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from benchmarks import fidelity_models
 from unfold_pipeline.problem import latency_profile
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs import serve
 from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Report, Run, RunDir
@@ -131,7 +131,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         fidelity_models.convolution(folder / "large.onnx", 128, 5, seed)
         for _, group in itertools.groupby(cases(quick), lambda case: replace(case, load=0.0)):
             rows += _rounds(list(group), folder, seed, quick=quick)
-    found = judged(rows)
+    found = build_checker(rows)
     return {
         "metrics": metrics(found) | {"lost": sum(row.lost for row in rows)},
         "tables": {"cases": found, "rounds": [row.told() for row in rows]},
@@ -190,7 +190,7 @@ class Round:
         }
 
 
-def judged(rows: list[Round]) -> list[dict[str, Any]]:
+def build_checker(rows: list[Round]) -> list[dict[str, Any]]:
     """Return a row a case: its latencies beside what was estimated."""
     return [
         _judged(case, [row for row in rows if row.case == case]) for case in dict.fromkeys(row.case for row in rows)
@@ -327,7 +327,7 @@ def _spec(case: Case, limit: float) -> PipelineSpec:
 
 
 def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
-    stages = {stage: {"hardware": "core", "batch": BATCH, "replicas": 1} for stage in spec.named}
+    stages = {stage: {"hardware": "core", "batch": BATCH, "replicas": 1} for stage in spec.stages_by_name}
     options = Options(replay=str(trace), plan={"decision": {"stages": stages}})
     return Run(run.directory, run.engine, base=run.base, allow_code=True, options=options)
 
@@ -335,8 +335,8 @@ def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
 def _throughputs(case: Case, run: Run) -> list[float]:
     """Return the queries a second with which each stage alone is full, and with which all cores are."""
     found, work = [], 0.0
-    for stage, share in zip(_spec(case, 1.0).named, SHARES[case.shape], strict=True):
-        last = (latency_profile.stored(stage, run) or [])[-1]
+    for stage, share in zip(_spec(case, 1.0).stages_by_name, SHARES[case.shape], strict=True):
+        last = latency_profile.require_profile(stage, run)[-1]
         found.append(last.batch / last.mean / share)
         work += last.cpu * share * last.mean / last.batch
     return [*found, available_cores() / max(work, 1e-9)]
@@ -344,7 +344,7 @@ def _throughputs(case: Case, run: Run) -> list[float]:
 
 def _single(case: Case, run: Run) -> float:
     """Return the seconds of one query that never waits, all stages one after the other."""
-    points = [(latency_profile.stored(stage, run) or [])[0] for stage in _spec(case, 1.0).named]
+    points = [latency_profile.require_profile(stage, run)[0] for stage in _spec(case, 1.0).stages_by_name]
     return math.fsum(point.mean + point.wake for point in points)
 
 

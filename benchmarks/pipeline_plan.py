@@ -20,15 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.estimator.estimator import Memory
-from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.estimator.estimator import EstimatorCache
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import planner
-from unfold_pipeline.planner.bounds import least
-from unfold_pipeline.planner.coarse_grained import Unit
+from unfold_pipeline.planner.bounds import find_least_count
+from unfold_pipeline.planner.coarse_grained import CoarseBaseline, PipelineUnit, plan_coarse_baselines
 from unfold_pipeline.problem import build
 from unfold_pipeline.problem.pipeline import Pipeline
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.problem.pricing import price_hardware
+from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Run, RunDir
 from unfoldkit.arrivals import processes
 from unfoldkit.engines.local import LocalEngine
@@ -39,7 +41,7 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "pipeline"
 RATES = (20.0, 50.0, 150.0, 300.0)
 SCVS = (1.0, 4.0, 16.0)
 QUERIES, FEW = 1e5, 6e3
-PROOF = planner.Effort(most_items=1e8)
+PROOF = SearchBudget(max_simulated_queries=1e8)
 TIGHT = (0.1, 0.15)  # s; the second of the paper's comparison with coarse-grained planning, the first below it
 NAMES = ("image-processing", "cascade", "video-monitoring", "social-media")
 COLUMNS = [
@@ -99,7 +101,8 @@ def spec_of(name: str) -> PipelineSpec:
 
 def pipeline_of(spec: PipelineSpec) -> Pipeline:
     """Return the pipeline of a spec with given latencies."""
-    return build.pipeline(spec, Run(RunDir(Path("runs") / spec.name), LocalEngine(1)))
+    run = Run(RunDir(Path("runs") / spec.name), LocalEngine(1))
+    return build.build_pipeline(spec, price_hardware(spec.hardware, spec.region, spec.prices, run), run)
 
 
 def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
@@ -110,40 +113,44 @@ def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
     grid = ((100.0,), (4.0,), (slo, 2 * slo)) if quick else (RATES, SCVS, tuple(sorted({*TIGHT, slo, 2 * slo})))
     for rate, scv, limit in itertools.product(*grid):
         arrivals = processes.gamma(rate, (FEW if quick else QUERIES) / rate, np.random.default_rng(seed), scv=scv)
-        sample = draw(pipeline, arrivals, np.random.default_rng([seed, 1]))
-        row = _row(planner.judge_of(pipeline, [sample], limit))
+        sample = draw_sample(pipeline, arrivals, np.random.default_rng([seed, 1]))
+        row = _row(build_slo_checker(pipeline, [sample], limit))
         if row is not None:
             yield [name, rate, scv, limit, *row]
 
 
-def _row(judge: Judge) -> list[Any] | None:
-    fresh = replace(judge, estimators=tuple(replace(e, memory=Memory()) for e in judge.estimators))
+def _row(checker: SloChecker) -> list[Any] | None:
+    fresh = replace(checker, estimators=tuple(replace(e, cache=EstimatorCache()) for e in checker.estimators))
     began = time.process_time()
-    planner.solve(fresh, planner.Effort(proof=False), lambda _step, _done, _total: None)
+    planner.find_plan(fresh, SearchBudget(prove=False), lambda _step, _done, _total: None)
     seconds = time.process_time() - began
-    outcome = planner.solve(judge, PROOF, lambda _step, _done, _total: None)
+    outcome = planner.find_plan(checker, PROOF, lambda _step, _done, _total: None)
     with_proof = time.process_time() - began - seconds
-    coarse = planner.baselines(judge)
-    if outcome is None or outcome.greedy.plan is None or coarse is None:
+    coarse = plan_coarse_baselines(checker)
+    if isinstance(outcome, planner.NoPlan) or outcome.greedy.plan is None or coarse is None:
         return None
-    excess = (judge.pipeline.cost(outcome.greedy.plan) / outcome.cost - 1) * 100
-    peak = coarse[0]
-    ratio = [peak.cost / outcome.cost, *_factors(judge, peak, outcome.cost), peak.tail <= judge.limit]
-    return [outcome.cost, excess, *ratio, seconds, outcome.proven, with_proof]
+    excess = (checker.pipeline.cost(outcome.greedy.plan) / outcome.hourly_cost - 1) * 100
+    peak = coarse.peak
+    ratio = [
+        peak.hourly_cost / outcome.hourly_cost,
+        *_factors(checker, peak, outcome.hourly_cost),
+        peak.tail_s <= checker.slo_s,
+    ]
+    return [outcome.hourly_cost, excess, *ratio, seconds, outcome.is_optimal, with_proof]
 
 
-def _factors(judge: Judge, peak: planner.Baseline, cost: float) -> tuple[float, float, float]:
+def _factors(checker: SloChecker, peak: CoarseBaseline, cost: float) -> tuple[float, float, float]:
     """Return ``burst``, ``unit`` and ``hardware``: their product is the cost of the peak's units over ``cost``."""
-    fewest = least(lambda count: judge.meets(peak.unit.times(count))) * peak.unit.price
-    own = _on_hardware_of(judge, peak.unit)
-    return peak.cost / fewest, fewest / own, own / cost
+    fewest = find_least_count(lambda count: checker.meets_slo(peak.unit.replicate(count))) * peak.unit.usd_per_hour
+    own = _on_hardware_of(checker, peak.unit)
+    return peak.hourly_cost / fewest, fewest / own, own / cost
 
 
-def _on_hardware_of(judge: Judge, unit: Unit) -> float:
+def _on_hardware_of(checker: SloChecker, unit: PipelineUnit) -> float:
     """Return the $ an hour of the cheapest plan whose stages run on the unit's hardware."""
-    pairs = zip(judge.pipeline.stages, unit.choices, strict=True)
-    stages = tuple(replace(stage, options=(stage.options[choice.option],)) for stage, choice in pairs)
-    pipeline = replace(judge.pipeline, stages=stages)
-    narrow = planner.judge_of(pipeline, [item.sample for item in judge.estimators], judge.limit)
-    found = planner.solve(narrow, planner.Effort(proof=False), lambda _step, _done, _total: None)
-    return math.nan if found is None else found.cost
+    pairs = zip(checker.pipeline.stages, unit.configs, strict=True)
+    stages = tuple(replace(stage, options=(stage.options[config.option],)) for stage, config in pairs)
+    pipeline = replace(checker.pipeline, stages=stages)
+    narrow = build_slo_checker(pipeline, [item.sample for item in checker.estimators], checker.slo_s)
+    found = planner.find_plan(narrow, SearchBudget(prove=False), lambda _step, _done, _total: None)
+    return math.nan if isinstance(found, planner.NoPlan) else found.hourly_cost

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import pkgutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-import unfold_placement.policies
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import CLASSES, PolicyRule, build_policies
+from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.metrics import compute_fairness_error
 from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
+from unfold_placement.workload.build import policy_rules
 from unfold_placement.workload.tables import openb_nodes, openb_tasks
 
 FASTER = (1.0, 10_000.0)
@@ -89,13 +91,13 @@ def _openb(nodes: Sequence[Node], path: Path, faster: float, name: str) -> dict[
     """Replay openb; where arrivals are squeezed, on a quarter of the nodes, so that there is a queue."""
     tasks = list(openb_tasks(path, "qos", faster))
     machines = nodes if faster == 1.0 else nodes[::PART]
-    spec = PolicySpec.model_validate(POLICIES[name], strict=False)
-    found, seconds = timed(machines, tasks, lambda: build_policies(spec))
+    rules = policy_rules(PolicySpec.model_validate(POLICIES[name], strict=False))
+    found, seconds = timed(machines, tasks, lambda: build_policies(rules))
     waits = found.start_s - np.array([task.arrival for task in tasks])
     return {
         "policy": name, "faster": faster, "nodes": len(machines), "tasks": len(tasks), "cpu_s": seconds,
         "mean_wait_s": float(waits.mean()), "decisions": found.decisions, "stuck": len(found.stuck),
-        "violations": sum(1 for _ in find_violations(found, spec)),
+        "violations": sum(1 for _ in find_violations(found, rules)),
     }  # fmt: skip
 
 
@@ -109,8 +111,8 @@ def five_names(count: int, seed: int) -> dict[str, Any]:
         Task(f"t{i}", {"cpu": int(demands[i]) * 1000}, float(runs[i]), float(arrivals[i]), "work", "u", "work")
         for i in range(count)
     ]
-    spec = PolicySpec.model_validate(FIVE, strict=False)
-    found, seconds = timed(machines, tasks, lambda: build_policies(spec))
+    rules = policy_rules(PolicySpec.model_validate(FIVE, strict=False))
+    found, seconds = timed(machines, tasks, lambda: build_policies(rules))
     names = len(found.table.name_ids)
     return {"decisions": found.decisions, "cpu_s": seconds, "tasks": count, "names": names, "stuck": len(found.stuck)}
 
@@ -144,9 +146,9 @@ def _fairness(rng: np.random.Generator) -> tuple[float, float]:
         ]
 
     fair = collect_result(
-        run_simulation(prepare_simulation([node], tasks(False), build_policies(_spec(wfq={"weights": weights}))))
+        run_simulation(prepare_simulation([node], tasks(False), build_policies(_rules(wfq={"weights": weights}))))
     )
-    even = collect_result(run_simulation(prepare_simulation([node], tasks(True), build_policies(_spec(drf={})))))
+    even = collect_result(run_simulation(prepare_simulation([node], tasks(True), build_policies(_rules(drf={})))))
     return compute_fairness_error(fair, weights, dominant=False), compute_fairness_error(even, {}, dominant=True)
 
 
@@ -157,7 +159,7 @@ def _deadlines(rng: np.random.Generator) -> bool:
     ]
     found = collect_result(
         run_simulation(
-            prepare_simulation([Node("n", {"cpu": 1000})], tasks, build_policies(_spec(edf={"admit": False})))
+            prepare_simulation([Node("n", {"cpu": 1000})], tasks, build_policies(_rules(edf={"admit": False})))
         )
     )
     late = any(end > task.deadline for task, end in zip(found.tasks, found.end_s, strict=True))
@@ -168,20 +170,23 @@ def _kept(order: Sequence[tuple[int, int]]) -> bool:
     return all(end <= due for end, (_, due) in zip(itertools.accumulate(run for run, _ in order), order, strict=True))
 
 
-def _spec(**parts: Any) -> PolicySpec:
-    return PolicySpec.model_validate(parts, strict=False)
+def _rules(**parts: Any) -> tuple[PolicyRule, ...]:
+    return policy_rules(PolicySpec.model_validate(parts, strict=False))
 
 
 def policy_lines() -> Iterator[dict[str, Any]]:
-    """Yield the lines of code of each policy's file; what those that order the queue share is the last."""
-    folder = Path(inspect.getfile(unfold_placement.policies)).parent
-    for path in sorted(folder.glob("[a-z]*.py"), key=lambda path: (path.stem == "line", path.stem)):
-        shared = " (shared by seven)" if path.stem == "line" else ""
-        yield {"policy": path.stem.replace("_", "-") + shared, "lines": code_lines(path.read_text(encoding="utf-8"))}
+    """Yield the lines of code of each policy's class; the parts that policies share come last."""
+    shared = {
+        "fair queue (shared by five)": "shared.fair_queue:FairQueuePolicy",
+        "admission queue (shared by seven)": "shared.admission_queue:AdmissionQueue",
+    }
+    for name, target in {**CLASSES, **shared}.items():
+        policy = pkgutil.resolve_name(f"unfold_placement.policies.{target}")
+        yield {"policy": name.replace("_", "-"), "lines": code_lines(inspect.getsource(policy))}
 
 
 def code_lines(text: str) -> int:
-    """Return the lines of a module that hold code, without imports and docstrings."""
+    """Return the lines of a module or class that hold code, without imports and docstrings."""
     tree = ast.parse(text)
     away: set[int] = set()
     for item in ast.walk(tree):

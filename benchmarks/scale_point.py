@@ -56,12 +56,14 @@ def estimator(seed: int, queries: int, stages: int) -> Found:
 def placement(seed: int, nodes: int, tasks: int) -> Found:
     """Replay tasks under dominant resource fairness on nodes that are busy for nine tenths."""
     from unfold_placement.core.types import Node, Task
-    from unfold_placement.schema.policies import PolicySpec, build_policies
+    from unfold_placement.policies.registry import build_policies
+    from unfold_placement.schema.policies import PolicySpec
     from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
+    from unfold_placement.workload.build import policy_rules
 
     rng = np.random.default_rng(seed)
-    spec = PolicySpec.model_validate({"drf": {"by": "user"}}, strict=False)
-    run_simulation(prepare_simulation([Node("n", {"cpu": 1000})], [Task("warm", {}, 1.0)], build_policies(spec)))
+    rules = policy_rules(PolicySpec.model_validate({"drf": {"by": "user"}}, strict=False))
+    run_simulation(prepare_simulation([Node("n", {"cpu": 1000})], [Task("warm", {}, 1.0)], build_policies(rules)))
     machines = [Node(f"n{i}", {"cpu": 16_000}) for i in range(nodes)]
     # ten tasks of 60 s fill a node of 16 cores, 1.6 each, to nine tenths
     arrivals = np.cumsum(rng.exponential(60.0 / (9 * nodes), tasks))
@@ -69,25 +71,26 @@ def placement(seed: int, nodes: int, tasks: int) -> Found:
     work = [
         Task(f"t{i}", {"cpu": 1600}, float(runs[i]), float(arrivals[i]), "work", f"u{users[i]}") for i in range(tasks)
     ]
-    loop = prepare_simulation(machines, work, build_policies(spec))
+    loop = prepare_simulation(machines, work, build_policies(rules))
     seconds, _ = timed(lambda: run_simulation(loop))
     waiting = int(np.isinf(collect_result(loop).start_s).sum())
     return {"seconds": seconds, "what": f"{tasks / seconds:,.0f} tasks a second, {waiting} waiting for ever"}
 
 
 def tuning(seed: int, instances: int, stages: int) -> Found:
-    """Compute the whole exact curve of cost and deadline of successive halving on up to that many instances."""
-    from unfold_tuning.job.profile import Machine, Profile, Spread
-    from unfold_tuning.job.schedule import successive_halving
-    from unfold_tuning.planner.frontier import curve, grid
-    from unfold_tuning.simulator.execution_model import model
+    """Compute the whole exact cost–deadline frontier of successive halving on up to that many instances."""
+    from unfold_tuning.job.profile import LogNormal, Machine, Profile
+    from unfold_tuning.job.schedule import build_successive_halving
+    from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
+    from unfold_tuning.simulator.execution_model import build_execution_model
     from unfoldkit.catalog.billing import Billing
 
     def plan(limit: int, count: int) -> Any:
         trials = 2 ** (count - 1)
-        profile = Profile(Spread(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=Spread(60.0))
-        machine = Machine("four", 4, 12.24, limit=limit, billing=Billing(0.0, 0.0))
-        return curve(grid(model(successive_halving(trials, 1, trials, 2), profile, machine, 1, seed)))
+        profile = Profile(LogNormal(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=LogNormal(60.0))
+        machine = Machine("four", 4, 12.24, max_instances=limit, billing=Billing(0.0, 0.0))
+        stages = build_successive_halving(trials, 1, trials, 2)
+        return search_frontier(build_stage_costs(build_execution_model(stages, profile, machine, 1, seed)))
 
     plan(8, 3)
     seconds, _ = timed(lambda: plan(instances, stages))

@@ -52,7 +52,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
 def ingredients(data: Path, seed: int) -> dict[str, Changed]:
     """Return what differs from the config, by what is there instead of the ingredient."""
     with tempfile.TemporaryDirectory() as folder:
-        space = loaded(data, Path(folder), seed)[0].space
+        space = loaded(data, Path(folder), seed).spec.space
     every = {key: sorted(set(getattr(space, key))) for key in ("expand", "depth", "resolution")}
     return {
         RECIPE: {},
@@ -97,58 +97,61 @@ def _figures(line: Line) -> dict[str, float]:
 
 
 def _row(name: str, recipe: Line, line: Line) -> dict[str, Any]:
-    from unfold_supernet.training.accuracy import difference
+    from unfold_supernet.training.accuracy import compare_paired
 
     row: dict[str, Any] = {"instead": name}
     for at, whole, without in zip(PLACES, recipe.found, line.found, strict=True):
-        gap = difference(whole.right, without.right)
+        gap = compare_paired(whole.correct, without.correct)
         row |= {at: without.accuracy, f"{at}_lost": gap.points, f"{at}_error": gap.error}
     return told(row)
 
 
 def _trained(data: Path, seed: int, epochs: int | None, name: str, changed: Changed) -> dict[str, Line]:
     """Return the line of a recipe; with the default one also that of shared statistics, which needs no training."""
-    from unfold_supernet.training import family
+    from unfold_supernet.training.family import train_supernet
 
     with tempfile.TemporaryDirectory() as folder:
-        listed = family.space(*loaded(data, Path(folder), seed)[:2])
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs, changed)
+        listed = loaded(data, Path(folder), seed).problem.space
+        setup = loaded(data, Path(folder), seed, epochs, changed)
+        beats = setup.problem.data
         began = time.process_time()
-        trained = family.train_family(spec, beats, run_)
+        trained = train_supernet(setup.problem, setup.run.directory, setup.run.progress)
         seconds = time.process_time() - began
         places = _places(listed)
         steps = trained.steps[places[1].name]
-        own = [trained.net.bound[one.name] for one in places]
+        own = [trained.supernet.bound[one.name] for one in places]
         found = {name: Line(_qualities(own, beats), steps, seconds)}
         if name == RECIPE:
-            found[SHARED] = Line(_qualities([_borrowed(trained.net, one) for one in places], beats), steps, seconds)
+            found[SHARED] = Line(
+                _qualities([_borrowed(trained.supernet, one) for one in places], beats), steps, seconds
+            )
         return found
 
 
 def _places(space: Any) -> list[Any]:
     """Return smallest, middle and largest net of the list."""
-    from unfold_supernet.networks.space import macs
+    from unfold_supernet.networks.space import count_macs
 
-    ordered = sorted(space.subnets, key=lambda one: macs(space, one))
+    ordered = sorted(space.subnets, key=lambda one: count_macs(space, one))
     return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]]
 
 
 def _qualities(bound: list[Any], beats: Any) -> tuple[Any, Any, Any]:
-    from unfold_supernet.training.accuracy import quality
-    from unfold_supernet.training.latency import answers
+    from unfold_supernet.training.accuracy import evaluate_predictions
+    from unfold_supernet.training.latency import predict_classes
 
     y, rows = beats.y[beats.test], beats.test
-    low, middle, high = (quality(answers(one, beats, rows), y, len(beats.names)) for one in bound)
+    low, middle, high = (evaluate_predictions(predict_classes(one, beats, rows), y, len(beats.names)) for one in bound)
     told({"accuracies": [low.accuracy, middle.accuracy, high.accuracy]})
     return low, middle, high
 
 
 def _borrowed(net: Any, subnet: Any) -> Any:
     """Return a net under the first channels of the largest one's norm statistics."""
-    from unfold_supernet.networks.supernet import bind
+    from unfold_supernet.networks.supernet import bind_subnet
 
     largest = net.bound[net.space.largest.name]
     known = {conv.name: pair for conv, pair in zip(largest.convs, largest.statistics, strict=True)}
     convs = net.bound[subnet.name].convs
     borrowed = tuple((known[conv.name][0][: conv.out], known[conv.name][1][: conv.out]) for conv in convs)
-    return bind(net.space, dict(net.weights), subnet, borrowed)
+    return bind_subnet(net.space, dict(net.weights), subnet, borrowed)

@@ -196,51 +196,53 @@ def profiled(data: Path, folder: Path, seed: int, epochs: int | None) -> Profile
     """Return the nets of a family trained in ``folder`` with latencies, pairs of them, and the seconds to load one."""
     import torch
 
-    from unfold_supernet.scheduling import escalation as pairs
-    from unfold_supernet.scheduling.policies import Served
-    from unfold_supernet.training import family, latency
+    from unfold_supernet.scheduling.escalation import build_pairs, get_small_subnet
+    from unfold_supernet.scheduling.policies import build_profile
+    from unfold_supernet.training import latency
+    from unfold_supernet.training.evaluation import evaluate_subnets, predict_test_rows
+    from unfold_supernet.training.family import train_supernet
 
-    spec, beats, run_ = loaded(data, folder, seed, epochs)
-    net = family.train_family(spec, beats, run_).net
-    said = family.answered(net, beats)
-    nets = []
-    for name, one in family.qualities(net, beats, said).items():
-        times = sorted(latency.latencies(net.bound[name], beats).items())
-        rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
-        nets.append(Served(name, one.accuracy, tuple(rising)))
-    two = tuple(pairs.pairs(nets, said, BELOW))
-    bound = tuple(net.ready(pairs.first(one), one.then, BELOW) for one in (*nets, *two))
+    setup = loaded(data, folder, seed, epochs)
+    beats = setup.problem.data
+    net = train_supernet(setup.problem, setup.run.directory, setup.run.progress).supernet
+    tested = predict_test_rows(net, beats)
+    nets = [
+        build_profile(name, quality.accuracy, latency.measure_latencies(net.bound[name], beats))
+        for name, quality in evaluate_subnets(tested, len(beats.names)).items()
+    ]
+    two = tuple(build_pairs(nets, tested, BELOW))
+    bound = tuple(net.select(get_small_subnet(one), one.fallback, BELOW) for one in (*nets, *two))
     x, extra = (torch.from_numpy(part[beats.test]) for part in (beats.x, beats.extra))
-    return Profile(tuple(nets), two, bound, x, extra, latency.switching(net, 500).reload)
+    return Profile(tuple(nets), two, bound, x, extra, latency.measure_switch_costs(net, 500).reload_s)
 
 
 def _rules(found: Profile) -> dict[str, Any]:
     """Return every rule by name, with the nets that it chooses from."""
-    from unfold_supernet.scheduling.policies import cheapest, fitted, slackfit, steady
+    from unfold_supernet.scheduling.policies import make_cheapest, make_fitted, make_slackfit, make_steady
 
     nets, every = found.nets, (*found.nets, *found.pairs)
-    rules: dict[str, Any] = {OWN[1]: (fitted(nets), nets), OWN[2]: (slackfit(nets), nets)}
-    rules |= {OWN[3]: (steady(every, SLO_S), every), "cheapest": (cheapest(nets), nets)}
+    rules: dict[str, Any] = {OWN[1]: (make_fitted(nets), nets), OWN[2]: (make_slackfit(nets), nets)}
+    rules |= {OWN[3]: (make_steady(every, SLO_S), every), "cheapest": (make_cheapest(nets), nets)}
     return {name: (make(nets), nets) for name, make in _makers(nets).items()} | rules
 
 
 def _makers(nets: Sequence[Any]) -> dict[str, Any]:
     """Return what makes our rule and those of the fixed nets from latencies, by name."""
-    from unfold_supernet.scheduling.policies import fixed, shedding, steady
+    from unfold_supernet.scheduling.policies import make_fixed, make_shedding, make_steady
 
-    makers: dict[str, Any] = {OWN[0]: partial(steady, slo=SLO_S)}
-    makers |= {f"only {net.name}": partial(fixed, at=at) for at, net in enumerate(nets)}
-    return makers | {f"shedding {net.name}": partial(shedding, at=at, slo=SLO_S) for at, net in enumerate(nets)}
+    makers: dict[str, Any] = {OWN[0]: partial(make_steady, slo=SLO_S)}
+    makers |= {f"only {net.name}": partial(make_fixed, index=at) for at, net in enumerate(nets)}
+    return makers | {f"shedding {net.name}": partial(make_shedding, index=at, slo=SLO_S) for at, net in enumerate(nets)}
 
 
 def _played(found: Profile, trace: Trace, how: str = "simulated") -> Iterator[Row]:
     """Yield a row for every rule on one trace, in simulated time."""
-    from unfold_supernet.scheduling.simulator import simulate
+    from unfold_supernet.scheduling.simulator import simulate_trace
 
     rules = _rules(found)
-    played = {name: (simulate(trace.arrivals, SLO_S, nets, rule), nets) for name, (rule, nets) in rules.items()}
+    played = {name: (simulate_trace(trace.arrivals, SLO_S, nets, rule), nets) for name, (rule, nets) in rules.items()}
     rule, nets = rules[OWN[0]]
-    played["swapping"] = simulate(trace.arrivals, SLO_S, nets, rule, found.reload), nets
+    played["swapping"] = simulate_trace(trace.arrivals, SLO_S, nets, rule, found.reload), nets
     yield from _rows(played, trace, how)
 
 
@@ -248,10 +250,10 @@ def measured(found: Profile, trace: Trace) -> Iterator[Row]:
     """Yield a row for ours and every fixed net on one trace in real time, by the nets themselves; and as foretold."""
     import torch
 
-    from unfold_supernet.scheduling.simulator import measure
-    from unfold_supernet.scheduling.speed import Pace, paced
+    from unfold_supernet.scheduling.simulator import measure_trace
+    from unfold_supernet.scheduling.speed import Slowdown, adapt_to_slowdown
 
-    count, most = len(found.x), max(net.most for net in found.nets)
+    count, most = len(found.x), max(net.max_batch for net in found.nets)
     rows = np.resize(np.arange(count), count + most)
     x, extra = found.x[rows], found.extra[rows]
     torch.set_num_threads(1)
@@ -259,33 +261,37 @@ def measured(found: Profile, trace: Trace) -> Iterator[Row]:
     def work(at: int, first: int, last: int) -> None:
         began, part = time.perf_counter(), slice(first % count, first % count + last - first)
         found.bound[at](x[part], extra[part]).argmax(1)
-        pace[-1].learn(found.nets[at].takes(last - first), time.perf_counter() - began)
+        pace[-1].update(found.nets[at].estimate_latency(last - first), time.perf_counter() - began)
 
-    pace, played = [Pace()], {}
+    pace, played = [Slowdown()], {}
     with torch.inference_mode():
         for at in range(len(found.nets)):
             for size in (1, 64, most, most):
                 work(at, 0, size)
         for name, make in _makers(found.nets).items():
             # every rule learns the pace of the machine, as the server does, each anew
-            pace.append(Pace())
-            played[name] = measure(trace.arrivals, SLO_S, paced(make, found.nets, pace[-1]), work), found.nets
+            pace.append(Slowdown())
+            played[name] = (
+                measure_trace(trace.arrivals, SLO_S, adapt_to_slowdown(make, found.nets, pace[-1]), work),
+                found.nets,
+            )
     yield from _rows(played, trace, "measured")
     yield from _played(found, trace, "foretold")
 
 
 def _rows(played: dict[str, Any], trace: Trace, how: str) -> Iterator[Row]:
-    from unfold_supernet.replay.report import Entry, against
+    from unfold_supernet.replay.baselines import PolicyResult, compare_with_fixed
 
-    entries = {name: Entry(name, one, one.accuracy(nets)) for name, (one, nets) in played.items()}
+    entries = {name: PolicyResult(name, one, one.compute_accuracy(nets)) for name, (one, nets) in played.items()}
     lone = [entry for name, entry in entries.items() if name.startswith("only ")]
     strong = [entry for name, entry in entries.items() if name.startswith(FIXED)]
     for name, entry in entries.items():
         found: tuple[float | None, ...] = (None,) * 5
         if name in OWN:
-            _, near = against(replace(entry, accuracy=entry.accuracy - NEAR), lone)
-            found = (*against(entry, lone), near, *against(entry, strong))
-        facts = zip(KEYS, (entry.played.attainment, entry.accuracy, *found), strict=True)
+            near = compare_with_fixed(replace(entry, accuracy=entry.accuracy - NEAR), lone).attainment_ratio
+            plain, shed = (compare_with_fixed(entry, others) for others in (lone, strong))
+            found = (plain.gain_points, plain.attainment_ratio, near, shed.gain_points, shed.attainment_ratio)
+        facts = zip(KEYS, (entry.outcome.attainment, entry.accuracy, *found), strict=True)
         yield {"trace": trace.name, "how": how, "rule": name, **dict(facts), "requests": len(trace.arrivals)}
 
 
@@ -311,7 +317,7 @@ def real(found: Profile, seed: int, *, quick: bool = False) -> list[Trace]:
 
 
 def _capacity(nets: Sequence[Any]) -> list[float]:
-    return [net.most / net.takes(net.most) for net in nets]
+    return [net.max_batch / net.estimate_latency(net.max_batch) for net in nets]
 
 
 def _high(nets: Sequence[Any]) -> list[tuple[str, float]]:

@@ -28,36 +28,37 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     need("torch", "torch")
     import torch
 
+    from unfold_supernet.family.space_builder import InputShape, build_space
     from unfold_supernet.networks import supernet
-    from unfold_supernet.networks.space import space_of
-    from unfold_supernet.schema.models import SpaceSpec
-    from unfold_supernet.training.latency import switching
+    from unfold_supernet.schema.space import SpaceSpec
+    from unfold_supernet.training.latency import measure_switch_costs
+    from unfold_supernet.verbs.build import build_space_options
 
     torch.set_num_threads(1)
     stages = ({"width": 16}, {"width": 32}, {"width": 64})
     lists = {"expand": (0.25, 0.5, 0.75, 1.0), "depth": (1, 2, 3), "kernel": (5,), "coupling": "independent"}
     stem = {"kernel": 7, "stride": 2}
     given = SpaceSpec.model_validate({"form": "conv1d", "stages": stages, "stem": stem, **lists})
-    space = space_of(given, 1, (128,), 2, 4)
-    weights = supernet.initial(space, seed)
+    space = build_space(build_space_options(given), InputShape(1, (128,), 2, 4))
+    weights = supernet.init_weights(space, seed)
     x = torch.randn((64, 1, 128), generator=torch.Generator().manual_seed(seed))
     bound = {
-        one.name: supernet.bind(space, weights, one, supernet.calibrate(space, weights, one, x))
+        one.name: supernet.bind_subnet(space, weights, one, supernet.calibrate_norms(space, weights, one, x))
         for one in space.subnets
     }
-    cost = switching(supernet.Supernet(space, weights, bound), 5_000 if quick else 50_000)
+    cost = measure_switch_costs(supernet.Supernet(space, weights, bound), 5_000 if quick else 50_000)
     metrics = {
-        "switch_us_p50": cost.p50 * MICRO,
-        "switch_us_p99": cost.p99 * MICRO,
-        "views_us": cost.views * MICRO,
-        "reload_ratio": cost.reload / cost.p50,
-        "load_state_ratio": cost.load_state / cost.p50,
-        "views_reload_ratio": cost.reload / cost.views,
-        "memory_ratio": cost.bytes / cost.separate,
+        "switch_us_p50": cost.route_p50_s * MICRO,
+        "switch_us_p99": cost.route_p99_s * MICRO,
+        "views_us": cost.bind_s * MICRO,
+        "reload_ratio": cost.reload_s / cost.route_p50_s,
+        "load_state_ratio": cost.load_state_s / cost.route_p50_s,
+        "views_reload_ratio": cost.reload_s / cost.bind_s,
+        "memory_ratio": cost.shared_bytes / cost.separate_bytes,
     }
     peers = {
-        "load_state_dict": {"switch_us_p50": cost.load_state * MICRO},
-        "build_and_load": {"switch_us_p50": cost.reload * MICRO},
+        "load_state_dict": {"switch_us_p50": cost.load_state_s * MICRO},
+        "build_and_load": {"switch_us_p50": cost.reload_s * MICRO},
     }
     aims = {
         "switch_us_p50": "≤ 5", "switch_us_p99": "≤ 50", "reload_ratio": "≥ 1,000", "load_state_ratio": "≥ 50",

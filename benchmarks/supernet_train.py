@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -146,25 +147,28 @@ def _notes() -> list[str]:
 
 def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each subnet of one seed; smallest, middle and largest are trained alone too."""
-    from unfold_supernet.networks.space import macs
-    from unfold_supernet.training import family
-    from unfold_supernet.training.accuracy import difference, separable
+    from unfold_supernet.networks.space import count_macs
+    from unfold_supernet.training.accuracy import compare_paired, select_front
+    from unfold_supernet.training.evaluation import evaluate_subnets, predict_test_rows, sort_by_macs
+    from unfold_supernet.training.family import train_standalone, train_supernet
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
+        setup = loaded(data, Path(folder), seed, epochs)
+        problem, directory, progress = setup.problem, setup.run.directory, setup.run.progress
         began, busy = time.perf_counter(), time.process_time()
-        trained = family.train_family(spec, beats, run_)
+        supernet = train_supernet(problem, directory, progress).supernet
         seconds, busy = time.perf_counter() - began, time.process_time() - busy
-        found = family.qualities(trained.net, beats)
-        ordered = sorted(trained.net.space.subnets, key=lambda one: macs(trained.net.space, one))
-        front = separable([macs(trained.net.space, one) for one in ordered], [found[one.name] for one in ordered])
+        found = evaluate_subnets(predict_test_rows(supernet, problem.data), len(problem.data.names))
+        ordered = sort_by_macs(supernet)
+        costs = [count_macs(supernet.space, one) for one in ordered]
+        front = select_front(costs, [found[one.name] for one in ordered])
         chosen = {ordered[0].name, ordered[(len(ordered) - 1) // 2].name, ordered[-1].name}
         for one in ordered:
             row = {"seed": seed, "net": one.name, "family": found[one.name].accuracy, "f1": found[one.name].macro_f1}
             row |= {"alone": None, "cost_points": None, "paired_error": None}
             if one.name in chosen:
-                alone = family.trained_alone(spec, beats, run_, one)
-                gap = difference(alone.right, found[one.name].right)
+                alone = train_standalone(problem, one, directory, progress)
+                gap = compare_paired(alone.correct, found[one.name].correct)
                 row |= {"alone": alone.accuracy, "cost_points": gap.points, "paired_error": gap.error}
             row |= {"seconds": seconds, "processor_seconds": busy, "front_points": len(front)}
             yield told(row)
@@ -172,35 +176,35 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
 
 def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
     """Return the accuracy of one net alone after its own long training."""
-    from unfold_supernet.training import family
+    from unfold_supernet.training.family import train_standalone
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
-        longer = {"training": {"epochs": spec.training.epochs * LONGER}}
-        spec, beats, run_ = loaded(data, Path(folder), seed, None, longer)
-        subnet = next(one for one in family.space(spec, beats).subnets if one.name == name)
-        accuracy = family.trained_alone(spec, beats, run_, subnet).accuracy
+        epochs = loaded(data, Path(folder), seed, epochs).problem.options.epochs
+        setup = loaded(data, Path(folder), seed, None, {"training": {"epochs": epochs * LONGER}})
+        subnet = next(one for one in setup.problem.space.subnets if one.name == name)
+        accuracy = train_standalone(setup.problem, subnet, setup.run.directory, setup.run.progress).accuracy
         return float(told({"net": name, "converged": accuracy})["converged"])
 
 
 def _work(data: Path, seed: int, epochs: int | None) -> float:
     """Return the operations of the compound training against those of shrinking; back is twice forth."""
-    from unfold_supernet.networks.space import macs
-    from unfold_supernet.training import curriculum, family
+    from unfold_supernet.networks.space import count_macs
+    from unfold_supernet.training import curriculum
 
     sums, changed = [], Changed()
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            spec, beats, _run = loaded(data, Path(folder), seed, epochs, changed)
-        space, given = family.space(spec, beats), spec.training
-        found, total = curriculum.phases(space.subnets, given), 0
-        for epoch in range(curriculum.epochs(found, given)):
-            phase = curriculum.phase_of(found, epoch)
-            for batch in range(max(1, len(beats.train) // given.batch)):
-                total += 3 * sum(macs(space, one) for one in curriculum.drawn(phase, seed, epoch, batch))
-                total += macs(space, space.largest) if phase.taught else 0
+            setup = loaded(data, Path(folder), seed, epochs, changed)
+        space, options, rows = setup.problem.space, setup.problem.options, len(setup.problem.data.train)
+        phases, total = curriculum.build_phases(space.subnets, options), 0
+        for epoch in range(curriculum.count_epochs(phases, options)):
+            phase = curriculum.find_phase(phases, epoch)
+            for batch in range(max(1, rows // options.batch)):
+                sample = curriculum.draw_subnets(phase, seed, epoch, batch)
+                total += 3 * sum(count_macs(space, subnet) for subnet in sample)
+                total += count_macs(space, space.largest) if phase.has_teacher else 0
         sums.append(total)
-        changed = _shrinking(spec.space)
+        changed = _shrinking(setup.spec.space)
     return sums[0] / sums[1]
 
 
@@ -212,34 +216,35 @@ def _shrinking(space: Any) -> Changed:
 
 def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float], float]:
     """Return the accuracies of the nets after progressive shrinking, and its seconds of processor time."""
-    from unfold_supernet.training import family
-    from unfold_supernet.training.accuracy import quality
-    from unfold_supernet.training.latency import answers
+    from unfold_supernet.training.evaluation import evaluate_subnets, predict_test_rows
+    from unfold_supernet.training.family import train_supernet
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
-        names = [one.name for one in family.space(spec, beats).subnets]
-        changed = _shrinking(spec.space)
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs, changed)
+        setup = loaded(data, Path(folder), seed, epochs)
+        names = [subnet.name for subnet in setup.problem.space.subnets]
+        setup = loaded(data, Path(folder), seed, epochs, _shrinking(setup.spec.space))
+        beats = setup.problem.data
         busy = time.process_time()
-        trained = family.train_family(spec, beats, run_)
+        supernet = train_supernet(setup.problem, setup.run.directory, setup.run.progress).supernet
         busy = time.process_time() - busy
-        y, rows = beats.y[beats.test], beats.test
-        bound = trained.net.bound
-        found = {name: quality(answers(bound[name], beats, rows), y, len(beats.names)).accuracy for name in names}
+        qualities = evaluate_subnets(predict_test_rows(supernet, beats), len(beats.names))
+        found = {name: qualities[name].accuracy for name in names}
         told({"shrunk": found, "processor_seconds": busy})
         return found, busy
 
 
 def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> Iterator[dict[str, Any]]:
     """Yield the family's figures when it is trained on DS1 and tested on the patients of DS2."""
-    from unfold_supernet.training import family
+    from unfold_supernet.training.evaluation import evaluate_subnets, predict_test_rows
+    from unfold_supernet.training.family import train_supernet
 
     training = STRANGERS | ({"rule": "sandwich", "distill": 1.0} if recipe == "plain" else {})
     changed: Changed = {"data": {"split": "inter-patient"}, "training": training}
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = loaded(data, Path(folder), seed, epochs, changed)
-        found = family.qualities(family.train_family(spec, beats, run_).net, beats)
+        setup = loaded(data, Path(folder), seed, epochs, changed)
+        beats = setup.problem.data
+        supernet = train_supernet(setup.problem, setup.run.directory, setup.run.progress).supernet
+        found = evaluate_subnets(predict_test_rows(supernet, beats), len(beats.names))
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
             row = {"seed": seed, "recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
@@ -252,10 +257,19 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def loaded(data: Path, folder: Path, seed: int, epochs: int | None = None, changed: Changed | None = None) -> Any:
-    """Return the spec of the config with its paths and what is changed in it, the beats, and a run in ``folder``."""
-    from unfold_supernet.family.datasets import load
-    from unfold_supernet.schema.models import SupernetSpec
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A training of the config: its spec with the changes, the problem with the beats loaded, and a run."""
+
+    spec: Any
+    problem: Any
+    run: Any
+
+
+def loaded(data: Path, folder: Path, seed: int, epochs: int | None = None, changed: Changed | None = None) -> Setup:
+    """Set up a training of the config with some keys changed, and a run in ``folder``."""
+    from unfold_supernet.schema.supernet import SupernetSpec
+    from unfold_supernet.verbs.build import build_training_problem
     from unfoldkit.api import Run, RunDir
     from unfoldkit.engines.local import LocalEngine
     from unfoldkit.spec.validate import validate
@@ -271,5 +285,4 @@ def loaded(data: Path, folder: Path, seed: int, epochs: int | None = None, chang
             document.data[key] |= values
     spec = validate(SupernetSpec, document)
     run_ = Run(directory=RunDir(folder), engine=LocalEngine(1), seed=seed)
-    assert spec.data is not None  # noqa: S101 - the config has data
-    return spec, load(spec.data, run_), run_
+    return Setup(spec, build_training_problem(spec, run_), run_)

@@ -22,16 +22,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipeline_plan import NAMES, pipeline_of, spec_of
-from unfold_pipeline.estimator.simulator import Played, play
-from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.estimator.replica_schedule import ScalingTargets
+from unfold_pipeline.estimator.simulator import SimulatedTrace, simulate_targets
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import coarse_grained, planner
-from unfold_pipeline.planner.coarse_grained import Unit
-from unfold_pipeline.problem.pipeline import Plan, needed
-from unfold_pipeline.problem.sample import Sample, draw
-from unfold_pipeline.replay.simulated import CG_HOLD_S, all_rules
+from unfold_pipeline.planner.coarse_grained import PipelineUnit
+from unfold_pipeline.problem.pipeline import Plan, count_required_replicas
+from unfold_pipeline.problem.problem import SearchBudget, TunerSettings
+from unfold_pipeline.problem.sample import Sample, draw_sample
+from unfold_pipeline.replay.simulated import UNIT_HOLD_S, simulate_rules
+from unfold_pipeline.report.simulated_replay import describe_rule_settings
 from unfold_pipeline.tuner import rules as policies
-from unfold_pipeline.tuner.replica_table import Ladder
-from unfold_pipeline.tuner.rules import Brief, Setting
+from unfold_pipeline.tuner.autoscalers import scale_pipeline_units
+from unfold_pipeline.tuner.replica_table import ReplicaTable
+from unfold_pipeline.tuner.rules import ScalingContext
+from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets
 from unfoldkit.arrivals import processes, rate_profiles, traces
 
 MISSES = 0.001
@@ -51,7 +56,7 @@ Windows = tuple[float, ...]
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     """Measure every rule on every trace."""
-    setting = Setting()
+    setting = TunerSettings()
     rows: list[list[Any]] = []
     equal: list[list[Any]] = []
     for name in NAMES[1:3] if quick else NAMES:
@@ -59,20 +64,28 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
             found = case(name, times, seed, setting)
             if found is None:
                 continue
-            judge, plan, live = found
-            entries = list(all_rules(judge, plan, live, setting))
+            checker, plan, live = found
+            rules = list(simulate_rules(checker, plan, live, setting))
             rows += [
-                [name, trace, e.name, e.played.missed(judge.limit) * 100, e.played.cost, live.size, e.told]
-                for e in entries
+                [
+                    name,
+                    trace,
+                    rule.name,
+                    rule.trace.miss_rate(checker.slo_s) * 100,
+                    rule.trace.hourly_cost,
+                    live.size,
+                    describe_rule_settings(rule),
+                ]
+                for rule in rules
             ]
-            equal.append([name, trace, *at_equal_misses(judge, plan, live, setting)])
+            equal.append([name, trace, *at_equal_misses(checker, plan, live, setting)])
     columns = ["pipeline", "trace", "rule", "misses_percent", "cost_per_hour", "queries", "set_to"]
     tables = [
         {"name": "rules", "columns": columns, "rows": rows},
         {"name": "equal_misses", "columns": ["pipeline", "trace", *EQUAL], "rows": equal},
     ]
     notes = [
-        f"activation delay {setting.delay:g} s; CG window 5 s, hold 120 s; shapes AutoScale-like, latencies our own",
+        f"activation delay {setting.delay_s:g} s; CG window 5 s, hold 120 s; shapes AutoScale-like, latencies our own",
         "miss ratios count fewer than three late queries as three, and above some hundred rest on few queries",
         "equal misses: cases in which either side never gets down to 0.1 % (steps within the activation delay) are out",
     ]
@@ -98,49 +111,67 @@ def kinds(quick: bool, seed: int, data: Path | None) -> Iterator[tuple[str, np.n
         yield f"azure-{name}", processes.pieces(rate_profiles.thicken(times, 20.0), 10.0, rng)
 
 
-def case(name: str, times: np.ndarray, seed: int, _setting: Setting) -> tuple[Judge, Plan, Sample] | None:
-    """Return the judge and plan of the first quarter, and the rest as live traffic."""
+def case(name: str, times: np.ndarray, seed: int, _setting: TunerSettings) -> tuple[SloChecker, Plan, Sample] | None:
+    """Return the checker and plan of the first quarter, and the rest as live traffic."""
     spec = spec_of(name)
     pipeline = pipeline_of(spec)
     first, rest = traces.split(times, 0.25)
-    judge = planner.judge_of(pipeline, [draw(pipeline, first, np.random.default_rng([seed, 2]))], spec.slo.p99)
-    outcome = planner.solve(judge, planner.Effort(proof=False), lambda _step, _done, _total: None)
-    live = draw(pipeline, rest, np.random.default_rng([seed, 5]))
-    return None if outcome is None else (judge, outcome.plan, live)
+    checker = build_slo_checker(
+        pipeline, [draw_sample(pipeline, first, np.random.default_rng([seed, 2]))], spec.slo.p99
+    )
+    outcome = planner.find_plan(checker, SearchBudget(prove=False), lambda _step, _done, _total: None)
+    live = draw_sample(pipeline, rest, np.random.default_rng([seed, 5]))
+    return None if isinstance(outcome, planner.NoPlan) else (checker, outcome.plan, live)
 
 
-def at_equal_misses(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> list[float | None]:
+def at_equal_misses(checker: SloChecker, plan: Plan, live: Sample, setting: TunerSettings) -> list[float | None]:
     """Return a row of ``EQUAL``: the least $ an hour with at most 0.1 % misses, ours and that of the coarse tuner."""
-    own = policies.brief(judge.pipeline, plan, [judge.estimators[0].sample], judge.limit)
-    steps = policies.climbed(own, setting)
-    unit = coarse_grained.unit(judge)
-    mine, free = _swept(SHORTEST, HOLD_S, judge.limit, partial(_ours, own, live, setting, steps))
+    own = policies.build_scaling_context(checker.pipeline, plan, [checker.estimators[0].sample], checker.slo_s)
+    steps = build_context_table(own, setting)
+    unit = coarse_grained.find_cheapest_unit(checker)
+    mine, free = _swept(SHORTEST, HOLD_S, checker.slo_s, partial(_ours, own, live, setting, steps))
     theirs, either = None, None
     if unit is not None:
-        theirs, either = _swept(WINDOWS, CG_HOLD_S, judge.limit, partial(_theirs, judge, unit, live, setting))
+        theirs, either = _swept(WINDOWS, UNIT_HOLD_S, checker.slo_s, partial(_theirs, checker, unit, live, setting))
     return [*(mine or NONE), *(theirs or NONE), (free or NONE)[0], (either or NONE)[0]]
 
 
 def _ours(
-    own: Brief, live: Sample, setting: Setting, steps: Ladder, scale: float, *, window: float, hold: float
-) -> Played:
-    pairs = zip(own.plan, steps.at(scale), strict=True)
+    own: ScalingContext,
+    live: Sample,
+    setting: TunerSettings,
+    steps: ReplicaTable,
+    scale: float,
+    *,
+    window: float,
+    hold: float,
+) -> SimulatedTrace:
+    pairs = zip(own.plan, steps.look_up_replicas(np.array([scale]))[0].tolist(), strict=True)
     start = tuple(replace(choice, replicas=count) for choice, count in pairs)
-    asked = replace(setting, margin=scale, shortest=window, hold=hold, floor=False)
-    targets = policies.table(replace(own, plan=start), live, asked, steps)
-    return play(own.pipeline, live, start, targets, setting.delay)
+    asked = replace(setting, margin=scale, min_window_s=window, hold_s=hold, has_floor=False)
+    targets = compute_table_targets(replace(own, plan=start), live, asked, steps)
+    return simulate_targets(own.pipeline, live, start, targets, setting.delay_s)
 
 
 def _theirs(
-    judge: Judge, unit: Unit, live: Sample, setting: Setting, scale: float, *, window: float, hold: float
-) -> Played:
-    count = needed(judge.estimators[0].sample.rate * scale, unit.throughput)
-    units = policies.units(unit.throughput, live, count, window=window, headroom=scale, hold=hold, most=setting.most)
-    start = unit.times(count)
-    return play(judge.pipeline, live, start, policies.same(units, start), setting.delay)
+    checker: SloChecker,
+    unit: PipelineUnit,
+    live: Sample,
+    setting: TunerSettings,
+    scale: float,
+    *,
+    window: float,
+    hold: float,
+) -> SimulatedTrace:
+    count = count_required_replicas(checker.estimators[0].sample.rate * scale, unit.throughput)
+    units = scale_pipeline_units(
+        unit.throughput, live, count, window_s=window, headroom=scale, hold_s=hold, max_units=setting.max_replicas
+    )
+    start = unit.replicate(count)
+    return simulate_targets(checker.pipeline, live, start, ScalingTargets(tuple(units for _ in start)), setting.delay_s)
 
 
-def _swept(windows: Windows, hold: float, limit: float, played: Callable[..., Played]) -> tuple[Best, Best]:
+def _swept(windows: Windows, hold: float, limit: float, played: Callable[..., SimulatedTrace]) -> tuple[Best, Best]:
     """Return price and misses in percent of the cheapest play that is good: with ``hold``, and with either hold."""
     holds = (hold, FREE_S)
     own, free = ([_kept(limit, partial(played, window=w, hold=item)) for w in windows] for item in holds)
@@ -151,7 +182,7 @@ def _least(found: list[list[Found]]) -> Best:
     return min(itertools.chain(*found), default=None)
 
 
-def _kept(limit: float, played: Callable[[float], Played]) -> list[Found]:
+def _kept(limit: float, played: Callable[[float], SimulatedTrace]) -> list[Found]:
     """Return price and misses in percent of plays that miss at most 0.1 %: of the least scale, and of some below it."""
     found: list[Found] = []
     low = high = SCALES[0]
@@ -168,9 +199,9 @@ def _kept(limit: float, played: Callable[[float], Played]) -> list[Found]:
     return found
 
 
-def _good(result: Played, limit: float) -> list[Found]:
-    missed = result.missed(limit)
-    return [(result.cost, missed * 100)] if missed <= MISSES else []
+def _good(result: SimulatedTrace, limit: float) -> list[Found]:
+    missed = result.miss_rate(limit)
+    return [(result.hourly_cost, missed * 100)] if missed <= MISSES else []
 
 
 def metrics(rows: list[list[Any]], equal: list[list[Any]]) -> Mapping[str, float | None]:

@@ -16,20 +16,23 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from benchmarks import sleeper
-from unfold_tuning.cluster.local import Cluster, LocalCluster
-from unfold_tuning.cluster.provider import own
+from unfold_tuning.cluster.interface import Cluster
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
-from unfold_tuning.cluster.ray_nodes import Here
-from unfold_tuning.executor.executor import Executor, Outcome, Task
-from unfold_tuning.job.allocation import Deal, Plan
-from unfold_tuning.job.profile import Machine, Profile, Spread
-from unfold_tuning.job.schedule import Stage, random_search, successive_halving
-from unfold_tuning.planner.planner import offer
-from unfold_tuning.schema.models import Trainable, Uniform
-from unfold_tuning.simulator.execution_model import model
-from unfold_tuning.simulator.plan_cost import Score, score
-from unfold_tuning.trial.ledger import Ledger, opened
-from unfold_tuning.trial.trainable import Work
+from unfold_tuning.cluster.ray_nodes import LocalRayNodes
+from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.executor import Executor
+from unfold_tuning.job.allocation import Allocation, Plan
+from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.schedule import Stage, build_random_search, build_successive_halving
+from unfold_tuning.job.search_space import Uniform
+from unfold_tuning.planner.planner import evaluate_machine
+from unfold_tuning.simulator.execution_model import build_execution_model
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
+from unfold_tuning.trial.ledger import Ledger, open_ledger
+from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.catalog.billing import Billing
 
 NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))
@@ -41,8 +44,8 @@ WAVES = 3
 class Start:
     """Measured seconds: of the start of a node, and of a trial's start beside its iterations."""
 
-    node: Spread
-    trial: Spread
+    node: LogNormal
+    trial: LogNormal
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +62,14 @@ class Engine:
     @property
     def node(self) -> Machine:
         """The node type, as the planner sees it."""
-        return replace(NODE, limit=self.limit)
+        return replace(NODE, max_instances=self.limit)
 
-    def cluster(self, trainable: Trainable, ledger: Ledger) -> Cluster:
+    def cluster(self, trainable: TrainableConfig, ledger: Ledger) -> Cluster:
         """Return a cluster that is not open yet."""
-        work, fleet = Work(trainable), own(ledger, NODE.price)
+        setup, provider = WorkerSetup(trainable), build_local_provider(ledger, NODE.usd_per_hour)
         if self.name == "local":
-            return LocalCluster(work, NODE.accelerators, fleet)
-        return RayCluster(work, NODE.accelerators, fleet, Here(NODE.accelerators))
+            return LocalCluster(setup, NODE.accelerators, provider)
+        return RayCluster(setup, NODE.accelerators, provider, LocalRayNodes(NODE.accelerators))
 
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - no data is needed
@@ -81,8 +84,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         ``metrics``, ``tables`` and ``notes``.
     """
     there = importlib.util.find_spec("ray") is not None
-    local = Engine("local", 4, successive_halving(12, 2, 18, 3))
-    engines = [local, *([Engine("ray", 2, successive_halving(12, 3, 27, 3))] if there and not quick else [])]
+    local = Engine("local", 4, build_successive_halving(12, 2, 18, 3))
+    engines = [local, *([Engine("ray", 2, build_successive_halving(12, 3, 27, 3))] if there and not quick else [])]
     rows = [row for engine in engines for row in compared(engine, quick, seed)]
     of = {engine.name: [row for row in rows if row["engine"] == engine.name] for engine in engines}
     metrics = _errors(rows, "") | {"plans": len(rows) // len(engines)}
@@ -100,56 +103,67 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
 def compared(engine: Engine, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of an engine: three plans of its curve, fastest first, or that one only."""
     start = measured(engine, engine.limit)
-    found = offer(model(engine.stages, profile_of(start), engine.node, 2000, seed), SHARE)
-    last = len(found.scores) - 1
-    for plan in [found.scores[index].plan for index in ([0] if quick else [0, last // 2, last])]:
+    model = build_execution_model(engine.stages, profile_of(start), engine.node, 2000, seed)
+    plans = evaluate_machine(model, SHARE).plans
+    last = len(plans) - 1
+    for plan in [plans[index].plan for index in ([0] if quick else [0, last // 2, last])]:
         # just before, as a machine that others use too is not the same a few minutes later
         profile = profile_of(measured(engine, plan[0].instances))
-        predicted = score(model(engine.stages, profile, engine.node, 2000, seed), plan)
+        predicted = simulate_plan(build_execution_model(engine.stages, profile, engine.node, 2000, seed), plan)
         row = _row(predicted, *carried_out(engine, predicted, profile, seed))
         yield {"engine": engine.name, **row, "start_s": profile.startup.mean}
 
 
 def profile_of(start: Start) -> Profile:
     """Return the profile of the sleeper with what was measured of its start."""
-    iteration = Spread(sleeper.MEAN, sleeper.DEVIATION)
+    iteration = LogNormal(sleeper.MEAN, sleeper.DEVIATION)
     speedup = tuple(sleeper.GAIN.items())
-    return Profile(iteration, speedup, startup=start.node, start=start.trial, sync=Spread(0.05))
+    return Profile(iteration, speedup, startup=start.node, start=start.trial, sync=LogNormal(0.05))
 
 
 def measured(engine: Engine, count: int) -> Start:
     """Measure the start of ``count`` nodes side by side, and what a trial takes beside its sleep."""
     places = count * NODE.accelerators
-    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
-        stages = random_search(WAVES * places, 1)
-        _run(engine, folder, ledger, Profile(Spread(1.0)), 0, stages, (Deal(count, 1, places),))
-        node = ledger.parts()[0][3] - ledger.fact("began")
+    with tempfile.TemporaryDirectory() as folder, open_ledger(Path(folder) / "l", NODE, "") as ledger:
+        stages = build_random_search(WAVES * places, 1)
+        _run(engine, folder, ledger, Profile(LogNormal(1.0)), 0, stages, (Allocation(count, 1, places),))
+        node = ledger.list_parts()[0].began - ledger.read_fact("began")
         extra = list(beside(ledger, places))
-    return Start(Spread(node), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
+    return Start(LogNormal(node), LogNormal(max(1e-4, fmean(extra)), pstdev(extra)))
 
 
 def beside(ledger: Ledger, places: int) -> Iterator[float]:
     """Yield what each trial took beside its steps, up to when its place was given to the next one."""
-    slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
-    lives = sorted((ended or 0.0, began, slept[trial]) for _, trial, _, began, ended in ledger.parts())
+    slept = {step.trial: step.seconds for step in ledger.list_checkpoints()}
+    lives = sorted((part.ended or 0.0, part.began, slept[part.trial]) for part in ledger.list_parts())
     taken = sorted(began for _, began, _ in lives)[places:]
     turn = fmean(again - ended for again, (ended, _, _) in zip(taken, lives, strict=False))
     yield from (ended - began - asleep + turn for ended, began, asleep in lives)
 
 
-def carried_out(engine: Engine, plan: Score, profile: Profile, seed: int) -> tuple[float, float]:
+def carried_out(engine: Engine, plan: SimulatedPlan, profile: Profile, seed: int) -> tuple[float, float]:
     """Carry a plan out and return its seconds and dollars."""
-    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
+    with tempfile.TemporaryDirectory() as folder, open_ledger(Path(folder) / "l", NODE, "") as ledger:
         outcome = _run(engine, folder, ledger, profile, seed, engine.stages, plan.plan)
-        return outcome.ended - outcome.began, outcome.spent
+        return outcome.seconds, outcome.spent_usd
 
 
 def _run(
-    engine: Engine, folder: str, ledger: Ledger, profile: Profile, seed: int, stages: tuple[Stage, ...], deals: Plan
-) -> Outcome:
-    trainable = Trainable(function="benchmarks.sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
-    task = Task(stages, deals, engine.node, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
-    return Executor(task, ledger, engine.cluster(trainable, ledger)).run()
+    engine: Engine, folder: str, ledger: Ledger, profile: Profile, seed: int, stages: tuple[Stage, ...], plan: Plan
+) -> RunOutcome:
+    trainable = TrainableConfig(function="benchmarks.sleeper:train", space={"ceiling": Uniform(0.0, 1.0)})
+    config = ExecutionConfig(
+        stages=stages,
+        plan=plan,
+        machine=engine.node,
+        profile=profile,
+        trainable=trainable,
+        folder=Path(folder) / "trials",
+        seed=seed,
+        checkpoint_iters=2,
+        is_replanning=False,
+    )
+    return Executor(config, ledger, engine.cluster(trainable, ledger)).run()
 
 
 def _errors(rows: Sequence[dict[str, Any]], suffix: str) -> dict[str, float | None]:
@@ -159,14 +173,14 @@ def _errors(rows: Sequence[dict[str, Any]], suffix: str) -> dict[str, float | No
     }
 
 
-def _row(plan: Score, seconds: float, dollars: float) -> dict[str, Any]:
+def _row(plan: SimulatedPlan, seconds: float, dollars: float) -> dict[str, Any]:
     return {
-        "instances": [deal.instances for deal in plan.plan],
-        "accelerators_per_trial": [deal.gang for deal in plan.plan],
+        "instances": [allocation.instances for allocation in plan.plan],
+        "accelerators_per_trial": [allocation.workers for allocation in plan.plan],
         "predicted_s": plan.mean_seconds,
         "executed_s": seconds,
         "time_error_percent": (plan.mean_seconds / seconds - 1) * 100,
-        "predicted_usd": plan.cost,
+        "predicted_usd": plan.mean_cost_usd,
         "executed_usd": dollars,
-        "cost_error_percent": (plan.cost / dollars - 1) * 100,
+        "cost_error_percent": (plan.mean_cost_usd / dollars - 1) * 100,
     }

@@ -16,14 +16,21 @@ from statistics import fmean
 from typing import Any
 
 from unfold_tuning.job import allocation
-from unfold_tuning.job.profile import Machine, Profile, Spread
-from unfold_tuning.job.schedule import Stage, successive_halving
-from unfold_tuning.planner.baselines import Goal, cheapest, greedy, multi_start, naive_scores, static_scores
-from unfold_tuning.planner.frontier import curve, grid
-from unfold_tuning.planner.planner import Offer, offer
-from unfold_tuning.planner.replanned_run import play
-from unfold_tuning.simulator.execution_model import model, slower
-from unfold_tuning.simulator.plan_cost import Score, score
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.schedule import Stage, build_successive_halving
+from unfold_tuning.planner.baselines import (
+    Goal,
+    plan_greedily,
+    plan_greedily_from_all,
+    select_cheapest,
+    simulate_naive_clusters,
+    simulate_static_clusters,
+)
+from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
+from unfold_tuning.planner.planner import Candidate, evaluate_machine
+from unfold_tuning.planner.replanned_run import simulate_replanned_run
+from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfoldkit.catalog.billing import Billing
 
 FACTORS = (1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
@@ -102,57 +109,61 @@ def read_jobs(path: Path) -> Iterator[Job]:
     for name, shape, (net, dataset), seconds in JOBS:
         found = [row for row in rows if (row["model"], row["dataset"]) == (net, dataset)]
         speedup = tuple((int(row["gpus"]), float(row["speedup"])) for row in found)
-        profile = Profile(Spread(seconds), speedup, startup=Spread(60.0), sync=Spread(10.0))
-        yield Job(name, successive_halving(*shape), profile)
+        profile = Profile(LogNormal(seconds), speedup, startup=LogNormal(60.0), sync=LogNormal(10.0))
+        yield Job(name, build_successive_halving(*shape), profile)
 
 
 def mean_cases(job: Job) -> Iterator[dict[str, Any]]:
     """Yield what each planner pays at each deadline when nothing varies."""
-    drawn = model(job.stages, job.profile, machine(64), 1, 0)
-    found, statics, naives = offer(drawn, PROMISE), static_scores(drawn), naive_scores(drawn)
+    model = build_execution_model(job.stages, job.profile, machine(64), 1, 0)
+    candidate = evaluate_machine(model, PROMISE)
+    statics, naives = simulate_static_clusters(model), simulate_naive_clusters(model)
     for factor in FACTORS:
         goal = Goal(factor * job.fastest, PROMISE)
-        static = cheapest(statics, goal).best
-        exact = found.pick(goal.deadline)
+        static = select_cheapest(statics, goal).plan
+        exact = candidate.select_cheapest(goal.deadline_s)
         row = {
             "static": static,
-            "naive": cheapest(naives, goal).best,
-            "greedy": greedy(drawn, goal, static).best,
-            "greedy_multi_start": multi_start(drawn, goal, statics).best,
+            "naive": select_cheapest(naives, goal).plan,
+            "greedy": plan_greedily(model, goal, static).plan,
+            "greedy_multi_start": plan_greedily_from_all(model, goal, statics).plan,
             "exact": exact,
         }
-        dollars = {name: item.cost if item else None for name, item in row.items()}
-        counts = [deal.instances for deal in exact.plan] if exact else []
-        yield {"job": job.name, "factor": factor, "deadline_s": goal.deadline, **dollars, "plan": counts}
+        dollars = {name: item.mean_cost_usd if item else None for name, item in row.items()}
+        counts = [allocation.instances for allocation in exact.plan] if exact else []
+        yield {"job": job.name, "factor": factor, "deadline_s": goal.deadline_s, **dollars, "plan": counts}
 
 
 def promised(job: Job, samples: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield, for each deadline that can be promised, the promise and how often 1,000 fresh runs keep it."""
-    found = offer(model(job.stages, noisy(job.profile), machine(64), samples, seed), PROMISE)
-    fresh = model(job.stages, noisy(job.profile), machine(64), 1000, HELD_SEED)
+    candidate = evaluate_machine(
+        build_execution_model(job.stages, noisy(job.profile), machine(64), samples, seed), PROMISE
+    )
+    fresh = build_execution_model(job.stages, noisy(job.profile), machine(64), 1000, HELD_SEED)
     for factor in FACTORS:
-        plan = found.pick(factor * job.fastest)
+        plan = candidate.select_cheapest(factor * job.fastest)
         if plan is not None:
-            yield _seen(job, factor, plan, score(fresh, plan.plan))
-    yield {**_at_the_edge(job, found, fresh), "job": job.name}
+            yield _seen(job, factor, plan, simulate_plan(fresh, plan.plan))
+    yield {**_at_the_edge(job, candidate, fresh), "job": job.name}
 
 
 def wrong_profile(job: Job, runs: int, seed: int, doubt: float) -> Iterator[dict[str, Any]]:
     """Yield how often runs are on time when iterations take 10 % longer and provisioning twice as long."""
     profile = noisy(job.profile, doubt)
-    believed = model(job.stages, profile, machine(64), 400, seed)
+    assumed = build_execution_model(job.stages, profile, machine(64), 400, seed)
     wait = profile.provision
-    true = replace(slower(profile, 1.1), provision=Spread(2 * wait.mean, 2 * wait.std), error_cv=0.0)
-    truth = model(job.stages, true, machine(64), runs, HELD_SEED + 1)
-    found = offer(believed, PROMISE)
+    true = replace(scale_iteration(profile, 1.1), provision=LogNormal(2 * wait.mean, 2 * wait.std), error_cv=0.0)
+    truth = build_execution_model(job.stages, true, machine(64), runs, HELD_SEED + 1)
+    candidate = evaluate_machine(assumed, PROMISE)
     for factor in FACTORS:
         goal = Goal(factor * job.fastest, PROMISE)
-        plan = found.pick(goal.deadline)
+        plan = candidate.select_cheapest(goal.deadline_s)
         if plan is not None:
-            ends = [play(truth, index, believed, plan.plan, goal) for index in range(runs)]
-            kept = sum(end.seconds <= goal.deadline for end in ends)
-            blind = round(score(truth, plan.plan).on_time(goal.deadline) * runs)
-            costs = {"dollars": fmean(end.dollars for end in ends), "dollars_open": score(truth, plan.plan).cost}
+            ends = [simulate_replanned_run(truth, index, assumed, plan.plan, goal) for index in range(runs)]
+            kept = sum(end.seconds <= goal.deadline_s for end in ends)
+            blind = round(simulate_plan(truth, plan.plan).estimate_on_time_probability(goal.deadline_s) * runs)
+            open_usd = simulate_plan(truth, plan.plan).mean_cost_usd
+            costs = {"dollars": fmean(end.cost_usd for end in ends), "dollars_open": open_usd}
             yield {"job": job.name, "factor": factor, "runs": runs, "replanned": kept, "open": blind, **costs}
 
 
@@ -160,17 +171,18 @@ def exact_seconds(job: Job, limit: int) -> float:
     """Return the seconds of the whole exact curve, stage times included, without the first call's compilation."""
     times = []
     for _ in range(4):
-        # a planner that starts knows no ladder yet
-        allocation.ladder.cache_clear()
+        # a planner that starts has no allocations cached
+        allocation.list_faster_allocations.cache_clear()
         began = time.perf_counter()
-        curve(grid(model(job.stages, job.profile, machine(limit), 1, 0)))
+        model = build_execution_model(job.stages, job.profile, machine(limit), 1, 0)
+        search_frontier(build_stage_costs(model))
         times.append(time.perf_counter() - began)
     return min(times[1:])
 
 
 def machine(limit: int) -> Machine:
     """Return the instance type of the study: 4 GPUs at $12.24/h, billed by the second."""
-    return Machine("p3.8xlarge", 4, 12.24, limit=limit, billing=Billing(0.0, 0.0))
+    return Machine("p3.8xlarge", 4, 12.24, max_instances=limit, billing=Billing(0.0, 0.0))
 
 
 def noisy(profile: Profile, doubt: float = DOUBT) -> Profile:
@@ -178,9 +190,9 @@ def noisy(profile: Profile, doubt: float = DOUBT) -> Profile:
     mean = profile.iteration.mean
     return replace(
         profile,
-        iteration=Spread(mean, 0.2 * mean),
-        provision=Spread(30.0, 15.0),
-        startup=Spread(60.0, 9.0),
+        iteration=LogNormal(mean, 0.2 * mean),
+        provision=LogNormal(30.0, 15.0),
+        startup=LogNormal(60.0, 9.0),
         trial_cv=0.05,
         error_cv=doubt,
     )
@@ -191,16 +203,19 @@ def share(rows: Sequence[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows) / sum(row["runs"] for row in rows))
 
 
-def _seen(job: Job, factor: float, plan: Score, seen: Score) -> dict[str, Any]:
+def _seen(job: Job, factor: float, plan: SimulatedPlan, seen: SimulatedPlan) -> dict[str, Any]:
     deadline = factor * job.fastest
-    row = {"job": job.name, "factor": factor, "deadline_s": deadline, "dollars": plan.cost}
-    return row | {"planned": plan.on_time(deadline), "seen": seen.on_time(deadline)}
+    row = {"job": job.name, "factor": factor, "deadline_s": deadline, "dollars": plan.mean_cost_usd}
+    return row | {
+        "planned": plan.estimate_on_time_probability(deadline),
+        "seen": seen.estimate_on_time_probability(deadline),
+    }
 
 
-def _at_the_edge(job: Job, found: Offer, fresh: Any) -> dict[str, Any]:
-    index = found.soonest
-    deadline = float(found.promised[index])
-    return _seen(job, deadline / job.fastest, found.scores[index], score(fresh, found.scores[index].plan))
+def _at_the_edge(job: Job, candidate: Candidate, fresh: ExecutionModel) -> dict[str, Any]:
+    index = candidate.earliest_index
+    deadline, plan = float(candidate.guaranteed_s[index]), candidate.plans[index]
+    return _seen(job, deadline / job.fastest, plan, simulate_plan(fresh, plan.plan))
 
 
 def _peers(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:

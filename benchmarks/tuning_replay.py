@@ -24,18 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from unfold_tuning.job.allocation import Plan
-from unfold_tuning.job.profile import Machine, Profile, Spread, log_sigma
-from unfold_tuning.job.schedule import Group, successive_halving
-from unfold_tuning.planner.planner import offer
-from unfold_tuning.planner.replan import Belief, believed, paces_of, plan_again
-from unfold_tuning.simulator.execution_model import Model, Paces, model
-from unfold_tuning.simulator.plan_cost import Holding, release
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
+from unfold_tuning.job.schedule import Group, build_successive_halving
+from unfold_tuning.planner.planner import evaluate_machine
+from unfold_tuning.planner.replan import Posterior, build_prior, estimate_slowdowns, replan_remaining
+from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.simulator.plan_cost import BilledInstances, release_oldest
 from unfoldkit.catalog.billing import Billing
 
 Floats = npt.NDArray[np.float64]
 TRIALS, FIRST, EPOCHS, ETA = 64, 4, 52, 3
-STAGES = successive_halving(TRIALS, FIRST, EPOCHS, ETA)
-NODE = Machine("g5.12xlarge", 4, 5.672, limit=32, billing=Billing(1.0, 60.0))
+STAGES = build_successive_halving(TRIALS, FIRST, EPOCHS, ETA)
+NODE = Machine("g5.12xlarge", 4, 5.672, max_instances=32, billing=Billing(1.0, 60.0))
 PROVISION, STARTUP, SYNC = 45.0, 60.0, 10.0
 STATIC = (2, 4, 8)
 SHARE = 0.95
@@ -106,18 +106,18 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
 def compared(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) -> Iterator[dict[str, Any]]:
     """Yield a pair of runs for each static size."""
     profile = profiled(table, speedup, seed)
-    believed_model = model(STAGES, profile, NODE, SAMPLES, seed)
-    found = offer(believed_model, SHARE)
+    assumed = build_execution_model(STAGES, profile, NODE, SAMPLES, seed)
+    candidate = evaluate_machine(assumed, SHARE)
     for size in STATIC:
         asha = asha_run(table, size, seed)
-        picked = found.pick(asha.seconds)
-        soonest = found.scores[found.soonest].plan
-        # as train does when a promise cannot be kept any more: nearly the likeliest, and the cheapest of those
-        plan = picked.plan if picked else plan_again(believed_model, soonest, asha.seconds, SHARE).plan
-        ours, held = elastic_run(table, believed_model, plan, asha.seconds)
+        cheapest = candidate.select_cheapest(asha.seconds)
+        earliest = candidate.plans[candidate.earliest_index].plan
+        # as train does without a guarantee: the cheapest of the plans that are nearly the most likely to be on time
+        plan = cheapest.plan if cheapest else replan_remaining(assumed, earliest, asha.seconds, SHARE).plan
+        ours, held = elastic_run(table, assumed, plan, asha.seconds)
         yield {
             "task": table.task, "order": seed, "asha_instances": size, "deadline_s": asha.seconds,
-            "promised": picked is not None, "instances": held, "seconds": ours.seconds, "usd": ours.dollars,
+            "promised": cheapest is not None, "instances": held, "seconds": ours.seconds, "usd": ours.dollars,
             "accuracy": ours.accuracy, "asha_usd": asha.dollars, "asha_accuracy": asha.accuracy,
         }  # fmt: skip
 
@@ -143,42 +143,46 @@ def asha_run(table: Table, size: int, seed: int) -> Ended:
         else:
             spent = table.elapsed[trial, epoch + 1] - table.elapsed[trial, epoch]
             heapq.heappush(events, (ended + spent, trial, epoch + 1))
-    dollars = size * float(NODE.billing.cost(STARTUP + ended, NODE.price))
+    dollars = size * float(NODE.billing.cost(STARTUP + ended, NODE.usd_per_hour))
     return Ended(PROVISION + STARTUP + ended, dollars, best)
 
 
-def elastic_run(table: Table, believed_model: Model, plan: Plan, deadline: float) -> tuple[Ended, list[int]]:
-    """Play a plan on the table, planning the rest again at each barrier from what was measured."""
-    profile, clock, dollars = believed_model.profile, np.zeros(1), np.zeros(1)
-    noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
-    belief, held, trials = believed(profile), list[Holding](), list(range(len(table.accuracy)))
+def elastic_run(table: Table, assumed: ExecutionModel, plan: Plan, deadline: float) -> tuple[Ended, list[int]]:
+    """Simulate a plan on the table, planning the remaining job again at each barrier from its measurements."""
+    profile, clock, dollars = assumed.profile, np.zeros(1), np.zeros(1)
+    noise = compute_log_sigma(profile.trial_cv) + compute_log_sigma(profile.iteration.std / profile.iteration.mean)
+    posterior, held, trials = build_prior(profile), list[BilledInstances](), list(range(len(table.accuracy)))
     for index, stage in enumerate(STAGES):
-        deal, group = plan[index], stage.groups[0]
-        new = deal.instances - sum(holding.count for holding in held)
+        allocation, group = plan[index], stage.groups[0]
+        new = allocation.instances - sum(holding.count for holding in held)
         if new < 0:
-            held, paid = release(held, -new, clock, NODE)
+            held, paid = release_oldest(held, -new, clock, NODE)
             dollars = dollars + paid
         elif new > 0:
-            held, clock = [*held, Holding(new, clock + PROVISION)], clock + PROVISION + STARTUP
+            held, clock = [*held, BilledInstances(new, clock + PROVISION)], clock + PROVISION + STARTUP
         trials = sorted(trials, key=lambda trial: -table.accuracy[trial, group.done])[: group.trials]
         own = [float(table.elapsed[t, group.done + group.iters] - table.elapsed[t, group.done]) for t in trials]
-        gain = profile.gain(deal.gang, NODE.accelerators)
-        clock = clock + _makespan([seconds / gain for seconds in own], deal.slots) + (SYNC if index else 0.0)
-        belief = belief.seen([max(s, 1e-9) / (group.iters * profile.iteration.mean) for s in own], noise)
+        gain = profile.get_speedup(allocation.workers, NODE.accelerators)
+        clock = clock + _makespan([seconds / gain for seconds in own], allocation.slots) + (SYNC if index else 0.0)
+        posterior = posterior.update([max(s, 1e-9) / (group.iters * profile.iteration.mean) for s in own], noise)
         if index + 1 < len(STAGES):
-            rest = believed_model.with_profile(belief.applied(profile)).rest(index + 1, deal.instances)
-            rest = rest.paced(_paces(table, trials, STAGES[index + 1].groups[0], profile, belief))
-            plan = (*plan[: index + 1], *plan_again(rest, plan[index + 1 :], deadline - float(clock[0]), SHARE).plan)
-    dollars = dollars + release(held, sum(holding.count for holding in held), clock, NODE)[1]
+            corrected = assumed.with_profile(posterior.apply_to(profile))
+            slowdowns = _slowdowns(table, trials, STAGES[index + 1].groups[0], profile, posterior)
+            remaining = corrected.select_remaining(index + 1, allocation.instances).with_slowdowns(slowdowns)
+            replan = replan_remaining(remaining, plan[index + 1 :], deadline - float(clock[0]), SHARE)
+            plan = (*plan[: index + 1], *replan.plan)
+    dollars = dollars + release_oldest(held, sum(holding.count for holding in held), clock, NODE)[1]
     best = max(float(table.accuracy[trial, EPOCHS]) for trial in trials)
-    return Ended(float(clock[0]), float(dollars[0]), best), [deal.instances for deal in plan]
+    return Ended(float(clock[0]), float(dollars[0]), best), [allocation.instances for allocation in plan]
 
 
-def _paces(table: Table, there: Sequence[int], group: Group, profile: Profile, belief: Belief) -> Paces:
-    """The paces of the trials that go on of those that are there, from what each took so far."""
-    going = sorted(there, key=lambda trial: -table.accuracy[trial, group.done])[: group.trials]
+def _slowdowns(
+    table: Table, trials: Sequence[int], group: Group, profile: Profile, posterior: Posterior
+) -> TrialSlowdowns:
+    """Estimate the slowdowns of the trials that continue, from what each took so far."""
+    going = sorted(trials, key=lambda trial: -table.accuracy[trial, group.done])[: group.trials]
     ratios = [float(table.elapsed[trial, group.done]) / (group.done * profile.iteration.mean) for trial in going]
-    return paces_of(ratios, group.done, profile, belief)
+    return estimate_slowdowns(ratios, group.done, profile, posterior)
 
 
 def profiled(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) -> Profile:
@@ -187,8 +191,8 @@ def profiled(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) ->
     each = table.elapsed[chosen, 3] / 3
     mean, cv = float(each.mean()), float(each.std() / each.mean())
     return Profile(
-        Spread(mean), speedup, provision=Spread(PROVISION, PROVISION / 2), startup=Spread(STARTUP, 9.0),
-        sync=Spread(SYNC), trial_cv=cv, error_cv=0.1,
+        LogNormal(mean), speedup, provision=LogNormal(PROVISION, PROVISION / 2), startup=LogNormal(STARTUP, 9.0),
+        sync=LogNormal(SYNC), trial_cv=cv, error_cv=0.1,
     )  # fmt: skip
 
 

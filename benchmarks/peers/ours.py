@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.serving.batching.batcher import Limits
-from unfoldkit.serving.http.host import Address, host, listen
-from unfoldkit.serving.model import Answers, Batch, Field
-from unfoldkit.serving.oip.app import application, served
+from unfoldkit.serving.http.address import Address, open_listener
+from unfoldkit.serving.http.host import HostOptions, run_service
+from unfoldkit.serving.model import Batch, Field, Predictions
+from unfoldkit.serving.oip.app import build_application, build_service
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,13 @@ class Onnx:
     version: str = "1"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def predict(self, batch: Batch) -> Answers:
+    def predict(self, batch: Batch) -> Predictions:
         """Return the last output of the session."""
         given = self.session.get_inputs()[0].name
         (p,) = self.session.run(
             [self.session.get_outputs()[-1].name], {given: batch.inputs["x"].astype(np.float32, copy=False)}
         )
-        return Answers({"p": p.astype(np.float64)})
+        return Predictions({"p": p.astype(np.float64)})
 
 
 def onnx(file: str, width: int, classes: int) -> Onnx:
@@ -47,12 +48,13 @@ def onnx(file: str, width: int, classes: int) -> Onnx:
 
 
 def main(port: int) -> None:
-    """Serve PEER_ONNX; WIDTH, CLASSES and, if given, QUEUE (rows) say how."""
+    """Serve the model of PEER_ONNX, with WIDTH inputs and CLASSES outputs; QUEUE and FAST_PATH=0 are optional."""
     model = onnx(os.environ["PEER_ONNX"], int(os.environ["WIDTH"]), int(os.environ["CLASSES"]))
     limits = Limits(queue_rows=int(os.environ.get("QUEUE", "1024")))
-    app = application([model], limits=limits)
-    bound = listen(Address(port=port))
-    host(served("m", app), bound)
+    app = build_application([model], limits=limits)
+    bound = open_listener(Address(port=port))
+    options = HostOptions(fast_path=os.environ.get("FAST_PATH", "1") == "1")
+    run_service(build_service("m", app), bound, options)
 
 
 if __name__ == "__main__":

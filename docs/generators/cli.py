@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from docs.generators.markdown import code, table
-from unfoldkit.cli.app import application
+from unfoldkit.cli.app import build_app
 from unfoldkit.descriptors import VERBS
 
 INTRO = """# Command line
@@ -26,13 +26,13 @@ def first_screen() -> str:
     """Return what the application itself prints for ``unfold --help``, 100 columns wide."""
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
-        application()(args=["--help"], prog_name="unfold")
+        build_app()(args=["--help"], prog_name="unfold")
     return stream.getvalue()
 
 
 def page() -> str:
     """Return the reference of every command."""
-    found = dict(commands(typer.main.get_command(application()), "unfold"))
+    found = dict(commands(typer.main.get_command(build_app()), "unfold"))
     shared = _shared([found[f"unfold {verb}"] for verb in VERBS])
     parts = [_command(name, command, shared) for name, command in found.items()]
     common = [item for item in found["unfold plan"].params if item.name in shared]

@@ -119,7 +119,7 @@ def _samples(renderers: tuple[Renderer, ...]) -> str:
 def sample() -> report.Report:
     """Return the plan of the first example of ``echo``."""
     with tempfile.TemporaryDirectory() as folder:
-        return first_report(plugin_registry.registry().kind("echo"), Path(folder) / "run")
+        return first_report(plugin_registry.open_registry().kind("echo"), Path(folder) / "run")
 
 
 def _schema() -> str:

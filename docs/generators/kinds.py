@@ -8,9 +8,9 @@ from typing import Any
 
 from docs.generators.markdown import code, fenced, table
 from unfoldkit.cli import plugin_registry
-from unfoldkit.cli.commands.init import examples
+from unfoldkit.cli.commands.authoring import read_examples
 from unfoldkit.descriptors import Kind, resolve
-from unfoldkit.spec.schema import json_schema
+from unfoldkit.spec.schema import build_schema
 from unfoldkit.spec.units import BYTES, HERTZ, PER, SECONDS
 
 Schema = Mapping[str, Any]
@@ -20,12 +20,12 @@ LENGTHS = {"minLength": "≥", "minItems": "≥", "maxLength": "≤", "maxItems"
 
 def pages() -> dict[str, str]:
     """Return the page of every kind that loads, by name."""
-    return {name: page(kind) for name, kind in plugin_registry.registry().kinds.items()}
+    return {name: page(kind) for name, kind in plugin_registry.open_registry().kinds.items()}
 
 
 def page(kind: Kind) -> str:
     """Return the page of one kind."""
-    schema = json_schema(resolve(kind.spec), kind.name)
+    schema = build_schema(resolve(kind.spec), kind.name)
     verbs = ", ".join(code(f"unfold {verb}") for verb in kind.verbs)
     needs = f"\n\nIt needs the extra `{kind.extra}`: `pip install 'unfoldkit[{kind.extra}]'`." if kind.extra else ""
     head = f"# {kind.name}\n\n`{kind.name}` {kind.summary}. Verbs: {verbs}.{needs}\n"
@@ -33,7 +33,7 @@ def page(kind: Kind) -> str:
 
 
 def _example(kind: Kind) -> list[str]:
-    texts = examples(kind)
+    texts = read_examples(kind)
     if not texts:
         return []
     text = next(iter(texts.values()))

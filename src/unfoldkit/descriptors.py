@@ -1,4 +1,4 @@
-"""What a plugin hands to the host: descriptors that name code by string, so that listing imports nothing."""
+"""What a plugin offers to the host: descriptors that refer to code by string, so that listing them imports nothing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from unfoldkit.errors import internal_error, user_error
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
-TELL = "tell the plugin's authors"
+REPORT_TO_AUTHORS = "report this to the plugin's authors"
 VERBS = ("profile", "train", "plan", "serve")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of spec and the verbs that it answers to.
+    """A kind of spec and the verbs that it supports.
 
-    ``spec`` and the verbs are ``"package.module:attribute"``; a verb that is ``None`` is absent.
-    ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional dependency group, of
-    the plugin's distribution or else of unfoldkit, that the kind needs. ``many`` says that ``serve`` may run in several
-    processes at once, ``replay`` that ``plan`` (and ``serve``) play a trace, ``carries`` that ``train`` carries out a
-    plan. ``opens`` names a ``(spec, Run) -> Iterable[Diagnostic]``: what is wrong with the files that a spec names, for
-    ``unfold check --data``.
+    Args:
+        name: The value of the key ``kind``.
+        summary: One line for lists of kinds.
+        spec: ``"package.module:attribute"`` of the pydantic model.
+        profile: The same for the function of this verb; ``None`` if the kind does not have it.
+        train: As ``profile``.
+        plan: As ``profile``.
+        serve: As ``profile``.
+        examples: ``"package:folder"`` with YAML specs, the smallest first.
+        extra: The optional dependency group that the kind needs, of the plugin's distribution or of unfoldkit.
+        api: The version of the plugin contract.
+        many: ``serve`` may run in several processes at once.
+        replay: ``plan`` and ``serve`` replay a trace.
+        carries: ``train`` executes a plan.
+        opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
     """
 
     name: str
@@ -46,13 +55,13 @@ class Kind:
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """The verbs that this kind has, in the order in which a user meets them."""
+        """The verbs of this kind, in the order of use."""
         return tuple(verb for verb in VERBS if getattr(self, verb))
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a ``doctor`` check found: fine or not, in one sentence, and what to do about it."""
+    """The result of a ``doctor`` check: whether it passed, one sentence, and the remedy."""
 
     ok: bool
     message: str
@@ -80,7 +89,7 @@ class Renderer:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """What an observer is told after a verb: its report (as plain data) and exit code."""
+    """The event that observers receive after a verb: its report as plain data, and its exit code."""
 
     kind: str
     verb: str
@@ -90,33 +99,42 @@ class RunFinished:
 
 
 def resolve(reference: str, *, extra: str | None = None) -> Any:
-    """Return the object that ``"package.module:attribute"`` names.
+    """Import the object that ``"package.module:attribute"`` names.
+
+    Args:
+        reference: The reference.
+        extra: The optional dependency group to name if a package is missing.
 
     Raises:
-        UnfoldError: the module needs a package that is not installed (exit code 2, names the extra), or the reference
-            leads nowhere (exit code 3).
+        UnfoldError: The module needs a package that is not installed (exit code 2), or the reference is wrong (3).
     """
     try:
         return pkgutil.resolve_name(reference)
     except ModuleNotFoundError as error:
         if f"{reference.partition(':')[0]}.".startswith(f"{error.name}.") and "." in str(error.name):
-            raise internal_error(f"{reference}: there is no module {error.name}", hint=TELL) from error
-        hint = f"pip install '{_brought_by(reference, extra)}[{extra}]'" if extra else "pip install it"
+            message = f"{reference}: there is no module {error.name}"
+            raise internal_error(message, hint=REPORT_TO_AUTHORS) from error
+        hint = f"pip install '{_distribution_with(reference, extra)}[{extra}]'" if extra else "pip install it"
         raise user_error(f"{reference} needs the package {error.name!r}, which is not installed", hint=hint) from error
     except AttributeError as error:
         module, _, name = reference.partition(":")
         if error.obj is not sys.modules.get(module):
             raise
-        raise internal_error(f"{reference}: {module} has no {name}", hint=TELL) from error
+        raise internal_error(f"{reference}: {module} has no {name}", hint=REPORT_TO_AUTHORS) from error
 
 
-def shipped_by(reference: str) -> importlib.metadata.Distribution | None:
-    """Return the distribution whose plugin a reference leads into, by its entry points; ``None`` for other code."""
-    top = re.split(r"[.:]", reference)[0]
+def find_distribution(reference: str) -> importlib.metadata.Distribution | None:
+    """Return the distribution of the plugin that a reference belongs to; ``None`` for other code."""
+    package = re.split(r"[.:]", reference)[0]
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return next((point.dist for point in points if point.module.partition(".")[0] == top), None)
+    return next((point.dist for point in points if point.module.partition(".")[0] == package), None)
 
 
-def _brought_by(reference: str, extra: str) -> str:
-    found = shipped_by(reference)
-    return found.name if found and extra in (found.metadata.get_all("Provides-Extra") or ()) else "unfoldkit"
+def _distribution_with(reference: str, extra: str) -> str:
+    distribution = find_distribution(reference)
+    extras = distribution.metadata.get_all("Provides-Extra") or () if distribution else ()
+    return distribution.name if distribution and extra in extras else "unfoldkit"
+
+
+TELL = REPORT_TO_AUTHORS  # old name
+shipped_by = find_distribution  # old name

@@ -1,4 +1,4 @@
-"""The four hooks of a plugin. An implementation carries ``@hookimpl`` and may leave arguments out."""
+"""The four hooks of a plugin. An implementation is marked by ``@hookimpl`` and may omit arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def unfold_kinds() -> Iterable[Kind]:  # type: ignore[empty-body]
-    """Offer kinds of spec. Called at the first need of a spec; must import nothing heavy.
+    """Offer kinds of spec. It is called when the first spec is loaded, and must not import heavy libraries.
 
     Example:
         >>> from unfoldkit.api import Kind, hookimpl
@@ -51,7 +51,7 @@ def unfold_renderers() -> Iterable[Renderer]:  # type: ignore[empty-body]
 
 @hookspec
 def unfold_run_finished(event: RunFinished) -> None:
-    """Hear that a verb has ended. An exception here is logged and never changes the exit code.
+    """Observe that a verb has finished. An exception here is logged and never changes the exit code.
 
     Example:
         >>> from unfoldkit.api import RunFinished, hookimpl

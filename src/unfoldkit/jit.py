@@ -1,4 +1,4 @@
-"""Machine code for the few loops that need it, kept on disk so that the second start is quick."""
+"""Compile loops with Numba and cache their machine code on disk, so that the second start is fast."""
 
 from __future__ import annotations
 
@@ -9,62 +9,65 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """Return ``function`` compiled at its first call; it may call compiled functions of its own file only.
+    """Compile ``function`` at its first call; it may call compiled functions of its own file only.
 
-    The machine code is kept beside the module (or in the user's cache folder) and is made again when the file or the
-    processor changes; where nothing can be written it is made in memory.
+    The machine code is cached beside the module, or in the user's cache folder, and is built again when the file or the
+    processor changes. Where no folder is writable, it stays in memory.
     """
     import numba
 
-    # nobody calls it from C
+    # without a wrapper for callers from C, which the project does not have
     options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
     try:
-        return cast("F", _alike(numba.njit(cache=True, **options)(function)))
+        return cast("F", _share_versions(numba.njit(cache=True, **options)(function)))
     except RuntimeError:
-        return cast("F", _alike(numba.njit(**options)(function)))
+        return cast("F", _share_versions(numba.njit(**options)(function)))
 
 
-def _alike(function: Any) -> Any:
-    """Let compiled callers share one version, whichever constants and widths of integers they call it with.
+def without_dispatch(function: F) -> F:
+    """Return a compiled function that skips Numba's dispatch after the first call.
 
-    Each further one costs about a second at the first start.
+    Numba inspects the type of every argument at every call, which takes 6 µs for a tuple of 33 arrays. Callers must
+    keep types and array layouts constant: other arguments would be read as what they are not.
     """
-    ask = getattr(function, "get_call_template", None)
-    if ask is not None:
-        function.get_call_template = lambda args, kws: ask(
-            tuple(_wide(kind) for kind in args), {name: _wide(kind) for name, kind in kws.items()}
-        )
-    return function
-
-
-def _wide(kind: Any) -> Any:
-    from numba.core import types
-
-    known: Any = types
-    plain = known.unliteral(kind)
-    return known.int64 if isinstance(plain, known.Integer) and (plain.signed or plain.bitwidth < 64) else plain
-
-
-def direct(function: F) -> F:
-    """Return a compiled function as Python calls it when the types of its arguments never change.
-
-    Numba looks at the type of every argument at every call, 6 us for a tuple of 33 arrays; here it does so at the
-    first one only. Callers answer for it that types and layouts stay: others would be read as what they are not.
-    """
-    machine: list[Callable[..., Any]] = []
+    entry_points: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
-        if machine:
-            return machine[0](*args)
-        found = function(*args)
-        machine.extend(_exact(function, args))
-        return found
+        if entry_points:
+            return entry_points[0](*args)
+        result = function(*args)
+        entry_points.extend(_find_entry_point(function, args))
+        return result
 
     return cast("F", call)
 
 
-def _exact(function: Any, args: Sequence[object]) -> list[Callable[..., Any]]:
-    # other compiled functions may have asked for code of their own: with integers of another width
-    code = getattr(function, "overloads", {})
-    types = tuple(function.typeof_pyval(arg) for arg in args) if code else ()
-    return [code[types].entry_point] if types in code else []
+def _share_versions(function: Any) -> Any:
+    """Let compiled callers share one version for constants and integers of any width.
+
+    Every further version costs about a second at the first start.
+    """
+    get_template = getattr(function, "get_call_template", None)
+    if get_template is not None:
+        function.get_call_template = lambda args, kws: get_template(
+            tuple(_widen(kind) for kind in args), {name: _widen(kind) for name, kind in kws.items()}
+        )
+    return function
+
+
+def _widen(kind: Any) -> Any:
+    from numba.core import types as numba_types
+
+    types: Any = numba_types
+    plain = types.unliteral(kind)
+    return types.int64 if isinstance(plain, types.Integer) and (plain.signed or plain.bitwidth < 64) else plain
+
+
+def _find_entry_point(function: Any, args: Sequence[object]) -> list[Callable[..., Any]]:
+    # another compiled function may have caused a version for integers of another width: look for the exact types
+    versions = getattr(function, "overloads", {})
+    types = tuple(function.typeof_pyval(arg) for arg in args) if versions else ()
+    return [versions[types].entry_point] if types in versions else []
+
+
+direct = without_dispatch  # old name

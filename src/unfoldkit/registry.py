@@ -1,4 +1,4 @@
-"""Finds plugins: a fresh manager every time, a broken one named and skipped, a duplicate an error naming both."""
+"""Load plugins: a broken one is reported and skipped, and a kind that several offer is an error that names them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One entry point of the group ``unfoldkit``: where it came from and whether it loaded."""
+    """One entry point of the group ``unfoldkit``, its origin, and whether it was loaded."""
 
     name: str
     distribution: str
@@ -38,7 +38,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The plugins of this process and what they offer; ``duplicates`` are who offers a kind that several offer."""
+    """The plugins of this process and their kinds; ``duplicates`` lists the plugins of a kind that several offer."""
 
     manager: pluggy.PluginManager
     plugins: tuple[Plugin, ...]
@@ -49,7 +49,7 @@ class Registry:
         """Return the kind called ``name``.
 
         Raises:
-            UnfoldError: no plugin, a broken plugin, or two plugins offer it.
+            UnfoldError: No plugin, a broken plugin, or several plugins offer it.
         """
         if name in self.duplicates:
             raise UnfoldError(self._duplicate(name))
@@ -62,35 +62,37 @@ class Registry:
         raise UnfoldError(Diagnostic(f"no such kind: {format_value(name)}", hint=did_you_mean(name, self.kinds)))
 
     def _duplicate(self, name: str) -> Diagnostic:
-        *others, last = self.duplicates[name]
+        owners = self.duplicates[name]
+        candidate = owners[-1]
         # a plugin of the same name would be switched off with it
-        off = last.distribution if any(other.name == last.name for other in others) else last.name
-        message = f"the kind {format_value(name)} is offered by {' and by '.join(map(str, (*others, last)))}"
-        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={off}")
+        is_unique = all(owner.name != candidate.name for owner in owners[:-1])
+        switch = candidate.name if is_unique else candidate.distribution
+        message = f"the kind {format_value(name)} is offered by {' and by '.join(map(str, owners))}"
+        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={switch}")
 
     def checks(self) -> list[Check]:
         """Return the health checks of all plugins."""
-        return [check for check in self._gathered("unfold_checks", _failing) if isinstance(check, Check)]
+        return [check for check in self._collect("unfold_checks", _failed_check) if isinstance(check, Check)]
 
     def renderers(self) -> list[Renderer]:
         """Return the output formats of all plugins."""
-        return [item for item in self._gathered("unfold_renderers") if isinstance(item, Renderer)]
+        return [item for item in self._collect("unfold_renderers") if isinstance(item, Renderer)]
 
-    def _gathered(self, hook: str, instead: Callable[[str, Exception], Any] | None = None) -> Iterator[Any]:
-        """Yield what every plugin offers; one that fails offers nothing, or what ``instead`` says."""
+    def _collect(self, hook: str, on_error: Callable[[str, Exception], Any] | None = None) -> Iterator[Any]:
+        """Yield what every plugin offers; for one that fails, the result of ``on_error``."""
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 yield from list(implementation.function())
-            except Exception as error:  # noqa: BLE001 - one plugin must not end the others
-                if instead is not None:
-                    yield instead(implementation.plugin_name, error)
+            except Exception as error:  # noqa: BLE001 - one plugin must not stop the others
+                if on_error is not None:
+                    yield on_error(implementation.plugin_name, error)
 
-    def tell(self, event: RunFinished, warn: Callable[[str], None]) -> None:
-        """Tell every observer that a verb has ended; what one raises is only a warning."""
+    def notify(self, event: RunFinished, warn: Callable[[str], None]) -> None:
+        """Notify every observer that a verb has finished; an exception of one is only a warning."""
         for implementation in self.manager.hook.unfold_run_finished.get_hookimpls():
             try:
                 implementation.function(*[event] if "event" in implementation.argnames else [])
-            except Exception as error:  # noqa: BLE001 - an observer must not change the outcome
+            except Exception as error:  # noqa: BLE001 - an observer must not change the result
                 warn(f"the plugin {implementation.plugin_name} failed in unfold_run_finished: {error!r}")
 
 
@@ -100,35 +102,37 @@ def load_registry(
     entry_points: Sequence[importlib.metadata.EntryPoint] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Registry:
-    """Return a fresh registry.
+    """Load the plugins into a new registry.
 
     Args:
-        disabled: names of entry points, or of distributions, that are not loaded.
-        entry_points: instead of the installed ones (for tests).
-        extra: plugin objects by name, registered beside them (for tests).
+        disabled: Names of entry points, or of distributions, that are not loaded.
+        entry_points: Entry points to load instead of the installed ones (for tests).
+        extra: Further plugin objects by name (for tests).
     """
     manager = pluggy.PluginManager(hookspec.PROJECT)
     manager.add_hookspecs(hookspec)
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points
-    off = frozenset(disabled)
-    loaded = [_load(manager, point, off) for point in sorted(points, key=lambda point: (point.name, point.value))]
+    disabled_names = frozenset(disabled)
+    loaded = [
+        _load(manager, point, disabled_names) for point in sorted(points, key=lambda point: (point.name, point.value))
+    ]
     for name, plugin in (extra or {}).items():
         loaded.append(_register(manager, Plugin(name, "given", "", getattr(plugin, "__name__", name)), plugin))
-    return _collect(manager, loaded)
+    return _build_registry(manager, loaded)
 
 
-def _failing(plugin: str, error: Exception) -> Check:
+def _failed_check(plugin: str, error: Exception) -> Check:
     return Check(plugin, f"unfold_checks failed: {type(error).__name__}: {error}", "")
 
 
-def pending(registry: Registry) -> str:
-    """Return what is wrong with hook names, or nothing: a misspelt hook would never be called."""
+def find_misspelt_hooks(registry: Registry) -> str:
+    """Describe hooks with unknown names, which would never be called; empty if there are none."""
     try:
         registry.manager.check_pending()
     except pluggy.PluginValidationError as error:
         return str(error)
     misspelt = [
-        f"{plugin.name}: {name} is no hook ({did_you_mean(name, hook_names())})"
+        f"{plugin.name}: {name} is not a hook ({did_you_mean(name, hook_names())})"
         for plugin in registry.plugins
         for name in plugin.hooks
         if name not in hook_names()
@@ -141,15 +145,15 @@ def hook_names() -> tuple[str, ...]:
     return tuple(name for name in vars(hookspec) if name.startswith("unfold_"))
 
 
-def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint, off: frozenset[str]) -> Plugin:
+def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint, disabled: frozenset[str]) -> Plugin:
     distribution = point.dist
     name = distribution.name if distribution else "unknown"
     plugin = Plugin(point.name, name, distribution.version if distribution else "", point.value)
-    if not off.isdisjoint((point.name, name)):
+    if not disabled.isdisjoint((point.name, name)):
         return replace(plugin, disabled=True)
     try:
         module = point.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a third party raises at import, the host goes on
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin raises at import, the host continues
         return replace(plugin, error=f"{type(error).__name__}: {error}")
     return _register(manager, plugin, module)
 
@@ -164,12 +168,12 @@ def _register(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Plu
     return replace(plugin, hooks=hooks)
 
 
-def _collect(manager: pluggy.PluginManager, loaded: Sequence[Plugin]) -> Registry:
+def _build_registry(manager: pluggy.PluginManager, loaded: Sequence[Plugin]) -> Registry:
     owners: dict[str, list[Plugin]] = {}
     kinds: dict[str, Kind] = {}
     plugins: list[Plugin] = []
     for plugin in loaded:
-        offered, error = _offered(manager, plugin) if plugin.status == "ok" else ([], plugin.error)
+        offered, error = _list_kinds(manager, plugin) if plugin.status == "ok" else ([], plugin.error)
         for kind in offered:
             kinds[kind.name] = kind
             owners.setdefault(kind.name, []).append(plugin)
@@ -180,7 +184,7 @@ def _collect(manager: pluggy.PluginManager, loaded: Sequence[Plugin]) -> Registr
     )
 
 
-def _offered(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[list[Kind], str]:
+def _list_kinds(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[list[Kind], str]:
     names = (f"{plugin.name} ({plugin.distribution})", plugin.name)
     module = next(manager.get_plugin(name) for name in names if manager.has_plugin(name))
     hook = getattr(module, "unfold_kinds", None)
@@ -190,7 +194,10 @@ def _offered(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[list[Kind],
         kinds = list(hook())
     except Exception as error:  # noqa: BLE001 - as above
         return [], f"unfold_kinds failed: {type(error).__name__}: {error}"
-    wrong = [kind for kind in kinds if not isinstance(kind, Kind) or kind.api != API_VERSION]
-    if wrong:
-        return [], f"offers {wrong[0]!r}, which is no Kind of api {API_VERSION}"
+    invalid = [kind for kind in kinds if not isinstance(kind, Kind) or kind.api != API_VERSION]
+    if invalid:
+        return [], f"offers {invalid[0]!r}, which is not a Kind of api {API_VERSION}"
     return kinds, ""
+
+
+pending = find_misspelt_hooks  # old name

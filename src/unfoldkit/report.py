@@ -1,4 +1,4 @@
-"""The one value that every verb returns: pure data, ready for any renderer."""
+"""The value that every verb returns: a report as pure data, which any renderer can show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SeriesStyle = Literal["line", "steps", "points", "bars", "segments"]
 
 
 class Verdict(StrEnum):
-    """The answer to the question that the spec asks."""
+    """Whether the goal of the spec is met."""
 
     YES = "yes"
     NO = "no"
@@ -23,7 +23,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of the result. ``ok`` is whether it meets ``target``; ``timed`` marks a measured time."""
+    """A figure of the result. ``ok`` is whether it meets ``target``; ``timed`` marks a measured value."""
 
     value: float | None
     unit: str = ""
@@ -34,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The head of a table's column; the unit stands here, not in the cells."""
+    """The head of a table's column, with the unit of its cells; ``timed`` marks measured values."""
 
     name: str
     unit: str = ""
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the report: rows are as long as ``columns``; ``accent`` marks the row that was chosen."""
+    """A table of the report, with rows as long as ``columns``; ``accent`` is the index of the selected row."""
 
     name: str
     columns: tuple[Column, ...]
@@ -56,7 +56,7 @@ class Table:
 class Series:
     """One set of points of a figure; ``x`` and ``y`` have equal length.
 
-    Of ``segments`` the points are pairs, each drawn by itself: level ones thick, as the bars of a time table.
+    For the style ``segments``, each pair of points is one segment; horizontal ones are drawn as thick bars.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture as data: what to draw, not how it looks. ``names`` stand on the axis of x at 1, 2, and so on."""
+    """A plot as data: what to draw, not how it looks. ``names`` label the x axis at 1, 2, and so on."""
 
     name: str
     title: str
@@ -82,11 +82,23 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a verb found.
+    """The result of a verb.
 
-    ``subtitle`` are the facts beside the title, ``lines`` pairs of a label and a sentence under the tables,
-    ``headline`` the answer in one sentence, ``next`` the next command, in which ``SPEC`` stands for the spec as it was
-    called. ``decision`` is the plan itself, if any.
+    Args:
+        kind: The kind of the spec.
+        verb: The verb.
+        name: The name of the spec.
+        verdict: Whether the goal is met.
+        headline: The answer in one sentence.
+        subtitle: Facts beside the title.
+        metrics: Figures by name.
+        tables: Tables.
+        figures: Plots.
+        lines: Labels and sentences below the tables.
+        notes: Further sentences.
+        next: The next command, in which ``SPEC`` stands for the spec of the call.
+        decision: The plan itself, if there is one.
+        provenance: What the result was made from.
     """
 
     kind: str
@@ -106,15 +118,15 @@ class Report:
 
 
 def time_axis(longest: float) -> tuple[str, float]:
-    """Return the unit of an axis of times, and its seconds, by the longest time in s."""
+    """Select the unit of a time axis, and return it with its length in s, by the longest time in s."""
     return next(
-        ((unit, each) for unit, each in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)) if longest > 4 * each),
+        ((unit, unit_s) for unit, unit_s in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)) if longest > 4 * unit_s),
         ("s", 1.0),
     )
 
 
 def to_data(report: Report) -> dict[str, Any]:
-    """Return the report as JSON-able data (schema ``unfoldkit.report/1``), keys in a stable order."""
+    """Convert a report to plain data (schema ``unfoldkit.report/1``) with keys in a stable order."""
     return {
         "schema": SCHEMA,
         "kind": report.kind,
@@ -129,16 +141,16 @@ def to_data(report: Report) -> dict[str, Any]:
         "lines": [list(line) for line in report.lines],
         "notes": list(report.notes),
         "next": report.next,
-        "decision": plain(report.decision),
-        "provenance": plain(report.provenance),
+        "decision": to_plain(report.decision),
+        "provenance": to_plain(report.provenance),
     }
 
 
 def from_data(data: Mapping[str, Any]) -> Report:
-    """Return the report that ``to_data`` wrote.
+    """Convert the data of ``to_data`` back to a report.
 
     Raises:
-        KeyError, TypeError, ValueError: the data is not such a report.
+        KeyError, TypeError, ValueError: The data is not such a report.
     """
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema is {data['schema']!r}, not {SCHEMA!r}")
@@ -150,8 +162,8 @@ def from_data(data: Mapping[str, Any]) -> Report:
         headline=data["headline"],
         subtitle=tuple(data["subtitle"]),
         metrics={name: Metric(**metric) for name, metric in data["metrics"].items()},
-        tables=tuple(_table(table) for table in data["tables"]),
-        figures=tuple(_figure(figure) for figure in data["figures"]),
+        tables=tuple(_parse_table(table) for table in data["tables"]),
+        figures=tuple(_parse_figure(figure) for figure in data["figures"]),
         lines=tuple((label, text) for label, text in data["lines"]),
         notes=tuple(data["notes"]),
         next=data["next"],
@@ -160,80 +172,85 @@ def from_data(data: Mapping[str, Any]) -> Report:
     )
 
 
-def without_times(report: Report) -> Report:
-    """Return the report without what was measured by a clock: equal for equal spec and seed."""
+def without_measurements(report: Report) -> Report:
+    """Return a report without values that were measured by a clock: equal for equal spec and seed."""
     return replace(
         report,
         metrics={name: metric for name, metric in report.metrics.items() if not metric.timed},
-        tables=tuple(_untimed(table) for table in report.tables),
+        tables=tuple(_drop_measured(table) for table in report.tables),
         figures=tuple(figure for figure in report.figures if not figure.timed),
         provenance={key: value for key, value in report.provenance.items() if key != "timed"},
     )
 
 
-def flaws(found: Any, kind: str, verb: str) -> Iterator[str]:
-    """Yield, in words for a plugin's author, what keeps a value from being the report of this verb of this kind."""
-    if not isinstance(found, Report):
-        yield f"it is of type {type(found).__name__}, not Report"
+def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
+    """Yield, for a plugin's author, what keeps a value from being a valid report of this verb of this kind."""
+    if not isinstance(result, Report):
+        yield f"it is of type {type(result).__name__}, not Report"
         return
-    if (found.kind, found.verb) != (kind, verb):
-        yield f"it is that of {found.kind} {found.verb}, not of {kind} {verb}"
-    if not isinstance(found.verdict, Verdict):
-        yield f"its verdict is {found.verdict!r}, not Verdict.YES or Verdict.NO"
-    for table in found.tables:
+    if (result.kind, result.verb) != (kind, verb):
+        yield f"it is that of {result.kind} {result.verb}, not of {kind} {verb}"
+    if not isinstance(result.verdict, Verdict):
+        yield f"its verdict is {result.verdict!r}, not Verdict.YES or Verdict.NO"
+    for table in result.tables:
         if widths := {len(row) for row in table.rows} - {len(table.columns)}:
             yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"
-    for figure in found.figures:
-        yield from (f"figure {figure.name}: {s.name} has {len(s.x)} x, {len(s.y)} y" for s in _uneven(figure))
+    for figure in result.figures:
+        for series in figure.series:
+            if len(series.x) != len(series.y):
+                yield f"figure {figure.name}: {series.name} has {len(series.x)} x, {len(series.y)} y"
     try:
-        json.dumps(to_data(found))
+        json.dumps(to_data(result))
     except (TypeError, ValueError) as error:
-        yield f"JSON cannot hold it: {error}"
+        yield f"it is not serializable to JSON: {error}"
 
 
-def _uneven(figure: Figure) -> list[Series]:
-    return [series for series in figure.series if len(series.x) != len(series.y)]
-
-
-def plain(value: Any) -> Any:
-    """Return ``value`` with mappings as dicts, sequences and arrays as lists, non-finite numbers as ``None``."""
+def to_plain(value: Any) -> Any:
+    """Convert a value to dicts, lists and scalars; non-finite numbers become ``None``."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(child) for child in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return plain(value.tolist()) if hasattr(value, "tolist") else value
+    return to_plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _metric_data(metric: Metric) -> dict[str, Any]:
-    data = {"value": plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": plain(metric.ok)}
+    data = {"value": to_plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": to_plain(metric.ok)}
     return data | {"timed": True} if metric.timed else data
 
 
 def _table_data(table: Table) -> dict[str, Any]:
     columns = [{"name": c.name, "unit": c.unit, "digits": c.digits, "timed": c.timed} for c in table.columns]
-    return {"name": table.name, "columns": columns, "rows": plain(table.rows), "accent": table.accent}
+    return {"name": table.name, "columns": columns, "rows": to_plain(table.rows), "accent": table.accent}
 
 
 def _figure_data(figure: Figure) -> dict[str, Any]:
-    series = [{"name": s.name, "x": plain(s.x), "y": plain(s.y), "style": s.style} for s in figure.series]
+    series = [{"name": s.name, "x": to_plain(s.x), "y": to_plain(s.y), "style": s.style} for s in figure.series]
     axes = {"x": figure.x, "y": figure.y, "log_x": figure.log_x, "log_y": figure.log_y}
-    named = {"names": list(figure.names)} if figure.names else {}
-    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed, **named}
+    names = {"names": list(figure.names)} if figure.names else {}
+    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed, **names}
 
 
-def _table(data: Mapping[str, Any]) -> Table:
+def _parse_table(data: Mapping[str, Any]) -> Table:
     columns = tuple(Column(**column) for column in data["columns"])
     return Table(data["name"], columns, tuple(tuple(row) for row in data["rows"]), data["accent"])
 
 
-def _figure(data: Mapping[str, Any]) -> Figure:
+def _parse_figure(data: Mapping[str, Any]) -> Figure:
     series = tuple(Series(s["name"], tuple(s["x"]), tuple(s["y"]), s["style"]) for s in data["series"])
     return Figure(**{**data, "series": series, "names": tuple(data.get("names", ()))})
 
 
-def _untimed(table: Table) -> Table:
-    keep = [index for index, column in enumerate(table.columns) if not column.timed]
-    columns = tuple(table.columns[index] for index in keep)
-    return replace(table, columns=columns, rows=tuple(tuple(row[index] for index in keep) for row in table.rows))
+def _drop_measured(table: Table) -> Table:
+    kept_columns = [index for index, column in enumerate(table.columns) if not column.timed]
+    columns = tuple(table.columns[index] for index in kept_columns)
+    return replace(
+        table, columns=columns, rows=tuple(tuple(row[index] for index in kept_columns) for row in table.rows)
+    )
+
+
+flaws = validate_report  # old name
+plain = to_plain  # old name
+without_times = without_measurements  # old name

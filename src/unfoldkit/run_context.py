@@ -1,4 +1,4 @@
-"""What a verb is given beside its spec: seed, clock, progress, log, run directory and engine."""
+"""The context of a verb beside its spec: seed, clock, progress, log, run directory and engine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from unfoldkit.run_directory import RunDir
 
 
 class Progress(Protocol):
-    """Tells a person how far a verb is; on stderr, or nowhere."""
+    """Reports the progress of a verb, on stderr or not at all."""
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Say that ``done`` of ``total`` of ``step`` are finished."""
+        """Report that ``done`` of ``total`` parts of ``step`` are finished."""
 
 
-def silent(step: str, done: int, total: int) -> None:
-    """Report progress to nobody."""
+def ignore_progress(step: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class Options(TypedDict, total=False):
-    """The keys of ``Run.options``, by name, so that types tell one that is misspelt."""
+    """The keys of ``Run.options``, named so that a type checker finds a misspelt one."""
 
     plan: Mapping[str, Any]
     cache: str
@@ -37,12 +37,19 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The surroundings of one verb. A plugin takes randomness, time and files from here only.
+    """The context of one verb. A plugin takes randomness, time and files from here only.
 
-    ``base`` is the folder that paths of the spec are relative to; ``clock`` gives seconds; ``allow_code`` is whether a
-    spec may name code. ``options`` holds what the command line says beyond the spec: ``plan``, the saved decision
-    (empty without one), and ``cache``, the folder of prices; where it was given, ``replay``, the path of a trace, and
-    ``baseline_plan``, the plan that ``--check`` compares with.
+    Args:
+        directory: The folder of the run.
+        engine: Where work runs.
+        seed: The seed of every random choice.
+        base: The folder that relative paths of the spec start from.
+        clock: A clock in s.
+        progress: Receives progress.
+        log: The log of the verb.
+        options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
+            has them: ``replay`` is the path of a trace, and ``baseline_plan`` the plan to compare with.
+        allow_code: Whether the spec may name code.
     """
 
     directory: RunDir
@@ -50,31 +57,34 @@ class Run:
     seed: int = 0
     base: Path = field(default_factory=Path)
     clock: Callable[[], float] = time.perf_counter
-    progress: Progress = silent
+    progress: Progress = ignore_progress
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
     options: Options = field(default_factory=Options)
     allow_code: bool = False
 
     def path(self, text: str, *, key: str = "") -> Path:
-        """Return the file or folder that ``text`` names, looked for beside the spec, then in the working folder.
+        """Return the file or folder that ``text`` names, beside the spec or in the working folder.
+
+        Args:
+            text: The path as written in the spec.
+            key: The key of the spec, for the error.
 
         Raises:
-            UnfoldError: there is no such file; the message says where it was looked for.
+            UnfoldError: No such file exists; the message lists where it was searched.
         """
-        tried = list(dict.fromkeys([(self.base / text).absolute(), Path(text).absolute()]))
-        for candidate in tried:
+        candidates = list(dict.fromkeys([(self.base / text).absolute(), Path(text).absolute()]))
+        for candidate in candidates:
             if candidate.exists():
                 return candidate
-        where = " or ".join(str(candidate) for candidate in tried)
-        spec = self._spec_of(text)
-        hint = f"unfold train {spec}" if spec else f"looked for {where}"
+        spec = self._find_spec_of_run(text)
+        hint = f"unfold train {spec}" if spec else f"searched {' or '.join(map(str, candidates))}"
         raise user_error(f"no such file or folder: {text!r}", key=key, hint=hint)
 
-    def _spec_of(self, text: str) -> Path | None:
-        """Return the spec beside this one whose run ``text`` would be."""
+    def _find_spec_of_run(self, text: str) -> Path | None:
+        """Return the spec in the same folder that would create the run ``text``."""
         folder, name = Path(text).parts[-2:-1], Path(text).name
         if folder != ("runs",):
             return None
-        line = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
+        name_line = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
         specs = (path for path in sorted(self.base.glob("*.yaml")) if path.is_file())
-        return next((path for path in specs if line.search(path.read_text("utf-8", "replace"))), None)
+        return next((path for path in specs if name_line.search(path.read_text("utf-8", "replace"))), None)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.supernet_ablation import RECIPE, Line, summary
 from docs.generators import ablation
-from unfold_supernet.training.accuracy import Quality, quality
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
 
 
 def line(*rights: int) -> Line:
@@ -19,8 +19,8 @@ def line(*rights: int) -> Line:
     return Line((low, middle, high), 10, 1.0)
 
 
-def _quality(right: int) -> Quality:
-    return quality(np.where(np.arange(100) < right, 1, 0), np.ones(100, np.int64), 2)
+def _quality(right: int) -> SubnetQuality:
+    return evaluate_predictions(np.where(np.arange(100) < right, 1, 0), np.ones(100, np.int64), 2)
 
 
 def test_a_loss_is_what_the_recipe_has_more() -> None:

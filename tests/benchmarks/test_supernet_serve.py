@@ -8,17 +8,17 @@ import pytest
 
 from benchmarks import supernet_serve
 from benchmarks.supernet_serve import CALM, HIGH, REAL_SHARES, SPREADS, Profile, real, summary
-from unfold_supernet.scheduling.policies import Served, slower
+from unfold_supernet.scheduling.policies import SubnetProfile, scale_latencies
 
 NETS = (
-    Served("small", 80.0, ((1, 0.001), (64, 0.002))),
-    Served("middle", 85.0, ((1, 0.001), (64, 0.004))),
-    Served("big", 88.0, ((1, 0.002), (64, 0.008))),
-    Served("large", 90.0, ((1, 0.004), (64, 0.032))),
+    SubnetProfile("small", 80.0, ((1, 0.001), (64, 0.002))),
+    SubnetProfile("middle", 85.0, ((1, 0.001), (64, 0.004))),
+    SubnetProfile("big", 88.0, ((1, 0.002), (64, 0.008))),
+    SubnetProfile("large", 90.0, ((1, 0.004), (64, 0.032))),
 )
 
 
-def profile(nets: tuple[Served, ...] = NETS) -> Profile:
+def profile(nets: tuple[SubnetProfile, ...] = NETS) -> Profile:
     """Return nets that answer nothing."""
     return Profile(nets, (), (), None, None, 0.1)
 
@@ -26,7 +26,7 @@ def profile(nets: tuple[Served, ...] = NETS) -> Profile:
 @pytest.mark.parametrize("pace", [0.1, 1.0])
 def test_rates_are_shares_of_what_the_nets_take(pace: float) -> None:
     """On a machine of any speed the traces in real time ask the same shares of what its nets were measured to take."""
-    nets = slower(NETS, pace)
+    nets = scale_latencies(NETS, pace)
     traces = real(profile(nets), 0)
     assert len(traces) == len(SPREADS) * 3 * len(REAL_SHARES)
     assert {round(trace.load, 6) for trace in traces} == {round(HIGH / part, 6) for part in (1, 2, 4)}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks import tuner
-from unfold_pipeline.estimator.simulator import Played
+from unfold_pipeline.estimator.simulator import SimulatedTrace
 
 
-def played(scale: float, needed: float) -> Played:
+def played(scale: float, needed: float) -> SimulatedTrace:
     """A play that costs its scale; every query is late below the scale that is needed, none from it on."""
-    return Played(np.full(10, 2.0 if scale < needed else 0.5), scale, ())
+    return SimulatedTrace(np.full(10, 2.0 if scale < needed else 0.5), scale, ())
 
 
 @pytest.mark.parametrize("needed", [0.2, 0.7, 1.0, 2.3, 3.9])

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from tests.support import ECHO, HELLO, ROOT, Unfold
-from unfoldkit.cli.plan_check import compare
+from unfoldkit.cli.plan_check import compare_plans
 from unfoldkit.registry import load_registry
 from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.yaml_reader import parse
@@ -61,7 +61,7 @@ def test_what_specs_name_is_opened_on_demand(unfold: Unfold, spec: Path, tmp_pat
     assert found.out.startswith(f"p.yaml:{line}:12: arrivals.trace: no such file or folder: 'gone.csv'")
     assert (
         unfold("check", "a.yaml", "--data").err
-        == "a.yaml: checked without its data: kind echo opens none\na.yaml is valid\n"
+        == "a.yaml: checked without its data: kind echo has no check of files\na.yaml is valid\n"
     )
 
 
@@ -96,7 +96,7 @@ def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0
     outcome = unfold("plan", spec, "--check", "plan.yaml")
     assert outcome.code == 0
-    assert "the plan is still that of plan.yaml" in outcome.out
+    assert "the plan is the same as in plan.yaml" in outcome.out
 
 
 @pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
@@ -104,14 +104,14 @@ def test_a_plan_that_does_not_do_is_not_told_to_hold(verdict: Verdict, told: lis
     """Where the committed plan itself was judged, it is said to be still that of the file only if it does."""
     baseline = {"decision": {"replicas": 3}}
     report = Report("echo", "plan", "mine", verdict, "judged on other data", decision=baseline["decision"])
-    assert [name for name, _ in compare(report, baseline, "plan.yaml").lines] == told
+    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == told
 
 
 def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
     """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
     report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
-    lines = dict(compare(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
-    assert lines["check"] == "the plan is still that of plan.yaml"
+    lines = dict(compare_plans(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
+    assert lines["check"] == "the plan is the same as in plan.yaml"
 
 
 def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) ->
     assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == printed.out
     again = unfold("init", kind, "--out", "new.yaml")
     assert again.code == 2
-    assert "the file is there already; nothing was changed" in again.err
+    assert "the file exists; nothing was changed" in again.err
 
 
 @pytest.mark.parametrize("words", [["schema", "ecko"], ["init", "ecko"]])

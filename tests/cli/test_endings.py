@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import ECHO, Process, Unfold, command, surroundings
-from unfoldkit.report import from_data, to_data, without_times
+from unfoldkit.report import from_data, to_data, without_measurements
 from unfoldkit.run_directory import RunDir
 
 SLOW = ECHO + "repeat: 20\npause: 30 ms\n"
@@ -133,7 +133,7 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
         os.killpg(process.pid, signal.SIGINT)
         out, told = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert told == "interrupted; the same command goes on where it was\n"
+    assert told == "interrupted; the same command resumes where it was\n"
     run = RunDir(tmp_path / "runs" / "a")
     assert run.read("said/0.txt") == b"hi"
     before = (run.path / "said" / "0.txt").stat().st_mtime_ns
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
 def result(folder: Path) -> dict[str, Any]:
     """Return the report of a run, measured times aside."""
     data = json.loads((folder / "runs" / "a" / "report.json").read_text(encoding="utf-8"))
-    return to_data(without_times(from_data(data)))
+    return to_data(without_measurements(from_data(data)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -268,7 +268,7 @@ def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -
     [
         (["--version"], "cannot write: No space left on device\n"),
         (["--help"], "cannot write: No space left on device\n"),
-        (["schema"], "cannot write the report: No space left on device (--out FILE writes it elsewhere)\n"),
+        (["schema"], "cannot write the report: No space left on device (--out FILE writes it to a file)\n"),
     ],
 )
 def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list[str], told: str) -> None:

@@ -130,9 +130,9 @@ def test_a_report_is_rendered_again(unfold: Unfold, spec: Path, dear: Path) -> N
 def test_a_folder_of_runs_names_them(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """``report`` of a folder that is no run says so, and which runs it holds."""
     unfold("plan", spec)
-    assert unfold("report", "runs").err == "runs: a folder that holds no run (runs in it: a)\n"
+    assert unfold("report", "runs").err == "runs: the folder holds no run (runs in it: a)\n"
     (tmp_path / "empty").mkdir()
-    assert "a folder that holds no run (one is such as runs/digits)" in unfold("report", "empty").err
+    assert "the folder holds no run (a run is a folder such as runs/digits)" in unfold("report", "empty").err
 
 
 @pytest.mark.parametrize(("name", "verb"), [("report.json", "report"), ("spec.yaml", "plan"), ("origin.json", "train")])
@@ -174,7 +174,7 @@ def test_no_report_is_written_over_what_it_is_made_from(
     before = (tmp_path / out).read_bytes()
     outcome = unfold(*words, "--out", out)
     assert (outcome.code, outcome.out) == (2, "")
-    told = "--out would write over what the report is made from (take another name)"
+    told = "--out would overwrite an input of the report (choose another name)"
     assert outcome.err == f"{Path(out)}: {told}\n"
     assert (tmp_path / out).read_bytes() == before
 

@@ -107,7 +107,7 @@ def test_two_owners_of_a_kind_are_named(inside: Process, tmp_path: Path) -> None
     assert done.stderr.startswith(f"<stdin>:2:7: kind: {both} (switch one off: UNFOLD_DISABLE_PLUGINS=unfold-rival)")
     told = inside("plugins", path=[folder])
     assert told.returncode == 0
-    assert 'two plugins offer the kind "echo"' in told.stderr
+    assert 'several plugins offer the kind "echo"' in told.stderr
     assert "no  kind echo" in inside("doctor", path=[folder]).stdout
     off = inside("plan", "-", path=[folder], stdin=ECHO, env={"UNFOLD_DISABLE_PLUGINS": "unfold-rival"})
     assert off.returncode == 0
@@ -170,7 +170,7 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
         ("None", "it is of type NoneType, not Report"),
         ("Report('other', 'plan', 'a', Verdict.YES, '')", "it is that of other plan, not of third plan"),
         ("Report('third', 'plan', 'a', 'yes', '')", "its verdict is 'yes', not Verdict.YES or Verdict.NO"),
-        ("Report('third', 'plan', 'a', Verdict.YES, '', decision={'at': {1}})", "JSON cannot hold it"),
+        ("Report('third', 'plan', 'a', Verdict.YES, '', decision={'at': {1}})", "it is not serializable to JSON"),
     ],
 )
 def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, told: str) -> None:
@@ -179,7 +179,7 @@ def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path,
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
     done = inside("plan", "-", path=[folder], stdin=HIDDEN)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"unfold_third:plan returned no sound report: {told}" in done.stderr
+    assert f"unfold_third:plan returned an invalid report: {told}" in done.stderr
     assert not (tmp_path / "runs/a/report.json").exists()
 
 
@@ -275,7 +275,7 @@ def test_a_check_that_returns_nothing_does_not_end_the_others(inside: Process, t
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="x:y"))
     done = inside("doctor", path=[folder])
     assert done.returncode == 1
-    assert "no  idle               the check returned null, no CheckResult" in done.stdout
+    assert "no  idle               the check returned null, not a CheckResult" in done.stdout
     assert "hello came back" in done.stdout
 
 

@@ -137,9 +137,12 @@ def test_a_token_from_a_file_is_a_token(
         (["--port", "70000"], "Invalid value for '--port'"),
         (["--host", "203.0.113.1"], "a token is needed"),
         (["--set", "repeat=0"], "--set repeat=0: repeat: must be at least 1, got 0"),
-        (["--out", "x.html"], "--out x.html: a service leaves no report (with --replay TRACE it does)"),
-        (["--format", "json"], "--format json: a service leaves no report"),
-        (["--ray-address", "head:6379"], "--ray-address head:6379: nothing would run there (add --engine ray)"),
+        (["--out", "x.html"], "--out x.html: a service writes no report (with --replay TRACE it does)"),
+        (["--format", "json"], "--format json: a service writes no report"),
+        (
+            ["--ray-address", "head:6379"],
+            "--ray-address head:6379 has no effect with --engine local",
+        ),
     ],
 )
 def test_a_bad_call_is_told(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:

@@ -31,7 +31,7 @@ def test_each_spec_is_planned_whatever_became_of_the_one_before(
     ]
     assert outcome.err.splitlines() == [
         "bad.yaml:5:9: repeat: must be at least 1, got 0",
-        "a.yaml: writes over the run of dear.yaml in runs/a (another name keeps both)",
+        "a.yaml: overwrites the run of dear.yaml in runs/a (another name keeps both)",
         "3 specs, 1 yes · no: dear.yaml · failed: bad.yaml",
     ]
 
@@ -49,7 +49,7 @@ def test_a_run_is_written_over_with_a_word(
 ) -> None:
     """Two specs of one name, which share a run, are told as such; one spec twice, or nothing written, is not."""
     told = unfold("plan", *words).err.splitlines()[:-1]
-    assert [line.partition(": writes over the run of ")[0] for line in told] == over
+    assert [line.partition(": overwrites the run of ")[0] for line in told] == over
 
 
 @pytest.mark.parametrize(("names", "code"), [("a a", 0), ("a dear", 1), ("dear a", 1), ("bad dear", 2)])
@@ -96,7 +96,7 @@ def test_one_document_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path, 
         (["--check", "p.yaml"], "--check p.yaml is for one spec"),
         (["--format", "html"], "--format html takes one spec (for several: text, md, github, json, junit)"),
         (["--out", "x.png"], "--format png takes one spec"),
-        (["--out", "dear.yaml", "--format", "md"], "--out would write over what the report is made from"),
+        (["--out", "dear.yaml", "--format", "md"], "--out would overwrite an input of the report"),
     ],
 )
 def test_what_is_for_one_spec_is_refused(

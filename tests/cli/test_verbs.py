@@ -158,7 +158,7 @@ def test_a_rehearsal_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) 
         assert f"yes · the spec is valid; {verb} would write to runs/a · nothing was run" in outcome.out
     assert sorted(tmp_path.rglob("*")) == before
     assert unfold("plan", spec, "--dry-run", "--set", "repeat=0").code == 2
-    assert "compared" in unfold("plan", spec, "--dry-run", "--check", "plan.yaml").err
+    assert "--dry-run plans nothing" in unfold("plan", spec, "--dry-run", "--check", "plan.yaml").err
 
 
 def test_a_rehearsal_reads_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
     [
         (["plan", "nonesuch.yaml"], "nonesuch.yaml: cannot read: No such file or directory"),
         (["plan", "a.yaml", "--format", "jsn"], '--format jsn: no such format (did you mean "json"?)'),
-        (["plan", "a.yaml", "--out", "x.doc"], "--out x.doc: the ending '.doc' names no format"),
+        (["plan", "a.yaml", "--out", "x.doc"], "--out x.doc: no format has the suffix '.doc'"),
         (["plan", "a.yaml", "--out", "."], ".: --out needs a file; this is a folder"),
         (["plan", "a.yaml", "--engine", "loca"], '--engine loca: no such engine (did you mean "local"?)'),
         (["plan", "a.yaml", "--seed", "-1"], "Invalid value for '--seed'"),
@@ -276,11 +276,14 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("plan", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo plays no trace (kinds that do: pipeline"),
-        (("serve", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo plays no trace"),
+        (
+            ("plan", "a.yaml", "--replay", "t.csv"),
+            "--replay t.csv: kind echo replays no trace (kinds that do: pip",
+        ),
+        (("serve", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo replays no trace"),
         (
             ("train", "a.yaml", "--plan", "p.yaml"),
-            "--plan p.yaml: kind echo carries out no plan (kinds that do: tuning",
+            "--plan p.yaml: kind echo executes no plan (kinds that do: tuning",
         ),
     ],
 )

@@ -18,9 +18,9 @@ from docs.generators.benchmarks import HEADLINES, kind_of
 from docs.generators.cli import commands
 from tests.support import Unfold
 from unfoldkit.cli import plugin_registry
-from unfoldkit.cli.app import EPILOG, application
-from unfoldkit.cli.help_groups import EXIT_CODES, GROUPS
-from unfoldkit.cli.help_layout import text as first_screen
+from unfoldkit.cli.app import EPILOG, build_app
+from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
+from unfoldkit.cli.help_layout import read_help as first_screen
 from unfoldkit.errors import ExitCode
 from unfoldkit.registry import hook_names
 
@@ -58,7 +58,7 @@ def test_every_hook_has_its_section(name: str) -> None:
 
 def test_every_kind_has_its_page_and_a_link_to_it() -> None:
     """Each kind that loads has a page, and the start page leads to it."""
-    for kind in plugin_registry.registry().kinds:
+    for kind in plugin_registry.open_registry().kinds:
         assert page(f"reference/kinds/{kind}.md")
         assert f"(reference/kinds/{kind}.md)" in page("index.md"), kind
 
@@ -66,7 +66,7 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
 def test_every_kind_stands_in_the_readme() -> None:
     """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.registry().kinds if f"`{kind}`" not in text] == []
+    assert [kind for kind in plugin_registry.open_registry().kinds if f"`{kind}`" not in text] == []
     assert len(text) <= 5000
 
 
@@ -79,7 +79,7 @@ def test_the_changelog_is_short() -> None:
 
 def test_fragments_of_the_changelog_are_named_and_short() -> None:
     """A news fragment names an issue, a kind and a type, and is one sentence of at most 30 words."""
-    areas = "|".join([*plugin_registry.registry().kinds, "core", "docs"])
+    areas = "|".join([*plugin_registry.open_registry().kinds, "core", "docs"])
     for path in (ROOT / "changes").glob("*.md"):
         assert re.fullmatch(rf"\d+\.(?:{areas})\.(?:feature|change|removal|fix)\.md", path.name)
         assert len(path.read_text("utf-8").split()) <= 30, path.name
@@ -101,7 +101,7 @@ def test_every_exit_code_is_told_everywhere(code: ExitCode) -> None:
 
 
 def options() -> Iterator[tuple[str, str]]:
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     for name, command in commands(root, "unfold"):
         yield from ((name, word) for item in command.params for word in item.opts if item.param_type_name == "option")
 
@@ -138,7 +138,7 @@ def test_every_variable_of_the_environment_is_documented() -> None:
 
 def test_every_command_is_in_a_group_of_the_first_screen() -> None:
     """No command falls into the group of leftovers, and no group names a command that is gone."""
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     assert sorted(name for group in GROUPS.values() for name in group) == sorted(root.commands)
     assert "\nMore:" not in first_screen()
 
@@ -191,7 +191,7 @@ def calls(line: str, *, prompt: bool) -> list[str]:
 @pytest.mark.parametrize(("file", "line"), sorted(set(shown())))
 def test_shown_commands_parse(file: str, line: str) -> None:
     """Each `unfold` command on a page is one that the application takes, with options that exist."""
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     words = shlex.split(line)[1:]
     known = dict(commands(root, "unfold"))
     while words and f"unfold {words[0]}" not in known:

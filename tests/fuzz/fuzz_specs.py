@@ -18,8 +18,8 @@ from pathlib import Path
 from unfoldkit.errors import ExitCode, UnfoldError
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, load_registry
-from unfoldkit.spec.resolve import dump, load
-from unfoldkit.spec.yaml_reader import decoded
+from unfoldkit.spec.resolve import dump, load_spec
+from unfoldkit.spec.yaml_reader import decode_text
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 2.0
@@ -133,8 +133,8 @@ def attempt(registry: Registry, item: Case) -> str:
     """
     began, refusal = time.process_time(), None
     try:
-        text = decoded(item.data, "<stdin>")
-        loaded = load("-", registry.kinds, settings=item.settings, stdin=text, find_kind=registry.kind)
+        text = decode_text(item.data, "<stdin>")
+        loaded = load_spec("-", registry.kinds, settings=item.settings, stdin=text, find_kind=registry.kind)
         to_yaml(dump(loaded.spec))
     except UnfoldError as error:
         refusal = error

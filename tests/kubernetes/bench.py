@@ -23,7 +23,9 @@ from unfold_placement.kubernetes.api import Api, ApiError, call_all, connect_api
 from unfold_placement.kubernetes.client import Client, connect_client
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key
 from unfold_placement.kubernetes.manifests import build_roles
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.workload.build import policy_rules
 from unfoldkit.api import UnfoldError
 
 WAIT = 120.0
@@ -64,9 +66,9 @@ class Bindings:
         while not self.api.closed:
             with contextlib.suppress(UnfoldError, ApiError):
                 for change in self.api.watch(self.path, version):
-                    version = change.item["metadata"]["resourceVersion"]
+                    version = change.body["metadata"]["resourceVersion"]
                     if change.kind != "BOOKMARK":
-                        self._take(change.kind, change.item)
+                        self._take(change.kind, change.body)
             version = "" if self.api.closed else self._again()
 
     def _again(self) -> str:
@@ -179,7 +181,7 @@ class Controlled:
 def controlled(plane: ControlPlane, name: str, policy: Mapping[str, Any]) -> Iterator[Controlled]:
     """Run ``unfold serve`` with the rights of the shipped roles, and wait until it decides."""
     apply(connect_api("admin", kubeconfig=str(plane.kubeconfig)), build_roles())
-    policies = build_policies(PolicySpec.model_validate(policy, strict=False))
+    policies = build_policies(policy_rules(PolicySpec.model_validate(policy, strict=False)))
     made = connect_client(name, policies, context="controller", kubeconfig=str(plane.kubeconfig))
     with _served(plane, name, policy), bindings(made.api, "/api/v1/namespaces/unfold/pods") as seen:
         world = Controlled(made, seen)

@@ -62,9 +62,9 @@ class Kubelet:
         while not self.api.closed:
             try:
                 for change in self.api.watch(PODS, version):
-                    version = change.item["metadata"]["resourceVersion"]
+                    version = change.body["metadata"]["resourceVersion"]
                     if change.kind in {"ADDED", "MODIFIED"}:
-                        self.inbox.put(change.item)
+                        self.inbox.put(change.body)
             except (ApiError, UnfoldError, OSError, ValueError):
                 if self.api.closed:
                     return

@@ -153,7 +153,7 @@ def chain(  # noqa: C901
 
 def test_equals_simpy_query_by_query() -> None:
     """Each of 20,000 queries through three stages ends within a rounding of time where SimPy ends it."""
-    arrivals = np.round(processes.poisson(300.0, 67.0, np.random.default_rng(3)) * 2**20) / 2**20
+    arrivals = np.round(processes.poisson_arrivals(300.0, 67.0, np.random.default_rng(3)) * 2**20) / 2**20
     tables = [[0.0, 0.00390625], [0.0, *(0.0078125 + 0.00390625 * b for b in range(1, 9))]]
     tables.append([0.0, *(0.0078125 + 0.005859375 * b for b in range(1, 17))])
     counts = [3, 3, 4]
@@ -172,7 +172,7 @@ def test_equals_simpy_query_by_query() -> None:
 
 def waits(rate: float, replicas: int, factor: NDArray[np.float64]) -> float:
     """Return the mean wait of 600,000 single servings of mean 1 s."""
-    arrivals = processes.poisson(rate, 600_000 / rate, np.random.default_rng(11))
+    arrivals = processes.poisson_arrivals(rate, 600_000 / rate, np.random.default_rng(11))
     items = np.arange(arrivals.size, dtype=np.int32)
     server = stage.Server(np.array([0.0, 1.0]), replicas, factor=factor)
     flow = stage.serve(arrivals, items, server, stage.Goal(arrivals))
@@ -207,7 +207,7 @@ def crommelin(rate: float, replicas: int) -> float:
 
 def test_little() -> None:
     """The mean number in the stage is the arrival rate times the mean time in it."""
-    arrivals = processes.gamma(50.0, 400.0, np.random.default_rng(2), scv=4.0)
+    arrivals = processes.gamma_arrivals(50.0, 400.0, np.random.default_rng(2), scv=4.0)
     items = np.arange(arrivals.size, dtype=np.int32)
     table = np.concatenate([[0.0], 0.02 + 0.01 * np.arange(1, 9)])
     flow = stage.serve(arrivals, items, stage.Server(table, 2), stage.Goal(arrivals))
@@ -220,7 +220,7 @@ def test_little() -> None:
 
 def test_early_end_is_exact() -> None:
     """A pass ends early exactly when more items than allowed are late."""
-    arrivals = processes.gamma(80.0, 60.0, np.random.default_rng(5), scv=4.0)
+    arrivals = processes.gamma_arrivals(80.0, 60.0, np.random.default_rng(5), scv=4.0)
     items = np.arange(arrivals.size, dtype=np.int32)
     server = stage.Server(np.array([0.0, 0.02]), 2)
     whole = stage.serve(arrivals, items, server, stage.Goal(arrivals, 0.1))

@@ -238,17 +238,18 @@ def test_damaged_tensors_are_named(tmp_path: Path, fault: str) -> None:
     """Weights that are no safetensors are refused with their name."""
     pytest.importorskip("torch")
     from unfold_supernet.family import checkpoint
+    from unfold_supernet.family.artifacts import SPACE_FILE
     from unfoldkit.run_directory import RunDir
 
     directory = RunDir(tmp_path)
-    for name in (checkpoint.SPACE, checkpoint.WEIGHTS, checkpoint.NORMS):
+    for name in (SPACE_FILE, checkpoint.WEIGHTS_FILE, checkpoint.NORMS_FILE):
         directory.write(name, FAULTS[fault]() if fault != "half" else b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(UnfoldError) as error:
-        checkpoint.read_family(directory)
+        checkpoint.read_supernet(directory)
     assert error.value.code == 2
     assert str(tmp_path) in str(error.value)
     with pytest.raises(UnfoldError, match="safetensors") as error:
-        checkpoint._tensors(directory, checkpoint.WEIGHTS)
+        checkpoint._read_tensors(directory, checkpoint.WEIGHTS_FILE)
     assert error.value.code == 2
 
 

@@ -33,7 +33,7 @@ def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> N
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
     with pytest.raises(UnfoldError, match=r"no such file or folder: 'runs/story' .unfold train .*first\.yaml"):
         run.path("runs/story", key="stages.from")
-    with pytest.raises(UnfoldError, match="looked for"):
+    with pytest.raises(UnfoldError, match="searched"):
         run.path("runs/other", key="stages.from")
 
 

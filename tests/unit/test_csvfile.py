@@ -62,7 +62,7 @@ def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
         (b"name,cpu\nx,1,2\n", r"a\.csv:2:1: the row has 3 cells where the head has 2"),
         (b"name\nx\nK\xf6ln\n", r"a\.csv:3:1: the file is not in UTF-8 .*LATIN1"),
         (gzip.compress(b"name\n\xff\n", mtime=0), r"a\.csv:2:1: the file is not in UTF-8"),
-        (b"PK\x03\x04\x2d\x00\xff\xffx.npy", r"a\.csv: the file is binary, no table of text \(write it as CSV"),
+        (b"PK\x03\x04\x2d\x00\xff\xffx.npy", r"a\.csv: the file is binary, not a table of text \(write it as CSV"),
         (b'name\n"x\n', "not a CSV file"),
         (gzip.compress(b"name\nx\n" * 9, mtime=0)[:-9], "not a CSV file"),
         (b"\x1f\x8bjunk", "not a CSV file"),
@@ -88,5 +88,5 @@ def test_what_is_not_asked_for_is_no_hint(tmp_path: Path) -> None:
     """A cell that is no finite number is told without a limit where there is none."""
     (tmp_path / "a.csv").write_text("cpu\nnan\n")
     (row,) = csv_rows(tmp_path / "a.csv")
-    with pytest.raises(UnfoldError, match=r"can be meant$"):
+    with pytest.raises(UnfoldError, match=r"is out of range"):
         row.number("cpu")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.errors import Diagnostic, ExitCode, broken, cut, did_you_mean, fail, in_file, printable, show
+from unfoldkit.errors import (
+    Diagnostic,
+    ExitCode,
+    did_you_mean,
+    escape_unprintable,
+    format_value,
+    internal_error,
+    shorten,
+    user_error,
+    with_default_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +42,8 @@ def test_a_long_key_is_cut() -> None:
 
 def test_faults_have_their_codes() -> None:
     """The caller's fault is 2, ours is 3; both keep their words."""
-    assert (fail("x").code, broken("x").code) == (ExitCode.USAGE, ExitCode.INTERNAL) == (2, 3)
-    assert str(fail("x", hint="y", file="f", key="k")) == "f: k: x (y)"
+    assert (user_error("x").code, internal_error("x").code) == (ExitCode.USAGE, ExitCode.INTERNAL) == (2, 3)
+    assert str(user_error("x", hint="y", file="f", key="k")) == "f: k: x (y)"
 
 
 def test_the_codes_are_the_published_ones() -> None:
@@ -51,13 +61,13 @@ def test_near_words_are_offered_and_few_are_listed() -> None:
 
 def test_a_value_is_shown_short_and_safe() -> None:
     """A value is shown as JSON in at most 60 characters, none of which a terminal would obey."""
-    assert show("a") == '"a"'
-    assert show("é\x9b\u202e") == '"é\\x9b\\u202e"'
-    assert len(show("x" * 100)) == len(cut("x" * 100)) == 60
-    assert printable("a\udcffb") == "a\\udcffb"
+    assert format_value("a") == '"a"'
+    assert format_value("é\x9b\u202e") == '"é\\x9b\\u202e"'
+    assert len(format_value("x" * 100)) == len(shorten("x" * 100)) == 60
+    assert escape_unprintable("a\udcffb") == "a\\udcffb"
 
 
 def test_a_file_is_added_once() -> None:
     """A diagnostic that names a file keeps it."""
-    assert in_file(Diagnostic("x"), "f").file == "f"
-    assert in_file(Diagnostic("x", "g"), "f").file == "g"
+    assert with_default_file(Diagnostic("x"), "f").file == "f"
+    assert with_default_file(Diagnostic("x", "g"), "f").file == "g"

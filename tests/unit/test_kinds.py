@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.descriptors import Kind, resolve, shipped_by
+from unfoldkit.descriptors import Kind, find_distribution, resolve
 from unfoldkit.errors import ExitCode, UnfoldError
 
 
@@ -44,7 +44,7 @@ def test_a_reference_that_leads_nowhere_is_the_plugins_fault(reference: str, tol
 
 def test_a_distribution_is_found_by_its_plugin() -> None:
     """What a reference leads into is shipped by the distribution whose entry point names the same package."""
-    found = shipped_by("unfold_echo.verbs:plan")
+    found = find_distribution("unfold_echo.verbs:plan")
     assert found is not None
     assert found.name == "unfoldkit"
-    assert shipped_by("json.decoder:JSONDecoder") is None
+    assert find_distribution("json.decoder:JSONDecoder") is None

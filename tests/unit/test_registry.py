@@ -9,7 +9,7 @@ import pytest
 
 from unfoldkit.api import Check, Kind, Renderer, RunFinished, hookimpl
 from unfoldkit.errors import UnfoldError
-from unfoldkit.registry import hook_names, load_registry, pending
+from unfoldkit.registry import find_misspelt_hooks, hook_names, load_registry
 
 EVENT = RunFinished("k", "plan", "n", 0)
 
@@ -33,7 +33,7 @@ def test_every_registry_is_fresh() -> None:
 def test_the_house_has_its_four_hooks() -> None:
     """The hooks are these four, and no installed plugin has a misspelt one."""
     assert set(hook_names()) == {"unfold_kinds", "unfold_checks", "unfold_renderers", "unfold_run_finished"}
-    assert pending(load_registry()) == ""
+    assert find_misspelt_hooks(load_registry()) == ""
 
 
 def test_an_unknown_kind_is_told_with_the_nearest() -> None:
@@ -66,7 +66,7 @@ def test_kinds_that_fail_are_a_broken_plugin() -> None:
     registry = load_registry(entry_points=[], extra=bad)
     assert [item.status for item in registry.plugins] == ["broken", "broken", "ok"]
     assert "RuntimeError: no" in registry.plugins[0].error
-    assert "no Kind of api 1" in registry.plugins[1].error
+    assert "not a Kind of api 1" in registry.plugins[1].error
     assert list(registry.kinds) == ["one"]
 
 
@@ -117,7 +117,7 @@ def test_an_observer_that_fails_is_a_warning() -> None:
 
     given = {"a": fails, "b": hears, "c": takes_nothing}
     extra = {name: plugin(name, unfold_run_finished=hook) for name, hook in given.items()}
-    load_registry(entry_points=[], extra=extra).tell(EVENT, told.append)
+    load_registry(entry_points=[], extra=extra).notify(EVENT, told.append)
     assert told == ["the plugin a failed in unfold_run_finished: ValueError('n')"]
     assert sorted(map(str, heard)) == sorted([str(EVENT), "nothing"])
 
@@ -128,11 +128,11 @@ def test_a_misspelt_hook_is_found() -> None:
     def unfold_kind() -> None: ...
 
     registry = load_registry(entry_points=[], extra={"one": plugin(unfold_kind=unfold_kind)})
-    assert pending(registry) == 'one: unfold_kind is no hook (did you mean "unfold_kinds"?)'
+    assert find_misspelt_hooks(registry) == 'one: unfold_kind is not a hook (did you mean "unfold_kinds"?)'
 
     @hookimpl
     def unfold_check() -> list[Check]:
         return []
 
     marked = plugin(unfold_check=unfold_check)
-    assert "unfold_check" in pending(load_registry(entry_points=[], extra={"one": marked}))
+    assert "unfold_check" in find_misspelt_hooks(load_registry(entry_points=[], extra={"one": marked}))

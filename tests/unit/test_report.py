@@ -16,12 +16,12 @@ from unfoldkit.report import (
     Series,
     Table,
     Verdict,
-    flaws,
     from_data,
-    plain,
     time_axis,
     to_data,
-    without_times,
+    to_plain,
+    validate_report,
+    without_measurements,
 )
 
 REPORT = Report(
@@ -42,13 +42,13 @@ REPORT = Report(
 
 def test_times_can_be_left_out() -> None:
     """Without times, no metric, column, figure or fact that a clock measured is left, and all else is."""
-    left = without_times(REPORT)
+    left = without_measurements(REPORT)
     assert list(left.metrics) == ["cost"]
     assert left.tables[0].rows == ((1,), ("x",))
     assert [column.name for column in left.tables[0].columns] == ["a"]
     assert [figure.name for figure in left.figures] == ["f"]
     assert left.provenance == {"seed": 1}
-    assert without_times(left) == left
+    assert without_measurements(left) == left
 
 
 def test_another_schema_is_refused() -> None:
@@ -62,9 +62,9 @@ def test_another_schema_is_refused() -> None:
 def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
     """Non-finite numbers become nothing, NumPy scalars Python's, tuples lists, keys text."""
     given = {1: (math.nan, math.inf, np.float64(1.5), np.int32(2)), "b": {"c": True}}
-    assert plain(given) == {"1": [None, None, 1.5, 2], "b": {"c": True}}
-    assert type(plain(np.int32(2))) is int
-    assert plain([np.float32(math.nan), np.array([1.0, math.inf]), np.array(2), np.bool_(1)]) == [
+    assert to_plain(given) == {"1": [None, None, 1.5, 2], "b": {"c": True}}
+    assert type(to_plain(np.int32(2))) is int
+    assert to_plain([np.float32(math.nan), np.array([1.0, math.inf]), np.array(2), np.bool_(1)]) == [
         None,
         [1.0, None],
         2,
@@ -74,13 +74,13 @@ def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
 
 def test_what_keeps_a_report_from_being_shown_is_told() -> None:
     """Rows of another length than the columns and series of unequal length are flaws; a sound report has none."""
-    assert not list(flaws(REPORT, "k", "plan"))
+    assert not list(validate_report(REPORT, "k", "plan"))
     numpy = replace(REPORT, metrics={"a": Metric(1.0, ok=np.bool_(1))})  # type: ignore[arg-type]
-    assert not list(flaws(numpy, "k", "plan"))
+    assert not list(validate_report(numpy, "k", "plan"))
     table, figure = REPORT.tables[0], REPORT.figures[0]
     ragged = replace(table, rows=((1, 2), (1,)))
     uneven = replace(figure, series=(Series("s", (1.0, 2.0), (1.0,)),))
-    told = list(flaws(replace(REPORT, tables=(ragged,), figures=(uneven,)), "k", "plan"))
+    told = list(validate_report(replace(REPORT, tables=(ragged,), figures=(uneven,)), "k", "plan"))
     assert told == ["table t: a row of 1 cells for 2 columns", "figure f: s has 2 x, 1 y"]
 
 

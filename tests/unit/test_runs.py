@@ -85,14 +85,14 @@ def test_a_damaged_manifest_is_refused(run: RunDir, text: str) -> None:
 def test_a_run_of_another_version_is_not_told_to_be_deleted(run: RunDir, rest: str) -> None:
     """A manifest of another schema is told as such, with both schemas: the run is whole, its own version reads it."""
     (run.path / MANIFEST).write_text(f'{{"schema": "unfoldkit.manifest/9"{rest}}}', encoding="utf-8")
-    with pytest.raises(UnfoldError, match=r"of schema unfoldkit.manifest/9 \(this one reads"):
+    with pytest.raises(UnfoldError, match=r"the schema unfoldkit.manifest/9 \(this one reads"):
         run.files()
 
 
 @pytest.mark.parametrize("name", ["../out.json", "a/../../out.json", "/etc/out.json"])
 def test_a_name_stays_inside(run: RunDir, name: str) -> None:
-    """No name leads out of the run."""
-    with pytest.raises(UnfoldError, match="leads out of the run"):
+    """No name is outside of the run."""
+    with pytest.raises(UnfoldError, match="is outside of the run"):
         run.write(name, b"x")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Duration, Model, Money, Problem, Spec, did_you_mean, show
+from unfoldkit.api import Duration, Model, Money, Problem, Spec, did_you_mean, format_value
 
 
 class Voice(Model):
@@ -32,4 +32,6 @@ class EchoSpec(Spec):
         """Say what does not fit together."""
         names = [voice.name for voice in self.voices]
         if self.voice not in names:
-            yield Problem(("voice",), f"no such voice: {show(self.voice)}", hint=did_you_mean(self.voice, names))
+            yield Problem(
+                ("voice",), f"no such voice: {format_value(self.voice)}", hint=did_you_mean(self.voice, names)
+            )

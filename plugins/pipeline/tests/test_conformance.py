@@ -1,4 +1,4 @@
-"""The kind does what every kind must do."""
+"""The kind passes the conformance kit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from unfoldkit.testing import Law, laws
 
 @pytest.mark.parametrize("law", laws(), ids=lambda law: law.__name__)
 @pytest.mark.parametrize("kind", list(hooks.unfold_kinds()), ids=lambda kind: kind.name)
-def test_kind_keeps_the_law(kind: Kind, law: Law, tmp_path: Path) -> None:
-    """Every law of the conformance kit holds."""
+def test_kind_conforms(kind: Kind, law: Law, tmp_path: Path) -> None:
+    """The kind passes every check of the conformance kit."""
     law(kind, tmp_path)

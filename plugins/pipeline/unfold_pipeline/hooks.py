@@ -1,4 +1,4 @@
-"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+"""What this plugin registers. Keep it light: it is imported to list the kinds."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from unfoldkit.api import Kind, Renderer, hookimpl
 
 @hookimpl
 def unfold_kinds() -> Iterable[Kind]:
-    """Offer the kind ``pipeline``."""
+    """Register the kind ``pipeline``."""
     yield Kind(
         name="pipeline",
         summary="hardware, batch size and replicas for each model of a serving pipeline, at least cost",
-        spec="unfold_pipeline.schema.models:PipelineSpec",
+        spec="unfold_pipeline.schema.pipeline:PipelineSpec",
         profile="unfold_pipeline.verbs.profile:profile",
         plan="unfold_pipeline.verbs.plan:plan",
         serve="unfold_pipeline.verbs.serve:serve",
         examples="unfold_pipeline:examples",
         replay=True,
-        opens="unfold_pipeline.verbs.check_inputs:opened",
+        opens="unfold_pipeline.verbs.check_inputs:check_inputs",
     )
 
 
 @hookimpl
 def unfold_renderers() -> Iterable[Renderer]:
-    """Offer a plan in the words of other servers."""
-    yield Renderer("ray-serve", "a pipeline's plan as Ray Serve config", "unfold_pipeline.report.exports:ray_serve")
-    yield Renderer("kserve", "a pipeline's plan as KServe resources", "unfold_pipeline.report.exports:kserve")
-    yield Renderer("triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.exports:triton", (".zip",))
+    """Register the export of a plan to other serving systems."""
+    yield Renderer(
+        "ray-serve", "a pipeline's plan as Ray Serve config", "unfold_pipeline.report.export_ray_serve:export_ray_serve"
+    )
+    yield Renderer(
+        "kserve", "a pipeline's plan as KServe resources", "unfold_pipeline.report.export_kserve:export_kserve"
+    )
+    yield Renderer(
+        "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
+    )

@@ -11,9 +11,11 @@ import numpy as np
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import BEGAN, STATIC, Ask, Event, Node, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import PolicyRule, build_policies
+from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import SimulationResult, simulate
+from unfold_placement.workload.build import policy_rules
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ def job(name: str, count: int, run: float = 10.0, at: float = 0.0, **more: Any) 
     return [replace(task, name=f"{name}-{i}", **more) for i in range(count)]
 
 
-def policy(**parts: Any) -> PolicySpec:
-    """Return the part of a spec that is written under ``policy``."""
-    return PolicySpec.model_validate(parts, strict=False)
+def policy(**parts: Any) -> tuple[PolicyRule, ...]:
+    """Return the policies that a spec configures under ``policy``."""
+    return policy_rules(PolicySpec.model_validate(parts, strict=False))
 
 
 def run(nodes: Sequence[Node], tasks: Sequence[Task], **parts: Any) -> SimulationResult:

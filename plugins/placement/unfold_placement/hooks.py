@@ -27,5 +27,5 @@ def unfold_renderers() -> Iterable[Renderer]:
     yield Renderer(
         "kubernetes",
         "a placement's roles and controller for Kubernetes",
-        "unfold_placement.kubernetes.export:kubernetes",
+        "unfold_placement.kubernetes.manifests:export_manifests",
     )

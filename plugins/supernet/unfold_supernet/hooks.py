@@ -1,4 +1,4 @@
-"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+"""Register the kind ``supernet``. Keep this module light: every ``unfold`` command imports it to list the kinds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``supernet``."""
     yield Kind(
         name="supernet",
-        summary="trains one set of weights that holds many models; picks which answers, and what a chip keeps of it",
-        spec="unfold_supernet.schema.models:SupernetSpec",
+        summary="trains many models in one set of weights, serves them under deadlines, plans an accelerator's cache",
+        spec="unfold_supernet.schema.supernet:SupernetSpec",
         train="unfold_supernet.verbs.train:train",
         plan="unfold_supernet.verbs.plan:plan",
         serve="unfold_supernet.verbs.serve:serve",
         examples="unfold_supernet:examples",
         many=True,
         replay=True,
-        opens="unfold_supernet.verbs.check_inputs:opened",
+        opens="unfold_supernet.verbs.check_inputs:check_inputs",
     )

@@ -1,1 +1,1 @@
-"""The kind ``tuning``: elastic clusters for hyper-parameter tuning that are on time and cheap (RubberBand)."""
+"""The kind ``tuning``: elastic clusters for hyper-parameter tuning that meet a deadline cheaply (RubberBand)."""

@@ -1,4 +1,4 @@
-"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+"""What this plugin offers; imported to list the kinds, so it must stay light."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``tuning``."""
     yield Kind(
         name="tuning",
-        summary="sizes the cluster of a tuning job stage by stage: on time and cheap",
-        spec="unfold_tuning.schema.models:TuningSpec",
+        summary="sizes the cluster of a tuning job stage by stage to meet a deadline cheaply",
+        spec="unfold_tuning.schema.tuning:TuningSpec",
         profile="unfold_tuning.verbs.profile:profile",
         train="unfold_tuning.verbs.train:train",
         plan="unfold_tuning.verbs.plan:plan",
         examples="unfold_tuning:examples",
         carries=True,
-        opens="unfold_tuning.verbs.check_inputs:opened",
+        opens="unfold_tuning.verbs.check_inputs:check_inputs",
     )
 
 
 @hookimpl
 def unfold_checks() -> Iterable[Check]:
-    """Offer a health check for ``unfold doctor``: instances that nobody holds any more."""
+    """Offer a health check for ``unfold doctor``: instances that a run has left behind."""
     yield Check(
-        name="rented", summary="no instance is left running", action="unfold_tuning.cluster.orphans:left_running"
+        name="rented", summary="no instance is left running", action="unfold_tuning.cluster.orphans:check_orphans"
     )

@@ -1,8 +1,11 @@
-"""Traffic envelopes: the most queries in any window of each length (InferLine, section on high-frequency tuning)."""
+"""Traffic envelopes: the largest number of queries in any window of each length.
+
+Source: Crankshaw et al., InferLine (SoCC 2020), section 5, high-frequency tuning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,86 +14,72 @@ from unfoldkit.jit import compiled
 
 Times = NDArray[np.float64]
 Counts = NDArray[np.int64]
-LONGEST_S = 60.0
+LONGEST_WINDOW_S = 60.0
 
 
-def windows(shortest: float, longest: float = LONGEST_S) -> Times:
-    """Return window lengths in seconds: ``shortest``, doubled while below ``longest``, and ``longest`` itself."""
-    lengths = [shortest]
-    while lengths[-1] * 2 < longest:
+class Excess(NamedTuple):
+    """A window that holds more arrivals than an envelope allows: its start and length in s, and its arrivals."""
+
+    start_s: float
+    length_s: float
+    count: int
+
+
+def window_lengths(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> Times:
+    """Return window lengths in s: ``shortest_s`` doubled while below ``longest_s``, then ``longest_s`` itself."""
+    lengths = [shortest_s]
+    while lengths[-1] * 2 < longest_s:
         lengths.append(lengths[-1] * 2)
-    return np.array(lengths if lengths[-1] >= longest else [*lengths, longest])
+    return np.array(lengths if lengths[-1] >= longest_s else [*lengths, longest_s])
 
 
-def envelope(times: Times, lengths: Times) -> Counts:
-    """Return the largest number of arrivals in any ``[t, t + length)``, for each length; O(n) a length."""
-    return np.array([_most(times, float(length)) for length in lengths], dtype=np.int64)
+def compute_envelope(times: Times, lengths: Times) -> Counts:
+    """Return the largest number of arrivals in any ``[t, t + length)`` for each length, in O(n) per length.
+
+    Args:
+        times: Sorted arrival times in s.
+        lengths: Window lengths in s.
+    """
+    return np.array([_max_count(times, float(length)) for length in lengths], dtype=np.int64)
 
 
-def first_excess(times: Times, lengths: Times, counts: Counts) -> tuple[float, float, int] | None:
-    """Return ``(start, length, count)`` of the first window with more arrivals than ``counts`` allow, or ``None``."""
-    found = [
-        (float(times[at]), float(length), _count_from(times, at, float(length)))
-        for length, most in zip(lengths, counts, strict=True)
-        if (at := _first_above(times, float(length), int(most))) >= 0
+def find_first_excess(times: Times, lengths: Times, counts: Counts) -> Excess | None:
+    """Return the earliest window with more arrivals than ``counts`` allow, or ``None``.
+
+    Args:
+        times: Sorted arrival times in s.
+        lengths: Window lengths in s.
+        counts: The largest allowed number of arrivals for each length.
+    """
+    candidates = [
+        Excess(float(times[start]), float(length), _count_from(times, start, float(length)))
+        for length, max_count in zip(lengths, counts, strict=True)
+        if (start := _first_above(times, float(length), int(max_count))) >= 0
     ]
-    return min(found, default=None)
+    return min(candidates, default=None)
 
 
-def live(times: Times, lengths: Times, instants: Times) -> Counts:
-    """Return what :class:`LiveEnvelope` reads at each instant; shape (instants, lengths), compiled."""
+def trailing_envelope(times: Times, lengths: Times, instants: Times) -> Counts:
+    """Return the envelope that an online observer reads at each instant.
+
+    A reading is the largest number of arrivals in any ``(t - length, t]`` since the previous instant.
+
+    Args:
+        times: Sorted arrival times in s.
+        lengths: Window lengths in s.
+        instants: Sorted reading times in s.
+
+    Returns:
+        Counts of shape (instants, lengths).
+    """
     out = np.zeros((instants.size, lengths.size), dtype=np.int64)
     for index, length in enumerate(lengths):
-        _live(times, float(length), instants, out[:, index])
+        _trail(times, float(length), instants, out[:, index])
     return out
 
 
-class LiveEnvelope:
-    """The envelope of the recent past, kept up to date arrival by arrival.
-
-    Holds the arrivals of the longest window and one monotone pointer a window: O(1) an arrival and window, amortised.
-    """
-
-    __slots__ = ("_lengths", "_peaks", "_starts", "_times")
-
-    def __init__(self, lengths: Sequence[float]) -> None:
-        self._lengths = tuple(lengths)
-        self._times: list[float] = []
-        self._starts = [0] * len(self._lengths)
-        self._peaks = [0] * len(self._lengths)
-
-    def add(self, time: float) -> None:
-        """Take an arrival; times must not go back."""
-        self._times.append(time)
-        for index, length in enumerate(self._lengths):
-            self._move(index, time - length)
-            self._peaks[index] = max(self._peaks[index], len(self._times) - self._starts[index])
-        self._forget()
-
-    def read(self, now: float) -> tuple[int, ...]:
-        """Return, for each window, the most arrivals in any ``(t - length, t]`` since the last reading."""
-        for index, length in enumerate(self._lengths):
-            self._move(index, now - length)
-        current = [len(self._times) - start for start in self._starts]
-        result = tuple(max(peak, count) for peak, count in zip(self._peaks, current, strict=True))
-        self._peaks = [0] * len(self._lengths)
-        return result
-
-    def _move(self, index: int, edge: float) -> None:
-        start = self._starts[index]
-        while start < len(self._times) and self._times[start] <= edge:
-            start += 1
-        self._starts[index] = start
-
-    def _forget(self) -> None:
-        oldest = min(self._starts)
-        if oldest > 1024 and oldest * 2 > len(self._times):
-            del self._times[:oldest]
-            self._starts = [start - oldest for start in self._starts]
-
-
 @compiled
-def _most(times: Times, length: float) -> int:
+def _max_count(times: Times, length: float) -> int:
     best, end = 0, 0
     for start in range(times.size):
         while end < times.size and times[end] < times[start] + length:
@@ -100,29 +89,36 @@ def _most(times: Times, length: float) -> int:
 
 
 @compiled
-def _first_above(times: Times, length: float, most: int) -> int:
-    for start in range(times.size - most):
-        if times[start + most] < times[start] + length:
+def _first_above(times: Times, length: float, max_count: int) -> int:
+    for start in range(times.size - max_count):
+        if times[start + max_count] < times[start] + length:
             return start
     return -1
 
 
 @compiled
-def _live(times: Times, length: float, instants: Times, out: Counts) -> None:
-    start, at = 0, 0
+def _trail(times: Times, length: float, instants: Times, out: Counts) -> None:
+    start, end = 0, 0
     for index in range(instants.size):
         peak = 0
-        while at < times.size and times[at] <= instants[index]:
-            while times[start] <= times[at] - length:
+        while end < times.size and times[end] <= instants[index]:
+            while times[start] <= times[end] - length:
                 start += 1
-            at += 1
-            peak = max(peak, at - start)
+            end += 1
+            peak = max(peak, end - start)
         edge = start
-        while edge < at and times[edge] <= instants[index] - length:
+        while edge < end and times[edge] <= instants[index] - length:
             edge += 1
         start = edge
-        out[index] = max(peak, at - edge)
+        out[index] = max(peak, end - edge)
 
 
-def _count_from(times: Times, at: int, length: float) -> int:
-    return int(np.searchsorted(times, times[at] + length)) - at
+def _count_from(times: Times, start: int, length: float) -> int:
+    return int(np.searchsorted(times, times[start] + length)) - start
+
+
+LONGEST_S = LONGEST_WINDOW_S  # old name
+windows = window_lengths  # old name
+envelope = compute_envelope  # old name
+first_excess = find_first_excess  # old name
+live = trailing_envelope  # old name

@@ -1,138 +1,125 @@
-"""Spread arrivals of which only the second, minute or interval is known by chance over it."""
+"""Spread arrivals evenly over the second, minute or interval to which a trace has rounded them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers.dates import is_serial_like
 from unfoldkit.arrivals.readers.timestamps import Times
 from unfoldkit.errors import user_error
 
-MOST = 100_000_000
-"""Arrivals that counts may stand for; more would not fit into memory beside their plan."""
-_GRAINS = (60.0, 1.0)
-_PRESENT_S = 1e8
-_ROWS = 50
-_INSTANTS = 10
-_REPEATED = 0.2
-_CLOCK = 0.5
-_CLOCKED = 10
-_DAY_S, _HOUR_S = 86400.0, 3600.0
-_SPARSE_S = 5.0
+MAX_ARRIVALS = 100_000_000
+"""Counts may stand for so many arrivals; more would not fit into memory beside their plan."""
+FIRST_EPOCH_S = 6e8
+"""From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
+_STAMP_RESOLUTIONS_S = (60.0, 1.0)
+_SAME_GAP = 0.5
+_MIN_ROWS = 10
+_MIN_REPEATED = 0.2
+_DAY_S, _HOUR_S = 86_400.0, 3600.0
+_SPARSE_GAP_S = 5.0
 
 
-def spread(times: Times, rng: np.random.Generator) -> Times:
-    """Return times that are whole minutes or seconds, several of them alike, at random moments within these.
+def spread_rounded_times(times: Times, rng: np.random.Generator, *, unit_s: float = 0.0) -> Times:
+    """Move arrivals that share a rounded time to random moments within its resolution.
 
-    Taken as they stand, all requests of a second would come at one instant, a burst that never was. Times since 1970
-    are a server's stamps, and one repeat is enough. Seconds that count from elsewhere are taken as rounded where more
-    than 50 arrivals stand at more than 10 instants, a fifth or more of them at that of the one before, and the instants
-    lie on no coarser grid than seconds, or else minutes: fewer, or one every 5 s, were chosen. Others stay as they are.
+    Without it, all requests of one second would arrive at one instant, a burst that never happened. Two cases are
+    rounded by definition: stamps since 1970 that are whole minutes or seconds, and multiples of an explicit unit of at
+    least a second. Other times stay as they are.
+
+    Args:
+        times: Sorted times in s.
+        rng: Source of randomness.
+        unit_s: The unit of the numbers in s, if the spec states it, else 0.
     """
     if times.size < 2 or times[-1] == times[0] or (np.diff(times) > 0).all():
         return times
-    grain = _stamped(times) if times[0] >= _PRESENT_S else _rounded(times)
-    return np.sort(times + grain * rng.random(times.size)) if grain else times
+    resolutions = _STAMP_RESOLUTIONS_S if times[0] >= FIRST_EPOCH_S else (unit_s,) if unit_s >= 1 else ()
+    resolution = next((each for each in resolutions if not (times % each).any()), 0.0)
+    return np.sort(times + resolution * rng.random(times.size)) if resolution else times
 
 
-def expand(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *, file: str, key: str) -> Times:
-    """Return so many arrivals for each time, at random moments from it to the next one; times are sorted.
+def expand_counts(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *, file: str, key: str) -> Times:
+    """Draw ``counts[i]`` arrivals at random moments between ``times[i]`` and the next time.
 
-    The last interval, and any before a gap of a clock that is otherwise even, is as long as is usual.
-
-    Raises:
-        UnfoldError: there is but one interval, or there are too many arrivals.
-    """
-    marks, first, widths = _intervals(times, file, key)
-    totals = np.add.reduceat(counts, first)
-    _refuse_many(float(totals.sum(dtype=np.float64)), file, key)
-    return _placed(marks, widths, totals, rng)
-
-
-def paced(times: Times, rates: Times, rng: np.random.Generator, *, file: str, key: str) -> Times:
-    """Return arrivals at the rates a second that hold from each time to the next one; times are sorted.
-
-    Each interval gets what its rate makes of its length, a part of an arrival being carried over to the next; within
-    it they come at random moments, as those of :func:`expand`.
+    The last interval, and an interval before a gap of an otherwise regular clock, has the usual length.
 
     Raises:
-        UnfoldError: there is but one interval, or there are too many arrivals.
+        UnfoldError: There is only one interval, or there are too many arrivals.
     """
-    marks, first, widths = _intervals(times, file, key)
+    intervals = _split_intervals(times, file, key)
+    totals = np.add.reduceat(counts, intervals[1])
+    _check_total(float(totals.sum(dtype=np.float64)), file, key)
+    return _draw_within(intervals[0], intervals[2], totals, rng)
+
+
+def expand_rates(times: Times, rates: Times, rng: np.random.Generator, *, file: str, key: str) -> Times:
+    """Draw arrivals at the rate per second ``rates[i]`` between ``times[i]`` and the next time.
+
+    A fraction of an arrival is carried over to the next interval. Within an interval, arrivals come at random moments.
+
+    Raises:
+        UnfoldError: There is only one interval, or there are too many arrivals.
+    """
+    marks, first, widths = _split_intervals(times, file, key)
     expected = np.cumsum(np.add.reduceat(rates, first) * widths)
-    _refuse_many(float(expected[-1]), file, key)
+    _check_total(float(expected[-1]), file, key)
     totals = np.diff(np.floor(expected + 0.5), prepend=0.0).astype(np.int64)
-    return _placed(marks, widths, totals, rng)
+    return _draw_within(marks, widths, totals, rng)
 
 
-def _intervals(times: Times, file: str, key: str) -> tuple[Times, NDArray[np.int64], Times]:
+def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
+    """Describe how sorted arrivals may have been misread; empty if nothing looks suspicious.
+
+    Rows at a regular interval are usually counts. Whole numbers over days, or over hours if they are sparse, may be
+    milliseconds. Repeated whole seconds are usually rounded.
+
+    Args:
+        times: Sorted times in s.
+        has_unit: Whether the spec states the unit of the numbers.
+    """
+    gaps = np.diff(times)
+    if times.size >= _MIN_ROWS and gaps.min() >= 1 and np.ptp(gaps) <= 1e-6 * gaps[0]:
+        return f"a row every {gaps[0]:,.6g} s, each read as one arrival; arrivals.counts names a column of counts"
+    if has_unit or times[0] >= FIRST_EPOCH_S or (times % 1).any():
+        return ""
+    span = float(times[-1] - times[0])
+    if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
+        duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
+        return f"read as seconds: {times.size:,} arrivals in {duration}; for milliseconds, set arrivals.unit: ms"
+    if times.size > _MIN_ROWS and (gaps == 0).mean() >= _MIN_REPEATED:
+        return "whole seconds, many of them repeated; if they are rounded, set arrivals.unit: s to spread them"
+    return ""
+
+
+def is_counter_like(rates: Times) -> bool:
+    """Whether rates are whole numbers that rise and never fall, like the readings of a counter."""
+    steps = np.diff(rates)
+    return bool(rates.size >= _MIN_ROWS and (steps >= 0).all() and rates[-1] > rates[0] and not (rates % 1).any())
+
+
+def _split_intervals(times: Times, file: str, key: str) -> tuple[Times, NDArray[np.int64], Times]:
     marks, first = np.unique(times, return_index=True)
     if marks.size < 2:
-        raise user_error(
-            "counts at one time only: their interval is not known", file=file, key=key, hint="two rows or more"
-        )
-    return marks, first, _widths(marks)
+        message = "counts at a single time have no interval"
+        raise user_error(message, file=file, key=key, hint="give two rows or more")
+    return marks, first, _interval_widths(marks)
 
 
-def _refuse_many(total: float, file: str, key: str) -> None:
-    if total > MOST:
-        hint = f"at most {MOST:,}; a shorter trace, or arrivals.match"
+def _check_total(total: float, file: str, key: str) -> None:
+    if total > MAX_ARRIVALS:
+        hint = f"at most {MAX_ARRIVALS:,}; a shorter trace, or arrivals.match"
         raise user_error(f"{total:,.0f} arrivals are too many to plan with", file=file, key=key, hint=hint)
 
 
-def _placed(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.random.Generator) -> Times:
+def _draw_within(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.random.Generator) -> Times:
     start = np.repeat(marks, totals)
     return np.sort(start + np.repeat(widths, totals) * rng.random(start.size))
 
 
-def doubtful(times: Times) -> str:
-    """Return what may have been misread in sorted arrivals, in words; empty where nothing tells so.
-
-    Rows that keep a clock are counts more often than arrivals, and whole numbers over days, or over hours if they come
-    far apart, may be milliseconds.
-    """
-    gaps = np.diff(times)
-    if times.size >= _CLOCKED and gaps.min() >= 1 and np.ptp(gaps) <= 1e-6 * gaps[0]:
-        return (
-            f"a row every {gaps[0]:,.6g} s, each taken as one arrival; arrivals.counts names a column that counts them"
-        )
-    span = float(times[-1] - times[0])
-    if times[0] < _PRESENT_S and _long(times.size, span) and not (times % 1).any():
-        lasted = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
-        more = "if they are milliseconds, call the column time_ms or set compress: 1000"
-        return f"read as seconds: {times.size:,} arrivals in {lasted}; {more}"
-    if times.size > 1 and is_serial_like(times):
-        return f"read as seconds: {span:,.3g} s in all; if they are days of a spreadsheet, call the column date"
-    return ""
-
-
-def _long(arrivals: int, span: float) -> bool:
-    return span > _DAY_S or (span > _HOUR_S and span > _SPARSE_S * arrivals)
-
-
-def counter_like(rates: Times) -> bool:
-    """Return whether rates are whole numbers that rise and never fall, as those of a counter do."""
-    steps = np.diff(rates)
-    return bool(rates.size >= _CLOCKED and (steps >= 0).all() and rates[-1] > rates[0] and not (rates % 1).any())
-
-
-def _stamped(times: Times) -> float:
-    return next((grain for grain in _GRAINS if not (times % grain).any()), 0.0)
-
-
-def _rounded(times: Times) -> float:
-    gaps = np.diff(times)
-    instants = int((gaps > 0).sum()) + 1
-    if times.size <= _ROWS or instants <= _INSTANTS or (gaps == 0).mean() < _REPEATED or (times % 1).any():
-        return 0.0
-    step = float(np.gcd.reduce(gaps.astype(np.int64)))
-    return step if step in _GRAINS else 0.0
-
-
-def _widths(marks: Times) -> Times:
+def _interval_widths(marks: Times) -> Times:
     gaps = np.diff(marks)
     usual = float(np.median(gaps))
     steps = gaps / usual
-    even = np.isclose(gaps, usual).mean() >= _CLOCK and np.isclose(steps, np.round(steps), atol=1e-6).all()
-    return np.full(marks.size, usual) if even else np.append(gaps, usual)
+    regular = np.isclose(gaps, usual).mean() >= _SAME_GAP and np.isclose(steps, np.round(steps), atol=1e-6).all()
+    return np.full(marks.size, usual) if regular else np.append(gaps, usual)

@@ -1,4 +1,4 @@
-"""Arrival processes: renewal streams with a given rate and burstiness, and streams whose rate changes in time."""
+"""Arrival processes: renewal streams with a given rate and burstiness, and streams with a piecewise constant rate."""
 
 from __future__ import annotations
 
@@ -10,47 +10,65 @@ from numpy.typing import NDArray
 Times = NDArray[np.float64]
 
 
-def gamma(rate: float, duration: float, rng: np.random.Generator, *, scv: float = 1.0) -> Times:
-    """Return arrivals in ``[0, duration)`` whose gaps are gamma distributed (shape ``1/scv``, mean ``1/rate``).
+def gamma_arrivals(rate: float, duration: float, rng: np.random.Generator, *, scv: float = 1.0) -> Times:
+    """Draw arrivals in ``[0, duration)`` with gamma distributed gaps of shape ``1/scv`` and mean ``1/rate``.
 
-    ``scv`` is the squared coefficient of variation of the gaps: 1 is Poisson, 0 is a clock. The first arrival comes one
-    gap after 0. Rates are per second.
+    Args:
+        rate: Arrivals per second.
+        duration: Length of the stream in s.
+        rng: Source of randomness.
+        scv: Squared coefficient of variation of the gaps: 1 is Poisson, 0 is a clock.
+
+    Returns:
+        Sorted times in s. The first arrival comes one gap after 0.
     """
-    parts: list[Times] = []
-    last = 0.0
-    while last < duration:
-        size = max(64, int((duration - last) * rate * 1.1) + 16)
-        part = last + np.cumsum(_gaps(rate, scv, size, rng))
-        parts.append(part)
-        last = float(part[-1])
-    times = np.concatenate(parts) if parts else np.empty(0)
+    chunks: list[Times] = []
+    end = 0.0
+    while end < duration:
+        size = max(64, int((duration - end) * rate * 1.1) + 16)
+        chunk = end + np.cumsum(_draw_gaps(rate, scv, size, rng))
+        chunks.append(chunk)
+        end = float(chunk[-1])
+    times = np.concatenate(chunks) if chunks else np.empty(0)
     return times[: int(np.searchsorted(times, duration))]
 
 
-def poisson(rate: float, duration: float, rng: np.random.Generator) -> Times:
-    """Return Poisson arrivals in ``[0, duration)``."""
-    return gamma(rate, duration, rng)
+def poisson_arrivals(rate: float, duration: float, rng: np.random.Generator) -> Times:
+    """Draw Poisson arrivals in ``[0, duration)`` s at ``rate`` per second."""
+    return gamma_arrivals(rate, duration, rng)
 
 
-def pieces(
+def piecewise_arrivals(
     rates: Sequence[float] | Times, length: float, rng: np.random.Generator, *, scv: float = 1.0, at_clock: bool = False
 ) -> Times:
-    """Return arrivals whose mean rate is ``rates[i]`` in the ``i``-th piece of ``length`` seconds.
+    """Draw arrivals at the mean rate ``rates[i]`` in the ``i``-th piece.
 
-    One renewal stream of unit rate is stretched by the inverse of the cumulated rate, so that the burstiness goes on
-    across the ends of pieces; ``at_clock`` takes a clock in the place of a random stream.
+    One renewal stream of unit rate is stretched by the inverse of the cumulated rate, so that its burstiness continues
+    across the ends of pieces.
+
+    Args:
+        rates: Arrivals per second, one value per piece.
+        length: Length of a piece in s.
+        rng: Source of randomness.
+        scv: Squared coefficient of variation of the gaps of the unit stream.
+        at_clock: Use a clock instead of a random stream.
     """
     heights = np.asarray(rates, dtype=np.float64)
-    area = np.concatenate([[0.0], np.cumsum(heights * length)])
-    total = float(area[-1])
-    unit = np.arange(0.5, total) if at_clock else gamma(1.0, total, rng, scv=scv)
-    times: Times = np.interp(unit, area, np.arange(area.size) * length)
+    cumulated = np.concatenate([[0.0], np.cumsum(heights * length)])
+    total = float(cumulated[-1])
+    unit = np.arange(0.5, total) if at_clock else gamma_arrivals(1.0, total, rng, scv=scv)
+    times: Times = np.interp(unit, cumulated, np.arange(cumulated.size) * length)
     return times
 
 
-def _gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> Times:
+def _draw_gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> Times:
     if scv == 0:
         return np.full(size, 1.0 / rate)
     gaps: Times = rng.standard_gamma(1.0 / scv, size) * scv if scv != 1 else rng.standard_exponential(size)
     gaps /= rate
     return gaps
+
+
+gamma = gamma_arrivals  # old name
+poisson = poisson_arrivals  # old name
+pieces = piecewise_arrivals  # old name

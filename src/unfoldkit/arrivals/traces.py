@@ -1,4 +1,4 @@
-"""Read arrival times from files: tables, logs and arrays; and cut, stretch and thin what was read."""
+"""Read arrival times from tables, logs, JSON documents and arrays; cut, compress and scale what was read."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.jitter import counter_like, doubtful, expand, paced, spread
-from unfoldkit.arrivals.readers.detect import form
+from unfoldkit.arrivals.jitter import (
+    describe_suspicion,
+    expand_counts,
+    expand_rates,
+    is_counter_like,
+    spread_rounded_times,
+)
+from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
-from unfoldkit.arrivals.readers.log import Tell, read_log, unheard
-from unfoldkit.arrivals.readers.table import GAPS, Columns, Found, read_table
-from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, in_seconds, present, unit
+from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
+from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table
+from unfoldkit.arrivals.readers.timestamps import (
+    COLUMNS,
+    TimeNotation,
+    Times,
+    epoch_to_seconds,
+    is_ambiguous,
+    split_unit,
+    to_seconds,
+)
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.safe_io.arrays import parse_npy, read_npz
 from unfoldkit.safe_io.files import read_bytes
 
 _HOUR_S = 3600.0
-_WORDS = {"array": "an array", "log": "a log"}
+_FORM_NAMES = {"array": "an array", "log": "a log"}
 
 
-def read(
+def read_trace(
     path: Path,
     *,
     column: str | None = None,
@@ -31,110 +45,105 @@ def read(
     match: str = "",
     rates: str | None = None,
     likely_rates: str | None = None,
-    tell: Tell = unheard,
+    notation: TimeNotation | None = None,
+    tell: Warn = ignore_warning,
 ) -> Times:
-    """Return the arrival times of a trace in seconds since its first arrival.
+    """Read the arrival times of a trace in seconds since its first arrival.
 
-    Text is a table or a log, gzipped or not. Its name tells (``.csv``; ``.log``, ``.log.1``, ``.log-20231116``,
-    ``.jsonl``), and where it does not, its beginning.
+    Text is a table, a log or a JSON document, gzipped or not; its name or its beginning decides which. Timestamps are
+    ISO 8601, epoch seconds to nanoseconds, common log format, or as ``notation`` says; see
+    :mod:`unfoldkit.arrivals.readers.timestamps`. Counts and rates become arrivals at random moments of their
+    interval, and rounded stamps are spread, see :mod:`unfoldkit.arrivals.jitter`.
 
-    A table takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case
-    and with a unit (``time_ms``). Where the column ``counts`` (or one called ``count``, ``requests``, ...; ``""`` means
-    none) counts arrivals by interval, so many are spread by chance up to the next time; ``rates``, or a column called
-    ``rps``, ``requests_per_second``, ..., tells how many come in a second of it. Tables of functions and
-    minutes, as those of Azure Functions, are summed. A log (``readers/log.py``) may stand in the order in
-    which requests ended. ``.npz`` takes the array ``column`` or its only one. Only rows and lines that hold ``match``
-    are read. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Times of whole seconds or
-    minutes are spread over these, see :func:`unfoldkit.arrivals.jitter.spread`.
-
-    ``tell`` is given in words what was left out or taken for something that it might not be.
+    Args:
+        path: The trace.
+        column: The column, JSON field or array of times; without it, the only one or the first usual name.
+        likely: The column of times if the table has it.
+        counts: The column that counts arrivals per interval; ``""`` for none, ``None`` to go by the names.
+        likely_counts: The column of counts if the table has it.
+        match: A text that a row or line must contain.
+        rates: The column of arrivals per second.
+        likely_rates: The column of rates if the table has it.
+        notation: How times are written.
+        tell: Receives notes about skipped lines and doubtful readings.
 
     Raises:
-        UnfoldError: no such column, a row without a time, no arrival at all, or times that go back.
+        UnfoldError: A column is missing, a row has no time, there is no arrival, or times go back.
     """
-    found = _found(path, Columns(column, likely, counts, likely_counts, match, rates, likely_rates), tell)
-    check(found.times, str(path))
-    if found.counts is None and found.rates is None and (doubt := doubtful(found.times)):
-        tell(f"{path}: {doubt}")
-    return check(_arrivals(found, str(path)), str(path))
+    notation = notation or TimeNotation()
+    notation.check()
+    columns = TableColumns(
+        time=column,
+        default_time=likely,
+        counts=counts,
+        default_counts=likely_counts,
+        match=match,
+        rates=rates,
+        default_rates=likely_rates,
+        notation=notation,
+    )
+    rows = _read_rows(path, columns, tell)
+    validate_times(rows.times, str(path))
+    if rows.counts is None and rows.rates is None:
+        suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
+        if suspicion:
+            tell(f"{path}: {suspicion}")
+    return validate_times(_to_arrivals(rows, notation, str(path)), str(path))
 
 
-def _arrivals(found: Found, file: str) -> Times:
-    rng = np.random.default_rng(0)
-    if found.rates is not None:
-        return paced(found.times, found.rates, rng, file=file, key=found.column)
-    if found.counts is not None:
-        return expand(found.times, found.counts, rng, file=file, key=found.column)
-    return spread(found.times, rng)
+def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
+    """Check that times are sorted and finite, and return them from 0 on.
 
-
-def _found(path: Path, columns: Columns, tell: Tell) -> Found:
-    which = form(path, columns.time)
-    if (asked := columns.rates or columns.counts) and which in ("array", "log"):
-        raise user_error(
-            f"only a table has counts or rates, and this is read as {_WORDS[which]}", file=str(path), key=asked
-        )
-    if which == "array":
-        return Found(_arrays(path, columns.time))
-    if which == "log":
-        return Found(read_log(path, columns.match, columns.time, tell))
-    found = read_document(path, columns) if which == "document" else read_table(path, columns)
-    if found.guessed:
-        how = "arrivals by interval" if found.rates is None else "a rate of arrivals"
-        tell(f"{path}: column {found.column} is read as {how}; counts: '' takes each row as one")
-    if found.rates is not None and counter_like(found.rates):
-        tell(f"{path}: {found.column} never falls; if it counts from a start, give its rate(...) in its place")
-    return found
-
-
-def check(times: Times, file: str = "", *, line: int = 0) -> Times:
-    """Return the times from 0 on.
+    Args:
+        times: Arrival times in s.
+        file: The file to name in errors.
+        line: The line of the first arrival, if known.
 
     Raises:
-        UnfoldError: the trace is empty, not finite, or goes back in time (``line`` is that of the first arrival).
+        UnfoldError: The trace is empty, not finite, or goes back in time.
     """
     if times.size == 0:
         raise UnfoldError(Diagnostic("the trace has no arrival", file, line, 1 if line else 0))
-    bad = np.flatnonzero(~np.isfinite(times))
-    if bad.size:
-        raise user_error(f"arrival {bad[0] + 1} is not a finite time", file=file)
+    infinite = np.flatnonzero(~np.isfinite(times))
+    if infinite.size:
+        raise user_error(f"arrival {infinite[0] + 1} is not a finite time", file=file)
     back = np.flatnonzero(np.diff(times) < 0)
     if back.size:
-        at = int(back[0]) + 1
-        # a second hour of the same name cannot be sorted into the first
-        winter = _HOUR_S * 0.8 < times[at - 1] - times[at] <= _HOUR_S
-        hint = "an hour back, as winter time begins? write the times in UTC" if winter else "sort the trace"
-        raise user_error(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint=hint)
+        index = int(back[0]) + 1
+        # an hour that a clock repeats cannot be sorted into the first one
+        is_winter_time = _HOUR_S * 0.8 < times[index - 1] - times[index] <= _HOUR_S
+        hint = "an hour back, as winter time begins? write the times in UTC" if is_winter_time else "sort the trace"
+        raise user_error(f"arrival {index + 1} ({times[index]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
 
 
-def compress(times: Times, factor: float) -> Times:
-    """Return the trace played ``factor`` times as fast: the rate grows, burstiness and envelope shape stay."""
+def compress_time(times: Times, factor: float) -> Times:
+    """Replay a trace ``factor`` times as fast: the rate grows, burstiness and the shape of the envelope stay."""
     return times / factor
 
 
-def window(times: Times, start: float, end: float) -> Times:
-    """Return the arrivals in ``[start, end)`` as seconds since ``start``."""
-    low, high = np.searchsorted(times, [start, end])
-    return times[low:high] - start
+def cut_window(times: Times, start_s: float, end_s: float) -> Times:
+    """Return the arrivals in ``[start_s, end_s)`` as seconds since ``start_s``."""
+    low, high = np.searchsorted(times, [start_s, end_s])
+    return times[low:high] - start_s
 
 
-def split(times: Times, share: float) -> tuple[Times, Times]:
-    """Return the first ``share`` of the time span, and the rest from 0 on."""
+def split_trace(times: Times, fraction: float) -> tuple[Times, Times]:
+    """Split a trace after a fraction of its time span; both parts count from 0."""
     span = float(times[-1])
-    return window(times, 0.0, span * share), window(times, span * share, np.inf)
+    return cut_window(times, 0.0, span * fraction), cut_window(times, span * fraction, np.inf)
 
 
-def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
-    """Return the trace with every arrival kept or repeated so that the mean rate is ``factor`` as high.
+def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
+    """Keep or repeat arrivals at random so that the mean rate is ``factor`` times as high.
 
-    A repeated arrival is moved evenly within the gap that follows it, so no two of them stand at one instant.
+    A repeated arrival moves to a random moment of the gap that follows it, so that no two share an instant.
     """
-    return scaled(times, factor, rng)[0]
+    return scale_rate_with_sources(times, factor, rng)[0]
 
 
-def scaled(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
-    """Return a trace as :func:`scale` does, and for each of its arrivals the place in ``times`` that it was made of."""
+def scale_rate_with_sources(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
+    """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies."""
     copies = np.floor(factor + rng.random(times.size)).astype(np.int64)
     gaps = np.diff(times, append=times[-1])
     moved = np.repeat(times, copies) + np.repeat(gaps, copies) * rng.random(int(copies.sum()))
@@ -142,25 +151,50 @@ def scaled(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times
     return moved[order], np.repeat(np.arange(times.size), copies)[order]
 
 
-def _arrays(path: Path, name: str | None) -> Times:
+def _to_arrivals(rows: TraceRows, notation: TimeNotation, file: str) -> Times:
+    rng = np.random.default_rng(0)
+    if rows.rates is not None:
+        return expand_rates(rows.times, rows.rates, rng, file=file, key=rows.column)
+    if rows.counts is not None:
+        return expand_counts(rows.times, rows.counts, rng, file=file, key=rows.column)
+    return spread_rounded_times(rows.times, rng, unit_s=notation.unit_s or 0.0)
+
+
+def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
+    form = detect_form(path, columns.time, columns.notation)
+    stated = columns.rates or columns.counts
+    if stated and form in ("array", "log"):
+        message = f"only a table has counts or rates, and this is read as {_FORM_NAMES[form]}"
+        raise user_error(message, file=str(path), key=stated)
+    if form == "array":
+        return TraceRows(_read_array(path, columns.time, columns.notation))
+    if form == "log":
+        return TraceRows(read_log(path, columns.match, columns.time, columns.notation, warn))
+    rows = read_document(path, columns) if form == "document" else read_table(path, columns)
+    if rows.by_name:
+        meaning = "arrivals by interval" if rows.rates is None else "a rate of arrivals"
+        warn(f"{path}: column {rows.column} is read as {meaning}; counts: '' reads each row as one")
+    if rows.rates is not None and is_counter_like(rows.rates):
+        warn(f"{path}: {rows.column} never falls; if it is a counter, give its rate(...) instead")
+    return rows
+
+
+def _read_array(path: Path, name: str | None, notation: TimeNotation) -> Times:
     try:
-        data = _stored(path)
+        data = _load_arrays(path)
         if isinstance(data, np.ndarray):
-            return present(_line(data, path))
+            return _convert_array(_flatten(data, path), "", notation, path)
         names = list(data)
-        key = name or _key(names)
+        key = name or _time_key(names)
         if key not in names:
-            raise user_error(
-                f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(names)}"
-            )
-        base, seconds = unit(key)
-        times = in_seconds(_line(data[key], path), seconds or 1.0)
-        return np.cumsum(times) if base in GAPS else present(times)
+            message = f"no array {key or 'of arrival times'}"
+            raise user_error(message, file=str(path), hint=f"it has: {', '.join(names)}")
+        return _convert_array(_flatten(data[key], path), key, notation, path)
     except (TypeError, ValueError, OverflowError) as error:
         raise user_error(f"cannot read the arrays: {error}", file=str(path)) from error
 
 
-def _stored(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+def _load_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     content = read_bytes(path)
     try:
         return read_npz(content) if content.startswith(b"PK") else parse_npy(content)
@@ -168,16 +202,35 @@ def _stored(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         raise user_error(f"cannot read the arrays: {error.diagnostics[0].message}", file=str(path)) from error
 
 
-def _line(data: np.ndarray, path: Path) -> Times:
-    """Return the numbers of an array, which may stand in a row or a column, but not in several."""
+def _convert_array(numbers: Times, name: str, notation: TimeNotation, path: Path) -> Times:
+    stem, column_unit_s = split_unit(name)
+    unit_s = notation.unit_s or column_unit_s
+    times = to_seconds(numbers, unit_s or 1.0)
+    if stem in GAP_COLUMNS:
+        return np.cumsum(times)
+    if unit_s is None and times.size and is_ambiguous(float(times[0])):
+        raise user_error(f"{times[0]:g} is not a time", file=str(path), key=name, hint=notation.number_hint)
+    return times if notation.unit else epoch_to_seconds(times)
+
+
+def _flatten(data: np.ndarray, path: Path) -> Times:
+    """Return the numbers of an array that is a row or a column."""
     if data.size != max(data.shape, default=1):
         shape = " x ".join(map(str, data.shape))
-        raise user_error(
-            f"the array is {shape}; times are one number an arrival", file=str(path), hint="keep its column"
-        )
+        message = f"the array is {shape}; times are one number per arrival"
+        raise user_error(message, file=str(path), hint="keep the column of times")
     return data.astype(np.float64).ravel()
 
 
-def _key(names: list[str]) -> str:
-    usual = [name for name in COLUMNS if name in names] or [name for name in names if unit(name)[0] in COLUMNS]
+def _time_key(names: list[str]) -> str:
+    usual = [name for name in COLUMNS if name in names] or [name for name in names if split_unit(name)[0] in COLUMNS]
     return usual[0] if usual else names[0] if len(names) == 1 else ""
+
+
+read = read_trace  # old name
+check = validate_times  # old name
+compress = compress_time  # old name
+window = cut_window  # old name
+split = split_trace  # old name
+scale = scale_rate  # old name
+scaled = scale_rate_with_sources  # old name

@@ -1,1 +1,1 @@
-"""Instance types, what they cost and how they are billed: bundled with a date, refreshed through boto3."""
+"""Instance types, their prices and billing rules: a bundled table with its date, refreshed through boto3."""

@@ -1,9 +1,8 @@
-"""Asks AWS: Price List for on-demand prices, EC2 for hardware and for the spot price in force.
+"""Request prices from AWS: on-demand prices from Price List, hardware and current spot prices from EC2.
 
-Clients are made by the caller (:func:`clients`), so that a test hands in stubs. Three traps are met here: a Price List
-entry is JSON in a string; ``describe_instance_types`` with explicit names fails as a whole when it does not know one,
-so names go through a filter; the spot history lists changes per zone, newest first, and ``StartTime`` = now gives
-the price in force.
+The caller connects the clients (:func:`connect_clients`), so that tests can pass stubs. Three peculiarities of the API:
+an entry of the Price List is JSON in a string. ``describe_instance_types`` fails for all names if it does not know one,
+so names go into a filter. The spot history lists changes per zone, and ``StartTime`` = now gives the current price.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.catalog.sanity import absurd, absurd_spot
+from unfoldkit.catalog.instances import Instance, PriceBook
+from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
 from unfoldkit.errors import user_error
 
 PRICING_REGIONS = ("us-east-1", "eu-central-1", "ap-south-1")
@@ -32,7 +31,7 @@ LINUX = {
 
 
 @dataclass(frozen=True, slots=True)
-class Clients:
+class AwsClients:
     """The two boto3 clients: ``pricing`` (served in three regions for all) and ``ec2`` of the region itself."""
 
     pricing: Any
@@ -40,8 +39,8 @@ class Clients:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A price that was not taken, and why."""
+class RejectedPrice:
+    """A price that was rejected, and why."""
 
     name: str
     market: str
@@ -49,69 +48,78 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Refreshed:
-    """The live book, and what was left out of it."""
+class RefreshResult:
+    """The live book, and the prices that were rejected."""
 
-    book: Book
-    refused: tuple[Refused, ...]
+    book: PriceBook
+    rejected: tuple[RejectedPrice, ...]
 
 
-def clients(region: str) -> Clients:
-    """Return clients with the caller's own AWS credentials."""
+def connect_clients(region: str) -> AwsClients:
+    """Connect clients with the AWS credentials of the user."""
     import boto3
 
-    near = region if region in PRICING_REGIONS else PRICING_REGIONS[0]
-    return Clients(boto3.client("pricing", region_name=near), boto3.client("ec2", region_name=region))
+    pricing_region = region if region in PRICING_REGIONS else PRICING_REGIONS[0]
+    return AwsClients(boto3.client("pricing", region_name=pricing_region), boto3.client("ec2", region_name=region))
 
 
-def refresh(made: Clients, region: str, names: Sequence[str], now: dt.datetime, known: Book) -> Refreshed:
-    """Return the live book of ``names`` in ``region``; ``known`` is an earlier book, against which prices are judged.
+def request_prices(
+    clients: AwsClients, region: str, names: Sequence[str], now: dt.datetime, known: PriceBook
+) -> RefreshResult:
+    """Request the current prices of instance types.
+
+    Args:
+        clients: The clients of AWS.
+        region: The region.
+        names: The instance types.
+        now: The current time.
+        known: An earlier book, against which prices are checked.
 
     Raises:
-        UnfoldError: AWS could not be asked, or gave no price that can be true.
+        UnfoldError: AWS did not respond, or gave no plausible price.
     """
-    hardware = _asked(lambda: dict(_hardware(made.ec2, names, region)), "ec2:DescribeInstanceTypes")
-    prices = _asked(lambda: dict(_on_demand(made.pricing, region, set(names))), "pricing:GetProducts")
-    spot = _asked(lambda: _spot(made.ec2, names, now), "ec2:DescribeSpotPriceHistory")
+    hardware = _call(lambda: dict(_hardware(clients.ec2, names, region)), "ec2:DescribeInstanceTypes")
+    prices = _call(lambda: dict(_on_demand(clients.pricing, region, set(names))), "pricing:GetProducts")
+    spot = _call(lambda: _spot(clients.ec2, names, now), "ec2:DescribeSpotPriceHistory")
     rows: dict[str, Instance] = {}
-    refused: list[Refused] = []
+    rejected: list[RejectedPrice] = []
     for name in sorted({*hardware, *prices} & set(names)):
         before = known.rows[name].on_demand if name in known.rows else None
-        on_demand, why = _on_demand_or_not(prices.get(name), before)
-        refused += [Refused(name, "on-demand", why)] if why else []
-        offer, why = _spot_or_not(spot.get(name), now, on_demand or before)
-        refused += [Refused(name, "spot", why)] if why else []
-        row = replace(hardware.get(name, Instance(name, region=region)), on_demand=on_demand, spot=offer)
+        on_demand, reason = _check_on_demand(prices.get(name), before)
+        rejected += [RejectedPrice(name, "on-demand", reason)] if reason else []
+        spot_price, reason = _check_spot(spot.get(name), now, on_demand or before)
+        rejected += [RejectedPrice(name, "spot", reason)] if reason else []
+        row = replace(hardware.get(name, Instance(name, region=region)), on_demand=on_demand, spot=spot_price)
         if row.on_demand is not None or row.spot is not None:
             rows[name] = replace(row, source="live", date=now.date().isoformat())
     if not rows:
-        hint = "; ".join(f"{item.name} {item.market}: {item.reason}" for item in refused[:3])
+        hint = "; ".join(f"{item.name} {item.market}: {item.reason}" for item in rejected[:3])
         raise user_error(f"AWS gave no usable price for {region}", hint=hint or "is the region's name right?")
-    return Refreshed(Book("live", now.date().isoformat(), rows), tuple(refused))
+    return RefreshResult(PriceBook("live", now.date().isoformat(), rows), tuple(rejected))
 
 
-def _on_demand_or_not(price: float | None, before: float | None) -> tuple[float | None, str]:
-    reason = absurd(price, known=before) if price is not None else ""
+def _check_on_demand(price: float | None, before: float | None) -> tuple[float | None, str]:
+    reason = find_implausibility(price, known=before) if price is not None else ""
     return (None if reason else price), reason
 
 
-def _spot_or_not(
+def _check_spot(
     offer: tuple[float, dt.datetime] | None, now: dt.datetime, on_demand: float | None
 ) -> tuple[float | None, str]:
     if offer is None:
         return None, ""
-    reason = _doubtful_spot(*offer, now, on_demand)
+    reason = _find_spot_problem(*offer, now, on_demand)
     return (None if reason else offer[0]), reason
 
 
-def _asked(ask: Callable[[], T], permission: str) -> T:
+def _call(request: Callable[[], T], permission: str) -> T:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return ask()
+        return request()
     except (BotoCoreError, ClientError) as error:
         hint = f"needs AWS credentials that may {permission}; the bundled and cached prices still work"
-        raise user_error(f"AWS did not answer: {error}", hint=hint) from error
+        raise user_error(f"AWS did not respond: {error}", hint=hint) from error
 
 
 def _hardware(ec2: Any, names: Sequence[str], region: str) -> Iterator[tuple[str, Instance]]:
@@ -137,8 +145,8 @@ def _instance(item: Mapping[str, Any], region: str) -> Instance:
 
 
 def _on_demand(pricing: Any, region: str, names: set[str]) -> Iterator[tuple[str, float]]:
-    wanted = {**LINUX, "regionCode": region}
-    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+    terms = {**LINUX, "regionCode": region}
+    filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in terms.items()]
     pages = pricing.get_paginator("get_products").paginate(ServiceCode="AmazonEC2", Filters=filters)
     for page in pages:
         for text in page["PriceList"]:
@@ -163,16 +171,21 @@ def _spot(ec2: Any, names: Sequence[str], now: dt.datetime) -> dict[str, tuple[f
     for page in pages:
         for item in page["SpotPriceHistory"]:
             key = (item["InstanceType"], item.get("AvailabilityZone", ""))
-            found = (item["Timestamp"], float(item["SpotPrice"]))
-            newest[key] = max(newest.get(key, found), found)
+            change = (item["Timestamp"], float(item["SpotPrice"]))
+            newest[key] = max(newest.get(key, change), change)
     cheapest: dict[str, tuple[float, dt.datetime]] = {}
     for (name, _zone), (when, price) in newest.items():
         cheapest[name] = min((price, when), cheapest.get(name, (price, when)))
     return cheapest
 
 
-def _doubtful_spot(price: float, when: dt.datetime, now: dt.datetime, on_demand: float | None) -> str:
-    # the history reaches 90 days back: an older change cannot come from AWS
+def _find_spot_problem(price: float, when: dt.datetime, now: dt.datetime, on_demand: float | None) -> str:
+    # the history covers 90 days: an older change cannot come from AWS
     if now - when > SPOT_HISTORY:
-        return f"dated {when.date().isoformat()}, older than the history that AWS keeps"
-    return absurd_spot(price, on_demand)
+        return f"dated {when.date().isoformat()}, older than the history of AWS"
+    return find_spot_implausibility(price, on_demand)
+
+
+Clients = AwsClients  # old name
+clients = connect_clients  # old name
+refresh = request_prices  # old name

@@ -1,4 +1,4 @@
-"""What a lifetime costs: increments, a minimum charge, and who is charged."""
+"""Billing rules: increments, a minimum charge, and whether instances or work are billed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Billing:
-    """Rules of a bill. ``increment`` and ``minimum`` are in seconds.
+    """Rules of a bill. AWS bills Linux per second, with a minimum of 60 s.
 
-    ``per`` is ``instance`` (an instance is paid from running to release, idle or not) or ``function`` (only the
-    seconds in which work runs are paid, as on serverless platforms). AWS bills Linux by the second, 60 s at least.
+    Args:
+        increment: The billing increment in s; 0 for none.
+        minimum: The minimum charge in s.
+        per: ``instance`` bills an instance from start to release, idle or not. ``function`` bills only the time in
+            which work runs, as serverless platforms do.
     """
 
     increment: float = 1.0
@@ -25,10 +28,10 @@ class Billing:
 
     def billed(self, seconds: Floats | float) -> Floats:
         """Return the seconds that are charged for lifetimes of ``seconds``: ``ceil(max(x, minimum)/inc)*inc``."""
-        life = np.maximum(np.asarray(seconds, dtype=float), self.minimum)
-        # a whole number of increments that rounding pushed up by 1e-12 is still that number
-        return np.asarray(np.ceil(life / self.increment - 1e-9) * self.increment) if self.increment else life
+        lifetime = np.maximum(np.asarray(seconds, dtype=float), self.minimum)
+        # the tolerance keeps an exact number of increments from being rounded up
+        return np.asarray(np.ceil(lifetime / self.increment - 1e-9) * self.increment) if self.increment else lifetime
 
     def cost(self, seconds: Floats | float, price_per_hour: float) -> Floats:
-        """Return the dollars for lifetimes of ``seconds`` at a price per hour."""
+        """Return the US dollars for lifetimes of ``seconds`` at a price per hour."""
         return self.billed(seconds) * (price_per_hour / 3600.0)

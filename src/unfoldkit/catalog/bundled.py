@@ -1,4 +1,4 @@
-"""The table that ships with the package: about sixty current types of AWS, each with date and source."""
+"""The bundled table of about sixty current types of AWS, with the date and source of each price."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import csv
 from collections.abc import Mapping
 from importlib.resources import files
 
-from unfoldkit.catalog.instances import Book, Catalog, Instance
+from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
 
 REGION = "us-east-1"
 
 
-def bundled(region: str = REGION) -> Book:
-    """Return the bundled book; for other regions it knows the hardware, not the price."""
+def load_bundled_book(region: str = REGION) -> PriceBook:
+    """Load the bundled book; for other regions it has the hardware, not the price."""
     text = files("unfoldkit.catalog").joinpath("aws_us_east_1.csv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     rows = [_instance(row, region) for row in csv.DictReader(lines)]
-    return Book("bundled", max(row.date for row in rows), {row.name: row for row in rows})
+    return PriceBook("bundled", max(row.date for row in rows), {row.name: row for row in rows})
 
 
-def catalog(region: str = REGION, *earlier: Book) -> Catalog:
-    """Return the catalog of a region: ``earlier`` books first (live, cached), then the bundled one."""
-    return Catalog((*earlier, bundled(region)))
+def load_catalog(region: str = REGION, *books: PriceBook) -> Catalog:
+    """Load the catalog of a region: ``books`` first (live, cached), then the bundled one."""
+    return Catalog((*books, load_bundled_book(region)))
 
 
 def _instance(row: Mapping[str, str], region: str) -> Instance:
-    priced = region == REGION
+    has_prices = region == REGION
     on_demand = float(row["usd_per_hour"])
-    spot = on_demand * (1 - float(row["saving_pct"]) / 100) if row["saving_pct"] and priced else None
+    spot = on_demand * (1 - float(row["saving_pct"]) / 100) if row["saving_pct"] and has_prices else None
     return Instance(
         name=row["type"],
         vcpus=int(row["vcpus"]),
@@ -35,7 +35,7 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
         gpu=row["gpu"],
         gpus=int(row["gpus"]),
         gpu_memory_gib=float(row["gpu_memory_gib"]),
-        on_demand=on_demand if priced else None,
+        on_demand=on_demand if has_prices else None,
         spot=None if spot is None else round(spot, 6),
         spot_derived=spot is not None,
         band=int(row["band"]) if row["band"] else None,
@@ -43,3 +43,7 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
         date=row["date"],
         region=region,
     )
+
+
+bundled = load_bundled_book  # old name
+catalog = load_catalog  # old name

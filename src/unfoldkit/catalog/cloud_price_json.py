@@ -1,4 +1,4 @@
-"""The price lists that clouds give out as JSON: AWS, Azure, and ec2instances.info. Prices are of Linux, in dollars."""
+"""Read price lists of clouds in JSON: AWS, Azure and ec2instances.info. Prices are for Linux, in US dollars."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LINUX = "Linux/UNIX"
 
 
-def offers(document: Any, region: str) -> Iterator[Instance]:
-    """Yield what a document offers in a region, a type as often as it is offered; nothing if its form is not known."""
+def iter_offers(document: Any, region: str) -> Iterator[Instance]:
+    """Yield the offers of a document in a region, several per type if it has them; none if its format is unknown."""
     if isinstance(document, Mapping):
         yield from _spot(document.get("SpotPriceHistory") or (), region)
         yield from _azure(document.get("Items") or (), region)
-        yield from _listed(document, region)
+        yield from _offer_file(document, region)
         products = (json.loads(item) if isinstance(item, str) else item for item in document.get("PriceList") or ())
-        yield from (found for item in products if (found := _product(item, region)) is not None)
+        yield from (offer for item in products if (offer := _product(item, region)) is not None)
     elif isinstance(document, list):
         yield from _azure([item for item in document if "armSkuName" in item], region)
         yield from _spot([item for item in document if "SpotPrice" in item], region)
-        yield from (found for item in document if (found := _compared(item, region)) is not None)
+        yield from (offer for item in document if (offer := _ec2instances(item, region)) is not None)
 
 
 def _spot(rows: Any, region: str) -> Iterator[Instance]:
@@ -51,23 +51,23 @@ def _azure(rows: Any, region: str) -> Iterator[Instance]:
             )
 
 
-def _listed(document: Mapping[str, Any], region: str) -> Iterator[Instance]:
+def _offer_file(document: Mapping[str, Any], region: str) -> Iterator[Instance]:
     """An offer file of AWS: products by their number, and the terms of each."""
     terms = document.get("terms", {}).get("OnDemand", {}) if isinstance(document.get("products"), Mapping) else {}
     for number, term in terms.items():
         product = document["products"].get(number, {})
-        found = _product({"product": product, "terms": {"OnDemand": term}}, region)
-        if found is not None:
-            yield found
+        offer = _product({"product": product, "terms": {"OnDemand": term}}, region)
+        if offer is not None:
+            yield offer
 
 
 def _product(item: Mapping[str, Any], region: str) -> Instance | None:
     """One product of AWS's price list with its terms, for Linux on shared machines."""
-    told = item.get("product", {}).get("attributes", {})
-    wanted = {"regionCode": region, "operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA"}
-    if "instanceType" not in told or any(told.get(key, value) != value for key, value in wanted.items()):
+    attributes = item.get("product", {}).get("attributes", {})
+    expected = {"regionCode": region, "operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA"}
+    if "instanceType" not in attributes or any(attributes.get(key, value) != value for key, value in expected.items()):
         return None
-    if told.get("capacitystatus", "Used") != "Used":
+    if attributes.get("capacitystatus", "Used") != "Used":
         return None
     dimensions = [
         dimension
@@ -77,33 +77,33 @@ def _product(item: Mapping[str, Any], region: str) -> Instance | None:
     ]
     price = float(dimensions[0]["pricePerUnit"]["USD"]) if dimensions else None
     return Instance(
-        told["instanceType"],
-        round(_number(told.get("vcpu"))),
-        _number(told.get("memory")),
-        gpus=round(_number(told.get("gpu"))),
+        attributes["instanceType"],
+        round(_number(attributes.get("vcpu"))),
+        _number(attributes.get("memory")),
+        gpus=round(_number(attributes.get("gpu"))),
         on_demand=price,
         region=region,
     )
 
 
-def _compared(item: Any, region: str) -> Instance | None:
+def _ec2instances(item: Any, region: str) -> Instance | None:
     """A type of ec2instances.info."""
-    paid = item.get("pricing", {}).get(region, {}).get("linux") if isinstance(item, Mapping) else None
-    if not paid or "instance_type" not in item:
+    prices = item.get("pricing", {}).get(region, {}).get("linux") if isinstance(item, Mapping) else None
+    if not prices or "instance_type" not in item:
         return None
-    spot = [paid[key] for key in ("spot_min", "spot") if key in paid]
+    spot = [prices[key] for key in ("spot_min", "spot") if key in prices]
     return Instance(
         item["instance_type"],
         round(_number(item.get("vCPU"))),
         _number(item.get("memory")),
         str(item.get("GPU_model") or ""),
         round(_number(item.get("GPU"))),
-        on_demand=_number(paid.get("ondemand")) or None,
+        on_demand=_number(prices.get("ondemand")) or None,
         spot=(_number(spot[0]) or None) if spot else None,
         region=region,
     )
 
 
 def _number(value: Any) -> float:
-    found = _NUMBER.search(str(value))
-    return float(found[0]) if found else 0.0
+    match = _NUMBER.search(str(value))
+    return float(match[0]) if match else 0.0

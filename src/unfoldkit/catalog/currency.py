@@ -1,4 +1,4 @@
-"""Prices as lists write them: with a currency and a unit of time, in a cell or in the name of a column."""
+"""Parse prices with a currency and a unit of time, in a cell or in the name of a column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOURS = {
 _DOLLAR = ("", "$", "usd", "us$", "dollar", "dollars")
 _CURRENCIES = ("eur", "gbp", "jpy", "cny", "inr", "cad", "aud", "chf", "brl", "krw", "sek", "€", "£", "¥", "₹")
 _PRICES = ("price", "prices", "cost", "usd", "ondemand", "on_demand", "spot", "hourly", "retailprice", "rate")
-_OTHERS = (
+_EXCLUDED = (
     "saving",
     "savings",
     "pct",
@@ -39,39 +39,39 @@ _NONE = ("", "-", "n/a", "na", "none", "null", "unavailable", "nan")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """What a column of prices counts: the hours that a price is for, its market, and a currency that is no dollar."""
+class PriceUnit:
+    """The unit of a column of prices: hours per price, the market, and a currency other than the US dollar."""
 
     hours: float = 1.0
     spot: bool = False
     foreign: str = ""
 
 
-def unit(name: str) -> Unit | None:
-    """Return the unit of a column by its name, such as ``usd_per_hour`` or ``Spot (monthly)``; else ``None``."""
+def parse_unit(name: str) -> PriceUnit | None:
+    """Parse the unit of a column from its name, such as ``usd_per_hour`` or ``Spot (monthly)``; else ``None``."""
     plain = name.lower().replace("on-demand", "ondemand").replace("on demand", "ondemand")
     words = [word for word in _WORDS.split(plain) if word]
     foreign = next((word.upper() for word in words if word in _CURRENCIES), "")
-    if not (foreign or any(word in _PRICES or word in _DOLLAR for word in words)) or any(w in _OTHERS for w in words):
+    if not (foreign or any(word in _PRICES or word in _DOLLAR for word in words)) or any(w in _EXCLUDED for w in words):
         return None
     hours = next((_HOURS[word] for word in words if word in _HOURS), 1.0)
-    return Unit(hours, "spot" in words, foreign)
+    return PriceUnit(hours, "spot" in words, foreign)
 
 
-def dollars(text: str, column: Unit) -> float | None:
-    """Return the $ an hour of a cell, such as ``$0.0104 hourly`` or ``380 USD/month``; ``None`` if it is empty.
+def parse_price(text: str, column: PriceUnit) -> float | None:
+    """Parse a cell such as ``$0.0104 hourly`` or ``380 USD/month`` to US dollars per hour; ``None`` if it is empty.
 
     Raises:
-        ValueError: it is no price, or one in another currency; the text says which.
+        ValueError: It is not a price, or one in another currency; the text says which.
     """
     plain = text.strip()
     if plain.lower() in _NONE:
         return None
-    found = _CELL.fullmatch(plain)
-    time = found["time"] if found else None
-    if found is None or (time is not None and time not in _HOURS):
+    match = _CELL.fullmatch(plain)
+    time = match["time"] if match else None
+    if match is None or (time is not None and time not in _HOURS):
         raise ValueError(f"{plain[:40]!r} is not a price")
-    other = column.foreign or next((c for c in (found["front"], found["back"]) if (c or "").lower() not in _DOLLAR), "")
+    other = column.foreign or next((c for c in (match["front"], match["back"]) if (c or "").lower() not in _DOLLAR), "")
     if other:
         raise ValueError(f"{plain[:40]!r} is in {other}, and prices are in dollars here")
-    return float(found["number"].replace(",", "")) / (column.hours if time is None else _HOURS[time])
+    return float(match["number"].replace(",", "")) / (column.hours if time is None else _HOURS[time])

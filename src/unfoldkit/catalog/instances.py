@@ -1,4 +1,4 @@
-"""An instance type, its price, and where the price comes from."""
+"""Instance types, their prices, and the sources of the prices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from unfoldkit.errors import UnfoldError, did_you_mean, user_error
 class Instance:
     """One instance type in one region.
 
-    Prices are US dollars per hour; ``on_demand`` is ``None`` where only the hardware is known. ``spot`` is what an
-    hour costs on the spot market, ``spot_derived`` whether that was computed from an older saving, and ``band`` AWS's
-    class of monthly interruptions, 0 (under 5 %) to 4 (over 20 %). ``source`` and ``date`` say where the price is from,
-    ``spot_source`` and ``spot_date`` where that of the spot market is, if from elsewhere.
+    Prices are US dollars per hour; ``on_demand`` is ``None`` if only the hardware is known. ``spot`` is the price on
+    the spot market, and ``spot_derived`` whether it was computed from an older saving. ``band`` is AWS's class of
+    monthly interruptions, from 0 (under 5 %) to 4 (over 20 %). ``source`` and ``date`` describe the price;
+    ``spot_source`` and ``spot_date`` describe the spot price if it has another source.
     """
 
     name: str
@@ -36,18 +36,18 @@ class Instance:
 
     @property
     def accelerators(self) -> int:
-        """Places for one-device workers: GPUs, or vCPUs where there are none."""
+        """Devices for single-device workers: GPUs, or vCPUs of a type without GPUs."""
         return self.gpus or self.vcpus
 
     def origin(self, *, spot: bool) -> tuple[str, str]:
         """Return source and date of the price of a market."""
-        elsewhere = spot and self.spot_source is not None
-        return (self.spot_source or "", self.spot_date) if elsewhere else (self.source, self.date)
+        has_other_source = spot and self.spot_source is not None
+        return (self.spot_source or "", self.spot_date) if has_other_source else (self.source, self.date)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A filter: every bound that is set must hold. ``max_price`` is in dollars per hour."""
+class InstanceFilter:
+    """Conditions on an instance type, all of which must hold; ``max_price`` is in US dollars per hour."""
 
     gpu: str = ""
     min_gpus: int = 0
@@ -56,11 +56,11 @@ class Wanted:
     max_price: float | None = None
     spot: bool = False
 
-    def admits(self, item: Instance) -> bool:
-        """Whether the instance has what is wanted; an unknown price is never within a bound."""
+    def matches(self, item: Instance) -> bool:
+        """Whether an instance meets all conditions; an unknown price is never within a bound."""
         price = item.spot if self.spot else item.on_demand
         return (
-            (not self.gpu or same_gpu(self.gpu, item.gpu))
+            (not self.gpu or is_same_gpu(self.gpu, item.gpu))
             and item.gpus >= self.min_gpus
             and item.vcpus >= self.min_vcpus
             and item.memory_gib >= self.min_memory_gib
@@ -70,8 +70,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
-    """A list of instance types from one source (``live``, ``cached`` or ``bundled``), with its date."""
+class PriceBook:
+    """Instance types from one source (``live``, ``cached``, ``bundled`` or a file), with its date."""
 
     source: str
     date: str
@@ -80,50 +80,50 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Books in order of precedence: the first that knows a figure gives it."""
+    """Price books in order of precedence: each figure comes from the first that has it."""
 
-    books: tuple[Book, ...]
+    books: tuple[PriceBook, ...]
 
     def names(self) -> list[str]:
-        """Return every type that a book knows, sorted."""
+        """Return the names of all types, sorted."""
         return sorted({name for book in self.books for name in book.rows})
 
     def find(self, name: str, *, price: float | None = None) -> Instance:
         """Return the type, priced by ``price`` (source ``spec``) or by the first book that has a price.
 
         Raises:
-            UnfoldError: no book has the type.
+            UnfoldError: No book has the type.
         """
         rows = [book.rows[name] for book in self.books if name in book.rows]
         if not rows:
-            hint = did_you_mean(name, self.names()) or "unfold catalog lists them; unfold catalog refresh asks AWS"
+            hint = did_you_mean(name, self.names()) or "unfold catalog lists them; refresh requests others"
             raise user_error(f"no such instance type: {name!r}", hint=hint)
-        found = _merged(rows)
-        return found if price is None else replace(found, on_demand=price, source="spec", date="")
+        merged = _merge(rows)
+        return merged if price is None else replace(merged, on_demand=price, source="spec", date="")
 
-    def choose(self, wanted: Wanted) -> list[Instance]:
-        """Return the types that a filter admits, cheapest first."""
-        found = [item for item in map(self.find, self.names()) if wanted.admits(item)]
-        return sorted(found, key=lambda item: (price_of(item, spot=wanted.spot), item.name))
+    def choose(self, wanted: InstanceFilter) -> list[Instance]:
+        """Return the types that match a filter, cheapest first."""
+        matches = [item for item in map(self.find, self.names()) if wanted.matches(item)]
+        return sorted(matches, key=lambda item: (price_of(item, spot=wanted.spot), item.name))
 
 
 def price_of(item: Instance, *, spot: bool = False) -> float:
-    """Return dollars per hour, infinite where no price is known."""
+    """Return the price in US dollars per hour; infinite if it is unknown."""
     price = item.spot if spot else item.on_demand
     return float("inf") if price is None else price
 
 
-def same_gpu(wanted: str, name: str) -> bool:
-    """Whether two names of a GPU mean the same: case, blanks and dashes do not count."""
-    return _plain(wanted) == _plain(name)
+def is_same_gpu(first: str, name: str) -> bool:
+    """Whether two names of a GPU are equal apart from case, blanks and punctuation."""
+    return _plain(first) == _plain(name)
 
 
 def gpu_names(rows: Iterable[Instance]) -> list[str]:
-    """Return the GPUs that occur, sorted."""
+    """Return the names of all GPUs, sorted."""
     return sorted({item.gpu for item in rows if item.gpu})
 
 
-def no_such_gpu(name: str, rows: Iterable[Instance]) -> UnfoldError:
+def unknown_gpu_error(name: str, rows: Iterable[Instance]) -> UnfoldError:
     """Make the error for a GPU that no type has."""
     known = gpu_names(rows)
     return user_error(
@@ -131,7 +131,7 @@ def no_such_gpu(name: str, rows: Iterable[Instance]) -> UnfoldError:
     )
 
 
-def _merged(rows: Sequence[Instance]) -> Instance:
+def _merge(rows: Sequence[Instance]) -> Instance:
     first = next((row for row in rows if row.on_demand is not None), rows[0])
     spot = next((row for row in rows if row.spot is not None), first)
     hardware = next((row for row in rows if row.vcpus), first)
@@ -152,3 +152,9 @@ def _merged(rows: Sequence[Instance]) -> Instance:
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+Wanted = InstanceFilter  # old name
+Book = PriceBook  # old name
+same_gpu = is_same_gpu  # old name
+no_such_gpu = unknown_gpu_error  # old name

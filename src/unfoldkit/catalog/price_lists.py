@@ -1,4 +1,4 @@
-"""Reads price lists: a table of one's own, SkyPilot's ``vms.csv``, and JSON of AWS, Azure and ec2instances.info."""
+"""Read price lists: a table of the user, SkyPilot's ``vms.csv``, and JSON of AWS, Azure and ec2instances.info."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unfoldkit.catalog.cloud_price_json import offers
-from unfoldkit.catalog.currency import Unit, dollars, unit
-from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.catalog.sanity import absurd, absurd_spot
+from unfoldkit.catalog.cloud_price_json import iter_offers
+from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
+from unfoldkit.catalog.instances import Instance, PriceBook
+from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
@@ -26,24 +26,24 @@ _REGIONS = ("region", "region_code", "armregionname", "location")
 _VCPUS, _GPUS = ("vcpus", "vcpu", "cpus"), ("gpus", "gpu_count", "gpucount", "acceleratorcount", "accelerators")
 _MEMORY, _GPU = ("memory_gib", "memorygib", "memory", "ram"), ("gpu_name", "gpu_model", "acceleratorname", "gpu")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_APART = re.compile(r"[\s_().-]+")
+_SEPARATORS = re.compile(r"[\s_().-]+")
 _FORMS = "a CSV with columns instance and price, a vms.csv of SkyPilot, or JSON of AWS, Azure or ec2instances.info"
 
 
-def read_prices(path: Path, region: str) -> Book:
-    """Return the instance types of a price list in a region, in $ an hour; its form is told by its content.
+def read_prices(path: Path, region: str) -> PriceBook:
+    """Read the instance types of a price list in a region, in US dollars per hour; its contents decide its format.
 
     A table has a column of names (``instance``, ``type``, ...) and one of prices (``price``, ``usd_per_hour``,
-    ``monthly cost``, ...), beside it at will a spot price, a ``region``, and vCPUs, memory and GPUs. JSON is that of
+    ``monthly cost``, ...), and optionally a spot price, a ``region``, and vCPUs, memory and GPUs. JSON is that of
     ``aws ec2 describe-spot-price-history``, ``aws pricing get-products`` or an offer file, Azure's retail prices, or
-    ec2instances.info; of these Linux counts, and of spot prices the newest of the cheapest zone.
+    ec2instances.info. Only Linux counts, and of spot prices the newest in the cheapest zone.
 
     Raises:
-        UnfoldError: it is no such list, a price is none or cannot be true, or the region is not in it.
+        UnfoldError: The file is not such a list, a price is invalid or implausible, or the region is missing.
     """
-    first = _first(path)
+    first = _first_line(path)
     if first.startswith(("{", "[")):
-        rows = _offered(path, region)
+        rows = _read_json(path, region)
     elif set(COLUMNS) <= {name.strip() for name in _head(first)}:
         return read_vms(path, region)
     else:
@@ -51,10 +51,10 @@ def read_prices(path: Path, region: str) -> Book:
     if not rows:
         raise user_error(f"no price for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}")
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
-    return Book(path.name, date, {name: replace(row, source=path.name) for name, row in rows.items()})
+    return PriceBook(path.name, date, {name: replace(row, source=path.name) for name, row in rows.items()})
 
 
-def _first(path: Path) -> str:
+def _first_line(path: Path) -> str:
     try:
         with open_text(path) as stream:
             return next((line for line in stream if line.strip()), "").lstrip()
@@ -74,103 +74,107 @@ def _document(path: Path) -> object:
         raise user_error(f"cannot read the price list: {error}", file=str(path)) from error
 
 
-def _offered(path: Path, region: str) -> dict[str, Instance]:
+def _read_json(path: Path, region: str) -> dict[str, Instance]:
     document = _document(path)
     try:
-        return _kept(offers(document, region))
+        return _select_cheapest(iter_offers(document, region))
     except DAMAGED as error:
-        raise user_error(f"an entry of the price list is not as its form says: {error!r}", file=str(path)) from error
+        raise user_error(f"an entry of the price list does not match its format: {error!r}", file=str(path)) from error
 
 
-def _kept(rows: Iterable[Instance]) -> dict[str, Instance]:
-    """Return the cheapest offer of each type, without prices that cannot be true."""
-    found: dict[str, Instance] = {}
+def _select_cheapest(rows: Iterable[Instance]) -> dict[str, Instance]:
+    """Return the cheapest offer of each type, without implausible prices."""
+    cheapest: dict[str, Instance] = {}
     for row in rows:
-        before = found.get(row.name, row)
-        found[row.name] = replace(
+        before = cheapest.get(row.name, row)
+        cheapest[row.name] = replace(
             before, on_demand=_lower(before.on_demand, row.on_demand), spot=_lower(before.spot, row.spot)
         )
-    return found
+    return cheapest
 
 
 def _lower(*prices: float | None) -> float | None:
-    return min((price for price in prices if price is not None and not absurd(price)), default=None)
+    return min((price for price in prices if price is not None and not find_implausibility(price)), default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where a table has what: names of columns, empty where it has none."""
+class _TableColumns:
+    """The columns of a table by their contents; empty if it has none."""
 
     name: str
     price: str
     spot: str
     region: str
     currency: str
-    units: dict[str, Unit]
+    units: dict[str, PriceUnit]
 
 
 def _table(path: Path, region: str) -> dict[str, Instance]:
-    found: dict[str, Instance] = {}
-    places: _Places | None = None
+    instances: dict[str, Instance] = {}
+    columns: _TableColumns | None = None
     for row in csv_rows(path):
-        places = places or _places(list(row.cells), path)
-        if places.region and row[places.region] != region:
+        columns = columns or _find_columns(list(row.cells), path)
+        if columns.region and row[columns.region] != region:
             continue
-        item = _instance(row, places, region)
+        item = _instance(row, columns, region)
         if item is None:
             continue
-        if found.setdefault(item.name, item) != item:
-            raise row.wrong("this type has another price above", item.name, "one row a type, or a column region")
-    return found
+        if instances.setdefault(item.name, item) != item:
+            raise row.wrong("this type has another price above", item.name, "one row per type, or a column region")
+    return instances
 
 
-def _places(head: Sequence[str], path: Path) -> _Places:
-    units = {name: found for name in head if (found := unit(name)) is not None}
+def _find_columns(head: Sequence[str], path: Path) -> _TableColumns:
+    units = {name: parsed for name in head if (parsed := parse_unit(name)) is not None}
     hourly = sorted(units, key=lambda name: units[name].hours != 1)
-    name = _named(head, _NAMES, units)
+    name = _match_column(head, _NAMES, units)
     price = next((item for item in hourly if not units[item].spot), "")
     spot = next((item for item in hourly if units[item].spot), "")
     if not name or not (price or spot):
-        told = f"no column of {'prices' if name else 'instance types'}"
-        raise UnfoldError(Diagnostic(told, str(path), 1, 1, hint=f"it has {', '.join(head[:12])}; wanted {_FORMS}"))
-    currency = _named(head, ("currency", "currencycode"), ())
-    return _Places(name, price, spot, _named(head, _REGIONS, units), currency, units)
+        message = f"no column of {'prices' if name else 'instance types'}"
+        raise UnfoldError(
+            Diagnostic(message, str(path), 1, 1, hint=f"it has {', '.join(head[:12])}; expected {_FORMS}")
+        )
+    currency = _match_column(head, ("currency", "currencycode"), ())
+    return _TableColumns(name, price, spot, _match_column(head, _REGIONS, units), currency, units)
 
 
-def _named(head: Iterable[str], names: Sequence[str], apart: Iterable[str]) -> str:
-    plain = {_plain(name): name for name in head if name not in apart}
+def _match_column(head: Iterable[str], names: Sequence[str], excluded: Iterable[str]) -> str:
+    plain = {_plain(name): name for name in head if name not in excluded}
     return next((plain[name] for name in names if name in plain), "")
 
 
 def _plain(name: str) -> str:
-    return _APART.sub("_", name.strip().lower()).strip("_")
+    return _SEPARATORS.sub("_", name.strip().lower()).strip("_")
 
 
-def _instance(row: CsvRow, places: _Places, region: str) -> Instance | None:
-    price, spot = (_price(row, column, places) for column in (places.price, places.spot))
-    if not row[places.name] or price is spot is None:
+def _instance(row: CsvRow, columns: _TableColumns, region: str) -> Instance | None:
+    price, spot = (_price(row, column, columns) for column in (columns.price, columns.spot))
+    if not row[columns.name] or price is spot is None:
         return None
-    if spot is not None and (reason := absurd_spot(spot, price)):
-        raise row.wrong(reason, places.spot)
+    if spot is not None and (reason := find_spot_implausibility(spot, price)):
+        raise row.wrong(reason, columns.spot)
     head = list(row.cells)
-    vcpus, memory, gpus = (_number(row.get(_named(head, names, ()))) for names in (_VCPUS, _MEMORY, _GPUS))
-    gpu = row.get(_named(head, _GPU, ()))
-    return Instance(row[places.name], round(vcpus), memory, gpu, round(gpus), on_demand=price, spot=spot, region=region)
+    vcpus, memory, gpus = (_number(row.get(_match_column(head, names, ()))) for names in (_VCPUS, _MEMORY, _GPUS))
+    gpu = row.get(_match_column(head, _GPU, ()))
+    return Instance(
+        row[columns.name], round(vcpus), memory, gpu, round(gpus), on_demand=price, spot=spot, region=region
+    )
 
 
-def _price(row: CsvRow, column: str, places: _Places) -> float | None:
+def _price(row: CsvRow, column: str, columns: _TableColumns) -> float | None:
     if not column:
         return None
-    told = row.get(places.currency) if places.currency else ""
+    currency = row.get(columns.currency) if columns.currency else ""
     try:
-        price = dollars(f"{row[column]} {told}".strip() if row[column] else "", places.units[column])
+        price = parse_price(f"{row[column]} {currency}".strip() if row[column] else "", columns.units[column])
     except ValueError as error:
         raise row.wrong(str(error), column, "convert the list to dollars, such as 0.526 or $0.526/h") from error
-    if price is not None and (reason := absurd(price)):
+    if price is not None and (reason := find_implausibility(price)):
         raise row.wrong(reason, column, "dollars an hour, or a name with its unit, such as usd_per_month")
     return price
 
 
 def _number(text: str) -> float:
-    found = _NUMBER.search(text)
-    return float(found[0]) if found else 0.0
+    match = _NUMBER.search(text)
+    return float(match[0]) if match else 0.0

@@ -1,35 +1,41 @@
-"""Prices that cannot be true are refused: fakes and parsing accidents must not end up in a plan."""
+"""Plausibility checks of prices: fakes and parsing errors must not end up in a plan."""
 
 from __future__ import annotations
 
 import math
 
-LOWEST = 0.001
-HIGHEST = 1000.0
-DRIFT = 8.0
-SPOT_SHARE = (0.02, 3.0)
+MIN_USD_PER_HOUR = 0.001
+MAX_USD_PER_HOUR = 1000.0
+MAX_CHANGE = 8.0
+SPOT_RANGE = (0.02, 3.0)
 
 
-def absurd(price: float, *, known: float | None = None) -> str:
-    """Return why a price of ``price`` dollars per hour cannot be true, or nothing.
+def find_implausibility(price: float, *, known: float | None = None) -> str:
+    """Return why a price is implausible; empty if it is plausible.
 
-    ``known`` is an earlier price of the same type: AWS has never moved one by a factor of eight.
+    Args:
+        price: US dollars per hour.
+        known: An earlier price of the same type; AWS has never changed one by a factor of eight.
     """
     if not math.isfinite(price) or price <= 0:
         return f"{price} is not a price"
-    if not LOWEST <= price <= HIGHEST:
-        return f"${price:g}/h is outside ${LOWEST:g}/h to ${HIGHEST:g}/h"
-    if known is not None and not known / DRIFT <= price <= known * DRIFT:
-        return f"${price:g}/h is more than {DRIFT:g} times away from the ${known:g}/h known before"
+    if not MIN_USD_PER_HOUR <= price <= MAX_USD_PER_HOUR:
+        return f"${price:g}/h is outside ${MIN_USD_PER_HOUR:g}/h to ${MAX_USD_PER_HOUR:g}/h"
+    if known is not None and not known / MAX_CHANGE <= price <= known * MAX_CHANGE:
+        return f"${price:g}/h is more than {MAX_CHANGE:g} times away from the ${known:g}/h known before"
     return ""
 
 
-def absurd_spot(price: float, on_demand: float | None) -> str:
-    """Return why a spot price cannot be true, or nothing; ``on_demand`` is the same type's price."""
-    reason = absurd(price)
+def find_spot_implausibility(price: float, on_demand: float | None) -> str:
+    """Return why a spot price is implausible; ``on_demand`` is the on-demand price of the same type."""
+    reason = find_implausibility(price)
     if reason or on_demand is None:
         return reason
-    low, high = SPOT_SHARE
+    low, high = SPOT_RANGE
     if not low * on_demand <= price <= high * on_demand:
         return f"${price:g}/h is not between {low:.0%} and {high:.0%} of the on-demand price"
     return ""
+
+
+absurd = find_implausibility  # old name
+absurd_spot = find_spot_implausibility  # old name

@@ -1,4 +1,4 @@
-"""Reads SkyPilot's ``vms.csv`` (catalogs v8): one row per type and zone."""
+"""Read SkyPilot's ``vms.csv`` (catalogs v8): one row per type and zone."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.catalog.sanity import absurd, absurd_spot
+from unfoldkit.catalog.instances import Instance, PriceBook
+from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
 from unfoldkit.errors import user_error
 from unfoldkit.io.csv import csv_rows
 
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 
 
-def read_vms(path: Path, region: str) -> Book:
-    """Return a region's types from a ``vms.csv``, priced by its ``Price`` and the cheapest ``SpotPrice`` of its zones.
+def read_vms(path: Path, region: str) -> PriceBook:
+    """Read a region's types from a ``vms.csv``, with ``Price`` and the cheapest ``SpotPrice`` of their zones.
 
     Raises:
-        UnfoldError: columns are missing, a figure is not a number, a price cannot be true, or the region is absent.
+        UnfoldError: A column is missing, a figure is not a number, a price is implausible, or the region is absent.
     """
-    found = _cheapest_zone(_rows(path, region))
-    if not found:
+    instances = _cheapest_zone(_rows(path, region))
+    if not instances:
         raise user_error(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
-    return Book(path.name, date, found)
+    return PriceBook(path.name, date, instances)
 
 
 def _rows(path: Path, region: str) -> Iterator[Instance]:
@@ -34,15 +34,13 @@ def _rows(path: Path, region: str) -> Iterator[Instance]:
             try:
                 yield replace(_instance(row.cells, region), source=path.name)
             except ValueError as error:
-                raise row.wrong(
-                    str(error), row["InstanceType"], "the row was not taken; correct it or delete it"
-                ) from error
+                raise row.wrong(str(error), row["InstanceType"], "correct the row or delete it") from error
 
 
 def _instance(row: Mapping[str, str], region: str) -> Instance:
     on_demand, spot = _number(row["Price"]), _number(row.get("SpotPrice", ""))
-    reason = (absurd(on_demand) if on_demand is not None else "") or (
-        absurd_spot(spot, on_demand) if spot is not None else ""
+    reason = (find_implausibility(on_demand) if on_demand is not None else "") or (
+        find_spot_implausibility(spot, on_demand) if spot is not None else ""
     )
     if reason:
         raise ValueError(reason)
@@ -59,12 +57,12 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
 
 
 def _cheapest_zone(rows: Iterator[Instance]) -> dict[str, Instance]:
-    found: dict[str, Instance] = {}
+    cheapest: dict[str, Instance] = {}
     for row in rows:
-        best = found.get(row.name)
+        best = cheapest.get(row.name)
         if best is None or (row.spot is not None and (best.spot is None or row.spot < best.spot)):
-            found[row.name] = row
-    return found
+            cheapest[row.name] = row
+    return cheapest
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The commands, each a thin skin over a function that can be tested without it."""
+"""The commands of ``unfold``: each parses its options and calls a function that works without the command line."""
 
 from __future__ import annotations
 
@@ -10,30 +10,49 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from unfoldkit.cli import console, options
-from unfoldkit.cli.help_groups import Grouped
+from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
+from unfoldkit.cli.options import SharedOptions, with_shared_options
 from unfoldkit.cli.request import Request
 
 HELP_WIDTH = 100
 EPILOG = (
     "Exit codes: 0 yes; 1 the answer is no; 2 spec, flag or file at fault; 3 internal; 130 Ctrl-C; 141 closed pipe."
 )
+ReplayTrace = Annotated[Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace through the plan")]
+TextOrJson = Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")]
+
+
+class RootCommand(TyperGroup):
+    """The root command with its commands in groups; without rich, Typer has no option for that."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per group, then the commands that no group names."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        remaining = tuple(name for name in self.list_commands(ctx) if name not in grouped)
+        for title, names in {**GROUPS, "More": remaining}.items():
+            rows = [(name, self.commands[name].get_short_help_str(80)) for name in names if name in self.commands]
+            _write_section(formatter, title, rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature of the library
+        """Write the exit codes."""
+        _write_section(formatter, "Exit codes", list(EXIT_CODES))
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse ``arguments``, run the command and exit."""
-    application(min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns))(
-        args=list(arguments), prog_name="unfold"
-    )
+    width = min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns)
+    build_app(width)(args=list(arguments), prog_name="unfold")
 
 
-def application(width: int = HELP_WIDTH) -> typer.Typer:
-    """Return a fresh application with every command; its help is ``width`` letters wide."""
+def build_app(width: int = HELP_WIDTH) -> typer.Typer:
+    """Build a new application with every command; its help is ``width`` characters wide."""
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
-        cls=Grouped,
+        cls=RootCommand,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -43,29 +62,19 @@ def application(width: int = HELP_WIDTH) -> typer.Typer:
             "terminal_width": width,
         },
     )
-    app.callback()(_root)
+    app.callback()(root)
     for command in (profile, train, plan, serve, check, schema, init, doctor, report):
         app.command(epilog=EPILOG)(command)
-    group = typer.Typer(
-        help="List the plugins, or start a new one.", rich_markup_mode=None, invoke_without_command=True
-    )
-    group.callback(epilog=EPILOG)(plugins)
-    group.command("new", epilog=EPILOG)(new)
-    app.add_typer(group, name="plugins")
-    prices = typer.Typer(
-        help="List instance types and prices, or ask AWS for new ones.",
-        rich_markup_mode=None,
-        invoke_without_command=True,
-    )
-    prices.callback(epilog=EPILOG)(catalog)
-    prices.command("refresh", epilog=EPILOG)(refresh)
-    app.add_typer(prices, name="catalog")
+    app.add_typer(_group("List the plugins, or start a new one.", plugins, new=new), name="plugins")
+    text = "List instance types and prices, or request current ones from AWS."
+    app.add_typer(_group(text, catalog, refresh=refresh), name="catalog")
     return app
 
 
-def _root(
+def root(
     version: Annotated[bool, typer.Option("--version", "-V", help="print the version")] = False,
 ) -> None:
+    """Handle the options before a command."""
     if version:
         from unfoldkit import __version__
 
@@ -73,90 +82,54 @@ def _root(
         raise typer.Exit
 
 
-def profile(
-    spec: options.SpecPath,
-    settings: options.Settings = None,
-    form: options.Format = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    run_folder: options.RunFolder = None,
-    dry_run: options.DryRun = False,
-    exit_zero: options.ExitZero = False,
-    engine: options.EngineName = "local",
-    jobs: options.Jobs = None,
-    ray_address: options.RayAddress = None,
-    allow_code: options.AllowCode = False,
-    no_plugins: options.NoPlugins = False,
-    verbose: options.Verbose = False,
-) -> None:
+@with_shared_options
+def profile(spec: options.SpecPath, shared: SharedOptions) -> None:
     """Measure what a plan needs: latency by batch size, iteration times, costs."""
-    _verb("profile", locals())
+    _perform("profile", spec, shared)
 
 
+@with_shared_options
 def train(
     spec: options.SpecPath,
-    plan_file: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="carry out this plan")] = None,
-    settings: options.Settings = None,
-    form: options.Format = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    run_folder: options.RunFolder = None,
-    dry_run: options.DryRun = False,
-    exit_zero: options.ExitZero = False,
-    engine: options.EngineName = "local",
-    jobs: options.Jobs = None,
-    ray_address: options.RayAddress = None,
-    allow_code: options.AllowCode = False,
-    no_plugins: options.NoPlugins = False,
-    verbose: options.Verbose = False,
+    shared: SharedOptions,
+    plan_file: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="execute this plan")] = None,
 ) -> None:
-    """Fit, tune and save what the spec describes; a killed run goes on where it was."""
-    _verb("train", locals())
+    """Fit, tune and save what the spec describes; a killed run resumes where it was."""
+    _perform("train", spec, shared, plan=plan_file)
 
 
+@with_shared_options
 def plan(
+    shared: SharedOptions,
     specs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SPEC", help=options.SPEC_HELP + "; several are planned in turn; that of --check if left out"
+            metavar="SPEC", help=options.SPEC_HELP + "; several are planned in turn; default: that of --check"
         ),
     ] = None,
     check_file: Annotated[
         Path | None,
         typer.Option("--check", metavar="PLAN", help="compare with a committed plan; exit 1 on drift"),
     ] = None,
-    replay: Annotated[
-        Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace through the plan")
-    ] = None,
-    settings: options.Settings = None,
-    form: options.Format = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    run_folder: options.RunFolder = None,
-    dry_run: options.DryRun = False,
-    exit_zero: options.ExitZero = False,
-    engine: options.EngineName = "local",
-    jobs: options.Jobs = None,
-    ray_address: options.RayAddress = None,
-    allow_code: options.AllowCode = False,
-    no_plugins: options.NoPlugins = False,
-    verbose: options.Verbose = False,
+    replay: ReplayTrace = None,
 ) -> None:
-    """Search the plan that meets the goal, and what it gives up."""
+    """Search for the plan that meets the goal, and show what it gives up."""
     from unfoldkit.cli.batch import perform_all
 
     words = specs or ([str(check_file)] if check_file else [])
     if not words:
         raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
-    request = _request("plan", {**locals(), "spec": words[0]})
-    _end(lambda: perform_all(request, words, _stdin(*words)))
+    request = _request("plan", words[0], shared, check=check_file, replay=replay)
+    _exit_with(lambda: perform_all(request, words, _read_stdin(*words)))
 
 
+@with_shared_options
 def serve(
     spec: options.SpecPath,
+    shared: SharedOptions,
     host: Annotated[
         str,
-        typer.Option("--host", metavar="ADDRESS", help="address to listen on; others than loopback need UNFOLD_TOKEN"),
+        typer.Option("--host", metavar="ADDRESS", help="address to listen on; other than loopback needs UNFOLD_TOKEN"),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
@@ -164,34 +137,25 @@ def serve(
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=256, help="how many processes share the port")
     ] = 1,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="log to stderr as JSON, a line for every request")
-    ] = False,
+    fast_path: Annotated[
+        bool, typer.Option("--fast-path/--no-fast-path", help="answer plain requests without ASGI")
+    ] = True,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log to stderr as JSON, one line per request")] = False,
     replay: Annotated[
-        Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
+        Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace against the service")
     ] = None,
-    settings: options.Settings = None,
-    form: options.Format = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    run_folder: options.RunFolder = None,
-    dry_run: options.DryRun = False,
-    exit_zero: options.ExitZero = False,
-    engine: options.EngineName = "local",
-    jobs: options.Jobs = None,
-    ray_address: options.RayAddress = None,
-    allow_code: options.AllowCode = False,
-    no_plugins: options.NoPlugins = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
+    from unfoldkit.cli.commands.serve import ServeOptions
     from unfoldkit.cli.commands.serve import serve as action
 
-    request = _request("serve", locals())
-    # files of secrets end with the end of a line
+    # files that hold secrets end with a line break
     token = os.environ.get("UNFOLD_TOKEN", "").strip()
-    given: dict[str, Any] = {"request": request, "host": host, "port": port, "token": token, "log_json": log_json}
-    _end(lambda: action(**given, stdin=_stdin(spec), processes=processes))
+    serving = ServeOptions(
+        host=host, port=port, token=token, processes=processes, log_json=log_json, fast_path=fast_path
+    )
+    request = _request("serve", spec, shared, replay=replay)
+    _exit_with(lambda: action(request, serving, _read_stdin(spec)))
 
 
 def check(
@@ -201,96 +165,98 @@ def check(
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
     no_plugins: options.NoPlugins = False,
 ) -> None:
-    """Validate specs and plans; every mistake at once, one line each."""
+    """Validate specs and plans: every mistake at once, one per line."""
     from unfoldkit.cli.commands.check import check as action
 
-    given: dict[str, Any] = {"settings": settings or (), "builtin_only": no_plugins, "data": data}
-    _end(lambda: action(files, form, **given, stdin=_stdin(*files)))
+    _exit_with(
+        lambda: action(
+            files, form, settings=settings or (), builtin_only=no_plugins, data=data, stdin=_read_stdin(*files)
+        )
+    )
 
 
 def schema(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="one kind; all if left out")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="one kind; default: all")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE")] = None,
 ) -> None:
     """Print the JSON Schema of a kind, for editors."""
-    from unfoldkit.cli.commands.schema import schema as action
+    from unfoldkit.cli.commands.authoring import write_schema
 
-    _end(lambda: action(kind, out))
+    _exit_with(lambda: write_schema(kind, out))
 
 
 def init(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="needed; without it the kinds are named")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="required; without it the kinds are listed")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
     ] = None,
 ) -> None:
     """Print a commented spec to start from."""
-    from unfoldkit.cli.commands.init import init as action
+    from unfoldkit.cli.commands.authoring import write_starter
 
-    _end(lambda: action(kind, out))
+    _exit_with(lambda: write_starter(kind, out))
 
 
-def plugins(
-    context: typer.Context,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
-) -> None:
+def plugins(context: typer.Context, form: TextOrJson = "text") -> None:
     """List the plugins, or start a new one."""
     if context.invoked_subcommand is None:
-        from unfoldkit.cli.commands.show import plugins as action
+        from unfoldkit.cli.commands.show import list_plugins
 
-        _end(lambda: action(form))
+        _exit_with(lambda: list_plugins(form))
 
 
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="the kind that it will offer")]) -> None:
-    """Start a plugin: makes unfold-NAME/, which installs as it is."""
-    from unfoldkit.cli.commands.scaffold import scaffold
+    """Start a plugin: create unfold-NAME/, which is ready to install."""
+    from unfoldkit.cli.commands.scaffold import create_plugin
 
-    _end(lambda: scaffold(name, Path()))
+    _exit_with(lambda: create_plugin(name, Path()))
 
 
 def catalog(
     context: typer.Context,
     gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="only with this GPU, such as A10G")] = "",
-    min_gpus: Annotated[int, typer.Option("--min-gpus", min=0, help="GPUs at least")] = 0,
-    min_vcpus: Annotated[int, typer.Option("--min-vcpus", min=0, help="vCPUs at least")] = 0,
-    min_memory: Annotated[float, typer.Option("--min-memory", min=0, metavar="GIB", help="memory at least")] = 0.0,
-    max_price: Annotated[str | None, typer.Option("--max-price", metavar="PRICE", help="at most, such as $5/h")] = None,
+    min_gpus: Annotated[int, typer.Option("--min-gpus", min=0, help="minimum GPUs")] = 0,
+    min_vcpus: Annotated[int, typer.Option("--min-vcpus", min=0, help="minimum vCPUs")] = 0,
+    min_memory: Annotated[float, typer.Option("--min-memory", min=0, metavar="GIB", help="minimum memory")] = 0.0,
+    max_price: Annotated[
+        str | None, typer.Option("--max-price", metavar="PRICE", help="maximum price, such as $5/h")
+    ] = None,
     spot: Annotated[bool, typer.Option("--spot", help="by spot price")] = False,
     region: options.Region = "us-east-1",
     prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="a price list, CSV or JSON, asked first")
+        Path | None, typer.Option("--prices", metavar="FILE", help="a price list (CSV or JSON) that takes precedence")
     ] = None,
     form: options.Format = None,
     out: options.Out = None,
 ) -> None:
-    """List instance types and prices, or ask AWS for new ones."""
+    """List instance types and prices, or request current ones from AWS."""
     if context.invoked_subcommand is None:
-        from unfoldkit.catalog.instances import Wanted
-        from unfoldkit.cli.commands.catalog import listing, price_option
+        from unfoldkit.catalog.instances import InstanceFilter
+        from unfoldkit.cli.commands.catalog import list_instances, parse_max_price
 
         def action() -> int:
-            wanted = Wanted(gpu, min_gpus, min_vcpus, min_memory, price_option(max_price), spot)
-            return listing(wanted, region, prices, form, out)
+            wanted = InstanceFilter(gpu, min_gpus, min_vcpus, min_memory, parse_max_price(max_price), spot)
+            return list_instances(wanted, region, prices, form, out)
 
-        _end(action)
+        _exit_with(action)
 
 
 def refresh(region: options.Region = "us-east-1") -> None:
-    """Ask AWS for today's prices (needs credentials) and keep them with their date."""
+    """Request today's prices from AWS (needs credentials) and cache them with their date."""
     import datetime as dt
 
-    from unfoldkit.cli.commands.catalog import renew
+    from unfoldkit.cli.commands.catalog import refresh_prices
 
-    _end(lambda: renew(region, dt.datetime.now(dt.UTC)))
+    _exit_with(lambda: refresh_prices(region, dt.datetime.now(dt.UTC)))
 
 
-def doctor(
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
-) -> None:
-    """Say whether everything that the tool needs is there."""
-    from unfoldkit.cli.commands.doctor import doctor as action
+def doctor(form: TextOrJson = "text") -> None:
+    """Check that everything the tool needs is there."""
+    from unfoldkit.cli.commands.doctor import diagnose
 
-    _end(lambda: action(form))
+    _exit_with(lambda: diagnose(form))
 
 
 def report(
@@ -300,48 +266,70 @@ def report(
     exit_zero: options.ExitZero = False,
 ) -> None:
     """Render the report of a finished run again."""
-    from unfoldkit.cli.commands.show import report as action
+    from unfoldkit.cli.commands.show import show_report
 
-    _end(lambda: action(run_folder, form, out, exit_zero=exit_zero))
-
-
-def _verb(verb: str, given: dict[str, Any]) -> None:
-    from unfoldkit.cli.commands.run import perform
-
-    request = _request(verb, given)
-    _end(lambda: perform(request, _stdin(request.spec)))
+    _exit_with(lambda: show_report(run_folder, form, out, exit_zero=exit_zero))
 
 
-def _request(verb: str, given: dict[str, Any]) -> Request:
+def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    if rows:
+        with formatter.section(title):
+            formatter.write_dl(rows)
+
+
+def _group(text: str, callback: Callable[..., None], **commands: Callable[..., None]) -> typer.Typer:
+    group = typer.Typer(help=text, rich_markup_mode=None, invoke_without_command=True)
+    group.callback(epilog=EPILOG)(callback)
+    for name, command in commands.items():
+        group.command(name, epilog=EPILOG)(command)
+    return group
+
+
+def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None) -> None:
+    from unfoldkit.cli.execution import perform
+
+    request = _request(verb, spec, shared, plan=plan)
+    _exit_with(lambda: perform(request, _read_stdin(spec)))
+
+
+def _request(
+    verb: str,
+    spec: str,
+    shared: SharedOptions,
+    *,
+    check: Path | None = None,
+    plan: Path | None = None,
+    replay: Path | None = None,
+) -> Request:
     return Request(
         verb=verb,
-        spec=given["spec"],
-        settings=tuple(given["settings"] or ()),
-        format=given["form"],
-        out=given["out"],
-        seed=given["seed"],
-        run=given["run_folder"],
-        dry_run=given["dry_run"],
-        exit_zero=given["exit_zero"],
-        engine=given["engine"],
-        jobs=given["jobs"],
-        ray_address=given["ray_address"],
-        allow_code=given["allow_code"],
-        builtin_only=given["no_plugins"],
-        verbose=given["verbose"],
-        check=given.get("check_file"),
-        plan=given.get("plan_file"),
-        replay=given.get("replay"),
+        spec=spec,
+        settings=tuple(shared.settings or ()),
+        format=shared.form,
+        out=shared.out,
+        seed=shared.seed,
+        run=shared.run_folder,
+        dry_run=shared.dry_run,
+        exit_zero=shared.exit_zero,
+        engine=shared.engine,
+        jobs=shared.jobs,
+        ray_address=shared.ray_address,
+        allow_code=shared.allow_code,
+        builtin_only=shared.no_plugins,
+        verbose=shared.verbose,
+        check=check,
+        plan=plan,
+        replay=replay,
     )
 
 
-def _stdin(*specs: str) -> str:
+def _read_stdin(*specs: str) -> str:
     if "-" not in specs:
         return ""
-    from unfoldkit.spec.yaml_reader import decoded
+    from unfoldkit.spec.yaml_reader import decode_text
 
-    return decoded(sys.stdin.buffer.read(), "<stdin>")
+    return decode_text(sys.stdin.buffer.read(), "<stdin>")
 
 
-def _end(action: Callable[[], int]) -> None:
-    raise typer.Exit(console.guarded(action))
+def _exit_with(action: Callable[[], int]) -> None:
+    raise typer.Exit(console.run_guarded(action))

@@ -1,4 +1,4 @@
-"""`unfold plan` of several specs: each in turn, whatever became of the one before; the exit code is the worst."""
+"""``unfold plan`` of several specs: each in turn, whatever the result of the others; the exit code is the worst."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unfoldkit.cli import console, output, plugin_registry
-from unfoldkit.cli.commands.run import carried_out, opened, perform, run_folder, tell
+from unfoldkit.cli.execution import execute, load_request, notify_observers, perform, run_folder
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import combine
 from unfoldkit.report import Report
-from unfoldkit.run_directory import encoded, write_atomically
-from unfoldkit.spec.resolve import Loaded, spec_hash
+from unfoldkit.run_directory import encode_text, write_atomically
+from unfoldkit.spec.resolve import LoadedSpec, spec_hash
 
-ENDS = (ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE)
-WORDS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
+STOPS = (ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE)
+VERDICTS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
-    """What the answers of one call have in common.
+class Batch:
+    """The common parts of a call with several specs.
 
-    ``pages`` collects what is written in one piece at the end; ``runs`` says which spec each run was last kept for.
+    Args:
+        request: The call.
+        registry: The plugins.
+        renderer: The format of the reports.
+        stdin: The text of a spec that comes from stdin.
+        pages: Rendered reports that are written as one document at the end.
+        runs: By folder of a run, the spec that last used it and its hash.
     """
 
     request: Request
@@ -36,105 +42,106 @@ class Several:
     runs: dict[Path, tuple[str, str]] = field(default_factory=dict)
 
     @property
-    def in_one_piece(self) -> bool:
-        """Whether the pages make one document, and none can be written before all are there."""
+    def is_document(self) -> bool:
+        """Whether the pages form one document, which can be written only when all are there."""
         return self.request.out is not None or self.renderer.name in combine.DOCUMENTS
 
-    def answer(self, spec: str) -> ExitCode:
-        """Plan one spec and write, or keep, what its report looks like; mistakes too, where the format has them.
+    def plan(self, spec: str) -> ExitCode:
+        """Plan one spec, and write or collect its report, or its mistakes if the format can hold them.
 
         Raises:
-            UnfoldError: the spec is at fault, and the format has no place for mistakes.
+            UnfoldError: The spec is at fault, and the format cannot hold mistakes.
         """
         request = replace(self.request, spec=spec)
         try:
-            loaded = opened(request, self.registry, self.stdin)
-            self._claim(request, loaded)
-            report, code = carried_out(request, self.registry, loaded)
+            loaded = load_request(request, self.registry, self.stdin)
+            self._claim_run(request, loaded)
+            report, code = execute(request, self.registry, loaded)
         except UnfoldError as error:
-            page = output.mistakes(self.renderer.name, error.diagnostics)
+            page = output.render_mistakes(self.renderer.name, error.diagnostics)
             if page is None:
                 raise
             self._write(page)
             return error.code
         self._deliver(report)
-        tell(self.registry, report, code)
+        notify_observers(self.registry, report, code)
         return code
 
     def finish(self) -> None:
-        """Write the document, if it is one."""
-        if not self.in_one_piece:
+        """Write the document, if there is one."""
+        if not self.is_document:
             return
-        content = combine.joined(self.renderer.name, self.pages)
+        content = combine.join_pages(self.renderer.name, self.pages)
         if self.request.out is None:
             console.write_report(content)
         else:
-            write_atomically(self.request.out, encoded(content))
-            console.say(f"wrote {self.request.out}")
+            write_atomically(self.request.out, encode_text(content))
+            console.print_message(f"wrote {self.request.out}")
 
-    def _claim(self, request: Request, loaded: Loaded) -> None:
-        """Say that the run of an earlier spec is written over, as both have one name."""
+    def _claim_run(self, request: Request, loaded: LoadedSpec) -> None:
+        """Report that a spec overwrites the run of an earlier spec of the same name."""
         folder, made_from = run_folder(request, loaded), spec_hash(loaded.spec)
-        before, kept = self.runs.get(folder, (request.spec, made_from))
-        if kept != made_from and not request.dry_run:
-            told = f"{request.spec}: writes over the run of {before} in {folder} (another name keeps both)"
-            console.say(escape_unprintable(told))
+        earlier, stored = self.runs.get(folder, (request.spec, made_from))
+        if stored != made_from and not request.dry_run:
+            message = f"{request.spec}: overwrites the run of {earlier} in {folder} (another name keeps both)"
+            console.print_message(escape_unprintable(message))
         self.runs[folder] = request.spec, made_from
 
     def _deliver(self, report: Report) -> None:
-        if self.in_one_piece:
+        if self.is_document:
             self.pages.append(resolve(self.renderer.render)(report))
             return
         if self.pages:
-            console.write_report(combine.BETWEEN[self.renderer.name])
+            console.write_report(combine.SEPARATORS[self.renderer.name])
         self.pages.append("")
         output.deliver(report, self.renderer, None)
 
     def _write(self, page: str) -> None:
         self.pages.append(page)
-        if not self.in_one_piece:
+        if not self.is_document:
             console.write_report(page)
 
 
 def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
-    """Carry out a verb for each spec and return the worst exit code; Ctrl-C and a closed pipe end it at once.
+    """Plan each spec and return the worst exit code; Ctrl-C and a closed pipe stop at once.
 
     Raises:
-        UnfoldError: an option or the format is for one spec only.
+        UnfoldError: An option or the format is for one spec only.
     """
     if len(specs) == 1:
         return perform(replace(request, spec=specs[0]), stdin)
-    _for_one_only(request)
-    output.spare(request.out, *specs, request.replay)
-    registry = plugin_registry.registry(builtin_only=request.builtin_only)
-    renderer = output.choose(registry, request.format, request.out)
-    if renderer.name not in combine.BETWEEN:
-        raise user_error(f"--format {renderer.name} takes one spec", hint=f"for several: {', '.join(combine.BETWEEN)}")
-    several = Several(request, registry, renderer, stdin)
+    _reject_single_spec_options(request)
+    output.refuse_overwrite(request.out, *specs, request.replay)
+    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    renderer = output.select_renderer(registry, request.format, request.out)
+    if renderer.name not in combine.SEPARATORS:
+        hint = f"for several: {', '.join(combine.SEPARATORS)}"
+        raise user_error(f"--format {renderer.name} takes one spec", hint=hint)
+    batch = Batch(request, registry, renderer, stdin)
     codes: list[int] = []
     for spec in specs:
-        codes.append(console.guarded(_later(several, spec)))
-        if codes[-1] in ENDS:
+        codes.append(console.run_guarded(_bind(batch, spec)))
+        if codes[-1] in STOPS:
             return codes[-1]
-    several.finish()
-    console.say(_summary(specs, codes))
+    batch.finish()
+    console.print_message(_summarize(specs, codes))
     return max(codes)
 
 
-def _later(several: Several, spec: str) -> Callable[[], int]:
-    return lambda: several.answer(spec)
+def _bind(batch: Batch, spec: str) -> Callable[[], int]:
+    return lambda: batch.plan(spec)
 
 
-def _for_one_only(request: Request) -> None:
+def _reject_single_spec_options(request: Request) -> None:
     for flag, value in (("--run", request.run), ("--check", request.check)):
         if value is not None:
             raise user_error(f"{flag} {value} is for one spec", hint="plan one at a time")
 
 
-def _summary(specs: Sequence[str], codes: Sequence[int]) -> str:
-    told = [
-        f"{WORDS.get(ExitCode(code), 'failed')}: {escape_unprintable(spec)}"
+def _summarize(specs: Sequence[str], codes: Sequence[int]) -> str:
+    others = [
+        f"{VERDICTS.get(ExitCode(code), 'failed')}: {escape_unprintable(spec)}"
         for spec, code in zip(specs, codes, strict=True)
         if code
     ]
-    return " · ".join([f"{len(codes)} specs, {codes.count(ExitCode.YES)} yes", *told])
+    return " · ".join([f"{len(codes)} specs, {codes.count(ExitCode.YES)} yes", *others])

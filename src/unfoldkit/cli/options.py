@@ -1,9 +1,14 @@
-"""The options that verbs share, declared once."""
+"""Options of the command line that several commands share, each declared once."""
 
 from __future__ import annotations
 
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,18 +24,61 @@ Format = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="write the report to FILE; its ending picks the format"),
+    typer.Option("--out", "-o", metavar="FILE", help="write the report to FILE; its suffix selects the format"),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="seed of every random choice")]
-RunFolder = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="folder of the run; default runs/NAME")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="validate and tell what would run; write nothing")]
-ExitZero = Annotated[bool, typer.Option("--exit-zero", help="exit 0 also when the answer is no")]
-EngineName = Annotated[str, typer.Option("--engine", metavar="NAME", help="where work runs: local or ray")]
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", metavar="N", min=1, help="processes of the local engine; default one a core")
-]
-RayAddress = Annotated[str | None, typer.Option("--ray-address", metavar="ADDRESS", help="a running Ray cluster")]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="let the spec name code (module:function)")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="exit 0 even if the answer is no")]
 NoPlugins = Annotated[bool, typer.Option("--no-plugins", help="load the built-in plugins only")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log to stderr what is being done")]
 Region = Annotated[str, typer.Option("--region", metavar="NAME", help="region of the cloud")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedOptions:
+    """The options that every verb has, in the order of its help."""
+
+    settings: Settings = None
+    form: Format = None
+    out: Out = None
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="seed of every random choice")
+    ] = 0
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="folder of the run; default runs/NAME")
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="validate and show what would run; write nothing")] = False
+    exit_zero: ExitZero = False
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="where work runs: local or ray")] = "local"
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="processes of the local engine; default one per core"),
+    ] = None
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", metavar="ADDRESS", help="address of a running Ray cluster")
+    ] = None
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="let the spec name code (module:function)")] = False
+    no_plugins: NoPlugins = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log progress to stderr")] = False
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :class:`SharedOptions`, which it receives as its argument ``shared``."""
+    names = [item.name for item in fields(SharedOptions)]
+
+    @wraps(command)
+    def wrapped(**values: Any) -> None:
+        shared = SharedOptions(**{name: values.pop(name) for name in names})
+        command(**values, shared=shared)
+
+    hints = typing.get_type_hints(command, include_extras=True)
+    shared_hints = typing.get_type_hints(SharedOptions, include_extras=True)
+    kept = [item for item in inspect.signature(command).parameters.values() if item.name != "shared"]
+    parameters = [item.replace(annotation=hints[item.name]) for item in kept]
+    parameters += [
+        inspect.Parameter(item.name, item.kind, default=item.default, annotation=shared_hints[item.name])
+        for item in inspect.signature(SharedOptions).parameters.values()
+    ]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [item.replace(kind=keyword) for item in parameters]
+    )
+    wrapped.__annotations__ = {item.name: item.annotation for item in parameters}
+    return wrapped

@@ -1,4 +1,4 @@
-"""The registry as the command line sees it: the environment says what is switched off."""
+"""The plugin registry of the command line; the environment may switch plugins off."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from unfoldkit.registry import Registry, load_registry
 DISTRIBUTION = "unfoldkit"
 
 
-def registry(*, builtin_only: bool = False, environment: Mapping[str, str] = os.environ) -> Registry:
-    """Return the registry, without the plugins that ``UNFOLD_DISABLE_PLUGINS=a,b`` names."""
+def open_registry(*, builtin_only: bool = False, environment: Mapping[str, str] = os.environ) -> Registry:
+    """Load the plugins, except those that ``UNFOLD_DISABLE_PLUGINS=a,b`` names."""
     disabled = [name.strip() for name in environment.get("UNFOLD_DISABLE_PLUGINS", "").split(",") if name.strip()]
     if not builtin_only:
         return load_registry(disabled=disabled)
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    own = [point for point in points if point.dist is not None and point.dist.name == DISTRIBUTION]
-    return load_registry(disabled=disabled, entry_points=own)
+    builtin = [point for point in points if point.dist is not None and point.dist.name == DISTRIBUTION]
+    return load_registry(disabled=disabled, entry_points=builtin)
+
+
+registry = open_registry  # old name

@@ -1,4 +1,4 @@
-"""What one call of a verb asks for, free of the command-line library."""
+"""The options of one call of a verb, independent of the command-line library."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A verb, a spec, and every option."""
+    """A verb, a spec, and every option.
+
+    Args:
+        verb: ``profile``, ``train``, ``plan`` or ``serve``.
+        spec: A file, the folder of a run, or ``-`` for stdin.
+        settings: ``KEY=VALUE`` changes of the spec.
+        format: The renderer; ``None`` to go by the suffix of ``out``.
+        out: The file of the report; ``None`` for stdout.
+        seed: The seed of every random choice.
+        run: The folder of the run; ``None`` for the default.
+        dry_run: Validate, and run nothing.
+        exit_zero: Exit with 0 even if the answer is no.
+        engine: ``local`` or ``ray``.
+        jobs: Processes of the local engine.
+        ray_address: The address of a running Ray cluster.
+        allow_code: Let the spec name code.
+        builtin_only: Load the built-in plugins only.
+        verbose: Log progress.
+        check: A committed plan to compare with.
+        plan: A plan to execute.
+        replay: A trace to replay.
+    """
 
     verb: str
     spec: str

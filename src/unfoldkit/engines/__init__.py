@@ -1,1 +1,1 @@
-"""Where work runs: in local processes or on Ray. Both answer to :class:`~unfoldkit.engines.base.Engine`."""
+"""Where work runs: in local processes or on Ray. Both implement :class:`~unfoldkit.engines.base.Engine`."""

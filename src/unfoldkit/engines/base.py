@@ -1,4 +1,4 @@
-"""What every engine promises."""
+"""The protocol of an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """Runs independent jobs side by side."""
+    """Runs independent jobs in parallel."""
 
     @property
     def name(self) -> str:
@@ -20,10 +20,13 @@ class Engine(Protocol):
         *,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
-        """Return ``[function(item) for item in items]``, run side by side, results in the order of ``items``.
+        """Return ``[function(item) for item in items]``, computed in parallel.
 
-        ``on_result(index, result)`` is called here, in this process, as each job ends.
+        Args:
+            function: The job; it must be picklable.
+            items: Its arguments.
+            on_result: Called as ``on_result(index, result)`` in this process as each job ends.
 
         Raises:
-            UnfoldError: a worker died (exit code 3). An exception of ``function`` is raised as it is.
+            UnfoldError: A worker died (exit code 3). An exception of ``function`` is raised unchanged.
         """

@@ -17,13 +17,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """Runs jobs in ``workers`` processes; with one worker or one job, in this process."""
+    """Runs jobs in ``workers`` processes, or in this process if there is one worker or one job."""
 
     workers: int = field(default_factory=available_cores)
     name: str = "local"
@@ -35,23 +35,23 @@ class LocalEngine:
         *,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
-        """Run the jobs; see :class:`~unfoldkit.engines.base.Engine`."""
-        told = on_result or _ignore
+        """See :class:`~unfoldkit.engines.base.Engine`."""
+        notify = on_result or _ignore
         if min(self.workers, len(items)) <= 1:
-            return [_tell(index, function(item), told) for index, item in enumerate(items)]
+            return [_pass_on(index, function(item), notify) for index, item in enumerate(items)]
         try:
-            return self._side_by_side(function, items, told)
+            return self._map_in_processes(function, items, notify)
         except BrokenProcessPool as error:
             raise internal_error(
                 "a worker process died",
-                hint="out of memory? fewer --jobs need less; the run resumes where it was",
+                hint="out of memory? use fewer --jobs; the run resumes where it was",
             ) from error
 
-    def _side_by_side(
-        self, function: Callable[[Any], Any], items: Sequence[Any], told: Callable[[int, Any], None]
+    def _map_in_processes(
+        self, function: Callable[[Any], Any], items: Sequence[Any], notify: Callable[[int, Any], None]
     ) -> list[Any]:
         results: dict[int, Any] = {}
-        others = set(active_children())
+        unrelated = set(active_children())
         workers = min(self.workers, len(items))
         with ProcessPoolExecutor(
             workers, get_context("spawn"), initializer=start_worker, initargs=(os.getpid(),)
@@ -61,10 +61,10 @@ class LocalEngine:
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         index = waiting.pop(future)
-                        results[index] = _tell(index, future.result(), told)
+                        results[index] = _pass_on(index, future.result(), notify)
             except BaseException:
-                # what runs now may take hours, and nobody waits for it any more
-                for worker in set(active_children()) - others:
+                # the running jobs may take hours, and their results are not needed any more
+                for worker in set(active_children()) - unrelated:
                     worker.kill()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -75,28 +75,28 @@ def _ignore(_index: int, _result: Any) -> None:
     return None
 
 
-def _tell(index: int, result: Any, told: Callable[[int, Any], None]) -> Any:
-    told(index, result)
+def _pass_on(index: int, result: Any, notify: Callable[[int, Any], None]) -> Any:
+    notify(index, result)
     return result
 
 
 def start_worker(parent: int) -> None:
-    """Make the worker die with its parent and keep to one thread."""
+    """Initialize a worker process: it dies with its parent and uses one thread."""
     for number in (signal.SIGINT, signal.SIGHUP):
-        # a terminal sends them to all at once, and the parent says what becomes of its workers
+        # a terminal sends them to all processes at once, and the parent ends its workers
         signal.signal(number, signal.SIG_IGN)
-    one_thread()
+    limit_threads()
     _die_with_parent(parent)
 
 
-def one_thread() -> None:
-    """Keep numeric libraries that are loaded from now on to one thread."""
+def limit_threads() -> None:
+    """Limit numeric libraries that are loaded from now on to one thread."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
 
 
 def _die_with_parent(parent: int) -> None:
-    # a pool's workers outlive a parent that was killed with SIGKILL, unless the kernel is asked
+    # without this, the workers of a pool outlive a parent that was killed with SIGKILL
     import ctypes
     import sys
 
@@ -104,3 +104,6 @@ def _die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+one_thread = limit_threads  # old name

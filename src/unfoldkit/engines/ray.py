@@ -1,4 +1,4 @@
-"""Jobs as Ray tasks, on a cluster that is there or on one started here on loopback."""
+"""Jobs as Ray tasks, on a running cluster or on one that is started here on loopback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unfoldkit.errors import UnfoldError, internal_error, user_error
 
 @dataclass(frozen=True, slots=True)
 class RayEngine:
-    """Runs jobs on Ray. ``address`` is that of a running cluster; ``None`` starts one on this machine."""
+    """Runs jobs on Ray; ``address`` is that of a running cluster, and ``None`` starts one on this machine."""
 
     address: str | None = None
     name: str = "ray"
@@ -24,8 +24,8 @@ class RayEngine:
         *,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
-        """Run the jobs; see :class:`~unfoldkit.engines.base.Engine`."""
-        ray = connected(self.address)
+        """See :class:`~unfoldkit.engines.base.Engine`."""
+        ray = connect_ray(self.address)
         task = ray.remote(num_cpus=1)(function)
         waiting = {task.remote(item): index for index, item in enumerate(items)}
         results: dict[int, Any] = {}
@@ -38,11 +38,11 @@ class RayEngine:
         return [results[index] for index in range(len(items))]
 
 
-def connected(address: str | None) -> ModuleType:
-    """Return Ray, connected to the cluster at ``address`` or to one that is started on this machine.
+def connect_ray(address: str | None) -> ModuleType:
+    """Return the module ``ray``, connected to the cluster at ``address`` or to one started on this machine.
 
     Raises:
-        UnfoldError: Ray is not installed, or no cluster answers.
+        UnfoldError: Ray is not installed, or no cluster responds.
     """
     try:
         import ray
@@ -52,14 +52,14 @@ def connected(address: str | None) -> ModuleType:
         ) from error
     if not ray.is_initialized():
         try:
-            # without an address Ray would look for the last cluster of this machine, which may be gone
+            # without an address, Ray would look for the last cluster of this machine, which may have ended
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except ConnectionError as error:
-            hint = "ray start --head, or leave --ray-address out; of one that asks for a token: RAY_AUTH_MODE=token"
-            raise user_error(f"no Ray cluster answers at {address}", hint=hint) from error
-        except Exception as error:  # Ray has no class for a node that does not come up in time
-            told = next(iter(str(error).splitlines()), type(error).__name__)
-            raise internal_error(f"Ray does not start on this machine: {told}", hint="is it too busy?") from error
+            hint = "ray start --head, or leave --ray-address out; for a cluster with a token, set RAY_AUTH_MODE=token"
+            raise user_error(f"no Ray cluster responds at {address}", hint=hint) from error
+        except Exception as error:  # Ray has no exception class for a node that does not start in time
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise internal_error(f"Ray does not start on this machine: {reason}", hint="is it too busy?") from error
     return ray  # type: ignore[no-any-return]
 
 
@@ -73,3 +73,6 @@ def _result(ray: ModuleType, reference: Any) -> Any:
         raise internal_error(
             f"a Ray worker or node was lost: {type(error).__name__}", hint="run again: it resumes"
         ) from error
+
+
+connected = connect_ray  # old name

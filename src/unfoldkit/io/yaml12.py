@@ -1,4 +1,4 @@
-"""YAML 1.2 core: which plain text is a number, a truth value or nothing; and how to write it so."""
+"""YAML 1.2 core: the meaning of plain scalars, and how to write data that keeps it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLOAT = re.compile(
 
 
 def scalar(text: str) -> Any:
-    """Return the value that plain YAML ``text`` stands for: a number, truth value, null or the text itself."""
+    """Return the value of a plain scalar: a number, a boolean, null or the text itself."""
     if _NULL.match(text):
         return None
     if _BOOL.match(text):
@@ -33,18 +33,18 @@ def scalar(text: str) -> Any:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Return YAML text of plain data, keys in the given order."""
+    """Write plain data as YAML, with keys in their order."""
     plain = json.loads(json.dumps(data))
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text that YAML 1.2 core would read as a number or truth value in quotes (PyYAML knows 1.1 only)."""
+    """Quotes text that YAML 1.2 core would read as a number or boolean (PyYAML knows only 1.1)."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         quote = None if isinstance(scalar(text), str) else "'"
         if _BREAKS.search(text):
-            # other quotes would fold these as line breaks
+            # single quotes would fold these line breaks
             quote = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=quote)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unfoldkit.errors import user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA, to_yaml
-from unfoldkit.report import Report, plain
+from unfoldkit.report import Report, to_plain
 
 
 def render(report: Report) -> str:
@@ -26,4 +26,4 @@ def render(report: Report) -> str:
         **facts,
         "decision": report.decision,
     }
-    return to_yaml(plain(body))
+    return to_yaml(to_plain(body))

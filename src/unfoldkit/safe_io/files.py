@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unfoldkit.errors import UnfoldError, in_file, user_error
+from unfoldkit.errors import UnfoldError, user_error, with_default_file
 
 MAX_JSON_DEPTH = 100
 """JSON nested deeper than this is refused: parsers and whoever walks the result recurse."""
@@ -39,7 +39,7 @@ def decoding(file: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except UnfoldError as error:
-        raise UnfoldError(*(in_file(item, file) for item in error.diagnostics), code=error.code) from error
+        raise UnfoldError(*(with_default_file(item, file) for item in error.diagnostics), code=error.code) from error
     except DAMAGED as error:
         message = f"not {what}" if what else "the file is damaged"
         raise user_error(f"{message}: {_described(error)}", file=file, hint=AGAIN) from error

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.errors import UnfoldError, printable, user_error
+from unfoldkit.errors import UnfoldError, escape_unprintable, user_error
 from unfoldkit.safe_io.archives import read_archive, read_member
 from unfoldkit.safe_io.arrays import parse_npy
 from unfoldkit.safe_io.files import parse_object
@@ -143,7 +143,7 @@ class _Checker:
             raise self.damaged("a node names no type")
         name = f"{module}.{kind}"
         if name not in TRUSTED_TYPES.get(loader, ()):
-            shown = printable(f"{name} ({loader})")[:200]
+            shown = escape_unprintable(f"{name} ({loader})")[:200]
             raise user_error(f"the file holds a type that is not trusted: {shown}", file=self.file)
         return name
 
@@ -320,7 +320,7 @@ def _check_attributes(checker: _Checker) -> None:
             raise checker.damaged(f"the installed scikit-learn has no {name}") from error
         for key in keys:
             if key.startswith("__") or hasattr(inspect.getattr_static(cls, key, None), "__get__"):
-                raise checker.damaged(f"it replaces {printable(key)[:60]} of {name}")
+                raise checker.damaged(f"it replaces {escape_unprintable(key)[:60]} of {name}")
 
 
 def _bind_loss_module(names: set[str]) -> None:

@@ -1,11 +1,12 @@
-"""What the server asks of a model: named inputs and outputs, and an answer for many rows at once."""
+"""The contract between server and model: named inputs and outputs, and predictions for many rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -18,13 +19,21 @@ DTYPES: Mapping[str, type[Any]] = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
+EncodedRows = Mapping[str, Sequence[bytes]]
+"""The JSON of each row of each output of a batch."""
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One input or output tensor: ``shape`` is that of one row, ``datatype`` a key of ``DTYPES``.
+    """One input or output tensor.
 
-    ``missing`` says whether an input may hold null, which becomes NaN; ``columns`` name the entries of a row.
+    Args:
+        name: The name of the tensor.
+        datatype: A key of ``DTYPES``.
+        shape: The shape of one row.
+        missing: Whether an input may hold null, which becomes NaN.
+        columns: Names of the entries of a row.
     """
 
     name: str
@@ -35,22 +44,26 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class CategoricalColumn:
     """An output column with few different values: row i holds ``values[codes[i]]``."""
 
     codes: Sequence[int] | Array
     values: Sequence[Any]
 
 
-Column = Array | Coded | list[Any]
+Column = Array | CategoricalColumn | list[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as a model sees it: how many rows, whose they are, and at which logical time the first stands.
+    """One request as a model sees it.
 
-    ``deadline`` is how many seconds after it came its answer is late, ``None`` if it does not say; ``least_accuracy``
-    is the share that the answer is to be expected right with, 0 if it does not say.
+    Args:
+        rows: The number of rows.
+        entity: The entity that the rows belong to; empty if the request names none.
+        time: The logical time of the first row; ``None`` if the request names none.
+        deadline: Seconds from its arrival until the response is late; ``None`` for no deadline.
+        least_accuracy: The minimum expected accuracy of the response, a fraction.
     """
 
     rows: int
@@ -61,10 +74,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """How a batch is answered: by which of the model's ways.
+class PathChoice:
+    """The execution path that the queue chose for a batch.
 
-    ``due`` is when each call is late, ``picked`` when the way was picked, both on the line's clock.
+    Args:
+        way: The index of the execution path.
+        due: When each call is late, on the clock of the queue.
+        picked: When the path was chosen, on the same clock.
     """
 
     way: int
@@ -74,73 +90,106 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one or more calls, one after the other: (rows, *shape) for each input.
+    """The rows of one or more calls, concatenated.
 
-    A ``trial`` warms the model up: it is neither counted nor remembered. ``turn`` is what the line picked, if it picks.
+    Args:
+        inputs: Arrays of shape (rows, ``*shape``), by name of the input.
+        calls: The calls, in the order of their rows.
+        trial: The batch warms the model up: it is not counted and changes no state.
+        turn: The execution path that the queue chose, if it chooses one.
     """
 
     inputs: Mapping[str, Array]
     calls: tuple[Call, ...]
     trial: bool = False
-    turn: Turn | None = None
+    turn: PathChoice | None = None
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return sum(call.rows for call in self.calls)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why one call is not answered: an HTTP status from 400 and a sentence."""
+class Rejection:
+    """Why a call is not answered: an HTTP status of at least 400 and a sentence."""
 
     status: int
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """One column for each output, its rows as those of the batch; what stands in rows of refused calls is not read."""
+class Predictions:
+    """One column per output with the rows of the batch, and the rejected calls by index.
+
+    Values in rows of rejected calls are ignored.
+    """
 
     columns: Mapping[str, Column]
-    refused: Mapping[int, Refusal] = field(default_factory=dict)
+    refused: Mapping[int, Rejection] = field(default_factory=dict)
 
 
-class Described(Protocol):
-    """What answers under a name, as the protocol tells it."""
+class ModelDescription(Protocol):
+    """The metadata of a model in the Open Inference Protocol."""
 
     @property
     def name(self) -> str:
-        """The name in the path of its requests."""
+        """The name in the path of requests."""
 
     @property
     def version(self) -> str:
-        """What tells one content of this name from another."""
+        """Identifies the contents of the model among others of its name."""
 
     @property
     def inputs(self) -> tuple[Field, ...]:
-        """What every request must give."""
+        """The tensors that every request must have."""
 
     @property
     def outputs(self) -> tuple[Field, ...]:
-        """What every answer holds."""
+        """The tensors of every response."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the metadata tells beside inputs and outputs, as plain data."""
+        """Further metadata, as plain data."""
 
 
-class Model(Described, Protocol):
-    """Answers batches. It is called by one thread at a time."""
+class Model(ModelDescription, Protocol):
+    """Predicts batches. One thread at a time calls it."""
 
-    def predict(self, batch: Batch) -> Answers:
-        """Return the answers for a batch of at least one row."""
+    def predict(self, batch: Batch) -> Predictions:
+        """Predict a batch of at least one row."""
 
 
-def blank(model: Model, rows: int) -> Batch:
-    """Return a batch of zeros (empty text for BYTES), to warm a model up."""
+def make_blank_batch(model: Model, rows: int) -> Batch:
+    """Make a batch of zeros, with empty text for BYTES, to warm a model up."""
     inputs = {
         item.name: np.full((rows, *item.shape), "" if item.datatype == "BYTES" else 0, dtype=DTYPES[item.datatype])
         for item in model.inputs
     }
     return Batch(inputs, (Call(rows),), trial=True)
+
+
+def encode_rows(columns: Mapping[str, Column]) -> EncodedRows:
+    """Encode every row of every column as JSON; a categorical value is encoded once per batch."""
+    return {name: _encode_column(column) for name, column in columns.items()}
+
+
+def _encode_column(column: Column) -> list[bytes]:
+    if not isinstance(column, CategoricalColumn):
+        return [encode(value) for value in _to_list(column)]
+    codes = _to_list(column.codes)
+    encoded = {code: encode(column.values[code]) for code in set(codes)}
+    return [encoded[code] for code in codes]
+
+
+def _to_list(values: Any) -> list[Any]:
+    result: list[Any] = values.tolist() if isinstance(values, np.ndarray) else values
+    return result
+
+
+Coded = CategoricalColumn  # old name
+Turn = PathChoice  # old name
+Refusal = Rejection  # old name
+Answers = Predictions  # old name
+Described = ModelDescription  # old name
+blank = make_blank_batch  # old name

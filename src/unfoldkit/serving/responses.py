@@ -1,4 +1,4 @@
-"""Small replies: JSON with a status."""
+"""Short responses: JSON with a status."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from unfoldkit.serving.service import Send
 Header = tuple[bytes, bytes]
 
 
-# not frozen: one is made for every request, and freezing makes that three times as dear
+# not frozen: one is made per request, and freezing would triple its cost
 @dataclass(slots=True)
 class Reply:
-    """A whole answer."""
+    """A complete response."""
 
     status: int
     body: bytes
@@ -24,27 +24,31 @@ class Reply:
 
 
 def json_reply(data: Any, status: int = 200) -> Reply:
-    """Return ``data`` as JSON."""
+    """Make a response of ``data`` as JSON."""
     return Reply(status, msgspec.json.encode(data))
 
 
-def error(status: int, message: str, headers: tuple[Header, ...] = ()) -> Reply:
-    """Return the protocol's error object."""
+def error_reply(status: int, message: str, headers: tuple[Header, ...] = ()) -> Reply:
+    """Make a response with the error object of the Open Inference Protocol."""
     return Reply(status, msgspec.json.encode({"error": message}), headers=headers)
 
 
-def full(retry_s: int) -> Reply:
-    """Return the answer where no more can wait; ``retry_s`` is when to come back."""
-    return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % retry_s),))
+def too_many_requests(retry_s: int) -> Reply:
+    """Make the response to a request that was not admitted, with the time to retry."""
+    return error_reply(429, "too many rows are waiting; retry later", ((b"retry-after", b"%d" % retry_s),))
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
-    """Send a reply."""
+    """Send a response as ASGI messages."""
     head = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
     try:
         await send({"type": "http.response.start", "status": reply.status, "headers": head})
         await send({"type": "http.response.body", "body": reply.body})
     except RuntimeError as problem:
-        # uvloop's word for a connection that was cut while its answer was made; uvicorn does not know of it
+        # uvloop raises this if the connection was lost meanwhile; uvicorn does not handle it
         if "closed" not in str(problem):
             raise
+
+
+error = error_reply  # old name
+full = too_many_requests  # old name

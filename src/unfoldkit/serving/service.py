@@ -1,4 +1,4 @@
-"""What ``serve`` returns: an ASGI application, and what to do around it. The host owns socket, signals and token."""
+"""What ``serve`` returns: an ASGI application and what surrounds it. The host owns socket, signals and token."""
 
 from __future__ import annotations
 
@@ -7,59 +7,71 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.serving.observability.dashboard import Watch
+from unfoldkit.serving.observability.dashboard import DashboardSource
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Answer = Callable[[bytes, Callable[[Any], None]], None]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Share = Callable[[Path], Callable[[], object]]
+Responder = Callable[[bytes, Callable[[Any], None]], None]
+"""Takes a body and a callback for the reply."""
+MetricsSharing = Callable[[Path], Callable[[], object]]
+"""Takes the folder that processes share, and returns what stores the metrics of this process there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """What is asked before a body is read.
+class AdmissionCheck:
+    """Decides before a body is read whether a request is admitted.
 
-    ``full`` returns 0 where one more request can wait, else when to come back, in seconds; ``refuse`` is told how many
-    were sent away.
+    Args:
+        full: Returns 0 if one more request can wait, else the time in s after which to retry.
+        refuse: Counts requests that were rejected.
     """
 
     full: Callable[[], int]
     refuse: Callable[[int], object]
 
     def ask(self) -> int:
-        """Return ``full`` for one request, which counts as sent away where there is no room."""
+        """Return 0 if a request is admitted; else count it as rejected and return the time to retry in s."""
         if retry_s := self.full():
             self.refuse(1)
         return retry_s
 
 
-def well() -> bool:
-    """Say that all is well."""
+def is_always_healthy() -> bool:
+    """Return true: the health of a service without models."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running answer to requests.
+    """A running application that answers requests.
 
-    ``paths`` and ``lines`` (each a title and a text) are told to the user at start; lifespan events of ``app`` open
-    and close what it holds. ``posts`` are paths of ``app`` whose POST requests with at most ``body_bytes`` may be
-    answered past it: each function is given a body, and calls back with the reply. ``gates``, by path, are asked first:
-    above 0 the request is refused, its body unread, to come back after so many seconds. ``watch`` tells what the live
-    page at ``/`` shows; without it there is no page. ``share`` makes one service of several processes: it is given the
-    folder in which each keeps what it counts, and returns what keeps it there. ``healthy`` is whether models come back.
+    Args:
+        name: Shown to the user at start.
+        app: The application; its lifespan events open and close what it holds.
+        paths: Paths that are shown to the user at start.
+        posts: By path, responders to POST requests, which may be called without ``app``.
+        body_bytes: The largest body that a responder takes.
+        lines: Titles and texts that are shown to the user at start.
+        watch: What the live page at ``/`` shows; without it there is no page.
+        gates: By path, admission checks that precede the responders.
+        share: Makes several processes one service: stores metrics in a common folder.
+        healthy: Whether the models respond.
     """
 
     name: str
     app: ASGIApp
     paths: tuple[str, ...] = ()
-    posts: Mapping[str, Answer] = field(default_factory=dict)
+    posts: Mapping[str, Responder] = field(default_factory=dict)
     body_bytes: int = 0
     lines: tuple[tuple[str, str], ...] = ()
-    watch: Watch | None = None
-    gates: Mapping[str, Gate] = field(default_factory=dict)
-    share: Share | None = None
-    healthy: Callable[[], bool] = well
+    watch: DashboardSource | None = None
+    gates: Mapping[str, AdmissionCheck] = field(default_factory=dict)
+    share: MetricsSharing | None = None
+    healthy: Callable[[], bool] = is_always_healthy
+
+
+Answer = Responder  # old name
+Gate = AdmissionCheck  # old name

@@ -1,4 +1,4 @@
-"""The envelope that every spec shares."""
+"""The base classes of specs: strict models, and the keys that every kind has."""
 
 from __future__ import annotations
 
@@ -14,32 +14,39 @@ Name = Annotated[str, Field(pattern=NAME, max_length=80, description=f"{NAME_RUL
 
 
 class Model(BaseModel):
-    """A part of a spec: strict, frozen, no unknown keys, no NaN."""
+    """A part of a spec: strict and frozen, without unknown keys and NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> Any:
-        """Write defaults as a user would write them (`$1`, not 1.0), so that an editor offers what is valid."""
-        found = handler(core_schema)
+        """Write defaults as in a spec (`$1`, not 1.0), so that editors offer valid values."""
+        schema = handler(core_schema)
         defaults = cls.model_construct().model_dump(mode="json", by_alias=True)
-        for name, item in handler.resolve_ref_schema(found).get("properties", {}).items():
-            if "default" in item and name in defaults:
-                item["default"] = defaults[name]
-        return found
+        for name, entry in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            if "default" in entry and name in defaults:
+                entry["default"] = defaults[name]
+        return schema
 
 
 class Spec(Model):
     """The keys that every kind has."""
 
     version: Literal[1] = Field(description="version of the spec format")
-    kind: str = Field(description="which plugin answers")
+    kind: str = Field(description="the kind of question, which selects the plugin")
     name: Name
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A mistake between parts of a spec; ``path`` leads to the part (keys and indices), ``at_key`` to its key."""
+    """A mistake between parts of a spec.
+
+    Args:
+        path: Keys and indices of the part at fault.
+        message: What is wrong.
+        hint: What to do.
+        at_key: Point to the key of the part instead of its value.
+    """
 
     path: tuple[str | int, ...]
     message: str
@@ -49,7 +56,7 @@ class Problem:
 
 @runtime_checkable
 class Checked(Protocol):
-    """A spec that can say what does not fit together, all at once."""
+    """A spec that checks whether its parts fit together."""
 
     def problems(self) -> Iterable[Problem]:
-        """Yield every mistake that the types alone do not show."""
+        """Yield every mistake that types alone cannot express."""

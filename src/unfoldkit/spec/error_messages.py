@@ -1,4 +1,4 @@
-"""A validator's complaint as one sentence for a person."""
+"""Turn an error of the validator into one sentence and a hint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unfoldkit.errors import did_you_mean, format_value
 from unfoldkit.io.yaml12 import scalar
 from unfoldkit.spec.base import NAME, NAME_RULE
 
-_WANTED = {
+_EXPECTED_TYPES = {
     "string_type": "text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -42,47 +42,52 @@ _LENGTHS = {
     "string_too_short": ("at least", "min_length", "character"),
     "string_too_long": ("at most", "max_length", "character"),
 }
-EXACT = 2**53
-_ENDINGS = {"entr": ("y", "ies"), "character": ("", "s")}
+MAX_EXACT_INTEGER = 2**53
+_PLURALS = {"entr": ("y", "ies"), "character": ("", "s")}
 
 
-def sentence(error: Mapping[str, Any], *, about: str = "") -> tuple[str, str]:
-    """Return message and hint for one error of pydantic; ``about`` describes the key."""
+def explain_error(error: Mapping[str, Any], *, about: str = "") -> tuple[str, str]:
+    """Return the message and hint for one error of pydantic; ``about`` describes the key."""
     kind, context = str(error["type"]), error.get("ctx") or {}
     value = error.get("input")
     got = "nothing" if value is None else format_value(value)
-    if kind in _WANTED:
-        return f"expected {_WANTED[kind]}, got {got}", _rewritten(_WANTED[kind], value)
+    if kind in _EXPECTED_TYPES:
+        return f"expected {_EXPECTED_TYPES[kind]}, got {got}", _suggest_rewrite(_EXPECTED_TYPES[kind], value)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"must be {words} {_short(context.get(name))}, got {got}", ""
+        return f"must be {words} {_drop_fraction(context.get(name))}, got {got}", ""
     if kind in _LENGTHS:
-        return _length(*_LENGTHS[kind], context, value), ""
+        return _explain_length(*_LENGTHS[kind], context, value), ""
     if kind == "string_pattern_mismatch":
         message = f"{got} has characters that are not allowed here" if value else "must not be empty"
         pattern = context.get("pattern")
         return message, about or (NAME_RULE if pattern == NAME else f"pattern {pattern}")
-    return _other(kind, error, context, got)
+    return _explain_rare_error(kind, error, context, got)
 
 
-def _short(bound: Any) -> Any:
+def _drop_fraction(bound: Any) -> Any:
     return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
-def _length(words: str, name: str, noun: str, context: Mapping[str, Any], value: Any) -> str:
+def _explain_length(words: str, name: str, noun: str, context: Mapping[str, Any], value: Any) -> str:
     bound, size = int(context.get(name, 0)), len(value) if hasattr(value, "__len__") else 0
     if size == 0:
         return "must not be empty"
-    return f"must have {words} {bound} {noun}{_ENDINGS[noun][bound != 1]}, has {size}"
+    return f"must have {words} {bound} {noun}{_PLURALS[noun][bound != 1]}, has {size}"
 
 
-def _rewritten(wanted: str, value: Any) -> str:
-    """Return how the value would be written for what is wanted, where that is plain."""
-    if wanted == "text":
+def _suggest_rewrite(expected: str, value: Any) -> str:
+    """Suggest how to write a value of the expected type; empty if that is not obvious."""
+    if expected == "text":
         return "put it in quotes" if isinstance(value, (bool, int, float)) else ""
-    if wanted == "a whole number" and isinstance(value, float) and abs(value) < EXACT and value.is_integer():
+    if (
+        expected == "a whole number"
+        and isinstance(value, float)
+        and abs(value) < MAX_EXACT_INTEGER
+        and value.is_integer()
+    ):
         return f"write {int(value)}"
-    if not isinstance(value, str) or "number" not in wanted:
+    if not isinstance(value, str) or "number" not in expected:
         return ""
     if isinstance(scalar(value), (int, float)):
         return "leave the quotes out"
@@ -90,16 +95,18 @@ def _rewritten(wanted: str, value: Any) -> str:
     return f"write {digits}" if digits != value and isinstance(scalar(digits), (int, float)) else ""
 
 
-def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got: str) -> tuple[str, str]:
+def _explain_rare_error(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got: str) -> tuple[str, str]:
     if kind in ("literal_error", "enum"):
-        return f"{got} is not allowed here", _choices(error.get("input"), str(context.get("expected", "")))
+        return f"{got} is not allowed here", _suggest_choice(error.get("input"), str(context.get("expected", "")))
     if kind == "union_tag_invalid":
-        name, given = str(context.get("discriminator", "")).strip("'"), error.get("input")
-        tag = given.get(name) if isinstance(given, Mapping) else context.get("tag")
-        return f"{format_value(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
+        name, value = str(context.get("discriminator", "")).strip("'"), error.get("input")
+        tag = value.get(name) if isinstance(value, Mapping) else context.get("tag")
+        return f"{format_value(tag)} is not allowed as {name}", _suggest_choice(
+            tag, str(context.get("expected_tags", ""))
+        )
     if kind == "union_tag_not_found":
         name = str(context.get("discriminator", "")).strip("'")
-        return f'the key "{name}" is missing, which says what form this is', ""
+        return f'the key "{name}" is missing, which selects the form of this mapping', ""
     if kind == "int_parsing_size":
         return f"{got} is too large", ""
     if kind == "finite_number":
@@ -108,7 +115,7 @@ def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got:
     return message[:1].lower() + message[1:], str(context.get("hint", ""))
 
 
-def _choices(value: Any, expected: str) -> str:
+def _suggest_choice(value: Any, expected: str) -> str:
     names = [part.strip().strip("'\"") for part in expected.replace(" or ", ", ").split(",") if part.strip()]
     if str(value) in names:
         return "leave the quotes out"
@@ -116,3 +123,6 @@ def _choices(value: Any, expected: str) -> str:
         return f"write {names[0]}"
     close = did_you_mean(str(value), names)
     return close or (f"one of: {', '.join(names)}" if names else "")
+
+
+sentence = explain_error  # old name

@@ -1,4 +1,4 @@
-"""`--set a.b[0]=value`: change a spec from the command line, and remember where the value came from."""
+"""`--set a.b[0]=value`: change a spec from the command line, and record the origin of the value."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unfoldkit.spec.yaml_reader import MAX_DEPTH, Document, PathKey, dotted, par
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
 
 
-def override(document: Document, settings: Sequence[str]) -> Document:
-    """Return the document with every ``path=value`` of ``settings`` set, in turn.
+def apply_settings(document: Document, settings: Sequence[str]) -> Document:
+    """Apply every ``path=value`` of ``settings`` to a document, in turn.
 
     Raises:
-        UnfoldError: a setting that cannot be read, or that leads through something that is not a mapping or list.
+        UnfoldError: A setting is malformed, or its path leads through a value that is not a mapping or list.
     """
     if not settings:
         return document
@@ -26,8 +26,8 @@ def override(document: Document, settings: Sequence[str]) -> Document:
     mistakes: list[Diagnostic] = []
     for setting in settings:
         try:
-            path, value = _read(setting)
-            data = _put(data, path, value, setting)
+            path, value = _parse_setting(setting)
+            data = _assign(data, path, value, setting)
             origins[path] = f"--set {setting}"
         except UnfoldError as error:
             mistakes += error.diagnostics
@@ -36,7 +36,7 @@ def override(document: Document, settings: Sequence[str]) -> Document:
     return replace(document, data=data, origins=origins)
 
 
-def _read(setting: str) -> tuple[PathKey, Any]:
+def _parse_setting(setting: str) -> tuple[PathKey, Any]:
     name, separator, text = setting.partition("=")
     path = tuple(int(match[2]) if match[2] else match[1] for match in _PART.finditer(name))
     if not separator or not path or dotted(path) != name:
@@ -56,26 +56,29 @@ def _read(setting: str) -> tuple[PathKey, Any]:
         raise user_error(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
 
 
-def _put(data: Any, path: PathKey, value: Any, setting: str) -> Any:
+def _assign(data: Any, path: PathKey, value: Any, setting: str) -> Any:
     target = data
     for depth, part in enumerate(path[:-1]):
         if isinstance(target, dict) and target.get(str(part)) is None:
             target[str(part)] = {}
-        target = _child(target, part, path[:depth], setting)
-    _check(target, path[-1], path[:-1], setting)
+        target = _get_child(target, part, path[:depth], setting)
+    _check_container(target, path[-1], path[:-1], setting)
     target[path[-1] if isinstance(target, list) else str(path[-1])] = value
     return data
 
 
-def _child(target: Any, part: str | int, path: PathKey, setting: str) -> Any:
-    _check(target, part, path, setting)
+def _get_child(target: Any, part: str | int, path: PathKey, setting: str) -> Any:
+    _check_container(target, part, path, setting)
     return target[part if isinstance(target, list) else str(part)]
 
 
-def _check(target: Any, part: str | int, path: PathKey, setting: str) -> None:
+def _check_container(target: Any, part: str | int, path: PathKey, setting: str) -> None:
     name = dotted(path) or "the spec"
     if isinstance(target, list):
         if not isinstance(part, int) or part >= len(target):
             raise user_error(f"{name} is a list of {len(target)}", file=f"--set {setting}", hint=f"write {name}[0]")
     elif not isinstance(target, dict):
         raise user_error(f"{name} is {format_value(target)}, not a mapping", file=f"--set {setting}")
+
+
+override = apply_settings  # old name

@@ -1,4 +1,4 @@
-"""Read a spec, a plan or a run folder, find its kind, and validate it."""
+"""Load a spec, a plan or the folder of a run: find its kind, and validate it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from unfoldkit.io.yaml12 import PLAN_SCHEMA
 from unfoldkit.run_directory import RunDir, fingerprint
 from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.base import Model, Spec
-from unfoldkit.spec.override import override
-from unfoldkit.spec.positions import diagnostic, located
+from unfoldkit.spec.override import apply_settings
+from unfoldkit.spec.positions import diagnostic_at, locate
 from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import Document, decoded, parse, read_document
+from unfoldkit.spec.yaml_reader import Document, decode_text, parse, read_document
 
 RUN_SPEC = "spec.yaml"
 RUN_PLAN = "plan.yaml"
@@ -28,8 +28,17 @@ ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A validated spec with its kind; ``plan`` is the saved decision if it was a plan; ``run`` its run."""
+class LoadedSpec:
+    """A validated spec.
+
+    Args:
+        kind: Its kind.
+        spec: The spec.
+        base: The folder that its relative paths start from.
+        plan: The plan that held the spec; empty if it was not in a plan.
+        run: The folder of the run that held the spec.
+        document: The file, for the positions of errors.
+    """
 
     kind: Kind
     spec: Spec
@@ -39,79 +48,84 @@ class Loaded:
     document: Document | None = None
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Give the errors of a verb that name a key the file and line where it is written."""
+    def locate_errors(self) -> Iterator[None]:
+        """Add file and line to errors of a verb that name a key."""
         try:
             yield
         except UnfoldError as error:
             if self.document is None:
                 raise
-            placed = [located(self.document, item) for item in error.diagnostics]
-            raise UnfoldError(*placed, code=error.code) from error
+            located = [locate(self.document, item) for item in error.diagnostics]
+            raise UnfoldError(*located, code=error.code) from error
 
 
-def load(
+def load_spec(
     path: str,
     kinds: Mapping[str, Kind],
     *,
     settings: Sequence[str] = (),
     stdin: str = "",
     find_kind: Callable[[str], Kind] | None = None,
-) -> Loaded:
-    """Return the validated spec at ``path``: a file, ``-``, a plan, or the folder of a run.
+) -> LoadedSpec:
+    """Load and validate the spec at ``path``.
+
+    Args:
+        path: A spec, a plan, the folder of a run, or ``-`` for stdin.
+        kinds: The kinds by name.
+        settings: ``KEY=VALUE`` changes of the spec.
+        stdin: The text of stdin.
+        find_kind: Finds a kind, with an error that explains why one is missing.
 
     Raises:
-        UnfoldError: every mistake with file, line, column, key and hint (exit code 2).
+        UnfoldError: Every mistake with file, line, column, key and hint (exit code 2).
     """
     folder = Path(path) if path != "-" and os.path.isdir(path) else None  # noqa: PTH112 - Path.is_dir raises
-    document = _of_run(folder) if folder else read_document(path, stdin)
+    document = _read_run(folder) if folder else read_document(path, stdin)
     plan: Mapping[str, Any] = {}
     if isinstance(document.data, dict) and document.data.get("schema") == PLAN_SCHEMA:
-        plan, document = document.data, _inner(document)
-    base, run = _run_of(document, Path(document.file).parent) if path != "-" else (Path(), None)
-    document = override(document, settings)
-    kind = _kind(document, kinds, find_kind)
+        plan, document = document.data, _extract_spec(document)
+    base, run = _find_run(document, Path(document.file).parent) if path != "-" else (Path(), None)
+    document = apply_settings(document, settings)
+    kind = _find_kind(document, kinds, find_kind)
     model = resolve(kind.spec, extra=kind.extra)
-    return Loaded(kind, validate(model, document), base, plan, folder or run, document)
+    return LoadedSpec(kind, validate(model, document), base, plan, folder or run, document)
 
 
-def kept_kind(folder: Path) -> str | None:
-    """Return the kind of the run that ``folder`` holds; ``None`` if it holds none, or one that cannot be read."""
+def stored_kind(folder: Path) -> str | None:
+    """Return the kind of the run in ``folder``; ``None`` if there is none, or it cannot be read."""
     with suppress(UnfoldError):
-        data = _of_run(folder).data
+        data = _read_run(folder).data
         return str(data["kind"]) if isinstance(data, dict) and "kind" in data else None
     return None
 
 
 def dump(spec: Model) -> dict[str, Any]:
-    """Return the spec as plain data that validates to an equal spec."""
+    """Convert a spec to plain data that validates to an equal spec."""
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def spec_hash(spec: Model) -> str:
-    """Return the fingerprint of the resolved spec: equal for equal meaning, whatever the layout of the file."""
+    """Return the fingerprint of a resolved spec, which does not depend on the layout of its file."""
     return fingerprint(dump(spec))
 
 
-def _of_run(folder: Path) -> Document:
+def _read_run(folder: Path) -> Document:
     directory, file = RunDir(folder), str(folder / RUN_SPEC)
     if not directory.has(RUN_SPEC):
-        raise user_error(
-            "a folder that holds no run", file=str(folder), hint="give a spec, or a folder such as runs/NAME"
-        )
-    return parse(decoded(directory.read(RUN_SPEC), file), file)
+        raise user_error("the folder holds no run", file=str(folder), hint="give a spec, or a folder such as runs/NAME")
+    return parse(decode_text(directory.read(RUN_SPEC), file), file)
 
 
-def _inner(document: Document) -> Document:
+def _extract_spec(document: Document) -> Document:
     if not isinstance(document.data.get("spec"), dict):
-        raise UnfoldError(diagnostic(document, ("spec",), "a plan holds the spec that it was made from"))
+        raise UnfoldError(diagnostic_at(document, ("spec",), "a plan must hold the spec that it was made from"))
     keys = {path[1:]: mark for path, mark in document.keys.items() if path[:1] == ("spec",)}
     values = {path[1:]: mark for path, mark in document.values.items() if path[:1] == ("spec",)}
     return replace(document, data=document.data["spec"], keys=keys, values=values)
 
 
-def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
-    """Return where relative paths start, as a run remembers it of what it copied, and the run that a file is of."""
+def _find_run(document: Document, folder: Path) -> tuple[Path, Path | None]:
+    """Return the folder that relative paths start from, which a run stores, and the run of a file."""
     directory = RunDir(folder)
     if Path(document.file).name not in (RUN_SPEC, RUN_PLAN) or not directory.has(ORIGIN):
         return folder, None
@@ -122,21 +136,21 @@ def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
         return folder / base, folder
 
 
-def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
+def _find_kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
     if not isinstance(document.data, dict):
         message = f"a spec is a mapping of keys, not {format_value(document.data)}"
-        raise UnfoldError(diagnostic(document, (), message, hint=_mapped(document.data)))
+        raise UnfoldError(diagnostic_at(document, (), message, hint=_suggest_mapping(document.data)))
     name = document.data.get("kind")
     if name is None:
-        raise UnfoldError(_kindless(document, kinds))
+        raise UnfoldError(_missing_kind(document, kinds))
     if not isinstance(name, str) or (name not in kinds and find_kind is None):
         hint = did_you_mean(str(name), kinds)
-        raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {format_value(name)}", hint=hint))
-    return kinds[name] if find_kind is None else _found(document, name, find_kind)
+        raise UnfoldError(diagnostic_at(document, ("kind",), f"no such kind: {format_value(name)}", hint=hint))
+    return kinds[name] if find_kind is None else _call_find_kind(document, name, find_kind)
 
 
-def _mapped(data: Any) -> str:
-    """Return what makes a mapping of text that was meant as one."""
+def _suggest_mapping(data: Any) -> str:
+    """Return the hint for a document that is not a mapping."""
     if isinstance(data, str) and re.match(r"\w+ *=", data):
         return "a spec is YAML or JSON, not TOML"
     if isinstance(data, str) and re.match(r"\w+:\S", data):
@@ -144,25 +158,30 @@ def _mapped(data: Any) -> str:
     return "unfold init KIND writes one to start from"
 
 
-def _other_schema(document: Document) -> bool:
+def _has_other_schema(document: Document) -> bool:
     return str(document.data.get("schema", "")).startswith(PLAN_SCHEMA.partition("/")[0])
 
 
-def _kindless(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
+def _missing_kind(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
     hint = f"one of: {', '.join(sorted(kinds))}"
-    if _other_schema(document):
+    if _has_other_schema(document):
         message = f"this version cannot read a plan of schema {format_value(document.data['schema'])}"
-        return diagnostic(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
+        return diagnostic_at(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
     if "kind" in document.data:
-        return diagnostic(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)
+        return diagnostic_at(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)
     for key in difflib.get_close_matches("kind", document.data, n=1, cutoff=0.7):
-        return diagnostic(document, (key,), "unknown key", hint='did you mean "kind"?', at_key=True)
-    return diagnostic(document, ("kind",), "this key is missing", hint=hint)
+        return diagnostic_at(document, (key,), "unknown key", hint='did you mean "kind"?', at_key=True)
+    return diagnostic_at(document, ("kind",), "this key is missing", hint=hint)
 
 
-def _found(document: Document, name: str, find_kind: Callable[[str], Kind]) -> Kind:
+def _call_find_kind(document: Document, name: str, find_kind: Callable[[str], Kind]) -> Kind:
     try:
         return find_kind(name)
     except UnfoldError as error:
-        told = [diagnostic(document, ("kind",), item.message, hint=item.hint) for item in error.diagnostics]
-        raise UnfoldError(*told, code=error.code) from error
+        located = [diagnostic_at(document, ("kind",), item.message, hint=item.hint) for item in error.diagnostics]
+        raise UnfoldError(*located, code=error.code) from error
+
+
+Loaded = LoadedSpec  # old name
+load = load_spec  # old name
+kept_kind = stored_kind  # old name

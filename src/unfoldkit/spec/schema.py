@@ -1,4 +1,4 @@
-"""JSON Schema (draft-07, which editors take) of one kind or of all."""
+"""JSON Schema (draft-07, which editors support) of one kind or of all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from unfoldkit.spec.base import Model
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
 
-def json_schema(model: type[Model], title: str) -> dict[str, Any]:
-    """Return the schema of one kind's spec."""
+def build_schema(model: type[Model], title: str) -> dict[str, Any]:
+    """Build the schema of one kind's spec."""
     text = json.dumps(model.model_json_schema(by_alias=True))
     body = json.loads(text.replace('"$defs"', '"definitions"').replace("#/$defs/", "#/definitions/"))
     return {"$schema": DRAFT, "title": title, **{key: value for key, value in body.items() if key != "title"}}
 
 
-def joint_schema(models: Mapping[str, type[Model]]) -> dict[str, Any]:
-    """Return one schema for all kinds: the key ``kind`` says which rules hold."""
+def build_joint_schema(models: Mapping[str, type[Model]]) -> dict[str, Any]:
+    """Build one schema for all kinds; the key ``kind`` selects the rules."""
     rules = [
         {
             "if": {"properties": {"kind": {"const": name}}, "required": ["kind"]},
@@ -29,7 +29,7 @@ def joint_schema(models: Mapping[str, type[Model]]) -> dict[str, Any]:
     ]
     parts: dict[str, Any] = {}
     for name, model in models.items():
-        text = json.dumps(json_schema(model, f"unfold {name}"))
+        text = json.dumps(build_schema(model, f"unfold {name}"))
         parts[name] = json.loads(text.replace("#/definitions/", f"#/definitions/{name}/definitions/"))
         parts[name].pop("$schema")
     envelope = {
@@ -38,3 +38,7 @@ def joint_schema(models: Mapping[str, type[Model]]) -> dict[str, Any]:
         "properties": {"kind": {"enum": list(models)}},
     }
     return {"$schema": DRAFT, "title": "unfold spec", **envelope, "allOf": rules, "definitions": parts}
+
+
+json_schema = build_schema  # old name
+joint_schema = build_joint_schema  # old name

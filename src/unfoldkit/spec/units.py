@@ -1,12 +1,18 @@
-"""Quantities with their unit written out: `150 ms`, `12 GiB`, `$3.06/h`, `150/s`, `4 GB/s`, `100 MHz`, `0.1%`."""
+"""Quantities with their unit: `150 ms`, `12 GiB`, `$3.06/h`, `150/s`, `4 GB/s`, `100 MHz`, `0.1%`.
+
+``UNIT_FAMILIES`` lists what each kind of quantity may look like; one parser reads all of them. The annotated types at
+the end are for the fields of specs.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any
 
+from annotated_types import GroupedMetadata
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -18,256 +24,277 @@ BYTES = {
     "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
-SPELT = {
+HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
+PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SPELLINGS = {
     "second": "s", "sec": "s", "minute": "min", "mn": "min", "hour": "h", "hr": "h", "day": "d",
     "millisecond": "ms", "milli": "ms", "msec": "ms", "microsecond": "us", "nanosecond": "ns",
 }  # fmt: skip
-HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
-LARGEST = 1e18
-"""No duration in seconds, amount of memory, rate or bill is larger; up to here every quantity reads back exactly."""
-LEAST_PERCENT = 2
-"""A share of so much or more is meant as a percentage; 1.3 may be meant as more than once."""
-PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+"""Other spellings of units, for hints."""
+MAX_QUANTITY = 1e18
+"""The largest duration in s, memory in bytes, rate or amount of money; up to here every quantity reads back exactly."""
+MIN_PERCENTAGE = 2
+"""A number of at least so much instead of a fraction is meant as a percentage; 1.3 may mean more than once."""
+_PRICE_PERIOD_S = 3600.0
+_NUMBER_PATTERN = r"^\s*([0-9._eE+-]+)\s*"
 
 
-def parse_duration(value: Any) -> float:
-    """Return seconds from text such as ``150 ms``."""
-    match = _quantity(value, SECONDS, "150 ms")
-    return float(match[1]) * SECONDS[match[2]]
+@dataclass(frozen=True, kw_only=True)
+class UnitFamily:
+    """One kind of quantity: ``[$] number [unit] [/ period] [%]``.
+
+    Args:
+        example: A quantity for hints.
+        description: What it is, for JSON schemas.
+        units: Units after the number, with their factors; empty for none.
+        periods: Periods after a slash, in s; empty for none.
+        symbol: ``$`` before or ``%`` after the number; empty for none.
+        convert: Computes the value from the number and the factors of unit and period.
+        shown_units: The units that are tried to format a value, with their factors.
+        format: Formats a value that has no units to try.
+    """
+
+    example: str
+    description: str
+    units: Mapping[str, float] = field(default_factory=dict)
+    periods: Mapping[str, float] = field(default_factory=dict)
+    symbol: str = ""
+    convert: Callable[[str, float, float], float] = lambda number, unit, _period: float(number) * unit
+    shown_units: Mapping[str, float] = field(default_factory=dict)
+    format: Callable[[float], str] = str
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of a quantity; its groups are the number, the unit and the period."""
+        unit = r"([A-Za-zµ]+)" if self.units else "()"
+        period = r"\s*/\s*([a-z]+)" if self.periods else "()"
+        head, tail = (r"\$\s*", "") if self.symbol == "$" else ("", r"\s*%" if self.symbol else "")
+        return rf"{head}({NUMBER})\s*{unit}{period}{tail}"
+
+    @property
+    def schema_pattern(self) -> str:
+        """The pattern of a quantity for JSON schemas."""
+        if self.symbol == "$":
+            period = rf"\s*/\s*({'|'.join(self.periods)})" if self.periods else ""
+            return rf"^\s*\$\s*[0-9._eE+-]+{period}\s*$"
+        unit = rf"({'|'.join(self.units)})" if self.units else ""
+        if self.periods:
+            single = len(self.periods) == 1
+            unit += (r"\s*" if unit else "") + r"/\s*" + ("s" if single else f"({'|'.join(self.periods)})")
+        return rf"{_NUMBER_PATTERN}{unit}{self.symbol}\s*$"
+
+    def parse(self, value: Any) -> float:
+        """Parse a quantity; the error of an invalid one has a hint with an example."""
+        match = self._match(value)
+        unit = _find_factor(match[2], self.units, value, self.example) if self.units else 1.0
+        period = _find_factor(match[3], self.periods, value, self.example) if self.periods else 1.0
+        _check_size(float(match[1]) * unit / (period if self.convert is _convert_rate else 1.0), value)
+        return _check_size(self.convert(match[1], unit, period), value)
+
+    def render(self, value: float) -> str:
+        """Format a value as the shortest text that ``parse`` reads back to the same number."""
+        if not self.shown_units:
+            return self.format(value)
+        texts = [f"{_format_plain(float(f'{value / size:.12g}'))} {unit}" for unit, size in self.shown_units.items()]
+        exact = [text for text in texts if self.parse(text) == value]
+        base_unit = next(unit for unit, size in self.shown_units.items() if size == 1)
+        return min(exact, key=len) if exact else f"{_format_plain(value)} {base_unit}"
+
+    def _match(self, value: Any) -> re.Match[str]:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            got = "nothing" if value is None else format_value(value)
+            context = {"got": got, "hint": f'write "{self.example}"'}
+            raise PydanticCustomError("unit", "expected a quantity, got {got}", context)
+        text = str(value).strip()
+        match = re.fullmatch(self.pattern, text)
+        if match:
+            return match
+        if text.startswith(("-", "$-", "$ -")):
+            raise _error('"{value}" must not be negative', value, self.example)
+        if re.fullmatch(rf"\+?(?:{NUMBER})", text):
+            # the unit of the example is a guess, and may be wrong: list all units
+            units = () if self.periods or self.symbol else self.units
+            raise _error('"{value}" has no unit', value, self._with_unit(text.lstrip("+")), units)
+        raise _error('"{value}" is not a quantity', value, self.example)
+
+    def _with_unit(self, number: str) -> str:
+        """Return a number with the unit of the example; as a percentage, 0.01 may mean 1% or 0.01%."""
+        text = re.sub(NUMBER, shorten(number), self.example, count=1)
+        is_fraction = text.endswith("%") and 0 < float(number) <= 1
+        return f'{_format_percent(float(number))}" or "{text}' if is_fraction else text
 
 
-def parse_bytes(value: Any) -> int:
-    """Return bytes from text such as ``12 GiB``."""
-    match = _quantity(value, BYTES, "12 GiB")
-    # not by floats, which hold whole numbers up to 2^53 only
-    return round(Decimal(match[1]) * BYTES[match[2]]) if float(match[1]) else 0
+def _convert_bytes(number: str, unit: float, _period: float) -> int:
+    # not with floats, which are exact only up to 2^53
+    return round(Decimal(number) * int(unit)) if float(number) else 0
 
 
-def parse_bandwidth(value: Any) -> float:
-    """Return bytes per second from text such as ``4 GB/s``."""
-    match = _match(rf"({NUMBER})\s*([A-Za-z]+)\s*/\s*s", value, "4 GB/s")
-    return _sized(float(match[1]) * _unit(match[2], BYTES, value, "4 GB/s"), value)
+def _convert_rate(number: str, _unit: float, period: float) -> float:
+    return float(number) / period
 
 
-def parse_frequency(value: Any) -> float:
-    """Return cycles per second from text such as ``100 MHz``."""
-    match = _quantity(value, HERTZ, "100 MHz")
-    return float(match[1]) * HERTZ[match[2]]
+def _convert_price(number: str, _unit: float, period: float) -> float:
+    return float(number) * (_PRICE_PERIOD_S / period)
 
 
-def parse_rate(value: Any) -> float:
-    """Return events per second from text such as ``150/s``."""
-    match = _match(rf"({NUMBER})\s*/\s*([a-z]+)", value, "150/s")
-    return _sized(float(match[1]) / _unit(match[2], PER, value, "150/s"), value)
+def _convert_percent(number: str, _unit: float, _period: float) -> float:
+    # by decimal point, not by division, so that every fraction has a percentage that reads back exactly
+    return float(Decimal(number).scaleb(-2)) if _check_size(float(number), number) else 0.0
 
 
-def parse_money(value: Any) -> float:
-    """Return US dollars from text such as ``$3.06``."""
-    return _sized(float(_match(rf"\$\s*({NUMBER})", value, "$3.06")[1]), value)
+def _format_bytes(count: float) -> str:
+    size = int(count)
+    units = [name for name in ("TiB", "GiB", "MiB", "KiB") if size and size % BYTES[name] == 0]
+    return f"{size // BYTES[units[0]]} {units[0]}" if units else f"{size} B"
 
 
-def parse_price(value: Any) -> float:
-    """Return US dollars per hour from text such as ``$3.06/h``."""
-    match = _match(rf"\$\s*({NUMBER})\s*/\s*([a-z]+)", value, "$3.06/h")
-    return _sized(float(match[1]) * (3600.0 / _unit(match[2], PER, value, "$3.06/h")), value)
-
-
-def parse_percent(value: Any) -> float:
-    """Return a fraction from text such as ``0.1%``."""
-    text = _match(rf"({NUMBER})\s*%", value, "0.1%")[1]
-    # by decimal point, not by division: so that every fraction has a percentage that reads back exactly
-    return float(Decimal(text).scaleb(-2)) if _sized(float(text), value) else 0.0
-
-
-def parse_fraction(value: Any) -> float:
-    """Return a fraction from 0 to 1, from a number (``0.25``) or a percentage (``25%``)."""
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    result = float(value) if numeric else parse_percent(value)
-    if not 0 <= result <= 1:
-        percent = numeric and LEAST_PERCENT <= result <= 100
-        raise _error("{value} is not between 0 and 1", value, f"{result:g}%" if percent else "0.25")
-    return result
-
-
-def format_duration(seconds: float) -> str:
-    """Return the shortest text that ``parse_duration`` reads back to the same number."""
-    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}
-    return _shortest(seconds, units, parse_duration, "s")
-
-
-def format_bytes(count: int) -> str:
-    """Return the shortest text that ``parse_bytes`` reads back to the same number."""
-    units = [name for name in ("TiB", "GiB", "MiB", "KiB") if count and count % BYTES[name] == 0]
-    return f"{count // BYTES[units[0]]} {units[0]}" if units else f"{count} B"
-
-
-def format_bandwidth(per_second: float) -> str:
-    """Return the shortest text that ``parse_bandwidth`` reads back to the same number."""
-    units = {f"{name}/s": float(BYTES[name]) for name in ("B", "kB", "MB", "GB", "TB")}
-    return _shortest(per_second, units, parse_bandwidth, "B/s")
-
-
-def format_frequency(hertz: float) -> str:
-    """Return the shortest text that ``parse_frequency`` reads back to the same number."""
-    return _shortest(hertz, HERTZ, parse_frequency, "Hz")
-
-
-def format_rate(per_second: float) -> str:
-    """Return text that ``parse_rate`` reads back."""
-    return f"{_plain(per_second)}/s"
-
-
-def format_money(dollars: float) -> str:
-    """Return text that ``parse_money`` reads back."""
-    return f"${_plain(dollars)}"
-
-
-def format_price(dollars_per_hour: float) -> str:
-    """Return text that ``parse_price`` reads back."""
-    return f"${_plain(dollars_per_hour)}/h"
-
-
-def format_percent(fraction: float) -> str:
-    """Return the shortest text that ``parse_percent`` reads back to the same number."""
+def _format_percent(fraction: float) -> str:
     text = f"{Decimal(repr(float(fraction))).scaleb(2):f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
 
 
-def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], float], base: str) -> str:
-    texts = [f"{_plain(float(f'{value / scale:.12g}'))} {name}" for name, scale in units.items()]
-    exact = [text for text in texts if parse(text) == value]
-    return min(exact, key=len) if exact else f"{_plain(value)} {base}"
-
-
-def _plain(value: float) -> str:
+def _format_plain(value: float) -> str:
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(float(value))
 
 
-def _quantity(value: Any, units: Mapping[str, float], example: str) -> re.Match[str]:
-    match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example, units)
-    _sized(float(match[1]) * _unit(match[2], units, value, example), value)
-    return match
+UNIT_FAMILIES: Mapping[str, UnitFamily] = {
+    "duration": UnitFamily(
+        example="150 ms",
+        description="a duration",
+        units=SECONDS,
+        shown_units={"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0},
+    ),
+    "bytes": UnitFamily(
+        example="12 GiB",
+        description="an amount of memory",
+        units=BYTES,
+        convert=_convert_bytes,
+        format=_format_bytes,
+    ),
+    "rate": UnitFamily(
+        example="150/s",
+        description="events per time",
+        periods=PER,
+        convert=_convert_rate,
+        format=lambda value: f"{_format_plain(value)}/s",
+    ),
+    "bandwidth": UnitFamily(
+        example="4 GB/s",
+        description="bytes per second",
+        units=BYTES,
+        periods={"s": 1.0},
+        shown_units={f"{name}/s": float(BYTES[name]) for name in ("B", "kB", "MB", "GB", "TB")},
+    ),
+    "frequency": UnitFamily(example="100 MHz", description="cycles per second", units=HERTZ, shown_units=HERTZ),
+    "money": UnitFamily(
+        example="$3.06",
+        description="US dollars",
+        symbol="$",
+        format=lambda value: f"${_format_plain(value)}",
+    ),
+    "price": UnitFamily(
+        example="$3.06/h",
+        description="US dollars per time",
+        symbol="$",
+        periods=PER,
+        convert=_convert_price,
+        format=lambda value: f"${_format_plain(value)}/h",
+    ),
+    "percent": UnitFamily(
+        example="0.1%",
+        description="a percentage",
+        symbol="%",
+        convert=_convert_percent,
+        format=_format_percent,
+    ),
+}
 
 
-def _match(pattern: str, value: Any, example: str, units: Iterable[str] = ()) -> re.Match[str]:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        got = "nothing" if value is None else format_value(value)
-        raise PydanticCustomError("unit", "expected a quantity, got {got}", {"got": got, "hint": f'write "{example}"'})
-    text = str(value).strip()
-    match = re.fullmatch(pattern, text)
-    if match:
-        return match
-    if text.startswith(("-", "$-", "$ -")):
-        raise _error('"{value}" must not be negative', value, example)
-    if re.fullmatch(rf"\+?(?:{NUMBER})", text):
-        # the unit of the example is a guess: of a deadline, ms is a wrong one
-        raise _error('"{value}" has no unit', value, _written(text.lstrip("+"), example), units)
-    raise _error('"{value}" is not a quantity', value, example)
+parse_duration = UNIT_FAMILIES["duration"].parse
+parse_bytes = UNIT_FAMILIES["bytes"].parse
+parse_rate = UNIT_FAMILIES["rate"].parse
+parse_bandwidth = UNIT_FAMILIES["bandwidth"].parse
+parse_frequency = UNIT_FAMILIES["frequency"].parse
+parse_money = UNIT_FAMILIES["money"].parse
+parse_price = UNIT_FAMILIES["price"].parse
+parse_percent = UNIT_FAMILIES["percent"].parse
+format_duration = UNIT_FAMILIES["duration"].render
+format_bytes = UNIT_FAMILIES["bytes"].render
+format_rate = UNIT_FAMILIES["rate"].render
+format_bandwidth = UNIT_FAMILIES["bandwidth"].render
+format_frequency = UNIT_FAMILIES["frequency"].render
+format_money = UNIT_FAMILIES["money"].render
+format_price = UNIT_FAMILIES["price"].render
+format_percent = UNIT_FAMILIES["percent"].render
 
 
-def _written(number: str, example: str) -> str:
-    """Return a number with the unit of an example; 0.01 alone may mean 1%, if not 0.01%."""
-    text = re.sub(NUMBER, shorten(number), example, count=1)
-    return f'{format_percent(float(number))}" or "{text}' if text.endswith("%") and 0 < float(number) <= 1 else text
+def parse_fraction(value: Any) -> float:
+    """Parse a fraction from 0 to 1, from a number (``0.25``) or a percentage (``25%``)."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fraction = float(value) if is_number else parse_percent(value)
+    if not 0 <= fraction <= 1:
+        is_percentage = is_number and MIN_PERCENTAGE <= fraction <= 100
+        raise _error("{value} is not between 0 and 1", value, f"{fraction:g}%" if is_percentage else "0.25")
+    return fraction
 
 
-def _sized(result: float, value: Any) -> float:
-    if result > LARGEST:
-        raise PydanticCustomError(
-            "unit", '"{value}" is too large', {"value": shorten(str(value)), "hint": f"at most {LARGEST:g}"}
-        )
-    return result
+def _check_size(value: float, text: Any) -> float:
+    if value > MAX_QUANTITY:
+        context = {"value": shorten(str(text)), "hint": f"at most {MAX_QUANTITY:g}"}
+        raise PydanticCustomError("unit", '"{value}" is too large', context)
+    return value
 
 
-def _meant(name: str, units: Mapping[str, float]) -> str:
-    """Return the unit that a word such as ``seconds``, ``MIN`` or ``gb`` stands for; nothing if none or several."""
-    word = name.lower()
-    singular = word.removesuffix("s") if len(word) > 2 else word
-    words = (word, singular)
-    found = {SPELT[one] for one in words if one in SPELT} | {one for one in units if one.lower() in words}
-    found &= set(units)
-    return found.pop() if len(found) == 1 else ""
-
-
-def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> float:
-    meant = "" if name in units else _meant(name, units)
-    if meant:
+def _find_factor(name: str, units: Mapping[str, float], value: Any, example: str) -> float:
+    if name in units:
+        return float(units[name])
+    context = {"value": shorten(str(value)), "unit": shorten(name)}
+    if intended := _find_intended(name, units):
         before, _, after = str(value).strip().rpartition(name)
-        hint = f'write "{before}{meant}{after}"'
-        told = {"value": shorten(str(value)), "unit": shorten(name), "hint": hint}
-        raise PydanticCustomError("unit", '"{value}" has the unknown unit "{unit}"', told)
-    if name not in units:
-        raise PydanticCustomError(
-            "unit",
-            '"{value}" has the unknown unit "{unit}"',
-            {
-                "value": shorten(str(value)),
-                "unit": shorten(name),
-                "hint": f"one of: {', '.join(units)}; write {example!r}".replace("'", '"'),
-            },
-        )
-    return float(units[name])
+        context["hint"] = f'write "{before}{intended}{after}"'
+    else:
+        context["hint"] = f"one of: {', '.join(units)}; write {example!r}".replace("'", '"')
+    raise PydanticCustomError("unit", '"{value}" has the unknown unit "{unit}"', context)
+
+
+def _find_intended(name: str, units: Mapping[str, float]) -> str:
+    """Return the unit that a word such as ``seconds``, ``MIN`` or ``gb`` means; empty if none or several."""
+    word = name.lower()
+    words = (word, word.removesuffix("s") if len(word) > 2 else word)
+    candidates = {SPELLINGS[spelling] for spelling in words if spelling in SPELLINGS}
+    candidates |= {unit for unit in units if unit.lower() in words}
+    candidates &= set(units)
+    return candidates.pop() if len(candidates) == 1 else ""
 
 
 def _error(message: str, value: Any, example: str, units: Iterable[str] = ()) -> PydanticCustomError:
-    known = ", ".join(units)
-    hint = f'one of: {known}; write "{example}"' if known else f'write "{example}"'
+    names = ", ".join(units)
+    hint = f'one of: {names}; write "{example}"' if names else f'write "{example}"'
     return PydanticCustomError("unit", message, {"value": shorten(str(value)), "example": example, "hint": hint})
 
 
-def _schema(pattern: str, example: str, description: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example], "description": description})
+@dataclass(frozen=True)
+class _Quantity(GroupedMetadata):
+    """The validation, serialization and JSON schema of a unit family, for ``Annotated``."""
+
+    family: str
+
+    def __iter__(self) -> Iterator[Any]:
+        family = UNIT_FAMILIES[self.family]
+        yield BeforeValidator(family.parse)
+        yield PlainSerializer(family.render)
+        schema = {"type": "string", "pattern": family.schema_pattern, "examples": [family.example]}
+        yield WithJsonSchema({**schema, "description": family.description})
 
 
-_N = r"^\s*([0-9._eE+-]+)\s*"
-Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration),
-    PlainSerializer(format_duration),
-    _schema(rf"{_N}({'|'.join(SECONDS)})\s*$", "150 ms", "a duration"),
-]
-Bytes = Annotated[
-    int,
-    BeforeValidator(parse_bytes),
-    PlainSerializer(format_bytes),
-    _schema(rf"{_N}({'|'.join(BYTES)})\s*$", "12 GiB", "an amount of memory"),
-]
-Rate = Annotated[
-    float,
-    BeforeValidator(parse_rate),
-    PlainSerializer(format_rate),
-    _schema(rf"{_N}/\s*({'|'.join(PER)})\s*$", "150/s", "events per time"),
-]
-Bandwidth = Annotated[
-    float,
-    BeforeValidator(parse_bandwidth),
-    PlainSerializer(format_bandwidth),
-    _schema(rf"{_N}({'|'.join(BYTES)})\s*/\s*s\s*$", "4 GB/s", "bytes per second"),
-]
-Frequency = Annotated[
-    float,
-    BeforeValidator(parse_frequency),
-    PlainSerializer(format_frequency),
-    _schema(rf"{_N}({'|'.join(HERTZ)})\s*$", "100 MHz", "cycles per second"),
-]
-Money = Annotated[
-    float,
-    BeforeValidator(parse_money),
-    PlainSerializer(format_money),
-    _schema(r"^\s*\$\s*[0-9._eE+-]+\s*$", "$3.06", "US dollars"),
-]
-Price = Annotated[
-    float,
-    BeforeValidator(parse_price),
-    PlainSerializer(format_price),
-    _schema(rf"^\s*\$\s*[0-9._eE+-]+\s*/\s*({'|'.join(PER)})\s*$", "$3.06/h", "US dollars per time"),
-]
-Percent = Annotated[
-    float,
-    BeforeValidator(parse_percent),
-    PlainSerializer(format_percent),
-    _schema(rf"{_N}%\s*$", "0.1%", "a percentage"),
-]
+Duration = Annotated[float, _Quantity("duration")]
+Bytes = Annotated[int, _Quantity("bytes")]
+Rate = Annotated[float, _Quantity("rate")]
+Bandwidth = Annotated[float, _Quantity("bandwidth")]
+Frequency = Annotated[float, _Quantity("frequency")]
+Money = Annotated[float, _Quantity("money")]
+Price = Annotated[float, _Quantity("price")]
+Percent = Annotated[float, _Quantity("percent")]
 Fraction = Annotated[
     float,
     BeforeValidator(parse_fraction),
@@ -275,10 +302,10 @@ Fraction = Annotated[
         {
             "anyOf": [
                 {"type": "number", "minimum": 0, "maximum": 1},
-                {"type": "string", "pattern": rf"{_N}%\s*$"},
+                {"type": "string", "pattern": rf"{_NUMBER_PATTERN}%\s*$"},
             ],
             "examples": ["25%", 0.25],
-            "description": "a share, from 0 to 1 or as a percentage",
+            "description": "a fraction, from 0 to 1 or as a percentage",
         }
     ),
 ]

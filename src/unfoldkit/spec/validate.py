@@ -1,4 +1,4 @@
-"""Validate plain data against a kind's model and tell every mistake at once."""
+"""Validate plain data against the model of a kind, and report every mistake at once."""
 
 from __future__ import annotations
 
@@ -11,60 +11,61 @@ from pydantic import BaseModel, ValidationError
 
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
 from unfoldkit.spec.base import Checked, Model
-from unfoldkit.spec.error_messages import sentence
-from unfoldkit.spec.positions import diagnostic, known_keys, known_tags, real_path
+from unfoldkit.spec.error_messages import explain_error
+from unfoldkit.spec.positions import diagnostic_at, known_keys, known_tags, real_path
 from unfoldkit.spec.yaml_reader import Document, PathKey
 
 M = TypeVar("M", bound=Model)
 ROUNDS = 4
-_HOLDERS = (BaseModel, Mapping, tuple, list, frozenset)
+_CONTAINERS = (BaseModel, Mapping, tuple, list, frozenset)
 MISSING = "this key is missing"
 UNKNOWN = "unknown key"
 MERGE = "YAML 1.2 has no merge keys: write the keys out"
 QUOTE = "'"
-ODD = ("extra_forbidden", "model_type")
-"""Mistakes of an entry as a whole."""
+ENTRY_ERRORS = ("extra_forbidden", "model_type")
+"""Errors of a complete entry."""
 
 
 def validate(model: type[M], document: Document) -> M:
-    """Return the frozen spec.
+    """Validate a document and return the frozen spec.
 
     Raises:
-        UnfoldError: with one diagnostic a mistake, in the order of the file.
+        UnfoldError: One diagnostic per mistake, in the order of the file.
     """
     if not isinstance(document.data, Mapping):
         message = f"a spec is a mapping of keys, not {format_value(document.data)}"
-        raise UnfoldError(diagnostic(document, (), message, hint="unfold init KIND writes one to start from"))
-    spec, mistakes = _attempts(model, document)
+        raise UnfoldError(diagnostic_at(document, (), message, hint="unfold init KIND writes one to start from"))
+    spec, mistakes = _validate_rounds(model, document)
     if mistakes or spec is None:
-        raise UnfoldError(*in_order(mistakes))
+        raise UnfoldError(*sort_diagnostics(mistakes))
     return spec
 
 
-def in_order(mistakes: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Return the diagnostics without repeats, by line and column."""
+def sort_diagnostics(mistakes: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Sort diagnostics by line and column, without duplicates."""
     return sorted(dict.fromkeys(mistakes), key=lambda item: (item.line == 0, item.line, item.column, item.key))
 
 
-def _attempts(model: type[M], document: Document) -> tuple[M | None, list[Diagnostic]]:
-    """Validate, cut away what is wrong, and validate again: so that a typo hides no other mistake."""
+def _validate_rounds(model: type[M], document: Document) -> tuple[M | None, list[Diagnostic]]:
+    """Validate, remove what is wrong, and validate again, so that one mistake does not hide others."""
     data = document.data
     mistakes: list[Diagnostic] = []
-    cut: list[PathKey] = []
+    removed: list[PathKey] = []
     for _ in range(ROUNDS):
-        spec, errors = _once(model, data)
+        spec, errors = _validate_once(model, data)
         if spec is not None:
-            return spec, mistakes + _problems(spec, document, cut)
-        found = [(path, item) for path, item in _told(model, document, data, errors) if not _below(path, cut)]
-        mistakes += [item for _, item in found]
-        if not found or any(error["type"] == "missing" for error in errors):
+            return spec, mistakes + _find_problems(spec, document, removed)
+        located = _explain_errors(model, document, data, errors)
+        new = [(path, item) for path, item in located if not _is_below(path, removed)]
+        mistakes += [item for _, item in new]
+        if not new or any(error["type"] == "missing" for error in errors):
             return None, mistakes
-        cut += [path for path, _ in found]
-        data = _without(data, cut)
+        removed += [path for path, _ in new]
+        data = _remove(data, removed)
     return None, mistakes
 
 
-def _once(model: type[M], data: Any) -> tuple[M | None, list[dict[str, Any]]]:
+def _validate_once(model: type[M], data: Any) -> tuple[M | None, list[dict[str, Any]]]:
     try:
         return model.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
@@ -73,51 +74,54 @@ def _once(model: type[M], data: Any) -> tuple[M | None, list[dict[str, Any]]]:
         return None, [{"type": "depth", "loc": (), "msg": "nested too deep", "input": None}]
 
 
-def _told(
+def _explain_errors(
     model: type[Model], document: Document, data: Any, errors: list[dict[str, Any]]
 ) -> list[tuple[PathKey, Diagnostic]]:
-    told = [_one(model, document, data, error) for error in _best_branches(data, errors)]
-    meant = {(path[:-1], item.hint) for path, item in told if item.message == UNKNOWN}
-    return [(path, item) for path, item in told if item.message != MISSING or _meaning(path) not in meant]
+    explained = [_explain(model, document, data, error) for error in _select_branches(data, errors)]
+    # a misspelt key is both unknown and missing: report it once
+    suggested = {(path[:-1], item.hint) for path, item in explained if item.message == UNKNOWN}
+    return [(path, item) for path, item in explained if item.message != MISSING or _suggestion(path) not in suggested]
 
 
-def _meaning(path: PathKey) -> tuple[PathKey, str]:
+def _suggestion(path: PathKey) -> tuple[PathKey, str]:
     return path[:-1], did_you_mean(str(path[-1]), [str(path[-1])])
 
 
-def _one(model: type[Model], document: Document, data: Any, error: dict[str, Any]) -> tuple[PathKey, Diagnostic]:
+def _explain(model: type[Model], document: Document, data: Any, error: dict[str, Any]) -> tuple[PathKey, Diagnostic]:
     missing = error["type"] == "missing"
     path = real_path(data, error["loc"], missing=missing)
     if missing:
-        return path, diagnostic(document, path, MISSING, hint=_needs(model, path))
+        return path, diagnostic_at(document, path, MISSING, hint=_describe_key(model, path))
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data)) if path[-1] != "<<" else MERGE
-        return path, diagnostic(document, path, UNKNOWN, hint=hint, at_key=True)
-    message, hint = sentence(error, about=_needs(model, path))
+        return path, diagnostic_at(document, path, UNKNOWN, hint=hint, at_key=True)
+    message, hint = explain_error(error, about=_describe_key(model, path))
     if error["type"] == "union_tag_not_found":
         hint = f"one of: {', '.join(known_tags(model, path, error['ctx']['discriminator'].strip(QUOTE)))}"
-    return path, diagnostic(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
+    return path, diagnostic_at(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
 
 
-def _needs(model: type[Model], path: PathKey) -> str:
+def _describe_key(model: type[Model], path: PathKey) -> str:
     fields = model.model_fields if len(path) == 1 else {}
     field = fields.get(str(path[-1]))
     return str(field.description) if field is not None and field.description else ""
 
 
-def _long_enough(error: Mapping[str, Any]) -> bool:
+def _is_long_enough(error: Mapping[str, Any]) -> bool:
     entries = error.get("input")
-    return error["type"] == "too_short" and isinstance(entries, (list, tuple, dict)) and len(entries) >= _least(error)
+    return (
+        error["type"] == "too_short" and isinstance(entries, (list, tuple, dict)) and len(entries) >= _min_length(error)
+    )
 
 
-def _least(error: Mapping[str, Any]) -> int:
+def _min_length(error: Mapping[str, Any]) -> int:
     return int((error.get("ctx") or {}).get("min_length", 0))
 
 
-def _best_branches(data: Any, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keep, of the complaints of each branch of a union, those of the branch that came nearest."""
-    # a validator counts only the entries that are right
-    errors = [error for error in errors if not _long_enough(error)]
+def _select_branches(data: Any, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the errors of each union, retain those of the branch that fits best."""
+    # the validator counts only valid entries
+    errors = [error for error in errors if not _is_long_enough(error)]
     groups: dict[PathKey, dict[tuple[str | int, ...], list[dict[str, Any]]]] = {}
     plain: list[dict[str, Any]] = []
     for error in errors:
@@ -144,41 +148,42 @@ def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[in
     depth = [len(real_path(data, error["loc"])) - len(path) for error in group]
     types = [error["type"] for error in group]
     at_root = sum(deep <= 0 and kind != "missing" for deep, kind in zip(depth, types, strict=True))
-    # a tag such as `process: burst` says which branch was meant, and so do the keys that it knows, and what they hold
+    # a tag such as `process: burst`, and the known keys with their types, show which branch was intended
     tags = sum(deep == 1 and kind == "literal_error" for deep, kind in zip(depth, types, strict=True))
-    unknown = sum(deep == 1 and kind in ODD for deep, kind in zip(depth, types, strict=True))
+    unknown = sum(deep == 1 and kind in ENTRY_ERRORS for deep, kind in zip(depth, types, strict=True))
     return at_root, tags, unknown, len(group)
 
 
-def _problems(spec: Model, document: Document, cut: Sequence[PathKey]) -> list[Diagnostic]:
-    # what was cut may hold the very entries that other parts refer to
-    if not isinstance(spec, Checked) or any(isinstance(_at(spec, path), _HOLDERS) for path in cut):
+def _find_problems(spec: Model, document: Document, removed: Sequence[PathKey]) -> list[Diagnostic]:
+    # the removed parts may hold entries that other parts refer to
+    if not isinstance(spec, Checked) or any(isinstance(_get(spec, path), _CONTAINERS) for path in removed):
         return []
     return [
-        diagnostic(document, tuple(problem.path), problem.message, hint=problem.hint, at_key=problem.at_key)
+        diagnostic_at(document, tuple(problem.path), problem.message, hint=problem.hint, at_key=problem.at_key)
         for problem in spec.problems()
-        if not _below(tuple(problem.path), cut) and not any(_below(path, [tuple(problem.path)]) for path in cut)
+        if not _is_below(tuple(problem.path), removed)
+        and not any(_is_below(path, [tuple(problem.path)]) for path in removed)
     ]
 
 
-def _at(spec: Any, path: PathKey) -> Any:
+def _get(spec: Any, path: PathKey) -> Any:
     for part in path:
         if isinstance(spec, BaseModel):
-            spec = getattr(spec, _field(spec, str(part)), None)
+            spec = getattr(spec, _field_name(spec, str(part)), None)
         else:
             spec = spec.get(part) if isinstance(spec, Mapping) else None
     return spec
 
 
-def _field(spec: BaseModel, key: str) -> str:
+def _field_name(spec: BaseModel, key: str) -> str:
     return next((name for name, field in type(spec).model_fields.items() if field.alias == key), key)
 
 
-def _below(path: PathKey, roots: Sequence[PathKey]) -> bool:
+def _is_below(path: PathKey, roots: Sequence[PathKey]) -> bool:
     return any(path[: len(root)] == root for root in roots)
 
 
-def _without(data: Any, paths: Sequence[PathKey]) -> Any:
+def _remove(data: Any, paths: Sequence[PathKey]) -> Any:
     result = copy.deepcopy(data)
     for path in sorted(paths, key=lambda item: [str(part) for part in item], reverse=True):
         _delete(result, path)

@@ -1,4 +1,4 @@
-"""YAML 1.2 core: `no` is text, duplicate keys are errors, every key and value remembers its line."""
+"""Read YAML 1.2 core: `no` is text, duplicate keys are errors, and every key and value has its position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """Composes nodes whose tag says only whether the file wrote one: what plain text means is for YAML 1.2 to say."""
+    """Composes nodes without resolving tags: the meaning of plain scalars follows YAML 1.2, not PyYAML's 1.1."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         del kind, value, implicit
@@ -35,7 +35,10 @@ class _Loader(_Base):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file: plain data, and where each key and value stands (lines and columns from 1)."""
+    """A parsed file: plain data, and the position of each key and value (lines and columns from 1).
+
+    ``origins`` holds, by path, the ``--set`` flag that wrote a value.
+    """
 
     data: Any
     file: str
@@ -45,19 +48,19 @@ class Document:
 
 
 def read_document(path: str, stdin: str = "") -> Document:
-    """Parse the file at ``path``; ``-`` stands for the text given as ``stdin``.
+    """Parse the file at ``path``, or the text of ``stdin`` for ``-``.
 
     Raises:
-        UnfoldError: the file cannot be read, or is not YAML 1.2 core; every mistake with its place.
+        UnfoldError: The file cannot be read or is not YAML 1.2 core; every mistake with its position.
     """
-    return parse(stdin, "<stdin>") if path == "-" else parse(decoded(_bytes(Path(path)), path), path)
+    return parse(stdin, "<stdin>") if path == "-" else parse(decode_text(_read_bytes(Path(path)), path), path)
 
 
-def decoded(data: bytes, file: str) -> str:
-    """Return the text of a file.
+def decode_text(data: bytes, file: str) -> str:
+    """Decode the text of a file.
 
     Raises:
-        UnfoldError: it is too large for a spec, or not UTF-8.
+        UnfoldError: It is too large for a spec, or not UTF-8.
     """
     if len(data) > MAX_BYTES:
         raise UnfoldError(Diagnostic(f"larger than {MAX_BYTES // 1024**2} MiB", file, hint="not a spec?"))
@@ -73,10 +76,10 @@ def parse(text: str, file: str = "<text>") -> Document:
     """Parse YAML text.
 
     Raises:
-        UnfoldError: syntax, duplicate keys, tags, several documents, too deep or too large.
+        UnfoldError: Syntax errors, duplicate keys, tags or several documents; or it is too deep or too large.
     """
-    _guard_text(text, file)
-    _guard_size(text, file)
+    _check_text(text, file)
+    _check_size(text, file)
     node = _compose(text, file)
     document = Document(None, file)
     builder = _Builder(document, [])
@@ -131,10 +134,10 @@ class _Builder:
         return node.value if quoted else scalar(node.value)
 
     def _count(self, node: yaml.Node, depth: int) -> None:
-        # anchors can make few words many values, or one that holds itself
+        # anchors can expand a short file to many values, or to one that contains itself
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise UnfoldError(_limit(self.document.file, node.start_mark, deep=depth > MAX_DEPTH))
+            raise UnfoldError(_limit_error(self.document.file, node.start_mark, deep=depth > MAX_DEPTH))
 
     def _mistake(self, node: yaml.Node, message: str, *, key: str = "", hint: str = "") -> None:
         line, column = _mark(node)
@@ -147,14 +150,14 @@ def _mark(node: yaml.Node) -> Mark:
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
+    """Format a path: ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     with open_regular(path) as stream:
         try:
             return stream.read(MAX_BYTES + 1)
@@ -162,20 +165,20 @@ def _bytes(path: Path) -> bytes:
             raise UnfoldError(Diagnostic(f"cannot read: {error.strerror}", str(path))) from error
 
 
-def _guard_text(text: str, file: str) -> None:
-    # an argument of the command line that is not UTF-8 arrives as half of a surrogate pair
+def _check_text(text: str, file: str) -> None:
+    # command-line arguments that are not UTF-8 arrive as lone surrogates
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UnfoldError(Diagnostic("not UTF-8 text", file)) from error
 
 
-def _limit(file: str, mark: Any, *, deep: bool) -> Diagnostic:
+def _limit_error(file: str, mark: Any, *, deep: bool) -> Diagnostic:
     message = f"nested deeper than {MAX_DEPTH}" if deep else f"more than {MAX_NODES:,} values"
     return Diagnostic(message, file, mark.line + 1, mark.column + 1)
 
 
-def _guard_size(text: str, file: str) -> None:
+def _check_size(text: str, file: str) -> None:
     depth = documents = values = 0
     try:
         for event in yaml.parse(text, Loader=_Base):
@@ -183,7 +186,7 @@ def _guard_size(text: str, file: str) -> None:
             documents += isinstance(event, yaml.DocumentStartEvent)
             values += isinstance(event, yaml.NodeEvent)
             if depth > MAX_DEPTH or values > MAX_NODES:
-                raise UnfoldError(_limit(file, event.start_mark, deep=depth > MAX_DEPTH))
+                raise UnfoldError(_limit_error(file, event.start_mark, deep=depth > MAX_DEPTH))
             if documents > 1:
                 mark: Any = event.start_mark
                 hint = "one spec a file"
@@ -205,3 +208,6 @@ def _compose(text: str, file: str) -> yaml.Node:
             Diagnostic("the file is empty", file, 1, 1, hint="unfold init KIND writes a spec to start from")
         )
     return node
+
+
+decoded = decode_text  # old name

@@ -1,4 +1,4 @@
-"""The conformance kit: what every kind must do, as functions that any plugin author runs."""
+"""The conformance kit: properties of every kind, as functions that plugin authors run in their tests."""
 
 from unfoldkit.testing.conformance import Law, laws
 

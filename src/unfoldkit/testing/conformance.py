@@ -1,4 +1,4 @@
-"""Laws of a kind. Each takes the kind and an empty folder, and raises ``AssertionError`` when it is broken."""
+"""The laws of a kind. Each takes the kind and an empty folder, and raises ``AssertionError`` if the kind breaks it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from unfoldkit.descriptors import VERBS, Kind, resolve
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
 from unfoldkit.io.yaml12 import to_yaml
-from unfoldkit.report import Report, flaws, from_data, to_data, without_times
+from unfoldkit.report import Report, from_data, to_data, validate_report, without_measurements
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.resolve import dump
-from unfoldkit.spec.schema import json_schema
+from unfoldkit.spec.schema import build_schema
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import Document, PathKey, parse
 
 Law = Callable[[Kind, Path], None]
 HEAVY = ("numpy", "scipy", "sklearn", "xgboost", "torch", "ray", "pydantic", "matplotlib", "boto3", "numba")
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 def laws() -> tuple[Law, ...]:
-    """Return every law, the quick ones first."""
+    """Return every law, the fast ones first."""
     return (
         references_resolve,
         listing_imports_nothing_heavy,
         examples_are_valid,
         specs_survive_being_written,
         schema_is_for_editors,
-        wrong_values_are_told_with_their_line,
-        unknown_keys_are_told_with_their_line,
+        wrong_values_are_reported_with_their_line,
+        unknown_keys_are_reported_by_name,
         reports_survive_json,
         equal_seeds_give_equal_reports,
     )
@@ -56,8 +56,8 @@ def listing_imports_nothing_heavy(kind: Kind, _folder: Path) -> None:
     module = kind.spec.split(":")[0].split(".")[0] + ".hooks"
     code = f"import sys, {module}; list({module}.unfold_kinds()); print([n for n in {HEAVY!r} if n in sys.modules])"
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
-    _hold(found.stdout.strip() == "[]", f"{module} imports {found.stdout.strip()}")
+    result = subprocess.run(words, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)  # noqa: S603
+    _hold(result.stdout.strip() == "[]", f"{module} imports {result.stdout.strip()}")
 
 
 def examples_are_valid(kind: Kind, _folder: Path) -> None:
@@ -69,7 +69,7 @@ def examples_are_valid(kind: Kind, _folder: Path) -> None:
 
 
 def specs_survive_being_written(kind: Kind, _folder: Path) -> None:
-    """A spec that is written to YAML and read again is the same spec."""
+    """A spec that is written to YAML and read back is equal."""
     for document in example_documents(kind):
         spec = validate(resolve(kind.spec), document)
         again = validate(resolve(kind.spec), parse(to_yaml(dump(spec))))
@@ -79,48 +79,48 @@ def specs_survive_being_written(kind: Kind, _folder: Path) -> None:
 def schema_is_for_editors(kind: Kind, _folder: Path) -> None:
     """The schema is JSON, names its draft, and its keys are those of the spec."""
     model: type[Spec] = resolve(kind.spec)
-    data = json.loads(json.dumps(json_schema(model, kind.name)))
+    data = json.loads(json.dumps(build_schema(model, kind.name)))
     _hold(data["$schema"].startswith("http://json-schema.org/draft-07"), data["$schema"])
     keys = {field.alias or name for name, field in model.model_fields.items()}
     _hold(keys == set(data["properties"]), f"the schema has {sorted(data['properties'])}, the spec {sorted(keys)}")
 
 
-def wrong_values_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
-    """A value of the wrong shape, put in the place of each value of an example, is refused at its line or accepted."""
+def wrong_values_are_reported_with_their_line(kind: Kind, _folder: Path) -> None:
+    """A wrong value instead of any value of an example is rejected with its line, or accepted."""
     for document in example_documents(kind):
         for path in [path for path in document.values if path]:
             for wrong in ({"wrong": ["shape"]}, -7, "\x07?", None):
-                _refused_or_accepted(kind, _changed(document, path, wrong))
+                _try_validate(kind, _replace_value(document, path, wrong))
 
 
-def unknown_keys_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
-    """An unknown key at the top of a spec is refused by name."""
+def unknown_keys_are_reported_by_name(kind: Kind, _folder: Path) -> None:
+    """An unknown key at the top of a spec is rejected by name."""
     for document in example_documents(kind):
-        told = _refused_or_accepted(kind, _changed(document, ("nonesuch",), 1))
-        _hold(any("nonesuch" in line for line in told), f"{document.file}: an unknown key is told as {told}")
+        errors = _try_validate(kind, _replace_value(document, ("nonesuch",), 1))
+        _hold(any("nonesuch" in line for line in errors), f"{document.file}: an unknown key gives {errors}")
 
 
 def reports_survive_json(kind: Kind, folder: Path) -> None:
-    """A report is sound, and one that is written as JSON and read again is the same report."""
+    """A report is valid, and equal after it is written as JSON and read back."""
     report = first_report(kind, folder / "run")
-    wrong = list(flaws(report, kind.name, getattr(report, "verb", "")))
-    _hold(not wrong, f"{kind.name}: {'; '.join(wrong)}")
+    problems = list(validate_report(report, kind.name, getattr(report, "verb", "")))
+    _hold(not problems, f"{kind.name}: {'; '.join(problems)}")
     data = json.loads(json.dumps(to_data(report), allow_nan=False))
-    _hold(to_data(from_data(data)) == data, f"{kind.name}: the report that is read again is another")
+    _hold(to_data(from_data(data)) == data, f"{kind.name}: the report changes when it is written and read back")
 
 
 def equal_seeds_give_equal_reports(kind: Kind, folder: Path) -> None:
-    """The same spec and seed give the same report in two fresh runs, measured times aside."""
+    """The same spec and seed give the same report in two new runs, apart from measured values."""
     first, second = (first_report(kind, folder / name) for name in ("one", "two"))
     texts = [
-        json.dumps(to_data(without_times(report))).replace(str(folder / name), "RUN")
+        json.dumps(to_data(without_measurements(report))).replace(str(folder / name), "RUN")
         for report, name in ((first, "one"), (second, "two"))
     ]
     _hold(texts[0] == texts[1], "two runs differ")
 
 
 def first_report(kind: Kind, folder: Path) -> Report:
-    """Return the report of the kind's plan (or, without one, train or profile) of its first example."""
+    """Run the kind's plan (without one, train or profile) on its first example, and return the report."""
     document = next(example_documents(kind))
     spec = validate(resolve(kind.spec), document)
     verb = next(verb for verb in ("plan", "train", "profile") if getattr(kind, verb))
@@ -135,15 +135,15 @@ def first_report(kind: Kind, folder: Path) -> Report:
 
 
 def example_documents(kind: Kind) -> Iterator[Document]:
-    """Yield the kind's examples, parsed, in the order of their names."""
+    """Yield the kind's examples, parsed, sorted by name."""
     package, _, folder = (kind.examples or "").partition(":")
     if package:
-        for item in sorted(files(package).joinpath(folder).iterdir(), key=lambda item: item.name):
-            if item.name.endswith(".yaml"):
-                yield parse(item.read_text(encoding="utf-8"), item.name)
+        for entry in sorted(files(package).joinpath(folder).iterdir(), key=lambda entry: entry.name):
+            if entry.name.endswith(".yaml"):
+                yield parse(entry.read_text(encoding="utf-8"), entry.name)
 
 
-def _changed(document: Document, path: PathKey, value: Any) -> Document:
+def _replace_value(document: Document, path: PathKey, value: Any) -> Document:
     data = copy.deepcopy(document.data)
     target = data
     for part in path[:-1]:
@@ -152,17 +152,18 @@ def _changed(document: Document, path: PathKey, value: Any) -> Document:
     return Document(data, document.file, document.keys, document.values)
 
 
-def _refused_or_accepted(kind: Kind, document: Document) -> list[str]:
+def _try_validate(kind: Kind, document: Document) -> list[str]:
+    """Return the mistakes of a document, each of which must have a position; empty if it is valid."""
     try:
         validate(resolve(kind.spec), document)
     except UnfoldError as error:
         for item in error.diagnostics:
-            _hold(item.line >= 1 and bool(item.message), f"no place in: {item}")
+            _hold(item.line >= 1 and bool(item.message), f"no position in: {item}")
         return [str(item) for item in error.diagnostics]
     return []
 
 
-def _hold(kept: bool, told: object) -> None:
-    # not assert, which python -O leaves out: every law would hold of every kind
-    if not kept:
-        raise AssertionError(told)
+def _hold(condition: bool, message: object) -> None:
+    # not assert, which python -O removes: every kind would pass
+    if not condition:
+        raise AssertionError(message)

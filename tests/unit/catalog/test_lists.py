@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from unfoldkit.catalog.currency import Unit, dollars, unit
-from unfoldkit.catalog.instances import Book
+from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
+from unfoldkit.catalog.instances import PriceBook
 from unfoldkit.catalog.price_lists import read_prices
 from unfoldkit.errors import UnfoldError
 
 EAST = "us-east-1"
 
 
-def book(folder: Path, content: object, region: str = EAST) -> Book:
+def book(folder: Path, content: object, region: str = EAST) -> PriceBook:
     """Read a list from a file."""
     path = folder / "list"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -71,7 +71,7 @@ def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("price\n1\n", "no column of instance types"),
         ("instance,price,region\na,1,moon\n", "no price for the region 'us-east-1'"),
         ("{", "cannot read the price list"),
-        ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "not as its form says"),
+        ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
         ("{}", "no price for the region"),
     ],
 )
@@ -176,9 +176,9 @@ def test_ec2instances_info_is_read(tmp_path: Path) -> None:
 
 def test_names_of_columns_tell_prices() -> None:
     """A price has a market, a unit of time and a currency; savings and other systems are none."""
-    assert unit("Spot (monthly)") == Unit(730.0, spot=True)
-    assert unit("cost_eur") == Unit(foreign="EUR")
-    assert [unit(name) for name in ("spot_saving_pct", "Windows On Demand cost", "memory", "vcpus")] == [None] * 4
-    assert dollars("N/A", Unit()) is None
+    assert parse_unit("Spot (monthly)") == PriceUnit(730.0, spot=True)
+    assert parse_unit("cost_eur") == PriceUnit(foreign="EUR")
+    assert [parse_unit(name) for name in ("spot_saving_pct", "Windows On Demand cost", "memory", "vcpus")] == [None] * 4
+    assert parse_price("N/A", PriceUnit()) is None
     with pytest.raises(ValueError, match="'€3' is in €"):
-        dollars("€3", Unit())
+        parse_price("€3", PriceUnit())

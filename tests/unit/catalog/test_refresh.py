@@ -12,15 +12,16 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from unfoldkit.catalog.aws import Clients, refresh
-from unfoldkit.catalog.bundled import bundled
-from unfoldkit.cli.commands.catalog import known, renew
+from unfoldkit.catalog.aws import AwsClients, request_prices
+from unfoldkit.catalog.bundled import load_bundled_book
+from unfoldkit.cli.commands.catalog import open_catalog, refresh_prices
 from unfoldkit.errors import UnfoldError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fakes
 
 NOW = fakes.NOW
+BUNDLED = load_bundled_book()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore", "ignore::DeprecationWarning:moto")
 
 
@@ -38,7 +39,7 @@ def test_pages_of_every_call_are_followed() -> None:
         [[fakes.offer("g5.xlarge", "us-east-1a", "0.41", NOW)], [fakes.offer("c7i.large", "us-east-1a", "0.03", NOW)]],
     )
     pricing = fakes.pricing([fakes.product("g5.xlarge", "1.006")], [fakes.product("c7i.large", "0.0892")])
-    rows = refresh(Clients(pricing, ec2), "us-east-1", ["c7i.large", "g5.xlarge"], NOW, bundled()).book.rows
+    rows = request_prices(AwsClients(pricing, ec2), "us-east-1", ["c7i.large", "g5.xlarge"], NOW, BUNDLED).book.rows
     assert [(row.on_demand, row.spot, row.vcpus) for row in rows.values()] == [(0.0892, 0.03, 2), (1.006, 0.41, 4)]
     assert (rows["g5.xlarge"].gpu, rows["g5.xlarge"].gpus) == ("A10G", 1)
 
@@ -52,26 +53,29 @@ def test_spot_is_the_newest_change_of_the_cheapest_zone() -> None:
         fakes.offer("g5.xlarge", "us-east-1b", "0.50", earlier),
     ]
     ec2 = fakes.ec2_stub([[fakes.hardware("g5.xlarge", 4, 16384)]], [offers])
-    clients = Clients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), ec2)
-    assert refresh(clients, "us-east-1", ["g5.xlarge"], NOW, bundled()).book.rows["g5.xlarge"].spot == 0.5
+    clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), ec2)
+    assert request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED).book.rows["g5.xlarge"].spot == 0.5
 
 
 def test_prices_of_the_fake_cloud_are_refused(cloud: object) -> None:
     """Moto's spot price of 0.00001 dollars of 2006 never enters a book, and the refusal names it."""
-    clients = Clients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), cloud)
-    result = refresh(clients, "us-east-1", ["g5.xlarge"], NOW, bundled())
+    clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), cloud)
+    result = request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED)
     assert result.book.rows["g5.xlarge"].spot is None
-    assert [(item.name, item.market) for item in result.refused] == [("g5.xlarge", "spot")]
-    assert "2006" in result.refused[0].reason
+    assert [(item.name, item.market) for item in result.rejected] == [("g5.xlarge", "spot")]
+    assert "2006" in result.rejected[0].reason
 
 
 def test_hardware_of_the_fake_cloud_agrees_with_the_bundled_table(cloud: object) -> None:
     """For the types that moto knows, vCPUs and GPUs equal the bundled row; one that it lacks does not fail the rest."""
     names = ["g5.12xlarge", "c7i.large", "p3.8xlarge"]
-    priced = [fakes.product(name, str(bundled().rows[name].on_demand)) for name in names]
-    rows = refresh(Clients(fakes.pricing(priced), cloud), "us-east-1", names, NOW, bundled()).book.rows
+    priced = [fakes.product(name, str(BUNDLED.rows[name].on_demand)) for name in names]
+    rows = request_prices(AwsClients(fakes.pricing(priced), cloud), "us-east-1", names, NOW, BUNDLED).book.rows
     for name in names[:2]:
-        assert (rows[name].vcpus, rows[name].gpus) == (bundled().rows[name].vcpus, bundled().rows[name].gpus)
+        assert (rows[name].vcpus, rows[name].gpus) == (
+            BUNDLED.rows[name].vcpus,
+            BUNDLED.rows[name].gpus,
+        )
     assert rows["p3.8xlarge"].on_demand == 12.24
 
 
@@ -80,16 +84,18 @@ def test_absurd_prices_are_refused(price: str, why: str) -> None:
     """A price of nothing, out of the market's range, or far from the known one is refused with its reason."""
     ec2 = fakes.ec2_stub([[]], [[]])
     good, bad = fakes.product("c7i.large", "0.0892"), fakes.product("g5.xlarge", price)
-    result = refresh(Clients(fakes.pricing([good, bad]), ec2), "us-east-1", ["g5.xlarge", "c7i.large"], NOW, bundled())
+    result = request_prices(
+        AwsClients(fakes.pricing([good, bad]), ec2), "us-east-1", ["g5.xlarge", "c7i.large"], NOW, BUNDLED
+    )
     assert list(result.book.rows) == ["c7i.large"]
-    assert why in result.refused[0].reason
+    assert why in result.rejected[0].reason
 
 
 def test_no_usable_price_is_an_error() -> None:
     """When nothing that AWS said can be true, the cache is not replaced by an empty book."""
     ec2 = fakes.ec2_stub([[]], [[]])
     with pytest.raises(UnfoldError, match="no usable price"):
-        refresh(Clients(fakes.pricing([]), ec2), "us-east-1", ["g5.xlarge"], NOW, bundled())
+        request_prices(AwsClients(fakes.pricing([]), ec2), "us-east-1", ["g5.xlarge"], NOW, BUNDLED)
 
 
 def test_a_refresh_is_remembered_with_its_date(
@@ -98,9 +104,9 @@ def test_a_refresh_is_remembered_with_its_date(
     """After a refresh the cached price is preferred, and says so; other types keep the bundled one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ec2 = fakes.ec2_stub([[fakes.hardware("g5.xlarge", 4, 16384)]], [[]])
-    renew("us-east-1", NOW, Clients(fakes.pricing([fakes.product("g5.xlarge", "0.9")]), ec2))
+    refresh_prices("us-east-1", NOW, AwsClients(fakes.pricing([fakes.product("g5.xlarge", "0.9")]), ec2))
     assert "$1.006/h -> $0.9/h" in capsys.readouterr().out
-    found = known("us-east-1")
+    found = open_catalog("us-east-1")
     assert [found.find(name).source for name in ("g5.xlarge", "g6.xlarge")] == ["cached", "bundled"]
     assert (found.find("g5.xlarge").on_demand, found.find("g5.xlarge").date) == (0.9, "2026-11-24")
 
@@ -111,4 +117,4 @@ def test_a_damaged_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "unfoldkit").mkdir()
     (tmp_path / "unfoldkit/catalog-aws-us-east-1.json").write_text(json.dumps({"schema": "other"}))
     with pytest.raises(UnfoldError, match=r"catalog-aws-us-east-1\.json.*damaged"):
-        known("us-east-1")
+        open_catalog("us-east-1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit.serving.model import Answers, Array, Batch, Column, Field, Refusal
+from unfoldkit.serving.model import Array, Batch, Column, Field, Predictions, Rejection
 from unfoldkit.serving.state.store import State
 
 POISON = 666.0
@@ -37,7 +37,7 @@ class Total:
     facts: Mapping[str, Any] = field(default_factory=lambda: {"kind": "toy"})
     batches: list[int] = field(default_factory=list)
 
-    def predict(self, batch: Batch) -> Answers:
+    def predict(self, batch: Batch) -> Predictions:
         if not batch.trial:
             self.batches.append(batch.rows)
         time.sleep(self.delay_s)
@@ -50,8 +50,8 @@ class Total:
             raise ZeroDivisionError("poison")
         total = x.sum(axis=1)
         firsts = np.cumsum([0, *(call.rows for call in batch.calls)])[:-1]
-        refused = {i: Refusal(409, "no") for i, first in enumerate(firsts) if x[first, 0] == REFUSED}
-        return Answers({"total": total, "twice": np.column_stack([total, total])}, refused)
+        refused = {i: Rejection(409, "no") for i, first in enumerate(firsts) if x[first, 0] == REFUSED}
+        return Predictions({"total": total, "twice": np.column_stack([total, total])}, refused)
 
 
 @dataclass(frozen=True, slots=True)

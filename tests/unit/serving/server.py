@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from models import Diary, Total
 
 from unfoldkit.serving.batching.batcher import Limits
-from unfoldkit.serving.http.host import Address, Terms, bind, host, listen
-from unfoldkit.serving.http.workers import Crew
-from unfoldkit.serving.observability.access_log import JsonLines, lines
-from unfoldkit.serving.observability.dashboard import of_requests
-from unfoldkit.serving.oip.app import application, served
+from unfoldkit.serving.http.address import Address, bind_socket, open_listener
+from unfoldkit.serving.http.host import HostOptions, run_service
+from unfoldkit.serving.http.workers import Supervisor
+from unfoldkit.serving.observability.access_log import JsonLines, json_access_log
+from unfoldkit.serving.observability.dashboard import request_dashboard
+from unfoldkit.serving.oip.app import build_application, build_service
 from unfoldkit.serving.service import Service
-from unfoldkit.serving.state.entity_model import Remembering
+from unfoldkit.serving.state.entity_model import EntityStateModel
 from unfoldkit.serving.state.store import open_store
 
 REAL, JUMPS = time.time, itertools.cycle((1, -2, 0))
@@ -43,10 +44,10 @@ def service(name: str, given: dict[str, str]) -> Service:
         model = Total(delay_s=float(given.get("delay", 0)))
     else:
         store = open_store(Path(given["store"]), made_from="diary")
-        model, close = Remembering(Diary(), store), store.close
-    app = application([model], limits=limits, close=close)
-    watch = of_requests(name, "toy", app.metrics)
-    return served(name, app, watch=watch)
+        model, close = EntityStateModel(Diary(), store), store.close
+    app = build_application([model], limits=limits, close=close)
+    watch = request_dashboard(name, "toy", app.metrics)
+    return build_service(name, app, watch=watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Work:
             keep()
             beat()
 
-        with listen(self.address, many=True) as bound:
-            host(replace(found, watch=None), bound, Terms(self.address.token, beat=both))
+        with open_listener(self.address, many=True) as bound:
+            run_service(replace(found, watch=None), bound, HostOptions(token=self.address.token, heartbeat=both))
 
 
 def jump(_number: int, _frame: Any) -> None:
@@ -76,12 +77,17 @@ def jump(_number: int, _frame: Any) -> None:
     time.time = lambda: real() + 86400.0 * days
 
 
-def terms(given: dict[str, str]) -> Terms:
+def terms(given: dict[str, str]) -> HostOptions:
     log = logging.Logger("server")  # noqa: LOG001 - of this process alone
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.handlers[0].setFormatter(JsonLines())
-    observer = lines(log) if "log" in given else None
-    return Terms(given.get("token", ""), patience_s=float(given.get("patience", 30)), observer=observer)
+    observer = json_access_log(log) if "log" in given else None
+    return HostOptions(
+        token=given.get("token", ""),
+        request_timeout_s=float(given.get("patience", 30)),
+        observer=observer,
+        fast_path=given.get("fast_path", "1") == "1",
+    )
 
 
 def main(name: str, *words: str) -> None:
@@ -90,15 +96,15 @@ def main(name: str, *words: str) -> None:
     many = int(given.get("processes", 1))
     signal.signal(signal.SIGUSR1, jump)
     if many == 1:
-        with listen(address) as bound:
+        with open_listener(address) as bound:
             print(bound.getsockname()[1], os.getpid(), flush=True)
-            host(service(name, given), bound, terms(given))
+            run_service(service(name, given), bound, terms(given))
         return
-    with bind(address, many=True) as held, TemporaryDirectory() as folder:
+    with bind_socket(address, many=True) as held, TemporaryDirectory() as folder:
         port = held.getsockname()[1]
         print(port, os.getpid(), flush=True)
         work = Work(name, given, replace(address, port=port), Path(folder))
-        Crew(work, many, lambda text: print(text, file=sys.stderr, flush=True), silent_s=3.0).run()
+        Supervisor(work, many, lambda text: print(text, file=sys.stderr, flush=True), heartbeat_timeout_s=3.0).run()
 
 
 if __name__ == "__main__":

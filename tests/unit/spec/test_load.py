@@ -10,7 +10,7 @@ from tests.support import ECHO, HELLO, Unfold
 from unfoldkit.errors import UnfoldError
 from unfoldkit.registry import Registry, load_registry
 from unfoldkit.run_directory import RunDir
-from unfoldkit.spec.resolve import Loaded, dump, load, spec_hash
+from unfoldkit.spec.resolve import LoadedSpec, dump, load_spec, spec_hash
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def registry() -> Registry:
     return load_registry()
 
 
-def loaded(registry: Registry, path: str | Path, **more: str) -> Loaded:
+def loaded(registry: Registry, path: str | Path, **more: str) -> LoadedSpec:
     """Return what is at ``path``."""
-    return load(str(path), registry.kinds, find_kind=registry.kind, **more)
+    return load_spec(str(path), registry.kinds, find_kind=registry.kind, **more)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_folder_that_is_no_run_is_told(registry: Registry, tmp_path: Path) -> 
     """A folder without a run is told as such, and so is a run without a spec."""
     RunDir(tmp_path / "half").write("other", b"x")
     for folder in (tmp_path, tmp_path / "half"):
-        with pytest.raises(UnfoldError, match="a folder that holds no run"):
+        with pytest.raises(UnfoldError, match="the folder holds no run"):
             loaded(registry, folder)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.spec.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_NODES, decoded, dotted, parse, read_document
+from unfoldkit.spec.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_NODES, decode_text, dotted, parse, read_document
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_tag_is_refused_wherever_it_stands(text: str) -> None:
 
 def test_a_byte_order_mark_is_no_mistake() -> None:
     """A file that Windows marked as UTF-8 is read."""
-    assert parse(decoded(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n", "f")).data == {"a": 1, "b": 2}
+    assert parse(decode_text(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n", "f")).data == {"a": 1, "b": 2}
 
 
 def test_limits_are_told() -> None:
@@ -106,7 +106,7 @@ def test_limits_are_told() -> None:
     with pytest.raises(UnfoldError, match="more than 200,000 values"):
         parse("- a\n" * MAX_NODES)
     with pytest.raises(UnfoldError, match="larger than 4 MiB"):
-        decoded(b" " * (MAX_BYTES + 1), "f")
+        decode_text(b" " * (MAX_BYTES + 1), "f")
 
 
 def test_a_file_that_cannot_be_read_is_named() -> None:

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.spec.base import Model
-from unfoldkit.spec.override import override
-from unfoldkit.spec.positions import diagnostic, known_keys, located, real_path
+from unfoldkit.spec.override import apply_settings
+from unfoldkit.spec.positions import diagnostic_at, known_keys, locate, real_path
 from unfoldkit.spec.yaml_reader import parse
 
 TEXT = "stages:\n  - {name: a}\nvoice: plain\n"
@@ -57,19 +57,19 @@ def test_a_mistake_stands_at_its_value_its_key_or_the_nearest_parent() -> None:
     """A place is the value's; the key's where asked; for what is not there, that of what would hold it."""
     document = parse(TEXT, "f")
     places = [
-        diagnostic(document, ("voice",), "m"),
-        diagnostic(document, ("voice",), "m", at_key=True),
-        diagnostic(document, ("stages", 0, "price"), "m"),
-        diagnostic(document, ("nonesuch",), "m"),
+        diagnostic_at(document, ("voice",), "m"),
+        diagnostic_at(document, ("voice",), "m", at_key=True),
+        diagnostic_at(document, ("stages", 0, "price"), "m"),
+        diagnostic_at(document, ("nonesuch",), "m"),
     ]
     assert [(item.line, item.column) for item in places] == [(3, 8), (3, 1), (2, 5), (1, 1)]
 
 
 def test_a_mistake_of_a_setting_names_the_flag() -> None:
     """What ``--set`` brought, or what lies inside it, is told with the flag as its place."""
-    document = override(parse(TEXT, "f"), ["stages[0]={name: 1}"])
-    assert str(diagnostic(document, ("stages", 0, "name"), "m")) == "--set stages[0]={name: 1}: stages[0].name: m"
-    assert diagnostic(document, ("voice",), "m").line == 3
+    document = apply_settings(parse(TEXT, "f"), ["stages[0]={name: 1}"])
+    assert str(diagnostic_at(document, ("stages", 0, "name"), "m")) == "--set stages[0]={name: 1}: stages[0].name: m"
+    assert diagnostic_at(document, ("voice",), "m").line == 3
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,5 @@ def test_a_mistake_of_a_setting_names_the_flag() -> None:
 )
 def test_a_verb_s_mistake_stands_where_its_key_was_given(key: str, place: str) -> None:
     """A key that a verb complains of is told with the option that gave it, or the line that it stands in."""
-    document = override(parse(TEXT, "f"), ["pause=1 s", "stages[0].size=3"])
-    assert str(located(document, Diagnostic("m", key=key))) == f"{place}: {key}: m"
+    document = apply_settings(parse(TEXT, "f"), ["pause=1 s", "stages[0].size=3"])
+    assert str(locate(document, Diagnostic("m", key=key))) == f"{place}: {key}: m"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.spec.override import override
+from unfoldkit.spec.override import apply_settings
 from unfoldkit.spec.yaml_reader import parse
 
 TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
@@ -28,7 +28,7 @@ TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
 )
 def test_a_setting_lands_where_it_says(setting: str, path: tuple[str | int, ...], value: Any) -> None:
     """The value is read as YAML and stands at its path; its origin is remembered."""
-    document = override(parse(TEXT), [setting])
+    document = apply_settings(parse(TEXT), [setting])
     found = document.data
     for part in path:
         found = found[part]
@@ -39,9 +39,9 @@ def test_a_setting_lands_where_it_says(setting: str, path: tuple[str | int, ...]
 def test_the_document_itself_is_not_changed() -> None:
     """Settings make a new document; of two for one key the later holds."""
     document = parse(TEXT)
-    assert override(document, ["d=1", "d=2"]).data["d"] == 2
+    assert apply_settings(document, ["d=1", "d=2"]).data["d"] == 2
     assert document.data == parse(TEXT).data
-    assert override(document, []) is document
+    assert apply_settings(document, []) is document
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_document_itself_is_not_changed() -> None:
         ("a.b.c=1", "a.b is a list of 2"),
         ("d.e=1", 'd is "x", not a mapping'),
         ("a=[", "a bracket that is not closed"),
-        ("a=[1", "never closed"),
+        ("a=[1", "not closed"),
         ("a={b: 1, b: 2}", "duplicate key"),
         ("a=\udcff", "not UTF-8"),
         (".".join("a" * 100) + "=1", "nested deeper"),
@@ -64,12 +64,12 @@ def test_the_document_itself_is_not_changed() -> None:
 def test_a_setting_that_cannot_be_is_told(setting: str, message: str) -> None:
     """A setting that leads nowhere, or is not YAML, is refused with the flag as its place."""
     with pytest.raises(UnfoldError, match=message) as caught:
-        override(parse(TEXT), [setting])
+        apply_settings(parse(TEXT), [setting])
     assert caught.value.diagnostics[0].file == f"--set {setting}"
 
 
 def test_every_bad_setting_is_told() -> None:
     """All bad settings are told at once."""
     with pytest.raises(UnfoldError) as caught:
-        override(parse(TEXT), ["d", "x=1", "a.b[9]=1"])
+        apply_settings(parse(TEXT), ["d", "x=1", "a.b[9]=1"])
     assert len(caught.value.diagnostics) == 2

@@ -7,7 +7,7 @@ from jsonschema import Draft7Validator
 
 from tests.support import HELLO
 from unfoldkit.spec.base import Model, Spec
-from unfoldkit.spec.schema import joint_schema, json_schema
+from unfoldkit.spec.schema import build_joint_schema, build_schema
 from unfoldkit.spec.units import Duration, Fraction
 from unfoldkit.spec.yaml_reader import parse
 
@@ -27,7 +27,7 @@ class Two(Spec):
 
 def test_a_schema_is_of_draft_7() -> None:
     """The schema is a valid draft-07 schema that points only inside itself."""
-    data = json_schema(One, "unfold one")
+    data = build_schema(One, "unfold one")
     Draft7Validator.check_schema(data)
     assert data["title"] == "unfold one"
     assert "$defs" not in str(data)
@@ -49,7 +49,7 @@ def test_a_schema_is_of_draft_7() -> None:
 )
 def test_the_joint_schema_holds_each_kind_to_its_rules(part: dict[str, object], *, valid: bool) -> None:
     """With one schema for all kinds an editor accepts and refuses what the kind's own would."""
-    both = joint_schema({"one": One, "two": Two})
+    both = build_joint_schema({"one": One, "two": Two})
     Draft7Validator.check_schema(both)
     for body in ({"kind": "one", "part": part}, {"kind": "two", "parts": [part]}):
         document = {"version": 1, "name": "a", **body}
@@ -58,6 +58,6 @@ def test_the_joint_schema_holds_each_kind_to_its_rules(part: dict[str, object], 
 
 def test_the_joint_schema_needs_the_envelope() -> None:
     """A spec without kind, or of a kind that is not there, is refused by the joint schema."""
-    both = Draft7Validator(joint_schema({"one": One}))
+    both = Draft7Validator(build_joint_schema({"one": One}))
     assert not both.is_valid({"version": 1, "name": "a"})
     assert not both.is_valid(parse(HELLO.read_text(encoding="utf-8")).data)

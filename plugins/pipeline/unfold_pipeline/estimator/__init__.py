@@ -1,1 +1,1 @@
-"""Latency of every query under a plan: the queueing simulation (InferLine, section 4)."""
+"""Latency of every query under a plan: the queueing simulation (the Estimator of InferLine, SoCC 2020)."""

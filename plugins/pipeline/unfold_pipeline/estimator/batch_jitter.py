@@ -1,60 +1,58 @@
-"""What batches do to a plan that take unevenly long: a plan counts on the mean of each size."""
+"""Service-time variability: the percentile of a plan if batches vary as profiled, not at the mean of their size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.replica_schedule import as_seen
-from unfold_pipeline.estimator.simulator import carried, length
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.problem.build import by_profile
-from unfold_pipeline.problem.latency_profile import Point, stored
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.estimator.replica_schedule import build_observed_schedule
+from unfold_pipeline.estimator.simulator import get_trace_duration, simulate_schedules
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Plan
-from unfold_pipeline.report.plan import milliseconds
-from unfold_pipeline.schema.models import PipelineSpec, machine
-from unfoldkit.api import Run
+from unfold_pipeline.problem.problem import LatencySources
 
-Times = NDArray[np.float64]
-LONG = 4096
+DRAWN_FACTORS = 4096
 
 
-def factors(points: Sequence[Point] | None, index: int, run: Run) -> Times:
-    """Return how many times the mean of its size each of many batches of a stage takes, drawn from its profile."""
-    if not points:
-        return np.ones(1)
-    return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
+def draw_service_factors(timings: Sequence[BatchTiming] | None, index: int, seed: int) -> FloatArray:
+    """Draw service times over their mean for many batches of a stage from its profile.
 
+    Args:
+        timings: profile of the stage; without one, the service time is constant.
+        index: the stage, which selects the random stream.
+        seed: seed of the run.
 
-def tail(judge: Judge, plan: Plan, spec: PipelineSpec, run: Run) -> float | None:
-    """Return the percentile in s with batches as uneven as profiled; None where the plan runs nothing of a profile.
-
-    Of several samples it is the largest.
+    Returns:
+        Factors on the mean service time; the number of factors is a power of two.
     """
-    names, here = [stage.name for stage in judge.pipeline.stages], machine(spec)
-    runs = [option.hardware == here for option in judge.pipeline.options(plan)]
-    found = [
-        stored(name, run) if on and by_profile(name, spec, run) else None for name, on in zip(names, runs, strict=True)
+    if not timings:
+        return np.ones(1)
+    return np.random.default_rng([seed, 6, index]).choice(np.array(timings[0].spread), DRAWN_FACTORS)
+
+
+def simulate_jitter(checker: SloChecker, plan: Plan, sources: LatencySources, seed: int) -> float | None:
+    """Return the percentile in seconds with batches that vary as profiled, the largest over the samples.
+
+    Returns:
+        ``None`` if no stage of the plan runs on hardware that was profiled here.
+    """
+    stages, options = checker.pipeline.stages, checker.pipeline.chosen_options(plan)
+    timings = [
+        sources.profiles[stage.name]
+        if option.hardware == sources.machine and stage.name in sources.measured_stages
+        else None
+        for stage, option in zip(stages, options, strict=True)
     ]
-    if not any(found):
+    if not any(timings):
         return None
-    drawn = [factors(points, index, run) for index, points in enumerate(found)]
-    worst = 0.0
-    for estimator in judge.estimators:
-        sample = estimator.sample
-        ledgers = [as_seen(choice.replicas, (), index, length(sample)) for index, choice in enumerate(plan)]
-        seconds = carried(judge.pipeline, sample, plan, ledgers, drawn).latencies
-        worst = max(worst, estimator.ranked(seconds))
-    return worst
-
-
-def line(judge: Judge, plan: Plan, spec: PipelineSpec, run: Run) -> tuple[tuple[str, str], ...]:
-    """Return the line of a report that tells it, if there is something to tell."""
-    found = tail(judge, plan, spec, run)
-    if found is None:
-        return ()
-    told = f"p99 is {milliseconds(found)} with batches as uneven as profiled"
-    late = f", {milliseconds(found - judge.limit)} over the target: plan with a lower slo.p99"
-    return (("uneven", told + (late if found > judge.limit else "")),)
+    factors = [draw_service_factors(profile, index, seed) for index, profile in enumerate(timings)]
+    worst_s = 0.0
+    for estimator in checker.estimators:
+        end_s = get_trace_duration(estimator.sample)
+        schedules = [build_observed_schedule(config.replicas, (), index, end_s) for index, config in enumerate(plan)]
+        trace = simulate_schedules(checker.pipeline, estimator.sample, plan, schedules, factors)
+        worst_s = max(worst_s, estimator.rank_percentile(trace.latencies))
+    return worst_s

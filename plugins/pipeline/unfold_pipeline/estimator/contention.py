@@ -1,9 +1,9 @@
-"""A pipeline whose replicas share the cores of one machine: a busy core makes a batch take longer.
+"""CPU contention: replicas that share the cores of one machine, so that busy cores stretch batches.
 
-The stages can no longer be simulated one after the other, as a batch of one slows a batch of another down. The rules of
-a stage are those of :mod:`unfoldkit.queueing.reference`; the cores are those of an operating system: a batch starts on
-the core with the fewest, those on one core share it evenly, and a core that runs dry takes one from the fullest.
-Replicas that keep to a core do neither.
+The stages can no longer be simulated one after the other, because a batch of one slows down a batch of another. Stages
+follow the rules of :mod:`unfoldkit.queueing.reference`, cores those of an operating system: a batch starts on the core
+with the fewest batches, batches on one core share it evenly, and an idle core takes a batch from the fullest. Pinned
+replicas do neither.
 """
 
 from __future__ import annotations
@@ -14,231 +14,250 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.problem.pipeline import Pipeline
-from unfold_pipeline.problem.routing import Item, Routes, routes
+from unfold_pipeline.problem.routing import Item, Routes, build_routes
 from unfold_pipeline.problem.sample import Sample
 from unfoldkit.queueing.stage import Server
 
-Times = NDArray[np.float64]
-NEVER = float("-inf")
+IMMEDIATELY = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """How many times its latency a batch of a stage took, by when it began: ``factor`` is ordered by ``when``, in s."""
+class SpeedTrace:
+    """Measured time over planned latency of a stage's batches (``factor``), sorted by start in seconds."""
 
-    when: Times
-    factor: Times
+    start_s: FloatArray
+    factor: FloatArray
 
-    def at(self, now: float) -> float:
-        """Return the factor of the batch that began nearest to a moment."""
-        after = int(np.searchsorted(self.when, now))
-        near = [index for index in (after - 1, after) if 0 <= index < self.when.size]
-        nearest = min(near, key=lambda index: abs(self.when[index] - now))
-        return float(self.factor[nearest])
+    def factor_at(self, now_s: float) -> float:
+        """Return the factor of the batch that started nearest to ``now_s``."""
+        after = int(np.searchsorted(self.start_s, now_s))
+        neighbours = [index for index in (after - 1, after) if 0 <= index < self.start_s.size]
+        return float(self.factor[min(neighbours, key=lambda index: abs(self.start_s[index] - now_s))])
 
 
-# not frozen: they are the state of the simulation
+@dataclass(frozen=True, slots=True)
+class ReplicaChange:
+    """A change of a stage at a time: replicas added, and the maximum batch from then on (0: unchanged)."""
+
+    time_s: float
+    stage: int
+    added: int
+    max_batch: int
+
+
+# not frozen: the state of the simulation
 @dataclass(slots=True)
-class Work:
-    """A batch being served: when it ends if nothing changes, how many times as long as alone it takes at present."""
+class RunningBatch:
+    """A batch in service: its end in seconds if nothing changes, and its current slowdown on a shared core."""
 
     stage: int
     items: list[Item]
-    end: float
+    end_s: float
     core: int
     replica: int
-    slow: float = 1.0
+    slowdown: float = 1.0
 
 
 @dataclass(slots=True)
-class Line:
-    """A stage at a moment: how it serves, the share of its service that needs a core, its queue, idle replicas.
+class StageState:
+    """A stage at a moment.
 
-    ``idle`` holds since when each idle replica is idle, and its number; ``kept`` the core of each, if they keep to one.
-    With a ``speed`` batches take as long as those did, and not as the factors of the server say.
+    Attributes:
+        server: how it serves on a core of its own.
+        cpu_fraction: fraction of its service time that needs a core.
+        idle: for each idle replica, since when it is idle, and its number.
+        pinned_cores: core of each replica, if replicas are pinned.
+        speed: measured factors on the latency, which replace those of the server.
+        queue: arrival time and item, in queueing order.
+        batches: number of batches started.
+        leaving: replicas to remove when their batch ends.
+        max_batch: the maximum batch size at present.
     """
 
     server: Server
-    cpu: float
+    cpu_fraction: float
     idle: deque[tuple[float, int]]
-    kept: tuple[int, ...] = ()
-    speed: Speed | None = None
+    pinned_cores: tuple[int, ...] = ()
+    speed: SpeedTrace | None = None
     queue: deque[tuple[float, Item]] = field(default_factory=deque)
     batches: int = 0
     leaving: int = 0
-    full: int = 0
+    max_batch: int = 0
 
     def __post_init__(self) -> None:
-        self.full = self.server.full or self.server.latency.size - 1
+        self.max_batch = self.server.full or self.server.latency.size - 1
 
-    def change(self, more: int, largest: int, now: float) -> None:
-        """Add idle replicas, or take some away: idle ones, or else those whose batches end first; resize batches."""
-        self.full = largest or self.full
-        self.idle.extend((now, 0) for _ in range(more))
-        for _ in range(-more):
+    def apply_change(self, change: ReplicaChange) -> None:
+        """Add idle replicas or remove some: idle ones first, then those that finish first. Resize batches."""
+        self.max_batch = change.max_batch or self.max_batch
+        self.idle.extend((change.time_s, 0) for _ in range(change.added))
+        for _ in range(-change.added):
             if self.idle:
                 self.idle.popleft()
             else:
                 self.leaving += 1
 
-    def free(self, replica: int, now: float) -> None:
-        """Take back a replica whose batch has ended, unless it is to leave."""
+    def release_replica(self, replica: int, now_s: float) -> None:
+        """Mark a replica as idle when its batch has ended, unless it is to leave."""
         if self.leaving:
             self.leaving -= 1
         else:
-            self.idle.append((now, replica))
+            self.idle.append((now_s, replica))
 
-    def due(self) -> float:
+    def next_start_s(self) -> float:
         """Return when the next batch may start: a full one at once, another when its oldest item has waited."""
         if not self.queue or not self.idle:
             return math.inf
-        return NEVER if len(self.queue) >= self.full else self.queue[0][0] + self.server.wait
+        return IMMEDIATELY if len(self.queue) >= self.max_batch else self.queue[0][0] + self.server.wait
 
-    def take(self) -> tuple[float, int]:
-        """Return the idle replica that serves next: the first where they differ, else the one idle longest."""
-        if not self.kept:
+    def take_replica(self) -> tuple[float, int]:
+        """Return the replica that serves next: the lowest number if pinned, otherwise the one idle longest."""
+        if not self.pinned_cores:
             return self.idle.popleft()
-        found = min(self.idle, key=lambda item: item[1])
-        self.idle.remove(found)
-        return found
+        replica = min(self.idle, key=lambda entry: entry[1])
+        self.idle.remove(replica)
+        return replica
 
-    def end(self, batch: int, now: float, since: float) -> float:
-        """Return when a batch that starts now on a replica idle ``since`` would end on a core of its own."""
+    def compute_end_s(self, batch: int, now_s: float, idle_since_s: float) -> float:
+        """Return when a batch that starts now would end on a core of its own."""
         factors = self.server.factor
-        factor = self.speed.at(now) if self.speed else float(factors[self.batches % factors.size])
-        end = now + float(self.server.latency[batch]) * factor
-        return end + self.server.wake if now > since else end
+        factor = self.speed.factor_at(now_s) if self.speed else float(factors[self.batches % factors.size])
+        end_s = now_s + float(self.server.latency[batch]) * factor
+        return end_s + self.server.wake if now_s > idle_since_s else end_s
 
 
 @dataclass(slots=True)
-class Machine:
-    """What is served at a moment, on which core."""
+class SharedCores:
+    """The cores of a machine and the batches that run on them."""
 
-    lines: list[Line]
+    stages: list[StageState]
     cores: int
-    works: list[Work] = field(default_factory=list)
+    running: list[RunningBatch] = field(default_factory=list)
 
-    def place(self) -> int:
+    def find_idlest_core(self) -> int:
         """Return the core with the fewest batches."""
-        return min(range(self.cores), key=lambda core: sum(work.core == core for work in self.works))
+        return min(range(self.cores), key=lambda core: sum(batch.core == core for batch in self.running))
 
-    def settle(self, now: float) -> None:
-        """Take in that the batches on the cores have changed."""
+    def update_slowdowns(self, now_s: float) -> None:
+        """Move the ends of batches on cores where the number of batches has changed."""
         for core in range(self.cores):
-            here = [work for work in self.works if work.core == core]
-            wanted = max(1.0, math.fsum(self.lines[work.stage].cpu for work in here))
-            for work in here:
-                slow = 1.0 + self.lines[work.stage].cpu * (wanted - 1.0)
-                if slow != work.slow:
-                    work.end = now + (work.end - now) / work.slow * slow
-                    work.slow = slow
+            batches = [batch for batch in self.running if batch.core == core]
+            demand = max(1.0, math.fsum(self.stages[batch.stage].cpu_fraction for batch in batches))
+            for batch in batches:
+                slowdown = 1.0 + self.stages[batch.stage].cpu_fraction * (demand - 1.0)
+                if slowdown != batch.slowdown:
+                    batch.end_s = now_s + (batch.end_s - now_s) / batch.slowdown * slowdown
+                    batch.slowdown = slowdown
 
-    def next_end(self) -> float:
+    def next_end_s(self) -> float:
         """Return when the next batch ends if none starts before."""
-        return min((work.end for work in self.works), default=math.inf)
+        return min((batch.end_s for batch in self.running), default=math.inf)
 
-    def ended(self, now: float) -> list[Work]:
-        """Return the batches that end now, in the order of their start."""
-        done = [work for work in self.works if work.end <= now]
-        self.works = [work for work in self.works if work.end > now]
-        if not any(line.kept for line in self.lines):
-            self._spread()
-        return done
+    def pop_ended(self, now_s: float) -> list[RunningBatch]:
+        """Remove and return the batches that end now, in order of their start."""
+        ended = [batch for batch in self.running if batch.end_s <= now_s]
+        self.running = [batch for batch in self.running if batch.end_s > now_s]
+        if not any(stage.pinned_cores for stage in self.stages):
+            self._rebalance_cores()
+        return ended
 
-    def _spread(self) -> None:
-        counts = [[work for work in self.works if work.core == core] for core in range(self.cores)]
-        while (most := max(counts, key=len)) and len(most) > 1 and (least := min(counts, key=len)) == []:
-            work = most.pop()
-            work.core = counts.index(least)
-            least.append(work)
+    def _rebalance_cores(self) -> None:
+        loads = [[batch for batch in self.running if batch.core == core] for core in range(self.cores)]
+        while (fullest := max(loads, key=len)) and len(fullest) > 1 and (idlest := min(loads, key=len)) == []:
+            batch = fullest.pop()
+            batch.core = loads.index(idlest)
+            idlest.append(batch)
 
 
-def crowded(
+def simulate_contention(
     pipeline: Pipeline,
     sample: Sample,
     servers: Sequence[Server],
-    shares: Sequence[float],
+    cpu_fractions: Sequence[float],
     cores: int,
-    kept: Sequence[tuple[int, ...]] | None = None,
-    changes: Sequence[tuple[float, int, int, int]] = (),
-    speeds: Sequence[Speed | None] = (),
-) -> Times:
-    """Return the seconds of every query (inf: shed) if all replicas run on one machine.
+    pinned_cores: Sequence[tuple[int, ...]] | None = None,
+    changes: Sequence[ReplicaChange] = (),
+    speeds: Sequence[SpeedTrace | None] = (),
+) -> FloatArray:
+    """Return the seconds of every query if all replicas run on one machine; infinite for queries that were shed.
 
     Args:
         pipeline: the stages.
         sample: arrivals and routes.
         servers: how each stage serves on a core of its own, with its replicas, factors and patience.
-        shares: the share of each stage's service in which it needs a core, 0 to 1.
-        cores: of the machine.
-        kept: the core of each replica of each stage, from 0, if replicas keep to a core.
-        changes: times in order, each with a stage, how many replicas it gets, and its largest batch from then on (0: as
-            before); not for replicas that keep to a core.
-        speeds: how long batches of each stage took in a run, where that is known, instead of the servers' factors.
+        cpu_fractions: fraction of each stage's service time in which it needs a core, 0 to 1.
+        cores: number of cores of the machine.
+        pinned_cores: core of each replica of each stage, from 0, if replicas are pinned.
+        changes: changes of replicas and batch sizes, in order of time; not for pinned replicas.
+        speeds: measured speed of each stage's batches, where known, instead of the servers' factors.
     """
-    way = routes(pipeline, sample)
-    given = zip(servers, shares, kept or [()] * len(servers), speeds or [None] * len(servers), strict=True)
-    lines = [
-        Line(server, share, deque((NEVER, number) for number in range(server.replicas)), own, speed)
-        for server, share, own, speed in given
+    routes = build_routes(pipeline, sample)
+    stages = [
+        StageState(server, fraction, deque((IMMEDIATELY, n) for n in range(server.replicas)), pinned, speed)
+        for server, fraction, pinned, speed in zip(
+            servers, cpu_fractions, pinned_cores or [()] * len(servers), speeds or [None] * len(servers), strict=True
+        )
     ]
-    machine = Machine(lines, cores)
+    machine = SharedCores(stages, cores)
     finish = np.full(sample.size, np.inf)
     arrivals = sample.arrivals.tolist()
-    query, orders = 0, deque(changes)
-    while query < len(arrivals) or machine.works or any(line.queue for line in lines):
-        came = arrivals[query] if query < len(arrivals) else math.inf
-        order = orders[0][0] if orders else math.inf
-        now = min(came, order, machine.next_end(), *(line.due() for line in lines))
-        _end(machine, way, machine.ended(now), now, finish)
-        while orders and orders[0][0] <= now:
-            _, stage, more, largest = orders.popleft()
-            lines[stage].change(more, largest, now)
-        while query < len(arrivals) and arrivals[query] <= now:
-            _enter(lines, way, query, now, finish)
+    query, pending = 0, deque(changes)
+    while query < len(arrivals) or machine.running or any(stage.queue for stage in stages):
+        arrival_s = arrivals[query] if query < len(arrivals) else math.inf
+        change_s = pending[0].time_s if pending else math.inf
+        now_s = min(arrival_s, change_s, machine.next_end_s(), *(stage.next_start_s() for stage in stages))
+        _complete_batches(machine, routes, machine.pop_ended(now_s), now_s, finish)
+        while pending and pending[0].time_s <= now_s:
+            change = pending.popleft()
+            stages[change.stage].apply_change(change)
+        while query < len(arrivals) and arrivals[query] <= now_s:
+            _admit_query(stages, routes, query, now_s, finish)
             query += 1
-        for stage in range(len(lines)):
-            _start(machine, stage, sample, now)
-        machine.settle(now)
-    result: Times = finish - sample.arrivals
+        for index in range(len(stages)):
+            _start_batches(machine, index, sample, now_s)
+        machine.update_slowdowns(now_s)
+    result: FloatArray = finish - sample.arrivals
     return result
 
 
-def _enter(lines: list[Line], way: Routes, query: int, now: float, finish: Times) -> None:
-    if way.left[query] == 0:
-        finish[query] = now
-    for item in way.entries(query):
-        lines[item[0]].queue.append((now, item))
+def _admit_query(stages: list[StageState], routes: Routes, query: int, now_s: float, finish: FloatArray) -> None:
+    if routes.open_items[query] == 0:
+        finish[query] = now_s
+    for item in routes.find_entries(query):
+        stages[item[0]].queue.append((now_s, item))
 
 
-def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Times) -> None:
-    come: list[list[Item]] = [[] for _ in machine.lines]
-    for work in done:
-        machine.lines[work.stage].free(work.replica, now)
-        for item in work.items:
-            for after in way.after(item):
-                come[after[0]].append(after)
-            if way.finished(item):
-                finish[way.query(item)] = now
-    for line, stage, items in zip(machine.lines, way.pipeline.stages, come, strict=True):
-        # behind a join those of one instant queue by query, as in the estimator
-        line.queue.extend((now, item) for item in (sorted(items) if len(stage.parents) > 1 else items))
+def _complete_batches(
+    machine: SharedCores, routes: Routes, ended: list[RunningBatch], now_s: float, finish: FloatArray
+) -> None:
+    arriving: list[list[Item]] = [[] for _ in machine.stages]
+    for batch in ended:
+        machine.stages[batch.stage].release_replica(batch.replica, now_s)
+        for item in batch.items:
+            for child in routes.release_children(item):
+                arriving[child[0]].append(child)
+            if routes.complete_item(item):
+                finish[routes.query_of(item)] = now_s
+    for state, stage, items in zip(machine.stages, routes.pipeline.stages, arriving, strict=True):
+        # at a join, items of one instant queue by query, as in the estimator
+        state.queue.extend((now_s, item) for item in (sorted(items) if len(stage.parents) > 1 else items))
 
 
-def _start(machine: Machine, stage: int, sample: Sample, now: float) -> None:
-    line = machine.lines[stage]
-    origin = sample.visits[stage].origin
-    while line.due() <= now:
+def _start_batches(machine: SharedCores, index: int, sample: Sample, now_s: float) -> None:
+    stage = machine.stages[index]
+    origin_s = sample.visits[index].origin_s
+    while stage.next_start_s() <= now_s:
         batch: list[Item] = []
-        while line.queue and len(batch) < line.full:
-            item = line.queue.popleft()[1]
-            if now - origin[item[1]] <= line.server.patience:
+        while stage.queue and len(batch) < stage.max_batch:
+            item = stage.queue.popleft()[1]
+            if now_s - origin_s[item[1]] <= stage.server.patience:
                 batch.append(item)
         if batch:
-            since, replica = line.take()
-            core = line.kept[replica] if line.kept else machine.place()
-            machine.works.append(Work(stage, batch, line.end(len(batch), now, since), core, replica))
-            line.batches += 1
+            idle_since_s, replica = stage.take_replica()
+            core = stage.pinned_cores[replica] if stage.pinned_cores else machine.find_idlest_core()
+            end_s = stage.compute_end_s(len(batch), now_s, idle_since_s)
+            machine.running.append(RunningBatch(index, batch, end_s, core, replica))
+            stage.batches += 1

@@ -1,4 +1,8 @@
-"""Play a trace through a pipeline whose replica counts change: exact, by orders known ahead or by a rule that looks."""
+"""Trace simulation: a trace through a pipeline with changing replica counts.
+
+The counts follow either schedules that are known in advance or a reactive rule that observes the queues each second.
+Results are exact.
+"""
 
 from __future__ import annotations
 
@@ -7,330 +11,389 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.estimator import _passed_on, inputs, server
-from unfold_pipeline.estimator.replica_schedule import TICK, Ledger, Targets, carried_out, rented
-from unfold_pipeline.problem.pipeline import Choice, Pipeline, Plan, depths
+from unfold_pipeline._types import FloatArray, IndexArray
+from unfold_pipeline.estimator.estimator import build_server, feeds_one_child, queue_arrivals
+from unfold_pipeline.estimator.replica_schedule import (
+    TICK_S,
+    ReplicaSchedule,
+    ScalingTargets,
+    build_target_schedule,
+    compute_instance_seconds,
+)
+from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig, compute_unavoidable_time
+from unfold_pipeline.problem.routing import count_flows
 from unfold_pipeline.problem.sample import Sample
 from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Flow, Goal, Schedule, Server, State, serve, start
 
-Times = NDArray[np.float64]
 UNCHANGED = Schedule(np.empty(0), np.empty(0, dtype=np.int64))
-Look = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
+MAX_REPLICAS = 8192
+ReactiveRule = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
+"""Takes the time in seconds, and per stage the queries in flight and the replicas ordered; returns target replicas."""
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """How a trace went: seconds of each query (inf: shed), $ an hour over the trace, orders given, ledgers by stage."""
+class SimulatedTrace:
+    """A simulated trace: seconds of each query (infinite: shed), mean $/h, and the schedule of each stage."""
 
-    latencies: Times
-    cost: float
-    ledgers: tuple[Ledger, ...]
+    latencies: FloatArray
+    hourly_cost: float
+    schedules: tuple[ReplicaSchedule, ...]
 
     @property
     def orders(self) -> int:
         """How often a replica count was changed."""
-        return sum(ledger.orders for ledger in self.ledgers)
-
-    def missed(self, limit: float) -> float:
-        """Return the share of queries that took longer than ``limit`` seconds, those that were shed among them."""
-        return float((self.latencies > limit).mean())
+        return sum(schedule.orders for schedule in self.schedules)
 
     @property
-    def shed(self) -> float:
-        """The share of queries that were shed."""
+    def shed_rate(self) -> float:
+        """Fraction of the queries that were shed."""
         return float(np.isinf(self.latencies).mean())
 
-    def tail(self, percentile: float = 0.99) -> float:
-        """Return the percentile of the seconds of the queries that were answered, by nearest rank."""
+    def miss_rate(self, slo_s: float) -> float:
+        """Return the fraction of queries that took longer than ``slo_s`` seconds, shed ones included."""
+        return float((self.latencies > slo_s).mean())
+
+    def tail_latency(self, percentile: float = 0.99) -> float:
+        """Return the percentile of the seconds of the answered queries (nearest rank)."""
         answered = self.latencies[np.isfinite(self.latencies)]
         if answered.size == 0:
             return math.inf
-        place = answered.size - 1 - int((1 - percentile) * answered.size + 1e-9)
-        return float(np.partition(answered, place)[place])
+        rank = answered.size - 1 - int((1 - percentile) * answered.size + 1e-9)
+        return float(np.partition(answered, rank)[rank])
 
 
-def play(
+def simulate_targets(
     pipeline: Pipeline,
     sample: Sample,
     plan: Plan,
-    targets: Targets,
-    delay: float,
-    factors: Sequence[Times] | None = None,
-    patience: Sequence[float] | None = None,
-) -> Played:
-    """Return how a trace goes if stage ``m`` is to have ``targets.counts[m][i]`` replicas at second ``i``.
+    targets: ScalingTargets,
+    delay_s: float,
+    factors: Sequence[FloatArray] | None = None,
+    deadlines_s: Sequence[float] | None = None,
+) -> SimulatedTrace:
+    """Simulate a trace under the targets of a scaling rule.
 
-    ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``); with
-    ``patience`` (see :func:`patience_of`) queries that cannot be in time are shed.
+    Args:
+        pipeline: the stages.
+        sample: arrivals and routes.
+        plan: configurations at the start of the trace.
+        targets: replicas and batch sizes of each stage, second by second.
+        delay_s: from ordering a replica until it serves.
+        factors: measured service-time factors of each stage (see ``Server.factor``).
+        deadlines_s: time since arrival after which a query is dropped at each stage (see
+            :func:`compute_queueing_deadlines`).
     """
-    end = length(sample)
-    sizes = targets.batches or (None,) * len(plan)
-    ledgers = [
-        carried_out(choice.replicas, counts, delay, end, size)
-        for choice, counts, size in zip(plan, targets.counts, sizes, strict=True)
+    end_s = get_trace_duration(sample)
+    batch_sizes = targets.batches or (None,) * len(plan)
+    schedules = [
+        build_target_schedule(config.replicas, counts, delay_s, end_s, sizes)
+        for config, counts, sizes in zip(plan, targets.replicas, batch_sizes, strict=True)
     ]
-    return carried(pipeline, sample, plan, ledgers, factors, patience)
+    return simulate_schedules(pipeline, sample, plan, schedules, factors, deadlines_s)
 
 
-def carried(
+def simulate_schedules(
     pipeline: Pipeline,
     sample: Sample,
     plan: Plan,
-    ledgers: Sequence[Ledger],
-    factors: Sequence[Times] | None = None,
-    patience: Sequence[float] | None = None,
-) -> Played:
-    """Return how a trace goes under orders that are known, a ledger a stage; see :func:`play`."""
+    schedules: Sequence[ReplicaSchedule],
+    factors: Sequence[FloatArray] | None = None,
+    deadlines_s: Sequence[float] | None = None,
+) -> SimulatedTrace:
+    """Simulate a trace under a known schedule per stage; the other arguments are those of :func:`simulate_targets`."""
     flows: list[Flow] = []
-    for index, choice in enumerate(plan):
+    for index, config in enumerate(plan):
         parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
-        times, items = inputs(sample, index, parents)
-        goal = Goal(sample.visits[index].origin)
-        how = sized(pipeline, index, choice, ledgers[index])
-        how = how if factors is None else replace(how, factor=factors[index])
-        if patience is not None:
-            how = replace(how, patience=patience[index])
-            times, items = _whole(sample, index, parents, times, items)
-        flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
-    cost = _cost(pipeline, plan, ledgers, [flow.drained for flow in flows], length(sample))
-    return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
+        times, items = queue_arrivals(sample, index, parents)
+        server = build_scaled_server(pipeline, index, config, schedules[index])
+        if factors is not None:
+            server = replace(server, factor=factors[index])
+        if deadlines_s is not None:
+            server = replace(server, patience=deadlines_s[index])
+            times, items = _drop_incomplete_joins(sample, index, parents, times, items)
+        goal = Goal(sample.visits[index].origin_s)
+        flows.append(serve(times, items, server, goal, schedules[index].to_queue_schedule()))
+    drained = [flow.drained for flow in flows]
+    cost = _compute_cost(pipeline, plan, schedules, drained, get_trace_duration(sample))
+    return SimulatedTrace(_compute_latencies(pipeline, sample, flows), cost, tuple(schedules))
 
 
-def sized(pipeline: Pipeline, index: int, choice: Choice, ledger: Ledger) -> Server:
-    """Return how a stage serves at first, with the latencies of all batches that it will ever make."""
-    return replace(server(pipeline, index, replace(choice, batch=ledger.largest(choice.batch))), full=choice.batch)
+def build_scaled_server(pipeline: Pipeline, index: int, config: StageConfig, schedule: ReplicaSchedule) -> Server:
+    """Return a stage at its start, with the latencies of all batch sizes that its schedule ever allows."""
+    largest = replace(config, batch=schedule.max_batch(config.batch))
+    return replace(build_server(pipeline, index, largest), full=config.batch)
 
 
-def needs_of(pipeline: Pipeline, plan: Plan) -> tuple[float, ...]:
-    """Return the least seconds that a query still takes from each stage on: alone in its batch, never waiting again."""
-    return _ways(pipeline, [option.quickest for option in pipeline.options(plan)])
+def compute_min_remaining_times(pipeline: Pipeline, plan: Plan) -> tuple[float, ...]:
+    """Return the least seconds that a query still takes from each stage on: alone in its batch, without waiting."""
+    return _add_downstream_time(pipeline, [option.min_latency_s for option in pipeline.chosen_options(plan)])
 
 
-def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ...]:
-    """Return how long after its arrival a query may at most be taken at each stage to be answered in ``limit`` s.
+def compute_queueing_deadlines(pipeline: Pipeline, plan: Plan, slo_s: float) -> tuple[float, ...]:
+    """Return the time since its arrival after which a query is dropped at each stage, in seconds.
 
-    In the full batches that come where many wait: those who are taken then are the oldest of all, and alone in a batch
-    is nobody. Half of what a query alone has at the very least is waited for, however long full batches take.
+    Under backlog the oldest queries are served first and always in full batches, so the deadline leaves time for full
+    batches. It leaves at least half of the slack of a query that is served alone, however long full batches take.
     """
-    full = _ways(pipeline, [float(o.latency[c.batch]) for o, c in zip(pipeline.options(plan), plan, strict=True)])
-    quick = needs_of(pipeline, plan)
-    return tuple(max(limit - slow, (limit - need) / 2) for slow, need in zip(full, quick, strict=True))
+    options = pipeline.chosen_options(plan)
+    batch_s = [float(option.latency_s[config.batch]) for option, config in zip(options, plan, strict=True)]
+    loaded_s = _add_downstream_time(pipeline, batch_s)
+    min_s = compute_min_remaining_times(pipeline, plan)
+    return tuple(max(slo_s - loaded, (slo_s - least) / 2) for loaded, least in zip(loaded_s, min_s, strict=True))
 
 
-def _ways(pipeline: Pipeline, seconds: Sequence[float]) -> tuple[float, ...]:
-    below = depths(pipeline, seconds).below
-    return tuple(own + rest for own, rest in zip(seconds, below, strict=True))
+def compute_admission_deadlines(pipeline: Pipeline, plan: Plan, useful_wait_s: float) -> tuple[float, ...]:
+    """Return the deadline of each stage that stands for a service with admission control.
 
-
-def refusals_of(pipeline: Pipeline, plan: Plan, worth: float) -> tuple[float, ...]:
-    """Return the patience of each stage that stands for a service which refuses what it would answer after ``worth`` s.
-
-    The service refuses at its door, by the pace at which queries end; in a replay a stage drops what has waited so long
-    that with full batches on the longest way it ends later. Both let through what the slowest stage can serve.
+    The service rejects queries that it would answer after ``useful_wait_s`` seconds on arrival. Here a stage drops a
+    query that would complete later, with full batches on the longest path. Both admit what the slowest stage can serve.
     """
-    full = [float(o.latency[c.batch]) for o, c in zip(pipeline.options(plan), plan, strict=True)]
+    options = pipeline.chosen_options(plan)
+    batch_s = [float(option.latency_s[config.batch]) for option, config in zip(options, plan, strict=True)]
     ends: list[float] = []
-    for stage, own in zip(pipeline.stages, full, strict=True):
-        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + own)
-    return tuple(max(0.0, worth - max(ends) + end - own) for end, own in zip(ends, full, strict=True))
+    for stage, seconds in zip(pipeline.stages, batch_s, strict=True):
+        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + seconds)
+    longest = max(ends)
+    return tuple(max(0.0, useful_wait_s - longest + end - seconds) for end, seconds in zip(ends, batch_s, strict=True))
 
 
-def _whole(
-    sample: Sample, index: int, parents: Mapping[int, Flow], times: Times, items: NDArray[np.int32]
-) -> tuple[Times, NDArray[np.int32]]:
-    """Leave out the joined items of which a flow was shed."""
-    visits = sample.visits[index]
-    if len(parents) < 2:
-        return times, items
-    owed = np.zeros(visits.owner.size, dtype=np.int32)
-    for parent, flow in parents.items():
-        goes = visits.count[parent] > 0
-        np.add.at(owed, visits.first[parent][goes], 1)
-        np.add.at(owed, visits.first[parent][flow.items[goes[flow.items]]], -1)
-    kept = owed[items] == 0
-    return times[kept], items[kept]
-
-
-def constant(plan: Plan, sample: Sample) -> Targets:
+def build_constant_targets(plan: Plan, sample: Sample) -> ScalingTargets:
     """Return the targets of a plan that never changes."""
-    seconds = int(length(sample) / TICK) + 1
-    return Targets(tuple(np.full(seconds, choice.replicas, dtype=np.int64) for choice in plan))
+    ticks = int(get_trace_duration(sample) / TICK_S) + 1
+    return ScalingTargets(tuple(np.full(ticks, config.replicas, dtype=np.int64) for config in plan))
 
 
-def length(sample: Sample) -> float:
-    """Return the seconds of a trace that are paid for: up to its last arrival."""
-    return max(float(sample.arrivals[-1]), TICK)
+def get_trace_duration(sample: Sample) -> float:
+    """Return the billed seconds of a trace: up to its last arrival."""
+    return max(float(sample.arrivals[-1]), TICK_S)
 
 
-@dataclass(slots=True)
-class Inlet:
-    """What has come to a stage so far, in queueing order; ``owed`` counts the flows that a joined item waits for."""
-
-    times: Times
-    items: NDArray[np.int32]
-    known: int = 0
-    seen: dict[int, int] = field(default_factory=dict)
-    owed: NDArray[np.int32] | None = None
-    ready: Times | None = None
-
-
-def follow(
+def simulate_reactive_rule(
     pipeline: Pipeline,
     sample: Sample,
     plan: Plan,
-    look: Look,
-    delay: float,
-    patience: Sequence[float] | None = None,
-) -> Played:
-    """Return how a trace goes under a rule that looks at the queues once a second.
+    rule: ReactiveRule,
+    delay_s: float,
+    deadlines_s: Sequence[float] | None = None,
+) -> SimulatedTrace:
+    """Simulate a trace under a rule that observes the queues once a second.
 
-    ``look(now, inside, ordered)`` is told, a stage, the queries waiting or being served and the replicas ordered, and
-    returns the replicas that there should be.
+    Args:
+        pipeline: the stages.
+        sample: arrivals and routes.
+        plan: configurations at the start of the trace.
+        rule: computes the target replicas of each stage.
+        delay_s: from ordering a replica until it serves.
+        deadlines_s: time since arrival after which a query is dropped at each stage.
     """
-    servers = [server(pipeline, index, choice) for index, choice in enumerate(plan)]
-    if patience is not None:
-        servers = [replace(how, patience=most) for how, most in zip(servers, patience, strict=True)]
-    states = [start(how, sample.visits[i].owner.size, most=8192) for i, how in enumerate(servers)]
-    inlets = [_inlet(pipeline, sample, index) for index in range(len(plan))]
-    ledgers = [Ledger(choice.replicas, delay) for choice in plan]
-    drained = [0.0] * len(plan)
-    end = length(sample)
-    for tick in range(int(end / TICK) + 1):
-        now = tick * TICK
-        if tick:
-            _slice(pipeline, sample, states, inlets, ledgers, drained, now)
-        inside = [inlet.known - state.done - state.shed for inlet, state in zip(inlets, states, strict=True)]
-        wanted = look(now, inside, [ledger.ordered for ledger in ledgers])
-        for ledger, count in zip(ledgers, wanted, strict=True):
-            ledger.want(now, count)
-    for ledger in ledgers:
-        ledger.settle(end)
-    _slice(pipeline, sample, states, inlets, ledgers, drained, np.inf)
-    flows = [Flow(state.times[: state.done], state.items[: state.done]) for state in states]
-    cost = _cost(pipeline, plan, ledgers, drained, end)
-    return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
-
-
-def _slice(
-    pipeline: Pipeline,
-    sample: Sample,
-    states: Sequence[State],
-    inlets: Sequence[Inlet],
-    ledgers: Sequence[Ledger],
-    drained: list[float],
-    until: float,
-) -> None:
-    for index, (state, inlet) in enumerate(zip(states, inlets, strict=True)):
-        idle = inlet.known == state.done + state.shed
-        _let_in(pipeline, sample, states, inlet, index, until)
-        if idle and inlet.known == state.done + state.shed and until < np.inf:
-            continue  # nothing to serve: changes of the count wait until there is, and come to the same
-        schedule = _dated(ledgers[index], until)
-        goal = Goal(sample.visits[index].origin)
-        drained[index] += state.advance(inlet.times, inlet.items, inlet.known, goal, schedule, float(until))
-
-
-def _dated(ledger: Ledger, until: float) -> Schedule:
-    if not ledger.changes:
-        return UNCHANGED
-    # orders that lie in the future may still be taken back, so the stage must not see them yet
-    when = [time for time, _ in ledger.changes if time < until]
-    return Schedule(np.array(when), np.array([c for _, c in ledger.changes[: len(when)]], dtype=np.int64))
-
-
-def _inlet(pipeline: Pipeline, sample: Sample, index: int) -> Inlet:
-    visits = sample.visits[index]
-    size = visits.owner.size
-    if not pipeline.stages[index].parents:
-        return Inlet(visits.origin, np.arange(size, dtype=np.int32))
-    inlet = Inlet(np.empty(size), np.empty(size, dtype=np.int32))
-    if len(visits.first) > 1:
-        inlet.owed = np.zeros(size, dtype=np.int32)
-        inlet.ready = np.full(size, -np.inf)
-        for parent, count in visits.count.items():
-            np.add.at(inlet.owed, visits.first[parent][count > 0], 1)
-    return inlet
-
-
-def _let_in(
-    pipeline: Pipeline, sample: Sample, states: Sequence[State], inlet: Inlet, index: int, until: float
-) -> None:
-    parents = [edge.parent for edge in pipeline.stages[index].parents]
-    if not parents:
-        inlet.known = int(np.searchsorted(inlet.times, until))
-    elif all(states[parent].done == inlet.seen.get(parent, 0) for parent in parents):
-        return
-    elif inlet.owed is None:
-        inlet.known += _take(sample, states[parents[0]], inlet, index, parents[0])
-    else:
-        _meet(sample, states, inlet, index, parents)
-
-
-def _take(sample: Sample, above: State, inlet: Inlet, index: int, parent: int) -> int:
-    visits, low, high = sample.visits[index], inlet.seen.get(parent, 0), above.done
-    inlet.seen[parent] = high
-    return kernel.follow(
-        above.times[low:high],
-        above.items[low:high],
-        high - low,
-        visits.first[parent],
-        visits.count[parent],
-        inlet.times[inlet.known :],
-        inlet.items[inlet.known :],
+    servers = [build_server(pipeline, index, config) for index, config in enumerate(plan)]
+    if deadlines_s is not None:
+        servers = [replace(server, patience=limit) for server, limit in zip(servers, deadlines_s, strict=True)]
+    states = [start(s, sample.visits[i].query.size, most=MAX_REPLICAS) for i, s in enumerate(servers)]
+    run = _ReactiveRun(
+        pipeline=pipeline,
+        sample=sample,
+        states=states,
+        inputs=[_build_input(pipeline, sample, index) for index in range(len(plan))],
+        schedules=[ReplicaSchedule(config.replicas, delay_s) for config in plan],
+        drained=[0.0] * len(plan),
     )
+    end_s = get_trace_duration(sample)
+    for tick in range(int(end_s / TICK_S) + 1):
+        now_s = tick * TICK_S
+        if tick:
+            run.advance_until(now_s)
+        targets = rule(now_s, run.count_in_flight(), [schedule.ordered for schedule in run.schedules])
+        for schedule, count in zip(run.schedules, targets, strict=True):
+            schedule.set_target(now_s, count)
+    for schedule in run.schedules:
+        schedule.settle_until(end_s)
+    run.advance_until(np.inf)
+    flows = [Flow(state.times[: state.done], state.items[: state.done]) for state in states]
+    cost = _compute_cost(pipeline, plan, run.schedules, run.drained, end_s)
+    return SimulatedTrace(_compute_latencies(pipeline, sample, flows), cost, tuple(run.schedules))
 
 
-def _meet(sample: Sample, states: Sequence[State], inlet: Inlet, index: int, parents: Sequence[int]) -> None:
-    """Items come in when the last of their flows has; all of one slice are sorted by time, then by query."""
-    owed, ready = inlet.owed, inlet.ready
-    if owed is None or ready is None:
-        return
+@dataclass(slots=True, kw_only=True)
+class _StageInput:
+    """What has reached a stage so far, in queueing order.
+
+    Attributes:
+        times, items: arrival times and items, shape (items,); valid up to ``arrived``.
+        arrived: number of items that have arrived.
+        consumed: completions of each parent that were taken over.
+        pending_flows: flows that each item of a join still waits for.
+        ready_s: time of the last flow of each item of a join.
+    """
+
+    times: FloatArray
+    items: IndexArray
+    arrived: int = 0
+    consumed: dict[int, int] = field(default_factory=dict)
+    pending_flows: IndexArray | None = None
+    ready_s: FloatArray | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _ReactiveRun:
+    """The state of all stages while a reactive rule is simulated, in slices of a second."""
+
+    pipeline: Pipeline
+    sample: Sample
+    states: Sequence[State]
+    inputs: Sequence[_StageInput]
+    schedules: Sequence[ReplicaSchedule]
+    drained: list[float]
+
+    def count_in_flight(self) -> list[int]:
+        """Return the queries that wait or are in service at each stage."""
+        return [
+            stage_input.arrived - state.done - state.shed
+            for stage_input, state in zip(self.inputs, self.states, strict=True)
+        ]
+
+    def advance_until(self, until_s: float) -> None:
+        """Simulate all stages up to ``until_s``."""
+        for index, (state, stage_input) in enumerate(zip(self.states, self.inputs, strict=True)):
+            was_idle = stage_input.arrived == state.done + state.shed
+            self._take_arrivals(index, until_s)
+            if was_idle and stage_input.arrived == state.done + state.shed and until_s < np.inf:
+                continue  # nothing to serve: changes of the count can wait until there is, with the same result
+            schedule = _limit_schedule(self.schedules[index], until_s)
+            goal = Goal(self.sample.visits[index].origin_s)
+            self.drained[index] += state.advance(
+                stage_input.times, stage_input.items, stage_input.arrived, goal, schedule, float(until_s)
+            )
+
+    def _take_arrivals(self, index: int, until_s: float) -> None:
+        stage_input = self.inputs[index]
+        parents = [edge.parent for edge in self.pipeline.stages[index].parents]
+        if not parents:
+            stage_input.arrived = int(np.searchsorted(stage_input.times, until_s))
+        elif all(self.states[parent].done == stage_input.consumed.get(parent, 0) for parent in parents):
+            return
+        elif stage_input.pending_flows is None:
+            stage_input.arrived += self._follow_parent(index, parents[0])
+        else:
+            self._join_parents(index, parents)
+
+    def _follow_parent(self, index: int, parent: int) -> int:
+        visits, stage_input, upstream = self.sample.visits[index], self.inputs[index], self.states[parent]
+        begin, end = stage_input.consumed.get(parent, 0), upstream.done
+        stage_input.consumed[parent] = end
+        return kernel.follow(
+            upstream.times[begin:end],
+            upstream.items[begin:end],
+            end - begin,
+            visits.first_child[parent],
+            visits.child_count[parent],
+            stage_input.times[stage_input.arrived :],
+            stage_input.items[stage_input.arrived :],
+        )
+
+    def _join_parents(self, index: int, parents: Sequence[int]) -> None:
+        """Let items in when their last flow has arrived; those of one slice are sorted by time, then by query."""
+        stage_input, visits = self.inputs[index], self.sample.visits[index]
+        pending, ready_s = stage_input.pending_flows, stage_input.ready_s
+        if pending is None or ready_s is None:
+            return
+        touched = []
+        for parent in parents:
+            begin, end = stage_input.consumed.get(parent, 0), self.states[parent].done
+            stage_input.consumed[parent] = end
+            times, items = self.states[parent].times[begin:end], self.states[parent].items[begin:end]
+            continues = visits.child_count[parent][items] > 0
+            children = visits.first_child[parent][items[continues]]
+            ready_s[children] = np.maximum(ready_s[children], times[continues])
+            # several items of one flow may meet in one
+            np.subtract.at(pending, children, 1)
+            touched.append(children)
+        complete = np.unique(np.concatenate(touched))
+        complete = complete[pending[complete] == 0]
+        order = np.argsort(ready_s[complete], kind="stable")
+        window = slice(stage_input.arrived, stage_input.arrived + complete.size)
+        stage_input.times[window] = ready_s[complete][order]
+        stage_input.items[window] = complete[order]
+        stage_input.arrived += complete.size
+
+
+def _limit_schedule(schedule: ReplicaSchedule, until_s: float) -> Schedule:
+    if not schedule.changes:
+        return UNCHANGED
+    # future orders may still be cancelled, so the stage must not observe them yet
+    times = [time_s for time_s, _ in schedule.changes if time_s < until_s]
+    changes = [change for _, change in schedule.changes[: len(times)]]
+    return Schedule(np.array(times), np.array(changes, dtype=np.int64))
+
+
+def _build_input(pipeline: Pipeline, sample: Sample, index: int) -> _StageInput:
     visits = sample.visits[index]
-    touched = []
-    for parent in parents:
-        low, high = inlet.seen.get(parent, 0), states[parent].done
-        inlet.seen[parent] = high
-        times, items = states[parent].times[low:high], states[parent].items[low:high]
-        goes = visits.count[parent][items] > 0
-        children = visits.first[parent][items[goes]]
-        ready[children] = np.maximum(ready[children], times[goes])
-        # several items of one flow may meet in one
-        np.subtract.at(owed, children, 1)
-        touched.append(children)
-    whole = np.unique(np.concatenate(touched))
-    whole = whole[owed[whole] == 0]
-    order = np.argsort(ready[whole], kind="stable")
-    inlet.times[inlet.known : inlet.known + whole.size] = ready[whole][order]
-    inlet.items[inlet.known : inlet.known + whole.size] = whole[order]
-    inlet.known += whole.size
+    size = visits.query.size
+    if not pipeline.stages[index].parents:
+        return _StageInput(times=visits.origin_s, items=np.arange(size, dtype=np.int32))
+    stage_input = _StageInput(times=np.empty(size), items=np.empty(size, dtype=np.int32))
+    if len(visits.first_child) > 1:
+        stage_input.pending_flows = count_flows(visits)
+        stage_input.ready_s = np.full(size, -np.inf)
+    return stage_input
 
 
-def _latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> Times:
+def _drop_incomplete_joins(
+    sample: Sample, index: int, flows: Mapping[int, Flow], times: FloatArray, items: IndexArray
+) -> tuple[FloatArray, IndexArray]:
+    """Remove the items of a join that wait for a flow that was shed."""
+    visits = sample.visits[index]
+    if len(flows) < 2:
+        return times, items
+    pending = count_flows(visits)
+    for parent, flow in flows.items():
+        continues = visits.child_count[parent] > 0
+        np.add.at(pending, visits.first_child[parent][flow.items[continues[flow.items]]], -1)
+    is_complete = pending[items] == 0
+    return times[is_complete], items[is_complete]
+
+
+def _add_downstream_time(pipeline: Pipeline, stage_s: Sequence[float]) -> tuple[float, ...]:
+    downstream_s = compute_unavoidable_time(pipeline, stage_s).downstream_s
+    return tuple(seconds + remaining for seconds, remaining in zip(stage_s, downstream_s, strict=True))
+
+
+def _compute_latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> FloatArray:
     finish = sample.arrivals.copy()
     for index, flow in enumerate(flows):
-        if not _passed_on(pipeline, sample, index):
-            kernel.latest(flow.times, flow.items, flow.times.size, sample.visits[index].owner, finish)
-        if flow.items.size < sample.visits[index].owner.size:
-            ended = np.zeros(sample.visits[index].owner.size, dtype=np.bool_)
-            ended[flow.items] = True
-            finish[sample.visits[index].owner[~ended]] = np.inf
-    latencies: Times = finish - sample.arrivals
+        query = sample.visits[index].query
+        if not feeds_one_child(pipeline, sample, index):
+            kernel.latest(flow.times, flow.items, flow.times.size, query, finish)
+        if flow.items.size < query.size:
+            is_served = np.zeros(query.size, dtype=np.bool_)
+            is_served[flow.items] = True
+            finish[query[~is_served]] = np.inf
+    latencies: FloatArray = finish - sample.arrivals
     return latencies
 
 
-def _cost(pipeline: Pipeline, plan: Plan, ledgers: Sequence[Ledger], drained: Sequence[float], end: float) -> float:
-    """Return the $ an hour over a trace; replicas that end their last batch are paid by their share of an instance."""
-    total, together = 0.0, dict[str, list[int]]()
-    for index, option in enumerate(pipeline.options(plan)):
-        alone = option.shared == 1
-        total += option.price * ((ledgers[index].paid if alone else 0.0) + drained[index])
-        if not alone:
-            together.setdefault(option.hardware, []).append(index)
-    for places in together.values():
-        option = pipeline.options(plan)[places[0]]
-        seconds = rented([plan[i].replicas for i in places], [ledgers[i] for i in places], option.shared, end)
-        total += seconds * option.shared * option.price
-    return total / end
+def _compute_cost(
+    pipeline: Pipeline,
+    plan: Plan,
+    schedules: Sequence[ReplicaSchedule],
+    drained: Sequence[float],
+    end_s: float,
+) -> float:
+    """Return the mean $/h over a trace; replicas that drain their last batch cost their fraction of an instance."""
+    total, sharing = 0.0, dict[str, list[int]]()
+    options = pipeline.chosen_options(plan)
+    for index, option in enumerate(options):
+        is_dedicated = option.replicas_per_instance == 1
+        total += option.usd_per_hour * ((schedules[index].billed_s if is_dedicated else 0.0) + drained[index])
+        if not is_dedicated:
+            sharing.setdefault(option.hardware, []).append(index)
+    for stages in sharing.values():
+        option = options[stages[0]]
+        starts = [plan[index].replicas for index in stages]
+        instance_s = compute_instance_seconds(
+            starts, [schedules[index] for index in stages], option.replicas_per_instance, end_s
+        )
+        total += instance_s * option.replicas_per_instance * option.usd_per_hour
+    return total / end_s

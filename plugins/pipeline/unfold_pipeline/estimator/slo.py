@@ -1,54 +1,75 @@
-"""Does a plan meet the target on every sample? The one question that all planners ask."""
+"""The SLO check that all planners share: does a plan meet the p99 target on every sample?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.problem.pipeline import Choice, Pipeline, Plan, depths, service_time
+from unfold_pipeline.problem.pipeline import (
+    Pipeline,
+    Plan,
+    StageConfig,
+    compute_longest_path,
+    compute_unavoidable_time,
+)
+from unfold_pipeline.problem.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """A pipeline, one estimator a sample, and the limit in seconds that the percentile must keep on each of them."""
+class SloChecker:
+    """A pipeline, an estimator per sample, and the seconds that the percentile may take on each of them."""
 
     pipeline: Pipeline
     estimators: tuple[Estimator, ...]
-    limit: float
-
-    def meets(self, plan: Plan) -> bool:
-        """Whether the percentile keeps the limit on every sample, and the quotas are kept."""
-        if not self.pipeline.within_quotas(plan):
-            return False
-        below = depths(self.pipeline, self.quickest(plan)).below
-        return all(estimator.meets(plan, self.limit, below) for estimator in self.estimators)
-
-    def tail(self, plan: Plan) -> float:
-        """Return the largest percentile over the samples, in seconds."""
-        return max(estimator.tail(plan) for estimator in self.estimators)
-
-    def worst(self, plan: Plan) -> int:
-        """Return the index of the sample with the largest percentile, the first of equals."""
-        tails = [estimator.tail(plan) for estimator in self.estimators]
-        return tails.index(max(tails))
-
-    def quickest(self, plan: Sequence[Choice]) -> list[float]:
-        """Return the least seconds that a batch takes at each stage of a plan."""
-        stages = self.pipeline.stages
-        return [stage.options[choice.option].quickest for stage, choice in zip(stages, plan, strict=True)]
-
-    def single(self, plan: Sequence[Choice]) -> float:
-        """Return the seconds of the longest path for one query alone."""
-        stages = self.pipeline.stages
-        seconds = [float(s.options[c.option].latency[1]) for s, c in zip(stages, plan, strict=True)]
-        return service_time(self.pipeline, seconds)
-
-    def load(self, index: int) -> float:
-        """Return the largest mean rate of items at a stage over the samples, a second."""
-        return max(item.sample.rate * item.sample.share(index) for item in self.estimators)
+    slo_s: float
 
     @property
-    def items(self) -> int:
-        """The number of items that were simulated so far."""
-        return sum(estimator.memory.items for estimator in self.estimators)
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples that a plan must serve."""
+        return tuple(estimator.sample for estimator in self.estimators)
+
+    @property
+    def simulated_items(self) -> int:
+        """Number of items simulated so far."""
+        return sum(estimator.cache.simulated_items for estimator in self.estimators)
+
+    @property
+    def max_mean_rate(self) -> float:
+        """The largest mean query rate of the samples, per second."""
+        return max(sample.rate for sample in self.samples)
+
+    def meets_slo(self, plan: Plan) -> bool:
+        """Return whether a plan is within the quotas and its percentile meets the SLO on every sample."""
+        if not self.pipeline.is_within_quotas(plan):
+            return False
+        stage_s = [option.min_latency_s for option in self.pipeline.chosen_options(plan)]
+        downstream_s = compute_unavoidable_time(self.pipeline, stage_s).downstream_s
+        return all(estimator.meets_slo(plan, self.slo_s, downstream_s) for estimator in self.estimators)
+
+    def tail_latency(self, plan: Plan) -> float:
+        """Return the largest percentile over the samples, in seconds."""
+        return max(estimator.tail_latency(plan) for estimator in self.estimators)
+
+    def find_worst_sample(self, plan: Plan) -> int:
+        """Return the index of the sample with the largest percentile, the first of equals."""
+        tails_s = [estimator.tail_latency(plan) for estimator in self.estimators]
+        return tails_s.index(max(tails_s))
+
+    def single_query_latency(self, plan: Sequence[StageConfig]) -> float:
+        """Return the seconds of the longest path for a single query in an idle pipeline."""
+        options = self.pipeline.chosen_options(plan)
+        return compute_longest_path(self.pipeline, [float(option.latency_s[1]) for option in options])
+
+    def stage_rate(self, index: int) -> float:
+        """Return the largest mean rate of items at a stage over the samples, per second."""
+        return max(sample.rate * sample.share(index) for sample in self.samples)
+
+    def remove_quotas(self) -> SloChecker:
+        """Return the checker of the same samples and SLO without quotas."""
+        return replace(self, pipeline=replace(self.pipeline, quotas=()))
+
+
+def build_slo_checker(pipeline: Pipeline, samples: Sequence[Sample], slo_s: float) -> SloChecker:
+    """Return the checker of plans for some samples and a target in seconds."""
+    return SloChecker(pipeline, tuple(Estimator(pipeline, sample) for sample in samples), slo_s)

@@ -1,1 +1,1 @@
-"""The cheapest configuration that meets the SLO, with its proof."""
+"""The cheapest configuration that meets the SLO, its proof and diagnostics (the Planner of InferLine, SoCC 2020)."""

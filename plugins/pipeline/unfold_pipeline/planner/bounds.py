@@ -1,163 +1,216 @@
-"""What a stage needs at the very least, whatever the others do: bounds for the search, and what they prove."""
+"""Lower bounds for the search: the least replicas of a stage and the least time of a query, whatever the others do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from unfold_pipeline.estimator.estimator import SLACK, Estimator
-from unfold_pipeline.estimator.remaining_work import rest
-from unfold_pipeline.problem.pipeline import Depth, Pipeline, depths, needed
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.estimator.estimator import TIME_TOLERANCE_S, Estimator
+from unfold_pipeline.problem.pipeline import Pipeline, Plan, compute_unavoidable_time, count_required_replicas
 from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Goal, Server, serve
 
-MOST = 1 << 14
-Key = tuple[int, int, int, float]
-Pass = tuple[int, int, int, int, int]
-Span = tuple[float, float]
+MAX_REPLICAS = 1 << 14
+"""Stands for a stage that no number of replicas can serve in time."""
+
+
+class BoundKey(NamedTuple):
+    """A stage with a hardware option and maximum batch size that has ``budget_s`` seconds."""
+
+    stage: int
+    option: int
+    batch: int
+    budget_s: float
+
+
+class StageRun(NamedTuple):
+    """A stage that is simulated on its own, fed with the raw arrivals of one sample."""
+
+    sample: int
+    stage: int
+    option: int
+    batch: int
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Least replica counts of single stages over all samples, remembered.
+class ReplicaBounds:
+    """Cached lower bounds on the replicas of single stages, over all samples.
 
-    *Alone*: the stage is fed with the raw arrivals and must finish each item within what the other stages that it must
-    and will visit leave of the limit (``budget``: of the limit without what is above).
-    It is sharp, but not proven: batches that leave a stage together can be served better than raw arrivals. *Fluid*: a
-    fluid server of the same throughput drops as few queries as any schedule can, so its count is proven.
+    *Sharp*: the stage is fed with the raw arrivals and must finish each item within the time that the other stages
+    leave. Not proven: batches that leave a stage together can be served better than raw arrivals. *Proven*: a fluid
+    server of the same throughput drops no more queries than any schedule.
+
+    Attributes:
+        pipeline: the stages.
+        estimators: an estimator per sample.
+        sharp, proven: bounds computed so far.
+        tail_ranges_s: for a stage on its own, the largest budget that it misses and the least that it meets.
     """
 
     pipeline: Pipeline
     estimators: tuple[Estimator, ...]
-    sharp: dict[Key, int] = field(default_factory=dict)
-    proven: dict[Key, int] = field(default_factory=dict)
-    passed: dict[Pass, Span] = field(default_factory=dict)
+    sharp: dict[BoundKey, int] = field(default_factory=dict)
+    proven: dict[BoundKey, int] = field(default_factory=dict)
+    tail_ranges_s: dict[StageRun, tuple[float, float]] = field(default_factory=dict)
 
-    def alone(self, index: int, option: int, batch: int, budget: float) -> int:
-        """Return the least replicas of a stage alone within ``budget`` seconds, or ``MOST`` if none will do."""
-        key = (index, option, batch, round(budget, 9))
+    def bound_sharp(self, stage: int, option: int, batch: int, budget_s: float) -> int:
+        """Return the least replicas of a stage on its own within ``budget_s``, or ``MAX_REPLICAS`` if none suffice."""
+        key = BoundKey(stage, option, batch, round(budget_s, 9))
         if key not in self.sharp:
-            self.sharp[key] = self._each(key, lambda number: self._alone(number, key))
+            self.sharp[key] = self._bound_samples(key, lambda number: self._bound_sample_sharp(number, key))
         return self.sharp[key]
 
-    def fluid(self, index: int, option: int, batch: int, budget: float) -> int:
+    def bound_proven(self, stage: int, option: int, batch: int, budget_s: float) -> int:
         """Return a proven lower bound on the replicas of a stage with batches up to ``batch``."""
-        key = (index, option, batch, round(budget, 9))
+        key = BoundKey(stage, option, batch, round(budget_s, 9))
         if key not in self.proven:
-            self.proven[key] = self._each(key, lambda number: _fluid(self.estimators[number], key))
+            self.proven[key] = self._bound_samples(key, lambda number: _bound_fluid(self.estimators[number], key))
         return self.proven[key]
 
-    def depth(self, seconds: Sequence[float]) -> Depth:
-        """Return the unavoidable seconds around each stage, if stage ``i`` takes at least ``seconds[i]``."""
-        return depths(self.pipeline, seconds)
+    def bound_load(self, stage: int, option: int, batch: int, budget_s: float) -> int:
+        """Return the replicas that serve all but the queries that may be late: quick, and never above other bounds."""
+        throughput = self.pipeline.stages[stage].options[option].max_throughput(batch)
+        return max(_bound_sample_load(estimator, stage, throughput, budget_s) for estimator in self.estimators)
 
-    def proven_cost(self, limit: float) -> float:
-        """Return $ an hour below which no plan can meet the limit."""
-        depth = self.depth([min(item.quickest for item in stage.options) for stage in self.pipeline.stages])
+    def bound_cost(self, slo_s: float) -> float:
+        """Return $/h below which no plan can meet the SLO."""
+        stage_s = [min(option.min_latency_s for option in stage.options) for stage in self.pipeline.stages]
+        unavoidable = compute_unavoidable_time(self.pipeline, stage_s)
         total = 0.0
         for index, stage in enumerate(self.pipeline.stages):
-            budget = limit - depth.above[index] - depth.below[index] + SLACK
+            budget_s = slo_s - unavoidable.upstream_s[index] - unavoidable.downstream_s[index] + TIME_TOLERANCE_S
             total += min(
-                option.price * self.fluid(index, place, option.latency.size - 1, budget)
-                for place, option in enumerate(stage.options)
+                option.usd_per_hour * self.bound_proven(index, number, option.max_batch, budget_s)
+                for number, option in enumerate(stage.options)
             )
         return total
 
-    def carrying(self, index: int, option: int, batch: int, budget: float) -> int:
-        """Return the replicas that other bounds are never below: all but the queries that may be late are served."""
-        rate = self.pipeline.stages[index].options[option].best_throughput(batch)
-        return max(_carrying(estimator, index, rate, budget) for estimator in self.estimators)
+    def _bound_samples(self, key: BoundKey, bound_sample: Callable[[int], int]) -> int:
+        is_slow = self.pipeline.stages[key.stage].options[key.option].min_latency_s > key.budget_s
+        # a stage may be too slow if few enough queries visit it
+        if is_slow and any(_count_queries(estimator, key.stage) > estimator.max_late for estimator in self.estimators):
+            return MAX_REPLICAS
+        return max(bound_sample(number) for number in range(len(self.estimators)))
 
-    def _each(self, key: Key, bound: Callable[[int], int]) -> int:
-        index, place, _, budget = key
-        late = self.pipeline.stages[index].options[place].quickest > budget
-        # so few queries may come to a stage that all of them may be late
-        if late and any(_queries(item, index) > item.allowed for item in self.estimators):
-            return MOST
-        return max(bound(number) for number in range(len(self.estimators)))
-
-    def _alone(self, number: int, key: Key) -> int:
-        index, place, batch, budget = key
+    def _bound_sample_sharp(self, number: int, key: BoundKey) -> int:
         estimator = self.estimators[number]
-        stage = estimator.pipeline.stages[index]
-        visits = estimator.sample.visits[index]
-        if visits.owner.size == 0:
+        option = estimator.pipeline.stages[key.stage].options[key.option]
+        visits = estimator.sample.visits[key.stage]
+        if not visits.is_unique or visits.query.size == 0:
             return 1
-        after = rest(estimator, index, index + 1)
-        if visits.single and np.count_nonzero(after > budget - stage.options[place].quickest) > estimator.allowed:
-            return MOST
+        remaining_s = compute_remaining_times(estimator, key.stage, key.stage + 1)
+        if np.count_nonzero(remaining_s > key.budget_s - option.min_latency_s) > estimator.max_late:
+            return MAX_REPLICAS
 
-        def enough(replicas: int) -> bool:
-            return not visits.single or self._keeps((number, index, place, batch, replicas), budget)
+        def suffices(replicas: int) -> bool:
+            return self._meets_budget(StageRun(number, key.stage, key.option, key.batch, replicas), key.budget_s)
 
-        load = estimator.sample.rate * estimator.sample.share(index)
-        return least(enough, needed(load, stage.options[place].best_throughput(batch)) if visits.single else 1)
+        load = estimator.sample.rate * estimator.sample.share(key.stage)
+        return find_least_count(suffices, count_required_replicas(load, option.max_throughput(key.batch)))
 
-    def _keeps(self, key: Pass, budget: float) -> bool:
-        """Whether a stage alone keeps a budget; what is known of others is remembered, so that few are simulated."""
-        failed, kept = self.passed.get(key, (-math.inf, math.inf))
-        if failed < budget < kept:
-            tail = _tail(self.estimators[key[0]], key, budget)
-            failed, kept = (budget, kept) if tail is None else (math.nextafter(tail, -math.inf), tail)
-            self.passed[key] = failed, kept
-        return budget >= kept
-
-
-def _tail(estimator: Estimator, key: Pass, budget: float) -> float | None:
-    """Return the least budget in s that a stage alone keeps, or ``None`` if that is above ``budget``."""
-    _, index, place, batch, replicas = key
-    stage, visits = estimator.pipeline.stages[index], estimator.sample.visits[index]
-    due = visits.origin - rest(estimator, index, index + 1)
-    order = np.arange(visits.owner.size, dtype=np.int32)
-    server = Server(stage.options[place].latency[: batch + 1], replicas, stage.wait)
-    flow = serve(visits.origin, order, server, Goal(due, budget, estimator.allowed))
-    estimator.memory.passes += 1
-    estimator.memory.items += flow.times.size
-    if not flow.ok:
-        return None
-    rank = flow.times.size - 1 - estimator.allowed
-    return float(np.partition(flow.times - due[flow.items], rank)[rank]) if rank >= 0 else -math.inf
+    def _meets_budget(self, run: StageRun, budget_s: float) -> bool:
+        """Return whether a stage on its own meets a budget; results of other budgets save simulations."""
+        missed_s, met_s = self.tail_ranges_s.get(run, (-math.inf, math.inf))
+        if missed_s < budget_s < met_s:
+            tail_s = _simulate_alone(self.estimators[run.sample], run, budget_s)
+            missed_s, met_s = (budget_s, met_s) if tail_s is None else (math.nextafter(tail_s, -math.inf), tail_s)
+            self.tail_ranges_s[run] = missed_s, met_s
+        return budget_s >= met_s
 
 
-def _queries(estimator: Estimator, index: int) -> int:
-    owner = estimator.sample.visits[index].owner
-    return int(np.count_nonzero(np.diff(owner, prepend=-1)))
+def compute_remaining_times(estimator: Estimator, stage: int, first_open: int) -> FloatArray:
+    """Return the least seconds that the items of a stage need after it, shape (items,).
+
+    The sample fixes the route of each query, so its remaining stages are known; no batch is faster than the fastest of
+    the fastest hardware. Stages before ``first_open`` count as nothing.
+    """
+    children = tuple(child for child in estimator.pipeline.children(stage) if child >= first_open)
+    remaining_s = estimator.cache.remaining_s.get((stage, children))
+    if remaining_s is None:
+        remaining_s = np.zeros(estimator.sample.visits[stage].query.size)
+        for child in children:
+            visits = estimator.sample.visits[child]
+            min_s = min(option.min_latency_s for option in estimator.pipeline.stages[child].options)
+            child_s = compute_remaining_times(estimator, child, child + 1) + min_s
+            kernel.longest(visits.first_child[stage], visits.child_count[stage], child_s, remaining_s)
+        estimator.cache.remaining_s[stage, children] = remaining_s
+    return remaining_s
 
 
-def _carrying(estimator: Estimator, index: int, rate: float, budget: float) -> int:
-    visits = estimator.sample.visits[index]
-    if not visits.single or visits.owner.size <= estimator.allowed:
-        return 1
-    seconds = float(visits.origin[-1] - visits.origin[0]) + budget
-    return needed((visits.owner.size - estimator.allowed) / seconds, rate) if seconds > 0 else 1
+def is_infeasible_prefix(estimator: Estimator, plan: Plan, slo_s: float) -> bool:
+    """Return whether more queries than allowed are late, whatever the stages after ``plan`` do.
+
+    ``plan`` fixes the first stages, which are simulated; a query counts once, wherever it is late.
+    """
+    finish = estimator.sample.arrivals.copy()
+    for stage in range(len(plan)):
+        flow = estimator.complete_flow(stage, plan)
+        remaining_s = compute_remaining_times(estimator, stage, len(plan))
+        query = estimator.sample.visits[stage].query
+        kernel.soonest(flow.times, flow.items, flow.times.size, query, remaining_s, finish)
+    return kernel.late(finish, estimator.sample.arrivals, slo_s + TIME_TOLERANCE_S) > estimator.max_late
 
 
-def _fluid(estimator: Estimator, key: Key) -> int:
-    index, place, batch, budget = key
-    visits = estimator.sample.visits[index]
-    if not visits.single:
-        return 1
-    rate = estimator.pipeline.stages[index].options[place].best_throughput(batch)
+def find_least_count(suffices: Callable[[int], bool], start: int = 1) -> int:
+    """Return the least count that suffices, by doubling and bisection from ``start``; ``MAX_REPLICAS`` if none does.
 
-    def enough(replicas: int) -> bool:
-        return kernel.fluid_drops(visits.origin, 1 / (replicas * rate), budget) <= estimator.allowed
-
-    return least(enough, 1)
-
-
-def least(enough: Callable[[int], bool], start: int = 1) -> int:
-    """Return the least count that is enough, by doubling and bisection from ``start``; ``MOST`` if none is found."""
+    ``suffices`` must be monotone.
+    """
     low, high = 0, max(1, start)
-    while not enough(high):
+    while not suffices(high):
         low, high = high, high * 2
-        if high > MOST:
-            return MOST
-    if low == 0 and high > 1 and not enough(high - 1):
+        if high > MAX_REPLICAS:
+            return MAX_REPLICAS
+    if low == 0 and high > 1 and not suffices(high - 1):
         return high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
     return high
+
+
+def _simulate_alone(estimator: Estimator, run: StageRun, budget_s: float) -> float | None:
+    """Return the least budget in seconds that a stage on its own meets, or ``None`` if it is above ``budget_s``."""
+    stage, visits = estimator.pipeline.stages[run.stage], estimator.sample.visits[run.stage]
+    due_s = visits.origin_s - compute_remaining_times(estimator, run.stage, run.stage + 1)
+    order = np.arange(visits.query.size, dtype=np.int32)
+    server = Server(stage.options[run.option].latency_s[: run.batch + 1], run.replicas, stage.max_wait_s)
+    flow = serve(visits.origin_s, order, server, Goal(due_s, budget_s, estimator.max_late))
+    estimator.cache.count_pass(flow)
+    if not flow.ok:
+        return None
+    rank = flow.times.size - 1 - estimator.max_late
+    return float(np.partition(flow.times - due_s[flow.items], rank)[rank]) if rank >= 0 else -math.inf
+
+
+def _count_queries(estimator: Estimator, stage: int) -> int:
+    query = estimator.sample.visits[stage].query
+    return int(np.count_nonzero(np.diff(query, prepend=-1)))
+
+
+def _bound_sample_load(estimator: Estimator, stage: int, throughput: float, budget_s: float) -> int:
+    visits = estimator.sample.visits[stage]
+    if not visits.is_unique or visits.query.size <= estimator.max_late:
+        return 1
+    seconds = float(visits.origin_s[-1] - visits.origin_s[0]) + budget_s
+    items = visits.query.size - estimator.max_late
+    return count_required_replicas(items / seconds, throughput) if seconds > 0 else 1
+
+
+def _bound_fluid(estimator: Estimator, key: BoundKey) -> int:
+    visits = estimator.sample.visits[key.stage]
+    if not visits.is_unique:
+        return 1
+    throughput = estimator.pipeline.stages[key.stage].options[key.option].max_throughput(key.batch)
+
+    def suffices(replicas: int) -> bool:
+        drops = kernel.fluid_drops(visits.origin_s, 1 / (replicas * throughput), key.budget_s)
+        return drops <= estimator.max_late
+
+    return find_least_count(suffices, 1)

@@ -1,11 +1,10 @@
-"""The cheapest plan over hardware, batch and replicas of every stage: best-first search over per-stage bounds.
+"""Branch and bound: the cheapest plan over hardware, batch size and replicas of every stage, best first.
 
-A node fixes the first stages. Its value is their price plus, for each stage to come, the least that the stage could
-cost alone (on full instances, as stages share them). The cheapest node is taken first and the last of its stages
-simulated on what leaves the stages above; a stage after which too many queries are late whatever follows (each needs at
-least the quickest hardware on its own way) ends the branch with all that would have come below it. The first whole plan
-that the simulation accepts is the cheapest that is consistent with the bounds; with the fluid bound, which is proven,
-it is the cheapest.
+A node fixes the first stages. Its value is their price plus, for each open stage, the least that the stage could cost
+on its own, on full instances. The cheapest node is expanded first, and the last of its stages simulated on the
+completions of the stages upstream. A node after which too many queries are late, whatever follows, is pruned. The first
+complete plan that the simulation accepts is the cheapest one consistent with the bounds; with the fluid bound, which is
+proven, it is the cheapest.
 """
 
 from __future__ import annotations
@@ -16,219 +15,253 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from unfold_pipeline.estimator.estimator import SLACK
-from unfold_pipeline.estimator.remaining_work import hopeless
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner.bounds import MOST, Bounds
-from unfold_pipeline.problem.pipeline import Choice, Depth, Plan
+from unfold_pipeline.estimator.estimator import TIME_TOLERANCE_S
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds, is_infeasible_prefix
+from unfold_pipeline.problem.pipeline import (
+    COST_TOLERANCE,
+    Plan,
+    StageConfig,
+    UnavoidableTime,
+    compute_unavoidable_time,
+)
 from unfoldkit.queueing.stage import Flow
 
-CENT = 1e-9
-Flows = tuple[Flow, ...]
-Options = tuple[int, ...]
+OptionPrefix = tuple[int, ...]
+"""Hardware options of the first stages."""
+NODES_PER_PROGRESS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The end of a search: the cheapest plan (``None``: none below the ceiling), and a bound on what is cheaper.
+class SearchResult:
+    """The end of a search.
 
-    ``bound`` is in $ an hour; ``complete`` is false if the search stopped at its limit of simulated queries.
+    Attributes:
+        plan: the cheapest plan; ``None`` if the search found none below its ceiling.
+        bound: $/h below which no plan meets the SLO, within the bounds of the search.
+        is_complete: whether the search ended before its limits.
+        nodes: number of expanded nodes.
     """
 
     plan: Plan | None
     bound: float
-    complete: bool
+    is_complete: bool
     nodes: int
 
 
 @dataclass(slots=True)
-class Frontier:
-    """The nodes that wait, cheapest first; among equals the one with most stages fixed."""
+class NodeQueue:
+    """Open nodes, the cheapest first; among equals the node with most stages fixed."""
 
     heap: list[tuple[float, int, int, Plan]] = field(default_factory=list)
-    count: int = 0
-    nodes: int = 0
+    pushed: int = 0
+    expanded: int = 0
 
     def push(self, value: float, plan: Plan) -> None:
         """Add a node."""
-        self.count += 1
-        heapq.heappush(self.heap, (round(value, 9), -len(plan), self.count, plan))
+        self.pushed += 1
+        heapq.heappush(self.heap, (round(value, 9), -len(plan), self.pushed, plan))
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What depends on the hardware alone, remembered by the options of the stages that are fixed."""
+class PrefixCache:
+    """What depends on the hardware of the fixed stages only."""
 
-    depths: dict[Options, Depth] = field(default_factory=dict)
-    offers: dict[Options, dict[int, Choice]] = field(default_factory=dict)
-    rests: dict[Options, float] = field(default_factory=dict)
+    unavoidable: dict[OptionPrefix, UnavoidableTime] = field(default_factory=dict)
+    offers: dict[OptionPrefix, dict[int, StageConfig]] = field(default_factory=dict)
+    open_costs: dict[OptionPrefix, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What stays the same during a search. ``fluid`` uses the proven bound only: slower, and a proof."""
+    """The constants of a search.
 
-    judge: Judge
-    bounds: Bounds
+    Attributes:
+        checker: pipeline, estimators and SLO.
+        bounds: least replicas of single stages.
+        ceiling: $/h below which a plan is looked for.
+        is_proof: use the proven bound only: slower, and a proof.
+        cache: results by hardware of the fixed stages.
+    """
+
+    checker: SloChecker
+    bounds: ReplicaBounds
     ceiling: float = float("inf")
-    fluid: bool = False
-    memory: Known = field(default_factory=Known)
+    is_proof: bool = False
+    cache: PrefixCache = field(default_factory=PrefixCache)
 
-    def depth(self, options: Options) -> Depth:
-        """Return the seconds that cannot be avoided around each stage, the open ones on their quickest hardware."""
-        if options not in self.memory.depths:
-            stages = self.judge.pipeline.stages
-            chosen = [stage.options[option].quickest for stage, option in zip(stages, options, strict=False)]
-            open_stages = [min(item.quickest for item in stage.options) for stage in stages[len(options) :]]
-            self.memory.depths[options] = self.bounds.depth([*chosen, *open_stages])
-        return self.memory.depths[options]
+    def unavoidable_time(self, options: OptionPrefix) -> UnavoidableTime:
+        """Return the unavoidable time around each stage, with the open stages on their fastest hardware."""
+        if options not in self.cache.unavoidable:
+            stages = self.checker.pipeline.stages
+            fixed_s = [stage.options[option].min_latency_s for stage, option in zip(stages, options, strict=False)]
+            open_s = [min(option.min_latency_s for option in stage.options) for stage in stages[len(options) :]]
+            self.cache.unavoidable[options] = compute_unavoidable_time(self.checker.pipeline, [*fixed_s, *open_s])
+        return self.cache.unavoidable[options]
 
-    def raised(self, plan: Plan) -> Plan:
-        """Return the plan with as many replicas of its last stage as it needs at least, ``MOST`` if none will do."""
-        options, last = tuple([choice.option for choice in plan]), plan[-1]
-        count = self._bound(len(plan) - 1, self.depth(options), last.option, last.batch)
-        if count <= last.replicas:
+    def tighten(self, plan: Plan) -> Plan:
+        """Return the plan with the least replicas that its last stage needs, the plan itself if it has them."""
+        options, config = _option_prefix(plan), plan[-1]
+        count = self._bound_replicas(len(plan) - 1, self.unavoidable_time(options), config.option, config.batch)
+        if count <= config.replicas:
             return plan
-        offer = self.offers(options)[last.batch] = replace(last, replicas=count)
+        offer = self.list_offers(options)[config.batch] = replace(config, replicas=count)
         return (*plan[:-1], offer)
 
-    def value(self, plan: Plan) -> float:
-        """Return $ an hour below which no plan that begins like this one is; the cost of a whole plan.
+    def bound_cost(self, plan: Plan) -> float:
+        """Return $/h below which no plan that begins like this one is; the cost of a complete plan.
 
-        What is rented for the first stages may have room for the rest, so only full instances add up.
+        Instances rented for the first stages may have room for the others, so only full instances add up.
         """
-        pipeline, options = self.judge.pipeline, tuple([choice.option for choice in plan])
-        if options not in self.memory.rests:
-            self.memory.rests[options] = self._rest(options)
-        return max(pipeline.cost(plan), pipeline.floor(plan) + self.memory.rests[options])
+        pipeline, options = self.checker.pipeline, _option_prefix(plan)
+        if options not in self.cache.open_costs:
+            self.cache.open_costs[options] = self._bound_open_stages(options)
+        return max(pipeline.cost(plan), pipeline.cost_lower_bound(plan) + self.cache.open_costs[options])
 
-    def offers(self, options: Options) -> dict[int, Choice]:
-        """Return the choices of the last stage of ``options`` by batch, none with more replicas than it needs."""
-        if options not in self.memory.offers:
-            found = self._carrying(len(options) - 1, self.depth(options), options[-1:])
-            self.memory.offers[options] = {choice.batch: choice for _, choice in found}
-        return self.memory.offers[options]
+    def list_offers(self, options: OptionPrefix) -> dict[int, StageConfig]:
+        """Return the configurations of the last stage of ``options`` by batch, with no more replicas than needed."""
+        if options not in self.cache.offers:
+            ranked = self._bound_by_load(len(options) - 1, self.unavoidable_time(options), options[-1:])
+            self.cache.offers[options] = {config.batch: config for _, config in ranked}
+        return self.cache.offers[options]
 
-    def _carrying(self, index: int, depth: Depth, options: Iterable[int]) -> Iterator[tuple[float, Choice]]:
-        """Yield quick bounds on the choices of a stage, with their $ an hour."""
-        budget = self._budget(index, depth)
-        for place in options:
-            option = self.judge.pipeline.stages[index].options[place]
-            for batch in option.batches:
-                count = self.bounds.carrying(index, place, batch, budget)
-                yield count * option.price, Choice(place, batch, count)
+    def simulate_node(self, plan: Plan) -> list[Flow] | None:
+        """Return the completions of the last stage on each sample, or ``None`` if too many queries are late."""
+        index = len(plan) - 1
+        downstream_s = self.unavoidable_time(_option_prefix(plan)).downstream_s[index]
+        budget_s = self.checker.slo_s - downstream_s + TIME_TOLERANCE_S
+        flows = [estimator.simulate_stage(index, plan, budget_s) for estimator in self.checker.estimators]
+        complete = [flow for flow in flows if flow is not None]
+        return complete if len(complete) == len(flows) else None
 
-    def _bound(self, index: int, depth: Depth, option: int, batch: int) -> int:
-        bound = self.bounds.fluid if self.fluid else self.bounds.alone
-        return bound(index, option, batch, self._budget(index, depth))
+    def is_infeasible(self, plan: Plan) -> bool:
+        """Return whether too many queries of a sample are late over all stages of ``plan``, whatever follows."""
+        return any(is_infeasible_prefix(item, plan, self.checker.slo_s) for item in self.checker.estimators)
 
-    def _budget(self, index: int, depth: Depth) -> float:
-        budget = self.judge.limit - depth.above[index] + SLACK
-        return budget - depth.below[index] if self.fluid else budget
+    def is_promising(self, plan: Plan, value: float) -> bool:
+        """Return whether a node can lead to a plan below the ceiling and within the quotas."""
+        is_below = value < self.ceiling - COST_TOLERANCE and plan[-1].replicas < MAX_REPLICAS
+        return is_below and self.checker.pipeline.is_within_quotas(plan)
 
-    def _rest(self, options: Options) -> float:
-        """Return the least $ an hour of the stages below ``options``."""
-        depth = self.depth(options)
-        return sum(self._cheapest(index, depth) for index in range(len(options), len(self.judge.pipeline.stages)))
+    def _bound_by_load(
+        self, index: int, unavoidable: UnavoidableTime, options: Iterable[int]
+    ) -> Iterator[tuple[float, StageConfig]]:
+        """Yield the configurations of a stage with quick bounds on their replicas and $/h."""
+        budget_s = self._stage_budget(index, unavoidable)
+        for number in options:
+            option = self.checker.pipeline.stages[index].options[number]
+            for batch in option.batch_sizes:
+                count = self.bounds.bound_load(index, number, batch, budget_s)
+                yield count * option.usd_per_hour, StageConfig(number, batch, count)
 
-    def _cheapest(self, index: int, depth: Depth) -> float:
-        """Return the least $ an hour of an open stage; what is dearer by the quick bound is not looked at."""
-        stage, best = self.judge.pipeline.stages[index], math.inf
-        for quick, choice in sorted(self._carrying(index, depth, range(len(stage.options))), key=itemgetter(0)):
-            if quick >= best:
+    def _bound_replicas(self, index: int, unavoidable: UnavoidableTime, option: int, batch: int) -> int:
+        bound = self.bounds.bound_proven if self.is_proof else self.bounds.bound_sharp
+        return bound(index, option, batch, self._stage_budget(index, unavoidable))
+
+    def _stage_budget(self, index: int, unavoidable: UnavoidableTime) -> float:
+        budget_s = self.checker.slo_s - unavoidable.upstream_s[index] + TIME_TOLERANCE_S
+        return budget_s - unavoidable.downstream_s[index] if self.is_proof else budget_s
+
+    def _bound_open_stages(self, options: OptionPrefix) -> float:
+        """Return the least $/h of the stages after ``options``."""
+        unavoidable = self.unavoidable_time(options)
+        open_stages = range(len(options), len(self.checker.pipeline.stages))
+        return sum(self._bound_stage_cost(index, unavoidable) for index in open_stages)
+
+    def _bound_stage_cost(self, index: int, unavoidable: UnavoidableTime) -> float:
+        """Return the least $/h of an open stage; configurations too expensive by the quick bound are skipped."""
+        stage, cheapest = self.checker.pipeline.stages[index], math.inf
+        ranked = sorted(self._bound_by_load(index, unavoidable, range(len(stage.options))), key=itemgetter(0))
+        for quick_bound, config in ranked:
+            if quick_bound >= cheapest:
                 break
-            count = self._bound(index, depth, choice.option, choice.batch)
-            best = min(best, count * stage.options[choice.option].price)
-        return best
-
-    def flows(self, plan: Plan) -> Flows | None:
-        """Return what leaves the last stage on each sample, or ``None`` if too many are late whatever follows."""
-        budget = self.judge.limit - self.depth(tuple([choice.option for choice in plan])).below[len(plan) - 1] + SLACK
-        found = [estimator.flow(len(plan) - 1, plan, budget) for estimator in self.judge.estimators]
-        return tuple(flow for flow in found if flow is not None) if None not in found else None
-
-    def hopeless(self, plan: Plan) -> bool:
-        """Whether too many queries are late on a sample, counted over all stages of ``plan``, whatever follows."""
-        return any(hopeless(estimator, plan, self.judge.limit) for estimator in self.judge.estimators)
-
-    def admits(self, plan: Plan, value: float) -> bool:
-        """Whether a node is worth a look."""
-        within = value < self.ceiling - CENT and plan[-1].replicas < MOST
-        return within and self.judge.pipeline.within_quotas(plan)
+            count = self._bound_replicas(index, unavoidable, config.option, config.batch)
+            cheapest = min(cheapest, count * stage.options[config.option].usd_per_hour)
+        return cheapest
 
 
-def cheapest(
+def find_cheapest_plan(
     search: Search,
     *,
-    most_items: float,
-    most_nodes: float = math.inf,
+    max_simulated_queries: float,
+    max_nodes: float = math.inf,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Found:
-    """Return the cheapest plan below the ceiling; stops after so many simulated queries of a stage, or nodes."""
-    frontier = Frontier()
-    begun = search.judge.items
-    _open(search, frontier, ())
-    while frontier.heap:
-        value, _, _, plan = heapq.heappop(frontier.heap)
-        used = search.judge.items - begun
-        if used <= most_items and (more := search.raised(plan)) is not plan:
-            _push(search, frontier, more)
+) -> SearchResult:
+    """Search for the cheapest plan below the ceiling.
+
+    Args:
+        search: what to search, and with which bounds.
+        max_simulated_queries: stop after so many simulated queries of a stage.
+        max_nodes: stop after so many expanded nodes.
+        progress: receives the simulated queries and their limit.
+    """
+    queue = NodeQueue()
+    simulated_before = search.checker.simulated_items
+    _push_next_stage(search, queue, ())
+    while queue.heap:
+        value, _, _, plan = heapq.heappop(queue.heap)
+        simulated = search.checker.simulated_items - simulated_before
+        if simulated <= max_simulated_queries and (tightened := search.tighten(plan)) is not plan:
+            _push_node(search, queue, tightened)
             continue
-        if used > most_items or frontier.nodes >= most_nodes:
-            return Found(None, value, complete=False, nodes=frontier.nodes)
-        frontier.nodes += 1
-        if frontier.nodes % 64 == 0:
-            progress(used, int(most_items))
-        if _passes(search, frontier, plan):
-            return Found(plan, value, complete=True, nodes=frontier.nodes)
-    return Found(None, search.ceiling, complete=True, nodes=frontier.nodes)
+        if simulated > max_simulated_queries or queue.expanded >= max_nodes:
+            return SearchResult(None, value, is_complete=False, nodes=queue.expanded)
+        queue.expanded += 1
+        if queue.expanded % NODES_PER_PROGRESS == 0:
+            progress(simulated, int(max_simulated_queries))
+        if _expand_node(search, queue, plan):
+            return SearchResult(plan, value, is_complete=True, nodes=queue.expanded)
+    return SearchResult(None, search.ceiling, is_complete=True, nodes=queue.expanded)
 
 
-def _passes(search: Search, frontier: Frontier, plan: Plan) -> bool:
-    """Simulate a node; return whether it is a whole plan that meets the limit, else push what follows from it."""
-    flows = search.flows(plan)
-    whole = len(plan) == len(search.judge.pipeline.stages)
-    if flows is not None and _same_as_less(search, plan, flows):
+def _expand_node(search: Search, queue: NodeQueue, plan: Plan) -> bool:
+    """Simulate a node and push its successors; return whether it is a complete plan that meets the SLO."""
+    flows = search.simulate_node(plan)
+    is_complete = len(plan) == len(search.checker.pipeline.stages)
+    if flows is not None and _has_spare_replica(search, plan, flows):
         return False
-    alive = flows is not None and not search.hopeless(plan)
-    if alive and whole and search.judge.meets(plan):
+    is_feasible = flows is not None and not search.is_infeasible(plan)
+    if is_feasible and is_complete and search.checker.meets_slo(plan):
         return True
-    _more(search, frontier, plan)
-    if alive and not whole:
-        _open(search, frontier, plan)
+    _push_extra_replica(search, queue, plan)
+    if is_feasible and not is_complete:
+        _push_next_stage(search, queue, plan)
     return False
 
 
-def _same_as_less(search: Search, plan: Plan, flows: Flows) -> bool:
-    """Whether the last replica changes nothing: then the node is the one without it, only dearer."""
-    last = plan[-1]
-    if last.replicas == 1:
+def _has_spare_replica(search: Search, plan: Plan, flows: list[Flow]) -> bool:
+    """Return whether the last replica changes nothing: then a cheaper node has the same completions."""
+    config = plan[-1]
+    if config.replicas == 1:
         return False
-    less = (*plan[:-1], Choice(last.option, last.batch, last.replicas - 1))
-    known = [estimator.known(len(plan) - 1, less) for estimator in search.judge.estimators]
-    return all(old is not None and _equal(old, new) for old, new in zip(known, flows, strict=True))
+    smaller = (*plan[:-1], replace(config, replicas=config.replicas - 1))
+    cached = [estimator.cached_flow(len(plan) - 1, smaller) for estimator in search.checker.estimators]
+    return all(old is not None and _is_same_flow(old, new) for old, new in zip(cached, flows, strict=True))
 
 
-def _equal(one: Flow, other: Flow) -> bool:
-    return bool((one.times == other.times).all() and (one.items == other.items).all())
+def _is_same_flow(flow: Flow, reference: Flow) -> bool:
+    return bool((flow.times == reference.times).all() and (flow.items == reference.items).all())
 
 
-def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
-    """Push the choices of the next stage; how many replicas they need is asked once their turn comes."""
-    above = tuple([choice.option for choice in plan])
-    for place in range(len(search.judge.pipeline.stages[len(plan)].options)):
-        for choice in search.offers((*above, place)).values():
-            _push(search, frontier, (*plan, choice))
+def _push_next_stage(search: Search, queue: NodeQueue, plan: Plan) -> None:
+    """Push the configurations of the next stage; their replicas are bounded when a node is popped."""
+    upstream = _option_prefix(plan)
+    for option in range(len(search.checker.pipeline.stages[len(plan)].options)):
+        for config in search.list_offers((*upstream, option)).values():
+            _push_node(search, queue, (*plan, config))
 
 
-def _push(search: Search, frontier: Frontier, node: Plan) -> None:
-    if search.admits(node, value := search.value(node)):
-        frontier.push(value, node)
+def _push_node(search: Search, queue: NodeQueue, plan: Plan) -> None:
+    if search.is_promising(plan, value := search.bound_cost(plan)):
+        queue.push(value, plan)
 
 
-def _more(search: Search, frontier: Frontier, plan: Plan) -> None:
-    """Push the node with one replica more of its last stage, unless it is late though it had replicas to spare."""
-    if any(estimator.ample(len(plan) - 1, plan) for estimator in search.judge.estimators):
+def _push_extra_replica(search: Search, queue: NodeQueue, plan: Plan) -> None:
+    """Push the node with another replica of its last stage, unless replicas are not what makes it late."""
+    if any(estimator.is_unconstrained(len(plan) - 1, plan) for estimator in search.checker.estimators):
         return
-    last = plan[-1]
-    _push(search, frontier, (*plan[:-1], replace(last, replicas=last.replicas + 1)))
+    _push_node(search, queue, (*plan[:-1], replace(plan[-1], replicas=plan[-1].replicas + 1)))
+
+
+def _option_prefix(plan: Plan) -> OptionPrefix:
+    return tuple([config.option for config in plan])

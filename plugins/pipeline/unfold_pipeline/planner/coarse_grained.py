@@ -1,7 +1,8 @@
-"""The coarse-grained baselines: the whole pipeline as one black box with one batch size, replicated as a unit.
+"""Coarse-grained baselines: the whole pipeline as one black box with one batch size, replicated as a unit.
 
-The unit has one replica of each stage. Its hardware and batch are those of the least price per throughput whose batch
-takes no longer than the limit on the longest path. Stages share central queues, which is generous to it.
+The unit has one replica of each stage. Its hardware and batch size have the least price per throughput; a
+batch takes no longer than the SLO on the longest path. Stages share central queues, which favours the baseline.
+Source: the baselines CG-Mean and CG-Peak of InferLine (SoCC 2020).
 """
 
 from __future__ import annotations
@@ -10,153 +11,204 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.problem import quotas
-from unfold_pipeline.problem.pipeline import Choice, Plan, needed, service_time
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.pipeline import Plan, StageConfig, compute_longest_path, count_required_replicas
+from unfold_pipeline.problem.quotas import count_units_in_quotas
 from unfoldkit.arrivals.envelope import envelope
 
-SLACK = 1e-9
+RANK_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """One copy of the pipeline: a choice a stage with one replica, queries a second, $ an hour.
+class PipelineUnit:
+    """One copy of the pipeline with one replica per stage.
 
-    Where replicas share instances, the price is its part of what the units for the mean rate rent.
+    Attributes:
+        configs: configuration of each stage.
+        throughput: queries per second of the unit.
+        usd_per_hour: price of the unit; where replicas share instances, its part of the units for the mean rate.
     """
 
-    choices: Plan
+    configs: Plan
     throughput: float
-    price: float
+    usd_per_hour: float
 
-    def times(self, count: int) -> Plan:
+    def replicate(self, count: int) -> Plan:
         """Return the plan of ``count`` units."""
-        return tuple(Choice(choice.option, choice.batch, count) for choice in self.choices)
-
-
-def unit(judge: Judge) -> Unit | None:
-    """Return the unit, or ``None`` if no batch keeps the limit on hardware of which the quotas leave one of each stage.
-
-    One of which the quotas leave enough for the peak goes before others.
-    """
-    sizes = sorted({batch for stage in judge.pipeline.stages for option in stage.options for batch in option.batches})
-    found = Cheapest(judge, peak_rate(judge))
-    for size in sizes:
-        _look(found, _offers(judge, size), ())
-    return found.unit
-
-
-def most(judge: Judge, item: Unit) -> float:
-    """Return the most units that the quotas leave."""
-    found = quotas.units(judge.pipeline, item.choices)
-    return math.inf if found is None else found
-
-
-def mean_count(judge: Judge, item: Unit) -> int:
-    """Return the units for the mean rate of the samples (CG-Mean), as far as the quotas leave them."""
-    rate = max(estimator.sample.rate for estimator in judge.estimators)
-    return int(min(needed(rate, item.throughput), most(judge, item)))
-
-
-def peak_rate(judge: Judge) -> float:
-    """Return the most queries a second in any window as long as the limit."""
-    length = np.array([judge.limit])
-    counts = [int(envelope(estimator.sample.arrivals, length)[0]) for estimator in judge.estimators]
-    return max(counts) / judge.limit
-
-
-def peak_count(judge: Judge, item: Unit) -> int:
-    """Return the units for the peak rate in windows as long as the limit (CG-Peak), as far as the quotas leave them."""
-    return int(min(needed(peak_rate(judge), item.throughput), most(judge, item)))
+        return tuple(replace(config, replicas=count) for config in self.configs)
 
 
 @dataclass(frozen=True, slots=True)
-class Offers:
-    """What each stage can run on with one batch size: seconds, queries of the pipeline a second, and $ an hour.
+class CoarseBaseline:
+    """A coarse-grained plan of ``count`` units, its $/h and its percentile in seconds."""
 
-    A unit's throughput is one of ``rates``; ``rest[i, j]`` is the least $ an hour of the stages from ``i`` on that
-    carry ``rates[j]``, infinite if none do.
+    unit: PipelineUnit
+    count: int
+    hourly_cost: float
+    tail_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseBaselines:
+    """The coarse-grained plans for the peak rate (CG-Peak) and the mean rate (CG-Mean)."""
+
+    peak: CoarseBaseline
+    mean: CoarseBaseline
+
+
+def plan_coarse_baselines(checker: SloChecker) -> CoarseBaselines | None:
+    """Return CG-Peak and CG-Mean, or ``None`` if no unit meets the SLO."""
+    unit = find_cheapest_unit(checker)
+    if unit is None:
+        return None
+    return CoarseBaselines(
+        _build_baseline(checker, unit, count_peak_units(checker, unit)),
+        _build_baseline(checker, unit, count_mean_units(checker, unit)),
+    )
+
+
+def find_cheapest_unit(checker: SloChecker) -> PipelineUnit | None:
+    """Return the unit of least price per throughput.
+
+    Units of which the quotas leave enough for the peak rate precede others.
+
+    Returns:
+        ``None`` if no batch size meets the SLO on hardware of which the quotas leave a replica of each stage.
+    """
+    sizes = sorted(
+        {batch for stage in checker.pipeline.stages for option in stage.options for batch in option.batch_sizes}
+    )
+    search = _UnitSearch(checker, measure_peak_rate(checker))
+    for size in sizes:
+        search.explore(_collect_offers(checker, size), ())
+    return search.unit
+
+
+def limit_units(checker: SloChecker, unit: PipelineUnit) -> float:
+    """Return the maximum number of units within the quotas; infinite without quotas."""
+    count = count_units_in_quotas(checker.pipeline, unit.configs)
+    return math.inf if count is None else count
+
+
+def count_mean_units(checker: SloChecker, unit: PipelineUnit) -> int:
+    """Return the units for the mean rate of the samples (CG-Mean), within the quotas."""
+    required = count_required_replicas(checker.max_mean_rate, unit.throughput)
+    return int(min(required, limit_units(checker, unit)))
+
+
+def measure_peak_rate(checker: SloChecker) -> float:
+    """Return the maximum queries per second in any window as long as the SLO."""
+    window_s = np.array([checker.slo_s])
+    counts = [int(envelope(sample.arrivals, window_s)[0]) for sample in checker.samples]
+    return max(counts) / checker.slo_s
+
+
+def count_peak_units(checker: SloChecker, unit: PipelineUnit) -> int:
+    """Return the units for the peak rate in windows as long as the SLO (CG-Peak), within the quotas."""
+    required = count_required_replicas(measure_peak_rate(checker), unit.throughput)
+    return int(min(required, limit_units(checker, unit)))
+
+
+def _build_baseline(checker: SloChecker, unit: PipelineUnit, count: int) -> CoarseBaseline:
+    plan = unit.replicate(count)
+    return CoarseBaseline(unit, count, checker.pipeline.cost(plan), checker.tail_latency(plan))
+
+
+@dataclass(frozen=True, slots=True)
+class _UnitOffers:
+    """What each stage can run on with one batch size.
+
+    Attributes:
+        batches: batch size by stage and option.
+        batch_s: seconds of such a batch, by stage and option.
+        query_rates: queries of the pipeline per second, by stage and option.
+        throughputs: the possible throughputs of a unit, shape (throughputs,).
+        open_prices: ``open_prices[i, j]`` is the least $/h of the stages from ``i`` on that sustain throughput ``j``.
     """
 
     batches: tuple[tuple[int, ...], ...]
-    seconds: tuple[tuple[float, ...], ...]
-    carried: tuple[tuple[float, ...], ...]
-    rates: NDArray[np.float64]
-    rest: NDArray[np.float64]
+    batch_s: tuple[tuple[float, ...], ...]
+    query_rates: tuple[tuple[float, ...], ...]
+    throughputs: FloatArray
+    open_prices: FloatArray
 
 
-def _offers(judge: Judge, size: int) -> Offers:
-    """Return the offers; a stage that was not profiled with so large a batch takes the largest that it knows."""
-    stages = [stage.options for stage in judge.pipeline.stages]
-    batches = tuple(tuple(min(size, item.latency.size - 1) for item in here) for here in stages)
-    seconds, carried, prices = [], [], []
-    for index, (here, tops) in enumerate(zip(stages, batches, strict=True)):
-        share = max(1e-12, *(e.sample.share(index) for e in judge.estimators))
-        seconds.append(tuple(float(item.latency[top]) for item, top in zip(here, tops, strict=True)))
-        carried.append(tuple(item.throughput(top) / share for item, top in zip(here, tops, strict=True)))
-        prices.append(np.array([item.price for item in here]))
-    rates = np.unique(np.concatenate(carried))
-    able = [np.array(here)[:, None] >= rates for here in carried]
-    least = [np.where(a, paid[:, None], math.inf).min(axis=0) for a, paid in zip(able, prices, strict=True)]
-    least.append(np.zeros(rates.size))
-    return Offers(batches, tuple(seconds), tuple(carried), rates, np.cumsum(least[::-1], axis=0)[::-1])
+def _collect_offers(checker: SloChecker, size: int) -> _UnitOffers:
+    """Return the offers; a stage that was not profiled with so large a batch uses the largest known one."""
+    stage_options = [stage.options for stage in checker.pipeline.stages]
+    batches = tuple(tuple(min(size, option.max_batch) for option in options) for options in stage_options)
+    seconds, rates, prices = [], [], []
+    for index, (options, sizes) in enumerate(zip(stage_options, batches, strict=True)):
+        share = max(1e-12, *(sample.share(index) for sample in checker.samples))
+        seconds.append(tuple(float(option.latency_s[b]) for option, b in zip(options, sizes, strict=True)))
+        rates.append(tuple(option.throughput(b) / share for option, b in zip(options, sizes, strict=True)))
+        prices.append(np.array([option.usd_per_hour for option in options]))
+    throughputs = np.unique(np.concatenate(rates))
+    is_sufficient = [np.array(stage_rates)[:, None] >= throughputs for stage_rates in rates]
+    min_prices = [
+        np.where(mask, stage_prices[:, None], math.inf).min(axis=0)
+        for mask, stage_prices in zip(is_sufficient, prices, strict=True)
+    ]
+    min_prices.append(np.zeros(throughputs.size))
+    open_prices = np.cumsum(min_prices[::-1], axis=0)[::-1]
+    return _UnitOffers(batches, tuple(seconds), tuple(rates), throughputs, open_prices)
 
 
 @dataclass(slots=True)
-class Cheapest:
-    """The best unit so far, with the rank that made it so."""
+class _UnitSearch:
+    """Depth-first search for the best unit, with its rank."""
 
-    judge: Judge
-    peak: float
-    unit: Unit | None = None
+    checker: SloChecker
+    peak_rate: float
+    unit: PipelineUnit | None = None
     rank: tuple[bool, float, float, tuple[int, ...]] | None = None
 
+    def explore(self, offers: _UnitOffers, prefix: Plan) -> None:
+        """Visit all units that begin with ``prefix`` and can improve on the best one."""
+        stage = len(prefix)
+        if stage == len(offers.batches):
+            self._record(offers, prefix)
+            return
+        for option, batch in enumerate(offers.batches[stage]):
+            longer = (*prefix, StageConfig(option, batch, 1))
+            if not self._is_worse(offers, longer):
+                self.explore(offers, longer)
 
-def _look(found: Cheapest, offers: Offers, head: Plan) -> None:
-    """Look at all units that begin with ``head`` and can be better than what was found."""
-    at = len(head)
-    if at == len(offers.batches):
-        _take(found, offers, head)
-        return
-    for option, batch in enumerate(offers.batches[at]):
-        if not _worse(found, offers, more := (*head, Choice(option, batch, 1))):
-            _look(found, offers, more)
+    def _is_worse(self, offers: _UnitOffers, prefix: Plan) -> bool:
+        """Return whether no unit that begins with ``prefix`` meets the SLO and improves on the best one."""
+        pipeline = self.checker.pipeline
+        fixed_s = [seconds[config.option] for seconds, config in zip(offers.batch_s, prefix, strict=False)]
+        open_s = map(min, offers.batch_s[len(prefix) :])
+        if compute_longest_path(pipeline, [*fixed_s, *open_s]) > self.checker.slo_s:
+            return True
+        if self.rank is None:
+            return False
+        rate = min(rates[config.option] for rates, config in zip(offers.query_rates, prefix, strict=False))
+        is_reachable = offers.throughputs <= rate
+        prices = pipeline.cost_lower_bound(prefix) + offers.open_prices[len(prefix)][is_reachable]
+        price = np.min(prices / offers.throughputs[is_reachable])
+        return (self._is_short(prefix, rate), price * (1 - RANK_TOLERANCE)) > self.rank[:2]
+
+    def _is_short(self, prefix: Plan, rate: float) -> bool:
+        """Return whether the quotas leave too few units that begin with ``prefix`` for the peak rate."""
+        limit = count_units_in_quotas(self.checker.pipeline, prefix)
+        return limit is not None and count_required_replicas(self.peak_rate, rate) > limit
+
+    def _record(self, offers: _UnitOffers, configs: Plan) -> None:
+        checker = self.checker
+        rate = min(rates[config.option] for rates, config in zip(offers.query_rates, configs, strict=True))
+        unit = _price_unit(checker, PipelineUnit(configs, rate, checker.pipeline.cost_lower_bound(configs)))
+        options = tuple(config.option for config in configs)
+        is_short = count_required_replicas(self.peak_rate, rate) > limit_units(checker, unit)
+        rank = (is_short, unit.usd_per_hour / rate, unit.usd_per_hour, options)
+        if limit_units(checker, unit) >= 1 and (self.rank is None or rank < self.rank):
+            self.unit, self.rank = unit, rank
 
 
-def _worse(found: Cheapest, offers: Offers, head: Plan) -> bool:
-    """Whether no unit that begins with ``head`` is in time, or none is better than what was found."""
-    pipeline = found.judge.pipeline
-    seconds = [here[c.option] for here, c in zip(offers.seconds, head, strict=False)]
-    if service_time(pipeline, [*seconds, *map(min, offers.seconds[len(head) :])]) > found.judge.limit:
-        return True
-    if found.rank is None:
-        return False
-    rate = min(here[c.option] for here, c in zip(offers.carried, head, strict=False))
-    able = offers.rates <= rate
-    price = np.min((pipeline.floor(head) + offers.rest[len(head)][able]) / offers.rates[able])
-    return (_short(found, head, rate), price * (1 - SLACK)) > found.rank[:2]
-
-
-def _short(found: Cheapest, head: Plan, rate: float) -> bool:
-    """Whether the quotas leave too few of what begins with ``head`` for the peak."""
-    left = quotas.units(found.judge.pipeline, head)
-    return left is not None and needed(found.peak, rate) > left
-
-
-def _take(found: Cheapest, offers: Offers, choices: Plan) -> None:
-    judge = found.judge
-    rate = min(here[c.option] for here, c in zip(offers.carried, choices, strict=True))
-    item = _priced(judge, Unit(choices, rate, judge.pipeline.floor(choices)))
-    order = tuple(choice.option for choice in choices)
-    rank = (needed(found.peak, rate) > most(judge, item), item.price / rate, item.price, order)
-    if most(judge, item) >= 1 and (found.rank is None or rank < found.rank):
-        found.unit, found.rank = item, rank
-
-
-def _priced(judge: Judge, item: Unit) -> Unit:
-    if all(option.shared == 1 for option in judge.pipeline.options(item.choices)):
-        return item
-    count = max(1, mean_count(judge, item))
-    return replace(item, price=judge.pipeline.cost(item.times(count)) / count)
+def _price_unit(checker: SloChecker, unit: PipelineUnit) -> PipelineUnit:
+    if all(option.replicas_per_instance == 1 for option in checker.pipeline.chosen_options(unit.configs)):
+        return unit
+    count = max(1, count_mean_units(checker, unit))
+    return replace(unit, usd_per_hour=checker.pipeline.cost(unit.replicate(count)) / count)

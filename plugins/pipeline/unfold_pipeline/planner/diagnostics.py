@@ -1,4 +1,4 @@
-"""Why a plan is as it is: where the time goes, what was refused, how sure the percentile is, what one loss would do."""
+"""Diagnostics of a plan: where the time goes, rejected savings, the confidence interval, the loss of a replica."""
 
 from __future__ import annotations
 
@@ -6,136 +6,166 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.estimator import Estimator, inputs
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline._types import BoolArray, CountArray, FloatArray
+from unfold_pipeline.estimator.estimator import Estimator, queue_arrivals
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.pipeline import Plan, replace_config
 from unfoldkit.queueing import kernel
 
-Times = NDArray[np.float64]
 BLOCKS = 10
-WIDER = 2.262 / 1.960 * (10 / 9) ** 0.5
-"""Student's quantile over the normal one, and the spread that is lost, where there are but ten blocks."""
-DRAWS = 200
+SMALL_SAMPLE_FACTOR = 2.262 / 1.960 * (10 / 9) ** 0.5
+"""Student's quantile over the normal one, and the variance lost, with only ten blocks."""
+BOOTSTRAP_DRAWS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """Where the time of a stage goes, in seconds: percentile and mean of the stay, and what of it is not service.
+    """Where the time of a stage goes.
 
-    ``waiting`` is the mean stay beyond that of a query served at once and alone; ``load`` the share of the capacity
-    with full batches that the mean rate takes; ``path`` the share of the slowest queries that wait for this stage most.
+    Attributes:
+        p99_s, mean_s: percentile and mean of the time that queries spend at the stage.
+        waiting_s: mean time beyond that of a query served at once and alone.
+        load: fraction of the capacity with full batches that the mean rate uses.
+        critical_share: fraction of the slowest queries that spend most of their time here.
     """
 
-    tail: float
-    mean: float
-    waiting: float
+    p99_s: float
+    mean_s: float
+    waiting_s: float
     load: float
-    path: float
+    critical_share: float
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The plan with one replica less at a stage, and by how many seconds it misses the limit."""
+class RejectedSaving:
+    """The plan with one replica less at a stage, its saving in $/h, and its percentile in seconds."""
 
     stage: int
     saving: float
-    tail: float
+    tail_s: float
 
 
-def stage_times(judge: Judge, plan: Plan) -> list[StageTime]:
-    """Return the times of each stage on the sample whose percentile is the largest."""
-    estimator = judge.estimators[judge.worst(plan)]
-    ready, done = _stays(estimator, plan)
-    slow = _slowest(done, estimator)
-    path = _paths(judge, ready, done, slow)
-    result = []
-    for index, choice in enumerate(plan):
-        option = judge.pipeline.stages[index].options[choice.option]
-        here = done[index] > -np.inf
-        stay = done[index][here] - ready[index][here] if here.any() else np.zeros(1)
-        load = judge.load(index) / (choice.replicas * option.throughput(choice.batch))
-        waiting = max(0.0, float(stay.mean()) - float(option.latency[1]))
-        result.append(StageTime(float(np.quantile(stay, 0.99)), float(stay.mean()), waiting, load, path[index]))
-    return result
+@dataclass(frozen=True, slots=True)
+class ConfidenceInterval:
+    """A 95 % interval of the percentile, in seconds."""
+
+    low_s: float
+    high_s: float
 
 
-def refusals(judge: Judge, plan: Plan) -> list[Refused]:
-    """Return the plans with one replica less, largest saving first; where the plan is optimal, each is late."""
-    found = [
-        Refused(index, judge.pipeline.price(index, replace(choice, replicas=1)), judge.tail(_less(plan, index)))
-        for index, choice in enumerate(plan)
-        if choice.replicas > 1
+def measure_stage_times(checker: SloChecker, plan: Plan) -> list[StageTime]:
+    """Return the times of each stage on the sample with the largest percentile."""
+    estimator = checker.estimators[checker.find_worst_sample(plan)]
+    stays = _measure_stays(estimator, plan)
+    critical = _measure_critical_shares(checker, stays, _find_slowest_queries(stays, estimator))
+    times = []
+    for index, (config, option) in enumerate(zip(plan, checker.pipeline.chosen_options(plan), strict=True)):
+        is_visited = stays.done_s[index] > -np.inf
+        seconds = stays.done_s[index][is_visited] - stays.ready_s[index][is_visited]
+        seconds = seconds if is_visited.any() else np.zeros(1)
+        times.append(
+            StageTime(
+                p99_s=float(np.quantile(seconds, 0.99)),
+                mean_s=float(seconds.mean()),
+                waiting_s=max(0.0, float(seconds.mean()) - float(option.latency_s[1])),
+                load=checker.stage_rate(index) / (config.replicas * option.throughput(config.batch)),
+                critical_share=critical[index],
+            )
+        )
+    return times
+
+
+def list_rejected_savings(checker: SloChecker, plan: Plan) -> list[RejectedSaving]:
+    """Return the plans with one replica less, largest saving first; if the plan is optimal, each misses the SLO."""
+    savings = [
+        RejectedSaving(
+            index,
+            checker.pipeline.stage_price(index, replace(config, replicas=1)),
+            checker.tail_latency(_remove_replica(plan, index)),
+        )
+        for index, config in enumerate(plan)
+        if config.replicas > 1
     ]
-    return sorted(found, key=lambda item: (-item.saving, item.stage))
+    return sorted(savings, key=lambda rejected: (-rejected.saving, rejected.stage))
 
 
-def losses(judge: Judge, plan: Plan) -> list[float | None]:
-    """Return the percentile in seconds when each stage has lost one replica; ``None`` where it was the only one."""
-    return [judge.tail(_less(plan, index)) if c.replicas > 1 else None for index, c in enumerate(plan)]
+def simulate_replica_losses(checker: SloChecker, plan: Plan) -> list[float | None]:
+    """Return the percentile in seconds after each stage has lost a replica; ``None`` for its only one."""
+    return [
+        checker.tail_latency(_remove_replica(plan, index)) if config.replicas > 1 else None
+        for index, config in enumerate(plan)
+    ]
 
 
-def interval(estimator: Estimator, plan: Plan, rng: np.random.Generator) -> tuple[float, float]:
-    """Return a 95 % interval of the percentile in seconds, by drawing ten blocks of neighbours again and again.
+def bootstrap_interval(estimator: Estimator, plan: Plan, rng: np.random.Generator) -> ConfidenceInterval:
+    """Return a 95 % interval of the percentile by a block bootstrap over the sample.
 
-    Queries that follow each other wait in the same queue, so single queries must not be drawn, and shorter blocks would
-    be alike. Of bursts that the sample lacks it cannot know: where it is short or the load high it is too narrow still.
+    Consecutive queries wait in the same queue, so ten blocks are drawn rather than single queries. The interval is too
+    narrow if the sample is short or the load high, because it cannot know bursts that the sample lacks.
     """
-    seconds = estimator.latencies(plan)
+    seconds = estimator.compute_latencies(plan)
     blocks = np.array_split(seconds, min(BLOCKS, seconds.size))
     draws = [
         np.quantile(
             np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))]), estimator.percentile
         )
-        for _ in range(DRAWS)
+        for _ in range(BOOTSTRAP_DRAWS)
     ]
-    middle = estimator.tail(plan)
-    low, high = middle + (np.quantile(draws, [0.025, 0.975]) - middle) * WIDER
-    return max(float(low), float(seconds.min())), float(high)
+    tail_s = estimator.tail_latency(plan)
+    low_s, high_s = tail_s + (np.quantile(draws, [0.025, 0.975]) - tail_s) * SMALL_SAMPLE_FACTOR
+    return ConfidenceInterval(max(float(low_s), float(seconds.min())), float(high_s))
 
 
-def _less(plan: Plan, index: int) -> Plan:
-    return tuple(replace(c, replicas=c.replicas - 1) if place == index else c for place, c in enumerate(plan))
+@dataclass(frozen=True, slots=True)
+class _Stays:
+    """Per stage: when each query could first be served, and when its last item left; -inf for no visit."""
+
+    ready_s: list[FloatArray]
+    done_s: list[FloatArray]
 
 
-def _stays(estimator: Estimator, plan: Plan) -> tuple[list[Times], list[Times]]:
-    """Return, a stage, when each query could first be served there and when its last item left (-inf: never there)."""
-    ready, done = [], []
+def _remove_replica(plan: Plan, index: int) -> Plan:
+    return replace_config(plan, index, replace(plan[index], replicas=plan[index].replicas - 1))
+
+
+def _measure_stays(estimator: Estimator, plan: Plan) -> _Stays:
     sample = estimator.sample
+    stays = _Stays([], [])
     for index, visits in enumerate(sample.visits):
-        parents = {e.parent: estimator.sure(e.parent, plan) for e in estimator.pipeline.stages[index].parents}
-        came, left = np.full(sample.size, -np.inf), np.full(sample.size, -np.inf)
-        times, items = inputs(sample, index, parents)
-        kernel.latest(times, items, times.size, visits.owner, came)
-        flow = estimator.sure(index, plan)
-        kernel.latest(flow.times, flow.items, flow.times.size, visits.owner, left)
-        ready.append(came)
-        done.append(left)
-    return ready, done
+        parents = [edge.parent for edge in estimator.pipeline.stages[index].parents]
+        ready_s, done_s = np.full(sample.size, -np.inf), np.full(sample.size, -np.inf)
+        times, items = queue_arrivals(sample, index, {p: estimator.complete_flow(p, plan) for p in parents})
+        kernel.latest(times, items, times.size, visits.query, ready_s)
+        flow = estimator.complete_flow(index, plan)
+        kernel.latest(flow.times, flow.items, flow.times.size, visits.query, done_s)
+        stays.ready_s.append(ready_s)
+        stays.done_s.append(done_s)
+    return stays
 
 
-def _slowest(done: list[Times], estimator: Estimator) -> NDArray[np.int64]:
-    total = np.max(done, axis=0) - estimator.sample.arrivals
-    return np.argsort(-total, kind="stable")[: max(1, estimator.allowed)]
+def _find_slowest_queries(stays: _Stays, estimator: Estimator) -> CountArray:
+    total_s = np.max(stays.done_s, axis=0) - estimator.sample.arrivals
+    return np.argsort(-total_s, kind="stable")[: max(1, estimator.max_late)]
 
 
-def _paths(judge: Judge, ready: list[Times], done: list[Times], slow: NDArray[np.int64]) -> list[float]:
-    """Return the share of slow queries for which each stage takes most of the time on the path that was waited for."""
-    ends = np.array([left[slow] for left in done])
-    begins = np.array([came[slow] for came in ready])
-    stays = np.subtract(ends, begins, out=np.zeros_like(ends), where=np.isfinite(ends))
-    on = ends == ends.max(axis=0)
-    for index in range(len(done) - 1, -1, -1):
-        for parent in _waited_for(judge, index, ends):
-            on[parent[0]] |= on[index] & parent[1]
-    winner = np.argmax(np.where(on, stays, -1.0), axis=0)
-    return [float((winner == index).mean()) for index in range(len(done))]
+def _measure_critical_shares(checker: SloChecker, stays: _Stays, queries: CountArray) -> list[float]:
+    """Return the fraction of queries for which each stage takes most of the time on their critical path."""
+    ends = np.array([done_s[queries] for done_s in stays.done_s])
+    begins = np.array([ready_s[queries] for ready_s in stays.ready_s])
+    seconds = np.subtract(ends, begins, out=np.zeros_like(ends), where=np.isfinite(ends))
+    is_critical = ends == ends.max(axis=0)
+    for index in range(len(ends) - 1, -1, -1):
+        for parent, is_last in _find_last_parents(checker, index, ends):
+            is_critical[parent] |= is_critical[index] & is_last
+    slowest = np.argmax(np.where(is_critical, seconds, -1.0), axis=0)
+    return [float((slowest == index).mean()) for index in range(len(ends))]
 
 
-def _waited_for(judge: Judge, index: int, ends: Times) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    parents = [edge.parent for edge in judge.pipeline.stages[index].parents]
+def _find_last_parents(checker: SloChecker, index: int, ends: FloatArray) -> Iterator[tuple[int, BoolArray]]:
+    """Yield each parent of a stage, and for which queries it was the last to finish."""
+    parents = [edge.parent for edge in checker.pipeline.stages[index].parents]
     if parents:
-        last = ends[parents].max(axis=0)
+        latest = ends[parents].max(axis=0)
         for parent in parents:
-            yield parent, (ends[parent] == last) & np.isfinite(last)
+            yield parent, (ends[parent] == latest) & np.isfinite(latest)

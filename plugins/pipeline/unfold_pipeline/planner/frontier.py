@@ -1,4 +1,4 @@
-"""The cost-SLO frontier: what the cheapest plan costs for tighter and looser targets than the own."""
+"""The cost-SLO frontier: the price of the cheapest plan for tighter and looser targets than the problem's own."""
 
 from __future__ import annotations
 
@@ -7,105 +7,120 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner import greedy, local_search
-from unfold_pipeline.planner.bounds import Bounds
-from unfold_pipeline.planner.branch_and_bound import CENT, Search, cheapest
-from unfold_pipeline.planner.planner import Effort, Outcome, Progress, polished
-from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.bounds import ReplicaBounds
+from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
+from unfold_pipeline.planner.greedy import plan_greedily
+from unfold_pipeline.planner.local_search import minimize_tail_latency, trade_between_stages
+from unfold_pipeline.planner.planner import Progress, Solution
+from unfold_pipeline.problem.pipeline import COST_TOLERANCE, Plan
+from unfold_pipeline.problem.problem import SearchBudget
 
-AROUND = (0.6, 0.8, 1.0, 1.5, 2.0)
-EASY = 0.2
+DEFAULT_FACTORS = (0.6, 0.8, 1.0, 1.5, 2.0)
+BUDGET_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """The cheapest plan that was found for a limit in seconds, ``None`` without one, and its $ an hour.
+class FrontierPoint:
+    """The cheapest plan that was found for a target in seconds (``None``: no plan), and its $/h.
 
-    ``exact`` says that the search came to its end: nothing is cheaper within the per-stage bounds.
+    ``is_exact`` states that the search was complete: no plan is cheaper within the per-stage bounds.
     """
 
-    limit: float
+    slo_s: float
     plan: Plan | None
-    cost: float | None
-    exact: bool
+    hourly_cost: float | None
+    is_exact: bool
 
 
 @dataclass(slots=True)
-class Ground:
-    """What is known while the limits get tighter: plans for looser limits, and the least $ an hour that is left."""
+class _FrontierState:
+    """What is known while the target gets tighter: plans for looser targets, and a lower bound on the $/h."""
 
-    bounds: Bounds
-    effort: Effort
+    bounds: ReplicaBounds
+    budget: SearchBudget
     plans: list[Plan] = field(default_factory=list)
-    floor: float = 0.0
+    min_cost: float = 0.0
 
 
-def frontier(outcome: Outcome, limits: Sequence[float] | None, effort: Effort, progress: Progress) -> tuple[Point, ...]:
-    """Return a point for each limit from tight to loose; never rising, and never above a plan that is known.
+def compute_frontier(
+    solution: Solution, slos_s: Sequence[float] | None, budget: SearchBudget, progress: Progress
+) -> tuple[FrontierPoint, ...]:
+    """Return a point for each target, from tight to loose; costs never rise with the target.
 
-    Limits are taken from loose to tight: what no plan undercuts for a looser limit none undercuts for a tighter one.
+    Targets are solved from loose to tight: a cost that no plan undercuts for a looser target holds for a tighter one.
+
+    Args:
+        solution: the plan for the problem's own target, which is always part of the frontier.
+        slos_s: targets in seconds; ``None`` for five around the problem's own.
+        budget: effort of the search for the problem's own target; each other target takes a fifth of it.
+        progress: receives the number of solved targets.
     """
-    own = outcome.judge.limit
-    wanted = sorted({*(limits or [own * factor for factor in AROUND]), own}, reverse=True)
-    ground = Ground(Bounds(outcome.judge.pipeline, outcome.judge.estimators), effort)
-    ground.plans += [plan for plan in (outcome.plan, outcome.greedy.plan) if plan is not None]
-    points: list[Point] = []
-    for index, limit in enumerate(wanted):
-        judge = replace(outcome.judge, limit=limit)
-        point = _own(outcome, ground) if limit == own else _searched(judge, ground)
+    problem_slo_s = solution.checker.slo_s
+    targets = {*(slos_s or [problem_slo_s * factor for factor in DEFAULT_FACTORS]), problem_slo_s}
+    state = _FrontierState(ReplicaBounds(solution.checker.pipeline, solution.checker.estimators), budget)
+    state.plans += [plan for plan in (solution.plan, solution.greedy.plan) if plan is not None]
+    points: list[FrontierPoint] = []
+    for index, slo_s in enumerate(sorted(targets, reverse=True)):
+        checker = replace(solution.checker, slo_s=slo_s)
+        point = _reuse_solution(solution, state) if slo_s == problem_slo_s else _solve_target(checker, state)
         points.append(point)
-        ground.floor = (math.inf if point.cost is None else point.cost) if point.exact else ground.floor
-        progress("frontier", index + 1, len(wanted))
-    return tuple(itertools.accumulate(points[::-1], _lower))
+        if point.is_exact:
+            state.min_cost = math.inf if point.hourly_cost is None else point.hourly_cost
+        progress("frontier", index + 1, len(targets))
+    return tuple(itertools.accumulate(points[::-1], _keep_cheaper))
 
 
-def improved(outcome: Outcome, points: Sequence[Point]) -> Outcome:
-    """Return the outcome with the plan of its own point, which a search for another limit may have made cheaper."""
-    own = next((point.plan for point in points if point.limit == outcome.judge.limit), None)
-    return outcome if own is None else replace(outcome, plan=own)
+def adopt_cheaper_plan(solution: Solution, points: Sequence[FrontierPoint]) -> Solution:
+    """Return the solution with the plan of its own point, which a search for another target may have improved."""
+    plan = next((point.plan for point in points if point.slo_s == solution.checker.slo_s), None)
+    return solution if plan is None else replace(solution, plan=plan)
 
 
-def _own(outcome: Outcome, ground: Ground) -> Point:
-    plan = _best(outcome.judge, ground.plans) or outcome.plan
-    plan = plan if outcome.judge.pipeline.cost(plan) < outcome.cost - CENT else outcome.plan
-    return _point(outcome.judge, plan, exact=outcome.searched or outcome.proven)
+def _reuse_solution(solution: Solution, state: _FrontierState) -> FrontierPoint:
+    plan = _find_cheapest(solution.checker, state.plans) or solution.plan
+    is_cheaper = solution.checker.pipeline.cost(plan) < solution.hourly_cost - COST_TOLERANCE
+    is_exact = solution.is_search_complete or solution.is_optimal
+    return _build_point(solution.checker, plan if is_cheaper else solution.plan, is_exact=is_exact)
 
 
-def _searched(judge: Judge, ground: Ground) -> Point:
-    best = _best(judge, ground.plans)
-    if ground.floor == math.inf or (best is not None and judge.pipeline.cost(best) <= ground.floor + CENT):
-        return _point(judge, best, exact=True)
-    start = best or greedy.plan(judge).plan
-    ceiling = math.inf if start is None else judge.pipeline.cost(start)
-    effort = ground.effort
-    found = cheapest(
-        Search(judge, ground.bounds, ceiling),
-        most_items=effort.most_items * EASY,
-        # nodes of long pipelines cost much and simulate little
-        most_nodes=effort.most_nodes * EASY,
+def _solve_target(checker: SloChecker, state: _FrontierState) -> FrontierPoint:
+    best = _find_cheapest(checker, state.plans)
+    is_minimal = best is not None and checker.pipeline.cost(best) <= state.min_cost + COST_TOLERANCE
+    if state.min_cost == math.inf or is_minimal:
+        return _build_point(checker, best, is_exact=True)
+    start = best or plan_greedily(checker).plan
+    ceiling = math.inf if start is None else checker.pipeline.cost(start)
+    max_queries = state.budget.max_simulated_queries * BUDGET_FRACTION
+    result = find_cheapest_plan(
+        Search(checker, state.bounds, ceiling),
+        max_simulated_queries=max_queries,
+        # nodes of long pipelines cost much time and simulate few queries
+        max_nodes=state.budget.max_nodes * BUDGET_FRACTION,
     )
-    # greedy is not waited for where the search makes it needless
-    other = greedy.plan(judge).plan if best is not None and not found.complete else None
-    best = _best(judge, [plan for plan in (found.plan, start, other) if plan is not None])
+    # greedy runs only where a complete search does not make it needless
+    greedy = plan_greedily(checker).plan if best is not None and not result.is_complete else None
+    best = _find_cheapest(checker, [plan for plan in (result.plan, start, greedy) if plan is not None])
     if best is not None:
-        best = best if found.complete else local_search.better(judge, best, effort.most_items * EASY)
-        # of equal prices, the plan with the lowest percentile may do for the next, tighter limit
-        best = polished(judge, best)
-        ground.plans.append(best)
-    return _point(judge, best, exact=found.complete)
+        best = best if result.is_complete else trade_between_stages(checker, best, max_queries)
+        # of equal prices, the plan with the lowest percentile may do for the next, tighter target
+        best = minimize_tail_latency(checker, best)
+        state.plans.append(best)
+    return _build_point(checker, best, is_exact=result.is_complete)
 
 
-def _best(judge: Judge, plans: Sequence[Plan]) -> Plan | None:
-    return min((plan for plan in plans if judge.meets(plan)), key=judge.pipeline.cost, default=None)
+def _find_cheapest(checker: SloChecker, plans: Sequence[Plan]) -> Plan | None:
+    return min((plan for plan in plans if checker.meets_slo(plan)), key=checker.pipeline.cost, default=None)
 
 
-def _point(judge: Judge, plan: Plan | None, *, exact: bool) -> Point:
-    return Point(judge.limit, plan, None if plan is None else judge.pipeline.cost(plan), exact)
+def _build_point(checker: SloChecker, plan: Plan | None, *, is_exact: bool) -> FrontierPoint:
+    return FrontierPoint(checker.slo_s, plan, None if plan is None else checker.pipeline.cost(plan), is_exact)
 
 
-def _lower(tight: Point, loose: Point) -> Point:
-    """Return the looser point, with the plan of the tighter one where that is cheaper."""
-    if tight.cost is None or (loose.cost is not None and loose.cost <= tight.cost + CENT):
+def _keep_cheaper(tight: FrontierPoint, loose: FrontierPoint) -> FrontierPoint:
+    """Return the looser point, with the plan of the tighter one if that is cheaper."""
+    if tight.hourly_cost is None:
         return loose
-    return replace(tight, limit=loose.limit, exact=False)
+    if loose.hourly_cost is not None and loose.hourly_cost <= tight.hourly_cost + COST_TOLERANCE:
+        return loose
+    return replace(tight, slo_s=loose.slo_s, is_exact=False)

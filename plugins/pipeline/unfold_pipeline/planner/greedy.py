@@ -1,136 +1,158 @@
-"""The greedy planner of InferLine: initialise for latency, then take the cheapest single step that still is in time."""
+"""The greedy planner of InferLine (SoCC 2020): initialize for latency, then take the cheapest feasible step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner.bounds import MOST
-from unfold_pipeline.planner.greedy_init import start
-from unfold_pipeline.problem.pipeline import Choice, Plan, counted
-
-CENT = 1e-9
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.bounds import MAX_REPLICAS
+from unfold_pipeline.planner.greedy_init import find_initial_plan
+from unfold_pipeline.problem.pipeline import COST_TOLERANCE, Plan, StageConfig, count_by_hardware, replace_config
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A step that was taken: what was done at which stage, and what the plan cost then."""
+class GreedyStep:
+    """A step of the greedy planner: its stage, its kind, and the $/h of the plan after it."""
 
     stage: str
     move: str
-    cost: float
+    hourly_cost: float
 
 
 @dataclass(frozen=True, slots=True)
-class Greedy:
-    """The end of the greedy planner: the plan (``None``: nothing meets the limit) and the steps that led to it."""
+class GreedySolution:
+    """The end of the greedy planner: the plan (``None``: none meets the SLO) and the steps that led to it."""
 
     plan: Plan | None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[GreedyStep, ...] = ()
 
 
-def plan(judge: Judge, *, compound: bool = False) -> Greedy:
-    """Return the greedy plan; ``compound`` also tries to double a batch and remove replicas in one step."""
-    current = start(judge)
-    if current is None:
-        return Greedy(None)
-    steps: list[Step] = []
-    while True:
-        found = _best(judge, current, compound=compound)
-        if found is None:
-            return Greedy(current, tuple(steps))
-        index, move, after = found
-        plans = [after, *_again(judge, after, index)] if move == "replica" else [after]
-        steps += [Step(judge.pipeline.stages[index].name, move, judge.pipeline.cost(item)) for item in plans]
-        current = plans[-1]
+class _Move(NamedTuple):
+    """A candidate step: its kind, the plan after it, and the saving that a doubled batch makes possible."""
+
+    kind: str
+    plan: Plan
+    gain: float = 0.0
 
 
-def _again(judge: Judge, current: Plan, index: int) -> Iterator[Plan]:
-    """Yield the plans of the steps that follow the removal of a replica, as long as more can go at the same stage.
+class _ChosenMove(NamedTuple):
+    stage: int
+    kind: str
+    plan: Plan
 
-    No other step gets cheaper by it, so that the same one would be chosen again: how often is found by bisection.
+
+def plan_greedily(checker: SloChecker, *, compound: bool = False) -> GreedySolution:
+    """Return the greedy plan.
+
+    Args:
+        checker: pipeline, samples and SLO.
+        compound: also try to double a batch and remove replicas in one step.
     """
-    choice = current[index]
-    whole = judge.pipeline.options(current)[index].shared == 1
-    count = _enough(judge, current, index, choice) if whole and judge.pipeline.price(index, choice) else None
-    for replicas in range(choice.replicas - 1, (count or choice.replicas) - 1, -1):
-        yield _with(current, index, replace(choice, replicas=replicas))
+    plan = find_initial_plan(checker)
+    if plan is None:
+        return GreedySolution(None)
+    steps: list[GreedyStep] = []
+    while True:
+        move = _find_best_move(checker, plan, compound=compound)
+        if move is None:
+            return GreedySolution(plan, tuple(steps))
+        plans = [move.plan]
+        if move.kind == "replica":
+            plans += _repeat_removal(checker, move.plan, move.stage)
+        name = checker.pipeline.stages[move.stage].name
+        steps += [GreedyStep(name, move.kind, checker.pipeline.cost(after)) for after in plans]
+        plan = plans[-1]
 
 
-def _best(judge: Judge, current: Plan, *, compound: bool) -> tuple[int, str, Plan] | None:
-    """Return the feasible step of least cost, or the equal-cost doubling of a batch that gains most."""
-    now = _price(judge, current)
-    best: tuple[tuple[float, float, float, int], int, str, Plan] | None = None
-    for index in range(len(current)):
-        for move, candidate, gain in _moves(judge, current, index, compound=compound):
-            price = _price(judge, candidate)
-            better = price < now or (move == "batch" and price == now)
-            rank = (*price, -gain, index)
-            if better and (best is None or rank < best[0]) and judge.meets(candidate):
-                best = (rank, index, move, candidate)
-    return None if best is None else best[1:]
+def _repeat_removal(checker: SloChecker, plan: Plan, index: int) -> Iterator[Plan]:
+    """Yield the plans of further removals of a replica at the same stage.
+
+    No other step becomes cheaper by a removal, so the same one would be chosen again; bisection finds how often.
+    """
+    config = plan[index]
+    is_dedicated = checker.pipeline.chosen_options(plan)[index].replicas_per_instance == 1
+    is_priced = is_dedicated and checker.pipeline.stage_price(index, config)
+    count = _find_least_replicas(checker, plan, index, config) if is_priced else None
+    for replicas in range(config.replicas - 1, (count or config.replicas) - 1, -1):
+        yield replace_config(plan, index, replace(config, replicas=replicas))
 
 
-def _price(judge: Judge, plan: Plan) -> tuple[float, float]:
-    """Return the $ an hour, then what it would be with full instances: a replica less may be a step to one less."""
-    return round(judge.pipeline.cost(plan), 9), round(judge.pipeline.floor(plan), 9)
-
-
-def _moves(judge: Judge, current: Plan, index: int, *, compound: bool) -> Iterator[tuple[str, Plan, float]]:
-    choice = current[index]
-    option = judge.pipeline.stages[index].options[choice.option]
-    if choice.replicas > 1:
-        yield "replica", _with(current, index, replace(choice, replicas=choice.replicas - 1)), 0.0
-    larger = [batch for batch in option.batches if batch > choice.batch]
-    if larger:
-        gain = option.price * choice.replicas * (1 - option.throughput(choice.batch) / option.throughput(larger[0]))
-        for fewer in (0, 1, 2) if compound else (0,):
-            if choice.replicas > fewer:
-                moved = Choice(choice.option, larger[0], choice.replicas - fewer)
-                yield "batch and replica" if fewer else "batch", _with(current, index, moved), gain
-    for place, other in enumerate(judge.pipeline.stages[index].options):
-        if other.price < option.price or other.price * other.shared < option.price * option.shared:
-            moved_to = _downgraded(judge, current, index, place)
-            if moved_to is not None:
-                yield f"hardware {other.hardware}", moved_to, 0.0
-
-
-def _downgraded(judge: Judge, current: Plan, index: int, place: int) -> Plan | None:
-    """Return the plan with one stage on cheaper hardware, its batch and replicas chosen anew, if it is cheaper."""
-    option = judge.pipeline.stages[index].options[place]
-    most = _affordable(judge, current, index, place)
-    best: Plan | None = None
-    for batch in option.batches:
-        count = _enough(judge, current, index, Choice(place, batch, most))
-        if count is not None:
-            best, most = _with(current, index, Choice(place, batch, count)), count - 1
+def _find_best_move(checker: SloChecker, plan: Plan, *, compound: bool) -> _ChosenMove | None:
+    """Return the feasible step of least cost, or the doubled batch of equal cost that gains most."""
+    current_price = _price_plan(checker, plan)
+    best: _ChosenMove | None = None
+    best_rank: tuple[float, float, float, int] | None = None
+    for index in range(len(plan)):
+        for move in _list_moves(checker, plan, index, compound=compound):
+            price = _price_plan(checker, move.plan)
+            is_better = price < current_price or (move.kind == "batch" and price == current_price)
+            rank = (*price, -move.gain, index)
+            if is_better and (best_rank is None or rank < best_rank) and checker.meets_slo(move.plan):
+                best_rank, best = rank, _ChosenMove(index, move.kind, move.plan)
     return best
 
 
-def _affordable(judge: Judge, current: Plan, index: int, place: int) -> int:
-    """Return the most replicas of a stage on other hardware with which the plan is cheaper than now."""
-    pipeline = judge.pipeline
-    option = pipeline.stages[index].options[place]
-    if not option.price:
-        return MOST
-    without = _with(current, index, Choice(place, 1, 0))
-    used = counted(pipeline.options(without), [choice.replicas for choice in without])[option.hardware]
-    room = (pipeline.cost(current) - pipeline.cost(without)) / (option.price * option.shared)
-    return int(room - CENT) * option.shared + -used % option.shared
+def _price_plan(checker: SloChecker, plan: Plan) -> tuple[float, float]:
+    """Return the $/h, then the $/h on full instances: removing a replica may lead to one instance less later."""
+    return round(checker.pipeline.cost(plan), 9), round(checker.pipeline.cost_lower_bound(plan), 9)
 
 
-def _enough(judge: Judge, current: Plan, index: int, top: Choice) -> int | None:
-    """Return the least replicas, up to those of ``top``, with which the plan is in time."""
-    if top.replicas < 1 or not judge.meets(_with(current, index, top)):
+def _list_moves(checker: SloChecker, plan: Plan, index: int, *, compound: bool) -> Iterator[_Move]:
+    config = plan[index]
+    options = checker.pipeline.stages[index].options
+    option = options[config.option]
+    if config.replicas > 1:
+        yield _Move("replica", replace_config(plan, index, replace(config, replicas=config.replicas - 1)))
+    larger = [batch for batch in option.batch_sizes if batch > config.batch]
+    if larger:
+        speedup = option.throughput(config.batch) / option.throughput(larger[0])
+        gain = option.usd_per_hour * config.replicas * (1 - speedup)
+        for fewer in (0, 1, 2) if compound else (0,):
+            if config.replicas > fewer:
+                changed = StageConfig(config.option, larger[0], config.replicas - fewer)
+                yield _Move("batch and replica" if fewer else "batch", replace_config(plan, index, changed), gain)
+    instance_price = option.usd_per_hour * option.replicas_per_instance
+    for number, candidate in enumerate(options):
+        is_cheaper = candidate.usd_per_hour < option.usd_per_hour
+        if is_cheaper or candidate.usd_per_hour * candidate.replicas_per_instance < instance_price:
+            downgraded = _downgrade_hardware(checker, plan, index, number)
+            if downgraded is not None:
+                yield _Move(f"hardware {candidate.hardware}", downgraded)
+
+
+def _downgrade_hardware(checker: SloChecker, plan: Plan, index: int, option: int) -> Plan | None:
+    """Return the plan with one stage on cheaper hardware, its batch and replicas optimized, if it is cheaper."""
+    max_replicas = _count_affordable_replicas(checker, plan, index, option)
+    best: Plan | None = None
+    for batch in checker.pipeline.stages[index].options[option].batch_sizes:
+        count = _find_least_replicas(checker, plan, index, StageConfig(option, batch, max_replicas))
+        if count is not None:
+            best, max_replicas = replace_config(plan, index, StageConfig(option, batch, count)), count - 1
+    return best
+
+
+def _count_affordable_replicas(checker: SloChecker, plan: Plan, index: int, option: int) -> int:
+    """Return the maximum replicas of a stage on other hardware with which the plan is cheaper than now."""
+    pipeline = checker.pipeline
+    hardware = pipeline.stages[index].options[option]
+    if not hardware.usd_per_hour:
+        return MAX_REPLICAS
+    size = hardware.replicas_per_instance
+    without = replace_config(plan, index, StageConfig(option, 1, 0))
+    used = count_by_hardware(pipeline.chosen_options(without), [config.replicas for config in without])
+    instances = (pipeline.cost(plan) - pipeline.cost(without)) / (hardware.usd_per_hour * size)
+    return int(instances - COST_TOLERANCE) * size + -used[hardware.hardware] % size
+
+
+def _find_least_replicas(checker: SloChecker, plan: Plan, index: int, largest: StageConfig) -> int | None:
+    """Return the least replicas, up to those of ``largest``, with which the plan meets the SLO."""
+    if largest.replicas < 1 or not checker.meets_slo(replace_config(plan, index, largest)):
         return None
-    low, high = 0, top.replicas
+    low, high = 0, largest.replicas
     while high - low > 1:
         middle = (low + high) // 2
-        good = judge.meets(_with(current, index, replace(top, replicas=middle)))
-        low, high = (low, middle) if good else (middle, high)
+        meets_slo = checker.meets_slo(replace_config(plan, index, replace(largest, replicas=middle)))
+        low, high = (low, middle) if meets_slo else (middle, high)
     return high
-
-
-def _with(current: Plan, index: int, choice: Choice) -> Plan:
-    return (*current[:index], choice, *current[index + 1 :])

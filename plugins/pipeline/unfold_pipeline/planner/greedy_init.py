@@ -1,157 +1,159 @@
-"""Where the greedy planner starts: quick hardware that the quotas allow, and replicas at the bottleneck.
+"""The initial plan of the greedy planner: fast hardware within the quotas, and replicas at the bottleneck.
 
-InferLine starts with batch 1 on the quickest hardware. Where that needs more than a quota, some stages take larger
-batches or other hardware; of what carries the mean load within the quotas, the quickest is tried first.
+InferLine (SoCC 2020) starts with batch 1 on the fastest hardware. Where that exceeds a quota, some
+stages take larger batches or other hardware; of what sustains the mean load within the quotas, the fastest is tried
+first.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner.bounds import MOST, least
-from unfold_pipeline.problem.pipeline import Choice, Plan, needed, service_time
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.bounds import MAX_REPLICAS, find_least_count
+from unfold_pipeline.problem.pipeline import (
+    Plan,
+    StageConfig,
+    compute_longest_path,
+    count_required_replicas,
+    replace_config,
+)
 
-TRIES = 16
-LOOKS = 256
-ROOM = 16
-BUSY = 0.7
-PLENTY = 4096
-Rank = tuple[int, float, float]
+MAX_TRIED_SEEDS = 16
+MAX_POPPED_SEEDS = 256
+GROWTH_LIMIT = 16
+MODERATE_LOAD = 0.7
+AMPLE_REPLICAS = 4096
+SeedRank = tuple[int, float, float]
 
 
 @dataclass(slots=True)
-class Heads:
-    """Plans of one replica a stage that wait to be tried, the best first; none comes twice."""
+class SeedQueue:
+    """Plans of one replica per stage (seeds) to try, the best first and none twice."""
 
-    heap: list[tuple[Rank, int, Plan]] = field(default_factory=list)
-    seen: set[Plan] = field(default_factory=set)
+    heap: list[tuple[SeedRank, int, Plan]] = field(default_factory=list)
+    pushed: set[Plan] = field(default_factory=set)
 
-    def push(self, judge: Judge, head: Plan) -> None:
-        """Add a head that did not come before."""
-        if head not in self.seen:
-            self.seen.add(head)
-            heapq.heappush(self.heap, (_rank(judge, head), len(self.seen), head))
+    def push(self, checker: SloChecker, seed: Plan) -> None:
+        """Add a seed unless it was pushed before."""
+        if seed not in self.pushed:
+            self.pushed.add(seed)
+            heapq.heappush(self.heap, (_rank_seed(checker, seed), len(self.pushed), seed))
 
 
-def start(judge: Judge) -> Plan | None:
-    """Return a plan that meets the limit within the quotas, or ``None`` if none of those that are tried does."""
-    begin = tuple(Choice(stage.quickest_option, 1, 1) for stage in judge.pipeline.stages)
-    if _too_slow(judge, begin):
+def find_initial_plan(checker: SloChecker) -> Plan | None:
+    """Return a plan that meets the SLO within the quotas, or ``None`` if none of the plans that are tried does."""
+    fastest = tuple(StageConfig(stage.fastest_option, 1, 1) for stage in checker.pipeline.stages)
+    if _is_too_slow(checker, fastest):
         return None
-    heads = Heads()
-    heads.push(judge, begin)
-    tries = looks = 0
-    while heads.heap and tries < TRIES and looks < LOOKS:
-        (over, _, _), _, head = heapq.heappop(heads.heap)
-        looks += 1
-        tries += over == 0
-        found = _grown(judge, head) if over == 0 or head == begin else None
-        if found is not None:
-            return found
-        for other in _beside(judge, head):
-            heads.push(judge, other)
+    seeds = SeedQueue()
+    seeds.push(checker, fastest)
+    tried = popped = 0
+    while seeds.heap and tried < MAX_TRIED_SEEDS and popped < MAX_POPPED_SEEDS:
+        (excess, _, _), _, seed = heapq.heappop(seeds.heap)
+        popped += 1
+        tried += excess == 0
+        plan = _grow_seed(checker, seed) if excess == 0 or seed == fastest else None
+        if plan is not None:
+            return plan
+        for neighbour in _list_neighbours(checker, seed):
+            seeds.push(checker, neighbour)
     return None
 
 
-def _too_slow(judge: Judge, begin: Plan) -> bool:
-    """Whether the quickest hardware is late even without queues; a flow that few queries take may be long."""
-    if judge.single(begin) <= judge.limit:
+def _is_too_slow(checker: SloChecker, fastest: Plan) -> bool:
+    """Return whether the fastest hardware is late even without queues; a flow that few queries take may be slow."""
+    if checker.single_query_latency(fastest) <= checker.slo_s:
         return False
-    free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
-    return not free.meets(tuple(replace(choice, replicas=PLENTY) for choice in begin))
+    return not checker.remove_quotas().meets_slo(tuple(replace(c, replicas=AMPLE_REPLICAS) for c in fastest))
 
 
-def _rank(judge: Judge, head: Plan) -> Rank:
-    """Return what to try first: no replica above a quota, then limited hardware that is not busy, then quickness."""
-    loads = [judge.load(index) / _capacity(judge, index, choice) for index, choice in enumerate(head)]
-    covering = tuple(replace(c, replicas=needed(load, 1.0)) for c, load in zip(head, loads, strict=True))
-    over = sum(used - most for _, used, most in judge.pipeline.over_quotas(covering))
-    busy = max((_busy(judge, head, loads, name) / most for name, most in judge.pipeline.quotas if most), default=0.0)
-    options = [stage.options[choice.option] for stage, choice in zip(judge.pipeline.stages, head, strict=True)]
-    seconds = [float(option.latency[choice.batch]) for option, choice in zip(options, head, strict=True)]
-    return over, max(busy, BUSY), service_time(judge.pipeline, seconds)
+def _rank_seed(checker: SloChecker, seed: Plan) -> SeedRank:
+    """Return the order of trial: replicas above a quota, then load on limited hardware, then the longest path."""
+    pipeline = checker.pipeline
+    loads = [checker.stage_rate(index) / _sustained_rate(checker, index, config) for index, config in enumerate(seed)]
+    covering = tuple(
+        replace(config, replicas=count_required_replicas(load, 1.0)) for config, load in zip(seed, loads, strict=True)
+    )
+    excess = sum(violation.used - violation.quota for violation in pipeline.find_quota_violations(covering))
+    quota_loads = (_sum_load(checker, seed, loads, name) / quota for name, quota in pipeline.quotas if quota)
+    options = pipeline.chosen_options(seed)
+    stage_s = [float(option.latency_s[config.batch]) for option, config in zip(options, seed, strict=True)]
+    return excess, max(max(quota_loads, default=0.0), MODERATE_LOAD), compute_longest_path(pipeline, stage_s)
 
 
-def _busy(judge: Judge, head: Plan, loads: list[float], name: str) -> float:
-    return sum(load for index, load in enumerate(loads) if _hardware(judge, index, head[index]) == name)
+def _sum_load(checker: SloChecker, seed: Plan, loads: Sequence[float], hardware: str) -> float:
+    options = checker.pipeline.chosen_options(seed)
+    return sum(load for load, option in zip(loads, options, strict=True) if option.hardware == hardware)
 
 
-def _beside(judge: Judge, head: Plan) -> Iterator[Plan]:
-    """Yield the heads with a larger batch or other hardware at one stage that now takes limited hardware."""
-    limited = {name for name, _ in judge.pipeline.quotas}
-    for index, choice in enumerate(head):
-        if _hardware(judge, index, choice) not in limited:
+def _list_neighbours(checker: SloChecker, seed: Plan) -> Iterator[Plan]:
+    """Yield the seeds with a larger batch or other hardware at one stage that uses limited hardware."""
+    limited = {name for name, _ in checker.pipeline.quotas}
+    for index, config in enumerate(seed):
+        options = checker.pipeline.stages[index].options
+        if options[config.option].hardware not in limited:
             continue
-        options = judge.pipeline.stages[index].options
-        for batch in options[choice.option].batches:
-            if batch > choice.batch:
-                yield _with(head, index, replace(choice, batch=batch))
-        for place in range(len(options)):
-            if place != choice.option:
-                yield _with(head, index, Choice(place, 1, 1))
+        for batch in options[config.option].batch_sizes:
+            if batch > config.batch:
+                yield replace_config(seed, index, replace(config, batch=batch))
+        for option in range(len(options)):
+            if option != config.option:
+                yield replace_config(seed, index, StageConfig(option, 1, 1))
 
 
-def _grown(judge: Judge, head: Plan) -> Plan | None:
-    """Return the head with replicas at the bottleneck until it is in time.
+def _grow_seed(checker: SloChecker, seed: Plan) -> Plan | None:
+    """Return the seed with replicas added at the bottleneck until it meets the SLO.
 
-    The order in which bottlenecks get replicas is fixed, so the least number of steps is found by bisection.
+    The order in which bottlenecks get replicas is fixed, so bisection finds the least number of steps.
     """
-    plans = [head]
+    plans = [seed]
 
-    def after(steps: int) -> Plan:
-        while len(plans) <= min(steps, most):
-            plans.append(_widened(judge, plans[-1]))
-        return plans[min(steps, most)]
+    def plan_after(steps: int) -> Plan:
+        while len(plans) <= min(steps, max_steps):
+            plans.append(_widen_bottleneck(checker, plans[-1]))
+        return plans[min(steps, max_steps)]
 
-    begin = _covering(judge, head)
-    # where a quota may be what is in the way, many more replicas elsewhere are not worth their simulation
-    most = min(MOST, ROOM * (begin + len(head))) if judge.pipeline.quotas else MOST
-    count = least(lambda steps: judge.meets(after(steps - 1)), begin + 1)
-    return after(count - 1) if count < MOST else None
+    start = _count_covering_steps(checker, seed)
+    # where a quota may be the obstacle, many more replicas elsewhere are not worth their simulation
+    max_steps = min(MAX_REPLICAS, GROWTH_LIMIT * (start + len(seed))) if checker.pipeline.quotas else MAX_REPLICAS
+    count = find_least_count(lambda steps: checker.meets_slo(plan_after(steps - 1)), start + 1)
+    return plan_after(count - 1) if count < MAX_REPLICAS else None
 
 
-def _covering(judge: Judge, head: Plan) -> int:
-    """Return the steps until each stage can carry its mean load: fewer are not worth a simulation on long samples."""
-    steps, current = 0, head
-    while steps < MOST and (index := _bottleneck(judge, current)) is not None:
-        if _capacity(judge, index, current[index]) >= judge.load(index):
+def _count_covering_steps(checker: SloChecker, seed: Plan) -> int:
+    """Return the steps until each stage sustains its mean load: fewer are not worth a simulation on long samples."""
+    steps, plan = 0, seed
+    while steps < MAX_REPLICAS and (index := _find_bottleneck(checker, plan)) is not None:
+        if _sustained_rate(checker, index, plan[index]) >= checker.stage_rate(index):
             break
-        steps, current = steps + 1, _wider(current, index)
+        steps, plan = steps + 1, _add_replica(plan, index)
     return steps
 
 
-def _widened(judge: Judge, current: Plan) -> Plan:
-    index = _bottleneck(judge, current)
-    return current if index is None else _wider(current, index)
+def _widen_bottleneck(checker: SloChecker, plan: Plan) -> Plan:
+    index = _find_bottleneck(checker, plan)
+    return plan if index is None else _add_replica(plan, index)
 
 
-def _wider(current: Plan, index: int) -> Plan:
-    return _with(current, index, replace(current[index], replicas=current[index].replicas + 1))
+def _add_replica(plan: Plan, index: int) -> Plan:
+    return replace_config(plan, index, replace(plan[index], replicas=plan[index].replicas + 1))
 
 
-def _bottleneck(judge: Judge, current: Plan) -> int | None:
-    """Return the stage that carries the least of its load, of those whose hardware is not used up."""
+def _find_bottleneck(checker: SloChecker, plan: Plan) -> int | None:
+    """Return the stage that sustains the least of its load, among those with a replica left in their quota."""
     scores = [
-        _capacity(judge, index, choice) / max(judge.load(index), 1e-12)
-        if judge.pipeline.within_quotas(_wider(current, index))
+        _sustained_rate(checker, index, config) / max(checker.stage_rate(index), 1e-12)
+        if checker.pipeline.is_within_quotas(_add_replica(plan, index))
         else math.inf
-        for index, choice in enumerate(current)
+        for index, config in enumerate(plan)
     ]
-    least_score = min(scores)
-    return scores.index(least_score) if least_score < math.inf else None
+    min_score = min(scores)
+    return scores.index(min_score) if min_score < math.inf else None
 
 
-def _capacity(judge: Judge, index: int, choice: Choice) -> float:
-    return choice.replicas * judge.pipeline.stages[index].options[choice.option].throughput(choice.batch)
-
-
-def _hardware(judge: Judge, index: int, choice: Choice) -> str:
-    return judge.pipeline.stages[index].options[choice.option].hardware
-
-
-def _with(current: Plan, index: int, choice: Choice) -> Plan:
-    return (*current[:index], choice, *current[index + 1 :])
+def _sustained_rate(checker: SloChecker, index: int, config: StageConfig) -> float:
+    return config.replicas * checker.pipeline.stages[index].options[config.option].throughput(config.batch)

@@ -1,4 +1,4 @@
-"""When nothing meets the target: which stage or quota stands in the way, and how little would help."""
+"""Infeasible problems: the binding constraint, a stage or a quota, and the minimal relaxation that admits a plan."""
 
 from __future__ import annotations
 
@@ -6,123 +6,160 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner import greedy
-from unfold_pipeline.planner.bounds import MOST, Bounds
-from unfold_pipeline.planner.branch_and_bound import Search, cheapest
-from unfold_pipeline.planner.greedy_init import start
-from unfold_pipeline.problem.pipeline import Choice, Pipeline, Plan, counted, service_time
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds
+from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
+from unfold_pipeline.planner.greedy import plan_greedily
+from unfold_pipeline.planner.greedy_init import AMPLE_REPLICAS, find_initial_plan
+from unfold_pipeline.problem.pipeline import (
+    Pipeline,
+    Plan,
+    StageConfig,
+    compute_longest_path,
+    count_by_hardware,
+)
 
-PLENTY = 4096
-SHARE = 0.05
-CLOSE, FINE = 0.01, 0.002
-STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
+SIDE_SEARCH_FRACTION = 0.05
+RELATIVE_PRECISION, PRECISION_S = 0.01, 0.002
+RELAXATION_FACTORS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @dataclass(frozen=True, slots=True)
+class RequiredQuota:
+    """A quota that would admit a plan."""
+
+    hardware: str
+    quota: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Obstacle:
     """Why there is no plan.
 
-    ``stage`` takes most of the unavoidable time: ``own`` seconds of ``total`` for one query. ``quotas`` are hardware
-    and the quota of it that would do: of one kind if that is enough, the one to be raised least. ``relaxed`` is a limit
-    in seconds for which a plan costs ``cost``.
+    Attributes:
+        stage: stage that takes most of the unavoidable time.
+        hardware: its fastest hardware.
+        stage_s: its time for a single query.
+        total_s: the time of all stages for a single query.
+        quotas: quotas that would admit a plan: the one that needs the least increase, if one suffices.
+        relaxed_slo_s: a target in seconds that admits a plan.
+        relaxed_cost: $/h of that plan.
     """
 
     stage: int
     hardware: str
-    own: float
-    total: float
-    quotas: tuple[tuple[str, int], ...] = ()
-    relaxed: float | None = None
-    cost: float | None = None
+    stage_s: float
+    total_s: float
+    quotas: tuple[RequiredQuota, ...] = ()
+    relaxed_slo_s: float | None = None
+    relaxed_cost: float | None = None
 
 
-def explain(judge: Judge, most_items: float) -> Obstacle:
-    """Return the obstacle for a judge whose limit no plan meets."""
-    chosen = fastest(judge.pipeline)
-    seconds = [float(s.options[c.option].latency[1]) for s, c in zip(judge.pipeline.stages, chosen, strict=True)]
-    stage = max(range(len(seconds)), key=lambda index: (_on_path(judge, seconds, index), seconds[index]))
-    hardware = judge.pipeline.stages[stage].options[chosen[stage].option].hardware
-    found = Obstacle(stage, hardware, seconds[stage], judge.single(chosen))
-    free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
-    unbound = greedy.plan(free).plan if judge.pipeline.quotas else None
-    if unbound is not None:
-        found = replace(found, quotas=_enough(judge, unbound, most_items))
-    return _relaxed(found, judge, chosen, most_items)
+def explain_infeasibility(checker: SloChecker, max_simulated_queries: float) -> Obstacle:
+    """Return the obstacle for a problem with an SLO that no plan meets."""
+    fastest = build_fastest_plan(checker.pipeline)
+    stage_s = [float(option.latency_s[1]) for option in checker.pipeline.chosen_options(fastest)]
+    stage = max(range(len(stage_s)), key=lambda index: (_is_on_longest_path(checker, stage_s, index), stage_s[index]))
+    obstacle = Obstacle(
+        stage=stage,
+        hardware=checker.pipeline.stages[stage].options[fastest[stage].option].hardware,
+        stage_s=stage_s[stage],
+        total_s=checker.single_query_latency(fastest),
+    )
+    unlimited = plan_greedily(checker.remove_quotas()).plan if checker.pipeline.quotas else None
+    if unlimited is not None:
+        obstacle = replace(obstacle, quotas=_find_required_quotas(checker, unlimited, max_simulated_queries))
+    return _relax_slo(obstacle, checker, fastest, max_simulated_queries)
 
 
-def fastest(pipeline: Pipeline) -> Plan:
-    """Return batch 1 on the quickest hardware, with replicas in plenty."""
-    return tuple(Choice(stage.quickest_option, 1, PLENTY) for stage in pipeline.stages)
+def build_fastest_plan(pipeline: Pipeline) -> Plan:
+    """Return batch 1 on the fastest hardware, with ample replicas."""
+    return tuple(StageConfig(stage.fastest_option, 1, AMPLE_REPLICAS) for stage in pipeline.stages)
 
 
-def _on_path(judge: Judge, seconds: list[float], index: int) -> bool:
-    without = [0.0 if place == index else item for place, item in enumerate(seconds)]
-    return service_time(judge.pipeline, without) < service_time(judge.pipeline, seconds)
+def _is_on_longest_path(checker: SloChecker, stage_s: list[float], index: int) -> bool:
+    without = [0.0 if stage == index else seconds for stage, seconds in enumerate(stage_s)]
+    return compute_longest_path(checker.pipeline, without) < compute_longest_path(checker.pipeline, stage_s)
 
 
-def _enough(judge: Judge, unbound: Plan, most_items: float) -> tuple[tuple[str, int], ...]:
-    """Return the quota that must be raised least, others as they are, or those that ``unbound`` is above together."""
-    quotas = judge.pipeline.quotas
-    items = most_items * SHARE / len(quotas)
-    wanted = [(name, most, _least(judge, name, most, items)) for name, most in quotas]
-    raised = [(count - most, place) for place, (_, most, count) in enumerate(wanted) if count and count > most]
-    if raised:
-        name, _, count = wanted[min(raised)[1]]
-        return ((name, count or 0),)
-    return tuple((name, used) for name, used, _ in judge.pipeline.over_quotas(unbound))
+def _find_required_quotas(checker: SloChecker, unlimited: Plan, max_queries: float) -> tuple[RequiredQuota, ...]:
+    """Return the quota that needs the least increase, or all that ``unlimited``, a plan without quotas, exceeds."""
+    quotas = checker.pipeline.quotas
+    queries = max_queries * SIDE_SEARCH_FRACTION / len(quotas)
+    required = [_find_least_quota(checker, name, quota, queries) for name, quota in quotas]
+    increases = [
+        (count - quota, index)
+        for index, ((_, quota), count) in enumerate(zip(quotas, required, strict=True))
+        if count and count > quota
+    ]
+    if increases:
+        increase, index = min(increases)
+        name, quota = quotas[index]
+        return (RequiredQuota(name, quota + increase),)
+    violations = checker.pipeline.find_quota_violations(unlimited)
+    return tuple(RequiredQuota(violation.hardware, violation.used) for violation in violations)
 
 
-def _least(judge: Judge, name: str, most: int, items: float) -> int | None:
-    """Return the least quota of some hardware with which a plan is found, ``None`` if none does."""
-    plan = greedy.plan(_allowing(judge, name, MOST)).plan
+def _find_least_quota(checker: SloChecker, name: str, quota: int, max_queries: float) -> int | None:
+    """Return the least quota of a hardware that admits a plan, ``None`` if none does."""
+    plan = plan_greedily(_set_quota(checker, name, MAX_REPLICAS)).plan
     if plan is None:
         return None
-    low, high = most, counted(judge.pipeline.options(plan), [choice.replicas for choice in plan]).get(name, 0)
+    used = count_by_hardware(checker.pipeline.chosen_options(plan), [config.replicas for config in plan])
+    low, high = quota, used.get(name, 0)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _planned(_allowing(judge, name, middle), items) else (middle, high)
+        low, high = (low, middle) if _has_plan(_set_quota(checker, name, middle), max_queries) else (middle, high)
     return high
 
 
-def _planned(judge: Judge, items: float) -> bool:
-    return (
-        start(judge) is not None or _searched(judge, Bounds(judge.pipeline, judge.estimators), items, None) is not None
-    )
+def _has_plan(checker: SloChecker, max_queries: float) -> bool:
+    if find_initial_plan(checker) is not None:
+        return True
+    return _search_plan(checker, ReplicaBounds(checker.pipeline, checker.estimators), max_queries, None) is not None
 
 
-def _allowing(judge: Judge, name: str, count: int) -> Judge:
-    quotas = tuple((other, count if other == name else most) for other, most in judge.pipeline.quotas)
-    return replace(judge, pipeline=replace(judge.pipeline, quotas=quotas))
+def _set_quota(checker: SloChecker, name: str, count: int) -> SloChecker:
+    quotas = tuple((other, count if other == name else quota) for other, quota in checker.pipeline.quotas)
+    return replace(checker, pipeline=replace(checker.pipeline, quotas=quotas))
 
 
-def _relaxed(found: Obstacle, judge: Judge, chosen: Plan, most_items: float) -> Obstacle:
-    """Try limits from the least that unlimited replicas reach upwards, until there is a plan."""
-    free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
-    least = max(free.tail(chosen), judge.limit)
-    loose = [replace(judge, limit=math.ceil(least * factor * 1e3) / 1e3) for factor in STEPS]
-    bounds = Bounds(judge.pipeline, judge.estimators)
-    # greedy is quick, so the search looks for a limit only where greedy finds none
-    for before, item in itertools.pairwise([judge, *loose]):
-        if greedy.plan(item).plan is not None:
-            near = _tighter(item, before.limit, most_items * SHARE)
-            return _at(found, near, _searched(near, bounds, most_items, greedy.plan(near).plan))
-    plans = ((item, _searched(item, bounds, most_items / len(loose), None)) for item in loose)
-    return next((_at(found, item, plan) for item, plan in plans if plan is not None), found)
+def _relax_slo(obstacle: Obstacle, checker: SloChecker, fastest: Plan, max_queries: float) -> Obstacle:
+    """Try targets upwards from the least that unlimited replicas reach, until there is a plan."""
+    least_s = max(checker.remove_quotas().tail_latency(fastest), checker.slo_s)
+    relaxed = [replace(checker, slo_s=_round_up_ms(least_s * factor)) for factor in RELAXATION_FACTORS]
+    bounds = ReplicaBounds(checker.pipeline, checker.estimators)
+    # greedy is quick, so the search looks for a target only where greedy finds none
+    for previous, candidate in itertools.pairwise([checker, *relaxed]):
+        if plan_greedily(candidate).plan is not None:
+            tight = _tighten_slo(candidate, previous.slo_s, max_queries * SIDE_SEARCH_FRACTION)
+            plan = _search_plan(tight, bounds, max_queries, plan_greedily(tight).plan)
+            return _record_relaxation(obstacle, tight, plan)
+    for candidate in relaxed:
+        plan = _search_plan(candidate, bounds, max_queries / len(relaxed), None)
+        if plan is not None:
+            return _record_relaxation(obstacle, candidate, plan)
+    return obstacle
 
 
-def _tighter(judge: Judge, low: float, items: float) -> Judge:
-    """Return the judge of the least limit above ``low`` seconds with which a plan is found, to 1 % or 2 ms."""
-    while judge.limit - low > max(CLOSE * judge.limit, FINE):
-        middle = replace(judge, limit=math.ceil((low + judge.limit) / 2 * 1e3) / 1e3)
-        low, judge = (low, middle) if _planned(middle, items) else (middle.limit, judge)
-    return judge
+def _tighten_slo(checker: SloChecker, low_s: float, max_queries: float) -> SloChecker:
+    """Return the checker of the least target above ``low_s`` that admits a plan, to 1 % or 2 ms."""
+    while checker.slo_s - low_s > max(RELATIVE_PRECISION * checker.slo_s, PRECISION_S):
+        middle = replace(checker, slo_s=_round_up_ms((low_s + checker.slo_s) / 2))
+        low_s, checker = (low_s, middle) if _has_plan(middle, max_queries) else (middle.slo_s, checker)
+    return checker
 
 
-def _at(found: Obstacle, judge: Judge, plan: Plan | None) -> Obstacle:
-    return found if plan is None else replace(found, relaxed=judge.limit, cost=judge.pipeline.cost(plan))
+def _record_relaxation(obstacle: Obstacle, checker: SloChecker, plan: Plan | None) -> Obstacle:
+    if plan is None:
+        return obstacle
+    return replace(obstacle, relaxed_slo_s=checker.slo_s, relaxed_cost=checker.pipeline.cost(plan))
 
 
-def _searched(judge: Judge, bounds: Bounds, most_items: float, first: Plan | None) -> Plan | None:
-    ceiling = math.inf if first is None else judge.pipeline.cost(first)
-    return cheapest(Search(judge, bounds, ceiling), most_items=most_items).plan or first
+def _search_plan(checker: SloChecker, bounds: ReplicaBounds, max_queries: float, fallback: Plan | None) -> Plan | None:
+    ceiling = math.inf if fallback is None else checker.pipeline.cost(fallback)
+    return find_cheapest_plan(Search(checker, bounds, ceiling), max_simulated_queries=max_queries).plan or fallback
+
+
+def _round_up_ms(seconds: float) -> float:
+    return math.ceil(seconds * 1e3) / 1e3

@@ -1,1 +1,1 @@
-"""The spec resolved once: DAG, hardware options, prices, quotas and traffic."""
+"""The spec resolved once: DAG, hardware options, prices, quotas, traffic and models."""

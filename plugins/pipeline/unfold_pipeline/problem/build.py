@@ -1,200 +1,277 @@
-"""From a spec to what the algorithms take: a pipeline, and samples of its traffic."""
+"""Resolve a spec into a :class:`Problem`: the only module below ``verbs/`` that reads a ``PipelineSpec``."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.planner.planner import Effort
-from unfold_pipeline.problem import perf_analyzer
-from unfold_pipeline.problem import pipeline as graph
-from unfold_pipeline.problem.latency_profile import latency_of, stored, wake_of, where
-from unfold_pipeline.problem.pricing import prices
-from unfold_pipeline.problem.sample import Sample, draw, with_recorded
-from unfold_pipeline.schema.models import (
-    LENGTH,
-    Arrivals,
-    BatchLatency,
-    PipelineSpec,
-    StageSpec,
-    machine,
-    order,
-    traffic_keys,
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.problem.from_cascade import (
+    CascadeStage,
+    build_cascade_stages,
+    read_exits,
+    summarize_cascade,
+    write_routes,
 )
-from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, fail
-from unfoldkit.arrivals import processes, rate_profiles, traces
-
-Times = NDArray[np.float64]
-
-
-def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
-    """Return the pipeline; warns of latencies that fall with the batch."""
-    names = order(spec.named)
-    places = {name: index for index, name in enumerate(names)}
-    paid = {name: item.price for name, item in prices(spec, run).items()}
-    stages = tuple(_stage(name, spec.named[name], places, spec, paid, run) for name in names)
-    quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
-    built = graph.Pipeline(stages, quotas)
-    return with_recorded(built, recorded(run.path(spec.visits, key="visits"), stages)) if spec.visits else built
-
-
-def effort(spec: PipelineSpec) -> Effort:
-    """Return how hard a spec wants the search to be."""
-    return Effort(most_items=spec.search.limit, proof=spec.search.proof, compound=spec.search.compound)
-
-
-def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample, ...]:
-    """Return a sample for each traffic of the spec; arrivals and routes have random streams of their own."""
-    table = recorded(run.path(spec.visits, key="visits"), built.stages) if spec.visits else None
-    result = []
-    for index, (key, item) in enumerate(traffic_keys(spec)):
-        times = arrivals(item, run, np.random.default_rng([run.seed, 1, index]), key=key)
-        result.append(draw(built, times, np.random.default_rng([run.seed, 2, index]), table))
-    return tuple(result)
+from unfold_pipeline.problem.latency_profile import load_profile, load_profile_machine, require_profile
+from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
+from unfold_pipeline.problem.perf_analyzer import load_latencies
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
+from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
+from unfold_pipeline.problem.problem import (
+    LatencySources,
+    MeasuredStages,
+    PlacementPolicy,
+    Problem,
+    SearchBudget,
+    TunerSettings,
+)
+from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
+from unfold_pipeline.problem.traffic import load_arrivals, read_visits
+from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.placement import Placement
+from unfold_pipeline.schema.stages import BatchLatency, FromRun, ModelSpec, StageSpec, sort_stages
+from unfoldkit.api import Run, user_error
 
 
-def arrivals(
-    item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: Arrivals | None = None
-) -> Times:
-    """Return the arrival times in s that a spec asks for; ``key`` is where it asks, ``likely`` has columns to look for.
+def build_problem(spec: PipelineSpec, run: Run) -> Problem:
+    """Read every file that a spec names and return the planning problem.
 
     Raises:
-        UnfoldError: the trace cannot be read, nothing arrives, or all of it at one instant, which is no rate.
+        UnfoldError: a file is missing, damaged or contradicts the spec; a stage has no latency or no price.
     """
-    if item.trace is not None:
-        path = run.path(item.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
-        times = _read(item, path, likely or Arrivals(), run)
-        times = traces.compress(times, item.compress)
-        times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
-    else:
-        times = _made(item, rng)
-    if item.share < 1 and times.size:
-        times = traces.window(times, 0.0, float(times[-1]) * item.share)
-    if times.size == 0:
-        raise fail("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
-    if times[-1] <= times[0]:
-        told = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
-        raise fail(f"{told} no traffic: there is no rate", key=key, hint="a sample that lasts")
-    return times
-
-
-def _read(item: Arrivals, path: Path, likely: Arrivals, run: Run) -> Times:
-    return traces.read(
-        path,
-        column=item.column,
-        likely=likely.column,
-        counts=item.counts,
-        likely_counts=likely.counts,
-        match=item.match or "",
-        rates=item.rates,
-        likely_rates=likely.rates,
-        tell=run.log.warning,
+    resolved = resolve_stages(spec, run)
+    prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
+    pipeline = build_pipeline(resolved, prices, run)
+    visits = _read_recorded_visits(resolved, pipeline, run)
+    if visits is not None:
+        pipeline = cap_shares(pipeline, visits)
+    return Problem(
+        name=spec.name,
+        pipeline=pipeline,
+        samples=_draw_samples(resolved, pipeline, visits, run),
+        slo_s=spec.slo.p99,
+        sheds=spec.slo.shed,
+        seed=run.seed,
+        budget=SearchBudget(
+            max_simulated_queries=spec.search.limit, prove=spec.search.proof, compound=spec.search.compound
+        ),
+        frontier_slos_s=spec.search.frontier,
+        prices=prices,
+        latency_sources=_trace_latencies(resolved, run),
+        tuner_policy=spec.tuner.policy,
+        tuner=TunerSettings(
+            delay_s=spec.tuner.activation,
+            has_floor=spec.tuner.floor,
+            margin=spec.tuner.margin,
+            hold_s=spec.tuner.hold,
+            max_replicas=spec.tuner.most,
+            sheds=spec.slo.shed,
+        ),
+        placement=build_placement(spec.placement),
+        recorded_visits=visits,
+        cascade=None
+        if not isinstance(spec.stages, FromRun)
+        else summarize_cascade(
+            spec.stages.run,
+            read_exits(spec.stages.run, run),
+            tuple(name for name in resolved.stages_by_name if load_profile(name, run) is None),
+            len(resolved.stages_by_name),
+        ),
+        serve_command=find_serve_command(spec),
     )
 
 
-def scv(item: Arrivals) -> float:
-    """Return the squared coefficient of variation of the gaps."""
-    if item.process == "constant":
-        return 0.0
-    return item.scv if item.scv is not None else (item.cv if item.cv is not None else 1.0) ** 2
+def build_pipeline(spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: Run) -> Pipeline:
+    """Return the stages in topological order with their hardware options; warn of latencies that fall with the batch.
+
+    Args:
+        spec: a spec with its stages written out.
+        prices: price of a replica on each hardware.
+        run: holds the measured latencies.
+    """
+    names = sort_stages(spec.stages_by_name)
+    positions = {name: index for index, name in enumerate(names)}
+    quotas = tuple((name, kind.quota) for name, kind in spec.hardware.items() if kind.quota is not None)
+    return Pipeline(tuple(_build_stage(name, positions, spec, prices, run) for name in names), quotas)
 
 
-def recorded(path: Path, stages: Sequence[graph.Stage]) -> NDArray[np.int64]:
-    """Return the visits of recorded queries, shape (queries, stages).
+def build_flows(spec: PipelineSpec) -> tuple[Stage, ...]:
+    """Return the stages with their edges and no hardware, as far as recorded visits need them."""
+    names = sort_stages(spec.stages_by_name)
+    positions = {name: index for index, name in enumerate(names)}
+    return tuple(Stage(name, _build_edges(spec.stages_by_name[name], positions), ()) for name in names)
+
+
+def build_placement(placement: Placement) -> PlacementPolicy:
+    """Return the placement section of a spec as a plain policy."""
+    return PlacementPolicy(
+        has_gangs=placement.has_gangs,
+        strategy="PACK" if placement.spread is None else "SPREAD",
+        max_per_node=placement.max_per_node,
+        is_pinned=placement.pin is not None,
+    )
+
+
+def build_live_sample(spec: PipelineSpec, problem: Problem, trace: Path, run: Run) -> Sample:
+    """Return a trace as live traffic with newly drawn routes.
+
+    The trace is read with the columns and the text to match that the spec gives for its own traces, where it has them.
+    """
+    known = [traffic for _, traffic in label_arrivals(spec.arrivals)]
+    match = next((t.match for t in known if t.match and _is_table(str(t.trace)) == _is_table(trace)), None)
+    likely = Arrivals(
+        column=next((traffic.column for traffic in known if traffic.column), None),
+        counts=next((traffic.counts for traffic in known if traffic.counts is not None), None),
+        rates=next((traffic.rates for traffic in known if traffic.rates), None),
+    )
+    live = Arrivals(trace=str(trace.absolute()), match=match)
+    times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), key="--replay", likely=likely)
+    return draw_sample(problem.pipeline, times, np.random.default_rng([run.seed, 5]), problem.recorded_visits)
+
+
+def resolve_stages(spec: PipelineSpec, run: Run, *, check_profiles: bool = True) -> PipelineSpec:
+    """Return the spec with the stages of a cascade's run written out; unchanged if its stages are.
+
+    Args:
+        spec: the spec as written.
+        run: receives the routes of the cascade as a table of visits.
+        check_profiles: refuse stored profiles of other models than those of the cascade's run.
 
     Raises:
-        UnfoldError: a stage has no column, a cell is not a count, or a query came to a stage as no query can.
+        UnfoldError: the run holds no usable cascade, or it was trained again after its models were profiled.
     """
-    rows = list(csv_rows(path, [stage.name for stage in stages]))
-    if not rows:
-        raise UnfoldError(Diagnostic("no query is recorded", str(path), 1, 1))
-    return np.array([_route(row, stages) for row in rows])
+    if not isinstance(spec.stages, FromRun):
+        return spec
+    exits = read_exits(spec.stages.run, run)
+    stages = {stage.name: _convert_cascade_stage(stage, spec, run) for stage in build_cascade_stages(exits)}
+    resolved = spec.model_copy(update={"stages": stages, "visits": write_routes(exits, run)})
+    if check_profiles:
+        _check_profiles(resolved, run)
+    return resolved
 
 
-def _route(row: CsvRow, stages: Sequence[graph.Stage]) -> list[int]:
-    counts = [_count(row, stage.name) for stage in stages]
-    for stage, count in zip(stages, counts, strict=True):
-        above = [edge.parent for edge in stage.parents]
-        if count and above and not any(counts[parent] for parent in above):
-            told = " or ".join(stages[parent].name for parent in above)
-            raise row.wrong(f"visited without {told} before it", stage.name, "see after in the spec")
-        if count > 1 and len(above) > 1:
-            raise row.wrong(f"{count} visits where flows join", stage.name, "a query comes there once")
-    return counts
+def find_serve_command(spec: PipelineSpec) -> str:
+    """Return the command that serves a plan, empty if a stage has no model; a cascade runs under a trace only."""
+    if isinstance(spec.stages, FromRun):
+        return "unfold serve SPEC --replay TRACE"
+    return "unfold serve SPEC" if all(stage.model for stage in spec.stages_by_name.values()) else ""
 
 
-def _count(row: CsvRow, name: str) -> int:
-    if not row[name].isdecimal():
-        raise row.wrong(f"{row[name][:40]!r} is not a count of visits", name)
-    return int(row[name])
+def _convert_cascade_stage(stage: CascadeStage, spec: PipelineSpec, run: Run) -> StageSpec:
+    max_batch = spec.stages.max_batch if isinstance(spec.stages, FromRun) else 1
+    # a measured latency replaces the cascade's estimate, which would otherwise override it
+    is_measured = stage.file is not None and load_profile(stage.name, run) is not None
+    latency = {spec.local_hardware: {size: f"{stage.latency_s * size:.12g} s" for size in (1, max_batch)}}
+    body = {
+        "after": stage.after,
+        "share": stage.share,
+        "latency": {} if is_measured else latency,
+        "max_batch": max_batch,
+    }
+    model = None
+    if stage.file is not None:
+        model = ModelSpec(file=stage.file, features=stage.features, columns=stage.columns, rows=stage.rows_file)
+    return StageSpec.model_validate_json(json.dumps(body)).model_copy(update={"model": model})
 
 
-def _made(item: Arrivals, rng: np.random.Generator) -> Times:
-    if item.shape is not None:
-        return processes.pieces(
-            rate_profiles.named(item.shape) * item.scale, rate_profiles.PIECE_S, rng, scv=scv(item) or 1.0
-        )
-    rate = (item.rate or 0.0) * item.scale
-    return processes.gamma(rate, item.duration if item.duration is not None else LENGTH, rng, scv=scv(item))
+def _check_profiles(spec: PipelineSpec, run: Run) -> None:
+    is_pinned = build_placement(spec.placement).is_pinned
+    for name, stage in spec.stages_by_name.items():
+        if stage.model is None or load_profile(name, run) is None:
+            continue
+        made_from = fingerprint_model(locate_model(name, stage.model, run), stage.model, is_pinned=is_pinned)
+        if load_profile(name, run, made_from=made_from) is None:
+            message = "the stored profile belongs to another model: the cascade was trained again"
+            raise user_error(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")
 
 
-def _stage(
-    name: str,
-    stage: StageSpec,
-    places: Mapping[str, int],
-    spec: PipelineSpec,
-    paid: Mapping[str, float],
-    run: Run,
-) -> graph.Stage:
-    parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
-    read = {
-        hardware: perf_analyzer.latency_of(files, f"stages.{name}.perf_analyzer.{hardware}", run)
+def _build_stage(
+    name: str, positions: Mapping[str, int], spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: Run
+) -> Stage:
+    stage = spec.stages_by_name[name]
+    imported = {
+        hardware: load_latencies(files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for hardware, files in stage.perf_analyzer.items()
     }
-    here = machine(spec)
-    measured = {here: latency_of(name, run)} if by_profile(name, spec, run) else {}
-    wake = {hardware: wake_of(name, run) for hardware in measured}
+    profile = {timing.batch: timing for timing in require_profile(name, run)} if _uses_profile(name, spec, run) else {}
+    measured = {spec.local_hardware: {batch: timing.mean for batch, timing in profile.items()}} if profile else {}
+    wake_s = max((timing.wake for timing in profile.values()), default=0.0)
     options = tuple(
-        graph.Option(
+        HardwareOption(
             hardware,
-            paid[hardware],
-            _table(name, hardware, points, stage.max_batch, run),
-            wake.get(hardware, 0.0),
+            prices[hardware].usd_per_hour,
+            _build_latency(name, hardware, points, stage.max_batch, run),
+            wake_s if hardware in measured else 0.0,
             spec.hardware[hardware].per_instance,
         )
-        for hardware, points in {**stage.latency, **read, **measured}.items()
+        for hardware, points in {**stage.latency, **imported, **measured}.items()
     )
-    return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
+    return Stage(name, _build_edges(stage, positions), options, stage.share, stage.fan_out, stage.wait)
 
 
-def by_profile(name: str, spec: PipelineSpec, run: Run) -> bool:
-    """Whether a stage is planned by its profile on this machine: what the spec gives goes before, and may do alone."""
-    stage = spec.named[name]
-    given = {*stage.latency, *stage.perf_analyzer}
-    return stage.model is not None and machine(spec) not in given and (not given or stored(name, run) is not None)
+def _build_edges(stage: StageSpec, positions: Mapping[str, int]) -> tuple[Edge, ...]:
+    return tuple(Edge(positions[parent], share) for parent, share in stage.after.items() if share > 0)
 
 
-def sources(spec: PipelineSpec, run: Run) -> tuple[tuple[str, str], ...]:
-    """Return the lines of a report on what was measured: on which hardware and machine, and what was not taken."""
-    here, lines = machine(spec), []
-    kept = [name for name in order(spec.named) if spec.named[name].model and stored(name, run) is not None]
-    taken = [name for name in kept if by_profile(name, spec, run)]
-    for place in dict.fromkeys(where(name, run) for name in taken):
-        names = ", ".join(name for name in taken if where(name, run) == place)
-        lines.append(("measured", f"{names} on {here}, which is {place or 'the machine that measured it'}"))
-    if unused := [name for name in kept if name not in taken]:
-        lines.append(("given", f"{', '.join(unused)} on {here}: the latency of the spec counts, not what was measured"))
-    return tuple(lines)
+def _build_latency(stage: str, hardware: str, points: BatchLatency, max_batch: int | None, run: Run) -> FloatArray:
+    measured = sorted(points.items())
+    if any(larger < smaller for (_, smaller), (_, larger) in itertools.pairwise(measured)):
+        run.log.warning("stages.%s.latency.%s: a larger batch is faster than a smaller one", stage, hardware)
+    latency_s = interpolate_latency(measured)
+    return latency_s if max_batch is None else latency_s[: min(max_batch, math.inf, latency_s.size - 1) + 1]
 
 
-def _table(stage: str, hardware: str, points: BatchLatency, most: int | None, run: Run) -> graph.Table:
-    known = sorted(points.items())
-    if any(later < sooner for (_, sooner), (_, later) in itertools.pairwise(known)):
-        run.log.warning("stages.%s.latency.%s: a larger batch is quicker than a smaller one", stage, hardware)
-    result = graph.table(known)
-    return result if most is None else result[: min(most, math.inf, result.size - 1) + 1]
+def _uses_profile(name: str, spec: PipelineSpec, run: Run) -> bool:
+    """Return whether a stage is planned by its profile on this machine.
+
+    Latencies of the spec override a profile; with latencies on other hardware only, a stored profile is optional.
+    """
+    stage = spec.stages_by_name[name]
+    hardware = {*stage.latency, *stage.perf_analyzer}
+    if stage.model is None or spec.local_hardware in hardware:
+        return False
+    return not hardware or load_profile(name, run) is not None
+
+
+def _trace_latencies(spec: PipelineSpec, run: Run) -> LatencySources:
+    """Return which stages have a profile, which of them are planned by it, and where it was measured."""
+    stages = spec.stages_by_name
+    loaded = {name: load_profile(name, run) for name in sort_stages(stages)}
+    profiles = {name: timings for name, timings in loaded.items() if timings is not None}
+    with_model = [name for name in profiles if stages[name].model]
+    measured = [name for name in with_model if _uses_profile(name, spec, run)]
+    processors = {name: load_profile_machine(name, run) for name in measured}
+    return LatencySources(
+        machine=spec.local_hardware,
+        profiles=profiles,
+        measured=tuple(
+            MeasuredStages(tuple(name for name in measured if processors[name] == processor), processor)
+            for processor in dict.fromkeys(processors.values())
+        ),
+        overridden=tuple(name for name in with_model if name not in measured),
+    )
+
+
+def _read_recorded_visits(spec: PipelineSpec, pipeline: Pipeline, run: Run) -> CountArray | None:
+    return read_visits(run.path(spec.visits, key="visits"), pipeline.stages) if spec.visits else None
+
+
+def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray | None, run: Run) -> tuple[Sample, ...]:
+    """Return a sample for each traffic of the spec; arrivals and routes have separate random streams."""
+    samples = []
+    for index, (key, traffic) in enumerate(label_arrivals(spec.arrivals)):
+        arrivals = load_arrivals(traffic, run, np.random.default_rng([run.seed, 1, index]), key=key)
+        samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
+    return tuple(samples)
+
+
+def _is_table(trace: str | Path) -> bool:
+    """Return whether a trace is a table by its name; text to match in a log does not apply to tables."""
+    return ".csv" in Path(trace).suffixes

@@ -1,14 +1,13 @@
-"""A cascade's run as the stages of a pipeline: its models, the shares passed on, and the ways that its cases took.
+"""A cascade's run as the stages of a pipeline: its models, and the routes that its cases took.
 
-The kinds meet in files only: ``exits.json`` says what is asked after what, ``plan.yaml`` of which cascade it is. Each
-is held against its hash in the run's manifest, and so is every model.
+The two kinds meet in files only: ``exits.json`` describes the models and the execution paths, ``plan.yaml`` the
+cascade. Each file is verified against its hash in the run's manifest, and so is every model.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.problem import latency_profile
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.schema.models import FromRun, ModelSpec, PipelineSpec, StageSpec, machine
-from unfoldkit.api import Run, RunDir, fail
+from unfoldkit.api import Run, RunDir, user_error
 from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.yaml_reader import decoded, parse
 
@@ -28,189 +24,211 @@ PLAN_FILE = "plan.yaml"
 SCHEMA = "unfold_cascade.exits/1"
 ROUTES_FILE = "routes.csv"
 KEY = "stages.from"
-LARGEST = 32
-TIMED = ("physionet2019", "long")
-MEMORY = {
-    "entry": ("sticky", "where an hour of a case begins depends on its hour before, which no stage knows"),
-    "advance": ("same-step", "an answer decides in the same hour which stage is asked next, which no route tells"),
+TIME_SERIES_SOURCES = ("physionet2019", "long")
+STATEFUL_MOVES = {
+    "entry": ("sticky", "where an hour of a case begins depends on its hour before, which stages do not know"),
+    "advance": ("same-step", "an answer selects the next stage within the same hour, which no fixed route describes"),
 }
-ROUTABLE = {"entry": "reset", "advance": "next-step"}
-TRAIN = "unfold train fits the cascade, and leaves its run here"
+STATELESS_MOVES = {"entry": "reset", "advance": "next-step"}
+TRAIN_HINT = "unfold train fits the cascade and writes its run here"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a cascade's run says of its exits."""
+class CascadeExits:
+    """The exits of a cascade, as its run stores them."""
 
     directory: RunDir
-    exits: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the exits in the run's manifest."""
+        return str(self.directory.files()[EXITS_FILE]["sha256"])
 
 
-def resolved(spec: PipelineSpec, run: Run, *, fresh: bool = True) -> PipelineSpec:
-    """Return the spec with its stages written out; as it is where they stand in it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeStage:
+    """A model of a cascade as a stage.
 
-    ``fresh`` refuses profiles of other models than those of the cascade's run.
+    Attributes:
+        name: of the model.
+        after: upstream stages, and the fraction of their cases that continues here.
+        share: fraction of all cases that enter here.
+        latency_s: time of one case, as the cascade measured it.
+        file: absolute path of the model; ``None`` if its file may not be loaded.
+        features: numbers per case.
+        columns: indices of the numbers that the model reads; ``None`` for all.
+        rows_file: absolute path of cases to profile with, if the run has them.
+    """
+
+    name: str
+    after: Mapping[str, float]
+    share: float
+    latency_s: float
+    file: str | None
+    features: int
+    columns: tuple[int, ...] | None
+    rows_file: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeSummary:
+    """What a report says about the cascade behind a pipeline.
+
+    Attributes:
+        run: the run folder in the spec.
+        unit: what a case is called.
+        cases: number of cases behind the routes.
+        idle_share: fraction of the cases that no model evaluates.
+        estimated_stages: stages with the latency that the cascade measured.
+        stage_count: number of all stages.
+        rows_per_call: batch size behind those latencies.
+        unused_models: models that no case reaches.
+        exits_sha256: hash of the exits.
+    """
+
+    run: str
+    unit: str
+    cases: int
+    idle_share: float
+    estimated_stages: tuple[str, ...]
+    stage_count: int
+    rows_per_call: int
+    unused_models: tuple[str, ...]
+    exits_sha256: str
+
+
+def read_exits(folder: str, run: Run) -> CascadeExits:
+    """Return the exits in the run of a cascade.
+
+    Args:
+        folder: the run of the cascade, as the spec names it.
+        run: the run of the pipeline.
 
     Raises:
-        UnfoldError: the run is not there, is none of a cascade that can be planned, or was changed; or the cascade was
-            trained since its models were measured.
+        UnfoldError: the run is missing, was changed, or holds no cascade that can be a pipeline.
     """
-    if not isinstance(spec.stages, FromRun):
-        return spec
-    found = read(spec.stages, run)
-    stages = {item["name"]: _timed(_stage(item, spec, found), item["name"], run) for item in found.exits["models"]}
-    run.directory.write(ROUTES_FILE, _routes(found.exits, run.seed))
-    visits = str((run.directory.path / ROUTES_FILE).absolute())
-    result = spec.model_copy(update={"stages": stages, "visits": visits})
-    if fresh:
-        _check_fresh(result, run)
-    return result
-
-
-def read(given: FromRun, run: Run) -> Found:
-    """Return what a run holds of a cascade's exits.
-
-    Raises:
-        UnfoldError: see :func:`resolved`.
-    """
-    path = run.path(given.run, key=KEY)
+    path = run.path(folder, key=KEY)
     directory = RunDir(path)
     if path.resolve() == run.directory.path.resolve():
-        raise fail("the pipeline would write to the run of the cascade", key=KEY, hint="another name, or --run DIR")
-    plan = _plan(directory)
-    why, hint = _unfit(plan, told=directory.has(EXITS_FILE))
-    if why:
-        raise fail(f"the cascade of {given.run} cannot be the stages of a pipeline: {why}", key=KEY, hint=hint)
-    exits = _exits(directory)
-    if exits["spec_sha256"] != plan.get("spec_sha256"):
-        raise fail("the plan of this run is of another cascade than its exits", file=str(path), key=KEY, hint=TRAIN)
-    return Found(directory, exits)
+        raise user_error(
+            "the pipeline would write to the run of the cascade", key=KEY, hint="another name, or --run DIR"
+        )
+    plan = _read_plan(directory)
+    reason, hint = _find_obstacle(plan, has_exits=directory.has(EXITS_FILE))
+    if reason:
+        raise user_error(f"the cascade of {folder} cannot be the stages of a pipeline: {reason}", key=KEY, hint=hint)
+    data = _read_exits(directory)
+    if data["spec_sha256"] != plan.get("spec_sha256"):
+        message = "the plan of this run belongs to another cascade than its exits"
+        raise user_error(message, file=str(path), key=KEY, hint=TRAIN_HINT)
+    return CascadeExits(directory, data)
 
 
-def told(given: PipelineSpec, spec: PipelineSpec, run: Run) -> tuple[tuple[str, str], ...]:
-    """Return the lines of a report on where stages and latencies come from; none where the spec says it all."""
-    if not isinstance(given.stages, FromRun):
-        return ()
-    exits = read(given.stages, run).exits
-    unit = exits.get("unit", "cases")
-    lines = [
-        ("routes", f"the ways of {exits['cases']:,} {unit} that the gates were not tuned on, of {given.stages.run}")
-    ]
-    idle = sum(way["cases"] for way in exits["ways"] if not way["models"])
-    if idle:
-        lines.append(("idle", f"{idle / exits['cases']:.0%} of the {unit} ask no model, and are answered at once"))
-    paid = [name for name in spec.named if latency_profile.stored(name, run) is None]
-    if paid:
-        what = "all stages" if len(paid) == len(spec.named) else ", ".join(paid)
-        rows = f"{exits['rows_per_call']:,} rows a call"
-        lines.append(("latency", f"{what}: as the cascade timed it with {rows}; unfold profile measures small batches"))
-    if exits["unasked"]:
-        lines.append(("left out", f"{', '.join(exits['unasked'])}: no {unit.removesuffix('s')} came there"))
-    return tuple(lines)
+def build_cascade_stages(exits: CascadeExits) -> list[CascadeStage]:
+    """Return the models of a cascade as stages; the bytes of each model are those of the manifest."""
+    return [_build_stage(model, exits) for model in exits.data["models"]]
 
 
-def inputs(given: PipelineSpec, run: Run) -> dict[str, str]:
-    """Return the hash of the exits that a plan was made from, if they stand in a run."""
-    if not isinstance(given.stages, FromRun):
-        return {}
-    return {"exits_sha256": read(given.stages, run).directory.files()[EXITS_FILE]["sha256"]}
+def write_routes(exits: CascadeExits, run: Run) -> str:
+    """Write the routes of the cases as a table of visits to the run, and return its absolute path.
+
+    The table has a row for each case, in an order drawn once from the seed.
+    """
+    run.directory.write(ROUTES_FILE, _format_routes(exits.data, run.seed))
+    return str((run.directory.path / ROUTES_FILE).absolute())
 
 
-def _check_fresh(spec: PipelineSpec, run: Run) -> None:
-    for name, stage in spec.named.items():
-        if stage.model is None or latency_profile.stored(name, run) is None:
-            continue
-        source, pinned = model_loader.source_of(name, stage.model, run), spec.placement.pinned
-        made_from = model_loader.identity(source, stage.model, pinned)
-        if latency_profile.stored(name, run, made_from=made_from) is None:
-            message = "what was measured is of another model: the cascade was trained since"
-            raise fail(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")
+def summarize_cascade(
+    folder: str, exits: CascadeExits, estimated_stages: tuple[str, ...], stage_count: int
+) -> CascadeSummary:
+    """Return the facts about a cascade that a report states."""
+    data = exits.data
+    idle = sum(path["cases"] for path in data["ways"] if not path["models"])
+    return CascadeSummary(
+        run=folder,
+        unit=data.get("unit", "cases"),
+        cases=data["cases"],
+        idle_share=idle / data["cases"],
+        estimated_stages=estimated_stages,
+        stage_count=stage_count,
+        rows_per_call=data["rows_per_call"],
+        unused_models=tuple(data["unasked"]),
+        exits_sha256=exits.sha256,
+    )
 
 
-def _plan(directory: RunDir) -> Mapping[str, Any]:
+def _read_plan(directory: RunDir) -> Mapping[str, Any]:
     if not directory.has(PLAN_FILE):
-        raise fail("no plan of a cascade in this folder", file=str(directory.path), key=KEY, hint=TRAIN)
+        raise user_error("no plan of a cascade in this folder", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
     file = str(directory.path / PLAN_FILE)
     data = parse(decoded(directory.read(PLAN_FILE), file), file).data
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if kind != "cascade":
-        raise fail(f"a run of kind {kind}, not of a cascade", file=str(directory.path), key=KEY, hint=TRAIN)
+        raise user_error(f"a run of kind {kind}, not of a cascade", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
     return dict(data)
 
 
-def _unfit(plan: Mapping[str, Any], *, told: bool) -> tuple[str, str]:
-    """Return why a cascade cannot be planned, and what helps; nothing where it can. ``told``: its exits are there."""
+def _find_obstacle(plan: Mapping[str, Any], *, has_exits: bool) -> tuple[str, str]:
+    """Return why a cascade cannot be a pipeline and what helps; two empty strings if it can."""
     spec = plan.get("spec", {})
     source, moves = str(spec.get("data", {}).get("source")), spec.get("moves", {})
     if source == "recorded":
-        why = "its predictions were recorded: there is no model to serve"
-        return why, "supported are cascades of models that were trained"
-    for key, (value, why) in MEMORY.items():
-        if source in TIMED and moves.get(key) == value:
-            return f"it has moves.{key}: {value}, and {why}", f"unfold train it with {key}: {ROUTABLE[key]}"
-    return ("", "") if told else ("it was planned by an earlier version", TRAIN)
+        reason = "its predictions were recorded: there is no model to serve"
+        return reason, "only cascades of trained models are supported"
+    for key, (value, reason) in STATEFUL_MOVES.items():
+        if source in TIME_SERIES_SOURCES and moves.get(key) == value:
+            return f"it has moves.{key}: {value}, and {reason}", f"unfold train it with {key}: {STATELESS_MOVES[key]}"
+    return ("", "") if has_exits else ("it was planned by an earlier version", TRAIN_HINT)
 
 
-def _exits(directory: RunDir) -> Mapping[str, Any]:
+def _read_exits(directory: RunDir) -> Mapping[str, Any]:
     file = str(directory.path / EXITS_FILE)
     try:
         data = parse_object(directory.read(EXITS_FILE), file)
         schema = data["schema"]
-        known = schema == SCHEMA and data["models"] and data["ways"] and data["cases"] > 0
+        is_readable = schema == SCHEMA and data["models"] and data["ways"] and data["cases"] > 0
     except (ValueError, KeyError, TypeError) as error:
-        raise fail(f"not the exits of a cascade: {error}", file=file, key=KEY, hint=TRAIN) from error
-    if not known:
-        raise fail(f"exits of schema {schema!r}, which this version cannot read", file=file, key=KEY, hint=TRAIN)
+        raise user_error(f"not the exits of a cascade: {error}", file=file, key=KEY, hint=TRAIN_HINT) from error
+    if not is_readable:
+        message = f"exits of schema {schema!r}, which this version cannot read"
+        raise user_error(message, file=file, key=KEY, hint=TRAIN_HINT)
     return dict(data)
 
 
-def _stage(item: Mapping[str, Any], spec: PipelineSpec, found: Found) -> StageSpec:
-    most = spec.stages.max_batch if isinstance(spec.stages, FromRun) else LARGEST
-    each = float(item["latency_us"]) * 1e-6
-    body = {
-        "after": item["after"],
-        "share": item.get("share", 1.0),
-        "latency": {machine(spec): {size: f"{each * size:.12g} s" for size in (1, most)}},
-        "max_batch": most,
-    }
-    return StageSpec.model_validate_json(json.dumps(body)).model_copy(update={"model": _model(item, found)})
-
-
-def _timed(stage: StageSpec, name: str, run: Run) -> StageSpec:
-    """Leave out the time that the cascade took where it was measured since, as a time that is given goes before."""
-    known = stage.model is not None and latency_profile.stored(name, run) is not None
-    return stage.model_copy(update={"latency": {}}) if known else stage
-
-
-def _model(item: Mapping[str, Any], found: Found) -> ModelSpec | None:
-    """Return where the model stands, its bytes being those of the manifest; ``None`` if it may not be loaded."""
-    if item["file"] is None:
-        return None
-    found.directory.read(item["file"])
-    width = int(found.exits["columns"])
-    every = item["columns"] == list(range(width))
-    rows = found.exits["probe"]
-    if rows is not None:
-        found.directory.read(rows)
-    return ModelSpec(
-        file=_absolute(found, item["file"]),
-        features=width,
-        columns=None if every else tuple(item["columns"]),
-        rows=None if rows is None else _absolute(found, rows),
+def _build_stage(model: Mapping[str, Any], exits: CascadeExits) -> CascadeStage:
+    features = int(exits.data["columns"])
+    file, columns, rows = None, None, None
+    if model["file"] is not None:
+        exits.directory.read(model["file"])
+        file = _absolute_path(exits, model["file"])
+        columns = None if model["columns"] == list(range(features)) else tuple(model["columns"])
+        rows = exits.data["probe"]
+        if rows is not None:
+            exits.directory.read(rows)
+            rows = _absolute_path(exits, rows)
+    return CascadeStage(
+        name=model["name"],
+        after=model["after"],
+        share=model.get("share", 1.0),
+        latency_s=float(model["latency_us"]) * 1e-6,
+        file=file,
+        features=features,
+        columns=columns,
+        rows_file=rows,
     )
 
 
-def _absolute(found: Found, name: str) -> str:
-    return str(Path(found.directory.path / name).absolute())
+def _absolute_path(exits: CascadeExits, name: str) -> str:
+    return str(Path(exits.directory.path / name).absolute())
 
 
-def _routes(exits: Mapping[str, Any], seed: int) -> bytes:
-    """Return a table of visits with a row for each case, in an order drawn once."""
-    names = [item["name"] for item in exits["models"]]
-    table = np.zeros((len(exits["ways"]), len(names)), dtype=np.int64)
-    for row, way in enumerate(exits["ways"]):
-        table[row, way["models"]] = 1
-    cases = np.repeat(table, [way["cases"] for way in exits["ways"]], axis=0)
+def _format_routes(data: Mapping[str, Any], seed: int) -> bytes:
+    names = [model["name"] for model in data["models"]]
+    table = np.zeros((len(data["ways"]), len(names)), dtype=np.int64)
+    for row, path in enumerate(data["ways"]):
+        table[row, path["models"]] = 1
+    cases = np.repeat(table, [path["cases"] for path in data["ways"]], axis=0)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(names)

@@ -1,4 +1,4 @@
-"""Measured latencies: what ``profile`` stores in a run, and what ``plan`` reads of it."""
+"""Measured latencies: what ``unfold profile`` stores in a run, and what the planner reads from it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_pipeline.schema.models import BatchLatency
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, user_error
 from unfoldkit.safe_io.files import parse_object
 
 FOLDER = "profile"
-SPREAD = 64
+QUANTILES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The seconds of a batch of one size: mean, percentiles, number of measurements, and 64 quantiles over the mean.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTiming:
+    """Measured seconds of batches of one size. The field names are those of the stored file.
 
-    ``wake`` is what a batch took longer on a replica that had stood idle; measured for the smallest batch. ``cpu`` is
-    the share of the time in which it kept a core busy.
+    Attributes:
+        batch: number of queries.
+        mean, p50, p90, p99: seconds from hand-over to answer.
+        count: number of measurements.
+        spread: 64 quantiles over the mean; the service-time variability.
+        wake: extra seconds of a batch on a replica that was idle; measured for the smallest batch.
+        cpu: fraction of the time in which the batch kept a core busy.
     """
 
     batch: int
@@ -38,67 +42,83 @@ class Point:
     cpu: float = 1.0
 
 
-def point(batch: int, seconds: Sequence[float], idle: Sequence[float] = (), cpu: float = 1.0) -> Point:
-    """Return the summary of some measurements; ``idle`` are those after a pause, ``cpu`` the share of a core."""
+def summarize_timings(
+    batch: int, seconds: Sequence[float], idle_seconds: Sequence[float] = (), cpu: float = 1.0
+) -> BatchTiming:
+    """Summarize measurements of one batch size.
+
+    Args:
+        batch: number of queries.
+        seconds: measurements on a busy replica.
+        idle_seconds: measurements after a pause.
+        cpu: fraction of the time in which a core was busy.
+    """
     values = np.array(seconds)
-    p50, p90, p99 = (float(np.quantile(values, share)) for share in (0.5, 0.9, 0.99))
+    p50, p90, p99 = (float(np.quantile(values, level)) for level in (0.5, 0.9, 0.99))
     mean = float(values.mean())
-    spread = np.quantile(values, (np.arange(SPREAD) + 0.5) / SPREAD) / mean
-    # medians, as a pause may also end in a hiccup of the machine, which is no part of waking up
-    wake = max(0.0, float(np.median(idle)) - p50) if idle else 0.0
-    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread), wake, cpu)
+    spread = np.quantile(values, (np.arange(QUANTILES) + 0.5) / QUANTILES) / mean
+    # medians: a pause may also end in a hiccup of the machine, which is no part of waking up
+    wake = max(0.0, float(np.median(idle_seconds)) - p50) if idle_seconds else 0.0
+    return BatchTiming(
+        batch=batch,
+        mean=mean,
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        count=values.size,
+        spread=tuple(float(quantile) for quantile in spread),
+        wake=wake,
+        cpu=cpu,
+    )
 
 
-def store(stage: str, points: Sequence[Point], made_from: str, run: Run) -> None:
-    """Keep the profile of a stage in the run."""
-    body = {"stage": stage, "where": here(), "points": [asdict(item) for item in points]}
-    run.directory.write(_name(stage), (json.dumps(body, indent=1) + "\n").encode(), made_from=made_from)
+def store_profile(stage: str, timings: Sequence[BatchTiming], made_from: str, run: Run) -> None:
+    """Write the profile of a stage to the run; ``made_from`` is the fingerprint of its model."""
+    body = {"stage": stage, "where": describe_processor(), "points": [asdict(timing) for timing in timings]}
+    run.directory.write(_file_name(stage), (json.dumps(body, indent=1) + "\n").encode(), made_from=made_from)
 
 
-def stored(stage: str, run: Run, *, made_from: str | None = None) -> list[Point] | None:
-    """Return the profile of a stage, if the run has it (made from the same model)."""
-    if not run.directory.has(_name(stage), made_from=made_from):
+def load_profile(stage: str, run: Run, *, made_from: str | None = None) -> tuple[BatchTiming, ...] | None:
+    """Return the profile of a stage if the run has one, of the model ``made_from`` unless that is ``None``."""
+    if not run.directory.has(_file_name(stage), made_from=made_from):
         return None
-    with run.directory.decoding(_name(stage), "a profile") as data:
-        return [_point(item) for item in parse_object(data)["points"]]
+    with run.directory.decoding(_file_name(stage), "a profile") as data:
+        return tuple(_parse_timing(point) for point in parse_object(data)["points"])
 
 
-def here() -> str:
-    """Return the processor of this machine in words."""
+def describe_processor() -> str:
+    """Return the cores and the processor model of this machine in words."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}"
 
 
-def where(stage: str, run: Run) -> str:
-    """Return the machine that the profile of a stage was measured on, in words; empty if it is not known."""
-    if not run.directory.has(_name(stage)):
+def load_profile_machine(stage: str, run: Run) -> str:
+    """Return the processor on which a stage was measured, in words; empty if unknown."""
+    if not run.directory.has(_file_name(stage)):
         return ""
-    with run.directory.decoding(_name(stage), "a profile") as data:
+    with run.directory.decoding(_file_name(stage), "a profile") as data:
         return str(parse_object(data).get("where", ""))
 
 
-def latency_of(stage: str, run: Run) -> BatchLatency:
-    """Return the mean seconds by batch size of a stage that was profiled.
+def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
+    """Return the profile of a stage.
 
     Raises:
-        UnfoldError: it was not.
+        UnfoldError: the stage was not profiled.
     """
-    points = stored(stage, run)
-    if points is None:
-        raise fail("this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first")
-    return {item.batch: item.mean for item in points}
+    timings = load_profile(stage, run)
+    if timings is None:
+        raise user_error(
+            "this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first"
+        )
+    return timings
 
 
-def wake_of(stage: str, run: Run) -> float:
-    """Return the seconds that a batch of a profiled stage takes longer on a replica that stood idle."""
-    return max((item.wake for item in stored(stage, run) or ()), default=0.0)
-
-
-def _name(stage: str) -> str:
+def _file_name(stage: str) -> str:
     return f"{FOLDER}/{stage}.json"
 
 
-def _point(data: Mapping[str, object]) -> Point:
-    return Point(**{**data, "spread": tuple(data["spread"])})  # type: ignore[arg-type]
+def _parse_timing(data: Mapping[str, object]) -> BatchTiming:
+    return BatchTiming(**{**data, "spread": tuple(data["spread"])})  # type: ignore[arg-type]

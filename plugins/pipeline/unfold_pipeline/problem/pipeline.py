@@ -1,4 +1,4 @@
-"""The pipeline as the algorithms see it: stages in topological order, options with latency tables, prices."""
+"""The pipeline as the algorithms see it: a DAG of stages, their hardware options, prices and quotas."""
 
 from __future__ import annotations
 
@@ -7,60 +7,70 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Table = NDArray[np.float64]
+from unfold_pipeline._types import FloatArray
+
+COST_TOLERANCE = 1e-9
+"""$/h below which two plans cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class HardwareOption:
     """A kind of hardware on which a stage can run.
 
-    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica, of
-    a full instance where ``shared`` replicas, of any stage, are on one; ``wake`` is what a batch takes longer on a
-    replica that stood idle.
+    Attributes:
+        hardware: its name in the spec.
+        usd_per_hour: price of a replica, on a full instance where several share one.
+        latency_s: ``latency_s[b]`` is the time of a batch of ``b`` queries; index 0 is 0.
+        wake_s: extra time of the first batch on a replica that was idle.
+        replicas_per_instance: replicas, of any stages, that share one rented instance.
     """
 
     hardware: str
-    price: float
-    latency: Table
-    wake: float = 0.0
-    shared: int = 1
+    usd_per_hour: float
+    latency_s: FloatArray
+    wake_s: float = 0.0
+    replicas_per_instance: int = 1
 
-    def instances(self, replicas: int) -> int:
-        """Return the instances that must be rented for some replicas."""
-        return -(-replicas // self.shared)
+    def count_instances(self, replicas: int) -> int:
+        """Return how many instances must be rented for ``replicas``."""
+        return -(-replicas // self.replicas_per_instance)
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """The largest batches that a plan may choose: powers of two, and the largest that was profiled."""
-        top = self.latency.size - 1
+    def max_batch(self) -> int:
+        """The largest batch with a known latency."""
+        return self.latency_s.size - 1
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The maximum batch sizes that a plan may choose: powers of two, and the largest known one."""
+        top = self.max_batch
         return tuple(sorted({*(1 << power for power in range(top.bit_length()) if 1 << power <= top), top}))
 
     @property
-    def quickest(self) -> float:
-        """The least seconds that any batch takes."""
-        return float(self.latency[1:].min())
+    def min_latency_s(self) -> float:
+        """The least time of any batch."""
+        return float(self.latency_s[1:].min())
 
     @property
-    def throughputs(self) -> Table:
-        """Queries a second of one replica with full batches, by their size (none of size 0)."""
-        rates: Table = np.zeros(self.latency.size)
-        rates[1:] = np.arange(1, self.latency.size) / self.latency[1:]
+    def throughputs(self) -> FloatArray:
+        """Queries per second of one replica with full batches, by batch size; 0 at index 0."""
+        rates: FloatArray = np.zeros(self.latency_s.size)
+        rates[1:] = np.arange(1, self.latency_s.size) / self.latency_s[1:]
         return rates
 
     def throughput(self, batch: int) -> float:
-        """Return queries a second of one replica with full batches of ``batch``."""
-        return batch / float(self.latency[batch])
+        """Return queries per second of one replica with full batches of ``batch``."""
+        return batch / float(self.latency_s[batch])
 
-    def best_throughput(self, batch: int) -> float:
-        """Return the most queries a second with any batch up to ``batch``."""
-        return float(np.max(np.arange(1, batch + 1) / self.latency[1 : batch + 1]))
+    def max_throughput(self, batch: int) -> float:
+        """Return the maximum queries per second of one replica with any batch up to ``batch``."""
+        return float(np.max(np.arange(1, batch + 1) / self.latency_s[1 : batch + 1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A flow from the stage ``parent``; a query that was there comes here with probability ``share``."""
+    """A flow from the stage with index ``parent``; a query continues here with probability ``share``."""
 
     parent: int
     share: float = 1.0
@@ -68,173 +78,198 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A model of the pipeline: where its queries come from and how it can be served.
+    """A model of the pipeline: the origin of its queries and the hardware that can serve it.
 
-    ``share`` is that of all queries which start here (without ``parents``); ``fan_out`` is the mean number of items
-    that a visit makes of one query of the parent; ``wait`` holds back a batch that is not full.
+    Attributes:
+        name: its name in the spec.
+        parents: flows from upstream stages; empty for an entry stage.
+        options: hardware that can serve it.
+        share: fraction of all queries that enter here, for an entry stage.
+        fan_out: mean number of items made of one query of the parent.
+        max_wait_s: how long a batch that is not full may be delayed.
     """
 
     name: str
     parents: tuple[Edge, ...]
-    options: tuple[Option, ...]
+    options: tuple[HardwareOption, ...]
     share: float = 1.0
     fan_out: float = 1.0
-    wait: float = 0.0
+    max_wait_s: float = 0.0
 
     @property
-    def quickest_option(self) -> int:
-        """The index of the hardware on which a query alone is quickest; the cheapest of equals."""
-        found = [
-            (float(option.latency[1]), option.price * option.shared, index) for index, option in enumerate(self.options)
+    def fastest_option(self) -> int:
+        """Index of the hardware with the lowest latency for a single query; the cheapest of equals."""
+        ranks = [
+            (float(option.latency_s[1]), option.usd_per_hour * option.replicas_per_instance, index)
+            for index, option in enumerate(self.options)
         ]
-        return min(found)[2]
+        return min(ranks)[2]
 
-    def sure(self, edge: Edge) -> bool:
-        """Whether each item of the stage before comes here; a fan-out below 1 makes none of some."""
+    def is_certain(self, edge: Edge) -> bool:
+        """Return whether every item of the parent reaches this stage; a fan-out below 1 drops some."""
         return edge.share >= 1 and self.fan_out >= 1
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What a plan says of one stage: the index of its hardware among the options, its largest batch, its replicas."""
+class StageConfig:
+    """The configuration of one stage: index of its hardware option, maximum batch size, and replicas."""
 
     option: int
     batch: int
     replicas: int
 
 
-Plan = tuple[Choice, ...]
+Plan = tuple[StageConfig, ...]
+"""A configuration for each stage, in topological order."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """A hardware of which a plan uses more replicas than its quota."""
+
+    hardware: str
+    used: int
+    quota: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Stages, parents before children; ``quotas`` limits the replicas of a kind of hardware over all stages."""
+    """Stages in topological order; ``quotas`` limit the replicas on a hardware over all stages."""
 
     stages: tuple[Stage, ...]
     quotas: tuple[tuple[str, int], ...] = ()
 
     def children(self, index: int) -> tuple[int, ...]:
-        """Return the stages that take from stage ``index``."""
+        """Return the stages that receive from stage ``index``."""
         return tuple(
-            place for place, stage in enumerate(self.stages) if any(edge.parent == index for edge in stage.parents)
+            child for child, stage in enumerate(self.stages) if any(edge.parent == index for edge in stage.parents)
         )
 
     def ancestors(self, index: int) -> tuple[int, ...]:
-        """Return the stages above stage ``index`` and itself, in order."""
-        found = {index}
-        for place in range(index, -1, -1):
-            if place in found:
-                found |= {edge.parent for edge in self.stages[place].parents}
-        return tuple(sorted(found))
+        """Return stage ``index`` and all stages upstream of it, in topological order."""
+        members = {index}
+        for stage in range(index, -1, -1):
+            if stage in members:
+                members |= {edge.parent for edge in self.stages[stage].parents}
+        return tuple(sorted(members))
 
-    def price(self, index: int, choice: Choice) -> float:
-        """Return the $ an hour of one stage on full instances, which is the least that it can cost."""
-        return choice.replicas * self.stages[index].options[choice.option].price
+    def stage_price(self, index: int, config: StageConfig) -> float:
+        """Return the $/h of one stage on full instances, the least that it can cost."""
+        return config.replicas * self.stages[index].options[config.option].usd_per_hour
 
-    def cost(self, plan: Sequence[Choice]) -> float:
-        """Return the $ an hour of a plan, or of the first stages of one: whole instances, shared by the stages."""
-        return hourly(self.options(plan), [choice.replicas for choice in plan])
+    def cost(self, plan: Sequence[StageConfig]) -> float:
+        """Return the $/h of a plan, or of its first stages: whole instances, shared by the stages."""
+        return compute_hourly_cost(self.chosen_options(plan), [config.replicas for config in plan])
 
-    def floor(self, plan: Sequence[Choice]) -> float:
-        """Return the $ an hour of a plan if every instance is full: never above its cost, and a sum over stages."""
-        return sum(self.price(index, choice) for index, choice in enumerate(plan))
+    def cost_lower_bound(self, plan: Sequence[StageConfig]) -> float:
+        """Return the $/h of a plan on full instances only: additive over stages and never above its cost."""
+        return sum(self.stage_price(index, config) for index, config in enumerate(plan))
 
-    def options(self, plan: Sequence[Choice]) -> tuple[Option, ...]:
-        """Return what the stages of a plan run on."""
-        return tuple([self.stages[index].options[choice.option] for index, choice in enumerate(plan)])
+    def chosen_options(self, plan: Sequence[StageConfig]) -> tuple[HardwareOption, ...]:
+        """Return the hardware option of each stage of a plan."""
+        return tuple([self.stages[index].options[config.option] for index, config in enumerate(plan)])
 
-    def bills(self, plan: Sequence[Choice]) -> tuple[float, ...]:
-        """Return the $ an hour of each stage, where stages share what an instance of theirs does not use."""
-        used = counted(self.options(plan), [choice.replicas for choice in plan])
+    def split_cost(self, plan: Sequence[StageConfig]) -> tuple[float, ...]:
+        """Return the $/h of each stage; stages on shared instances split the unused capacity."""
+        options = self.chosen_options(plan)
+        used = count_by_hardware(options, [config.replicas for config in plan])
+        prices = []
+        for index, (config, option) in enumerate(zip(plan, options, strict=True)):
+            price, size = self.stage_price(index, config), option.replicas_per_instance
+            if size > 1:
+                price = price * option.count_instances(used[option.hardware]) * size / used[option.hardware]
+            prices.append(price)
+        return tuple(prices)
+
+    def is_within_quotas(self, plan: Sequence[StageConfig]) -> bool:
+        """Return whether the first ``len(plan)`` stages respect the quotas."""
+        return not self.quotas or not self.find_quota_violations(plan)
+
+    def find_quota_violations(self, plan: Sequence[StageConfig]) -> tuple[QuotaViolation, ...]:
+        """Return the hardware of which the first ``len(plan)`` stages use more than the quota."""
+        used = count_by_hardware(self.chosen_options(plan), [config.replicas for config in plan])
         return tuple(
-            self.price(index, choice) * option.instances(used[option.hardware]) * option.shared / used[option.hardware]
-            if option.shared > 1
-            else self.price(index, choice)
-            for index, (choice, option) in enumerate(zip(plan, self.options(plan), strict=True))
+            [QuotaViolation(name, used[name], quota) for name, quota in self.quotas if used.get(name, 0) > quota]
         )
 
-    def within_quotas(self, plan: Sequence[Choice]) -> bool:
-        """Whether the first ``len(plan)`` stages keep to the quotas."""
-        return not self.quotas or not self.over_quotas(plan)
 
-    def over_quotas(self, plan: Sequence[Choice]) -> tuple[tuple[str, int, int], ...]:
-        """Return ``(hardware, replicas used, quota)`` where the first ``len(plan)`` stages use more than the quota."""
-        used = counted(self.options(plan), [choice.replicas for choice in plan])
-        return tuple([(name, used[name], most) for name, most in self.quotas if used.get(name, 0) > most])
+def replace_config(plan: Plan, index: int, config: StageConfig) -> Plan:
+    """Return the plan with another configuration of stage ``index``."""
+    return (*plan[:index], config, *plan[index + 1 :])
 
 
-def counted(options: Sequence[Option], replicas: Sequence[int]) -> dict[str, int]:
-    """Return the replicas on each kind of hardware."""
+def count_by_hardware(options: Sequence[HardwareOption], replicas: Sequence[int]) -> dict[str, int]:
+    """Return the number of replicas on each hardware."""
     used: dict[str, int] = {}
     for option, count in zip(options, replicas, strict=True):
         used[option.hardware] = used.get(option.hardware, 0) + count
     return used
 
 
-def hourly(options: Sequence[Option], replicas: Sequence[int]) -> float:
-    """Return the $ an hour of replicas on some hardware: whole instances, on which they stand whatever their stage."""
+def compute_hourly_cost(options: Sequence[HardwareOption], replicas: Sequence[int]) -> float:
+    """Return the $/h of replicas by stage: whole instances, which replicas of any stage share."""
     used: dict[str, int] = {}
     total = 0.0
     for option, count in zip(options, replicas, strict=True):
-        if option.shared == 1:  # the usual case, asked for each node of a search
-            total += count * option.price
+        if option.replicas_per_instance == 1:  # the usual case, evaluated for each node of a search
+            total += count * option.usd_per_hour
             continue
-        before = used.get(option.hardware, 0)
-        used[option.hardware] = before + count
-        more = option.instances(before + count) - option.instances(before)
-        total += more * option.shared * option.price
+        previous = used.get(option.hardware, 0)
+        used[option.hardware] = previous + count
+        added = option.count_instances(previous + count) - option.count_instances(previous)
+        total += added * option.replicas_per_instance * option.usd_per_hour
     return total
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
-    """Seconds that a query cannot avoid before (``above``) and after (``below``) each stage."""
+class UnavoidableTime:
+    """Seconds that a query cannot avoid before (``upstream_s``) and after (``downstream_s``) each stage."""
 
-    above: tuple[float, ...]
-    below: tuple[float, ...]
+    upstream_s: tuple[float, ...]
+    downstream_s: tuple[float, ...]
 
 
-def depths(pipeline: Pipeline, seconds: Sequence[float]) -> Depth:
-    """Return the unavoidable seconds around each stage, if stage ``i`` takes at least ``seconds[i]``.
+def compute_unavoidable_time(pipeline: Pipeline, stage_s: Sequence[float]) -> UnavoidableTime:
+    """Bound the time around each stage, if stage ``i`` takes at least ``stage_s[i]`` seconds.
 
-    A flow that a query may skip counts for nothing below; above, the shortest way in counts unless every query takes a
-    longer one.
+    Downstream, a flow that a query may skip counts as nothing. Upstream, the shortest path to the stage counts, unless
+    every query takes a longer one.
     """
-    above = [0.0] * len(seconds)
-    below = [0.0] * len(seconds)
-    every: list[bool] = []
+    upstream = [0.0] * len(stage_s)
+    downstream = [0.0] * len(stage_s)
+    visits_all: list[bool] = []
     for index, stage in enumerate(pipeline.stages):
-        ways = [
-            (above[edge.parent] + seconds[edge.parent], every[edge.parent] and stage.sure(edge))
+        paths = [
+            (upstream[edge.parent] + stage_s[edge.parent], visits_all[edge.parent] and stage.is_certain(edge))
             for edge in stage.parents
         ]
-        taken = [way for way, certain in ways if certain]
-        above[index] = max(taken) if taken else min((way for way, _ in ways), default=0.0)
-        every.append(bool(taken) or (not ways and stage.share >= 1))
-    for index in range(len(seconds) - 1, -1, -1):
+        certain_paths = [seconds for seconds, is_certain in paths if is_certain]
+        upstream[index] = max(certain_paths) if certain_paths else min((seconds for seconds, _ in paths), default=0.0)
+        visits_all.append(bool(certain_paths) or (not paths and stage.share >= 1))
+    for index in range(len(stage_s) - 1, -1, -1):
         stage = pipeline.stages[index]
         for edge in stage.parents:
-            if stage.sure(edge):
-                below[edge.parent] = max(below[edge.parent], seconds[index] + below[index])
-    return Depth(tuple(above), tuple(below))
+            if stage.is_certain(edge):
+                downstream[edge.parent] = max(downstream[edge.parent], stage_s[index] + downstream[index])
+    return UnavoidableTime(tuple(upstream), tuple(downstream))
 
 
-def service_time(pipeline: Pipeline, seconds: Sequence[float]) -> float:
-    """Return the longest path if stage ``i`` takes ``seconds[i]``, every flow taken."""
+def compute_longest_path(pipeline: Pipeline, stage_s: Sequence[float]) -> float:
+    """Return the seconds of the longest path if stage ``i`` takes ``stage_s[i]`` and every flow is taken."""
     ends: list[float] = []
     for index, stage in enumerate(pipeline.stages):
-        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + seconds[index])
+        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + stage_s[index])
     return max(ends)
 
 
-def table(points: Sequence[tuple[int, float]]) -> Table:
-    """Return the latency by batch size, piecewise linear between the measured points; the first must be batch 1."""
+def interpolate_latency(points: Sequence[tuple[int, float]]) -> FloatArray:
+    """Return seconds by batch size, piecewise linear between measured points; the first must be batch 1."""
     sizes, seconds = zip(*sorted(points), strict=True)
-    result: Table = np.interp(np.arange(sizes[-1] + 1), sizes, seconds)
-    result[0] = 0.0
-    return result
+    latency_s: FloatArray = np.interp(np.arange(sizes[-1] + 1), sizes, seconds)
+    latency_s[0] = 0.0
+    return latency_s
 
 
-def needed(rate: float, throughput: float) -> int:
-    """Return the least replicas that serve ``rate`` queries a second."""
+def count_required_replicas(rate: float, throughput: float) -> int:
+    """Return the least replicas that serve ``rate`` queries per second."""
     return max(1, math.ceil(rate / throughput - 1e-9))

@@ -1,12 +1,13 @@
-"""What a replica costs an hour: what the spec says, or its share of an instance type of the catalog."""
+"""Price of a replica: from the spec, or its fraction of an instance type of a price list or the catalog."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unfold_pipeline.schema.models import Hardware, PipelineSpec
-from unfoldkit.api import Run, UnfoldError, fail
+from unfold_pipeline.schema.hardware import Hardware
+from unfoldkit.api import Run, UnfoldError, user_error
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.catalog.cache import cached
 from unfoldkit.catalog.instances import Catalog
@@ -14,47 +15,47 @@ from unfoldkit.catalog.price_lists import read_prices
 
 
 @dataclass(frozen=True, slots=True)
-class Priced:
-    """The $ an hour of one replica, and where that is from."""
+class ReplicaPrice:
+    """The $/h of one replica, and the source of the price in words."""
 
-    price: float
+    usd_per_hour: float
     source: str
 
 
-def prices(spec: PipelineSpec, run: Run) -> dict[str, Priced]:
-    """Return the price of a replica on each kind of hardware; a price in the spec wins.
+def price_hardware(
+    hardware: Mapping[str, Hardware], region: str, price_list: str | None, run: Run
+) -> dict[str, ReplicaPrice]:
+    """Return the price of a replica on each hardware.
+
+    Prices in the spec go first, then those of ``price_list``, then downloaded and bundled prices of the catalog.
 
     Raises:
-        UnfoldError: an instance type, or its price, is not known.
+        UnfoldError: an instance type or its price is unknown.
     """
-    if spec.prices is None and all(item.price is not None for item in spec.hardware.values()):
-        return {name: Priced(item.price or 0.0, "spec") for name, item in spec.hardware.items()}
-    kept = cached(Path(run.options["cache"]), spec.region) if "cache" in run.options else None
-    own = read_prices(run.path(spec.prices, key="prices"), spec.region) if spec.prices else None
-    found = catalog(spec.region, *(book for book in (own, kept) if book is not None))
-    return {name: _priced(name, item, found, spec.region) for name, item in spec.hardware.items()}
+    if price_list is None and all(kind.price is not None for kind in hardware.values()):
+        return {name: ReplicaPrice(kind.price or 0.0, "spec") for name, kind in hardware.items()}
+    downloaded = cached(Path(run.options["cache"]), region) if "cache" in run.options else None
+    listed = read_prices(run.path(price_list, key="prices"), region) if price_list else None
+    instances = catalog(region, *(book for book in (listed, downloaded) if book is not None))
+    return {name: _price_replica(name, kind, instances, region) for name, kind in hardware.items()}
 
 
-def _priced(name: str, item: Hardware, found: Catalog, region: str) -> Priced:
-    if item.price is not None:
-        return Priced(item.price, "spec")
-    kind = item.instance or name
+def _price_replica(name: str, hardware: Hardware, instances: Catalog, region: str) -> ReplicaPrice:
+    if hardware.price is not None:
+        return ReplicaPrice(hardware.price, "spec")
+    type_name = hardware.instance or name
     try:
-        known = found.find(kind)
+        instance = instances.find(type_name)
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"hardware.{name}", hint=problem.hint) from error
-    price = known.spot if item.spot else known.on_demand
+        raise user_error(problem.message, key=f"hardware.{name}", hint=problem.hint) from error
+    price = instance.spot if hardware.spot else instance.on_demand
     if price is None:
-        what = "spot price" if item.spot else "price"
-        raise fail(f"the {what} of {kind} in {region} is not known", key=f"hardware.{name}", hint="price: $1/h")
-    market = "spot" if item.spot else "on demand"
-    part = f" for {item.per_instance} replicas" if item.per_instance > 1 else ""
-    # a list of the user's has no date: that of its file changes with every copy, and a committed plan would drift
-    source = " of ".join(part for part in known.origin(spot=item.spot) if part)
-    return Priced(price / item.per_instance, f"{kind} {market} ${price:g}/h{part}, {source}")
-
-
-def line(found: dict[str, Priced]) -> str:
-    """Return where the prices are from, for the report."""
-    return " · ".join(f"{name} ${item.price:.4g}/h ({item.source})" for name, item in found.items())
+        kind = "spot price" if hardware.spot else "price"
+        message = f"the {kind} of {type_name} in {region} is not known"
+        raise user_error(message, key=f"hardware.{name}", hint="price: $1/h")
+    market = "spot" if hardware.spot else "on demand"
+    fraction = f" for {hardware.per_instance} replicas" if hardware.per_instance > 1 else ""
+    # a user's price list carries no date: its file date changes with every copy, and a committed plan would drift
+    origin = " of ".join(part for part in instance.origin(spot=hardware.spot) if part)
+    return ReplicaPrice(price / hardware.per_instance, f"{type_name} {market} ${price:g}/h{fraction}, {origin}")

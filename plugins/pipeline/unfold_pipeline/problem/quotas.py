@@ -1,4 +1,4 @@
-"""Replica counts in time that keep to the quotas of hardware over all stages, and the fluid queue that raises them."""
+"""Quotas over time: replica counts of all stages within the quotas, and the fluid queue that raises them."""
 
 from __future__ import annotations
 
@@ -7,124 +7,133 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfoldkit.jit import compiled
 
-Counts = NDArray[np.int64]
-Rates = NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """``group`` is the number of the quota that each stage of a plan is under (-1: none), ``most`` the quotas.
+class QuotaLimits:
+    """The quotas that the stages of a plan compete for.
 
-    ``planned`` replicas of each stage are within the quotas, and no stage is given fewer if it wants them.
+    Attributes:
+        group: index of the quota of each stage, -1 for none; shape (stages,).
+        quota: maximum replicas of each quota; shape (quotas,).
+        planned: replicas of each stage in the plan, which are within the quotas; no stage that wants them gets fewer.
     """
 
-    group: Counts
-    most: Counts
-    planned: Counts
+    group: CountArray
+    quota: CountArray
+    planned: CountArray
 
-    def shared(self, wanted: Sequence[int]) -> tuple[int, ...]:
-        """Return what each stage gets of what it wants: what was planned, the rest where the smallest share is."""
-        return tuple(int(count) for count in self.held(np.array([wanted], dtype=np.int64))[0])
+    def share_replicas(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """Return what each stage gets: its planned replicas, then more where the smallest fraction is met."""
+        return tuple(int(count) for count in self.limit_counts(np.array([wanted], dtype=np.int64))[0])
 
-    def held(self, wanted: Counts) -> Counts:
-        """Return what each stage gets, shape (seconds, stages)."""
+    def limit_counts(self, wanted: CountArray) -> CountArray:
+        """Return what each stage gets at each second, shape (seconds, stages)."""
         result = np.ascontiguousarray(wanted).copy()
-        if self.most.size:
-            _hold(result, self.group, self.most, self.planned)
+        if self.quota.size:
+            _limit_counts(result, self.group, self.quota, self.planned)
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class Fluid:
-    """A fluid queue of each stage: items a second that come and that one replica serves, shapes (seconds, stages).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluidQueue:
+    """A fluid queue per stage.
 
-    ``start`` replicas are there at first; an order serves ``steps`` seconds later, and a stage gets ``most``.
+    Attributes:
+        arrival_rates: items that arrive per second, shape (seconds, stages).
+        service_rates: items per second that one replica serves, shape (seconds, stages).
+        start_replicas: replicas at first, shape (stages,).
+        delay_ticks: seconds from ordering a replica until it serves.
+        max_replicas: maximum replicas of a stage.
     """
 
-    came: Rates
-    mu: Rates
-    start: Counts
-    steps: int
-    most: int
+    arrival_rates: FloatArray
+    service_rates: FloatArray
+    start_replicas: CountArray
+    delay_ticks: int
+    max_replicas: int
 
-    def raised(self, wanted: Counts, limits: Limits) -> Counts:
-        """Return targets, within the limits, that empty the queues two seconds after an order serves."""
-        result = np.ascontiguousarray(wanted).copy()
-        own = (np.ascontiguousarray(self.mu), self.start, self.steps, self.most)
-        _raise(result, self.came, *own, limits.group, limits.most, limits.planned)
+    def raise_targets(self, targets: CountArray, limits: QuotaLimits) -> CountArray:
+        """Return targets, within the quotas, that empty the queues two seconds after an order serves."""
+        result = np.ascontiguousarray(targets).copy()
+        rates = np.ascontiguousarray(self.service_rates)
+        _raise_targets(
+            result, self.arrival_rates, rates, self.start_replicas, self.delay_ticks, self.max_replicas,
+            limits.group, limits.quota, limits.planned,
+        )  # fmt: skip
         return result
 
 
-def limits(pipeline: Pipeline, plan: Plan) -> Limits:
-    """Return the quotas that the stages of a plan, or the first stages of one, are under."""
-    names = [option.hardware for option in pipeline.options(plan)]
-    places = {name: index for index, (name, _) in enumerate(pipeline.quotas)}
-    group = np.array([places.get(name, -1) for name in names], dtype=np.int64)
-    planned = np.array([choice.replicas for choice in plan], dtype=np.int64)
-    return Limits(group, np.array([most for _, most in pipeline.quotas], dtype=np.int64), planned)
+def build_quota_limits(pipeline: Pipeline, plan: Plan) -> QuotaLimits:
+    """Return the quotas that apply to the stages of a plan, or to its first stages."""
+    names = [option.hardware for option in pipeline.chosen_options(plan)]
+    indices = {name: index for index, (name, _) in enumerate(pipeline.quotas)}
+    group = np.array([indices.get(name, -1) for name in names], dtype=np.int64)
+    planned = np.array([config.replicas for config in plan], dtype=np.int64)
+    return QuotaLimits(group, np.array([quota for _, quota in pipeline.quotas], dtype=np.int64), planned)
 
 
-def units(pipeline: Pipeline, plan: Plan) -> int | None:
-    """Return how often one replica of each stage fits into the quotas; ``None`` if there is none on its hardware."""
-    found = limits(pipeline, plan)
-    stages = np.bincount(found.group[found.group >= 0], minlength=found.most.size)
-    return min((int(most // count) for most, count in zip(found.most, stages, strict=True) if count), default=None)
+def count_units_in_quotas(pipeline: Pipeline, plan: Plan) -> int | None:
+    """Return how often one replica of each stage fits into the quotas; ``None`` where no quota applies."""
+    limits = build_quota_limits(pipeline, plan)
+    stages = np.bincount(limits.group[limits.group >= 0], minlength=limits.quota.size)
+    return min((int(quota // count) for quota, count in zip(limits.quota, stages, strict=True) if count), default=None)
 
 
 @compiled
-def _share(row: Counts, group: Counts, most: Counts, planned: Counts) -> None:
-    for number in range(most.size):
+def _share_replicas(row: CountArray, group: CountArray, quota: CountArray, planned: CountArray) -> None:
+    for number in range(quota.size):
         wanted = np.where(group == number, row, 0)
-        if wanted.sum() <= most[number]:
+        if wanted.sum() <= quota[number]:
             continue
-        left = most[number]
+        remaining = quota[number]
         for stage in range(row.size):
             if group[stage] == number:
                 row[stage] = min(row[stage], planned[stage])
-                left -= row[stage]
-        while left > 0:
-            least, at = math.inf, -1
+                remaining -= row[stage]
+        while remaining > 0:
+            min_fraction, neediest = math.inf, -1
             for stage in range(row.size):
-                if group[stage] == number and row[stage] < wanted[stage] and row[stage] / wanted[stage] < least:
-                    least, at = row[stage] / wanted[stage], stage
-            row[at] += 1
-            left -= 1
+                if group[stage] == number and row[stage] < wanted[stage] and row[stage] / wanted[stage] < min_fraction:
+                    min_fraction, neediest = row[stage] / wanted[stage], stage
+            row[neediest] += 1
+            remaining -= 1
 
 
 @compiled
-def _hold(counts: Counts, group: Counts, most: Counts, planned: Counts) -> None:
+def _limit_counts(counts: CountArray, group: CountArray, quota: CountArray, planned: CountArray) -> None:
     for tick in range(counts.shape[0]):
-        _share(counts[tick], group, most, planned)
+        _share_replicas(counts[tick], group, quota, planned)
 
 
 @compiled
-def _raise(
-    targets: Counts,
-    came: Rates,
-    mu: Rates,
-    start: Counts,
-    steps: int,
-    cap: int,
-    group: Counts,
-    most: Counts,
-    planned: Counts,
+def _raise_targets(
+    targets: CountArray,
+    arrival_rates: FloatArray,
+    service_rates: FloatArray,
+    start_replicas: CountArray,
+    delay_ticks: int,
+    max_replicas: int,
+    group: CountArray,
+    quota: CountArray,
+    planned: CountArray,
 ) -> None:
     ticks, stages = targets.shape
-    given = np.empty((ticks + steps + 1, stages), dtype=np.int64)
-    given[:] = start
+    serving = np.empty((ticks + delay_ticks + 1, stages), dtype=np.int64)
+    serving[:] = start_replicas
     backlog = np.zeros(stages)
     for tick in range(ticks):
         for stage in range(stages):
-            rate, work = came[tick, stage], mu[tick, stage]
-            backlog[stage] = max(0.0, backlog[stage] + rate - given[tick, stage] * work)
-            ahead = backlog[stage] + steps * (rate - given[tick, stage] * work) if backlog[stage] > work else 0.0
-            if ahead > work * targets[tick, stage]:
-                need = math.ceil(ahead / (2.0 * work) + rate / work)
-                targets[tick, stage] = min(cap, max(targets[tick, stage], need))
-        _share(targets[tick], group, most, planned)
-        given[tick + steps] = targets[tick]
+            rate, work = arrival_rates[tick, stage], service_rates[tick, stage]
+            growth = rate - serving[tick, stage] * work
+            backlog[stage] = max(0.0, backlog[stage] + rate - serving[tick, stage] * work)
+            expected = backlog[stage] + delay_ticks * growth if backlog[stage] > work else 0.0
+            if expected > work * targets[tick, stage]:
+                required = math.ceil(expected / (2.0 * work) + rate / work)
+                targets[tick, stage] = min(max_replicas, max(targets[tick, stage], required))
+        _share_replicas(targets[tick], group, quota, planned)
+        serving[tick + delay_ticks] = targets[tick]

@@ -1,4 +1,4 @@
-"""A sample of the traffic: arrival times, and which stages every query visits, fixed once for all plans."""
+"""A sample of the traffic: arrival times, and the stages that every query visits, fixed once for all plans."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_pipeline._types import BoolArray, CountArray, FloatArray, IndexArray
 from unfold_pipeline.problem.pipeline import Pipeline, Stage
 
-Times = NDArray[np.float64]
-Items = NDArray[np.int32]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Visits:
-    """The items of one stage, numbered by query (and, of one query, by parent item).
+    """The items of one stage, numbered by query and, within a query, by parent item.
 
-    ``owner`` is the query of each item, ``origin`` its arrival in s. ``first`` and ``count`` hold, for a parent, the
-    children of each of its items; ``same`` says that the items are those of the only parent, one to one, and ``single``
-    that no query has two items here.
+    Attributes:
+        query: query of each item, shape (items,).
+        origin_s: arrival time of each item's query, shape (items,).
+        first_child: by parent stage: first item here of each parent item, shape (parent items,).
+        child_count: by parent stage: items here of each parent item, shape (parent items,).
+        matches_parent: whether the items are those of the only parent, one to one.
+        is_unique: whether no query has two items here.
     """
 
-    owner: Items
-    origin: Times
-    first: Mapping[int, Items]
-    count: Mapping[int, Items]
-    same: bool = False
-    single: bool = True
+    query: IndexArray
+    origin_s: FloatArray
+    first_child: Mapping[int, IndexArray]
+    child_count: Mapping[int, IndexArray]
+    matches_parent: bool = False
+    is_unique: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Arrivals in s, sorted, and the visits of each stage."""
+    """Sorted arrival times in seconds, and the visits of each stage."""
 
-    arrivals: Times
+    arrivals: FloatArray
     visits: tuple[Visits, ...]
 
     @property
@@ -45,135 +46,157 @@ class Sample:
 
     @property
     def rate(self) -> float:
-        """Queries a second over the span of the sample."""
+        """Queries per second over the span of the sample."""
         return self.size / max(float(self.arrivals[-1] - self.arrivals[0]), 1e-9)
 
     def share(self, stage: int) -> float:
-        """Return the items of a stage for each query of the pipeline: the scale factor of InferLine."""
-        return float(self.visits[stage].owner.size) / self.size
+        """Return the items of a stage per query of the pipeline: the scale factor of InferLine."""
+        return float(self.visits[stage].query.size) / self.size
 
 
-def draw(
-    pipeline: Pipeline, arrivals: Times, rng: np.random.Generator, table: NDArray[np.int64] | None = None
+def draw_sample(
+    pipeline: Pipeline, arrivals: FloatArray, rng: np.random.Generator, recorded: CountArray | None = None
 ) -> Sample:
-    """Return a sample with routes drawn edge by edge, or taken row by row (again from the top) of a recorded table.
+    """Return a sample with random or recorded routes.
 
-    ``table`` has shape (rows, stages): how many items of a query come to each stage.
+    Args:
+        pipeline: its edges give the routing probabilities.
+        arrivals: sorted arrival times in seconds, shape (queries,).
+        rng: source of the routes that are not recorded.
+        recorded: items per query and stage, shape (rows, stages); rows repeat from the top where queries are more.
     """
     visits: list[Visits] = []
     for index, stage in enumerate(pipeline.stages):
-        wanted = None if table is None else np.resize(table[:, index], arrivals.size)
-        here = _visits(stage, arrivals, visits, rng, wanted)
-        visits.append(replace(here, single=bool((np.diff(here.owner) > 0).all())))
+        counts = None if recorded is None else np.resize(recorded[:, index], arrivals.size)
+        stage_visits = _draw_visits(stage, arrivals, visits, rng, counts)
+        visits.append(replace(stage_visits, is_unique=bool((np.diff(stage_visits.query) > 0).all())))
     return Sample(arrivals, tuple(visits))
 
 
-def part(sample: Sample, low: int, high: int) -> Sample:
-    """Return the queries from number ``low`` on and before ``high``, at their times and on their ways."""
-    items = [np.searchsorted(visits.owner, [low, high]) for visits in sample.visits]
+def slice_sample(sample: Sample, start: int, stop: int) -> Sample:
+    """Return queries ``start`` to ``stop`` (exclusive) with their times and routes."""
+    bounds = [np.searchsorted(visits.query, [start, stop]) for visits in sample.visits]
     return Sample(
-        sample.arrivals[low:high],
-        tuple(_part(visits, index, items, low) for index, visits in enumerate(sample.visits)),
+        sample.arrivals[start:stop],
+        tuple(_slice_visits(visits, index, bounds, start) for index, visits in enumerate(sample.visits)),
     )
 
 
-def _part(visits: Visits, index: int, items: Sequence[NDArray[np.int64]], low: int) -> Visits:
-    own = slice(*items[index])
-    above = {parent: slice(*items[parent]) for parent in visits.first}
-    first = {parent: visits.first[parent][place] - np.int32(own.start) for parent, place in above.items()}
-    count = {parent: visits.count[parent][place] for parent, place in above.items()}
-    owner = visits.owner[own] - np.int32(low)
-    return replace(visits, owner=owner, origin=visits.origin[own], first=first, count=count)
+def _slice_visits(visits: Visits, index: int, bounds: Sequence[CountArray], start: int) -> Visits:
+    items = slice(*bounds[index])
+    parents = {parent: slice(*bounds[parent]) for parent in visits.first_child}
+    return replace(
+        visits,
+        query=visits.query[items] - np.int32(start),
+        origin_s=visits.origin_s[items],
+        first_child={p: visits.first_child[p][kept] - np.int32(items.start) for p, kept in parents.items()},
+        child_count={p: visits.child_count[p][kept] for p, kept in parents.items()},
+    )
 
 
-def with_recorded(pipeline: Pipeline, table: NDArray[np.int64]) -> Pipeline:
+def cap_shares(pipeline: Pipeline, recorded: CountArray) -> Pipeline:
     """Return the pipeline with no share above that in recorded visits, shape (rows, stages).
 
-    What is written as sure, as a share is where nothing is written, would else be taken as needed by every query.
+    A share of 1, the default, would otherwise let the planner assume that every query needs the stage.
     """
-    return replace(pipeline, stages=tuple(_recorded(stage, i, table) for i, stage in enumerate(pipeline.stages)))
+    return replace(
+        pipeline, stages=tuple(_cap_stage(stage, index, recorded) for index, stage in enumerate(pipeline.stages))
+    )
 
 
-def _recorded(stage: Stage, index: int, table: NDArray[np.int64]) -> Stage:
-    here = table[:, index]
+def _cap_stage(stage: Stage, index: int, recorded: CountArray) -> Stage:
+    counts = recorded[:, index]
     if not stage.parents:
-        return replace(stage, share=min(stage.share, float((here > 0).mean())))
-    joined = len(stage.parents) > 1
-    shares = [min(edge.share, _went_on(table[:, edge.parent], here, joined=joined)) for edge in stage.parents]
+        return replace(stage, share=min(stage.share, float((counts > 0).mean())))
+    is_join = len(stage.parents) > 1
+    shares = [
+        min(edge.share, _measure_share(recorded[:, edge.parent], counts, is_join=is_join)) for edge in stage.parents
+    ]
     edges = tuple(replace(edge, share=share) for edge, share in zip(stage.parents, shares, strict=True))
     return replace(stage, parents=edges)
 
 
-def _went_on(above: NDArray[np.int64], here: NDArray[np.int64], *, joined: bool) -> float:
-    """Return the share of the items above that make one here; where flows join, all of a query make one."""
-    came = np.where(here > 0, above, 0) if joined else np.minimum(above, here)
-    return float(came.sum() / max(1, above.sum()))
+def _measure_share(parent_counts: CountArray, counts: CountArray, *, is_join: bool) -> float:
+    """Return the fraction of parent items with an item here; at a join, all items of a query make one."""
+    passed = np.where(counts > 0, parent_counts, 0) if is_join else np.minimum(parent_counts, counts)
+    return float(passed.sum() / max(1, parent_counts.sum()))
 
 
-def _visits(
-    stage: Stage, arrivals: Times, above: list[Visits], rng: np.random.Generator, wanted: NDArray[np.int64] | None
+def _draw_visits(
+    stage: Stage, arrivals: FloatArray, visits: list[Visits], rng: np.random.Generator, counts: CountArray | None
 ) -> Visits:
     if not stage.parents:
-        return _entered(stage, arrivals, rng, wanted)
+        return _draw_entries(stage, arrivals, rng, counts)
     if len(stage.parents) == 1:
         edge = stage.parents[0]
-        count = _copies(stage, edge.share, above[edge.parent], rng, wanted)
-        return _followed(edge.parent, count, above[edge.parent], arrivals)
-    return _joined(stage, arrivals, above, rng, wanted)
+        copies = _draw_copies(stage, edge.share, visits[edge.parent], rng, counts)
+        return _follow_parent(edge.parent, copies, visits[edge.parent], arrivals)
+    return _join_flows(stage, arrivals, visits, rng, counts)
 
 
-def _entered(stage: Stage, arrivals: Times, rng: np.random.Generator, wanted: NDArray[np.int64] | None) -> Visits:
-    here = rng.random(arrivals.size) < stage.share if wanted is None else wanted > 0
-    copies = np.where(here, 1 if wanted is None else wanted, 0)
-    owner = np.repeat(np.arange(arrivals.size, dtype=np.int32), copies)
-    return Visits(owner, arrivals[owner], {}, {}, same=owner.size == arrivals.size)
+def _draw_entries(stage: Stage, arrivals: FloatArray, rng: np.random.Generator, counts: CountArray | None) -> Visits:
+    enters = rng.random(arrivals.size) < stage.share if counts is None else counts > 0
+    copies = np.where(enters, 1 if counts is None else counts, 0)
+    query = np.repeat(np.arange(arrivals.size, dtype=np.int32), copies)
+    return Visits(
+        query=query,
+        origin_s=arrivals[query],
+        first_child={},
+        child_count={},
+        matches_parent=query.size == arrivals.size,
+    )
 
 
-def _copies(
-    stage: Stage, share: float, parent: Visits, rng: np.random.Generator, wanted: NDArray[np.int64] | None
-) -> Items:
-    if wanted is not None:
-        return _spread(parent.owner, wanted)
-    here = rng.random(parent.owner.size) < share
-    whole = np.floor(stage.fan_out + rng.random(parent.owner.size)) if stage.fan_out != 1 else 1
-    return np.where(here, whole, 0).astype(np.int32)
+def _draw_copies(
+    stage: Stage, share: float, parent: Visits, rng: np.random.Generator, counts: CountArray | None
+) -> IndexArray:
+    if counts is not None:
+        return _distribute_items(parent.query, counts)
+    continues = rng.random(parent.query.size) < share
+    copies = np.floor(stage.fan_out + rng.random(parent.query.size)) if stage.fan_out != 1 else 1
+    return np.where(continues, copies, 0).astype(np.int32)
 
 
-def _spread(owner: Items, wanted: NDArray[np.int64]) -> Items:
-    """Give the items of each query to its parent items as evenly as can be, the first ones taking the rest."""
-    per_query = np.bincount(owner, minlength=wanted.size)
-    rank = np.arange(owner.size) - np.repeat(np.cumsum(per_query) - per_query, per_query)
-    whole, rest = np.divmod(wanted[owner], per_query[owner])
-    return (whole + (rank < rest)).astype(np.int32)
+def _distribute_items(query: IndexArray, counts: CountArray) -> IndexArray:
+    """Distribute the items of each query evenly over its parent items; the first ones take the remainder."""
+    per_query = np.bincount(query, minlength=counts.size)
+    rank = np.arange(query.size) - np.repeat(np.cumsum(per_query) - per_query, per_query)
+    quotient, remainder = np.divmod(counts[query], per_query[query])
+    return (quotient + (rank < remainder)).astype(np.int32)
 
 
-def _followed(parent: int, count: Items, above: Visits, arrivals: Times) -> Visits:
-    first = (np.cumsum(count) - count).astype(np.int32)
-    owner = np.repeat(above.owner, count)
-    same = bool((count == 1).all())
-    return Visits(owner, arrivals[owner], {parent: first}, {parent: count}, same=same)
+def _follow_parent(parent: int, copies: IndexArray, parent_visits: Visits, arrivals: FloatArray) -> Visits:
+    query = np.repeat(parent_visits.query, copies)
+    return Visits(
+        query=query,
+        origin_s=arrivals[query],
+        first_child={parent: (np.cumsum(copies) - copies).astype(np.int32)},
+        child_count={parent: copies},
+        matches_parent=bool((copies == 1).all()),
+    )
 
 
-def _joined(
-    stage: Stage,
-    arrivals: Times,
-    above: list[Visits],
-    rng: np.random.Generator,
-    wanted: NDArray[np.int64] | None,
+def _join_flows(
+    stage: Stage, arrivals: FloatArray, visits: list[Visits], rng: np.random.Generator, counts: CountArray | None
 ) -> Visits:
-    """A query comes here if any of its flows leads here, and waits for all that do."""
-    taken = {edge.parent: _taken(edge.share, above[edge.parent], arrivals.size, rng, wanted) for edge in stage.parents}
-    here = np.any(list(taken.values()), axis=0)
-    owner = np.flatnonzero(here).astype(np.int32)
-    number = np.cumsum(here) - 1
-    first = {parent: number[above[parent].owner].astype(np.int32) for parent in taken}
-    count = {parent: flow[above[parent].owner].astype(np.int32) for parent, flow in taken.items()}
-    return Visits(owner, arrivals[owner], first, count)
+    """A query reaches a join if any of its flows leads there, and waits for all that do."""
+    flows = {
+        edge.parent: _draw_flow(edge.share, visits[edge.parent], arrivals.size, rng, counts) for edge in stage.parents
+    }
+    reaches = np.any(list(flows.values()), axis=0)
+    query = np.flatnonzero(reaches).astype(np.int32)
+    number = np.cumsum(reaches) - 1
+    return Visits(
+        query=query,
+        origin_s=arrivals[query],
+        first_child={parent: number[visits[parent].query].astype(np.int32) for parent in flows},
+        child_count={parent: flow[visits[parent].query].astype(np.int32) for parent, flow in flows.items()},
+    )
 
 
-def _taken(
-    share: float, above: Visits, size: int, rng: np.random.Generator, wanted: NDArray[np.int64] | None
-) -> NDArray[np.bool_]:
-    flow = np.zeros(size, dtype=np.bool_)
-    flow[above.owner] = rng.random(above.owner.size) < share if wanted is None else wanted[above.owner] > 0
+def _draw_flow(
+    share: float, parent: Visits, queries: int, rng: np.random.Generator, counts: CountArray | None
+) -> BoolArray:
+    flow = np.zeros(queries, dtype=np.bool_)
+    flow[parent.query] = rng.random(parent.query.size) < share if counts is None else counts[parent.query] > 0
     return flow

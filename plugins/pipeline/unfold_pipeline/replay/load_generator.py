@@ -1,4 +1,4 @@
-"""Play a trace, open loop, against the running pipeline, and lay what was measured beside the estimate."""
+"""An open-loop load generator: play a trace against the running pipeline and measure the latency of each query."""
 
 from __future__ import annotations
 
@@ -8,156 +8,194 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.replica_schedule import TICK, Step
+from unfold_pipeline._types import FloatArray, RowArray
+from unfold_pipeline.estimator.replica_schedule import TICK_S, ScalingState
 from unfold_pipeline.problem.pipeline import Pipeline
-from unfold_pipeline.problem.quotas import Limits
-from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import Sample
-from unfold_pipeline.runtime.local import Running
-from unfold_pipeline.runtime.model_loader import Rows
-from unfold_pipeline.runtime.scheduler_priority import prompt
-from unfold_pipeline.runtime.stage import Batch, Query, clock
+from unfold_pipeline.runtime.affinity import shorten_time_slice
+from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.stage import CompletedBatch, Query, read_clock
+from unfold_pipeline.tuner.calibration import ScalingRule
 
-Times = NDArray[np.float64]
-LOOK_S = 0.1
+POLL_INTERVAL_S = 0.1
+START_DELAY_S = 0.05
+QUERIES_PER_PROGRESS = 64
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Tuner:
-    """The rule in charge of replicas and batches, told all arrivals until a second, and the quotas it is held to."""
+class LiveTuner:
+    """The scaling rule in charge, and the quotas that limit it."""
 
-    rule: Callable[[Times, float], Step]
-    limits: Limits
+    rule: ScalingRule
+    limits: QuotaLimits
+
+    def adjust(self, runtime: PipelineRuntime, arrivals: FloatArray, now_s: float) -> None:
+        """Let the rule change replicas and batch sizes; ``arrivals`` are all until ``now_s``, in seconds."""
+        if arrivals.size:
+            self.apply_targets(runtime, self.rule(arrivals, float(math.floor(now_s))))
+
+    def apply_targets(self, runtime: PipelineRuntime, targets: ScalingState) -> None:
+        """Set the targets of a rule, within the quotas."""
+        for stage, count in enumerate(self.limits.share_replicas(targets.replicas)):
+            runtime.set_target(stage, count, targets.batches[stage])
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Seconds of each query from its arrival in the trace (inf: no answer), and what the stages counted.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredTrace:
+    """A trace that was played against running replicas.
 
-    ``timeline`` holds the time in s and the replicas of each stage that serve, with their largest batch: each second,
-    and when they change. ``batches`` are those that were served, from the first arrival's clock on, where the engine
-    tells of them.
+    Attributes:
+        latencies: seconds of each query from its arrival in the trace; infinite without an answer.
+        sender_lateness_s: the greatest delay of the load generator.
+        replaced: replicas that died and were replaced.
+        final_replicas: replicas of each stage at the end.
+        timeline: replicas and batch sizes that serve, each second and when they change.
+        shed: number of queries that were shed.
+        batches: answered batches, their start relative to the trace; empty if the engine does not report them.
     """
 
-    latencies: Times
-    lateness: float
+    latencies: FloatArray
+    sender_lateness_s: float
     replaced: int
-    last: tuple[int, ...]
-    timeline: tuple[tuple[float, Step], ...] = ()
+    final_replicas: tuple[int, ...]
+    timeline: tuple[tuple[float, ScalingState], ...] = ()
     shed: int = 0
-    batches: tuple[Batch, ...] = ()
+    batches: tuple[CompletedBatch, ...] = ()
 
     @property
     def lost(self) -> int:
-        """Queries that were never answered, though nobody refused them."""
+        """Queries without an answer that were not shed."""
         return int(np.isinf(self.latencies).sum()) - self.shed
 
 
-async def drive(
-    runtime: Running,
+async def play_trace(
+    runtime: PipelineRuntime,
     pipeline: Pipeline,
     sample: Sample,
-    rows: Rows,
-    tuner: Tuner | None,
+    rows: RowArray,
+    tuner: LiveTuner | None,
     progress: Progress,
-    patience: float = math.inf,
-) -> Measured:
+    deadline_s: float = math.inf,
+) -> MeasuredTrace:
     """Send each query at its time, whatever became of those before, and wait for all answers.
 
-    Latency counts from the arrival in the trace, so that a sender that is late itself hides nothing. A query that
-    cannot be answered within ``patience`` seconds of it is shed.
-    """
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-    latencies = np.full(sample.size, np.inf)
-    left, shed = sample.size, 0
-    waiting: dict[int, Query] = {}
-    way = routes(pipeline, sample)
-    began = clock() + 0.05
-    batches: list[Batch] = []
-    runtime.listen(batches.append)
+    Latency counts from the arrival in the trace, so a late sender hides nothing.
 
-    def finished(number: int, answers: dict[str, object] | None) -> None:
-        nonlocal left, shed
-        query = waiting.pop(number, None)
+    Args:
+        runtime: the running pipeline.
+        pipeline: its stages.
+        sample: arrivals and routes.
+        rows: inputs, which queries use in turn; shape (rows, features).
+        tuner: the rule that changes replicas, if any.
+        progress: receives the number of queries sent.
+        deadline_s: a query that cannot be answered within this time is shed.
+    """
+    player = _TracePlayer(runtime, pipeline, sample, rows, progress, deadline_s)
+    return await player.play(tuner)
+
+
+# not frozen: answers arrive over time
+@dataclass(slots=True)
+class _TracePlayer:
+    runtime: PipelineRuntime
+    pipeline: Pipeline
+    sample: Sample
+    rows: RowArray
+    progress: Progress
+    deadline_s: float
+    start_s: float = 0.0
+    latencies: FloatArray = field(init=False)
+    open_queries: int = field(init=False)
+    shed: int = 0
+    in_flight: dict[int, Query] = field(default_factory=dict)
+    timeline: list[tuple[float, ScalingState]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.latencies = np.full(self.sample.size, np.inf)
+        self.open_queries = self.sample.size
+
+    async def play(self, tuner: LiveTuner | None) -> MeasuredTrace:
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+        routes = build_routes(self.pipeline, self.sample)
+        self.start_s = read_clock() + START_DELAY_S
+        batches: list[CompletedBatch] = []
+        self.runtime.subscribe(batches.append)
+        monitor = asyncio.create_task(self._monitor_replicas(tuner))
+
+        def send_query(number: int) -> None:
+            query = Query(
+                self.rows[number % len(self.rows)],
+                routes,
+                number,
+                functools.partial(self._record_answer, finished, number),
+                due_s=self.start_s + self.sample.arrivals[number] + self.deadline_s,
+            )
+            self.in_flight[number] = query
+            self.runtime.submit(query)
+            if number % QUERIES_PER_PROGRESS == 0:
+                self.progress("replay", number, self.sample.size)
+
+        def schedule_send(number: int) -> None:
+            loop.call_soon_threadsafe(send_query, number)
+
+        lateness_s = await asyncio.to_thread(_keep_time, self.start_s + self.sample.arrivals, schedule_send)
+        await finished
+        monitor.cancel()
+        # if the rule failed, it was not in charge until the end, and the figures do not describe it
+        with contextlib.suppress(asyncio.CancelledError):
+            await monitor
+        return MeasuredTrace(
+            latencies=self.latencies,
+            sender_lateness_s=lateness_s,
+            replaced=self.runtime.count_replaced(),
+            final_replicas=self.runtime.serving_replicas(),
+            timeline=tuple(self.timeline),
+            shed=self.shed,
+            batches=tuple(replace(batch, start_s=batch.start_s - self.start_s) for batch in batches),
+        )
+
+    def _record_answer(self, finished: asyncio.Future[None], number: int, answers: dict[str, object] | None) -> None:
+        query = self.in_flight.pop(number, None)
         if query is None:
             return
         if answers is not None:
-            latencies[number] = clock() - began - sample.arrivals[number]
-        left, shed = left - 1, shed + query.shed
-        if left == 0:
-            done.set_result(None)
+            self.latencies[number] = read_clock() - self.start_s - self.sample.arrivals[number]
+        self.open_queries, self.shed = self.open_queries - 1, self.shed + query.is_shed
+        if self.open_queries == 0:
+            finished.set_result(None)
 
-    seen: list[tuple[float, Step]] = []
-    watch = asyncio.create_task(_watch(runtime, tuner, sample.arrivals, began, seen))
-
-    def send(number: int) -> None:
-        due = began + sample.arrivals[number] + patience
-        query = Query(rows[number % len(rows)], way, number, functools.partial(finished, number), due=due)
-        waiting[number] = query
-        runtime.submit(query)
-        if number % 64 == 0:
-            progress("replay", number, sample.size)
-
-    def tell(number: int) -> None:
-        loop.call_soon_threadsafe(send, number)
-
-    late = await asyncio.to_thread(_keep_time, began + sample.arrivals, tell)
-    await done
-    watch.cancel()
-    # a rule that failed on the way was not in charge to the end, and the figures are not its own
-    with contextlib.suppress(asyncio.CancelledError):
-        await watch
-    heard = tuple(replace(batch, began=batch.began - began) for batch in batches)
-    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen), shed, heard)
+    async def _monitor_replicas(self, tuner: LiveTuner | None) -> None:
+        """Record how many replicas serve with which batch sizes, and let the rule change them each second."""
+        last_decision_s = -math.inf
+        arrivals = self.sample.arrivals
+        while True:
+            now_s = read_clock() - self.start_s
+            state = ScalingState(self.runtime.serving_replicas(), self.runtime.batch_sizes())
+            if not self.timeline or self.timeline[-1][1] != state or now_s - self.timeline[-1][0] >= TICK_S:
+                self.timeline.append((now_s, state))
+            if tuner is not None and math.floor(now_s) > last_decision_s:
+                last_decision_s = math.floor(now_s)
+                tuner.adjust(self.runtime, arrivals[: int(np.searchsorted(arrivals, now_s))], now_s)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
-    """Tell the number of each moment when it has come; return the greatest delay in seconds.
+def _keep_time(moments_s: FloatArray, schedule_send: Callable[[int], object]) -> float:
+    """Call ``schedule_send`` with the number of each moment when it comes; return the greatest delay in seconds.
 
-    In a thread of its own: the timers of an event loop are coarser than a millisecond.
+    It runs in its own thread, because the timers of an event loop are coarser than a millisecond.
     """
-    prompt()
-    late = 0.0
-    for number, moment in enumerate(moments.tolist()):
-        time.sleep(max(0.0, moment - clock()))
-        late = max(late, clock() - moment)
-        tell(number)
-    return late
-
-
-async def _watch(
-    runtime: Running,
-    tuner: Tuner | None,
-    arrivals: Times,
-    began: float,
-    seen: list[tuple[float, Step]],
-) -> None:
-    """Note how many replicas serve, in which batches, and let the rule change each second how many there should be."""
-    second = -math.inf
-    while True:
-        now, step = clock() - began, Step(runtime.serving(), runtime.batches())
-        if not seen or seen[-1][1] != step or now - seen[-1][0] >= TICK:
-            seen.append((now, step))
-        if tuner is not None and math.floor(now) > second:
-            second = math.floor(now)
-            tune(runtime, tuner, arrivals[: int(np.searchsorted(arrivals, now))], now)
-        await asyncio.sleep(LOOK_S)
-
-
-def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
-    """Let the rule change replicas and largest batches; ``past`` are all arrivals until ``now``, in s."""
-    if past.size:
-        order(runtime, tuner.limits, tuner.rule(past, float(math.floor(now))))
-
-
-def order(runtime: Running, limits: Limits, wanted: Step) -> None:
-    """Have a pipeline take on what a rule wants, within the quotas."""
-    for index, count in enumerate(limits.shared(wanted.counts)):
-        runtime.want(index, count, wanted.batches[index])
+    shorten_time_slice()
+    lateness_s = 0.0
+    for number, moment_s in enumerate(moments_s.tolist()):
+        time.sleep(max(0.0, moment_s - read_clock()))
+        lateness_s = max(lateness_s, read_clock() - moment_s)
+        schedule_send(number)
+    return lateness_s

@@ -1,144 +1,174 @@
-"""What a replay should take by the simulator: as profiled, and at the pace at which its own batches were served."""
+"""Predicted latencies of a replay on running replicas: with profiled batch times, and with those that were measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator import batch_jitter
-from unfold_pipeline.estimator.contention import Speed, crowded
-from unfold_pipeline.estimator.replica_schedule import Ledger, Step, as_seen
-from unfold_pipeline.estimator.simulator import carried, length, sized
-from unfold_pipeline.problem import latency_profile
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.estimator.batch_jitter import draw_service_factors
+from unfold_pipeline.estimator.contention import ReplicaChange, SpeedTrace, simulate_contention
+from unfold_pipeline.estimator.replica_schedule import ReplicaSchedule, ScalingState, build_observed_schedule
+from unfold_pipeline.estimator.simulator import build_scaled_server, get_trace_duration, simulate_schedules
+from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.sample import Sample
-from unfold_pipeline.runtime.affinity import dealt
-from unfold_pipeline.runtime.stage import Batch
-from unfoldkit.api import Run
+from unfold_pipeline.runtime.affinity import assign_cores
+from unfold_pipeline.runtime.stage import CompletedBatch
 from unfoldkit.engines.local import available_cores
 from unfoldkit.queueing.stage import STEADY, Server
 
-Times = NDArray[np.float64]
-Seen = Sequence[tuple[float, Step]]
-SAME = 0.05
+SPEED_TOLERANCE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What was replayed: pipeline, plan, sample, the ``patience`` of each stage (None: all wait), pinned replicas.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySetup:
+    """What was replayed.
 
-    ``seen`` are the replicas that served from each time on; empty if those of the plan did.
+    Attributes:
+        pipeline, plan, sample: the stages, their configuration and the trace.
+        deadlines_s: time since arrival after which a query is dropped at each stage; ``None`` if none is dropped.
+        is_pinned: whether local replicas are pinned to cores.
+        is_local: whether all replicas run on this machine.
+        profiles: measured timings by stage.
+        seed: seed of the service-time variability.
+        observed: replicas and batch sizes that served from each time on; empty if those of the plan did.
     """
 
     pipeline: Pipeline
     plan: Plan
     sample: Sample
-    patience: tuple[float, ...] | None = None
-    pinned: bool = False
-    seen: Seen = ()
+    deadlines_s: tuple[float, ...] | None = None
+    is_pinned: bool = False
+    is_local: bool = True
+    profiles: Mapping[str, tuple[BatchTiming, ...]] = field(default_factory=dict)
+    seed: int = 0
+    observed: Sequence[tuple[float, ScalingState]] = ()
 
     @property
-    def most(self) -> int:
-        """The most replicas that served at a time."""
-        planned = sum(choice.replicas for choice in self.plan)
-        return max([planned, *(sum(step.counts) for _, step in self.seen)])
+    def max_replicas(self) -> int:
+        """The maximum number of replicas that served at a time."""
+        planned = sum(config.replicas for config in self.plan)
+        return max([planned, *(sum(state.replicas) for _, state in self.observed)])
 
     @property
-    def ledgers(self) -> list[Ledger]:
-        """The replicas and batches of each stage over time."""
-        end = length(self.sample)
-        return [as_seen(choice.replicas, self.seen, index, end) for index, choice in enumerate(self.plan)]
+    def is_contended(self) -> bool:
+        """Whether more replicas served on this machine than it has cores."""
+        return self.is_local and self.max_replicas > available_cores()
+
+    @property
+    def schedules(self) -> list[ReplicaSchedule]:
+        """The replicas and batch sizes of each stage over time."""
+        end_s = get_trace_duration(self.sample)
+        return [
+            build_observed_schedule(config.replicas, self.observed, index, end_s)
+            for index, config in enumerate(self.plan)
+        ]
+
+    @property
+    def cpu_fractions(self) -> list[float]:
+        """Fraction of its time in which each stage keeps a core busy, as profiled."""
+        timings = [self.profiles.get(stage.name) for stage in self.pipeline.stages]
+        return [profile[0].cpu if profile else 1.0 for profile in timings]
 
 
-def estimate(replay: Replay, run: Run) -> Times:
-    """Return the seconds of each query by the simulator.
+def estimate_latencies(replay: ReplaySetup) -> FloatArray:
+    """Return the simulated seconds of each query.
 
-    Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
+    Batches vary as profiled. If there are more local replicas than cores, they share the cores as their profiles say.
     """
-    factors = [batch_jitter.factors(points, index, run) for index, points in enumerate(_points(replay, run))]
-    if is_crowd(replay, run):
-        return _crowded(replay, _servers(replay, factors), _shares(replay, run), available_cores())
-    return carried(replay.pipeline, replay.sample, replay.plan, replay.ledgers, factors, replay.patience).latencies
+    factors = [
+        draw_service_factors(replay.profiles.get(stage.name), index, replay.seed)
+        for index, stage in enumerate(replay.pipeline.stages)
+    ]
+    if replay.is_contended:
+        return _simulate_on_cores(
+            replay, _build_servers(replay, factors), replay.cpu_fractions, available_cores(), is_pinned=replay.is_pinned
+        )
+    return simulate_schedules(
+        replay.pipeline, replay.sample, replay.plan, replay.schedules, factors, replay.deadlines_s
+    ).latencies
 
 
-def at_its_pace(replay: Replay, speeds: Sequence[Speed], run: Run) -> Times:
-    """Return the seconds of each query by the simulator, with batches that take as long as those of the run did then.
+def estimate_at_measured_speed(replay: ReplaySetup, speeds: Sequence[SpeedTrace]) -> FloatArray:
+    """Return the simulated seconds of each query with batches that take as long as those of the run did.
 
-    How near this comes to what was measured tells of the simulator, how far it is from the estimate of the machine.
+    Its distance to the measurement is the error of the simulator, its distance to the estimate that of the profiles.
     """
-    # what a batch took longer on a replica that stood idle is among its times
-    servers = [replace(item, wake=0.0) for item in _servers(replay, [STEADY] * len(replay.plan))]
-    if is_crowd(replay, run):
-        return _crowded(replay, servers, _shares(replay, run), available_cores(), speeds)
-    # a core for each, so that none waits for one
-    return _crowded(replace(replay, pinned=False), servers, [0.0] * len(replay.plan), replay.most, speeds)
+    # the measured times include the wake-up of idle replicas
+    servers = [replace(server, wake=0.0) for server in _build_servers(replay, [STEADY] * len(replay.plan))]
+    if replay.is_contended:
+        return _simulate_on_cores(
+            replay, servers, replay.cpu_fractions, available_cores(), speeds, is_pinned=replay.is_pinned
+        )
+    # a core for each replica, so that none waits for one
+    return _simulate_on_cores(replay, servers, [0.0] * len(replay.plan), replay.max_replicas, speeds, is_pinned=False)
 
 
-def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[Speed]:
-    """Return how many times its latency each batch took, by stage; empty where the engine tells of no batch.
+def measure_speeds(replay: ReplaySetup, batches: Sequence[CompletedBatch], *, is_contended: bool) -> list[SpeedTrace]:
+    """Return the measured over the planned time of each batch, by stage; empty if no batch was reported.
 
-    A stage where no query came keeps its latency. In a crowd the time is without that in which a replica waited for a
-    core, which is simulated.
+    A stage without a query keeps its planned latency. Under contention, the time in which a replica waited for a core
+    is excluded, because it is simulated.
     """
     if not batches:
         return []
-    options, found = replay.pipeline.options(replay.plan), []
-    for stage, option in zip(replay.pipeline.stages, options, strict=True):
-        own = sorted((item for item in batches if item.stage == stage.name), key=lambda item: item.began)
-        if not own:
-            found.append(Speed(np.zeros(1), np.ones(1)))
+    speeds = []
+    for stage, option in zip(replay.pipeline.stages, replay.pipeline.chosen_options(replay.plan), strict=True):
+        served = sorted((batch for batch in batches if batch.stage == stage.name), key=lambda batch: batch.start_s)
+        if not served:
+            speeds.append(SpeedTrace(np.zeros(1), np.ones(1)))
             continue
-        took = [item.total - (item.waited if crowd else 0.0) for item in own]
-        latency = [float(option.latency[min(item.rows, option.latency.size - 1)]) for item in own]
-        found.append(Speed(np.array([item.began for item in own]), np.array(took) / np.array(latency)))
-    return found
+        seconds = [batch.total_s - (batch.waited_s if is_contended else 0.0) for batch in served]
+        planned = [float(option.latency_s[min(batch.rows, option.max_batch)]) for batch in served]
+        speeds.append(SpeedTrace(np.array([batch.start_s for batch in served]), np.array(seconds) / np.array(planned)))
+    return speeds
 
 
-def slower(replay: Replay, speeds: Sequence[Speed]) -> str:
-    """Return in words how much longer batches took than in the plan; empty if those of each stage are within 5 %."""
-    means = [float(speed.factor.mean()) for speed in speeds]
-    if all(abs(mean - 1) <= SAME for mean in means):
-        return ""
-    named = zip(replay.pipeline.stages, means, strict=True)
-    return "time of a batch over that in the plan: " + " · ".join(f"{stage.name} {mean:.2f}" for stage, mean in named)
+def find_speed_deviations(replay: ReplaySetup, speeds: Sequence[SpeedTrace]) -> list[tuple[str, float]]:
+    """Return the mean speed factor of each stage; empty if all are within 5 % of the plan."""
+    factors = [float(speed.factor.mean()) for speed in speeds]
+    if all(abs(factor - 1) <= SPEED_TOLERANCE for factor in factors):
+        return []
+    return [(stage.name, factor) for stage, factor in zip(replay.pipeline.stages, factors, strict=True)]
 
 
-def _points(replay: Replay, run: Run) -> list[list[latency_profile.Point] | None]:
-    return [latency_profile.stored(stage.name, run) for stage in replay.pipeline.stages]
-
-
-def _shares(replay: Replay, run: Run) -> list[float]:
-    """Return the share of its time in which each stage keeps a core busy, as profiled."""
-    return [points[0].cpu if points else 1.0 for points in _points(replay, run)]
-
-
-def is_crowd(replay: Replay, run: Run) -> bool:
-    """Whether more replicas served on this machine than it has cores."""
-    return run.engine.name == "local" and replay.most > available_cores()
-
-
-def _servers(replay: Replay, factors: Sequence[Times]) -> list[Server]:
-    """Return how each stage serves, as uneven as some factors say."""
-    waits = replay.patience or [math.inf] * len(replay.plan)
+def _build_servers(replay: ReplaySetup, factors: Sequence[FloatArray]) -> list[Server]:
+    """Return each stage as the queueing model takes it, with the given service-time factors."""
+    deadlines_s = replay.deadlines_s or [math.inf] * len(replay.plan)
     return [
-        replace(sized(replay.pipeline, index, choice, ledger), factor=factor, patience=wait)
-        for index, (choice, ledger, factor, wait) in enumerate(
-            zip(replay.plan, replay.ledgers, factors, waits, strict=True)
+        replace(build_scaled_server(replay.pipeline, index, config, schedule), factor=factor, patience=deadline_s)
+        for index, (config, schedule, factor, deadline_s) in enumerate(
+            zip(replay.plan, replay.schedules, factors, deadlines_s, strict=True)
         )
     ]
 
 
-def _crowded(
-    replay: Replay, servers: Sequence[Server], shares: Sequence[float], cores: int, speeds: Sequence[Speed] = ()
-) -> Times:
-    if replay.pinned:
-        kept = dealt([choice.replicas for choice in replay.plan], cores)
-        return crowded(replay.pipeline, replay.sample, servers, shares, cores, kept, speeds=speeds)
+def _simulate_on_cores(
+    replay: ReplaySetup,
+    servers: Sequence[Server],
+    cpu_fractions: Sequence[float],
+    cores: int,
+    speeds: Sequence[SpeedTrace] = (),
+    *,
+    is_pinned: bool,
+) -> FloatArray:
+    pinned_cores = assign_cores([config.replicas for config in replay.plan], cores) if is_pinned else None
     changes = sorted(
-        (when, at, more, size) for at, item in enumerate(replay.ledgers) for when, more, size in item.rows()
+        (change.time_s, stage, change.added, change.max_batch)
+        for stage, schedule in enumerate(replay.schedules)
+        for change in schedule.list_changes()
     )
-    return crowded(replay.pipeline, replay.sample, servers, shares, cores, changes=changes, speeds=speeds)
+    return simulate_contention(
+        replay.pipeline,
+        replay.sample,
+        servers,
+        cpu_fractions,
+        cores,
+        pinned_cores,
+        changes=() if is_pinned else [ReplicaChange(*change) for change in changes],
+        speeds=speeds,
+    )

@@ -1,1 +1,1 @@
-"""Plans as reports, files and other systems' formats."""
+"""Plans and replays as reports, files, and the formats of other serving systems."""

@@ -1,31 +1,134 @@
-"""What a person sees of a plan: tables, figures and sentences."""
+"""The report of a plan: its tables, figures, and what explains it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner.diagnostics import Refused, StageTime
-from unfold_pipeline.planner.frontier import Point
-from unfold_pipeline.planner.planner import Baseline, Outcome
-from unfold_pipeline.problem.pipeline import Plan, counted
-from unfoldkit.api import Cell, Column, Figure, Series, Table
+import numpy as np
+
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.planner.coarse_grained import CoarseBaselines
+from unfold_pipeline.planner.diagnostics import ConfidenceInterval, RejectedSaving, StageTime
+from unfold_pipeline.planner.frontier import FrontierPoint
+from unfold_pipeline.planner.planner import Solution
+from unfold_pipeline.problem.pipeline import Plan, count_by_hardware
+from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.report import sentences
+from unfold_pipeline.report.plan_file import format_decision, hash_samples
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+GREEDY_STEPS_SHOWN = 3
+Lines = tuple[tuple[str, str], ...]
 
 
-def milliseconds(seconds: float) -> str:
-    """Return seconds as text, in ms below ten seconds, with as many digits as matter."""
-    value = seconds * 1e3
-    if value >= 1e4:
-        return f"{seconds:,.1f} s"
-    if 0 < value < 0.1:
-        return f"{value * 1e3:,.3g} µs"
-    return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanAnalysis:
+    """What explains a solution.
+
+    Attributes:
+        frontier: the cheapest plan for other targets.
+        baselines: coarse-grained plans, if any meets the SLO.
+        stage_times: where the time of each stage goes.
+        rejected_savings: plans with one replica less.
+        losses_s: percentile after the loss of a replica by stage; ``None`` for its only one.
+        interval: confidence interval of the percentile.
+        jitter_s: percentile with measured service-time variability, if the plan uses profiles.
+    """
+
+    frontier: tuple[FrontierPoint, ...]
+    baselines: CoarseBaselines | None
+    stage_times: Sequence[StageTime]
+    rejected_savings: Sequence[RejectedSaving]
+    losses_s: Sequence[float | None]
+    interval: ConfidenceInterval
+    jitter_s: float | None
 
 
-def stage_table(judge: Judge, plan: Plan, times: Sequence[StageTime]) -> Table:
-    """Return one row a stage: what it runs on, how full it is, how long it takes, what it costs."""
-    # stages of a cascade may take microseconds, which would all be 0.0 ms
-    unit, each = ("ms", 1e3) if max(time.tail for time in times) >= 1e-3 else ("µs", 1e6)
+def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalysis) -> Report:
+    """Return the report of a plan that meets the SLO."""
+    checker, plan = solution.checker, solution.plan
+    tail_s = checker.tail_latency(plan)
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES,
+        headline=sentences.describe_plan(solution.hourly_cost, checker.slo_s),
+        subtitle=build_subtitle(problem),
+        metrics=build_metrics(solution, tail_s, analysis.baselines),
+        tables=(
+            build_stage_table(checker, plan, analysis.stage_times),
+            build_plan_table(solution, tail_s, analysis.baselines),
+        ),
+        figures=(
+            _build_frontier_figure(analysis.frontier, solution),
+            *_build_stage_figures(checker, analysis.stage_times, plan),
+        ),
+        lines=(*_list_plan_lines(problem, solution, analysis, tail_s), *list_cascade_lines(problem)),
+        next="unfold plan SPEC --replay TRACE",
+        decision=format_decision(checker, plan, solution.hourly_cost, tail_s),
+        provenance={
+            "inputs": {
+                "sample_sha256": hash_samples(checker),
+                "prices": {name: price.source for name, price in problem.prices.items()},
+                **list_cascade_inputs(problem),
+            }
+        },
+    )
+
+
+def build_subtitle(problem: Problem) -> tuple[str, ...]:
+    """Return the facts beside the title: stages, queries, traffic and target."""
+    first = problem.samples[0]
+    gaps = np.diff(first.arrivals)
+    burstiness = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
+    count = sum(sample.size for sample in problem.samples)
+    traffic = f"{len(problem.samples)} samples" if len(problem.samples) > 1 else f"{first.rate:.3g}/s"
+    stages = sentences.describe_stages(len(problem.pipeline.stages))
+    return stages, f"{count:,} queries", traffic, burstiness, sentences.format_slo(problem.slo_s)
+
+
+def list_cascade_lines(problem: Problem) -> Lines:
+    """Return the lines on the cascade behind the stages; none if the spec holds its own stages."""
+    cascade = problem.cascade
+    if cascade is None:
+        return ()
+    lines = [("routes", sentences.describe_routes(cascade.cases, cascade.unit, cascade.run))]
+    if cascade.idle_share:
+        lines.append(("idle", sentences.describe_idle(cascade.idle_share, cascade.unit)))
+    if cascade.estimated_stages:
+        text = sentences.describe_cascade_latency(cascade.estimated_stages, cascade.stage_count, cascade.rows_per_call)
+        lines.append(("latency", text))
+    if cascade.unused_models:
+        lines.append(("unused", sentences.describe_unused_models(cascade.unused_models, cascade.unit)))
+    return tuple(lines)
+
+
+def list_cascade_inputs(problem: Problem) -> Mapping[str, str]:
+    """Return the hash of the cascade's exits that a plan was made from, for its provenance."""
+    return {} if problem.cascade is None else {"exits_sha256": problem.cascade.exits_sha256}
+
+
+def build_metrics(solution: Solution, tail_s: float, baselines: CoarseBaselines | None) -> Mapping[str, Metric]:
+    """Return the figures of a plan."""
+    cost, checker, greedy = solution.hourly_cost, solution.checker, solution.greedy.plan
+    target = f"≤ {sentences.format_latency(checker.slo_s)}"
+    greedy_cost = checker.pipeline.cost(greedy) if greedy else None
+    peak_ratio = baselines.peak.hourly_cost / cost if baselines and cost else None
+    return {
+        "cost_per_hour": Metric(cost, "$/h"),
+        "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=tail_s <= checker.slo_s),
+        "gap_percent": Metric(solution.gap * 100, "%"),
+        "greedy_excess_percent": Metric((greedy_cost / cost - 1) * 100 if greedy_cost and cost else None, "%"),
+        "coarse_peak_ratio": Metric(peak_ratio, "x"),
+    }
+
+
+def build_stage_table(checker: SloChecker, plan: Plan, times: Sequence[StageTime]) -> Table:
+    """Return a row per stage: its configuration, load, times and price."""
+    # stages of a cascade may take microseconds, which would all round to 0.0 ms
+    unit, per_second = ("ms", 1e3) if max(time.p99_s for time in times) >= 1e-3 else ("µs", 1e6)
     columns = (
         Column("stage"),
         Column("hardware"),
@@ -37,135 +140,152 @@ def stage_table(judge: Judge, plan: Plan, times: Sequence[StageTime]) -> Table:
         Column("price", "$/h", 2),
     )
     rows: list[tuple[Cell, ...]] = []
-    bills = judge.pipeline.bills(plan)
-    for stage, choice, time, price in zip(judge.pipeline.stages, plan, times, bills, strict=True):
-        shown = (time.load * 100, time.tail * each, time.waiting * each, price)
-        rows.append((stage.name, stage.options[choice.option].hardware, choice.batch, choice.replicas, *shown))
+    prices = checker.pipeline.split_cost(plan)
+    for stage, config, time, price in zip(checker.pipeline.stages, plan, times, prices, strict=True):
+        configuration = (stage.options[config.option].hardware, config.batch, config.replicas)
+        measures = (time.load * 100, time.p99_s * per_second, time.waiting_s * per_second, price)
+        rows.append((stage.name, *configuration, *measures))
     return Table("stages", columns, tuple(rows))
 
 
-def plan_table(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] | None) -> Table:
-    """Return this plan beside greedy, the coarse-grained plans and the proven bound."""
-    digits = 0 if tail >= 0.01 else 3
+def build_plan_table(solution: Solution, tail_s: float, baselines: CoarseBaselines | None) -> Table:
+    """Return this plan with the greedy and coarse-grained ones and the proven bound."""
+    checker, cost, greedy = solution.checker, solution.hourly_cost, solution.greedy.plan
+    digits = 0 if tail_s >= 0.01 else 3
     columns = (Column("plan"), Column("price", "$/h", 2), Column("p99", "ms", digits), Column("against this plan"))
-    cost, limit = outcome.cost, outcome.judge.limit
-    rows: list[tuple[Cell, ...]] = [("this plan", cost, tail * 1e3, "")]
-    if outcome.greedy.plan is not None:
-        other = outcome.judge.pipeline.cost(outcome.greedy.plan)
-        against = _against(other, cost, late=False)
-        rows.append(("greedy (InferLine)", other, outcome.judge.tail(outcome.greedy.plan) * 1e3, against))
-    for name, item in zip(("coarse-grained, peak", "coarse-grained, mean"), coarse or (), strict=False):
-        rows.append((name, item.cost, item.tail * 1e3, _against(item.cost, cost, late=item.tail > limit)))
-    gap = "reached: nothing is cheaper" if outcome.proven else f"gap at most {outcome.gap * 100:.1f} %"
-    rows.append(("lower bound, proven", outcome.bound, None, gap))
+    rows: list[tuple[Cell, ...]] = [("this plan", cost, tail_s * 1e3, "")]
+    if greedy is not None:
+        greedy_cost = checker.pipeline.cost(greedy)
+        relation = sentences.describe_relative_cost(greedy_cost, cost, misses_slo=False)
+        rows.append(("greedy (InferLine)", greedy_cost, checker.tail_latency(greedy) * 1e3, relation))
+    if baselines is not None:
+        for name, baseline in (("peak", baselines.peak), ("mean", baselines.mean)):
+            misses_slo = baseline.tail_s > checker.slo_s
+            relation = sentences.describe_relative_cost(baseline.hourly_cost, cost, misses_slo=misses_slo)
+            rows.append((f"coarse-grained, {name}", baseline.hourly_cost, baseline.tail_s * 1e3, relation))
+    bound = sentences.describe_bound(solution.gap, is_optimal=solution.is_optimal)
+    rows.append(("lower bound, proven", solution.bound, None, bound))
     return Table("plans", columns, tuple(rows), accent=0)
 
 
-def _against(other: float, cost: float, *, late: bool) -> str:
-    if not cost:
-        return "free too" if not other else "not free"
-    change = (other / cost - 1) * 100
-    told = "the same price" if abs(change) < 0.05 else f"{'+' if change > 0 else '−'} {abs(change):.0f} %"
-    return f"misses the target ({told})" if late else told
+def describe_overload(checker: SloChecker, plan: Plan) -> str:
+    """Return the stages with a mean load above their capacity, which the end of the sample hides; or nothing."""
+    loads = [
+        (
+            checker.pipeline.stages[index].name,
+            checker.stage_rate(index) / (config.replicas * option.max_throughput(config.batch)),
+        )
+        for index, (config, option) in enumerate(zip(plan, checker.pipeline.chosen_options(plan), strict=True))
+    ]
+    overloaded = [(name, load) for name, load in loads if load > 1]
+    return sentences.describe_overload(overloaded) if overloaded else ""
 
 
-def frontier_figure(points: Sequence[Point], outcome: Outcome) -> Figure:
-    """Return the price against the target, and the target and price of the plan that was chosen."""
-    known = [(point.limit * 1e3, point.cost) for point in points if point.cost is not None]
-    name = "cheapest plan" if all(point.exact for point in points) else "cheapest plan found"
-    series = Series(name, tuple(x for x, _ in known), tuple(y for _, y in known), "steps")
-    mine = Series("this plan, at its target", (outcome.judge.limit * 1e3,), (outcome.cost,), "points")
-    return Figure("frontier", "Price of the cheapest plan by target", "p99 target ms", "price $/h", (series, mine))
+def _list_plan_lines(problem: Problem, solution: Solution, analysis: PlanAnalysis, tail_s: float) -> Lines:
+    checker, plan = solution.checker, solution.plan
+    worst, interval = checker.find_worst_sample(plan), analysis.interval
+    optimality = sentences.describe_optimality(
+        solution.gap, is_optimal=solution.is_optimal, is_search_complete=solution.is_search_complete
+    )
+    frontier = [(point.slo_s, point.hourly_cost, point.is_exact) for point in analysis.frontier]
+    lines = [
+        ("overload", describe_overload(checker, plan)),
+        ("slack", _describe_slack(checker, tail_s, analysis.stage_times)),
+        ("next cheaper plan", _describe_rejected_saving(checker, plan, analysis.rejected_savings)),
+        ("after losing a replica", _describe_losses(checker, plan, analysis.losses_s)),
+        ("p99", sentences.describe_interval(interval.low_s, interval.high_s, worst + 1, len(checker.samples))),
+        (
+            "variability",
+            "" if analysis.jitter_s is None else sentences.describe_jitter(analysis.jitter_s, checker.slo_s),
+        ),
+        ("optimality", optimality),
+        ("cost–SLO", sentences.describe_frontier(frontier)),
+        ("greedy", _describe_greedy(solution)),
+        *_list_latency_lines(problem),
+        ("prices", sentences.describe_prices([(n, p.usd_per_hour, p.source) for n, p in problem.prices.items()])),
+        ("instances", _describe_instances(checker, plan)),
+    ]
+    return tuple((label, text) for label, text in lines if text)
 
 
-def stage_figures(judge: Judge, times: Sequence[StageTime], plan: Plan) -> tuple[Figure, Figure]:
-    """Return waiting against service, and the price, stage by stage."""
-    names = tuple(stage.name for stage in judge.pipeline.stages)
-    at = tuple(float(index + 1) for index in range(len(times)))
-    service = Series("service", at, tuple((time.mean - time.waiting) * 1e3 for time in times), "bars")
-    waiting = Series("waiting", at, tuple(time.waiting * 1e3 for time in times), "bars")
-    price = Series("price", at, judge.pipeline.bills(plan), "bars")
+def _list_latency_lines(problem: Problem) -> Lines:
+    sources = problem.latency_sources
+    lines = [
+        ("measured", sentences.describe_measured(group.stages, sources.machine, group.processor))
+        for group in sources.measured
+    ]
+    if sources.overridden:
+        lines.append(("overridden", sentences.describe_overridden(sources.overridden, sources.machine)))
+    return tuple(lines)
+
+
+def _describe_slack(checker: SloChecker, tail_s: float, times: Sequence[StageTime]) -> str:
+    critical = max(range(len(times)), key=lambda index: times[index].critical_share)
+    name = checker.pipeline.stages[critical].name
+    return sentences.describe_slack(checker.slo_s - tail_s, name, times[critical].critical_share)
+
+
+def _describe_rejected_saving(checker: SloChecker, plan: Plan, savings: Sequence[RejectedSaving]) -> str:
+    rejected = next((saving for saving in savings if saving.tail_s > checker.slo_s), None)
+    if rejected is None:
+        return sentences.NO_SAVING
+    stage = checker.pipeline.stages[rejected.stage]
+    hardware = stage.options[plan[rejected.stage].option].hardware
+    return sentences.describe_rejected_saving(hardware, stage.name, rejected.tail_s, checker.slo_s)
+
+
+def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float | None]) -> str:
+    stages = checker.pipeline.stages
+    single = [stages[index].name for index, tail_s in enumerate(losses_s) if tail_s is None]
+    survived = {index: tail_s for index, tail_s in enumerate(losses_s) if tail_s is not None}
+    parts = []
+    if survived:
+        worst = max(survived, key=lambda index: survived[index])
+        hardware = stages[worst].options[plan[worst].option].hardware
+        parts.append(sentences.describe_replica_loss(hardware, stages[worst].name, survived[worst], checker.slo_s))
+    if single:
+        parts.append(sentences.describe_outage(single))
+    return "; ".join(parts)
+
+
+def _describe_greedy(solution: Solution) -> str:
+    steps = solution.greedy.steps
+    if not steps:
+        return ""
+    last_steps = [(step.stage, step.move, step.hourly_cost) for step in steps[-GREEDY_STEPS_SHOWN:]]
+    return sentences.describe_greedy_steps(len(steps), last_steps)
+
+
+def _describe_instances(checker: SloChecker, plan: Plan) -> str:
+    """Return the instances to rent where several replicas share one; empty where none do."""
+    options = checker.pipeline.chosen_options(plan)
+    used = count_by_hardware(options, [config.replicas for config in plan])
+    shared = {option.hardware: option for option in options if option.replicas_per_instance > 1}
+    return sentences.describe_instances(
+        [
+            (option.count_instances(used[name]), name, used[name], option.replicas_per_instance)
+            for name, option in shared.items()
+        ]
+    )
+
+
+def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) -> Figure:
+    solved = [(point.slo_s * 1e3, point.hourly_cost) for point in points if point.hourly_cost is not None]
+    name = "cheapest plan" if all(point.is_exact for point in points) else "cheapest plan found"
+    frontier = Series(name, tuple(slo_ms for slo_ms, _ in solved), tuple(cost for _, cost in solved), "steps")
+    plan = Series("this plan, at its target", (solution.checker.slo_s * 1e3,), (solution.hourly_cost,), "points")
+    title = "Price of the cheapest plan by target"
+    return Figure("frontier", title, "p99 target ms", "price $/h", (frontier, plan))
+
+
+def _build_stage_figures(checker: SloChecker, times: Sequence[StageTime], plan: Plan) -> tuple[Figure, Figure]:
+    names = tuple(stage.name for stage in checker.pipeline.stages)
+    positions = tuple(float(index + 1) for index in range(len(times)))
+    service_ms = tuple((time.mean_s - time.waiting_s) * 1e3 for time in times)
+    service = Series("service", positions, service_ms, "bars")
+    waiting = Series("waiting", positions, tuple(time.waiting_s * 1e3 for time in times), "bars")
+    price = Series("price", positions, checker.pipeline.split_cost(plan), "bars")
     return (
         Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),
         Figure("prices", "Where the money goes", "stage", "price $/h", (price,), names=names),
     )
-
-
-def frontier_line(points: Sequence[Point]) -> str:
-    """Return the frontier as one line; ``≤`` where the search stopped at its limit, so that less may do."""
-    return " · ".join(f"{milliseconds(point.limit)} {_price(point)}" for point in points)
-
-
-def _price(point: Point) -> str:
-    if point.cost is None:
-        return "none" if point.exact else "none found"
-    return f"{'' if point.exact else '≤ '}${point.cost:,.2f}"
-
-
-def slack_line(judge: Judge, tail: float, times: Sequence[StageTime]) -> str:
-    """Return the slack at the percentile, and the stage that the slowest queries wait for most."""
-    index = max(range(len(times)), key=lambda place: times[place].path)
-    name = judge.pipeline.stages[index].name
-    share = times[index].path * 100
-    return (
-        f"{milliseconds(judge.limit - tail)} at p99; {name} takes most of the time of {share:.0f} % of the slowest 1 %"
-    )
-
-
-def overload_line(judge: Judge, plan: Plan) -> str:
-    """Return the stages that get more on average than they can serve, which the end of the sample hides; or nothing."""
-    parts = []
-    for index, (choice, option) in enumerate(zip(plan, judge.pipeline.options(plan), strict=True)):
-        share = judge.load(index) / (choice.replicas * option.best_throughput(choice.batch))
-        if share > 1:
-            parts.append(f"{judge.pipeline.stages[index].name} gets {share * 100:,.0f} % of what it can serve")
-    told = "so its queue grows as long as the traffic lasts: the target is met because the sample ends"
-    return f"{', '.join(parts)}, {told}" if parts else ""
-
-
-def refused_line(judge: Judge, plan: Plan, refused: Sequence[Refused]) -> str:
-    """Return the largest saving that was refused, and by how much."""
-    late = [item for item in refused if item.tail > judge.limit]
-    if not late:
-        return "nothing to take away: one replica a stage"
-    item = late[0]
-    stage = judge.pipeline.stages[item.stage]
-    hardware = stage.options[plan[item.stage].option].hardware
-    over = milliseconds(item.tail - judge.limit)
-    return f"one {hardware} less at {stage.name}: p99 {milliseconds(item.tail)} (refused by {over})"
-
-
-def loss_line(judge: Judge, plan: Plan, tails: Sequence[float | None]) -> str:
-    """Return what the loss of one replica does at the stage where it hurts most."""
-    single = [judge.pipeline.stages[index].name for index, tail in enumerate(tails) if tail is None]
-    known = {index: tail for index, tail in enumerate(tails) if tail is not None}
-    parts = []
-    if known:
-        worst = max(known, key=lambda index: known[index])
-        stage = judge.pipeline.stages[worst]
-        told = "still in time" if known[worst] <= judge.limit else "misses the target"
-        hardware = stage.options[plan[worst].option].hardware
-        parts.append(f"one {hardware} lost at {stage.name}: p99 {milliseconds(known[worst])} ({told})")
-    if single:
-        parts.append(f"an outage at {', '.join(single)} (one replica)")
-    return "; ".join(parts)
-
-
-def instances_line(judge: Judge, plan: Plan) -> str:
-    """Return the instances that must be rented where several replicas are on one; empty where none are."""
-    options = judge.pipeline.options(plan)
-    used = counted(options, [choice.replicas for choice in plan])
-    shared = {option.hardware: option for option in options if option.shared > 1}
-    return " · ".join(
-        f"{option.instances(used[name])} {name} for {used[name]} replicas, {option.shared} on each"
-        for name, option in shared.items()
-    )
-
-
-def certainty(outcome: Outcome) -> str:
-    """Return how good the plan is known to be, in the words that are due."""
-    if outcome.proven:
-        return "optimal, proven"
-    if outcome.searched:
-        return f"optimal within the per-stage bounds; proven gap at most {outcome.gap * 100:.1f} %"
-    return f"search stopped at its limit; gap at most {outcome.gap * 100:.1f} %"

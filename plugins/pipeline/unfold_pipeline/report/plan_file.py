@@ -5,137 +5,149 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.problem.pipeline import Choice, Pipeline, Plan
-from unfold_pipeline.report.plan import milliseconds
-from unfold_pipeline.schema.models import PipelineSpec
-from unfoldkit.api import Metric, Report, Verdict, fail
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
+from unfold_pipeline.report import sentences
+from unfoldkit.api import Metric, Report, Verdict, user_error
 from unfoldkit.arrivals.envelope import envelope, first_excess, windows
 
 
-def decision_of(judge: Judge, plan: Plan, cost: float, tail: float) -> dict[str, Any]:
-    """Return a plan with the envelope of the traffic that it was made for."""
+@dataclass(frozen=True, slots=True)
+class PlannedEnvelope:
+    """Window lengths in seconds, and the maximum queries in any window of each length; shape (windows,)."""
+
+    windows_s: FloatArray
+    queries: CountArray
+
+
+def format_decision(checker: SloChecker, plan: Plan, hourly_cost: float, tail_s: float) -> dict[str, Any]:
+    """Return a plan as plain data, with the envelope of the traffic that it was made for."""
     stages = {
-        stage.name: {"hardware": stage.options[c.option].hardware, "batch": c.batch, "replicas": c.replicas}
-        for stage, c in zip(judge.pipeline.stages, plan, strict=True)
+        stage.name: {
+            "hardware": stage.options[config.option].hardware,
+            "batch": config.batch,
+            "replicas": config.replicas,
+        }
+        for stage, config in zip(checker.pipeline.stages, plan, strict=True)
     }
-    lengths, counts = planned_envelope(judge, plan)
+    planned = compute_planned_envelope(checker, plan)
     return {
-        "cost_per_hour": round(cost, 9),
-        "p99_ms": round(tail * 1e3, 6),
+        "cost_per_hour": round(hourly_cost, 9),
+        "p99_ms": round(tail_s * 1e3, 6),
         "stages": stages,
-        "envelope": {"windows_s": [round(float(item), 9) for item in lengths], "queries": [int(c) for c in counts]},
-        "sample_sha256": sample_hash(judge),
+        "envelope": {
+            "windows_s": [round(float(length), 9) for length in planned.windows_s],
+            "queries": [int(count) for count in planned.queries],
+        },
+        "sample_sha256": hash_samples(checker),
     }
 
 
-def planned_envelope(judge: Judge, plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return windows in s, and the most queries in any of each length, over the samples that a plan was made for."""
-    lengths = windows(judge.single(plan))
-    return lengths, np.max([envelope(item.sample.arrivals, lengths) for item in judge.estimators], axis=0)
-
-
-def plan_of(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:
-    """Return the plan that ``decision_of`` wrote.
+def parse_decision(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:
+    """Return the plan that :func:`format_decision` wrote.
 
     Raises:
-        UnfoldError: the plan is of other stages, hardware or batches.
+        UnfoldError: the plan has other stages, hardware or batch sizes than the pipeline.
     """
     stages = decision.get("stages")
     names = [stage.name for stage in pipeline.stages]
     if not isinstance(stages, Mapping) or sorted(stages) != sorted(names):
-        raise fail("the plan is of other stages than the spec", hint="plan again")
-    return tuple(_choice(pipeline, index, stages[name]) for index, name in enumerate(names))
+        raise user_error("the plan has other stages than the spec", hint="plan again")
+    return tuple(_parse_config(pipeline, index, stages[name]) for index, name in enumerate(names))
 
 
-def sample_hash(judge: Judge) -> str:
+def parse_saved_plan(saved: Mapping[str, Any] | None, pipeline: Pipeline) -> Plan | None:
+    """Return the plan of the file that the command named, or ``None`` if it named a spec."""
+    decision = (saved or {}).get("decision")
+    return parse_decision(decision, pipeline) if decision else None
+
+
+def compute_planned_envelope(checker: SloChecker, plan: Plan) -> PlannedEnvelope:
+    """Return the envelope over the samples that a plan was made for."""
+    windows_s = windows(checker.single_query_latency(plan))
+    counts = [envelope(sample.arrivals, windows_s) for sample in checker.samples]
+    return PlannedEnvelope(windows_s, np.max(counts, axis=0))
+
+
+def hash_samples(checker: SloChecker) -> str:
     """Return a hash of the arrivals and routes that a plan was made for."""
     digest = hashlib.sha256()
-    for estimator in judge.estimators:
-        digest.update(estimator.sample.arrivals.tobytes())
-        for visits in estimator.sample.visits:
-            digest.update(visits.owner.tobytes())
+    for sample in checker.samples:
+        digest.update(sample.arrivals.tobytes())
+        for visits in sample.visits:
+            digest.update(visits.query.tobytes())
     return digest.hexdigest()
 
 
-def recheck(spec: PipelineSpec, judge: Judge, committed: Mapping[str, Any] | None) -> Report | None:
-    """Return whether a committed plan still does for other traffic than its own; ``None`` if the traffic is its own."""
+def recheck_plan(name: str, checker: SloChecker, committed: Mapping[str, Any] | None) -> Report | None:
+    """Return whether a committed plan still meets the SLO on new traffic; ``None`` if the traffic is its own."""
     decision = (committed or {}).get("decision", {})
-    if not decision or decision.get("sample_sha256") == sample_hash(judge):
+    if not decision or decision.get("sample_sha256") == hash_samples(checker):
         return None
-    chosen = plan_of(decision, judge.pipeline)
-    tail = judge.tail(chosen)
-    over, excess = _over(judge.pipeline, chosen), _excess(judge, decision.get("envelope", {}))
-    limit, late = milliseconds(judge.limit), tail > judge.limit
-    quotas = (("quota", over),) if over else ()
+    plan = parse_decision(decision, checker.pipeline)
+    tail_s, cost = checker.tail_latency(plan), checker.pipeline.cost(plan)
+    violations = sentences.describe_quota_violations(
+        [(item.hardware, item.used, item.quota) for item in checker.pipeline.find_quota_violations(plan)]
+    )
+    excess = _find_excess(checker, decision.get("envelope", {}))
+    misses_slo = tail_s > checker.slo_s
+    target = f"≤ {sentences.format_latency(checker.slo_s)}"
     return Report(
-        "pipeline",
-        "plan",
-        spec.name,
-        Verdict.NO if late or over or excess else Verdict.YES,
-        _answer(f"p99 ≤ {limit}: {milliseconds(tail)}", over, excess, late=late),
+        kind="pipeline",
+        verb="plan",
+        name=name,
+        verdict=Verdict.NO if misses_slo or violations or excess else Verdict.YES,
+        headline=sentences.describe_recheck(
+            checker.slo_s, tail_s, misses_slo=misses_slo, violations=violations, excess=excess
+        ),
         metrics={
-            "p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {limit}", ok=not late),
-            "cost_per_hour": Metric(judge.pipeline.cost(chosen), "$/h"),
+            "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=not misses_slo),
+            "cost_per_hour": Metric(cost, "$/h"),
         },
         lines=(
-            *quotas,
-            ("envelope", excess or "no window of the new traffic is above that of the plan"),
-            *_repriced(judge.pipeline.cost(chosen), decision.get("cost_per_hour")),
+            *((("quota", violations),) if violations else ()),
+            ("envelope", excess or sentences.NO_WINDOW_EXCEEDED),
+            *_list_price_change(cost, decision.get("cost_per_hour")),
         ),
         next="unfold plan SPEC",
         decision=decision,
     )
 
 
-def _answer(target: str, over: str, excess: str, *, late: bool) -> str:
-    """Return the headline: the first reason for a no, or that the target is met."""
-    if late:
-        return f"on the new traffic the committed plan misses {target}"
-    if over:
-        return f"the committed plan is above a quota: {over}"
-    if excess:
-        return f"the envelope of the committed plan is {excess}"
-    return f"on the new traffic the committed plan meets {target}"
-
-
-def _repriced(cost: float, before: object) -> tuple[tuple[str, str], ...]:
-    """Return the line on what the plan costs at other prices than it was made for; none if they are the same."""
-    if not isinstance(before, (int, float)) or math.isclose(cost, before, rel_tol=1e-6, abs_tol=1e-9):
+def _list_price_change(cost: float, committed_cost: object) -> tuple[tuple[str, str], ...]:
+    """Return the line on the cost at other prices than the plan was made for; none if prices are the same."""
+    if not isinstance(committed_cost, (int, float)):
         return ()
-    told = f"${cost:,.2f}/h at the prices of now, ${before:,.2f}/h when it was made: another plan may be cheaper now"
-    return (("prices", told),)
+    if math.isclose(cost, committed_cost, rel_tol=1e-6, abs_tol=1e-9):
+        return ()
+    return (("prices", sentences.describe_price_change(cost, committed_cost)),)
 
 
-def _over(pipeline: Pipeline, plan: Plan) -> str:
-    """Return the hardware of which the plan uses more than its quota, or nothing."""
-    found = pipeline.over_quotas(plan)
-    return " · ".join(f"{used} {name} used, the quota is {most}" for name, used, most in found)
-
-
-def _excess(judge: Judge, saved: Mapping[str, Any]) -> str:
-    lengths, counts = np.array(saved.get("windows_s", [])), np.array(saved.get("queries", []), dtype=np.int64)
-    for estimator in judge.estimators:
-        found = first_excess(estimator.sample.arrivals, lengths, counts)
-        if found is not None:
-            start, length, count = found
-            most = int(counts[lengths == length][0])
-            return f"first exceeded at {start:.3f} s: {count} queries in {milliseconds(length)}, planned for {most}"
+def _find_excess(checker: SloChecker, saved: Mapping[str, Any]) -> str:
+    windows_s = np.array(saved.get("windows_s", []))
+    planned = np.array(saved.get("queries", []), dtype=np.int64)
+    for sample in checker.samples:
+        excess = first_excess(sample.arrivals, windows_s, planned)
+        if excess is not None:
+            start_s, window_s, queries = excess
+            limit = int(planned[windows_s == window_s][0])
+            return sentences.describe_excess(start_s, queries, window_s, limit)
     return ""
 
 
-def _choice(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> Choice:
+def _parse_config(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> StageConfig:
     stage = pipeline.stages[index]
     names = [option.hardware for option in stage.options]
     try:
-        choice = Choice(names.index(saved["hardware"]), int(saved["batch"]), int(saved["replicas"]))
+        config = StageConfig(names.index(saved["hardware"]), int(saved["batch"]), int(saved["replicas"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again") from error
-    if not 1 <= choice.batch < stage.options[choice.option].latency.size or choice.replicas < 1:
-        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again")
-    return choice
+        raise user_error("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again") from error
+    if not 1 <= config.batch <= stage.options[config.option].max_batch or config.replicas < 1:
+        raise user_error("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again")
+    return config

@@ -1,1 +1,1 @@
-"""Stages as running replicas, local or on Ray Serve."""
+"""Stages as running replicas, on local processes or on Ray Serve."""

@@ -1,9 +1,9 @@
-"""The running pipeline: one central queue a stage, one process a replica, on one event loop.
+"""The running pipeline on this machine: a central queue per stage, a process per replica, on one event loop.
 
-The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle and the batch is
-full or was held back long enough, all that happens at one turn of the loop before anything is started. A replica that
-dies, or does not come back, is replaced. The batch that it had, or on which the model's code raised an error, is tried
-again row by row, so that one bad row fails no other.
+The rules are those of the queueing model: first in, first out; a batch starts as soon as a replica is idle and the
+batch is full or was delayed long enough; all events of one turn of the loop precede the next batches. A replica that
+dies or hangs is replaced. Its batch, or one on which the model raised an error, is tried again row by row, so that a
+bad row fails no other.
 """
 
 from __future__ import annotations
@@ -17,30 +17,37 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
-from unfold_pipeline.runtime.affinity import Cores, keep_to
-from unfold_pipeline.runtime.model_loader import Rows, Source
-from unfold_pipeline.runtime.replica import READY, Failed, Replica, launch, unread
-from unfold_pipeline.runtime.scheduler_priority import prompt
-from unfold_pipeline.runtime.stage import Batch, Query, StageRuntime, Work, Worker, clock, status, taken
-from unfoldkit.api import UnfoldError, fail
+from unfold_pipeline.runtime.affinity import CoreAllocator, pin_process, shorten_time_slice
+from unfold_pipeline.runtime.replica import (
+    READY,
+    BatchAnswer,
+    BatchFailure,
+    Replica,
+    describe_unreadable_outputs,
+    launch_replica,
+)
+from unfold_pipeline.runtime.stage import CompletedBatch, Query, QueuedItem, StageRuntime, Worker, read_clock
+from unfoldkit.api import UnfoldError, user_error
 
-TRIES = 3
-# so many processes may a row end that has one for itself: what kills a process may come from outside, once
-ENDS = 2
-QUIET_S = 60.0
-PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-# what a pipe surely takes in though nobody reads
-AT_ONCE_BYTES = 1 << 16
+MAX_CONSECUTIVE_FAILURES = 3
+# a row may end so many processes that serve nothing else: one end may have an external cause
+MAX_PROCESS_FAILURES = 2
+LOG_INTERVAL_S = 60.0
+RESTART_DELAY_S = 1.0
+MAX_RESTART_DELAY_S = 30.0
+# a pipe buffers at least this much without a reader
+MAX_BUFFERED_BYTES = 1 << 16
 
 
-Heard = Callable[[Batch], object]
-"""Is told of each batch that was answered."""
+BatchListener = Callable[[CompletedBatch], object]
+"""Is called with each batch that was answered."""
 
 
-class Running(Protocol):
-    """What every engine promises of a pipeline that runs on it."""
+class PipelineRuntime(Protocol):
+    """What every engine offers for a pipeline that runs on it."""
 
     async def start(self) -> None:
         """Start all replicas and wait until they are ready."""
@@ -49,73 +56,92 @@ class Running(Protocol):
         """End all replicas."""
 
     def submit(self, query: Query) -> None:
-        """Take a query in; ``finished`` is called with its answers, or with ``None`` if it has none."""
+        """Accept a query; ``on_finished`` is called with its answers, or with ``None`` if it has none."""
 
-    def want(self, stage: int, count: int, batch: int = 0) -> None:
-        """Set how many replicas a stage should have, and its largest batch (0: as it is)."""
+    def set_target(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have, and its maximum batch size (0: unchanged)."""
 
-    def batches(self) -> tuple[int, ...]:
-        """Return the largest batch of each stage."""
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Return the maximum batch size of each stage."""
 
-    def serving(self) -> tuple[int, ...]:
+    def serving_replicas(self) -> tuple[int, ...]:
         """Return how many replicas of each stage are ready and stay."""
 
-    def replaced(self) -> int:
+    def count_replaced(self) -> int:
         """Return how many replicas died and were replaced."""
 
-    def status(self) -> list[dict[str, Any]]:
-        """Return what each stage is doing, for people."""
+    def list_status(self) -> list[dict[str, Any]]:
+        """Return the state of each stage."""
 
-    def listen(self, heard: Heard) -> None:
-        """Have somebody told of each batch from now on, where this engine makes the batches."""
+    def subscribe(self, listener: BatchListener) -> None:
+        """Report each batch from now on, if this engine forms the batches."""
 
 
-class Runtime:
-    """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each keeps to one of them."""
+class LocalRuntime:
+    """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each replica is pinned to one of them."""
 
-    __slots__ = ("_asked", "_cores", "_hears", "_loop", "_started", "stages")
+    __slots__ = ("_cores", "_is_dispatch_scheduled", "_listener", "_loop", "_started", "stages")
 
     def __init__(
         self,
         names: Sequence[str],
-        sources: Sequence[Source],
+        sources: Sequence[ModelSource],
         plan: Plan,
-        needs: Sequence[float] = (),
-        cores: Cores | None = None,
-        waits: Sequence[float] = (),
-        patience: Sequence[float] = (),
-        rooms: Sequence[float] = (),
+        *,
+        min_remaining_s: Sequence[float] = (),
+        cores: CoreAllocator | None = None,
+        max_waits_s: Sequence[float] = (),
+        hang_timeouts_s: Sequence[float] = (),
+        max_slacks_s: Sequence[float] = (),
     ) -> None:
-        none, ever = [0.0] * len(names), [math.inf] * len(names)
-        given = zip(names, sources, plan, needs or none, waits or none, patience or ever, rooms or none, strict=True)
+        zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
-            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait, patience=most, room=room)
-            for name, source, choice, need, wait, most, room in given
+            StageRuntime(
+                name=name,
+                source=source,
+                max_batch=config.batch,
+                target_replicas=config.replicas,
+                min_remaining_s=remaining_s,
+                max_wait_s=wait_s,
+                hang_timeout_s=timeout_s,
+                max_slack_s=slack_s,
+            )
+            for name, source, config, remaining_s, wait_s, timeout_s, slack_s in zip(
+                names,
+                sources,
+                plan,
+                min_remaining_s or zeros,
+                max_waits_s or zeros,
+                hang_timeouts_s or never,
+                max_slacks_s or zeros,
+                strict=True,
+            )
         ]
         self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked = False
-        self._hears: Heard | None = None
+        self._is_dispatch_scheduled = False
+        self._listener: BatchListener | None = None
         self._started: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Start all replicas and wait until they are ready.
 
         Raises:
-            UnfoldError: one cannot load its model, or not in time.
+            UnfoldError: a replica cannot load its model, or not in time.
         """
         self._loop = asyncio.get_running_loop()
-        prompt()
+        shorten_time_slice()
         self._started = self._loop.create_future()
         for stage in self.stages:
-            self._balance(stage)
+            self._adjust_replicas(stage)
         try:
-            await asyncio.wait_for(asyncio.shield(self._started), max(stage.source.start for stage in self.stages))
+            timeout_s = max(stage.source.start_s for stage in self.stages)
+            await asyncio.wait_for(asyncio.shield(self._started), timeout_s)
         except TimeoutError as error:
-            slow = (stage for stage in self.stages if not all(worker.ready for worker in stage.workers))
-            late = next(slow, self.stages[0])
+            unready = (stage for stage in self.stages if not all(worker.is_ready for worker in stage.workers))
+            slow_stage = next(unready, self.stages[0])
             await self.stop()
-            raise _late(late) from error
+            raise _report_slow_start(slow_stage) from error
         except (UnfoldError, asyncio.CancelledError):
             await self.stop()
             raise
@@ -123,275 +149,291 @@ class Runtime:
     async def stop(self) -> None:
         """End all replicas."""
         workers = [worker for stage in self.stages for worker in stage.workers]
-        # none of them is heard any more before the first is ended, or its death would be made good
+        # stop reading from all replicas before ending the first, or its death would start another one
         for worker in workers:
-            self._forget(worker)
+            self._disconnect(worker)
         for stage in self.stages:
             stage.workers.clear()
-            if stage.pause is not None:
-                stage.pause.cancel()
+            if stage.restart_timer is not None:
+                stage.restart_timer.cancel()
         await asyncio.gather(*(asyncio.to_thread(worker.replica.stop) for worker in workers))
 
     def submit(self, query: Query) -> None:
-        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
-        for item in query.routes.entries(query.number):
-            self.stages[item[0]].queue.append((query, item, clock()))
-        if query.routes.left[query.number] == 0:
-            query.finished({})
-        self._look()
+        """Accept a query; ``on_finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+        for item in query.routes.find_entries(query.number):
+            self.stages[item[0]].queue.append(QueuedItem(query, item, read_clock()))
+        if query.routes.open_items[query.number] == 0:
+            query.on_finished({})
+        self._schedule_dispatch()
 
-    def want(self, stage: int, count: int, batch: int = 0) -> None:
-        """Set how many replicas a stage should have, and its largest batch (0: as it is)."""
-        found = self.stages[stage]
-        found.wanted, found.batch = max(1, count), batch or found.batch
-        self._balance(found)
-        self._look()
+    def set_target(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have, and its maximum batch size (0: unchanged)."""
+        runtime = self.stages[stage]
+        runtime.target_replicas, runtime.max_batch = max(1, count), batch or runtime.max_batch
+        self._adjust_replicas(runtime)
+        self._schedule_dispatch()
 
-    def batches(self) -> tuple[int, ...]:
-        """Return the largest batch of each stage."""
-        return tuple(stage.batch for stage in self.stages)
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Return the maximum batch size of each stage."""
+        return tuple(stage.max_batch for stage in self.stages)
 
-    def serving(self) -> tuple[int, ...]:
+    def serving_replicas(self) -> tuple[int, ...]:
         """Return how many replicas of each stage are ready and stay."""
-        return tuple(sum(item.ready and not item.leaving for item in stage.workers) for stage in self.stages)
+        return tuple(
+            sum(worker.is_ready and not worker.is_leaving for worker in stage.workers) for stage in self.stages
+        )
 
-    def replaced(self) -> int:
+    def count_replaced(self) -> int:
         """Return how many replicas died and were replaced."""
         return sum(stage.replaced for stage in self.stages)
 
-    def status(self) -> list[dict[str, Any]]:
-        """Return what each stage is doing."""
-        return [status(stage) for stage in self.stages]
+    def list_status(self) -> list[dict[str, Any]]:
+        """Return the state of each stage."""
+        return [stage.build_status() for stage in self.stages]
 
-    def listen(self, heard: Heard) -> None:
-        """Have somebody told of each batch that is answered from now on."""
-        self._hears = heard
+    def subscribe(self, listener: BatchListener) -> None:
+        """Call ``listener`` with each batch that is answered from now on."""
+        self._listener = listener
 
-    def _balance(self, stage: StageRuntime) -> None:
-        if stage.pause is not None:
+    def _adjust_replicas(self, stage: StageRuntime) -> None:
+        if stage.restart_timer is not None:
             return
-        staying = [worker for worker in stage.workers if not worker.leaving]
-        for _ in range(stage.wanted - len(staying)):
+        staying = [worker for worker in stage.workers if not worker.is_leaving]
+        for _ in range(stage.target_replicas - len(staying)):
             try:
-                self._launch(stage)
+                self._launch_worker(stage)
             except OSError as error:
-                self._no_process(stage, error)
+                self._handle_launch_error(stage, error)
                 break
-        surplus = len(staying) - stage.wanted
-        # those on their way go first, then idle ones, then the busy ones when their batch is done
-        for worker in sorted(staying, key=lambda item: (item.ready, bool(item.batch)))[: max(0, surplus)]:
-            worker.leaving = True
+        surplus = len(staying) - stage.target_replicas
+        # remove starting replicas first, then idle ones, then busy ones when their batch is done
+        for worker in sorted(staying, key=lambda item: (item.is_ready, bool(item.batch)))[: max(0, surplus)]:
+            worker.is_leaving = True
             if not worker.batch:
-                self._end(stage, worker)
+                self._remove_worker(stage, worker)
 
-    def _launch(self, stage: StageRuntime) -> None:
-        worker = Worker(launch(stage.source))
+    def _launch_worker(self, stage: StageRuntime) -> None:
+        worker = Worker(launch_replica(stage.source))
         if self._cores is not None:
-            worker.core = self._cores.take()
-            keep_to(worker.replica.process.pid, worker.core)
+            worker.core = self._cores.take_core()
+            pin_process(worker.replica.process.pid, worker.core)
         stage.workers.append(worker)
-        self._events().add_reader(worker.replica.pipe.fileno(), self._heard, stage, worker)
+        self._event_loop().add_reader(worker.replica.pipe.fileno(), self._read_pipe, stage, worker)
 
-    def _no_process(self, stage: StageRuntime, error: OSError) -> None:
-        """Try again after a pause where the system starts no process now; a start is given up."""
-        stage.failures += 1
-        why = f"no process can be started: {error.strerror}"
+    def _handle_launch_error(self, stage: StageRuntime, error: OSError) -> None:
+        """Try again after a delay if the system cannot start a process now; give up while the pipeline starts."""
+        stage.consecutive_failures += 1
+        reason = f"no process can be started: {error.strerror}"
         if self._has_started():
-            self._pause(stage, why)
+            self._delay_restart(stage, reason)
         else:
-            self._give_up(stage, why)
+            self._give_up(stage, reason)
 
-    def _heard(self, stage: StageRuntime, worker: Worker) -> None:
+    def _read_pipe(self, stage: StageRuntime, worker: Worker) -> None:
         try:
-            told = worker.replica.pipe.recv()
+            message = worker.replica.pipe.recv()
         except (EOFError, OSError):
-            self._died(stage, worker, "" if self._has_started() else worker.replica.end())
-        except Exception as error:  # noqa: BLE001  # reading runs what pickled classes say
-            self._told(stage, worker, unread(error))
+            self._handle_death(stage, worker, "" if self._has_started() else worker.replica.describe_end())
+        except Exception as error:  # noqa: BLE001  # unpickling runs code of the pickled classes
+            self._handle_message(stage, worker, describe_unreadable_outputs(error))
         else:
-            self._told(stage, worker, told)
-        self._look()
+            self._handle_message(stage, worker, message)
+        self._schedule_dispatch()
 
-    def _told(self, stage: StageRuntime, worker: Worker, told: Any) -> None:
-        if worker.ready and isinstance(told, Failed):
-            self._failed(stage, worker, told)
-        elif worker.ready:
-            self._answered(stage, worker, *told)
-        elif told == READY:
-            worker.ready = True
-            self._tell_started()
+    def _handle_message(self, stage: StageRuntime, worker: Worker, message: Any) -> None:
+        if worker.is_ready and isinstance(message, BatchFailure):
+            self._handle_failure(stage, worker, message)
+        elif worker.is_ready:
+            self._handle_answer(stage, worker, message)
+        elif message == READY:
+            worker.is_ready = True
+            self._check_started()
         elif self._has_started():
-            self._died(stage, worker, str(told))
+            self._handle_death(stage, worker, str(message))
         else:
-            # another would say the same
-            self._give_up(stage, str(told))
+            # another replica would fail in the same way
+            self._give_up(stage, str(message))
 
-    def _answered(
-        self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float, waited: float
-    ) -> None:
-        batch = worker.hand_over()
-        stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
+    def _handle_answer(self, stage: StageRuntime, worker: Worker, answer: BatchAnswer) -> None:
+        batch = worker.release_batch()
+        stage.model_s += answer.model_s
+        stage.cpu_s += answer.cpu_s
         stage.served += len(batch)
-        if self._hears is not None:
-            self._hears(Batch(stage.name, len(batch), worker.since, clock() - worker.since, seconds, waited))
-        stage.failures = 0
-        for (query, item, _), output in zip(batch, outputs, strict=True):
+        if self._listener is not None:
+            self._listener(
+                CompletedBatch(
+                    stage=stage.name,
+                    rows=len(batch),
+                    start_s=worker.batch_start_s,
+                    total_s=read_clock() - worker.batch_start_s,
+                    model_s=answer.model_s,
+                    waited_s=answer.waited_s,
+                )
+            )
+        stage.consecutive_failures = 0
+        for (query, item, _), output in zip(batch, answer.outputs, strict=True):
             query.answers[stage.name] = np.asarray(output).tolist()
-            for after in query.routes.after(item):
-                self.stages[after[0]].queue.append((query, after, clock()))
-            if query.routes.finished(item):
-                query.answered()
-        if worker.leaving:
-            self._end(stage, worker)
+            for child in query.routes.release_children(item):
+                self.stages[child[0]].queue.append(QueuedItem(query, child, read_clock()))
+            if query.routes.complete_item(item):
+                query.complete()
+        if worker.is_leaving:
+            self._remove_worker(stage, worker)
 
-    def _failed(self, stage: StageRuntime, worker: Worker, told: Failed) -> None:
-        """Try the rows of a batch on which the model raised an error one by one; one that was alone has failed."""
-        batch = worker.hand_over()
-        _log(stage, f"it failed on a batch of {len(batch)}", told)
-        self._again(stage, batch, told.line, ENDS)
-        if worker.leaving:
-            self._end(stage, worker)
+    def _handle_failure(self, stage: StageRuntime, worker: Worker, failure: BatchFailure) -> None:
+        """Try the rows of a batch on which the model raised an error one by one; a row that was alone has failed."""
+        batch = worker.release_batch()
+        _log_failure(stage, f"it failed on a batch of {len(batch)}", failure)
+        self._retry_rows(stage, batch, failure.message, MAX_PROCESS_FAILURES)
+        if worker.is_leaving:
+            self._remove_worker(stage, worker)
 
-    def _again(self, stage: StageRuntime, batch: list[Work], why: str, weight: int) -> None:
-        """Have a batch on which the model failed tried again row by row; a row that fails alone fails for good."""
-        stage.problem = why
-        query = batch[0][0]
-        query.ended += weight if len(batch) == 1 else 0
-        if query.ended < ENDS:
-            stage.alone.extend(batch)
+    def _retry_rows(self, stage: StageRuntime, batch: list[QueuedItem], reason: str, weight: int) -> None:
+        """Retry the rows of a failed batch one by one; a row that fails alone fails for good.
+
+        ``weight`` is how much the failure of a single row counts towards ``MAX_PROCESS_FAILURES``.
+        """
+        stage.last_error = reason
+        query = batch[0].query
+        query.process_failures += weight if len(batch) == 1 else 0
+        if query.process_failures < MAX_PROCESS_FAILURES:
+            stage.retry_queue.extend(batch)
             return
         stage.failed += 1
-        query.fail(stage.name)
+        query.fail_at(stage.name)
 
     def _has_started(self) -> bool:
         return self._started is not None and self._started.done()
 
-    def _died(self, stage: StageRuntime, worker: Worker, why: str = "", weight: int = 1) -> None:
-        """Start another in its place, and have what it was serving served again."""
-        batch = worker.hand_over()
-        told = why or worker.replica.end(0.05)
-        self._end(stage, worker)
+    def _handle_death(self, stage: StageRuntime, worker: Worker, reason: str = "", weight: int = 1) -> None:
+        """Start another replica, and retry the batch of the dead one."""
+        batch = worker.release_batch()
+        reason = reason or worker.replica.describe_end(0.05)
+        self._remove_worker(stage, worker)
         stage.replaced += 1
         if batch:
-            _log(stage, f"a replica was lost with a batch of {len(batch)}", Failed(told, ""))
-            self._again(stage, batch, told, weight)
+            _log_failure(stage, f"a replica was lost with a batch of {len(batch)}", BatchFailure(reason))
+            self._retry_rows(stage, batch, reason, weight)
         else:
-            stage.failures += 1
-        if stage.failures > TRIES:
-            self._give_up(stage, told)
-            self._pause(stage, told)
-        self._balance(stage)
+            stage.consecutive_failures += 1
+        if stage.consecutive_failures > MAX_CONSECUTIVE_FAILURES:
+            self._give_up(stage, reason)
+            self._delay_restart(stage, reason)
+        self._adjust_replicas(stage)
 
-    def _hung(self, stage: StageRuntime, worker: Worker) -> None:
-        """End a replica that does not come back."""
+    def _end_hung_worker(self, stage: StageRuntime, worker: Worker) -> None:
         worker.replica.process.kill()
-        self._died(stage, worker, f"it did not come back within {stage.patience:.0f} s", ENDS)
-        self._look()
+        reason = f"it did not answer within {stage.hang_timeout_s:.0f} s"
+        self._handle_death(stage, worker, reason, MAX_PROCESS_FAILURES)
+        self._schedule_dispatch()
 
-    def _pause(self, stage: StageRuntime, why: str) -> None:
+    def _delay_restart(self, stage: StageRuntime, reason: str) -> None:
         """Start no replica for a while, the longer the more have ended."""
-        seconds = min(PAUSE_S * 2.0 ** min(stage.failures - TRIES - 1, 9), LONGEST_PAUSE_S)
-        if self._has_started() and stage.pause is None:
-            _log(
-                stage, f"its replicas end one after the other; the next is started in {seconds:.0f} s", Failed(why, "")
-            )
-            stage.pause = self._events().call_later(seconds, self._rested, stage)
+        exponent = min(stage.consecutive_failures - MAX_CONSECUTIVE_FAILURES - 1, 9)
+        seconds = min(RESTART_DELAY_S * 2.0**exponent, MAX_RESTART_DELAY_S)
+        if self._has_started() and stage.restart_timer is None:
+            message = f"its replicas end one after the other; the next one starts in {seconds:.0f} s"
+            _log_failure(stage, message, BatchFailure(reason))
+            stage.restart_timer = self._event_loop().call_later(seconds, self._restart, stage)
 
-    def _rested(self, stage: StageRuntime) -> None:
-        stage.pause = None
-        self._balance(stage)
+    def _restart(self, stage: StageRuntime) -> None:
+        stage.restart_timer = None
+        self._adjust_replicas(stage)
 
-    def _give_up(self, stage: StageRuntime, why: str) -> None:
+    def _give_up(self, stage: StageRuntime, reason: str) -> None:
         if self._started is not None and not self._started.done():
-            message, key = f"replicas of {stage.name} do not start: {why}", f"stages.{stage.name}.model"
-            self._started.set_exception(fail(message, key=key, hint="unfold profile SPEC tries the model alone"))
-        for query, *_ in stage.empty():
-            query.finished(None)
+            message, key = f"replicas of {stage.name} do not start: {reason}", f"stages.{stage.name}.model"
+            hint = "unfold profile SPEC runs the model on its own"
+            self._started.set_exception(user_error(message, key=key, hint=hint))
+        for queued in stage.drain_queues():
+            queued.query.on_finished(None)
 
-    def _end(self, stage: StageRuntime, worker: Worker) -> None:
-        self._forget(worker)
+    def _remove_worker(self, stage: StageRuntime, worker: Worker) -> None:
+        self._disconnect(worker)
         stage.workers.remove(worker)
         if self._cores is not None and worker.core is not None:
-            self._cores.give_back(worker.core)
-        self._events().run_in_executor(None, worker.replica.stop)
+            self._cores.release_core(worker.core)
+        self._event_loop().run_in_executor(None, worker.replica.stop)
 
-    def _forget(self, worker: Worker) -> None:
-        worker.hand_over()
+    def _disconnect(self, worker: Worker) -> None:
+        worker.release_batch()
         if not worker.replica.pipe.closed:
-            self._events().remove_reader(worker.replica.pipe.fileno())
+            self._event_loop().remove_reader(worker.replica.pipe.fileno())
 
-    def _tell_started(self) -> None:
-        everyone = all(worker.ready for stage in self.stages for worker in stage.workers)
-        if self._started is not None and not self._started.done() and everyone:
+    def _check_started(self) -> None:
+        is_ready = all(worker.is_ready for stage in self.stages for worker in stage.workers)
+        if self._started is not None and not self._started.done() and is_ready:
             self._started.set_result(None)
 
-    def _look(self) -> None:
-        if not self._asked:
-            self._asked = True
-            self._events().call_soon(self._dispatch)
+    def _schedule_dispatch(self) -> None:
+        if not self._is_dispatch_scheduled:
+            self._is_dispatch_scheduled = True
+            self._event_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        self._asked = False
+        self._is_dispatch_scheduled = False
         for stage in self.stages:
-            if stage.failures > TRIES and not stage.workers:
+            if stage.consecutive_failures > MAX_CONSECUTIVE_FAILURES and not stage.workers:
                 self._give_up(stage, "")
             for worker in list(stage.workers):
-                if stage.due() > 0.0:
+                if stage.next_batch_delay() > 0.0:
                     break
-                if worker.ready and not worker.batch and not worker.leaving:
-                    self._give(stage, worker)
-            self._set_alarm(stage)
+                if worker.is_ready and not worker.batch and not worker.is_leaving:
+                    self._assign_batch(stage, worker)
+            self._set_wait_timer(stage)
 
-    def _set_alarm(self, stage: StageRuntime) -> None:
-        """Look again when the oldest query has waited as long as a batch that is not full is held back."""
-        seconds = stage.due()
-        if stage.alarm is None and 0.0 < seconds < math.inf:
-            stage.alarm = self._events().call_later(seconds, self._woken, stage)
+    def _set_wait_timer(self, stage: StageRuntime) -> None:
+        """Dispatch again when the oldest query has waited as long as a batch that is not full may be delayed."""
+        seconds = stage.next_batch_delay()
+        if stage.wait_timer is None and 0.0 < seconds < math.inf:
+            stage.wait_timer = self._event_loop().call_later(seconds, self._end_wait, stage)
 
-    def _woken(self, stage: StageRuntime) -> None:
-        stage.alarm = None
-        self._look()
+    def _end_wait(self, stage: StageRuntime) -> None:
+        stage.wait_timer = None
+        self._schedule_dispatch()
 
-    def _give(self, stage: StageRuntime, worker: Worker) -> None:
-        worker.batch = taken(stage)
+    def _assign_batch(self, stage: StageRuntime, worker: Worker) -> None:
+        worker.batch = stage.take_batch()
         if not worker.batch:
             return
-        stage.batches, worker.since = stage.batches + 1, clock()
-        if stage.patience < math.inf:
-            worker.late = self._events().call_later(stage.patience, self._hung, stage, worker)
+        stage.batches, worker.batch_start_s = stage.batches + 1, read_clock()
+        if stage.hang_timeout_s < math.inf:
+            worker.hang_timer = self._event_loop().call_later(
+                stage.hang_timeout_s, self._end_hung_worker, stage, worker
+            )
         rows = np.stack([query.row for query, *_ in worker.batch])
-        if rows.nbytes > AT_ONCE_BYTES:
-            # a replica that reads nothing would hold up the loop, and with it the alarm that ends the replica
-            self._events().run_in_executor(None, _send, worker.replica, rows)
+        if rows.nbytes > MAX_BUFFERED_BYTES:
+            # a replica that does not read would block the loop, and with it the timer that ends the replica
+            self._event_loop().run_in_executor(None, _send_rows, worker.replica, rows)
             return
         try:
             worker.replica.pipe.send(rows)
         except OSError:
-            self._died(stage, worker)
+            self._handle_death(stage, worker)
 
-    def _events(self) -> asyncio.AbstractEventLoop:
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
 
 
-def _send(replica: Replica, rows: Rows) -> None:
-    """Send a batch from a thread; of a replica that dies meanwhile the end of its pipe is heard, not this."""
-    # what was closed while it was written to has no handle any more, which is a TypeError
+def _send_rows(replica: Replica, rows: RowArray) -> None:
+    """Send a batch from a thread; if the replica dies meanwhile, the closed pipe reports it."""
+    # a pipe that is closed during the write has no handle any more, which raises TypeError
     with contextlib.suppress(OSError, TypeError):
         replica.pipe.send(rows)
 
 
-def _late(stage: StageRuntime) -> UnfoldError:
+def _report_slow_start(stage: StageRuntime) -> UnfoldError:
     message, key = f"replicas of {stage.name} did not load their model in time", f"stages.{stage.name}.model"
-    return fail(message, key=key, hint="start: 10 min gives them longer; fewer replicas load sooner")
+    return user_error(message, key=key, hint="start: 10 min allows more time; fewer replicas load sooner")
 
 
-def _log(stage: StageRuntime, what: str, told: Failed) -> None:
-    """Say once a minute on what a model failed: clients can send bad rows as fast as they like."""
-    if clock() - stage.logged < QUIET_S:
+def _log_failure(stage: StageRuntime, event: str, failure: BatchFailure) -> None:
+    """Log a failure of a model, at most once a minute: clients can send bad rows at any rate."""
+    if read_clock() - stage.logged_s < LOG_INTERVAL_S:
         return
-    stage.logged = clock()
-    message = "stages.%s.model: %s: %s (next said in %.0f s at the earliest)%s"
-    trace = f"\n{told.trace}" if told.trace else ""
-    logging.getLogger("unfoldkit").error(message, stage.name, what, told.line, QUIET_S, trace)
+    stage.logged_s = read_clock()
+    message = "stages.%s.model: %s: %s (no further report within %.0f s)%s"
+    trace = f"\n{failure.trace}" if failure.trace else ""
+    logging.getLogger("unfoldkit").error(message, stage.name, event, failure.message, LOG_INTERVAL_S, trace)

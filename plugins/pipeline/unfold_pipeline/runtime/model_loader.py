@@ -1,223 +1,158 @@
-"""What runs in a stage: files are loaded without executing code from them; code runs only where it is allowed."""
+"""Load the model of a stage. Files are loaded without executing code from them; code runs only with permission."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.runtime import onnx_inputs
-from unfold_pipeline.schema.models import ModelSpec
-from unfoldkit.api import Run, UnfoldError, fail, fingerprint
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource, load_digits
+from unfold_pipeline.runtime.onnx_inputs import load_onnx
+from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.boosters import check_booster
 from unfoldkit.safe_io.files import read_bytes, require_regular
-from unfoldkit.safe_io.skops import dump_skops, load_skops
+from unfoldkit.safe_io.skops import load_skops
 
-Rows = NDArray[np.float32]
-Predict = Callable[[Rows], NDArray[Any]]
-MEASURED = 3  # how profiles are measured; a profile of another way is measured again
-START_S = 180.0
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a replica finds its model: a file, or ``code`` as ``module:function`` with the folder to import from.
-
-    ``columns`` are the numbers of a query that it reads; all if there are none. It may take ``start`` s to load.
-    """
-
-    path: str = ""
-    code: str = ""
-    folder: str = ""
-    columns: tuple[int, ...] = ()
-    start: float = START_S
+Predict = Callable[[RowArray], NDArray[Any]]
+"""Takes rows, shape (batch, features), and returns an output per row."""
+SYNTHETIC_ROWS = 512
+DIGITS_WIDTH = 64
+MAX_MESSAGE_CHARACTERS = 200
 
 
-def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
-    """Return where a stage's model is; an estimator is fitted and stored in the run first.
+def load_model(source: ModelSource) -> Predict:
+    """Return the function that answers a batch of rows.
 
     Raises:
-        UnfoldError: the file is not there or of an unknown kind, or the spec names code without leave.
+        UnfoldError: the file is damaged, or the code does not exist.
     """
-    if model.code is not None:
-        if not run.allow_code:
-            hint = "--allow-code lets it run; only for specs that you trust"
-            raise fail(f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint)
-        return _source(model, code=model.code, folder=str(run.base.absolute()))
-    if model.file is not None:
-        path = run.path(model.file, key=f"stages.{stage}.model.file")
-        if path.suffix not in (".ubj", ".json", ".skops", ".onnx"):
-            hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
-            raise fail(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
-        return _source(model, path=str(path.absolute()))
-    return _source(model, path=str(_fitted(stage, model, run)))
+    predict, columns = _load_predict(source), list(source.columns)
+    return (lambda rows: predict(rows[:, columns])) if columns else predict
 
 
-def _source(model: ModelSpec, **place: str) -> Source:
-    return Source(**place, columns=model.columns or (), start=model.start or START_S)
+def load_rows(source: ModelSource, width: int | None) -> RowArray:
+    """Return rows to profile with: those of the spec's file, the digits data set, or random numbers in 0..1.
 
-
-def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
-    """Return a fingerprint of a model: of its file, or its module and what that imports; and of keeping to a core."""
-    body = read_bytes(source.path) if source.path else module_bytes(source) + imported_bytes(source)
-    words = model.model_dump(mode="json", exclude_none=True, exclude={"start"}) | ({"pin": "core"} if pinned else {})
-    return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
-
-
-def module_bytes(source: Source) -> bytes:
-    """Return the text of the module that holds a source's code, found without running it; empty if it has no file."""
-    places: list[str] | None = [source.folder, *sys.path]
-    found = None
-    for part in source.code.partition(":")[0].split("."):
-        found = PathFinder.find_spec(part, places)
-        if found is None:
-            return b""
-        places = list(found.submodule_search_locations or ())
-    file = Path(found.origin or "") if found else Path()
-    return file.read_bytes() if file.is_file() else b""
-
-
-def imported_bytes(source: Source) -> bytes:
-    """Return the text of the modules beside a source's code that it imports, found without running any of them."""
-    name = source.code.partition(":")[0]
-    finder = ModuleFinder([source.folder])
-    # a module that is elsewhere or does not compile is told when it is loaded
-    with contextlib.suppress(ImportError, SyntaxError, UnicodeDecodeError):
-        finder.import_hook(name)
-    files = {item: getattr(found, "__file__", None) for item, found in finder.modules.items() if item != name}
-    return b"".join(Path(str(files[item])).read_bytes() for item in sorted(files) if files[item])
-
-
-def load(source: Source) -> Predict:
-    """Return the function that answers a batch of rows, shape (batch, features).
+    Args:
+        source: the model.
+        width: numbers per row that the model determines, if any.
 
     Raises:
-        UnfoldError: the file is damaged, or the code is not there.
+        UnfoldError: the file holds no queries.
     """
-    whole, columns = _whole(source), list(source.columns)
-    return (lambda rows: whole(rows[:, columns])) if columns else whole
+    if source.rows_file:
+        return _read_rows(source.rows_file)
+    if source.features is None and width in (None, DIGITS_WIDTH):
+        return load_digits()[0]
+    shape = (SYNTHETIC_ROWS, source.features or width or 1)
+    return np.random.default_rng(0).random(shape).astype(np.float32)
 
 
-def _whole(source: Source) -> Predict:
-    if source.code:
-        return _function(source)
-    require_regular(source.path)
-    loaders: dict[str, Callable[[str], Predict]] = {".onnx": onnx_inputs.opened, ".skops": _skops}
-    try:
-        return loaders.get(Path(source.path).suffix, _xgboost)(source.path)
-    except UnfoldError:
-        raise
-    except Exception as error:  # each library has errors of its own for a damaged file
-        raise fail(f"cannot load the model: {brief(error)}", file=source.path) from error
-
-
-def brief(error: BaseException) -> str:
-    """Return the first line of what a library says, without the place in its own sources."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  # a class of the model's own may raise even here
-        text = ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])[:200] if lines else type(error).__name__
-
-
-def rows_for(model: ModelSpec, width: int | None, run: Run) -> Rows:
-    """Return rows to profile with: those that the spec names, of the data set, or numbers drawn between 0 and 1.
+def read_width(stage: str, source: ModelSource) -> int | None:
+    """Return the numbers that a stage's model takes per row, where its file states them.
 
     Raises:
-        UnfoldError: the file that the spec names is not there, or holds no queries.
+        UnfoldError: the file is damaged, or no row can fill an input of an ONNX model.
     """
-    if model.rows is not None:
-        return _named_rows(run.path(model.rows, key="stages"))
-    if model.features is None and width in (None, 64):
-        return _digits()[0]
-    return np.random.default_rng(0).random((512, model.features or width or 1)).astype(np.float32)
-
-
-def _named_rows(path: Path) -> Rows:
+    hint = "is the file complete? save the model again"
     try:
-        rows: Rows = read_npz(read_bytes(path), str(path), ("x",))["x"].astype(np.float32)
-    except (ValueError, KeyError, TypeError) as error:
-        raise fail(f"holds no queries: {error}", file=str(path), hint="an NPZ file with an array x") from error
-    if rows.ndim != 2 or not rows.size:
-        raise fail(f"an array x of shape {rows.shape} is not rows of queries", file=str(path))
-    return rows
-
-
-def width_of(stage: str, source: Source) -> int | None:
-    """Return the numbers that a stage's model wants in a row, where its file says so.
-
-    Raises:
-        UnfoldError: the file is damaged, or it is of an ONNX model with an input that no row can fill.
-    """
-    hint = "is the file whole? save the model again"
-    try:
-        return _width(source)
+        return _read_width(source)
     except UnfoldError as error:
         problem = error.diagnostics[0]
         message = f"cannot load the model {problem.file}: {problem.message}" if problem.file else problem.message
-        raise fail(message, key=f"stages.{stage}.model", hint=problem.hint or hint) from error
-    except Exception as error:  # each library has errors of its own for a damaged file
-        message = f"cannot load the model {source.path}: {brief(error)}"
-        raise fail(message, key=f"stages.{stage}.model", hint=hint) from error
+        raise user_error(message, key=f"stages.{stage}.model", hint=problem.hint or hint) from error
+    except Exception as error:  # each library has its own errors for a damaged file
+        message = f"cannot load the model {source.path}: {summarize_error(error)}"
+        raise user_error(message, key=f"stages.{stage}.model", hint=hint) from error
 
 
-def check_rows(stage: str, source: Source, rows: Rows) -> None:
-    """Refuse rows that do not fill the inputs of an ONNX model, before a replica dies of them.
+def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
+    """Reject rows that do not fill the inputs of an ONNX model, before a replica crashes on them.
 
     Raises:
-        UnfoldError: they do not; names the model, the input, its type and its shape.
+        UnfoldError: names the model, the input, its type and its shape.
     """
     if not source.path.endswith(".onnx"):
         return
     try:
-        onnx_inputs.opened(source.path).refuse(source.path, len(source.columns) or rows.shape[1])
+        load_onnx(source.path).check_width(source.path, len(source.columns) or rows.shape[1])
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+        raise user_error(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
 
 
-def _width(source: Source) -> int | None:
+def summarize_error(error: BaseException) -> str:
+    """Return the first line of a library's message, without the position in its own sources."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a class of the model may raise even here
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])[:MAX_MESSAGE_CHARACTERS]
+
+
+def _load_predict(source: ModelSource) -> Predict:
+    if source.code:
+        return _import_function(source)
+    require_regular(source.path)
+    loaders: dict[str, Callable[[str], Predict]] = {".onnx": load_onnx, ".skops": _load_sklearn}
+    try:
+        return loaders.get(Path(source.path).suffix, _load_xgboost)(source.path)
+    except UnfoldError:
+        raise
+    except Exception as error:  # each library has its own errors for a damaged file
+        raise user_error(f"cannot load the model: {summarize_error(error)}", file=source.path) from error
+
+
+def _read_rows(path: str) -> RowArray:
+    try:
+        rows: RowArray = read_npz(read_bytes(path), path, ("x",))["x"].astype(np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise user_error(f"holds no queries: {error}", file=path, hint="an NPZ file with an array x") from error
+    if rows.ndim != 2 or not rows.size:
+        raise user_error(f"an array x of shape {rows.shape} does not hold rows of queries", file=path)
+    return rows
+
+
+def _read_width(source: ModelSource) -> int | None:
     suffix = Path(source.path).suffix if source.path else ""
     if suffix:
         require_regular(source.path)
     if suffix in (".ubj", ".json"):
-        return int(_booster(source.path).num_features())
+        return int(_load_booster(source.path).num_features())
     if suffix == ".skops":
-        return getattr(_skops_object(source.path), "n_features_in_", None)
+        return getattr(load_skops(read_bytes(source.path), source.path), "n_features_in_", None)
     if suffix == ".onnx":
-        return onnx_inputs.opened(source.path).width
+        return load_onnx(source.path).width
     return None
 
 
-def _function(source: Source) -> Predict:
+def _import_function(source: ModelSource) -> Predict:
     module, _, name = source.code.partition(":")
     sys.path.insert(0, source.folder)
     try:
-        found: Predict = getattr(importlib.import_module(module), name)
+        function: Predict = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise fail(f"cannot import {source.code}: {error}") from error
-    return found
+        raise user_error(f"cannot import {source.code}: {error}") from error
+    return function
 
 
-def _xgboost(path: str) -> Predict:
-    booster = _booster(path)
+def _load_xgboost(path: str) -> Predict:
+    booster = _load_booster(path)
     return lambda rows: np.asarray(booster.inplace_predict(rows))
 
 
-def _booster(path: str) -> Any:
+def _load_booster(path: str) -> Any:
     import xgboost
 
     data = read_bytes(path)
@@ -225,48 +160,7 @@ def _booster(path: str) -> Any:
     return xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
 
 
-def _skops(path: str) -> Predict:
-    found = _skops_object(path)
-    method = found.predict_proba if hasattr(found, "predict_proba") else found.predict
+def _load_sklearn(path: str) -> Predict:
+    estimator = load_skops(read_bytes(path), path)
+    method = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.predict
     return lambda rows: np.asarray(method(rows))
-
-
-def _skops_object(path: str) -> Any:
-    return load_skops(read_bytes(path), path)
-
-
-def _digits() -> tuple[Rows, NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
-
-    rows, labels = load_digits(return_X_y=True)
-    return (rows / 16.0).astype(np.float32), labels
-
-
-def _fitted(stage: str, model: ModelSpec, run: Run) -> Path:
-    suffix = "ubj" if model.estimator == "xgboost" else "skops"
-    name = f"models/{stage}.{suffix}"
-    made_from = fingerprint(model.estimator, model.dataset, run.seed)
-    run.directory.once(name, made_from, lambda: _fit(model, run.seed))
-    return (run.directory.path / name).absolute()
-
-
-def _fit(model: ModelSpec, seed: int) -> bytes:
-    rows, labels = _digits()
-    if model.estimator == "xgboost":
-        import xgboost
-
-        fitted = xgboost.XGBClassifier(n_estimators=20, max_depth=4, n_jobs=1, random_state=seed).fit(rows, labels)
-        return bytes(fitted.get_booster().save_raw("ubj"))
-    name = str(model.estimator)
-    return dump_skops(_estimator(name, seed).fit(rows, labels), name)
-
-
-def _estimator(name: str, seed: int) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
-    made = {
-        "logistic-regression": lambda: LogisticRegression(max_iter=500),
-        "svc": lambda: SVC(gamma=0.25, random_state=seed),
-    }
-    return made[name]()

@@ -1,4 +1,4 @@
-"""What runs in a replica on Ray Serve: a model, and a queue that makes batches of what comes."""
+"""The code in a replica on Ray Serve: a model, and a queue that forms batches of the rows that arrive."""
 
 from __future__ import annotations
 
@@ -10,71 +10,78 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.runtime.model_loader import Predict, Rows, Source, load
-from unfold_pipeline.runtime.replica import Failed, answer
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.runtime.model_loader import Predict, load_model
+from unfold_pipeline.runtime.replica import BatchFailure, answer_batch
 
-LAST_S = 0.2
+EXIT_DELAY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Hung:
-    """Says, in the place of an answer, that the model did not come back with the batch of a row."""
+class ModelHung:
+    """Stands for an answer: the model did not finish the batch of a row in time."""
 
 
-class Replica:
-    """What runs in a replica: a model, and a queue that makes batches of what comes.
+class RayReplica:
+    """A model with a batching queue.
 
-    One that keeps a batch for longer than ``patience`` seconds says so and ends; another takes its place.
+    A replica that keeps a batch for longer than ``hang_timeout_s`` reports it and exits; Ray Serve starts another one.
     """
 
-    def __init__(self, source: Source, batch: int, wait: float, patience: float = math.inf) -> None:
+    def __init__(self, source: ModelSource, batch: int, max_wait_s: float, hang_timeout_s: float = math.inf) -> None:
         from ray import serve
         from threadpoolctl import threadpool_limits
 
-        self._predict = load(source)
+        self._predict = load_model(source)
         threadpool_limits(1)
 
-        async def many(rows: list[Rows]) -> list[Any]:
-            return await self._answered(np.stack(rows))
+        async def answer_rows(rows: list[RowArray]) -> list[Any]:
+            return await self._answer(np.stack(rows))
 
-        self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
+        self._enqueue = serve.batch(max_batch_size=batch, batch_wait_timeout_s=max_wait_s)(answer_rows)
         self._batch = batch
-        # uvloop takes no time-out that never ends
-        self._patience = patience if patience < math.inf else None
-        self._free = asyncio.Lock()
+        # uvloop accepts no infinite time-out
+        self._hang_timeout_s = hang_timeout_s if hang_timeout_s < math.inf else None
+        self._is_free = asyncio.Lock()
 
-    async def __call__(self, row: Rows, batch: int = 0, alone: bool = False) -> Any:
-        """Return the answer to one row; ``batch`` is the largest batch from now on (0: as before).
+    async def __call__(self, row: RowArray, batch: int = 0, is_alone: bool = False) -> Any:
+        """Return the answer to one row.
 
-        It comes with the row, as Ray Serve sends a replica nothing while it takes in another config. A row that is to
-        be ``alone`` shares its batch with no other.
+        Args:
+            row: the numbers of the query.
+            batch: maximum batch size from now on (0: unchanged). It travels with the row because Ray Serve sends a
+                replica nothing while it applies another config.
+            is_alone: whether the row shares its batch with no other.
 
         Raises:
-            RuntimeError: the model's code raised an error on it.
+            RuntimeError: the model raised an error on the row.
         """
         if batch not in (0, self._batch):
             self._batch = batch
-            self._ask.set_max_batch_size(batch)
-        found = (await self._answered(row[None]))[0] if alone else await self._ask(row)
-        if isinstance(found, Failed):
-            raise RuntimeError(found.line)  # noqa: TRY004  # the type says that there is no answer
-        return found
+            self._enqueue.set_max_batch_size(batch)
+        answer = (await self._answer(row[None]))[0] if is_alone else await self._enqueue(row)
+        if isinstance(answer, BatchFailure):
+            raise RuntimeError(answer.message)  # noqa: TRY004  # callers distinguish failures by this type
+        return answer
 
-    async def _answered(self, rows: Rows) -> list[Any]:
-        """Return the answer to each row; the model is asked for one batch at a time."""
-        async with self._free:
+    async def _answer(self, rows: RowArray) -> list[Any]:
+        """Return the answer to each row; the model runs one batch at a time."""
+        async with self._is_free:
             try:
-                work = asyncio.to_thread(_outputs, self._predict, rows)
-                return await asyncio.wait_for(work, self._patience)
+                outputs = asyncio.to_thread(_answer_rows, self._predict, rows)
+                return await asyncio.wait_for(outputs, self._hang_timeout_s)
             except TimeoutError:
-                # not before those who asked have heard it
-                asyncio.get_running_loop().call_later(LAST_S, os._exit, 1)
-                return [Hung()] * len(rows)
+                # exit only after the callers have received the answer
+                asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)
+                return [ModelHung()] * len(rows)
 
 
-def _outputs(predict: Predict, rows: Rows) -> list[Any]:
-    """Return the answer to each row, or what the model raised on it alone, so that one bad row fails no other."""
-    told = answer(predict, rows)
-    if isinstance(told, Failed):
-        return [told] if len(rows) == 1 else [_outputs(predict, rows[at : at + 1])[0] for at in range(len(rows))]
-    return [np.asarray(output).tolist() for output in told[0]]
+def _answer_rows(predict: Predict, rows: RowArray) -> list[Any]:
+    """Return the answer to each row, or what the model raised on it alone, so that a bad row fails no other."""
+    answer = answer_batch(predict, rows)
+    if isinstance(answer, BatchFailure):
+        if len(rows) == 1:
+            return [answer]
+        return [_answer_rows(predict, rows[index : index + 1])[0] for index in range(len(rows))]
+    return [np.asarray(output).tolist() for output in answer.outputs]

@@ -1,10 +1,10 @@
-"""The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
+"""The running pipeline on Ray Serve: a deployment per stage, with a replica count that changes while it serves.
 
-Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
-that dies fails its queries; they are asked again, one after the other, so that none that was taken in is lost but one
-of which replicas die. One whose model does not come back ends itself, and the rows of its batch are asked again, each
-by itself. Queries that cannot be in time are shed when they come to a stage, as what waits at a replica cannot be taken
-back. Nodes are chosen by Ray Serve's own words for gangs and limits, see :mod:`unfold_pipeline.schema.placement`.
+Ray Serve has no central queue: a query goes to a replica on arrival and waits there for the next batch. Queries of a
+replica that died are sent again, one after the other, so that only a query that kills replicas is lost. A replica
+exits if its model hangs, and the rows of its batch are sent again one by one. Queries that cannot be in time are shed
+when they arrive at a stage, because what waits at a replica cannot be taken back. Ray Serve chooses the nodes (see
+:class:`unfold_pipeline.problem.problem.PlacementPolicy`).
 """
 
 from __future__ import annotations
@@ -14,117 +14,137 @@ import contextlib
 import inspect
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.problem.routing import Item
-from unfold_pipeline.runtime.local import ENDS, Heard
-from unfold_pipeline.runtime.model_loader import Source
-from unfold_pipeline.runtime.ray_replica import Hung, Replica
-from unfold_pipeline.runtime.stage import Query, clock
-from unfold_pipeline.schema.placement import SHARE, Placing, whole, words
-from unfoldkit.api import broken, fail
+from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
+from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
+from unfold_pipeline.runtime.stage import Query, read_clock
+from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connected
 
-PATIENCE_S = 60.0
-PAUSE_S = 0.2
-VERSION = "1"
+RETRY_TIMEOUT_S = 60.0
+POLL_INTERVAL_S = 0.2
+DEPLOYMENT_VERSION = "1"
+# a placement group must reserve something; replicas share the cores of their node
+GANG_CPU_FRACTION = 0.001
 
 
-@dataclass(slots=True)
-class Deployed:
-    """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted.
+@dataclass(slots=True, kw_only=True)
+class StageDeployment:
+    """A stage on Ray Serve.
 
-    ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so. A replica is made
-    for batches of ``planned``, and takes in twice as many queries; each comes with the largest ``batch`` of its time.
-    It ends if it keeps a batch for longer than ``patience`` s. ``one`` is held by the one query that is asked again
-    after its replica died.
+    Attributes:
+        name: of the stage.
+        app: name of its Ray Serve application.
+        source: its model.
+        max_batch: maximum batch size at present, which each query carries.
+        planned_batch: maximum batch size at the start; replicas accept twice as many queries.
+        max_wait_s: how long a batch that is not full may be delayed.
+        target_replicas: how many replicas there should be.
+        gang_size: replicas of the plan, which start together if ``placement`` has gangs.
+        placement: where replicas run.
+        min_remaining_s: least seconds that a query still takes from here on.
+        hang_timeout_s: a replica that keeps a batch for longer exits.
+        handle: Ray Serve's handle of the deployment.
+        ready, open, served, failed: counters of replicas and queries.
+        known_replicas: replicas that ran when they were last listed.
+        retry_lock: held by the one query that is sent again after its replica died.
     """
 
     name: str
     app: str
-    source: Source
-    batch: int
-    wait: float
-    wanted: int
-    need: float = 0.0
-    placing: Placing = field(default_factory=Placing)
-    gang: int = 1
-    planned: int = 0
-    patience: float = math.inf
+    source: ModelSource
+    max_batch: int
+    planned_batch: int
+    max_wait_s: float
+    target_replicas: int
+    gang_size: int
+    placement: PlacementPolicy
+    min_remaining_s: float = 0.0
+    hang_timeout_s: float = math.inf
     handle: Any = None
     ready: int = 0
     open: int = 0
     served: int = 0
     failed: int = 0
-    known: set[str] = field(default_factory=set)
-    one: asyncio.Lock = field(default_factory=asyncio.Lock)
+    known_replicas: set[str] = field(default_factory=set)
+    retry_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def record_failure(self, query: Query) -> None:
+        """Count a query on which the model failed."""
+        self.failed += 1
+        query.failed_stage = self.name
 
 
 class RayRuntime:
     """Starts, feeds, scales and ends the deployments of a plan."""
 
-    __slots__ = ("_address", "_changes", "_ended", "_nodes", "_ray", "_replaced", "_tasks", "_watch", "stages")
+    __slots__ = ("_address", "_changes", "_has_ended", "_monitor", "_nodes", "_ray", "_replaced", "_tasks", "stages")
 
     def __init__(
         self,
         names: Sequence[str],
-        sources: Sequence[Source],
+        sources: Sequence[ModelSource],
         plan: Plan,
-        waits: Sequence[float],
         address: str | None,
-        needs: Sequence[float] = (),
-        placing: Placing | None = None,
-        patience: Sequence[float] = (),
+        *,
+        max_waits_s: Sequence[float] = (),
+        min_remaining_s: Sequence[float] = (),
+        hang_timeouts_s: Sequence[float] = (),
+        placement: PlacementPolicy | None = None,
     ) -> None:
-        policy = placing or Placing()
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
+        zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
-            Deployed(
-                name,
-                f"{prefix}-{name}",
-                source,
-                choice.batch,
-                wait,
-                choice.replicas,
-                need,
-                policy,
-                gang=choice.replicas,
-                planned=choice.batch,
-                patience=most,
+            StageDeployment(
+                name=name,
+                app=f"{prefix}-{name}",
+                source=source,
+                max_batch=config.batch,
+                planned_batch=config.batch,
+                max_wait_s=wait_s,
+                target_replicas=config.replicas,
+                gang_size=config.replicas,
+                placement=placement or PlacementPolicy(),
+                min_remaining_s=remaining_s,
+                hang_timeout_s=timeout_s,
             )
-            for name, source, choice, wait, need, most in zip(
+            for name, source, config, wait_s, remaining_s, timeout_s in zip(
                 names,
                 sources,
                 plan,
-                waits,
-                needs or [0.0] * len(names),
-                patience or [math.inf] * len(names),
+                max_waits_s or zeros,
+                min_remaining_s or zeros,
+                hang_timeouts_s or never,
                 strict=True,
             )
         ]
         self._address = address
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
-        self._ended = False
+        self._has_ended = False
         self._nodes = 1
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._monitor: asyncio.Task[None] | None = None
         self._replaced = 0
 
     async def start(self) -> None:
         """Start all replicas and wait until they are ready.
 
         Raises:
-            UnfoldError: Ray is not there, cannot place as the spec says, or a replica does not start.
+            UnfoldError: Ray is not installed, cannot place replicas as the spec asks, or a replica does not start.
         """
         self._ray = connected(self._address)
         from ray import serve
 
-        self._check(self._ray, serve)
+        self._check_placement(self._ray, serve)
 
         try:
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
@@ -132,18 +152,18 @@ class RayRuntime:
                 await self._deploy(stage)
         except RuntimeError as error:
             await self.stop()
-            raise broken(f"Ray Serve does not start the pipeline: {error}") from error
-        await self._look()
-        self._watch = asyncio.get_running_loop().create_task(self._keep_looking())
+            raise internal_error(f"Ray Serve does not start the pipeline: {error}") from error
+        await self._update_replicas()
+        self._monitor = asyncio.get_running_loop().create_task(self._monitor_replicas())
 
     async def stop(self) -> None:
         """End all replicas."""
         from ray import serve
 
-        self._ended = True
-        if self._watch is not None:
-            self._watch.cancel()
-        # a change under way would deploy again what is deleted here
+        self._has_ended = True
+        if self._monitor is not None:
+            self._monitor.cancel()
+        # a change in progress would deploy again what is deleted here
         async with self._changes:
             for stage in self.stages:
                 await asyncio.to_thread(serve.delete, stage.app)
@@ -151,182 +171,185 @@ class RayRuntime:
             task.cancel()
 
     def submit(self, query: Query) -> None:
-        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
-        for item in query.routes.entries(query.number):
-            self._send(query, item)
-        if query.routes.left[query.number] == 0:
-            query.finished({})
+        """Accept a query; ``on_finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+        for item in query.routes.find_entries(query.number):
+            self._send_item(query, item)
+        if query.routes.open_items[query.number] == 0:
+            query.on_finished({})
 
-    def want(self, stage: int, count: int, batch: int = 0) -> None:
-        """Set how many replicas a stage should have (whole gangs, where it has gangs), and its largest batch."""
-        found = self.stages[stage]
-        found.batch = min(batch or found.batch, 2 * found.planned)
-        count = self._placed(found, whole(found.placing, found.gang, max(1, count)))
-        if count != found.wanted:
-            found.wanted = count
-            self._keep(self._deploy(found))
+    def set_target(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have, rounded up to whole gangs, and its maximum batch size."""
+        deployment = self.stages[stage]
+        deployment.max_batch = min(batch or deployment.max_batch, 2 * deployment.planned_batch)
+        gangs = deployment.placement.round_up_replicas(max(1, count), deployment.gang_size)
+        target = self._limit_to_nodes(deployment, gangs)
+        if target != deployment.target_replicas:
+            deployment.target_replicas = target
+            self._start_task(self._deploy(deployment))
 
-    def batches(self) -> tuple[int, ...]:
-        """Return the largest batch of each stage."""
-        return tuple(stage.batch for stage in self.stages)
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Return the maximum batch size of each stage."""
+        return tuple(stage.max_batch for stage in self.stages)
 
-    def serving(self) -> tuple[int, ...]:
-        """Return how many replicas of each stage served when they were last looked at, some tenths of a second ago."""
+    def serving_replicas(self) -> tuple[int, ...]:
+        """Return how many replicas of each stage served when they were last listed, some tenths of a second ago."""
         return tuple(stage.ready for stage in self.stages)
 
-    def replaced(self) -> int:
-        """Return how many replicas were seen to have died and been replaced."""
+    def count_replaced(self) -> int:
+        """Return how many replicas died and were replaced, as far as the listings show."""
         return self._replaced
 
-    def status(self) -> list[dict[str, Any]]:
-        """Return what each stage is doing."""
+    def list_status(self) -> list[dict[str, Any]]:
+        """Return the state of each stage."""
         return [
             {
-                "name": s.name,
-                "batch": s.batch,
-                "served": s.served,
-                "queue": s.open,
-                "replicas": s.wanted,
-                "ready": s.ready,
-                "failed": s.failed,
+                "name": stage.name,
+                "batch": stage.max_batch,
+                "served": stage.served,
+                "queue": stage.open,
+                "replicas": stage.target_replicas,
+                "ready": stage.ready,
+                "failed": stage.failed,
             }
-            for s in self.stages
+            for stage in self.stages
         ]
 
-    def listen(self, heard: Heard) -> None:
-        """Do nothing: Ray Serve makes its batches itself, and tells of them in metrics of its own."""
+    def subscribe(self, listener: BatchListener) -> None:
+        """Do nothing: Ray Serve forms its batches itself and reports them in its own metrics."""
 
-    def _check(self, ray: ModuleType, serve: ModuleType) -> None:
-        """Refuse what Ray Serve would wait for without end."""
-        self._nodes = _alive(ray)
+    def _check_placement(self, ray: ModuleType, serve: ModuleType) -> None:
+        """Reject a placement for which Ray Serve would wait forever."""
+        self._nodes = _count_nodes(ray)
         for stage in self.stages:
-            policy = stage.placing
-            if policy.together and "gang_scheduling_config" not in inspect.signature(serve.deployment).parameters:
-                raise fail("this version of Ray Serve has no gangs", key="placement.gang", hint="pip install -U ray")
-            if stage.wanted > self._placed(stage, stage.wanted):
-                fit = f"{policy.most} a node, do not fit on {self._nodes} nodes"
-                told = f"{stage.wanted} replicas of {stage.name}, {fit}"
-                raise fail(told, key="placement.spread.most", hint="a larger most, or more nodes in the cluster")
+            policy = stage.placement
+            if policy.has_gangs and "gang_scheduling_config" not in inspect.signature(serve.deployment).parameters:
+                message = "this version of Ray Serve does not support gangs"
+                raise user_error(message, key="placement.gang", hint="pip install -U ray")
+            if stage.target_replicas > self._limit_to_nodes(stage, stage.target_replicas):
+                nodes = f"{policy.max_per_node} per node, do not fit on {self._nodes} nodes"
+                message = f"{stage.target_replicas} replicas of {stage.name}, {nodes}"
+                raise user_error(
+                    message, key="placement.spread.most", hint="a larger most, or more nodes in the cluster"
+                )
 
-    def _placed(self, stage: Deployed, count: int) -> int:
-        """Return how many of some replicas the nodes take: for more Ray Serve would wait, and do nothing else."""
-        most = stage.placing.most
-        return count if most is None else min(count, most * self._nodes)
+    def _limit_to_nodes(self, stage: StageDeployment, count: int) -> int:
+        """Return how many of ``count`` replicas the nodes can hold: Ray Serve would block on more."""
+        limit = stage.placement.max_per_node
+        return count if limit is None else min(count, limit * self._nodes)
 
-    def _keep(self, work: Any) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deploy(self, stage: Deployed) -> None:
-        """Bring a stage to the wanted count; one change at a time, as the last one asked for must be the last made."""
+    async def _deploy(self, stage: StageDeployment) -> None:
+        """Bring a stage to its target; one change at a time, so that the latest target is the last one applied."""
         async with self._changes:
-            if self._ended:
+            if self._has_ended:
                 return
-            handle = await asyncio.to_thread(_deployed, stage)
-            # a handle learns of new replicas by itself, and one that is new knows of none at first
+            handle = await asyncio.to_thread(_run_deployment, stage)
+            # an existing handle learns of new replicas, while a new one knows none at first
             stage.handle = stage.handle or handle
 
-    def _send(self, query: Query, item: Item) -> None:
-        self._keep(self._served(query, item))
+    def _send_item(self, query: Query, item: Item) -> None:
+        self._start_task(self._serve_item(query, item))
 
-    async def _served(self, query: Query, item: Item) -> None:
+    async def _serve_item(self, query: Query, item: Item) -> None:
         stage = self.stages[item[0]]
-        if query.hopeless(stage.need):
+        if query.drop_if_late(stage.min_remaining_s):
             return
         stage.open += 1
-        found = await self._asked(stage, query)
+        answer = await self._request_answer(stage, query)
         stage.open -= 1
-        if found is None:
-            query.finished(None)
+        if answer is None:
+            query.on_finished(None)
             return
         stage.served += 1
-        query.answers[stage.name] = found
-        for after in query.routes.after(item):
-            self._send(query, after)
-        if query.routes.finished(item):
-            query.finished(query.answers)
+        query.answers[stage.name] = answer
+        for child in query.routes.release_children(item):
+            self._send_item(query, child)
+        if query.routes.complete_item(item):
+            query.on_finished(query.answers)
 
-    async def _asked(self, stage: Deployed, query: Query) -> Any:
-        """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again.
+    async def _request_answer(self, stage: StageDeployment, query: Query) -> Any:
+        """Send a row until a replica answers.
 
-        Nor is one that did not come back with this row alone, or of which two replicas died with it in their charge.
+        A row is not sent again if the model raised an error on it, hung on it alone, or if two replicas died with it.
         """
         if self._ray is None:
             raise RuntimeError("start() comes first")
         from ray.serve.exceptions import RayServeException
 
-        late, alone, died = clock() + PATIENCE_S, False, False
-        while clock() < late and query.ended < ENDS:
+        deadline_s, is_alone, has_died = read_clock() + RETRY_TIMEOUT_S, False, False
+        while read_clock() < deadline_s and query.process_failures < MAX_PROCESS_FAILURES:
             try:
-                # whose fault a death was shows only where one that may be at fault is out at a time
-                async with stage.one if died else contextlib.nullcontext():
-                    found = await stage.handle.remote(query.row, stage.batch, alone)
+                # only one suspect at a time shows which query causes the deaths
+                async with stage.retry_lock if has_died else contextlib.nullcontext():
+                    answer = await stage.handle.remote(query.row, stage.max_batch, is_alone)
             except self._ray.exceptions.RayTaskError:
-                return _failed(stage, query)
+                return stage.record_failure(query)
             except self._ray.exceptions.ActorDiedError:
-                query.ended += died
-                late, alone, died = clock() + PATIENCE_S, True, True
-                await asyncio.sleep(PAUSE_S)
+                query.process_failures += has_died
+                deadline_s, is_alone, has_died = read_clock() + RETRY_TIMEOUT_S, True, True
+                await asyncio.sleep(POLL_INTERVAL_S)
                 continue
             except (self._ray.exceptions.RayError, RayServeException):
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
                 continue
-            if not isinstance(found, Hung):
-                return found
-            if alone:
-                return _failed(stage, query)
-            late, alone = clock() + PATIENCE_S, True
-        return _failed(stage, query) if query.ended >= ENDS else None
+            if not isinstance(answer, ModelHung):
+                return answer
+            if is_alone:
+                return stage.record_failure(query)
+            deadline_s, is_alone = read_clock() + RETRY_TIMEOUT_S, True
+        return stage.record_failure(query) if query.process_failures >= MAX_PROCESS_FAILURES else None
 
-    async def _keep_looking(self) -> None:
+    async def _monitor_replicas(self) -> None:
         if self._ray is None:
             raise RuntimeError("start() comes first")
         while True:
-            await asyncio.sleep(PAUSE_S)
-            # a head that is away for a moment does not end the looking
+            await asyncio.sleep(POLL_INTERVAL_S)
+            # a head node that is unreachable for a moment does not end the monitoring
             with contextlib.suppress(self._ray.exceptions.RayError, RuntimeError, OSError):
-                await self._look()
+                await self._update_replicas()
 
-    async def _look(self) -> None:
-        """Read from Ray Serve which replicas run; one that is gone though as many are wanted has died."""
-        found = await asyncio.to_thread(_running, [stage.app for stage in self.stages])
-        self._nodes = await asyncio.to_thread(_alive, self._ray)
+    async def _update_replicas(self) -> None:
+        """List the running replicas; one that is gone although as many are wanted has died."""
+        running = await asyncio.to_thread(_list_running_replicas, [stage.app for stage in self.stages])
+        self._nodes = await asyncio.to_thread(_count_nodes, self._ray)
         for stage in self.stages:
-            now = found.get(stage.app, set())
-            gone = len(stage.known - now) - max(0, len(stage.known) - stage.wanted)
-            self._replaced += max(0, gone)
-            stage.known, stage.ready = now, len(now)
+            current, previous = running.get(stage.app, set()), stage.known_replicas
+            died = len(previous - current) - max(0, len(previous) - stage.target_replicas)
+            self._replaced += max(0, died)
+            stage.known_replicas, stage.ready = current, len(current)
 
 
-def _failed(stage: Deployed, query: Query) -> None:
-    stage.failed += 1
-    query.failed = stage.name
-
-
-def _deployed(stage: Deployed) -> Any:
-    """Deploy or change a stage; the same version makes Ray Serve keep the replicas that there are."""
+def _run_deployment(stage: StageDeployment) -> Any:
+    """Deploy or change a stage; an equal version makes Ray Serve keep the existing replicas."""
     from ray import serve
 
-    options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.planned, "version": VERSION}
-    options |= words(stage.placing, stage.gang)
-    share = SHARE if stage.placing.together else 0
-    options |= {"ray_actor_options": {"num_cpus": share}, "graceful_shutdown_wait_loop_s": 0.1}
-    # by default a death is noticed after 10 s only
+    options = {
+        "num_replicas": stage.target_replicas,
+        "max_ongoing_requests": 2 * stage.planned_batch,
+        "version": DEPLOYMENT_VERSION,
+    }
+    options |= stage.placement.build_ray_options(stage.gang_size)
+    cpus = GANG_CPU_FRACTION if stage.placement.has_gangs else 0
+    options |= {"ray_actor_options": {"num_cpus": cpus}, "graceful_shutdown_wait_loop_s": 0.1}
+    # the default detects a death after 10 s only
     options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
-    made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)
+    deployment = serve.deployment(RayReplica).options(name=stage.name, _internal=True, **options)
     return serve.run(
-        made.bind(stage.source, stage.planned, stage.wait, stage.patience), name=stage.app, route_prefix=None
+        deployment.bind(stage.source, stage.planned_batch, stage.max_wait_s, stage.hang_timeout_s),
+        name=stage.app,
+        route_prefix=None,
     )
 
 
-def _alive(ray: Any) -> int:
-    """Return how many nodes the cluster has."""
+def _count_nodes(ray: Any) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def _running(apps: Sequence[str]) -> dict[str, set[str]]:
-    """Return the names of the running replicas of each application."""
+def _list_running_replicas(apps: Sequence[str]) -> dict[str, set[str]]:
     from ray.serve.context import _get_global_client
 
     details = _get_global_client().get_serve_details()["applications"]
@@ -343,12 +366,13 @@ def _running(apps: Sequence[str]) -> dict[str, set[str]]:
 
 
 def application(args: dict[str, Any]) -> Any:
-    """Return the application that an exported config names, for ``serve deploy``.
+    """Build the application that an exported config names, for ``serve deploy``.
 
-    ``args`` hold ``name``, ``batch``, ``wait`` in s, and ``path`` or ``code`` of the model.
+    Args:
+        args: ``name``, ``batch``, ``wait`` in seconds, and ``path`` or ``code`` of the model.
     """
     from ray import serve
 
-    source = Source(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
-    made = serve.deployment(Replica).options(name=str(args["name"]))
-    return made.bind(source, int(args["batch"]), float(args["wait"]))
+    source = ModelSource(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
+    deployment = serve.deployment(RayReplica).options(name=str(args["name"]))
+    return deployment.bind(source, int(args["batch"]), float(args["wait"]))

@@ -1,4 +1,4 @@
-"""A serving process: it loads a model, says that it is ready, and answers batches until its pipe closes."""
+"""A serving process: it loads a model, reports that it is ready, and answers batches until its pipe closes."""
 
 from __future__ import annotations
 
@@ -16,40 +16,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.runtime.model_loader import Predict, Rows, Source, brief
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.runtime.model_loader import Predict, load_model, summarize_error
 from unfoldkit.api import UnfoldError
 
 READY = "ready"
+SCHEDULER_STATS = "/proc/self/schedstat"
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """What a model's code raised on a batch, in a line and with the places in its code."""
+class BatchFailure:
+    """An error that a model raised on a batch: one line, and the traceback."""
 
-    line: str
-    trace: str
+    message: str
+    trace: str = ""
 
 
-Told = tuple[NDArray[Any], float, float, float]
-WAITED = "/proc/self/schedstat"
+@dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """The outputs for a batch, and how its seconds were spent.
+
+    Attributes:
+        outputs: one per row.
+        model_s: seconds in the model.
+        cpu_s: seconds of these in which a core was busy.
+        waited_s: seconds since the hand-over in which the process waited for a core.
+    """
+
+    outputs: NDArray[Any]
+    model_s: float
+    cpu_s: float
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
     """A process and the pipe to it.
 
-    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it,
-    seconds that it waited for a core)``, or :class:`Failed`.
+    Batches are sent as arrays; each answer is a :class:`BatchAnswer` or a :class:`BatchFailure`.
     """
 
     process: SpawnProcess
     pipe: Connection
 
-    def end(self, patience: float = 1.0) -> str:
-        """Say in words how its process ended, which it has just done."""
-        self.process.join(patience)
+    def describe_end(self, timeout_s: float = 1.0) -> str:
+        """Describe how the process ended, which it has just done."""
+        self.process.join(timeout_s)
         code = self.process.exitcode
-        return "its process ended" if code is None else f"its process ended {told(code)}"
+        return "its process ended" if code is None else f"its process ended {_describe_exit_code(code)}"
 
     def stop(self) -> None:
         """End the process."""
@@ -60,85 +75,86 @@ class Replica:
             self.process.join()
 
 
-def told(code: int) -> str:
-    """Return an exit code of a process in words."""
-    return f"with exit code {code}" if code >= 0 else f"by signal {-code} ({signal.Signals(-code).name})"
-
-
-def launch(source: Source) -> Replica:
-    """Start a replica; it is ready only once it says so."""
+def launch_replica(source: ModelSource) -> Replica:
+    """Start a replica. It is ready once it sends ``READY``."""
     context = get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(there, source, os.getpid()), daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=run_replica, args=(child_end, source, os.getpid()), daemon=True)
     process.start()
-    there.close()
-    return Replica(process, here)
+    child_end.close()
+    return Replica(process, parent_end)
 
 
-def work(pipe: Connection, source: Source, parent: int) -> None:
-    """Be a replica."""
+def run_replica(pipe: Connection, source: ModelSource, parent_pid: int) -> None:
+    """Load the model and answer batches: the main function of the process."""
     from threadpoolctl import threadpool_limits
 
-    from unfold_pipeline.runtime.model_loader import load
     from unfoldkit.engines.local import start_worker
 
-    start_worker(parent)
+    start_worker(parent_pid)
     try:
-        predict = load(source)
-        # the libraries were loaded before the variables were set, and a replica must not take its neighbours' cores
+        predict = load_model(source)
+        # the libraries were loaded before the environment was set, and a replica must not use its neighbours' cores
         threadpool_limits(1)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the one who waits must be told
-        pipe.send(str(error) if isinstance(error, UnfoldError) else f"{type(error).__name__}: {brief(error)}")
+    except Exception as error:  # noqa: BLE001  # every error must reach the parent
+        message = str(error) if isinstance(error, UnfoldError) else _format_error(error)
+        pipe.send(message)
         return
-    # an end of the pipe is that of the service, or of a replica that is taken away before it is ready
+    # the pipe closes with the service, or when the replica is removed before it is ready
     with contextlib.suppress(EOFError, OSError):
         pipe.send(READY)
         while True:
-            # what is waited for between an answer and this is no part of the next batch
-            before = waited()
-            _tell(pipe, answer(predict, pipe.recv(), before))
+            # waiting between an answer and here is not part of the next batch
+            waited_before_s = read_cpu_wait()
+            _send_answer(pipe, answer_batch(predict, pipe.recv(), waited_before_s))
 
 
-def answer(predict: Predict, rows: Rows, before: float = 0.0) -> Told | Failed:
-    """Return what a model says to a batch; whatever its code raises ends the batch, and not the process.
+def answer_batch(predict: Predict, rows: RowArray, waited_before_s: float = 0.0) -> BatchAnswer | BatchFailure:
+    """Return what a model answers to a batch; an error in its code ends the batch, not the process.
 
-    ``before`` is what :func:`waited` was when the batch was handed over.
+    ``waited_before_s`` is what :func:`read_cpu_wait` returned when the batch was handed over.
     """
-    began, worked = time.perf_counter(), time.process_time()
+    start_s, cpu_start_s = time.perf_counter(), time.process_time()
     try:
         outputs = np.asarray(predict(rows))
         if outputs.shape[:1] != (len(rows),):
-            return Failed(f"{len(rows)} rows were asked, and the answer has shape {outputs.shape}", "")
-    except BaseException as error:  # noqa: BLE001  # it is the model's code that raises, and it may want to exit
-        return failed(error)
-    return outputs, time.perf_counter() - began, time.process_time() - worked, waited() - before
+            return BatchFailure(f"{len(rows)} rows were sent, and the answer has shape {outputs.shape}")
+    except BaseException as error:  # noqa: BLE001  # the model's code may raise anything, even SystemExit
+        return _build_failure(error)
+    seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
+    return BatchAnswer(outputs, seconds, cpu_s, read_cpu_wait() - waited_before_s)
 
 
-def waited() -> float:
-    """Return the seconds that this process could have run and had no core (Linux; 0 elsewhere)."""
+def read_cpu_wait() -> float:
+    """Return the seconds in which this process was runnable and had no core (Linux; 0 elsewhere)."""
     try:
-        with open(WAITED, encoding="ascii") as file:  # noqa: PTH123  # a hundred times a second and more
+        with open(SCHEDULER_STATS, encoding="ascii") as file:  # noqa: PTH123  # called hundreds of times a second
             return int(file.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
-def failed(error: BaseException) -> Failed:
-    """Return an error as it is told through a pipe."""
-    return Failed(f"{type(error).__name__}: {brief(error)}", "".join(traceback.format_exception(error)))
+def describe_unreadable_outputs(error: BaseException) -> BatchFailure:
+    """Return the failure of a model with outputs that cannot be unpickled outside its own process."""
+    return BatchFailure(f"its outputs are of a type that only its own code knows ({_format_error(error)})")
 
 
-def unread(error: BaseException) -> Failed:
-    """Return as a failure that the outputs of a model cannot be read in another process than its own."""
-    return Failed(
-        f"its outputs are of a type that only its own code knows ({type(error).__name__}: {brief(error)})", ""
-    )
+def _format_error(error: BaseException) -> str:
+    return f"{type(error).__name__}: {summarize_error(error)}"
 
 
-def _tell(pipe: Connection, told: Told | Failed) -> None:
+def _build_failure(error: BaseException) -> BatchFailure:
+    return BatchFailure(_format_error(error), "".join(traceback.format_exception(error)))
+
+
+def _describe_exit_code(code: int) -> str:
+    return f"with exit code {code}" if code >= 0 else f"by signal {-code} ({signal.Signals(-code).name})"
+
+
+def _send_answer(pipe: Connection, answer: BatchAnswer | BatchFailure) -> None:
     try:
-        pipe.send(told)
+        pipe.send(answer)
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001  # outputs that are no numbers may be of types that no pipe takes
-        pipe.send(failed(error))
+    except Exception as error:  # noqa: BLE001  # outputs that are not numbers may be of types that cannot be pickled
+        pipe.send(_build_failure(error))

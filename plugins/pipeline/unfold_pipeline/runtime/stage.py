@@ -1,4 +1,4 @@
-"""A stage that runs: the queries that wait for it, its replicas, and what was counted."""
+"""The queue of a running stage: the queries that wait, its replicas, and its counters."""
 
 from __future__ import annotations
 
@@ -8,189 +8,231 @@ from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.routing import Item, Routes
-from unfold_pipeline.runtime.model_loader import Rows, Source
 from unfold_pipeline.runtime.replica import Replica
 
-NEARLY_ALL = 0.95
-PACE = 0.05
+SLACK_QUANTILE = 0.95
+SLACK_STEP = 0.05
 
-Finished = Callable[[dict[str, Any] | None], None]
+OnFinished = Callable[[dict[str, Any] | None], None]
+"""Receives the answers of the stages, or ``None`` if the query has no answer."""
+
+
+def read_clock() -> float:
+    """Return seconds of a monotonic clock."""
+    return time.perf_counter()
 
 
 @dataclass(slots=True)
 class Query:
-    """A query under way: its input, its routes, what the stages answered, and who waits.
+    """A query in flight.
 
-    ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be;
-    ``failed`` names the stage whose model raised an error on it; ``ended`` counts the processes that ended while they
-    had nothing but it. ``taken`` are the stages that took it into a batch, and when, if it may be late.
+    Attributes:
+        row: its input.
+        routes: the routes that hold its path.
+        number: its number in the routes.
+        on_finished: is called once with its answers.
+        answers: answers of the stages so far.
+        due_s: when its answer is late, on :func:`read_clock`.
+        is_shed: whether it was dropped because it would be late.
+        failed_stage: the stage with the model that raised an error on it.
+        process_failures: processes that ended while they served nothing else.
+        batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
     """
 
-    row: Rows
+    row: RowArray
     routes: Routes
     number: int
-    finished: Finished
+    on_finished: OnFinished
     answers: dict[str, Any] = field(default_factory=dict)
-    due: float = math.inf
-    shed: bool = False
-    failed: str = ""
-    ended: int = 0
-    taken: list[tuple[StageRuntime, float]] = field(default_factory=list)
+    due_s: float = math.inf
+    is_shed: bool = False
+    failed_stage: str = ""
+    process_failures: int = 0
+    batched_at: list[tuple[StageRuntime, float]] = field(default_factory=list)
 
-    def answered(self) -> None:
-        """Hand over the answers; the stages learn how long it took from their batches on."""
-        now = clock()
-        for stage, since in self.taken:
-            stage.learn(now - since)
-        self.finished(self.answers)
+    def complete(self) -> None:
+        """Deliver the answers, and let the stages learn how long the query took from their batches on."""
+        now_s = read_clock()
+        for stage, batched_s in self.batched_at:
+            stage.learn_remaining_time(now_s - batched_s)
+        self.on_finished(self.answers)
 
-    def hopeless(self, need: float) -> bool:
-        """Whether it has no answer any more, or not in time if it still needs ``need`` seconds; then it is refused."""
-        over = self.shed or bool(self.failed)
-        if over or clock() + need <= self.due:
-            return over
-        self.shed = True
-        self.finished(None)
+    def drop_if_late(self, remaining_s: float) -> bool:
+        """Drop the query if it cannot be answered in time; return whether it was dropped, now or before.
+
+        ``remaining_s`` is the time that it still needs.
+        """
+        is_over = self.is_shed or bool(self.failed_stage)
+        if is_over or read_clock() + remaining_s <= self.due_s:
+            return is_over
+        self.is_shed = True
+        self.on_finished(None)
         return True
 
-    def fail(self, stage: str) -> None:
-        """End it without an answer, as the model of a stage raised an error on it."""
-        self.failed = stage
-        self.finished(None)
+    def fail_at(self, stage: str) -> None:
+        """End the query without an answer, because the model of ``stage`` raised an error on it."""
+        self.failed_stage = stage
+        self.on_finished(None)
 
 
-Work = tuple[Query, Item, float]
-"""A query, its item at a stage, and when it came there, on :func:`clock`."""
+class QueuedItem(NamedTuple):
+    """An item of a query at a stage, and when it arrived there, on :func:`read_clock`."""
+
+    query: Query
+    item: Item
+    queued_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch that was answered: its stage, its rows, when it was handed over on :func:`clock`, and what it took.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletedBatch:
+    """A batch that was answered.
 
-    Of the ``total`` seconds ``model`` were spent in the model, and in ``waited`` its replica had no core.
+    Attributes:
+        stage: name of the stage.
+        rows: number of rows.
+        start_s: when it was handed over, on :func:`read_clock`.
+        total_s: seconds until the answer.
+        model_s: seconds of these in the model.
+        waited_s: seconds of these in which the replica waited for a core.
     """
 
     stage: str
     rows: int
-    began: float
-    total: float
-    model: float
-    waited: float = 0.0
+    start_s: float
+    total_s: float
+    model_s: float
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Worker:
-    """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``.
+    """A replica as its stage sees it.
 
-    The batch was handed over at ``since``; ``late`` rings when it has kept it for too long.
+    Attributes:
+        replica: process and pipe.
+        is_ready: whether the model is loaded.
+        is_leaving: whether it ends with its batch.
+        core: the core to which it is pinned.
+        batch: the items that it serves.
+        batch_start_s: when the batch was handed over.
+        hang_timer: fires when it has kept the batch for too long.
     """
 
     replica: Replica
-    ready: bool = False
-    leaving: bool = False
+    is_ready: bool = False
+    is_leaving: bool = False
     core: int | None = None
-    batch: list[Work] = field(default_factory=list)
-    since: float = 0.0
-    late: TimerHandle | None = None
+    batch: list[QueuedItem] = field(default_factory=list)
+    batch_start_s: float = 0.0
+    hang_timer: TimerHandle | None = None
 
-    def hand_over(self) -> list[Work]:
-        """Return the batch that it was serving, which it serves no more."""
-        if self.late is not None:
-            self.late.cancel()
-            self.late = None
+    def release_batch(self) -> list[QueuedItem]:
+        """Return the batch that the replica was serving, and forget it."""
+        if self.hang_timer is not None:
+            self.hang_timer.cancel()
+            self.hang_timer = None
         batch, self.batch = self.batch, []
         return batch
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StageRuntime:
-    """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
+    """A running stage.
 
-    ``need`` is the least seconds that a query still takes from here on, and ``margin`` how much longer nearly all take,
-    as they did lately; it stays below ``room``, so that some are always taken and it can be learnt anew. ``seconds``
-    were spent in the model, and ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model
-    failed, to be tried one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error. A
-    batch that is not full may be held back for ``wait`` seconds; ``alarm`` looks again when they are over. A replica
-    that keeps a batch for longer than ``patience`` seconds is ended. ``failures`` counts those that ended with nothing
-    to do, one after the other; after too many no other is started before ``pause`` is over.
+    Attributes:
+        name: of the stage.
+        source: its model.
+        max_batch: maximum batch size at present.
+        target_replicas: how many replicas there should be.
+        min_remaining_s: least seconds that a query still takes from here on.
+        max_slack_s: upper limit of ``slack_s``, so that some queries are always admitted and the slack is learned.
+        slack_s: how much longer than the least nearly all queries took lately.
+        max_wait_s: how long a batch that is not full may be delayed.
+        hang_timeout_s: a replica that keeps a batch for longer is ended.
+        queue: items that wait.
+        retry_queue: items of batches on which the model failed, to be tried one by one.
+        workers: its replicas.
+        consecutive_failures: replicas that ended without a batch, one after the other.
+        replaced, served, batches, failed: counters of replicas, rows, batches, and rows on which the model failed.
+        model_s, cpu_s: seconds in the model, and those of them in which a core was busy.
+        last_error: the last error of the model.
+        logged_s: when an error was logged last.
+        wait_timer: fires when the oldest item has waited for ``max_wait_s``.
+        restart_timer: fires when replicas may be started again after too many failures.
     """
 
     name: str
-    source: Source
-    batch: int
-    wanted: int
-    need: float = 0.0
-    queue: deque[Work] = field(default_factory=deque)
+    source: ModelSource
+    max_batch: int
+    target_replicas: int
+    min_remaining_s: float = 0.0
+    max_slack_s: float = 0.0
+    slack_s: float = 0.0
+    max_wait_s: float = 0.0
+    hang_timeout_s: float = math.inf
+    queue: deque[QueuedItem] = field(default_factory=deque)
+    retry_queue: deque[QueuedItem] = field(default_factory=deque)
     workers: list[Worker] = field(default_factory=list)
-    failures: int = 0
+    consecutive_failures: int = 0
     replaced: int = 0
     served: int = 0
     batches: int = 0
-    seconds: float = 0.0
-    worked: float = 0.0
-    alone: deque[Work] = field(default_factory=deque)
     failed: int = 0
-    problem: str = ""
-    logged: float = -math.inf
-    wait: float = 0.0
-    alarm: TimerHandle | None = None
-    patience: float = math.inf
-    pause: TimerHandle | None = None
-    room: float = 0.0
-    margin: float = 0.0
+    model_s: float = 0.0
+    cpu_s: float = 0.0
+    last_error: str = ""
+    logged_s: float = -math.inf
+    wait_timer: TimerHandle | None = None
+    restart_timer: TimerHandle | None = None
 
-    def learn(self, seconds: float) -> None:
-        """Follow the time that nearly all queries take beyond their need (a quantile, by stochastic approximation)."""
-        up = seconds - self.need > self.margin
-        step = PACE * self.room * (NEARLY_ALL if up else NEARLY_ALL - 1)
-        self.margin = min(max(self.margin + step, 0.0), self.room)
+    def learn_remaining_time(self, seconds: float) -> None:
+        """Track the time that nearly all queries take beyond the least: a quantile by stochastic approximation."""
+        is_above = seconds - self.min_remaining_s > self.slack_s
+        step_s = SLACK_STEP * self.max_slack_s * (SLACK_QUANTILE if is_above else SLACK_QUANTILE - 1)
+        self.slack_s = min(max(self.slack_s + step_s, 0.0), self.max_slack_s)
 
-    def due(self) -> float:
-        """Return in how many seconds a batch may start: one that is full now, another when its oldest has waited."""
-        if self.alone or len(self.queue) >= self.batch:
+    def next_batch_delay(self) -> float:
+        """Return in how many seconds a batch may start: 0 if it is full, infinite if nothing waits."""
+        if self.retry_queue or len(self.queue) >= self.max_batch:
             return 0.0
-        return self.queue[0][2] + self.wait - clock() if self.queue else math.inf
+        return self.queue[0].queued_s + self.max_wait_s - read_clock() if self.queue else math.inf
 
-    def empty(self) -> Iterator[Work]:
-        """Take out all that waits."""
-        while self.alone:
-            yield self.alone.popleft()
+    def take_batch(self) -> list[QueuedItem]:
+        """Remove the next batch from the queue; queries that cannot be in time are dropped and take no slot."""
+        return self._fill_batch(self.retry_queue, 1) or self._fill_batch(self.queue, self.max_batch)
+
+    def drain_queues(self) -> Iterator[QueuedItem]:
+        """Remove all items that wait."""
+        while self.retry_queue:
+            yield self.retry_queue.popleft()
         while self.queue:
             yield self.queue.popleft()
 
+    def build_status(self) -> dict[str, Any]:
+        """Return the state of the stage for people and metrics."""
+        return {
+            "name": self.name,
+            "batch": self.max_batch,
+            "served": self.served,
+            "batches": self.batches,
+            "queue": len(self.queue) + len(self.retry_queue),
+            "replicas": len(self.workers),
+            "ready": sum(worker.is_ready for worker in self.workers),
+            "replaced": self.replaced,
+            "failed": self.failed,
+        }
 
-def taken(stage: StageRuntime) -> list[Work]:
-    """Take the next batch out of the queue; queries that cannot be in time any more are refused, and take no place."""
-    return _filled(stage, stage.alone, 1) or _filled(stage, stage.queue, stage.batch)
-
-
-def _filled(stage: StageRuntime, queue: deque[Work], most: int) -> list[Work]:
-    batch: list[Work] = []
-    while queue and len(batch) < most:
-        work = queue.popleft()
-        if not work[0].hopeless(stage.need + stage.margin):
-            batch.append(work)
-            if work[0].due < math.inf:
-                work[0].taken.append((stage, clock()))
-    return batch
-
-
-def status(stage: StageRuntime) -> dict[str, Any]:
-    """Return what a stage is doing, for people."""
-    ready = sum(worker.ready for worker in stage.workers)
-    counts = {
-        "queue": len(stage.queue) + len(stage.alone),
-        "replicas": len(stage.workers),
-        "ready": ready,
-        "replaced": stage.replaced,
-        "failed": stage.failed,
-    }
-    return {"name": stage.name, "batch": stage.batch, "served": stage.served, "batches": stage.batches, **counts}
-
-
-def clock() -> float:
-    """Return seconds for measuring."""
-    return time.perf_counter()
+    def _fill_batch(self, queue: deque[QueuedItem], max_batch: int) -> list[QueuedItem]:
+        batch: list[QueuedItem] = []
+        while queue and len(batch) < max_batch:
+            queued = queue.popleft()
+            if not queued.query.drop_if_late(self.min_remaining_s + self.slack_s):
+                batch.append(queued)
+                if queued.query.due_s < math.inf:
+                    queued.query.batched_at.append((self, read_clock()))
+        return batch

@@ -1,1 +1,1 @@
-"""What a user may write in a pipeline spec."""
+"""What a user may write in a spec of kind ``pipeline`` (pydantic models and their validation)."""

@@ -1,1 +1,1 @@
-"""HTTP endpoint, metrics and live page of a served pipeline."""
+"""The running pipeline behind HTTP: inference, metrics, the live page, and the loop that scales replicas."""

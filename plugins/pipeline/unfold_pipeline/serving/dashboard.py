@@ -1,4 +1,4 @@
-"""What the live page shows of a running pipeline: attainment, spend, queues, replicas, its traffic against the plan."""
+"""The live page of a running pipeline: attainment, spend, queues, replicas, and its traffic against the plan."""
 
 from __future__ import annotations
 
@@ -8,164 +8,208 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.problem.pipeline import Option, Plan, hourly
-from unfold_pipeline.report.plan_file import planned_envelope
-from unfold_pipeline.runtime.local import Running
-from unfold_pipeline.runtime.stage import Query, clock
+from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.problem.pipeline import HardwareOption, Plan, compute_hourly_cost
+from unfold_pipeline.report.plan_file import PlannedEnvelope, compute_planned_envelope
+from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.stage import Query, read_clock
 from unfoldkit.arrivals.envelope import envelope
 from unfoldkit.serving.observability.dashboard import Board, Grid, Lines, Spread, Tile, Watch
 from unfoldkit.serving.observability.metrics import SECONDS, Tally
 
-MOST_ARRIVALS = 1 << 17
-SHOWN = 7
-# how much further each bound of times is than the one before, and how many there are below and above the target
-STEP, BELOW, ABOVE = 1.1, 80, 40
+MAX_ARRIVALS = 1 << 17
+WINDOWS_SHOWN = 7
+RECENT_S = 300.0
+# ratio of neighbouring latency buckets, and the number of buckets below and above the SLO
+BUCKET_RATIO, BUCKETS_BELOW, BUCKETS_ABOVE = 1.1, 80, 40
 OUTCOMES = ("in time", "late", "shed", "failed", "lost")
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """What the plan promises: ``limit`` in s for the share ``quantile`` of queries.
+class PlannedService:
+    """What the plan guarantees.
 
-    It was made for at most ``queries`` in any window of each of the lengths ``windows``, in s.
-
-    ``options`` are what the stages run on.
+    Attributes:
+        slo_s: target in seconds.
+        percentile: fraction of the queries that meet it.
+        options: hardware of the stages.
+        envelope: traffic that the plan was made for.
     """
 
-    limit: float
-    quantile: float
-    options: tuple[Option, ...]
-    windows: NDArray[np.float64]
-    queries: NDArray[np.int64]
+    slo_s: float
+    percentile: float
+    options: tuple[HardwareOption, ...]
+    envelope: PlannedEnvelope
 
 
-def promise(judge: Judge, plan: Plan) -> Promise:
-    """Return what a plan promises."""
-    windows, queries = planned_envelope(judge, plan)
-    return Promise(judge.limit, judge.estimators[0].percentile, judge.pipeline.options(plan), windows, queries)
+def describe_planned_service(checker: SloChecker, plan: Plan) -> PlannedService:
+    """Return what a plan guarantees."""
+    return PlannedService(
+        checker.slo_s,
+        checker.estimators[0].percentile,
+        checker.pipeline.chosen_options(plan),
+        compute_planned_envelope(checker, plan),
+    )
 
 
-def bounds(limit: float) -> tuple[float, ...]:
-    """Return bounds in s by which answers are counted: p99 is told to a tenth, and ``limit`` is one of them."""
-    return tuple(limit * STEP**place for place in range(-BELOW, ABOVE + 1))
+def build_latency_buckets(slo_s: float) -> tuple[float, ...]:
+    """Return the upper bounds of latency buckets in seconds: within a tenth of each other, one of them the SLO."""
+    return tuple(slo_s * BUCKET_RATIO**power for power in range(-BUCKETS_BELOW, BUCKETS_ABOVE + 1))
 
 
 @dataclass(slots=True)
-class Diary:
-    """What happened since ``began``: the last arrivals in s, queries by outcome, and $ spent so far.
+class ServiceRecord:
+    """What happened since the start of a service.
 
-    ``answers[i]`` were answered within ``bounds[i]`` s, and not within the bound before; the last, beyond all.
+    Attributes:
+        start_s: start of the service, on :func:`read_clock`.
+        bucket_bounds_s: upper bounds of the latency buckets.
+        answers: answers per bucket; the last bucket has no upper bound.
+        arrivals: the last arrivals, in seconds since the start.
+        outcomes: number of queries by outcome.
+        spent_usd: cost so far.
+        billed_until_s: time up to which replicas are billed, on :func:`read_clock`.
     """
 
-    began: float
-    bounds: tuple[float, ...] = SECONDS
+    start_s: float
+    bucket_bounds_s: tuple[float, ...] = SECONDS
     answers: list[int] = field(init=False)
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ARRIVALS))
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
-    spent: float = 0.0
-    paid_until: float = field(default_factory=clock)
+    spent_usd: float = 0.0
+    billed_until_s: float = field(default_factory=read_clock)
 
     def __post_init__(self) -> None:
-        self.answers = [0] * (len(self.bounds) + 1)
-
-    def note(self) -> None:
-        """Note that a query arrives now."""
-        self.arrivals.append(clock() - self.began)
+        self.answers = [0] * (len(self.bucket_bounds_s) + 1)
 
     @property
     def attainment(self) -> float | None:
-        """The share of queries that were answered in time; ``None`` before the first has ended."""
+        """Fraction of the queries that were answered in time; ``None`` before the first has ended."""
         total = sum(self.outcomes.values())
         return self.outcomes["in time"] / total if total else None
 
-    def ended(self, query: Query, seconds: float, limit: float, *, answered: bool) -> None:
-        """Note how a query ended."""
-        told = ("in time" if seconds <= limit else "late") if answered else "lost"
-        outcome = "shed" if query.shed else "failed" if query.failed else told
+    def record_arrival(self) -> None:
+        """Record that a query arrives now."""
+        self.arrivals.append(read_clock() - self.start_s)
+
+    def record_outcome(self, query: Query, seconds: float, slo_s: float, *, is_answered: bool) -> None:
+        """Record how a query ended."""
+        if query.is_shed:
+            outcome = "shed"
+        elif query.failed_stage:
+            outcome = "failed"
+        elif not is_answered:
+            outcome = "lost"
+        else:
+            outcome = "in time" if seconds <= slo_s else "late"
         self.outcomes[outcome] += 1
-        if answered:
-            self.answers[bisect_left(self.bounds, seconds)] += 1
+        if is_answered:
+            self.answers[bisect_left(self.bucket_bounds_s, seconds)] += 1
 
-    def pay(self, replicas: Sequence[int], options: Sequence[Option]) -> None:
-        """Pay for the replicas that are there, up to now."""
-        now = clock()
-        self.spent += hourly(options, replicas) * (now - self.paid_until) / 3600.0
-        self.paid_until = now
+    def bill_replicas(self, replicas: Sequence[int], options: Sequence[HardwareOption]) -> None:
+        """Bill the existing replicas up to now."""
+        now_s = read_clock()
+        self.spent_usd += compute_hourly_cost(options, replicas) * (now_s - self.billed_until_s) / 3600.0
+        self.billed_until_s = now_s
 
 
-def watch(name: str, runtime: Running, diary: Diary, given: Promise, requests: Tally) -> Watch:
-    """Return the board of a running pipeline; ``requests`` are those of the server, bad ones among them."""
+def build_watch(
+    name: str, runtime: PipelineRuntime, record: ServiceRecord, planned: PlannedService, requests: Tally
+) -> Watch:
+    """Return a function that builds the live page.
 
-    def board() -> Board:
-        stages = runtime.status()
+    Args:
+        name: name of the pipeline.
+        runtime: its replicas.
+        record: what happened so far.
+        planned: what the plan guarantees.
+        requests: all requests of the server, rejected ones included.
+    """
+
+    def build_board() -> Board:
+        stages = runtime.list_status()
         queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
-        paid = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
-        replicas = {str(stage["name"]): float(stage["ready"]) for stage in stages}
-        codes = {str(code): float(number) for code, number in sorted(requests.codes.items()) if number or code == 200}
+        billed = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
+        serving = {str(stage["name"]): float(stage["ready"]) for stage in stages}
+        codes = {str(code): float(count) for code, count in sorted(requests.codes.items()) if count or code == 200}
         lines = (
             Lines("answers by status", "/s", codes, counts=True),
-            Lines("items that wait", "items", queues),
-            Lines("replicas that are paid", "replicas", paid),
-            Lines("replicas that serve", "replicas", replicas),
+            Lines("queued items", "items", queues),
+            Lines("billed replicas", "replicas", billed),
+            Lines("serving replicas", "replicas", serving),
         )
-        spread = Spread("time to answer", "s", diary.bounds, list(map(float, diary.answers)), given.limit)
-        above, grid = _traffic(diary, given)
-        tiles = (*_tiles(diary, given, stages, requests), above)
-        return Board(name, "pipeline", tiles, lines, (spread,), (), (_stages(stages), grid))
+        latencies = Spread(
+            "time to answer", "s", record.bucket_bounds_s, list(map(float, record.answers)), planned.slo_s
+        )
+        traffic_tile, traffic_grid = _build_traffic(record, planned)
+        tiles = (*_build_tiles(record, planned, stages, requests), traffic_tile)
+        return Board(name, "pipeline", tiles, lines, (latencies,), (), (_build_stage_grid(stages), traffic_grid))
 
-    return board
+    return build_board
 
 
-def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]], requests: Tally) -> tuple[Tile, ...]:
-    share, ends = diary.attainment, diary.outcomes
-    lost = ends["lost"] + ends["shed"]
-    bad = sum(number for code, number in requests.codes.items() if 400 <= code < 500)
-    held = "–" if share is None else f"{share:.2%}"
-    rate = hourly(given.options, [int(str(stage["replicas"])) for stage in stages])
-    wanted = f"within {given.limit * 1e3:,.0f} ms, target {given.quantile:.0%}"
+def _build_tiles(
+    record: ServiceRecord, planned: PlannedService, stages: Sequence[dict[str, object]], requests: Tally
+) -> tuple[Tile, ...]:
+    attainment, outcomes = record.attainment, record.outcomes
+    lost = outcomes["lost"] + outcomes["shed"]
+    rejected = sum(count for code, count in requests.codes.items() if 400 <= code < 500)
+    rate = compute_hourly_cost(planned.options, [int(str(stage["replicas"])) for stage in stages])
+    target = f"within {planned.slo_s * 1e3:,.0f} ms, target {planned.percentile:.0%}"
+    is_attained = None if attainment is None else attainment >= planned.percentile
     return (
-        Tile("attainment", held, wanted, None if share is None else share >= given.quantile),
-        Tile("queries", f"{sum(ends.values()):,}"),
-        Tile("lost", f"{lost:,}", f"{ends['shed']:,} of them shed" if lost else "", not lost),
-        Tile("failed", f"{ends['failed']:,}", "a model raised an error" if ends["failed"] else "", not ends["failed"]),
-        Tile("refused", f"{bad:,}", "requests answered 4xx" if bad else "", not bad),
-        Tile("spent", f"${diary.spent:,.4f}", f"now ${rate:,.2f} an hour"),
+        Tile("attainment", "–" if attainment is None else f"{attainment:.2%}", target, is_attained),
+        Tile("queries", f"{sum(outcomes.values()):,}"),
+        Tile("lost", f"{lost:,}", f"{outcomes['shed']:,} of them shed" if lost else "", not lost),
+        Tile(
+            "failed",
+            f"{outcomes['failed']:,}",
+            "a model raised an error" if outcomes["failed"] else "",
+            not outcomes["failed"],
+        ),
+        Tile("rejected", f"{rejected:,}", "requests answered 4xx" if rejected else "", not rejected),
+        Tile("spent", f"${record.spent_usd:,.4f}", f"now ${rate:,.2f} per hour"),
     )
 
 
-def _stages(stages: Sequence[dict[str, object]]) -> Grid:
-    """Return what each stage does: of many stages a table tells it sooner than lines that cross."""
-    columns = {"stage": "name", "wait": "queue", "serve": "ready", "paid": "replicas", "batch": "batch"}
+def _build_stage_grid(stages: Sequence[dict[str, object]]) -> Grid:
+    """Return the state of each stage: with many stages a table is easier to read than lines that cross."""
+    columns = {"stage": "name", "queued": "queue", "serving": "ready", "billed": "replicas", "batch": "batch"}
     columns |= {"answered": "served", "failed": "failed"}
-    rows = tuple(tuple(_told(stage[key]) for key in columns.values()) for stage in stages)
+    rows = tuple(tuple(_format_cell(stage[key]) for key in columns.values()) for stage in stages)
     return Grid("stages", tuple(columns), rows)
 
 
-def _told(value: object) -> str:
+def _format_cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _traffic(diary: Diary, given: Promise) -> tuple[Tile, Grid]:
-    """Return the most queries in any window of the last minutes beside those that the plan was made for."""
-    arrivals = np.array(diary.arrivals)
-    recent = arrivals[arrivals >= clock() - diary.began - 300.0]
-    seen = envelope(recent, given.windows)
-    above = int((seen > given.queries).sum())
-    # a few of the windows, from the shortest to the longest, tell what all do
-    places = np.unique(np.linspace(0, len(seen) - 1, min(len(seen), SHOWN)).round().astype(int))
+def _build_traffic(record: ServiceRecord, planned: PlannedService) -> tuple[Tile, Grid]:
+    """Return the maximum queries in any window of the last minutes compared with those of the plan."""
+    arrivals = np.array(record.arrivals)
+    recent = arrivals[arrivals >= read_clock() - record.start_s - RECENT_S]
+    windows_s, limits = planned.envelope.windows_s, planned.envelope.queries
+    counts = envelope(recent, windows_s)
+    exceeded = int((counts > limits).sum())
+    # a few windows, from the shortest to the longest, represent all
+    shown = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), WINDOWS_SHOWN)).round().astype(int))
     rows = tuple(
-        (_span(length), f"{most:,}", f"{now:,}", "above the plan" if now > most else "within")
-        for length, most, now in zip(
-            given.windows[places].tolist(), given.queries[places].tolist(), seen[places].tolist(), strict=True
+        (
+            _format_window(window_s),
+            f"{limit:,}",
+            f"{count:,}",
+            "above the plan" if count > limit else "within",
+        )
+        for window_s, limit, count in zip(
+            windows_s[shown].tolist(), limits[shown].tolist(), counts[shown].tolist(), strict=True
         )
     )
-    columns = ("window", "planned", "seen", "against the plan")
-    told = ("above the plan", f"{above} of {len(seen)} windows") if above else ("as planned", "")
-    return Tile("traffic", *told, not above), Grid("most queries in a window, of the last five minutes", columns, rows)
+    columns = ("window", "planned", "observed", "against the plan")
+    status = ("above the plan", f"{exceeded} of {len(counts)} windows") if exceeded else ("as planned", "")
+    grid = Grid("maximum queries per window, last five minutes", columns, rows)
+    return Tile("traffic", *status, not exceeded), grid
 
 
-def _span(seconds: float) -> str:
+def _format_window(seconds: float) -> str:
     return f"{seconds * 1e3:,.0f} ms" if seconds < 1 else f"{seconds:,.3g} s"

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a running pipeline, beside what every server tells: stages, replicas, outcomes, money."""
+"""Prometheus metrics of a running pipeline, in addition to those of every server: stages, outcomes and cost."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from unfold_pipeline.runtime.local import Heard, Running
-from unfold_pipeline.runtime.stage import Batch
-from unfold_pipeline.serving.dashboard import Diary
+from unfold_pipeline.runtime.local import BatchListener, PipelineRuntime
+from unfold_pipeline.runtime.stage import CompletedBatch
+from unfold_pipeline.serving.dashboard import ServiceRecord
 from unfoldkit.serving.observability.metrics import Metrics
 
-STATES = {"paid": "replicas", "serving": "ready"}
+REPLICA_STATES = {"paid": "replicas", "serving": "ready"}
+"""Values of the label ``state``, and the keys of a stage's status behind them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Counts:
-    """Tells a registry what happens when it is asked. A ``Collector`` by shape."""
+class PipelineCollector:
+    """Reports the state of a pipeline at each scrape: a ``Collector`` of prometheus_client by structure."""
 
-    runtime: Running
-    diary: Diary
+    runtime: PipelineRuntime
+    record: ServiceRecord
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all stages and queries."""
-        yield from self._stages()
-        queries = CounterMetricFamily("unfold_pipeline_queries", "Queries by how they ended", labels=("outcome",))
-        for outcome, number in self.diary.outcomes.items():
-            queries.add_metric((outcome,), number)
+        yield from self._collect_stages()
+        queries = CounterMetricFamily("unfold_pipeline_queries", "Queries by outcome", labels=("outcome",))
+        for outcome, count in self.record.outcomes.items():
+            queries.add_metric((outcome,), count)
         yield queries
-        if (share := self.diary.attainment) is not None:
-            yield GaugeMetricFamily("unfold_pipeline_attainment", "Share of queries answered in time", share)
-        yield CounterMetricFamily("unfold_pipeline_spent_dollars", "Price of the replicas so far", self.diary.spent)
-        dead = self.runtime.replaced()
-        yield CounterMetricFamily("unfold_pipeline_replaced", "Replicas that died and were replaced", dead)
+        if (attainment := self.record.attainment) is not None:
+            yield GaugeMetricFamily("unfold_pipeline_attainment", "Fraction of queries answered in time", attainment)
+        yield CounterMetricFamily("unfold_pipeline_spent_dollars", "Cost of the replicas", self.record.spent_usd)
+        replaced = self.runtime.count_replaced()
+        yield CounterMetricFamily("unfold_pipeline_replaced", "Replicas that died and were replaced", replaced)
 
-    def _stages(self) -> Iterator[Metric]:
+    def _collect_stages(self) -> Iterator[Metric]:
         replicas = GaugeMetricFamily("unfold_pipeline_replicas", "Replicas of a stage", labels=("stage", "state"))
-        queue = GaugeMetricFamily("unfold_pipeline_queue_rows", "Rows that wait for a stage", labels=("stage",))
+        queue = GaugeMetricFamily("unfold_pipeline_queue_rows", "Rows queued at a stage", labels=("stage",))
         served = CounterMetricFamily("unfold_pipeline_rows", "Rows that a stage answered", labels=("stage",))
-        failed = CounterMetricFamily("unfold_pipeline_failed_rows", "Rows that its model failed on", labels=("stage",))
-        for stage in self.runtime.status():
-            for state, key in STATES.items():
+        failed = CounterMetricFamily("unfold_pipeline_failed_rows", "Rows on which a model failed", labels=("stage",))
+        for stage in self.runtime.list_status():
+            for state, key in REPLICA_STATES.items():
                 replicas.add_metric((stage["name"], state), stage[key])
             queue.add_metric((stage["name"],), stage["queue"])
             served.add_metric((stage["name"],), stage["served"])
@@ -49,14 +50,14 @@ class Counts:
         yield from (replicas, queue, served, failed)
 
 
-def batches(found: Metrics, name: str) -> Heard:
-    """Return what counts the batches of the stages of a pipeline, each as a model ``NAME/STAGE``."""
+def build_batch_listener(server_metrics: Metrics, name: str) -> BatchListener:
+    """Return a listener that counts the batches of the stages, each as a model ``NAME/STAGE``."""
     # a pipeline as a whole has no batches, and series that stay at 0 mislead
-    found.batch.remove(name)
-    found.predict.remove(name)
+    server_metrics.batch.remove(name)
+    server_metrics.predict.remove(name)
 
-    def heard(batch: Batch) -> None:
-        found.batch.labels(f"{name}/{batch.stage}").observe(batch.rows)
-        found.predict.labels(f"{name}/{batch.stage}").observe(batch.model)
+    def count_batch(batch: CompletedBatch) -> None:
+        server_metrics.batch.labels(f"{name}/{batch.stage}").observe(batch.rows)
+        server_metrics.predict.labels(f"{name}/{batch.stage}").observe(batch.model_s)
 
-    return heard
+    return count_batch

@@ -1,1 +1,1 @@
-"""Replica counts at run time: network-calculus rules and the autoscalers beside them."""
+"""Replica counts at run time: the Tuner of InferLine (SoCC 2020), a table rule, and autoscalers for comparison."""

@@ -1,7 +1,7 @@
-"""What to run at every rate: the cheapest replicas and largest batches on a plan's hardware, by its simulator.
+"""The rate-to-replica table: the cheapest replicas and batch sizes at every rate, on the hardware of a plan.
 
-A small plan needs much slack and a large one little, and long batches pay only where many queries come: neither does a
-count in proportion to the rate know.
+Replicas in proportion to the rate ignore two effects: a small plan needs much slack and a large one little, and large
+batches pay only where many queries arrive.
 """
 
 from __future__ import annotations
@@ -12,188 +12,202 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.slo import Judge
-from unfold_pipeline.planner.bounds import least
-from unfold_pipeline.planner.planner import judge_of
-from unfold_pipeline.problem.pipeline import Pipeline, Plan
-from unfold_pipeline.problem.sample import Sample, part
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
+from unfold_pipeline.planner.bounds import find_least_count
+from unfold_pipeline.problem.pipeline import COST_TOLERANCE, Pipeline, Plan, replace_config
+from unfold_pipeline.problem.sample import Sample, slice_sample
 from unfoldkit.arrivals.envelope import LONGEST_S
 
-Rates = NDArray[np.float64]
-Counts = NDArray[np.int64]
-FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 65))
+RATE_FACTORS = tuple(float(factor) for factor in np.geomspace(0.25, 4.0, 65))
 STRIDE = 4
-FEW = 100
-"""Queries of which one may be late: fewer say nothing of a percentile."""
+MIN_QUERIES = 100
+"""Queries of which one may be late: fewer say nothing about a percentile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
-    """Replicas and largest batches, a row for each factor, that meet the limit if the sample comes so much faster."""
+class ReplicaTable:
+    """A row for each rate factor: replicas and batch sizes that meet the SLO if the sample arrives so much faster."""
 
     factors: tuple[float, ...]
-    counts: tuple[tuple[int, ...], ...]
+    replicas: tuple[tuple[int, ...], ...]
     batches: tuple[tuple[int, ...], ...]
 
-    def at(self, factor: float) -> tuple[int, ...]:
-        """Return the counts for a rate factor; beyond the ladder its last step grows in proportion."""
-        return tuple(int(count) for count in self.rows(np.array([factor]))[0])
-
-    def rows(self, factors: Rates) -> Counts:
-        """Return the counts for each of many rate factors, shape (factors, stages)."""
-        counts = np.array(self.counts, dtype=np.int64)[self._places(factors)]
-        beyond = factors > self.factors[-1] + 1e-9
-        counts[beyond] = np.ceil(counts[beyond] * factors[beyond, None] / self.factors[-1]).astype(np.int64)
+    def look_up_replicas(self, factors: FloatArray) -> CountArray:
+        """Return the replicas for each rate factor, shape (factors, stages); proportional beyond the last row."""
+        counts = np.array(self.replicas, dtype=np.int64)[self._find_rows(factors)]
+        is_beyond = factors > self.factors[-1] + 1e-9
+        counts[is_beyond] = np.ceil(counts[is_beyond] * factors[is_beyond, None] / self.factors[-1]).astype(np.int64)
         return counts
 
-    def sizes(self, factors: Rates) -> Counts:
-        """Return the largest batches for each of many rate factors, shape (factors, stages)."""
-        return np.array(self.batches, dtype=np.int64)[self._places(factors)]
+    def look_up_batches(self, factors: FloatArray) -> CountArray:
+        """Return the maximum batch sizes for each rate factor, shape (factors, stages)."""
+        return np.array(self.batches, dtype=np.int64)[self._find_rows(factors)]
 
-    def _places(self, factors: Rates) -> Counts:
-        places: Counts = np.minimum(np.searchsorted(self.factors, factors - 1e-9), len(self.factors) - 1)
-        return places
+    def _find_rows(self, factors: FloatArray) -> CountArray:
+        rows: CountArray = np.minimum(np.searchsorted(self.factors, factors - 1e-9), len(self.factors) - 1)
+        return rows
 
 
-def ladder(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], limit: float, most: int) -> Ladder:
-    """Return the ladder of a plan, with at most ``most`` replicas a stage.
+def build_replica_table(
+    pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float, max_replicas: int
+) -> ReplicaTable:
+    """Return the table of a plan.
 
-    Rows keep ``limit`` s on all ``samples``, and in the busiest minute of each in which a hundred queries come.
+    Args:
+        pipeline: the stages; quotas do not limit the rows.
+        plan: hardware, and the batch sizes to start with.
+        samples: traffic at factor 1. Rows meet the SLO on each, and in the busiest minute of each with at least a
+            hundred queries.
+        slo_s: the target in seconds.
+        max_replicas: maximum replicas of a stage.
     """
-    # traffic may stay at a rate that the sample had for so short a time that all of it could be late
-    busy = [item for sample in samples if FEW <= (item := busiest(sample)).size < sample.size]
-    yard = Yard(replace(pipeline, quotas=()), plan, (*samples, *busy), limit, most)
-    rough = [yard.rough(factor) for factor in FACTORS[::STRIDE]]
+    # traffic may stay at a rate that the sample had for so short a time that all of its queries could be late
+    busy = [minute for sample in samples if MIN_QUERIES <= (minute := find_busiest_minute(sample)).size < sample.size]
+    builder = TableBuilder(replace(pipeline, quotas=()), plan, (*samples, *busy), slo_s, max_replicas)
+    coarse_factors = RATE_FACTORS[::STRIDE]
+    rough = [builder.build_rough_row(factor) for factor in coarse_factors]
     rows = [
-        yard.best(yard.judge(factor), factor, found, rough)
-        for factor, found in zip(FACTORS[::STRIDE], rough, strict=True)
+        builder.choose_row(builder.build_checker(factor), factor, row, rough)
+        for factor, row in zip(coarse_factors, rough, strict=True)
     ]
-    fine: list[Plan] = []
-    for place, (low, high) in enumerate(itertools.pairwise(rows)):
-        between = FACTORS[place * STRIDE + 1 : (place + 1) * STRIDE]
+    all_rows: list[Plan] = []
+    for index, (low, high) in enumerate(itertools.pairwise(rows)):
+        between = RATE_FACTORS[index * STRIDE + 1 : (index + 1) * STRIDE]
         # where both ends need the same, so does what lies between
-        fine += [low, *(low if low == high else yard.between(factor, low, high) for factor in between)]
-    return _rising([*fine, rows[-1]])
+        all_rows += [low, *(low if low == high else builder.interpolate_row(factor, low, high) for factor in between)]
+    return _build_monotone_table([*all_rows, rows[-1]])
 
 
 @dataclass(frozen=True, slots=True)
-class Yard:
-    """Where the rows are found: a plan without quotas, its samples, the limit in s, the most replicas of a stage."""
+class TableBuilder:
+    """Finds the rows of a table: a plan without quotas, its samples, the SLO, and the maximum replicas of a stage."""
 
     pipeline: Pipeline
     plan: Plan
     samples: tuple[Sample, ...]
-    limit: float
-    most: int
+    slo_s: float
+    max_replicas: int
 
-    def judge(self, factor: float) -> Judge:
-        """Return the judge of the samples that come ``factor`` times as fast."""
-        return judge_of(self.pipeline, [_quickened(sample, factor) for sample in self.samples], self.limit)
+    def build_checker(self, factor: float) -> SloChecker:
+        """Return the SLO checker of the samples sped up by ``factor``."""
+        return build_slo_checker(self.pipeline, [_speed_up(sample, factor) for sample in self.samples], self.slo_s)
 
-    def rough(self, factor: float) -> Plan:
-        """Return the least replicas, with the batches of the plan or others of single stages."""
-        judge = self.judge(factor)
-        return _swapped(judge, self.least(judge, factor))
+    def build_rough_row(self, factor: float) -> Plan:
+        """Return the least replicas, with the batch sizes of the plan or others of single stages."""
+        checker = self.build_checker(factor)
+        return _swap_batches(checker, self.minimize_replicas(checker, factor))
 
-    def least(self, judge: Judge, factor: float) -> Plan:
-        """Widen the plan in proportion until it is in time, then take replicas away."""
+    def minimize_replicas(self, checker: SloChecker, factor: float) -> Plan:
+        """Scale the plan up in proportion until it meets the SLO, then remove spare replicas."""
 
-        def wide(tenths: int) -> Plan:
-            return tuple(replace(c, replicas=max(1, math.ceil(c.replicas * factor * tenths / 10))) for c in self.plan)
+        def scale_plan(tenths: int) -> Plan:
+            return tuple(
+                replace(config, replicas=max(1, math.ceil(config.replicas * factor * tenths / 10)))
+                for config in self.plan
+            )
 
-        tenths = min(least(lambda item: judge.meets(wide(item)), 10), 10 * self.most)
-        thin = _thinned(judge, wide(tenths))
-        return tuple(replace(choice, replicas=min(self.most, choice.replicas)) for choice in thin)
+        sufficient = find_least_count(lambda tenths: checker.meets_slo(scale_plan(tenths)), 10)
+        thin = _remove_spare_replicas(checker, scale_plan(min(sufficient, 10 * self.max_replicas)))
+        return tuple(replace(config, replicas=min(self.max_replicas, config.replicas)) for config in thin)
 
-    def between(self, factor: float, low: Plan, high: Plan) -> Plan:
+    def interpolate_row(self, factor: float, low: Plan, high: Plan) -> Plan:
         """Return the row between two others."""
-        judge = self.judge(factor)
-        found = _thinned(judge, high) if judge.meets(high) else self.least(judge, factor)
-        return self.best(judge, factor, found, (low, high))
+        checker = self.build_checker(factor)
+        if checker.meets_slo(high):
+            row = _remove_spare_replicas(checker, high)
+        else:
+            row = self.minimize_replicas(checker, factor)
+        return self.choose_row(checker, factor, row, (low, high))
 
-    def best(self, judge: Judge, factor: float, found: Plan, others: Sequence[Plan]) -> Plan:
-        """Return the cheapest of a plan and what it is with the batches of others; of equals what carries most."""
-        good = [found]
-        for batches in dict.fromkeys(tuple(choice.batch for choice in plan) for plan in others):
-            other = tuple(replace(choice, batch=size) for choice, size in zip(found, batches, strict=True))
-            if other != found and judge.meets(other):
-                good.append(_thinned(judge, other))
-        cost = min(map(self.pipeline.cost, good)) + 1e-9
-        good = [plan for plan in good if self.pipeline.cost(plan) <= cost]
-        return self._even(good[0] if len(good) == 1 else max(good, key=lambda plan: self._room(plan, factor)), factor)
+    def choose_row(self, checker: SloChecker, factor: float, row: Plan, neighbours: Sequence[Plan]) -> Plan:
+        """Return the cheapest of a row and its variants with the batch sizes of ``neighbours``.
 
-    def _room(self, plan: Plan, factor: float) -> float:
-        """Return the largest factor, near enough, up to which a plan that does at ``factor`` keeps the limit."""
+        Of equal costs the row wins that sustains the highest rate.
+        """
+        candidates = [row]
+        for batches in dict.fromkeys(tuple(config.batch for config in plan) for plan in neighbours):
+            variant = tuple(replace(config, batch=size) for config, size in zip(row, batches, strict=True))
+            if variant != row and checker.meets_slo(variant):
+                candidates.append(_remove_spare_replicas(checker, variant))
+        max_cost = min(map(self.pipeline.cost, candidates)) + COST_TOLERANCE
+        cheapest = [plan for plan in candidates if self.pipeline.cost(plan) <= max_cost]
+        if len(cheapest) == 1:
+            return self._balance_stages(cheapest[0], factor)
+        return self._balance_stages(max(cheapest, key=lambda plan: self._find_max_factor(plan, factor)), factor)
+
+    def _find_max_factor(self, plan: Plan, factor: float) -> float:
+        """Return approximately the largest factor up to which a plan that suffices at ``factor`` meets the SLO."""
         low, high = factor, 2 * factor
         for _ in range(4):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if self.judge(middle).meets(plan) else (low, middle)
+            low, high = (middle, high) if self.build_checker(middle).meets_slo(plan) else (low, middle)
         return low
 
-    def _even(self, plan: Plan, factor: float) -> Plan:
-        """Let no stage run full before the one that costs most, where more replicas cost less than they carry.
+    def _balance_stages(self, plan: Plan, factor: float) -> Plan:
+        """Add replicas so that no stage saturates before the most expensive one, as long as they pay off.
 
-        One that carries a surge as high as the ladder is not full.
+        A stage that sustains a surge to the end of the table needs no more.
         """
-        surge = FACTORS[-1] * factor * max(sample.rate for sample in self.samples)
-        dear = max(range(len(plan)), key=lambda index: self.pipeline.price(index, plan[index]))
-        while (tight := min(range(len(plan)), key=lambda index: self._carries(index, plan))) != dear:
-            more = replace(plan[tight], replicas=plan[tight].replicas + 1)
-            other = (*plan[:tight], more, *plan[tight + 1 :])
-            gain = min(self._carries(index, other) for index in range(len(plan))) / self._carries(tight, plan)
-            dearer = self.pipeline.cost(other) / self.pipeline.cost(plan)
-            if gain <= dearer or more.replicas > self.most or self._carries(tight, plan) >= surge:
+        surge = RATE_FACTORS[-1] * factor * max(sample.rate for sample in self.samples)
+        stages = range(len(plan))
+        costliest = max(stages, key=lambda index: self.pipeline.stage_price(index, plan[index]))
+        while (tightest := min(stages, key=lambda index: self._sustained_rate(index, plan))) != costliest:
+            wider = replace(plan[tightest], replicas=plan[tightest].replicas + 1)
+            candidate = replace_config(plan, tightest, wider)
+            rate = self._sustained_rate(tightest, plan)
+            gain = min(self._sustained_rate(index, candidate) for index in stages) / rate
+            cost_ratio = self.pipeline.cost(candidate) / self.pipeline.cost(plan)
+            if gain <= cost_ratio or wider.replicas > self.max_replicas or rate >= surge:
                 break
-            plan = other
+            plan = candidate
         return plan
 
-    def _carries(self, index: int, plan: Plan) -> float:
-        """Return the queries a second that full batches of a stage carry."""
-        choice = plan[index]
-        option = self.pipeline.stages[index].options[choice.option]
+    def _sustained_rate(self, index: int, plan: Plan) -> float:
+        """Return the queries per second that full batches of a stage sustain."""
+        config = plan[index]
+        option = self.pipeline.stages[index].options[config.option]
         share = max(sample.share(index) for sample in self.samples)
-        return choice.replicas * option.throughput(choice.batch) / max(share, 1e-12)
+        return config.replicas * option.throughput(config.batch) / max(share, 1e-12)
 
 
-def busiest(sample: Sample) -> Sample:
-    """Return the queries of the longest window of the envelope at the time when most came."""
+def find_busiest_minute(sample: Sample) -> Sample:
+    """Return the queries of the envelope's longest window at the time when most arrived."""
     ends = np.searchsorted(sample.arrivals, sample.arrivals + LONGEST_S)
-    low = int(np.argmax(ends - np.arange(sample.size)))
-    return part(sample, low, int(ends[low]))
+    start = int(np.argmax(ends - np.arange(sample.size)))
+    return slice_sample(sample, start, int(ends[start]))
 
 
-def _quickened(sample: Sample, factor: float) -> Sample:
-    visits = tuple(replace(item, origin=item.origin / factor) for item in sample.visits)
+def _speed_up(sample: Sample, factor: float) -> Sample:
+    visits = tuple(replace(stage, origin_s=stage.origin_s / factor) for stage in sample.visits)
     return replace(sample, arrivals=sample.arrivals / factor, visits=visits)
 
 
-def _swapped(judge: Judge, plan: Plan) -> Plan:
-    """Change the batch of one stage after the other where fewer replicas, of any, then do."""
+def _swap_batches(checker: SloChecker, plan: Plan) -> Plan:
+    """Change the batch size of one stage after the other where the plan then gets by with cheaper replicas."""
     best = plan
-    for index, choice in enumerate(plan):
-        for batch in judge.pipeline.stages[index].options[choice.option].batches:
-            other = (*best[:index], replace(best[index], batch=batch), *best[index + 1 :])
-            if batch != best[index].batch and judge.meets(other):
-                best = min(best, _thinned(judge, other), key=judge.pipeline.cost)
+    for index, config in enumerate(plan):
+        for batch in checker.pipeline.stages[index].options[config.option].batch_sizes:
+            candidate = replace_config(best, index, replace(best[index], batch=batch))
+            if batch != best[index].batch and checker.meets_slo(candidate):
+                best = min(best, _remove_spare_replicas(checker, candidate), key=checker.pipeline.cost)
     return best
 
 
-def _thinned(judge: Judge, plan: Plan) -> Plan:
-    """Take away replicas that are not needed, at the dearest stages first."""
-    for index in sorted(range(len(plan)), key=lambda index: -judge.pipeline.price(index, plan[index])):
+def _remove_spare_replicas(checker: SloChecker, plan: Plan) -> Plan:
+    """Remove replicas that the SLO does not need, at the most expensive stages first."""
+    for index in sorted(range(len(plan)), key=lambda stage: -checker.pipeline.stage_price(stage, plan[stage])):
         while plan[index].replicas > 1:
-            fewer = replace(plan[index], replicas=plan[index].replicas - 1)
-            less = (*plan[:index], fewer, *plan[index + 1 :])
-            if not judge.meets(less):
+            smaller = replace_config(plan, index, replace(plan[index], replicas=plan[index].replicas - 1))
+            if not checker.meets_slo(smaller):
                 break
-            plan = less
+            plan = smaller
     return plan
 
 
-def _rising(rows: Sequence[Plan]) -> Ladder:
-    """Return the ladder whose rows have at least the counts of those below."""
-    counts = np.maximum.accumulate([[choice.replicas for choice in row] for row in rows], axis=0)
-    batches = tuple(tuple(choice.batch for choice in row) for row in rows)
-    return Ladder(FACTORS, tuple(tuple(row) for row in counts.tolist()), batches)
+def _build_monotone_table(rows: Sequence[Plan]) -> ReplicaTable:
+    """Return a table in which each row has at least the replicas of the rows before."""
+    counts = np.maximum.accumulate([[config.replicas for config in row] for row in rows], axis=0)
+    batches = tuple(tuple(config.batch for config in row) for row in rows)
+    return ReplicaTable(RATE_FACTORS, tuple(tuple(row) for row in counts.tolist()), batches)

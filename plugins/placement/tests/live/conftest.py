@@ -11,7 +11,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster
 from plugins.placement.tests.live.ray_steps import stepped_world
-from plugins.placement.tests.live.rayworld import connected, head, ray_world
+from plugins.placement.tests.live.ray_world import connected, head, ray_world
 from plugins.placement.tests.live.worlds import Open, World, local_world
 from tests.kubernetes import build
 from tests.kubernetes.cluster import ControlPlane, control_plane

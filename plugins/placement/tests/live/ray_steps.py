@@ -58,7 +58,7 @@ class SteppedWorld:
 
     def submit(self, task: Task) -> None:
         """Submit a task that runs until its time has come."""
-        get_client(self.steward).queue(task, holder(), str(self.holders.path), task.name)
+        get_client(self.steward).enqueue(task, holder(), str(self.holders.path), task.name)
 
     def step(self, live: ControlLoop, until: float) -> None:
         """End what is due, work until all is as decided, and let the clock jump to what comes next."""
@@ -110,7 +110,7 @@ def stepped_world(nodes: Sequence[Node]) -> Iterator[SteppedWorld]:
     with tempfile.TemporaryDirectory() as folder, holders() as made:
         clock = SetClock(Path(folder, "clock"))
         clock.set(0.0)
-        steward = start_coordinator(uuid.uuid4().hex, list(nodes), clock=clock, patience=WAIT)
+        steward = start_coordinator(uuid.uuid4().hex, list(nodes), clock=clock, reservation_timeout_s=WAIT)
         try:
             yield SteppedWorld(steward, clock, made)
         finally:

@@ -17,7 +17,7 @@ from unfold_placement.core.types import Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import EventLog, SimulationResult, simulate
 
 TOLD = {
@@ -97,7 +97,17 @@ def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Sim
     node = np.array([place[last[name].node] if name in last else -1 for name in names], np.int32)
     refused = {change.task: "" for change in told if change.kind == kinds.DECLINED}
     nothing = cast("Any", None)
-    return SimulationResult(tuple(scenario.nodes), tuple(scenario.tasks), start, end, node, log, 0, refused, nothing)
+    return SimulationResult(
+        nodes=tuple(scenario.nodes),
+        tasks=tuple(scenario.tasks),
+        start_s=start,
+        end_s=end,
+        node_rows=node,
+        log=log,
+        decisions=0,
+        rejections=refused,
+        table=nothing,
+    )
 
 
 def when(change: Change) -> float:

@@ -32,20 +32,20 @@ def record(handle: Backend, task: str) -> Record:
 
 
 @pytest.mark.parametrize("node", ["n0", ANYWHERE])
-def test_names_are_created_resized_and_deleted(world: World, node: str) -> None:
+def test_resources_are_created_resized_and_deleted(world: World, node: str) -> None:
     """A name is there with its amount, owner and a growing epoch until it is deleted; twice is an error."""
     one = world.handle()
     made = one.create("x", node, 2, owner="me")
     more = one.resize("x", node, 3, epoch=made.epoch)
     assert (more.amount, more.owner, more.epoch > made.epoch) == (3, "me", True)
     assert [(item.name, item.node, item.amount) for item in one.snapshot().names] == [("x", node, 3)]
-    with pytest.raises(UnfoldError, match="there already"):
+    with pytest.raises(UnfoldError, match="exists already"):
         one.create("x", node)
     one.delete("x", node, epoch=more.epoch)
     assert one.snapshot().names == ()
 
 
-def test_what_is_not_there_is_an_error(world: World) -> None:
+def test_missing_objects_are_errors(world: World) -> None:
     """Unknown names and nodes are told in words."""
     one = world.handle()
     for action in (
@@ -61,14 +61,14 @@ def test_compare_and_set_lets_one_of_two_writers_through(world: World) -> None:
     one, two = world.handle(), world.handle()
     seen = one.create("x", "n0").epoch
     two.resize("x", "n0", 2, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         one.resize("x", "n0", 5, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         one.delete("x", "n0", epoch=seen)
     assert one.snapshot().names[0].amount == 2
 
 
-def test_one_leader_of_two(world: World) -> None:
+def test_only_one_of_two_controllers_leads(world: World) -> None:
     """Whoever leads keeps the lead; the other gets it as the first resigns, and then the first is not heard."""
     one, two = world.handle(), world.handle()
     assert one.lead("one", 60.0)
@@ -82,7 +82,7 @@ def test_one_leader_of_two(world: World) -> None:
     two.delete("x", "n0")
 
 
-def test_a_task_waits_behind_its_gate_until_it_is_started(world: World) -> None:
+def test_a_task_stays_gated_until_it_is_started(world: World) -> None:
     """Submitted, started on its node with what it asks for, ended: watchers see it in this order."""
     one = world.handle()
     after = one.snapshot().after
@@ -123,7 +123,7 @@ def test_a_preempted_task_waits_again(world: World) -> None:
     until(one, lambda: record(one, "a-0").state == kinds.GONE)
 
 
-def test_deleting_by_force_preempts_the_holders(world: World) -> None:
+def test_a_forced_delete_preempts_the_holders(world: World) -> None:
     """Without force holders go on; with it they wait again, and nobody else does."""
     one = world.handle()
     for task in job("a", 3, run=3600):
@@ -142,7 +142,7 @@ def test_deleting_by_force_preempts_the_holders(world: World) -> None:
         one.withdraw(f"a-{index}")
 
 
-def test_a_unit_starts_as_a_whole_or_not_at_all(world: World) -> None:
+def test_a_unit_starts_completely_or_not_at_all(world: World) -> None:
     """Where one of its tasks does not wait any more, the others are told to have failed, and wait."""
     one = world.handle()
     after = one.snapshot().after
@@ -155,7 +155,7 @@ def test_a_unit_starts_as_a_whole_or_not_at_all(world: World) -> None:
     one.withdraw("a-0")
 
 
-def test_what_lives_with_a_task_goes_with_it(world: World) -> None:
+def test_task_bound_resources_are_deleted_with_their_task(world: World) -> None:
     """A name that is created until a task ends is gone with it, by its end or by preemption."""
     one = world.handle()
     (task,) = job("a", 1, run=3600)
@@ -180,7 +180,7 @@ def test_a_lease_ends_unless_it_is_renewed(world: World) -> None:
     until(one, lambda: {item.name for item in one.snapshot().names} == {"y", "z"})
 
 
-def test_a_watch_wakes_as_something_happens(world: World) -> None:
+def test_a_watch_returns_at_the_next_change(world: World) -> None:
     """Who waits for changes is woken by one, long before the time that it would wait at most."""
     one, two = world.handle(), world.handle()
     after = one.snapshot().after
@@ -193,7 +193,7 @@ def test_a_watch_wakes_as_something_happens(world: World) -> None:
     assert seen
 
 
-def test_a_task_is_refused_or_taken_back(world: World) -> None:
+def test_a_task_is_rejected_or_withdrawn(world: World) -> None:
     """Refused and withdrawn tasks leave the queue for good, with the reason."""
     one = world.handle()
     for task in job("a", 2, run=3600):

@@ -23,7 +23,9 @@ from unfold_placement.kubernetes.client import connect_client
 from unfold_placement.kubernetes.manifests import build_deployment, build_roles, build_submitter_role
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.workload.build import policy_rules
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"
@@ -54,7 +56,7 @@ def node_of(admin: Api, pod: str) -> str:
     return str(admin.get(f"{PODS}/{pod}")["spec"].get("nodeName", ""))
 
 
-def test_a_name_is_an_extended_resource_that_wakes_who_waits_for_it(kube: KubeWorld, admin: Api) -> None:
+def test_a_created_extended_resource_starts_waiting_pods(kube: KubeWorld, admin: Api) -> None:
     """A pod that asks for a name waits, and is bound to the node on which the name is created; both parts say so."""
     one = kube.handle()
     resource = one.scope.resource("gang a/7")
@@ -67,7 +69,7 @@ def test_a_name_is_an_extended_resource_that_wakes_who_waits_for_it(kube: KubeWo
     assert node_has(admin, "n2", resource) == {"capacity": None, "allocatable": None}
 
 
-def test_a_name_that_is_deleted_while_held_matches_nothing_new(kube: KubeWorld, admin: Api) -> None:
+def test_a_resource_deleted_while_held_matches_nothing_new(kube: KubeWorld, admin: Api) -> None:
     """Its holder goes on; what is left of it goes with the holder."""
     one = kube.handle()
     kube.policies = [Holding()]
@@ -99,7 +101,7 @@ class Holding:
         yield from ()
 
 
-def test_what_a_node_forgets_is_put_back(kube: KubeWorld, admin: Api) -> None:
+def test_resources_that_a_node_lost_are_restored(kube: KubeWorld, admin: Api) -> None:
     """A kubelet that starts again drops extended resources: the leader sees it and mends it."""
     one = kube.handle()
     one.lead("me", 60.0)
@@ -113,7 +115,7 @@ def test_what_a_node_forgets_is_put_back(kube: KubeWorld, admin: Api) -> None:
     assert node_has(admin, "n1", resource) == {"capacity": "3", "allocatable": "3"}
 
 
-def test_a_gang_whose_room_is_taken_is_taken_back_as_a_whole(kube: KubeWorld, admin: Api) -> None:
+def test_a_gang_that_loses_its_room_is_gated_again_completely(kube: KubeWorld, admin: Api) -> None:
     """Another's pod is in the way of one task: after a while all of the gang wait again, none stays half placed."""
     one = kube.handle()
     one.bind_timeout_s = 1.0
@@ -127,7 +129,7 @@ def test_a_gang_whose_room_is_taken_is_taken_back_as_a_whole(kube: KubeWorld, ad
     assert [node_of(admin, f"a-{index}-1") for index in range(2)] == ["", ""]
 
 
-def test_what_others_hold_is_not_free(kube: KubeWorld, admin: Api) -> None:
+def test_pods_of_other_programs_occupy_capacity(kube: KubeWorld, admin: Api) -> None:
     """The GPUs of a pod that no policy knows are taken off its node, and come back with its end."""
     one = kube.handle()
     admin.post(PODS, other("theirs", {"nvidia.com/gpu": "3"}, nodeName="n0"))
@@ -138,7 +140,7 @@ def test_what_others_hold_is_not_free(kube: KubeWorld, admin: Api) -> None:
     soon(lambda: {n.name: n.capacity.get("gpu", 0) for n in one.snapshot().nodes}["n0"] == 4000)
 
 
-def test_a_pod_that_the_cluster_takes_away_waits_again(kube: KubeWorld, admin: Api) -> None:
+def test_a_disrupted_pod_waits_again(kube: KubeWorld, admin: Api) -> None:
     """Drained or evicted: its task is gated again under the same name, as one that was never started."""
     one = kube.handle()
     one.lead("me", 60.0)
@@ -154,7 +156,7 @@ def test_a_pod_that_the_cluster_takes_away_waits_again(kube: KubeWorld, admin: A
     assert admin.get(f"{PODS}/a-0-1")["spec"]["schedulingGates"] == [{"name": one.scope.gate}]
 
 
-def test_roles_are_enough_and_no_more(kube: KubeWorld, admin: Api) -> None:
+def test_roles_permit_what_is_needed_and_no_more(kube: KubeWorld, admin: Api) -> None:
     """The controller may not touch nodes beyond their status; an application makes pods, and reads no node."""
     apply(admin, [build_submitter_role()])
     subject = {"kind": "User", "name": "application", "apiGroup": "rbac.authorization.k8s.io"}
@@ -175,7 +177,7 @@ def test_roles_are_enough_and_no_more(kube: KubeWorld, admin: Api) -> None:
     until(one, lambda: record(one, "a-0").state == kinds.GONE)
 
 
-def test_exported_manifests_are_what_the_server_takes(kube: KubeWorld, admin: Api) -> None:
+def test_the_server_accepts_exported_manifests(kube: KubeWorld, admin: Api) -> None:
     """Roles and Deployment, as exported, pass the server's own validation."""
     apply(
         admin,
@@ -198,10 +200,10 @@ policy: {{gang: {{by: job}}}}
 """
 
 
-def test_a_controller_is_killed_and_another_goes_on(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
+def test_another_controller_continues_after_a_kill(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
     """Of two controllers one leads; killed with -9 among gangs, the other adopts, and every gang runs as a whole."""
     eye = kube.handle()
-    kube.policies = build_policies(PolicySpec.model_validate({"gang": {"by": "job"}}))
+    kube.policies = build_policies(policy_rules(PolicySpec.model_validate({"gang": {"by": "job"}})))
     lease = f"/apis/coordination.k8s.io/v1/namespaces/unfold/leases/{eye.scope.record}"
     with ExitStack() as stack:
         processes = [stack.enter_context(serving(folder(tmp_path, kube, name), "spec.yaml"))[0] for name in ("x", "y")]

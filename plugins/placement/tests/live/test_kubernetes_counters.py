@@ -22,7 +22,9 @@ from unfold_placement.kubernetes.codec import DRA
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.workload.build import policy_rules
 
 pytestmark = pytest.mark.kubernetes
 CLAIMS = f"/apis/{dra.API}/namespaces/unfold/resourceclaims"
@@ -82,7 +84,7 @@ def claims(admin: Api, kube: KubeWorld) -> list[str]:
     return sorted(item["metadata"]["name"] for item in found)
 
 
-def test_the_scheduler_counts(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_kube_scheduler_enforces_counted_limits(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """Of six open pods two are bound with two licences, four with four, and none more once they are gone."""
     one.create("licence", amount=2)
     opened(kube, one, 6)
@@ -103,7 +105,9 @@ def test_the_scheduler_counts(kube: KubeWorld, admin: Api, one: KubernetesBacken
     assert state(admin) == {"bound": 3, "stuck": 2, "new": 0}
 
 
-def test_shrunk_below_what_is_held_nothing_new_matches(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_a_counter_shrunk_below_its_held_amount_matches_nothing_new(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
     """Of three holders of three licences one ends after only two are left: nobody follows; after the next one does."""
     one.create("licence", amount=3)
     opened(kube, one, 4)
@@ -136,14 +140,14 @@ def test_claims_end_with_their_tasks(kube: KubeWorld, admin: Api, one: Kubernete
     assert claims(admin, kube) == [dra.claim_name("b-0-1")]
 
 
-def test_the_next_controller_goes_on(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_the_next_controller_restores_slices_and_claims(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """It puts back a slice that is gone, counts what is held, and deletes the claims of what ended meanwhile."""
     one.create("licence", amount=2)
     opened(kube, one, 3)
     soon(lambda: state(admin) == {"bound": 2, "stuck": 1, "new": 0})
     one.close()
     one.is_leader = False
-    one.leader.resign()
+    one.election.resign()
     admin.delete(f"{dra.SLICES}/{dra.slice_name(one.scope, 'licence')}")
     lost = next(pod for pod in admin.get(PODS)["items"] if pod["spec"].get("nodeName"))["metadata"]["name"]
     admin.delete(f"{PODS}/{lost}", {"gracePeriodSeconds": 0})
@@ -157,7 +161,7 @@ def test_the_next_controller_goes_on(kube: KubeWorld, admin: Api, one: Kubernete
     assert len(claims(admin, kube)) == 2
 
 
-def test_a_pod_of_somebody_else_counts_too(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_claims_of_other_programs_count(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """A licence that a pod without any policy has claimed is not there for a task, whatever its gate says."""
     one.create("licence", amount=1)
     one.flush()
@@ -174,7 +178,7 @@ def test_a_pod_of_somebody_else_counts_too(kube: KubeWorld, admin: Api, one: Kub
 
 def test_a_limit_is_a_licence(kube: KubeWorld, admin: Api) -> None:
     """Under the policy ``limit`` as it is, six tasks run two at a time, each with its claim, until all are done."""
-    spec = PolicySpec.model_validate({"limit": {"most": 2}}, strict=False)
+    spec = policy_rules(PolicySpec.model_validate({"limit": {"most": 2}}, strict=False))
     kube.counters, kube.policies = DRA, build_policies(spec)
     live = ControlLoop(kube.handle(), lambda: build_policies(spec), "one", "mine", 60.0, 60.0)
     for task in job("a", 6, run=0.5):

@@ -24,7 +24,7 @@ from unfold_placement.kubernetes.api import Api, Body, connect_api
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 LEASE = 6.0
@@ -110,7 +110,7 @@ def controller(kube: KubeWorld, who: str, left: int, *, after: bool) -> ControlL
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gangs_stay_whole_whenever_a_controller_dies(kubernetes: Open, seed: int) -> None:
+def test_gangs_stay_complete_whenever_a_controller_dies(kubernetes: Open, seed: int) -> None:
     """Killed before or after any write, again and again: no gang stays opened in part for longer than the lease."""
     rng = random.Random(seed)  # noqa: S311 - of moments
     with watched(kubernetes, 10) as (kube, seen):
@@ -136,7 +136,7 @@ def work(live: ControlLoop, seen: Watcher) -> None:
         live.step(0.1)
 
 
-def test_processes_that_are_killed_at_random_moments_are_followed(kubernetes: Open, tmp_path: Path) -> None:
+def test_killed_processes_are_replaced_by_others(kubernetes: Open, tmp_path: Path) -> None:
     """Of two controllers one leads; the leader is killed with -9 four times, one comes after it, and all gangs end."""
     rng = random.Random(7)  # noqa: S311 - of moments
     with watched(kubernetes, 14) as (kube, seen), ExitStack() as stack:

@@ -18,7 +18,7 @@ from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0
@@ -48,7 +48,7 @@ def told(one: KubernetesBackend, after: int, kind: str) -> list[str]:
     return [change.task for change in one.store.watch(after, 0.0) or () if change.kind == kind]
 
 
-def test_gates_are_opened_some_at_a_time(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_a_limited_number_of_gates_is_opened_at_a_time(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """No more pods than may be in flight are open without a node; as they are bound, the others follow."""
     one.gate_queue.max_in_flight = 2
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
@@ -64,7 +64,7 @@ def test_gates_are_opened_some_at_a_time(kube: KubeWorld, admin: Api, one: Kuber
     assert told(one, after, kinds.FAILED) == []
 
 
-def test_a_unit_larger_than_what_may_be_in_flight_is_opened_as_a_whole(kube: KubeWorld, one: KubernetesBackend) -> None:
+def test_a_unit_above_the_in_flight_limit_is_opened_completely(kube: KubeWorld, one: KubernetesBackend) -> None:
     """A gang is never opened in part: it goes when nothing else is in flight."""
     one.gate_queue.max_in_flight = 2
     waiting(kube, 4)
@@ -74,7 +74,9 @@ def test_a_unit_larger_than_what_may_be_in_flight_is_opened_as_a_whole(kube: Kub
     assert {record(one, f"a-{index}").attempt for index in range(4)} == {1}
 
 
-def test_patience_counts_from_the_opening_of_the_gate(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_the_bind_timeout_counts_from_the_opening_of_the_gate(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
     """A unit that waited for its turn longer than anybody is patient is not taken back for that."""
     one.gate_queue.max_in_flight, one.bind_timeout_s = 1, 2.0
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
@@ -88,7 +90,7 @@ def test_patience_counts_from_the_opening_of_the_gate(kube: KubeWorld, admin: Ap
     assert told(one, after, kinds.FAILED) == ["a-0"]
 
 
-def test_many_tasks_at_once_are_none_taken_back(kube: KubeWorld, one: KubernetesBackend) -> None:
+def test_no_task_of_a_large_batch_times_out(kube: KubeWorld, one: KubernetesBackend) -> None:
     """A controller with more tasks than kube-scheduler binds within its patience starts each of them once."""
     one.gate_queue.max_in_flight, one.bind_timeout_s = 8, 1.0
     after = one.snapshot().after
@@ -118,7 +120,7 @@ def test_a_task_stopped_before_its_gate_was_opened_is_not_lost(
     assert node_of(admin, "a-0-0") == "n2"
 
 
-def test_a_gang_of_which_one_task_is_stopped_while_its_gates_are_shut(
+def test_a_gang_with_a_task_stopped_before_opening_waits_again(
     kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:
     """Taken back once as no node had room, then one of it stopped before it was opened: all of it runs in the end."""
@@ -134,7 +136,7 @@ def test_a_gang_of_which_one_task_is_stopped_while_its_gates_are_shut(
     assert {record(one, name).node for name in ("a-0", "a-1")} == {"n0", "n2"}
 
 
-def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: KubernetesBackend) -> None:
+def test_a_controller_that_loses_leadership_discards_its_decisions(kube: KubeWorld, one: KubernetesBackend) -> None:
     """What it had not written yet never happens; its tasks are where the next one puts them."""
     two = kube.handle()
     waiting(kube, 1)
@@ -148,7 +150,7 @@ def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: Kub
     assert record(one, "a-0").attempt == 1
 
 
-def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(
+def test_a_resigning_controller_leaves_unopened_units_to_the_next(
     kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:
     """Tasks whose turn had not come wait as if nothing was decided, and the next leader starts them."""
@@ -167,7 +169,7 @@ def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(
     assert record(two, "a-1").attempt == 1
 
 
-def test_a_node_takes_no_more_pods_than_its_kubelet_says(kubernetes: Open) -> None:
+def test_a_node_runs_no_more_pods_than_its_kubelet_allows(kubernetes: Open) -> None:
     """Tasks are placed within each node's limit of pods, others' pods counted, so that none is taken back."""
     small = [replace(node, capacity={**node.capacity, "pods": 2000}) for node in cluster(2)]
     with kubernetes(small) as kube:

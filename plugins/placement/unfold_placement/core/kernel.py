@@ -58,7 +58,7 @@ def update_free_tree(state: StateArrays, node: int) -> None:
 
 @compiled
 def next_fitting_node(state: StateArrays, task: int, node: int) -> int:
-    """Return the first node from ``node`` on whose free capacity covers a task's demand, or -1."""
+    """Return the first node from ``node`` on with free capacity for a task's demand, or -1."""
     leaves = state.free_tree.shape[0] // 2
     index = leaves + node if node < leaves else 0
     while index > 0:
@@ -183,7 +183,7 @@ def next_candidate(
     phase: int,
     hopeless: MaskArray,
 ) -> int:
-    """Return the first index from ``low`` on whose unit may fit or holds a kind, or -1.
+    """Return the first index from ``low`` on of a unit that may fit or holds a resource, or -1.
 
     Args:
         state: The arrays.

@@ -157,7 +157,7 @@ class ResourceTable:
         return holders
 
     def expire_leases(self) -> list[EphemeralResource]:
-        """Delete and return the resources whose lease has ended."""
+        """Delete and return the resources with an ended lease."""
         expired = [entry for nodes in self.entries.values() for entry in nodes.values() if entry.expires <= self.now]
         for entry in expired:
             self.delete(entry.name, entry.node)

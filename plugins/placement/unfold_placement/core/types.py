@@ -54,8 +54,8 @@ class Task:
         arrival: Arrival time in seconds.
         size: Number of tasks of its job.
         deadline: Absolute time in seconds.
-        follows: Job whose tasks it must run beside.
-        avoids: Job whose tasks it must not join.
+        follows: Job that it must run beside, on a node with a task of that job.
+        avoids: Job that it must not join on a node.
         after: Jobs that must have ended before it starts.
         data: Blocks of data that it reads.
         run_on: Run times in seconds by node type, where they differ from ``run``.
@@ -100,7 +100,7 @@ class EphemeralResource:
         epoch: Version, which grows with every change.
         since: Creation time in seconds.
         expires: End of its lease in seconds.
-        until: Task with whose end it is deleted; empty for none.
+        until: Task at the end of which it is deleted; empty for none.
     """
 
     name: str
@@ -186,7 +186,7 @@ Transactions = Iterator[Iterable[Operation]]
 
 
 def epoch_conflict(current: EphemeralResource, expected_epoch: int) -> UnfoldError:
-    """Build the error of a compare-and-set whose expected epoch is out of date."""
+    """Build the error of a compare-and-set with an outdated epoch."""
     location = current.node or "the cluster"
     message = f"{current.name} on {location} changed meanwhile: its epoch is {current.epoch}, not {expected_epoch}"
     return fail(message, hint="read it again")

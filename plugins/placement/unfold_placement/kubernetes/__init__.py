@@ -1,1 +1,1 @@
-"""Kubernetes as a backend: names are extended resources of nodes, the queue is made of scheduling gates."""
+"""The Kubernetes backend: policies decide, resources and scheduling gates express it, and kube-scheduler binds."""

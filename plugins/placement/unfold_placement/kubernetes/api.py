@@ -1,4 +1,4 @@
-"""A Kubernetes API server: the official client finds it and logs in; requests are bare JSON, as its models are slow."""
+"""A Kubernetes API server: the official client logs in; requests are plain JSON, as its models are slow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from unfoldkit.api import UnfoldError, fail
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
-CONNECTIONS = 32
-TRIES = 5
-GONE = 410
+MAX_CONNECTIONS = 32
+MAX_TRIES = 5
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
+FIRST_ERROR = 400
 Body = dict[str, Any]
+"""An object as decoded JSON."""
 
 
 class ApiError(Exception):
-    """The server said no: ``status`` is that of HTTP, ``reason`` and ``message`` are its words."""
+    """The server refused a request: ``status`` is that of HTTP, ``reason`` and ``message`` are the server's."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -33,26 +36,33 @@ class ApiError(Exception):
 
     @property
     def is_absent(self) -> bool:
-        """Whether the object is not there."""
-        return self.status == 404
+        """Whether the object does not exist."""
+        return self.status == NOT_FOUND
 
     @property
     def is_conflict(self) -> bool:
-        """Whether somebody else was faster: a failed test of a JSON patch, or a version that is no longer current."""
-        return self.status in {409, 422}
+        """Whether another writer was faster: a failed ``test`` of a JSON patch, or an outdated version."""
+        return self.status in {CONFLICT, INVALID}
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What a watch tells: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object."""
+class WatchEvent:
+    """An event of a watch: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object."""
 
     kind: str
-    item: Body
+    body: Body
 
 
 @dataclass(slots=True)
 class Api:
-    """A server and who we are there; safe to use from several threads."""
+    """A server and the identity used there; safe to use from several threads.
+
+    Attributes:
+        client: The official client.
+        namespace: The namespace of the pods.
+        streams: Open watches.
+        closed: Set by ``close``.
+    """
 
     client: Any
     namespace: str
@@ -63,20 +73,20 @@ class Api:
         """Return an object or a list.
 
         Raises:
-            Refused: the server said no.
+            ApiError: the server refused.
         """
-        return self.call("GET", _with(path, query))
+        return self.call("GET", _with_query(path, query))
 
     def post(self, path: str, body: Body, **query: str) -> Body:
         """Create an object."""
-        return self.call("POST", _with(path, query), body)
+        return self.call("POST", _with_query(path, query), body)
 
     def put(self, path: str, body: Body) -> Body:
         """Replace an object; ``metadata.resourceVersion`` in the body is compared first."""
         return self.call("PUT", path, body)
 
     def patch(self, path: str, body: Any, kind: str = PATCH) -> Body:
-        """Change an object by a JSON patch (RFC 6902), whose ``test`` operations compare first."""
+        """Change an object by a merge patch, or a JSON patch (RFC 6902) with ``test`` operations that compare first."""
         return self.call("PATCH", path, body, kind=kind)
 
     def delete(self, path: str, body: Body | None = None) -> Body:
@@ -84,74 +94,79 @@ class Api:
         return self.call("DELETE", path, body)
 
     def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Body:
-        """Ask once, and again while the server is too busy to answer.
+        """Send a request, again while the server is overloaded, and return the decoded response.
 
         Raises:
-            Refused: the server said no.
+            ApiError: the server refused.
             UnfoldError: it cannot be reached.
         """
-        sent = None if body is None else msgspec.json.encode(body)
-        for attempt in range(TRIES):
-            answer = self._once(method, path, sent, kind)
-            if answer.status != 429 or attempt == TRIES - 1:
+        data = None if body is None else msgspec.json.encode(body)
+        for attempt in range(MAX_TRIES):
+            response = self._send(method, path, data, kind)
+            if response.status != TOO_MANY_REQUESTS or attempt == MAX_TRIES - 1:
                 break
-            time.sleep(float(answer.headers.get("Retry-After", 1)))
-        if answer.status >= 400:
-            raise _refused(answer.status, answer.data)
-        found: Body = msgspec.json.decode(answer.data)
-        return found
+            time.sleep(float(response.headers.get("Retry-After", 1)))
+        if response.status >= FIRST_ERROR:
+            raise _parse_error(response.status, response.data)
+        decoded: Body = msgspec.json.decode(response.data)
+        return decoded
 
-    def watch(self, path: str, version: str, **query: str) -> Iterator[Change]:
-        """Yield what changes after a resource version, until the server ends the stream or ``close`` does.
+    def watch(self, path: str, version: str, **query: str) -> Iterator[WatchEvent]:
+        """Yield changes after a resource version, until the server ends the stream or ``close`` is called.
 
         Raises:
-            Refused: 410 where the version is too old; list again.
+            ApiError: with status 410 the version is too old; list again.
         """
-        more = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
-        answer = self._once("GET", _with(path, more), None, "application/json", stream=True)
-        if answer.status >= 400:
-            raise _refused(answer.status, answer.read())
-        self.streams.append(answer)
+        watch_query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
+        response = self._send("GET", _with_query(path, watch_query), None, "application/json", stream=True)
+        if response.status >= FIRST_ERROR:
+            raise _parse_error(response.status, response.read())
+        self.streams.append(response)
         try:
-            yield from map(_change, _lines(answer))
+            yield from map(_parse_event, _iter_lines(response))
         except ApiError:
             raise
         except Exception as error:
-            # a stream that is closed under its reader ends in many ways, none of which means anything
+            # a stream that is closed under its reader raises many kinds of errors
             if not self.closed:
                 raise fail(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
         finally:
-            self.streams.remove(answer)
-            answer.close()
+            self.streams.remove(response)
+            response.close()
 
     def close(self) -> None:
         """End every watch."""
         self.closed = True
-        for answer in list(self.streams):
+        for response in list(self.streams):
             with contextlib.suppress(Exception):
-                answer.shutdown()
+                response.shutdown()
 
-    def _once(self, method: str, path: str, body: bytes | None, kind: str, *, stream: bool = False) -> Any:
+    def _send(self, method: str, path: str, data: bytes | None, kind: str, *, stream: bool = False) -> Any:
         import urllib3
 
         config = self.client.configuration
-        headers = {"Accept": "application/json", **({"Content-Type": kind} if body is not None else {})}
+        headers = {"Accept": "application/json", **({"Content-Type": kind} if data is not None else {})}
         for setting in config.auth_settings().values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
-        limit = urllib3.Timeout(connect=10, read=None if stream else 60)
-        pool = self.client.rest_client.pool_manager
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=None if stream else READ_TIMEOUT_S)
+        retries = urllib3.Retry(3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"})
         try:
-            return pool.request(
-                method, config.host + path, body=body, headers=headers, preload_content=not stream, timeout=limit,
-                retries=urllib3.Retry(3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"}),
-            )  # fmt: skip
+            return self.client.rest_client.pool_manager.request(
+                method,
+                config.host + path,
+                body=data,
+                headers=headers,
+                preload_content=not stream,
+                timeout=timeout,
+                retries=retries,
+            )
         except urllib3.exceptions.HTTPError as error:
             raise fail(f"{config.host} does not answer: {error}", key="cluster.kubernetes") from error
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:
-    """Return the server of a context of the kubeconfig; of the pod that we run in, if there is one and none is named.
+    """Connect to the server of a kubeconfig context; inside a pod, to its own cluster unless a context is named.
 
     Raises:
         UnfoldError: the extra is not installed, or there is no such context or file.
@@ -161,77 +176,77 @@ def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "")
     except ModuleNotFoundError as error:
         hint = "pip install 'unfoldkit[kubernetes]'"
         raise fail("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
-    made = client.Configuration()
-    made.connection_pool_maxsize = CONNECTIONS
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
     try:
         if not context and not kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=made)
-            return Api(client.ApiClient(made), namespace or _own_namespace())
-        config.load_kube_config(kubeconfig or None, context or None, client_configuration=made)
-        chosen = _context(config, kubeconfig, context)
+            config.load_incluster_config(client_configuration=configuration)
+            return Api(client.ApiClient(configuration), namespace or _own_namespace())
+        config.load_kube_config(kubeconfig or None, context or None, client_configuration=configuration)
+        selected = _find_context(config, kubeconfig, context)
     except (config.ConfigException, OSError) as error:
-        raise _no_context(error) from error
-    return Api(client.ApiClient(made), namespace or chosen.get("namespace", "default"))
+        raise _context_error(error) from error
+    return Api(client.ApiClient(configuration), namespace or selected.get("namespace", "default"))
 
 
-def call_all(calls: Sequence[Any], workers: int = CONNECTIONS // 2) -> list[Any]:
-    """Make some calls at once; return results and what the server refused, in order.
+def call_all(calls: Sequence[Any], workers: int = MAX_CONNECTIONS // 2) -> list[Any]:
+    """Make calls concurrently; return their results or ``ApiError``, in order.
 
     Raises:
         UnfoldError: the server cannot be reached.
     """
     if len(calls) == 1:
-        return [_tried(calls[0])]
+        return [_result_or_error(calls[0])]
     with ThreadPoolExecutor(min(workers, len(calls)) or 1) as pool:
-        return list(pool.map(_tried, calls))
+        return list(pool.map(_result_or_error, calls))
 
 
-def _tried(call: Any) -> Any:
+def _result_or_error(call: Any) -> Any:
     try:
         return call()
-    except ApiError as refused:
-        return refused
+    except ApiError as error:
+        return error
 
 
-def _context(config: Any, kubeconfig: str, context: str) -> Body:
+def _find_context(config: Any, kubeconfig: str, context: str) -> Body:
     contexts, current = config.list_kube_config_contexts(kubeconfig or None)
-    found = next((item for item in contexts if item["name"] == context), current)
-    chosen: Body = found.get("context", {})
-    return chosen
+    entry = next((entry for entry in contexts if entry["name"] == context), current)
+    settings: Body = entry.get("context", {})
+    return settings
 
 
-def _no_context(error: Exception) -> UnfoldError:
+def _context_error(error: Exception) -> UnfoldError:
     hint = "kubectl config get-contexts lists them"
-    return fail(f"no way to the cluster: {error}", key="cluster.kubernetes.context", hint=hint)
+    return fail(f"cannot connect to the cluster: {error}", key="cluster.kubernetes.context", hint=hint)
 
 
 def _own_namespace() -> str:
     return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text("utf-8").strip()
 
 
-def _with(path: str, query: Mapping[str, str]) -> str:
+def _with_query(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _lines(answer: Any) -> Iterator[bytes]:
-    """Yield whole lines of a stream."""
-    rest = b""
-    for chunk in answer.stream(amt=None):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (line for line in whole if line)
+def _iter_lines(response: Any) -> Iterator[bytes]:
+    """Yield the complete lines of a stream."""
+    incomplete = b""
+    for chunk in response.stream(amt=None):
+        *lines, incomplete = (incomplete + chunk).split(b"\n")
+        yield from (line for line in lines if line)
 
 
-def _change(line: bytes) -> Change:
-    found = msgspec.json.decode(line)
-    if found["type"] == "ERROR":
-        status = found["object"]
+def _parse_event(line: bytes) -> WatchEvent:
+    event = msgspec.json.decode(line)
+    if event["type"] == "ERROR":
+        status = event["object"]
         raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
-    return Change(found["type"], found["object"])
+    return WatchEvent(event["type"], event["object"])
 
 
-def _refused(status: int, data: bytes) -> ApiError:
+def _parse_error(status: int, data: bytes) -> ApiError:
     with contextlib.suppress(msgspec.DecodeError):
-        told = msgspec.json.decode(data)
-        if isinstance(told, dict):
-            return ApiError(status, told.get("reason", ""), told.get("message", ""))
+        body = msgspec.json.decode(data)
+        if isinstance(body, dict):
+            return ApiError(status, body.get("reason", ""), body.get("message", ""))
     return ApiError(status, "", data[:200].decode(errors="replace"))

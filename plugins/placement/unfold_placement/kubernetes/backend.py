@@ -1,4 +1,4 @@
-"""The backend on Kubernetes: the policies decide, names and gates say so, and kube-scheduler binds."""
+"""The Kubernetes backend: writes decisions as resources and gates, and reports what happens on the server."""
 
 from __future__ import annotations
 
@@ -9,37 +9,57 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
-from unfold_placement.kubernetes import leases, pods
+from unfold_placement.kubernetes import leases, pods, takeover
 from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.gate_queue import IN_FLIGHT, GateQueue, GateRequest
+from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT, GateQueue, GateRequest
 from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.leases import LeaderElection
-from unfold_placement.kubernetes.writer import Writer
+from unfold_placement.kubernetes.writer import LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
 from unfoldkit.api import fail
 
-PATIENCE = 10.0
-AFRESH = 5.0
-LULL = 0.02
-NAMED = {kinds.CREATED, kinds.RESIZED, kinds.DELETED, kinds.EXPIRED}
-FREED = {kinds.ENDED, kinds.FAILED, kinds.PREEMPTED, kinds.WITHDRAWN}
+BIND_TIMEOUT_S = 10.0
+SNAPSHOT_PERIOD_S = 5.0
+"""Least time between snapshots that pods of other programs cause."""
+SETTLE_S = 0.02
+"""Changes within this time of one another are reported together."""
+MAX_SETTLE_PERIODS = 5
+RESOURCE_CHANGES = {kinds.CREATED, kinds.RESIZED, kinds.DELETED, kinds.EXPIRED}
+RELEASING_CHANGES = {kinds.ENDED, kinds.FAILED, kinds.PREEMPTED, kinds.WITHDRAWN}
+"""Changes of tasks that release resources."""
 
 
-def _nothing(_task: Task) -> Iterable[Ask]:
+def _no_requests(_task: Task) -> Iterable[Ask]:
     return ()
 
 
 @dataclass(slots=True)
 class KubernetesBackend:
-    """One controller's or client's handle on a scope. What the leader decides is written at once before it listens.
+    """One controller's or client's handle on a scope. A leader's decisions are written before it watches again.
 
-    ``asks`` are the names that a task's pod asks for as extended resources; ``patience`` how long (s) an opened pod may
-    stay without a node before its unit is taken back; ``template`` the pods of tasks that are submitted here; what
-    happens within ``lull`` seconds of one another is told together.
+    Attributes:
+        api: The server.
+        scope: The policy's scope.
+        store: The records.
+        informer: Follows the server.
+        writer: Writes to the server.
+        election: Leader election.
+        gate_queue: Units that wait for the opening of their gates.
+        asks: Resources that a submitted task's pod requests as extended resources.
+        bind_timeout_s: How long an opened pod may stay without a node before its unit is gated again.
+        template: Pods of tasks that are submitted here.
+        settle_s: Changes within this time of one another are reported together.
+        holder: Name of this process once it stood for election.
+        is_leader: Whether this process leads.
+        was_leader: Whether it ever led; if so, it writes only while it leads.
+        read_number: Number of the last change that was considered for writing.
+        has_gangs: Units of several tasks were started since the last flush.
+        lost_tasks: Tasks that need a new pod.
+        next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
     """
 
     api: Api
@@ -47,340 +67,343 @@ class KubernetesBackend:
     store: StateStore
     informer: Informer
     writer: Writer
-    leader: LeaderElection
+    election: LeaderElection
     gate_queue: GateQueue
-    asks: Callable[[Task], Iterable[Ask]] = _nothing
-    bind_timeout_s: float = PATIENCE
+    asks: Callable[[Task], Iterable[Ask]] = _no_requests
+    bind_timeout_s: float = BIND_TIMEOUT_S
     template: Mapping[str, Any] | None = None
-    settle_s: float = LULL
+    settle_s: float = SETTLE_S
     holder: str = ""
     is_leader: bool = False
-    once: bool = False
-    read: int = 0
-    gangs: bool = False
-    lost_tasks: list[tuple[str, str]] = field(default_factory=list)
+    was_leader: bool = False
+    read_number: int = 0
+    has_gangs: bool = False
+    lost_tasks: list[LostTask] = field(default_factory=list)
     next_snapshot_s: float = 0.0
 
     def now(self) -> float:
-        """Return the seconds since the scope's ConfigMap was made."""
+        """Return the seconds since the scope's ConfigMap was created."""
         return self.store.clock()
 
     def snapshot(self) -> Snapshot:
-        """Return everything."""
+        """Return the cluster."""
         self.flush()
         if not self.is_leader:
             self.read_leases()
-        self.informer.foreign_changed, self.next_snapshot_s = False, time.monotonic() + AFRESH
+        self.informer.foreign_changed, self.next_snapshot_s = False, time.monotonic() + SNAPSHOT_PERIOD_S
         return self.store.snapshot()
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
-        """Write what was decided, then wait for changes; None also where others took or freed room on nodes."""
-        end = time.monotonic() + timeout
+        """Write decisions, then wait for changes; None also if pods of other programs took or freed capacity."""
+        deadline_s = time.monotonic() + timeout
         while True:
             self.flush()
             if self.is_leader:
                 self.check_openings()
             if self.informer.foreign_changed and time.monotonic() > self.next_snapshot_s:
                 return None
-            found = self._heard(after, end)
-            if found is None or found or time.monotonic() >= end:
-                return self._together(found)
+            changes = self._wait_for_changes(after, deadline_s)
+            if changes is None or changes or time.monotonic() >= deadline_s:
+                return self._await_quiet(changes)
 
-    def lead(self, who: str, ttl: float) -> bool:
-        """Become or stay the leader; who becomes it mends what the one before left half done."""
-        before = self.is_leader
-        self.holder, self.is_leader = who, self.leader.lead(who, ttl)
-        if before != self.is_leader:
-            self._forget()
-        if self.is_leader and not before:
-            self.once = True
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay leader; a new leader repairs what its predecessor left half done."""
+        led = self.is_leader
+        self.holder, self.is_leader = holder, self.election.lead(holder, ttl)
+        if led != self.is_leader:
+            self._discard_unwritten()
+        if self.is_leader and not led:
+            self.was_leader = True
             self.read_leases()
             self.repair()
         return self.is_leader
 
     def resign(self) -> None:
-        """Lead no longer."""
+        """Give up leadership."""
         self.flush()
         self.is_leader = False
-        self._forget()
-        self.leader.resign()
+        self._discard_unwritten()
+        self.election.resign()
 
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
     ) -> EphemeralResource:  # fmt: skip
-        """Create a name."""
-        self._sure(node)
-        made = self.store.create(name, node, amount, owner=owner, ttl=ttl, until=until)
-        self._named(node)
-        return made
+        """Create a resource."""
+        self._prepare_write(node)
+        resource = self.store.create(name, node, amount, owner=owner, ttl=ttl, until=until)
+        self._resource_changed(node)
+        return resource
 
     def resize(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
     ) -> EphemeralResource:
-        """Set the amount of a name."""
-        self._sure(node)
-        made = self.store.resize(name, node, amount, epoch=epoch)
-        self._named(node)
-        return made
+        """Set the amount of a resource."""
+        self._prepare_write(node)
+        resource = self.store.resize(name, node, amount, epoch=epoch)
+        self._resource_changed(node)
+        return resource
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
     ) -> tuple[str, ...]:
-        """Delete a name."""
-        self._sure(node)
+        """Delete a resource."""
+        self._prepare_write(node)
         holders = self.store.delete(name, node, force=force, epoch=epoch, by=self.holder)
-        self._lose(holders, kinds.PREEMPTED)
-        self._named(node)
+        self._add_lost(holders, kinds.PREEMPTED)
+        self._resource_changed(node)
         return holders
 
     def renew(self, owner: str, ttl: float) -> int:
-        """Let an owner's names live on: one Lease for all of them."""
+        """Extend the lifetime of an owner's resources by one Lease for all of them."""
         count = self.store.renew(owner, ttl)
         if count:
             leases.renew_owner(self.api, self.scope, owner, ttl)
         return count
 
     def submit(self, task: Task) -> None:
-        """Make the pod of a task, gated."""
-        taken = fail(f"task {task.name} is there already", hint="every task has a name of its own")
+        """Create the gated pod of a task."""
+        exists_error = fail(f"task {task.name} exists already", hint="task names must be unique")
         if task.name in self.store.records:
-            raise taken
+            raise exists_error
         body = pods.gated_pod(task, self.asks(task), self.scope, time.time(), self.template)
         try:
-            self.informer.pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
-        except ApiError as refused:
-            if refused.is_conflict and refused.reason == "AlreadyExists":
-                raise taken from refused
-            raise fail(f"task {task.name} is refused: {refused.message}", key="workload") from refused
+            self.informer.handle_pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
+        except ApiError as error:
+            if error.is_conflict and error.reason == "AlreadyExists":
+                raise exists_error from error
+            raise fail(f"the cluster rejects task {task.name}: {error.message}", key="workload") from error
 
     def start(self, unit: Sequence[Start]) -> None:
-        """Let a unit run: all of its gates are opened together, after this round's names, when it is its turn."""
+        """Start a unit: when the gate queue admits it, all its gates are opened together."""
         self.check_leadership()
         records = self.store.start(unit, by=self.holder)
         if not records:
             return
-        self.informer.opening.update(item.task for item in unit)
+        self.informer.opening.update(start.task for start in unit)
         self.gate_queue.add(unit, records)
-        self.gangs |= len(unit) > 1
-        self._settle()
+        self.has_gangs |= len(unit) > 1
+        self._flush_unless_leader()
 
     def preempt(self, task: str) -> None:
         """Stop a running task and gate it again."""
         self.check_leadership()
-        living = {node for _, node in self.store.task_bound.get(task, ())}
+        bound_nodes = {node for _, node in self.store.task_bound.get(task, ())}
         if self.store.preempt(task, by=self.holder):
-            self.informer.dirty.update(living)
-            self._lose((task,), kinds.PREEMPTED)
-            self._settle()
+            self.informer.dirty.update(bound_nodes)
+            self._add_lost((task,), kinds.PREEMPTED)
+            self._flush_unless_leader()
 
     def refuse(self, task: str, reason: str) -> None:
-        """Leave a task behind its gate for good; its pod says why."""
+        """Reject a task for good; its pod stays gated and shows the reason."""
         self.check_leadership()
         if self.store.refuse(task, reason, by=self.holder):
-            self.api.patch(self._pod(task), pods.rejection_patch(reason, self.holder), MERGE)
+            path = f"/api/v1/namespaces/{self.api.namespace}/pods/{self.informer.current[task]}"
+            self.api.patch(path, pods.rejection_patch(reason, self.holder), MERGE)
 
     def withdraw(self, task: str) -> None:
-        """Take a task back: its pod is deleted."""
+        """Withdraw a task: its pod is deleted."""
         if self.store.withdraw(task):
             self.informer.opening.discard(task)
-            self.writer.remove(self.informer.current[task])
-            self._settle()
+            self.writer.delete_pod(self.informer.current[task])
+            self._flush_unless_leader()
 
     def flush(self) -> None:
-        """Write what was decided: places that are lost, then names, then gates as many as may be open at a time.
+        """Write decisions: lost places, then resources, then as many gates as may be open at a time.
 
         Raises:
-            UnfoldError: another controller leads, or wrote names that we thought were ours.
+            UnfoldError: another controller leads, or changed resources that this one is writing.
         """
         with self.store.changed:
-            places = self._places()
+            locations = self._changed_locations()
             if self.is_leader:
                 self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
                 self.informer.lost_tasks = []
-        if not (places or self.gate_queue.queue or self.lost_tasks) or (self.once and not self.is_leader):
-            # who led and does no longer writes nothing
+        has_work = locations or self.gate_queue.queue or self.lost_tasks
+        if not has_work or (self.was_leader and not self.is_leader):
             return
         self.check_leadership()
-        self._regate()
-        self.writer.write_resources(places | ({ANYWHERE} if self.gangs else set()), self.gate_queue.list_gangs())
-        self.gangs = False
-        self._open(self.gate_queue.take_ready())
+        self._recreate_lost()
+        gang_location = {ANYWHERE} if self.has_gangs else set()
+        self.writer.write_resources(locations | gang_location, self.gate_queue.list_gangs())
+        self.has_gangs = False
+        self._open_gates(self.gate_queue.take_ready())
 
     def check_openings(self) -> None:
-        """Look after units that were opened: wholly bound ones are done, others are taken back after a while."""
-        self.writer.release()
-        for first in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
-            self._back(first, "the scheduler found no room")
+        """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
+        self.writer.release_claims()
+        for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
+            self._gate_unit_again(first_task, "the scheduler found no room")
 
     def repair(self) -> None:
-        """Go on from what another controller left: units half opened are taken back, pods without a node watched."""
+        """Continue from what another controller left."""
         self.gate_queue.units = self.writer.opening_units()
-        for first, members in list(self.gate_queue.units.items()):
-            known = [self.store.records.get(task) for task in members]
-            if any(r is not None and r.state == kinds.WAITING and r.attempt < members[r.task.name] for r in known):
-                self._back(first, "its controller ended half-way")
-        self._leftovers()
+        for first_task in takeover.find_half_opened(self.gate_queue.units, self.store):
+            self._gate_unit_again(first_task, "its controller ended while it was being opened")
+        takeover.delete_orphaned_resources(self.store)
         if self.writer.counters is not None:
             self.writer.counters.read()
             self.informer.dirty.add(ANYWHERE)
-        inside = {task for members in self.gate_queue.units.values() for task in members}
-        for name, record in self.store.records.items():
-            if record.state == kinds.RUNNING and name not in inside and not self.informer.is_bound(name):
-                self.gate_queue.units[name] = {name: record.attempt}
-        self.gate_queue.since = dict.fromkeys(self.gate_queue.units, self.now())
-        self._orphans()
+        takeover.track_unbound_pods(self.gate_queue, self.store)
+        self.gate_queue.opened_at_s = dict.fromkeys(self.gate_queue.units, self.now())
+        takeover.delete_replaced_pods(self.informer, self.writer)
 
     def read_leases(self) -> None:
-        """Read the cluster's names, and let leased names live as long as the Leases of their owners say."""
+        """Read the cluster's resources; leased ones live as long as the Leases of their owners say."""
         self.informer.read_resources(ANYWHERE, self.writer.read_config().get("data", {}).get("names", ""))
-        alive = {
-            owner: until - self.informer.origin for owner, until in leases.read_owners(self.api, self.scope).items()
-        }
+        owners = leases.read_owners(self.api, self.scope)
+        alive_until = {owner: until - self.informer.origin for owner, until in owners.items()}
         with self.store.changed:
-            for place in [*self.informer.nodes, ANYWHERE]:
-                self.informer.restore(place, alive)
+            for location in [*self.informer.nodes, ANYWHERE]:
+                self.informer.restore(location, alive_until)
 
     def check_leadership(self) -> None:
-        """Stop who led and does no longer.
+        """Check that this process still leads, if it ever did.
 
         Raises:
-            UnfoldError: our lease has ended.
+            UnfoldError: its leadership has ended.
         """
-        if self.once and not (self.is_leader and self.leader.is_leader):
+        if self.was_leader and not (self.is_leader and self.election.is_leader):
             self.is_leader = False
-            self._forget()
+            self._discard_unwritten()
             raise fail("another controller leads by now", hint="this one waits until it may lead again")
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop following the server."""
         self.api.close()
 
-    def _heard(self, after: int, end: float) -> Sequence[Change] | None:
-        """Wait for changes, or for a unit whose turn has come."""
+    def _wait_for_changes(self, after: int, deadline_s: float) -> Sequence[Change] | None:
+        """Wait for changes, or until the gate queue may open a unit."""
         with self.store.changed:
-            left = max(0.0, end - time.monotonic())
-            self.store.changed.wait_for(lambda: self.store.last_number > after or self.gate_queue.has_ready(), left)
+            remaining_s = max(0.0, deadline_s - time.monotonic())
+            self.store.changed.wait_for(
+                lambda: self.store.last_number > after or self.gate_queue.has_ready(), remaining_s
+            )
         return self.store.watch(after, 0.0)
 
-    def _together(self, found: Sequence[Change] | None) -> Sequence[Change] | None:
-        """Wait a little for what happens at the same moment: the server tells of pods one by one."""
-        end = time.monotonic() + 5 * self.settle_s
-        while found and time.monotonic() < end:
-            more = self.store.watch(found[-1].number, self.settle_s)
+    def _await_quiet(self, changes: Sequence[Change] | None) -> Sequence[Change] | None:
+        """Wait briefly for changes of the same moment, since the server reports pods one by one."""
+        deadline_s = time.monotonic() + MAX_SETTLE_PERIODS * self.settle_s
+        while changes and time.monotonic() < deadline_s:
+            more = self.store.watch(changes[-1].number, self.settle_s)
             if more is None:
                 return None
             if not more:
                 break
-            found = [*found, *more]
-        return found
+            changes = [*changes, *more]
+        return changes
 
-    def _places(self) -> set[str]:
-        """Return the nodes whose names are to be written: for a leader, all that changed since the last time."""
-        places = set(self.informer.dirty)
+    def _changed_locations(self) -> set[str]:
+        """Return the nodes to write: for a leader, all with resources that changed since the last time."""
+        locations = set(self.informer.dirty)
         if self.is_leader:
-            fresh = min(self.store.last_number - self.read, len(self.store.log))
-            log = [self.store.log[len(self.store.log) - 1 - back] for back in range(fresh)]
-            places |= {change.node for change in log if change.kind in NAMED | FREED} | self.informer.drifted
-        self.read = self.store.last_number
-        return places
+            log = self.store.log
+            count = min(self.store.last_number - self.read_number, len(log))
+            recent = [log[len(log) - 1 - offset] for offset in range(count)]
+            locations |= {change.node for change in recent if change.kind in RESOURCE_CHANGES | RELEASING_CHANGES}
+            locations |= self.informer.drifted
+        self.read_number = self.store.last_number
+        return locations
 
-    def _sure(self, node: str) -> None:
-        """Stop who leads no longer; who never led looks first at what is there now, as others write too."""
+    def _prepare_write(self, node: str) -> None:
+        """Check leadership; a process that never led reads the location first, since others write too."""
         self.check_leadership()
         if self.is_leader:
             return
         if node == ANYWHERE or node in self.informer.nodes:
             self.writer.reread(node)
 
-    def _named(self, node: str) -> None:
+    def _resource_changed(self, node: str) -> None:
         self.informer.dirty.add(node)
-        self._settle()
+        self._flush_unless_leader()
 
-    def _settle(self) -> None:
-        """Write at once, unless we lead: then all decisions of a round are written together."""
+    def _flush_unless_leader(self) -> None:
+        """Write at once, except as leader: then all decisions of a round are written together."""
         if not self.is_leader:
             self.flush()
 
-    def _lose(self, tasks: Iterable[str], kind: str) -> None:
+    def _add_lost(self, tasks: Iterable[str], kind: str) -> None:
         self.informer.opening.update(tasks)
         self.lost_tasks += [(task, kind) for task in tasks]
 
-    def _regate(self) -> None:
-        """Make the pods of tasks that lost their place again; those that are refused are tried again with the next."""
-        again = self.writer.recreate_pods(self.lost_tasks, self.holder)
-        self.informer.opening.difference_update({task for task, _ in self.lost_tasks} - {task for task, _ in again})
-        self.lost_tasks = again
+    def _recreate_lost(self) -> None:
+        """Recreate the pods of tasks that lost their place; refused ones are tried again with the next flush."""
+        refused = self.writer.recreate_pods(self.lost_tasks, self.holder)
+        recreated = {task for task, _ in self.lost_tasks} - {task for task, _ in refused}
+        self.informer.opening.difference_update(recreated)
+        self.lost_tasks = refused
 
-    def _open(self, turns: Sequence[GateRequest]) -> None:
-        """Open the gates of some units; where one of a unit's cannot be opened, all of it is taken back."""
-        bad: list[int] = []
+    def _open_gates(self, requests: Sequence[GateRequest]) -> None:
+        """Open the gates of units; a unit of which one cannot be opened is gated again."""
+        failed: list[int] = []
         try:
-            bad = self.writer.open_gates([turn.unit for turn in turns], self.holder)
+            failed = self.writer.open_gates([request.unit for request in requests], self.holder)
         finally:
-            self.gate_queue.mark_opened(turns, self.now())
-        for place in bad:
-            self._back(turns[place].first, "its pod could not be opened")
+            self.gate_queue.mark_opened(requests, self.now())
+        for index in failed:
+            self._gate_unit_again(requests[index].first_task, "its pod could not be opened")
 
-    def _back(self, first: str, reason: str) -> None:
-        """Take the places of a whole unit back; its tasks wait again."""
-        for task, attempt in self.gate_queue.drop(first).items():
+    def _gate_unit_again(self, first_task: str, reason: str) -> None:
+        """Let all tasks of a unit wait again."""
+        for task, attempt in self.gate_queue.drop(first_task).items():
             if self.store.fail(task, attempt, reason):
-                self._lose((task,), kinds.FAILED)
+                self._add_lost((task,), kinds.FAILED)
 
-    def _forget(self) -> None:
-        """Let go of what was decided and not written: tasks are where their pods are."""
+    def _discard_unwritten(self) -> None:
+        """Discard unwritten decisions: the pods show where tasks are."""
         self.gate_queue.clear()
-        self.lost_tasks, self.gangs = [], False
+        self.lost_tasks, self.has_gangs = [], False
         self.informer.revert_unwritten()
-
-    def _leftovers(self) -> None:
-        """Forget names that lived with tasks that are no more."""
-        alive = {name for name, r in self.store.records.items() if r.state in {kinds.WAITING, kinds.RUNNING}}
-        with self.store.changed:
-            for where, item in list(self.store.resources.items()):
-                if item.until and item.until not in alive:
-                    self.store.delete(*where)
-
-    def _orphans(self) -> None:
-        """Delete pods of attempts that a later one replaced."""
-        for name, body in list(self.informer.bodies.items()):
-            if self.informer.current.get(pods.task_name(body)) != name and not pods.is_over(body):
-                self.writer.remove(name)
-
-    def _pod(self, task: str) -> str:
-        return f"/api/v1/namespaces/{self.api.namespace}/pods/{self.informer.current[task]}"
 
 
 def open_backend(
     api: Api,
     name: str,
     *,
-    asks: Callable[[Task], Iterable[Ask]] = _nothing,
+    asks: Callable[[Task], Iterable[Ask]] = _no_requests,
     units: Mapping[str, str] | None = None,
-    patience: float = PATIENCE,
+    bind_timeout_s: float = BIND_TIMEOUT_S,
     template: Mapping[str, Any] | None = None,
-    in_flight: int = IN_FLIGHT,
+    max_in_flight: int = MAX_IN_FLIGHT,
     counters: str = GATES,
 ) -> KubernetesBackend:
-    """Return a handle on the scope ``name`` of a cluster; it listens until it is closed.
+    """Open a handle on the scope ``name`` of a cluster; it follows the server until it is closed.
+
+    Args:
+        api: The server.
+        name: Name of the policy's spec.
+        asks: Returns the resources that a submitted task requests.
+        units: Kubernetes' names of resources.
+        bind_timeout_s: How long an opened pod may stay without a node.
+        template: Pods of tasks that are submitted here.
+        max_in_flight: Opened pods that may be without a node at a time.
+        counters: ``gates`` or ``dra``.
 
     Raises:
-        UnfoldError: the server refuses, or does not answer.
+        UnfoldError: the server denies access, or does not answer.
     """
     scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
-    register = StateStore(lambda: time.time() - mirror.origin)
-    mirror = Informer(api, scope, register, 0.0)
-    writer = Writer(api, scope, mirror, Counters(api, scope) if counters == DRA else None)
+    store = StateStore(lambda: time.time() - informer.origin)
+    informer = Informer(api, scope, store, 0.0)
+    writer = Writer(api, scope, informer, Counters(api, scope) if counters == DRA else None)
     try:
         writer.read_config()
         if writer.counters is not None:
             writer.counters.start()
-        mirror.origin = writer.origin
-        mirror.start()
-    except ApiError as refused:
+        informer.origin = writer.origin
+        informer.start()
+    except ApiError as error:
         hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
-        raise fail(f"the cluster refuses: {refused.message}", key="cluster.kubernetes", hint=hint) from refused
-    leader = LeaderElection(api, scope.record)
-    turns = GateQueue(mirror, in_flight)
-    return KubernetesBackend(api, scope, register, mirror, writer, leader, turns, asks, patience, template)
+        raise fail(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+    return KubernetesBackend(
+        api,
+        scope,
+        store,
+        informer,
+        writer,
+        LeaderElection(api, scope.record),
+        GateQueue(informer, max_in_flight),
+        asks,
+        bind_timeout_s,
+        template,
+    )

@@ -1,4 +1,4 @@
-"""A client: pods of an application's own, behind the gate of a policy, with the names that the policy wants."""
+"""A client for applications: submits their pods behind the gate of a served policy, with the requested resources."""
 
 from __future__ import annotations
 
@@ -18,44 +18,46 @@ from unfoldkit.api import fail
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Submits to one policy; needs no right but to make and delete pods in its namespace."""
+    """Submits tasks to one policy; it only needs permission to create and delete pods in its namespace."""
 
     api: Api
     scope: Scope
     policies: Sequence[Policy] = ()
 
     def pod(self, task: Task, template: Mapping[str, Any] | None = None) -> Body:
-        """Return the manifest of a task's pod: ``template`` (``metadata``, ``spec``) with gate, labels and names.
+        """Return the manifest of a task's pod: ``template`` (``metadata``, ``spec``) with gate, labels and requests.
 
         Raises:
-            UnfoldError: the task asks for a part of what Kubernetes gives whole.
+            UnfoldError: the task demands a fraction of what Kubernetes allocates as a whole.
         """
         asks = [ask for ask, _ in collect_requests(self.policies, task)]
         return pods.gated_pod(task, asks, self.scope, time.time(), template)
 
     def submit(self, task: Task, template: Mapping[str, Any] | None = None) -> str:
-        """Make the pod, and return its name; a deadline counts from now.
+        """Create the pod and return its name; a deadline counts from now.
 
         Raises:
-            UnfoldError: there is such a task, or the server refuses the pod.
+            UnfoldError: the task exists, or the server rejects the pod.
         """
         body = self.pod(task, template)
         try:
-            made = self.api.post(f"/api/v1/namespaces/{self.scope.namespace}/pods", body)
-        except ApiError as refused:
-            raise fail(f"task {task.name} is refused: {refused.message}") from refused
-        return str(made["metadata"]["name"])
+            created = self.api.post(self._pods_path(), body)
+        except ApiError as error:
+            raise fail(f"the cluster rejects task {task.name}: {error.message}") from error
+        return str(created["metadata"]["name"])
 
     def withdraw(self, task: str) -> None:
-        """Take a task back, waiting or running."""
-        path = f"/api/v1/namespaces/{self.scope.namespace}/pods"
-        chosen = f"{pods.POLICY}={self.scope.name},{pods.TASK}={pods.task_label(task)}"
-        for found in self.api.get(path, labelSelector=chosen)["items"]:
+        """Withdraw a task, waiting or running."""
+        selector = f"{pods.POLICY}={self.scope.name},{pods.TASK}={pods.task_label(task)}"
+        for pod in self.api.get(self._pods_path(), labelSelector=selector)["items"]:
             try:
-                self.api.delete(f"{path}/{found['metadata']['name']}")
-            except ApiError as refused:
-                if not refused.is_absent:
+                self.api.delete(f"{self._pods_path()}/{pod['metadata']['name']}")
+            except ApiError as error:
+                if not error.is_absent:
                     raise
+
+    def _pods_path(self) -> str:
+        return f"/api/v1/namespaces/{self.scope.namespace}/pods"
 
 
 def connect_client(
@@ -68,9 +70,16 @@ def connect_client(
     units: Mapping[str, str] | None = None,
     counters: str = GATES,
 ) -> Client:
-    """Return a client of the policy that the spec ``name`` serves; ``policies`` are what ``options.build`` makes of it.
+    """Connect a client to the policy that the spec ``name`` serves.
 
-    ``units`` and ``counters`` are what the spec says under ``cluster.kubernetes`` (``resources`` and ``counters``).
+    Args:
+        name: Name of the spec.
+        policies: The spec's policies, built by ``policies.registry.build_policies``.
+        context: Context of the kubeconfig.
+        kubeconfig: Path of the kubeconfig.
+        namespace: Namespace of the pods.
+        units: The spec's ``cluster.kubernetes.resources``.
+        counters: The spec's ``cluster.kubernetes.counters``.
 
     Raises:
         UnfoldError: there is no such context.

@@ -1,9 +1,8 @@
-"""Names that kube-scheduler itself counts (DRA, ``resource.k8s.io/v1``): a device for each, a claim for each pod.
+"""Resources that kube-scheduler itself counts (DRA, ``resource.k8s.io/v1``): a device for each, a claim for each pod.
 
-A name that is counted for the whole cluster is a ResourceSlice that all nodes reach, with one device whose capacity is
-the name's amount (KEP-5075, consumable capacity). A pod that asks for the name has a claim on a part of it, and is
-bound only while no more is claimed than there is, whoever made the pods. kube-controller-manager frees what a pod that
-has ended still claims.
+A limit for the whole cluster is a ResourceSlice that all nodes reach. It has one device with the amount as capacity
+(KEP-5075, consumable capacity). A pod that requests the resource claims a part of it. It is bound only while the claims
+do not exceed the capacity, whichever program made the pods. kube-controller-manager frees claims of ended pods.
 """
 
 from __future__ import annotations
@@ -24,20 +23,26 @@ GROUP = "resource.k8s.io"
 API = f"{GROUP}/v1"
 SLICES, CLASSES = f"/apis/{API}/resourceslices", f"/apis/{API}/deviceclasses"
 DRIVER = DOMAIN
-"""The name of the driver, and of the device class."""
-POLICY, SPACE, NAME, COUNTED = (
-    annotation_key("policy"),
-    annotation_key("namespace"),
-    annotation_key("name"),
-    annotation_key("counted"),
-)
+"""Name of the driver and of the device class."""
+POLICY, SPACE = annotation_key("policy"), annotation_key("namespace")
+"""Labels of slices and claims."""
+NAME, COUNTED = annotation_key("name"), annotation_key("counted")
+"""Annotations: the resource of a slice, and the counted resources of a pod."""
 ENTRY, DEVICE, UNIT, COUNTER = "unfold-counters", "counter", "count", "counter"
+MAX_SLICE_NAME = 60
 NEEDS = "it needs resource.k8s.io/v1 with consumable capacity: on by default since Kubernetes 1.36; or counters: gates"
 
 
 @dataclass(slots=True)
 class Counters:
-    """The slices of a scope by their names, and its claims by the pods that they are for, as they were seen last."""
+    """The slices and claims of a scope, as last seen.
+
+    Attributes:
+        api: The server.
+        scope: The policy's scope.
+        slices: Slices by their names.
+        claims: Names of claims by pod.
+    """
 
     api: Api
     scope: Scope
@@ -45,134 +50,134 @@ class Counters:
     claims: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Find the device class, make it where there is none, and read what is there.
+        """Find or create the device class, and read slices and claims.
 
         Raises:
-            Refused: we may not.
+            ApiError: access is denied.
             UnfoldError: the cluster has no such API.
         """
         try:
             self.api.get(f"{CLASSES}/{DRIVER}")
-        except ApiError as refused:
-            if not refused.is_absent:
+        except ApiError as error:
+            if not error.is_absent:
                 raise
-            self._class()
+            self._create_class()
         self.read()
 
     def read(self) -> None:
         """Read slices and claims."""
-        mine = f"{POLICY}={self.scope.name},{SPACE}={self.scope.namespace}"
-        self.slices = {_title(item): item for item in self.api.get(SLICES, labelSelector=mine)["items"]}
-        claims = self.api.get(self._path(), labelSelector=mine)["items"]
-        self.claims = {_owner(item)["name"]: _title(item) for item in claims}
+        selector = f"{POLICY}={self.scope.name},{SPACE}={self.scope.namespace}"
+        self.slices = {_name(body): body for body in self.api.get(SLICES, labelSelector=selector)["items"]}
+        claims = self.api.get(self._claims_path(), labelSelector=selector)["items"]
+        self.claims = {_owner(claim)["name"]: _name(claim) for claim in claims}
 
-    def publish(self, names: Mapping[str, int]) -> None:
-        """Make the slices be these names, with these amounts; one that changes is the next generation of its pool.
+    def publish(self, amounts: Mapping[str, int]) -> None:
+        """Make the slices equal to these resources and amounts; a changed slice is a new generation of its pool.
 
         Raises:
-            Refused: somebody else wrote them meanwhile.
-            UnfoldError: the cluster cannot count, or does not let us.
+            ApiError: another process wrote them meanwhile.
+            UnfoldError: the cluster cannot count, or denies access.
         """
-        wanted = {slice_name(self.scope, name): (name, much) for name, much in names.items()}
-        changed = {item for item, (_, much) in wanted.items() if slice_amount(self.slices.get(item)) != much}
-        calls = [partial(self._write, item, *wanted[item]) for item in sorted(changed)]
-        calls += [partial(self._remove, item) for item in self.slices.keys() - wanted.keys()]
-        refused = [answer for answer in (call_all(calls) if calls else ()) if isinstance(answer, ApiError)]
-        if refused and not refused[0].is_conflict:
-            raise _unable(refused[0])
-        if refused:
+        desired = {slice_name(self.scope, name): (name, amount) for name, amount in amounts.items()}
+        changed = {key for key, (_, amount) in desired.items() if slice_amount(self.slices.get(key)) != amount}
+        calls = [partial(self._write_slice, key, *desired[key]) for key in sorted(changed)]
+        calls += [partial(self._delete_slice, key) for key in self.slices.keys() - desired.keys()]
+        errors = [result for result in (call_all(calls) if calls else ()) if isinstance(result, ApiError)]
+        if errors and not errors[0].is_conflict:
+            raise _unsupported_error(errors[0])
+        if errors:
             self.read()
-            raise refused[0]
+            raise errors[0]
 
     def claim(self, pod: Body) -> None:
-        """Make the claim of a pod that is about to be opened, where it asks for such names.
+        """Create the claim of a pod that is about to be opened, if it requests counted resources.
 
         Raises:
-            Refused: a claim of that name is another's.
+            ApiError: a claim of that name belongs to another pod.
         """
-        body = build_claim(pod, self.scope)
-        if body is None:
+        claim = build_claim(pod, self.scope)
+        if claim is None:
             return
         try:
-            self.api.post(self._path(), body)
-        except ApiError as refused:
-            if refused.reason != "AlreadyExists":
+            self.api.post(self._claims_path(), claim)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
                 raise
-            self._same(body)
-        self.claims[_title(pod)] = _title(body)
+            self._replace_stale_claim(claim)
+        self.claims[_name(pod)] = _name(claim)
 
-    def release(self, over: Callable[[str], bool]) -> None:
-        """Delete the claims of pods that are over; the cluster keeps one until its pod has gone."""
-        ended = [pod for pod in list(self.claims) if over(pod)]
-        answers = call_all([partial(self.api.delete, self._path(self.claims[pod])) for pod in ended]) if ended else ()
-        for pod, answer in zip(ended, answers, strict=True):
-            if not isinstance(answer, ApiError) or answer.is_absent:
+    def release(self, is_over: Callable[[str], bool]) -> None:
+        """Delete the claims of pods that are over; the cluster keeps a claim until its pod is gone."""
+        ended = [pod for pod in list(self.claims) if is_over(pod)]
+        calls = [partial(self.api.delete, self._claims_path(self.claims[pod])) for pod in ended]
+        for pod, result in zip(ended, call_all(calls) if calls else (), strict=True):
+            if not isinstance(result, ApiError) or result.is_absent:
                 self.claims.pop(pod, None)
 
-    def _write(self, item: str, name: str, much: int) -> None:
-        known = self.slices.get(item)
-        body = build_slice(self.scope, name, much, pool_generation(known) + 1)
-        if known is None:
-            made = self.api.post(SLICES, body)
+    def _write_slice(self, key: str, name: str, amount: int) -> None:
+        current = self.slices.get(key)
+        body = build_slice(self.scope, name, amount, pool_generation(current) + 1)
+        if current is None:
+            written = self.api.post(SLICES, body)
         else:
-            body["metadata"]["resourceVersion"] = known["metadata"]["resourceVersion"]
-            made = self.api.put(f"{SLICES}/{item}", body)
-        if not made["spec"]["devices"][0].get("allowMultipleAllocations"):
-            # the server dropped what it does not know: the device would be given to one task alone
-            self._remove(item)
-            raise fail("this cluster cannot count names", key="cluster.kubernetes.counters", hint=NEEDS)
-        self.slices[item] = made
+            body["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"]
+            written = self.api.put(f"{SLICES}/{key}", body)
+        if not written["spec"]["devices"][0].get("allowMultipleAllocations"):
+            # the server dropped an unknown field: the device would be allocated to one task alone
+            self._delete_slice(key)
+            raise fail("this cluster cannot count resources", key="cluster.kubernetes.counters", hint=NEEDS)
+        self.slices[key] = written
 
-    def _remove(self, item: str) -> None:
+    def _delete_slice(self, key: str) -> None:
         try:
-            self.api.delete(f"{SLICES}/{item}")
-        except ApiError as refused:
-            if not refused.is_absent:
+            self.api.delete(f"{SLICES}/{key}")
+        except ApiError as error:
+            if not error.is_absent:
                 raise
-        self.slices.pop(item, None)
+        self.slices.pop(key, None)
 
-    def _same(self, body: Body) -> None:
-        """Let a claim be that is for the same pod; one of an earlier pod of that name has to go first."""
-        found = self.api.get(self._path(_title(body)))
-        if _owner(found).get("uid") != _owner(body)["uid"]:
-            self.api.delete(self._path(_title(body)))
-            # where the earlier pod is not wholly gone, this is refused, and its turn comes again
-            self.api.post(self._path(), body)
+    def _replace_stale_claim(self, claim: Body) -> None:
+        """Keep an existing claim of the same pod; replace one of an earlier pod of that name."""
+        path = self._claims_path(_name(claim))
+        if _owner(self.api.get(path)).get("uid") != _owner(claim)["uid"]:
+            self.api.delete(path)
+            # while the earlier pod still exists, this is refused, and the unit is admitted again later
+            self.api.post(self._claims_path(), claim)
 
-    def _class(self) -> None:
+    def _create_class(self) -> None:
         try:
             self.api.post(CLASSES, build_device_class())
-        except ApiError as refused:
-            if refused.is_absent:
-                raise _unable(refused) from refused
-            if not refused.is_conflict:
+        except ApiError as error:
+            if error.is_absent:
+                raise _unsupported_error(error) from error
+            if not error.is_conflict:
                 raise
 
-    def _path(self, name: str = "") -> str:
+    def _claims_path(self, name: str = "") -> str:
         path = f"/apis/{API}/namespaces/{self.scope.namespace}/resourceclaims"
         return f"{path}/{name}" if name else path
 
 
 def add_claim(pod: Body, asks: Iterable[Ask]) -> None:
-    """Let a pod ask for names that are counted: by a claim that whoever opens its gate makes."""
+    """Let a pod reference a claim on the counted resources that it requests; the process that opens it creates it."""
     counted: dict[str, int] = {}
-    for item in asks:
-        if item.counted:
-            counted[item.name] = counted.get(item.name, 0) + item.amount
+    for ask in asks:
+        if ask.counted:
+            counted[ask.name] = counted.get(ask.name, 0) + ask.amount
     if not counted:
         return
     spec, sizes = pod["spec"], pod["spec"]["containers"][0]["resources"]
     pod["metadata"]["annotations"][COUNTED] = msgspec.json.encode(counted).decode()
-    entry = {"name": ENTRY, "resourceClaimName": claim_name(_title(pod))}
+    entry = {"name": ENTRY, "resourceClaimName": claim_name(_name(pod))}
     spec["resourceClaims"] = [*spec.get("resourceClaims", ()), entry]
     sizes["claims"] = [*sizes.get("claims", ()), {"name": ENTRY}]
 
 
 def rename_claim(pod: Body) -> None:
-    """Let a pod that is made again under another name ask by a claim of its own."""
+    """Let a pod that was recreated under another name reference a claim of its own."""
     for entry in pod["spec"].get("resourceClaims", ()):
         if entry["name"] == ENTRY:
-            entry["resourceClaimName"] = claim_name(_title(pod))
+            entry["resourceClaimName"] = claim_name(_name(pod))
 
 
 def claim_name(pod: str) -> str:
@@ -181,11 +186,11 @@ def claim_name(pod: str) -> str:
 
 
 def build_claim(pod: Body, scope: Scope) -> Body | None:
-    """Return the claim of a pod, which lives no longer than the pod; none if it asks for no name that is counted."""
+    """Build the claim of a pod, which is deleted with it; None if it requests no counted resource."""
     counted = counted_resources(pod)
     if not counted:
         return None
-    name, uid = _title(pod), pod["metadata"]["uid"]
+    name, uid = _name(pod), pod["metadata"]["uid"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
     meta = {
         "name": claim_name(name),
@@ -194,14 +199,14 @@ def build_claim(pod: Body, scope: Scope) -> Body | None:
         "ownerReferences": [owner],
     }
     requests = [
-        {"name": f"{COUNTER}-{place}", "exactly": _request(slice_name(scope, counter), much)}
-        for place, (counter, much) in enumerate(sorted(counted.items()))
+        {"name": f"{COUNTER}-{index}", "exactly": _device_request(slice_name(scope, resource), amount)}
+        for index, (resource, amount) in enumerate(sorted(counted.items()))
     ]
     return {"apiVersion": API, "kind": "ResourceClaim", "metadata": meta, "spec": {"devices": {"requests": requests}}}
 
 
 def counted_resources(pod: Body) -> dict[str, int]:
-    """Return the names that a pod has a claim on, and how much of each; a damaged note says nothing."""
+    """Return the resources on which a pod has a claim, with amounts; a malformed annotation is empty."""
     if not any(entry["name"] == ENTRY for entry in pod["spec"].get("resourceClaims", ())):
         return {}
     try:
@@ -210,47 +215,47 @@ def counted_resources(pod: Body) -> dict[str, int]:
         return {}
 
 
-def build_slice(scope: Scope, name: str, much: int, generation: int) -> Body:
-    """Return the slice of a name: a pool of its own with one device, of which each claim takes a part."""
-    own = slice_name(scope, name)
+def build_slice(scope: Scope, name: str, amount: int, generation: int) -> Body:
+    """Build the slice of a resource: a pool with one device, of which each claim takes a part."""
+    key = slice_name(scope, name)
     device = {
         "name": DEVICE,
         "allowMultipleAllocations": True,
-        "attributes": {COUNTER: {"string": own}},
-        "capacity": {UNIT: {"value": str(much)}},
+        "attributes": {COUNTER: {"string": key}},
+        "capacity": {UNIT: {"value": str(amount)}},
     }
-    pool = {"name": own, "generation": generation, "resourceSliceCount": 1}
-    meta = {"name": own, "labels": _labels(scope), "annotations": {NAME: name}}
+    pool = {"name": key, "generation": generation, "resourceSliceCount": 1}
+    meta = {"name": key, "labels": _labels(scope), "annotations": {NAME: name}}
     spec = {"driver": DRIVER, "pool": pool, "allNodes": True, "devices": [device]}
     return {"apiVersion": API, "kind": "ResourceSlice", "metadata": meta, "spec": spec}
 
 
 def slice_name(scope: Scope, name: str) -> str:
-    """Return what a name's slice, pool and attribute are called: told apart by a hash, at most 60 letters."""
-    return shorten_name(f"{scope.namespace}.{scope.name}.{name}\0", 60).lower()
+    """Return the name of a resource's slice, pool and attribute, made unique by a hash."""
+    return shorten_name(f"{scope.namespace}.{scope.name}.{name}\0", MAX_SLICE_NAME).lower()
 
 
-def slice_amount(found: Body | None) -> int:
-    """Return the amount of a slice's name, below zero where there is no slice."""
-    if found is None:
+def slice_amount(body: Body | None) -> int:
+    """Return the amount of a slice, -1 if there is none."""
+    if body is None:
         return -1
-    return parse_amount(UNIT, found["spec"]["devices"][0]["capacity"][UNIT]["value"]) // MILLI
+    return parse_amount(UNIT, body["spec"]["devices"][0]["capacity"][UNIT]["value"]) // MILLI
 
 
-def pool_generation(found: Body | None) -> int:
-    """Return which version of its pool a slice is, from 1; zero where there is none."""
-    return 0 if found is None else int(found["spec"]["pool"]["generation"])
+def pool_generation(body: Body | None) -> int:
+    """Return the generation of a slice's pool, from 1; 0 if there is none."""
+    return 0 if body is None else int(body["spec"]["pool"]["generation"])
 
 
 def build_device_class() -> Body:
-    """Return the class that claims refer to: every device of ours."""
+    """Build the device class to which claims refer: every device of this driver."""
     selectors = [{"cel": {"expression": f"device.driver == {json.dumps(DRIVER)}"}}]
     return {"apiVersion": API, "kind": "DeviceClass", "metadata": {"name": DRIVER}, "spec": {"selectors": selectors}}
 
 
-def _request(counter: str, much: int) -> Body:
-    expression = f"device.attributes[{json.dumps(DRIVER)}].{COUNTER} == {json.dumps(counter)}"
-    capacity = {"requests": {UNIT: str(much)}}
+def _device_request(key: str, amount: int) -> Body:
+    expression = f"device.attributes[{json.dumps(DRIVER)}].{COUNTER} == {json.dumps(key)}"
+    capacity = {"requests": {UNIT: str(amount)}}
     return {"deviceClassName": DRIVER, "selectors": [{"cel": {"expression": expression}}], "capacity": capacity}
 
 
@@ -258,14 +263,14 @@ def _labels(scope: Scope) -> dict[str, str]:
     return {POLICY: scope.name, SPACE: scope.namespace}
 
 
-def _title(body: Body) -> str:
+def _name(body: Body) -> str:
     return str(body["metadata"]["name"])
 
 
 def _owner(claim: Body) -> Body:
-    found: Body = next(iter(claim["metadata"].get("ownerReferences", ())), {"name": ""})
-    return found
+    owner: Body = next(iter(claim["metadata"].get("ownerReferences", ())), {"name": ""})
+    return owner
 
 
-def _unable(refused: ApiError) -> UnfoldError:
-    return fail(f"no counters: {refused.message}", key="cluster.kubernetes.counters", hint=NEEDS)
+def _unsupported_error(error: ApiError) -> UnfoldError:
+    return fail(f"no counters: {error.message}", key="cluster.kubernetes.counters", hint=NEEDS)

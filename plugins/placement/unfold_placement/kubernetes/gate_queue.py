@@ -1,6 +1,6 @@
-"""Units whose gates are to be opened: some pods at a time, each unit's patience counted from its own opening.
+"""The gate queue: units that wait for the opening of their gates, a limited number of pods at a time.
 
-Opened all at once, a thousand pods would wait for kube-scheduler longer than anybody is patient with one.
+If a thousand pods were opened at once, kube-scheduler would need longer than the bind timeout of a single pod.
 """
 
 from __future__ import annotations
@@ -14,89 +14,103 @@ from unfold_placement.kubernetes.writer import OpeningUnits
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record, Start
 
-IN_FLIGHT = 64
+MAX_IN_FLIGHT = 64
+"""Default number of opened pods that may be without a node."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateRequest:
-    """A unit that waits for its gates to be opened, and the attempt that each of its tasks is to become."""
+    """A unit that waits for the opening of its gates.
 
-    first: str
+    Attributes:
+        first_task: Its first task, by which the unit is known.
+        unit: The starts of its tasks.
+        attempts: The attempt that each task is to become.
+    """
+
+    first_task: str
     unit: Sequence[Start]
     attempts: Mapping[str, int]
 
 
 @dataclass(slots=True)
 class GateQueue:
-    """What was decided and is not wholly on its nodes; at most ``most`` pods are open and without a node at a time.
+    """Started units until all their pods are on nodes.
 
-    ``units`` are by the first of their tasks, those that are open with the time (s) since when in ``since``.
+    Attributes:
+        informer: The pods.
+        max_in_flight: Opened pods that may be without a node at a time.
+        units: Attempts of the tasks of each unit, by its first task.
+        opened_at_s: When the gates of each opened unit were opened, in seconds.
+        queue: Units with closed gates.
     """
 
     informer: Informer
-    max_in_flight: int = IN_FLIGHT
+    max_in_flight: int = MAX_IN_FLIGHT
     units: OpeningUnits = field(default_factory=dict)
-    since: dict[str, float] = field(default_factory=dict)
+    opened_at_s: dict[str, float] = field(default_factory=dict)
     queue: deque[GateRequest] = field(default_factory=deque)
 
     def add(self, unit: Sequence[Start], records: Sequence[Record]) -> None:
-        """Let a unit wait for its turn."""
+        """Enqueue a started unit."""
         attempts = {record.task.name: record.attempt for record in records}
         self.units[unit[0].task] = dict(attempts)
         self.queue.append(GateRequest(unit[0].task, unit, attempts))
 
     def take_ready(self) -> list[GateRequest]:
-        """Return the units whose turn it is, without what was stopped or taken back meanwhile."""
-        flying, chosen = self.count_in_flight(), list[GateRequest]()
-        while self.queue and (not flying or flying + len(self.queue[0].unit) <= self.max_in_flight):
-            turn = self.queue.popleft()
-            unit = [item for item in turn.unit if not self._settled(item.task, turn.attempts[item.task])]
-            flying += len(unit)
-            chosen += [replace(turn, unit=unit)] if unit else []
-        return chosen
+        """Remove and return the units to open now, without tasks that were stopped or withdrawn meanwhile."""
+        in_flight = self.count_in_flight()
+        ready: list[GateRequest] = []
+        while self.queue and self._has_room(in_flight):
+            request = self.queue.popleft()
+            unit = [start for start in request.unit if not self._is_settled(start.task, request.attempts[start.task])]
+            in_flight += len(unit)
+            ready += [replace(request, unit=unit)] if unit else []
+        return ready
 
-    def mark_opened(self, turns: Sequence[GateRequest], now: float) -> None:
-        """Note that the gates of some units were opened."""
-        self.informer.opening.difference_update(item.task for turn in turns for item in turn.unit)
-        self.since.update((turn.first, now) for turn in turns)
+    def mark_opened(self, requests: Sequence[GateRequest], now: float) -> None:
+        """Record that the gates of units were opened."""
+        self.informer.opening.difference_update(start.task for request in requests for start in request.unit)
+        self.opened_at_s.update((request.first_task, now) for request in requests)
 
     def has_ready(self) -> bool:
-        """Return whether a unit waits whose turn it is."""
-        if not self.queue:
-            return False
-        flying = self.count_in_flight()
-        return not flying or flying + len(self.queue[0].unit) <= self.max_in_flight
+        """Return whether the next unit may be opened."""
+        return bool(self.queue) and self._has_room(self.count_in_flight())
 
     def count_in_flight(self) -> int:
-        """Return how many pods are open and without a node; units that are done are forgotten."""
+        """Count opened pods without a node; units that are complete are removed."""
         count = 0
-        for first in list(self.since):
-            left = sum(not self._settled(*item) for item in self.units.get(first, {}).items())
-            if not left:
-                self.drop(first)
-            count += left
+        for first_task in list(self.opened_at_s):
+            unsettled = sum(not self._is_settled(*attempt) for attempt in self.units.get(first_task, {}).items())
+            if not unsettled:
+                self.drop(first_task)
+            count += unsettled
         return count
 
     def find_late(self, before: float) -> list[str]:
-        """Return the units that were opened before a time and are not done."""
+        """Return the incomplete units that were opened before a time (s)."""
         self.count_in_flight()
-        return [first for first, since in self.since.items() if since < before]
+        return [first_task for first_task, opened_at_s in self.opened_at_s.items() if opened_at_s < before]
 
-    def drop(self, first: str) -> Mapping[str, int]:
-        """Forget a unit, and return its tasks with their attempts."""
-        self.since.pop(first, None)
-        return self.units.pop(first, {})
+    def drop(self, first_task: str) -> Mapping[str, int]:
+        """Remove a unit, and return its tasks with their attempts."""
+        self.opened_at_s.pop(first_task, None)
+        return self.units.pop(first_task, {})
 
     def clear(self) -> None:
-        """Forget everything."""
-        self.units, self.since = {}, {}
+        """Remove all units."""
+        self.units, self.opened_at_s = {}, {}
         self.queue.clear()
 
     def list_gangs(self) -> OpeningUnits:
-        """Return the units of several tasks."""
-        return {first: members for first, members in self.units.items() if len(members) > 1}
+        """Return the units with several tasks."""
+        return {first_task: members for first_task, members in self.units.items() if len(members) > 1}
 
-    def _settled(self, task: str, attempt: int) -> bool:
+    def _has_room(self, in_flight: int) -> bool:
+        return not in_flight or in_flight + len(self.queue[0].unit) <= self.max_in_flight
+
+    def _is_settled(self, task: str, attempt: int) -> bool:
+        """Return whether an attempt is on its node, or no longer runs."""
         record = self.informer.store.records.get(task)
-        runs = record is not None and record.state == kinds.RUNNING and record.attempt == attempt
-        return not runs or self.informer.is_bound(task)
+        is_running = record is not None and record.state == kinds.RUNNING and record.attempt == attempt
+        return not is_running or self.informer.is_bound(task)

@@ -1,17 +1,16 @@
-"""What happens on the server, told to a register: nodes with the names on them, and the pods of tasks."""
+"""The informer: records the server's nodes, their ephemeral resources, and the pods of tasks in a state store."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from unfold_placement.core.types import ANYWHERE, MILLI, EphemeralResource
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import GONE, Api, ApiError
+from unfold_placement.kubernetes.api import Api
 from unfold_placement.kubernetes.codec import (
     Body,
     Scope,
@@ -24,22 +23,36 @@ from unfold_placement.kubernetes.codec import (
     pod_demand,
     pod_requests,
 )
+from unfold_placement.kubernetes.reflector import ObjectKey, Reflector
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
-from unfold_placement.live.state_store import StateStore
+from unfold_placement.live.state_store import ResourceKey, StateStore
 from unfoldkit.api import UnfoldError
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
-PAUSE = 1.0
-Key = tuple[str, str]
 
 
 @dataclass(slots=True)
 class Informer:
-    """A register that follows the server. ``texts`` is what each node's annotation says, ``dirty`` where ours differs.
+    """A state store that follows the server.
 
-    ``bodies`` are the pods by name, ``asked`` the names that each asks for, ``current`` the pod of each task,
-    ``others`` what pods of others hold by node.
+    Attributes:
+        api: The server.
+        scope: The policy's scope.
+        store: The records.
+        origin: Unix time from which the store's times count.
+        nodes: Nodes by name.
+        bodies: Pods of tasks by name.
+        current: Name of the current pod of each task.
+        requested: Extended resources that each pod requests, by pod.
+        foreign_pods: Node and demand of pods of other programs, by namespace and name.
+        annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
+        dirty: Nodes where resources in the store differ from the annotation.
+        drifted: Nodes that lost resources of their annotation.
+        opening: Tasks with pods that this process is changing.
+        lost_tasks: Tasks that the cluster has disrupted.
+        threads: The threads that follow the server.
+        foreign_changed: Pods of other programs took or freed capacity since the last snapshot.
     """
 
     api: Api
@@ -60,101 +73,101 @@ class Informer:
     foreign_changed: bool = False
 
     def start(self) -> None:
-        """Read everything, and go on listening in two threads."""
-        for path, hear in ((NODES, self.node), (PODS, self.pod)):
-            version = self._list(path, hear)
-            thread = threading.Thread(target=self._listen, args=(path, hear, version), daemon=True)
-            self.threads.append(thread)
-            thread.start()
+        """Read nodes and pods, and follow them in two threads."""
+        node_reflector = Reflector(self.api, NODES, self.handle_node, self._missing_nodes)
+        pod_reflector = Reflector(self.api, PODS, self.handle_pod, self._missing_pods)
+        self.threads += [node_reflector.start(), pod_reflector.start()]
 
-    def node(self, body: Body, *, gone: bool = False) -> None:
-        """Take a node as it is now."""
+    def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record the current state of a node."""
         name = body["metadata"]["name"]
         with self.store.changed:
-            if not gone and not _newer(body, self.nodes.get(name)):
+            if not is_gone and not _is_newer(body, self.nodes.get(name)):
                 return
-            if gone:
+            if is_gone:
                 self.nodes.pop(name, None)
                 self.annotations.pop(name, None)
             else:
                 self.nodes[name] = body
-                self.read_resources(name, body["metadata"].get("annotations", {}).get(self.scope.names_key, ""))
-                self._compare(body)
-            self._turn(name, up=not gone and is_schedulable(body))
+                notes = body["metadata"].get("annotations", {})
+                self.read_resources(name, notes.get(self.scope.names_key, ""))
+                self._detect_drift(body)
+            self._update_membership(name, is_up=not is_gone and is_schedulable(body))
 
     def read_resources(self, node: str, text: str) -> None:
-        """Take the names of a node (or of the cluster) that somebody else wrote."""
+        """Record the resources of a node (or of the cluster) that another process wrote."""
         before = self.annotations.get(node)
         self.annotations[node] = text
         if text == before or node in self.dirty:
             return
         with self.store.changed:
-            now = decode_resources(text or "{}", node, self.origin)
-            known = {name: item for (name, place), item in self.store.resources.items() if place == node}
-            for name in known.keys() - now.keys():
-                self._forget((name, node))
-            for item in now.values():
-                self._learn(item, known.get(item.name))
+            written = decode_resources(text or "{}", node, self.origin)
+            previous = {name: entry for (name, location), entry in self.store.resources.items() if location == node}
+            for name in previous.keys() - written.keys():
+                self._remove_resource((name, node))
+            for entry in written.values():
+                self._record_resource(entry, previous.get(entry.name))
 
-    def _compare(self, body: Body) -> None:
-        """Note a node that lost what its annotation promises: a kubelet that starts again may forget it."""
-        there, name = extended_resources(body, self.scope), body["metadata"]["name"]
-        here = [item for (_, node), item in self.store.resources.items() if node == name]
-        if any(there.get(self.scope.resource(item.name), -1) < item.amount for item in here):
-            self.drifted.add(name)
+    def wanted_resources(self, locations: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Return the extended resources that nodes should have, by node.
 
-    def wanted_resources(self, places: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Return the extended resources that some nodes should have.
-
-        Of a name that is deleted or shrunk while it is held, what is held stays, so that nothing new matches.
+        Of a resource that was deleted or shrunk, the held amount remains, so that nothing new matches.
         """
-        found: dict[str, dict[str, int]] = {place: {} for place in places}
-        held: dict[str, dict[str, int]] = {place: {} for place in found}
+        desired: dict[str, dict[str, int]] = {location: {} for location in locations}
+        held: dict[str, dict[str, int]] = {location: {} for location in desired}
         with self.store.changed:
-            for (name, node), item in self.store.resources.items():
-                if node in found:
-                    found[node][self.scope.resource(name)] = item.amount
+            for (name, node), entry in self.store.resources.items():
+                if node in desired:
+                    desired[node][self.scope.resource(name)] = entry.amount
             for record in self.store.records.values():
                 if record.state == kinds.RUNNING and record.node in held:
-                    for name, much in self.requested.get(self.current.get(record.task.name, ""), {}).items():
-                        held[record.node][name] = held[record.node].get(name, 0) + much
+                    requests = self.requested.get(self.current.get(record.task.name, ""), {})
+                    for name, amount in requests.items():
+                        held[record.node][name] = held[record.node].get(name, 0) + amount
         return {
-            node: names | {name: max(much, names.get(name, 0)) for name, much in held[node].items()}
-            for node, names in found.items()
+            node: resources | {name: max(amount, resources.get(name, 0)) for name, amount in held[node].items()}
+            for node, resources in desired.items()
         }
 
-    def restore(self, node: str, alive: Mapping[str, float]) -> None:
-        """Take a node's names as they are written, each living at least as long as the Lease of its owner says."""
+    def restore(self, node: str, alive_until: Mapping[str, float]) -> None:
+        """Record a node's resources as annotated, each living at least as long as its owner's Lease.
+
+        Args:
+            node: The node, or ``ANYWHERE``.
+            alive_until: End of each owner's Lease in the store's seconds.
+        """
         if node in self.dirty:
             return
-        for item in decode_resources(self.annotations.get(node) or "{}", node, self.origin).values():
-            until = alive.get(item.owner, -math.inf) if math.isfinite(item.expires) else math.inf
-            if (item.name, node) in self.store.resources or max(item.expires, until) > self.store.clock():
-                self._learn(replace(item, expires=max(item.expires, until)), item)
+        written = decode_resources(self.annotations.get(node) or "{}", node, self.origin)
+        for entry in written.values():
+            lease_end = alive_until.get(entry.owner, -math.inf) if math.isfinite(entry.expires) else math.inf
+            expires = max(entry.expires, lease_end)
+            if (entry.name, node) in self.store.resources or expires > self.store.clock():
+                self._record_resource(replace(entry, expires=expires), entry)
 
-    def pod(self, body: Body, *, gone: bool = False) -> None:
-        """Take a pod as it is now."""
+    def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record the current state of a pod."""
         with self.store.changed:
-            if not pods.is_managed(body, self.scope) or (pods.task_state(body) == "" and not gone):
-                self._other(body, gone=gone)
+            if not pods.is_managed(body, self.scope) or (pods.task_state(body) == "" and not is_gone):
+                self._handle_foreign_pod(body, is_gone=is_gone)
                 return
             name = body["metadata"]["name"]
-            if gone:
-                self._vanished(body)
-                # what was taken away is made again from its body, also where it has gone by then
-                if not self._awaited(body):
+            if is_gone:
+                self._handle_removal(body)
+                # a disrupted pod is recreated from its body, even if it is gone by then
+                if not self._awaits_recreation(body):
                     self.bodies.pop(name, None)
                 self.requested.pop(name, None)
-            elif _newer(body, self.bodies.get(name)):
+            elif _is_newer(body, self.bodies.get(name)):
                 self.bodies[name] = body
                 self.requested.setdefault(name, pod_requests(body, self.scope))
-                self._appeared(body)
+                self._handle_appearance(body)
                 if body["spec"].get("nodeName"):
-                    # whoever opens gates some at a time may go on
+                    # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
 
     def body(self, task: str) -> Body | None:
-        """Return a task's pod, as far as we have heard."""
+        """Return a task's current pod, as far as it is known."""
         return self.bodies.get(self.current.get(task, ""))
 
     def is_bound(self, task: str) -> bool:
@@ -162,61 +175,75 @@ class Informer:
         return bool((self.body(task) or {}).get("spec", {}).get("nodeName"))
 
     def revert_unwritten(self) -> None:
-        """Take tasks that we meant to move to be where their pods are: whoever leads by now moves them."""
+        """Discard unwritten changes of tasks, since another process leads: record them as their pods are."""
         with self.store.changed:
             tasks, self.opening = self.opening, set()
             for task in sorted(tasks):
                 record, body = self.store.records.get(task), self.body(task)
                 if record is not None and record.state == kinds.RUNNING:
-                    self.store._regate(record, kinds.FAILED, "")  # noqa: SLF001 - one house
+                    self.store.gate_again(record, kinds.FAILED, "")
                 if body is None:
                     self.store.withdraw(task)
                 elif record is not None:
-                    self._moved(body, self.store.records[task])
+                    self._follow_pod(body, self.store.records[task])
 
-    def _appeared(self, body: Body) -> None:
+    def used(self, node: str) -> dict[str, int]:
+        """Return what pods of other programs occupy on a node, in thousandths."""
+        total: dict[str, int] = {}
+        for location, amounts in self.foreign_pods.values():
+            for kind, amount in amounts.items() if location == node else ():
+                total[kind] = total.get(kind, 0) + amount
+        return total
+
+    def _detect_drift(self, body: Body) -> None:
+        """Record a node that lost annotated resources: a restarted kubelet may drop them."""
+        existing, name = extended_resources(body, self.scope), body["metadata"]["name"]
+        expected = [entry for (_, node), entry in self.store.resources.items() if node == name]
+        if any(existing.get(self.scope.resource(entry.name), -1) < entry.amount for entry in expected):
+            self.drifted.add(name)
+
+    def _handle_appearance(self, body: Body) -> None:
         task, index = pods.task_name(body), pods.pod_index(body)
-        known = self.bodies.get(self.current.get(task, ""))
-        if known is not None and pods.pod_index(known) > index:
+        previous = self.bodies.get(self.current.get(task, ""))
+        if previous is not None and pods.pod_index(previous) > index:
             return
         record = self.store.records.get(task)
         self.current[task] = body["metadata"]["name"]
         if record is None:
-            self._new(body)
+            self._add_task(body)
         elif body["metadata"].get("deletionTimestamp") and record.state in {kinds.WAITING, kinds.RUNNING}:
-            self._vanished(body)
+            self._handle_removal(body)
         elif task not in self.opening:
-            self._moved(body, record)
+            self._follow_pod(body, record)
 
-    def _new(self, body: Body) -> None:
+    def _add_task(self, body: Body) -> None:
         try:
             task = decode_task(body, self.scope, self.origin)
         except UnfoldError:
-            logging.getLogger("unfoldkit").warning("pod %s cannot be read as a task", body["metadata"]["name"])
+            logging.getLogger("unfoldkit").warning("pod %s is not a valid task", body["metadata"]["name"])
             return
         record = replace(Record(task), attempt=pods.start_count(body))
-        self.store.records[task.name] = record
-        self.store.record_change(kinds.SUBMITTED, task=task.name)
+        self.store.write_record(record, kinds.SUBMITTED)
         if body["metadata"].get("deletionTimestamp"):
-            self._vanished(body)
+            self._handle_removal(body)
         else:
-            self._moved(body, record)
+            self._follow_pod(body, record)
 
-    def _moved(self, body: Body, record: Record) -> None:
-        """Follow a task to where its pod is."""
+    def _follow_pod(self, body: Body, record: Record) -> None:
+        """Record the state that a task's pod shows."""
         state, notes, name = pods.task_state(body), body["metadata"].get("annotations", {}), record.task.name
         by = notes.get(pods.BY, "")
         if state == kinds.WAITING and record.state == kinds.RUNNING:
-            self.store._regate(record, notes.get(pods.AGAIN, kinds.FAILED), by)  # noqa: SLF001 - one house
+            self.store.gate_again(record, notes.get(pods.AGAIN, kinds.FAILED), by)
         elif state == kinds.REFUSED:
             self.store.refuse(name, notes[pods.REFUSED], by=by)
         if state in {kinds.RUNNING, kinds.DONE} and record.state == kinds.WAITING:
-            record = started_record(body, record, self.origin)
-            self.store._record(record, kinds.STARTED, by)  # noqa: SLF001
+            record = self.store.write_record(started_record(body, record, self.origin), kinds.STARTED, by)
         if state == kinds.DONE:
             self.store.end(name, record.attempt, pods.exit_reason(body))
 
-    def _vanished(self, body: Body) -> None:
+    def _handle_removal(self, body: Body) -> None:
+        """Record that a task's current pod was deleted: the task ended, is recreated, or is withdrawn."""
         task = pods.task_name(body)
         record = self.store.records.get(task)
         if record is None or self.current.get(task) != body["metadata"]["name"]:
@@ -224,118 +251,88 @@ class Informer:
         if body.get("status", {}).get("phase") in pods.ENDED:
             self.store.end(task, record.attempt, pods.exit_reason(body))
         elif pods.is_disrupted(body):
-            if self.store.fail(task, record.attempt, "taken away by the cluster"):
+            if self.store.fail(task, record.attempt, "removed by the cluster"):
                 self.bodies.setdefault(body["metadata"]["name"], body)
                 self.lost_tasks.append(task)
         elif task not in self.opening:
             self.store.withdraw(task)
 
-    def _awaited(self, body: Body) -> bool:
+    def _awaits_recreation(self, body: Body) -> bool:
         task = pods.task_name(body)
         record = self.store.records.get(task)
-        waits = record is not None and record.state == kinds.WAITING
-        return waits and self.current.get(task) == body["metadata"]["name"] and pods.is_disrupted(body)
+        is_waiting = record is not None and record.state == kinds.WAITING
+        return is_waiting and self.current.get(task) == body["metadata"]["name"] and pods.is_disrupted(body)
 
-    def _other(self, body: Body, *, gone: bool) -> None:
+    def _handle_foreign_pod(self, body: Body, *, is_gone: bool) -> None:
         meta = body["metadata"]
-        name, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
-        over = gone or not node or body.get("status", {}).get("phase") in pods.ENDED
-        before = self.foreign_pods.pop(name, None)
-        after = None if over else (node, pod_demand(body, self.scope))
+        key, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
+        is_idle = is_gone or not node or body.get("status", {}).get("phase") in pods.ENDED
+        before = self.foreign_pods.pop(key, None)
+        after = None if is_idle else (node, pod_demand(body, self.scope))
         if after is not None:
-            self.foreign_pods[name] = after
+            self.foreign_pods[key] = after
         if before != after:
-            for place in {before[0] if before else "", after[0] if after else ""} & self.store.nodes.keys():
-                self.store.nodes[place] = decode_node(self.nodes[place], self.scope, self.used(place))
+            changed = {before[0] if before else "", after[0] if after else ""}
+            for name in changed & self.store.nodes.keys():
+                self.store.nodes[name] = decode_node(self.nodes[name], self.scope, self.used(name))
             self.foreign_changed = True
 
-    def used(self, node: str) -> dict[str, int]:
-        """Return what pods of others hold on a node, in thousandths."""
-        total: dict[str, int] = {}
-        for place, amounts in self.foreign_pods.values():
-            for kind, much in amounts.items() if place == node else ():
-                total[kind] = total.get(kind, 0) + much
-        return total
-
-    def _turn(self, name: str, *, up: bool) -> None:
-        if up and name not in self.store.nodes:
+    def _update_membership(self, name: str, *, is_up: bool) -> None:
+        if is_up and name not in self.store.nodes:
             self.store.join(decode_node(self.nodes[name], self.scope, self.used(name)))
-        elif not up and name in self.store.nodes:
-            # what ran there is stopped by whoever leads
+        elif not is_up and name in self.store.nodes:
+            # the leader stops what ran there
             del self.store.nodes[name]
             self.store.record_change(kinds.LEFT, node=name)
 
-    def _learn(self, item: EphemeralResource, known: EphemeralResource | None) -> None:
-        self.store.epoch = max(self.store.epoch, item.epoch)
-        self.store.resources[item.name, item.node] = item
-        if item.until:
-            self.store.task_bound.setdefault(item.until, set()).add((item.name, item.node))
-        if known is None or known.amount != item.amount:
-            self.store.record_change(
-                kinds.RESIZED if known else kinds.CREATED, node=item.node, name=item.name, by=item.owner
-            )
+    def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
+        self.store.epoch = max(self.store.epoch, entry.epoch)
+        self.store.resources[entry.name, entry.node] = entry
+        if entry.until:
+            self.store.task_bound.setdefault(entry.until, set()).add((entry.name, entry.node))
+        if previous is None or previous.amount != entry.amount:
+            kind = kinds.RESIZED if previous else kinds.CREATED
+            self.store.record_change(kind, node=entry.node, name=entry.name, by=entry.owner)
 
-    def _forget(self, where: Key) -> None:
-        gone = self.store.resources.pop(where)
-        self.store.task_bound.get(gone.until, set()).discard(where)
-        self.store.record_change(kinds.DELETED, node=gone.node, name=gone.name, by=gone.owner)
+    def _remove_resource(self, key: ResourceKey) -> None:
+        entry = self.store.resources.pop(key)
+        self.store.task_bound.get(entry.until, set()).discard(key)
+        self.store.record_change(kinds.DELETED, node=entry.node, name=entry.name, by=entry.owner)
 
-    def _list(self, path: str, hear: Callable[..., None]) -> str:
-        found = self.api.get(path)
-        names = {(item["metadata"].get("namespace"), item["metadata"]["name"]) for item in found["items"]}
-        for item in found["items"]:
-            hear(item)
-        for body in self._missing(path, names):
-            hear(body, gone=True)
-        return str(found["metadata"]["resourceVersion"])
-
-    def _missing(self, path: str, names: set[tuple[str | None, str]]) -> list[Body]:
-        """Return what we knew and the server does not name any more."""
+    def _missing_nodes(self, existing: set[ObjectKey]) -> list[Body]:
         with self.store.changed:
-            if path == NODES:
-                return [body for name, body in self.nodes.items() if (None, name) not in names]
-            gone = [body for name, body in self.bodies.items() if (self.scope.namespace, name) not in names]
-            lost = [text.split("/", 1) for text in self.foreign_pods if tuple(text.split("/", 1)) not in names]
-            return gone + [{"metadata": {"namespace": space, "name": name}, "spec": {}} for space, name in lost]
+            return [body for name, body in self.nodes.items() if (None, name) not in existing]
 
-    def _listen(self, path: str, hear: Callable[..., None], version: str) -> None:
-        """Follow a list for ever; read it again where the server has forgotten what we missed."""
-        while not self.api.closed:
-            try:
-                version = version or self._list(path, hear)
-                for change in self.api.watch(path, version):
-                    version = change.item["metadata"]["resourceVersion"]
-                    if change.kind != "BOOKMARK":
-                        hear(change.item, gone=change.kind == "DELETED")
-            except ApiError as refused:
-                version = "" if refused.status == GONE else version
-                self._rest()
-            except Exception as error:  # noqa: BLE001 - a thread that ends would leave us blind
-                if not self.api.closed:
-                    logging.getLogger("unfoldkit").info("watch of %s was cut: %s", path, error)
-                    self._rest()
-
-    def _rest(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            threading.Event().wait(PAUSE)
+    def _missing_pods(self, existing: set[ObjectKey]) -> list[Body]:
+        with self.store.changed:
+            managed = [body for name, body in self.bodies.items() if (self.scope.namespace, name) not in existing]
+            keys = [tuple(key.split("/", 1)) for key in self.foreign_pods]
+            foreign = [key for key in keys if key not in existing]
+        return managed + [{"metadata": {"namespace": space, "name": name}, "spec": {}} for space, name in foreign]
 
 
 def extended_resources(body: Body, scope: Scope) -> dict[str, int]:
-    """Return the extended resources of a scope that a node has for the scheduler, by name."""
-    there = body.get("status", {}).get("allocatable", {})
-    return {name: parse_amount(name, text) // MILLI for name, text in there.items() if name.startswith(scope.prefix)}
+    """Return the extended resources of a scope that a node offers to the scheduler, by name."""
+    allocatable = body.get("status", {}).get("allocatable", {})
+    return {
+        name: parse_amount(name, text) // MILLI for name, text in allocatable.items() if name.startswith(scope.prefix)
+    }
 
 
 def started_record(body: Body, record: Record, origin: float) -> Record:
-    """Return the record of a task whose pod says that it was started."""
+    """Return the record of a task from its pod, which shows that it was started."""
     notes = body["metadata"]["annotations"]
-    at = float(notes.get(pods.STARTED) or parse_time(body["metadata"]["creationTimestamp"])) - origin
-    node = body["spec"].get("nodeName") or notes.get(pods.NODE, ANYWHERE)
-    asks, attempt = pods.decode_asks(body), pods.start_count(body)
-    return replace(record, state=kinds.RUNNING, node=node, asks=asks, started=at, attempt=attempt)
+    return replace(
+        record,
+        state=kinds.RUNNING,
+        node=body["spec"].get("nodeName") or notes.get(pods.NODE, ANYWHERE),
+        asks=pods.decode_asks(body),
+        started=float(notes.get(pods.STARTED) or parse_time(body["metadata"]["creationTimestamp"])) - origin,
+        attempt=pods.start_count(body),
+    )
 
 
-def _newer(body: Body, known: Body | None) -> bool:
-    if known is None:
+def _is_newer(body: Body, previous: Body | None) -> bool:
+    if previous is None:
         return True
-    return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])
+    return int(body["metadata"]["resourceVersion"]) > int(previous["metadata"]["resourceVersion"])

@@ -1,4 +1,4 @@
-"""Leases (coordination.k8s.io/v1): who leads, and until when an owner's names live."""
+"""Leases (coordination.k8s.io/v1): leader election, and the lifetime of each owner's ephemeral resources."""
 
 from __future__ import annotations
 
@@ -10,116 +10,130 @@ from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, format_time, parse_time, shorten_name
 
 API = "coordination.k8s.io/v1"
-PRECISE = annotation_key("seconds")
+PRECISE_DURATION = annotation_key("seconds")
 OWNER = annotation_key("owner")
+DEFAULT_DURATION_S = 15
 
 
 @dataclass(slots=True)
 class LeaderElection:
-    """Election by one Lease. A lease that changed was renewed when we saw it: clocks of machines are not compared."""
+    """Election by one Lease.
+
+    A changed Lease counts as renewed when this process sees it, so that clocks of machines are not compared.
+
+    Attributes:
+        api: The server.
+        name: Name of the Lease.
+        holder: Name of this process once it stood for election.
+        seen_version: Resource version of the Lease last seen.
+        seen_at_s: When that version was first seen, by the monotonic clock.
+        leads_until_s: End of this process's leadership, by the monotonic clock.
+    """
 
     api: Api
     name: str
-    who: str = ""
-    seen: str = ""
-    seen_at: float = -math.inf
-    until: float = -math.inf
+    holder: str = ""
+    seen_version: str = ""
+    seen_at_s: float = -math.inf
+    leads_until_s: float = -math.inf
 
     @property
     def is_leader(self) -> bool:
-        """Whether we lead, by our own clock."""
-        return time.monotonic() < self.until
+        """Whether this process leads, by its own clock."""
+        return time.monotonic() < self.leads_until_s
 
-    def lead(self, who: str, ttl: float) -> bool:
-        """Become or stay the leader."""
-        asked = time.monotonic()
-        self.who = who
-        found = self._found()
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay leader for ``ttl`` seconds; return whether it succeeded."""
+        began_s = time.monotonic()
+        self.holder = holder
+        lease = self._read_lease()
         try:
-            if found is None:
-                self.api.post(leases_path(self.api), self._body(who, ttl, 0))
-            elif self._taken(found, who):
-                self.until = -math.inf
+            if lease is None:
+                self.api.post(leases_path(self.api), self._lease(holder, ttl, 0))
+            elif self._is_held_by_other(lease, holder):
+                self.leads_until_s = -math.inf
                 return False
             else:
-                self.api.put(f"{leases_path(self.api)}/{self.name}", self._next(found, who, ttl))
-        except ApiError as refused:
-            if not refused.is_conflict:
+                self.api.put(f"{leases_path(self.api)}/{self.name}", self._next_lease(lease, holder, ttl))
+        except ApiError as error:
+            if not error.is_conflict:
                 raise
-            # another was faster
-            self.until = -math.inf
+            # another process was faster
+            self.leads_until_s = -math.inf
             return False
-        self.until = asked + ttl
+        self.leads_until_s = began_s + ttl
         return True
 
     def resign(self) -> None:
-        """Let another lead at once."""
-        found = self._found()
-        self.until = -math.inf
-        if found is not None and found["spec"].get("holderIdentity") == self.who:
-            found["spec"]["holderIdentity"] = ""
-            self.api.put(f"{leases_path(self.api)}/{self.name}", found)
+        """Give up leadership at once."""
+        lease = self._read_lease()
+        self.leads_until_s = -math.inf
+        if lease is not None and lease["spec"].get("holderIdentity") == self.holder:
+            lease["spec"]["holderIdentity"] = ""
+            self.api.put(f"{leases_path(self.api)}/{self.name}", lease)
 
-    def _found(self) -> Body | None:
+    def _read_lease(self) -> Body | None:
         try:
             return self.api.get(f"{leases_path(self.api)}/{self.name}")
-        except ApiError as refused:
-            if refused.is_absent:
+        except ApiError as error:
+            if error.is_absent:
                 return None
             raise
 
-    def _taken(self, found: Body, who: str) -> bool:
-        holder = found["spec"].get("holderIdentity")
-        version = found["metadata"]["resourceVersion"]
-        if version != self.seen:
-            self.seen, self.seen_at = version, time.monotonic()
-        return bool(holder) and holder != who and time.monotonic() < self.seen_at + _duration(found)
+    def _is_held_by_other(self, lease: Body, holder: str) -> bool:
+        current = lease["spec"].get("holderIdentity")
+        version = lease["metadata"]["resourceVersion"]
+        if version != self.seen_version:
+            self.seen_version, self.seen_at_s = version, time.monotonic()
+        return bool(current) and current != holder and time.monotonic() < self.seen_at_s + _duration_s(lease)
 
-    def _next(self, found: Body, who: str, ttl: float) -> Body:
-        changes = int(found["spec"].get("leaseTransitions", 0)) + (found["spec"].get("holderIdentity") != who)
-        made = self._body(who, ttl, changes)
-        made["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
-        return made
+    def _next_lease(self, lease: Body, holder: str, ttl: float) -> Body:
+        has_changed = lease["spec"].get("holderIdentity") != holder
+        renewed = self._lease(holder, ttl, int(lease["spec"].get("leaseTransitions", 0)) + has_changed)
+        renewed["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
+        return renewed
 
-    def _body(self, who: str, ttl: float, changes: int) -> Body:
-        return lease_body(self.name, self.api.namespace, who, ttl, {"leaseTransitions": changes})
+    def _lease(self, holder: str, ttl: float, transitions: int) -> Body:
+        return lease_body(self.name, self.api.namespace, holder, ttl, {"leaseTransitions": transitions})
 
 
-def lease_body(name: str, namespace: str, holder: str, ttl: float, more: Body) -> Body:
-    """Return a Lease that was renewed now; it counts whole seconds, so the precise ones are an annotation."""
+def lease_body(name: str, namespace: str, holder: str, ttl: float, extra_spec: Body) -> Body:
+    """Return a Lease renewed now. Its duration is in whole seconds; an annotation holds the precise one."""
     spec = {
         "holderIdentity": holder,
         "leaseDurationSeconds": max(1, math.ceil(ttl)),
         "renewTime": format_time(time.time()),
     }
-    meta = {"name": name, "namespace": namespace, "annotations": {PRECISE: repr(ttl)}}
-    return {"apiVersion": API, "kind": "Lease", "metadata": meta, "spec": spec | more}
+    meta = {"name": name, "namespace": namespace, "annotations": {PRECISE_DURATION: repr(ttl)}}
+    return {"apiVersion": API, "kind": "Lease", "metadata": meta, "spec": spec | extra_spec}
 
 
 def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:
-    """Let an owner's names live ``ttl`` seconds from now."""
+    """Extend the lifetime of an owner's resources to ``ttl`` seconds from now."""
     name = shorten_name(f"{scope.name}.{owner}", 60).lower()
-    made = lease_body(name, api.namespace, owner, ttl, {})
-    made["metadata"]["labels"] = {OWNER: scope.name}
+    lease = lease_body(name, api.namespace, owner, ttl, {})
+    lease["metadata"]["labels"] = {OWNER: scope.name}
     try:
-        api.patch(f"{leases_path(api)}/{name}", made, MERGE)
-    except ApiError as refused:
-        if not refused.is_absent:
+        api.patch(f"{leases_path(api)}/{name}", lease, MERGE)
+    except ApiError as error:
+        if not error.is_absent:
             raise
-        api.post(leases_path(api), made)
+        api.post(leases_path(api), lease)
 
 
 def read_owners(api: Api, scope: Scope) -> dict[str, float]:
-    """Return until when (seconds of the day's clock) the names of each owner live."""
-    found = api.get(leases_path(api), labelSelector=f"{OWNER}={scope.name}")["items"]
-    return {item["spec"]["holderIdentity"]: parse_time(item["spec"]["renewTime"]) + _duration(item) for item in found}
+    """Return until when (Unix seconds) the resources of each owner live."""
+    leases = api.get(leases_path(api), labelSelector=f"{OWNER}={scope.name}")["items"]
+    return {
+        lease["spec"]["holderIdentity"]: parse_time(lease["spec"]["renewTime"]) + _duration_s(lease) for lease in leases
+    }
 
 
 def leases_path(api: Api) -> str:
-    """Return the path of the leases of our namespace."""
+    """Return the path of the namespace's Leases."""
     return f"/apis/{API}/namespaces/{api.namespace}/leases"
 
 
-def _duration(found: Body) -> float:
-    precise = found["metadata"].get("annotations", {}).get(PRECISE)
-    return float(precise or found["spec"].get("leaseDurationSeconds") or 15)
+def _duration_s(lease: Body) -> float:
+    precise = lease["metadata"].get("annotations", {}).get(PRECISE_DURATION)
+    return float(precise or lease["spec"].get("leaseDurationSeconds") or DEFAULT_DURATION_S)

@@ -1,73 +1,62 @@
-"""What a cluster needs for a controller: its account, what that may do, and the controller as a Deployment."""
+"""Manifests for a controller: its account, permissions and Deployment, and their export from a plan."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.codec import Body
+from unfold_placement.kubernetes.codec import DRA, Body
+from unfoldkit.api import Report, fail
+from unfoldkit.io.yaml12 import to_yaml
 
 ACCOUNT = "unfold-placement"
 NAMESPACE = "unfold"
 RBAC = "rbac.authorization.k8s.io"
-LOOK = ["get", "list", "watch"]
+READ_VERBS = ["get", "list", "watch"]
+REPLICAS = 2
 
 
 def build_roles(namespace: str = NAMESPACE) -> list[Body]:
-    """Return the controller's account and what it may do: no more than the backend uses.
+    """Build the controller's account and the permissions that the backend uses.
 
-    On the whole cluster it reads nodes and pods (what others hold counts) and patches the status of nodes, where names
-    are; in its own namespace it makes, opens and deletes pods, and keeps its books.
+    In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, and patches the status
+    of nodes, which lists ephemeral resources. In its namespace it creates, opens and deletes pods and keeps records.
     """
-    everywhere = [
-        _rule([""], ["nodes", "pods"], LOOK),
+    cluster_rules = [
+        _rule([""], ["nodes", "pods"], READ_VERBS),
         _rule([""], ["nodes/status"], ["patch"]),
     ]
-    here = [
-        _rule([""], ["pods"], [*LOOK, "create", "patch", "delete"]),
+    namespace_rules = [
+        _rule([""], ["pods"], [*READ_VERBS, "create", "patch", "delete"]),
         _rule([""], ["configmaps"], ["get", "create", "patch"]),
         _rule(["coordination.k8s.io"], ["leases"], ["get", "list", "create", "update", "patch"]),
     ]
-    account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
     return [
         _object("v1", "Namespace", namespace),
         _object("v1", "ServiceAccount", ACCOUNT, namespace),
-        _object(f"{RBAC}/v1", "ClusterRole", ACCOUNT) | {"rules": everywhere},
-        _object(f"{RBAC}/v1", "ClusterRoleBinding", ACCOUNT) | _bound("ClusterRole", account),
-        _object(f"{RBAC}/v1", "Role", ACCOUNT, namespace) | {"rules": here},
-        _object(f"{RBAC}/v1", "RoleBinding", ACCOUNT, namespace) | _bound("Role", account),
+        *_bind_rules(ACCOUNT, namespace, cluster_rules, namespace_rules),
     ]
 
 
 def build_counter_roles(namespace: str = NAMESPACE) -> list[Body]:
-    """Return what names that kube-scheduler counts need (``counters: dra``): a device class, and more for the account.
-
-    On the whole cluster it keeps the slices in which such names are, in its own namespace it makes and deletes claims.
-    """
-    title = f"{ACCOUNT}-counters"
-    everywhere = [
+    """Build what ``counters: dra`` needs: the device class, and permissions for slices and claims."""
+    cluster_rules = [
         _rule([dra.GROUP], ["resourceslices"], ["get", "list", "create", "update", "delete"]),
         _rule([dra.GROUP], ["deviceclasses"], ["get"]),
     ]
-    here = [_rule([dra.GROUP], ["resourceclaims"], ["get", "list", "create", "delete"])]
-    account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
-    return [
-        dra.build_device_class(),
-        _object(f"{RBAC}/v1", "ClusterRole", title) | {"rules": everywhere},
-        _object(f"{RBAC}/v1", "ClusterRoleBinding", title) | _bound("ClusterRole", account, title),
-        _object(f"{RBAC}/v1", "Role", title, namespace) | {"rules": here},
-        _object(f"{RBAC}/v1", "RoleBinding", title, namespace) | _bound("Role", account, title),
-    ]
+    namespace_rules = [_rule([dra.GROUP], ["resourceclaims"], ["get", "list", "create", "delete"])]
+    bindings = _bind_rules(f"{ACCOUNT}-counters", namespace, cluster_rules, namespace_rules)
+    return [dra.build_device_class(), *bindings]
 
 
 def build_submitter_role(namespace: str = NAMESPACE) -> Body:
-    """Return the role of an application that submits tasks: it makes pods, and needs nothing else."""
-    rules = [_rule([""], ["pods"], [*LOOK, "create", "delete"])]
+    """Build the role of an application that submits tasks: it creates and deletes pods."""
+    rules = [_rule([""], ["pods"], [*READ_VERBS, "create", "delete"])]
     return _object(f"{RBAC}/v1", "Role", "unfold-submit", namespace) | {"rules": rules}
 
 
 def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPACE) -> list[Body]:
-    """Return the spec as a ConfigMap and two controllers that serve it; one of them leads."""
+    """Build the spec as a ConfigMap, and the controllers that serve it, one of which leads."""
     labels = {"app.kubernetes.io/name": ACCOUNT, "app.kubernetes.io/instance": name}
     title = f"{ACCOUNT}-{name}"
     command = ["unfold", "serve", "/etc/unfold/spec.yaml", "--run", "/tmp/run"]  # noqa: S108 - of the container
@@ -85,10 +74,20 @@ def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPAC
         "volumes": [{"name": "spec", "configMap": {"name": title}}, {"name": "run", "emptyDir": {}}],
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
-    wanted = {"replicas": 2, "selector": {"matchLabels": labels}, "template": template}
+    deployment = {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": template}
     return [
         _object("v1", "ConfigMap", title, namespace) | {"data": {"spec.yaml": spec}},
-        _object("apps/v1", "Deployment", title, namespace) | {"spec": wanted},
+        _object("apps/v1", "Deployment", title, namespace) | {"spec": deployment},
+    ]
+
+
+def _bind_rules(title: str, namespace: str, cluster_rules: list[Body], namespace_rules: list[Body]) -> list[Body]:
+    """Return roles of a title with these rules, bound to the controller's account."""
+    return [
+        _object(f"{RBAC}/v1", "ClusterRole", title) | {"rules": cluster_rules},
+        _object(f"{RBAC}/v1", "ClusterRoleBinding", title) | _binding("ClusterRole", title, namespace),
+        _object(f"{RBAC}/v1", "Role", title, namespace) | {"rules": namespace_rules},
+        _object(f"{RBAC}/v1", "RoleBinding", title, namespace) | _binding("Role", title, namespace),
     ]
 
 
@@ -101,6 +100,38 @@ def _rule(groups: list[str], resources: list[str], verbs: list[str]) -> Body:
     return {"apiGroups": groups, "resources": resources, "verbs": verbs}
 
 
-def _bound(kind: str, account: Body, role_name: str = ACCOUNT) -> Body:
-    role = {"apiGroup": RBAC, "kind": kind, "name": role_name}
-    return {"roleRef": role, "subjects": [account]}
+def _binding(kind: str, role: str, namespace: str) -> Body:
+    account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
+    return {"roleRef": {"apiGroup": RBAC, "kind": kind, "name": role}, "subjects": [account]}
+
+
+IMAGE = "unfoldkit:latest"
+LOCAL_KEYS = {"context", "kubeconfig"}
+"""Settings that do not apply inside the cluster."""
+
+
+def export_manifests(report: Report) -> str:
+    """Return the manifests for ``kubectl apply``: namespace, account, roles, the spec, and two controllers.
+
+    Raises:
+        UnfoldError: the report is of another kind, or holds no spec.
+    """
+    if report.kind != "placement" or "spec" not in report.provenance:
+        raise fail("there is no placement to export", hint="unfold plan SPEC --format kubernetes")
+    spec = dict(report.provenance["spec"])
+    settings: dict[str, Any] = spec.get("cluster", {}).get("kubernetes") or {}
+    namespace = settings.get("namespace") or NAMESPACE
+    served = served_spec(spec, {key: value for key, value in settings.items() if key not in LOCAL_KEYS})
+    documents = [
+        *build_roles(namespace),
+        *(build_counter_roles(namespace) if settings.get("counters") == DRA else []),
+        build_submitter_role(namespace),
+        *build_deployment(report.name, str(to_yaml(served)), settings.get("image") or IMAGE, namespace),
+    ]
+    return "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def served_spec(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec that the controller serves: its cluster is the one it runs in, its workload are the pods."""
+    policy_parts = {key: value for key, value in spec.items() if key not in {"cluster", "workload", "explain"}}
+    return {**policy_parts, "cluster": {"kubernetes": settings}}

@@ -1,4 +1,4 @@
-"""Pods of tasks: gated when they come, opened when it is their turn, made again when they lose their place."""
+"""Pods of tasks: gated on submission, opened on admission, and recreated when they lose their place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.codec import (
     DRA,
     HOSTNAME,
+    MAX_NAME,
     Body,
     Scope,
     annotation_key,
@@ -27,26 +28,35 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 
 POLICY, TASK, ATTEMPT = annotation_key("policy"), annotation_key("task"), annotation_key("attempt")
+"""Labels of a pod."""
 STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN = map(
     annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again")
 )
-PAUSE = "registry.k8s.io/pause:3.10"
+"""Annotations of a pod: start, number of starts, requests, node, process, reason of rejection or of a new attempt."""
+PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 ENDED = ("Succeeded", "Failed")
+"""Phases of a pod that has ended."""
 MADE_BY_SERVER = ("uid", "resourceVersion", "creationTimestamp", "managedFields", "deletionTimestamp", "generation",
                   "deletionGracePeriodSeconds", "selfLink")  # fmt: skip
+"""Metadata that a new pod must not have."""
 
 
 def gated_pod(
     task: Task, asks: Iterable[Ask], scope: Scope, arrival: float, template: Mapping[str, Any] | None = None
 ) -> Body:
-    """Return the pod of a task behind the gate of its policy; its first container asks for what the task does.
+    """Return the pod of a task behind the policy's gate; its first container requests the task's demand.
 
-    ``template`` is a pod of the application's own (``metadata`` and ``spec``); without one, it pauses.
+    Args:
+        task: The task.
+        asks: Ephemeral resources that it requests.
+        scope: The policy's scope.
+        arrival: Unix time of its submission.
+        template: ``metadata`` and ``spec`` of the application's pod; without one, the pod pauses.
     """
     pod = copy.deepcopy(dict(template or {}))
     meta, spec = pod.setdefault("metadata", {}), pod.setdefault("spec", {})
-    labels = {POLICY: scope.name, TASK: shorten_name(task.name, 63), ATTEMPT: "0"}
-    labels |= {annotation_key("job"): shorten_name(task.job, 63)} if task.job else {}
+    labels = {POLICY: scope.name, TASK: task_label(task.name), ATTEMPT: "0"}
+    labels |= {annotation_key("job"): task_label(task.job)} if task.job else {}
     notes = {
         annotation_key("name"): task.name,
         annotation_key("task"): encode_task(task),
@@ -57,83 +67,86 @@ def gated_pod(
     meta["annotations"] = meta.get("annotations", {}) | notes
     spec.setdefault("restartPolicy", "Never")
     spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": scope.gate}]
-    first = (spec.setdefault("containers", None) or _pausing(spec))[0]
-    names = tuple(asks)
-    wanted = container_requests(task, names, scope)
-    sizes = first.setdefault("resources", {})
-    sizes["requests"] = sizes.get("requests", {}) | wanted
-    # extended resources are given whole: the server wants the limit to be the request
-    sizes["limits"] = sizes.get("limits", {}) | {k: v for k, v in wanted.items() if "/" in k}
+    container = (spec.setdefault("containers", None) or _set_pause_container(spec))[0]
+    asks = tuple(asks)
+    requests = container_requests(task, asks, scope)
+    sizes = container.setdefault("resources", {})
+    sizes["requests"] = sizes.get("requests", {}) | requests
+    # the server requires limits of extended resources to equal their requests
+    sizes["limits"] = sizes.get("limits", {}) | {name: size for name, size in requests.items() if "/" in name}
     if scope.counters == DRA:
-        dra.add_claim(pod, names)
+        dra.add_claim(pod, asks)
     return {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
-def opening_patch(pod: Body, item: Start, host: str, by: str, now: float, attempt: int) -> list[Body]:
+def opening_patch(pod: Body, start: Start, host: str, by: str, now: float, attempt: int) -> list[Body]:
     """Return the JSON patch that opens a pod's gate and pins it to a node; it fails if the gate is open already."""
     gates = pod["spec"].get("schedulingGates", [])
-    ours = next((place for place, gate in enumerate(gates) if gate["name"] == _gate(pod)), 0)
-    test = {"op": "test", "path": f"/spec/schedulingGates/{ours}/name", "value": _gate(pod)}
-    path = "/spec/schedulingGates" if len(gates) == 1 else f"/spec/schedulingGates/{ours}"
-    pinned = {**pod["spec"].get("nodeSelector", {}), HOSTNAME: host}
-    asks = msgspec.json.encode(item.asks).decode()
-    notes = {STARTED: repr(now), STARTS: str(attempt), ASKS: asks, NODE: item.node, BY: by}
+    index = next((index for index, gate in enumerate(gates) if gate["name"] == _gate_name(pod)), 0)
+    test = {"op": "test", "path": f"/spec/schedulingGates/{index}/name", "value": _gate_name(pod)}
+    path = "/spec/schedulingGates" if len(gates) == 1 else f"/spec/schedulingGates/{index}"
+    selector = {**pod["spec"].get("nodeSelector", {}), HOSTNAME: host}
+    asks = msgspec.json.encode(start.asks).decode()
+    notes = {STARTED: repr(now), STARTS: str(attempt), ASKS: asks, NODE: start.node, BY: by}
     return [
         test,
         {"op": "remove", "path": path},
-        {"op": "add", "path": "/spec/nodeSelector", "value": pinned},
-        *({"op": "add", "path": f"/metadata/annotations/{json_pointer(k)}", "value": v} for k, v in notes.items()),
+        {"op": "add", "path": "/spec/nodeSelector", "value": selector},
+        *(
+            {"op": "add", "path": f"/metadata/annotations/{json_pointer(key)}", "value": value}
+            for key, value in notes.items()
+        ),
     ]
 
 
 def rejection_patch(reason: str, by: str) -> Body:
-    """Return the merge patch that keeps a pod behind its gate for good, and says why."""
+    """Return the merge patch that keeps a pod gated for good and records the reason."""
     return {"metadata": {"annotations": {REFUSED: reason, BY: by}}}
 
 
 def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
-    """Return the pod of the next attempt, gated: a gate cannot be put back on the pod that lost its place."""
-    made = copy.deepcopy(pod)
-    made.pop("status", None)
-    meta, spec = made["metadata"], made["spec"]
+    """Return the gated pod of the next attempt: a gate cannot be restored on the pod that lost its place."""
+    body = copy.deepcopy(pod)
+    body.pop("status", None)
+    meta, spec = body["metadata"], body["spec"]
     for field in MADE_BY_SERVER:
         meta.pop(field, None)
     notes = meta["annotations"]
     for note in (STARTED, ASKS, NODE, BY):
         notes.pop(note, None)
-    number = pod_index(pod) + 1
+    name, index = task_name(pod), pod_index(pod) + 1
     notes |= {AGAIN: kind, BY: by}
     notes.setdefault(annotation_key("arrival"), repr(parse_time(pod["metadata"]["creationTimestamp"])))
-    notes[annotation_key("name")] = task_name(pod)
-    meta.update(name=pod_name(task_name(pod), number))
-    dra.rename_claim(made)
-    meta["labels"] |= {ATTEMPT: str(number), TASK: shorten_name(task_name(pod), 63)}
+    notes[annotation_key("name")] = name
+    meta.update(name=pod_name(name, index))
+    dra.rename_claim(body)
+    meta["labels"] |= {ATTEMPT: str(index), TASK: task_label(name)}
     spec.pop("nodeName", None)
     if spec.get("nodeSelector", {}).pop(HOSTNAME, None) and not spec["nodeSelector"]:
         del spec["nodeSelector"]
     spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": gate}]
-    return {"apiVersion": "v1", "kind": "Pod", **made}
+    return {"apiVersion": "v1", "kind": "Pod", **body}
 
 
 def task_name(pod: Body) -> str:
-    """Return the task of a pod: the one that it was submitted as, or its own name."""
+    """Return the task of a pod: the name with which it was submitted, or the pod's own."""
     return str(pod["metadata"].get("annotations", {}).get(annotation_key("name"), pod["metadata"]["name"]))
 
 
 def pod_index(pod: Body) -> int:
-    """Return which of its task's pods a pod is, from 0."""
-    return _whole(pod["metadata"].get("labels", {}).get(ATTEMPT, "0"))
+    """Return the number of a pod among the pods of its task, from 0."""
+    return _parse_count(pod["metadata"].get("labels", {}).get(ATTEMPT, "0"))
 
 
 def start_count(pod: Body) -> int:
     """Return how often the task of a pod was started."""
-    return _whole(pod["metadata"].get("annotations", {}).get(STARTS, "0"))
+    return _parse_count(pod["metadata"].get("annotations", {}).get(STARTS, "0"))
 
 
 def task_state(pod: Body) -> str:
-    """Return the state of a pod's task; empty if nobody ever gated it, so that it is none of ours."""
+    """Return the state of a pod's task; empty if the pod never had the policy's gate."""
     notes = pod["metadata"].get("annotations", {})
-    if _gated(pod):
+    if _is_gated(pod):
         return kinds.REFUSED if REFUSED in notes else kinds.WAITING
     if STARTED not in notes:
         return ""
@@ -141,56 +154,56 @@ def task_state(pod: Body) -> str:
 
 
 def is_managed(pod: Body, scope: Scope) -> bool:
-    """Return whether a pod is under our policy."""
+    """Return whether a pod belongs to the policy."""
     meta = pod["metadata"]
     return (meta.get("labels", {}).get(POLICY), meta.get("namespace")) == (scope.name, scope.namespace)
 
 
 def is_disrupted(pod: Body) -> bool:
-    """Return whether a pod is taken away by the cluster: drained, evicted, preempted by a higher class."""
-    found = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
-    return str(found.get("DisruptionTarget")) == "True"
+    """Return whether the cluster removes a pod: it is drained, evicted or preempted by a higher class."""
+    conditions = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
+    return str(conditions.get("DisruptionTarget")) == "True"
 
 
 def is_over(pod: Body | None) -> bool:
-    """Return whether a pod has ended, is ending, or is not there."""
+    """Return whether a pod has ended, is being deleted, or does not exist."""
     if pod is None:
         return True
     return pod.get("status", {}).get("phase") in ENDED or "deletionTimestamp" in pod["metadata"]
 
 
 def exit_reason(pod: Body) -> str:
-    """Return how a pod ended, where there is something to say."""
+    """Return how a pod ended; empty if it succeeded."""
     status = pod.get("status", {})
     return "" if status.get("phase") == "Succeeded" else str(status.get("reason") or status.get("message") or "failed")
 
 
-def _gate(pod: Body) -> str:
-    return f"{POLICY.partition('/')[0]}/{pod['metadata']['labels'][POLICY]}"
-
-
-def _gated(pod: Body) -> bool:
-    return any(gate["name"] == _gate(pod) for gate in pod["spec"].get("schedulingGates", ()))
-
-
-def _pausing(spec: Body) -> list[Body]:
-    spec["containers"] = [{"name": "task", "image": PAUSE}]
-    found: list[Body] = spec["containers"]
-    return found
-
-
 def decode_asks(pod: Body) -> tuple[Ask, ...]:
-    """Return what a pod's note says that its task asks for; a damaged note says nothing."""
+    """Return the requests in a pod's annotation; a malformed one is empty."""
     try:
         return msgspec.json.decode(pod["metadata"].get("annotations", {}).get(ASKS, "[]"), type=tuple[Ask, ...])
     except msgspec.MsgspecError:
         return ()
 
 
-def _whole(text: str) -> int:
-    return int(text) if text.isdigit() else 0
-
-
 def task_label(task: str) -> str:
-    """Return the label by which the pods of a task are found."""
-    return shorten_name(task, 63)
+    """Return a task's name as a label value."""
+    return shorten_name(task, MAX_NAME)
+
+
+def _gate_name(pod: Body) -> str:
+    return f"{POLICY.partition('/')[0]}/{pod['metadata']['labels'][POLICY]}"
+
+
+def _is_gated(pod: Body) -> bool:
+    return any(gate["name"] == _gate_name(pod) for gate in pod["spec"].get("schedulingGates", ()))
+
+
+def _set_pause_container(spec: Body) -> list[Body]:
+    containers: list[Body] = [{"name": "task", "image": PAUSE_IMAGE}]
+    spec["containers"] = containers
+    return containers
+
+
+def _parse_count(text: str) -> int:
+    return int(text) if text.isdigit() else 0

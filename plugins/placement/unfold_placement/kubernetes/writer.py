@@ -1,9 +1,10 @@
-"""What a controller decided, written to the server: names by node, then pods, many at once."""
+"""Writes a controller's decisions to the server: resources by node, then pods, many requests at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,14 +19,24 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import fail
 
-TRIES = 4
+MAX_TRIES = 4
 OpeningUnits = dict[str, dict[str, int]]
-"""Units that are being opened: by the first of their tasks, each task with the attempt that it is to become."""
+"""Units that are being opened: the attempt that each task is to become, by the unit's first task."""
+LostTask = tuple[str, str]
+"""A task that lost its place, and the kind of change: ``failed`` or ``preempted``."""
 
 
 @dataclass(slots=True)
 class Writer:
-    """Writes for one mirror. ``config`` is the ConfigMap as it was seen last."""
+    """Writes for one informer.
+
+    Attributes:
+        api: The server.
+        scope: The policy's scope.
+        informer: The known state of the server.
+        counters: Counted resources, if the scope uses them.
+        config: The ConfigMap as last seen.
+    """
 
     api: Api
     scope: Scope
@@ -33,67 +44,77 @@ class Writer:
     counters: Counters | None = None
     config: Body = field(default_factory=dict)
 
-    def write_resources(self, places: Iterable[str], units: OpeningUnits) -> None:
-        """Write the names of some nodes and of the cluster.
+    def write_resources(self, locations: Iterable[str], units: OpeningUnits) -> None:
+        """Write the resources of nodes and of the cluster.
+
+        Args:
+            locations: Nodes, and ``ANYWHERE`` for the cluster.
+            units: Units that are being opened, which are stored with the cluster's resources.
 
         Raises:
-            UnfoldError: somebody else wrote them meanwhile.
+            UnfoldError: another process wrote them meanwhile.
         """
-        chosen = sorted(place for place in set(places) if place == ANYWHERE or place in self.informer.nodes)
-        wanted = self.informer.wanted_resources(chosen)
-        calls = [lambda place=place: self._place(place, units, wanted[place]) for place in chosen]
-        # the watch may tell of our own write before its answer is here
-        self.informer.dirty.update(chosen)
-        answers = call_all(calls) if chosen else []
-        self.informer.dirty.difference_update(chosen)
-        self.informer.drifted.difference_update(chosen)
-        taken = [
-            p for p, answer in zip(chosen, answers, strict=True) if isinstance(answer, ApiError) and answer.is_conflict
+        written = sorted(
+            location for location in set(locations) if location == ANYWHERE or location in self.informer.nodes
+        )
+        desired = self.informer.wanted_resources(written)
+        calls = [partial(self._write_location, location, units, desired[location]) for location in written]
+        # the watch may report a write before its response arrives
+        self.informer.dirty.update(written)
+        results = call_all(calls) if written else []
+        self.informer.dirty.difference_update(written)
+        self.informer.drifted.difference_update(written)
+        conflicts = [
+            location
+            for location, result in zip(written, results, strict=True)
+            if isinstance(result, ApiError) and result.is_conflict
         ]
-        for place in taken:
-            self.reread(place)
-        if taken:
-            where = ", ".join(place or "the cluster" for place in taken)
-            raise fail(f"the names of {where} were changed by another", hint="a snapshot tells what is there now")
+        for location in conflicts:
+            self.reread(location)
+        if conflicts:
+            locations_text = ", ".join(location or "the cluster" for location in conflicts)
+            hint = "a snapshot shows the current ones"
+            raise fail(f"the resources of {locations_text} changed meanwhile", hint=hint)
 
-    def reread(self, place: str) -> None:
-        """Take the names of a place as they are on the server now."""
-        if place == ANYWHERE:
+    def reread(self, location: str) -> None:
+        """Read the resources of a node or of the cluster from the server."""
+        if location == ANYWHERE:
             text = self.read_config().get("data", {}).get("names", "")
         else:
-            body = self.informer.nodes[place] = self.api.get(f"{NODES}/{place}")
+            body = self.informer.nodes[location] = self.api.get(f"{NODES}/{location}")
             text = body["metadata"].get("annotations", {}).get(self.scope.names_key, "")
-        self.informer.annotations.pop(place, None)
-        self.informer.read_resources(place, text)
+        self.informer.annotations.pop(location, None)
+        self.informer.read_resources(location, text)
 
     def open_gates(self, units: Sequence[Sequence[Start]], by: str) -> list[int]:
-        """Open the gates of all tasks of some units; return which units have a task that could not be opened."""
-        flat = [(place, item) for place, unit in enumerate(units) for item in unit]
-        answers = call_all([lambda item=item: self._open(item, by) for _, item in flat]) if flat else []
-        return sorted({place for (place, _), told in zip(flat, answers, strict=True) if isinstance(told, ApiError)})
+        """Open the gates of all tasks of units; return the indices of units with a task that could not be opened."""
+        starts = [(index, start) for index, unit in enumerate(units) for start in unit]
+        results = call_all([partial(self._open_gate, start, by) for _, start in starts]) if starts else []
+        pairs = zip(starts, results, strict=True)
+        return sorted({index for (index, _), result in pairs if isinstance(result, ApiError)})
 
-    def recreate_pods(self, lost: Sequence[tuple[str, str]], by: str) -> list[tuple[str, str]]:
-        """Make the pods of tasks that lost their place again, gated, and only then delete the old ones.
+    def recreate_pods(self, lost: Sequence[LostTask], by: str) -> list[LostTask]:
+        """Create gated pods for tasks that lost their place, and then delete the old pods.
 
         Returns:
-            Those that the server refused: their old pods are still there.
+            The tasks for which the server refused a new pod: their old pods still exist.
         """
         if not lost:
             return []
-        answers = call_all([lambda task=task, kind=kind: self._again(task, kind, by) for task, kind in lost])
-        return [item for item, told in zip(lost, answers, strict=True) if isinstance(told, ApiError)]
+        results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost])
+        return [entry for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)]
 
     def read_config(self) -> Body:
-        """Return the ConfigMap of this scope, made if nobody did yet."""
+        """Read the scope's ConfigMap, and create it if it does not exist."""
         path = f"/api/v1/namespaces/{self.api.namespace}/configmaps"
         try:
             self.config = self.api.get(f"{path}/{self.scope.record}")
-        except ApiError as refused:
-            if not refused.is_absent:
+        except ApiError as error:
+            if not error.is_absent:
                 raise
-            made = {"metadata": {"name": self.scope.record}, "data": {"names": "{}", "units": "{}"}}
+            content = {"metadata": {"name": self.scope.record}, "data": {"names": "{}", "units": "{}"}}
             try:
-                self.config = self.api.post(path, {"apiVersion": "v1", "kind": "ConfigMap", **made})
+                self.config = self.api.post(path, {"apiVersion": "v1", "kind": "ConfigMap", **content})
             except ApiError as late:
                 if not late.is_conflict:
                     raise
@@ -102,162 +123,172 @@ class Writer:
 
     @property
     def origin(self) -> float:
-        """When the bookkeeping of this scope began, in seconds of the day's clock."""
+        """Unix time of the scope's creation."""
         return parse_time(self.config["metadata"]["creationTimestamp"])
 
     def opening_units(self) -> OpeningUnits:
-        """Return the units that somebody was opening."""
+        """Return the units that a process was opening, from the ConfigMap."""
         return msgspec.json.decode(self.config.get("data", {}).get("units", "{}"), type=OpeningUnits)
 
-    def _place(self, place: str, units: OpeningUnits, wanted: Mapping[str, int]) -> Body | None:
-        return self._cluster(units) if place == ANYWHERE else self._node(place, wanted)
-
-    def _cluster(self, units: OpeningUnits) -> Body:
-        data = {"names": self._text(ANYWHERE), "units": msgspec.json.encode(units).decode()}
-        if data != self.config.get("data"):
-            self._books(data)
+    def release_claims(self) -> None:
+        """Delete the claims of ended pods."""
         if self.counters is not None:
-            self.counters.publish(self._counted())
+            self.counters.release(lambda name: pods.is_over(self.informer.bodies.get(name)))
+
+    def delete_pod(self, name: str) -> None:
+        """Delete a pod, if it exists."""
+        try:
+            self.api.delete(_pods_path(self.api, name))
+        except ApiError as error:
+            if not error.is_absent:
+                raise
+
+    def _write_location(self, location: str, units: OpeningUnits, desired: Mapping[str, int]) -> Body | None:
+        return self._write_cluster(units) if location == ANYWHERE else self._write_node(location, desired)
+
+    def _write_cluster(self, units: OpeningUnits) -> Body:
+        data = {"names": self._encoded_resources(ANYWHERE), "units": msgspec.json.encode(units).decode()}
+        if data != self.config.get("data"):
+            self._write_config(data)
+        if self.counters is not None:
+            self.counters.publish(self._counted_amounts())
         return self.config
 
-    def _books(self, data: Mapping[str, str]) -> None:
+    def _write_config(self, data: Mapping[str, str]) -> None:
         path = f"/api/v1/namespaces/{self.api.namespace}/configmaps/{self.scope.record}"
-        # the version makes it a compare and set
+        # the version makes this a compare-and-set
         meta = {"resourceVersion": self.config["metadata"]["resourceVersion"]}
         self.config = self.api.patch(path, {"metadata": meta, "data": data}, MERGE)
         self.informer.annotations[ANYWHERE] = data["names"]
 
-    def _counted(self) -> dict[str, int]:
-        """Return the cluster's names of which there is so much and no more."""
-        with self.informer.store.changed:
-            there = [item for (_, node), item in self.informer.store.resources.items() if node == ANYWHERE]
-        return {item.name: item.amount for item in there if not item.until and item.amount < MANY}
+    def _counted_amounts(self) -> dict[str, int]:
+        """Return the cluster-scoped resources that are limits, with their amounts."""
+        store = self.informer.store
+        with store.changed:
+            entries = [entry for (_, node), entry in store.resources.items() if node == ANYWHERE]
+        return {entry.name: entry.amount for entry in entries if not entry.until and entry.amount < MANY}
 
-    def _node(self, name: str, wanted: Mapping[str, int]) -> Body | None:
-        """Write one node's names, again where only something else of the node had changed.
+    def _write_node(self, name: str, desired: Mapping[str, int]) -> Body | None:
+        """Write one node's resources, again where only other parts of the node had changed.
 
         Raises:
-            Refused: the names themselves were changed by another.
+            ApiError: another process changed the resources.
         """
-        for attempt in range(TRIES):
+        for attempt in range(MAX_TRIES):
             body, before = self.informer.nodes[name], self.informer.annotations.get(name, "")
-            text = self._text(name)
-            patch = node_patch(body, self.scope, before, text, wanted)
+            text = self._encoded_resources(name)
+            patch = node_patch(body, self.scope, before, text, desired)
             if not patch:
                 return None
             try:
-                answer = self.api.patch(f"{NODES}/{name}/status", patch)
-            except ApiError as refused:
-                if not refused.is_conflict or attempt == TRIES - 1:
+                written = self.api.patch(f"{NODES}/{name}/status", patch)
+            except ApiError as error:
+                if not error.is_conflict or attempt == MAX_TRIES - 1:
                     raise
-                fresh = self.api.get(f"{NODES}/{name}")
-                if fresh["metadata"].get("annotations", {}).get(self.scope.names_key, "") != before:
+                current = self.api.get(f"{NODES}/{name}")
+                if current["metadata"].get("annotations", {}).get(self.scope.names_key, "") != before:
                     raise
-                self.informer.nodes[name] = fresh
+                self.informer.nodes[name] = current
                 continue
             self.informer.annotations[name] = text
-            self.informer.node(answer)
-            return answer
+            self.informer.handle_node(written)
+            return written
         return None
 
-    def _text(self, place: str) -> str:
-        with self.informer.store.changed:
-            there = [item for (_, node), item in self.informer.store.resources.items() if node == place]
-            return encode_resources(there, self.informer.origin)
+    def _encoded_resources(self, location: str) -> str:
+        store = self.informer.store
+        with store.changed:
+            entries = [entry for (_, node), entry in store.resources.items() if node == location]
+            return encode_resources(entries, self.informer.origin)
 
-    def _open(self, item: Start, by: str) -> Body:
-        body = self.informer.body(item.task)
+    def _open_gate(self, start: Start, by: str) -> Body:
+        body = self.informer.body(start.task)
         if body is None:
-            raise ApiError(GONE, "Gone", f"the pod of {item.task} was deleted")
+            raise ApiError(GONE, "Gone", f"the pod of {start.task} was deleted")
         if self.counters is not None:
             self.counters.claim(body)
-        labels = self.informer.nodes.get(item.node, {}).get("metadata", {}).get("labels", {})
-        record = self.informer.store.records[item.task]
-        since = record.started + self.informer.origin
-        patch = pods.opening_patch(body, item, labels.get(HOSTNAME, item.node), by, since, record.attempt)
-        answer = self.api.patch(_pod(self.api, body["metadata"]["name"]), patch)
-        self.informer.pod(answer)
-        return answer
+        labels = self.informer.nodes.get(start.node, {}).get("metadata", {}).get("labels", {})
+        record = self.informer.store.records[start.task]
+        started = record.started + self.informer.origin
+        patch = pods.opening_patch(body, start, labels.get(HOSTNAME, start.node), by, started, record.attempt)
+        opened = self.api.patch(_pods_path(self.api, body["metadata"]["name"]), patch)
+        self.informer.handle_pod(opened)
+        return opened
 
-    def _again(self, task: str, kind: str, by: str) -> None:
+    def _recreate_pod(self, task: str, kind: str, by: str) -> None:
         record = self.informer.store.records.get(task)
         if record is None or record.state == kinds.GONE:
             return
-        body = self._now(task)
+        body = self._current_pod(task)
         if body is None:
-            # whoever submitted it deleted the pod meanwhile
+            # its submitter deleted the pod meanwhile
             self.informer.store.withdraw(task)
             return
         if pods.task_state(body) == kinds.WAITING:
-            # its gate was never opened: it waits as it is
+            # its gate was never opened, so the pod can wait as it is
             return
-        made = pods.next_attempt_pod(body, self.scope.gate, kind, by)
+        pod = pods.next_attempt_pod(body, self.scope.gate, kind, by)
         try:
-            self.informer.pod(self.api.post(_pod(self.api), made))
-        except ApiError as refused:
-            # somebody else made it already
-            if refused.reason != "AlreadyExists":
+            self.informer.handle_pod(self.api.post(_pods_path(self.api), pod))
+        except ApiError as error:
+            # another process may have created it already
+            if error.reason != "AlreadyExists":
                 raise
-        self.remove(body["metadata"]["name"])
+        self.delete_pod(body["metadata"]["name"])
 
-    def _now(self, task: str) -> Body | None:
-        """Return a task's pod; one whose gate seems shut as the server has it, as we may not have heard of it yet."""
+    def _current_pod(self, task: str) -> Body | None:
+        """Return a task's pod. If its gate seems closed, read it again: the opening may not be reported yet."""
         body = self.informer.body(task)
         if body is None or pods.task_state(body) != kinds.WAITING:
             return body
         try:
-            return self.api.get(_pod(self.api, body["metadata"]["name"]))
-        except ApiError as refused:
-            if refused.is_absent:
+            return self.api.get(_pods_path(self.api, body["metadata"]["name"]))
+        except ApiError as error:
+            if error.is_absent:
                 return None
             raise
 
-    def release(self) -> None:
-        """Delete the claims of pods that have ended."""
-        if self.counters is not None:
-            self.counters.release(lambda name: pods.is_over(self.informer.bodies.get(name)))
 
-    def remove(self, name: str) -> None:
-        """Delete a pod, if it is there."""
-        try:
-            self.api.delete(_pod(self.api, name))
-        except ApiError as refused:
-            if not refused.is_absent:
-                raise
+def node_patch(body: Body, scope: Scope, before: str, text: str, desired: Mapping[str, int]) -> list[Body]:
+    """Return the JSON patch that sets a node's extended resources; empty if nothing changes.
 
-
-def node_patch(body: Body, scope: Scope, before: str, text: str, wanted: Mapping[str, int]) -> list[Body]:
-    """Return the JSON patch that makes a node's names ``wanted``, if its annotation still says ``before``."""
-    there = extended_resources(body, scope)
-    if text == before and there == wanted:
+    Args:
+        body: The node.
+        scope: The policy's scope.
+        before: The annotation that the node must still have.
+        text: The new annotation.
+        desired: The extended resources that the node should have.
+    """
+    existing = extended_resources(body, scope)
+    if text == before and existing == desired:
         return []
-    ops: list[dict[str, Any]] = []
+    operations: list[dict[str, Any]] = []
     for part in ("capacity", "allocatable"):
         known = body.get("status", {}).get(part, {})
-        ops += [
+        operations += [
             {"op": "remove", "path": f"/status/{part}/{json_pointer(name)}"}
             for name in known
-            if name.startswith(scope.prefix) and name not in wanted
+            if name.startswith(scope.prefix) and name not in desired
         ]
-        ops += [
+        operations += [
             {"op": "add", "path": f"/status/{part}/{json_pointer(name)}", "value": str(amount)}
-            for name, amount in wanted.items()
-            if there.get(name) != amount or name not in known
+            for name, amount in desired.items()
+            if existing.get(name) != amount or name not in known
         ]
-    return [*_annotate(body, scope.names_key, before, text), *ops]
+    return [*_annotation_patch(body, scope.names_key, before, text), *operations]
 
 
-def _annotate(body: Body, name: str, before: str, text: str) -> list[Body]:
+def _annotation_patch(body: Body, name: str, before: str, text: str) -> list[Body]:
     notes = body["metadata"].get("annotations")
     path = f"/metadata/annotations/{json_pointer(name)}"
     if notes and name in notes:
         return [{"op": "test", "path": path, "value": before}, {"op": "replace", "path": path, "value": text}]
-    same = {"op": "test", "path": "/metadata/resourceVersion", "value": body["metadata"]["resourceVersion"]}
+    test = {"op": "test", "path": "/metadata/resourceVersion", "value": body["metadata"]["resourceVersion"]}
     if notes:
-        return [same, {"op": "add", "path": path, "value": text}]
-    return [same, {"op": "add", "path": "/metadata/annotations", "value": {name: text}}]
+        return [test, {"op": "add", "path": path, "value": text}]
+    return [test, {"op": "add", "path": "/metadata/annotations", "value": {name: text}}]
 
 
-def _pod(api: Api, name: str = "") -> str:
+def _pods_path(api: Api, name: str = "") -> str:
     path = f"/api/v1/namespaces/{api.namespace}/pods"
     return f"{path}/{name}" if name else path

@@ -1,1 +1,1 @@
-"""Live clusters: the contract of a backend, the loop that runs policies against one, and the backends."""
+"""Live clusters: the backend contract, the control loop that runs policies against a backend, and recovery."""

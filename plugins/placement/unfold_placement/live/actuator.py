@@ -1,101 +1,106 @@
-"""What carries a loop's decisions out on a backend: in their order, tasks of a unit together."""
+"""The actuator: carries a controller's decisions out on a backend, in order and unit by unit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from unfold_placement.core.controller import Controller, collect_requests
 from unfold_placement.core.types import EphemeralResource, Task
 from unfold_placement.live.backend import Backend, Start
-
-Key = tuple[str, str]
+from unfold_placement.live.state_store import ResourceKey
 
 
 @dataclass(slots=True)
 class Actuator:
-    """Writes down what a loop decides, and does it at ``flush``.
+    """Collects decisions and carries them out at ``flush``.
 
-    A name that lives as long as one task is nobody else's: the task's gate, and its node, stand for it on the cluster.
+    A resource bound to one task is not created on the cluster: the task's scheduling gate and node pin represent it.
 
-    ``mine`` are the owner's names that are there by now; ``attempts`` how often each task was started; ``gated`` the
-    tasks that the backend itself has stopped.
+    Attributes:
+        backend: The cluster.
+        controller: The controller that makes the decisions.
+        owner: Owner of the resources on the cluster.
+        lease_s: Lease of these resources in seconds.
+        owned: The owner's resources on the cluster.
+        attempts: Number of starts of each task.
+        gated: Tasks that the backend itself has stopped.
+        actions: Decisions that are not carried out yet.
+        starting: Starts of incomplete units.
     """
 
     backend: Backend
     controller: Controller
     owner: str
-    lease: float
-    owned: dict[Key, EphemeralResource] = field(default_factory=dict)
+    lease_s: float
+    owned: dict[ResourceKey, EphemeralResource] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     actions: list[Callable[[], object]] = field(default_factory=list)
     starting: dict[str, list[Start]] = field(default_factory=dict)
 
     def put(self, name: str, node: str, amount: int) -> None:
-        """Make a name be there with this amount."""
+        """Create a resource or set its amount."""
         if not self.controller.table.entries[name][node].until:
-            self.actions.append(partial(self._put, name, node, amount))
+            self.actions.append(partial(self._write, name, node, amount))
 
     def drop(self, name: str, node: str) -> None:
-        """Make a name be gone."""
-        self.actions.append(partial(self._drop, (name, node)))
+        """Delete a resource."""
+        self.actions.append(partial(self._delete, (name, node)))
 
     def start(self, task: Task, node: str) -> None:
-        """Start a task; those of a gang at once, with the last of them."""
+        """Start a task; the tasks of a gang start together with its last one."""
         view = self.controller.view
         key = task.key(view.gang_key) or task.name
         unit = self.starting.setdefault(key, [])
-        unit.append(Start(task.name, node, tuple(ask for ask, _ in collect_requests(self.controller.policies, task))))
+        asks = tuple(ask for ask, _ in collect_requests(self.controller.policies, task))
+        unit.append(Start(task.name, node, asks))
         self.attempts[task.name] = self.attempts.get(task.name, 0) + 1
         if len(unit) >= len(view.members.get(key, unit)):
             self.actions.append(partial(self.backend.start, self.starting.pop(key)))
 
     def stop(self, task: Task) -> None:
-        """Preempt a task."""
+        """Preempt a task, unless the backend has stopped it itself."""
         if task.name in self.gated:
             self.gated.discard(task.name)
         else:
             self.actions.append(partial(self.backend.preempt, task.name))
 
     def refuse(self, task: Task, reason: str) -> None:
-        """Tell that a task never runs."""
+        """Reject a task for good."""
         self.actions.append(partial(self.backend.refuse, task.name, reason))
 
     def flush(self) -> None:
-        """Do what was decided."""
+        """Carry out the collected decisions."""
         self.actions += [partial(self.backend.start, unit) for unit in self.starting.values()]
-        todo, self.actions, self.starting = self.actions, [], {}
-        for action in todo:
+        actions, self.actions, self.starting = self.actions, [], {}
+        for action in actions:
             action()
 
-    def reconcile(self, there: Sequence[EphemeralResource]) -> None:
-        """Make the owner's names on the cluster be what the loop wants: drift, leaks and gaps are mended."""
-        self.owned = {(item.name, item.node): item for item in there if item.owner == self.owner}
-        needed = {(item.name, item.node): item for item in self.controller.table.snapshot() if not item.until}
-        for key in [key for key in self.owned if key not in needed]:
-            self._drop(key)
-        for key, item in needed.items():
-            if key not in self.owned or self.owned[key].amount != item.amount:
-                self._put(*key, item.amount)
+    def reconcile(self, existing: Sequence[EphemeralResource]) -> None:
+        """Make the owner's resources on the cluster equal to those of the controller.
 
-    def _put(self, name: str, node: str, amount: int) -> None:
-        there = self.owned.get((name, node))
-        if there is not None:
-            made = self.backend.resize(name, node, amount, epoch=there.epoch)
+        Args:
+            existing: All resources on the cluster.
+        """
+        self.owned = {(entry.name, entry.node): entry for entry in existing if entry.owner == self.owner}
+        desired = {(entry.name, entry.node): entry for entry in self.controller.table.snapshot() if not entry.until}
+        for key in [key for key in self.owned if key not in desired]:
+            self._delete(key)
+        for key, entry in desired.items():
+            if key not in self.owned or self.owned[key].amount != entry.amount:
+                self._write(*key, entry.amount)
+
+    def _write(self, name: str, node: str, amount: int) -> None:
+        current = self.owned.get((name, node))
+        if current is not None:
+            written = self.backend.resize(name, node, amount, epoch=current.epoch)
         else:
-            made = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease)
-        self.owned[name, node] = made
+            written = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease_s)
+        self.owned[name, node] = written
 
-    def _drop(self, key: Key) -> None:
-        there = self.owned.pop(key, None)
-        if there is not None:
-            self.backend.delete(*key, epoch=there.epoch)
-
-
-def build_actuator(
-    backend: Backend, loop: Controller, owner: str, lease: float, attempts: Iterable[tuple[str, int]]
-) -> Actuator:
-    """Return the hands of a loop that has just adopted tasks, each with the number of its starts."""
-    return Actuator(backend, loop, owner, lease, attempts=dict(attempts))
+    def _delete(self, key: ResourceKey) -> None:
+        current = self.owned.pop(key, None)
+        if current is not None:
+            self.backend.delete(*key, epoch=current.epoch)

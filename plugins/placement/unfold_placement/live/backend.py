@@ -1,7 +1,8 @@
-"""The contract of a live cluster: what a backend does for the loop that runs the policies.
+"""The contract of a live cluster: what a backend does for the control loop.
 
-All that outlives a controller is kept here: names with owner, lease and epoch; tasks with where and since when they
-run; and who leads. A controller keeps nothing, so another one, or the same one started again, goes on from a snapshot.
+The backend stores everything that outlives a controller: ephemeral resources with owner, lease and epoch, tasks with
+their node and start, and the leader. A controller stores nothing. Hence another controller, or the same one after a
+restart, continues from a snapshot.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Protocol
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Node, Task
 
 WAITING, RUNNING, DONE, REFUSED, GONE = "waiting", "running", "done", "refused", "gone"
-"""States of a task: gated, started, ended, refused by a policy, taken back by whoever submitted it."""
+"""States of a task: gated, started, ended, rejected by a policy, withdrawn by its submitter."""
 
 SUBMITTED, STARTED, ENDED, FAILED, PREEMPTED, WITHDRAWN, DECLINED = (
     "submitted", "started", "ended", "failed", "preempted", "withdrawn", "declined",
 )  # fmt: skip
-"""What happens to a task; ``failed``: it could not start or was stopped from outside, and waits again."""
+"""Changes of a task. After ``failed`` it waits again: it could not start, or was stopped from outside."""
 JOINED, LEFT = "joined", "left"
-"""What happens to a node."""
+"""Changes of a node."""
 CREATED, RESIZED, DELETED, EXPIRED = "created", "resized", "deleted", "expired"
-"""What happens to a name."""
+"""Changes of an ephemeral resource."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A task of a unit that starts: where, and what it asks for and holds to its end."""
+    """One task of a unit that starts: its node, and the requests that it holds until its end."""
 
     task: str
     node: str
@@ -37,9 +38,17 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A task as the backend knows it. Times are seconds of the backend's clock; infinite means not yet.
+    """A task as the backend stores it. Times are seconds of the backend's clock; infinity means not yet.
 
-    ``attempt`` counts the starts; ``outcome`` says why it was refused or how it ended, where there is something to say.
+    Attributes:
+        task: The task.
+        state: ``waiting``, ``running``, ``done``, ``refused`` or ``gone``.
+        node: Node of the last start.
+        asks: Requests that the running task holds.
+        started: Time of the last start.
+        ended: Time of the end.
+        attempt: Number of starts.
+        outcome: Why it was rejected or how it ended; empty if it succeeded.
     """
 
     task: Task
@@ -54,9 +63,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that happened, in an order that all see alike: ``number`` grows by one with each.
+    """A change of the cluster, in an order that all observers share.
 
-    ``by`` is the leader that did it, or empty.
+    Attributes:
+        number: Grows by one with each change.
+        kind: Kind of change.
+        time: Seconds of the backend's clock.
+        task: The task, or empty.
+        node: The node, or ``ANYWHERE``.
+        name: The ephemeral resource, or empty.
+        by: The leader or owner that caused it, or empty.
+        record: The task's record after the change.
     """
 
     number: int
@@ -71,7 +88,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything at one moment; watching goes on ``after`` it. Records are in the order of submission."""
+    """The cluster at one moment; watching continues ``after`` it. Records are in order of submission."""
 
     after: int
     nodes: tuple[Node, ...]
@@ -80,75 +97,80 @@ class Snapshot:
 
 
 class Backend(Protocol):
-    """A live cluster. Amounts of names are whole units, times seconds of the backend's own clock.
+    """A live cluster. Resource amounts are whole units, times seconds of the backend's own clock.
 
-    Writes of a handle that led and does no longer raise, so that of two controllers one is heard.
+    Writes of a handle that has lost leadership raise, so that only one controller has an effect.
     """
 
     def now(self) -> float:
-        """Return the time, the same for all who ask: seconds since the cluster's bookkeeping began."""
+        """Return the time in seconds since the backend's records began, equal for all handles."""
 
     def snapshot(self) -> Snapshot:
-        """Return everything: nodes, names, tasks that wait or run, and those that ended not long ago."""
+        """Return nodes, ephemeral resources, waiting and running tasks, and tasks that ended recently."""
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
-        """Wait, at most ``timeout`` seconds, for changes after a number; nothing (None): too old, take a snapshot."""
+        """Wait up to ``timeout`` seconds for changes after a number; None means too old: take a snapshot."""
 
-    def lead(self, who: str, ttl: float) -> bool:
-        """Become or stay the leader for ``ttl`` seconds; return whether one is. ``who`` is a process, not a spec."""
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay leader for ``ttl`` seconds; return whether it succeeded. ``holder`` names a process."""
 
     def resign(self) -> None:
-        """Lead no longer, so that another can at once; names stay for their lease."""
+        """Give up leadership at once; ephemeral resources live on for their lease."""
 
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
     ) -> EphemeralResource:  # fmt: skip
-        """Create a name; it is gone after ``ttl`` unless renewed, or as the task ``until`` ends or is preempted.
+        """Create an ephemeral resource.
+
+        It is deleted after ``ttl`` unless renewed, or when the task ``until`` ends or is preempted.
 
         Raises:
-            UnfoldError: the name is there already, or there is no such node.
+            UnfoldError: it exists already, or the node does not exist.
         """
 
     def resize(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
     ) -> EphemeralResource:
-        """Set the amount of a name: below what is held, nothing new matches until holders end.
+        """Set the amount of a resource. Below the held amount, nothing new matches until holders end.
 
         Raises:
-            UnfoldError: the name is not there, or its epoch is not ``epoch`` (compare and set).
+            UnfoldError: it does not exist, or its epoch is not ``epoch`` (compare-and-set).
         """
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
     ) -> tuple[str, ...]:
-        """Delete a name: no new match; holders keep it to their end, or with ``force`` are preempted and returned.
+        """Delete a resource: it no longer matches, and holders keep it until their end.
+
+        Returns:
+            With ``force`` the holders, which were preempted; else nothing.
 
         Raises:
-            UnfoldError: the name is not there, or its epoch is not ``epoch``.
+            UnfoldError: it does not exist, or its epoch is not ``epoch``.
         """
 
     def renew(self, owner: str, ttl: float) -> int:
-        """Let every name of an owner live ``ttl`` seconds from now; return how many there are."""
+        """Extend the lease of every resource of an owner to ``ttl`` seconds from now; return their number."""
 
     def submit(self, task: Task) -> None:
-        """Take a task into the queue, behind a gate. Its arrival becomes now, its deadline counts from now.
+        """Enqueue a task behind a gate. Its arrival becomes now, and its deadline counts from now.
 
         Raises:
-            UnfoldError: there is a task of that name.
+            UnfoldError: a task of that name exists.
         """
 
     def start(self, unit: Sequence[Start]) -> None:
-        """Open the gate of tasks that start together, each on its node: all of them, or none.
+        """Open the gates of tasks that start together, each on its node: all of them, or none.
 
-        What cannot be placed after all is told as ``failed`` of every task of the unit, which then waits again.
+        If one cannot be placed, ``failed`` is reported for every task of the unit, and all wait again.
         """
 
     def preempt(self, task: str) -> None:
-        """Stop a running task and gate it again; nothing happens to one that does not run."""
+        """Stop a running task and gate it again; a task that does not run is left unchanged."""
 
     def refuse(self, task: str, reason: str) -> None:
-        """Take a waiting task out of the queue for good."""
+        """Reject a waiting task for good."""
 
     def withdraw(self, task: str) -> None:
-        """Take a task back, waiting or running, as whoever submitted it wants."""
+        """Withdraw a waiting or running task, as its submitter requests."""

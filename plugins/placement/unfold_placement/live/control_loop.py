@@ -1,38 +1,53 @@
-"""The controller of a live cluster: the policies of the simulator, driven by what happens on a backend."""
+"""The control loop of a live cluster: the policies of the simulator, driven by the changes of a backend."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller, build_controller
 from unfold_placement.core.explain import History, record_history
-from unfold_placement.core.policy import Policy
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import Task
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.actuator import Actuator, build_actuator
+from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.backend import Backend, Change, Snapshot
 from unfold_placement.live.recovery import adopt_cluster, end_task, submit_task
+from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
 
-ROWS = 20_000
-"""Tasks that a loop keeps in mind before it starts afresh from a snapshot."""
-FAILURES = 20
-"""Errors in a row after which a controller gives up."""
+MAX_ROWS = 20_000
+"""Tasks that a controller keeps before it starts anew from a snapshot."""
+MAX_FAILURES = 20
+"""Consecutive errors after which the loop gives up."""
+ELECTIONS_PER_TERM = 4
+PAUSES_PER_TERM = 20
 
 
 @dataclass(slots=True)
 class ControlLoop:
-    """Runs policies against a backend while it leads; ``who`` is this process, ``owner`` whose the names are.
+    """Runs policies against a backend while it leads.
 
-    ``ttl`` is how long (s) it leads, and ``lease`` how long its names live, without a sign of life.
+    Attributes:
+        backend: The cluster.
+        make_policies: Builds the policies anew.
+        process_id: Name of this process in elections.
+        owner: Owner of the ephemeral resources, shared by all processes of a spec.
+        leader_ttl_s: How long (s) leadership lasts without a renewal.
+        lease_s: How long (s) ephemeral resources live without a renewal.
+        actuator: The controller's actuator; None until the cluster is adopted.
+        last_change: Number of the last change that was processed.
+        is_leader: Whether this process leads.
+        next_election_s: When leadership is next renewed or claimed.
+        failures: Consecutive errors.
+        history: Changes of ephemeral resources, for explanations.
+        lock: Guards the controller against readers of its status.
     """
 
     backend: Backend
-    make_policies: Callable[[], Sequence[Policy]]
+    make_policies: PolicyFactory
     process_id: str
     owner: str
     leader_ttl_s: float = 5.0
@@ -46,120 +61,134 @@ class ControlLoop:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def step(self, timeout: float = 1.0) -> bool:
-        """Deal with what happens within ``timeout`` seconds at most; return whether this one leads.
+        """Process changes for up to ``timeout`` seconds; return whether this process leads.
 
         Raises:
-            UnfoldError: the same again and again, whatever the backend is asked.
+            UnfoldError: the backend failed too often in succession.
         """
         try:
-            if self._leading():
-                self.actuator = self._adopted() if self.actuator is None else self._listened(self.actuator, timeout)
+            if self._renew_leadership():
+                self.actuator = self._adopt() if self.actuator is None else self._watch(self.actuator, timeout)
                 self.failures = 0
         except UnfoldError:
-            # somebody else leads, or what this one knows has passed: a snapshot tells
+            # another process leads, or the controller's state is outdated: continue from a snapshot
             self.actuator, self.next_election_s, self.failures = None, 0.0, self.failures + 1
-            if self.failures > FAILURES:
+            if self.failures > MAX_FAILURES:
                 raise
         return self.is_leader
 
     def stop(self) -> None:
-        """Let another lead. What runs goes on; names live on for their lease, for whoever adopts them."""
+        """Give up leadership. Running tasks continue; ephemeral resources live on for their lease."""
         self.actuator = None
         if self.is_leader:
             self.is_leader = False
             self.backend.resign()
 
-    def _leading(self) -> bool:
+    def _renew_leadership(self) -> bool:
         now = self.backend.now()
         if now >= self.next_election_s:
-            led, self.is_leader = self.is_leader, self.backend.lead(self.process_id, self.leader_ttl_s)
-            self.next_election_s = now + self.leader_ttl_s / 4
+            was_leader, self.is_leader = self.is_leader, self.backend.lead(self.process_id, self.leader_ttl_s)
+            self.next_election_s = now + self.leader_ttl_s / ELECTIONS_PER_TERM
             if self.is_leader:
                 self.backend.renew(self.owner, self.lease_s)
-            if not self.is_leader or not led:
+            if not self.is_leader or not was_leader:
                 self.actuator = None
         return self.is_leader
 
-    def _adopted(self) -> Actuator:
-        seen = self.backend.snapshot()
-        self.last_change = seen.after
-        loop = self._fresh(seen)
-        self.history = record_history(loop)
-        refused = adopt_cluster(loop, seen.records, self.backend.now())
-        waiting = {record.task.name for record in seen.records if record.state == kinds.WAITING}
-        for task in waiting & refused.keys():
-            self.backend.refuse(task, refused[task])
-        attempts = [(record.task.name, record.attempt) for record in seen.records]
-        loop.sink = made = build_actuator(self.backend, loop, self.owner, self.lease_s, attempts)
-        made.reconcile(seen.names)
-        loop.process_events()
-        made.flush()
-        return made
+    def _adopt(self) -> Actuator:
+        snapshot = self.backend.snapshot()
+        self.last_change = snapshot.after
+        controller = self._new_controller(snapshot)
+        self.history = record_history(controller)
+        failures = adopt_cluster(controller, snapshot.records, self.backend.now())
+        waiting = {record.task.name for record in snapshot.records if record.state == kinds.WAITING}
+        for task in waiting & failures.keys():
+            self.backend.refuse(task, failures[task])
+        attempts = {record.task.name: record.attempt for record in snapshot.records}
+        actuator = Actuator(self.backend, controller, self.owner, self.lease_s, attempts=attempts)
+        controller.sink = actuator
+        actuator.reconcile(snapshot.names)
+        controller.process_events()
+        actuator.flush()
+        return actuator
 
-    def _fresh(self, seen: Snapshot) -> Controller:
-        made = build_controller(
-            build_resource_table(sorted(seen.nodes, key=lambda node: node.name)), self.make_policies()
-        )
-        made.knows_end_times = False
-        return made
+    def _new_controller(self, snapshot: Snapshot) -> Controller:
+        nodes = sorted(snapshot.nodes, key=lambda node: node.name)
+        controller = build_controller(build_resource_table(nodes), self.make_policies())
+        controller.knows_end_times = False
+        return controller
 
-    def _listened(self, mine: Actuator, timeout: float) -> Actuator | None:
-        loop = mine.controller
+    def _watch(self, actuator: Actuator, timeout: float) -> Actuator | None:
+        """Wait for changes and process them; None where the controller must start anew."""
+        controller, table = actuator.controller, actuator.controller.table
         now = self.backend.now()
-        changes = self.backend.watch(
-            self.last_change, max(0.0, min(timeout, loop.next_wakeup_s - now, self.next_election_s - now))
-        )
-        if changes is None or len(loop.table.tasks) > ROWS or any(self._strange(loop, change) for change in changes):
+        wait_s = max(0.0, min(timeout, controller.next_wakeup_s - now, self.next_election_s - now))
+        changes = self.backend.watch(self.last_change, wait_s)
+        if changes is None or len(table.tasks) > MAX_ROWS:
+            return None
+        if any(self._requires_snapshot(controller, change) for change in changes):
             return None
         now = self.backend.now()
         with self.lock:
-            loop.table.state.clock[0] = max(loop.table.now, now)
+            table.state.clock[0] = max(table.now, now)
             for change in changes:
                 self.last_change = change.number
-                self._hear(mine, change)
-            loop.fire_timers() if loop.next_wakeup_s <= loop.table.now else loop.process_events()
-        mine.flush()
-        return mine
+                self._apply_change(actuator, change)
+            if controller.next_wakeup_s <= table.now:
+                controller.fire_timers()
+            else:
+                controller.process_events()
+        actuator.flush()
+        return actuator
 
-    def _strange(self, loop: Controller, change: Change) -> bool:
-        expired = change.kind == kinds.EXPIRED and change.by == self.owner
-        return expired or (change.kind == kinds.JOINED and change.node not in loop.table.node_rows)
+    def _requires_snapshot(self, controller: Controller, change: Change) -> bool:
+        has_own_expiry = change.kind == kinds.EXPIRED and change.by == self.owner
+        return has_own_expiry or (change.kind == kinds.JOINED and change.node not in controller.table.node_rows)
 
-    def _hear(self, mine: Actuator, change: Change) -> None:
-        loop = mine.controller
+    def _apply_change(self, actuator: Actuator, change: Change) -> None:
+        controller, table = actuator.controller, actuator.controller.table
         if change.kind in {kinds.JOINED, kinds.LEFT}:
-            up = change.kind == kinds.JOINED
-            if loop.table.state.is_up[loop.table.node_rows[change.node]] != up:
-                loop.set_node_up(change.node, is_up=up)
+            is_up = change.kind == kinds.JOINED
+            if table.state.is_up[table.node_rows[change.node]] != is_up:
+                controller.set_node_up(change.node, is_up=is_up)
         elif change.kind == kinds.SUBMITTED and change.record is not None:
-            self._come(loop, change.record.task)
-        elif change.task in loop.table.task_rows and change.by != self.process_id:
-            self._happened(mine, change)
+            self._submit(controller, change.record.task)
+        elif change.task in table.task_rows and change.by != self.process_id:
+            self._apply_task_change(actuator, change)
 
-    def _come(self, loop: Controller, task: Task) -> None:
+    def _submit(self, controller: Controller, task: Task) -> None:
         try:
-            submit_task(loop, task)
+            submit_task(controller, task)
         except UnfoldError as error:
             self.backend.refuse(task.name, error.diagnostics[0].message)
 
-    def _happened(self, mine: Actuator, change: Change) -> None:
-        loop, row = mine.controller, mine.controller.table.task_rows[change.task]
+    def _apply_task_change(self, actuator: Actuator, change: Change) -> None:
+        controller = actuator.controller
+        row = controller.table.task_rows[change.task]
         if change.kind in {kinds.ENDED, kinds.WITHDRAWN}:
-            end_task(loop, change.task, done=change.kind == kinds.ENDED)
-        elif change.kind in {kinds.FAILED, kinds.PREEMPTED} and self._last(mine, change):
-            mine.gated.add(change.task)
-            loop.preempt(loop.table.tasks[row])
+            end_task(controller, change.task, has_finished=change.kind == kinds.ENDED)
+        elif change.kind in {kinds.FAILED, kinds.PREEMPTED} and self._is_current_attempt(actuator, change):
+            actuator.gated.add(change.task)
+            controller.preempt(controller.table.tasks[row])
 
-    def _last(self, mine: Actuator, change: Change) -> bool:
-        runs = mine.controller.table.state.status[mine.controller.table.task_rows[change.task]] == kernel.RUNNING
-        return bool(runs) and change.record is not None and change.record.attempt == mine.attempts.get(change.task)
+    def _is_current_attempt(self, actuator: Actuator, change: Change) -> bool:
+        table = actuator.controller.table
+        is_running = table.state.status[table.task_rows[change.task]] == kernel.RUNNING
+        is_current = change.record is not None and change.record.attempt == actuator.attempts.get(change.task)
+        return bool(is_running) and is_current
 
 
-def run_until_stopped(live: ControlLoop, stopped: Callable[[], bool], pause: Callable[[float], object]) -> None:
-    """Step until it is to stop; ``pause`` waits for so many seconds, or less."""
+def run_until_stopped(loop: ControlLoop, is_stopped: Callable[[], bool], pause: Callable[[float], object]) -> None:
+    """Step a control loop until it is stopped.
+
+    Args:
+        loop: The loop.
+        is_stopped: Returns whether to stop.
+        pause: Waits for up to so many seconds.
+    """
     try:
-        while not stopped():
-            if not live.step() or live.actuator is None:
-                pause(live.leader_ttl_s / 20)
+        while not is_stopped():
+            if not loop.step() or loop.actuator is None:
+                pause(loop.leader_ttl_s / PAUSES_PER_TERM)
     finally:
-        live.stop()
+        loop.stop()

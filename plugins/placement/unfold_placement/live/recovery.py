@@ -1,4 +1,4 @@
-"""How a fresh loop takes over a running cluster: what happened is told to its policies again, at its times."""
+"""How a new controller takes over a running cluster: its policies receive the recorded history again."""
 
 from __future__ import annotations
 
@@ -13,105 +13,118 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfoldkit.api import UnfoldError
 
-Happening = tuple[float, int, Record]
-COMES, STARTS, ENDS = range(3)
+PastEvent = tuple[float, int, Record]
+"""Time (s), one of the codes below, and the record."""
+SUBMISSION, START, END = range(3)
 
 
-def adopt_cluster(loop: Controller, records: Sequence[Record], now: float) -> dict[str, str]:
-    """Bring a loop to where the cluster is without starting anything; return the tasks that it cannot take, and why.
+def adopt_cluster(controller: Controller, records: Sequence[Record], now: float) -> dict[str, str]:
+    """Bring a new controller to the state of a cluster without starting anything.
 
-    Policies see every task that is remembered come, start where it did, and end; so what they keep in mind (turns,
-    shares, stages) is there again. What they would decide otherwise by now never moves a task that runs. Those that
-    wait come last, now, when it is known what is free: only then is anything decided.
+    Policies receive the submission, start and end of every recorded task at its time. Hence their state (admissions,
+    shares, stages) is restored. Running tasks stay where they are, even if a policy would now decide differently.
+    Waiting tasks are submitted last, at ``now``, when the free capacity is known: only then is anything decided.
+
+    Returns:
+        Why tasks could not be added, by name.
     """
-    loop.starts_tasks = False
-    loop.table.state.clock[0] = 0.0
-    loop.begin()
-    refused: dict[str, str] = {}
+    controller.starts_tasks = False
+    controller.table.state.clock[0] = 0.0
+    controller.begin()
+    failures: dict[str, str] = {}
     past = [record for record in records if record.state != kinds.WAITING]
-    for time, batch in groupby(sorted(_happenings(past), key=lambda item: item[:2]), key=lambda item: item[0]):
-        _forward(loop, time)
-        for _, what, record in batch:
-            if record.task.name not in refused:
-                refused.update(_tell(loop, what, record))
-        loop.process_events()
-    _hold(loop, [record for record in records if record.state == kinds.RUNNING])
-    _forward(loop, now)
-    loop.starts_tasks = True
+    events = sorted(_past_events(past), key=lambda event: event[:2])
+    for time, batch in groupby(events, key=lambda event: event[0]):
+        _advance_clock(controller, time)
+        for _, code, record in batch:
+            if record.task.name not in failures:
+                failures.update(_replay_event(controller, code, record))
+        controller.process_events()
+    _resume_running(controller, [record for record in records if record.state == kinds.RUNNING])
+    _advance_clock(controller, now)
+    controller.starts_tasks = True
     for record in records:
         if record.state == kinds.WAITING:
-            refused.update(_tell(loop, COMES, record))
-    return refused
+            failures.update(_replay_event(controller, SUBMISSION, record))
+    return failures
 
 
-def submit_task(loop: Controller, task: Task) -> None:
-    """Put a task into a loop's queue.
+def submit_task(controller: Controller, task: Task) -> None:
+    """Enqueue a task in a controller.
 
     Raises:
-        UnfoldError: it asks for what no node has, or for too many names.
+        UnfoldError: it demands what no node has, or has too many requests.
     """
-    loop.table.add_tasks([task], [collect_requests(loop.policies, task)])
-    loop.reserve_log()
-    row = loop.table.task_rows[task.name]
-    kernel.enqueue(loop.table.state, row)
-    kernel.log_event(loop.table.state, kernel.LOG_SUBMITTED, row, -1)
+    controller.table.add_tasks([task], [collect_requests(controller.policies, task)])
+    controller.reserve_log()
+    row = controller.table.task_rows[task.name]
+    kernel.enqueue(controller.table.state, row)
+    kernel.log_event(controller.table.state, kernel.LOG_SUBMITTED, row, -1)
 
 
-def resume_task(loop: Controller, task: str, node: str) -> None:
-    """Let a waiting task run on a node, whatever is there."""
-    if node not in loop.table.node_rows:
+def resume_task(controller: Controller, task: str, node: str) -> None:
+    """Record that a waiting task runs on a node, whether or not it fits; unknown nodes are ignored."""
+    if node not in controller.table.node_rows:
         return
-    loop.reserve_log()
-    kernel.start_task(loop.table.state, loop.table.task_rows[task], loop.table.node_rows[node], False)
-    loop.read_log()
+    controller.reserve_log()
+    table = controller.table
+    kernel.start_task(table.state, table.task_rows[task], table.node_rows[node], False)
+    controller.read_log()
 
 
-def end_task(loop: Controller, task: str, *, done: bool = True) -> None:
-    """Let a task end: one that runs frees what it holds, one that waits leaves the queue, ``done`` or taken back."""
-    loop.reserve_log()
-    a, row = loop.table.state, loop.table.task_rows[task]
-    if a.status[row] == kernel.RUNNING:
-        kernel.finish_task(a, row, kernel.LOG_ENDED)
-    elif a.status[row] == kernel.WAITING:
-        loop.remove_waiting(row)
-        loop.view.remove_member(loop.table.tasks[row], has_finished=done)
+def end_task(controller: Controller, task: str, *, has_finished: bool = True) -> None:
+    """End a task: a running one releases what it holds, a waiting one leaves the queue.
+
+    Args:
+        controller: The controller.
+        task: Name of the task.
+        has_finished: False where the task was withdrawn.
+    """
+    controller.reserve_log()
+    state, row = controller.table.state, controller.table.task_rows[task]
+    if state.status[row] == kernel.RUNNING:
+        kernel.finish_task(state, row, kernel.LOG_ENDED)
+    elif state.status[row] == kernel.WAITING:
+        controller.remove_waiting(row)
+        controller.view.remove_member(controller.table.tasks[row], has_finished=has_finished)
 
 
-def _happenings(records: Iterable[Record]) -> Iterator[Happening]:
+def _past_events(records: Iterable[Record]) -> Iterator[PastEvent]:
     for record in records:
-        yield record.task.arrival, COMES, record
+        yield record.task.arrival, SUBMISSION, record
         if math.isfinite(record.started):
-            yield record.started, STARTS, record
+            yield record.started, START, record
         if math.isfinite(record.ended):
-            yield record.ended, ENDS, record
+            yield record.ended, END, record
 
 
-def _tell(loop: Controller, what: int, record: Record) -> dict[str, str]:
+def _replay_event(controller: Controller, code: int, record: Record) -> dict[str, str]:
     name = record.task.name
-    if what == COMES:
+    if code == SUBMISSION:
         try:
-            submit_task(loop, record.task)
+            submit_task(controller, record.task)
         except UnfoldError as error:
             return {name: error.diagnostics[0].message}
         return {}
-    loop.process_events()
-    if what == ENDS:
-        end_task(loop, name, done=record.state == kinds.DONE)
-    elif loop.view.is_waiting(record.task):
-        resume_task(loop, name, record.node)
+    controller.process_events()
+    if code == END:
+        end_task(controller, name, has_finished=record.state == kinds.DONE)
+    elif controller.view.is_waiting(record.task):
+        resume_task(controller, name, record.node)
     return {}
 
 
-def _forward(loop: Controller, time: float) -> None:
-    while loop.next_wakeup_s <= time:
-        loop.table.state.clock[0] = max(loop.table.now, loop.next_wakeup_s)
-        loop.fire_timers()
-    loop.table.state.clock[0] = max(loop.table.now, time)
+def _advance_clock(controller: Controller, time: float) -> None:
+    clock = controller.table.state.clock
+    while controller.next_wakeup_s <= time:
+        clock[0] = max(controller.table.now, controller.next_wakeup_s)
+        controller.fire_timers()
+    clock[0] = max(controller.table.now, time)
 
 
-def _hold(loop: Controller, running: Sequence[Record]) -> None:
+def _resume_running(controller: Controller, running: Sequence[Record]) -> None:
     for record in running:
-        row = loop.table.task_rows.get(record.task.name)
-        if row is not None and loop.table.state.status[row] != kernel.RUNNING:
-            resume_task(loop, record.task.name, record.node)
-    loop.process_events()
+        row = controller.table.task_rows.get(record.task.name)
+        if row is not None and controller.table.state.status[row] != kernel.RUNNING:
+            resume_task(controller, record.task.name, record.node)
+    controller.process_events()

@@ -1,6 +1,6 @@
-"""The bookkeeping of a cluster without a store of its own: names, leases, epochs, tasks, the leader, what happened.
+"""The records of a cluster that has no store of its own: resources, leases, epochs, tasks, leader and changes.
 
-One object, one lock. The Ray backend keeps it in an actor, the in-process backend beside the controller.
+One object with one lock. The Ray backend keeps it in an actor, the in-process backend beside the controller.
 """
 
 from __future__ import annotations
@@ -17,22 +17,39 @@ from unfold_placement.live.backend import Change, Record, Snapshot, Start
 from unfoldkit.api import fail
 
 MAX_ENDED = 1000
-"""Ended tasks that are remembered, for stages and for fairness over time."""
+"""Ended tasks that are kept, for stage barriers and for fairness over time."""
 MAX_CHANGES = 20_000
-"""Changes that are remembered; who is further behind takes a snapshot."""
+"""Changes that are kept; an observer that is further behind takes a snapshot."""
 ALIVE = (kinds.WAITING, kinds.RUNNING)
-Key = tuple[str, str]
+ResourceKey = tuple[str, str]
+"""Name and node of an ephemeral resource."""
 
 
 @dataclass(slots=True)
 class StateStore:
-    """What a cluster's controllers and clients agree on. ``term`` counts leaders; ``clock`` gives seconds."""
+    """The shared records of a cluster's controllers and clients.
+
+    Attributes:
+        clock: Returns seconds.
+        nodes: Nodes by name.
+        resources: Ephemeral resources by name and node.
+        records: Tasks by name.
+        task_bound: Resources that are deleted with each task.
+        log: The latest changes.
+        ended: Names of ended tasks, oldest first.
+        last_number: Number of the last change.
+        epoch: Version of the last resource change.
+        leader: Process that leads or led last.
+        term: Counts leaders.
+        leads_until: End of the leadership in seconds.
+        changed: Lock of the store, notified at every change.
+    """
 
     clock: Callable[[], float]
     nodes: dict[str, Node] = field(default_factory=dict)
-    resources: dict[Key, EphemeralResource] = field(default_factory=dict)
+    resources: dict[ResourceKey, EphemeralResource] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
-    task_bound: dict[str, set[Key]] = field(default_factory=dict)
+    task_bound: dict[str, set[ResourceKey]] = field(default_factory=dict)
     log: deque[Change] = field(default_factory=lambda: deque(maxlen=MAX_CHANGES))
     ended: deque[str] = field(default_factory=deque)
     last_number: int = 0
@@ -43,14 +60,14 @@ class StateStore:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def snapshot(self) -> Snapshot:
-        """Return everything at this moment."""
+        """Return the cluster at this moment."""
         with self.changed:
             self.expire_leases()
-            names = tuple(self.resources[key] for key in sorted(self.resources))
-            return Snapshot(self.last_number, tuple(self.nodes.values()), names, tuple(self.records.values()))
+            resources = tuple(self.resources[key] for key in sorted(self.resources))
+            return Snapshot(self.last_number, tuple(self.nodes.values()), resources, tuple(self.records.values()))
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
-        """Return what happened after a change, at the latest after ``timeout`` seconds; None where it is forgotten."""
+        """Wait up to ``timeout`` seconds for changes after a number; None where they are no longer kept."""
         with self.changed:
             self.expire_leases()
             self.changed.wait_for(lambda: self.last_number > after, timeout)
@@ -59,72 +76,74 @@ class StateStore:
                 return None
             return tuple(self.log[index] for index in range(len(self.log) - missed, len(self.log)))
 
-    def lead(self, who: str, ttl: float) -> int:
-        """Return the term of who leads from now on, or 0 while another does."""
+    def lead(self, holder: str, ttl: float) -> int:
+        """Make a process leader for ``ttl`` seconds; return its term, or 0 while another leads."""
         with self.changed:
             now = self.clock()
-            if self.leader != who and now < self.leads_until:
+            if self.leader != holder and now < self.leads_until:
                 return 0
-            if self.leader != who or now >= self.leads_until:
+            if self.leader != holder or now >= self.leads_until:
                 self.term += 1
-            self.leader, self.leads_until = who, now + ttl
+            self.leader, self.leads_until = holder, now + ttl
             return self.term
 
     def resign(self, term: int) -> None:
-        """Let go of the lead, if it is still this term's."""
+        """End the leadership if it still is this term's."""
         with self.changed:
             if term == self.term:
                 self.leads_until = -math.inf
 
     def check_term(self, term: int) -> None:
-        """Hold up who led and does no longer; term 0 is nobody's and passes.
+        """Check that a term still leads; term 0 belongs to handles that never led and passes.
 
         Raises:
-            UnfoldError: another leads, or the lease has ended.
+            UnfoldError: another process leads, or the leadership has ended.
         """
         if term and (term != self.term or self.clock() >= self.leads_until):
             raise fail("another controller leads by now", hint="this one waits until it may lead again")
 
     def join(self, node: Node) -> None:
-        """Add a node, or let it come back."""
+        """Add a node."""
         with self.changed:
             self.nodes[node.name] = node
             self.record_change(kinds.JOINED, node=node.name)
 
     def leave(self, name: str) -> None:
-        """Take a node away: what runs there waits again, names there are gone."""
+        """Remove a node with its resources; tasks that run there wait again."""
         with self.changed:
             del self.nodes[name]
             self.record_change(kinds.LEFT, node=name)
             for key in [key for key in self.resources if key[1] == name]:
                 self._erase(key, kinds.DELETED)
-            for record in [r for r in self.records.values() if r.state == kinds.RUNNING and r.node == name]:
-                self.fail(record.task.name, record.attempt, f"{name} is gone")
+            running = [record for record in self.records.values() if record.state == kinds.RUNNING]
+            for record in running:
+                if record.node == name:
+                    self.fail(record.task.name, record.attempt, f"{name} has left the cluster")
 
     def create(
         self, name: str, node: str, amount: int, *, owner: str = "", ttl: float = math.inf, until: str = ""
     ) -> EphemeralResource:
-        """Create a name."""
+        """Create an ephemeral resource."""
         with self.changed:
             self.expire_leases()
             if (name, node) in self.resources:
-                raise fail(f"{name} is there already on {node or 'the cluster'}", hint="resize it")
+                raise fail(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
             if node != ANYWHERE and node not in self.nodes:
                 raise fail(f"there is no node {node}")
             now = self.clock()
-            return self._set(EphemeralResource(name, node, amount, owner, 0, now, now + ttl, until), kinds.CREATED)
+            return self._write(EphemeralResource(name, node, amount, owner, 0, now, now + ttl, until), kinds.CREATED)
 
     def resize(self, name: str, node: str, amount: int, *, epoch: int | None = None) -> EphemeralResource:
-        """Set the amount of a name."""
+        """Set the amount of a resource."""
         with self.changed:
-            return self._set(replace(self._checked(name, node, epoch), amount=amount), kinds.RESIZED)
+            return self._write(replace(self._find(name, node, epoch), amount=amount), kinds.RESIZED)
 
     def delete(
         self, name: str, node: str, *, force: bool = False, epoch: int | None = None, by: str = ""
     ) -> tuple[str, ...]:
-        """Delete a name; with ``force``, gate its holders again and return them."""
+        """Delete a resource; with ``force``, gate its holders again and return them."""
         with self.changed:
-            self._checked(name, node, epoch)
+            self._find(name, node, epoch)
             holders = self.holders(name, node) if force else ()
             self._erase((name, node), kinds.DELETED)
             for task in holders:
@@ -132,50 +151,59 @@ class StateStore:
             return holders
 
     def holders(self, name: str, node: str = ANYWHERE) -> tuple[str, ...]:
-        """Return the running tasks that hold a name."""
+        """Return the running tasks that hold a resource."""
         return tuple(
-            r.task.name for r in self.records.values()
-            if r.state == kinds.RUNNING and any(ask.name == name for ask in r.asks) and node in {ANYWHERE, r.node}
-        )  # fmt: skip
+            record.task.name
+            for record in self.records.values()
+            if record.state == kinds.RUNNING
+            and any(ask.name == name for ask in record.asks)
+            and node in {ANYWHERE, record.node}
+        )
 
     def renew(self, owner: str, ttl: float) -> int:
-        """Let an owner's names live on."""
+        """Extend the leases of an owner's resources; return their number."""
         with self.changed:
             self.expire_leases()
-            mine = [key for key, item in self.resources.items() if item.owner == owner and math.isfinite(item.expires)]
-            for key in mine:
+            leased = [
+                key
+                for key, resource in self.resources.items()
+                if resource.owner == owner and math.isfinite(resource.expires)
+            ]
+            for key in leased:
                 self.resources[key] = replace(self.resources[key], expires=self.clock() + ttl)
-            return len(mine)
+            return len(leased)
 
     def expire_leases(self) -> list[EphemeralResource]:
-        """Delete what has outlived its lease, and return it."""
+        """Delete and return the resources with an ended lease."""
         now = self.clock()
-        gone = [key for key, item in self.resources.items() if item.expires <= now]
-        return [self._erase(key, kinds.EXPIRED) for key in gone]
+        expired = [key for key, resource in self.resources.items() if resource.expires <= now]
+        return [self._erase(key, kinds.EXPIRED) for key in expired]
 
     def submit(self, task: Task) -> Record:
-        """Take a task into the queue."""
+        """Enqueue a task; its arrival becomes now, and its deadline counts from now."""
         with self.changed:
             if task.name in self.records:
-                raise fail(f"task {task.name} is there already", hint="every task has a name of its own")
+                raise fail(f"task {task.name} exists already", hint="task names must be unique")
             now = self.clock()
             record = Record(replace(task, arrival=now, deadline=now + task.deadline))
-            return self._record(record, kinds.SUBMITTED)
+            return self.write_record(record, kinds.SUBMITTED)
 
     def start(self, unit: Sequence[Start], *, by: str = "") -> list[Record]:
-        """Let a unit run; where one of its tasks does not wait, or a node is gone, all are told to have failed."""
+        """Start a unit; if a task does not wait or a node has left, all its waiting tasks fail."""
         with self.changed:
-            known = [(item, self.records[item.task]) for item in unit if item.task in self.records]
-            waiting = [(item, record) for item, record in known if record.state == kinds.WAITING]
-            if len(waiting) < len(unit) or any(item.node not in self.nodes for item in unit):
+            known = [(start, self.records[start.task]) for start in unit if start.task in self.records]
+            waiting = [(start, record) for start, record in known if record.state == kinds.WAITING]
+            if len(waiting) < len(unit) or any(start.node not in self.nodes for start in unit):
                 for _, record in waiting:
-                    self._regate(replace(record, attempt=record.attempt + 1), kinds.FAILED, "")
+                    self.gate_again(replace(record, attempt=record.attempt + 1), kinds.FAILED, "")
                 return []
             now = self.clock()
-            return [self._record(_started(record, item, now), kinds.STARTED, by) for item, record in waiting]
+            return [
+                self.write_record(_started_record(record, start, now), kinds.STARTED, by) for start, record in waiting
+            ]
 
     def end(self, task: str, attempt: int, outcome: str = "") -> bool:
-        """Note that an attempt ended; return whether it was the last one."""
+        """Record the end of an attempt; return whether it was the running one."""
         with self.changed:
             record = self.records.get(task)
             if record is None or record.state != kinds.RUNNING or record.attempt != attempt:
@@ -184,25 +212,25 @@ class StateStore:
             return True
 
     def fail(self, task: str, attempt: int, reason: str) -> bool:
-        """Let a task wait again that could not start, or was stopped from outside."""
+        """Gate a task again which could not start or was stopped from outside."""
         with self.changed:
             record = self.records.get(task)
             if record is None or record.state != kinds.RUNNING or record.attempt != attempt:
                 return False
-            self._regate(replace(record, outcome=reason), kinds.FAILED, "")
+            self.gate_again(replace(record, outcome=reason), kinds.FAILED, "")
             return True
 
     def preempt(self, task: str, *, by: str = "") -> bool:
-        """Gate a running task again."""
+        """Gate a running task again; return whether it ran."""
         with self.changed:
             record = self.records.get(task)
             if record is None or record.state != kinds.RUNNING:
                 return False
-            self._regate(record, kinds.PREEMPTED, by)
+            self.gate_again(record, kinds.PREEMPTED, by)
             return True
 
     def refuse(self, task: str, reason: str, *, by: str = "") -> bool:
-        """Take a waiting task out of the queue for good."""
+        """Reject a waiting task for good; return whether it waited."""
         with self.changed:
             record = self.records.get(task)
             if record is None or record.state != kinds.WAITING:
@@ -211,7 +239,7 @@ class StateStore:
             return True
 
     def withdraw(self, task: str, reason: str = "") -> bool:
-        """Take a task back."""
+        """Withdraw a waiting or running task; return whether there was one."""
         with self.changed:
             record = self.records.get(task)
             if record is None or record.state not in ALIVE:
@@ -220,67 +248,74 @@ class StateStore:
             return True
 
     def record_change(self, kind: str, *, task: str = "", node: str = ANYWHERE, name: str = "", by: str = "") -> None:
-        """Add a change to what happened, and wake who watches."""
+        """Append a change and notify observers."""
         self.last_number += 1
         record = self.records.get(task)
         self.log.append(Change(self.last_number, kind, self.clock(), task, node, name, by, record))
         self.changed.notify_all()
 
-    def _checked(self, name: str, node: str, epoch: int | None) -> EphemeralResource:
-        self.expire_leases()
-        found = self.resources.get((name, node))
-        if found is None:
-            raise fail(f"{name} is not there on {node or 'the cluster'}")
-        if epoch is not None and found.epoch != epoch:
-            raise epoch_conflict(found, epoch)
-        return found
-
-    def _set(self, item: EphemeralResource, kind: str) -> EphemeralResource:
-        self.epoch += 1
-        made = self.resources[item.name, item.node] = replace(item, epoch=self.epoch)
-        if made.until:
-            self.task_bound.setdefault(made.until, set()).add((made.name, made.node))
-        self.record_change(kind, node=made.node, name=made.name, by=made.owner)
-        return made
-
-    def _erase(self, key: Key, kind: str) -> EphemeralResource:
-        gone = self.resources.pop(key)
-        if gone.until:
-            self.task_bound.get(gone.until, set()).discard(key)
-        self.record_change(kind, node=gone.node, name=gone.name, by=gone.owner)
-        return gone
-
-    def _record(self, record: Record, kind: str, by: str = "") -> Record:
+    def write_record(self, record: Record, kind: str, by: str = "") -> Record:
+        """Store a task's record and append the change."""
         self.records[record.task.name] = record
         self.record_change(kind, task=record.task.name, node=record.node, by=by)
         return record
 
-    def _release(self, task: str) -> None:
+    def gate_again(self, record: Record, kind: str, by: str) -> None:
+        """Let a task wait again, and delete the resources bound to it."""
+        self._delete_task_bound(record.task.name)
+        self.write_record(replace(record, state=kinds.WAITING, asks=(), started=math.inf), kind, by)
+
+    def _find(self, name: str, node: str, epoch: int | None) -> EphemeralResource:
+        self.expire_leases()
+        current = self.resources.get((name, node))
+        if current is None:
+            raise fail(f"{name} does not exist on {node or 'the cluster'}")
+        if epoch is not None and current.epoch != epoch:
+            raise epoch_conflict(current, epoch)
+        return current
+
+    def _write(self, resource: EphemeralResource, kind: str) -> EphemeralResource:
+        self.epoch += 1
+        written = self.resources[resource.name, resource.node] = replace(resource, epoch=self.epoch)
+        if written.until:
+            self.task_bound.setdefault(written.until, set()).add((written.name, written.node))
+        self.record_change(kind, node=written.node, name=written.name, by=written.owner)
+        return written
+
+    def _erase(self, key: ResourceKey, kind: str) -> EphemeralResource:
+        resource = self.resources.pop(key)
+        if resource.until:
+            self.task_bound.get(resource.until, set()).discard(key)
+        self.record_change(kind, node=resource.node, name=resource.name, by=resource.owner)
+        return resource
+
+    def _delete_task_bound(self, task: str) -> None:
         for key in self.task_bound.pop(task, ()):
             self._erase(key, kinds.DELETED)
 
-    def _regate(self, record: Record, kind: str, by: str) -> None:
-        self._release(record.task.name)
-        self._record(replace(record, state=kinds.WAITING, asks=(), started=math.inf), kind, by)
-
     def _close(self, record: Record, state: str, kind: str, outcome: str, by: str = "") -> None:
-        self._release(record.task.name)
-        self._record(replace(record, state=state, ended=self.clock(), outcome=outcome), kind, by)
+        self._delete_task_bound(record.task.name)
+        self.write_record(replace(record, state=state, ended=self.clock(), outcome=outcome), kind, by)
         self.ended.append(record.task.name)
         while len(self.ended) > MAX_ENDED:
             del self.records[self.ended.popleft()]
 
 
-def _started(record: Record, item: Start, now: float) -> Record:
-    attempt = record.attempt + 1
+def _started_record(record: Record, start: Start, now: float) -> Record:
     return replace(
-        record, state=kinds.RUNNING, node=item.node, asks=item.asks, started=now, attempt=attempt, outcome=""
+        record,
+        state=kinds.RUNNING,
+        node=start.node,
+        asks=start.asks,
+        started=now,
+        attempt=record.attempt + 1,
+        outcome="",
     )
 
 
 def build_state_store(clock: Callable[[], float], nodes: Iterable[Node] = ()) -> StateStore:
-    """Return the bookkeeping of a cluster that has some nodes."""
-    made = StateStore(clock)
+    """Build the records of a cluster with some nodes."""
+    store = StateStore(clock)
     for node in nodes:
-        made.join(node)
-    return made
+        store.join(node)
+    return store

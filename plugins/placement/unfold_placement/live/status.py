@@ -1,4 +1,4 @@
-"""What a controller does at this moment, as plain data for the live page and for ``/status``."""
+"""The current state of a controller, for the dashboard and ``/status``."""
 
 from __future__ import annotations
 
@@ -9,95 +9,136 @@ from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, explain_wait
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.report.sentences import missing_requirement
 from unfoldkit.serving.observability.dashboard import Board, Grid, Lines, Tile, Watch
 
-SHOWN = 20
+MAX_ROWS = 20
+"""Rows of a table on the dashboard, and explained tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingTask:
-    """A task that waits: since when (s ago), and what it lacks."""
+    """A waiting task, for how long (s) it has waited, and why."""
 
     task: Task
-    since: float
+    waited_s: float
     reasons: tuple[Reason, ...]
 
     @property
-    def lacks(self) -> str:
-        """What it lacks first, in words."""
-        missing = next((reason for reason in self.reasons if not reason.available_on), None)
-        if missing is None:
-            return "everything at one place" if self.reasons else ""
-        return f"{missing.requirement} ({missing.set_by})"
+    def missing(self) -> str:
+        """The first requirement that it lacks, with the policy that controls it."""
+        reason = next((reason for reason in self.reasons if not reason.available_on), None)
+        if reason is None:
+            return missing_requirement(self.reasons) if self.reasons else ""
+        return f"{reason.requirement} ({reason.set_by})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Whether this one leads; the first of those that wait, all that run, and the names on the cluster."""
+    """The state of a controller.
+
+    Attributes:
+        is_leader: Whether this process leads; if not, nothing else is known.
+        waiting_count: Number of waiting tasks.
+        waiting_tasks: The first of them, explained.
+        running_tasks: Task, node and elapsed seconds of every running task.
+        resources: Name, node, amount and owner of every ephemeral resource.
+        nodes: Names of the nodes that are up.
+    """
 
     is_leader: bool
-    waiting: int = 0
+    waiting_count: int = 0
     waiting_tasks: tuple[WaitingTask, ...] = ()
     running_tasks: tuple[tuple[str, str, float], ...] = ()
-    names: tuple[tuple[str, str, int, str], ...] = ()
+    resources: tuple[tuple[str, str, int, str], ...] = ()
     nodes: tuple[str, ...] = ()
 
 
-def read_status(live: ControlLoop) -> Status:
-    """Return what a controller does now; nothing but that it waits, where another leads."""
-    with live.lock:
-        if live.actuator is None or not live.is_leader:
+def read_status(loop: ControlLoop) -> Status:
+    """Read the state of a controller."""
+    with loop.lock:
+        if loop.actuator is None or not loop.is_leader:
             return Status(is_leader=False)
-        loop, history = live.actuator.controller, live.history
-        waiting = list(loop.view.waiting())
-        waits = tuple(_waits(loop, task, history) for task in waiting[:SHOWN])
-        runs = tuple((task.name, node, loop.table.now - began) for task, node, began in loop.view.running())
-        names = tuple((item.name, item.node, item.amount, item.owner) for item in loop.table.snapshot())
-        return Status(True, len(waiting), waits, runs, names, tuple(node.name for node in loop.view.nodes))
+        controller, view = loop.actuator.controller, loop.actuator.controller.view
+        waiting = list(view.waiting())
+        entries = controller.table.snapshot()
+        return Status(
+            is_leader=True,
+            waiting_count=len(waiting),
+            waiting_tasks=tuple(_explain(controller, task, loop.history) for task in waiting[:MAX_ROWS]),
+            running_tasks=tuple((task.name, node, view.now - start) for task, node, start in view.running()),
+            resources=tuple((entry.name, entry.node, entry.amount, entry.owner) for entry in entries),
+            nodes=tuple(node.name for node in view.nodes),
+        )
 
 
-def _waits(loop: Controller, task: Task, history: History) -> WaitingTask:
-    return WaitingTask(task, loop.table.now - task.arrival, tuple(explain_wait(loop, task, history)))
-
-
-def status_to_json(found: Status) -> dict[str, Any]:
-    """Return a status as JSON takes it."""
+def status_to_json(status: Status) -> dict[str, Any]:
+    """Return a status as JSON values, for ``/status``."""
     waits = [
-        {"task": item.task.name, "since_s": round(item.since, 3), "lacks": item.lacks, "needs": [
-            {"need": r.requirement, "where": r.available_on, "missing": r.missing_on, "by": r.set_by}
-            for r in item.reasons]}
-        for item in found.waiting_tasks
-    ]  # fmt: skip
-    runs = [{"task": task, "node": node, "since_s": round(since, 3)} for task, node, since in found.running_tasks]
-    names = [{"name": name, "node": node, "amount": amount, "by": by} for name, node, amount, by in found.names]
+        {
+            "task": waiting.task.name,
+            "since_s": round(waiting.waited_s, 3),
+            "lacks": waiting.missing,
+            "needs": [_reason_to_json(reason) for reason in waiting.reasons],
+        }
+        for waiting in status.waiting_tasks
+    ]
+    runs = [
+        {"task": task, "node": node, "since_s": round(elapsed_s, 3)} for task, node, elapsed_s in status.running_tasks
+    ]
+    names = [
+        {"name": name, "node": node, "amount": amount, "by": owner} for name, node, amount, owner in status.resources
+    ]
     return {
-        "leads": found.is_leader, "nodes": list(found.nodes), "waiting": found.waiting, "waits": waits, "runs": runs,
+        "leads": status.is_leader,
+        "nodes": list(status.nodes),
+        "waiting": status.waiting_count,
+        "waits": waits,
+        "runs": runs,
         "names": names,
-    }  # fmt: skip
+    }
 
 
-def build_dashboard(name: str, live: ControlLoop) -> Watch:
-    """Return what the live page shows: who waits and why, what runs where, and the names."""
+def build_dashboard(name: str, loop: ControlLoop) -> Watch:
+    """Return the function that draws the dashboard: waiting tasks and why, running tasks, ephemeral resources."""
+    return lambda: _draw_board(name, read_status(loop))
 
-    def look() -> Board:
-        found = read_status(live)
-        waits = tuple(
-            (item.task.name, item.task.user, f"{item.since:.1f} s", item.lacks) for item in found.waiting_tasks
-        )
-        runs = tuple((task, node, f"{since:.1f} s") for task, node, since in found.running_tasks[:SHOWN])
-        names = tuple((name, node or "the cluster", str(amount), by) for name, node, amount, by in found.names[:SHOWN])
-        tiles = (
-            Tile("leads", "yes" if found.is_leader else "no", "" if found.is_leader else "another does",
-                 found.is_leader or None),
-            Tile("wait", f"{found.waiting:,}"), Tile("run", f"{len(found.running_tasks):,}"),
-            Tile("names", f"{len(found.names):,}"), Tile("nodes", f"{len(found.nodes):,}"),
-        )  # fmt: skip
-        counts = {"wait": float(found.waiting), "run": float(len(found.running_tasks))}
-        grids = (
-            Grid("who waits, and for what", ("task", "user", "since", "lacks"), waits),
-            Grid("what runs where", ("task", "node", "since"), runs),
-            Grid("names", ("name", "node", "amount", "put by"), names),
-        )
-        return Board(name, "placement", tiles, (Lines("tasks", "", counts),), grids=grids)
 
-    return look
+def _explain(controller: Controller, task: Task, history: History) -> WaitingTask:
+    waited_s = controller.table.now - task.arrival
+    return WaitingTask(task, waited_s, tuple(explain_wait(controller, task, history)))
+
+
+def _reason_to_json(reason: Reason) -> dict[str, str]:
+    return {
+        "need": reason.requirement,
+        "where": reason.available_on,
+        "missing": reason.missing_on,
+        "by": reason.set_by,
+    }
+
+
+def _draw_board(name: str, status: Status) -> Board:
+    waiting = tuple(
+        (entry.task.name, entry.task.user, f"{entry.waited_s:.1f} s", entry.missing) for entry in status.waiting_tasks
+    )
+    running = tuple((task, node, f"{elapsed_s:.1f} s") for task, node, elapsed_s in status.running_tasks[:MAX_ROWS])
+    resources = tuple(
+        (resource, node or "the cluster", str(amount), owner)
+        for resource, node, amount, owner in status.resources[:MAX_ROWS]
+    )
+    leader_note = "" if status.is_leader else "another process leads"
+    tiles = (
+        Tile("leader", "yes" if status.is_leader else "no", leader_note, status.is_leader or None),
+        Tile("waiting", f"{status.waiting_count:,}"),
+        Tile("running", f"{len(status.running_tasks):,}"),
+        Tile("ephemeral resources", f"{len(status.resources):,}"),
+        Tile("nodes", f"{len(status.nodes):,}"),
+    )
+    counts = {"waiting": float(status.waiting_count), "running": float(len(status.running_tasks))}
+    grids = (
+        Grid("waiting tasks and what they lack", ("task", "user", "waited", "lacks"), waiting),
+        Grid("running tasks", ("task", "node", "elapsed"), running),
+        Grid("ephemeral resources", ("name", "node", "amount", "set by"), resources),
+    )
+    return Board(name, "placement", tiles, (Lines("tasks", "", counts),), grids=grids)

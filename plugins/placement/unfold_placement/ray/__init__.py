@@ -1,1 +1,1 @@
-"""The Ray backend."""
+"""The Ray backend. Programs on Ray use :mod:`unfold_placement.ray.api`."""

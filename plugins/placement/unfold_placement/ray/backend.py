@@ -1,4 +1,4 @@
-"""The Ray backend: a handle on the steward of a spec."""
+"""The Ray backend: a handle on the coordinator of a policy."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import Any
 
 from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.ray.coordinator import RESERVATION_TIMEOUT_S, Coordinator
+from unfold_placement.ray.client import get_client
+from unfold_placement.ray.connection import SPACE, call_coordinator, start_coordinator
 from unfold_placement.ray.placement_groups import BUDGET
-from unfoldkit.api import UnfoldError, fail
-
-SPACE = "unfold"
-THREADS = 64
-"""Calls that a steward answers at once: each client and each controller waits in one or two."""
+from unfoldkit.api import fail
 
 
 @dataclass(slots=True)
 class RayBackend:
-    """One controller's or client's handle. ``ahead`` is the steward's time less that of ``clock``, in s."""
+    """One controller's or client's handle.
+
+    Attributes:
+        coordinator: The actor.
+        holder: Name of this process once it stood for leadership.
+        term: Its last term, 0 if it never led.
+        clock_offset_s: The coordinator's time less that of ``clock``, NaN while unknown.
+        clock: Returns seconds of this process.
+    """
 
     coordinator: Any
     holder: str = ""
@@ -30,110 +35,94 @@ class RayBackend:
     clock: Callable[[], float] = time.monotonic
 
     def now(self) -> float:
-        """Return the steward's time, in seconds, by the clock here: set anew with every lease of the lead."""
+        """Return the coordinator's time (s), by the local clock and an offset measured anew with every election."""
         if math.isnan(self.clock_offset_s):
             began = self.clock()
-            told = float(self._ask("now"))
-            self.clock_offset_s = told - (began + self.clock()) / 2
+            remote = float(self._call("now"))
+            self.clock_offset_s = remote - (began + self.clock()) / 2
         return self.clock() + self.clock_offset_s
 
     def snapshot(self) -> Snapshot:
-        """Return everything."""
-        found: Snapshot = self._ask("snapshot")
-        return found
+        """Return the cluster."""
+        snapshot: Snapshot = self._call("snapshot")
+        return snapshot
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes."""
-        found: Sequence[Change] | None = self._ask("watch", after, timeout)
-        return found
+        changes: Sequence[Change] | None = self._call("watch", after, timeout)
+        return changes
 
-    def lead(self, who: str, ttl: float) -> bool:
-        """Become or stay the leader."""
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay leader."""
         self.clock_offset_s = math.nan
-        term = int(self._ask("lead", who, ttl))
-        self.holder, self.term = who, term or self.term
+        term = int(self._call("lead", holder, ttl))
+        self.holder, self.term = holder, term or self.term
         return term > 0
 
     def resign(self) -> None:
-        """Lead no longer."""
-        self._ask("resign", self.term)
+        """Give up leadership."""
+        self._call("resign", self.term)
 
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
     ) -> EphemeralResource:  # fmt: skip
-        """Create a name: a placement group that is pinned to the node."""
-        made: EphemeralResource = self._ask("create", self.term, name, node, amount, owner, ttl, until)
-        return made
+        """Create a resource: a placement group that is pinned to the node."""
+        resource: EphemeralResource = self._call("create", self.term, name, node, amount, owner, ttl, until)
+        return resource
 
     def resize(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
     ) -> EphemeralResource:
-        """Set the amount of a name."""
-        made: EphemeralResource = self._ask("resize", self.term, name, node, amount, epoch)
-        return made
+        """Set the amount of a resource."""
+        resource: EphemeralResource = self._call("resize", self.term, name, node, amount, epoch)
+        return resource
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
     ) -> tuple[str, ...]:
-        """Delete a name."""
-        found: tuple[str, ...] = self._ask("delete", self.term, self.holder, name, node, force, epoch)
-        return found
+        """Delete a resource."""
+        holders: tuple[str, ...] = self._call("delete", self.term, self.holder, name, node, force, epoch)
+        return holders
 
     def renew(self, owner: str, ttl: float) -> int:
-        """Let an owner's names live on."""
-        return int(self._ask("renew", owner, ttl))
+        """Extend the leases of an owner's resources."""
+        return int(self._call("renew", owner, ttl))
 
     def submit(self, task: Task) -> None:
-        """Take a task into the queue that sleeps for as long as it says, run by this process."""
-        from unfold_placement.ray.client import get_client
-
+        """Enqueue a task that sleeps for its run time, run by this process."""
         get_client(self.coordinator).sleep(task)
 
     def start(self, unit: Sequence[Start]) -> None:
-        """Let a unit run, each task inside a group of its own on its node."""
-        self._ask("start", self.term, self.holder, unit)
+        """Start a unit, each task inside a reservation on its node."""
+        self._call("start", self.term, self.holder, unit)
 
     def preempt(self, task: str) -> None:
-        """Stop a running task by removing its group, and gate it again."""
-        self._ask("preempt", self.term, self.holder, task)
+        """Stop a running task by removing its reservation, and gate it again."""
+        self._call("preempt", self.term, self.holder, task)
 
     def refuse(self, task: str, reason: str) -> None:
-        """Take a waiting task out of the queue for good."""
-        self._ask("refuse", self.term, self.holder, task, reason)
+        """Reject a waiting task for good."""
+        self._call("refuse", self.term, self.holder, task, reason)
 
     def withdraw(self, task: str) -> None:
-        """Take a task back."""
-        self._ask("withdraw", task)
+        """Withdraw a task."""
+        self._call("withdraw", task)
 
-    def _ask(self, name: str, *args: Any) -> Any:
-        return call_coordinator(self.coordinator, name, *args)
-
-
-def call_coordinator(steward: Any, name: str, *args: Any) -> Any:
-    """Ask a steward and return its answer.
-
-    Raises:
-        UnfoldError: it says no, or it is being started again.
-    """
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        return ray.get(getattr(steward, name).remote(*args))
-    except RayTaskError as error:
-        if isinstance(error.cause, UnfoldError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise fail("the steward of the cluster is gone", hint="Ray starts it again") from error
+    def _call(self, method: str, *args: Any) -> Any:
+        return call_coordinator(self.coordinator, method, *args)
 
 
 def connect_ray(address: str, name: str, described: Sequence[Node] = ()) -> RayBackend:
-    """Return a handle on a spec's steward on a Ray cluster, which is started where there is none.
+    """Connect to a Ray cluster and return a handle on a policy's coordinator, which is started if there is none.
+
+    Args:
+        address: Address of the cluster, or ``auto``.
+        name: Name of the policy's spec.
+        described: Descriptions of nodes that Ray does not know.
 
     Raises:
-        UnfoldError: no cluster answers, or none of its nodes has the budget that names are carved from.
+        UnfoldError: Ray is not installed, no cluster answers, or no node has the budget of ephemeral resources.
     """
     try:
         import ray
@@ -148,18 +137,3 @@ def connect_ray(address: str, name: str, described: Sequence[Node] = ()) -> RayB
         hint = f"start every node with --resources='{{\"{BUDGET}\": 100000}}'"
         raise fail(f"no node of the cluster has the resource {BUDGET!r}", key="cluster.ray", hint=hint)
     return RayBackend(start_coordinator(name, described))
-
-
-def start_coordinator(
-    name: str,
-    described: Sequence[Node] = (),
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    patience: float = RESERVATION_TIMEOUT_S,
-) -> Any:
-    """Return a spec's steward; it outlives whoever starts it. All but its name counts for the one that starts it."""
-    import ray
-
-    kind = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=-1)(Coordinator)
-    named = kind.options(name=f"steward-{name}", lifetime="detached", get_if_exists=True)
-    return named.remote(described, clock, patience)

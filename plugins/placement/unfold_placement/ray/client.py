@@ -1,4 +1,4 @@
-"""The client of a served policy on Ray: submits functions, and runs each where and when it is told."""
+"""The client of a served policy on Ray: submits functions, and runs each where and when the coordinator offers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from typing import Any
 
 from unfold_placement.core.types import Task
 from unfold_placement.live.backend import Record
-from unfold_placement.ray.backend import call_coordinator
-from unfold_placement.ray.coordinator import Ended, Offer
+from unfold_placement.ray.connection import call_coordinator
 from unfold_placement.ray.placement_groups import task_options
+from unfold_placement.ray.sessions import Ended, Offer
 from unfoldkit.api import UnfoldError, fail
 
-POLL = 2.0
+POLL_S = 2.0
+RETRY_S = 0.5
 
 
 @dataclass(slots=True)
 class Job:
-    """A function that waits for its turn, and where its result goes."""
+    """A function call that waits or runs, and the future of its result.
+
+    Attributes:
+        task: The task.
+        function: The remote function.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        result: The future.
+        attempt: Number of the attempt that runs.
+    """
 
     task: Task
     function: Any
@@ -39,9 +49,17 @@ class Job:
 
 @dataclass(slots=True)
 class Client:
-    """A process's connection to one steward: one thread tells it what is new and what ended, one hears what to run.
+    """A process's connection to one coordinator: one thread reports tasks and ends, another receives offers.
 
-    ``deaths`` counts how often it was found dead, by whichever thread asked first.
+    Attributes:
+        coordinator: The actor.
+        name: Unique name of this client.
+        jobs: Unfinished jobs by task.
+        outbox: New tasks and ended attempts to report; None wakes the thread up.
+        threads: The two threads.
+        stopped: Set when the client closes.
+        deaths: How often the coordinator was found dead.
+        lock: Guards ``deaths``.
     """
 
     coordinator: Any
@@ -54,42 +72,42 @@ class Client:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, task: Task, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Submit a call of a function; a cancelled future takes it back, whether it runs or not.
+        """Submit a function call; cancelling the future withdraws it, waiting or running.
 
         Raises:
-            UnfoldError: this client has a task of that name already.
+            UnfoldError: this client has a task of that name.
         """
         if task.name in self.jobs:
-            raise fail(f"task {task.name} is there already", hint="every task has a name of its own")
-        job = self.jobs[task.name] = Job(task, _remote(function), args, kwargs, Future())
-        job.result.add_done_callback(lambda done: self._cancelled(task.name) if done.cancelled() else None)
+            raise fail(f"task {task.name} exists already", hint="task names must be unique")
+        job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())
+        job.result.add_done_callback(lambda future: self._withdraw(task.name) if future.cancelled() else None)
         self.outbox.put(task)
         return job.result
 
     def sleep(self, task: Task) -> None:
-        """Submit a task that sleeps for its run time, and wait until it is in the queue."""
-        self.queue(task, sleep_function(), task.run)
+        """Submit a task that sleeps for its run time, and wait until it is enqueued."""
+        self.enqueue(task, sleep_function(), task.run)
 
-    def queue(self, task: Task, function: Any, *args: Any) -> None:
-        """Submit a call of a function, and wait until it is in the queue.
+    def enqueue(self, task: Task, function: Any, *args: Any) -> None:
+        """Submit a function call, and wait until it is enqueued.
 
         Raises:
-            UnfoldError: there is a task of that name.
+            UnfoldError: a task of that name exists.
         """
-        job = self.jobs[task.name] = Job(task, _remote(function), args, {}, Future())
-        if refused := call_coordinator(self.coordinator, "tell", self.name, [task], []):
+        job = self.jobs[task.name] = Job(task, _as_remote(function), args, {}, Future())
+        if failures := call_coordinator(self.coordinator, "report", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
-            raise fail(refused[task.name])
+            raise fail(failures[task.name])
 
     def start(self) -> None:
-        """Begin to tell and to hear."""
-        for action in (self._tell, self._hear):
-            self.threads.append(threading.Thread(target=action, daemon=True))
+        """Start the threads."""
+        for target in (self._send_reports, self._receive_offers):
+            self.threads.append(threading.Thread(target=target, daemon=True))
             self.threads[-1].start()
 
     def close(self) -> None:
-        """Submit and hear nothing any more; the cluster takes back what has not ended some seconds later."""
+        """Stop the threads; the coordinator withdraws unfinished tasks some seconds later."""
         import ray
 
         self.stopped.set()
@@ -99,54 +117,58 @@ class Client:
         for thread in self.threads:
             thread.join()
 
-    def _tell(self) -> None:
+    def _send_reports(self) -> None:
         while not self.stopped.is_set():
-            items = [self.outbox.get()]
+            messages = [self.outbox.get()]
             with contextlib.suppress(queue.Empty):
                 while True:
-                    items.append(self.outbox.get_nowait())
-            # a steward that died twice before it was told of a task is to be told once
-            tasks = list({item.name: item for item in items if isinstance(item, Task)}.values())
-            ended = [item for item in items if isinstance(item, Ended)]
-            for name, reason in (self._again("tell", self.name, tasks, ended) or {}).items():
+                    messages.append(self.outbox.get_nowait())
+            # after two deaths of the coordinator a task may be in the outbox twice
+            tasks = list({message.name: message for message in messages if isinstance(message, Task)}.values())
+            ended = [message for message in messages if isinstance(message, Ended)]
+            for name, reason in (self._call_with_retry("report", self.name, tasks, ended) or {}).items():
                 self.jobs.pop(name).result.set_exception(fail(reason))
 
-    def _hear(self) -> None:
+    def _receive_offers(self) -> None:
         while not self.stopped.is_set():
-            told = self._again("offers", self.name, POLL) or ((), ())
-            for offer in told[0]:
-                self._run(offer)
-            for record in told[1]:
-                self._closed(record)
+            offers, closed = self._call_with_retry("wait_for_offers", self.name, POLL_S) or ((), ())
+            for offer in offers:
+                self._run_offer(offer)
+            for record in closed:
+                self._close_job(record)
 
-    def _again(self, name: str, *args: Any) -> Any:
+    def _call_with_retry(self, method: str, *args: Any) -> Any:
         import ray
 
         while ray.is_initialized() and not self.stopped.is_set():
             deaths = self.deaths
             try:
-                return call_coordinator(self.coordinator, name, *args)
+                return call_coordinator(self.coordinator, method, *args)
             except UnfoldError:
-                time.sleep(0.5)
-                self._anew(deaths)
-                args = (self.name, [], []) if name == "tell" else args
+                time.sleep(RETRY_S)
+                self._resubmit_all(deaths)
+                # the outbox now holds what the failed report contained
+                args = (self.name, [], []) if method == "report" else args
         self.stopped.set()
         return None
 
-    def _anew(self, deaths: int) -> None:
-        """Submit all that is not over once more, as a steward that was started again knows nothing.
+    def _resubmit_all(self, known_deaths: int) -> None:
+        """Submit all unfinished jobs again, since a restarted coordinator has no records.
 
-        Both threads may find the same death; ``deaths`` were known when the call that failed began.
+        Both threads may observe the same death: only the first one that does resubmits.
+
+        Args:
+            known_deaths: Value of ``deaths`` when the failed call began.
         """
         with self.lock:
-            if deaths != self.deaths:
+            if known_deaths != self.deaths:
                 return
             self.deaths += 1
             for job in list(self.jobs.values()):
                 job.attempt = 0
                 self.outbox.put(job.task)
 
-    def _run(self, offer: Offer) -> None:
+    def _run_offer(self, offer: Offer) -> None:
         job = self.jobs.get(offer.task)
         if job is None or job.result.cancelled():
             self.outbox.put(Ended(offer.task, offer.attempt, "cancelled"))
@@ -154,72 +176,73 @@ class Client:
         job.attempt = offer.attempt
         options = task_options(offer.slot.shape, offer.slot.group)
         running = job.function.options(**options).remote(*job.args, **job.kwargs).future()
-        running.add_done_callback(functools.partial(self._done, job, offer.attempt))
+        running.add_done_callback(functools.partial(self._finish_attempt, job, offer.attempt))
 
-    def _done(self, job: Job, attempt: int, running: Future[Any]) -> None:
+    def _finish_attempt(self, job: Job, attempt: int, running: Future[Any]) -> None:
         error = running.exception()
         if job.attempt != attempt or job.result.done():
             return
+        name = job.task.name
         if error is not None and is_worker_death(error):
-            self.outbox.put(Ended(job.task.name, attempt, type(error).__name__, died=True))
+            self.outbox.put(Ended(name, attempt, type(error).__name__, died=True))
             return
-        self.jobs.pop(job.task.name, None)
+        self.jobs.pop(name, None)
         with contextlib.suppress(InvalidStateError):
-            # cancelled at this very moment
+            # the future may be cancelled at this moment
             job.result.set_result(running.result()) if error is None else job.result.set_exception(error)
-        self.outbox.put(Ended(job.task.name, attempt, "" if error is None else type(error).__name__))
+        self.outbox.put(Ended(name, attempt, "" if error is None else type(error).__name__))
 
-    def _closed(self, record: Record) -> None:
+    def _close_job(self, record: Record) -> None:
         job = self.jobs.pop(record.task.name, None)
         if job is not None and not job.result.done():
             job.result.set_exception(fail(f"task {record.task.name} is {record.state}: {record.outcome}"))
 
-    def _cancelled(self, task: str) -> None:
+    def _withdraw(self, task: str) -> None:
         if self.jobs.pop(task, None) is not None:
             self.coordinator.withdraw.remote(task, "cancelled")
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Return whether a task's worker went, by preemption or by itself, rather than its function failing."""
+    """Return whether a task's worker died or was preempted, rather than its function failing."""
     from ray.exceptions import RayError, RayTaskError
 
     return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
+@functools.cache
+def get_client(coordinator: Any) -> Client:
+    """Return this process's client of a coordinator, started at the first call."""
+    client = Client(coordinator)
+    client.start()
+    # at exit Ray shuts down, and ends a process if its threads still wait for a call
+    atexit.register(client.close)
+    return client
+
+
+@functools.cache
+def sleep_function() -> Any:
+    """Return the remote function of tasks that only sleep, for a number of seconds."""
+    import ray
+
+    # by default Ray starts a new process for every GPU task to free memory, which sleeping tasks do not need
+    return ray.remote(max_calls=0)(_sleep)
+
+
+@functools.cache
+def _as_remote(function: Callable[..., Any]) -> Any:
+    import ray
+
+    if hasattr(function, "remote"):
+        return function
+    return ray.remote(function if inspect.isfunction(function) else _wrap(function))
 
 
 def _sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@functools.cache
-def get_client(steward: Any) -> Client:
-    """Return this process's client of a steward."""
-    made = Client(steward)
-    made.start()
-    # Ray ends a process whose threads still ask for something once it has shut down, which it does at exit
-    atexit.register(made.close)
-    return made
-
-
-@functools.cache
-def _remote(function: Callable[..., Any]) -> Any:
-    import ray
-
-    if hasattr(function, "remote"):
-        return function
-    return ray.remote(function if inspect.isfunction(function) else _wrapped(function))
-
-
-@functools.cache
-def sleep_function() -> Any:
-    """Return the remote function of tasks that only sleep, for so many seconds."""
-    import ray
-
-    # Ray starts a process anew for every task with a GPU, for the sake of its memory; who sleeps leaves none behind
-    return ray.remote(max_calls=0)(_sleep)
-
-
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Ray takes functions that are written in Python only
+def _wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Ray accepts Python functions only, not builtins or bound methods
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 

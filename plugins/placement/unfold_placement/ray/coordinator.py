@@ -1,7 +1,7 @@
-"""The actor that keeps a Ray cluster's names, tasks and lead, and makes placement groups of them.
+"""The coordinator: the actor that keeps a Ray cluster's records and leader, and turns them into placement groups.
 
-It is detached, so it outlives every controller; its groups are its own, so where it dies Ray removes them all. Then it
-starts again with nothing: clients submit what they still wait for once more, and the controller adopts that.
+The actor is detached and outlives every controller. Its groups are its own: if it dies, Ray removes them all. It then
+restarts without records. Clients submit their unfinished tasks again, and the controller adopts these.
 """
 
 from __future__ import annotations
@@ -10,376 +10,325 @@ import contextlib
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Record, Snapshot, Start
-from unfold_placement.live.state_store import Key, build_state_store
+from unfold_placement.live.state_store import build_state_store
 from unfold_placement.ray.placement_groups import (
     BUDGET,
     MAX_AMOUNT,
+    NodeShape,
     PlacementGroups,
     Reservation,
+    ResourceGroups,
     Shape,
     bundle_shape,
     parse_node,
 )
+from unfold_placement.ray.sessions import Ended, Offer, Sessions
 from unfoldkit.api import UnfoldError, fail
 
 RESERVATION_TIMEOUT_S = 5.0
-"""Seconds that a reservation may take before its unit is given up and waits again."""
-IDLE, CLIENT = 1.0, 15.0
-"""Seconds that an idle reservation is kept, and that a client may be silent."""
-SOON = 0.005
-"""Seconds after which Ray is told of what nobody waits for: told at once, it would hold up the answer."""
-LAG = 3.0
-"""Seconds by which Ray's own view of what is free may be behind."""
-RETRIES = 3
-"""Starts after which a task whose worker dies is told to have failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a client is told: run this attempt of a task inside this group."""
-
-    task: str
-    attempt: int
-    slot: Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What a client tells: how an attempt ended; ``died`` where its worker did, not the function."""
-
-    task: str
-    attempt: int
-    outcome: str = ""
-    died: bool = False
-
-
-@dataclass(slots=True)
-class Client:
-    """A process that submits tasks: what it is to be told, when it was heard, what is its, and whether it goes."""
-
-    last_seen_s: float
-    leaves: bool = False
-    offers: deque[Offer] = field(default_factory=deque)
-    closed: deque[Record] = field(default_factory=deque)
-    tasks: set[str] = field(default_factory=set)
+"""How long a reservation may take before its unit waits again."""
+IDLE_TIMEOUT_S = 1.0
+"""How long an idle reservation is kept."""
+REMOVAL_DELAY_S = 0.005
+"""Delay of removals for which no caller waits: at once, they would delay the caller's response."""
+MAINTENANCE_PERIOD_S = 0.25
+BACKOFF_S = (0.05, 0.25)
+"""Range of the random delay after a failed reservation, so that two units do not collide again."""
+MAX_DEATHS = 3
+"""Deaths of workers after which a task ends as failed."""
+REMOVAL_THREADS = 16
 
 
 class Coordinator:
-    """See the module. Methods run in threads; ``lock`` is the register's; groups are made and removed outside of it.
-
-    ``described`` says what Ray does not know of nodes, whose labels never change there; only these are used then.
-    ``clock`` (s) is what tasks, leases and timers go by; processes and reservations go by this machine's.
-    ``patience`` is how long (s) a reservation may take.
-    """
+    """See the module. Methods run in threads. ``lock`` is the store's; groups are created and removed without it."""
 
     def __init__(
         self,
         described: Sequence[Node] = (),
         clock: Callable[[], float] = time.monotonic,
-        patience: float = RESERVATION_TIMEOUT_S,
+        reservation_timeout_s: float = RESERVATION_TIMEOUT_S,
     ) -> None:
+        """Start the coordinator and its maintenance thread.
+
+        Args:
+            described: Descriptions that Ray does not know; if there are any, only these nodes are used.
+            clock: Seconds for tasks, leases and timers; clients and reservations use this machine's clock.
+            reservation_timeout_s: How long a reservation may take.
+        """
         self.described = {node.name: node for node in described}
-        self.patience = patience
+        self.reservation_timeout_s = reservation_timeout_s
         origin = clock()
-        self.register = build_state_store(lambda: clock() - origin)
-        self.register.last_number = time.time_ns() // 1_000_000
-        self.lock = self.register.changed
-        self.groups = PlacementGroups()
-        self.named: dict[Key, list[Any]] = {}
-        self.lent: set[Key] = set()
-        self.dying: list[Any] = []
-        self.unused: dict[Any, float] = {}
-        self.slots: dict[str, Reservation] = {}
-        self.clients: dict[str, Client] = {}
-        self.owner: dict[str, str] = {}
+        self.store = build_state_store(lambda: clock() - origin)
+        self.store.last_number = time.time_ns() // 1_000_000
+        self.lock = self.store.changed
+        self.placement_groups = PlacementGroups()
+        self.resource_groups = ResourceGroups()
+        self.reservations: dict[str, Reservation] = {}
+        self.sessions = Sessions()
         self.deaths: Counter[str] = Counter()
-        self.pool = ThreadPoolExecutor(16)
-        self._nodes()
-        threading.Thread(target=self._tend, daemon=True).start()
+        self.pool = ThreadPoolExecutor(REMOVAL_THREADS)
+        self._update_nodes()
+        threading.Thread(target=self._maintain, daemon=True).start()
 
     def now(self) -> float:
-        """Return the time, in seconds since this actor began."""
-        return self.register.clock()
+        """Return the seconds since this actor began."""
+        return self.store.clock()
 
     def snapshot(self) -> Snapshot:
-        """Return everything."""
-        return self.register.snapshot()
+        """Return the cluster."""
+        return self.store.snapshot()
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Wait for changes."""
-        return self.register.watch(after, timeout)
+        return self.store.watch(after, timeout)
 
-    def lead(self, who: str, ttl: float) -> int:
-        """Return the term of who leads, or 0."""
-        return self.register.lead(who, ttl)
+    def lead(self, holder: str, ttl: float) -> int:
+        """Return the term of the new leader, or 0."""
+        return self.store.lead(holder, ttl)
 
     def resign(self, term: int) -> None:
-        """Let go of the lead."""
-        self.register.resign(term)
+        """End a term's leadership."""
+        self.store.resign(term)
 
     def create(
         self, term: int, name: str, node: str, amount: int, owner: str, ttl: float, until: str
     ) -> EphemeralResource:
-        """Create a name: on a node a group of that amount, for the cluster an entry."""
+        """Create a resource: on a node with a placement group, for the cluster as a record."""
         with self.lock:
-            self.register.check_term(term)
-            made = self.register.create(name, node, amount, owner=owner, ttl=ttl, until=until)
+            self.store.check_term(term)
+            resource = self.store.create(name, node, amount, owner=owner, ttl=ttl, until=until)
         if node != ANYWHERE:
-            self._carve(made)
-        return made
+            self._create_group(resource)
+        return resource
 
     def resize(self, term: int, name: str, node: str, amount: int, epoch: int | None) -> EphemeralResource:
-        """Set a name's amount: groups cannot be resized, so a further one or a new one is made."""
+        """Set the amount of a resource. Groups cannot be resized, so a new group replaces or joins the old one."""
+        key = name, node
         with self.lock:
-            self.register.check_term(term)
-            made = self.register.resize(name, node, amount, epoch=epoch)
-            old = self.named.pop((name, node), []) if node != ANYWHERE else []
-            kept = old if (name, node) in self.lent else []
+            self.store.check_term(term)
+            resource = self.store.resize(name, node, amount, epoch=epoch)
+            old = self.resource_groups.groups.pop(key, []) if node != ANYWHERE else []
+            retained = old if key in self.resource_groups.shared else []
         if node != ANYWHERE:
-            self._carve(made)
+            self._create_group(resource)
             with self.lock:
-                self.named[name, node] += kept
-        self._remove([group for group in old if group not in kept])
-        return made
+                self.resource_groups.add(key, retained)
+        self._remove_groups([group for group in old if group not in retained])
+        return resource
 
-    def delete(self, term: int, who: str, name: str, node: str, force: bool, epoch: int | None) -> tuple[str, ...]:
-        """Delete a name, with its group; what runs in the group by itself is ended only by force."""
+    def delete(self, term: int, holder: str, name: str, node: str, force: bool, epoch: int | None) -> tuple[str, ...]:
+        """Delete a resource and its group; tasks that programs run inside the group end only with ``force``."""
         with self.lock:
-            self.register.check_term(term)
-            holders = self.register.delete(name, node, force=force, epoch=epoch, by=who)
-            gone = self._left(force=force)
-            freed = [self.slots.pop(task) for task in holders if task in self.slots]
+            self.store.check_term(term)
+            holders = self.store.delete(name, node, force=force, epoch=epoch, by=holder)
+            groups = self.resource_groups.take_deleted(self.store.resources, force=force)
+            freed = [self.reservations.pop(task) for task in holders if task in self.reservations]
         if force:
-            self._remove([*gone, *(slot.group for slot in freed)])
+            self._remove_groups([*groups, *(reservation.group for reservation in freed)])
         else:
-            # nothing runs in these and nothing will: nobody waits for Ray to be told
-            self.pool.submit(self._remove, gone, SOON)
+            # nothing runs in these groups, so no caller waits for their removal
+            self.pool.submit(self._remove_groups, groups, REMOVAL_DELAY_S)
         return holders
 
     def renew(self, owner: str, ttl: float) -> int:
-        """Let an owner's names live on."""
-        return self.register.renew(owner, ttl)
+        """Extend the leases of an owner's resources."""
+        return self.store.renew(owner, ttl)
 
-    def within(self, name: str, node: str) -> Any:
-        """Return the group of a name, for a task that asks for this one name."""
+    def share_group(self, name: str, node: str) -> Any:
+        """Return the placement group of a resource, for a program's task that requests this resource alone."""
         with self.lock:
-            if (name, node) not in self.named:
-                raise fail(f"{name} is not there on {node or 'the cluster'}")
-            self.lent.add((name, node))
-            return self.named[name, node][0]
+            if (name, node) not in self.resource_groups.groups:
+                raise fail(f"{name} does not exist on {node or 'the cluster'}")
+            return self.resource_groups.share((name, node))
 
-    def start(self, term: int, who: str, unit: Sequence[Start]) -> None:
-        """Let a unit run once there is a reservation for every task of it."""
+    def start(self, term: int, holder: str, unit: Sequence[Start]) -> None:
+        """Start a unit once every task has a reservation."""
         with self.lock:
-            self.register.check_term(term)
-            records = self.register.start(unit, by=who)
-            if records and self.groups.ready(_wanted(records)):
-                self._commit(records, self.groups.reserve(_wanted(records), self.patience) or [])
+            self.store.check_term(term)
+            records = self.store.start(unit, by=holder)
+            if records and self.placement_groups.has_idle(_demands(records)):
+                self._send_offers(
+                    records, self.placement_groups.reserve(_demands(records), self.reservation_timeout_s) or []
+                )
                 return
         if records:
-            self.pool.submit(self._prepare, records)
+            self.pool.submit(self._reserve_and_start, records)
 
-    def preempt(self, term: int, who: str, task: str) -> None:
-        """Stop a task by removing its group, and gate it again."""
+    def preempt(self, term: int, holder: str, task: str) -> None:
+        """Stop a task by removing its reservation, and gate it again."""
         with self.lock:
-            self.register.check_term(term)
-            self.register.preempt(task, by=who)
-        self._free(task)
+            self.store.check_term(term)
+            self.store.preempt(task, by=holder)
+        self._free_reservation(task)
 
-    def refuse(self, term: int, who: str, task: str, reason: str) -> None:
-        """Take a waiting task out of the queue for good."""
+    def refuse(self, term: int, holder: str, task: str, reason: str) -> None:
+        """Reject a waiting task for good."""
         with self.lock:
-            self.register.check_term(term)
-            if self.register.refuse(task, reason, by=who):
-                self._close(task)
+            self.store.check_term(term)
+            if self.store.refuse(task, reason, by=holder):
+                self._close_task(task)
 
     def withdraw(self, task: str, reason: str = "") -> None:
-        """Take a task back; what runs of it is stopped."""
+        """Withdraw a task; if it runs, it is stopped."""
         with self.lock:
-            if self.register.withdraw(task, reason):
-                self._close(task)
-        self._free(task)
+            if self.store.withdraw(task, reason):
+                self._close_task(task)
+        self._free_reservation(task)
 
     def report(self, client: str, tasks: Sequence[Task], ended: Sequence[Ended]) -> dict[str, str]:
-        """Hear of a client's new tasks and of those that ended; return the tasks that are not taken, and why."""
-        refused: dict[str, str] = {}
+        """Receive a client's new tasks and ended attempts; return why tasks were not accepted, by name."""
+        failures: dict[str, str] = {}
         with self.lock:
-            mine = self._client(client)
-            for item in ended:
-                self._ended(item)
+            self.sessions.touch(client, time.monotonic())
+            for message in ended:
+                self._end_attempt(message)
             for task in tasks:
                 try:
-                    self.register.submit(task)
-                    self.owner[task.name] = client
-                    mine.tasks.add(task.name)
+                    self.store.submit(task)
+                    self.sessions.add_task(client, task.name)
                 except UnfoldError as error:
-                    refused[task.name] = error.diagnostics[0].message
-        return refused
+                    failures[task.name] = error.diagnostics[0].message
+        return failures
 
-    def offers(self, client: str, timeout: float) -> tuple[list[Offer], list[Record]]:
-        """Wait for what a client is to run, or for its tasks that will not run any more."""
+    def wait_for_offers(self, client: str, timeout: float) -> tuple[list[Offer], list[Record]]:
+        """Wait for tasks that a client is to run, or for records of its tasks that will not run any more."""
         with self.lock:
-            mine = self._client(client)
-            self.lock.wait_for(lambda: mine.offers or mine.closed or mine.leaves, timeout)
-            told = list(mine.offers), list(mine.closed)
-            mine.offers.clear()
-            mine.closed.clear()
-            mine.last_seen_s = time.monotonic()
-            return told
+            session = self.sessions.touch(client, time.monotonic())
+            self.lock.wait_for(lambda: session.has_messages, timeout)
+            session.last_seen_s = time.monotonic()
+            return session.take_messages()
 
     def leave(self, client: str) -> None:
-        """Let a client that goes wait for nothing any more; its tasks are taken back some seconds later."""
+        """End the waiting of a client that leaves; its tasks are withdrawn some seconds later."""
         with self.lock:
-            self._client(client).leaves = True
+            self.sessions.touch(client, time.monotonic()).is_leaving = True
             self.lock.notify_all()
 
-    def _client(self, name: str) -> Client:
-        found = self.clients.setdefault(name, Client(time.monotonic()))
-        found.last_seen_s = time.monotonic()
-        return found
+    def _close_task(self, task: str, *, notify: bool = True) -> None:
+        self.sessions.close_task(self.store.records[task], notify=notify)
+        if notify:
+            self.lock.notify_all()
 
-    def _close(self, task: str, *, told: bool = True) -> None:
-        client = self.clients.get(self.owner.pop(task, ""))
-        if client is not None:
-            client.tasks.discard(task)
-            if told:
-                client.closed.append(self.register.records[task])
-                self.lock.notify_all()
-
-    def _ended(self, item: Ended) -> None:
-        record = self.register.records.get(item.task)
-        if record is None or record.state != kinds.RUNNING or record.attempt != item.attempt:
+    def _end_attempt(self, message: Ended) -> None:
+        task = message.task
+        record = self.store.records.get(task)
+        if record is None or record.state != kinds.RUNNING or record.attempt != message.attempt:
             return
-        slot = self.slots.pop(item.task, None)
-        self.deaths[item.task] += item.died
-        if item.died and slot is not None:
-            self.pool.submit(self._remove, [slot.group])
-        elif slot is not None:
-            self.groups.keep(slot, time.monotonic())
-        if item.died and self.deaths[item.task] <= RETRIES:
-            self.register.fail(item.task, item.attempt, item.outcome)
+        reservation = self.reservations.pop(task, None)
+        self.deaths[task] += message.died
+        if message.died and reservation is not None:
+            self.pool.submit(self._remove_groups, [reservation.group])
+        elif reservation is not None:
+            self.placement_groups.keep_idle(reservation, time.monotonic())
+        if message.died and self.deaths[task] <= MAX_DEATHS:
+            self.store.fail(task, message.attempt, message.outcome)
         else:
-            self.register.end(item.task, item.attempt, item.outcome)
-            self._close(item.task, told=item.died)
-            del self.deaths[item.task]
+            self.store.end(task, message.attempt, message.outcome)
+            self._close_task(task, notify=message.died)
+            del self.deaths[task]
 
-    def _carve(self, item: EphemeralResource) -> None:
-        shape: Shape = ((BUDGET, float(max(1, min(item.amount, MAX_AMOUNT)))),)
-        group = self.groups.make(item.node, shape)
-        if not group.wait(self.patience):
-            self.groups.remove(group)
+    def _create_group(self, resource: EphemeralResource) -> None:
+        shape: Shape = ((BUDGET, float(max(1, min(resource.amount, MAX_AMOUNT)))),)
+        group = self.placement_groups.create(resource.node, shape)
+        if not group.wait(self.reservation_timeout_s):
+            self.placement_groups.remove(group)
             with self.lock, contextlib.suppress(UnfoldError):
-                self.register.delete(item.name, item.node)
-            raise fail(f"node {item.node} has no {BUDGET!r} left for {item.name}", hint="start it with more")
+                self.store.delete(resource.name, resource.node)
+            hint = "start the node with more"
+            raise fail(f"node {resource.node} has no {BUDGET!r} left for {resource.name}", hint=hint)
         with self.lock:
-            self.named.setdefault((item.name, item.node), []).append(group)
+            self.resource_groups.add((resource.name, resource.node), [group])
 
-    def _prepare(self, records: Sequence[Record]) -> None:
-        slots = self.groups.reserve(_wanted(records), self.patience)
-        if slots is not None:
+    def _reserve_and_start(self, records: Sequence[Record]) -> None:
+        reservations = self.placement_groups.reserve(_demands(records), self.reservation_timeout_s)
+        if reservations is not None:
             with self.lock:
-                self._commit(records, slots)
+                self._send_offers(records, reservations)
             return
-        # two that gave up at the same moment do not meet again
-        time.sleep(random.uniform(0.05, 0.25))  # noqa: S311
+        time.sleep(random.uniform(*BACKOFF_S))  # noqa: S311
         with self.lock:
             for record in records:
-                self.register.fail(record.task.name, record.attempt, f"no room on {record.node} for all of its unit")
+                reason = f"no room on {record.node} for all tasks of the unit"
+                self.store.fail(record.task.name, record.attempt, reason)
 
-    def _commit(self, records: Sequence[Record], slots: Sequence[Reservation]) -> None:
-        for record, slot in zip(records, slots, strict=True):
+    def _send_offers(self, records: Sequence[Record], reservations: Sequence[Reservation]) -> None:
+        for record, reservation in zip(records, reservations, strict=True):
             name = record.task.name
-            now = self.register.records.get(name)
-            client = self.clients.get(self.owner.get(name, ""))
-            if now is None or client is None or (now.state, now.attempt) != (kinds.RUNNING, record.attempt):
-                self.groups.keep(slot, time.monotonic())
+            current, session = self.store.records.get(name), self.sessions.session_of(name)
+            is_current = current is not None and (current.state, current.attempt) == (kinds.RUNNING, record.attempt)
+            if session is None or not is_current:
+                self.placement_groups.keep_idle(reservation, time.monotonic())
                 continue
-            self.slots[name] = slot
-            client.offers.append(Offer(name, record.attempt, slot))
+            self.reservations[name] = reservation
+            session.offers.append(Offer(name, record.attempt, reservation))
         self.lock.notify_all()
 
-    def _free(self, task: str) -> None:
+    def _free_reservation(self, task: str) -> None:
         with self.lock:
-            slot = self.slots.pop(task, None)
-        if slot is not None:
-            self.groups.remove(slot.group)
+            reservation = self.reservations.pop(task, None)
+        if reservation is not None:
+            self.placement_groups.remove(reservation.group)
 
-    def _remove(self, groups: Sequence[Any], after: float = 0.0) -> None:
-        time.sleep(after)
+    def _remove_groups(self, groups: Sequence[Any], delay_s: float = 0.0) -> None:
+        time.sleep(delay_s)
         for group in groups:
-            self.groups.remove(group)
+            self.placement_groups.remove(group)
 
-    def _left(self, *, force: bool = False) -> list[Any]:
-        gone: list[Any] = []
-        for key in [key for key in self.named if key not in self.register.resources]:
-            (gone if force or key not in self.lent else self.dying).extend(self.named.pop(key))
-            self.lent.discard(key)
-        return gone
-
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         while True:
-            time.sleep(0.25)
-            self._sweep()
-            self._nodes()
-            if self.dying:
-                self._bury()
+            time.sleep(MAINTENANCE_PERIOD_S)
+            self._expire()
+            self._update_nodes()
+            if self.resource_groups.terminating:
+                self._remove_groups(self.resource_groups.take_unused(self.placement_groups.find_unused))
 
-    def _sweep(self) -> None:
+    def _expire(self) -> None:
+        """Expire leases, idle reservations and silent clients."""
         with self.lock:
-            self.register.expire_leases()
+            self.store.expire_leases()
             now = time.monotonic()
-            silent = [name for name, client in self.clients.items() if now - client.last_seen_s > CLIENT]
-            lost = [task for name in silent for task in self.clients.pop(name).tasks]
-            gone = self._left()
-        self.groups.prune(now - IDLE)
-        for task in lost:
+            abandoned = self.sessions.remove_silent(now)
+            groups = self.resource_groups.take_deleted(self.store.resources)
+        self.placement_groups.remove_idle(now - IDLE_TIMEOUT_S)
+        for task in abandoned:
             self.withdraw(task, "its client is gone")
-        self._remove(gone)
+        self._remove_groups(groups)
 
-    def _bury(self) -> None:
-        # Ray's view is a second or two behind: unused now and unused three seconds later is unused
-        now, idle = time.monotonic(), set(self.groups.unused(self.dying))
-        self.unused = {group: self.unused.get(group, now) for group in self.dying if group in idle}
-        gone = [group for group, since in self.unused.items() if now - since > LAG]
-        self.dying = [group for group in self.dying if group not in gone]
-        self._remove(gone)
-
-    def _nodes(self) -> None:
+    def _update_nodes(self) -> None:
         import ray
 
-        told = [item for item in ray.nodes() if item["Alive"] and item["Resources"].get(BUDGET)]
-        every = {parse_node(item).name: (parse_node(item), item["NodeID"]) for item in told}
-        found = {name: (self._seen(node), key) for name, (node, key) in every.items() if self._wants(name)}
+        alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(BUDGET)]
+        found = {parse_node(node).name: (parse_node(node), node["NodeID"]) for node in alive}
+        usable = {name: entry for name, entry in found.items() if not self.described or name in self.described}
         with self.lock:
-            for name in self.register.nodes.keys() - found.keys():
-                self._lose(name)
-            for name in found.keys() - self.register.nodes.keys():
-                self.groups.ids[name] = found[name][1]
-                self.register.join(found[name][0])
+            for name in self.store.nodes.keys() - usable.keys():
+                self._remove_node(name)
+            for name in usable.keys() - self.store.nodes.keys():
+                node, node_id = usable[name]
+                self.placement_groups.node_ids[name] = node_id
+                self.store.join(self._merge_description(node))
 
-    def _wants(self, name: str) -> bool:
-        return not self.described or name in self.described
+    def _merge_description(self, node: Node) -> Node:
+        description = self.described.get(node.name, node)
+        return replace(description, capacity=description.capacity or node.capacity)
 
-    def _seen(self, node: Node) -> Node:
-        told = self.described.get(node.name, node)
-        return replace(told, capacity=told.capacity or node.capacity)
-
-    def _lose(self, name: str) -> None:
-        tasks = [task for task, slot in self.slots.items() if slot.node == name]
-        groups = [self.slots.pop(task).group for task in tasks]
-        self.groups.prune(node=name)
-        self.register.leave(name)
-        self.pool.submit(self._remove, [*groups, *self._left()])
+    def _remove_node(self, name: str) -> None:
+        tasks = [task for task, reservation in self.reservations.items() if reservation.node == name]
+        groups = [self.reservations.pop(task).group for task in tasks]
+        self.placement_groups.remove_idle(node=name)
+        self.store.leave(name)
+        deleted = self.resource_groups.take_deleted(self.store.resources)
+        self.pool.submit(self._remove_groups, [*groups, *deleted])
 
 
-def _wanted(records: Sequence[Record]) -> list[tuple[str, Shape]]:
+def _demands(records: Sequence[Record]) -> list[NodeShape]:
     return [(record.node, bundle_shape(record.task, len(record.asks))) for record in records]

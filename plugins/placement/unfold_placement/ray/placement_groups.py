@@ -1,28 +1,34 @@
-"""Placement groups of Ray, the only thing that names are made of there. Never ask Ray for a group's own resource names.
+"""Placement groups of Ray, with which ephemeral resources and task reservations are implemented.
 
-Ray kills the node whose group is removed while a task holds one of the names ``X_group_<id>`` by hand; tasks that run
-inside a group are ended first. A group on a scarce resource costs a second where that was given back just before, so
-names are carved from a budget that every node has plenty of, and reservations of finished tasks are used again.
+Never request a group's own resource names ``X_group_<id>`` by hand: Ray kills the node if such a group is removed while
+a task holds them. Tasks that run inside a group are ended first. A group on a scarce resource takes a second if that
+was released just before. Hence ephemeral resources are carved from a budget of which every node has plenty, and
+reservations of finished tasks are reused.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.live.state_store import ResourceKey
 
 BUDGET = "eph"
-"""The resource that every node is started with, ``--resources='{"eph": 100000}'``."""
+"""The resource with which every node is started: ``--resources='{"eph": 100000}'``."""
 MAX_AMOUNT = 1000
-"""What a name without a limit takes of a node's budget."""
-NAME, DATA = "unfold-name", "unfold-data"
-"""Labels of a Ray node that say its name here and, with dots between them, its blocks of data."""
+"""Budget that a resource without a limit occupies."""
+NAME_LABEL, DATA_LABEL = "unfold-name", "unfold-data"
+"""Labels of a Ray node: its name in the spec and, separated by dots, its blocks of data."""
 KINDS = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
 MIB = 1 << 20
 Shape = tuple[tuple[str, float], ...]
+"""Amounts of a placement group by Ray's resource names, sorted."""
+NodeShape = tuple[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,109 +42,167 @@ class Reservation:
 
 @dataclass(slots=True)
 class PlacementGroups:
-    """Makes and removes groups; ``ids`` are Ray's ids of the nodes. ``idle`` reservations wait for the next task."""
+    """Creates and removes groups.
 
-    ids: dict[str, str] = field(default_factory=dict)
-    idle: dict[tuple[str, Shape], list[tuple[Reservation, float]]] = field(default_factory=dict)
+    Attributes:
+        node_ids: Ray's ids of nodes by name.
+        idle: Unused reservations by node and shape, with the time (s) since which they are unused.
+        lock: Guards ``idle``.
+    """
+
+    node_ids: dict[str, str] = field(default_factory=dict)
+    idle: dict[NodeShape, list[tuple[Reservation, float]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def make(self, node: str, shape: Shape) -> Any:
-        """Ask for a group on a node; it may not be there yet."""
+    def create(self, node: str, shape: Shape) -> Any:
+        """Request a group on a node; it may become ready later."""
         from ray.util.placement_group import placement_group
 
-        return placement_group([dict(shape)], bundle_label_selector=[{"ray.io/node-id": self.ids[node]}])
+        return placement_group([dict(shape)], bundle_label_selector=[{"ray.io/node-id": self.node_ids[node]}])
 
     def remove(self, group: Any) -> None:
-        """Remove a group; what runs inside is ended."""
+        """Remove a group; tasks inside are ended."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(group)
 
-    def reserve(self, wanted: Iterable[tuple[str, Shape]], seconds: float) -> list[Reservation] | None:
-        """Reserve everything that is wanted, or nothing after so many seconds."""
-        kept = [(node, shape, self._again(node, shape)) for node, shape in wanted]
-        made = {
-            at: Reservation(node, shape, self.make(node, shape))
-            for at, (node, shape, slot) in enumerate(kept)
-            if not slot
+    def reserve(self, demands: Iterable[NodeShape], timeout_s: float) -> list[Reservation] | None:
+        """Reserve all demands, reusing idle reservations; None if that takes too long, and then nothing is kept."""
+        reused = [(node, shape, self._take_idle(node, shape)) for node, shape in demands]
+        created = {
+            index: Reservation(node, shape, self.create(node, shape))
+            for index, (node, shape, reservation) in enumerate(reused)
+            if not reservation
         }
-        slots = [slot or made[at] for at, (_, _, slot) in enumerate(kept)]
-        if all(slot.group.wait(seconds) for slot in made.values()):
-            return slots
-        for slot in slots:
-            self.remove(slot.group)
+        reservations = [reservation or created[index] for index, (_, _, reservation) in enumerate(reused)]
+        if all(reservation.group.wait(timeout_s) for reservation in created.values()):
+            return reservations
+        for reservation in reservations:
+            self.remove(reservation.group)
         return None
 
-    def keep(self, slot: Reservation, now: float) -> None:
+    def keep_idle(self, reservation: Reservation, now: float) -> None:
         """Keep a reservation for the next task of its shape."""
         with self.lock:
-            self.idle.setdefault((slot.node, slot.shape), []).append((slot, now))
+            self.idle.setdefault((reservation.node, reservation.shape), []).append((reservation, now))
 
-    def prune(self, before: float = float("inf"), node: str | None = None) -> None:
-        """Remove the reservations that nobody has used since a time, on one node or on all."""
-        gone: list[Reservation] = []
+    def remove_idle(self, before: float = float("inf"), node: str | None = None) -> None:
+        """Remove reservations that are unused since before a time (s), on one node or on all."""
+        removed: list[Reservation] = []
         with self.lock:
             for key in [key for key in self.idle if node in {None, key[0]}]:
-                gone += [slot for slot, since in self.idle[key] if since < before]
-                self.idle[key] = [(slot, since) for slot, since in self.idle[key] if since >= before]
-        for slot in gone:
-            self.remove(slot.group)
+                removed += [reservation for reservation, since in self.idle[key] if since < before]
+                self.idle[key] = [(reservation, since) for reservation, since in self.idle[key] if since >= before]
+        for reservation in removed:
+            self.remove(reservation.group)
 
-    def ready(self, wanted: Iterable[tuple[str, Shape]]) -> bool:
-        """Return whether idle reservations are all that is wanted."""
-        need: dict[tuple[str, Shape], int] = {}
-        for key in wanted:
-            need[key] = need.get(key, 0) + 1
-        return all(len(self.idle.get(key, ())) >= count for key, count in need.items())
+    def has_idle(self, demands: Iterable[NodeShape]) -> bool:
+        """Return whether idle reservations cover all demands."""
+        return all(len(self.idle.get(key, ())) >= count for key, count in Counter(demands).items())
 
-    def _again(self, node: str, shape: Shape) -> Reservation | None:
-        with self.lock:
-            found = self.idle.get((node, shape))
-            if found:
-                return found.pop()[0]
-        self.prune(node=node)
-        return None
-
-    def unused(self, groups: Iterable[Any]) -> list[Any]:
-        """Return the groups in which nothing runs, as far as Ray's view of itself has come by now."""
+    def find_unused(self, groups: Iterable[Any]) -> list[Any]:
+        """Return the groups in which nothing runs, according to Ray's delayed view."""
         import ray
 
-        free, all_ = ray.available_resources(), ray.cluster_resources()
+        free, total = ray.available_resources(), ray.cluster_resources()
         names = {f"{BUDGET}_group_{group.id.hex()}": group for group in groups}
-        return [group for name, group in names.items() if free.get(name) == all_.get(name)]
+        return [group for name, group in names.items() if free.get(name) == total.get(name)]
+
+    def _take_idle(self, node: str, shape: Shape) -> Reservation | None:
+        with self.lock:
+            reservations = self.idle.get((node, shape))
+            if reservations:
+                return reservations.pop()[0]
+        self.remove_idle(node=node)
+        return None
 
 
-def bundle_shape(task: Task, names: int) -> Shape:
-    """Return the bundle of a task: its demand, and one of the budget for each name, in one conjunction."""
-    own = {{"cpu": "CPU", "gpu": "GPU"}.get(kind, kind): amount / MILLI for kind, amount in task.demand.items()}
-    if "memory" in own:
-        own["memory"] *= MIB
-    return tuple(sorted({**own, BUDGET: float(max(1, names))}.items()))
+def bundle_shape(task: Task, requests: int) -> Shape:
+    """Return the bundle of a task: its demand, and one unit of the budget for each requested resource."""
+    names = {kind: name for name, kind in KINDS.items()}
+    demand = {names.get(kind, kind): amount / MILLI for kind, amount in task.demand.items()}
+    if "memory" in demand:
+        demand["memory"] *= MIB
+    return tuple(sorted({**demand, BUDGET: float(max(1, requests))}.items()))
 
 
 def task_options(shape: Shape, group: Any) -> dict[str, Any]:
-    """Return the options of a Ray task that runs inside a group and takes all of it."""
+    """Return the options of a Ray task that runs inside a group and uses all of it."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     amounts = dict(shape)
     memory = {"memory": int(amounts.pop("memory"))} if "memory" in amounts else {}
     return {
-        "num_cpus": amounts.pop("CPU", 0), "num_gpus": amounts.pop("GPU", 0), **memory, "resources": amounts,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0), "max_retries": 0,
-    }  # fmt: skip
+        "num_cpus": amounts.pop("CPU", 0),
+        "num_gpus": amounts.pop("GPU", 0),
+        **memory,
+        "resources": amounts,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
+        "max_retries": 0,
+    }
 
 
-def parse_node(told: Mapping[str, Any]) -> Node:
-    """Return a node of Ray as policies see it: amounts in thousandths, memory in MiB."""
-    labels = dict(told.get("Labels") or {})
-    name = labels.pop(NAME, told["NodeID"][:12])
-    data = frozenset(filter(None, labels.pop(DATA, "").split(".")))
-    plain = {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
-    return Node(name, dict(_amounts(told["Resources"])), plain, data)
+def parse_node(description: Mapping[str, Any]) -> Node:
+    """Convert an entry of ``ray.nodes()``: amounts in thousandths, memory in MiB."""
+    labels = dict(description.get("Labels") or {})
+    name = labels.pop(NAME_LABEL, description["NodeID"][:12])
+    data = frozenset(filter(None, labels.pop(DATA_LABEL, "").split(".")))
+    own_labels = {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
+    return Node(name, dict(_parse_amounts(description["Resources"])), own_labels, data)
 
 
-def _amounts(resources: Mapping[str, float]) -> Iterable[tuple[str, int]]:
+def _parse_amounts(resources: Mapping[str, float]) -> Iterable[tuple[str, int]]:
     for kind, amount in resources.items():
         if kind in {BUDGET, "object_store_memory"} or ":" in kind:
             continue
         yield KINDS.get(kind, kind), round(amount / (MIB if kind == "memory" else 1) * MILLI)
+
+
+RAY_LAG_S = 3.0
+"""How far (s) Ray's view of free resources may lag behind."""
+
+
+@dataclass(slots=True)
+class ResourceGroups:
+    """The groups of ephemeral resources on nodes. Callers hold the coordinator's lock.
+
+    Attributes:
+        groups: Groups by resource.
+        shared: Resources with groups that programs use, so that tasks may run inside.
+        terminating: Groups of deleted resources in which tasks may still run.
+        unused_since: When (s) terminating groups were first seen unused.
+    """
+
+    groups: dict[ResourceKey, list[Any]] = field(default_factory=dict)
+    shared: set[ResourceKey] = field(default_factory=set)
+    terminating: list[Any] = field(default_factory=list)
+    unused_since: dict[Any, float] = field(default_factory=dict)
+
+    def add(self, key: ResourceKey, groups: Iterable[Any]) -> None:
+        """Add groups to a resource."""
+        self.groups.setdefault(key, []).extend(groups)
+
+    def share(self, key: ResourceKey) -> Any:
+        """Return the first group of a resource for use by a program."""
+        self.shared.add(key)
+        return self.groups[key][0]
+
+    def take_deleted(self, existing: Container[ResourceKey], *, force: bool = False) -> list[Any]:
+        """Remove and return the groups of resources that no longer exist.
+
+        Groups in which tasks may run become terminating instead, unless ``force`` is set.
+        """
+        removable: list[Any] = []
+        for key in [key for key in self.groups if key not in existing]:
+            can_remove = force or key not in self.shared
+            (removable if can_remove else self.terminating).extend(self.groups.pop(key))
+            self.shared.discard(key)
+        return removable
+
+    def take_unused(self, find_unused: Callable[[Iterable[Any]], list[Any]]) -> list[Any]:
+        """Remove and return the terminating groups that were unused for longer than Ray's view lags."""
+        now, unused = time.monotonic(), set(find_unused(self.terminating))
+        self.unused_since = {group: self.unused_since.get(group, now) for group in self.terminating if group in unused}
+        removable = [group for group, since in self.unused_since.items() if now - since > RAY_LAG_S]
+        self.terminating = [group for group in self.terminating if group not in removable]
+        return removable

@@ -1,4 +1,4 @@
-"""What a user writes in a spec of kind ``placement``."""
+"""The schema of a spec of kind ``placement``."""
 
 from __future__ import annotations
 
@@ -13,99 +13,101 @@ from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_m
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Amount = Annotated[float, Field(ge=0, le=1e6)]
-Traced = Literal["openb", "csv", "kubectl", "ray", "swf", "philly"]
+TraceFormat = Literal["openb", "csv", "kubectl", "ray", "swf", "philly"]
 Amounts = Annotated[dict[Name, Amount], Field(max_length=16)]
 
 
 class NodeSpec(Model):
-    """Some nodes that are alike."""
+    """A group of equal nodes."""
 
     count: Count = 1
     name: Name | None = Field(
-        default=None, description="of the nodes, numbered where there are several; node if left out"
+        default=None, description="name of the nodes, numbered where there are several; node by default"
     )
     cpu: Amount = 0
     gpu: Amount = 0
     memory: Bytes = 0
-    resources: Amounts = Field(default_factory=dict, description="further resources, by name")
-    type: str = Field(default="", description="what run times by type refer to")
-    labels: dict[str, str] = Field(default_factory=dict, description="such as rack, which policies look at")
-    data: tuple[str, ...] = Field(default=(), description="blocks of data that are on these nodes")
+    resources: Amounts = Field(default_factory=dict, description="further resources by name")
+    type: str = Field(default="", description="node type, to which run_on refers")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels that policies use, such as rack")
+    data: tuple[str, ...] = Field(default=(), description="blocks of data that these nodes store")
 
 
 class TableSpec(Model):
-    """How a CSV file is read whose columns have other names or units."""
+    """How to read a CSV file with other column names or units."""
 
     columns: dict[str, str | tuple[str, ...]] = Field(
-        default_factory=dict, description="what the file calls a column, such as run: duration; several are joined"
+        default_factory=dict, description="column names of the file, such as run: duration; several are joined"
     )
     scale: dict[str, Annotated[float, Field(gt=0, le=1e12)]] = Field(
-        default_factory=dict, description="what the numbers of a column are multiplied by, such as gpu: 0.01"
+        default_factory=dict, description="factors of columns, such as gpu: 0.01"
     )
 
-    head: tuple[str, ...] = Field(
-        default=(), description="the columns of a file whose first line does not name them, in their order"
-    )
+    head: tuple[str, ...] = Field(default=(), description="columns in order, for a file without a header")
     resources: Annotated[dict[Name, str], Field(max_length=16)] = Field(
         default_factory=dict,
-        description="the columns of amounts of further resources, such as rdma: rdma_request",
+        description="columns of further resources, such as rdma: rdma_request",
     )
 
     @property
-    def given(self) -> bool:
-        """Whether anything is said of the file."""
+    def is_set(self) -> bool:
+        """Whether anything differs from the default."""
         return bool(self.columns or self.scale or self.head or self.resources)
 
     @property
-    def read(self) -> Columns:
-        """The columns, as they are read."""
-        names = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in self.columns.items()}
+    def as_columns(self) -> Columns:
+        """The columns, as readers of files use them."""
+        names = {column: (source,) if isinstance(source, str) else source for column, source in self.columns.items()}
         return Columns(names, self.scale, self.head, self.resources)
 
 
 class KubernetesSpec(Model):
-    """A Kubernetes cluster, and where on it the policy's pods are."""
+    """A Kubernetes cluster and the namespace of the policy's pods."""
 
-    context: str = Field(default="", description="of the kubeconfig; the current one, or the own cluster, if left out")
-    kubeconfig: str = Field(default="", description="the file; KUBECONFIG or ~/.kube/config if left out")
-    namespace: Name = Field(default="unfold", description="of the pods and of the controller's books")
-    resources: dict[str, str] = Field(
-        default_factory=dict, description="what the cluster calls a resource, such as gpu: nvidia.com/gpu"
+    context: str = Field(
+        default="",
+        description="context of the kubeconfig; the current one, or inside a pod its own cluster, by default",
     )
-    patience: Duration = Field(default=10.0, description="how long an opened pod may stay without a node")
-    in_flight: Count = Field(default=64, description="how many pods may be opened and without a node at a time")
-    image: str = Field(default="", description="of the controller, for --format kubernetes")
+    kubeconfig: str = Field(default="", description="kubeconfig file; KUBECONFIG or ~/.kube/config by default")
+    namespace: Name = Field(default="unfold", description="namespace of the pods and of the controller's records")
+    resources: dict[str, str] = Field(
+        default_factory=dict, description="resource names of the cluster, such as gpu: nvidia.com/gpu"
+    )
+    patience: Duration = Field(default=10.0, description="how long a released pod may stay without a node")
+    in_flight: Count = Field(default=64, description="how many released pods may be without a node at a time")
+    image: str = Field(default="", description="image of the controller, for --format kubernetes")
     counters: Literal["gates", "dra"] = Field(
-        default="gates", description="dra: limits and licences are devices too, which kube-scheduler itself counts"
+        default="gates", description="dra: limits and licences are also devices, which kube-scheduler counts itself"
     )
 
 
 class ClusterSpec(Model):
-    """The nodes: written here, read from a trace, or those of a live cluster."""
+    """The nodes: written here, read from a file, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
-    trace: Traced | None = Field(
+    trace: TraceFormat | None = Field(
         default=None,
-        description="nodes of the openb trace (Alibaba, 2023), of a table of your own, of what kubectl get nodes or "
-        "ray list nodes write as JSON, of the header of a log in the Standard Workload Format (swf), or of the Philly "
-        "trace (Microsoft, 2017)",
+        description="format of the file of nodes: the openb trace (Alibaba, 2023), your own CSV, JSON of kubectl get "
+        "nodes or ray list nodes, the header of a Standard Workload Format log (swf), or the Philly trace (Microsoft, "
+        "2017)",
     )
-    path: str | None = Field(default=None, description="the file of nodes")
-    table: TableSpec = Field(default=TableSpec(), description="how a CSV file of nodes is read")
+    path: str | None = Field(default=None, description="file of nodes")
+    table: TableSpec = Field(default=TableSpec(), description="how to read a CSV file of nodes")
     part: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="only this part of the file's nodes, evenly spread over it"
+        default=1.0, description="use only this fraction of the file's nodes, evenly spaced"
     )
     kubernetes: KubernetesSpec | None = Field(default=None, description="serve on this Kubernetes cluster")
     ray: str | None = Field(
-        default=None, description="serve on this Ray cluster: an address, or auto; nodes then says more of its nodes"
+        default=None, description="serve on this Ray cluster: an address, or auto; nodes then adds to its description"
     )
     lease: Annotated[Duration, Field(ge=1, le=3600)] = Field(
-        default=15.0, description="names live so long without a sign of their controller, which leads for a third of it"
+        default=15.0,
+        description="lifetime of ephemeral resources without their controller; leadership lasts a third of it",
     )
 
 
 class TaskSpec(Model):
-    """Some tasks that are alike."""
+    """A group of equal tasks."""
 
     job: Name
     count: Count = 1
@@ -113,43 +115,45 @@ class TaskSpec(Model):
     gpu: Amount = 0
     memory: Bytes = 0
     resources: Amounts = Field(default_factory=dict)
-    run: Duration = Field(description="how long one runs")
-    run_on: dict[str, Duration] = Field(default_factory=dict, description="the same by node type, where it differs")
-    at: Duration = Field(default=0.0, description="when the first comes")
-    every: Duration = Field(default=0.0, description="between two")
-    user: str = Field(default="", description="whose it is; a path such as research/vision for a hierarchy")
-    role: str = Field(default="", description="such as server or worker; tasks of a job may have several")
+    run: Duration = Field(description="run time of a task")
+    run_on: dict[str, Duration] = Field(default_factory=dict, description="run times by node type, where they differ")
+    at: Duration = Field(default=0.0, description="arrival of the first task")
+    every: Duration = Field(default=0.0, description="time between arrivals")
+    user: str = Field(default="", description="owner; a path such as research/vision for the policy hierarchy")
+    role: str = Field(default="", description="role within the job, such as server or worker")
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    deadline: Duration | None = Field(default=None, description="after its arrival")
-    follows: str = Field(default="", description="a job whose tasks it runs beside (policy affinity)")
-    avoids: str = Field(default="", description="a job whose tasks it keeps clear of (policy avoid)")
-    types: tuple[str, ...] = Field(default=(), description="types of node on which it can run (policy types)")
+    deadline: Duration | None = Field(default=None, description="time after the arrival")
+    follows: str = Field(default="", description="job that it follows: it runs on nodes of that job (policy affinity)")
+    avoids: str = Field(default="", description="job that it avoids: it never joins that job on a node (policy avoid)")
+    types: tuple[str, ...] = Field(default=(), description="node types on which it can run (policy types)")
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
-    data: tuple[str, ...] = Field(default=(), description="blocks that it reads (policy locality)")
+    data: tuple[str, ...] = Field(default=(), description="blocks of data that it reads (policy locality)")
 
 
 class TraceSpec(Model):
     """A recorded workload."""
 
-    trace: Traced
+    trace: TraceFormat
     path: str
     faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        default=1.0, description="arrivals come this many times as fast"
+        default=1.0, description="factor by which arrivals are accelerated"
     )
-    table: TableSpec = Field(default=TableSpec(), description="how a CSV file of tasks is read")
-    user: str = Field(default="qos", description="the column of an openb file that names the user")
+    table: TableSpec = Field(default=TableSpec(), description="how to read a CSV file of tasks")
+    user: str = Field(default="qos", description="column of an openb file that names the user")
     first: Count | None = Field(
-        default=None, description="only so many rows; of a job that is cut through, what is left is the job"
+        default=None, description="read only so many rows; a truncated job keeps the tasks that were read"
     )
 
 
 class ManySpec(Model):
-    """A workload made by chance: Poisson arrivals, log-normal run times, demands drawn from a list."""
+    """A generated workload: Poisson arrivals, log-normal run times, demands drawn from a list."""
 
-    random: Count = Field(description="how many tasks")
-    rate: Annotated[float, Field(gt=0, le=1e6)] = Field(default=1.0, description="arrivals in a second")
+    random: Count = Field(description="number of tasks")
+    rate: Annotated[float, Field(gt=0, le=1e6)] = Field(default=1.0, description="arrivals per second")
     run: Duration = Field(default=60.0, description="mean run time")
-    spread: Annotated[float, Field(ge=0, le=5)] = Field(default=1.0, description="of the logarithm of run times")
+    spread: Annotated[float, Field(ge=0, le=5)] = Field(
+        default=1.0, description="standard deviation of the logarithm of run times"
+    )
     users: Annotated[int, Field(ge=1, le=1000)] = 4
     demands: Annotated[tuple[Amounts, ...], Field(min_length=1)] = ({"cpu": 1.0},)
 
@@ -158,24 +162,26 @@ class WorkloadSpec(Model):
     """The tasks."""
 
     @property
-    def given(self) -> bool:
-        """Whether there are any."""
+    def is_set(self) -> bool:
+        """Whether the spec describes any tasks."""
         return bool(self.tasks or self.replay or self.made)
 
     tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = ()
     replay: TraceSpec | None = Field(default=None, description="a recorded workload")
-    made: ManySpec | None = Field(default=None, description="one made by chance")
+    made: ManySpec | None = Field(default=None, description="a generated workload")
 
 
 class ExplainSpec(Model):
-    """Which waiting task is explained in the report."""
+    """The waiting task that the report explains."""
 
     task: str
-    at: Duration | None = Field(default=None, description="at this time; half-way through its wait if left out")
+    at: Duration | None = Field(
+        default=None, description="time of the explanation; half-way through the wait by default"
+    )
 
 
 class PlacementSpec(Spec):
-    """Places tasks by policies that the application writes itself."""
+    """Places tasks by policies that the application defines itself."""
 
     kind: Literal["placement"]
     cluster: ClusterSpec
@@ -184,7 +190,7 @@ class PlacementSpec(Spec):
     explain: ExplainSpec | None = None
 
     def problems(self) -> Iterable[Problem]:
-        """Say what does not fit together."""
+        """Yield contradictions between parts of the spec."""
         yield from _cluster_problems(self.cluster)
         yield from _workload_problems(self.workload)
         yield from self.policy.problems(("policy",))
@@ -192,11 +198,11 @@ class PlacementSpec(Spec):
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
     live = [key for key in ("ray", "kubernetes") if getattr(cluster, key) is not None]
-    given = [*(key for key in ("nodes", "trace") if getattr(cluster, key)), *live]
-    if len(given) != 1 and given not in (["nodes", "ray"], ["nodes", "kubernetes"]):
-        message = f"{' and '.join(given)} together" if given else "no nodes"
+    sources = [*(key for key in ("nodes", "trace") if getattr(cluster, key)), *live]
+    if len(sources) != 1 and sources not in (["nodes", "ray"], ["nodes", "kubernetes"]):
+        message = f"{' and '.join(sources)} together" if sources else "no nodes"
         yield Problem(("cluster",), message, hint="write nodes, trace with path, ray: auto, or kubernetes: {}")
-    yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE_COLUMNS, labels=True)
+    yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE_COLUMNS, allows_labels=True)
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):
@@ -205,33 +211,33 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
 
 
 def _table_problems(
-    trace: str | None, table: TableSpec, where: tuple[str, ...], known: Sequence[str], *, labels: bool = False
+    trace: str | None, table: TableSpec, path: tuple[str, ...], columns: Sequence[str], *, allows_labels: bool = False
 ) -> Iterator[Problem]:
-    if table.given and trace != "csv":
-        yield Problem(where, "only a CSV file has columns of your own", hint="write trace: csv")
-    every = (*known, *table.resources)
-    for key, names in (("columns", () if labels else table.columns), ("scale", table.scale)):
+    if table.is_set and trace != "csv":
+        yield Problem(path, "only a CSV file has a table", hint="write trace: csv")
+    known = (*columns, *table.resources)
+    for key, names in (("columns", () if allows_labels else table.columns), ("scale", table.scale)):
         for name in names:
-            if name not in every:
-                yield Problem((*where, key, name), f"no column {name}", hint=did_you_mean(name, every), at_key=True)
+            if name not in known:
+                yield Problem((*path, key, name), f"no column {name}", hint=did_you_mean(name, known), at_key=True)
     for name in table.resources:
-        if name in known:
-            message = f"{name} is a column of its own"
-            yield Problem((*where, "resources", name), message, hint=f"write columns: {{{name}: ...}}", at_key=True)
+        if name in columns:
+            hint = f"write columns: {{{name}: ...}}"
+            yield Problem((*path, "resources", name), f"{name} is a standard column", hint=hint, at_key=True)
 
 
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
     if replay := workload.replay:
         yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK_COLUMNS)
-    given = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
-    if len(given) > 1:
-        yield Problem(("workload",), f"{' and '.join(given)} together", hint="one of tasks, replay, made")
-    jobs = {item.job for item in workload.tasks}
-    for index, item in enumerate(workload.tasks):
-        here: tuple[Any, ...] = ("workload", "tasks", index)
-        if item.run <= 0:
-            yield Problem((*here, "run"), "a task takes some time")
-        for key, names in (("follows", (item.follows,)), ("avoids", (item.avoids,)), ("after", item.after)):
+    sources = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
+    if len(sources) > 1:
+        yield Problem(("workload",), f"{' and '.join(sources)} together", hint="write one of tasks, replay, made")
+    jobs = {task.job for task in workload.tasks}
+    for index, task in enumerate(workload.tasks):
+        path: tuple[Any, ...] = ("workload", "tasks", index)
+        if task.run <= 0:
+            yield Problem((*path, "run"), "a task takes some time", hint="write run: 10 min")
+        for key, names in (("follows", (task.follows,)), ("avoids", (task.avoids,)), ("after", task.after)):
             for name in names:
                 if name and name not in jobs:
-                    yield Problem((*here, key), f"no such job: {name}", hint=did_you_mean(name, jobs))
+                    yield Problem((*path, key), f"no such job: {name}", hint=did_you_mean(name, jobs))

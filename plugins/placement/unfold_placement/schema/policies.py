@@ -1,37 +1,41 @@
-"""What a user writes under ``policy``, and the policies that are made of it."""
+"""The schema of ``policy`` in a spec: one options model per policy."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node
 from unfoldkit.api import Duration, Model, Problem, did_you_mean, fail
 
-Most = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000)]
-GROUP = "unfoldkit.placement"
-"""The group of entry points under which others offer policies."""
+QUEUE_POLICIES = ("priority", "wfq", "drf", "hierarchy", "history", "quota", "edf")
+"""Policies that order the queue; a spec has at most one of them."""
+GROUP_FIELDS = ("job", "user", "role", "name", "priority")
+"""Task fields by which policies may group tasks."""
 
 
 def parse_fallback(value: Any) -> tuple[str, float]:
-    """Return level and seconds of text such as ``any after 30 s``."""
-    found = re.fullmatch(r"\s*(\w+)\s+after\s+(.+)", value) if isinstance(value, str) else None
+    """Parse text such as ``any after 30 s`` into a level and seconds.
+
+    Raises:
+        PydanticCustomError: it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s+after\s+(.+)", value) if isinstance(value, str) else None
     try:
-        return (found[1], TypeAdapter(Duration).validate_python(found[2])) if found else _wrong(value)
+        return (match[1], TypeAdapter(Duration).validate_python(match[2])) if match else _reject_fallback(value)
     except ValidationError:
-        return _wrong(value)
+        return _reject_fallback(value)
 
 
-def _wrong(value: Any) -> tuple[str, float]:
-    hint = {"value": str(value)[:60], "hint": 'write "any after 30 s"'}
-    raise PydanticCustomError("fallback", '"{value}" is not a level and a time', hint)
+def _reject_fallback(value: Any) -> tuple[str, float]:
+    context = {"value": str(value)[:60], "hint": 'write "any after 30 s"'}
+    raise PydanticCustomError("fallback", '"{value}" is not a level and a time', context)
 
 
 def _format_fallback(pair: tuple[str, float]) -> str:
@@ -47,53 +51,55 @@ Fallback = Annotated[
 
 
 class SpreadOptions(Model):
-    """No node runs more than ``skew`` tasks of a group above the node with the fewest."""
+    """No node runs more than ``skew`` tasks of a group above the least loaded node."""
 
     by: str = "job"
-    skew: Most = 1
-    soft: bool = Field(default=False, description="leave out nodes on which the task would not fit anyway")
+    skew: Count = 1
+    soft: bool = Field(default=False, description="ignore nodes on which the task does not fit")
 
 
 class AffinityOptions(Model):
-    """Tasks with ``follows`` run beside the job that they name."""
+    """Tasks with ``follows`` run on nodes of that job."""
 
 
 class AntiAffinityOptions(Model):
     """At most ``density`` tasks of a group on one node."""
 
     by: str = "job"
-    density: Most = 1
+    density: Count = 1
 
 
 class AvoidOptions(Model):
-    """Tasks with ``avoids`` never start where the job that they name runs."""
+    """Tasks with ``avoids`` never start where that job runs."""
 
 
 class TypesOptions(Model):
     """Tasks with ``types`` run only on nodes of these types."""
 
-    label: str = Field(default="type", description="the label of a node that says of which type it is")
+    label: str = Field(default="type", description="node label that holds the node type")
 
 
 class LocalityOptions(Model):
-    """Tasks with ``data`` run where it is; later in its rack, later anywhere."""
+    """Tasks with ``data`` run where it is stored, later in the same rack, later anywhere."""
 
     rack_after: Duration = 10.0
     any_after: Duration = 30.0
 
 
 class GangOptions(Model):
-    """All tasks of a group start at once, or none does."""
+    """All tasks of a job start at once, or none does."""
 
-    by: Literal["job"] = Field(default="job", description="a task knows how many its job has")
-    patience: Duration = Field(default=0.0, description="how long others may pass a gang that does not fit")
+    by: Literal["job"] = Field(default="job", description="task field that names the gang")
+    patience: Duration = Field(default=0.0, description="how long other gangs may pass one that does not fit")
 
 
 class PackOptions(Model):
-    """Each task on the node that it fills best; a gang within one node, rack or other label."""
+    """Best fit: each task on the node with the least free capacity; a gang within one node, rack or other label."""
 
     level: str = "node"
-    fallback: tuple[Fallback, ...] = Field(default=(), description="wider levels and when, such as any after 30 s")
+    fallback: tuple[Fallback, ...] = Field(
+        default=(), description="wider levels and when they apply, such as any after 30 s"
+    )
 
 
 class PriorityOptions(Model):
@@ -104,22 +110,22 @@ class PriorityOptions(Model):
 
 
 class FairOptions(Model):
-    """Shares by user, weighted."""
+    """Weighted shares by user."""
 
     by: str = "user"
     weights: Weights = Field(default_factory=dict)
-    backfill: bool = Field(default=False, description="others may pass a user whose next task does not fit")
+    backfill: bool = Field(default=False, description="other users may pass one if its next task does not fit")
 
 
 class HierarchyOptions(Model):
-    """Shares down a tree of users, whose names are paths."""
+    """Shares down a tree of users; user names are paths."""
 
     weights: Weights = Field(default_factory=dict)
     backfill: bool = False
 
 
 class HistoryOptions(Model):
-    """Whoever used least, where use counts half after every half-life."""
+    """The user with the least past use, which halves after every half-life."""
 
     half_life: Annotated[Duration, Field(gt=0)] = 86400.0
     by: str = "user"
@@ -128,25 +134,27 @@ class HistoryOptions(Model):
 
 
 class QuotaOptions(Model):
-    """What each team is owed; the rest is lent and taken back."""
+    """A quota for each team; unused quota is lent and reclaimed."""
 
     quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]]
     resource: str = "gpu"
     by: str = "user"
     borrow: bool = True
     reclaim: bool = True
-    backfill: bool = Field(default=True, description="no team within its quota waits for another whose task lacks room")
+    backfill: bool = Field(
+        default=True, description="teams within their quota may pass one if its next task does not fit"
+    )
 
 
 class EdfOptions(Model):
     """The nearest deadline first."""
 
-    admit: bool = Field(default=True, description="refuse, as it comes, what cannot be on time")
+    admit: bool = Field(default=True, description="reject tasks on arrival that cannot be on time")
     backfill: bool = False
 
 
 class ValueOptions(Model):
-    """Where a task would end first, waiting included."""
+    """Each task runs where it ends first, waiting included."""
 
     ahead: Duration = Field(default=3600.0, description="how long a task waits for a faster node at most")
 
@@ -154,31 +162,31 @@ class ValueOptions(Model):
 class LimitOptions(Model):
     """At most ``most`` tasks of a group at any time."""
 
-    most: Most
-    by: str = Field(default="job", description="one limit for each; the empty text is one for all")
-    jobs: tuple[str, ...] = Field(default=(), description="only these jobs")
+    most: Count
+    by: str = Field(default="job", description="task field that names the group; empty means one limit for all")
+    jobs: tuple[str, ...] = Field(default=(), description="limit these jobs only; empty means all")
     name: str = "limit"
 
 
 class BarrierOptions(Model):
-    """Tasks with ``after`` wait for the end of these jobs."""
+    """Tasks with ``after`` wait until these jobs have ended."""
 
 
 class ServersOptions(Model):
-    """Parameter servers on nodes of their own; workers beside them, or away."""
+    """Each parameter server on a node of its own, with the workers on these nodes or on others."""
 
-    near: bool = Field(default=True, description="workers beside the servers")
+    near: bool = Field(default=True, description="workers run on the servers' nodes")
 
 
 class OwnOptions(Model):
-    """A policy of your own (needs ``--allow-code`` where it is ``module:Class``)."""
+    """Your own policy; ``module:Class`` needs ``--allow-code``."""
 
     policy: Annotated[str, Field(min_length=1)] = Field(description="module:Class, or the name of an entry point")
-    options: dict[str, Any] = Field(default_factory=dict, description="what the class is made with")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the class")
 
 
 class PolicySpec(Model):
-    """Policies that hold together: a task starts only where all of them let it."""
+    """Policies that apply together: a task starts only where all of them allow it."""
 
     spread: SpreadOptions | None = None
     affinity: AffinityOptions | None = None
@@ -200,107 +208,55 @@ class PolicySpec(Model):
     value: ValueOptions | None = None
     gang: GangOptions | None = None
     own: OwnOptions | None = None
-    all_: tuple[PolicySpec, ...] = Field(default=(), alias="all", description="further policies, which also hold")
+    all_: tuple[PolicySpec, ...] = Field(default=(), alias="all", description="additional policies")
 
     def parts(self, path: tuple[str | int, ...] = ("policy",)) -> Iterator[tuple[str, Model, tuple[str | int, ...]]]:
-        """Yield every policy with its options and where it stands, those of ``all`` last."""
+        """Yield every policy with its options and path, those of ``all`` last."""
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Model):
                 yield name, value, (*path, field.alias or name)
-        for index, item in enumerate(self.all_):
-            yield from item.parts((*path, "all", index))
+        for index, nested in enumerate(self.all_):
+            yield from nested.parts((*path, "all", index))
 
     def problems(self, path: tuple[str | int, ...]) -> Iterator[Problem]:
-        """Say what can be seen to be wrong without a workload."""
-        seen: dict[tuple[str, str], str] = {}
-        for name, options, where in self.parts(path):
-            label, by_ = str(where[-1]), str(getattr(options, "by", ""))
-            mine = ("order", "") if name in ORDERS else (name, f"{by_}/{getattr(options, 'name', '')}")
-            if mine in seen and name != "own":
-                yield _twice(label, seen[mine], where)
-            seen[mine] = label
-            if by := getattr(options, "by", ""):
-                known = ("job", "user", "role", "name", "priority")
-                if by not in known:
-                    yield Problem((*where, "by"), f"tasks have no {by!r}", hint=did_you_mean(by, known))
-            if name == "pack" and isinstance(options, PackOptions):
-                times = [seconds for _, seconds in options.fallback]
-                if times != sorted(times):
-                    yield Problem((*where, "fallback"), "wider levels come later", hint="write the shortest time first")
+        """Yield contradictions that are visible without a workload."""
+        labels: dict[tuple[str, str], str] = {}
+        for name, options, policy_path in self.parts(path):
+            label, group_field = str(policy_path[-1]), str(getattr(options, "by", ""))
+            is_queue_policy = name in QUEUE_POLICIES
+            identity = ("order", "") if is_queue_policy else (name, f"{group_field}/{getattr(options, 'name', '')}")
+            if identity in labels and name != "own":
+                yield _duplicate_problem(label, labels[identity], policy_path)
+            labels[identity] = label
+            if group_field and group_field not in GROUP_FIELDS:
+                hint = did_you_mean(group_field, GROUP_FIELDS)
+                yield Problem((*policy_path, "by"), f"tasks have no {group_field!r}", hint=hint)
+            if isinstance(options, PackOptions):
+                times_s = [seconds for _, seconds in options.fallback]
+                if times_s != sorted(times_s):
+                    hint = "write the shortest time first"
+                    yield Problem((*policy_path, "fallback"), "wider levels come later", hint=hint)
 
 
-def _twice(name: str, before: str, where: tuple[str | int, ...]) -> Problem:
-    if name == before:
-        return Problem(where, f"{name} is written twice", hint="one of them, or another by", at_key=True)
-    hint = f"where a task is first by {before} and another by {name}, each waits for the other"
-    return Problem(where, f"{before} and {name} both order the queue", hint=hint, at_key=True)
-
-
-ORDERS = ("priority", "wfq", "drf", "hierarchy", "history", "quota", "edf")
-CLASSES: Mapping[str, str] = {
-    "spread": "affinity.spread:Spread",
-    "affinity": "affinity.affinity:Affinity",
-    "anti_affinity": "affinity.anti_affinity:AntiAffinity",
-    "avoid": "affinity.avoid:Avoid",
-    "types": "affinity.types:Types",
-    "locality": "affinity.locality:Locality",
-    "servers": "affinity.servers:Servers",
-    "barrier": "ordering.barrier:Barrier",
-    "limit": "fairness.limit:Limit",
-    "priority": "fairness.priority:Priority",
-    "wfq": "fairness.wfq:Wfq",
-    "drf": "fairness.drf:Drf",
-    "hierarchy": "fairness.hierarchy:Hierarchy",
-    "history": "fairness.history:History",
-    "quota": "fairness.quota:Quota",
-    "edf": "ordering.edf:Edf",
-    "pack": "affinity.pack:Pack",
-    "value": "ordering.value:Value",
-    "gang": "ordering.gang:Gang",
-}
-
-
-def build_policies(spec: PolicySpec, *, allow_code: bool = False) -> list[Policy]:
-    """Return fresh policies for one run.
+def check_pack_levels(policy: PolicySpec, nodes: Sequence[Node]) -> None:
+    """Check that some node has each label by which tasks are packed; otherwise every placement would satisfy it.
 
     Raises:
-        UnfoldError: a policy of the user's own cannot be found or made, or code is not allowed.
+        UnfoldError: no node has a label.
     """
-    return [_own(options, allow_code=allow_code) if isinstance(options, OwnOptions) else _known(name, options)
-            for name, options, _ in spec.parts()]  # fmt: skip
+    labels = {"node", "any"}.union(*(node.labels for node in nodes))
+    for _, options, path in policy.parts():
+        if not isinstance(options, PackOptions):
+            continue
+        for level in (options.level, *(level for level, _ in options.fallback)):
+            if level not in labels:
+                key = ".".join(str(part) for part in path)
+                raise fail(f"no node has the label {level!r}", key=key, hint=did_you_mean(level, labels))
 
 
-def _known(name: str, options: Model) -> Policy:
-    values = {key: getattr(options, key) for key in type(options).model_fields}
-    if isinstance(options, PackOptions):
-        values["fallback"] = dict(options.fallback)
-    made: Policy = pkgutil.resolve_name(f"unfold_placement.policies.{CLASSES[name]}")(**values)
-    return made
-
-
-def _own(options: OwnOptions, *, allow_code: bool) -> Policy:
-    offered = importlib.metadata.entry_points(group=GROUP)
-    if options.policy in offered.names:
-        return _made(options, offered[options.policy].load())
-    if ":" not in options.policy:
-        hint = did_you_mean(options.policy, offered.names) or "write module:Class"
-        raise fail(f"no policy {options.policy!r} is installed", key="policy.own.policy", hint=hint)
-    if not allow_code:
-        raise fail(f"the spec names code: {options.policy}", key="policy.own.policy", hint="--allow-code runs it")
-    try:
-        return _made(options, pkgutil.resolve_name(options.policy))
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = "write module:Class; the module must be importable"
-        raise fail(f"cannot load {options.policy!r}: {error}", key="policy.own.policy", hint=hint) from error
-
-
-def _made(options: OwnOptions, factory: Any) -> Policy:
-    try:
-        made: Policy = factory(**options.options)
-    except (TypeError, ValueError) as error:
-        raise fail(f"cannot make {options.policy}: {error}", key="policy.own.options") from error
-    missing = [name for name in ("phase", "watches", "request", "react") if not hasattr(made, name)]
-    if missing:
-        raise fail(f"{options.policy} has no {', '.join(missing)}", key="policy.own.policy", hint="see the docs")
-    return made
+def _duplicate_problem(name: str, earlier: str, path: tuple[str | int, ...]) -> Problem:
+    if name == earlier:
+        return Problem(path, f"{name} is written twice", hint="keep one, or set a different by", at_key=True)
+    hint = f"a task that is first under {earlier} and another under {name} would block each other"
+    return Problem(path, f"{earlier} and {name} both order the queue", hint=hint, at_key=True)

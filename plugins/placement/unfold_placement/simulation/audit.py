@@ -1,192 +1,227 @@
-"""An audit that knows nothing of names: it walks through what happened and holds it against what was asked for."""
+"""Audit of a replay: checks the event log against the policies' rules, without knowledge of ephemeral resources."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core import kernel
-from unfold_placement.core.types import Node, Task
-from unfold_placement.schema import policies
+from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.simulation.metrics import START_CHANGE
 from unfold_placement.simulation.simulator import SimulationResult
-from unfoldkit.api import Model
+
+TIME_TOLERANCE_S = 1e-9
+Options = Mapping[str, Any]
+"""Options of a policy, as in a spec."""
 
 
 @dataclass(slots=True)
 class AuditState:
-    """What runs where, as the walk goes: tasks by node, jobs' ends, submissions."""
+    """The cluster at one event of the log.
+
+    Attributes:
+        nodes: The nodes.
+        now: Time in seconds.
+        running: Running tasks by node and name.
+        groups: Running tasks by task field, group and node.
+        waiting: Waiting tasks by name.
+        since_s: First submission of each task in seconds.
+        ended: Ended tasks by job.
+    """
 
     nodes: Sequence[Node]
     now: float = 0.0
     running: dict[str, dict[str, Task]] = field(default_factory=lambda: defaultdict(dict))
     groups: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     waiting: dict[str, Task] = field(default_factory=dict)
-    since: dict[str, float] = field(default_factory=dict)
+    since_s: dict[str, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
-    total: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def on(self, node: Node) -> list[Task]:
+    def running_on(self, node: Node) -> list[Task]:
         """Return the tasks that run on a node."""
         return list(self.running[node.name].values())
 
-    def everywhere(self) -> list[Task]:
-        """Return the tasks that run."""
+    def all_running(self) -> list[Task]:
+        """Return the running tasks of all nodes."""
         return [task for tasks in self.running.values() for task in tasks.values()]
 
 
-Law = Callable[[Any, AuditState, Task, Node], str]
-"""Asked as a task has just started: what is wrong, or the empty text."""
+Check = Callable[[Options, AuditState, Task, Node], str]
+"""Called after a task started on a node; returns the violation, or an empty text."""
 
 
-def find_violations(found: SimulationResult, policy: policies.PolicySpec) -> Iterator[str]:
-    """Yield everything that is wrong with a replay, in words."""
-    held = [(LAWS[name], part) for name, part, _ in policy.parts() if name in LAWS]
-    world = AuditState(found.nodes, groups={part.by: defaultdict(Counter) for _, part in held if hasattr(part, "by")})
-    capacity = {node.name: Counter[str]() for node in found.nodes}
+def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> Iterator[str]:
+    """Yield every violation of capacities and policies in a replay, as text."""
+    checks = [(CHECKS[rule.name], rule.options) for rule in rules if rule.name in CHECKS]
+    group_keys = {options["by"] for _, options in checks if "by" in options}
+    state = AuditState(result.nodes, groups={key: defaultdict(Counter) for key in group_keys})
+    used = {node.name: Counter[str]() for node in result.nodes}
     starts: dict[str, list[float]] = defaultdict(list)
-    for time, kind, row, place in zip(
-        found.log.times.tolist(),
-        found.log.kinds.tolist(),
-        found.log.tasks.tolist(),
-        found.log.nodes.tolist(),
-        strict=True,
+    log = result.log
+    for time, kind, row, node_row in zip(
+        log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist(), strict=True
     ):
-        task, node = found.tasks[row], found.nodes[place]
-        world.now = time
-        _step(world, kind, task, node)
+        task, node = result.tasks[row], result.nodes[node_row]
+        state.now = time
+        _apply_event(state, kind, task, node)
         if kind == kernel.LOG_STARTED:
             starts[task.name].append(time)
-            yield from _start(world, capacity[node.name], task, node, held)
+            yield from _check_start(state, used[node.name], task, node, checks)
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
-            capacity[node.name].subtract(task.demand)
-    for name, part, _ in policy.parts():
-        if name == "gang":
-            yield from _gangs(found, starts, part)
+            used[node.name].subtract(task.demand)
+    for rule in rules:
+        if rule.name == "gang":
+            yield from _check_gangs(result, starts, rule.options)
 
 
-def _start(
-    world: AuditState, used: Counter[str], task: Task, node: Node, held: Sequence[tuple[Law, Model]]
+def _check_start(
+    state: AuditState, used: Counter[str], task: Task, node: Node, checks: Sequence[tuple[Check, Options]]
 ) -> Iterator[str]:
     used.update(task.demand)
     for kind, amount in used.items():
-        if amount > node.capacity.get(kind, 0):
-            has = node.capacity.get(kind, 0) / 1000
-            yield f"{world.now:g} s: {node.name} gives {amount / 1000:g} {kind}, it has {has:g}"
-    for law, part in held:
-        if wrong := law(part, world, task, node):
-            yield f"{world.now:g} s: {task.name} on {node.name}: {wrong}"
+        capacity = node.capacity.get(kind, 0)
+        if amount > capacity:
+            yield f"{state.now:g} s: {amount / MILLI:g} {kind} in use on {node.name}, which has {capacity / MILLI:g}"
+    for check, options in checks:
+        if violation := check(options, state, task, node):
+            yield f"{state.now:g} s: {task.name} on {node.name}: {violation}"
 
 
-def _step(world: AuditState, kind: int, task: Task, node: Node) -> None:
-    change = {kernel.LOG_STARTED: 1, kernel.LOG_ENDED: -1, kernel.LOG_PREEMPTED: -1}.get(kind, 0)
-    for by, groups in world.groups.items() if change else ():
-        groups[task.key(by)][node.name] += change
+def _apply_event(state: AuditState, kind: int, task: Task, node: Node) -> None:
+    change = START_CHANGE.get(kind, 0)
+    for key, groups in state.groups.items() if change else ():
+        groups[task.key(key)][node.name] += change
     if kind in {kernel.LOG_SUBMITTED, kernel.LOG_PREEMPTED}:
-        world.waiting[task.name] = task
-        world.since.setdefault(task.name, world.now)
+        state.waiting[task.name] = task
+        state.since_s.setdefault(task.name, state.now)
     if kind == kernel.LOG_STARTED:
-        del world.waiting[task.name]
-        world.running[node.name][task.name] = task
+        del state.waiting[task.name]
+        state.running[node.name][task.name] = task
     if kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
-        del world.running[node.name][task.name]
+        del state.running[node.name][task.name]
     if kind == kernel.LOG_ENDED:
-        world.ended[task.job] += 1
+        state.ended[task.job] += 1
     if kind == kernel.LOG_REFUSED:
-        del world.waiting[task.name]
+        del state.waiting[task.name]
 
 
-def _gangs(found: SimulationResult, starts: dict[str, list[float]], part: Any) -> Iterator[str]:
-    """All start at one instant; a gang that was stopped goes on, as a whole, without those that had ended."""
-    groups: dict[str, list[tuple[Task, float]]] = defaultdict(list)
-    for task, end in zip(found.tasks, found.end_s.tolist(), strict=True):
-        groups[task.key(part.by)].append((task, end))
-    for key, members in groups.items():
-        times = Counter(time for task, _ in members for time in starts[task.name])
-        for time, count in times.items():
-            fresh = any(starts[task.name][:1] == [time] for task, _ in members)
-            wanted = len(members) if fresh else sum(end > time for _, end in members)
-            if count != wanted:
-                yield f"{time:g} s: {count} of the {wanted} tasks of gang {key} start"
+def _check_gangs(result: SimulationResult, starts: Mapping[str, list[float]], options: Options) -> Iterator[str]:
+    """Check that gangs start at one instant; a preempted gang restarts as a whole, without its ended tasks."""
+    gangs: dict[str, list[tuple[Task, float]]] = defaultdict(list)
+    for task, end in zip(result.tasks, result.end_s.tolist(), strict=True):
+        gangs[task.key(options["by"])].append((task, end))
+    for gang, members in gangs.items():
+        counts = Counter(time for task, _ in members for time in starts[task.name])
+        for time, count in counts.items():
+            is_first_start = any(starts[task.name][:1] == [time] for task, _ in members)
+            expected = len(members) if is_first_start else sum(end > time for _, end in members)
+            if count != expected:
+                yield f"{time:g} s: {count} of the {expected} tasks of gang {gang} start"
 
 
-def _spread(part: Any, world: AuditState, task: Task, node: Node) -> str:
-    if part.soft:
+def _check_spread(options: Options, state: AuditState, task: Task, node: Node) -> str:
+    if options["soft"]:
         return ""
-    counts = world.groups[part.by][task.key(part.by)]
-    others = [counts[name] - (name == node.name) for name in counts if counts[name]]
-    before = min(others) if len(others) == len(world.nodes) else 0
-    return "" if counts[node.name] <= before + part.skew else f"{counts[node.name]} here, {before} elsewhere"
+    counts = state.groups[options["by"]][task.key(options["by"])]
+    before = [counts[name] - (name == node.name) for name in counts if counts[name]]
+    fewest = min(before) if len(before) == len(state.nodes) else 0
+    is_balanced = counts[node.name] <= fewest + options["skew"]
+    return "" if is_balanced else f"{counts[node.name]} run here, {fewest} on the least loaded node"
 
 
-def _apart(part: Any, world: AuditState, task: Task, node: Node) -> str:
-    here = sum(other.key(part.by) == task.key(part.by) for other in world.on(node))
-    return f"{here} of {task.key(part.by)}, {part.density} may be" if here > part.density else ""
+def _check_anti_affinity(options: Options, state: AuditState, task: Task, node: Node) -> str:
+    group, density = task.key(options["by"]), options["density"]
+    count = sum(other.key(options["by"]) == group for other in state.running_on(node))
+    return f"{count} tasks of {group} run here, {density} are allowed" if count > density else ""
 
 
-def _beside(_part: Any, world: AuditState, task: Task, node: Node) -> str:
-    alone = task.follows and not any(other.job == task.follows for other in world.on(node))
-    return f"nothing of {task.follows} runs here" if alone else ""
+def _check_affinity(_options: Options, state: AuditState, task: Task, node: Node) -> str:
+    is_alone = task.follows and not any(other.job == task.follows for other in state.running_on(node))
+    return f"no task of {task.follows} runs here" if is_alone else ""
 
 
-def _clear(_part: Any, world: AuditState, task: Task, node: Node) -> str:
-    met = task.avoids and any(other.job == task.avoids for other in world.on(node) if other is not task)
-    return f"{task.avoids} runs here" if met else ""
+def _check_avoid(_options: Options, state: AuditState, task: Task, node: Node) -> str:
+    others = [other for other in state.running_on(node) if other is not task]
+    has_met = task.avoids and any(other.job == task.avoids for other in others)
+    return f"{task.avoids} runs here" if has_met else ""
 
 
-def _typed(part: Any, _world: AuditState, task: Task, node: Node) -> str:
-    found = node.labels.get(part.label, "")
-    return "" if not task.types or found in task.types else f"it can run on {' or '.join(task.types)}, not on {found!r}"
+def _check_types(options: Options, _state: AuditState, task: Task, node: Node) -> str:
+    node_type = node.labels.get(options["label"], "")
+    if not task.types or node_type in task.types:
+        return ""
+    return f"it can run on {' or '.join(task.types)}, not on {node_type!r}"
 
 
-def _near(part: Any, world: AuditState, task: Task, node: Node) -> str:
+def _check_locality(options: Options, state: AuditState, task: Task, node: Node) -> str:
     if not task.data or node.data.intersection(task.data):
         return ""
-    waited = world.now - world.since[task.name]
-    racks = {n.labels.get("rack") for n in world.nodes if n.data.intersection(task.data)}
-    after = part.rack_after if node.labels.get("rack") in racks else part.any_after
-    return "" if waited >= after - 1e-9 else f"its data is elsewhere, after {waited:g} s"
+    waited_s = state.now - state.since_s[task.name]
+    racks = {other.labels.get("rack") for other in state.nodes if other.data.intersection(task.data)}
+    required_s = options["rack_after"] if node.labels.get("rack") in racks else options["any_after"]
+    if waited_s >= required_s - TIME_TOLERANCE_S:
+        return ""
+    return f"its data is elsewhere, and it waited only {waited_s:g} s"
 
 
-def _few(part: Any, world: AuditState, task: Task, _node: Node) -> str:
-    mine = [
-        t for t in world.everywhere() if t.key(part.by) == task.key(part.by) and (not part.jobs or t.job in part.jobs)
-    ]
-    return f"{len(mine)} run, {part.most} may" if len(mine) > part.most else ""
+def _check_limit(options: Options, state: AuditState, task: Task, _node: Node) -> str:
+    by, jobs = options["by"], options["jobs"]
+    group = task.key(by)
+    count = sum(other.key(by) == group and (not jobs or other.job in jobs) for other in state.all_running())
+    return f"{count} tasks run, {options['most']} are allowed" if count > options["most"] else ""
 
 
-def _after(_part: Any, world: AuditState, task: Task, _node: Node) -> str:
-    early = [job for job in task.after if world.ended[job] == 0 or any(t.job == job for t in world.everywhere())]
+def _check_barrier(_options: Options, state: AuditState, task: Task, _node: Node) -> str:
+    running = {other.job for other in state.all_running()} if task.after else set()
+    early = [job for job in task.after if state.ended[job] == 0 or job in running]
     return f"{early[0]} has not ended" if early else ""
 
 
-def _higher(part: Any, world: AuditState, task: Task, node: Node) -> str:
-    if part.backfill:
+def _check_priority(options: Options, state: AuditState, task: Task, node: Node) -> str:
+    if options["backfill"]:
         return ""
-    higher = [other for other in world.waiting.values() if other.priority > task.priority and other.size == 1]
-    # who waits for others to end, or to begin, holds nobody up
-    above = [t for t in higher if not (t.follows or t.avoids or t.role == "worker" or _after(part, world, t, node))]
-    return f"{above[0].name} of a higher class waits" if above else ""
+    higher = [other for other in state.waiting.values() if other.priority > task.priority and other.size == 1]
+    # a task that waits for other tasks to start or end blocks no lower class
+    blocking = [
+        other
+        for other in higher
+        if not (other.follows or other.avoids or other.role == "worker" or _check_barrier(options, state, other, node))
+    ]
+    return f"{blocking[0].name} of a higher class waits" if blocking else ""
 
 
-def _within(part: Any, world: AuditState, task: Task, _node: Node) -> str:
-    if part.borrow:
+def _check_quota(options: Options, state: AuditState, task: Task, _node: Node) -> str:
+    if options["borrow"]:
         return ""
-    user = task.key(part.by)
-    used = sum(other.demand.get(part.resource, 0) for other in world.everywhere() if other.key(part.by) == user) / 1000
-    return f"{user} has {used:g}, its quota is {part.quotas.get(user, 0):g}" if used > part.quotas.get(user, 0) else ""
+    by, resource = options["by"], options["resource"]
+    user = task.key(by)
+    used = sum(other.demand.get(resource, 0) for other in state.all_running() if other.key(by) == user) / MILLI
+    quota = options["quotas"].get(user, 0)
+    return f"{user} uses {used:g}, its quota is {quota:g}" if used > quota else ""
 
 
-def _served(part: Any, world: AuditState, task: Task, node: Node) -> str:
-    servers = [other for other in world.on(node) if other.job == task.job and other.role == "server"]
+def _check_servers(options: Options, state: AuditState, task: Task, node: Node) -> str:
+    servers = [other for other in state.running_on(node) if other.job == task.job and other.role == "server"]
     if task.role == "server":
-        return "a second server here" if len(servers) > 1 else ""
-    wrong = task.role == "worker" and bool(servers) != part.near
-    return ("no server here" if part.near else "a server here") if wrong else ""
+        return "a second server runs here" if len(servers) > 1 else ""
+    is_misplaced = task.role == "worker" and bool(servers) != options["near"]
+    return ("no server runs here" if options["near"] else "a server runs here") if is_misplaced else ""
 
 
-LAWS: dict[str, Law] = {
-    "spread": _spread, "anti_affinity": _apart, "affinity": _beside, "avoid": _clear, "types": _typed,
-    "locality": _near, "limit": _few, "barrier": _after, "priority": _higher, "quota": _within, "servers": _served,
-}  # fmt: skip
+CHECKS: Mapping[str, Check] = {
+    "spread": _check_spread,
+    "anti_affinity": _check_anti_affinity,
+    "affinity": _check_affinity,
+    "avoid": _check_avoid,
+    "types": _check_types,
+    "locality": _check_locality,
+    "limit": _check_limit,
+    "barrier": _check_barrier,
+    "priority": _check_priority,
+    "quota": _check_quota,
+    "servers": _check_servers,
+}
+"""Checks by the key of their policy."""

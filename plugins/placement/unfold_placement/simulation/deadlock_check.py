@@ -1,28 +1,35 @@
-"""A bounded check of compositions, before anything is replayed: can each job run, and can two block each other?
+"""A bounded check for deadlocks before the replay: can each job run, and can two jobs block each other?
 
-Every distinct job is played alone on the empty cluster, with the jobs that it follows or comes after; then pairs of
-jobs that come together, in both orders, one after the other and task by task. Tasks end, so whoever still waits at the
-end waits for ever: the counterexample.
+Every distinct job is simulated alone on the empty cluster, with the jobs that it follows or comes after. Then pairs of
+jobs are simulated together: in both orders, job after job and task by task. Tasks end, so a task that still waits at
+the end waits forever. Such a case is a counterexample.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_placement.core.explain import Reason, explain_wait, record_history
-from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
+from unfold_placement.policies.registry import PolicyFactory
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
 
-ALONE, PAIRS = 200, 60
-PolicyFactory = Callable[[], Sequence[Policy]]
+MAX_JOBS, MAX_PAIRS = 200, 60
+"""Distinct jobs, and ordered pairs of them, that are simulated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counterexample:
-    """Jobs that come together on the empty cluster, the tasks of theirs that never run, and why the first does not."""
+    """Jobs that deadlock on the empty cluster.
+
+    Attributes:
+        jobs: The jobs.
+        stuck: Their tasks that never run.
+        finished: Number of tasks that ran.
+        reasons: Why one of the stuck tasks waits.
+    """
 
     jobs: tuple[str, ...]
     stuck: tuple[str, ...]
@@ -30,89 +37,99 @@ class Counterexample:
     reasons: tuple[Reason, ...]
 
 
-def find_counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory) -> Counterexample | None:
-    """Return the smallest case that is found to block, or nothing."""
-    jobs = _by_job(tasks)
-    kinds = [same[0] for same in _kinds(jobs)]
-    if not make():
-        kinds = [job for job in kinds if any(_too_big(nodes, task) for task in jobs[job])]
-    for job in kinds[:ALONE]:
-        if found := _play(nodes, jobs, (job,), make):
-            return found
-    return find_blocking_pair(nodes, tasks, make)
+def find_counterexample(
+    nodes: Sequence[Node], tasks: Sequence[Task], new_policies: PolicyFactory
+) -> Counterexample | None:
+    """Return the first job or pair of jobs found that deadlocks, or None."""
+    jobs = _group_by_job(tasks)
+    samples = [alike[0] for alike in _group_alike(jobs)]
+    if not new_policies():
+        samples = [job for job in samples if any(_exceeds_all_nodes(nodes, task) for task in jobs[job])]
+    for job in samples[:MAX_JOBS]:
+        if counterexample := _simulate_jobs(nodes, jobs, (job,), new_policies):
+            return counterexample
+    return find_blocking_pair(nodes, tasks, new_policies)
 
 
-def find_blocking_pair(nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory) -> Counterexample | None:
-    """Return a pair of jobs of which one or both wait for ever if they come together, or nothing."""
-    jobs = _by_job(tasks)
-    kinds = [same[0] for same in _kinds(jobs)] if make() else []
-    pairs = itertools.islice(itertools.permutations(kinds, 2), PAIRS)
-    plays = (_play(nodes, jobs, pair, make, mixed=mixed) for pair in pairs for mixed in (False, True))
-    return next((found for found in plays if found), None)
+def find_blocking_pair(
+    nodes: Sequence[Node], tasks: Sequence[Task], new_policies: PolicyFactory
+) -> Counterexample | None:
+    """Return the first pair of jobs found of which tasks wait forever if both are submitted together, or None."""
+    jobs = _group_by_job(tasks)
+    samples = [alike[0] for alike in _group_alike(jobs)] if new_policies() else []
+    pairs = itertools.islice(itertools.permutations(samples, 2), MAX_PAIRS)
+    runs = (
+        _simulate_jobs(nodes, jobs, pair, new_policies, interleave=interleave)
+        for pair in pairs
+        for interleave in (False, True)
+    )
+    return next((counterexample for counterexample in runs if counterexample), None)
 
 
 def find_jobs_blocked_alone(
-    nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory
+    nodes: Sequence[Node], tasks: Sequence[Task], new_policies: PolicyFactory
 ) -> Iterator[tuple[Counterexample, tuple[str, ...]]]:
-    """Yield what blocks a job alone on the empty cluster, with the tasks that wait for ever in all jobs like it."""
-    jobs = _by_job(tasks)
-    for same in itertools.islice(_kinds(jobs) if make() else (), ALONE):
-        if found := _play(nodes, jobs, same[:1], make):
-            stuck = [at for at, task in enumerate(jobs[same[0]]) if task.name in set(found.stuck)]
-            yield found, tuple(jobs[job][at].name for job in same for at in stuck)
+    """Yield what blocks a job alone on the empty cluster, with the stuck tasks of all jobs like it."""
+    jobs = _group_by_job(tasks)
+    for alike in itertools.islice(_group_alike(jobs) if new_policies() else (), MAX_JOBS):
+        if counterexample := _simulate_jobs(nodes, jobs, alike[:1], new_policies):
+            stuck = set(counterexample.stuck)
+            indices = [index for index, task in enumerate(jobs[alike[0]]) if task.name in stuck]
+            yield counterexample, tuple(jobs[job][index].name for job in alike for index in indices)
 
 
-def _by_job(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+def _group_by_job(tasks: Sequence[Task]) -> dict[str, list[Task]]:
     jobs: dict[str, list[Task]] = {}
     for task in tasks:
         jobs.setdefault(task.job, []).append(task)
     return jobs
 
 
-def _kinds(jobs: Mapping[str, Sequence[Task]]) -> list[list[str]]:
-    """Return the jobs that are alike, in the order of the first of each kind."""
-    found: dict[tuple[object, ...], list[str]] = {}
+def _group_alike(jobs: Mapping[str, Sequence[Task]]) -> list[list[str]]:
+    """Group jobs with equal tasks, apart from names and times, in order of appearance."""
+    groups: dict[tuple[object, ...], list[str]] = {}
     for job, members in jobs.items():
-        found.setdefault(_shape(members), []).append(job)
-    return list(found.values())
+        groups.setdefault(_job_signature(members), []).append(job)
+    return list(groups.values())
 
 
-def _too_big(nodes: Sequence[Node], task: Task) -> bool:
-    return not any(all(node.capacity.get(kind, 0) >= need for kind, need in task.demand.items()) for node in nodes)
+def _exceeds_all_nodes(nodes: Sequence[Node], task: Task) -> bool:
+    return not any(all(node.capacity.get(kind, 0) >= amount for kind, amount in task.demand.items()) for node in nodes)
 
 
-def _play(
+def _simulate_jobs(
     nodes: Sequence[Node],
     jobs: dict[str, list[Task]],
     names: Sequence[str],
-    make: PolicyFactory,
+    new_policies: PolicyFactory,
     *,
-    mixed: bool = False,
+    interleave: bool = False,
 ) -> Counterexample | None:
-    wanted = _with_needed(jobs, names)
-    ranked = [(rank if mixed else 0, task) for job in wanted for rank, task in enumerate(jobs[job])]
+    submitted = _with_dependencies(jobs, names)
+    ranked = [(rank if interleave else 0, task) for job in submitted for rank, task in enumerate(jobs[job])]
     ranked.sort(key=lambda pair: pair[0])
     tasks = [replace(task, arrival=0.0, deadline=float("inf")) for _, task in ranked]
-    loop = prepare_simulation(nodes, tasks, make())
-    history = record_history(loop)
-    found = collect_result(run_simulation(loop))
-    if not found.stuck:
+    controller = prepare_simulation(nodes, tasks, new_policies())
+    history = record_history(controller)
+    stuck = collect_result(run_simulation(controller)).stuck
+    if not stuck:
         return None
-    # of several that wait, one that waits for nothing else's end says most
-    shown = min(found.stuck, key=lambda task: (bool(task.after or task.follows), found.stuck.index(task)))
-    stuck = tuple(task.name for task in found.stuck)
-    return Counterexample(tuple(wanted), stuck, len(tasks) - len(stuck), tuple(explain_wait(loop, shown, history)))
+    # a stuck task that depends on no other job shows the cause best
+    explained = min(stuck, key=lambda task: (bool(task.after or task.follows), stuck.index(task)))
+    names_stuck = tuple(task.name for task in stuck)
+    reasons = tuple(explain_wait(controller, explained, history))
+    return Counterexample(tuple(submitted), names_stuck, len(tasks) - len(stuck), reasons)
 
 
-def _with_needed(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:
-    found = list(names)
-    for job in found:
-        needed = [name for task in jobs[job] for name in (task.follows, *task.after) if name in jobs]
-        found += [name for name in dict.fromkeys(needed) if name not in found]
-    return found
+def _with_dependencies(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:
+    closure = list(names)
+    for job in closure:
+        dependencies = [name for task in jobs[job] for name in (task.follows, *task.after) if name in jobs]
+        closure += [name for name in dict.fromkeys(dependencies) if name not in closure]
+    return closure
 
 
-def _shape(members: Sequence[Task]) -> tuple[object, ...]:
+def _job_signature(members: Sequence[Task]) -> tuple[object, ...]:
     return tuple(
         (tuple(sorted(t.demand.items())), t.user, t.role, t.priority, t.follows, t.avoids, t.after, t.data, t.types)
         for t in members

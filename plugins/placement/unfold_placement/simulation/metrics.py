@@ -1,4 +1,4 @@
-"""Figures of a replay: waiting, fairness, utilisation, fragmentation."""
+"""Metrics of a replay: waiting time, fairness, utilisation and fragmentation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_placement._types import FloatArray, Int64Array
 from unfold_placement.core import kernel
 from unfold_placement.core.types import PODS, Task
 from unfold_placement.simulation.simulator import SimulationResult
 
-INSTANTS = 48
-DEMANDS = 64
+MAX_INSTANTS = 48
+"""Instants at which fragmentation is measured."""
+MAX_DEMANDS = 64
+"""Distinct demands, the commonest ones, by which fragmentation is measured."""
+START_CHANGE: Mapping[int, int] = {kernel.LOG_STARTED: 1, kernel.LOG_ENDED: -1, kernel.LOG_PREEMPTED: -1}
+"""Change of the number of running tasks by logged kind."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayMetrics:
-    """Seconds and shares. ``makespan`` is from the first arrival to the last end; ``scarce`` the busiest resource."""
+    """Metrics of one replay.
+
+    Attributes:
+        makespan_s: Seconds from the first arrival to the last end.
+        wait_mean_s: Mean waiting time in seconds.
+        wait_p95_s: 95th percentile of the waiting time in seconds.
+        fairness: Jain's index of the users' mean slowdowns.
+        utilisation: Used fraction of the bottleneck.
+        fragmentation: Fraction of the bottleneck's free capacity that typical tasks cannot use.
+        bottleneck: The kind with the highest utilisation.
+        preemptions: Number of preemptions.
+        missed_deadlines: Number of tasks that end after their deadline.
+    """
 
     makespan_s: float
     wait_mean_s: float
@@ -32,148 +48,109 @@ class ReplayMetrics:
     missed_deadlines: int
 
 
-def compute_metrics(found: SimulationResult) -> ReplayMetrics:
-    """Return the figures of a replay; of tasks that never ran only that they did not."""
-    arrival = np.array([task.arrival for task in found.tasks])
-    ran = np.isfinite(found.end_s)
-    waits = (found.start_s - arrival)[ran]
-    span = float(found.end_s[ran].max() - arrival.min()) if ran.any() else 0.0
-    scarce, share = compute_utilisation(found)
+def compute_metrics(result: SimulationResult) -> ReplayMetrics:
+    """Compute the metrics of a replay; tasks that never ran count in none of them."""
+    arrival_s = np.array([task.arrival for task in result.tasks])
+    has_run = np.isfinite(result.end_s)
+    waits_s = (result.start_s - arrival_s)[has_run]
+    bottleneck, utilisation = compute_utilisation(result)
     return ReplayMetrics(
-        makespan_s=span,
-        wait_mean_s=float(waits.mean()) if waits.size else 0.0,
-        wait_p95_s=float(np.quantile(waits, 0.95)) if waits.size else 0.0,
-        fairness=compute_fairness(found),
-        utilisation=share,
-        fragmentation=compute_fragmentation(found, scarce),
-        bottleneck=scarce,
-        preemptions=int((found.log.kinds == kernel.LOG_PREEMPTED).sum()),
-        missed_deadlines=sum(end > task.deadline for task, end in zip(found.tasks, found.end_s, strict=True)),
+        makespan_s=float(result.end_s[has_run].max() - arrival_s.min()) if has_run.any() else 0.0,
+        wait_mean_s=float(waits_s.mean()) if waits_s.size else 0.0,
+        wait_p95_s=float(np.quantile(waits_s, 0.95)) if waits_s.size else 0.0,
+        fairness=compute_fairness(result),
+        utilisation=utilisation,
+        fragmentation=compute_fragmentation(result, bottleneck),
+        bottleneck=bottleneck,
+        preemptions=int((result.log.kinds == kernel.LOG_PREEMPTED).sum()),
+        missed_deadlines=sum(end > task.deadline for task, end in zip(result.tasks, result.end_s, strict=True)),
     )
 
 
-def compute_utilisation(found: SimulationResult) -> tuple[str, float]:
-    """Return the resource of which most was in use, and that part of it, from the first arrival to the last start.
+def compute_utilisation(result: SimulationResult) -> tuple[str, float]:
+    """Compute the kind with the highest utilisation and its used fraction, from first arrival to last start.
 
-    Work that a preemption lost does not count.
+    Work that a preemption discarded does not count.
     """
-    kinds, total = found.table.resource_kinds, _total(found)
-    ran = np.isfinite(found.end_s)
-    if not ran.any():
+    kinds = result.table.resource_kinds
+    has_run = np.isfinite(result.end_s)
+    if not has_run.any():
         return kinds[0], 0.0
-    first, last = min(task.arrival for task in found.tasks), float(found.start_s[ran].max())
-    last = last if last > first else float(found.end_s[ran].max())
-    seconds = np.where(ran, np.minimum(found.end_s, last) - np.minimum(found.start_s, last), 0.0)
-    used = (found.table.state.demand[: len(found.tasks)] * seconds[:, None]).sum(axis=0)
-    shares = used / np.maximum(total * (last - first), 1e-9)
-    shares[[kind == PODS for kind in kinds]] = 0.0
-    place = int(shares.argmax())
-    return kinds[place], float(shares[place])
+    begin_s, until_s = min(task.arrival for task in result.tasks), float(result.start_s[has_run].max())
+    until_s = until_s if until_s > begin_s else float(result.end_s[has_run].max())
+    run_s = np.where(has_run, np.minimum(result.end_s, until_s) - np.minimum(result.start_s, until_s), 0.0)
+    used = (result.table.state.demand[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
+    fractions = used / np.maximum(_total_capacity(result) * (until_s - begin_s), 1e-9)
+    fractions[[kind == PODS for kind in kinds]] = 0.0
+    column = int(fractions.argmax())
+    return kinds[column], float(fractions[column])
 
 
-def compute_fairness(found: SimulationResult) -> float:
-    """Return Jain's index of the users' mean slowdowns, from 1/users to 1 (Jain, Chiu and Hawe, 1984).
+def compute_fairness(result: SimulationResult) -> float:
+    """Compute Jain's index of the users' mean slowdowns, from 1/users to 1 (Jain, Chiu and Hawe, 1984).
 
-    What takes no time, as some jobs of logs do, cannot be slowed down and does not count.
+    Tasks without a run time, as some traces have, have no slowdown and do not count.
     """
-    slow: dict[str, list[float]] = defaultdict(list)
-    for task, start, end in zip(found.tasks, found.start_s, found.end_s, strict=True):
+    slowdowns: dict[str, list[float]] = defaultdict(list)
+    for task, start, end in zip(result.tasks, result.start_s, result.end_s, strict=True):
         if np.isfinite(end) and end > start:
-            slow[task.user or task.job].append((end - task.arrival) / (end - start))
-    means = np.array([np.mean(values) for values in slow.values()])
+            slowdowns[task.user or task.job].append((end - task.arrival) / (end - start))
+    means = np.array([np.mean(values) for values in slowdowns.values()])
     return float(means.sum() ** 2 / (means.size * (means**2).sum())) if means.size else 1.0
 
 
-def compute_fragmentation(found: SimulationResult, kind: str) -> float:
-    """Return the share of what is free of a resource that a task drawn from the workload could not use, over time.
+def compute_fragmentation(result: SimulationResult, kind: str) -> float:
+    """Compute the fraction of a kind's free capacity that a task drawn from the workload cannot use.
 
-    After Weng et al. (USENIX ATC 2023), at the level of nodes, at up to 48 instants while tasks wait or run.
+    Fragmentation is after Weng et al. (USENIX ATC 2023), per node, over up to ``MAX_INSTANTS`` starts.
     """
-    demands, weights = _popular(found.table.state.demand[: len(found.tasks)], found.table.resource_kinds.index(kind))
+    column = result.table.resource_kinds.index(kind)
+    demands, weights = _commonest_demands(result.table.state.demand[: len(result.tasks)], column)
     if not len(demands):
         return 0.0
-    place = found.table.resource_kinds.index(kind)
-    lost, free = 0.0, 0.0
-    for state in _instants(found):
-        fits = (demands[:, None, :] <= state[None, :, :]).all(axis=2)
-        lost += float(weights @ np.where(fits, 0.0, state[None, :, place]).sum(axis=1))
-        free += float(state[:, place].sum())
-    return lost / free if free else 0.0
+    unusable, free = 0.0, 0.0
+    for node_free in _sample_free_capacity(result):
+        fits = (demands[:, None, :] <= node_free[None, :, :]).all(axis=2)
+        unusable += float(weights @ np.where(fits, 0.0, node_free[None, :, column]).sum(axis=1))
+        free += float(node_free[:, column].sum())
+    return unusable / free if free else 0.0
 
 
-def compute_fairness_error(found: SimulationResult, weights: Mapping[str, float], *, dominant: bool) -> float:
-    """Return how many tasks the users' weighted shares are apart at most, while all of them have tasks waiting.
+def compute_fairness_error(result: SimulationResult, weights: Mapping[str, float], *, dominant: bool) -> float:
+    """Compute the largest distance between the users' weighted shares, in tasks, while all users have tasks waiting.
 
-    ``dominant``: of dominant shares held, in units of the largest share of one task; else of starts so far against
-    the ideal of weighted fair queueing.
+    Args:
+        result: The replay.
+        weights: Weights of users, 1 where missing.
+        dominant: Compare held dominant shares, in units of the largest share of one task. Otherwise compare starts so
+            far with those of ideal weighted fair queueing.
     """
-    users = sorted({task.user for task in found.tasks})
-    scale = np.array([weights.get(user, 1.0) for user in users])
-    share = _shares(found) if dominant else np.ones(len(found.tasks))
-    held, waiting, worst = np.zeros(len(users)), np.zeros(len(users)), 0.0
-    log = found.log
-    for at in range(log.times.size):
-        row, kind = log.tasks[at], log.kinds[at]
-        user = users.index(found.tasks[row].user)
+    users = sorted({task.user for task in result.tasks})
+    user_weights = np.array([weights.get(user, 1.0) for user in users])
+    task_shares = _dominant_shares(result) if dominant else np.ones(len(result.tasks))
+    held, waiting, largest_error = np.zeros(len(users)), np.zeros(len(users)), 0.0
+    log = result.log
+    for entry in range(log.times.size):
+        row, kind = log.tasks[entry], log.kinds[entry]
+        user = users.index(result.tasks[row].user)
         waiting[user] += {kernel.LOG_SUBMITTED: 1, kernel.LOG_PREEMPTED: 1, kernel.LOG_STARTED: -1}.get(kind, 0)
-        held[user] += share[row] * (
-            1 if kind == kernel.LOG_STARTED else -1 if kind == kernel.LOG_ENDED and dominant else 0
-        )
-        whole = at + 1 == log.times.size or log.times[at + 1] > log.times[at]
-        if whole and (waiting > 0).all():
-            worst = max(worst, _apart(held, scale, share.max(), dominant=dominant))
-    return worst
+        change = 1 if kind == kernel.LOG_STARTED else -1 if kind == kernel.LOG_ENDED and dominant else 0
+        held[user] += task_shares[row] * change
+        ends_instant = entry + 1 == log.times.size or log.times[entry + 1] > log.times[entry]
+        if ends_instant and (waiting > 0).all():
+            error = _share_distance(held, user_weights, task_shares.max(), dominant=dominant)
+            largest_error = max(largest_error, error)
+    return largest_error
 
 
-def _apart(held: NDArray[np.float64], scale: NDArray[np.float64], one: float, *, dominant: bool) -> float:
-    if dominant:
-        level = held / scale
-        return float((level.max() - level.min()) / (one / scale.min()))
-    return float(np.abs(held - held.sum() * scale / scale.sum()).max())
-
-
-def _shares(found: SimulationResult) -> NDArray[np.float64]:
-    need = found.table.state.demand[: len(found.tasks)]
-    return np.asarray((need / np.maximum(_total(found), 1)).max(axis=1))
-
-
-def _total(found: SimulationResult) -> NDArray[np.float64]:
-    return np.array([sum(n.capacity.get(kind, 0) for n in found.nodes) for kind in found.table.resource_kinds], float)
-
-
-def _popular(need: NDArray[np.int64], place: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    asked = need[need[:, place] > 0]
-    if not len(asked):
-        return asked, np.zeros(0)
-    demands, counts = np.unique(asked, axis=0, return_counts=True)
-    top = np.argsort(-counts)[:DEMANDS]
-    return demands[top], counts[top] / counts[top].sum()
-
-
-def _instants(found: SimulationResult) -> Sequence[NDArray[np.int64]]:
-    free = np.array([[n.capacity.get(kind, 0) for kind in found.table.resource_kinds] for n in found.nodes], np.int64)
-    need, log = found.table.state.demand, found.log
-    starts = np.flatnonzero(log.kinds == kernel.LOG_STARTED)
-    wanted = set(starts[np.linspace(0, starts.size - 1, min(INSTANTS, starts.size)).astype(int)].tolist())
-    states = []
-    for at in range(log.times.size):
-        if log.kinds[at] == kernel.LOG_STARTED:
-            free[log.nodes[at]] -= need[log.tasks[at]]
-        elif log.kinds[at] in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
-            free[log.nodes[at]] += need[log.tasks[at]]
-        if at in wanted:
-            states.append(free.copy())
-    return states
-
-
-def count_running(found: SimulationResult, of: Sequence[Task]) -> tuple[list[float], list[float]]:
-    """Return times and how many of some tasks run from then on."""
-    mine = {task.name for task in of}
+def count_running(result: SimulationResult, tasks: Sequence[Task]) -> tuple[list[float], list[float]]:
+    """Return times (s) and, from each time on, the number of running tasks among ``tasks``."""
+    names = {task.name for task in tasks}
     times, counts, level = [0.0], [0.0], 0
-    log = found.log
+    log = result.log
     for time, kind, row in zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), strict=True):
-        change = {kernel.LOG_STARTED: 1, kernel.LOG_ENDED: -1, kernel.LOG_PREEMPTED: -1}.get(kind, 0)
-        if change and found.tasks[row].name in mine:
+        change = START_CHANGE.get(kind, 0)
+        if change and result.tasks[row].name in names:
             level += change
             if times[-1] == time:
                 counts[-1] = float(level)
@@ -181,3 +158,47 @@ def count_running(found: SimulationResult, of: Sequence[Task]) -> tuple[list[flo
                 times.append(time)
                 counts.append(float(level))
     return times, counts
+
+
+def _share_distance(held: FloatArray, weights: FloatArray, unit: float, *, dominant: bool) -> float:
+    if dominant:
+        weighted = held / weights
+        return float((weighted.max() - weighted.min()) / (unit / weights.min()))
+    return float(np.abs(held - held.sum() * weights / weights.sum()).max())
+
+
+def _dominant_shares(result: SimulationResult) -> FloatArray:
+    demand = result.table.state.demand[: len(result.tasks)]
+    return np.asarray((demand / np.maximum(_total_capacity(result), 1)).max(axis=1))
+
+
+def _total_capacity(result: SimulationResult) -> FloatArray:
+    kinds = result.table.resource_kinds
+    return np.array([sum(node.capacity.get(kind, 0) for node in result.nodes) for kind in kinds], float)
+
+
+def _commonest_demands(demand: Int64Array, column: int) -> tuple[Int64Array, FloatArray]:
+    """Return the commonest demands of tasks that need a kind, and their frequencies."""
+    positive = demand[demand[:, column] > 0]
+    if not len(positive):
+        return positive, np.zeros(0)
+    demands, counts = np.unique(positive, axis=0, return_counts=True)
+    top = np.argsort(-counts)[:MAX_DEMANDS]
+    return demands[top], counts[top] / counts[top].sum()
+
+
+def _sample_free_capacity(result: SimulationResult) -> Sequence[Int64Array]:
+    """Return the [nodes, kinds] free capacity after evenly spaced starts."""
+    kinds = result.table.resource_kinds
+    free = np.array([[node.capacity.get(kind, 0) for kind in kinds] for node in result.nodes], np.int64)
+    demand, log = result.table.state.demand, result.log
+    starts = np.flatnonzero(log.kinds == kernel.LOG_STARTED)
+    sampled = set(starts[np.linspace(0, starts.size - 1, min(MAX_INSTANTS, starts.size)).astype(int)].tolist())
+    samples = []
+    for entry in range(log.times.size):
+        change = START_CHANGE.get(int(log.kinds[entry]), 0)
+        if change:
+            free[log.nodes[entry]] -= change * demand[log.tasks[entry]]
+        if entry in sampled:
+            samples.append(free.copy())
+    return samples

@@ -1,27 +1,61 @@
-"""A workload replayed under its policy: its figures, what is wrong with it, and why a task waits."""
+"""Solving a placement problem: tasks that can run, replays with and without the policies, and one explained wait."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from unfold_placement.core.explain import Reason, explain_wait, record_history
-from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import Node, Task
-from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.core.types import Task
+from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.deadlock_check import Counterexample, find_blocking_pair, find_counterexample
 from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics
-from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
-from unfoldkit.api import Run, did_you_mean, fail
+from unfold_placement.simulation.problem import Problem
+from unfold_placement.simulation.simulator import (
+    SimulationResult,
+    collect_result,
+    prepare_simulation,
+    run_simulation,
+)
+from unfold_placement.simulation.unplaceable import find_unplaceable
+from unfoldkit.api import did_you_mean, fail
 
-Make = Callable[[], Sequence[Policy]]
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """How a long computation measures its time and reports progress.
+
+    Attributes:
+        clock: Returns seconds.
+        progress: Called with the step, the starts so far and the number of tasks.
+    """
+
+    clock: Callable[[], float]
+    progress: Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """The tasks that can run and those that cannot.
+
+    Attributes:
+        problem: The problem with the tasks that can run.
+        excluded: Tasks that can never run.
+        reasons: Why, by name.
+        counterexample: Jobs among the remaining tasks that deadlock, or None.
+    """
+
+    problem: Problem
+    excluded: tuple[Task, ...]
+    reasons: Mapping[str, str]
+    counterexample: Counterexample | None
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A replay with its figures, what is wrong with it, and the seconds that it took by the clock."""
+    """A simulated workload with its metrics, its violations of the policies, and the elapsed seconds."""
 
     result: SimulationResult
     metrics: ReplayMetrics
@@ -30,58 +64,90 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """A task that waits, the time (s) at which it was looked at, and what it needs."""
+class WaitExplanation:
+    """Why a task waits at a time (s)."""
 
     task: Task
-    at: float
+    at_s: float
     reasons: tuple[Reason, ...]
 
 
-def replay(spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, run: Run) -> Replay:
-    """Replay a workload and audit it."""
-    loop = prepare_simulation(nodes, tasks, make())
-    began = run.clock()
-    step = "replay" if loop.policies else "replay without policy"
-    found = collect_result(run_simulation(loop, on_step=lambda placed: run.progress(step, placed, len(tasks))))
-    seconds = run.clock() - began
-    return Replay(found, compute_metrics(found), tuple(find_violations(found, spec.policy)), seconds)
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The replay under the policies, the one without any, and the explained wait."""
+
+    policy: Replay
+    baseline: Replay
+    explanation: WaitExplanation | None
 
 
-def why(
-    spec: PlacementSpec,
-    nodes: Sequence[Node],
-    tasks: Sequence[Task],
-    make: Make,
-    found: SimulationResult,
-    run: Run,
-    never: Mapping[str, str] = MappingProxyType({}),
-) -> Explained | None:
-    """Explain the task that the spec names, or the one that waited longest, in the middle of its wait.
+def screen_tasks(problem: Problem) -> Screening:
+    """Separate tasks that can never run, and check the others for deadlocks.
+
+    In a written workload no task is excluded: a task that cannot run is a counterexample.
+    """
+    reasons = find_unplaceable(problem) if problem.is_recorded else {}
+    excluded = tuple(task for task in problem.tasks if task.name in reasons)
+    remaining = tuple(task for task in problem.tasks if task.name not in reasons)
+    check = find_blocking_pair if problem.is_recorded else find_counterexample
+    counterexample = check(problem.nodes, remaining, problem.new_policies) if remaining else None
+    return Screening(replace(problem, tasks=remaining), excluded, reasons, counterexample)
+
+
+def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
+    """Replay the tasks that can run with and without the policies, and explain one wait.
 
     Raises:
-        UnfoldError: there is no such task, or it is one of those that can ``never`` run, for the reason given.
+        UnfoldError: the task to explain does not exist, or can never run.
     """
-    if spec.explain is not None and spec.explain.task in never:
-        raise fail(f"{spec.explain.task} can never run: {never[spec.explain.task]}", key="explain.task")
-    picked = _picked(spec, tasks, found)
-    if picked is None:
+    problem = screening.problem
+    policy = replay_workload(problem, monitor)
+    baseline = replay_workload(replace(problem, rules=()), monitor, audited_rules=problem.rules)
+    if problem.explained_task in screening.reasons:
+        reason = screening.reasons[problem.explained_task]
+        raise fail(f"{problem.explained_task} can never run: {reason}", key="explain.task")
+    return Solution(policy, baseline, explain_task(problem, policy.result, monitor))
+
+
+def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[PolicyRule, ...] | None = None) -> Replay:
+    """Replay a workload, and audit it against its policies or against ``audited_rules``."""
+    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies())
+    began_s = monitor.clock()
+    step = "replay" if controller.policies else "replay without policy"
+    count = len(problem.tasks)
+    run_simulation(controller, on_step=lambda starts: monitor.progress(step, starts, count))
+    result = collect_result(controller)
+    elapsed_s = monitor.clock() - began_s
+    rules = problem.rules if audited_rules is None else audited_rules
+    return Replay(result, compute_metrics(result), tuple(find_violations(result, rules)), elapsed_s)
+
+
+def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -> WaitExplanation | None:
+    """Explain the wait of the requested task, or of the one that waited longest; None if no task waited.
+
+    Raises:
+        UnfoldError: the requested task does not exist.
+    """
+    selection = _select_explained(problem, result)
+    if selection is None:
         return None
-    task, at = picked
-    loop = prepare_simulation(nodes, tasks, make())
-    history = record_history(loop)
-    run_simulation(loop, until=at, on_step=lambda placed: run.progress("explain", placed, len(tasks)))
-    return Explained(task, at, tuple(explain_wait(loop, task, history)))
+    task, at_s = selection
+    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies())
+    history = record_history(controller)
+    count = len(problem.tasks)
+    run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))
+    return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)))
 
 
-def _picked(spec: PlacementSpec, tasks: Sequence[Task], found: SimulationResult) -> tuple[Task, float] | None:
+def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task, float] | None:
+    tasks, name = problem.tasks, problem.explained_task
     rows = {task.name: row for row, task in enumerate(tasks)}
-    if spec.explain is not None and spec.explain.task not in rows:
-        hint = did_you_mean(spec.explain.task, rows)
-        raise fail(f"no such task: {spec.explain.task}", key="explain.task", hint=hint)
-    ends = [start if math.isfinite(start) else float(found.table.now) for start in found.start_s.tolist()]
-    waits = [end - task.arrival for task, end in zip(tasks, ends, strict=True)]
-    row = rows[spec.explain.task] if spec.explain is not None else max(range(len(tasks)), key=waits.__getitem__)
-    if spec.explain is not None and spec.explain.at is not None:
-        return tasks[row], spec.explain.at
-    return (tasks[row], tasks[row].arrival + waits[row] / 2) if waits[row] > 0 else None
+    if name and name not in rows:
+        raise fail(f"no such task: {name}", key="explain.task", hint=did_you_mean(name, rows))
+    now = float(result.table.now)
+    wait_ends = [start if math.isfinite(start) else now for start in result.start_s.tolist()]
+    waits_s = [end - task.arrival for task, end in zip(tasks, wait_ends, strict=True)]
+    row = rows[name] if name else max(range(len(tasks)), key=waits_s.__getitem__)
+    if name and problem.explained_at_s is not None:
+        return tasks[row], problem.explained_at_s
+    return (tasks[row], tasks[row].arrival + waits_s[row] / 2) if waits_s[row] > 0 else None

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_placement._types import FloatArray, Int32Array
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller, build_controller, collect_requests
 from unfold_placement.core.policy import Policy
@@ -18,23 +18,42 @@ from unfold_placement.core.types import Node, Task
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """What happened, line by line: times in s, kinds (see ``core/kernel.py``), rows of tasks and nodes."""
+    """The logged events, as parallel arrays.
 
-    times: NDArray[np.float64]
-    kinds: NDArray[np.int32]
-    tasks: NDArray[np.int32]
-    nodes: NDArray[np.int32]
+    Attributes:
+        times: Times in seconds.
+        kinds: Codes ``LOG_*`` of ``core/kernel.py``.
+        tasks: Rows of tasks.
+        nodes: Rows of nodes, -1 for none.
+    """
+
+    times: FloatArray
+    kinds: Int32Array
+    tasks: Int32Array
+    nodes: Int32Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationResult:
-    """A replay: start, end (infinite if never) and node (-1) of each task's last run, the log, and what is left."""
+    """What a simulation did.
+
+    Attributes:
+        nodes: The nodes.
+        tasks: The tasks.
+        start_s: [tasks] last start in seconds, infinity for never.
+        end_s: [tasks] end of the last run in seconds, infinity for never.
+        node_rows: [tasks] row of the node of the last run, -1 for none.
+        log: The events.
+        decisions: Tasks that the matcher examined.
+        rejections: Reasons of rejected tasks by name.
+        table: The final state.
+    """
 
     nodes: tuple[Node, ...]
     tasks: tuple[Task, ...]
-    start_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    node_rows: NDArray[np.int32]
+    start_s: FloatArray
+    end_s: FloatArray
+    node_rows: Int32Array
     log: EventLog
     decisions: int
     rejections: dict[str, str]
@@ -42,55 +61,70 @@ class SimulationResult:
 
     @property
     def stuck(self) -> tuple[Task, ...]:
-        """The tasks that wait for ever."""
-        waiting = self.table.state.status[: len(self.tasks)] == kernel.WAITING
-        return tuple(self.tasks[row] for row in np.flatnonzero(waiting))
+        """The tasks that still wait at the end, hence forever."""
+        is_waiting = self.table.state.status[: len(self.tasks)] == kernel.WAITING
+        return tuple(self.tasks[row] for row in np.flatnonzero(is_waiting))
 
 
 def prepare_simulation(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy]) -> Controller:
-    """Return the controller of a simulation that has not begun."""
-    made = build_resource_table(nodes)
-    loop = build_controller(made, policies)
-    made.add_tasks(tasks, [collect_requests(loop.policies, task) for task in tasks])
-    made.state = schedule_arrivals(made.state, len(tasks))
-    return loop
+    """Build the controller of a simulation that has not begun."""
+    table = build_resource_table(nodes)
+    controller = build_controller(table, policies)
+    table.add_tasks(tasks, [collect_requests(controller.policies, task) for task in tasks])
+    table.state = schedule_arrivals(table.state, len(tasks))
+    return controller
 
 
-def run_simulation(loop: Controller, until: float = np.inf, on_step: Callable[[int], None] | None = None) -> Controller:
-    """Let a simulation run to its end, or to a time. Policies that only begin are not asked again."""
-    if not loop.has_begun:
-        loop.begin()
-    watched = loop.stop_mask
+def run_simulation(
+    controller: Controller, until: float = np.inf, on_step: Callable[[int], None] | None = None
+) -> Controller:
+    """Run a simulation to its end or to a time (s); a simulation that has begun continues.
+
+    Args:
+        controller: The controller of ``prepare_simulation``.
+        until: Latest time in seconds.
+        on_step: Called with the number of starts so far.
+    """
+    if not controller.has_begun:
+        controller.begin()
+    stop_mask, table = controller.stop_mask, controller.table
     while True:
-        stop = min(until, loop.next_wakeup_s)
-        told = kernel.call_advance(loop.table.state, stop, watched)
-        if told == kernel.LOG_FULL:
-            loop.table.state = grow_log(loop.table.state, 2 * loop.table.state.log_time.size)
-        elif told == kernel.EVENT_WATCHED:
-            loop.process_events()
+        reason = kernel.call_advance(table.state, min(until, controller.next_wakeup_s), stop_mask)
+        if reason == kernel.LOG_FULL:
+            table.state = grow_log(table.state, 2 * table.state.log_time.size)
+        elif reason == kernel.EVENT_WATCHED:
+            controller.process_events()
             if on_step is not None:
-                on_step(int(loop.table.state.counters[kernel.STARTS]))
-        elif loop.next_wakeup_s <= loop.table.now:
-            loop.fire_timers()
-        elif told == kernel.IDLE or loop.table.now >= until:
-            return loop
+                on_step(int(table.state.counters[kernel.STARTS]))
+        elif controller.next_wakeup_s <= table.now:
+            controller.fire_timers()
+        elif reason == kernel.IDLE or table.now >= until:
+            return controller
 
 
-def collect_result(loop: Controller) -> SimulationResult:
-    """Return what a simulation did."""
-    a, count, logged = loop.table.state, len(loop.table.tasks), loop.table.state.counters[kernel.LOGGED]
-    log = EventLog(a.log_time[:logged], a.log_kind[:logged], a.log_task[:logged], a.log_node[:logged])
-    ran = np.isin(a.status[:count], (kernel.DONE,))
-    start = np.where(ran | (a.status[:count] == kernel.RUNNING), a.start_s[:count], np.inf)
-    end = np.where(ran, a.end_s[:count], np.inf)
-    node = np.where(np.isfinite(start), a.task_node[:count], -1).astype(np.int32)
-    tasks = tuple(loop.table.tasks)
-    decisions = int(a.counters[kernel.DECISIONS])
+def collect_result(controller: Controller) -> SimulationResult:
+    """Collect the result of a simulation."""
+    table = controller.table
+    state, count = table.state, len(table.tasks)
+    logged = state.counters[kernel.LOGGED]
+    status = state.status[:count]
+    is_done = np.isin(status, (kernel.DONE,))
+    start_s = np.where(is_done | (status == kernel.RUNNING), state.start_s[:count], np.inf)
     return SimulationResult(
-        loop.table.nodes, tasks, start, end, node, log, decisions, dict(loop.rejections), loop.table
+        nodes=table.nodes,
+        tasks=tuple(table.tasks),
+        start_s=start_s,
+        end_s=np.where(is_done, state.end_s[:count], np.inf),
+        node_rows=np.where(np.isfinite(start_s), state.task_node[:count], -1).astype(np.int32),
+        log=EventLog(
+            state.log_time[:logged], state.log_kind[:logged], state.log_task[:logged], state.log_node[:logged]
+        ),
+        decisions=int(state.counters[kernel.DECISIONS]),
+        rejections=dict(controller.rejections),
+        table=table,
     )
 
 
 def simulate(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy] = ()) -> SimulationResult:
-    """Replay a workload under some policies; without any, as a plain first-come scheduler does."""
+    """Replay a workload under policies; without policies, first come first served with passing."""
     return collect_result(run_simulation(prepare_simulation(nodes, tasks, policies)))

@@ -1,1 +1,1 @@
-"""The verbs ``plan`` and ``serve`` of placements."""
+"""The verbs ``plan`` and ``serve`` of placements, and the check of input files."""

@@ -1,29 +1,29 @@
-"""Open what a spec names without replaying it: nodes and tasks from files, and the labels that policies speak of."""
+"""Checks the files that a spec names, and the labels that its policies use, without a replay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.verbs.plan import labelled
+from unfold_placement.schema.policies import check_pack_levels
 from unfold_placement.workload.build import build_nodes, build_tasks
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
 def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
-    """Yield what is wrong with the files of a spec, and with labels that no node has; no cluster is asked."""
-    for look in (_nodes, _tasks):
+    """Yield the faults of a spec's files and labels; no cluster is contacted."""
+    for check in (_check_nodes, _check_tasks):
         try:
-            look(spec, run)
+            check(spec, run)
         except UnfoldError as error:
             yield from error.diagnostics
 
 
-def _nodes(spec: PlacementSpec, run: Run) -> None:
+def _check_nodes(spec: PlacementSpec, run: Run) -> None:
     if nodes := build_nodes(spec.cluster, run):
-        labelled(spec.policy, nodes)
+        check_pack_levels(spec.policy, nodes)
 
 
-def _tasks(spec: PlacementSpec, run: Run) -> None:
+def _check_tasks(spec: PlacementSpec, run: Run) -> None:
     if spec.workload.replay:
         build_tasks(spec.workload, run)

@@ -1,1 +1,1 @@
-"""Nodes and tasks from specs, traces and cluster dumps."""
+"""Nodes and tasks from specs, traces and dumps of clusters."""

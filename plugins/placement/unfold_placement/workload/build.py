@@ -1,4 +1,4 @@
-"""Nodes and tasks from a spec: written, drawn by chance, or read from a trace."""
+"""Resolves a spec: nodes, tasks, policies and cluster access. Nothing below this module reads a spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from unfold_placement.core.types import MILLI, PODS, Node, Task
-from unfold_placement.schema.models import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
+from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
+from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.schema.models import (
+    ClusterSpec,
+    KubernetesSpec,
+    ManySpec,
+    NodeSpec,
+    PlacementSpec,
+    TaskSpec,
+    TraceSpec,
+    WorkloadSpec,
+)
+from unfold_placement.schema.policies import PackOptions, PolicySpec, check_pack_levels
+from unfold_placement.simulation.problem import Problem
 from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
@@ -22,113 +35,194 @@ from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, 
 from unfoldkit.api import Run, fail
 
 MIB = 1 << 20
-NODES: Mapping[str, Callable[[Path], Iterable[Node]]] = {
-    "openb": openb_nodes, "kubectl": kubectl_nodes, "ray": ray_nodes, "swf": swf_nodes, "philly": philly_nodes,
-}  # fmt: skip
-"""Readers of nodes by the name of a trace; any other is a table."""
-TASKS: Mapping[str, Callable[..., Iterable[Task]]] = {
-    "kubectl": kubectl_tasks, "ray": ray_tasks, "swf": swf_tasks, "philly": philly_tasks,
-}  # fmt: skip
-"""Readers of tasks, likewise, but for openb's, whose file names no job."""
+AMOUNT_TOLERANCE = 1e-6
+SPACING_TOLERANCE = 1e-9
+NODE_READERS: Mapping[str, Callable[[Path], Iterable[Node]]] = {
+    "openb": openb_nodes,
+    "kubectl": kubectl_nodes,
+    "ray": ray_nodes,
+    "swf": swf_nodes,
+    "philly": philly_nodes,
+}
+"""Readers of nodes by trace format; any other format is a CSV table."""
+TASK_READERS: Mapping[str, Callable[..., Iterable[Task]]] = {
+    "kubectl": kubectl_tasks,
+    "ray": ray_tasks,
+    "swf": swf_tasks,
+    "philly": philly_tasks,
+}
+"""Readers of tasks by trace format, except openb, which has other options; any other format is a CSV table."""
+
+
+def build_problem(spec: PlacementSpec, run: Run) -> Problem:
+    """Resolve a spec into a placement problem.
+
+    Raises:
+        UnfoldError: nodes or tasks are missing, a file is unreadable, or tasks are packed by an unknown label.
+    """
+    nodes, tasks = build_nodes(spec.cluster, run), build_tasks(spec.workload, run)
+    if not nodes and spec.cluster.kubernetes is not None:
+        nodes = read_nodes(spec.name, cluster_access(spec.cluster.kubernetes))
+    if spec.cluster.kubernetes is not None or spec.cluster.trace == "kubectl":
+        tasks = add_pod_slots(nodes, tasks)
+    if not nodes:
+        raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
+    check_pack_levels(spec.policy, nodes)
+    return Problem(
+        name=spec.name,
+        nodes=tuple(nodes),
+        tasks=tuple(tasks),
+        rules=policy_rules(spec.policy),
+        allow_code=run.allow_code,
+        is_recorded=not spec.workload.tasks,
+        explained_task=spec.explain.task if spec.explain is not None else "",
+        explained_at_s=spec.explain.at if spec.explain is not None else None,
+    )
 
 
 def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
-    """Return the nodes of a spec.
+    """Build the nodes of a spec, written or read from a file; a live cluster has none here.
 
     Raises:
-        UnfoldError: a file is missing or not what it should be.
+        UnfoldError: the file is missing or malformed.
     """
     if cluster.trace:
-        return _traced(cluster, run)
+        return _read_node_file(cluster, run)
     counts = Counter[str]()
-    return [node for item in cluster.nodes for node in _nodes(item, counts)]
-
-
-def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
-    path = run.path(cluster.path or "", key="cluster.path")
-    read = NODES.get(cluster.trace or "", partial(csv_nodes, columns=cluster.table.read))
-    found = list(read(path))
-    if not found:
-        raise fail("no nodes", file=str(path), key="cluster.path")
-    # evenly spread; the small term keeps 3 / 0.1 from being less than 30
-    return [found[int(row / cluster.part + 1e-9)] for row in range(max(1, round(cluster.part * len(found))))]
+    return [node for group in cluster.nodes for node in _expand_nodes(group, counts)]
 
 
 def build_tasks(workload: WorkloadSpec, run: Run) -> list[Task]:
-    """Return the tasks of a spec, in the order of the file.
+    """Build the tasks of a spec, in the order of the spec or file.
 
     Raises:
-        UnfoldError: there are none, or a file is missing or not what it should be.
+        UnfoldError: there are none, or a file is missing or malformed.
     """
     if workload.replay:
-        return _replayed(workload.replay, run)
+        return _read_task_file(workload.replay, run)
     if workload.made:
-        return _made(workload.made, np.random.default_rng(run.seed))
+        return _generate_tasks(workload.made, np.random.default_rng(run.seed))
     if not workload.tasks:
         raise fail("a plan needs tasks", key="workload", hint="write tasks: [{job: a, count: 8, cpu: 1, run: 10 min}]")
-    return _written(workload.tasks)
+    return _expand_tasks(workload.tasks)
 
 
 def add_pod_slots(nodes: Sequence[Node], tasks: Sequence[Task]) -> list[Task]:
-    """Return tasks that take a pod each, where all nodes say how many pods they run; else the tasks as they are."""
-    told = bool(nodes) and all(PODS in node.capacity for node in nodes)
-    return [replace(task, demand={PODS: MILLI, **task.demand}) for task in tasks] if told else list(tasks)
+    """Let each task occupy one pod slot if all nodes limit their pods; else return the tasks unchanged."""
+    has_slots = bool(nodes) and all(PODS in node.capacity for node in nodes)
+    return [replace(task, demand={PODS: MILLI, **task.demand}) for task in tasks] if has_slots else list(tasks)
 
 
-def _nodes(item: NodeSpec, counts: Counter[str]) -> Iterator[Node]:
-    stem = item.name or "node"
-    labels = {**item.labels, **({"type": item.type} if item.type else {})}
-    for _ in range(item.count):
-        name = stem if item.name and item.count == 1 else f"{stem}-{counts[stem]}"
+def policy_rules(policy: PolicySpec) -> tuple[PolicyRule, ...]:
+    """Return the configured policies with the arguments of their classes."""
+    rules = []
+    for name, options, _ in policy.parts():
+        arguments = {key: getattr(options, key) for key in type(options).model_fields}
+        if isinstance(options, PackOptions):
+            arguments["fallback"] = dict(options.fallback)
+        rules.append(PolicyRule(name, arguments))
+    return tuple(rules)
+
+
+def cluster_access(kubernetes: KubernetesSpec) -> ClusterAccess:
+    """Return how to reach and use a Kubernetes cluster."""
+    return ClusterAccess(
+        context=kubernetes.context,
+        kubeconfig=kubernetes.kubeconfig,
+        namespace=kubernetes.namespace,
+        resource_names=kubernetes.resources,
+        bind_timeout_s=kubernetes.patience,
+        max_in_flight=kubernetes.in_flight,
+        counters=kubernetes.counters,
+    )
+
+
+def _read_node_file(cluster: ClusterSpec, run: Run) -> list[Node]:
+    path = run.path(cluster.path or "", key="cluster.path")
+    read = NODE_READERS.get(cluster.trace or "", partial(csv_nodes, columns=cluster.table.as_columns))
+    nodes = list(read(path))
+    if not nodes:
+        raise fail("no nodes", file=str(path), key="cluster.path")
+    # evenly spaced; the tolerance keeps 3 / 0.1 from being less than 30
+    count = max(1, round(cluster.part * len(nodes)))
+    return [nodes[int(index / cluster.part + SPACING_TOLERANCE)] for index in range(count)]
+
+
+def _expand_nodes(group: NodeSpec, counts: Counter[str]) -> Iterator[Node]:
+    stem = group.name or "node"
+    labels = {**group.labels, **({"type": group.type} if group.type else {})}
+    for _ in range(group.count):
+        name = stem if group.name and group.count == 1 else f"{stem}-{counts[stem]}"
         counts[stem] += 1
-        yield Node(name, _amounts(item), labels, frozenset(item.data))
+        yield Node(name, _amounts(group), labels, frozenset(group.data))
 
 
-def _amounts(item: NodeSpec | TaskSpec) -> dict[str, int]:
-    plain = {"cpu": item.cpu, "gpu": item.gpu, "memory": item.memory / MIB, **item.resources}
-    return {kind: math.ceil(amount * MILLI - 1e-6) for kind, amount in plain.items() if amount}
+def _amounts(group: NodeSpec | TaskSpec) -> dict[str, int]:
+    amounts = {"cpu": group.cpu, "gpu": group.gpu, "memory": group.memory / MIB, **group.resources}
+    return {kind: math.ceil(amount * MILLI - AMOUNT_TOLERANCE) for kind, amount in amounts.items() if amount}
 
 
-def _written(items: Iterable[TaskSpec]) -> list[Task]:
-    listed = list(items)
+def _expand_tasks(groups: Sequence[TaskSpec]) -> list[Task]:
     sizes = Counter[str]()
-    for item in listed:
-        sizes[item.job] += item.count
+    for group in groups:
+        sizes[group.job] += group.count
     numbers = Counter[str]()
-    found = []
-    for item in listed:
-        for index in range(item.count):
-            found.append(_task(item, item.at + index * item.every, numbers[item.job], sizes[item.job]))
-            numbers[item.job] += 1
-    return found
+    tasks = []
+    for group in groups:
+        for index in range(group.count):
+            arrival_s = group.at + index * group.every
+            tasks.append(_build_task(group, arrival_s, numbers[group.job], sizes[group.job]))
+            numbers[group.job] += 1
+    return tasks
 
 
-def _task(item: TaskSpec, arrival: float, number: int, size: int) -> Task:
-    deadline = math.inf if item.deadline is None else arrival + item.deadline
+def _build_task(group: TaskSpec, arrival_s: float, number: int, size: int) -> Task:
     return Task(
-        f"{item.job}-{number}", _amounts(item), item.run, arrival, item.job, item.user, item.role, size, item.priority,
-        deadline, item.follows, item.avoids, item.after, item.data, item.run_on, item.types,
-    )  # fmt: skip
+        name=f"{group.job}-{number}",
+        demand=_amounts(group),
+        run=group.run,
+        arrival=arrival_s,
+        job=group.job,
+        user=group.user,
+        role=group.role,
+        size=size,
+        priority=group.priority,
+        deadline=math.inf if group.deadline is None else arrival_s + group.deadline,
+        follows=group.follows,
+        avoids=group.avoids,
+        after=group.after,
+        data=group.data,
+        run_on=group.run_on,
+        types=group.types,
+    )
 
 
-def _made(item: ManySpec, rng: np.random.Generator) -> list[Task]:
-    arrivals = np.cumsum(rng.exponential(1 / item.rate, item.random))
-    runs = item.run * np.exp(item.spread * rng.standard_normal(item.random) - item.spread**2 / 2)
-    users, demands = rng.integers(item.users, size=item.random), rng.integers(len(item.demands), size=item.random)
-    amounts = [{kind: math.ceil(amount * MILLI) for kind, amount in demand.items()} for demand in item.demands]
+def _generate_tasks(workload: ManySpec, rng: np.random.Generator) -> list[Task]:
+    count = workload.random
+    arrivals_s = np.cumsum(rng.exponential(1 / workload.rate, count))
+    runs_s = workload.run * np.exp(workload.spread * rng.standard_normal(count) - workload.spread**2 / 2)
+    users, demands = rng.integers(workload.users, size=count), rng.integers(len(workload.demands), size=count)
+    amounts = [{kind: math.ceil(amount * MILLI) for kind, amount in demand.items()} for demand in workload.demands]
     return [
-        Task(f"t{row}", amounts[demands[row]], float(runs[row]), float(arrivals[row]), f"t{row}", f"u{users[row]}")
-        for row in range(item.random)
+        Task(
+            name=f"t{row}",
+            demand=amounts[demands[row]],
+            run=float(runs_s[row]),
+            arrival=float(arrivals_s[row]),
+            job=f"t{row}",
+            user=f"u{users[row]}",
+        )
+        for row in range(count)
     ]
 
 
-def _replayed(item: TraceSpec, run: Run) -> list[Task]:
-    path = run.path(item.path, key="workload.replay.path")
-    if item.trace == "openb":
-        found = list(islice(openb_tasks(path, item.user, item.faster), item.first))
+def _read_task_file(trace: TraceSpec, run: Run) -> list[Task]:
+    path = run.path(trace.path, key="workload.replay.path")
+    if trace.trace == "openb":
+        tasks = list(islice(openb_tasks(path, trace.user, trace.faster), trace.first))
     else:
-        read = TASKS.get(item.trace, partial(csv_tasks, columns=item.table.read))
-        found = list(read(path, item.faster, item.first, tell=run.log.warning))
-    if not found:
+        read = TASK_READERS.get(trace.trace, partial(csv_tasks, columns=trace.table.as_columns))
+        tasks = list(read(path, trace.faster, trace.first, warn=run.log.warning))
+    if not tasks:
         raise fail("no tasks", file=str(path), key="workload.replay.path")
-    return found
+    return tasks

@@ -1,4 +1,4 @@
-"""Lists of things as the commands of a cluster write them: JSON, read item by item."""
+"""Lists of objects as cluster commands print them in JSON, converted to tasks."""
 
 from __future__ import annotations
 
@@ -15,91 +15,139 @@ from unfoldkit.io.csv import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 Body = dict[str, Any]
+"""A decoded JSON object."""
 Warn = Callable[[str], object]
-Span = tuple[float, float | None, float | None]
-"""When an item was submitted, began and ended, in s; nothing where it did not yet."""
-INNER = ("items", "data", "result")
+"""Receives a warning, such as the number of skipped rows."""
+WRAPPER_KEYS = ("items", "data", "result")
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-def read_items(path: Path, command: str) -> list[Body]:
-    """Return what a file lists: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as the list that it is.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When an item was submitted, started and ended, in seconds; None where it has not yet."""
 
-    Raises:
-        UnfoldError: it is no JSON; ``command`` is told as what writes it.
-    """
-    try:
-        with open_text(path) as stream:
-            found = json.load(stream)
-    except (*UNREADABLE, ValueError, RecursionError) as error:
-        raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
-    if is_deep(found):
-        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
-    while isinstance(found, dict) and (key := _inner(found)):
-        found = found[key]
-    return [item for item in (found if isinstance(found, list) else [found]) if isinstance(item, dict)]
+    submitted_s: float
+    started_s: float | None
+    ended_s: float | None
+
+    def run_s(self, file_end_s: float) -> float:
+        """Return the run time (s); what still runs ends with the last time of the file."""
+        ended_s = file_end_s if self.ended_s is None else self.ended_s
+        return max(ended_s - (self.submitted_s if self.started_s is None else self.started_s), 0.0)
 
 
-def _inner(found: Body) -> str:
-    return next((key for key in INNER if isinstance(found.get(key), list | dict)), "")
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The times of a file: its earliest submission, its last time, and the factor that accelerates arrivals."""
 
+    origin_s: float
+    end_s: float
+    speedup: float = 1.0
 
-def parse_items(items: Sequence[S], path: Path, program: str, read: Callable[[S], T]) -> list[T]:
-    """Return what is read of each item.
-
-    Raises:
-        UnfoldError: one is not what ``program`` writes; which is told.
-    """
-    made = []
-    for at, item in enumerate(items):
-        try:
-            made.append(read(item))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise fail(f"item {at} is not what {program} writes: {error!r}", file=str(path)) from error
-    return made
+    def arrival_s(self, span: Span) -> float:
+        """Return the arrival of an item in seconds from the earliest submission."""
+        return (span.submitted_s - self.origin_s) / self.speedup
 
 
 @dataclass(frozen=True, slots=True)
 class ItemFormat:
-    """How the items of a command are read as tasks, and what people call them.
+    """How the items of a command become tasks.
 
-    ``program`` writes them; they are ``items``, and those that are no tasks ``others``. ``task`` makes one of an item,
-    its span, the earliest submission, and the last time of the file.
+    Attributes:
+        program: The command or file that prints them, for errors.
+        items: What they are called, in warnings.
+        others: What items are called that are no tasks.
+        read_span: Returns the times of an item.
+        build_task: Builds the task of an item.
     """
 
     program: str
     items: str
     others: str
-    span: Callable[[Body], Span]
-    task: Callable[[Body, Span, float, float], Task]
+    read_span: Callable[[Body], Span]
+    build_task: Callable[[Body, Span, Timeline], Task]
+
+
+def read_items(path: Path, command: str) -> list[Body]:
+    """Read the listed objects: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as a plain list.
+
+    Raises:
+        UnfoldError: the file is no JSON; the hint names the ``command`` that writes it.
+    """
+    try:
+        with open_text(path) as stream:
+            content = json.load(stream)
+    except (*UNREADABLE, ValueError, RecursionError) as error:
+        raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
+    if is_deep(content):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
+    while isinstance(content, dict) and (key := _wrapper_key(content)):
+        content = content[key]
+    return [body for body in (content if isinstance(content, list) else [content]) if isinstance(body, dict)]
+
+
+def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S], T]) -> list[T]:
+    """Parse every item.
+
+    Raises:
+        UnfoldError: an item does not have the form that ``program`` prints; the message has its index.
+    """
+    parsed = []
+    for index, item in enumerate(items):
+        try:
+            parsed.append(parse(item))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise fail(f"item {index} is not what {program} prints: {error!r}", file=str(path)) from error
+    return parsed
 
 
 def build_tasks(
-    listed: Sequence[Body], meant: Sequence[Body], path: Path, form: ItemFormat, first: int | None, tell: Warn
+    task_items: Sequence[Body],
+    path: Path,
+    form: ItemFormat,
+    *,
+    skipped: int = 0,
+    max_tasks: int | None = None,
+    speedup: float = 1.0,
+    warn: Warn = str,
 ) -> list[Task]:
-    """Return the tasks of those that are ``meant``, of the ``first`` so many that began; ``tell`` is told of the rest.
+    """Build the tasks of the items that started.
 
-    Each has the size of its job.
+    Args:
+        task_items: Items that are tasks.
+        path: The file.
+        form: How items become tasks.
+        skipped: Number of items that are no tasks.
+        max_tasks: Use only so many of the started items.
+        speedup: Factor that accelerates arrivals.
+        warn: Receives how many items are left out.
+
+    Returns:
+        The tasks, each with the size of its job.
 
     Raises:
-        UnfoldError: one is not what the program writes.
+        UnfoldError: an item does not have the expected form.
     """
-    spans = parse_items(meant, path, form.program, form.span)
-    last = max((time for span in spans for time in span if time is not None), default=0.0)
-    ran = [(item, span) for item, span in zip(meant, spans, strict=True) if span[1] is not None]
-    _tell_of(
-        len(listed) - len(meant), len(meant) - len(ran), sum(end is None for _, (_, _, end) in ran), path, form, tell
-    )
-    ran = ran[:first]
-    origin = min((span[0] for _, span in ran), default=0.0)
-    tasks = parse_items(ran, path, form.program, lambda pair: form.task(pair[0], pair[1], origin, last))
+    spans = parse_items(task_items, path, form.program, form.read_span)
+    started = [(item, span) for item, span in zip(task_items, spans, strict=True) if span.started_s is not None]
+    running = sum(span.ended_s is None for _, span in started)
+    _warn_left_out(skipped, len(task_items) - len(started), running, path, form, warn)
+    started = started[:max_tasks]
+    times = [time for span in spans for time in (span.submitted_s, span.started_s, span.ended_s) if time is not None]
+    origin_s = min((span.submitted_s for _, span in started), default=0.0)
+    timeline = Timeline(origin_s, max(times, default=0.0), speedup)
+    tasks = parse_items(started, path, form.program, lambda pair: form.build_task(pair[0], pair[1], timeline))
     sizes = Counter(task.job for task in tasks)
     return [replace(task, size=sizes[task.job]) for task in tasks]
 
 
-def _tell_of(others: int, never: int, going: int, path: Path, form: ItemFormat, tell: Warn) -> None:
-    if others or never:
-        tell(f"{path.name}: left out are {others} {form.others} and {never} that never started")
-    if going:
-        tell(f"{path.name}: {going} {form.items} still run; they are taken to end with the last time of the file")
+def _wrapper_key(content: Body) -> str:
+    return next((key for key in WRAPPER_KEYS if isinstance(content.get(key), list | dict)), "")
+
+
+def _warn_left_out(skipped: int, unstarted: int, running: int, path: Path, form: ItemFormat, warn: Warn) -> None:
+    if skipped or unstarted:
+        warn(f"{path.name}: left out {skipped} {form.others} and {unstarted} that never started")
+    if running:
+        warn(f"{path.name}: {running} {form.items} still run; they are taken to end with the last time of the file")

@@ -1,4 +1,4 @@
-"""Nodes and pods as ``kubectl get nodes -o json`` and ``kubectl get pods -A -o json`` write them, for a replay."""
+"""Nodes and pods as ``kubectl get nodes -o json`` and ``kubectl get pods -A -o json`` print them."""
 
 from __future__ import annotations
 
@@ -6,132 +6,156 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.kubernetes.codec import MIB, UNITS, parse_time
-from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
+from unfold_placement.workload.json_stream import (
+    Body,
+    ItemFormat,
+    Span,
+    Timeline,
+    Warn,
+    build_tasks,
+    parse_items,
+    read_items,
+)
 from unfoldkit.api import fail
 
 S = TypeVar("S")
 T = TypeVar("T")
-"""When a pod was created, started and ended, in s since 1970; nothing where it has not yet."""
-OURS = {theirs: ours for ours, theirs in UNITS.items()}
-PASSED = frozenset({"ephemeral-storage"})
-"""What nodes have and no policy places by."""
-BOUND = frozenset({"DaemonSet", "Node"})
-"""Whose pods are bound to their nodes, so that nobody places them."""
-SIZES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {
-    mark + more: base ** (at + 1) for more, base in (("", 1000), ("i", 1024)) for at, mark in enumerate("KMGTPE")
+OWN_NAMES = {cluster_name: name for name, cluster_name in UNITS.items()}
+IGNORED_KINDS = frozenset({"ephemeral-storage"})
+"""Node resources by which no policy places."""
+BOUND_OWNERS = frozenset({"DaemonSet", "Node"})
+"""Owners that bind their pods to nodes, so that these are not placed."""
+UNSCHEDULABLE_EFFECTS = frozenset({"NoSchedule", "NoExecute"})
+SYSTEM_TAINTS = frozenset({"node-role.kubernetes.io", "node.kubernetes.io"})
+SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {
+    prefix + binary: base ** (power + 1)
+    for binary, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("KMGTPE")
 }
 _QUANTITY = re.compile(r"([\d.]+(?:[eE][-+]?\d+)?)([numk]?|[KMGTPE]i?)")
 
 
 def kubectl_nodes(path: Path) -> list[Node]:
-    """Return the nodes that are ready and take pods: what of them is allocatable, their labels and instance type.
+    """Return the nodes that are ready and accept pods: their allocatable capacity, labels and instance type.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    return _each(path, "Node", lambda item: _node(item) if _open(item) else None)
+    bodies = _read_kind(path, "Node")
+    nodes = _parse(bodies, path, lambda body: _build_node(body) if _accepts_pods(body) else None)
+    return [node for node in nodes if node is not None]
 
 
-def kubectl_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
-    """Return the pods that ran as tasks: arrival is their creation, 0 s the earliest, run from start to end.
+def kubectl_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, warn: Warn = str) -> list[Task]:
+    """Return the pods that ran as tasks.
 
-    The job is what owns a pod, the user its namespace. What still runs ends with the last time of the file; pods of
-    daemons, and those that never started, are left out, and ``tell`` is told. Only the ``first`` so many are read.
+    A task arrives when its pod was created, counted from the earliest, and runs from start to end of the pod. The job
+    is the pod's owner, the user its namespace. Running pods end with the last time of the file. Pods of daemons and
+    pods that never started are left out.
+
+    Args:
+        path: The file.
+        speedup: Factor that accelerates arrivals.
+        max_tasks: Use only so many pods.
+        warn: Receives how many pods are left out.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    pods = _each(path, "Pod", lambda item: item)
-    owners = _each_of(pods, path, lambda item: _owner(item, "kind"))
-    placed = [item for item, kinds in zip(pods, owners, strict=True) if not BOUND.intersection(kinds)]
-    form = ItemFormat("kubectl", "pods", "pods of daemons", _span, partial(_task, faster=faster))
-    return build_tasks(pods, placed, path, form, first, tell)
+    pods = _read_kind(path, "Pod")
+    owner_kinds = _parse(pods, path, lambda body: _owners(body, "kind"))
+    placed = [body for body, kinds in zip(pods, owner_kinds, strict=True) if not BOUND_OWNERS.intersection(kinds)]
+    form = ItemFormat("kubectl", "pods", "pods of daemons", _read_span, _build_task)
+    return build_tasks(
+        placed, path, form, skipped=len(pods) - len(placed), max_tasks=max_tasks, speedup=speedup, warn=warn
+    )
 
 
-def _each(path: Path, kind: str, read: Callable[[Body], T | None]) -> list[T]:
+def _read_kind(path: Path, kind: str) -> list[Body]:
     command = f"kubectl get {kind.lower()}s -o json"
-    mine = [item for item in read_items(path, command) if item.get("kind", kind) == kind]
-    if not mine:
+    bodies = [body for body in read_items(path, command) if body.get("kind", kind) == kind]
+    if not bodies:
         raise fail(f"no {kind} in it", file=str(path), hint=command)
-    return [made for made in _each_of(mine, path, read) if made is not None]
+    return bodies
 
 
-def _each_of(items: Sequence[S], path: Path, read: Callable[[S], T]) -> list[T]:
-    return parse_items(items, path, "kubectl", read)
+def _parse(items: Sequence[S], path: Path, parse: Callable[[S], T]) -> list[T]:
+    return parse_items(items, path, "kubectl", parse)
 
 
-def _open(item: Body) -> bool:
-    ready = [each["status"] for each in item["status"].get("conditions", ()) if each["type"] == "Ready"]
-    hard = [each for each in item["spec"].get("taints", ()) if each["effect"] in {"NoSchedule", "NoExecute"}]
-    own = any(each["key"].partition("/")[0] in {"node-role.kubernetes.io", "node.kubernetes.io"} for each in hard)
-    return ready in (["True"], []) and not item["spec"].get("unschedulable") and not own
+def _accepts_pods(body: Body) -> bool:
+    conditions = body["status"].get("conditions", ())
+    ready = [condition["status"] for condition in conditions if condition["type"] == "Ready"]
+    taints = [taint for taint in body["spec"].get("taints", ()) if taint["effect"] in UNSCHEDULABLE_EFFECTS]
+    has_system_taint = any(taint["key"].partition("/")[0] in SYSTEM_TAINTS for taint in taints)
+    return ready in (["True"], []) and not body["spec"].get("unschedulable") and not has_system_taint
 
 
-def _node(item: Body) -> Node:
-    labels = item["metadata"].get("labels", {})
-    kind = labels.get("type", labels.get("node.kubernetes.io/instance-type", ""))
-    amounts = _amounts(item["status"]["allocatable"], math.floor)
-    return Node(item["metadata"]["name"], amounts, {**labels, "type": kind})
+def _build_node(body: Body) -> Node:
+    labels = body["metadata"].get("labels", {})
+    node_type = labels.get("type", labels.get("node.kubernetes.io/instance-type", ""))
+    amounts = _parse_amounts(body["status"]["allocatable"], math.floor)
+    return Node(body["metadata"]["name"], amounts, {**labels, "type": node_type})
 
 
-def _task(
-    item: Body, span: tuple[float, float | None, float | None], origin: float, last: float, faster: float
-) -> Task:
-    came, start, end = span
-    space = item["metadata"].get("namespace", "default")
-    run = (last if end is None else end) - (start or came)
-    name = f"{space}/{item['metadata']['name']}"
-    job = next(iter(_owner(item, "name")), name)
+def _build_task(body: Body, span: Span, timeline: Timeline) -> Task:
+    namespace = body["metadata"].get("namespace", "default")
+    name = f"{namespace}/{body['metadata']['name']}"
     return Task(
-        name, _demand(item["spec"]), max(run, 0.0), (came - origin) / faster, job, space,
-        priority=int(item["spec"].get("priority", 0)),
-    )  # fmt: skip
+        name=name,
+        demand=_pod_demand(body["spec"]),
+        run=span.run_s(timeline.end_s),
+        arrival=timeline.arrival_s(span),
+        job=next(iter(_owners(body, "name")), name),
+        user=namespace,
+        priority=int(body["spec"].get("priority", 0)),
+    )
 
 
-def _owner(item: Body, key: str) -> list[str]:
-    return [owner[key] for owner in item["metadata"].get("ownerReferences", ())]
+def _owners(body: Body, key: str) -> list[str]:
+    return [owner[key] for owner in body["metadata"].get("ownerReferences", ())]
 
 
-def _span(item: Body) -> Span:
-    status = item.get("status", {})
-    over = [each["state"]["terminated"]["finishedAt"] for each in status.get("containerStatuses", ())
-            if each.get("state", {}).get("terminated", {}).get("finishedAt")]  # fmt: skip
-    ended = status.get("phase") in {"Succeeded", "Failed"} and over
+def _read_span(body: Body) -> Span:
+    status = body.get("status", {})
+    terminated = [container.get("state", {}).get("terminated", {}) for container in status.get("containerStatuses", ())]
+    ends = [state["finishedAt"] for state in terminated if state.get("finishedAt")]
+    has_ended = status.get("phase") in {"Succeeded", "Failed"} and ends
     start = status.get("startTime")
-    return (
-        parse_time(item["metadata"]["creationTimestamp"]), parse_time(start) if start else None,
-        max(map(parse_time, over)) if ended else None,
-    )  # fmt: skip
+    return Span(
+        parse_time(body["metadata"]["creationTimestamp"]),
+        parse_time(start) if start else None,
+        max(map(parse_time, ends)) if has_ended else None,
+    )
 
 
-def _demand(spec: Body) -> dict[str, int]:
-    """Return what a pod takes: the sum of its containers, or what one that goes before them takes, if that is more."""
+def _pod_demand(spec: Body) -> dict[str, int]:
+    """Return what a pod occupies: the sum of its containers, or the maximum with an init container."""
     total = Counter[str]()
     for container in spec["containers"]:
-        total.update(_asked(container))
+        total.update(_container_requests(container))
     for container in spec.get("initContainers", ()):
-        total |= _asked(container)
-    return {kind: much for kind, much in total.items() if much}
+        total |= _container_requests(container)
+    return {kind: amount for kind, amount in total.items() if amount}
 
 
-def _asked(container: Body) -> Counter[str]:
+def _container_requests(container: Body) -> Counter[str]:
     resources = container.get("resources", {})
-    return Counter(_amounts({**resources.get("limits", {}), **resources.get("requests", {})}, math.ceil))
+    return Counter(_parse_amounts({**resources.get("limits", {}), **resources.get("requests", {})}, math.ceil))
 
 
-def _amounts(found: Mapping[str, object], whole: Callable[[float], int]) -> dict[str, int]:
-    return dict(_amount(theirs, str(text), whole) for theirs, text in found.items() if theirs not in PASSED)
+def _parse_amounts(amounts: Mapping[str, object], round_to: Callable[[float], int]) -> dict[str, int]:
+    return dict(_parse_amount(name, str(text), round_to) for name, text in amounts.items() if name not in IGNORED_KINDS)
 
 
-def _amount(theirs: str, text: str, whole: Callable[[float], int]) -> tuple[str, int]:
-    found = _QUANTITY.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is no amount of {theirs}")
-    exact = float(found[1]) * SIZES[found[2]] * MILLI / (MIB if theirs == "memory" else 1)
-    return OURS.get(theirs, theirs), whole(round(exact, 6))
+def _parse_amount(cluster_name: str, text: str, round_to: Callable[[float], int]) -> tuple[str, int]:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no amount of {cluster_name}")
+    exact = float(match[1]) * SUFFIXES[match[2]] * MILLI / (MIB if cluster_name == "memory" else 1)
+    return OWN_NAMES.get(cluster_name, cluster_name), round_to(round(exact, 6))

@@ -1,85 +1,114 @@
-"""Jobs and machines of the Philly trace (Microsoft, 2017; Jeon et al., USENIX ATC 2019), as it is published."""
+"""Jobs and machines of the Philly trace (Microsoft, 2017; Jeon et al., USENIX ATC 2019), as published."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.schema.columns import Columns
-from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
+from unfold_placement.workload.json_stream import (
+    Body,
+    ItemFormat,
+    Span,
+    Timeline,
+    Warn,
+    build_tasks,
+    parse_items,
+    read_items,
+)
 from unfold_placement.workload.tables import csv_nodes
 from unfold_placement.workload.timestamps import parse_datetime
 
-JOBS, MACHINES = "cluster_job_log", "cluster_machine_list"
-NAMES = {"name": ("machineId",), "gpu": ("number of GPUs",), "type": ("single GPU mem",)}
+JOBS_FILE = "cluster_job_log"
+NODE_NAMES = {"name": ("machineId",), "gpu": ("number of GPUs",), "type": ("single GPU mem",)}
+Attempt = tuple[float, float | None, list[int]]
+"""Start and end (s) of an attempt, and its number of GPUs by machine."""
 
 
 def philly_nodes(path: Path) -> Iterator[Node]:
     """Yield the machines of ``cluster_machine_list``; their type is the memory of a GPU, such as 24GB.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    for node in csv_nodes(path, Columns(NAMES)):
+    for node in csv_nodes(path, Columns(NODE_NAMES)):
         yield replace(node, labels={"type": node.labels["type"].strip()})
 
 
-def philly_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
-    """Return the jobs of ``cluster_job_log``: a task for each machine that the last attempt had, with its GPUs there.
+def philly_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, warn: Warn = str) -> list[Task]:
+    """Return the jobs of ``cluster_job_log``: a task for each machine of the last attempt, with its GPUs there.
 
-    A job runs as long as its attempts did together, from its submission on, 0 s the earliest; what still runs ends with
-    the last time of the file. The user is a path, virtual cluster and user, the role the virtual cluster. Jobs without
-    an attempt that tells its start and GPUs are left out, and ``tell`` is told. Only the ``first`` so many are read.
+    A job runs as long as its attempts together, from its submission on, counted from the earliest. Running jobs end
+    with the last time of the file. The user is the path of virtual cluster and user, the role the virtual cluster. Jobs
+    without an attempt that has a start and GPUs are left out.
+
+    Args:
+        path: The file.
+        speedup: Factor that accelerates arrivals.
+        max_tasks: Use only so many jobs.
+        warn: Receives how many jobs are left out.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    jobs = parse_items(read_items(path, JOBS), path, JOBS, _read)
-    form = ItemFormat(JOBS, "jobs", "others", _span, partial(_task, faster=faster))
-    found = build_tasks(jobs, jobs, path, form, first, tell)
-    details = {str(job["jobid"]): job["places"] for job in jobs}
-    sizes = Counter({task.job: len(details[task.job]) for task in found})
-    return [part for task in found for part in _parts(task, details[task.job], sizes[task.job])]
+    jobs = parse_items(read_items(path, JOBS_FILE), path, JOBS_FILE, _read_job)
+    form = ItemFormat(JOBS_FILE, "jobs", "others", _read_span, _build_task)
+    tasks = build_tasks(jobs, path, form, max_tasks=max_tasks, speedup=speedup, warn=warn)
+    gpus_by_job = {str(job["jobid"]): job["gpus"] for job in jobs}
+    job_sizes = {task.job: len(gpus_by_job[task.job]) for task in tasks}
+    return [
+        machine_task for task in tasks for machine_task in _split_task(task, gpus_by_job[task.job], job_sizes[task.job])
+    ]
 
 
-def _parts(task: Task, gpus: Sequence[int], size: int) -> Iterator[Task]:
-    for at, count in enumerate(gpus):
-        yield replace(
-            task, name=task.name if size == 1 else f"{task.name}-{at}", demand={"gpu": count * MILLI}, size=size
-        )
+def _split_task(task: Task, gpus: Sequence[int], size: int) -> Iterator[Task]:
+    for index, count in enumerate(gpus):
+        name = task.name if size == 1 else f"{task.name}-{index}"
+        yield replace(task, name=name, demand={"gpu": count * MILLI}, size=size)
 
 
-def _read(job: Body) -> Body:
-    """Return a job with its times in s: when it came, its attempts, and the GPUs that the last had by machine."""
-    came = _time(job["submitted_time"])
-    if came is None:
+def _read_job(job: Body) -> Body:
+    """Return a job with its submission (s), its attempts, and the GPUs of the last attempt by machine."""
+    submitted_s = _parse_time(job["submitted_time"])
+    if submitted_s is None:
         raise ValueError(f"{job['submitted_time']!r} is no time")
-    attempts = _attempts(job)
-    places = next((gpus for _, _, gpus in reversed(attempts) if gpus), [])
-    return {**job, "came": came, "attempts": attempts if places else [], "places": places}
+    attempts = _read_attempts(job)
+    gpus = next((gpus for _, _, gpus in reversed(attempts) if gpus), [])
+    return {**job, "submitted_s": submitted_s, "attempts": attempts if gpus else [], "gpus": gpus}
 
 
-def _attempts(job: Body) -> list[tuple[float, float | None, list[int]]]:
-    """Return start, end and GPUs by machine of each attempt that tells its start; all but the last have an end."""
-    told = [(_time(each["start_time"]), _time(each["end_time"]), each["detail"]) for each in job["attempts"]]
-    found = [(start, end, [len(one["gpus"]) for one in where if one["gpus"]]) for start, end, where in told if start]
-    return [item for at, item in enumerate(found) if item[1] is not None or at + 1 == len(found)]
+def _read_attempts(job: Body) -> list[Attempt]:
+    """Return the attempts that have a start; all but the last need an end."""
+    attempts: list[Attempt] = []
+    for attempt in job["attempts"]:
+        start_s = _parse_time(attempt["start_time"])
+        end_s = _parse_time(attempt["end_time"])
+        machines = attempt["detail"]
+        if start_s:
+            attempts.append((start_s, end_s, [len(machine["gpus"]) for machine in machines if machine["gpus"]]))
+    return [attempt for index, attempt in enumerate(attempts) if attempt[1] is not None or index + 1 == len(attempts)]
 
 
-def _span(job: Body) -> Span:
+def _read_span(job: Body) -> Span:
     attempts = job["attempts"]
-    return job["came"], attempts[0][0] if attempts else None, attempts[-1][1] if attempts else None
+    return Span(job["submitted_s"], attempts[0][0] if attempts else None, attempts[-1][1] if attempts else None)
 
 
-def _task(job: Body, span: Span, origin: float, last: float, faster: float) -> Task:
-    run = sum((last if end is None else end) - start for start, end, _ in job["attempts"])
-    name, team = str(job["jobid"]), str(job["vc"])
-    return Task(name, {}, max(run, 0.0), (span[0] - origin) / faster, name, f"{team}/{job['user']}", team)
+def _build_task(job: Body, span: Span, timeline: Timeline) -> Task:
+    run_s = sum((timeline.end_s if end is None else end) - start for start, end, _ in job["attempts"])
+    name, virtual_cluster = str(job["jobid"]), str(job["vc"])
+    return Task(
+        name=name,
+        demand={},
+        run=max(run_s, 0.0),
+        arrival=timeline.arrival_s(span),
+        job=name,
+        user=f"{virtual_cluster}/{job['user']}",
+        role=virtual_cluster,
+    )
 
 
-def _time(cell: object) -> float | None:
+def _parse_time(cell: object) -> float | None:
     return None if cell is None else parse_datetime(str(cell))

@@ -1,4 +1,4 @@
-"""Nodes and tasks as ``ray list nodes`` and ``ray list tasks --detail`` write them as JSON, for a replay."""
+"""Nodes and tasks as ``ray list nodes`` and ``ray list tasks --detail`` print them in JSON."""
 
 from __future__ import annotations
 
@@ -6,113 +6,134 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
+from unfold_placement.workload.json_stream import (
+    Body,
+    ItemFormat,
+    Span,
+    Timeline,
+    Warn,
+    build_tasks,
+    parse_items,
+    read_items,
+)
 from unfold_placement.workload.timestamps import parse_datetime
 from unfoldkit.api import fail
 
-NODES, TASKS = "ray list nodes --format json", "ray list tasks --detail --format json --limit 10000"
-"""When a task was submitted, started and ended, in s; nothing where it has not yet."""
+NODES_COMMAND = "ray list nodes --format json"
+TASKS_COMMAND = "ray list tasks --detail --format json --limit 10000"
 MIB = 1 << 20
-OURS = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
-PASSED = re.compile(r"object_store_memory|node:.*|accelerator_type:.*|bundle(_group_.*)?")
-"""What Ray has and no policy places by."""
-TYPE = "ray.io/accelerator-type"
-METHOD, ACTOR, DRIVER = "ACTOR_TASK", "ACTOR_CREATION_TASK", "DRIVER_TASK"
-SIZES = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
-_IN_GROUP = re.compile(r"(.+?)_group_(?:\d+_)?[0-9a-f]{16,}")
-_SIZE = re.compile(r"([\d.]+) ([KMG]iB|B)")
-_NOBODY = re.compile(r"f*")
+OWN_NAMES = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
+IGNORED_KINDS = re.compile(r"object_store_memory|node:.*|accelerator_type:.*|bundle(_group_.*)?")
+"""Ray resources by which no policy places."""
+TYPE_LABEL = "ray.io/accelerator-type"
+NO_TASKS = frozenset({"ACTOR_TASK", "ACTOR_CREATION_TASK", "DRIVER_TASK"})
+"""Types of entries that are no tasks."""
+MEMORY_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
+_GROUP_RESOURCE = re.compile(r"(.+?)_group_(?:\d+_)?[0-9a-f]{16,}")
+_MEMORY = re.compile(r"([\d.]+) ([KMG]iB|B)")
+_NO_GROUP = re.compile(r"f*")
 
 
 def ray_nodes(path: Path) -> list[Node]:
-    """Return the nodes that are alive: their resources, labels, and as type the kind of accelerator.
+    """Return the nodes that are alive: their resources, labels, and the accelerator as type.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    alive = [item for item in _listed(path, "node_id", NODES) if item.get("state", "ALIVE") == "ALIVE"]
-    names = Counter(item.get("node_name", "") for item in alive)
-    return parse_items(alive, path, "ray list nodes", lambda item: _node(item, names))
+    alive = [body for body in _read_list(path, "node_id", NODES_COMMAND) if body.get("state", "ALIVE") == "ALIVE"]
+    name_counts = Counter(body.get("node_name", "") for body in alive)
+    return parse_items(alive, path, "ray list nodes", lambda body: _build_node(body, name_counts))
 
 
-def ray_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
-    """Return the tasks that ran: arrival is when they were submitted, 0 s the earliest, run from start to end.
+def ray_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, warn: Warn = str) -> list[Task]:
+    """Return the tasks that ran.
 
-    The job is the placement group, or the task by itself; the user the Ray job, the role the function. What still runs
-    ends with the last time of the file; actors, which are listed without their end, drivers, and what never started are
-    left out, and ``tell`` is told. Only the ``first`` so many are read.
+    A task arrives when it was submitted, counted from the earliest, and runs from start to end. The job is the
+    placement group, or the task itself; the user is the Ray job, the role the function. Running tasks end with the last
+    time of the file. Actors (which are listed without an end), drivers, and tasks that never started are left out.
+
+    Args:
+        path: The file.
+        speedup: Factor that accelerates arrivals.
+        max_tasks: Use only so many tasks.
+        warn: Receives how many entries are left out.
 
     Raises:
-        UnfoldError: it is no such file.
+        UnfoldError: the file does not have this form.
     """
-    listed = _listed(path, "task_id", TASKS)
-    plain = [item for item in listed if item.get("type") not in {METHOD, ACTOR, DRIVER}]
-    form = ItemFormat(TASKS, "tasks", "tasks of actors and drivers", _span, partial(_task, faster=faster))
-    return build_tasks(listed, plain, path, form, first, tell)
+    entries = _read_list(path, "task_id", TASKS_COMMAND)
+    task_items = [body for body in entries if body.get("type") not in NO_TASKS]
+    form = ItemFormat(TASKS_COMMAND, "tasks", "tasks of actors and drivers", _read_span, _build_task)
+    skipped = len(entries) - len(task_items)
+    return build_tasks(task_items, path, form, skipped=skipped, max_tasks=max_tasks, speedup=speedup, warn=warn)
 
 
-def _listed(path: Path, key: str, command: str) -> list[Body]:
-    found = read_items(path, command)
-    if not found or key not in found[0]:
+def _read_list(path: Path, key: str, command: str) -> list[Body]:
+    bodies = read_items(path, command)
+    if not bodies or key not in bodies[0]:
         raise fail(f"nothing with a {key} in it", file=str(path), hint=command)
-    return found
+    return bodies
 
 
-def _node(item: Body, names: Mapping[str, int]) -> Node:
-    has, labels = item["resources_total"], item.get("labels") or {}
-    named = item.get("node_name", "")
-    kind = next((name.partition(":")[2] for name in has if name.startswith("accelerator_type:")), labels.get(TYPE, ""))
-    name = named if names[named] == 1 and named else item["node_id"]
-    return Node(name, _amounts(has, math.floor), {**labels, "type": labels.get("type", kind)})
+def _build_node(body: Body, name_counts: Mapping[str, int]) -> Node:
+    resources, labels = body["resources_total"], body.get("labels") or {}
+    accelerators = (name.partition(":")[2] for name in resources if name.startswith("accelerator_type:"))
+    node_type = next(accelerators, labels.get(TYPE_LABEL, ""))
+    node_name = body.get("node_name", "")
+    name = node_name if name_counts[node_name] == 1 and node_name else body["node_id"]
+    return Node(name, _parse_amounts(resources, math.floor), {**labels, "type": labels.get("type", node_type)})
 
 
-def _task(item: Body, span: Span, origin: float, last: float, faster: float) -> Task:
-    came, start, end = span
-    again = item.get("attempt_number") or 0
-    name = f"{item.get('name') or item['func_or_class_name']}/{item['task_id']}" + (f"-{again}" if again else "")
-    group = item.get("placement_group_id") or ""
-    run = (last if end is None else end) - (came if start is None else start)
+def _build_task(body: Body, span: Span, timeline: Timeline) -> Task:
+    attempt = body.get("attempt_number") or 0
+    function = body.get("name") or body["func_or_class_name"]
+    name = f"{function}/{body['task_id']}" + (f"-{attempt}" if attempt else "")
+    group = body.get("placement_group_id") or ""
     return Task(
-        name, _amounts(item["required_resources"] or {}, math.ceil), max(run, 0.0), (came - origin) / faster,
-        name if _NOBODY.fullmatch(group) else group, item.get("job_id") or "", item.get("func_or_class_name") or "",
-    )  # fmt: skip
+        name=name,
+        demand=_parse_amounts(body["required_resources"] or {}, math.ceil),
+        run=span.run_s(timeline.end_s),
+        arrival=timeline.arrival_s(span),
+        job=name if _NO_GROUP.fullmatch(group) else group,
+        user=body.get("job_id") or "",
+        role=body.get("func_or_class_name") or "",
+    )
 
 
-def _span(item: Body) -> Span:
-    start, end = _time(item["start_time_ms"]), _time(item["end_time_ms"])
-    came = _time(item["creation_time_ms"])
-    if came is None:
-        came = start
-    return 0.0 if came is None else came, start, end
+def _read_span(body: Body) -> Span:
+    start_s, end_s = _parse_time(body["start_time_ms"]), _parse_time(body["end_time_ms"])
+    submitted_s = _parse_time(body["creation_time_ms"])
+    if submitted_s is None:
+        submitted_s = start_s
+    return Span(0.0 if submitted_s is None else submitted_s, start_s, end_s)
 
 
-def _time(cell: object) -> float | None:
-    """Return a time in s: of milliseconds since 1970, or as the command writes it, a local time without its zone."""
+def _parse_time(cell: object) -> float | None:
+    """Return a time (s) from Unix milliseconds or from the command's local time without a zone."""
     if cell is None or (isinstance(cell, int | float) and cell <= 0):
         return None
-    found = cell / 1000 if isinstance(cell, int | float) else parse_datetime(str(cell))
-    if found is None:
+    time_s = cell / 1000 if isinstance(cell, int | float) else parse_datetime(str(cell))
+    if time_s is None:
         raise ValueError(f"{cell!r} is no time")
-    return found
+    return time_s
 
 
-def _amounts(found: Mapping[str, object], whole: Callable[[float], int]) -> dict[str, int]:
+def _parse_amounts(resources: Mapping[str, object], round_to: Callable[[float], int]) -> dict[str, int]:
     amounts: dict[str, int] = {}
-    for name, cell in found.items():
-        if PASSED.fullmatch(name):
+    for name, cell in resources.items():
+        if IGNORED_KINDS.fullmatch(name):
             continue
-        # a task in a placement group asks for the group's resources, once for the group and once for the bundle
-        plain = grouped[1] if (grouped := _IN_GROUP.fullmatch(name)) else name
-        ours = OURS.get(plain, plain)
-        much = whole(round(_number(cell) * MILLI / (MIB if ours == "memory" else 1), 6))
-        amounts[ours] = max(much, amounts.get(ours, 0))
-    return {name: much for name, much in amounts.items() if much}
+        # a task in a placement group requests each resource twice: once of the group and once of the bundle
+        base_name = match[1] if (match := _GROUP_RESOURCE.fullmatch(name)) else name
+        kind = OWN_NAMES.get(base_name, base_name)
+        amount = round_to(round(_parse_number(cell) * MILLI / (MIB if kind == "memory" else 1), 6))
+        amounts[kind] = max(amount, amounts.get(kind, 0))
+    return {kind: amount for kind, amount in amounts.items() if amount}
 
 
-def _number(cell: object) -> float:
-    size = _SIZE.fullmatch(cell) if isinstance(cell, str) else None
-    return float(size[1]) * SIZES[size[2]] if size else float(str(cell))
+def _parse_number(cell: object) -> float:
+    match = _MEMORY.fullmatch(cell) if isinstance(cell, str) else None
+    return float(match[1]) * MEMORY_UNITS[match[2]] if match else float(str(cell))

@@ -1,6 +1,6 @@
-"""Jobs in the Standard Workload Format, as the Parallel Workloads Archive has them, and the machine of their header.
+"""Jobs and machine of a log in the Standard Workload Format of the Parallel Workloads Archive.
 
-Eighteen numbers a line, -1 where one is not known; lines that begin with a semicolon are the header (Chapin et al.,
+A line has eighteen numbers, -1 for unknown ones; lines that begin with a semicolon are the header (Chapin et al.,
 Benchmarks and Standards for the Evaluation of Parallel Job Schedulers, 1999).
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.workload.json_stream import Warn
 from unfoldkit.api import CsvRow, fail
 from unfoldkit.io.csv import UNREADABLE, open_text
 
@@ -20,85 +22,101 @@ FIELDS = (
     "job", "submit", "wait", "run", "processors", "cpu time", "memory", "requested processors", "requested time",
     "requested memory", "status", "user", "group", "program", "queue", "partition", "preceding job", "think time",
 )  # fmt: skip
-PARTS = frozenset({2, 3, 4})
-"""The status of lines that tell of a part of a job, which has a line for the whole, too."""
+COMPLETED = 1
+PARTIAL_STATUS = frozenset({2, 3, 4})
+"""Status of lines about a part of a job, which also has a line for the complete job."""
 _HEADER = re.compile(r";\s*(MaxNodes|MaxProcs)\s*:\s*(\d+)")
-Tell = Callable[[str], object]
 
 
 def swf_nodes(path: Path) -> list[Node]:
-    """Return ``MaxNodes`` nodes which have ``MaxProcs`` processors together; one for each where a number is missing.
+    """Return ``MaxNodes`` nodes with ``MaxProcs`` processors in total; a missing number equals the other.
 
     Raises:
         UnfoldError: the file cannot be read, or its header has neither.
     """
-    nodes, processors = _machine(path)
+    nodes, processors = _read_machine(path)
     if not nodes:
-        raise fail(
-            "no MaxNodes or MaxProcs in the header", file=str(path), hint="write the nodes: [{count: 64, cpu: 8}]"
-        )
-    each, more = divmod(processors, nodes)
-    return [Node(f"node-{at}", {"cpu": (each + (at < more)) * MILLI}) for at in range(nodes)]
+        hint = "write the nodes: [{count: 64, cpu: 8}]"
+        raise fail("no MaxNodes or MaxProcs in the header", file=str(path), hint=hint)
+    base, extra = divmod(processors, nodes)
+    return [Node(f"node-{index}", {"cpu": (base + (index < extra)) * MILLI}) for index in range(nodes)]
 
 
-def swf_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Tell = str) -> list[Task]:
-    """Return the jobs, or the ``first`` so many that ran: one task for each node that a job's processors fill.
+def swf_tasks(path: Path, speedup: float = 1.0, max_jobs: int | None = None, warn: Warn = str) -> list[Task]:
+    """Return the jobs that ran: one task for each node that a job's processors fill.
 
-    Nodes are those of the header, of one processor where it does not say. 0 s is the earliest submission. The user is
-    the number of the user, the role that of the queue; a job comes ``after`` the one that the log says it waited for.
-    Jobs that never ran, those of unknown size, and lines of a part of a job are left out, and ``tell`` is told.
+    The nodes are those of the header, or of one processor without a header. Time counts from the earliest submission.
+    The user is the number of the user, the role that of the queue. A job comes ``after`` its preceding job of the log.
+    Jobs that never ran, jobs of unknown size, and lines about a part of a job are left out.
+
+    Args:
+        path: The file.
+        speedup: Factor that accelerates arrivals.
+        max_jobs: Use only so many jobs.
+        warn: Receives how many lines are left out.
 
     Raises:
-        UnfoldError: the file cannot be read, or a line has not eighteen numbers.
+        UnfoldError: the file cannot be read, or a line does not have eighteen numbers.
     """
-    nodes, processors = _machine(path)
-    most = math.ceil(processors / nodes) if nodes else 1
-    rows = list(_rows(path))
-    ran = list(islice((row for row in rows if _ran(row)), first))
-    if len(ran) < len(rows) and (first is None or len(ran) < first):
-        tell(f"{path.name}: {len(rows) - len(ran)} of {len(rows)} lines are left out: they never ran, or are parts")
-    origin = min((row.number("submit") for row in ran), default=0.0)
-    known = {row["job"] for row in ran}
-    return [task for row in ran for task in _tasks(row, most, (row.number("submit") - origin) / faster, known)]
+    nodes, processors = _read_machine(path)
+    node_size = math.ceil(processors / nodes) if nodes else 1
+    rows = list(_iter_jobs(path))
+    usable = list(islice((row for row in rows if _has_run(row)), max_jobs))
+    if len(usable) < len(rows) and (max_jobs is None or len(usable) < max_jobs):
+        left_out = len(rows) - len(usable)
+        warn(f"{path.name}: left out {left_out} of {len(rows)} lines, which never ran or are parts of jobs")
+    origin_s = min((row.number("submit") for row in usable), default=0.0)
+    jobs = {row["job"] for row in usable}
+    return [
+        task
+        for row in usable
+        for task in _build_tasks(row, node_size, (row.number("submit") - origin_s) / speedup, jobs)
+    ]
 
 
-def _tasks(row: CsvRow, most: int, arrival: float, known: set[str]) -> Iterator[Task]:
-    whole, rest = divmod(_size(row), most)
-    shares = [most] * whole + [rest] * (rest > 0)
-    before = row["preceding job"]
-    for at, much in enumerate(shares):
+def _build_tasks(row: CsvRow, node_size: int, arrival_s: float, jobs: AbstractSet[str]) -> Iterator[Task]:
+    full_nodes, remainder = divmod(_job_size(row), node_size)
+    processors = [node_size] * full_nodes + [remainder] * (remainder > 0)
+    job, preceding = row["job"], row["preceding job"]
+    for index, count in enumerate(processors):
         yield Task(
-            row["job"] if len(shares) == 1 else f"{row['job']}-{at}", {"cpu": much * MILLI}, row.number("run"), arrival,
-            row["job"], _named(row["user"]), _named(row["queue"]), len(shares),
-            after=(before,) if before in known and before != row["job"] else (),
-        )  # fmt: skip
+            name=job if len(processors) == 1 else f"{job}-{index}",
+            demand={"cpu": count * MILLI},
+            run=row.number("run"),
+            arrival=arrival_s,
+            job=job,
+            user=_known_text(row["user"]),
+            role=_known_text(row["queue"]),
+            size=len(processors),
+            after=(preceding,) if preceding in jobs and preceding != job else (),
+        )
 
 
-def _named(cell: str) -> str:
+def _known_text(cell: str) -> str:
     return "" if cell.startswith("-") else cell
 
 
-def _size(row: CsvRow) -> int:
-    asked = round(row.number("requested processors"))
-    return asked if asked > 0 else round(row.number("processors"))
+def _job_size(row: CsvRow) -> int:
+    requested = round(row.number("requested processors"))
+    return requested if requested > 0 else round(row.number("processors"))
 
 
-def _ran(row: CsvRow) -> bool:
-    # what was cancelled as it waited took no time, or an unknown one
-    began = row.number("run") > 0 or (row.number("run") == 0 and row.number("status") == 1)
-    return began and _size(row) > 0 and round(row.number("status")) not in PARTS
+def _has_run(row: CsvRow) -> bool:
+    # a job that was cancelled while it waited has no run time, or an unknown one
+    has_started = row.number("run") > 0 or (row.number("run") == 0 and row.number("status") == COMPLETED)
+    return has_started and _job_size(row) > 0 and round(row.number("status")) not in PARTIAL_STATUS
 
 
-def _machine(path: Path) -> tuple[int, int]:
-    """Return the nodes and the processors of a header, (0, 0) where it tells neither."""
-    found = {match[1]: int(match[2]) for _, text in _lines(path) if (match := _HEADER.match(text))}
-    nodes, processors = found.get("MaxNodes", 0), found.get("MaxProcs", 0)
-    # some headers count nodes that take no jobs
+def _read_machine(path: Path) -> tuple[int, int]:
+    """Return nodes and processors of the header, (0, 0) where it has neither."""
+    header = {match[1]: int(match[2]) for _, text in _iter_lines(path) if (match := _HEADER.match(text))}
+    nodes, processors = header.get("MaxNodes", 0), header.get("MaxProcs", 0)
+    # some headers count nodes that accept no jobs
     return min(nodes or processors, processors or nodes), processors or nodes
 
 
-def _rows(path: Path) -> Iterator[CsvRow]:
-    for line, text in _lines(path):
+def _iter_jobs(path: Path) -> Iterator[CsvRow]:
+    for line, text in _iter_lines(path):
         if not text or text.startswith(";"):
             continue
         cells = text.split()
@@ -108,9 +126,9 @@ def _rows(path: Path) -> Iterator[CsvRow]:
         yield CsvRow(dict(zip(FIELDS, cells, strict=True)), path, line)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open_text(path, errors="replace") as stream:
-            yield from ((at, text.strip()) for at, text in enumerate(stream, 1))
+            yield from ((number, text.strip()) for number, text in enumerate(stream, 1))
     except UNREADABLE as error:
         raise fail(f"it cannot be read: {error}", file=str(path)) from error

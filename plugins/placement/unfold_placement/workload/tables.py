@@ -1,159 +1,198 @@
-"""Nodes and tasks of files: the openb trace, and tables of one's own as CSV."""
+"""Nodes and tasks from CSV files: the openb trace, and the user's own tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.schema.columns import NODE_COLUMNS, UNKNOWN, Columns
+from unfold_placement.schema.columns import NODE_COLUMNS, UNKNOWN_CELLS, Columns
+from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.timestamps import TimeFormat, detect_time_format, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean
 
-RACK = 32
-"""Nodes of a rack, for traces that do not say."""
-TIMES = ("creation_time", "deletion_time", "scheduled_time")
-POD = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *TIMES)
-Tell = Callable[[str], object]
-PLAIN = Columns()
+NODES_PER_RACK = 32
+"""Nodes of a rack, for traces without racks."""
+OPENB_TIMES = ("creation_time", "deletion_time", "scheduled_time")
+OPENB_NODE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
+OPENB_POD_COLUMNS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *OPENB_TIMES)
+MIN_RUN_S = 1.0
+STANDARD_COLUMNS = Columns()
 
 
 def openb_nodes(path: Path) -> Iterator[Node]:
-    """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model); racks are made of 32 in a row."""
-    for row, line in enumerate(_alone(csv_rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model")), "sn")):
-        labels = {"type": line["model"], "rack": f"rack-{row // RACK}"}
-        yield Node(line["sn"], _openb(line, line.number("gpu", least=0)), labels)
+    """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model), with racks of 32 consecutive nodes."""
+    for index, row in enumerate(_iter_unique(csv_rows(path, OPENB_NODE_COLUMNS), "sn")):
+        labels = {"type": row["model"], "rack": f"rack-{index // NODES_PER_RACK}"}
+        yield Node(row["sn"], _openb_amounts(row, row.number("gpu", least=0)), labels)
 
 
-def _openb(line: CsvRow, gpus: float) -> dict[str, int]:
-    amounts = {"cpu": line.number("cpu_milli", least=0), "memory": line.number("memory_mib", least=0) * MILLI}
-    return {kind: round(amount) for kind, amount in amounts.items()} | ({"gpu": round(gpus * MILLI)} if gpus else {})
+def openb_tasks(path: Path, user: str = "qos", speedup: float = 1.0) -> Iterator[Task]:
+    """Yield the pods of an openb file as tasks.
 
+    A pod that was never scheduled runs from creation to deletion, and one that was never deleted until the last time of
+    the file. A fraction of a GPU counts as such; the GPUs of one node are one pool. The column ``gpu_spec`` becomes the
+    task's types.
 
-def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[Task]:
-    """Yield the pods of an openb file as tasks; those never scheduled run from creation to deletion.
-
-    A part of a GPU counts as such; the GPUs of one node are one pool. A pod that was never deleted runs until the last
-    time in the file. Its ``gpu_spec`` are types, which the policy ``types`` holds to. ``faster`` squeezes arrivals, not
-    run times.
+    Args:
+        path: The file.
+        user: Column that names the user.
+        speedup: Factor that accelerates arrivals; run times do not change.
     """
-    lines = list(_alone(csv_rows(path, (*POD, user)), "name"))
-    last = max((line.number(name) for line in lines for name in TIMES if line[name]), default=0.0)
-    for line in lines:
-        arrival, end = line.number("creation_time", least=0), _time(line, "deletion_time", last)
-        run = max(end - _time(line, "scheduled_time", arrival), 1.0)
-        types = _types(line.get("gpu_spec"))
+    rows = list(_iter_unique(csv_rows(path, (*OPENB_POD_COLUMNS, user)), "name"))
+    file_end_s = max((row.number(name) for row in rows for name in OPENB_TIMES if row[name]), default=0.0)
+    for row in rows:
+        arrival_s = row.number("creation_time", least=0)
+        run_s = _openb_time(row, "deletion_time", file_end_s) - _openb_time(row, "scheduled_time", arrival_s)
         yield Task(
-            line["name"], _openb(line, _gpus(line)), run, arrival / faster, line["name"], line[user], types=types
+            name=row["name"],
+            demand=_openb_amounts(row, _openb_gpus(row)),
+            run=max(run_s, MIN_RUN_S),
+            arrival=arrival_s / speedup,
+            job=row["name"],
+            user=row[user],
+            types=_split_bars(row.get("gpu_spec")),
         )
 
 
-def _time(line: CsvRow, column: str, otherwise: float) -> float:
-    return line.number(column) if line[column] else otherwise
-
-
-def _types(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split("|") if item.strip())
-
-
-def _gpus(line: CsvRow) -> float:
-    whole = line.number("num_gpu", least=0)
-    return whole * line.number("gpu_milli", least=0) / MILLI if whole else 0.0
-
-
-def csv_nodes(path: Path, columns: Columns = PLAIN) -> Iterator[Node]:
+def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]:
     """Yield the nodes of a CSV file with the columns name, cpu, gpu, memory (MiB) and data; any other is a label.
 
-    All but ``name`` may be missing. Of the labels, ``type`` and ``rack`` mean something.
+    All but ``name`` may be missing.
     """
-    for line in _alone(columns.read_rows(path, ("name",)), "name"):
-        if not (amounts := columns.read_amounts(line)):
-            raise line.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
-        labels = {
-            key: cell for key, cell in line.cells.items() if key not in (*NODE_COLUMNS, *columns.resources) and cell
-        }
-        yield Node(line["name"], amounts, labels, frozenset(_listed(line.get("data"))))
+    for row in _iter_unique(columns.read_rows(path, ("name",)), "name"):
+        amounts = columns.read_amounts(row)
+        if not amounts:
+            raise row.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
+        no_labels = (*NODE_COLUMNS, *columns.resources)
+        labels = {key: cell for key, cell in row.cells.items() if key not in no_labels and cell}
+        yield Node(row["name"], amounts, labels, frozenset(_split_list(row.get("data"))))
 
 
 def csv_tasks(
-    path: Path, faster: float = 1.0, first: int | None = None, columns: Columns = PLAIN, tell: Tell = str
+    path: Path,
+    speedup: float = 1.0,
+    max_rows: int | None = None,
+    columns: Columns = STANDARD_COLUMNS,
+    warn: Warn = str,
 ) -> Iterator[Task]:
-    """Yield the tasks of a CSV file, or of its ``first`` rows; of a job that is cut through, what is left is the job.
+    """Yield the tasks of a CSV file.
 
     Columns: task, arrival and run (s); cpu, gpu, memory (MiB); count, parts; job, user, role, priority, deadline (s
-    after arrival), follows, avoids, types, after and data (several with ``|`` between them). All but the first three
-    may be missing, ``run`` too where ``columns`` names the end (and start). Arrivals may be dates and times, or numbers
-    since 1970 (s, ms, us, ns): time then counts from the earliest; ends and deadlines too. Rows without a time are left
-    out, and ``tell`` is told.
+    after arrival), follows, avoids, types, after and data (several separated by ``|``). All but the first three may be
+    missing, ``run`` too where ``columns`` names the end (and start). Times may be dates, or Unix times in s, ms, us or
+    ns: time then counts from the earliest arrival. Rows without a time are left out.
+
+    Args:
+        path: The file.
+        speedup: Factor that accelerates arrivals.
+        max_rows: Read only so many rows; a truncated job keeps the tasks that were read.
+        columns: How the columns of the file map to the standard columns.
+        warn: Receives how many rows are left out.
     """
-    wanted = ("arrival", "end" if "end" in columns.names else "run")
-    rows = normalize_dates(
-        _timed(islice(_alone(columns.read_rows(path, ("task", *wanted)), "task"), first), wanted, path, tell)
-    )
-    clock = detect_time_format(rows, columns)
+    required = ("arrival", "end" if "end" in columns.names else "run")
+    rows = _iter_unique(columns.read_rows(path, ("task", *required)), "task")
+    timed_rows = normalize_dates(_select_timed(islice(rows, max_rows), required, path, warn))
+    times = detect_time_format(timed_rows, columns)
     sizes = Counter[str]()
-    for line in rows:
-        sizes[_job(line)] += _many(line, "count") * _many(line, "parts")
-    for line in rows:
-        _check_jobs(line, sizes)
-        yield from _csv_tasks(
-            line, (clock.read_time_s(line, "arrival") - clock.origin) / faster, clock, sizes[_job(line)]
-        )
+    for row in timed_rows:
+        sizes[_job_name(row)] += _read_count(row, "count") * _read_count(row, "parts")
+    for row in timed_rows:
+        _check_job_references(row, sizes)
+        arrival_s = (times.read_time_s(row, "arrival") - times.origin_s) / speedup
+        yield from _build_tasks(row, arrival_s, times, sizes[_job_name(row)])
 
 
-def _timed(rows: Iterable[CsvRow], wanted: Sequence[str], path: Path, tell: Tell) -> list[CsvRow]:
-    found: list[CsvRow] = []
-    left: list[CsvRow] = []
-    for line in rows:
-        (left if any(line[name] in UNKNOWN for name in wanted) else found).append(line)
-    if left:
-        tell(f"{path.name}: {len(left)} of {len(left) + len(found)} rows have no {' or no '.join(wanted)} and are left "
-             f"out, the first is line {left[0].line}")  # fmt: skip
-    return found
+def _openb_amounts(row: CsvRow, gpus: float) -> dict[str, int]:
+    amounts = {"cpu": row.number("cpu_milli", least=0), "memory": row.number("memory_mib", least=0) * MILLI}
+    return {kind: round(amount) for kind, amount in amounts.items()} | ({"gpu": round(gpus * MILLI)} if gpus else {})
 
 
-def _csv_tasks(line: CsvRow, arrival: float, clock: TimeFormat, size: int) -> Iterator[Task]:
-    parts = _many(line, "parts")
+def _openb_time(row: CsvRow, column: str, default: float) -> float:
+    return row.number(column) if row[column] else default
+
+
+def _openb_gpus(row: CsvRow) -> float:
+    count = row.number("num_gpu", least=0)
+    return count * row.number("gpu_milli", least=0) / MILLI if count else 0.0
+
+
+def _select_timed(rows: Iterable[CsvRow], required: Sequence[str], path: Path, warn: Warn) -> list[CsvRow]:
+    timed: list[CsvRow] = []
+    untimed: list[CsvRow] = []
+    for row in rows:
+        (untimed if any(row[name] in UNKNOWN_CELLS for name in required) else timed).append(row)
+    if untimed:
+        missing, total = " or no ".join(required), len(untimed) + len(timed)
+        warn(f"{path.name}: left out {len(untimed)} of {total} rows, which have no {missing}; the first is line "
+             f"{untimed[0].line}")  # fmt: skip
+    return timed
+
+
+def _build_tasks(row: CsvRow, arrival_s: float, times: TimeFormat, size: int) -> Iterator[Task]:
+    parts = _read_count(row, "parts")
     task = Task(
-        line["task"], clock.columns.read_amounts(line, parts), clock.read_run_s(line), arrival, _job(line),
-        line.get("user"), line.get("role"), size, round(line.number("priority")) if line.get("priority") else 0,
-        arrival + clock.read_slack_s(line, clock.read_time_s(line, "arrival")), line.get("follows"), line.get("avoids"),
-        _listed(line.get("after")), _listed(line.get("data")), types=_types(line.get("types")),
-    )  # fmt: skip
-    many = parts * _many(line, "count")
-    yield from (replace(task, name=f"{task.name}-{at}") for at in range(many)) if many > 1 else (task,)
+        name=row["task"],
+        demand=times.columns.read_amounts(row, parts),
+        run=times.read_run_s(row),
+        arrival=arrival_s,
+        job=_job_name(row),
+        user=row.get("user"),
+        role=row.get("role"),
+        size=size,
+        priority=round(row.number("priority")) if row.get("priority") else 0,
+        deadline=arrival_s + times.read_slack_s(row, times.read_time_s(row, "arrival")),
+        follows=row.get("follows"),
+        avoids=row.get("avoids"),
+        after=_split_list(row.get("after")),
+        data=_split_list(row.get("data")),
+        types=_split_bars(row.get("types")),
+    )
+    count = parts * _read_count(row, "count")
+    if count == 1:
+        yield task
+    else:
+        yield from (replace(task, name=f"{task.name}-{index}") for index in range(count))
 
 
-def _many(line: CsvRow, column: str) -> int:
-    return round(line.number(column, least=1)) if line.get(column) else 1
+def _read_count(row: CsvRow, column: str) -> int:
+    return round(row.number(column, least=1)) if row.get(column) else 1
 
 
-def _alone(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
-    """Yield rows as long as each has a name of its own."""
-    seen: dict[str, int] = {}
-    for line in rows:
-        name = line[column]
-        if name in seen:
-            hint = f"line {seen[name]} has it; every row needs a name of its own"
-            raise line.wrong(f"{name or 'an empty name'} is there already", column, hint)
-        seen[name] = line.line
-        yield line
+def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
+    """Yield rows while their names are unique.
+
+    Raises:
+        UnfoldError: a name occurs twice.
+    """
+    lines: dict[str, int] = {}
+    for row in rows:
+        name = row[column]
+        if name in lines:
+            hint = f"line {lines[name]} has it too; names must be unique"
+            raise row.wrong(f"{name or 'an empty name'} exists already", column, hint)
+        lines[name] = row.line
+        yield row
 
 
-def _job(line: CsvRow) -> str:
-    return line.get("job") or line["task"]
+def _job_name(row: CsvRow) -> str:
+    return row.get("job") or row["task"]
 
 
-def _check_jobs(line: CsvRow, known: Iterable[str]) -> None:
+def _check_job_references(row: CsvRow, jobs: Counter[str]) -> None:
     for column in ("follows", "avoids", "after"):
-        cell = line.get(column)
-        for name in _listed(cell) if column == "after" else (cell,):
-            if name and name not in known:
-                raise line.wrong(f"no such job: {name}", column, did_you_mean(name, known))
+        cell = row.get(column)
+        for name in _split_list(cell) if column == "after" else (cell,):
+            if name and name not in jobs:
+                raise row.wrong(f"no such job: {name}", column, did_you_mean(name, jobs))
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return _types(text) if "|" in text else tuple(text.split())
+def _split_bars(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split("|") if part.strip())
+
+
+def _split_list(text: str) -> tuple[str, ...]:
+    return _split_bars(text) if "|" in text else tuple(text.split())

@@ -1,1 +1,1 @@
-"""The FastSwitch model: hardware, layers, cost, subgraph cache and scheduler."""
+"""The FastSwitch model (SUSHI): hardware, layers, cost, subgraph cache and query scheduler."""

@@ -1,4 +1,4 @@
-"""Accelerators: arrays of multipliers with buffers, and how many cycles a layer takes on each."""
+"""Accelerators: arrays of multipliers with buffers, and the cycles of a layer under each dataflow."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_supernet.accelerator.layers import COLUMNS, DEPTH, GROUPS, KERNELS, OUT_COLUMNS, OUT_ROWS, ROWS, Net
-from unfold_supernet.arrays import Ints
+from unfold_supernet._types import IntArray
+from unfold_supernet.accelerator.layers import (
+    COLUMNS,
+    DEPTH,
+    GROUPS,
+    KERNELS,
+    OUT_COLUMNS,
+    OUT_ROWS,
+    ROWS,
+    SubnetLayers,
+)
 
 KIB = 1024
 WINDOW = 9
@@ -17,10 +26,10 @@ WINDOW = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Energy:
-    """Picojoules of a multiply-accumulate (by default of INT8), and of a byte from on-chip and off-chip memory.
+class EnergyModel:
+    """Picojoules of a multiply-accumulate (default: INT8), and of a byte from on-chip and off-chip memory.
 
-    In the manner of Horowitz's table for 45 nm; parameters, not a board's figures.
+    The defaults follow Horowitz's table for 45 nm (ISSCC 2014); they are parameters, not figures of a board.
     """
 
     mac: float = 0.23
@@ -28,142 +37,200 @@ class Energy:
     off_chip: float = 160.0
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """An accelerator. ``rows`` x ``columns`` is the array; buffers in bytes; ``clock`` in Hz, ``bandwidth`` in B/s.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """A simulated accelerator.
 
-    ``weight`` and ``value`` are the bytes of a weight and of a map's value; the array does as much a cycle at any.
-    ``dynamic`` holds weights on their way, ``persistent`` those that stay, ``streaming`` a whole activation map; the
-    output buffer holds partial sums only, so it moves nothing. ``overlapped`` lets the folds of a systolic array
-    follow each other without a gap; ``depthwise`` maps channels of a depthwise layer onto the columns too.
+    Attributes:
+        name: Name of the preset.
+        dataflow: A key of :func:`get_dataflows`.
+        rows: Rows of the array.
+        columns: Columns of the array.
+        clock_hz: Clock of the array.
+        bandwidth: Off-chip bandwidth, in bytes per second.
+        dynamic_bytes: Buffer for weights in transfer.
+        persistent_bytes: Buffer for the cached subgraph.
+        streaming_bytes: Buffer for an entire activation map; the output buffer holds partial sums, so it moves nothing.
+        tile_bytes: Bytes of one weight transfer.
+        weight_bytes: Bytes of a weight; operations per cycle do not depend on it.
+        value_bytes: Bytes of a value of an activation map.
+        overlapped: Whether the folds of a systolic array follow each other without a gap.
+        depthwise: Whether channels of a depthwise layer are mapped onto the columns too.
+        energy: Energy of operations and memory accesses.
+        about: Origin of the figures.
     """
 
     name: str
     dataflow: str
     rows: int
     columns: int
-    clock: float
+    clock_hz: float
     bandwidth: float
-    dynamic: int = 576 * KIB
-    persistent: int = 1728 * KIB
-    streaming: int = KIB * KIB
-    tile: int = 16 * KIB
-    weight: int = 1
-    value: int = 1
+    dynamic_bytes: int = 576 * KIB
+    persistent_bytes: int = 1728 * KIB
+    streaming_bytes: int = KIB * KIB
+    tile_bytes: int = 16 * KIB
+    weight_bytes: int = 1
+    value_bytes: int = 1
     overlapped: bool = False
     depthwise: bool = True
-    energy: Energy = field(default_factory=Energy)
+    energy: EnergyModel = field(default_factory=EnergyModel)
     about: str = ""
 
 
-def presets() -> Mapping[str, Machine]:
-    """Return the accelerators that come with the plugin.
+def get_presets() -> Mapping[str, Accelerator]:
+    """Get the accelerators that come with the plugin, by name.
 
-    The split of the engines into rows and columns is not published: 72 x 10 and 64 x 8 are ours. Bandwidths are
-    nominal; what a layer sees is less.
+    SUSHI does not publish the split of the engines into rows and columns: 72 x 10 and 64 x 8 are our choice.
+    Bandwidths are nominal; a layer sees less.
     """
-    found = (
-        Machine("zcu104", "dot-product", 72, 10, 100e6, 19.2e9, about="720 engines of 9 multipliers"),
-        Machine("alveo-u50", "dot-product", 64, 8, 100e6, 14.4e9, about="512 engines of 9 multipliers"),
-        Machine("weight-stationary", "weight-stationary", 32, 32, 100e6, 19.2e9, about="systolic, as in SCALE-Sim"),
-        Machine("output-stationary", "output-stationary", 32, 32, 100e6, 19.2e9, about="systolic, as in SCALE-Sim"),
-        Machine(
-            "row-stationary",
-            "row-stationary",
-            12,
-            14,
-            200e6,
-            19.2e9,
-            8 * KIB,
-            0,
-            100 * KIB,
-            4 * KIB,
-            weight=2,
-            value=2,
+    systolic = "systolic, as in SCALE-Sim"
+    presets = (
+        Accelerator(
+            name="zcu104",
+            dataflow="dot-product",
+            rows=72,
+            columns=10,
+            clock_hz=100e6,
+            bandwidth=19.2e9,
+            about="720 engines of 9 multipliers",
+        ),
+        Accelerator(
+            name="alveo-u50",
+            dataflow="dot-product",
+            rows=64,
+            columns=8,
+            clock_hz=100e6,
+            bandwidth=14.4e9,
+            about="512 engines of 9 multipliers",
+        ),
+        Accelerator(
+            name="weight-stationary",
+            dataflow="weight-stationary",
+            rows=32,
+            columns=32,
+            clock_hz=100e6,
+            bandwidth=19.2e9,
+            about=systolic,
+        ),
+        Accelerator(
+            name="output-stationary",
+            dataflow="output-stationary",
+            rows=32,
+            columns=32,
+            clock_hz=100e6,
+            bandwidth=19.2e9,
+            about=systolic,
+        ),
+        Accelerator(
+            name="row-stationary",
+            dataflow="row-stationary",
+            rows=12,
+            columns=14,
+            clock_hz=200e6,
+            bandwidth=19.2e9,
+            dynamic_bytes=8 * KIB,
+            persistent_bytes=0,
+            streaming_bytes=100 * KIB,
+            tile_bytes=4 * KIB,
+            weight_bytes=2,
+            value_bytes=2,
             about="after Eyeriss: 16 bit, a buffer of 108 KiB for maps and weights",
         ),
-        Machine("dpu-zcu104", "pixel-channel", 16, 16, 300e6, 19.2e9, about="one core of a DPUCZDX8G B4096"),
+        Accelerator(
+            name="dpu-zcu104",
+            dataflow="pixel-channel",
+            rows=16,
+            columns=16,
+            clock_hz=300e6,
+            bandwidth=19.2e9,
+            about="one core of a DPUCZDX8G B4096",
+        ),
     )
-    return {machine.name: machine for machine in found}
+    return {preset.name: preset for preset in presets}
 
 
-def cycles(net: Net, machine: Machine) -> Ints:
-    """Return the cycles of every layer of a net on a machine, whatever memory does."""
-    count = dataflows()[machine.dataflow]
-    return np.array([count(row, machine) if row[KERNELS] else 0 for row in net.table], np.int64)
+def count_cycles(subnet: SubnetLayers, machine: Accelerator) -> IntArray:
+    """Count the compute cycles of every layer of a subnet, memory stalls excluded."""
+    count = get_dataflows()[machine.dataflow]
+    return np.array([count(row, machine) if row[KERNELS] else 0 for row in subnet.table], np.int64)
 
 
-def dataflows() -> Mapping[str, Callable[[Ints, Machine], int]]:
-    """Return, by dataflow, the function from a layer's row of the table to its cycles."""
+def get_dataflows() -> Mapping[str, Callable[[IntArray, Accelerator], int]]:
+    """Get, by dataflow, the function from a layer's table row to its cycles."""
     return {
-        "dot-product": _dot_product,
-        "weight-stationary": _weight_stationary,
-        "output-stationary": _output_stationary,
-        "row-stationary": _row_stationary,
-        "pixel-channel": _pixel_channel,
+        "dot-product": _count_dot_product,
+        "weight-stationary": _count_weight_stationary,
+        "output-stationary": _count_output_stationary,
+        "row-stationary": _count_row_stationary,
+        "pixel-channel": _count_pixel_channel,
     }
 
 
-def ceil_div(value: int, by: int) -> int:
-    """Return ``value / by``, rounded up."""
-    return -(-value // by)
+def divide_up(value: int, divisor: int) -> int:
+    """Divide and round up."""
+    return -(-value // divisor)
 
 
-def _dot_product(row: Ints, machine: Machine) -> int:
+def _count_dot_product(row: IntArray, machine: Accelerator) -> int:
     kernels, depth, groups = int(row[KERNELS]), int(row[DEPTH]), int(row[GROUPS])
     window, pixels = int(row[ROWS] * row[COLUMNS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
     if window == 1:
-        tiles, passes = groups * ceil_div(kernels // groups, machine.rows), ceil_div(depth, WINDOW * machine.columns)
+        tiles = groups * divide_up(kernels // groups, machine.rows)
+        passes = divide_up(depth, WINDOW * machine.columns)
     elif depth == 1 and groups == kernels:
-        tiles = ceil_div(kernels, machine.rows * (machine.columns if machine.depthwise else 1))
-        passes = ceil_div(window, WINDOW)
+        tiles = divide_up(kernels, machine.rows * (machine.columns if machine.depthwise else 1))
+        passes = divide_up(window, WINDOW)
     else:
-        tiles = groups * ceil_div(kernels // groups, machine.rows)
-        passes = ceil_div(depth, machine.columns) * ceil_div(window, WINDOW)
-    return tiles * (passes * pixels + _depth(machine))
+        tiles = groups * divide_up(kernels // groups, machine.rows)
+        passes = divide_up(depth, machine.columns) * divide_up(window, WINDOW)
+    return tiles * (passes * pixels + _count_pipeline_stages(machine))
 
 
-def _depth(machine: Machine) -> int:
+def _count_pipeline_stages(machine: Accelerator) -> int:
     # adder tree of the engine, adder tree over the columns, multiplier and output register
     return math.ceil(math.log2(WINDOW)) + math.ceil(math.log2(max(2, machine.columns))) + 2
 
 
-def _weight_stationary(row: Ints, machine: Machine) -> int:
-    """Return SCALE-Sim's compute cycles: F (2 rows + columns + T - 2) - 1, one group after the other."""
+def _count_weight_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count SCALE-Sim's compute cycles: F (2 rows + columns + T - 2) - 1, one group after the other."""
     groups, pixels = int(row[GROUPS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
-    folds = ceil_div(_span(row), machine.rows) * ceil_div(int(row[KERNELS]) // groups, machine.columns)
+    folds = divide_up(_count_kernel_weights(row), machine.rows) * divide_up(
+        int(row[KERNELS]) // groups, machine.columns
+    )
     fill = 2 * machine.rows + machine.columns - 2
-    one = folds * pixels + fill if machine.overlapped else folds * (fill + pixels)
-    return groups * (one - 1)
+    group_cycles = folds * pixels + fill if machine.overlapped else folds * (fill + pixels)
+    return groups * (group_cycles - 1)
 
 
-def _output_stationary(row: Ints, machine: Machine) -> int:
-    """Return SCALE-Sim's compute cycles: F (rows + columns + R S C - 2) - 1, one group after the other."""
+def _count_output_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count SCALE-Sim's compute cycles: F (rows + columns + R S C - 2) - 1, one group after the other."""
     groups, pixels = int(row[GROUPS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
-    folds = ceil_div(pixels, machine.rows) * ceil_div(int(row[KERNELS]) // groups, machine.columns)
-    fill = machine.rows + machine.columns - 2
-    one = folds * _span(row) + fill if machine.overlapped else folds * (fill + _span(row))
-    return groups * (one - 1)
+    folds = divide_up(pixels, machine.rows) * divide_up(int(row[KERNELS]) // groups, machine.columns)
+    fill, span = machine.rows + machine.columns - 2, _count_kernel_weights(row)
+    group_cycles = folds * span + fill if machine.overlapped else folds * (fill + span)
+    return groups * (group_cycles - 1)
 
 
-def _span(row: Ints) -> int:
+def _count_kernel_weights(row: IntArray) -> int:
     return int(row[ROWS] * row[COLUMNS] * row[DEPTH])
 
 
-def _row_stationary(row: Ints, machine: Machine) -> int:
-    """Return our own count: a set of R x P engines slides one row of the kernel along one row of the map."""
+def _count_row_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count cycles after Eyeriss: a set of R x P engines slides one row of the kernel along one row of the map."""
     high, out = int(row[ROWS]), int(row[OUT_ROWS])
     sets = max(1, machine.rows // high) * max(1, machine.columns // out)
-    strips = ceil_div(high, machine.rows) * ceil_div(out, machine.columns)
+    strips = divide_up(high, machine.rows) * divide_up(out, machine.columns)
     planes = int(row[KERNELS] * row[DEPTH])
-    return ceil_div(planes, sets) * strips * int(row[OUT_COLUMNS] * row[COLUMNS])
+    return divide_up(planes, sets) * strips * int(row[OUT_COLUMNS] * row[COLUMNS])
 
 
-def _pixel_channel(row: Ints, machine: Machine) -> int:
-    """Return our own count for 8 pixels x 16 input x 16 output channels at a time."""
+def _count_pixel_channel(row: IntArray, machine: Accelerator) -> int:
+    """Count cycles for 8 pixels x 16 input x 16 output channels at a time, as a DPU computes them."""
     pixels, window = int(row[OUT_ROWS] * row[OUT_COLUMNS]), int(row[ROWS] * row[COLUMNS])
     groups, depth = int(row[GROUPS]), int(row[DEPTH])
     kernels = int(row[KERNELS]) // groups
+    pixel_groups = divide_up(pixels, 8)
     if depth == 1 and kernels == 1:
-        return ceil_div(pixels, 8) * ceil_div(groups, machine.rows) * window
-    return groups * ceil_div(pixels, 8) * ceil_div(depth, machine.rows) * ceil_div(kernels, machine.columns) * window
+        return pixel_groups * divide_up(groups, machine.rows) * window
+    return groups * pixel_groups * divide_up(depth, machine.rows) * divide_up(kernels, machine.columns) * window

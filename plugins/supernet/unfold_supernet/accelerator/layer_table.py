@@ -1,91 +1,95 @@
-"""Nets of one's own for the accelerator: a table with a row for each layer of each net."""
+"""User-defined subnets for the accelerator: a CSV with one row for each layer of each subnet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unfold_supernet.accelerator.layers import Family, Layer, Net, net
-from unfoldkit.api import CsvRow, csv_rows, fail
+from unfold_supernet.accelerator.layers import Family, Layer, SubnetLayers, tabulate_subnet
+from unfoldkit.api import CsvRow, csv_rows, user_error
 
-WANTED = ("net", "accuracy", "layer", "kernels", "channels", "out")
-Named = Mapping[str, Mapping[str, CsvRow]]
+REQUIRED_COLUMNS = ("net", "accuracy", "layer", "kernels", "channels", "out")
+MAX_COUNT = 10_000_000
+RowsByLayer = Mapping[str, CsvRow]
 
 
-def tabled(path: Path, name: str) -> Family:
-    """Return the family of a table, smallest net first.
+def read_layer_table(path: Path, name: str) -> Family:
+    """Read a family from a table, smallest subnet first.
 
-    Columns: ``net``, its ``accuracy`` in percent, ``layer`` (one name is one set of weights, of which each net has the
-    first), ``kernels``, ``channels`` (of the whole input), ``out`` (edges of the output map, 14 or 14x9); and if they
-    are not 1, ``window`` (edges), ``stride`` and ``groups``. The input map is ``stride`` times the output's.
+    Columns: ``net``, its ``accuracy`` in percent, ``layer`` (a name is one set of weights, of which each subnet has the
+    first), ``kernels``, ``channels`` (of the entire input), ``out`` (edges of the output map, 14 or 14x9). Optional, 1
+    by default: ``window`` (edges), ``stride`` and ``groups``. The input map is ``stride`` times the output map.
 
     Raises:
-        UnfoldError: a cell is no such thing, a layer comes twice, or the nets' layers have no common order.
+        UnfoldError: A cell is invalid, a layer appears twice, or the subnets' layers have no common order.
     """
     rows: dict[str, dict[str, CsvRow]] = {}
-    for row in csv_rows(path, WANTED):
+    for row in csv_rows(path, REQUIRED_COLUMNS):
         layers = rows.setdefault(row["net"], {})
         if row["layer"] in layers:
-            raise row.wrong(f"net {row['net']} has layer {row['layer']} twice", "layer")
+            raise row.wrong(f"subnet {row['net']} has layer {row['layer']} twice", "layer")
         layers[row["layer"]] = row
     if not rows:
-        raise fail("the table has no layer", file=str(path), key="layers")
-    places = ordered(rows)
-    nets = sorted((_net(one, places, layers) for one, layers in rows.items()), key=lambda made: int(made.weights.sum()))
-    return Family(name, tuple(places), tuple(nets), f"{len(nets)} nets of {path.name}")
+        raise user_error("the table contains no layer", file=str(path), key="layers")
+    layer_names = merge_layer_order(list(rows.values()))
+    subnets = [_build_subnet(subnet, layer_names, layers) for subnet, layers in rows.items()]
+    subnets.sort(key=lambda subnet: int(subnet.weights.sum()))
+    return Family(name, tuple(layer_names), tuple(subnets), f"{len(subnets)} subnets of {path.name}")
 
 
-def ordered(rows: Named) -> list[str]:
-    """Return the layers of all nets in an order that is that of each of them.
+def merge_layer_order(subnets: Sequence[RowsByLayer]) -> list[str]:
+    """Merge the layers of all subnets into one order that agrees with each of them.
 
     Raises:
-        UnfoldError: there is none.
+        UnfoldError: There is no such order.
     """
-    found: list[str] = []
-    for layers in sorted(rows.values(), key=len, reverse=True):
-        at = 0
+    merged: list[str] = []
+    for layers in sorted(subnets, key=len, reverse=True):
+        position = 0
         for name, row in layers.items():
-            if name not in found:
-                found.insert(at, name)
-            elif found.index(name) < at:
-                hint = "one name is one layer, and nets have their layers in one order"
-                raise row.wrong(f"in another net {name} comes before {found[at - 1]}", "layer", hint)
-            at = found.index(name) + 1
-    return found
+            if name not in merged:
+                merged.insert(position, name)
+            elif merged.index(name) < position:
+                hint = "use one name for one layer, and one order of layers in all subnets"
+                raise row.wrong(f"in another subnet {name} comes before {merged[position - 1]}", "layer", hint)
+            position = merged.index(name) + 1
+    return merged
 
 
-def _net(name: str, places: Sequence[str], layers: Mapping[str, CsvRow]) -> Net:
+def _build_subnet(name: str, layer_names: Sequence[str], layers: RowsByLayer) -> SubnetLayers:
     rows = list(layers.values())
     accuracy = rows[0].number("accuracy", least=0.0)
-    other = next((row for row in rows if row.number("accuracy") != accuracy), None)
-    if other is not None:
-        raise other.wrong(f"net {name} has an accuracy of {accuracy:g} % above", "accuracy")
+    conflict = next((row for row in rows if row.number("accuracy") != accuracy), None)
+    if conflict is not None:
+        raise conflict.wrong(f"subnet {name} has an accuracy of {accuracy:g} % above", "accuracy")
     if accuracy > 100:
-        raise rows[0].wrong(f"{accuracy:g} % cannot be accurate", "accuracy", "at most 100")
-    return net(name, places, {place: _layer(row) for place, row in layers.items()}, accuracy)
+        raise rows[0].wrong(f"an accuracy cannot be {accuracy:g} %", "accuracy", "at most 100")
+    return tabulate_subnet(name, layer_names, {layer: _parse_layer(row) for layer, row in layers.items()}, accuracy)
 
 
-def _layer(row: CsvRow) -> Layer:
-    kernels, channels = (_whole(row, column, row[column]) for column in ("kernels", "channels"))
-    groups, stride = (_whole(row, column, row.get(column) or "1") for column in ("groups", "stride"))
+def _parse_layer(row: CsvRow) -> Layer:
+    kernels, channels = (_parse_count(row, column, row[column]) for column in ("kernels", "channels"))
+    groups, stride = (_parse_count(row, column, row.get(column) or "1") for column in ("groups", "stride"))
     if kernels % groups or channels % groups:
-        raise row.wrong(f"{groups} groups do not part {kernels} kernels and {channels} channels evenly", "groups")
-    out = _edges(row, "out", row["out"])
-    inside = channels * out[0] * stride * _strided(out[1], stride)
-    return Layer(kernels, channels // groups, _edges(row, "window", row.get("window") or "1"), out, inside, groups)
+        message = f"{groups} groups do not divide {kernels} kernels and {channels} channels evenly"
+        raise row.wrong(message, "groups")
+    window = _parse_edges(row, "window", row.get("window") or "1")
+    out = _parse_edges(row, "out", row["out"])
+    input_values = channels * out[0] * stride * _scale_edge(out[1], stride)
+    return Layer(kernels, channels // groups, window, out, input_values, groups)
 
 
-def _strided(edge: int, stride: int) -> int:
-    # a map of one row or column is a signal, or one place: it has no second edge to stride along
+def _scale_edge(edge: int, stride: int) -> int:
+    # a map with a second edge of 1 is a signal: there is nothing to stride along
     return edge if edge == 1 else edge * stride
 
 
-def _edges(row: CsvRow, column: str, text: str) -> tuple[int, int]:
-    first, _, second = text.lower().replace("×", "x").partition("x")
-    return _whole(row, column, first), _whole(row, column, second or first)
+def _parse_edges(row: CsvRow, column: str, text: str) -> tuple[int, int]:
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    return _parse_count(row, column, height), _parse_count(row, column, width or height)
 
 
-def _whole(row: CsvRow, column: str, text: str) -> int:
-    if not text.strip().isdecimal() or not 0 < int(text) <= 10_000_000:
-        raise row.wrong(f"{text[:40]!r} is no whole number above 0", column)
+def _parse_count(row: CsvRow, column: str, text: str) -> int:
+    if not text.strip().isdecimal() or not 0 < int(text) <= MAX_COUNT:
+        raise row.wrong(f"{text[:40]!r} is not a positive integer", column)
     return int(text)

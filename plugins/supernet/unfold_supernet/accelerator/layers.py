@@ -1,4 +1,4 @@
-"""Layers, nets and the sub-graphs that they share, as small integer tables."""
+"""Layers, subnets and the subgraphs that they share, as small integer tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_supernet.arrays import Ints
+from unfold_supernet._types import IntArray
 
 KERNELS, DEPTH, ROWS, COLUMNS, OUT_ROWS, OUT_COLUMNS, GROUPS, INPUT = range(8)
 WIDTH = 8
@@ -17,8 +17,13 @@ WIDTH = 8
 class Layer:
     """A convolution or linear layer.
 
-    ``kernels`` output channels; each kernel spans ``depth`` input channels of its group and ``size`` rows x columns;
-    ``out`` is the output map; ``input`` the values of the whole input map.
+    Attributes:
+        kernels: Output channels.
+        depth: Input channels that each kernel spans (those of its group).
+        size: Rows and columns of the kernel.
+        out: Rows and columns of the output map.
+        input: Values of the entire input map.
+        groups: Groups of channels.
     """
 
     kernels: int
@@ -30,75 +35,81 @@ class Layer:
 
     @property
     def row(self) -> tuple[int, ...]:
-        """The layer as a row of a net's table."""
+        """The layer as a row of a subnet's table."""
         return (self.kernels, self.depth, *self.size, *self.out, self.groups, self.input)
 
 
 @dataclass(frozen=True, slots=True)
-class Net:
-    """One member of a family: a table [layers, 8] over all layers of the family, zeros where it has none."""
+class SubnetLayers:
+    """A subnet as a table [layers, 8] over all layers of its family; layers that it lacks are zero rows.
+
+    Attributes:
+        name: Name of the subnet.
+        table: One row for each layer, columns as in :attr:`Layer.row`.
+        accuracy: In percent.
+    """
 
     name: str
-    table: Ints
+    table: IntArray
     accuracy: float
 
     @property
-    def graph(self) -> Ints:
-        """Its weights as a sub-graph: (kernels, depth, rows, columns) of each layer."""
+    def graph(self) -> IntArray:
+        """Its weights as a subgraph: kernels, depth, rows and columns of each layer."""
         return self.table[:, :GROUPS][:, [KERNELS, DEPTH, ROWS, COLUMNS]]
 
     @property
-    def weights(self) -> Ints:
-        """Number of weights of each layer."""
-        return sizes(self.graph)
+    def weights(self) -> IntArray:
+        """Weights of each layer."""
+        return count_weights(self.graph)
 
     @property
-    def macs(self) -> Ints:
+    def macs(self) -> IntArray:
         """Multiply-accumulates of each layer."""
         return self.weights * self.table[:, OUT_ROWS] * self.table[:, OUT_COLUMNS]
 
     @property
-    def outputs(self) -> Ints:
+    def outputs(self) -> IntArray:
         """Values of the output map of each layer."""
         return self.table[:, KERNELS] * self.table[:, OUT_ROWS] * self.table[:, OUT_COLUMNS]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Nets that share one set of weights, smallest first; ``layers`` names the rows of their tables."""
+    """Subnets that share one set of weights, smallest first; ``layers`` names the rows of their tables."""
 
     name: str
     layers: tuple[str, ...]
-    nets: tuple[Net, ...]
+    subnets: tuple[SubnetLayers, ...]
     about: str = ""
 
     @property
-    def core(self) -> Ints:
-        """What every net uses."""
-        return shared([net.graph for net in self.nets])
+    def core(self) -> IntArray:
+        """The subgraph that every subnet uses."""
+        return intersect_subgraphs([subnet.graph for subnet in self.subnets])
 
 
-def net(name: str, places: Sequence[str], layers: dict[str, Layer], accuracy: float) -> Net:
-    """Return a net whose table has a row for each of ``places``."""
-    table = np.zeros((len(places), WIDTH), np.int64)
-    for index, place in enumerate(places):
-        if place in layers:
-            table[index] = layers[place].row
-    return Net(name, table, accuracy)
+def tabulate_subnet(name: str, layer_names: Sequence[str], layers: dict[str, Layer], accuracy: float) -> SubnetLayers:
+    """Build a subnet's table with a row for each of ``layer_names``."""
+    table = np.zeros((len(layer_names), WIDTH), np.int64)
+    for row, layer_name in enumerate(layer_names):
+        if layer_name in layers:
+            table[row] = layers[layer_name].row
+    return SubnetLayers(name, table, accuracy)
 
 
-def sizes(graph: Ints) -> Ints:
-    """Return the weights of each layer of a sub-graph [..., layers, 4]."""
-    result: Ints = graph.prod(axis=-1)
-    return result
+def count_weights(graph: IntArray) -> IntArray:
+    """Count the weights of each layer of a subgraph [..., layers, 4]."""
+    counts: IntArray = graph.prod(axis=-1)
+    return counts
 
 
-def shared(graphs: Iterable[Ints]) -> Ints:
-    """Return what all sub-graphs have: as each is a prefix in every dimension, the element-wise minimum."""
-    result: Ints = np.minimum.reduce(list(graphs))
-    return result
+def intersect_subgraphs(graphs: Iterable[IntArray]) -> IntArray:
+    """Intersect subgraphs: each is a prefix in every dimension, so this is the element-wise minimum."""
+    core: IntArray = np.minimum.reduce(list(graphs))
+    return core
 
 
-def hits(weights: Ints, cached: Ints) -> Ints:
-    """Return how many of each layer's ``weights`` are in ``cached`` (SUSHI, section on SubGraph-stationary)."""
-    return sizes(np.minimum(weights, cached))
+def count_hits(graph: IntArray, cached: IntArray) -> IntArray:
+    """Count the weights of each layer of ``graph`` that are in ``cached`` (SUSHI, SubGraph Stationary)."""
+    return count_weights(np.minimum(graph, cached))

@@ -1,4 +1,4 @@
-"""Sub-graphs that fit the persistent buffer: what can be kept there, and what a change costs."""
+"""Subgraphs that fit the persistent buffer: the candidates, the static choice, and the cost of a change (SUSHI)."""
 
 from __future__ import annotations
 
@@ -9,122 +9,144 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_supernet.accelerator.cost_model import Work, seconds
-from unfold_supernet.accelerator.hardware import Machine
-from unfold_supernet.accelerator.layers import Family, hits, shared, sizes
-from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet._types import FloatArray, IntArray
+from unfold_supernet.accelerator.cost_model import SubnetWork, estimate_latency
+from unfold_supernet.accelerator.hardware import Accelerator
+from unfold_supernet.accelerator.layers import Family, count_hits, count_weights, intersect_subgraphs
 
-ABOUT = 0.995
+NEARLY_BEST = 0.995
+"""Fraction of the best savings from which a candidate counts as equal."""
 ORDERS = ("stall", "reuse", "front", "back")
-"""Which layers are filled first: most stall a byte, least reuse a byte, first, last."""
+"""Which layers are cached first: most stall per byte, least reuse per byte, first, last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A candidate: a sub-graph [layers, 4] of at most the buffer's bytes, and what it was cut from in which order."""
+class CachedSubgraph:
+    """A candidate for the persistent buffer.
+
+    Attributes:
+        source: What it was cut from: ``core``, a subnet, or the intersection ``a∩b`` of two.
+        order: The order in which layers were filled; one of ``ORDERS``.
+        graph: Kernels, depth, rows and columns of each layer [layers, 4].
+    """
 
     source: str
     order: str
-    graph: Ints
+    graph: IntArray
 
 
-def columns(family: Family, works: Sequence[Work], machine: Machine, orders: Sequence[str] = ORDERS) -> list[Column]:
-    """Return the different candidates: the core, the nets, and what pairs of nets share, each cut to the buffer."""
-    sources = {"core": family.core} | {net.name: net.graph for net in family.nets}
-    for one, two in itertools.combinations(family.nets, 2):
-        sources[f"{one.name}∩{two.name}"] = shared([one.graph, two.graph])
-    room = machine.persistent // machine.weight
-    found: dict[bytes, Column] = {}
+def list_candidates(
+    family: Family, works: Sequence[SubnetWork], machine: Accelerator, orders: Sequence[str] = ORDERS
+) -> list[CachedSubgraph]:
+    """List the distinct candidates: the core, the subnets and pairwise intersections, each cut to the buffer."""
+    sources = {"core": family.core} | {subnet.name: subnet.graph for subnet in family.subnets}
+    for left, right in itertools.combinations(family.subnets, 2):
+        sources[f"{left.name}∩{right.name}"] = intersect_subgraphs([left.graph, right.graph])
+    capacity = machine.persistent_bytes // machine.weight_bytes
+    candidates: dict[bytes, CachedSubgraph] = {}
     for order in orders:
-        ranks = ranking(works, machine, order)
-        core = cut(np.zeros_like(family.core), family.core, ranks, room)
-        # a core that does not fit leaves no room for anything else
-        whole = int(sizes(core).sum()) == int(sizes(family.core).sum())
-        for name, target in sources.items() if whole else [("core", core)]:
-            graph = cut(core, target, ranks, room)
-            found.setdefault(graph.tobytes(), Column(name, order, graph))
-    return list(found.values())
+        ranks = rank_layers(works, machine, order)
+        core = grow_subgraph(np.zeros_like(family.core), family.core, ranks, capacity)
+        # a core that does not fit leaves no room for other weights
+        has_entire_core = int(count_weights(core).sum()) == int(count_weights(family.core).sum())
+        for name, target in sources.items() if has_entire_core else [("core", core)]:
+            graph = grow_subgraph(core, target, ranks, capacity)
+            candidates.setdefault(graph.tobytes(), CachedSubgraph(name, order, graph))
+    return list(candidates.values())
 
 
-def ranking(works: Sequence[Work], machine: Machine, order: str) -> Ints:
-    """Return the layers in the order in which they are filled."""
+def rank_layers(works: Sequence[SubnetWork], machine: Accelerator, order: str) -> IntArray:
+    """Rank the layers by the order in which they are filled."""
     if order == "front":
         return np.arange(works[0].weights.size)
     if order == "back":
         return np.arange(works[0].weights.size)[::-1]
-    score = _stall(works, machine) if order == "stall" else -_reuse(works)
+    score = _measure_stall(works, machine) if order == "stall" else -_measure_reuse(works)
     return np.argsort(-score, kind="stable").astype(np.int64)
 
 
-def cut(graph: Ints, target: Ints, ranks: Ints, room: int) -> Ints:
-    """Return ``graph`` grown towards ``target`` within ``room`` weights, layers in the order of ``ranks``."""
-    if int(sizes(target).sum()) <= room:
+def grow_subgraph(graph: IntArray, target: IntArray, ranks: IntArray, capacity: int) -> IntArray:
+    """Grow ``graph`` towards ``target`` within ``capacity`` weights, layers in the order of ``ranks``."""
+    if int(count_weights(target).sum()) <= capacity:
         return target.copy()
-    have, wanted = graph.tolist(), target.tolist()
-    left = room - int(sizes(graph).sum())
+    current, goal = graph.tolist(), target.tolist()
+    free = capacity - int(count_weights(graph).sum())
     for layer in ranks:
-        if not left:
+        if not free:
             break
-        grown = _grow(have[layer], wanted[layer], left)
-        left -= math.prod(grown) - math.prod(have[layer])
-        have[layer] = grown
-    return np.array(have, np.int64)
+        grown = _grow_layer(current[layer], goal[layer], free)
+        free -= math.prod(grown) - math.prod(current[layer])
+        current[layer] = grown
+    return np.array(current, np.int64)
 
 
-def fixed(found: Sequence[Column], works: Sequence[Work], machine: Machine, counts: Floats | None = None) -> int:
-    """Return the column that saves most bytes over the nets; of about equal, the fastest.
+def choose_static(
+    candidates: Sequence[CachedSubgraph],
+    works: Sequence[SubnetWork],
+    machine: Accelerator,
+    counts: FloatArray | None = None,
+) -> int:
+    """Choose the candidate that saves the most bytes; among nearly equal ones, the fastest.
 
-    Each net is asked for ``counts`` times, or alike. Bytes are energy at any bandwidth, latency only where memory is
-    the bottleneck.
+    Bytes are energy at any bandwidth, latency only if memory is the bottleneck.
+
+    Args:
+        candidates: What may be cached.
+        works: The subnets.
+        machine: The accelerator.
+        counts: How often each subnet is used; by default equally often.
+
+    Returns:
+        Index of the candidate.
     """
-    graphs = [column.graph for column in found]
-    often = np.ones(len(works)) if counts is None else counts
-    saved = np.array([[hits(item.net.graph, graph).sum() for item in works] for graph in graphs]) @ often
-    good = np.flatnonzero(saved >= ABOUT * saved.max())
-    slow = [often @ [seconds(item, graphs[index], machine) for item in works] for index in good]
-    return int(good[int(np.argmin(slow))])
+    graphs = [candidate.graph for candidate in candidates]
+    usage = np.ones(len(works)) if counts is None else counts
+    saved = np.array([[count_hits(work.subnet.graph, graph).sum() for work in works] for graph in graphs]) @ usage
+    nearly_best = np.flatnonzero(saved >= NEARLY_BEST * saved.max())
+    latencies = [usage @ [estimate_latency(work, graphs[index], machine) for work in works] for index in nearly_best]
+    return int(nearly_best[int(np.argmin(latencies))])
 
 
-def refills(found: Sequence[Column], works: Sequence[Work] = ()) -> Floats:
-    """Return the weights to bring from column i to column j, as [columns, columns].
+def count_refill_weights(candidates: Sequence[CachedSubgraph], works: Sequence[SubnetWork] = ()) -> FloatArray:
+    """Count the weights to transfer from candidate i to candidate j, as [candidates, candidates].
 
-    With ``works`` the result is [nets, columns, columns]: what a net brings on chip anyway as it passes is free.
+    With ``works`` the result is [subnets, candidates, candidates]: weights that a subnet transfers anyway are free.
     """
-    graphs = np.stack([column.graph for column in found])
-    whole = sizes(graphs).sum(axis=1)
-    common = np.stack([sizes(np.minimum(graphs, graph)).sum(axis=1) for graph in graphs])
-    absent = whole[None, :] - common
+    graphs = np.stack([candidate.graph for candidate in candidates])
+    sizes = count_weights(graphs).sum(axis=1)
+    common = np.stack([count_weights(np.minimum(graphs, graph)).sum(axis=1) for graph in graphs])
+    absent = sizes[None, :] - common
     if not works:
         return np.asarray(absent, np.float64)
-    return np.asarray([absent - _brought(graphs, item.net.graph) for item in works], np.float64)
+    return np.asarray([absent - _count_transferred(graphs, work.subnet.graph) for work in works], np.float64)
 
 
-def _brought(graphs: Ints, net: Ints) -> Ints:
-    """Return the weights of column j that are in a net but not in column i."""
-    used = np.minimum(graphs, net)
-    by_net = sizes(used).sum(axis=1)
-    both = np.stack([sizes(np.minimum(graph, used)).sum(axis=1) for graph in graphs])
-    result: Ints = by_net[None, :] - both
-    return result
+def _count_transferred(graphs: IntArray, subnet: IntArray) -> IntArray:
+    """Count the weights of candidate j that a subnet uses but candidate i lacks."""
+    used = np.minimum(graphs, subnet)
+    used_sizes = count_weights(used).sum(axis=1)
+    common = np.stack([count_weights(np.minimum(graph, used)).sum(axis=1) for graph in graphs])
+    transferred: IntArray = used_sizes[None, :] - common
+    return transferred
 
 
-def _grow(have: list[int], goal: list[int], left: int) -> list[int]:
-    """Return ``goal`` if it fits, else as many whole kernels of it as fit in the place of what is there."""
-    there, one = math.prod(have), math.prod(goal[1:])
-    if math.prod(goal) - there <= left:
+def _grow_layer(current: list[int], goal: list[int], free: int) -> list[int]:
+    """Grow a layer to ``goal`` if it fits, else to as many full kernels of it as fit in place of the present ones."""
+    present, kernel = math.prod(current), math.prod(goal[1:])
+    if math.prod(goal) - present <= free:
         return goal
-    part = [min(goal[0], (left + there) // one if one else 0), *goal[1:]]
-    larger = all(new >= old for new, old in zip(part, have, strict=True))
-    return part if larger and math.prod(part) > there else have
+    partial = [min(goal[0], (free + present) // kernel if kernel else 0), *goal[1:]]
+    contains_current = all(new >= old for new, old in zip(partial, current, strict=True))
+    return partial if contains_current and math.prod(partial) > present else current
 
 
-def _stall(works: Sequence[Work], machine: Machine) -> Floats:
-    loads = [item.weights / machine.bandwidth for item in works]
-    waits = [np.maximum(0.0, load - item.compute) for load, item in zip(loads, works, strict=True)]
-    total = np.sum([item.weights for item in works], axis=0)
-    return np.asarray(np.sum(waits, axis=0) / np.maximum(1, total) * 1e9)
+def _measure_stall(works: Sequence[SubnetWork], machine: Accelerator) -> FloatArray:
+    loads = [work.weights / machine.bandwidth for work in works]
+    stalls = [np.maximum(0.0, load - work.compute_s) for load, work in zip(loads, works, strict=True)]
+    total = np.sum([work.weights for work in works], axis=0)
+    return np.asarray(np.sum(stalls, axis=0) / np.maximum(1, total) * 1e9)
 
 
-def _reuse(works: Sequence[Work]) -> Floats:
-    macs = np.sum([item.net.macs for item in works], axis=0)
-    return np.asarray(macs / np.maximum(1, np.sum([item.weights for item in works], axis=0)))
+def _measure_reuse(works: Sequence[SubnetWork]) -> FloatArray:
+    macs = np.sum([work.subnet.macs for work in works], axis=0)
+    return np.asarray(macs / np.maximum(1, np.sum([work.weights for work in works], axis=0)))

@@ -1,7 +1,7 @@
-"""The same machine, tile by tile: a transfer engine that runs ahead as far as its buffer allows, and a compute engine.
+"""The accelerator tile by tile: a transfer engine that prefetches as far as its buffer allows, and a compute engine.
 
-With ``deep`` the transfers run ahead through as many layers as fit the dynamic buffer; without, no further than the
-first tile of the next layer, which is what the closed form describes.
+With ``deep`` prefetch, transfers run ahead through as many layers as fit the dynamic buffer. Without it, they run ahead
+to the first tile of the next layer, which is what the closed form in ``cost_model`` describes.
 """
 
 from __future__ import annotations
@@ -10,70 +10,78 @@ import math
 
 import numpy as np
 
-from unfold_supernet.accelerator.cost_model import Work, missing
-from unfold_supernet.accelerator.hardware import Machine
-from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet._types import FloatArray, IntArray
+from unfold_supernet.accelerator.cost_model import SubnetWork, count_missing_bytes
+from unfold_supernet.accelerator.hardware import Accelerator
 from unfoldkit.jit import compiled
 
 
-def seconds(item: Work, cached: Ints, machine: Machine, *, deep: bool, dynamic: int | None = None) -> float:
-    """Return the time of a net in seconds; ``dynamic`` replaces the bytes of the dynamic buffer."""
-    absent = missing(item, cached)
-    room = machine.dynamic if dynamic is None else dynamic
-    load = (absent + item.activations).astype(np.float64)
-    whole = item.whole.astype(np.float64)
-    return float(play(item.compute, load, whole, float(machine.tile), machine.bandwidth, float(room), deep))
-
-
-def tile_seconds(item: Work, cached: Ints, machine: Machine) -> float:
-    """Return the sum over layers of one tile's time, to bring it and to compute it: the allowed difference.
-
-    Where the buffer is full, the next transfer waits for a computation as well.
-    """
-    load = missing(item, cached) + item.activations
-    first = np.minimum(load, machine.tile)
-    part = item.compute * first / np.maximum(1, load)
-    return float((first / machine.bandwidth + part).sum())
-
-
-def play_python(
-    compute: Floats, load: Floats, whole: Floats, tile: float, bandwidth: float, room: float, deep: bool
+def simulate_latency(
+    work: SubnetWork, cached: IntArray, machine: Accelerator, *, deep: bool, dynamic_bytes: int | None = None
 ) -> float:
-    """Return when the last layer ends.
+    """Simulate the latency of a subnet in seconds; ``dynamic_bytes`` replaces the machine's dynamic buffer."""
+    capacity = machine.dynamic_bytes if dynamic_bytes is None else dynamic_bytes
+    load = (count_missing_bytes(work, cached) + work.activations).astype(np.float64)
+    total = work.uncached_bytes.astype(np.float64)
+    tile = float(machine.tile_bytes)
+    return float(simulate_tiles(work.compute_s, load, total, tile, machine.bandwidth, float(capacity), deep))
 
-    ``load`` are bytes to bring of the ``whole`` bytes of each layer; the part that is there already is computed first.
-    A tile's bytes are free again when its computation ends; ``room`` bytes may be on chip at a time.
+
+def sum_tile_times(work: SubnetWork, cached: IntArray, machine: Accelerator) -> float:
+    """Sum over layers the time to transfer and compute one tile: the allowed difference to the closed form.
+
+    When the buffer is full, the next transfer waits for a computation as well.
+    """
+    load = count_missing_bytes(work, cached) + work.activations
+    tile = np.minimum(load, machine.tile_bytes)
+    tile_compute = work.compute_s * tile / np.maximum(1, load)
+    return float((tile / machine.bandwidth + tile_compute).sum())
+
+
+def simulate_tiles_reference(
+    compute: FloatArray, load: FloatArray, total: FloatArray, tile: float, bandwidth: float, capacity: float, deep: bool
+) -> float:
+    """Compute when the final layer ends; the reference implementation of :func:`simulate_tiles`.
+
+    Args:
+        compute: Seconds of computation, by layer.
+        load: Bytes to transfer, by layer.
+        total: Bytes of the layer in all; the cached remainder is computed first.
+        tile: Bytes of one transfer.
+        bandwidth: Bytes per second.
+        capacity: Bytes that fit on chip; a tile's bytes are released when its computation ends.
+        deep: Whether transfers run ahead through layers.
     """
     count = 0
     for layer in range(load.size):
         count += math.ceil(load[layer] / tile)
-    ends, held = np.empty(count), np.empty(count)
+    ends, sizes = np.empty(count), np.empty(count)
     oldest = newest = 0
-    engine = clock = before = inside = 0.0
+    engine = clock = previous_start = in_buffer = 0.0
     for layer in range(load.size):
-        began, left = clock, load[layer]
-        share = left / whole[layer] if left > 0 else 0.0
-        clock += compute[layer] * (1.0 - share)
-        first = True
-        while left > 0:
-            size = min(tile, left)
+        start_layer, remaining = clock, load[layer]
+        missing_fraction = remaining / total[layer] if remaining > 0 else 0.0
+        clock += compute[layer] * (1.0 - missing_fraction)
+        is_first_tile = True
+        while remaining > 0:
+            size = min(tile, remaining)
             start = engine
-            while inside + size > room:
+            while in_buffer + size > capacity:
                 start = max(start, ends[oldest])
-                inside -= held[oldest]
+                in_buffer -= sizes[oldest]
                 oldest += 1
             if not deep:
-                start = max(start, before if first else began)
+                start = max(start, previous_start if is_first_tile else start_layer)
             engine = start + size / bandwidth
-            clock = max(clock, engine) + compute[layer] * share * (size / load[layer])
-            ends[newest], held[newest] = clock, size
+            clock = max(clock, engine) + compute[layer] * missing_fraction * (size / load[layer])
+            ends[newest], sizes[newest] = clock, size
             newest += 1
-            inside += size
-            left -= size
-            first = False
-        before = began
+            in_buffer += size
+            remaining -= size
+            is_first_tile = False
+        previous_start = start_layer
     return clock
 
 
-play = compiled(play_python)
-"""Compiled :func:`play_python`."""
+simulate_tiles = compiled(simulate_tiles_reference)
+"""Compiled :func:`simulate_tiles_reference`."""

@@ -1,1 +1,1 @@
-"""Data, checkpoints and hand-over files of a family."""
+"""Data in; checkpoints, records and hand-over files of a supernet out."""

@@ -1,4 +1,4 @@
-"""A family as files: one of weights, one of norm statistics, one that says what they are; and a subnet taken out."""
+"""A supernet as files of its run (weights, norm statistics, search space), and subnets extracted from it."""
 
 from __future__ import annotations
 
@@ -12,191 +12,199 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from unfold_supernet.family.names import SPACE
+from unfold_supernet.family.artifacts import SPACE_FILE, read_space
 from unfold_supernet.networks import transformer_export
-from unfold_supernet.networks.layers import Statistics, Weights, reduced
-from unfold_supernet.networks.space import Conv, Space, Subnet, space_from
-from unfold_supernet.networks.supernet import Bound, Ready, Supernet, bind
-from unfold_supernet.networks.transformer import Attending
-from unfold_supernet.networks.transformer_export import Alone
+from unfold_supernet.networks.layers import Statistics, Weights, downsample
+from unfold_supernet.networks.space import Conv, Space, Subnet
+from unfold_supernet.networks.supernet import BoundConvNet, BoundSubnet, Supernet, bind_subnet
+from unfold_supernet.networks.transformer import BoundTransformer
+from unfold_supernet.networks.transformer_export import StandaloneTransformer
 from unfoldkit.api import RunDir
-from unfoldkit.safe_io.files import decoding, parse_object
+from unfoldkit.safe_io.files import decoding
 
-WEIGHTS = "family/weights.safetensors"
-NORMS = "family/norms.safetensors"
-CHECKPOINT = "family/checkpoint.safetensors"
+WEIGHTS_FILE = "family/weights.safetensors"
+NORMS_FILE = "family/norms.safetensors"
+CHECKPOINT_FILE = "family/checkpoint.safetensors"
 
 
-def keep_family(
+def write_supernet(
     directory: RunDir, space: Space, weights: Weights, norms: dict[str, Statistics], made_from: str
 ) -> None:
-    """Write a family into a run."""
+    """Write a supernet into a run.
+
+    Args:
+        directory: The run.
+        space: The search space.
+        weights: The shared weights.
+        norms: Norm statistics by subnet.
+        made_from: Fingerprint of everything that the weights depend on.
+    """
     flat = {
-        f"{name}/{layer}/{part}": tensor.contiguous()
+        f"{name}/{layer}/{moment}": tensor.contiguous()
         for name, statistics in norms.items()
         for layer, pair in enumerate(statistics)
-        for part, tensor in zip(("mean", "variance"), pair, strict=True)
+        for moment, tensor in zip(("mean", "variance"), pair, strict=True)
     }
-    directory.write(WEIGHTS, save(weights), made_from=made_from)
-    directory.write(NORMS, save(flat), made_from=made_from)
-    directory.write(SPACE, (json.dumps(asdict(space)) + "\n").encode(), made_from=made_from)
+    directory.write(WEIGHTS_FILE, save(weights), made_from=made_from)
+    directory.write(NORMS_FILE, save(flat), made_from=made_from)
+    directory.write(SPACE_FILE, (json.dumps(asdict(space)) + "\n").encode(), made_from=made_from)
 
 
-def read_family(directory: RunDir) -> Supernet:
-    """Return the family of a run, every subnet bound to the shared weights.
+def read_supernet(directory: RunDir) -> Supernet:
+    """Read the supernet of a run, every subnet bound to the shared weights.
 
     Raises:
-        UnfoldError: the run holds none, or a file was changed.
+        UnfoldError: The run holds none, or a file was modified.
     """
     space = read_space(directory)
-    weights, flat = (_tensors(directory, name) for name in (WEIGHTS, NORMS))
-    with decoding(str(directory.path / WEIGHTS), "the weights of this family"):
-        bound = {one.name: bind(space, weights, one, _norms(flat, one)) for one in space.subnets}
+    weights, flat = (_read_tensors(directory, name) for name in (WEIGHTS_FILE, NORMS_FILE))
+    with decoding(str(directory.path / WEIGHTS_FILE), "the weights of this supernet"):
+        bound = {
+            subnet.name: bind_subnet(space, weights, subnet, _select_norms(flat, subnet)) for subnet in space.subnets
+        }
     return Supernet(space, weights, bound)
 
 
-def read_space(directory: RunDir) -> Space:
-    """Return the search space of a run's family.
-
-    Raises:
-        UnfoldError: the run holds none, or the file was changed.
-    """
-    with directory.decoding(SPACE, "a search space") as data:
-        return space_from(parse_object(data))
-
-
-def _tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
-    with directory.decoding(name, "tensors") as data:
+def _read_tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
+    with directory.decoding(name, "tensors") as content:
         try:
-            found: dict[str, Tensor] = load(data)
+            tensors: dict[str, Tensor] = load(content)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        return found
+        return tensors
 
 
-def _norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:
+def _select_norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:
     layers = len({key for key in flat if key.startswith(f"{subnet.name}/")}) // 2
-    return tuple((flat[f"{subnet.name}/{at}/mean"], flat[f"{subnet.name}/{at}/variance"]) for at in range(layers))
+    return tuple(
+        (flat[f"{subnet.name}/{layer}/mean"], flat[f"{subnet.name}/{layer}/variance"]) for layer in range(layers)
+    )
 
 
-class Plain(torch.nn.Module):  # type: ignore[misc,unused-ignore]
-    """A subnet on its own, by standard modules: what ``extract`` gives."""
+class StandaloneConvNet(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    """A convolutional subnet built from standard modules. Attribute names are a stored format."""
 
-    def __init__(self, space: Space, found: tuple[Conv, ...], shrink: int = 1) -> None:
+    def __init__(self, space: Space, layers: tuple[Conv, ...], shrink: int = 1) -> None:
         super().__init__()
         self.shrink = shrink
         conv, norm = (
             (torch.nn.Conv1d, torch.nn.BatchNorm1d) if len(space.size) == 1 else (torch.nn.Conv2d, torch.nn.BatchNorm2d)
         )
-        self.layers = found
+        self.layers = layers
         self.convs = torch.nn.ModuleList(
-            conv(one.into, one.out, one.kernel, one.stride, one.kernel // 2, bias=False) for one in found
+            conv(layer.into, layer.out, layer.kernel, layer.stride, layer.kernel // 2, bias=False) for layer in layers
         )
-        self.norms = torch.nn.ModuleList(norm(one.out) for one in found)
-        self.head = torch.nn.Linear(found[-1].out + space.extra, space.classes)
+        self.norms = torch.nn.ModuleList(norm(layer.out) for layer in layers)
+        self.head = torch.nn.Linear(layers[-1].out + space.extra, space.classes)
 
     def forward(self, x: Tensor, extra: Tensor) -> Tensor:
-        """Return logits."""
-        x = reduced(x, self.shrink)
-        for one, conv, norm in zip(self.layers, self.convs, self.norms, strict=True):
+        """Compute logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        x = downsample(x, self.shrink)
+        for layer, conv, norm in zip(self.layers, self.convs, self.norms, strict=True):
             out = norm(conv(x))
-            x = torch.relu(out + x if one.identity else out)
-        result: Tensor = self.head(torch.cat([x.flatten(2).mean(2), extra], 1))
-        return result
+            x = torch.relu(out + x if layer.identity else out)
+        logits: Tensor = self.head(torch.cat([x.flatten(2).mean(2), extra], 1))
+        return logits
 
 
-Extracted = Plain | Alone
+StandaloneModel = StandaloneConvNet | StandaloneTransformer
 
 
-def blank(space: Space, bound: Ready) -> Extracted:
-    """Return a plain module for a subnet, not yet with its tensors."""
-    made: Extracted = (
-        Alone(space, bound) if isinstance(bound, Attending) else Plain(space, bound.convs, bound.shrink)
+def build_empty_model(space: Space, bound: BoundSubnet) -> StandaloneModel:
+    """Build the standalone module of a subnet without its tensors."""
+    model: StandaloneModel = (
+        StandaloneTransformer(space, bound)
+        if isinstance(bound, BoundTransformer)
+        else StandaloneConvNet(space, bound.convs, bound.shrink)
     ).eval()
-    return made
+    return model
 
 
-def extract(space: Space, bound: Ready) -> Extracted:
-    """Return a subnet as a plain module with tensors of its own."""
-    return transformer_export.extract(space, bound) if isinstance(bound, Attending) else _extract(space, bound)
+def extract_model(space: Space, bound: BoundSubnet) -> StandaloneModel:
+    """Copy a subnet into a standalone module."""
+    if isinstance(bound, BoundTransformer):
+        return transformer_export.extract_transformer(space, bound)
+    return _extract_conv_net(space, bound)
 
 
-def _extract(space: Space, bound: Bound) -> Plain:
-    module: Plain = Plain(space, bound.convs, bound.shrink).eval()
+def _extract_conv_net(space: Space, bound: BoundConvNet) -> StandaloneConvNet:
+    module: StandaloneConvNet = StandaloneConvNet(space, bound.convs, bound.shrink).eval()
     with torch.no_grad():
-        parts = zip(module.convs, module.norms, bound.views, bound.statistics, strict=True)
-        for conv, norm, (weight, gamma, beta), (mean, variance) in parts:
+        layers = zip(module.convs, module.norms, bound.views, bound.statistics, strict=True)
+        for conv, norm, (weight, gamma, beta), (mean, variance) in layers:
             for target, source in zip(
                 (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var),
                 (weight, gamma, beta, mean, variance),
                 strict=True,
             ):
                 target.copy_(source)
-        weight, more, bias = bound.head
-        module.head.weight.copy_(torch.cat([weight, more], 1))
+        weight, extra_weight, bias = bound.head
+        module.head.weight.copy_(torch.cat([weight, extra_weight], 1))
         module.head.bias.copy_(bias)
     return module
 
 
-def state_bytes(module: Extracted) -> bytes:
-    """Return a plain subnet's state as safetensors."""
+def serialise_state(module: StandaloneModel) -> bytes:
+    """Serialise a standalone module's state as safetensors."""
     return bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
 
 
-def onnx_bytes(space: Space, module: Extracted, names: Sequence[str] = ()) -> bytes:
-    """Return a plain subnet as an ONNX model with inputs ``x`` and (if there is any) ``extra``, output ``logits``.
+def export_onnx(space: Space, module: StandaloneModel, class_names: Sequence[str] = ()) -> bytes:
+    """Export a standalone module as ONNX with inputs ``x`` and (if present) ``extra``, and output ``logits``.
 
-    Its metadata holds the ``names`` of the classes under ``classes``, as a JSON list.
+    The metadata key ``classes`` holds the class names as a JSON list.
     """
     from onnx import TensorProto, checker, helper
 
     nodes, tensors = (
-        _onnx_parts(space, module) if isinstance(module, Plain) else transformer_export.onnx_parts(space, module)
+        _build_conv_nodes(space, module)
+        if isinstance(module, StandaloneConvNet)
+        else transformer_export.build_onnx_nodes(space, module)
     )
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", space.channels, *space.size])]
-    given += [helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["n", space.extra])] if space.extra else []
-    told = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", space.classes])]
-    graph = helper.make_graph(nodes, "subnet", given, told, tensors)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", space.channels, *space.size])]
+    inputs += [helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["n", space.extra])] if space.extra else []
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", space.classes])]
+    graph = helper.make_graph(nodes, "subnet", inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    helper.set_model_props(model, {"classes": json.dumps(names)} if names else {})
+    helper.set_model_props(model, {"classes": json.dumps(class_names)} if class_names else {})
     checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
-def _onnx_parts(space: Space, module: Plain) -> tuple[list[Any], list[Any]]:
-    """Return nodes and constants from the inputs to ``logits``."""
+def _build_conv_nodes(space: Space, module: StandaloneConvNet) -> tuple[list[Any], list[Any]]:
+    """Build the ONNX nodes and constants from the inputs to ``logits``."""
     from onnx import helper, numpy_helper
 
     nodes: list[Any] = []
     tensors: list[Any] = []
-    value = "x"
+    value, dims = "x", len(space.size)
 
-    def constant(name: str, tensor: Tensor) -> str:
+    def add_constant(name: str, tensor: Tensor) -> str:
         tensors.append(numpy_helper.from_array(tensor.detach().numpy(), name))
         return name
 
     if module.shrink > 1:
-        edge = [module.shrink] * len(space.size)
+        edge = [module.shrink] * dims
         nodes.append(helper.make_node("AveragePool", ["x"], ["small"], kernel_shape=edge, strides=edge))
         value = "small"
-    for at, (one, conv, norm) in enumerate(zip(module.layers, module.convs, module.norms, strict=True)):
-        dims = len(space.size)
-        edges: dict[str, Any] = {"strides": [one.stride] * dims, "pads": [one.kernel // 2] * 2 * dims}
-        nodes.append(helper.make_node("Conv", [value, constant(f"w{at}", conv.weight)], [f"c{at}"], **edges))
-        names = ("weight", "bias", "running_mean", "running_var")
-        inputs = [constant(f"{name}{at}", getattr(norm, name)) for name in names]
-        nodes.append(helper.make_node("BatchNormalization", [f"c{at}", *inputs], [f"n{at}"], epsilon=norm.eps))
-        out = f"n{at}"
-        if one.identity:
-            nodes.append(helper.make_node("Add", [out, value], [f"a{at}"]))
-            out = f"a{at}"
-        nodes.append(helper.make_node("Relu", [out], [f"r{at}"]))
-        value = f"r{at}"
+    for index, (layer, conv, norm) in enumerate(zip(module.layers, module.convs, module.norms, strict=True)):
+        geometry: dict[str, Any] = {"strides": [layer.stride] * dims, "pads": [layer.kernel // 2] * 2 * dims}
+        weight = add_constant(f"w{index}", conv.weight)
+        nodes.append(helper.make_node("Conv", [value, weight], [f"c{index}"], **geometry))
+        parameters = ("weight", "bias", "running_mean", "running_var")
+        inputs = [add_constant(f"{name}{index}", getattr(norm, name)) for name in parameters]
+        nodes.append(helper.make_node("BatchNormalization", [f"c{index}", *inputs], [f"n{index}"], epsilon=norm.eps))
+        out = f"n{index}"
+        if layer.identity:
+            nodes.append(helper.make_node("Add", [out, value], [f"a{index}"]))
+            out = f"a{index}"
+        nodes.append(helper.make_node("Relu", [out], [f"r{index}"]))
+        value = f"r{index}"
     nodes += [helper.make_node("GlobalAveragePool", [value], ["pool"]), helper.make_node("Flatten", ["pool"], ["flat"])]
-    joined = "flat"
+    features = "flat"
     if space.extra:
         nodes.append(helper.make_node("Concat", ["flat", "extra"], ["joined"], axis=1))
-        joined = "joined"
-    parts = [joined, constant("head", module.head.weight), constant("bias", module.head.bias)]
-    nodes.append(helper.make_node("Gemm", parts, ["logits"], transB=1))
+        features = "joined"
+    inputs = [features, add_constant("head", module.head.weight), add_constant("bias", module.head.bias)]
+    nodes.append(helper.make_node("Gemm", inputs, ["logits"], transB=1))
     return nodes, tensors

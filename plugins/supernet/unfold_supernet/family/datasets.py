@@ -1,131 +1,208 @@
-"""Labelled examples: scikit-learn's digits, beats of MIT-BIH, or an NPZ or CSV file of one's own."""
+"""Labelled examples: scikit-learn's digits, heart beats of MIT-BIH, or a user's NPZ or CSV file."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unfold_supernet.arrays import Ints
-from unfold_supernet.family.user_arrays import Numbers, Own, need, numbers, own, stored
-from unfold_supernet.schema.models import DataSpec
-from unfoldkit.api import Run, fail
+from unfold_supernet._types import Float32Array, IntArray
+from unfold_supernet.family.space_builder import InputShape
+from unfold_supernet.family.user_arrays import (
+    UserData,
+    UserDataOptions,
+    check_numbers,
+    load_user_data,
+    read_archive,
+    require_arrays,
+)
+from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import read_bytes
 
-NORMAL = 16_000
-RR_MOST = 3.0
+NORMAL_BEATS = 16_000
+MAX_RR_RATIO = 3.0
+MITBIH_ARRAYS = ("X", "rr", "y", "split")
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Inputs (n, channels, *size), numbers that join at the head (n, extra), labels and their names, rows by use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Where the examples come from and how they are split.
 
-    ``held`` are rows kept back from training to choose nets by; ``whose`` numbers the groups that rows are of, if told.
+    Attributes:
+        source: ``digits``, ``mitbih`` or ``file``.
+        path: The file; ``None`` for digits.
+        user: Layout of a user's file.
+        split: ``random``, ``inter-patient`` or ``given``.
+        test_fraction: Fraction of each class held out for testing.
     """
 
-    x: Numbers
-    extra: Numbers
-    y: Ints
+    source: str
+    path: Path | None
+    user: UserDataOptions
+    split: str
+    test_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Examples and their split.
+
+    Attributes:
+        x: Inputs (n, channels, *size).
+        extra: Numbers that join at the head (n, extra).
+        y: Classes (n).
+        names: Names of the classes.
+        train: Rows to train on.
+        test: Rows to test on.
+        digest: SHA-256 of the source.
+        about: Description for reports.
+        holdout: Training rows held out to select subnets.
+        groups: Group of each row, if known.
+    """
+
+    x: Float32Array
+    extra: Float32Array
+    y: IntArray
     names: tuple[str, ...]
-    train: Ints
-    test: Ints
+    train: IntArray
+    test: IntArray
     digest: str
     about: str
-    held: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    whose: Ints | None = None
+    holdout: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    groups: IntArray | None = None
+
+    @property
+    def shape(self) -> InputShape:
+        """Shape of the examples."""
+        return InputShape(self.x.shape[1], self.x.shape[2:], self.extra.shape[1], len(self.names))
 
 
-def load(given: DataSpec, run: Run, *, form: str = "conv1d") -> Data:
-    """Return the data of a spec for nets of a form, split by the run's seed.
+def load_dataset(options: DataOptions, seed: int, *, form: str = "conv1d") -> Dataset:
+    """Load and split the examples for subnets of a form.
 
     Raises:
-        UnfoldError: the file is missing or does not hold what is needed.
+        UnfoldError: The file lacks an array, or leaves too few rows on a side.
     """
-    if given.source == "digits":
-        return _digits(given, run.seed)
-    path = run.path(given.path or "", key="data.path")
-    content = read_bytes(path)
+    if options.path is None:
+        return _load_digits(options, seed)
+    content, file = read_bytes(options.path), str(options.path)
     digest = hashlib.sha256(content).hexdigest()
-    if given.source == "mitbih":
-        arrays = stored(content, str(path), ("X", "rr", "y", "split"))
-        return _checked(_beats(given, arrays, run.seed, digest, str(path)), str(path))
-    return _checked(_own(given, own(given, path, content, form), run.seed, digest, path.name), str(path))
+    if options.source == "mitbih":
+        return _check_split(_select_beats(options, read_archive(content, file, MITBIH_ARRAYS), seed, digest), file)
+    user_data = load_user_data(options.user, options.path, content, form)
+    return _check_split(_split_user_data(options, user_data, seed, digest), file)
 
 
-def split(y: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
-    """Return rows to train and to test, ``share`` of each class to test."""
+def split_by_class(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Split rows into training and test rows, with ``fraction`` of each class to test on."""
     rng = np.random.default_rng([seed, 0x5B1])
     train, test = [], []
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
-        cut = round(len(rows) * share)
+        cut = round(len(rows) * fraction)
         test.append(rows[:cut])
         train.append(rows[cut:])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
-def split_groups(whose: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
-    """Return rows to train and to test, no group on both sides: groups by chance until ``share`` of the rows tests."""
-    groups, counts = np.unique(whose, return_counts=True)
-    order = np.random.default_rng([seed, 0x96B]).permutation(len(groups))
-    below = int((np.cumsum(counts[order]) - counts[order] / 2 < share * len(whose)).sum())
-    tested = np.isin(whose, groups[order[: min(max(1, below), len(groups) - 1)]])
-    return np.flatnonzero(~tested), np.flatnonzero(tested)
+def split_by_group(groups: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Split rows into training and test rows, with no group on both sides.
+
+    Groups are drawn at random until ``fraction`` of the rows is in the test set.
+    """
+    names, counts = np.unique(groups, return_counts=True)
+    order = np.random.default_rng([seed, 0x96B]).permutation(len(names))
+    count = int((np.cumsum(counts[order]) - counts[order] / 2 < fraction * len(groups)).sum())
+    is_test = np.isin(groups, names[order[: min(max(1, count), len(names) - 1)]])
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def _digits(given: DataSpec, seed: int) -> Data:
+def hold_out_rows(data: Dataset, fraction: float, seed: int) -> Dataset:
+    """Hold out a fraction of the training rows; entire groups if the rows have groups."""
+    if data.groups is not None and len(np.unique(data.groups[data.train])) > 1:
+        train, holdout = split_by_group(data.groups[data.train], fraction, seed)
+        return replace(data, train=data.train[train], holdout=data.train[holdout])
+    rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
+    cut = round(len(rows) * fraction)
+    return replace(data, train=np.sort(rows[cut:]), holdout=np.sort(rows[:cut]))
+
+
+def _load_digits(options: DataOptions, seed: int) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    x = (bunch.data / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
     y = bunch.target.astype(np.int64)
-    digest = hashlib.sha256(bunch.data.tobytes()).hexdigest()
-    names = tuple(map(str, range(10)))
-    return Data(x, _none(y), y, names, *split(y, given.test, seed), digest, "scikit-learn's digits")
+    train, test = split_by_class(y, options.test_fraction, seed)
+    return Dataset(
+        x=(bunch.data / 16.0).astype(np.float32).reshape(-1, 1, 8, 8),
+        extra=np.zeros((len(y), 0), np.float32),
+        y=y,
+        names=tuple(map(str, range(10))),
+        train=train,
+        test=test,
+        digest=hashlib.sha256(bunch.data.tobytes()).hexdigest(),
+        about="scikit-learn's digits",
+    )
 
 
-def _beats(given: DataSpec, arrays: dict[str, Any], seed: int, digest: str, file: str) -> Data:
-    """Keep classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient one trains on DS1."""
-    need(arrays, ("X", "rr", "y", "split"), file)
+def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, digest: str) -> Dataset:
+    """Select classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient split trains on DS1."""
+    file = str(options.path)
+    require_arrays(arrays, MITBIH_ARRAYS, file)
     rng = np.random.default_rng([seed, 0xECC])
     y = arrays["y"].astype(np.int64)
-    beats, apart = (numbers(arrays[name], name, len(y), file) for name in ("X", "rr"))
+    beats, intervals = (check_numbers(arrays[name], name, len(y), file) for name in ("X", "rr"))
     normal = rng.permutation(np.flatnonzero(y == 0))
     rare = np.flatnonzero((y > 0) & (y < 4))
-    if given.split == "random":
-        rows = np.sort(np.concatenate([normal[:NORMAL], rare]))
-        train, test = split(y[rows], given.test, seed)
+    if options.split == "random":
+        rows = np.sort(np.concatenate([normal[:NORMAL_BEATS], rare]))
+        train, test = split_by_class(y[rows], options.test_fraction, seed)
     else:
-        first = arrays["split"] == 1
-        few = normal[first[normal]][: NORMAL // 2]
-        rows = np.concatenate([few, rare[first[rare]], np.flatnonzero(~first & (y < 4))])
-        train, test = np.arange(len(rows))[first[rows]], np.arange(len(rows))[~first[rows]]
-    x, extra = beats[rows][:, None], np.clip(apart[rows], 0, RR_MOST)
-    about = f"MIT-BIH beats, {given.split} split"
-    return Data(x, extra, y[rows], ("N", "S", "V", "F"), train, test, digest, about)
+        is_ds1 = arrays["split"] == 1
+        ds1_normal = normal[is_ds1[normal]][: NORMAL_BEATS // 2]
+        rows = np.concatenate([ds1_normal, rare[is_ds1[rare]], np.flatnonzero(~is_ds1 & (y < 4))])
+        train, test = np.flatnonzero(is_ds1[rows]), np.flatnonzero(~is_ds1[rows])
+    return Dataset(
+        x=beats[rows][:, None],
+        extra=np.clip(intervals[rows], 0, MAX_RR_RATIO),
+        y=y[rows],
+        names=("N", "S", "V", "F"),
+        train=train,
+        test=test,
+        digest=digest,
+        about=f"MIT-BIH beats, {options.split} split",
+    )
 
 
-def _own(given: DataSpec, found: Own, seed: int, digest: str, name: str) -> Data:
-    about = name
-    if found.trained is not None:
-        train, test = np.flatnonzero(found.trained), np.flatnonzero(~found.trained)
-    elif given.split == "inter-patient" and found.whose is not None:
-        train, test = split_groups(found.whose, given.test, seed)
-        about = f"{name}, no {given.group} on both sides"
+def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: str) -> Dataset:
+    assert options.path is not None  # noqa: S101 - user data is a file
+    about = options.path.name
+    if data.is_train is not None:
+        train, test = np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
+    elif options.split == "inter-patient" and data.groups is not None:
+        train, test = split_by_group(data.groups, options.test_fraction, seed)
+        about = f"{about}, no {options.user.group} on both sides"
     else:
-        train, test = split(found.y, given.test, seed)
-    return Data(found.x, found.extra, found.y, found.names, train, test, digest, about, whose=found.whose)
+        train, test = split_by_class(data.y, options.test_fraction, seed)
+    return Dataset(
+        x=data.x,
+        extra=data.extra,
+        y=data.y,
+        names=data.names,
+        train=train,
+        test=test,
+        digest=digest,
+        about=about,
+        groups=data.groups,
+    )
 
 
-def _checked(found: Data, file: str) -> Data:
-    # norms need the spread of a batch, which one row does not have
-    if len(found.train) < 2 or not len(found.test):
-        told = f"{len(found.train):,} rows to train and {len(found.test):,} to test"
-        raise fail(told, file=file, key="data.split", hint="more rows, more groups, or another data.test")
-    return found
-
-
-def _none(y: Ints) -> Numbers:
-    return np.zeros((len(y), 0), np.float32)
+def _check_split(data: Dataset, file: str) -> Dataset:
+    # norm statistics need the spread of a batch, which a single row lacks
+    if len(data.train) < 2 or not len(data.test):
+        message = f"{len(data.train):,} rows to train and {len(data.test):,} to test"
+        raise user_error(message, file=file, key="data.split", hint="add rows or groups, or change data.test")
+    return data

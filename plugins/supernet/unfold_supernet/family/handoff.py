@@ -1,6 +1,6 @@
-"""A family as models for other kinds, by files: each net reads plain rows, and two specs that use them.
+"""Hand-over to other kinds, by files: each subnet as an ONNX model over plain rows, and two specs that use them.
 
-The kinds meet in files only: a pipeline's stage runs an ONNX file of one input, a cascade reads recorded answers.
+A pipeline stage runs an ONNX file with one input; a cascade reads recorded predictions.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unfold_supernet.family.checkpoint import Extracted, onnx_bytes
-from unfold_supernet.family.datasets import Data
+from unfold_supernet.family.checkpoint import StandaloneModel, export_onnx
+from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Space
-from unfold_supernet.scheduling.escalation import Answered
-from unfold_supernet.scheduling.policies import Served
+from unfold_supernet.scheduling.escalation import SubnetPredictions
+from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.api import RunDir
 
 FOLDER = "stages"
 QUERIES = 512
 BATCH = 32
-BELOW = 0.8
+UNSURE_BELOW = 0.8
 MICRO = 1e6
-LONGEST = 70
-"""Letters of a family's name in those of its specs, which have 80 at most with what is appended."""
+MAX_NAME_LETTERS = 70
+"""Letters of the supernet's name in its specs; with a suffix they must stay within the 80 of a spec's name."""
 
 
-def rows_onnx(space: Space, module: Extracted, names: Sequence[str] = ()) -> bytes:
-    """Return a net as an ONNX model of one input ``rows`` (n, channels x size + extra), outputs shares and labels.
+def export_rows_onnx(space: Space, module: StandaloneModel, class_names: Sequence[str] = ()) -> bytes:
+    """Export a subnet as ONNX with one input ``rows`` (n, channels x size + extra) and outputs ``shares``, ``label``.
 
-    A label is the place of a class among ``classes`` in the metadata, which holds ``names``.
+    A label is an index into the metadata key ``classes``, which holds ``class_names``.
     """
     from onnx import TensorProto, checker, compose, helper, load_from_string, numpy_helper
 
-    inner = load_from_string(onnx_bytes(space, module, names))
+    inner = load_from_string(export_onnx(space, module, class_names))
     count = space.channels * int(np.prod(space.size))
-    ends = {"start": [0], "middle": [count], "axis": [1]} | ({"end": [count + space.extra]} if space.extra else {})
+    bounds = {"start": [0], "middle": [count], "axis": [1]} | ({"end": [count + space.extra]} if space.extra else {})
     shape = [-1, space.channels, *space.size]
     tensors = [
-        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in {**ends, "shape": shape}.items()
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in {**bounds, "shape": shape}.items()
     ]
     nodes = [
         helper.make_node("Slice", ["rows", "start", "middle", "axis"], ["flat_x"]),
@@ -51,9 +51,9 @@ def rows_onnx(space: Space, module: Extracted, names: Sequence[str] = ()) -> byt
         outputs.append(helper.make_tensor_value_info("in_extra", TensorProto.FLOAT, ["n", space.extra]))
     rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", count + space.extra])
     graph = helper.make_graph(nodes, "rows", [rows], outputs, tensors)
-    before = helper.make_model(graph, opset_imports=inner.opset_import, ir_version=inner.ir_version)
-    joined = [("in_x", "x"), *([("in_extra", "extra")] if space.extra else [])]
-    model = compose.merge_models(before, compose.add_prefix(inner, "net_"), [(a, f"net_{b}") for a, b in joined])
+    adapter = helper.make_model(graph, opset_imports=inner.opset_import, ir_version=inner.ir_version)
+    links = [("in_x", "net_x"), *([("in_extra", "net_extra")] if space.extra else [])]
+    model = compose.merge_models(adapter, compose.add_prefix(inner, "net_"), links)
     model.graph.node.append(helper.make_node("Softmax", ["net_logits"], ["shares"], axis=1))
     model.graph.node.append(helper.make_node("ArgMax", ["net_logits"], ["label"], axis=1, keepdims=0))
     del model.graph.output[:]
@@ -63,62 +63,80 @@ def rows_onnx(space: Space, module: Extracted, names: Sequence[str] = ()) -> byt
     return bytes(model.SerializeToString())
 
 
-def rows_of(data: Data, places: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return examples as rows (n, channels x size + extra)."""
-    return np.concatenate([data.x[places].reshape(len(places), -1), data.extra[places]], axis=1)
+def flatten_rows(data: Dataset, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Flatten examples into rows (n, channels x size + extra)."""
+    return np.concatenate([data.x[indices].reshape(len(indices), -1), data.extra[indices]], axis=1)
 
 
-def keep(directory: RunDir, name: str, data: Data, nets: Sequence[Served], answered: Answered) -> None:
-    """Write queries, answers and the two specs beside the nets, cheapest first."""
+def write_handoff(
+    directory: RunDir,
+    name: str,
+    data: Dataset,
+    profiles: Sequence[SubnetProfile],
+    tested: SubnetPredictions,
+) -> None:
+    """Write queries, test predictions and both specs beside the ONNX models.
+
+    Args:
+        directory: The run.
+        name: Name of the supernet.
+        data: The examples.
+        profiles: The subnets, cheapest first.
+        tested: Their predictions on the test rows.
+    """
     stream = io.BytesIO()
-    np.savez_compressed(stream, x=rows_of(data, data.test[:QUERIES]).astype(np.float32))
+    np.savez_compressed(stream, x=flatten_rows(data, data.test[:QUERIES]).astype(np.float32))
     directory.write(f"{FOLDER}/queries.npz", stream.getvalue())
-    directory.write(f"{FOLDER}/answers.csv", _answers(answered, data.names).encode())
-    directory.write(f"{FOLDER}/cascade.yaml", cascade(name, nets).encode())
-    unsure = float((answered.confidence[0] < BELOW).mean())
-    directory.write(f"{FOLDER}/pipeline.yaml", pipeline(name, nets[0], nets[-1], unsure).encode())
+    directory.write(f"{FOLDER}/answers.csv", _format_predictions(tested, data.names).encode())
+    directory.write(f"{FOLDER}/cascade.yaml", write_cascade_spec(name, profiles).encode())
+    unsure = float((tested.confidence[0] < UNSURE_BELOW).mean())
+    pipeline = write_pipeline_spec(name, profiles[0], profiles[-1], unsure)
+    directory.write(f"{FOLDER}/pipeline.yaml", pipeline.encode())
 
 
-def cascade(name: str, nets: Sequence[Served]) -> str:
-    """Return a spec of kind ``cascade`` over recorded answers; a call's price is its microseconds in a batch."""
+def write_cascade_spec(name: str, profiles: Sequence[SubnetProfile]) -> str:
+    """Write a spec of kind ``cascade`` over recorded predictions; a call costs its microseconds in a batch."""
     models = "\n".join(
-        f"      - {{name: {net.name}, price: {net.takes(BATCH) / BATCH * MICRO:.3f}, "
-        f"recorded: {{prediction: {net.name}_answer, confidence: {net.name}_confidence}}}}"
-        for net in nets
+        f"      - {{name: {profile.name}, price: {profile.estimate_latency(BATCH) / BATCH * MICRO:.3f}, "
+        f"recorded: {{prediction: {profile.name}_answer, confidence: {profile.name}_confidence}}}}"
+        for profile in profiles
     )
     return (
-        f"# Which nets of the family {name} must be asked? Their answers to the rows that they were tested on.\n"
-        f"version: 1\nkind: cascade\nname: {name[:LONGEST]}-cascade\ndata: {{source: recorded, path: answers.csv}}\n"
+        f"# Which subnets of {name} must run? Their predictions on the test rows.\n"
+        f"version: 1\nkind: cascade\nname: {name[:MAX_NAME_LETTERS]}-cascade\n"
+        "data: {source: recorded, path: answers.csv}\n"
         f"stages:\n  - name: answer\n    target: {{column: label}}\n    models:\n{models}\n"
         "cost: {by: price, unit: µs}\ngoal: {max_loss: 1%, confidence: 95%}\n"
     )
 
 
-def pipeline(name: str, small: Served, large: Served, unsure: float) -> str:
-    """Return a spec of kind ``pipeline``: a small net answers, the large one is asked for what it is unsure of."""
-    first, again = _stage(small), _stage(large)
+def write_pipeline_spec(name: str, small: SubnetProfile, large: SubnetProfile, unsure: float) -> str:
+    """Write a spec of kind ``pipeline``: the large subnet recomputes the rows of which the small one is unsure."""
+    small_stage, large_stage = _describe_stage(small), _describe_stage(large)
     return (
-        f"# The smallest net of {name} answers; where it is less than {BELOW:.0%} sure, the largest is asked.\n"
-        "# Profile it first: that measures the ONNX files as the stages run them.\n"
-        f"version: 1\nkind: pipeline\nname: {name[:LONGEST]}-pipeline\nslo: {{p99: 50 ms}}\n"
+        f"# The smallest subnet of {name} runs first; below {UNSURE_BELOW:.0%} confidence, the largest runs too.\n"
+        "# Profile this pipeline first: that measures the ONNX files as the stages run them.\n"
+        f"version: 1\nkind: pipeline\nname: {name[:MAX_NAME_LETTERS]}-pipeline\nslo: {{p99: 50 ms}}\n"
         "arrivals: {process: poisson, rate: 200/s, duration: 1 min}\nhardware: {core: {price: $0.05/h, quota: 8}}\n"
-        f"stages:\n  first: {{{first}}}\n  again: {{after: {{first: {max(unsure, 0.001) * 100:.1f}%}}, {again}}}\n"
+        f"stages:\n  first: {{{small_stage}}}\n"
+        f"  again: {{after: {{first: {max(unsure, 0.001) * 100:.1f}%}}, {large_stage}}}\n"
     )
 
 
-def _stage(net: Served) -> str:
-    return f"model: {{file: {net.name}.onnx, rows: queries.npz}}, max_batch: {BATCH}"
+def _describe_stage(profile: SubnetProfile) -> str:
+    return f"model: {{file: {profile.name}.onnx, rows: queries.npz}}, max_batch: {BATCH}"
 
 
-def _answers(answered: Answered, names: Sequence[str]) -> str:
-    stream, words = io.StringIO(), np.array(names, object)
+def _format_predictions(tested: SubnetPredictions, class_names: Sequence[str]) -> str:
+    """Format predictions as a CSV with class names and confidences by subnet."""
+    stream, words = io.StringIO(), np.array(class_names, object)
     writer = csv.writer(stream, lineterminator="\n")
     columns: Mapping[str, np.ndarray] = {
-        "label": words[answered.y],
-        **{f"{name}_answer": words[said] for name, said in zip(answered.names, answered.said, strict=True)},
+        "label": words[tested.labels],
+        **{f"{name}_answer": words[row] for name, row in zip(tested.names, tested.predictions, strict=True)},
         **{
-            f"{name}_confidence": np.round(sure.astype(np.float64), 6)
-            for name, sure in zip(answered.names, answered.confidence, strict=True)
+            f"{name}_confidence": np.round(confidence.astype(np.float64), 6)
+            for name, confidence in zip(tested.names, tested.confidence, strict=True)
         },
     }
     writer.writerow(columns)

@@ -1,1 +1,1 @@
-"""Elastic networks: search space, shared weights, subnets."""
+"""Elastic networks: the search space, the shared weights, and subnets that use slices of them."""

@@ -1,8 +1,9 @@
-"""The members of a family: residual convolutions (or linear layers) of elastic width, depth, kernel and resolution.
+"""The search space: subnets of elastic width, depth, kernel and input resolution, and what each one costs.
 
-Width keeps the first channels, depth the first blocks of a stage, a kernel the centre of the largest; a lower
-resolution averages neighbours of the input. Of a transformer attention is whole and width is that of the feed-forward
-layers (MatFormer); its layers are convolutions too, of one place each, over the tokens.
+As in Once-for-All (OFA, ICLR 2020), a narrower subnet keeps the first channels, a shallower one the first blocks of a
+stage, and a smaller kernel the centre of the largest; a lower resolution averages neighbours of the input. In a
+transformer the attention is shared in full and the width is that of the feed-forward layers (MatFormer). Its layers are
+written as 1 x 1 convolutions over the tokens. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_supernet.accelerator.layers import Family, Layer, net
-from unfold_supernet.schema.models import SpaceSpec
-from unfoldkit.api import fail
-
 Size = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One configuration, by stage: share of the channels, blocks, edge of the kernel; and the input's resolution."""
+    """One configuration of the supernet.
+
+    Attributes:
+        expand: Fraction of the channels, by stage.
+        depth: Blocks, by stage.
+        kernel: Kernel edge, by stage.
+        resolution: Fraction of the input's edges.
+    """
 
     expand: tuple[float, ...]
     depth: tuple[int, ...]
@@ -31,20 +35,20 @@ class Subnet:
 
     @property
     def name(self) -> str:
-        """Its short name: ``0.5x2k3``; ``0.5x1k3-1x2k3`` where stages differ; ``0.5x2k3r0.5`` at half the input."""
+        """Short name: ``0.5x2k3``; ``0.5x1k3-1x2k3`` if stages differ; ``0.5x2k3r0.5`` at half the input."""
         stages = [f"{e:g}x{d}k{k}" for e, d, k in zip(self.expand, self.depth, self.kernel, strict=True)]
-        told = stages[0] if len(set(stages)) == 1 else "-".join(stages)
-        return told if self.resolution == 1 else f"{told}r{self.resolution:g}"
+        text = stages[0] if len(set(stages)) == 1 else "-".join(stages)
+        return text if self.resolution == 1 else f"{text}r{self.resolution:g}"
 
     @property
     def shrink(self) -> int:
-        """How many neighbours of the input become one, along each axis."""
+        """Input neighbours that are averaged into one, along each axis."""
         return round(1 / self.resolution)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conv:
-    """A convolution of a subnet; ``identity`` adds its input to its output, ``size`` is its input map."""
+    """A convolution of a subnet; ``identity`` adds its input to its output, ``size`` is the input map."""
 
     name: str
     out: int
@@ -56,33 +60,40 @@ class Conv:
 
     @property
     def out_size(self) -> Size:
-        """Its output map."""
+        """Size of the output map."""
         return tuple(-(-edge // self.stride) for edge in self.size)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates."""
-        result: int = self.out * self.into
+        """Multiply-accumulates for one input."""
+        count: int = self.out * self.into
         for edge in self.out_size:
-            result *= edge * self.kernel
-        return result
+            count *= edge * self.kernel
+        return count
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What every member of a transformer has whole: edge of a patch, numbers of a token, heads."""
+    """The part of a transformer that all subnets share in full: patch edge, token width, heads."""
 
     patch: int
     width: int
     heads: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What all subnets of a family are cut from.
+    """All subnets of a supernet and the input they read. Stored as JSON beside the weights: field names are a format.
 
-    ``channels`` and ``size`` are those of the input, ``extra`` numbers join at the head, ``stem`` is kernel and stride;
-    ``attention`` is there if the form is a transformer, whose ``widths`` are those of its feed-forward layers.
+    Attributes:
+        widths: Channels of each stage of the largest subnet (feed-forward units in a transformer).
+        subnets: The members.
+        channels: Input channels.
+        size: Input size without channels.
+        extra: Numbers that join at the head.
+        classes: Number of classes.
+        stem: Kernel edge and stride of the first convolution.
+        attention: Set for transformers only.
     """
 
     widths: tuple[int, ...]
@@ -96,163 +107,129 @@ class Space:
 
     @property
     def largest(self) -> Subnet:
-        """The subnet that every other one is cut from; it need not be one of them."""
+        """The configuration that contains every subnet; it need not be a member."""
         expand, depth, kernel = (
-            tuple(max(stage) for stage in zip(*found, strict=True))
-            for found in zip(*((one.expand, one.depth, one.kernel) for one in self.subnets), strict=True)
+            tuple(max(values) for values in zip(*lists, strict=True))
+            for lists in zip(*((subnet.expand, subnet.depth, subnet.kernel) for subnet in self.subnets), strict=True)
         )
-        return Subnet(expand, depth, kernel, max(one.resolution for one in self.subnets))
+        return Subnet(expand, depth, kernel, max(subnet.resolution for subnet in self.subnets))
 
 
-def count(given: SpaceSpec) -> int:
-    """Return how many subnets a spec describes, before doubles are taken out; nothing is enumerated."""
-    lists = (given.expand, given.depth, (1,) if _pointwise(given) else given.kernel, given.resolution)
-    if given.scope == "net":
-        return math.prod(map(len, lists)) if given.coupling == "independent" else max(map(len, lists))
-    each = math.prod(map(len, lists[:3])) if given.coupling == "independent" else max(map(len, lists[:3]))
-    return int(each ** len(given.stages)) * len(given.resolution)
-
-
-def space_of(given: SpaceSpec, channels: int, size: Size, extra: int, classes: int) -> Space:
-    """Return the space of a spec for inputs of (channels, *size).
-
-    Raises:
-        UnfoldError: the smallest input does not fill a patch.
-    """
-    flat, told = _pointwise(given), given.attention
-    subnets = tuple(dict.fromkeys(_chosen(given, (1,) if flat else given.kernel)))
-    stem = (1, 1) if flat else (given.stem.kernel, given.stem.stride)
-    attention = Attention(told.patch, told.width, told.heads) if given.form == "transformer" else None
-    least = int(min(size) * min(given.resolution))
-    if attention and attention.patch > least:
-        raise fail(f"a patch of an input of {least}", key="space.attention.patch", hint=f"at most {max(1, least)}")
-    widths = tuple(stage.width for stage in given.stages)
-    return Space(widths, subnets, channels, size, extra, classes, stem, attention)
-
-
-def _pointwise(given: SpaceSpec) -> bool:
-    return given.form in ("mlp", "transformer")
-
-
-def space_from(stored: dict[str, Any]) -> Space:
-    """Return the space that was written as JSON."""
+def parse_space(document: dict[str, Any]) -> Space:
+    """Restore a space from its JSON document."""
     subnets = tuple(
-        Subnet(tuple(one["expand"]), tuple(one["depth"]), tuple(one["kernel"]), one["resolution"])
-        for one in stored["subnets"]
+        Subnet(tuple(entry["expand"]), tuple(entry["depth"]), tuple(entry["kernel"]), entry["resolution"])
+        for entry in document["subnets"]
     )
-    size, stem = tuple(stored["size"]), (stored["stem"][0], stored["stem"][1])
-    widths, attention = tuple(stored["widths"]), stored.get("attention")
-    mixed = Attention(**attention) if attention else None
-    return Space(widths, subnets, stored["channels"], size, stored["extra"], stored["classes"], stem, mixed)
+    attention = document.get("attention")
+    return Space(
+        widths=tuple(document["widths"]),
+        subnets=subnets,
+        channels=document["channels"],
+        size=tuple(document["size"]),
+        extra=document["extra"],
+        classes=document["classes"],
+        stem=(document["stem"][0], document["stem"][1]),
+        attention=Attention(**attention) if attention else None,
+    )
 
 
-def _chosen(given: SpaceSpec, kernels: tuple[int, ...]) -> Iterator[Subnet]:
-    """Yield the subnets: one entry for the whole net, or (CompOFA) one for each stage and a resolution beside."""
-    stages = len(given.stages)
-    if given.scope == "net":
-        for expand, depth, kernel, resolution in _coupled(given, given.expand, given.depth, kernels, given.resolution):
-            yield Subnet((expand,) * stages, (depth,) * stages, (kernel,) * stages, resolution)
-        return
-    entries = _coupled(given, given.expand, given.depth, kernels)
-    for chosen, resolution in itertools.product(itertools.product(entries, repeat=stages), given.resolution):
-        expand, depth, kernel = zip(*chosen, strict=True)
-        yield Subnet(expand, depth, kernel, resolution)
+def count_subnets(lengths: Sequence[int], resolutions: int, stages: int, *, independent: bool, stagewise: bool) -> int:
+    """Count the subnets of a space without enumerating it; duplicates count too.
+
+    Args:
+        lengths: Lengths of the lists of widths, depths and kernels.
+        resolutions: Length of the list of resolutions.
+        stages: Number of stages.
+        independent: Whether all combinations are members; otherwise the lists are coupled entry by entry (CompOFA).
+        stagewise: Whether each stage chooses its own entries.
+    """
+    if not stagewise:
+        every_length = (*lengths, resolutions)
+        return math.prod(every_length) if independent else max(every_length)
+    per_stage = math.prod(lengths) if independent else max(lengths)
+    return int(per_stage**stages) * resolutions
 
 
-def _coupled(given: SpaceSpec, *lists: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Return the entries: every combination, or entry by entry with lists of one repeated."""
-    if given.coupling == "independent":
-        return list(itertools.product(*lists))
-    most = max(map(len, lists))
-    return list(zip(*(tuple(each) * most if len(each) == 1 else each for each in lists), strict=True))
+def scale_width(width: int, expand: float) -> int:
+    """Round the channels of a stage at a fraction of its width; at least one channel remains."""
+    return max(1, round(width * expand))
 
 
-def convs(space: Space, subnet: Subnet) -> tuple[Conv, ...]:
-    """Return the convolutions of a subnet, in order; the head comes after them."""
+def list_convolutions(space: Space, subnet: Subnet) -> tuple[Conv, ...]:
+    """List the convolutions of a subnet in execution order; the head follows them."""
     if space.attention:
-        return tuple(_attended(space, subnet, space.attention))
-    into = _channels(space.widths[0], subnet.expand[0])
+        return tuple(_iterate_transformer_layers(space, subnet, space.attention))
+    into = scale_width(space.widths[0], subnet.expand[0])
     size = tuple(edge // subnet.shrink for edge in space.size)
-    found = [Conv("stem", into, space.channels, space.stem[0], space.stem[1], identity=False, size=size)]
-    size = found[0].out_size
+    kernel, stride = space.stem
+    layers = [Conv(name="stem", out=into, into=space.channels, kernel=kernel, stride=stride, identity=False, size=size)]
+    size = layers[0].out_size
     for stage, (width, expand, depth) in enumerate(zip(space.widths, subnet.expand, subnet.depth, strict=True)):
-        out, kernel = _channels(width, expand), subnet.kernel[stage]
+        out, kernel = scale_width(width, expand), subnet.kernel[stage]
         for block in range(depth):
             stride = 2 if stage and not block and min(size) > 1 else 1
-            found.append(Conv(f"stage{stage}.{block}", out, into, kernel, stride, identity=block > 0, size=size))
-            into, size = out, found[-1].out_size
-    return tuple(found)
+            layer = Conv(
+                name=f"stage{stage}.{block}",
+                out=out,
+                into=into,
+                kernel=kernel,
+                stride=stride,
+                identity=block > 0,
+                size=size,
+            )
+            layers.append(layer)
+            into, size = out, layer.out_size
+    return tuple(layers)
 
 
-def _attended(space: Space, subnet: Subnet, given: Attention) -> Iterator[Conv]:
-    """Yield a transformer's layers as convolutions: the one that makes tokens, then four of each block."""
-    tokens, width = grid(space, subnet), given.width
-    size = tuple(edge * given.patch for edge in tokens)
-    yield Conv("embed", width, space.channels, given.patch, given.patch, identity=False, size=size)
-    for stage, (most, expand, depth) in enumerate(zip(space.widths, subnet.expand, subnet.depth, strict=True)):
-        hidden = _channels(most, expand)
+def _iterate_transformer_layers(space: Space, subnet: Subnet, attention: Attention) -> Iterator[Conv]:
+    """Yield the embedding and the four layers of each block as convolutions."""
+    tokens, width, patch = compute_token_grid(space, subnet), attention.width, attention.patch
+    size = tuple(edge * patch for edge in tokens)
+    yield Conv(name="embed", out=width, into=space.channels, kernel=patch, stride=patch, identity=False, size=size)
+    for stage, (units, expand, depth) in enumerate(zip(space.widths, subnet.expand, subnet.depth, strict=True)):
+        hidden = scale_width(units, expand)
         shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (hidden, width), "down": (width, hidden)}
-        for block, (name, (out, into)) in itertools.product(range(depth), shapes.items()):
-            yield Conv(f"stage{stage}.{block}.{name}", out, into, 1, 1, identity=False, size=tokens)
+        for block, (layer, (out, into)) in itertools.product(range(depth), shapes.items()):
+            yield Conv(
+                name=f"stage{stage}.{block}.{layer}",
+                out=out,
+                into=into,
+                kernel=1,
+                stride=1,
+                identity=False,
+                size=tokens,
+            )
 
 
-def grid(space: Space, subnet: Subnet) -> Size:
-    """Return the tokens of a transformer along each axis; what does not fill a patch is left out."""
+def compute_token_grid(space: Space, subnet: Subnet) -> Size:
+    """Compute the tokens of a transformer along each axis; input that does not fill a patch is dropped."""
     assert space.attention is not None  # noqa: S101 - only transformers have tokens
     return tuple(edge // subnet.shrink // space.attention.patch for edge in space.size)
 
 
-def mixing(space: Space, subnet: Subnet) -> int:
-    """Return the multiply-accumulates of attention's two products of activations: no weights, 2 T^2 width a block."""
+def count_attention_macs(space: Space, subnet: Subnet) -> int:
+    """Count the MACs of attention's two products of activations: 2 T² width in each block, without weights."""
     if space.attention is None:
         return 0
-    return 2 * math.prod(grid(space, subnet)) ** 2 * space.attention.width * sum(subnet.depth)
+    return 2 * math.prod(compute_token_grid(space, subnet)) ** 2 * space.attention.width * sum(subnet.depth)
 
 
-def macs(space: Space, subnet: Subnet) -> int:
-    """Return the multiply-accumulates of one input, head included."""
-    found = convs(space, subnet)
-    layers = sum(conv.macs for conv in found) + (found[-1].out + space.extra) * space.classes
-    return layers + mixing(space, subnet)
+def count_macs(space: Space, subnet: Subnet) -> int:
+    """Count the multiply-accumulates for one input, head included."""
+    layers = list_convolutions(space, subnet)
+    head = (layers[-1].out + space.extra) * space.classes
+    return sum(layer.macs for layer in layers) + head + count_attention_macs(space, subnet)
 
 
-def parameters(space: Space, subnet: Subnet) -> int:
-    """Return the trained numbers of a subnet: weights, biases or norms' scale and shift, positions, head."""
-    found, dims = convs(space, subnet), len(space.size)
-    body = sum(conv.out * conv.into * int(conv.kernel**dims) for conv in found)
+def count_parameters(space: Space, subnet: Subnet) -> int:
+    """Count the trained numbers of a subnet: weights, biases or norm scale and shift, positions, head."""
+    layers, dims = list_convolutions(space, subnet), len(space.size)
+    body = sum(layer.out * layer.into * int(layer.kernel**dims) for layer in layers)
     if space.attention:
-        norms, positions = 2 * (2 * sum(subnet.depth) + 1), math.prod(grid(space, subnet))
-        body += sum(conv.out for conv in found) + (norms + positions) * space.attention.width
+        norms, positions = 2 * (2 * sum(subnet.depth) + 1), math.prod(compute_token_grid(space, subnet))
+        body += sum(layer.out for layer in layers) + (norms + positions) * space.attention.width
     else:
-        body += sum(2 * conv.out for conv in found)
-    return body + (found[-1].out + space.extra + 1) * space.classes
-
-
-def chip_family(name: str, space: Space, accuracies: Sequence[float]) -> Family:
-    """Return the subnets as layer tables for the accelerator, smallest first; accuracies in percent.
-
-    A layer of a table brings weights, so that attention's products of activations are left out; ``about`` says so.
-    """
-    places = (*(conv.name for conv in convs(space, space.largest)), "head")
-    nets = []
-    for subnet, accuracy in zip(space.subnets, accuracies, strict=True):
-        found = convs(space, subnet)
-        layers = {conv.name: _layer(conv) for conv in found}
-        width = found[-1].out + space.extra
-        layers["head"] = Layer(space.classes, width, (1, 1), (1, 1), width)
-        nets.append(net(subnet.name, places, layers, accuracy))
-    nets.sort(key=lambda item: int(item.weights.sum()))
-    share = max(mixing(space, one) / macs(space, one) for one in space.subnets)
-    left = f"; attention's products of activations, up to {share:.0%} of a net's operations, are left out"
-    return Family(name, places, tuple(nets), "the members that were trained" + (left if space.attention else ""))
-
-
-def _channels(width: int, expand: float) -> int:
-    return max(1, round(width * expand))
-
-
-def _layer(conv: Conv) -> Layer:
-    high, wide = (*conv.size, 1)[:2]
-    out_high, out_wide = (*conv.out_size, 1)[:2]
-    window = (conv.kernel, conv.kernel if len(conv.size) == 2 else 1)
-    return Layer(conv.out, conv.into, window, (out_high, out_wide), conv.into * high * wide)
+        body += sum(2 * layer.out for layer in layers)
+    return body + (layers[-1].out + space.extra + 1) * space.classes

@@ -1,6 +1,6 @@
-"""One set of weights, many nets: the subnet is an argument of the call, never a state, so that threads may share it.
+"""One set of weights for many subnets (OFA). The subnet is an argument of the call, never a state: threads can share.
 
-Batch norms take batch statistics while training and keep none; afterwards each subnet has statistics of its own.
+In training, batch norms use the statistics of the batch and store none; afterwards each subnet has its own statistics.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet.networks import transformer
-from unfold_supernet.networks.layers import EPSILON, Head, Statistics, Weights, answer, head, reduced
-from unfold_supernet.networks.space import Conv, Space, Subnet, convs
-from unfold_supernet.networks.transformer import Attending
+from unfold_supernet.networks.layers import (
+    EPSILON,
+    Head,
+    Statistics,
+    Weights,
+    compute_logits,
+    downsample,
+    slice_head,
+)
+from unfold_supernet.networks.space import Conv, Space, Subnet, list_convolutions
+from unfold_supernet.networks.transformer import BoundTransformer
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A subnet ready to answer: views of the shared weights, nothing copied, and its own statistics."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundConvNet:
+    """A convolutional subnet ready for inference: views of the shared weights, and its own norm statistics."""
 
     convs: tuple[Conv, ...]
     views: tuple[tuple[Tensor, Tensor, Tensor], ...]
@@ -30,74 +38,76 @@ class Bound:
     shrink: int = 1
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
-        """Return logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
-        x = reduced(x, self.shrink)
+        """Compute logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        x = downsample(x, self.shrink)
         for conv, view, (mean, variance) in zip(self.convs, self.views, self.statistics, strict=True):
             weight, gamma, beta = view
             out = _convolve(conv, x, weight)
             out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
             x = functional.relu(out + x if conv.identity else out)
-        return answer(x, extra, self.head)
+        return compute_logits(x, extra, self.head)
 
 
-Ready = Bound | Attending
+BoundSubnet = BoundConvNet | BoundTransformer
 """A subnet of either form, bound to the shared weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two subnets: rows that the first answers with less than ``below`` confidence are asked again of the second."""
+class EscalationPair:
+    """Two subnets: rows below ``threshold`` confidence in the small one are recomputed by the large one."""
 
-    first: Ready
-    then: Ready
-    below: float
+    small: BoundSubnet
+    large: BoundSubnet
+    threshold: float
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
-        """Return logits (n, classes), each row those of the net that answered it."""
-        logits = self.first(x, extra)
-        unsure = (functional.softmax(logits, 1).max(1).values < self.below).nonzero().flatten()
+        """Compute logits (n, classes); each row holds those of the subnet responsible for it."""
+        logits = self.small(x, extra)
+        unsure = (functional.softmax(logits, 1).max(1).values < self.threshold).nonzero().flatten()
         if len(unsure):
-            # a clone, as what inference gave must not be written to
+            # inference-mode tensors must not be written to
             logits = logits.clone()
-            logits[unsure] = self.then(x[unsure], extra[unsure])
+            logits[unsure] = self.large(x[unsure], extra[unsure])
         return logits
 
 
 @dataclass(frozen=True, slots=True)
 class Supernet:
-    """A trained family: shared weights, and every subnet bound to them once."""
+    """A trained supernet: shared weights, and every subnet bound to them once."""
 
     space: Space
     weights: Mapping[str, Tensor]
-    bound: Mapping[str, Ready]
+    bound: Mapping[str, BoundSubnet]
 
     def __call__(self, name: str, x: Tensor, extra: Tensor) -> Tensor:
-        """Return the logits of the subnet ``name``. Safe to call from many threads at once."""
+        """Compute the logits of the subnet ``name``; safe to call from many threads at once."""
         return self.bound[name](x, extra)
 
-    def ready(self, name: str, then: str | None, below: float | None) -> Ready | Pair:
-        """Return a net, or with ``then`` the pair of it and the one that its unsure answers go to."""
-        return self.bound[name] if then is None else Pair(self.bound[name], self.bound[then], below or 0.0)
+    def select(self, name: str, fallback: str | None, threshold: float | None) -> BoundSubnet | EscalationPair:
+        """Select a subnet, or with ``fallback`` the escalation pair of both."""
+        small = self.bound[name]
+        return small if fallback is None else EscalationPair(small, self.bound[fallback], threshold or 0.0)
 
 
-def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
-    """Return fresh weights of a net of ``subnet``'s size, by default the largest: He, fan out (tokens: fan in)."""
-    found = convs(space, subnet or space.largest)
+def init_weights(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
+    """Draw fresh weights for a subnet's size, by default the largest: He init by fan-out (transformers: fan-in)."""
+    size = subnet or space.largest
+    convs = list_convolutions(space, size)
     generator = torch.Generator().manual_seed(seed)
     if space.attention:
-        weights = transformer.initial(space, generator, subnet or space.largest)
+        weights = transformer.init_transformer_weights(space, generator, size)
     else:
-        weights = _convolutions(found, len(space.size), generator)
-    limit = 1 / math.sqrt(found[-1].out + space.extra)
-    for name, width in (("weight", found[-1].out), ("extra", space.extra)):
+        weights = _init_convolutions(convs, len(space.size), generator)
+    limit = 1 / math.sqrt(convs[-1].out + space.extra)
+    for name, width in (("weight", convs[-1].out), ("extra", space.extra)):
         weights[f"head.{name}"] = (torch.rand(space.classes, width, generator=generator) * 2 - 1) * limit
     weights["head.bias"] = torch.zeros(space.classes)
     return weights
 
 
-def _convolutions(found: tuple[Conv, ...], dims: int, generator: torch.Generator) -> Weights:
+def _init_convolutions(convs: tuple[Conv, ...], dims: int, generator: torch.Generator) -> Weights:
     weights: Weights = {}
-    for conv in found:
+    for conv in convs:
         deviation = math.sqrt(2.0 / (conv.out * conv.kernel**dims))
         shape = (conv.out, conv.into, *([conv.kernel] * dims))
         weights[f"{conv.name}.weight"] = torch.randn(shape, generator=generator) * deviation
@@ -106,86 +116,105 @@ def _convolutions(found: tuple[Conv, ...], dims: int, generator: torch.Generator
     return weights
 
 
-Seen = dict[tuple[int, tuple[Conv, ...]], Tensor]
-"""What a batch became after some first layers, by the resolution and these layers."""
+PrefixCache = dict[tuple[int, tuple[Conv, ...]], Tensor]
+"""Feature maps of one batch, by input resolution and the layers applied to it."""
 
 
 def train_forward(
-    space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor, seen: Seen | None = None
+    space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor, cache: PrefixCache | None = None
 ) -> Tensor:
-    """Return the logits of a subnet under the statistics of the batch.
+    """Compute the logits of a subnet under the statistics of the batch.
 
-    Layers that ``seen`` holds from other subnets on the same batch are not computed again; its own are added to it.
+    Args:
+        space: The search space.
+        weights: The shared weights.
+        subnet: Which subnet to run.
+        x: Inputs (n, channels, *size).
+        extra: Numbers that join at the head (n, extra).
+        cache: Layers that other subnets computed on the same batch; new ones are added.
+
+    Returns:
+        Logits (n, classes).
     """
     if space.attention:
-        return transformer.bind(space, weights, subnet)(x, extra)
-    layers, known, x = convs(space, subnet), {} if seen is None else seen, reduced(x, subnet.shrink)
-    for at, conv in enumerate(layers):
-        key = subnet.shrink, layers[: at + 1]
-        if key not in known:
-            known[key] = _trained(conv, weights, x)
-        x = known[key]
-    return answer(x, extra, head(weights, x.shape[1]))
+        return transformer.bind_transformer(space, weights, subnet)(x, extra)
+    layers, maps, x = list_convolutions(space, subnet), {} if cache is None else cache, downsample(x, subnet.shrink)
+    for index, conv in enumerate(layers):
+        key = subnet.shrink, layers[: index + 1]
+        if key not in maps:
+            maps[key] = _apply_with_batch_statistics(conv, weights, x)
+        x = maps[key]
+    return compute_logits(x, extra, slice_head(weights, x.shape[1]))
 
 
-def _trained(conv: Conv, weights: Weights, x: Tensor) -> Tensor:
-    """Return what a layer makes of a batch under its own statistics."""
-    weight, gamma, beta = view(weights, conv)
+def _apply_with_batch_statistics(conv: Conv, weights: Weights, x: Tensor) -> Tensor:
+    weight, gamma, beta = slice_convolution(weights, conv)
     out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
     return functional.relu(out + x if conv.identity else out)
 
 
-def alike(space: Space, subnets: Sequence[Subnet]) -> list[list[Subnet]]:
-    """Return the subnets in groups that begin with the same layer on the same input, in the order of the first ones."""
+def group_by_first_layer(space: Space, subnets: Sequence[Subnet]) -> list[list[Subnet]]:
+    """Group the subnets that start with the same layer on the same input; order is preserved.
+
+    Members of a group can share a :data:`PrefixCache`; transformers share no prefix.
+    """
     if space.attention:
-        return [[one] for one in subnets]
-    found: dict[tuple[int, Conv], list[Subnet]] = {}
-    for one in subnets:
-        found.setdefault((one.shrink, convs(space, one)[0]), []).append(one)
-    return list(found.values())
+        return [[subnet] for subnet in subnets]
+    groups: dict[tuple[int, Conv], list[Subnet]] = {}
+    for subnet in subnets:
+        groups.setdefault((subnet.shrink, list_convolutions(space, subnet)[0]), []).append(subnet)
+    return list(groups.values())
 
 
-def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:
-    """Return a subnet's own statistics: means over batches of clean examples, weighted by their sizes (OFA).
+def calibrate_norms(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:
+    """Compute a subnet's own norm statistics from clean inputs, as OFA does after training.
 
-    A transformer has none.
+    Args:
+        space: The search space.
+        weights: The trained shared weights.
+        subnet: Which subnet to calibrate.
+        x: Inputs (n, channels, *size).
+        batch: Rows in a forward pass; batch means are weighted by their sizes.
+
+    Returns:
+        Mean and variance of each layer; empty for a transformer, which has no batch norm.
     """
     if space.attention:
         return ()
-    found = convs(space, subnet)
-    sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
+    convs = list_convolutions(space, subnet)
+    sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in convs]
     with torch.no_grad():
-        for part in _parts(x, batch):
-            value = reduced(part, subnet.shrink)
-            for conv, total in zip(found, sums, strict=True):
-                weight, gamma, beta = view(weights, conv)
+        for rows in _split_batches(x, batch):
+            value = downsample(rows, subnet.shrink)
+            for conv, total in zip(convs, sums, strict=True):
+                weight, gamma, beta = slice_convolution(weights, conv)
                 out = _convolve(conv, value, weight)
-                over = [0, *range(2, out.ndim)]
-                total[0] += out.mean(over) * len(part) / len(x)
-                total[1] += out.var(over, unbiased=False) * len(part) / len(x)
+                axes = [0, *range(2, out.ndim)]
+                total[0] += out.mean(axes) * len(rows) / len(x)
+                total[1] += out.var(axes, unbiased=False) * len(rows) / len(x)
                 out = functional.batch_norm(out, None, None, gamma, beta, True, 0.0, EPSILON)
                 value = functional.relu(out + value if conv.identity else out)
     return tuple((mean, variance) for mean, variance in sums)
 
 
-def _parts(x: Tensor, batch: int) -> list[Tensor]:
-    """Return batches of rows; a last row alone has no spread, so it goes with those before it."""
-    found = list(x.split(batch))
-    return found if len(found[-1]) > 1 else [*found[:-2], x[-batch - 1 :]]
+def _split_batches(x: Tensor, batch: int) -> list[Tensor]:
+    """Split rows into batches; a single leftover row has no spread and joins the previous batch."""
+    batches = list(x.split(batch))
+    return batches if len(batches[-1]) > 1 else [*batches[:-2], x[-batch - 1 :]]
 
 
-def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Ready:
-    """Return a subnet whose tensors are views of the shared ones."""
+def bind_subnet(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> BoundSubnet:
+    """Bind a subnet to views of the shared weights; nothing is copied."""
     if space.attention:
-        return transformer.bind(space, weights, subnet)
-    found = convs(space, subnet)
-    return Bound(
-        found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out), subnet.shrink
-    )
+        return transformer.bind_transformer(space, weights, subnet)
+    convs = list_convolutions(space, subnet)
+    views = tuple(slice_convolution(weights, conv) for conv in convs)
+    head = slice_head(weights, convs[-1].out)
+    return BoundConvNet(convs=convs, views=views, statistics=statistics, head=head, shrink=subnet.shrink)
 
 
-def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weight, scale and shift of a convolution: first channels, centre of the kernel."""
+def slice_convolution(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
+    """Slice weight, scale and shift of a convolution: its first channels, and the centre of the kernel."""
     weight = weights[f"{conv.name}.weight"][: conv.out, : conv.into]
     for axis in range(2, weight.ndim):
         weight = weight.narrow(axis, (weight.shape[axis] - conv.kernel) // 2, conv.kernel)

@@ -1,4 +1,4 @@
-"""A transformer taken out of its family: a plain module of its own, and its ONNX graph."""
+"""A transformer subnet as a standalone torch module, and as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unfold_supernet.networks.layers import reduced
+from unfold_supernet.networks.layers import downsample
 from unfold_supernet.networks.space import Space
-from unfold_supernet.networks.transformer import Attending
+from unfold_supernet.networks.transformer import BoundTransformer
 
 
 class Block(torch.nn.Module):  # type: ignore[misc,unused-ignore]
-    """Attention, then a feed-forward layer, each behind a norm and added to its input."""
+    """Pre-norm attention and feed-forward layer with residual connections. Attribute names are a stored format."""
 
     def __init__(self, width: int, hidden: int, heads: int) -> None:
         super().__init__()
@@ -27,43 +27,43 @@ class Block(torch.nn.Module):  # type: ignore[misc,unused-ignore]
         self.up, self.down = torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (n, tokens, width)."""
+        """Transform tokens (n, tokens, width)."""
         query, key, value = self.qkv(self.before_mixing(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         result: Tensor = x + self.down(torch.relu(self.up(self.before_units(x))))
         return result
 
 
-class Alone(torch.nn.Module):  # type: ignore[misc,unused-ignore]
-    """A transformer on its own, by standard modules: what ``extract`` gives."""
+class StandaloneTransformer(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    """A transformer subnet built from standard modules, with tensors of its own."""
 
-    def __init__(self, space: Space, bound: Attending) -> None:
+    def __init__(self, space: Space, bound: BoundTransformer) -> None:
         super().__init__()
-        given, self.shrink = bound.attention, bound.shrink
+        attention, self.shrink = bound.attention, bound.shrink
         conv = torch.nn.Conv1d if len(space.size) == 1 else torch.nn.Conv2d
         self.positions = torch.nn.Parameter(torch.zeros(bound.views[0][0].shape))
-        self.embed = conv(space.channels, given.width, given.patch, given.patch)
-        hidden = [one.out for one in bound.convs if one.name.endswith(".up")]
-        self.blocks = torch.nn.ModuleList(Block(given.width, units, given.heads) for units in hidden)
-        self.norm = torch.nn.LayerNorm(given.width)
-        self.head = torch.nn.Linear(given.width + space.extra, space.classes)
+        self.embed = conv(space.channels, attention.width, attention.patch, attention.patch)
+        hidden = [layer.out for layer in bound.convs if layer.name.endswith(".up")]
+        self.blocks = torch.nn.ModuleList(Block(attention.width, units, attention.heads) for units in hidden)
+        self.norm = torch.nn.LayerNorm(attention.width)
+        self.head = torch.nn.Linear(attention.width + space.extra, space.classes)
 
     def forward(self, x: Tensor, extra: Tensor) -> Tensor:
-        """Return logits."""
-        x = (self.embed(reduced(x, self.shrink)) + self.positions).flatten(2).transpose(1, 2)
-        for one in self.blocks:
-            x = one(x)
+        """Compute logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        x = (self.embed(downsample(x, self.shrink)) + self.positions).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
         pooled = self.norm(x).transpose(1, 2).flatten(2).mean(2)
         result: Tensor = self.head(torch.cat([pooled, extra], 1))
         return result
 
 
-def extract(space: Space, bound: Attending) -> Alone:
-    """Return a transformer as a plain module with tensors of its own."""
-    module: Alone = Alone(space, bound).eval()
-    weight, more, bias = bound.head
-    sources = [*(tensor for part in bound.views for tensor in part), torch.cat([weight, more], 1), bias]
+def extract_transformer(space: Space, bound: BoundTransformer) -> StandaloneTransformer:
+    """Copy a transformer subnet into a standalone module."""
+    module: StandaloneTransformer = StandaloneTransformer(space, bound).eval()
+    weight, extra_weight, bias = bound.head
+    sources = [*(tensor for view in bound.views for tensor in view), torch.cat([weight, extra_weight], 1), bias]
     with torch.no_grad():
         for target, source in zip(module.parameters(), sources, strict=True):
             target.copy_(source)
@@ -71,13 +71,13 @@ def extract(space: Space, bound: Attending) -> Alone:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
-    """An ONNX graph while it is written: each node's first output has a name of its own."""
+class OnnxGraph:
+    """An ONNX graph under construction; every node's first output gets a unique name."""
 
     nodes: list[Any] = field(default_factory=list)
     tensors: list[Any] = field(default_factory=list)
 
-    def node(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+    def add_node(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         """Add a node and return the name of its output."""
         from onnx import helper
 
@@ -85,7 +85,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def constant(self, tensor: Tensor) -> str:
+    def add_constant(self, tensor: Tensor) -> str:
         """Add a constant and return its name."""
         from onnx import numpy_helper
 
@@ -93,55 +93,58 @@ class Graph:
         self.tensors.append(numpy_helper.from_array(tensor.detach().contiguous().numpy(), name))
         return name
 
-    def numbers(self, *values: int) -> str:
-        """Add whole numbers and return their name."""
-        return self.constant(torch.tensor(values))
+    def add_integers(self, *values: int) -> str:
+        """Add a constant of integers and return its name."""
+        return self.add_constant(torch.tensor(values))
 
-    def linear(self, value: str, weight: Tensor, bias: Tensor) -> str:
-        """Add a linear layer over the last axis."""
-        return self.node("Add", self.node("MatMul", value, self.constant(weight.T)), self.constant(bias))
+    def add_linear(self, value: str, weight: Tensor, bias: Tensor) -> str:
+        """Add a linear layer over the last axis and return the name of its output."""
+        product = self.add_node("MatMul", value, self.add_constant(weight.T))
+        return self.add_node("Add", product, self.add_constant(bias))
 
-    def norm(self, value: str, module: torch.nn.LayerNorm) -> str:
-        """Add a layer norm over the last axis."""
-        parts = (self.constant(part) for part in (module.weight, module.bias))
-        return self.node("LayerNormalization", value, *parts, axis=-1, epsilon=module.eps)
+    def add_norm(self, value: str, module: torch.nn.LayerNorm) -> str:
+        """Add a layer norm over the last axis and return the name of its output."""
+        constants = (self.add_constant(tensor) for tensor in (module.weight, module.bias))
+        return self.add_node("LayerNormalization", value, *constants, axis=-1, epsilon=module.eps)
 
 
-def onnx_parts(space: Space, module: Alone) -> tuple[list[Any], list[Any]]:
-    """Return nodes and constants from ``x`` and (if there is any) ``extra`` to ``logits``."""
-    graph, value, dims = Graph(), "x", len(space.size)
+def build_onnx_nodes(space: Space, module: StandaloneTransformer) -> tuple[list[Any], list[Any]]:
+    """Build the ONNX nodes and constants from ``x`` and (if present) ``extra`` to ``logits``."""
+    graph, value, dims = OnnxGraph(), "x", len(space.size)
     if module.shrink > 1:
         edge = [module.shrink] * dims
-        value = graph.node("AveragePool", value, kernel_shape=edge, strides=edge)
-    parts = (graph.constant(part) for part in (module.embed.weight, module.embed.bias))
-    value = graph.node("Conv", value, *parts, strides=list(module.embed.stride))
-    value = graph.node("Add", value, graph.constant(module.positions))
-    value = graph.node("Reshape", value, graph.numbers(0, module.embed.out_channels, -1))
-    value = graph.node("Transpose", value, perm=[0, 2, 1])
-    for one in module.blocks:
-        value = _block(graph, value, one)
-    value = graph.node("ReduceMean", graph.norm(value, module.norm), axes=[1], keepdims=0)
+        value = graph.add_node("AveragePool", value, kernel_shape=edge, strides=edge)
+    constants = (graph.add_constant(tensor) for tensor in (module.embed.weight, module.embed.bias))
+    value = graph.add_node("Conv", value, *constants, strides=list(module.embed.stride))
+    value = graph.add_node("Add", value, graph.add_constant(module.positions))
+    value = graph.add_node("Reshape", value, graph.add_integers(0, module.embed.out_channels, -1))
+    value = graph.add_node("Transpose", value, perm=[0, 2, 1])
+    for block in module.blocks:
+        value = _add_block(graph, value, block)
+    value = graph.add_node("ReduceMean", graph.add_norm(value, module.norm), axes=[1], keepdims=0)
     if space.extra:
-        value = graph.node("Concat", value, "extra", axis=1)
-    graph.node("Identity", graph.linear(value, module.head.weight, module.head.bias), name="logits")
+        value = graph.add_node("Concat", value, "extra", axis=1)
+    graph.add_node("Identity", graph.add_linear(value, module.head.weight, module.head.bias), name="logits")
     return graph.nodes, graph.tensors
 
 
-def _block(graph: Graph, value: str, one: Block) -> str:
-    normed, width = graph.norm(value, one.before_mixing), one.out.out_features
-    orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
-    query, key, held = (
-        _heads(graph, graph.linear(normed, *parts), one.heads, order)
-        for *parts, order in zip(one.qkv.weight.split(width), one.qkv.bias.split(width), orders, strict=True)
+def _add_block(graph: OnnxGraph, tokens: str, block: Block) -> str:
+    normed, width = graph.add_norm(tokens, block.before_mixing), block.out.out_features
+    axis_orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    query, key, value = (
+        _split_heads(graph, graph.add_linear(normed, *tensors), block.heads, axes)
+        for *tensors, axes in zip(block.qkv.weight.split(width), block.qkv.bias.split(width), axis_orders, strict=True)
     )
-    scale = graph.constant(torch.tensor(1 / math.sqrt(width // one.heads)))
-    scores = graph.node("Softmax", graph.node("Mul", graph.node("MatMul", query, key), scale), axis=-1)
-    mixed = graph.node("Transpose", graph.node("MatMul", scores, held), perm=[0, 2, 1, 3])
-    mixed = graph.node("Reshape", mixed, graph.numbers(0, 0, width))
-    value = graph.node("Add", value, graph.linear(mixed, one.out.weight, one.out.bias))
-    units = graph.node("Relu", graph.linear(graph.norm(value, one.before_units), one.up.weight, one.up.bias))
-    return graph.node("Add", value, graph.linear(units, one.down.weight, one.down.bias))
+    scale = graph.add_constant(torch.tensor(1 / math.sqrt(width // block.heads)))
+    scores = graph.add_node("Softmax", graph.add_node("Mul", graph.add_node("MatMul", query, key), scale), axis=-1)
+    attended = graph.add_node("Transpose", graph.add_node("MatMul", scores, value), perm=[0, 2, 1, 3])
+    attended = graph.add_node("Reshape", attended, graph.add_integers(0, 0, width))
+    tokens = graph.add_node("Add", tokens, graph.add_linear(attended, block.out.weight, block.out.bias))
+    hidden = graph.add_linear(graph.add_norm(tokens, block.before_units), block.up.weight, block.up.bias)
+    units = graph.add_node("Relu", hidden)
+    return graph.add_node("Add", tokens, graph.add_linear(units, block.down.weight, block.down.bias))
 
 
-def _heads(graph: Graph, value: str, heads: int, order: list[int]) -> str:
-    return graph.node("Transpose", graph.node("Reshape", value, graph.numbers(0, 0, heads, -1)), perm=order)
+def _split_heads(graph: OnnxGraph, value: str, heads: int, axes: list[int]) -> str:
+    reshaped = graph.add_node("Reshape", value, graph.add_integers(0, 0, heads, -1))
+    return graph.add_node("Transpose", reshaped, perm=axes)

@@ -1,1 +1,1 @@
-"""A trace against a family: simulated, measured or on the accelerator."""
+"""Replay of a request trace by a supernet: simulated, measured on this machine, or on the simulated accelerator."""

@@ -1,45 +1,63 @@
-"""A trace made as heavy as a share of what the family can answer: it asks the same of a machine of any speed."""
+"""Load scaling: a trace is scaled to a fraction of the supernet's capacity, so that results hold on any machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_supernet.arrays import Floats, Ints
-from unfold_supernet.scheduling.policies import Served, capacity
-from unfold_supernet.schema.models import ServingSpec
-from unfoldkit.api import fail
+from unfold_supernet._types import FloatArray, IntArray
+from unfold_supernet.scheduling.policies import SubnetProfile, compute_capacity
+from unfoldkit.api import user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.envelope import envelope
 
-WINDOW = 10
-"""Times to live over which a trace is at its busiest: a crowd that is gone within one is no load."""
-MOST = 20_000_000
-"""Requests of a trace, which is held in memory."""
+WINDOW_SLOS = 10
+"""Window, in deadlines, over which a trace is busiest: a burst that clears within one deadline is no load."""
+MAX_REQUESTS = 20_000_000
+"""Requests of a scaled trace, which is held in memory."""
 
 
-def factor(arrivals: Floats, nets: Sequence[Served], serving: ServingSpec) -> float:
-    """Return by how much the rate of a trace must grow so that its busiest part asks ``load`` of the quickest net."""
-    if serving.load is None:
+@dataclass(frozen=True, slots=True)
+class ScaledTrace:
+    """A scaled trace; ``origins`` is the index of the original request that each arrival comes from."""
+
+    arrivals: FloatArray
+    origins: IntArray
+
+
+def compute_rate_factor(
+    arrivals: FloatArray, profiles: Sequence[SubnetProfile], slo: float, load: float | None
+) -> float:
+    """Compute the rate factor at which the busiest part of a trace demands ``load`` of the fastest subnet's capacity.
+
+    Args:
+        arrivals: Arrival times in seconds.
+        profiles: The subnets.
+        slo: Deadline in seconds.
+        load: Fraction of the capacity; ``None`` leaves the trace as it is.
+    """
+    if load is None:
         return 1.0
-    span = WINDOW * serving.slo
-    busiest = float(envelope(arrivals, np.array([span]))[0]) / span
-    return serving.load * max(capacity(net, serving.slo) for net in nets) / busiest
+    window = WINDOW_SLOS * slo
+    peak_rate = float(envelope(arrivals, np.array([window]))[0]) / window
+    return load * max(compute_capacity(profile, slo) for profile in profiles) / peak_rate
 
 
-def laden(arrivals: Floats, times: float, seed: int) -> tuple[Floats, Ints]:
-    """Return a trace with its rate multiplied, and the place that each arrival had; its length and busy times stay.
+def scale_arrivals(arrivals: FloatArray, factor: float, seed: int) -> ScaledTrace:
+    """Scale the rate of a trace; its length and its busy periods stay.
 
     Raises:
-        UnfoldError: nothing is left of it, or more than memory should hold.
+        UnfoldError: Fewer than two requests remain, or more than fit in memory.
     """
-    if times == 1.0:
-        return arrivals, np.arange(arrivals.size)
-    if arrivals.size * times > MOST:
-        message, hint = f"at this load the trace has {arrivals.size * times:,.0f} requests", "a shorter trace"
-        raise fail(message, key="serving.load", hint=f"{hint}, or a lower load; at most {MOST:,}")
-    found, places = traces.scaled(arrivals, times, np.random.default_rng([seed, 0x10AD]))
-    if found.size < 2:
-        raise fail("at this load nothing is left of the trace", key="serving.load", hint="a longer trace")
-    return found, places
+    if factor == 1.0:
+        return ScaledTrace(arrivals, np.arange(arrivals.size))
+    if arrivals.size * factor > MAX_REQUESTS:
+        message = f"at this load the trace has {arrivals.size * factor:,.0f} requests"
+        hint = f"use a shorter trace or a lower load; at most {MAX_REQUESTS:,} requests"
+        raise user_error(message, key="serving.load", hint=hint)
+    scaled, origins = traces.scaled(arrivals, factor, np.random.default_rng([seed, 0x10AD]))
+    if scaled.size < 2:
+        raise user_error("at this load the trace is empty", key="serving.load", hint="use a longer trace")
+    return ScaledTrace(scaled, origins)

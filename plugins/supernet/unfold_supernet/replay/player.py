@@ -1,7 +1,7 @@
-"""A trace whose requests name their own deadlines and accuracies, played as the server would answer it.
+"""Replay of a trace with a deadline and a minimum accuracy for each request, as the server would serve it.
 
-Requests wait in the server's own line: the earliest deadline first, none answered by a net that is less accurate than
-it asks, and who cannot be in time answered late, when nobody else waits.
+Requests wait in the server's own queue: earliest deadline first, never served by a subnet below their minimum accuracy.
+A request that cannot be in time is served late, when no other request waits.
 """
 
 from __future__ import annotations
@@ -13,123 +13,147 @@ from typing import Protocol
 
 import numpy as np
 
-from unfold_supernet.arrays import Floats
-from unfold_supernet.replay.baselines import Contender
-from unfold_supernet.scheduling.accuracy_levels import ways
-from unfold_supernet.scheduling.policies import Served
-from unfold_supernet.scheduling.requests import Targets
-from unfold_supernet.scheduling.simulator import Played
-from unfold_supernet.scheduling.speed import Pace
+from unfold_supernet._types import FloatArray
+from unfold_supernet.replay.baselines import NamedPolicy
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.scheduling.requests import RequestTargets
+from unfold_supernet.scheduling.simulator import WAKE_EARLY_S, ReplayOutcome
+from unfold_supernet.scheduling.speed import Slowdown
 from unfoldkit.serving.batching.request_queue import Deadlines, Waiting
 from unfoldkit.serving.model import Call
 
-AWAKE = 0.0005
-"""Seconds before an arrival from which on it is waited for awake: a timer wakes too late."""
-SOON = 0.01
-"""Seconds until a trace begins."""
-Answer = Callable[[int, Sequence[int]], None]
-"""Answers, by the net of a place, the requests of some places."""
+START_DELAY_S = 0.01
+"""Seconds until a trace starts."""
+RunRequests = Callable[[int, Sequence[int]], None]
+"""Run the subnet with an index on the requests with some indices."""
 
 
-class Machine(Protocol):
-    """What answers: a clock, and nets by their place."""
+class Server(Protocol):
+    """What serves batches: a clock, and subnets by index."""
 
     def now(self) -> float:
-        """Return the seconds since the trace began."""
+        """Return the seconds since the trace started."""
 
-    def until(self, moment: float) -> None:
-        """Wait."""
+    def wait_until(self, moment: float) -> None:
+        """Wait until a moment of the trace."""
 
-    def work(self, net: int, places: Sequence[int]) -> None:
-        """Answer the requests of some places by a net."""
+    def run(self, subnet: int, requests: Sequence[int]) -> None:
+        """Serve requests by a subnet."""
 
 
 @dataclass(slots=True)
-class Simulated:
-    """A machine in simulated time; ``swap`` is what another net than the last one costs in seconds."""
+class SimulatedServer:
+    """A server in simulated time; ``switch_s`` is the cost of a model switch in seconds."""
 
-    nets: Sequence[Served]
-    swap: float = 0.0
+    profiles: Sequence[SubnetProfile]
+    switch_s: float = 0.0
     clock: float = 0.0
-    last: int = -1
+    previous: int = -1
 
     def now(self) -> float:
-        """Return the seconds since the trace began."""
+        """Return the simulated seconds since the trace started."""
         return self.clock
 
-    def until(self, moment: float) -> None:
-        """Let time pass."""
+    def wait_until(self, moment: float) -> None:
+        """Advance the clock."""
         self.clock = max(self.clock, moment)
 
-    def work(self, net: int, places: Sequence[int]) -> None:
-        """Take as long as the profile says."""
-        self.clock += self.nets[net].takes(len(places)) + (self.swap if net != self.last else 0.0)
-        self.last = net
+    def run(self, subnet: int, requests: Sequence[int]) -> None:
+        """Advance the clock by the profiled latency."""
+        switch_s = self.switch_s if subnet != self.previous else 0.0
+        self.clock += self.profiles[subnet].estimate_latency(len(requests)) + switch_s
+        self.previous = subnet
 
 
 @dataclass(slots=True)
-class Real:
-    """This machine, in real time; the trace begins a moment after this is made."""
+class RealServer:
+    """This machine in real time; the trace starts shortly after construction."""
 
-    answer: Answer
-    began: float = field(default_factory=lambda: time.perf_counter() + SOON)
+    run_requests: RunRequests
+    start: float = field(default_factory=lambda: time.perf_counter() + START_DELAY_S)
 
     def now(self) -> float:
-        """Return the seconds since the trace began."""
-        return time.perf_counter() - self.began
+        """Return the seconds since the trace started."""
+        return time.perf_counter() - self.start
 
-    def until(self, moment: float) -> None:
-        """Sleep, and be awake just before."""
-        time.sleep(max(0.0, moment - self.now() - AWAKE))
+    def wait_until(self, moment: float) -> None:
+        """Sleep, then busy-wait for the last moment."""
+        time.sleep(max(0.0, moment - self.now() - WAKE_EARLY_S))
         while self.now() < moment:
             pass
 
-    def work(self, net: int, places: Sequence[int]) -> None:
-        """Answer by the net itself."""
-        self.answer(net, places)
+    def run(self, subnet: int, requests: Sequence[int]) -> None:
+        """Run the subnet."""
+        self.run_requests(subnet, requests)
 
 
 @dataclass(slots=True)
-class _Moment:
-    at: float = 0.0
+class _QueueClock:
+    """The clock of the queue, set to the arrival of the request that is added."""
+
+    moment: float = 0.0
 
     def read(self) -> float:
-        return self.at
+        return self.moment
 
 
-def play(
-    arrivals: Floats, targets: Targets, rule: Contender, nets: Sequence[Served], pace: Pace, machine: Machine
-) -> Played:
-    """Play a trace by a rule, open loop; ``pace`` stretches what the profile of its nets says."""
-    moment, own = _Moment(), rule.own(nets)
-    line = Deadlines(ways(own, rule.make, pace), 0.0, moment.read)
-    net, size = np.zeros(arrivals.size, np.int64), np.zeros(arrivals.size, np.int64)
-    ended, times, most = np.zeros(arrivals.size), arrivals.tolist(), max(one.most for one in own)
-    head, left, batches, swaps, last = 0, 0, 0, 0, -1
-    while head < len(times) or left:
-        if not left:
-            machine.until(times[head])
-        now = machine.now()
+def replay_with_targets(
+    arrivals: FloatArray,
+    targets: RequestTargets,
+    policy: NamedPolicy,
+    profiles: Sequence[SubnetProfile],
+    slowdown: Slowdown,
+    server: Server,
+) -> ReplayOutcome:
+    """Replay a trace under a policy, open loop.
+
+    Args:
+        arrivals: Arrival times in seconds.
+        targets: Targets of each request.
+        policy: The scheduling policy.
+        profiles: All subnets.
+        slowdown: Scales their profiled latencies.
+        server: What serves batches.
+    """
+    clock, own_profiles = _QueueClock(), policy.select_profiles(profiles)
+    queue = Deadlines(build_accuracy_levels(own_profiles, policy.make_policy, slowdown), 0.0, clock.read)
+    max_batch = max(profile.max_batch for profile in own_profiles)
+    subnets, batch_sizes = np.zeros(arrivals.size, np.int64), np.zeros(arrivals.size, np.int64)
+    ends, times = np.zeros(arrivals.size), arrivals.tolist()
+    head, queued, batches, switches, previous = 0, 0, 0, 0, -1
+    while head < len(times) or queued:
+        if not queued:
+            server.wait_until(times[head])
+        now = server.now()
         while head < len(times) and times[head] <= now:
-            # a request counts from when it came, whenever it was heard
-            moment.at = times[head]
-            line.add(_waiting(targets, head))
-            head, left = head + 1, left + 1
-        moment.at = now
-        taken, turn = line.take(most)
-        assert turn is not None  # noqa: S101 - somebody waits, and everybody is answered
-        at, places = rule.places[turn.way], [item.call.time or 0 for item in taken]
-        machine.work(at, places)
-        ended[places], net[places], size[places] = machine.now(), at, len(places)
-        left, batches, swaps, last = left - len(places), batches + 1, swaps + (at != last), at
-    enough = np.array([one.share for one in nets])[net] >= targets.least
-    return Played(net, ended <= arrivals + targets.deadlines, batches, swaps, size, enough)
+            # a request counts from its arrival, whenever the server got to it
+            clock.moment = times[head]
+            queue.add(_make_request(targets, head))
+            head, queued = head + 1, queued + 1
+        clock.moment = now
+        batch, turn = queue.take(max_batch)
+        assert turn is not None  # noqa: S101 - the queue is not empty, and late requests are served too
+        subnet, requests = policy.indices[turn.way], [request.call.time or 0 for request in batch]
+        server.run(subnet, requests)
+        ends[requests], subnets[requests], batch_sizes[requests] = server.now(), subnet, len(requests)
+        queued, batches = queued - len(requests), batches + 1
+        switches, previous = switches + (subnet != previous), subnet
+    accuracies = np.array([profile.accuracy_fraction for profile in profiles])
+    return ReplayOutcome(
+        subnet=subnets,
+        in_time=ends <= arrivals + targets.deadlines_s,
+        batches=batches,
+        switches=switches,
+        batch_size=batch_sizes,
+        accurate_enough=accuracies[subnets] >= targets.min_accuracies,
+    )
 
 
-def _waiting(targets: Targets, place: int) -> Waiting:
-    call = Call(1, time=place, deadline=float(targets.deadlines[place]), least_accuracy=float(targets.least[place]))
-    return Waiting({}, call, _unheard)
+def _make_request(targets: RequestTargets, index: int) -> Waiting:
+    deadline_s, min_accuracy = float(targets.deadlines_s[index]), float(targets.min_accuracies[index])
+    return Waiting({}, Call(1, time=index, deadline=deadline_s, least_accuracy=min_accuracy), _ignore_response)
 
 
-def _unheard(_answer: object) -> None:
-    """Nobody waits for the answer of a replay."""
+def _ignore_response(_response: object) -> None:
+    """Drop the response: a replay has no client."""

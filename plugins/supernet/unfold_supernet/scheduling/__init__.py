@@ -1,1 +1,1 @@
-"""Which subnet answers which batch (SlackFit and others)."""
+"""Which subnet serves which batch: SuperServe's SlackFit and the policies compared with it."""

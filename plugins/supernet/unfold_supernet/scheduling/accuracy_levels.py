@@ -1,36 +1,43 @@
-"""What requests ask for beside a deadline: of the nets, those that are accurate enough may answer."""
+"""Requests with a minimum accuracy: only subnets that reach it may serve them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from unfold_supernet.scheduling.policies import Rule, Served
-from unfold_supernet.scheduling.speed import Make, Pace, paced
+from unfold_supernet.scheduling.policies import Policy, SubnetProfile
+from unfold_supernet.scheduling.speed import PolicyFactory, Slowdown, adapt_to_slowdown
 from unfoldkit.serving.batching.request_queue import Ways
 from unfoldkit.serving.model import Call
 
 
-def ways(nets: Sequence[Served], make: Make, pace: Pace) -> Ways:
-    """Return the nets as the line asks for them, a rule for each accuracy that a request can insist on.
+def build_accuracy_levels(profiles: Sequence[SubnetProfile], make_policy: PolicyFactory, slowdown: Slowdown) -> Ways:
+    """Build the request queue's view of the subnets: one policy for each minimum accuracy that a request can have.
 
-    Level 0 is every net, the highest one the most accurate alone, which also answers who asks for more than it has
-    (SUSHI: where no net will do, the nearest). Who cannot be in time is answered by the first net, or by the quickest
-    that is accurate enough.
+    Level 0 allows every subnet, the highest level only the most accurate one. That one also serves requests above its
+    own accuracy (SUSHI: if no subnet qualifies, use the nearest). A request that cannot be in time is served by the
+    first subnet, or by the fastest one that is accurate enough.
+
+    Args:
+        profiles: The subnets.
+        make_policy: Builds a policy over a subset of them.
+        slowdown: Present slowdown of the machine.
     """
-    steps = sorted({net.share for net in nets})
-    serves = tuple(steps.index(net.share) for net in nets)
-    places = [[way for way, top in enumerate(serves) if top >= level] for level in range(len(steps))]
-    rules: list[Rule] = [paced(make, [nets[way] for way in able], pace) for able in places]
-    quick = [0, *(min(able, key=lambda way: nets[way].takes(1)) for able in places[1:])]
+    accuracies = sorted({profile.accuracy_fraction for profile in profiles})
+    levels = tuple(accuracies.index(profile.accuracy_fraction) for profile in profiles)
+    allowed = [[index for index, top in enumerate(levels) if top >= level] for level in range(len(accuracies))]
+    policies: list[Policy] = [
+        adapt_to_slowdown(make_policy, [profiles[index] for index in indices], slowdown) for indices in allowed
+    ]
+    fastest = [0, *(min(indices, key=lambda index: profiles[index].estimate_latency(1)) for indices in allowed[1:])]
 
     def pick(slack: float, rows: int, level: int) -> tuple[int, int] | None:
-        choice = rules[level](slack, rows)
-        return None if choice is None else (places[level][choice.net], choice.batch)
+        choice = policies[level](slack, rows)
+        return None if choice is None else (allowed[level][choice.subnet], choice.batch)
 
-    return Ways(pick, serves, tuple(quick), _level(steps))
+    return Ways(pick, levels, tuple(fastest), _make_level_lookup(accuracies))
 
 
-def _level(steps: Sequence[float]) -> Callable[[Call], int]:
-    last = len(steps) - 1
-    return lambda call: min(bisect_left(steps, call.least_accuracy), last)
+def _make_level_lookup(accuracies: Sequence[float]) -> Callable[[Call], int]:
+    top_level = len(accuracies) - 1
+    return lambda call: min(bisect_left(accuracies, call.least_accuracy), top_level)

@@ -1,7 +1,7 @@
-"""Escalation: a small net answers, and what it is unsure of is asked again of the largest one.
+"""Escalation: the most accurate subnet recomputes the rows of which a small subnet is unsure.
 
-A pair of nets is one more choice for a rule: it has an accuracy of its own, which lies between theirs or above, and
-the time of the small net with that of the largest one for as many as are unsure.
+To a policy, a pair of subnets is one more candidate. Its accuracy lies between theirs or above. Its latency is that of
+the small subnet plus that of the large one for the unsure rows.
 """
 
 from __future__ import annotations
@@ -12,79 +12,91 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_supernet.arrays import Ints
-from unfold_supernet.scheduling.policies import Served
+from unfold_supernet._types import Float32Array, IntArray
+from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.safe_io.arrays import read_npz
 
-SPREAD = 2.0
-"""Standard deviations of the number of unsure answers in a batch that its time has room for."""
+UNSURE_MARGIN = 2.0
+"""Standard deviations above the mean number of unsure rows for which a pair's latency has room."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What each net said of the test rows: classes and confidences [nets, rows], and the labels."""
+class SubnetPredictions:
+    """Predictions of every subnet on the test rows.
+
+    Attributes:
+        names: Subnets, cheapest first.
+        predictions: Predicted classes [subnets, rows].
+        confidence: Confidence of each prediction [subnets, rows].
+        labels: True classes [rows].
+    """
 
     names: tuple[str, ...]
-    said: Ints
-    confidence: NDArray[np.float32]
-    y: Ints
+    predictions: IntArray
+    confidence: Float32Array
+    labels: IntArray
 
 
-def packed(answered: Answered) -> bytes:
-    """Return the answers as an NPZ archive of plain arrays."""
+def pack_predictions(tested: SubnetPredictions) -> bytes:
+    """Serialise predictions as an NPZ archive of plain arrays."""
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
-        names=np.array(answered.names),
-        said=answered.said.astype(np.int32),
-        confidence=answered.confidence.astype(np.float32),
-        y=answered.y.astype(np.int32),
+        names=np.array(tested.names),
+        said=tested.predictions.astype(np.int32),
+        confidence=tested.confidence.astype(np.float32),
+        y=tested.labels.astype(np.int32),
     )
     return stream.getvalue()
 
 
-def unpacked(content: bytes) -> Answered:
-    """Return the answers of an archive; loading it executes nothing."""
+def unpack_predictions(content: bytes) -> SubnetPredictions:
+    """Read predictions from an archive; loading executes no code."""
     stored = read_npz(content)
-    said, y = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
-    return Answered(tuple(map(str, stored["names"])), said, stored["confidence"], y)
+    predictions, labels = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
+    return SubnetPredictions(tuple(map(str, stored["names"])), predictions, stored["confidence"], labels)
 
 
-def pairs(nets: Sequence[Served], answered: Answered, below: float) -> dict[Served, Mapping[int, float | None]]:
-    """Return every smaller net with the most accurate one behind it, and the sensitivity of the pair by class.
+def build_pairs(
+    profiles: Sequence[SubnetProfile], tested: SubnetPredictions, threshold: float
+) -> dict[SubnetProfile, Mapping[int, float | None]]:
+    """Pair every smaller subnet with the most accurate one.
 
-    ``below`` is the confidence under which an answer is asked again; it is the caller's, never fitted to these rows.
+    Args:
+        profiles: The subnets.
+        tested: Their predictions on the test rows.
+        threshold: Confidence below which a row escalates; chosen by the caller, never fitted to these rows.
+
+    Returns:
+        Profile of each pair, with its sensitivity by class.
     """
-    places = {name: at for at, name in enumerate(answered.names)}
-    large = max(nets, key=lambda net: net.accuracy)
-    found: dict[Served, Mapping[int, float | None]] = {}
-    for net in nets:
-        if net is large:
+    rows = {name: row for row, name in enumerate(tested.names)}
+    large = max(profiles, key=lambda profile: profile.accuracy)
+    pairs: dict[SubnetProfile, Mapping[int, float | None]] = {}
+    for small in profiles:
+        if small is large:
             continue
-        small, big = places[net.name], places[large.name]
-        unsure = answered.confidence[small] < below
-        said = np.where(unsure, answered.said[big], answered.said[small])
-        right = said == answered.y
-        sensitivity = {int(c): float(right[answered.y == c].mean()) for c in np.unique(answered.y)}
-        pair = Served(f"{net.name}>{large.name}", float(right.mean()) * 100, net.seconds, large.name, unsure.mean())
-        found[timed(pair, net, large)] = sensitivity
-    return found
+        unsure = tested.confidence[rows[small.name]] < threshold
+        combined = np.where(unsure, tested.predictions[rows[large.name]], tested.predictions[rows[small.name]])
+        correct = combined == tested.labels
+        sensitivity = {int(c): float(correct[tested.labels == c].mean()) for c in np.unique(tested.labels)}
+        name, accuracy = f"{small.name}>{large.name}", float(correct.mean()) * 100
+        pair = SubnetProfile(name, accuracy, small.seconds, large.name, unsure.mean())
+        pairs[set_pair_latency(pair, small, large)] = sensitivity
+    return pairs
 
 
-def timed(pair: Served, small: Served, large: Served) -> Served:
-    """Return a pair with the seconds of the small net and of the large one for those who are unsure.
-
-    There is room for more of these than on average.
-    """
-    seconds, share = [], float(pair.unsure)
+def set_pair_latency(pair: SubnetProfile, small: SubnetProfile, large: SubnetProfile) -> SubnetProfile:
+    """Set a pair's latency: the small subnet for all rows, the large one for more unsure rows than on average."""
+    seconds, fraction = [], float(pair.unsure_fraction)
     for size, time in small.seconds:
-        count = math.ceil(size * share + SPREAD * math.sqrt(size * share * (1 - share)))
-        seconds.append((size, time + (large.takes(max(1, min(size, count))) if share > 0 else 0.0)))
-    return replace(pair, seconds=tuple(seconds), unsure=share)
+        count = math.ceil(size * fraction + UNSURE_MARGIN * math.sqrt(size * fraction * (1 - fraction)))
+        escalated_s = large.estimate_latency(max(1, min(size, count))) if fraction > 0 else 0.0
+        seconds.append((size, time + escalated_s))
+    return replace(pair, seconds=tuple(seconds), unsure_fraction=fraction)
 
 
-def first(net: Served) -> str:
-    """Return the name of the net that answers first."""
-    return net.name.partition(">")[0]
+def get_small_subnet(profile: SubnetProfile) -> str:
+    """Get the name of the subnet that runs first; of a pair, the small one."""
+    return profile.name.partition(">")[0]

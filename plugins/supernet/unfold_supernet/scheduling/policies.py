@@ -1,6 +1,6 @@
-"""Rules that say, at each moment, which net answers how many of the requests whose deadlines are nearest.
+"""Scheduling policies: which subnet serves how many of the most urgent requests (SlackFit of SuperServe, NSDI 2025).
 
-Requests wait in the order of their deadlines. A rule sees the slack of the first and how many wait.
+Requests wait in the order of their deadlines. A policy sees the slack of the most urgent request and the queue length.
 """
 
 from __future__ import annotations
@@ -9,187 +9,212 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 BUCKETS = 64
-SHORTEST = 0.05
-"""Share of the time to live over which a rate is seen at least: a few at once are no stream."""
+MIN_RATE_WINDOW = 0.05
+"""Minimum window for a rate estimate, as a fraction of the deadline: a few simultaneous requests are not a rate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending.
+class SubnetProfile:
+    """Accuracy and latency of a subnet, or of an escalation pair.
 
-    ``then`` names the net that is asked again for the share of the answers that this one is ``unsure`` of.
+    Attributes:
+        name: Name of the subnet; ``small>large`` for a pair.
+        accuracy: In percent.
+        seconds: Latency in seconds by batch size, both ascending.
+        fallback: Subnet that recomputes unsure results; set for a pair.
+        unsure_fraction: Fraction of the rows that the fallback recomputes.
     """
 
     name: str
     accuracy: float
     seconds: tuple[tuple[int, float], ...]
-    then: str | None = None
-    unsure: float = 0.0
+    fallback: str | None = None
+    unsure_fraction: float = 0.0
 
-    def takes(self, count: int) -> float:
-        """Return the seconds of a batch, between measured sizes by a straight line."""
-        # by hand, as a rule asks several nets for every batch, and an array for each costs what a small net does
-        at = bisect_left(self.seconds, (count,))
-        if at == 0 or at == len(self.seconds) or self.seconds[at][0] == count:
-            return self.seconds[min(at, len(self.seconds) - 1)][1]
-        (size, time), (more, longer) = self.seconds[at - 1], self.seconds[at]
-        return time + (longer - time) * (count - size) / (more - size)
+    def estimate_latency(self, batch: int) -> float:
+        """Interpolate the latency of a batch linearly between measured sizes, in seconds."""
+        # no numpy: a policy evaluates several subnets per batch, and an array per call costs as much as a small subnet
+        index = bisect_left(self.seconds, (batch,))
+        if index == 0 or index == len(self.seconds) or self.seconds[index][0] == batch:
+            return self.seconds[min(index, len(self.seconds) - 1)][1]
+        (size, time), (larger, longer) = self.seconds[index - 1], self.seconds[index]
+        return time + (longer - time) * (batch - size) / (larger - size)
 
     @property
-    def share(self) -> float:
-        """Its accuracy as a share."""
+    def accuracy_fraction(self) -> float:
+        """Accuracy between 0 and 1."""
         return self.accuracy / 100
 
     @property
-    def most(self) -> int:
-        """The largest batch that was measured."""
+    def max_batch(self) -> int:
+        """Largest batch that was measured."""
         return self.seconds[-1][0]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A net by its place, and a batch size."""
+class BatchChoice:
+    """A scheduling decision: index of the subnet, and requests in the batch."""
 
-    net: int
+    subnet: int
     batch: int
 
 
-Rule = Callable[[float, int], Choice | None]
-"""From the slack of the first request in seconds and how many wait to a choice; ``None`` gives the first one up."""
+Policy = Callable[[float, int], BatchChoice | None]
+"""From the most urgent request's slack in seconds and the queue length to a decision; ``None`` drops the request."""
 
 
-def served(item: Mapping[str, Any]) -> Served:
-    """Return a net from what a run knows of it."""
-    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
-    # a larger batch that was measured quicker is noise
-    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
-    return Served(item["name"], item["accuracy"], tuple(rising))
+def build_profile(name: str, accuracy: float, seconds: Mapping[int, float]) -> SubnetProfile:
+    """Build a profile from measured latencies; they are made monotone in the batch size.
 
-
-def slower(nets: Sequence[Served], factor: float) -> tuple[Served, ...]:
-    """Return the nets with all times multiplied."""
-    return tuple(replace(net, seconds=tuple((size, time * factor) for size, time in net.seconds)) for net in nets)
-
-
-def slackfit(nets: Sequence[Served], buckets: int = BUCKETS) -> Rule:
-    """Return SuperServe's rule: buckets of equal width over latency, in each the largest batch (tie: most accurate).
-
-    The largest bucket whose edge is within the slack is taken; below the first, nothing is in time.
+    Args:
+        name: Name of the subnet.
+        accuracy: In percent.
+        seconds: Latency by batch size.
     """
-    pairs = [(time, size, at) for at, net in enumerate(nets) for size, time in net.seconds]
-    low, high = min(pair[0] for pair in pairs), max(pair[0] for pair in pairs)
+    times = sorted(seconds.items())
+    # a larger batch measured as faster is noise
+    monotone = [(batch, max(time for _, time in times[: index + 1])) for index, (batch, _) in enumerate(times)]
+    return SubnetProfile(name, accuracy, tuple(monotone))
+
+
+def scale_latencies(profiles: Sequence[SubnetProfile], factor: float) -> tuple[SubnetProfile, ...]:
+    """Multiply all latencies by a factor."""
+    return tuple(
+        replace(profile, seconds=tuple((size, time * factor) for size, time in profile.seconds)) for profile in profiles
+    )
+
+
+def make_slackfit(profiles: Sequence[SubnetProfile], buckets: int = BUCKETS) -> Policy:
+    """Build SlackFit (SuperServe): latency buckets of equal width, the largest batch in each (ties: most accurate).
+
+    The policy takes the highest bucket within the slack; below the lowest, no request can be in time.
+    """
+    options = [(time, size, index) for index, profile in enumerate(profiles) for size, time in profile.seconds]
+    low, high = min(option[0] for option in options), max(option[0] for option in options)
     edges = np.linspace(low, high, buckets).tolist()
     table = [
         max(
-            (pair for pair in pairs if pair[0] <= edge * (1 + 1e-12)),
-            key=lambda pair: (pair[1], nets[pair[2]].accuracy),
+            (option for option in options if option[0] <= edge * (1 + 1e-12)),
+            key=lambda option: (option[1], profiles[option[2]].accuracy),
         )
         for edge in edges
     ]
 
-    def choose(slack: float, _waiting: int) -> Choice | None:
-        place = bisect_right(edges, slack) - 1
-        return Choice(table[place][2], table[place][1]) if place >= 0 else None
+    def choose(slack: float, _queue_length: int) -> BatchChoice | None:
+        bucket = bisect_right(edges, slack) - 1
+        return BatchChoice(table[bucket][2], table[bucket][1]) if bucket >= 0 else None
 
     return choose
 
 
-def fitted(nets: Sequence[Served]) -> Rule:
-    """Return our rule: the most accurate net that answers all that wait within the slack; if none, the quickest net.
+def make_fitted(profiles: Sequence[SubnetProfile]) -> Policy:
+    """Build the policy ``fitted``: the most accurate subnet that serves the entire queue within the slack.
 
-    Where even that is late for all, as many as the quickest net answers in time.
+    If no subnet can, the fastest one serves as many requests as fit.
     """
-    order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
-    quick = min(range(len(nets)), key=lambda at: nets[at].takes(nets[at].most))
+    by_accuracy = sorted(range(len(profiles)), key=lambda index: profiles[index].accuracy, reverse=True)
+    fastest = _find_fastest(profiles)
 
-    def choose(slack: float, waiting: int) -> Choice | None:
-        for at in order:
-            if waiting <= nets[at].most and nets[at].takes(waiting) <= slack:
-                return Choice(at, waiting)
-        return _largest(nets, quick, slack, waiting)
+    def choose(slack: float, queue_length: int) -> BatchChoice | None:
+        for index in by_accuracy:
+            profile = profiles[index]
+            if queue_length <= profile.max_batch and profile.estimate_latency(queue_length) <= slack:
+                return BatchChoice(index, queue_length)
+        return _choose_largest_batch(profiles, fastest, slack, queue_length)
 
     return choose
 
 
-def steady(nets: Sequence[Served], slo: float) -> Rule:
-    """Return a rule that looks at the rate too: the most accurate net that answers what waits and keeps up with it.
+def make_steady(profiles: Sequence[SubnetProfile], slo: float) -> Policy:
+    """Build the policy ``steady``: the most accurate subnet that serves the queue and sustains the arrival rate.
 
-    A net that is only in time for those who wait now leaves a crowd behind that only the smallest net can clear, and
-    accuracy is concave in capacity: a middle net all along serves more of it than turns of the largest and smallest.
-    Who arrives after the head tells the rate, less one standard deviation, as few requests tell little. A net's pace is
-    that of its best batch of which two in a row are in time; it keeps up for a while with a higher rate where slack is
-    left, as the queue takes the rest. ``slo`` is the time to live of a request, in seconds.
+    A subnet that just serves the present queue leaves a backlog that only the smallest can clear. Accuracy is concave
+    in capacity, so a medium subnet throughout serves more of it than turns of largest and smallest. The rate is that
+    of the arrivals behind the most urgent request, less one standard deviation. A subnet's rate is that of its best
+    batch of which two in a row are in time. Spare slack admits a higher rate for a while, because the queue absorbs it.
+
+    Args:
+        profiles: Subnets to choose from.
+        slo: Deadline of a request, in seconds from its arrival.
     """
-    order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
-    quick = min(order, key=lambda at: nets[at].takes(nets[at].most))
-    last = shedding(nets, quick, slo)
-    peak = [capacity(net, slo) for net in nets]
+    by_accuracy = sorted(range(len(profiles)), key=lambda index: profiles[index].accuracy, reverse=True)
+    fastest = min(by_accuracy, key=lambda index: profiles[index].estimate_latency(profiles[index].max_batch))
+    shed = make_shedding(profiles, fastest, slo)
+    capacity = [compute_capacity(profile, slo) for profile in profiles]
 
-    def choose(slack: float, waiting: int) -> Choice | None:
-        since, more = slo - slack, waiting - 1
-        rate = (more - math.sqrt(more)) / max(since, slo * SHORTEST) if since > 0 and more > 0 else 0.0
-        for at in order:
-            count = min(waiting, nets[at].most)
-            # who waits for a second batch must be in time as well
-            left = slack - nets[at].takes(count) * waiting / count
-            if left >= 0 and rate <= peak[at] * (1 + left / slo):
-                return Choice(at, count)
-        return last(slack, waiting)
+    def choose(slack: float, queue_length: int) -> BatchChoice | None:
+        elapsed, arrivals = slo - slack, queue_length - 1
+        has_rate = elapsed > 0 and arrivals > 0
+        rate = (arrivals - math.sqrt(arrivals)) / max(elapsed, slo * MIN_RATE_WINDOW) if has_rate else 0.0
+        for index in by_accuracy:
+            batch = min(queue_length, profiles[index].max_batch)
+            # requests of a second batch must be in time as well
+            spare = slack - profiles[index].estimate_latency(batch) * queue_length / batch
+            if spare >= 0 and rate <= capacity[index] * (1 + spare / slo):
+                return BatchChoice(index, batch)
+        return shed(slack, queue_length)
 
     return choose
 
 
-def capacity(net: Served, slo: float) -> float:
-    """Return the requests a second that a net answers by its best batch of which two in a row are in time; 0: none."""
-    return max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0)
+def compute_capacity(profile: SubnetProfile, slo: float) -> float:
+    """Compute the requests per second of the best batch of which two in a row are in time; 0 if there is none."""
+    return max((size / time for size, time in profile.seconds if 2 * time <= slo), default=0.0)
 
 
-def shedding(nets: Sequence[Served], at: int, slo: float) -> Rule:
-    """Return one net all the time that gives up the most urgent where many wait, rather than answer in small batches.
+def make_shedding(profiles: Sequence[SubnetProfile], index: int, slo: float) -> Policy:
+    """Build a fixed-subnet policy that drops the most urgent requests of a long queue instead of shrinking batches.
 
-    Under overload the slack of the head is spent, so that what fits it is a batch of few, which makes it worse.
+    Under overload the most urgent request has little slack; batches that fit it are small and deepen the overload.
     """
-    fits = [pair for pair in nets[at].seconds if 2 * pair[1] <= slo]
-    size, time = max(fits, key=lambda pair: pair[0] / pair[1], default=(1, 0.0))
+    fitting = [pair for pair in profiles[index].seconds if 2 * pair[1] <= slo]
+    size, time = max(fitting, key=lambda pair: pair[0] / pair[1], default=(1, 0.0))
 
-    def choose(slack: float, waiting: int) -> Choice | None:
-        return None if waiting >= size and slack < time else _largest(nets, at, slack, waiting)
+    def choose(slack: float, queue_length: int) -> BatchChoice | None:
+        if queue_length >= size and slack < time:
+            return None
+        return _choose_largest_batch(profiles, index, slack, queue_length)
 
     return choose
 
 
-def patient(rule: Rule, most: int) -> Rule:
-    """Return a rule that looks past one batch: where more than ``most`` wait, each full batch gets its share of slack.
+def make_lookahead(policy: Policy, max_batch: int) -> Policy:
+    """Extend a policy beyond one batch: with a longer queue, each full batch gets its proportion of the slack.
 
-    Where no net answers a full batch within its share, ``rule`` decides as before.
+    If no subnet serves a full batch within that, ``policy`` decides as before.
     """
 
-    def choose(slack: float, waiting: int) -> Choice | None:
-        if waiting > most:
-            shared = rule(slack * most / waiting, most)
-            if shared is not None and shared.batch == most:
-                return shared
-        return rule(slack, waiting)
+    def choose(slack: float, queue_length: int) -> BatchChoice | None:
+        if queue_length > max_batch:
+            choice = policy(slack * max_batch / queue_length, max_batch)
+            if choice is not None and choice.batch == max_batch:
+                return choice
+        return policy(slack, queue_length)
 
     return choose
 
 
-def fixed(nets: Sequence[Served], at: int) -> Rule:
-    """Return one net all the time, with as large a batch as is in time (Clipper with deadlines)."""
-    return lambda slack, waiting: _largest(nets, at, slack, waiting)
+def make_fixed(profiles: Sequence[SubnetProfile], index: int) -> Policy:
+    """Build a fixed-subnet policy with the largest batch that is in time (Clipper with deadlines)."""
+    return lambda slack, queue_length: _choose_largest_batch(profiles, index, slack, queue_length)
 
 
-def cheapest(nets: Sequence[Served]) -> Rule:
-    """Return the cheapest net all the time (INFaaS without a floor of accuracy)."""
-    # a large batch, as the time of one request is mostly overhead and its noise
-    return fixed(nets, min(range(len(nets)), key=lambda at: nets[at].takes(nets[at].most)))
+def make_cheapest(profiles: Sequence[SubnetProfile]) -> Policy:
+    """Build a policy that always uses the fastest subnet (INFaaS without an accuracy requirement)."""
+    return make_fixed(profiles, _find_fastest(profiles))
 
 
-def _largest(nets: Sequence[Served], at: int, slack: float, waiting: int) -> Choice | None:
-    fits = [size for size, time in nets[at].seconds if time <= slack]
-    return Choice(at, min(waiting, max(fits))) if fits else None
+def _find_fastest(profiles: Sequence[SubnetProfile]) -> int:
+    # by the largest batch: the latency of one request is mostly overhead and its noise
+    return min(range(len(profiles)), key=lambda index: profiles[index].estimate_latency(profiles[index].max_batch))
+
+
+def _choose_largest_batch(
+    profiles: Sequence[SubnetProfile], index: int, slack: float, queue_length: int
+) -> BatchChoice | None:
+    fitting = [size for size, time in profiles[index].seconds if time <= slack]
+    return BatchChoice(index, min(queue_length, max(fitting))) if fitting else None

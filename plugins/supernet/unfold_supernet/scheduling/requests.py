@@ -1,4 +1,4 @@
-"""What the requests of a trace ask for one by one: columns ``deadline`` and ``least_accuracy`` beside their times."""
+"""Per-request targets of a trace: columns ``deadline`` and ``least_accuracy`` beside the arrival times."""
 
 from __future__ import annotations
 
@@ -9,89 +9,97 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_supernet.arrays import Floats, Ints
-from unfoldkit.api import CsvRow, csv_rows, fail
+from unfold_supernet._types import FloatArray, IntArray
+from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.detect import form
 from unfoldkit.arrivals.readers.timestamps import in_seconds, unit
 from unfoldkit.io.csv import csv_lines, open_text
 
-DEADLINE, LEAST = "deadline", "least_accuracy"
-LONGEST = 86_400.0
+DEADLINE_COLUMN, ACCURACY_COLUMN = "deadline", "least_accuracy"
+MAX_DEADLINE_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
-    """By request the seconds from its arrival to its deadline, and the share of accuracy that it insists on (0: any).
+class RequestTargets:
+    """Targets of each request, as in serving: an insufficiently accurate subnet never serves it, however late it gets.
 
-    As those of a served request: what is less accurate does not answer, however late the answer then is.
+    Attributes:
+        deadlines_s: Seconds from arrival to deadline.
+        min_accuracies: Minimum accuracy between 0 and 1; 0 admits every subnet.
     """
 
-    deadlines: Floats
-    least: Floats
+    deadlines_s: FloatArray
+    min_accuracies: FloatArray
 
-    def of(self, places: Ints) -> Targets:
-        """Return the targets of some requests."""
-        return Targets(self.deadlines[places], self.least[places])
+    def select(self, indices: IntArray) -> RequestTargets:
+        """Select the targets of some requests."""
+        return RequestTargets(self.deadlines_s[indices], self.min_accuracies[indices])
 
 
-def read(path: Path, count: int, slo: float) -> Targets | None:
-    """Return what the ``count`` requests of a trace ask for, if it is a table that says so.
+def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
+    """Read the targets of a trace; an empty cell means the spec's deadline, or any accuracy.
 
-    An empty cell stands for the deadline of the spec, ``slo`` in seconds, and for any accuracy.
+    Args:
+        path: The trace.
+        count: Requests in the trace.
+        slo: The spec's deadline, in seconds.
+
+    Returns:
+        The targets, or ``None`` if the trace is no table or has neither column.
 
     Raises:
-        UnfoldError: a row is not one request, or a cell is no target.
+        UnfoldError: A row is not exactly one request, or a cell is no valid target.
     """
-    deadline, accuracy = _columns(path)
+    deadline, accuracy = _find_columns(path)
     if not deadline and not accuracy:
         return None
     rows = list(csv_rows(path))
     if len(rows) != count:
-        told = f"{len(rows):,} rows with targets are {count:,} requests"
-        raise fail(
-            told, file=str(path), key=deadline or accuracy, hint="a row for each request, none that counts several"
-        )
+        message = f"{len(rows):,} rows with targets describe {count:,} requests"
+        hint = "write one row for each request, and no row that counts several"
+        raise user_error(message, file=str(path), key=deadline or accuracy, hint=hint)
     seconds = unit(deadline)[1] if deadline else 1.0
     if seconds is None:
-        raise fail(f"{deadline} is in no unit", file=str(path), key=deadline, hint="call it deadline_ms or deadline_s")
-    return Targets(
-        np.array([_deadline(row, deadline, seconds, slo) for row in rows]),
-        np.array([least(row, accuracy) for row in rows]),
+        hint = "name it deadline_ms or deadline_s"
+        raise user_error(f"column {deadline} has no unit", file=str(path), key=deadline, hint=hint)
+    return RequestTargets(
+        np.array([_parse_deadline(row, deadline, seconds, slo) for row in rows]),
+        np.array([parse_min_accuracy(row, accuracy) for row in rows]),
     )
 
 
-def _columns(path: Path) -> tuple[str, str]:
-    """Return the names of the columns of deadlines and of accuracies, empty where there is none."""
+def _find_columns(path: Path) -> tuple[str, str]:
+    """Find the deadline and the accuracy column by name; an empty name means that it is absent."""
     if form(path) != "table":
         return "", ""
     with open_text(path, errors="replace") as stream:
-        head: Sequence[str] = [name.strip() for name in next(csv_lines(stream), (0, []))[1]]
-    deadline = next((name for name in head if unit(name)[0] == DEADLINE), "")
-    return deadline, next((name for name in head if name.lower() == LEAST), "")
+        header: Sequence[str] = [name.strip() for name in next(csv_lines(stream), (0, []))[1]]
+    deadline = next((name for name in header if unit(name)[0] == DEADLINE_COLUMN), "")
+    return deadline, next((name for name in header if name.lower() == ACCURACY_COLUMN), "")
 
 
-def _deadline(row: CsvRow, column: str, seconds: float, slo: float) -> float:
+def _parse_deadline(row: CsvRow, column: str, seconds: float, slo: float) -> float:
     if not row.get(column):
         return slo
-    found = in_seconds(row.number(column), seconds)
-    if not 0 < found <= LONGEST:
-        hint = "from when the request came; above 0, at most a day"
-        raise row.wrong(f"{row[column][:40]} is no deadline", column, hint)
-    return found
+    deadline_s = in_seconds(row.number(column), seconds)
+    if not 0 < deadline_s <= MAX_DEADLINE_S:
+        hint = "a time from the request's arrival, above 0 and at most one day"
+        raise row.wrong(f"{row[column][:40]} is not a valid deadline", column, hint)
+    return deadline_s
 
 
-def least(row: CsvRow, column: str) -> float:
-    """Return the share of accuracy that a row insists on, written as such or in percent; 0 where its cell is empty.
+def parse_min_accuracy(row: CsvRow, column: str) -> float:
+    """Parse a minimum accuracy, written as a fraction or in percent; an empty cell gives 0.
 
     Raises:
-        UnfoldError: it is none.
+        UnfoldError: The cell is no fraction between 0 and 1.
     """
     text = row.get(column)
     if not text:
         return 0.0
-    percent = text.endswith("%")
+    is_percent = text.endswith("%")
     row.cells[column] = text.removesuffix("%").strip()
-    found = row.number(column, least=0.0) / (100 if percent else 1)
-    if not found <= 1 or math.isnan(found):
-        raise row.wrong(f"{text[:40]} is no share", column, "0.91, or 91%")
-    return found
+    accuracy = row.number(column, least=0.0) / (100 if is_percent else 1)
+    if not accuracy <= 1 or math.isnan(accuracy):
+        raise row.wrong(f"{text[:40]} is not a fraction", column, "write 0.91 or 91%")
+    return accuracy

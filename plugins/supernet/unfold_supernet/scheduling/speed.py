@@ -1,4 +1,4 @@
-"""How much longer than its profile a batch takes now, and rules that go by it."""
+"""How much slower than profiled the machine runs at present, and policies that account for it."""
 
 from __future__ import annotations
 
@@ -6,49 +6,53 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unfold_supernet.scheduling.policies import Choice, Rule, Served, slower
+from unfold_supernet.scheduling.policies import BatchChoice, Policy, SubnetProfile, scale_latencies
 
-UP, DOWN, EVEN = 1.018, 0.998, 1.006
-STEPS = 20
-"""In which the pace of a factor of e is cut: a rule is made for each."""
-Make = Callable[[Sequence[Served]], Rule]
+P90_UP, P90_DOWN, MEDIAN_STEP = 1.018, 0.998, 1.006
+STEPS_PER_E = 20
+"""Resolution of the slowdown: steps for a factor of e. One policy is built for each step."""
+PolicyFactory = Callable[[Sequence[SubnetProfile]], Policy]
 
 
 @dataclass(slots=True)
-class Pace:
-    """How much longer than its profile a batch takes now, learned as batches pass.
+class Slowdown:
+    """Ratio of measured to profiled batch latency, tracked by stochastic quantile steps.
 
-    ``scale`` is where nine in ten are quicker, ``usual`` where half are.
+    Attributes:
+        p90: The ratio that nine of ten batches stay below.
+        median: The ratio that half of them stay below.
     """
 
-    scale: float = 1.0
-    usual: float = 1.0
+    p90: float = 1.0
+    median: float = 1.0
 
-    def learn(self, expected: float, seconds: float) -> None:
-        """Take a measured batch into account."""
-        factor = seconds / expected
-        self.scale = min(max(self.scale * (UP if factor > self.scale else DOWN), 0.5), 20.0)
-        self.usual = min(max(self.usual * (EVEN if factor > self.usual else 1 / EVEN), 0.5), 20.0)
+    def update(self, profiled_s: float, measured_s: float) -> None:
+        """Account for one measured batch; both times in seconds."""
+        ratio = measured_s / profiled_s
+        self.p90 = min(max(self.p90 * (P90_UP if ratio > self.p90 else P90_DOWN), 0.5), 20.0)
+        self.median = min(max(self.median * (MEDIAN_STEP if ratio > self.median else 1 / MEDIAN_STEP), 0.5), 20.0)
 
 
-def paced(make: Make, nets: Sequence[Served], pace: Pace) -> Rule:
-    """Return the rule that ``make`` gives for the nets, at each choice by their times at the pace of now.
+def adapt_to_slowdown(make_policy: PolicyFactory, profiles: Sequence[SubnetProfile], slowdown: Slowdown) -> Policy:
+    """Wrap a policy so that every decision uses latencies at the present slowdown.
 
-    A crowd takes many batches, whose sum goes by the usual pace; the one that is started must be in time even if it is
-    a slow one, else the rule decides by slow ones.
+    A backlog takes many batches, and their sum follows the median. The batch that starts next must be in time even if
+    it is a slow one; otherwise the decision uses the 90th percentile.
     """
-    made: dict[int, Rule] = {}
+    policies: dict[int, Policy] = {}
 
-    def at(scale: float) -> Rule:
-        step = round(math.log(scale) * STEPS)
-        if step not in made:
-            made[step] = make(slower(nets, math.exp(step / STEPS)))
-        return made[step]
+    def get_policy(ratio: float) -> Policy:
+        step = round(math.log(ratio) * STEPS_PER_E)
+        if step not in policies:
+            policies[step] = make_policy(scale_latencies(profiles, math.exp(step / STEPS_PER_E)))
+        return policies[step]
 
-    def choose(slack: float, waiting: int) -> Choice | None:
-        choice = at(pace.usual)(slack, waiting)
-        if choice and nets[choice.net].takes(min(choice.batch, waiting)) * pace.scale <= slack:
-            return choice
-        return at(max(pace.scale, pace.usual))(slack, waiting)
+    def choose(slack: float, queue_length: int) -> BatchChoice | None:
+        choice = get_policy(slowdown.median)(slack, queue_length)
+        if choice:
+            latency_s = profiles[choice.subnet].estimate_latency(min(choice.batch, queue_length))
+            if latency_s * slowdown.p90 <= slack:
+                return choice
+        return get_policy(max(slowdown.p90, slowdown.median))(slack, queue_length)
 
     return choose

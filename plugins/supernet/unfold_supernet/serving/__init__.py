@@ -1,1 +1,1 @@
-"""HTTP service of a trained family."""
+"""HTTP service of a trained supernet."""

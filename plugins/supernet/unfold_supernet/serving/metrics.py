@@ -1,67 +1,84 @@
-"""Which net answered how many requests in time: counted for Prometheus, and read from there by the live page."""
+"""Prometheus counters of served requests by subnet, and the dashboard tiles read from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from unfold_supernet.scheduling.policies import Served
+from unfold_supernet.report import sentences
+from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.serving.observability.dashboard import More, Shares, Tile
 
-NAME = "unfold_supernet_answers"
-LATE = "no"
+COUNTER = "unfold_supernet_answers"
+LATE, TIMELY = "no", "yes"
+CountBatch = Callable[[int, Sequence[bool]], None]
+"""Count the requests of a batch: index of the subnet, and whether each request was in time."""
 
 
-def counted(registry: Any, nets: Sequence[Served]) -> Callable[[int, Sequence[bool]], None]:
-    """Return what counts the requests of a batch in ``registry``: by which net, which of them in time."""
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Served requests by subnet: in time, and late."""
+
+    timely: dict[str, float]
+    late: dict[str, float]
+
+
+def register_counter(registry: Any, profiles: Sequence[SubnetProfile]) -> CountBatch:
+    """Register the counter of served requests; return the function that counts a batch."""
     from prometheus_client import Counter
 
-    counter = Counter(NAME, "Requests that a net answered", ("net", "in_time"), registry=registry)
-    places = [(counter.labels(net.name, LATE), counter.labels(net.name, "yes")) for net in nets]
+    counter = Counter(COUNTER, "Requests served by subnet", ("net", "in_time"), registry=registry)
+    children = [(counter.labels(p.name, LATE), counter.labels(p.name, TIMELY)) for p in profiles]
 
-    def count(way: int, in_time: Sequence[bool]) -> None:
-        late, timely = places[way]
+    def count_batch(subnet: int, in_time: Sequence[bool]) -> None:
+        late, timely = children[subnet]
         timely.inc(sum(in_time))
         late.inc(len(in_time) - sum(in_time))
 
-    return count
+    return count_batch
 
 
-def of_counters(registry: Any, nets: Sequence[Served], target: float) -> Callable[[], More]:
-    """Return what to add to the board; ``target`` is the share of the answers that must be in time."""
-    accuracy = {net.name: net.accuracy for net in nets}
+def make_dashboard(registry: Any, profiles: Sequence[SubnetProfile], min_attainment: float) -> Callable[[], More]:
+    """Make the function that builds the dashboard's tiles and usage chart.
 
-    def more() -> More:
-        timely, late = _answers(registry)
-        shares = {name: timely[name] + late[name] for name in accuracy}
-        return More(_tiles(timely, sum(late.values()), accuracy, target), shares=(_shares(shares),))
+    Args:
+        registry: Where the counter is registered.
+        profiles: The served subnets.
+        min_attainment: Required fraction of requests in time.
+    """
+    accuracy = {profile.name: profile.accuracy for profile in profiles}
 
-    return more
+    def build_dashboard() -> More:
+        counts = _read_counts(registry)
+        usage = {name: counts.timely[name] + counts.late[name] for name in accuracy}
+        return More(_build_tiles(counts, accuracy, min_attainment), shares=(_build_usage(usage),))
+
+    return build_dashboard
 
 
-def _shares(values: dict[str, float]) -> Shares:
-    return Shares("answered by", "requests", values)
+def _build_usage(usage: dict[str, float]) -> Shares:
+    return Shares("requests by subnet", "requests", usage)
 
 
-def _tiles(timely: dict[str, float], late: float, accuracy: dict[str, float], target: float) -> tuple[Tile, ...]:
-    good = sum(timely.values())
-    if not good + late:
-        return (Tile("attainment", "–", f"target {target:.1%}"), Tile("late", "0"))
-    share = good / (good + late)
-    tiles = (
-        Tile("attainment", f"{share:.2%}", f"answered in time, target {target:.1%}", share >= target),
-        Tile("late", f"{late:,.0f}"),
-    )
-    if not good:
+def _build_tiles(counts: _Counts, accuracy: dict[str, float], min_attainment: float) -> tuple[Tile, ...]:
+    timely, late = sum(counts.timely.values()), sum(counts.late.values())
+    if not timely + late:
+        return (Tile("attainment", "–", sentences.note_attainment(min_attainment)), Tile("late", "0"))
+    attainment = timely / (timely + late)
+    note = sentences.note_attainment(min_attainment)
+    tiles = (Tile("attainment", f"{attainment:.2%}", note, attainment >= min_attainment), Tile("late", f"{late:,.0f}"))
+    if not timely:
         return tiles
-    served = sum(accuracy[name] * count for name, count in timely.items()) / good
-    return (*tiles, Tile("accuracy served", f"{served:.2f} %", "expected, of those in time"))
+    served = sum(accuracy[name] * count for name, count in counts.timely.items()) / timely
+    return (*tiles, Tile("accuracy served", f"{served:.2f} %", sentences.note_accuracy()))
 
 
-def _answers(registry: Any) -> tuple[dict[str, float], dict[str, float]]:
-    found: tuple[dict[str, float], dict[str, float]] = ({}, {})
-    for family in registry.restricted_registry([f"{NAME}_total"]).collect():
+def _read_counts(registry: Any) -> _Counts:
+    counts = _Counts({}, {})
+    for family in registry.restricted_registry([f"{COUNTER}_total"]).collect():
         for sample in family.samples:
-            if sample.name == f"{NAME}_total":
-                found[sample.labels["in_time"] == LATE][sample.labels["net"]] = sample.value
-    return found
+            if sample.name == f"{COUNTER}_total":
+                by_subnet = counts.late if sample.labels["in_time"] == LATE else counts.timely
+                by_subnet[sample.labels["net"]] = sample.value
+    return counts

@@ -1,17 +1,18 @@
-"""A family as a model that the server asks: each batch by the net that was picked for it."""
+"""The supernet as a model of the server: each batch runs on the subnet that the queue selected for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from unfold_supernet.networks.supernet import Pair, Ready
-from unfold_supernet.scheduling.policies import Served
-from unfold_supernet.scheduling.speed import Pace
+from unfold_supernet.networks.supernet import BoundSubnet, EscalationPair
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.scheduling.speed import Slowdown
+from unfold_supernet.serving.metrics import CountBatch
 from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
 
 OUTPUTS = (
@@ -22,14 +23,26 @@ OUTPUTS = (
     Field("in_time", "BOOL"),
     Field("accurate_enough", "BOOL"),
 )
-Count = Callable[[int, Sequence[bool]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """The nets that answer, in the order of ``bound``; ``count`` is told which one answered and which calls in time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupernetModel:
+    """The served subnets.
 
-    Expected accuracy is a share, that of the net on the test rows of its training.
+    The output ``expected_accuracy`` is a fraction: that of the subnet on the test rows of its training.
+
+    Attributes:
+        name: Name of the model.
+        version: Fingerprint of the weights.
+        inputs: Input tensors.
+        facts: Metadata for clients.
+        classes: Names of the classes.
+        profiles: Accuracy and latency of each subnet.
+        bound: The subnets and escalation pairs, in the order of ``profiles``.
+        count_batch: Counts served requests.
+        clock: Source of time, in seconds.
+        slowdown: Updated with every batch.
+        outputs: Output tensors.
     """
 
     name: str
@@ -37,43 +50,41 @@ class Live:
     inputs: tuple[Field, ...]
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
-    nets: tuple[Served, ...]
-    bound: tuple[Ready | Pair, ...]
-    count: Count
+    profiles: tuple[SubnetProfile, ...]
+    bound: tuple[BoundSubnet | EscalationPair, ...]
+    count_batch: CountBatch
     clock: Callable[[], float]
-    pace: Pace = field(default_factory=Pace)
+    slowdown: Slowdown = field(default_factory=Slowdown)
     outputs: tuple[Field, ...] = OUTPUTS
 
     def predict(self, batch: Batch) -> Answers:
-        """Return label, confidence, and who answered, for a batch."""
-        way = batch.turn.way if batch.turn else 0
-        shares = self._shares(batch.inputs, way)
-        ended = self.clock()
-        due = batch.turn.due if batch.turn else ()
-        in_time = [ended <= limit for limit in due] or [True] * len(batch.calls)
+        """Compute labels, confidences and service quality for a batch."""
+        subnet = batch.turn.way if batch.turn else 0
+        shares = self._compute_shares(batch.inputs, subnet)
+        end = self.clock()
+        deadlines = batch.turn.due if batch.turn else ()
+        in_time = [end <= deadline for deadline in deadlines] or [True] * len(batch.calls)
+        profile = self.profiles[subnet]
         if batch.turn is not None and not batch.trial:
-            # from when it was picked: the way into the thread is part of it
-            self.pace.learn(self.nets[way].takes(batch.rows), ended - batch.turn.picked)
-            self.count(way, in_time)
-        enough = [self.nets[way].share >= call.least_accuracy for call in batch.calls]
-        each = [call.rows for call in batch.calls]
-        return self._told(shares, way, np.repeat(in_time, each), np.repeat(enough, each))
-
-    def _shares(self, inputs: Mapping[str, Array], way: int) -> Array:
-        x = torch.from_numpy(inputs["x"].astype(np.float32))
-        extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
-        with torch.inference_mode():
-            found: Array = torch.softmax(self.bound[way](x, torch.from_numpy(extra)), 1).numpy()
-        return found
-
-    def _told(self, shares: Array, way: int, in_time: Array, enough: Array) -> Answers:
-        net, none = self.nets[way], np.zeros(len(shares), np.int64)
+            # from the selection: the hand-over to the worker thread is part of the latency
+            self.slowdown.update(profile.estimate_latency(batch.rows), end - batch.turn.picked)
+            self.count_batch(subnet, in_time)
+        enough = [profile.accuracy_fraction >= call.least_accuracy for call in batch.calls]
+        rows = [call.rows for call in batch.calls]
+        index = np.zeros(len(shares), np.int64)
         columns = {
             "label": Coded(shares.argmax(1), self.classes),
             "confidence": shares.max(1).astype(np.float64),
-            "net": Coded(none, (net.name,)),
-            "expected_accuracy": Coded(none, (net.share,)),
-            "in_time": in_time,
-            "accurate_enough": enough,
+            "net": Coded(index, (profile.name,)),
+            "expected_accuracy": Coded(index, (profile.accuracy_fraction,)),
+            "in_time": np.repeat(in_time, rows),
+            "accurate_enough": np.repeat(enough, rows),
         }
         return Answers(columns)
+
+    def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
+        x = torch.from_numpy(inputs["x"].astype(np.float32))
+        extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
+        with torch.inference_mode():
+            shares: Array = torch.softmax(self.bound[subnet](x, torch.from_numpy(extra)), 1).numpy()
+        return shares

@@ -1,28 +1,31 @@
-"""The service of a trained family: deadlines in, and at each dispatch the net and the batch that the rule picks."""
+"""The service of a trained supernet: requests with deadlines in, and a subnet selected for each batch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from unfold_supernet.family.checkpoint import NORMS, WEIGHTS, read_family
-from unfold_supernet.family.names import SPACE
-from unfold_supernet.networks.space import Space, space_of
-from unfold_supernet.networks.supernet import Pair
-from unfold_supernet.replay.baselines import ruled
-from unfold_supernet.replay.report import front, guarded
-from unfold_supernet.scheduling import escalation
-from unfold_supernet.scheduling.accuracy_levels import ways
-from unfold_supernet.scheduling.policies import Served
-from unfold_supernet.schema.models import ServingSpec, SpaceSpec, SupernetSpec
-from unfold_supernet.serving.metrics import counted, of_counters
-from unfold_supernet.serving.model import Live
+from unfold_supernet.family.artifacts import SPACE_FILE, SupernetRecord
+from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
+from unfold_supernet.family.space_builder import InputShape, SpaceOptions, build_space
+from unfold_supernet.networks.space import Space
+from unfold_supernet.networks.supernet import EscalationPair
+from unfold_supernet.replay.baselines import make_adaptive
+from unfold_supernet.replay.problem import ServingOptions
+from unfold_supernet.report import sentences
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
+from unfold_supernet.scheduling.escalation import get_small_subnet, set_pair_latency
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.serving.metrics import make_dashboard, register_counter
+from unfold_supernet.serving.model import SupernetModel
 from unfold_supernet.training import latency
-from unfoldkit.api import Run, Service, fail, fingerprint
+from unfoldkit.api import RunDir, Service, fingerprint, user_error
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.batching.request_queue import Deadlines
 from unfoldkit.serving.model import Batch, Call, Field, Turn
@@ -30,122 +33,158 @@ from unfoldkit.serving.observability.dashboard import of_requests
 from unfoldkit.serving.oip.app import application, served
 
 ROUNDS = 10
-SMALLEST = 0
 
 
-def service(spec: SupernetSpec, run: Run) -> Service:
-    """Return the service of the family in a run; nothing is trained, latencies are measured anew.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceProblem:
+    """A resolved service.
+
+    Attributes:
+        name: Name of the spec.
+        options: How requests are served.
+        space_options: The spec's search space, which the run's must match.
+        record: Measurements of the trained supernet.
+        profiles: Subnets and escalation pairs that meet the guard.
+        directory: The run.
+        clock: Source of time, in seconds.
+        log: Receives warnings.
+    """
+
+    name: str
+    options: ServingOptions
+    space_options: SpaceOptions
+    record: SupernetRecord
+    profiles: tuple[SubnetProfile, ...]
+    directory: RunDir
+    clock: Callable[[], float]
+    log: logging.Logger
+
+
+def build_service(problem: ServiceProblem) -> Service:
+    """Build the service; nothing is trained, but latencies are measured anew on this machine.
 
     Raises:
-        UnfoldError: the run holds no family, one of another space, or no net that keeps the guard.
+        UnfoldError: The run holds no supernet, or one with another space.
     """
     from prometheus_client import CollectorRegistry
 
-    if spec.space is None:
-        raise fail("this family is known by its layers only", key="family", hint="write space and data, and train")
     torch.set_num_threads(1)
-    registry = CollectorRegistry()
-    model, serving = live(spec, run, registry)
-    found = ways(model.nets, partial(ruled, serving.policy, serving.slo), model.pace)
+    registry, options = CollectorRegistry(), problem.options
+    model = build_model(problem, registry)
+    make_policy = partial(make_adaptive, options.policy, options.slo_s)
+    levels = build_accuracy_levels(model.profiles, make_policy, model.slowdown)
 
-    def line() -> Deadlines:
-        return Deadlines(found, serving.slo, run.clock)
+    def make_queue() -> Deadlines:
+        return Deadlines(levels, options.slo_s, problem.clock)
 
-    # never in the event loop: requests must be heard and stamped while a net works
-    limits = Limits(batch_rows=max(net.most for net in model.nets), loop_seconds=0.0)
-    app = application([model], limits=limits, line=line, registry=registry, log=run.log, clock=run.clock)
-    watch = of_requests(spec.name, "supernet", app.metrics, of_counters(registry, model.nets, serving.attainment))
-    told = tuple(_told(serving, model))
-    return served(spec.name, app, lines=told, watch=watch)
+    # never in the event loop: requests must be accepted and stamped while a subnet runs
+    limits = Limits(batch_rows=max(profile.max_batch for profile in model.profiles), loop_seconds=0.0)
+    app = application([model], limits=limits, line=make_queue, registry=registry, log=problem.log, clock=problem.clock)
+    dashboard = make_dashboard(registry, model.profiles, options.min_attainment)
+    watch = of_requests(problem.name, "supernet", app.metrics, dashboard)
+    return served(problem.name, app, lines=_write_lines(options, model), watch=watch)
 
 
-def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec]:
-    """Return the model that answers, measured on this machine, and how it serves.
+def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
+    """Build the served model with latencies measured on this machine.
 
     Raises:
-        UnfoldError: as ``service``.
+        UnfoldError: As :func:`build_service`.
     """
-    serving, known = front(spec, run)
-    assert spec.space is not None  # noqa: S101 - service() looked
-    if not run.directory.has(SPACE):
-        raise fail("this run holds no family", file=str(run.directory.path), hint="unfold train SPEC")
-    nets, family = guarded(serving, known, run), read_family(run.directory)
-    _same(spec.space, family.space)
-    model = Live(
-        name=spec.name,
-        version=fingerprint(*(run.directory.read(name).hex() for name in (WEIGHTS, NORMS)))[:12],
-        inputs=_inputs(family.space),
-        facts={},
-        classes=tuple(known["classes"]),
-        nets=nets,
-        bound=tuple(family.ready(escalation.first(net), net.then, serving.escalate) for net in nets),
-        count=counted(registry, nets),
-        clock=run.clock,
+    directory, options = problem.directory, problem.options
+    if not directory.has(SPACE_FILE):
+        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
+    supernet = read_supernet(directory)
+    _check_space(problem.space_options, supernet.space)
+    models = tuple(
+        supernet.select(get_small_subnet(profile), profile.fallback, options.escalate_below)
+        for profile in problem.profiles
     )
-    measured = tuple(timed(model, at) for at in range(len(nets)))
-    return replace(model, nets=measured, facts=_facts(serving, measured, known["classes"])), serving
+    model = SupernetModel(
+        name=problem.name,
+        version=fingerprint(*(directory.read(name).hex() for name in (WEIGHTS_FILE, NORMS_FILE)))[:12],
+        inputs=_describe_inputs(supernet.space),
+        facts={},
+        classes=problem.record.classes,
+        profiles=problem.profiles,
+        bound=models,
+        count_batch=register_counter(registry, problem.profiles),
+        clock=problem.clock,
+    )
+    profiles = tuple(measure_profile(model, index) for index in range(len(problem.profiles)))
+    facts = _describe_facts(options, profiles, problem.record.classes)
+    return replace(model, profiles=profiles, facts=facts)
 
 
-def timed(model: Live, at: int) -> Served:
-    """Return a net with the median seconds of a batch on this machine; the pace makes up for the load.
+def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
+    """Measure the median latency of each batch size on this machine; load is left to the slowdown.
 
-    Of a pair the two are measured, as what is sent to try does not say how many would be unsure.
+    A pair's subnets are measured separately: trial inputs say nothing about how many rows would be unsure.
     """
-    net, bound = model.nets[at], model.bound[at]
-    if isinstance(bound, Pair):
-        apart = replace(model, nets=(net, net), bound=(bound.first, bound.then))
-        return escalation.timed(net, _timed(apart, 0), _timed(apart, 1))
-    return _timed(model, at)
+    profile, bound = model.profiles[index], model.bound[index]
+    if isinstance(bound, EscalationPair):
+        split = replace(model, profiles=(profile, profile), bound=(bound.small, bound.large))
+        return set_pair_latency(profile, _measure_single(split, 0), _measure_single(split, 1))
+    return _measure_single(model, index)
 
 
-def _timed(model: Live, at: int) -> Served:
+def _measure_single(model: SupernetModel, index: int) -> SubnetProfile:
     seconds, longest = [], 0.0
     for size in latency.BATCHES:
-        call = partial(model.predict, _trial(model, size, at))
-        latency.timed(call, 2, latency.ENOUGH / 10, least=1)
-        found = latency.timed(call, ROUNDS, latency.ENOUGH)
-        # a larger batch that was measured quicker is noise
-        longest = max(longest, float(np.median(found)))
+        call = partial(model.predict, _make_trial(model, size, index))
+        latency.time_rounds(call, 2, latency.ENOUGH_S / 10, min_rounds=1)
+        times = latency.time_rounds(call, ROUNDS, latency.ENOUGH_S)
+        # a larger batch measured as faster is noise
+        longest = max(longest, float(np.median(times)))
         seconds.append((size, longest))
-    return replace(model.nets[at], seconds=tuple(seconds))
+    return replace(model.profiles[index], seconds=tuple(seconds))
 
 
-def _trial(model: Live, rows: int, way: int) -> Batch:
-    inputs = {item.name: np.zeros((rows, *item.shape)) for item in model.inputs}
-    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(way, (0.0,), 0.0))
+def _make_trial(model: SupernetModel, rows: int, subnet: int) -> Batch:
+    inputs = {field.name: np.zeros((rows, *field.shape)) for field in model.inputs}
+    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(subnet, (0.0,), 0.0))
 
 
-def _same(given: SpaceSpec, found: Space) -> None:
-    wanted = space_of(given, found.channels, found.size, found.extra, found.classes)
-    if replace(wanted, subnets=()) != replace(found, subnets=()) or not set(found.subnets) <= set(wanted.subnets):
-        raise fail("the family of this run has another space", key="space", hint="unfold train SPEC")
+def _check_space(options: SpaceOptions, stored: Space) -> None:
+    shape = InputShape(stored.channels, stored.size, stored.extra, stored.classes)
+    expected = build_space(options, shape)
+    is_same = replace(expected, subnets=()) == replace(stored, subnets=())
+    if not is_same or not set(stored.subnets) <= set(expected.subnets):
+        raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
 
 
-def _inputs(space: Space) -> tuple[Field, ...]:
+def _describe_inputs(space: Space) -> tuple[Field, ...]:
     x = Field("x", "FP64", (space.channels, *space.size))
     return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)
 
 
-def _facts(serving: ServingSpec, nets: tuple[Served, ...], classes: list[str]) -> dict[str, Any]:
+def _describe_facts(
+    options: ServingOptions, profiles: tuple[SubnetProfile, ...], classes: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "kind": "supernet",
-        "policy": serving.policy,
-        "slo_ms": serving.slo * 1e3,
-        "guard": dict(serving.guard),
-        "labels": classes,
-        "nets": {net.name: _facts_of(net) for net in nets},
+        "policy": options.policy,
+        "slo_ms": options.slo_s * 1e3,
+        "guard": dict(options.guard),
+        "labels": list(classes),
+        "nets": {
+            profile.name: {
+                "expected_accuracy": profile.accuracy / 100,
+                "ms": {str(size): time * 1e3 for size, time in profile.seconds},
+            }
+            for profile in profiles
+        },
     }
 
 
-def _facts_of(net: Served) -> dict[str, Any]:
-    return {"expected_accuracy": net.accuracy / 100, "ms": {str(size): time * 1e3 for size, time in net.seconds}}
-
-
-def _told(serving: ServingSpec, model: Live) -> list[tuple[str, str]]:
-    nets = [f"{net.name} {net.accuracy:.1f} % in {net.takes(1) * 1e3:.2g} ms" for net in model.nets]
-    return [
-        ("nets", " · ".join(nets)),
-        ("rule", f"{serving.policy}; who cannot be in time is answered by {model.nets[SMALLEST].name}"),
-        ("accuracy", "parameters.least_accuracy of a request, a share; none less accurate answers it"),
-        ("deadline", f"parameters.deadline_ms of a request, else {serving.slo * 1e3:g} ms"),
+def _write_lines(options: ServingOptions, model: SupernetModel) -> tuple[tuple[str, str], ...]:
+    subnets = [
+        sentences.describe_served_subnet(profile.name, profile.accuracy, profile.estimate_latency(1) * 1e3)
+        for profile in model.profiles
     ]
+    return (
+        ("subnets", " · ".join(subnets)),
+        ("policy", sentences.explain_policy(options.policy, model.profiles[0].name)),
+        ("accuracy", sentences.explain_min_accuracy()),
+        ("deadline", sentences.explain_deadline(options.slo_s * 1e3)),
+    )

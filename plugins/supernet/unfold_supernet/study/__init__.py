@@ -1,1 +1,1 @@
-"""Sweeps over buffer and bandwidth, and the published claims beside them."""
+"""What a cached subgraph saves on an accelerator: buffer sweeps, caching strategies and the published claims."""

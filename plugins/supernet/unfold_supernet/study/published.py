@@ -1,7 +1,7 @@
-"""What was published, version by version, beside what the simulator gives.
+"""The published headline figures, version by version, beside what the simulator obtains.
 
 The figures are those of the abstracts: the MLSys 2023 programme page, arXiv 2306.17266 version 1, and IEEE Micro of
-November 2023. Their load, buffer and baseline are not told there, so that a hit is no confirmation.
+November 2023. They do not state load, buffer and baseline, so a match is no confirmation.
 """
 
 from __future__ import annotations
@@ -11,34 +11,47 @@ from dataclasses import dataclass
 
 from unfold_supernet.study.sweep import Savings
 
+Measure = Callable[[Savings], float]
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A headline: in which version, of what, and how much (a share, or points)."""
+    """A headline figure.
+
+    Attributes:
+        version: Where it was published.
+        quantity: ``latency``, ``accuracy points`` or ``off-chip energy``.
+        value: A fraction saved, or points of accuracy.
+    """
 
     version: str
-    what: str
+    quantity: str
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class Obtained:
-    """What the simulator gives at one buffer, against each baseline, and the least buffer that reaches the claim.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimCheck:
+    """What the simulator obtains for a claim at one buffer.
 
-    Baselines: ``layered`` prefetches within a layer, ``fair`` through layers with the buffer's own bytes. ``needs``
-    is the least persistent buffer of the sweep in bytes, ``None`` if none reaches it.
+    Attributes:
+        claim: The claim.
+        bandwidth: Off-chip bandwidth, in bytes per second.
+        layered: Obtained against a baseline that prefetches within a layer.
+        fair: Obtained against a baseline that prefetches through layers with the buffer's bytes.
+        needed_bytes: Smallest buffer of the sweep that reaches the claim; ``None`` if none does.
+        needed_bytes_fair: The same against the fair baseline.
     """
 
     claim: Claim
     bandwidth: float
     layered: float
     fair: float
-    needs: int | None
-    needs_fair: int | None
+    needed_bytes: int | None
+    needed_bytes_fair: int | None
 
 
-def claims() -> tuple[Claim, ...]:
-    """Return the published headlines."""
+def get_claims() -> tuple[Claim, ...]:
+    """Get the published headline figures."""
     return (
         Claim("arXiv v1", "latency", 0.25),
         Claim("IEEE Micro", "latency", 0.32),
@@ -49,30 +62,42 @@ def claims() -> tuple[Claim, ...]:
     )
 
 
-def obtained(points: Sequence[Savings], persistent: int) -> list[Obtained]:
-    """Return a line for every claim and bandwidth of a sweep that holds ``persistent``; "up to" is the best net."""
-    result = []
-    for claim in claims():
+def check_claims(points: Sequence[Savings], persistent_bytes: int) -> list[ClaimCheck]:
+    """Check every claim at every bandwidth of a sweep; "up to" means the subnet that gains most.
+
+    Args:
+        points: The sweep; it must contain ``persistent_bytes``.
+        persistent_bytes: The accelerator's buffer.
+    """
+    checks = []
+    for claim in get_claims():
         for bandwidth in dict.fromkeys(point.bandwidth for point in points):
-            at = [point for point in points if point.bandwidth == bandwidth]
-            here = next(point for point in at if point.persistent == persistent)
-            layered, fair = measures(claim.what)
-            needs = (least(at, claim.value, measure) for measure in (layered, fair))
-            result.append(Obtained(claim, bandwidth, layered(here), fair(here), *needs))
-            if claim.what == "off-chip energy":
+            curve = [point for point in points if point.bandwidth == bandwidth]
+            actual = next(point for point in curve if point.persistent_bytes == persistent_bytes)
+            layered, fair = get_measures(claim.quantity)
+            check = ClaimCheck(
+                claim=claim,
+                bandwidth=bandwidth,
+                layered=layered(actual),
+                fair=fair(actual),
+                needed_bytes=find_smallest_buffer(curve, claim.value, layered),
+                needed_bytes_fair=find_smallest_buffer(curve, claim.value, fair),
+            )
+            checks.append(check)
+            if claim.quantity == "off-chip energy":
                 break  # bytes do not depend on the bandwidth
-    return result
+    return checks
 
 
-def measures(what: str) -> tuple[Callable[[Savings], float], Callable[[Savings], float]]:
-    """Return how a claim is read off, against the layered and the fair baseline."""
-    if what == "latency":
-        return (lambda point: point.latency_best), (lambda point: point.fair_best)
-    if what == "accuracy points":
-        return (lambda point: point.points), (lambda point: point.fair_points)
+def get_measures(quantity: str) -> tuple[Measure, Measure]:
+    """Get how a quantity is read from savings, against the layered and the fair baseline."""
+    if quantity == "latency":
+        return (lambda point: point.latency_best), (lambda point: point.latency_fair_best)
+    if quantity == "accuracy points":
+        return (lambda point: point.points), (lambda point: point.points_fair)
     return (lambda point: point.traffic_best), (lambda point: point.traffic_best)
 
 
-def least(points: Sequence[Savings], value: float, measure: Callable[[Savings], float]) -> int | None:
-    """Return the least buffer whose measure reaches ``value``."""
-    return min((point.persistent for point in points if measure(point) >= value), default=None)
+def find_smallest_buffer(points: Sequence[Savings], value: float, measure: Measure) -> int | None:
+    """Find the smallest buffer with a measure that reaches ``value``."""
+    return min((point.persistent_bytes for point in points if measure(point) >= value), default=None)

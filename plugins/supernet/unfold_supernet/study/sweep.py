@@ -1,4 +1,4 @@
-"""What a buffer saves: sweeps over its size and the bandwidth, against machines that keep nothing."""
+"""What a persistent buffer saves: sweeps over its size and the bandwidth, against accelerators that cache nothing."""
 
 from __future__ import annotations
 
@@ -7,155 +7,183 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_supernet.accelerator import latency_table, scheduler, subgraph_cache
-from unfold_supernet.accelerator.cost_model import Work, work
-from unfold_supernet.accelerator.hardware import Machine
-from unfold_supernet.accelerator.latency_table import Known
+from unfold_supernet._types import FloatArray
+from unfold_supernet.accelerator import subgraph_cache
+from unfold_supernet.accelerator.cost_model import SubnetWork, build_work, estimate_energy
+from unfold_supernet.accelerator.hardware import Accelerator
+from unfold_supernet.accelerator.latency_table import LatencyTable, build_latency_table
 from unfold_supernet.accelerator.layers import Family
-from unfold_supernet.accelerator.queries import Asked
-from unfold_supernet.accelerator.scheduler import Outcome
-from unfold_supernet.accelerator.subgraph_cache import Column
-from unfold_supernet.arrays import Floats
+from unfold_supernet.accelerator.queries import QueryStream
+from unfold_supernet.accelerator.scheduler import StreamOutcome, count_usage, run_queries
+from unfold_supernet.accelerator.subgraph_cache import CachedSubgraph
+
+SWEEP_ORDERS = ("stall", "reuse")
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A family on a machine: its work, what can be kept, and the tables of both prefetch models.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSetup:
+    """A family on an accelerator.
 
-    ``fixed`` is the column of ``layered`` and ``deep`` that is kept all the time; their column 0 keeps nothing.
+    Attributes:
+        machine: The accelerator.
+        works: Work of each subnet.
+        candidates: Subgraphs that fit the persistent buffer.
+        layered: Table with prefetch within a layer; column 0 caches nothing, column i + 1 caches candidate i.
+        deep: The same with prefetch through layers.
+        static_column: Column of the subgraph that is cached throughout.
     """
 
-    machine: Machine
-    works: tuple[Work, ...]
-    columns: tuple[Column, ...]
-    layered: Known
-    deep: Known
-    fixed: int
+    machine: Accelerator
+    works: tuple[SubnetWork, ...]
+    candidates: tuple[CachedSubgraph, ...]
+    layered: LatencyTable
+    deep: LatencyTable
+    static_column: int
 
     @property
-    def kept(self) -> Column:
-        """What is kept all the time."""
-        return self.columns[self.fixed - 1]
+    def cached(self) -> CachedSubgraph:
+        """The subgraph that is cached throughout."""
+        return self.candidates[self.static_column - 1]
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of that subgraph."""
+        return int(self.cached.graph.prod(axis=1).sum()) * self.machine.weight_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Savings:
-    """Shares saved by keeping the core, against a machine of equal silicon that keeps nothing.
+    """Fractions saved by caching, against an accelerator of equal silicon that caches nothing.
 
-    ``traffic`` is also off-chip energy, which is proportional to it. ``best`` is the net that gains most, under the
-    column that suits it best; the others are means over a stream. ``fair`` lets the machine that keeps nothing
-    prefetch through the layers with the same bytes. ``points`` of accuracy are gained at equal deadlines.
+    Attributes:
+        persistent_bytes: Size of the persistent buffer.
+        bandwidth: Off-chip bandwidth, in bytes per second.
+        traffic: Off-chip traffic over the stream; also off-chip energy, which is proportional to it.
+        traffic_best: Traffic of the subnet that gains most, under the candidate that suits it best.
+        latency: Latency over the stream.
+        latency_best: Latency of the subnet that gains most.
+        latency_fair: Latency against a baseline that uses the same bytes to run transfers ahead through layers.
+        latency_fair_best: The same for the subnet that gains most.
+        points: Points of accuracy gained at equal deadlines.
+        points_fair: The same against the fair baseline.
+        energy: Total energy, arithmetic and on-chip memory included.
     """
 
-    persistent: int
+    persistent_bytes: int
     bandwidth: float
     traffic: float
     traffic_best: float
     latency: float
     latency_best: float
-    fair: float
-    fair_best: float
+    latency_fair: float
+    latency_fair_best: float
     points: float
-    fair_points: float
+    points_fair: float
     energy: float
 
 
-def setting(family: Family, machine: Machine, orders: Sequence[str] = subgraph_cache.ORDERS) -> Setting:
-    """Return a family on a machine, every table filled in."""
-    works = tuple(work(net, machine) for net in family.nets)
-    columns = tuple(subgraph_cache.columns(family, works, machine, orders))
-    layered, deep = (latency_table.known(works, columns, machine, deep=way) for way in (False, True))
-    return Setting(machine, works, columns, layered, deep, subgraph_cache.fixed(columns, works, machine) + 1)
-
-
-def suited(what: Setting, asked: Asked, policy: str) -> Setting:
-    """Return the setting with what suits a stream kept all the time: nets count as often as they answer."""
-    wanted, _others = asked.targets(what.layered, policy)
-    counts = scheduler.demand(wanted, what.layered, policy)
-    return replace(what, fixed=subgraph_cache.fixed(what.columns, what.works, what.machine, counts) + 1)
-
-
-def savings(what: Setting, asked: Asked, policy: str) -> Savings:
-    """Return what the buffer of a setting saves for a stream of queries."""
-    streams = {way: _pair(what, known, asked, policy) for way, known in _ways(what).items()}
-    points = {way: _pair(what, known, asked, "strict-latency") for way, known in _ways(what).items()}
-    none, kept = streams["layered"]
-    return Savings(
-        what.machine.persistent,
-        what.machine.bandwidth,
-        1 - kept.bytes / none.bytes,
-        _best(what.layered.bytes),
-        1 - kept.seconds / none.seconds,
-        _best(what.layered.seconds),
-        1 - streams["deep"][1].seconds / streams["deep"][0].seconds,
-        _best(what.deep.seconds),
-        points["layered"][1].accuracy - points["layered"][0].accuracy,
-        points["deep"][1].accuracy - points["deep"][0].accuracy,
-        _energy(what, asked, policy),
+def build_setup(family: Family, machine: Accelerator, orders: Sequence[str] = subgraph_cache.ORDERS) -> CacheSetup:
+    """Put a family on an accelerator and fill in both latency tables."""
+    works = tuple(build_work(subnet, machine) for subnet in family.subnets)
+    candidates = tuple(subgraph_cache.list_candidates(family, works, machine, orders))
+    return CacheSetup(
+        machine=machine,
+        works=works,
+        candidates=candidates,
+        layered=build_latency_table(works, candidates, machine),
+        deep=build_latency_table(works, candidates, machine, deep=True),
+        static_column=subgraph_cache.choose_static(candidates, works, machine) + 1,
     )
 
 
-def sweep(
-    family: Family, machine: Machine, sizes: Sequence[int], bandwidths: Sequence[float], asked: Asked, policy: str
+def fit_to_stream(setup: CacheSetup, stream: QueryStream, policy: str) -> CacheSetup:
+    """Choose the static subgraph for a stream: subnets count as often as they are used."""
+    targets = stream.scale_targets(setup.layered, policy)
+    counts = count_usage(targets.enforced, setup.layered, policy)
+    candidate = subgraph_cache.choose_static(setup.candidates, setup.works, setup.machine, counts)
+    return replace(setup, static_column=candidate + 1)
+
+
+def measure_savings(setup: CacheSetup, stream: QueryStream, policy: str) -> Savings:
+    """Measure what the cached subgraph saves on a query stream."""
+    baseline, cached = _run_with_and_without(setup, setup.layered, stream, policy)
+    deep_baseline, deep_cached = _run_with_and_without(setup, setup.deep, stream, policy)
+    strict = [_run_with_and_without(setup, table, stream, "strict-latency") for table in (setup.layered, setup.deep)]
+    points, points_fair = (with_cache.accuracy - without.accuracy for without, with_cache in strict)
+    return Savings(
+        persistent_bytes=setup.machine.persistent_bytes,
+        bandwidth=setup.machine.bandwidth,
+        traffic=1 - cached.bytes / baseline.bytes,
+        traffic_best=_find_largest_gain(setup.layered.bytes),
+        latency=1 - cached.seconds / baseline.seconds,
+        latency_best=_find_largest_gain(setup.layered.seconds),
+        latency_fair=1 - deep_cached.seconds / deep_baseline.seconds,
+        latency_fair_best=_find_largest_gain(setup.deep.seconds),
+        points=points,
+        points_fair=points_fair,
+        energy=_measure_energy_saving(setup, stream, policy),
+    )
+
+
+def sweep_buffers(
+    family: Family,
+    machine: Accelerator,
+    sizes: Sequence[int],
+    bandwidths: Sequence[float],
+    stream: QueryStream,
+    policy: str,
 ) -> Iterator[Savings]:
-    """Yield the savings of every size under every bandwidth, layers being filled by stall and by reuse."""
+    """Yield the savings of every buffer size under every bandwidth; layers are filled by stall and by reuse."""
     for bandwidth in bandwidths:
         for size in sizes:
-            at = replace(machine, persistent=size, bandwidth=bandwidth)
-            yield savings(suited(setting(family, at, ("stall", "reuse")), asked, policy), asked, policy)
+            variant = replace(machine, persistent_bytes=size, bandwidth=bandwidth)
+            setup = fit_to_stream(build_setup(family, variant, SWEEP_ORDERS), stream, policy)
+            yield measure_savings(setup, stream, policy)
 
 
-def only(what: Setting, order: str) -> Setting:
-    """Return the setting with the columns of one order beside the fixed one.
+def restrict_order(setup: CacheSetup, order: str) -> CacheSetup:
+    """Keep the candidates of one order, and the static one.
 
-    Distance mixes orders up: it counts channels, not bytes or stall.
+    SUSHI's distance does not compare across orders: it counts channels, not bytes or stall.
     """
-    kept = [index + 1 for index, column in enumerate(what.columns) if column.order == order or index + 1 == what.fixed]
-    at = [0, *kept]
-    columns = tuple(what.columns[index - 1] for index in kept)
-    layered, deep = (_restricted(known, at) for known in (what.layered, what.deep))
-    return Setting(what.machine, what.works, columns, layered, deep, at.index(what.fixed))
-
-
-def _restricted(known: Known, at: list[int]) -> Known:
-    return Known(
-        known.seconds[:, at],
-        known.bytes[:, at],
-        known.hit[:, at],
-        known.refill[np.ix_(at, at)],
-        known.passing[:, at][:, :, at],
-        known.near[:, at],
-        known.norm[at],
-        known.accuracy,
+    kept = [
+        column
+        for column, candidate in enumerate(setup.candidates, 1)
+        if candidate.order == order or column == setup.static_column
+    ]
+    columns = [0, *kept]
+    return CacheSetup(
+        machine=setup.machine,
+        works=setup.works,
+        candidates=tuple(setup.candidates[column - 1] for column in kept),
+        layered=setup.layered.restrict_columns(columns),
+        deep=setup.deep.restrict_columns(columns),
+        static_column=columns.index(setup.static_column),
     )
 
 
-def _ways(what: Setting) -> dict[str, Known]:
-    return {"layered": what.layered, "deep": what.deep}
-
-
-def _pair(what: Setting, known: Known, asked: Asked, policy: str) -> tuple[Outcome, Outcome]:
-    wanted, _others = asked.targets(known, policy)
-    none, kept = (
-        scheduler.play(wanted, known, what.machine.bandwidth, policy=policy, column=column)
-        for column in (0, what.fixed)
+def _run_with_and_without(
+    setup: CacheSetup, table: LatencyTable, stream: QueryStream, policy: str
+) -> tuple[StreamOutcome, StreamOutcome]:
+    targets = stream.scale_targets(table, policy).enforced
+    without, with_cache = (
+        run_queries(targets, table, setup.machine.bandwidth, policy=policy, column=column)
+        for column in (0, setup.static_column)
     )
-    return none, kept
+    return without, with_cache
 
 
-def _best(values: Floats) -> float:
+def _find_largest_gain(values: FloatArray) -> float:
     return float((1 - values.min(axis=1) / values[:, 0]).max())
 
 
-def _energy(what: Setting, asked: Asked, policy: str) -> float:
-    """Return the share of the whole energy, arithmetic and on-chip memory included, that is saved."""
-    from unfold_supernet.accelerator.cost_model import joules
-
+def _measure_energy_saving(setup: CacheSetup, stream: QueryStream, policy: str) -> float:
+    """Measure the fraction of the total energy saved; the scheduler's byte sums carry the joules."""
+    targets = stream.scale_targets(setup.layered, policy).enforced
     spent = []
-    for column in (0, what.fixed):
-        graph = what.columns[column - 1].graph if column else what.kept.graph * 0
-        by_net = np.array([joules(item, graph, what.machine) for item in what.works])
-        known = replace(what.layered, bytes=np.repeat(by_net[:, None], what.layered.bytes.shape[1], axis=1))
-        wanted, _others = asked.targets(what.layered, policy)
-        spent.append(scheduler.play(wanted, known, what.machine.bandwidth, policy=policy, column=column).bytes)
+    for column in (0, setup.static_column):
+        graph = setup.candidates[column - 1].graph if column else np.zeros_like(setup.cached.graph)
+        joules = np.array([estimate_energy(work, graph, setup.machine) for work in setup.works])
+        table = replace(setup.layered, bytes=np.repeat(joules[:, None], setup.layered.bytes.shape[1], axis=1))
+        spent.append(run_queries(targets, table, setup.machine.bandwidth, policy=policy, column=column).bytes)
     return 1 - spent[1] / spent[0]

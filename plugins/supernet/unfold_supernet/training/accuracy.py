@@ -1,4 +1,4 @@
-"""How good the subnets are, with errors, and which of them are on the front. No torch here."""
+"""Quality of subnets with confidence intervals, paired comparisons, and the accuracy front. No torch here."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet._types import BoolArray, FloatArray, IntArray
 
-Z = 1.96
-SURE = 0.95
-Flags = NDArray[np.bool_]
+Z_95 = 1.96
+CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Of one net on test examples: which are right; accuracy and how far its interval goes, in points; F1, recall."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetQuality:
+    """Quality of one subnet on the test rows.
 
-    right: Flags
+    Attributes:
+        correct: Whether each row is classified correctly.
+        accuracy: In percent.
+        half_width: Half width of its 95 % interval, in points.
+        macro_f1: In percent.
+        sensitivity: By class, between 0 and 1; NaN for a class without rows.
+    """
+
+    correct: BoolArray
     accuracy: float
-    half: float
+    half_width: float
     macro_f1: float
     sensitivity: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Of two nets on the same examples: points, the paired standard error, and on how many each alone is right."""
+class PairedDifference:
+    """Accuracy difference of two subnets on the same rows.
+
+    Attributes:
+        points: Difference in points.
+        error: Paired standard error, in points.
+        better: Rows that only the first subnet classifies correctly.
+        worse: Rows that only the second one classifies correctly.
+    """
 
     points: float
     error: float
@@ -37,52 +50,64 @@ class Difference:
     worse: int
 
     @property
-    def separable(self) -> bool:
-        """Whether it is surely not zero, at 95 %: the exact test of McNemar, which holds for a few examples too."""
+    def is_significant(self) -> bool:
+        """Whether McNemar's exact test rejects equality at 95 %; it holds for small samples too."""
         from scipy.stats import binomtest
 
-        apart = self.better + self.worse
-        return apart > 0 and bool(binomtest(self.better, apart).pvalue < 1 - SURE)
+        discordant = self.better + self.worse
+        return discordant > 0 and bool(binomtest(self.better, discordant).pvalue < 1 - CONFIDENCE)
 
 
-def quality(answers: Ints, y: Ints, classes: int) -> Quality:
-    """Return the quality of answers; the interval is Wilson's at 95 %, its longer side."""
-    right = answers == y
-    accuracy = float(right.mean())
-    table = np.zeros((classes, classes))
-    np.add.at(table, (y, answers), 1)
-    true, asked, said = np.diag(table), table.sum(1), table.sum(0)
-    there = asked > 0
-    f1 = 2 * true[there] / (asked + said)[there]
-    recall = tuple(float(value) for value in np.divide(true, asked, out=np.full(classes, np.nan), where=there))
-    return Quality(right, accuracy * 100, _reach(accuracy, len(y)) * 100, float(f1.mean()) * 100, recall)
+def evaluate_predictions(predictions: IntArray, y: IntArray, classes: int) -> SubnetQuality:
+    """Evaluate predictions against labels; the interval is Wilson's at 95 %, its longer side."""
+    correct = predictions == y
+    accuracy = float(correct.mean())
+    confusion = np.zeros((classes, classes))
+    np.add.at(confusion, (y, predictions), 1)
+    true_positives, actual, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    present = actual > 0
+    f1 = 2 * true_positives[present] / (actual + predicted)[present]
+    recall = np.divide(true_positives, actual, out=np.full(classes, np.nan), where=present)
+    return SubnetQuality(
+        correct=correct,
+        accuracy=accuracy * 100,
+        half_width=_compute_wilson_reach(accuracy, len(y)) * 100,
+        macro_f1=float(f1.mean()) * 100,
+        sensitivity=tuple(float(value) for value in recall),
+    )
 
 
-def _reach(share: float, count: int) -> float:
-    """Return how far Wilson's interval goes from a share: not nothing where all of a few are right."""
-    part = Z**2 / count
-    middle, half = (share + part / 2) / (1 + part), math.sqrt(share * (1 - share) / count + part**2 / (4 * Z**2))
-    return abs(middle - share) + Z * half / (1 + part)
+def _compute_wilson_reach(proportion: float, count: int) -> float:
+    """Compute how far Wilson's interval extends from a proportion; above 0 even if all of a few rows are correct."""
+    term = Z_95**2 / count
+    centre = (proportion + term / 2) / (1 + term)
+    half = math.sqrt(proportion * (1 - proportion) / count + term**2 / (4 * Z_95**2))
+    return abs(centre - proportion) + Z_95 * half / (1 + term)
 
 
-def difference(one: Flags, other: Flags) -> Difference:
-    """Return how much better ``one`` is, by examples answered by both."""
-    apart = one.astype(np.float64) - other
-    error = float(apart.std()) / math.sqrt(len(apart)) * 100
-    return Difference(float(apart.mean()) * 100, error, int((one & ~other).sum()), int((other & ~one).sum()))
+def compare_paired(correct: BoolArray, reference: BoolArray) -> PairedDifference:
+    """Compare a subnet's correct rows with those of a reference on the same rows."""
+    difference = correct.astype(np.float64) - reference
+    error = float(difference.std()) / math.sqrt(len(difference)) * 100
+    better, worse = int((correct & ~reference).sum()), int((reference & ~correct).sum())
+    return PairedDifference(float(difference.mean()) * 100, error, better, worse)
 
 
-def separable(costs: Sequence[float], found: Sequence[Quality]) -> list[int]:
-    """Return the places of the front, cheapest first: each surely more accurate than the one before it."""
-    order = sorted(range(len(found)), key=lambda place: (costs[place], -found[place].accuracy))
-    kept = order[:1]
-    for place in order[1:]:
-        apart = difference(found[place].right, found[kept[-1]].right)
-        if apart.points > 0 and apart.separable:
-            kept.append(place)
-    return kept
+def select_front(costs: Sequence[float], qualities: Sequence[SubnetQuality]) -> list[int]:
+    """Select the accuracy front: from cheap to expensive, each subnet significantly better than the previous one.
+
+    Returns:
+        Indices of the subnets, cheapest first.
+    """
+    order = sorted(range(len(qualities)), key=lambda index: (costs[index], -qualities[index].accuracy))
+    front = order[:1]
+    for index in order[1:]:
+        difference = compare_paired(qualities[index].correct, qualities[front[-1]].correct)
+        if difference.points > 0 and difference.is_significant:
+            front.append(index)
+    return front
 
 
-def percentiles(seconds: Floats) -> tuple[float, float]:
-    """Return the median and the 99th percentile."""
+def compute_percentiles(seconds: FloatArray) -> tuple[float, float]:
+    """Compute the median and the 99th percentile."""
     return float(np.median(seconds)), float(np.quantile(seconds, 0.99))

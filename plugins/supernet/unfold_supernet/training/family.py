@@ -1,8 +1,9 @@
-"""A family from data to measured front: trained, or read from the run if it was trained there."""
+"""Training of a supernet: resumes where a killed run stopped, and reads the supernet back from its run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,142 +11,132 @@ import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 
-from unfold_supernet.arrays import Floats
+from unfold_supernet._types import FloatArray
 from unfold_supernet.family import checkpoint
-from unfold_supernet.family.datasets import Data
-from unfold_supernet.family.names import SPACE
+from unfold_supernet.family.artifacts import SPACE_FILE
+from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.layers import Statistics, Weights
-from unfold_supernet.networks.space import Space, Subnet, macs, space_of
-from unfold_supernet.networks.supernet import Supernet, bind, calibrate, initial
-from unfold_supernet.scheduling.escalation import Answered
-from unfold_supernet.schema.models import SupernetSpec
-from unfold_supernet.training.accuracy import Quality, quality
-from unfold_supernet.training.curriculum import epochs, phases
-from unfold_supernet.training.latency import answers, confident
-from unfold_supernet.training.subnet_search import Searched, search
-from unfold_supernet.training.trainer import State, learn
-from unfoldkit.api import Run, dump, fingerprint
+from unfold_supernet.networks.space import Space, Subnet
+from unfold_supernet.networks.supernet import Supernet, bind_subnet, calibrate_norms, init_weights
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.curriculum import build_phases, count_epochs
+from unfold_supernet.training.latency import predict_classes
+from unfold_supernet.training.problem import SearchResult, TrainingProblem
+from unfold_supernet.training.subnet_search import search_subnets
+from unfold_supernet.training.trainer import TrainingState, run_training
+from unfoldkit.api import Progress, RunDir, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """A family that is trained, and how many steps each subnet got; ``seconds`` of training now, 0 if it was there."""
+class TrainedSupernet:
+    """A trained supernet.
 
-    net: Supernet
+    Attributes:
+        supernet: Weights and bound subnets.
+        steps: Training steps by subnet.
+        training_s: Seconds of training; about 0 if the run was already trained.
+        search: Result of the search, if the space was searched.
+    """
+
+    supernet: Supernet
     steps: dict[str, int]
-    seconds: float
-    searched: Searched | None = None
+    training_s: float
+    search: SearchResult | None = None
 
 
-def space(spec: SupernetSpec, data: Data) -> Space:
-    """Return the space of a spec for its data."""
-    assert spec.space is not None  # noqa: S101 - the spec was validated
-    return space_of(spec.space, data.x.shape[1], data.x.shape[2:], data.extra.shape[1], len(data.names))
+def compute_fingerprint(problem: TrainingProblem) -> str:
+    """Compute the fingerprint of everything that the weights depend on."""
+    standardised = ("columns alike",) if problem.form == "mlp" else ()
+    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__, *standardised)
 
 
-def mark(spec: SupernetSpec, data: Data, seed: int) -> str:
-    """Return the fingerprint of all that the weights depend on."""
-    told = dump(spec)
-    training = {key: value for key, value in told["training"].items() if key != "alone"}
-    alike = ("columns alike",) if spec.form == "mlp" else ()
-    return fingerprint(told["data"], told["space"], training, data.digest, seed, torch.__version__, *alike)
+def train_supernet(
+    problem: TrainingProblem,
+    directory: RunDir,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainedSupernet:
+    """Train the supernet, or continue where a killed run stopped."""
+    space, made_from = problem.space, compute_fingerprint(problem)
+    start = clock()
+    state = _train_subnets(problem, space.subnets, directory, progress, made_from, checkpoint.CHECKPOINT_FILE)
+    search = _search(problem, state.weights) if len(problem.data.holdout) else None
+    members = space if search is None else replace(space, subnets=search.subnets)
+    if not directory.has(SPACE_FILE, made_from=made_from):
+        norms = {subnet.name: _calibrate(problem, members, state.weights, subnet) for subnet in members.subnets}
+        checkpoint.write_supernet(directory, members, state.weights, norms, made_from)
+    return TrainedSupernet(checkpoint.read_supernet(directory), state.steps, clock() - start, search)
 
 
-def train_family(spec: SupernetSpec, data: Data, run: Run) -> Trained:
-    """Train the family of a spec, or go on where a run that was killed stopped."""
-    whole, made_from = space(spec, data), mark(spec, data, run.seed)
-    began = run.clock()
-    found = train(spec, whole, whole.subnets, data, run, made_from, checkpoint.CHECKPOINT)
-    searched = _searched(spec, whole, found.weights, data, run)
-    members = whole if searched is None else replace(whole, subnets=searched.nets)
-    if not run.directory.has(SPACE, made_from=made_from):
-        checkpoint.keep_family(
-            run.directory, members, found.weights, norms(spec, members, found.weights, data), made_from
-        )
-    return Trained(checkpoint.read_family(run.directory), found.steps, run.clock() - began, searched)
+def train_standalone(problem: TrainingProblem, subnet: Subnet, directory: RunDir, progress: Progress) -> SubnetQuality:
+    """Train a subnet as a standalone model with the same batches and steps, and evaluate it on the test rows."""
+    data, space = problem.data, problem.space
+    made_from = fingerprint(compute_fingerprint(problem), subnet.name)
+    file = f"alone/{subnet.name}.safetensors"
+    state = _train_subnets(problem, [subnet], directory, progress, made_from, file)
+    bound = bind_subnet(space, state.weights, subnet, _calibrate(problem, space, state.weights, subnet))
+    return evaluate_predictions(predict_classes(bound, data, data.test), data.y[data.test], len(data.names))
 
 
-def _searched(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, run: Run) -> Searched | None:
-    """Return the members that a search finds in a large space, or nothing: then all are."""
-    if not len(data.held):
-        return None
+def _search(problem: TrainingProblem, weights: Weights) -> SearchResult:
+    space, data = problem.space, problem.data
 
     def measure(subnet: Subnet) -> float:
-        bound = bind(whole, weights, subnet, own_norms(spec, whole, weights, data, subnet))
-        return float((answers(bound, data, data.held) == data.y[data.held]).mean() * 100)
+        bound = bind_subnet(space, weights, subnet, _calibrate(problem, space, weights, subnet))
+        return float((predict_classes(bound, data, data.holdout) == data.y[data.holdout]).mean() * 100)
 
-    assert spec.space is not None  # noqa: S101 - the spec was validated
-    return search(whole, spec.space.search, measure, run.seed)
+    return search_subnets(space, problem.search, measure, problem.seed)
 
 
-def train(
-    spec: SupernetSpec, whole: Space, subnets: Sequence[Subnet], data: Data, run: Run, made_from: str, file: str
-) -> State:
-    """Return the trained state of some subnets, kept in ``file`` after each epoch; weights take inputs as they are."""
-    torch.set_num_threads(spec.training.threads)
-    alone = subnets[0] if len(subnets) == 1 else None
-    start = State(0, initial(whole, run.seed, alone), {}, {})
-    if run.directory.has(file, made_from=made_from):
-        start = _unpacked(run.directory.read(file), [one.name for one in subnets])
-    label = f"train {alone.name} alone" if alone else "train family"
-    whole_epochs = epochs(phases(subnets, spec.training), spec.training)
-    run.progress(label, start.epoch, whole_epochs)
+def _train_subnets(
+    problem: TrainingProblem,
+    subnets: Sequence[Subnet],
+    directory: RunDir,
+    progress: Progress,
+    made_from: str,
+    file: str,
+) -> TrainingState:
+    """Train some subnets and store the state in ``file`` after each epoch; the weights accept raw inputs."""
+    options, space, data = problem.options, problem.space, problem.data
+    torch.set_num_threads(options.threads)
+    standalone = subnets[0] if len(subnets) == 1 else None
+    state = TrainingState(epoch=0, weights=init_weights(space, problem.seed, standalone), momentum={}, steps={})
+    names = [subnet.name for subnet in subnets]
+    if directory.has(file, made_from=made_from):
+        state = unpack_state(directory.read(file), names)
+    label = f"train {standalone.name} standalone" if standalone else "train supernet"
+    epochs = count_epochs(build_phases(subnets, options), options)
+    progress(label, state.epoch, epochs)
 
-    def keep(state: State) -> None:
-        run.directory.write(file, _packed(state, [one.name for one in subnets]), made_from=made_from)
-        run.progress(label, state.epoch, whole_epochs)
+    def save_state(current: TrainingState) -> None:
+        directory.write(file, pack_state(current, names), made_from=made_from)
+        progress(label, current.epoch, epochs)
 
-    if spec.form != "mlp":
-        return learn(whole, subnets, data, spec.training, run.seed, start, keep)
-    middle, spread = columns(data)
-    alike = replace(data, x=((data.x - middle) / spread).astype(np.float32))
-    state = learn(whole, subnets, alike, spec.training, run.seed, start, keep)
-    # what is taken off an input moves the sums behind the stem only, of which the norm takes the mean off again
-    stem = state.weights["stem.weight"] / torch.from_numpy(spread.astype(np.float32))
+    if problem.form != "mlp":
+        return run_training(space, subnets, data, options, problem.seed, state, save_state)
+    mean, deviation = compute_column_statistics(data)
+    standardised = replace(data, x=((data.x - mean) / deviation).astype(np.float32))
+    state = run_training(space, subnets, standardised, options, problem.seed, state, save_state)
+    # subtracting a mean only shifts the sums behind the stem, which its norm removes again; only the scale matters
+    stem = state.weights["stem.weight"] / torch.from_numpy(deviation.astype(np.float32))
     return replace(state, weights={**state.weights, "stem.weight": stem})
 
 
-def columns(data: Data) -> tuple[Floats, Floats]:
-    """Return mean and deviation of each column [columns, 1] over the rows to train on; what never differs has 1."""
+def compute_column_statistics(data: Dataset) -> tuple[FloatArray, FloatArray]:
+    """Compute mean and standard deviation of each column [columns, 1] over the training rows; 1 if it is constant."""
     x = data.x[data.train].astype(np.float64)
     return x.mean(axis=0), np.where(x.max(axis=0) > x.min(axis=0), x.std(axis=0), 1.0)
 
 
-def norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data) -> dict[str, Statistics]:
-    """Return each subnet's statistics from clean training examples."""
-    return {one.name: own_norms(spec, whole, weights, data, one) for one in whole.subnets}
+def _calibrate(problem: TrainingProblem, space: Space, weights: Weights, subnet: Subnet) -> Statistics:
+    """Compute a subnet's norm statistics, from the same training rows for all subnets."""
+    data = problem.data
+    rows = np.random.default_rng(0xCA1).permutation(data.train)[: problem.options.calibrate]
+    return calibrate_norms(space, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
 
 
-def own_norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, subnet: Subnet) -> Statistics:
-    """Return one subnet's statistics, from the same examples for all."""
-    rows = np.random.default_rng(0xCA1).permutation(data.train)[: spec.training.calibrate]
-    return calibrate(whole, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
-
-
-def answered(net: Supernet, data: Data) -> Answered:
-    """Return what every subnet says of the test rows, cheapest first."""
-    ordered = sorted(net.space.subnets, key=lambda one: macs(net.space, one))
-    found = [confident(net.bound[one.name], data, data.test) for one in ordered]
-    said, confidence = (np.stack(part) for part in zip(*found, strict=True))
-    return Answered(tuple(one.name for one in ordered), said, confidence, data.y[data.test])
-
-
-def qualities(net: Supernet, data: Data, said: Answered | None = None) -> dict[str, Quality]:
-    """Return the quality of every subnet on the test rows, cheapest first."""
-    found = said or answered(net, data)
-    return {name: quality(row, found.y, len(data.names)) for name, row in zip(found.names, found.said, strict=True)}
-
-
-def trained_alone(spec: SupernetSpec, data: Data, run: Run, subnet: Subnet) -> Quality:
-    """Return the quality of a subnet that was trained on its own, with the same batches and steps."""
-    whole = space(spec, data)
-    file = f"alone/{subnet.name}.safetensors"
-    state = train(spec, whole, [subnet], data, run, fingerprint(mark(spec, data, run.seed), subnet.name), file)
-    bound = bind(whole, state.weights, subnet, own_norms(spec, whole, state.weights, data, subnet))
-    return quality(answers(bound, data, data.test), data.y[data.test], len(data.names))
-
-
-def _packed(state: State, names: Sequence[str]) -> bytes:
+def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:
+    """Serialise a training state; ``names`` is the order of the subnets' steps."""
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
     tensors |= {f"teacher/{name}": tensor.contiguous() for name, tensor in state.teacher.items()}
@@ -154,11 +145,13 @@ def _packed(state: State, names: Sequence[str]) -> bytes:
     return bytes(save(tensors))
 
 
-def _unpacked(content: bytes, names: Sequence[str]) -> State:
+def unpack_state(content: bytes, names: Sequence[str]) -> TrainingState:
+    """Restore a training state from its bytes."""
     tensors = read_tensors(content)
     weights, momentum, teacher = (
-        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
-        for part in ("weights/", "momentum/", "teacher/")
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("weights/", "momentum/", "teacher/")
     )
     steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
-    return State(int(tensors["epoch"]), weights, momentum, steps, teacher)
+    epoch = int(tensors["epoch"])
+    return TrainingState(epoch=epoch, weights=weights, momentum=momentum, steps=steps, teacher=teacher)

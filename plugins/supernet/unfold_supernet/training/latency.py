@@ -1,4 +1,4 @@
-"""Measured on this machine: answers and latency of every subnet, and what a switch costs beside loading a model."""
+"""Measurements on this machine: predictions and latency of every subnet, and the cost of a model switch."""
 
 from __future__ import annotations
 
@@ -6,128 +6,124 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
 
-from unfold_supernet.arrays import Floats, Ints
-from unfold_supernet.family.checkpoint import Extracted, blank, extract, state_bytes
-from unfold_supernet.family.datasets import Data
-from unfold_supernet.networks.supernet import Ready, Supernet, bind
-from unfold_supernet.training.accuracy import percentiles
+from unfold_supernet._types import Float32Array, FloatArray, IntArray
+from unfold_supernet.family.checkpoint import StandaloneModel, build_empty_model, extract_model, serialise_state
+from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
+from unfold_supernet.training.accuracy import compute_percentiles
+from unfold_supernet.training.problem import SwitchCosts
 
-Net = Callable[[Tensor, Tensor], Tensor]
+Model = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
-ENOUGH = 0.5
-"""Seconds of rounds of one batch size: of a slow net a few rounds tell as much."""
+ENOUGH_S = 0.5
+"""Seconds of rounds after which a batch size is measured well enough: slow subnets need few rounds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Switching:
-    """Seconds of a switch by routing (median, 99th percentile), of binding views anew, and of three ways to load.
-
-    ``load_state`` copies a state that is in memory into a model that exists, ``reload`` builds the model and reads the
-    file's bytes; ``bytes`` are those of the family, ``separate`` those of its members as files of their own.
-    """
-
-    p50: float
-    p99: float
-    views: float
-    load_state: float
-    reload: float
-    bytes: int
-    separate: int
+def predict_classes(model: Model, data: Dataset, rows: IntArray) -> IntArray:
+    """Predict the classes of some rows."""
+    return predict_with_confidence(model, data, rows)[0]
 
 
-def answers(bound: Net, data: Data, rows: Ints) -> Ints:
-    """Return the classes that a subnet gives for some rows."""
-    return confident(bound, data, rows)[0]
-
-
-def confident(bound: Net, data: Data, rows: Ints) -> tuple[Ints, NDArray[np.float32]]:
-    """Return the classes that a subnet gives for some rows, and the share that it gives each."""
-    said, shares = [], []
+def predict_with_confidence(model: Model, data: Dataset, rows: IntArray) -> tuple[IntArray, Float32Array]:
+    """Predict the classes of some rows, and the softmax share of each prediction."""
+    classes, confidences = [], []
     with torch.inference_mode():
-        for x, extra in _chunks(data, rows):
-            most = torch.softmax(bound(x, extra), 1).max(1)
-            said.append(most.indices.numpy())
-            shares.append(most.values.numpy())
-    return np.concatenate(said).astype(np.int64), np.concatenate(shares)
+        for x, extra in _iterate_chunks(data, rows):
+            top = torch.softmax(model(x, extra), 1).max(1)
+            classes.append(top.indices.numpy())
+            confidences.append(top.values.numpy())
+    return np.concatenate(classes).astype(np.int64), np.concatenate(confidences)
 
 
-def latencies(bound: Net, data: Data, batches: Sequence[int] = BATCHES, rounds: int = 30) -> dict[int, float]:
-    """Return the median seconds of a forward pass by batch size, of fewer rounds where these take long."""
+def measure_latencies(
+    model: Model, data: Dataset, batches: Sequence[int] = BATCHES, rounds: int = 30
+) -> dict[int, float]:
+    """Measure the median seconds of a forward pass by batch size; slow models get fewer rounds."""
     result = {}
     with torch.inference_mode():
         for batch in batches:
             rows = np.resize(data.test, batch)
             x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
-            call = partial(bound, x, extra)
-            timed(call, 3, ENOUGH / 10, least=1)
-            result[batch] = float(np.median(timed(call, rounds, ENOUGH)))
+            call = partial(model, x, extra)
+            time_rounds(call, 3, ENOUGH_S / 10, min_rounds=1)
+            result[batch] = float(np.median(time_rounds(call, rounds, ENOUGH_S)))
     return result
 
 
-def switching(net: Supernet, rounds: int = 2000) -> Switching:
-    """Return what a switch costs; all ways alternate between the subnets."""
-    names = list(net.bound)
-    route = _routes(net, names, rounds)
-    largest = net.bound[names[-1]]
-    modules = {name: extract(net.space, one) for name, one in net.bound.items()}
-    files = {name: state_bytes(module) for name, module in modules.items()}
-    target = modules[names[-1]]
+def measure_switch_costs(supernet: Supernet, rounds: int = 2000) -> SwitchCosts:
+    """Measure the mechanisms of a model switch, alternating between the subnets."""
+    names = list(supernet.bound)
+    routes = _time_lookups(supernet, names, rounds)
+    largest = supernet.bound[names[-1]]
+    models = {name: extract_model(supernet.space, bound) for name, bound in supernet.bound.items()}
+    files = {name: serialise_state(model) for name, model in models.items()}
+    target = models[names[-1]]
     state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    few = max(20, rounds // 50)
-    views = timed(lambda: bind(net.space, dict(net.weights), net.space.subnets[-1], largest.statistics), few)
-    in_place = timed(lambda: target.load_state_dict(state), few)
-    again = timed(lambda: _reload(net, largest, files[names[-1]]), few)
-    norms = sum(t.numel() * t.element_size() for b in net.bound.values() for pair in b.statistics for t in pair)
-    shared = sum(tensor.numel() * tensor.element_size() for tensor in net.weights.values())
-    separate = sum(_size(module) for module in modules.values())
-    bound, loaded, built = (float(np.median(each)) for each in (views, in_place, again))
-    p50, p99 = percentiles(route)
-    return Switching(p50, p99, bound, loaded, built, shared + norms, separate)
+    slow_rounds = max(20, rounds // 50)
+    largest_subnet, weights = supernet.space.subnets[-1], dict(supernet.weights)
+    bind_times = time_rounds(
+        lambda: bind_subnet(supernet.space, weights, largest_subnet, largest.statistics), slow_rounds
+    )
+    load_times = time_rounds(lambda: target.load_state_dict(state), slow_rounds)
+    reload_times = time_rounds(lambda: _reload(supernet, largest, files[names[-1]]), slow_rounds)
+    norm_tensors = [tensor for bound in supernet.bound.values() for pair in bound.statistics for tensor in pair]
+    p50, p99 = compute_percentiles(routes)
+    return SwitchCosts(
+        route_p50_s=p50,
+        route_p99_s=p99,
+        bind_s=float(np.median(bind_times)),
+        load_state_s=float(np.median(load_times)),
+        reload_s=float(np.median(reload_times)),
+        shared_bytes=_count_bytes([*norm_tensors, *supernet.weights.values()]),
+        separate_bytes=sum(_count_model_bytes(model) for model in models.values()),
+    )
 
 
-def _routes(net: Supernet, names: Sequence[str], rounds: int) -> Floats:
-    """Return the seconds from a name to the net that answers; nothing is built, copied or set."""
-    clock, bound, found = time.perf_counter, net.bound, np.empty(rounds)
-    for at in range(rounds):
-        name = names[at % len(names)]
-        began = clock()
-        _ = bound[name]
-        found[at] = clock() - began
-    return found
-
-
-def _reload(net: Supernet, bound: Ready, file: bytes) -> Extracted:
-    module = blank(net.space, bound)
-    module.load_state_dict(load(io.BytesIO(file).read()))
-    return module
-
-
-def _size(module: Extracted) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values() if tensor.ndim)
-
-
-def timed(call: Callable[[], object], rounds: int, enough: float = math.inf, least: int = 5) -> Floats:
-    """Return the seconds of each round; after ``enough`` of them in all no more than the ``least`` rounds are made."""
-    found: list[float] = []
-    while len(found) < rounds and (len(found) < least or sum(found) < enough):
-        began = time.perf_counter()
+def time_rounds(call: Callable[[], object], rounds: int, enough_s: float = math.inf, min_rounds: int = 5) -> FloatArray:
+    """Time repeated calls; stop early once ``min_rounds`` of them have taken ``enough_s`` seconds in all."""
+    seconds: list[float] = []
+    while len(seconds) < rounds and (len(seconds) < min_rounds or sum(seconds) < enough_s):
+        start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - began)
-    return np.array(found)
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)
 
 
-def _chunks(data: Data, rows: Ints) -> Iterator[tuple[Tensor, Tensor]]:
+def _time_lookups(supernet: Supernet, names: Sequence[str], rounds: int) -> FloatArray:
+    """Time the lookup from a name to a bound subnet; nothing is built, copied or set."""
+    clock, bound, seconds = time.perf_counter, supernet.bound, np.empty(rounds)
+    for index in range(rounds):
+        name = names[index % len(names)]
+        start = clock()
+        _ = bound[name]
+        seconds[index] = clock() - start
+    return seconds
+
+
+def _reload(supernet: Supernet, bound: BoundSubnet, file: bytes) -> StandaloneModel:
+    model = build_empty_model(supernet.space, bound)
+    model.load_state_dict(load(io.BytesIO(file).read()))
+    return model
+
+
+def _count_model_bytes(model: StandaloneModel) -> int:
+    return _count_bytes([tensor for tensor in model.state_dict().values() if tensor.ndim])
+
+
+def _count_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _iterate_chunks(data: Dataset, rows: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        yield torch.from_numpy(data.x[part]), torch.from_numpy(data.extra[part])
+        chunk = rows[start : start + CHUNK]
+        yield torch.from_numpy(data.x[chunk]), torch.from_numpy(data.extra[chunk])

@@ -1,148 +1,147 @@
-"""For spaces too large to measure whole: some nets are measured, a predictor learns from them, evolution asks it.
+"""Subnet search in spaces too large to measure in full: a sample is measured, a predictor fitted, subnets evolved.
 
-After Once-for-All: one-hot features of every stage; a population under a limit of work, parents kept, the rest by
-mutation and crossing. The predictor is a Gaussian process, which needs fewer nets than a network would. Nets are
-measured on rows that were held back from training; the test rows are never looked at.
+After Once-for-All: one-hot features of every stage; a population under a limit on MACs, of which parents survive and
+children come from mutation and crossover. The predictor is a Gaussian process, which needs fewer subnets than OFA's
+network. Subnets are measured on rows held out from training; the search never reads the test rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_supernet.arrays import Floats
-from unfold_supernet.family.datasets import Data, split_groups
-from unfold_supernet.networks.space import Space, Subnet, macs
-from unfold_supernet.schema.models import SearchSpec
+from unfold_supernet._types import FloatArray
+from unfold_supernet.networks.space import Space, Subnet, count_macs
+from unfold_supernet.training.problem import SearchOptions, SearchResult
 
 Measure = Callable[[Subnet], float]
-"""From a net to its accuracy, in percent, on rows that were held back."""
-Predict = Callable[[Sequence[Subnet]], Floats]
-MUTATION, RESOLUTION, PARENTS = 0.1, 0.5, 0.25
-TRIES = 20
+"""From a subnet to its accuracy, in percent, on the held-out rows."""
+Predict = Callable[[Sequence[Subnet]], FloatArray]
+MUTATION_RATE, RESOLUTION_RATE, PARENT_FRACTION = 0.1, 0.5, 0.25
+MAX_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
-    """What a search found: nets, cheapest first; how many there were and were measured; the predictor's ranks.
+class _Predictor:
+    """Predicts accuracies; ``rank_correlation`` is that of a predictor without the rows it is tested on."""
 
-    ``rank`` is Spearman's correlation of what was predicted and measured on a fifth that the predictor did not see.
-    """
-
-    nets: tuple[Subnet, ...]
-    count: int
-    measured: int
-    rank: float
+    predict: Predict
+    rank_correlation: float
 
 
-def apart(data: Data, given: SearchSpec, seed: int) -> Data:
-    """Return the data with a share of the training rows held back, whole groups of them if rows have groups."""
-    if data.whose is not None and len(np.unique(data.whose[data.train])) > 1:
-        kept, held = split_groups(data.whose[data.train], given.held, seed)
-        return replace(data, train=data.train[kept], held=data.train[held])
-    rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
-    cut = round(len(rows) * given.held)
-    return replace(data, train=np.sort(rows[cut:]), held=np.sort(rows[:cut]))
-
-
-def search(space: Space, given: SearchSpec, measure: Measure, seed: int) -> Searched:
-    """Return the nets that are predicted, and then measured, to be best under rising limits of work."""
+def search_subnets(space: Space, options: SearchOptions, measure: Measure, seed: int) -> SearchResult:
+    """Find the subnets that are predicted, and then measured, to be best under rising limits on MACs."""
     rng = np.random.default_rng([seed, 0xE70])
-    work = {one: float(macs(space, one)) for one in space.subnets}
-    least, most = min(work, key=work.__getitem__), max(work, key=work.__getitem__)
-    places = rng.choice(len(space.subnets), min(given.measured, len(space.subnets)), replace=False)
-    known = {one: measure(one) for one in dict.fromkeys([least, most, *(space.subnets[place] for place in places)])}
-    predict, rank = _predictor(space, known, rng)
-    found = [least]
-    for limit in np.geomspace(work[least], work[most], given.points)[1:-1]:
-        best = evolve(space.subnets, work, float(limit), predict, given, rng)
-        # the prediction chooses a few, the measurement one of them
-        known |= {one: measure(one) for one in best if one not in known}
-        found.append(max(best, key=known.__getitem__))
-    nets = sorted(dict.fromkeys([*found, most]), key=work.__getitem__)
-    return Searched(tuple(nets), len(space.subnets), len(known), rank)
+    macs = {subnet: float(count_macs(space, subnet)) for subnet in space.subnets}
+    smallest, largest = min(macs, key=macs.__getitem__), max(macs, key=macs.__getitem__)
+    indices = rng.choice(len(space.subnets), min(options.measured, len(space.subnets)), replace=False)
+    sample = dict.fromkeys([smallest, largest, *(space.subnets[index] for index in indices)])
+    accuracies = {subnet: measure(subnet) for subnet in sample}
+    predictor = _evaluate_predictor(space, accuracies, rng)
+    selected = [smallest]
+    for limit in np.geomspace(macs[smallest], macs[largest], options.points)[1:-1]:
+        candidates = evolve_subnets(space.subnets, macs, float(limit), predictor.predict, options, rng)
+        # the prediction selects a few candidates, the measurement one of them
+        accuracies |= {subnet: measure(subnet) for subnet in candidates if subnet not in accuracies}
+        selected.append(max(candidates, key=accuracies.__getitem__))
+    return SearchResult(
+        subnets=tuple(sorted(dict.fromkeys([*selected, largest]), key=macs.__getitem__)),
+        count=len(space.subnets),
+        measured=len(accuracies),
+        rank_correlation=predictor.rank_correlation,
+    )
 
 
-def evolve(
+def evolve_subnets(
     subnets: Sequence[Subnet],
-    work: dict[Subnet, float],
+    macs: dict[Subnet, float],
     limit: float,
     predict: Predict,
-    given: SearchSpec,
+    options: SearchOptions,
     rng: np.random.Generator,
 ) -> list[Subnet]:
-    """Return the three best nets by prediction whose work is within a limit."""
-    fit = [one for one in subnets if work[one] <= limit * (1 + 1e-9)]
-    if len(fit) <= given.population:
-        return _best(fit, predict, 3)
-    allowed = set(fit)
-    crowd = [fit[place] for place in rng.choice(len(fit), given.population, replace=False)]
-    for _ in range(given.generations):
-        parents = _best(crowd, predict, max(2, round(given.population * PARENTS)))
-        children = [_child(parents, fit, allowed, rng) for _ in range(given.population - len(parents))]
-        crowd = [*parents, *children]
-    return _best(list(dict.fromkeys(crowd)), predict, 3)
+    """Evolve a population under a limit on MACs; return the three best subnets by prediction."""
+    feasible = [subnet for subnet in subnets if macs[subnet] <= limit * (1 + 1e-9)]
+    if len(feasible) <= options.population:
+        return _select_best(feasible, predict, 3)
+    allowed = set(feasible)
+    population = [feasible[index] for index in rng.choice(len(feasible), options.population, replace=False)]
+    for _ in range(options.generations):
+        parents = _select_best(population, predict, max(2, round(options.population * PARENT_FRACTION)))
+        children = [_breed(parents, feasible, allowed, rng) for _ in range(options.population - len(parents))]
+        population = [*parents, *children]
+    return _select_best(list(dict.fromkeys(population)), predict, 3)
 
 
-def features(space: Space, subnets: Sequence[Subnet]) -> Floats:
-    """Return one-hot features [nets, features] of every stage's share, blocks and kernel, and of the resolution."""
-    whole, asked = (
-        [(*one.expand, *one.depth, *one.kernel, one.resolution) for one in nets] for nets in (space.subnets, subnets)
+def encode_features(space: Space, subnets: Sequence[Subnet]) -> FloatArray:
+    """Encode subnets one-hot [subnets, features]: width, depth and kernel of every stage, and the resolution."""
+    vocabulary, encoded = (
+        [(*subnet.expand, *subnet.depth, *subnet.kernel, subnet.resolution) for subnet in group]
+        for group in (space.subnets, subnets)
     )
-    parts = [
-        np.array(column)[:, None] == np.unique(np.array(every))
-        for column, every in zip(zip(*asked, strict=True), zip(*whole, strict=True), strict=True)
+    columns = [
+        np.array(column)[:, None] == np.unique(np.array(values))
+        for column, values in zip(zip(*encoded, strict=True), zip(*vocabulary, strict=True), strict=True)
     ]
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    return np.concatenate(columns, axis=1).astype(np.float64)
 
 
-def _predictor(space: Space, known: dict[Subnet, float], rng: np.random.Generator) -> tuple[Predict, float]:
-    """Return a predictor of the measured nets, and its ranks on a fifth of them that one without it did not see."""
+def _evaluate_predictor(space: Space, accuracies: dict[Subnet, float], rng: np.random.Generator) -> _Predictor:
+    """Fit a predictor to all measurements; rate it by one that was fitted without a fifth of them."""
     from scipy.stats import spearmanr
 
-    nets, values = list(known), np.array(list(known.values()))
-    order = rng.permutation(len(nets))
-    out, rest = order[: max(3, len(nets) // 5)], order[max(3, len(nets) // 5) :]
-    held = _fitted(space, [nets[at] for at in rest], values[rest])
-    said = held([nets[at] for at in out])
-    rank = float(spearmanr(said, values[out]).statistic) if np.ptp(said) > 0 and np.ptp(values[out]) > 0 else 0.0
-    return _fitted(space, nets, values), rank
+    subnets, values = list(accuracies), np.array(list(accuracies.values()))
+    order = rng.permutation(len(subnets))
+    cut = max(3, len(subnets) // 5)
+    validation, fitting = order[:cut], order[cut:]
+    partial = _fit_predictor(space, [subnets[index] for index in fitting], values[fitting])
+    predicted = partial([subnets[index] for index in validation])
+    has_spread = np.ptp(predicted) > 0 and np.ptp(values[validation]) > 0
+    rank_correlation = float(spearmanr(predicted, values[validation]).statistic) if has_spread else 0.0
+    return _Predictor(_fit_predictor(space, subnets, values), rank_correlation)
 
 
-def _fitted(space: Space, nets: Sequence[Subnet], values: Floats) -> Predict:
+def _fit_predictor(space: Space, subnets: Sequence[Subnet], values: FloatArray) -> Predict:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
-    # bounds are not searched: a fit on few nets would run into them
+    # fixed bounds: a fit on few subnets would run into them
     kernel = RBF(3.0, "fixed") + WhiteKernel(0.1, "fixed")
-    model = GaussianProcessRegressor(kernel, normalize_y=True, optimizer=None).fit(features(space, nets), values)
-    return lambda subnets: np.asarray(model.predict(features(space, subnets)), np.float64)
+    model = GaussianProcessRegressor(kernel, normalize_y=True, optimizer=None)
+    model.fit(encode_features(space, subnets), values)
+    return lambda candidates: np.asarray(model.predict(encode_features(space, candidates)), np.float64)
 
 
-def _best(nets: Sequence[Subnet], predict: Predict, count: int) -> list[Subnet]:
-    scores = predict(nets)
-    return [nets[place] for place in np.argsort(-scores, kind="stable")[:count]]
+def _select_best(subnets: Sequence[Subnet], predict: Predict, count: int) -> list[Subnet]:
+    scores = predict(subnets)
+    return [subnets[index] for index in np.argsort(-scores, kind="stable")[:count]]
 
 
-def _child(parents: Sequence[Subnet], fit: Sequence[Subnet], allowed: set[Subnet], rng: np.random.Generator) -> Subnet:
-    """Return a net that is allowed: a parent changed in places, or two crossed; by chance if none comes about."""
-    for _ in range(TRIES):
-        one = parents[int(rng.integers(len(parents)))]
+def _breed(
+    parents: Sequence[Subnet], feasible: Sequence[Subnet], allowed: set[Subnet], rng: np.random.Generator
+) -> Subnet:
+    """Breed a feasible child by mutation or crossover; draw a random subnet if no try succeeds."""
+    for _ in range(MAX_TRIES):
+        parent = parents[int(rng.integers(len(parents)))]
         if rng.random() < 0.5:
-            made = _mixed(one, fit[int(rng.integers(len(fit)))], MUTATION, RESOLUTION, rng)
+            donor = feasible[int(rng.integers(len(feasible)))]
+            child = _cross(parent, donor, MUTATION_RATE, RESOLUTION_RATE, rng)
         else:
-            made = _mixed(one, parents[int(rng.integers(len(parents)))], 0.5, 0.5, rng)
-        if made in allowed:
-            return made
-    return fit[int(rng.integers(len(fit)))]
+            child = _cross(parent, parents[int(rng.integers(len(parents)))], 0.5, 0.5, rng)
+        if child in allowed:
+            return child
+    return feasible[int(rng.integers(len(feasible)))]
 
 
-def _mixed(one: Subnet, other: Subnet, share: float, resolution: float, rng: np.random.Generator) -> Subnet:
-    """Return ``one`` with each stage taken from ``other`` by chance, and its resolution likewise."""
-    sources = [other if taken else one for taken in rng.random(len(one.expand)) < share]
+def _cross(
+    parent: Subnet, donor: Subnet, stage_rate: float, resolution_rate: float, rng: np.random.Generator
+) -> Subnet:
+    """Replace each stage of ``parent`` by the donor's with probability ``stage_rate``, and likewise the resolution."""
+    sources = [donor if is_replaced else parent for is_replaced in rng.random(len(parent.expand)) < stage_rate]
     expand = tuple(source.expand[stage] for stage, source in enumerate(sources))
     depth = tuple(source.depth[stage] for stage, source in enumerate(sources))
     kernel = tuple(source.kernel[stage] for stage, source in enumerate(sources))
-    return Subnet(expand, depth, kernel, other.resolution if rng.random() < resolution else one.resolution)
+    resolution = donor.resolution if rng.random() < resolution_rate else parent.resolution
+    return Subnet(expand, depth, kernel, resolution)

@@ -1,7 +1,8 @@
-"""Training: by default every subnet of a short list in every step, which closes the gap to nets trained alone.
+"""The training loop: gradients of several subnets summed in each step.
 
-The sandwich rule (largest, smallest, some drawn at random from (seed, epoch, batch, place)) is for spaces that are too
-large for that; progressive shrinking opens one dimension after the other. Both count the steps that each subnet got.
+By default every subnet of a short list is trained in every step, which has the smallest weight-sharing gap. The
+sandwich rule (BigNAS: largest, smallest, and random subnets) is for larger spaces; progressive shrinking (OFA) opens
+one dimension after the other. Random subnets depend on (seed, epoch, batch, index) only.
 """
 
 from __future__ import annotations
@@ -15,24 +16,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unfold_supernet.family.datasets import Data
-from unfold_supernet.networks.channel_sorting import order, sort
+from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.channel_sorting import rank_channels, sort_channels
 from unfold_supernet.networks.layers import Weights
 from unfold_supernet.networks.space import Space, Subnet
-from unfold_supernet.networks.supernet import Seen, alike, train_forward
-from unfold_supernet.schema.models import TrainingSpec
-from unfold_supernet.training.curriculum import Phase, drawn, epochs, phase_of, phases
-from unfoldkit.api import fail
+from unfold_supernet.networks.supernet import PrefixCache, group_by_first_layer, train_forward
+from unfold_supernet.training.curriculum import Phase, build_phases, count_epochs, draw_subnets, find_phase
+from unfold_supernet.training.problem import TrainingOptions
+from unfoldkit.api import user_error
 
 Examples = tuple[Tensor, Tensor, Tensor]
 """Inputs, numbers that join at the head, labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """Where training stands: epochs done, weights, momentum, and steps that each subnet got.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """State after some epochs; training resumes from it with the same result.
 
-    ``teacher`` holds the largest net as it was before it was shrunk, if the training shrinks it.
+    Attributes:
+        epoch: Completed epochs.
+        weights: Shared weights.
+        momentum: Momentum by weight.
+        steps: Training steps by subnet.
+        teacher: Weights of the largest subnet before shrinking, under progressive shrinking.
     """
 
     epoch: int
@@ -42,152 +48,178 @@ class State:
     teacher: Weights = field(default_factory=dict)
 
 
-Keep = Callable[[State], None]
+SaveState = Callable[[TrainingState], None]
 
 
-def learn(
-    space: Space, subnets: Sequence[Subnet], data: Data, given: TrainingSpec, seed: int, state: State, keep: Keep
-) -> State:
-    """Train to the end and return the state; ``keep`` is called after each epoch, and the same state resumes from it.
+def run_training(
+    space: Space,
+    subnets: Sequence[Subnet],
+    data: Dataset,
+    options: TrainingOptions,
+    seed: int,
+    state: TrainingState,
+    save_state: SaveState,
+) -> TrainingState:
+    """Train until the last epoch.
 
-    SGD with Nesterov's momentum, linear warm-up times a cosine to zero in each phase, gradients of the subnets summed.
+    SGD with Nesterov momentum; linear warm-up, then a cosine to zero in each phase.
+
+    Args:
+        space: The search space.
+        subnets: Subnets to train.
+        data: Examples.
+        options: Training options.
+        seed: Of batches, random subnets and augmentation.
+        state: Where to start.
+        save_state: Called after each epoch.
 
     Raises:
-        UnfoldError: the weights are no numbers any more; what was kept is from before.
+        UnfoldError: The weights are no longer finite; the last saved state precedes that.
     """
-    x, extra, y = (torch.from_numpy(part[data.train]) for part in (data.x, data.extra, data.y))
-    found = phases(subnets, given)
-    for epoch in range(state.epoch, epochs(found, given)):
-        phase = phase_of(found, epoch)
-        if epoch == phase.first and epoch:
-            state = _entered(space, state, phase)
-        state = _epoch(space, (x, extra, y), given, seed, state, phase)
+    x, extra, y = (torch.from_numpy(array[data.train]) for array in (data.x, data.extra, data.y))
+    phases = build_phases(subnets, options)
+    for epoch in range(state.epoch, count_epochs(phases, options)):
+        phase = find_phase(phases, epoch)
+        if epoch == phase.start_epoch and epoch:
+            state = _enter_phase(space, state, phase)
+        state = _train_epoch(space, (x, extra, y), options, seed, state, phase)
         if not all(bool(tensor.isfinite().all()) for tensor in state.weights.values()):
-            hint = "a lower rate, a smaller clip, or inputs of the order of 1"
-            raise fail(
-                f"training diverged: no weights are left after epoch {state.epoch}", key="training.rate", hint=hint
-            )
-        keep(state)
+            message = f"training diverged: the weights are not finite after epoch {state.epoch}"
+            hint = "lower rate or clip, or scale the inputs to the order of 1"
+            raise user_error(message, key="training.rate", hint=hint)
+        save_state(state)
     return state
 
 
-def _entered(space: Space, state: State, phase: Phase) -> State:
-    """Return the state as a phase finds it: channels in order, the largest net kept as a teacher."""
-    if phase.taught and not state.teacher:
+def _enter_phase(space: Space, state: TrainingState, phase: Phase) -> TrainingState:
+    """Prepare the state for a phase: store the teacher, reset momentum, sort channels."""
+    if phase.has_teacher and not state.teacher:
         state = replace(state, teacher=dict(state.weights))
-    if phase.taught:
+    if phase.has_teacher:
         state = replace(state, momentum={})
-    if not phase.sort:
+    if not phase.sorts_channels:
         return state
-    places = order(space, state.weights)
-    weights, momentum = (sort(space, part, places) for part in (state.weights, state.momentum))
+    order = rank_channels(space, state.weights)
+    weights, momentum = (sort_channels(space, tensors, order) for tensors in (state.weights, state.momentum))
     return replace(state, weights=weights, momentum=momentum)
 
 
-def _epoch(space: Space, examples: Examples, given: TrainingSpec, seed: int, state: State, phase: Phase) -> State:
-    """Return the state after another epoch."""
+def _train_epoch(
+    space: Space, examples: Examples, options: TrainingOptions, seed: int, state: TrainingState, phase: Phase
+) -> TrainingState:
     x, extra, y = examples
     weights = {name: tensor.clone().requires_grad_() for name, tensor in state.weights.items()}
     optimizer = torch.optim.SGD(
-        list(weights.values()), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=given.decay
+        list(weights.values()), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=options.decay
     )
-    _restore(optimizer, weights, state.momentum)
-    steps, batches, epoch = dict(state.steps), max(1, len(y) // given.batch), state.epoch
+    _restore_momentum(optimizer, weights, state.momentum)
+    steps, batches, epoch = dict(state.steps), max(1, len(y) // options.batch), state.epoch
     rows = torch.from_numpy(np.random.default_rng([seed, epoch, 0xB0]).permutation(len(y)))
-    for batch, part in enumerate(rows.split(given.batch)[:batches]):
+    for batch, indices in enumerate(rows.split(options.batch)[:batches]):
+        step = (epoch - _get_schedule_start(phase, options)) * batches + batch
         for group in optimizer.param_groups:
-            group["lr"] = phase.rate * schedule((epoch - _start(phase, given)) * batches + batch, phase, given, batches)
-        chosen = drawn(phase, seed, epoch, batch)
-        inputs = augmented(x[part], given, seed, epoch, batch)
-        teacher = _told(space, state, phase, inputs, extra[part])
-        _step(space, chosen, weights, optimizer, given, (inputs, extra[part], y[part]), teacher)
-        for subnet in chosen:
+            group["lr"] = phase.rate * compute_rate_factor(step, phase, options, batches)
+        sample = draw_subnets(phase, seed, epoch, batch)
+        inputs = augment_inputs(x[indices], options, seed, epoch, batch)
+        teacher = _compute_teacher(space, state, phase, inputs, extra[indices])
+        _take_step(space, sample, weights, optimizer, options, (inputs, extra[indices], y[indices]), teacher)
+        for subnet in sample:
             steps[subnet.name] = steps.get(subnet.name, 0) + 1
-    plain = {name: tensor.detach() for name, tensor in weights.items()}
-    return State(epoch + 1, plain, _momentum(optimizer, weights), steps, state.teacher)
+    detached = {name: tensor.detach() for name, tensor in weights.items()}
+    momentum = _read_momentum(optimizer, weights)
+    return TrainingState(epoch=epoch + 1, weights=detached, momentum=momentum, steps=steps, teacher=state.teacher)
 
 
-def schedule(step: int, phase: Phase, given: TrainingSpec, batches: int) -> float:
-    """Return the share of a phase's learning rate at a step of it."""
-    warm = min(1.0, (step + 1) / max(1, given.warmup * batches))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / (phase.epochs * batches)))
+def compute_rate_factor(step: int, phase: Phase, options: TrainingOptions, batches: int) -> float:
+    """Compute the learning rate of a step relative to its phase: linear warm-up times a cosine."""
+    warmup = min(1.0, (step + 1) / max(1, options.warmup * batches))
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / (phase.epochs * batches)))
 
 
-def _start(phase: Phase, given: TrainingSpec) -> int:
-    """Return the epoch that a phase's schedule counts from; a delay shares the schedule of what comes before it."""
-    return phase.first if given.rule == "progressive" else 0
+def _get_schedule_start(phase: Phase, options: TrainingOptions) -> int:
+    """Get the epoch where a phase's schedule starts; a delayed phase continues the schedule before it."""
+    return phase.start_epoch if options.rule == "progressive" else 0
 
 
-def _told(space: Space, state: State, phase: Phase, x: Tensor, extra: Tensor) -> Tensor | None:
-    if not phase.taught:
+def _compute_teacher(space: Space, state: TrainingState, phase: Phase, x: Tensor, extra: Tensor) -> Tensor | None:
+    if not phase.has_teacher:
         return None
     with torch.no_grad():
         return functional.softmax(train_forward(space, state.teacher, space.largest, x, extra), 1)
 
 
-def _step(
+def _take_step(
     space: Space,
-    chosen: Sequence[Subnet],
+    sample: Sequence[Subnet],
     weights: Weights,
     optimizer: torch.optim.SGD,
-    given: TrainingSpec,
+    options: TrainingOptions,
     batch: Examples,
-    told: Tensor | None,
+    teacher: Tensor | None,
 ) -> None:
-    """Take one step by summed gradients; ``told`` is added to the labels (OFA), ``distill`` is a share (BigNAS)."""
+    """Take one step with summed gradients.
+
+    A stored ``teacher`` is added to the labels (OFA). Otherwise ``options.distill`` weighs the first subnet's output
+    against them (BigNAS).
+    """
     x, extra, y = batch
     optimizer.zero_grad(set_to_none=True)
-    teacher: Tensor | None = None
-    for group in alike(space, chosen):
-        # backward group by group: the maps of one are still in the cache, those of all would not be
-        losses, seen = [], Seen()
+    largest: Tensor | None = None
+    for group in group_by_first_layer(space, sample):
+        # backward group by group: the maps of one group are still in the cache, those of all would not be
+        losses, cache = [], PrefixCache()
         for subnet in group:
-            logits = train_forward(space, weights, subnet, x, extra, seen)
-            losses.append(_loss(logits, y, given, told, teacher))
-            teacher = functional.softmax(logits.detach(), 1) if teacher is None else teacher
+            logits = train_forward(space, weights, subnet, x, extra, cache)
+            losses.append(_compute_loss(logits, y, options, teacher, largest))
+            largest = functional.softmax(logits.detach(), 1) if largest is None else largest
         torch.stack(losses).sum().backward()
-    # a subnet alone leaves weights that it does not use without a gradient
-    torch.nn.utils.clip_grad_norm_([tensor for tensor in weights.values() if tensor.grad is not None], given.clip)
+    # weights that no subnet of the step uses have no gradient
+    torch.nn.utils.clip_grad_norm_([tensor for tensor in weights.values() if tensor.grad is not None], options.clip)
     optimizer.step()
 
 
-def _loss(logits: Tensor, y: Tensor, given: TrainingSpec, told: Tensor | None, teacher: Tensor | None) -> Tensor:
-    loss = functional.cross_entropy(logits, y, label_smoothing=given.smoothing)
-    if told is not None:
-        return loss + _soft(logits, told)
-    if teacher is not None and given.distill > 0:
-        return given.distill * _soft(logits, teacher) + (1 - given.distill) * loss
+def _compute_loss(
+    logits: Tensor, y: Tensor, options: TrainingOptions, teacher: Tensor | None, largest: Tensor | None
+) -> Tensor:
+    loss = functional.cross_entropy(logits, y, label_smoothing=options.smoothing)
+    if teacher is not None:
+        return loss + _compute_soft_loss(logits, teacher)
+    if largest is not None and options.distill > 0:
+        return options.distill * _compute_soft_loss(logits, largest) + (1 - options.distill) * loss
     return loss
 
 
-def _soft(logits: Tensor, teacher: Tensor) -> Tensor:
+def _compute_soft_loss(logits: Tensor, teacher: Tensor) -> Tensor:
     return -(teacher * functional.log_softmax(logits, 1)).sum(1).mean()
 
 
-def augmented(x: Tensor, given: TrainingSpec, seed: int, epoch: int, batch: int) -> Tensor:
-    """Return a batch moved by up to ``shift`` places along each axis, zeros coming in, with noise; each row its own."""
-    if not given.noise and not given.shift:
+def augment_inputs(x: Tensor, options: TrainingOptions, seed: int, epoch: int, batch: int) -> Tensor:
+    """Shift each row randomly by up to ``shift`` along each axis, zero-padded, and add noise."""
+    if not options.noise and not options.shift:
         return x
     rng = np.random.default_rng([seed, epoch, batch, 0xA6])
-    for axis in range(2, x.ndim) if given.shift else ():
-        x = _moved(x, torch.from_numpy(rng.integers(-given.shift, given.shift + 1, len(x))), given.shift, axis)
-    return x + torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32)) * given.noise if given.noise else x
+    for axis in range(2, x.ndim) if options.shift else ():
+        offsets = torch.from_numpy(rng.integers(-options.shift, options.shift + 1, len(x)))
+        x = _shift_rows(x, offsets, options.shift, axis)
+    if not options.noise:
+        return x
+    return x + torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32)) * options.noise
 
 
-def _moved(x: Tensor, by: Tensor, most: int, axis: int) -> Tensor:
+def _shift_rows(x: Tensor, offsets: Tensor, max_shift: int, axis: int) -> Tensor:
     size = x.shape[axis]
-    wide = functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [most, most])
-    places = torch.arange(size)[None] + most + by[:, None]
+    padded = functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [max_shift, max_shift])
+    indices = torch.arange(size)[None] + max_shift + offsets[:, None]
     shape = [len(x), *([1] * (x.ndim - 1))]
     shape[axis] = size
-    return wide.gather(axis, places.reshape(shape).expand(*x.shape))
+    return padded.gather(axis, indices.reshape(shape).expand(*x.shape))
 
 
-def _momentum(optimizer: torch.optim.SGD, weights: Weights) -> Weights:
-    found = {name: optimizer.state[tensor].get("momentum_buffer") for name, tensor in weights.items()}
-    return {name: buffer.detach().clone() for name, buffer in found.items() if buffer is not None}
+def _read_momentum(optimizer: torch.optim.SGD, weights: Weights) -> Weights:
+    buffers = {name: optimizer.state[tensor].get("momentum_buffer") for name, tensor in weights.items()}
+    return {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
 
 
-def _restore(optimizer: torch.optim.SGD, weights: Weights, momentum: Weights) -> None:
+def _restore_momentum(optimizer: torch.optim.SGD, weights: Weights, momentum: Weights) -> None:
     for name, buffer in momentum.items():
         optimizer.state[weights[name]]["momentum_buffer"] = buffer.clone()

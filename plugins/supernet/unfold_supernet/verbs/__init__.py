@@ -1,1 +1,1 @@
-"""The verbs ``train``, ``plan`` and ``serve`` of supernets."""
+"""The verbs ``train``, ``plan`` and ``serve``; ``build`` resolves a spec once for all of them."""

@@ -1,35 +1,33 @@
-"""Open what a spec names without training or simulating: data, layers, and the table of queries."""
+"""Check the files that a spec names, without training or simulating: data, layers, and the table of queries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unfold_supernet.accelerator.layer_table import tabled
-from unfold_supernet.accelerator.query_table import listed
-from unfold_supernet.family.datasets import load
-from unfold_supernet.schema.models import SupernetSpec
+from unfold_supernet.schema.supernet import SupernetSpec
+from unfold_supernet.verbs import build
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
-def opened(spec: SupernetSpec, run: Run) -> Iterator[Diagnostic]:
-    """Yield what is wrong with the files that a spec names."""
-    for look in (_data, _layers, _queries):
+def check_inputs(spec: SupernetSpec, run: Run) -> Iterator[Diagnostic]:
+    """Yield what is wrong with the files; every file is checked, whatever the others contain."""
+    for check in (_check_data, _check_layers, _check_queries):
         try:
-            look(spec, run)
+            check(spec, run)
         except UnfoldError as error:
             yield from error.diagnostics
 
 
-def _data(spec: SupernetSpec, run: Run) -> None:
+def _check_data(spec: SupernetSpec, run: Run) -> None:
     if spec.data is not None:
-        load(spec.data, run, form=spec.form)
+        build.build_dataset(spec, run)
 
 
-def _layers(spec: SupernetSpec, run: Run) -> None:
+def _check_layers(spec: SupernetSpec, run: Run) -> None:
     if spec.layers is not None:
-        tabled(run.path(spec.layers, key="layers"), spec.name)
+        build.build_family(spec, run)
 
 
-def _queries(spec: SupernetSpec, run: Run) -> None:
+def _check_queries(spec: SupernetSpec, run: Run) -> None:
     if spec.queries.path is not None:
-        listed(run.path(spec.queries.path, key="queries.path"), spec.queries.policy)
+        build.build_query_stream(spec.queries, run)

@@ -1,15 +1,23 @@
-"""The verb ``plan``: which nets, what to keep on chip, and what it saves."""
+"""The verb ``plan``: which subnets, which cached subgraph, and what it saves."""
 
 from __future__ import annotations
 
-from unfold_supernet.replay.report import simulated
-from unfold_supernet.schema.models import SupernetSpec
-from unfold_supernet.study.plan import accelerator_plan
+from unfold_supernet.replay.simulated import simulate_replay
+from unfold_supernet.report.accelerator import build_study_report
+from unfold_supernet.report.replay import build_simulated_report
+from unfold_supernet.schema.supernet import SupernetSpec
+from unfold_supernet.study.study import run_study
+from unfold_supernet.verbs.build import build_replay_problem, build_study_problem
 from unfoldkit.api import Report, Run
 
 
 def plan(spec: SupernetSpec, run: Run) -> Report:
-    """Return the plan of a family on a simulated accelerator; with a replay, of a trace that it answers."""
+    """Plan the cached subgraph of a simulated accelerator; with a replay, the subnets that a trace needs.
+
+    Raises:
+        UnfoldError: A file is invalid, the supernet is not trained, or no kernel fits the buffers.
+    """
     if run.options.get("replay"):
-        return simulated(spec, run)
-    return accelerator_plan(spec, run)
+        return build_simulated_report(simulate_replay(build_replay_problem(spec, run)))
+    problem = build_study_problem(spec, run)
+    return build_study_report(problem, run_study(problem, run.progress))

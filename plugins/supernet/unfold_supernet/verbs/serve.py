@@ -1,22 +1,28 @@
-"""The verb ``serve``: requests with deadlines over HTTP, or a trace against the nets of the run in real time."""
+"""The verb ``serve``: requests with deadlines over HTTP, or a trace against the subnets of the run in real time."""
 
 from __future__ import annotations
 
-from unfold_supernet.replay.report import measured
-from unfold_supernet.schema.models import SupernetSpec
-from unfold_supernet.verbs.train import need_torch
+from unfold_supernet.schema.supernet import SupernetSpec
+from unfold_supernet.verbs.build import build_dataset, build_replay_problem, build_service_problem
+from unfold_supernet.verbs.train import require_torch
 from unfoldkit.api import Report, Run, Service
 
 
 def serve(spec: SupernetSpec, run: Run) -> Service | Report:
-    """Return the service of a trained family; with a replay, the report of one that was measured.
+    """Serve a trained supernet; with a replay, measure a trace and report it.
 
     Raises:
-        UnfoldError: the run holds no family of this spec, a file of it was changed, or torch is missing.
+        UnfoldError: The run holds no supernet of this spec, a file of it was modified, or torch is missing.
     """
-    need_torch()
-    if run.options.get("replay"):
-        return measured(spec, run)
-    from unfold_supernet.serving.service import service
+    require_torch()
+    if not run.options.get("replay"):
+        from unfold_supernet.serving.service import build_service
 
-    return service(spec, run)
+        return build_service(build_service_problem(spec, run))
+    from unfold_supernet.family.checkpoint import read_supernet
+    from unfold_supernet.replay.measured import measure_replay
+    from unfold_supernet.report.replay import build_measured_report
+
+    problem = build_replay_problem(spec, run)
+    supernet, data = read_supernet(run.directory), build_dataset(spec, run)
+    return build_measured_report(measure_replay(problem, supernet, data, run.clock, run.progress))

@@ -1,4 +1,4 @@
-"""Instances that a run has left behind: found by their tags, for ``unfold doctor``."""
+"""Finds instances that a run has left behind, by their tags, for ``unfold doctor``."""
 
 from __future__ import annotations
 
@@ -10,76 +10,106 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unfold_tuning.cluster.aws import ALIVE, EXPIRES_TAG, FOLDER_TAG, RUN_TAG, described
+from unfold_tuning.cluster.aws import ALIVE_STATES, EXPIRES_TAG, FOLDER_TAG, RUN_TAG, describe_instances
 from unfoldkit.api import CheckResult, RunDir, UnfoldError
 
-LEDGERS = "runs/*/ledger.sqlite"
+LEDGER_PATTERN = "runs/*/ledger.sqlite"
+Ownership = Literal["held", "away", "orphan"]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A running instance of ours: ``held`` by a driver here, of another machine (``away``), or an ``orphan``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaggedInstance:
+    """An instance with our tags that has not ended.
+
+    Attributes:
+        name: The instance id.
+        region: Its region.
+        instance_type: Its type.
+        ownership: ``held`` by a driver here, of a run on another machine (``away``), or an ``orphan``.
+        folder: Folder of its run.
+    """
 
     name: str
     region: str
-    kind: str
-    state: Literal["held", "away", "orphan"]
+    instance_type: str
+    ownership: Ownership
     folder: str
 
 
-def left_running() -> CheckResult:
-    """Look for instances with our tags, in the region that is set and in those of the runs in this folder."""
+def check_orphans() -> CheckResult:
+    """Check for orphans in the configured region and in those of the runs below the working directory."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     session = boto3.Session()
     if session.get_credentials() is None:
-        return CheckResult(ok=True, message="no AWS credentials here: not looked for")
-    now, regions = dt.datetime.now(dt.UTC), sorted({*ledger_regions(Path()), *filter(None, [session.region_name])})
+        return CheckResult(ok=True, message="no AWS credentials: not checked")
+    now = dt.datetime.now(dt.UTC)
+    regions = sorted({*list_ledger_regions(Path()), *filter(None, [session.region_name])})
     try:
-        found = [item for region in regions for item in look(session.client("ec2", region_name=region), region, now)]
+        instances = [
+            instance
+            for region in regions
+            for instance in find_tagged_instances(session.client("ec2", region_name=region), region, now)
+        ]
     except (BotoCoreError, ClientError) as error:
-        return CheckResult(ok=True, message=f"AWS was not asked: {error}")
-    return told(found, regions)
+        return CheckResult(ok=True, message=f"AWS could not be queried: {error}")
+    return report_orphans(instances, regions)
 
 
-def told(found: list[Found], regions: list[str]) -> CheckResult:
-    """Return what a check says of the instances that were found."""
-    lost = [item for item in found if item.state == "orphan"]
-    if not lost:
-        rest = f"; {len(found)} are held or of another machine" if found else ""
-        return CheckResult(ok=True, message=f"none is left in {', '.join(regions) or 'no region'}{rest}")
-    names = ", ".join(f"{item.name} ({item.kind}, {item.region}, of {item.folder or 'no run'})" for item in lost)
-    ends = "; ".join(
-        f"aws ec2 terminate-instances --region {region} --instance-ids {' '.join(_names(lost, region))}"
-        for region in sorted({item.region for item in lost})
+def report_orphans(instances: list[TaggedInstance], regions: list[str]) -> CheckResult:
+    """Report orphans with the commands that terminate them."""
+    orphans = [instance for instance in instances if instance.ownership == "orphan"]
+    if not orphans:
+        in_use = f"; {len(instances)} are in use or belong to another machine" if instances else ""
+        return CheckResult(ok=True, message=f"no orphans in {', '.join(regions) or 'any region'}{in_use}")
+    names = ", ".join(
+        f"{orphan.name} ({orphan.instance_type}, {orphan.region}, run {orphan.folder or 'unknown'})"
+        for orphan in orphans
     )
-    hint = f"the same unfold train goes on and ends them, or: {ends}"
-    return CheckResult(ok=False, message=f"left running and paid: {names}", hint=hint)
+    commands = "; ".join(
+        f"aws ec2 terminate-instances --region {region} --instance-ids {' '.join(_list_names(orphans, region))}"
+        for region in sorted({orphan.region for orphan in orphans})
+    )
+    hint = f"run the same unfold train again, which terminates them, or: {commands}"
+    return CheckResult(ok=False, message=f"left running and billed: {names}", hint=hint)
 
 
-def look(ec2: Any, region: str, now: dt.datetime) -> Iterator[Found]:
-    """Yield the running instances that carry our tag."""
-    filters = [{"Name": "tag-key", "Values": [RUN_TAG]}, {"Name": "instance-state-name", "Values": list(ALIVE)}]
-    for item in described(ec2, filters):
-        tags = {tag["Key"]: tag["Value"] for tag in item.get("Tags", [])}
-        yield Found(item["InstanceId"], region, item["InstanceType"], state(tags, now), tags.get(FOLDER_TAG, ""))
+def find_tagged_instances(ec2: Any, region: str, now: dt.datetime) -> Iterator[TaggedInstance]:
+    """Yield the instances of a region that carry our tag and have not ended."""
+    filters = [
+        {"Name": "tag-key", "Values": [RUN_TAG]},
+        {"Name": "instance-state-name", "Values": list(ALIVE_STATES)},
+    ]
+    for instance in describe_instances(ec2, filters):
+        tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+        yield TaggedInstance(
+            name=instance["InstanceId"],
+            region=region,
+            instance_type=instance["InstanceType"],
+            ownership=classify_ownership(tags, now),
+            folder=tags.get(FOLDER_TAG, ""),
+        )
 
 
-def state(tags: Mapping[str, str], now: dt.datetime) -> Literal["held", "away", "orphan"]:
-    """Return whether a driver holds an instance: its run's folder is here and locked, or not here and not expired."""
+def classify_ownership(tags: Mapping[str, str], now: dt.datetime) -> Ownership:
+    """Classify an instance by its tags.
+
+    If the run's folder is here, a driver holds the instance as long as the folder is locked. Otherwise it belongs to
+    another machine until it expires.
+    """
     folder = Path(tags.get(FOLDER_TAG, "") or "/nowhere")
     if folder.is_dir():
-        return "held" if _locked(folder) else "orphan"
+        return "held" if _is_locked(folder) else "orphan"
     try:
         return "away" if dt.datetime.fromisoformat(tags[EXPIRES_TAG]) > now else "orphan"
     except (KeyError, ValueError):
         return "orphan"
 
 
-def ledger_regions(folder: Path) -> Iterator[str]:
-    """Yield the regions in which runs below a folder have rented."""
-    for path in sorted(path for path in folder.glob(LEDGERS) if path.is_file()):
+def list_ledger_regions(folder: Path) -> Iterator[str]:
+    """Yield the regions in which the runs below a folder have rented."""
+    for path in sorted(path for path in folder.glob(LEDGER_PATTERN) if path.is_file()):
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             try:
                 rows = base.execute("SELECT value FROM facts WHERE key = 'aws-region'").fetchall()
@@ -88,7 +118,7 @@ def ledger_regions(folder: Path) -> Iterator[str]:
             yield from (row[0].strip('"') for row in rows)
 
 
-def _locked(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     try:
         with RunDir(folder).locked():
             return False
@@ -96,5 +126,5 @@ def _locked(folder: Path) -> bool:
         return True
 
 
-def _names(found: list[Found], region: str) -> list[str]:
-    return [item.name for item in found if item.region == region]
+def _list_names(orphans: list[TaggedInstance], region: str) -> list[str]:
+    return [orphan.name for orphan in orphans if orphan.region == region]

@@ -1,4 +1,7 @@
-"""Who gives nodes and takes them back: this machine here, a cloud in :mod:`unfold_tuning.cluster.aws`."""
+"""Where nodes come from: the interface of node providers, and this machine as one.
+
+:mod:`unfold_tuning.cluster.aws` rents nodes from EC2.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +14,53 @@ from typing import Protocol
 from unfold_tuning.trial.ledger import Ledger
 
 
-class Fleet(Protocol):
-    """Gives nodes by name. What is billed is noted in the ledger at the moment when it begins and ends."""
+class NodeProvider(Protocol):
+    """Provides nodes by name, and records the start and the end of their bill in the ledger at once."""
 
     def rent(self, count: int, watch: Callable[[], None]) -> list[str]:
-        """Return the names of ``count`` new nodes that run; ``watch`` is called several times a second meanwhile."""
+        """Start ``count`` nodes and return their names when they run.
+
+        Args:
+            count: How many.
+            watch: Called several times a second meanwhile; an exception from it ends the wait.
+        """
 
     def release(self, name: str) -> None:
-        """Give a node back; it is billed no longer."""
+        """Release a node and end its bill."""
 
     def recover(self) -> None:
-        """Give back whatever an earlier attempt at the same run still holds."""
+        """Release the nodes that an earlier attempt at the same run still holds."""
 
     def close(self) -> None:
-        """Give back whatever is left."""
+        """Release all remaining nodes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """This machine: nodes are names, ``running`` and ``released`` are told them with the wall time."""
+class LocalProvider:
+    """This machine: nodes are only names; both callbacks receive a name and the wall time."""
 
-    running: Callable[[str, float], None]
-    released: Callable[[str, float], None]
+    on_start: Callable[[str, float], None]
+    on_release: Callable[[str, float], None]
     wall: Callable[[], float] = time.time
 
-    def rent(self, count: int, watch: Callable[[], None]) -> list[str]:  # noqa: ARG002 - nothing is waited for
-        """See :class:`Fleet`."""
+    def rent(self, count: int, watch: Callable[[], None]) -> list[str]:  # noqa: ARG002 - nothing to wait for
+        """See :class:`NodeProvider`."""
         names = [f"node-{uuid.uuid4().hex[:12]}" for _ in range(count)]
         for name in names:
-            self.running(name, self.wall())
+            self.on_start(name, self.wall())
         return names
 
     def release(self, name: str) -> None:
-        """See :class:`Fleet`."""
-        self.released(name, self.wall())
+        """See :class:`NodeProvider`."""
+        self.on_release(name, self.wall())
 
     def recover(self) -> None:
-        """See :class:`Fleet`: the processes died with the driver."""
+        """See :class:`NodeProvider`: the processes ended with the driver."""
 
     def close(self) -> None:
-        """See :class:`Fleet`: nodes end with their processes."""
+        """See :class:`NodeProvider`: nodes end with their processes."""
 
 
-def own(ledger: Ledger, price: float) -> Own:
-    """Return this machine's nodes at ``price`` dollars per hour, noted in a ledger."""
-    return Own(lambda name, now: ledger.node_runs(name, price, now), ledger.node_ends)
+def build_local_provider(ledger: Ledger, usd_per_hour: float) -> LocalProvider:
+    """Build a provider of this machine's nodes at a price, recorded in a ledger."""
+    return LocalProvider(lambda name, now: ledger.record_node_start(name, usd_per_hour, now), ledger.record_node_end)

@@ -1,8 +1,8 @@
-"""A cluster of Ray: raylets come and go between stages, and each trial has a placement group of its own.
+"""A Ray cluster: raylets come and go between stages, and each trial has its own placement group.
 
-Which node a trial goes to is decided here, fullest first, so that whole nodes fall empty and can be released: a bundle
-asks for the node's own resource. A trial that fits into a node is packed strictly, a larger one takes whole nodes. What
-a trial has learnt travels with each of its results, so that nodes need no disk in common.
+Trials are placed here, fullest node first, so that whole nodes become empty and can be released: a bundle requests the
+node's own resource. A trial that fits into a node is packed strictly, a larger one takes whole nodes. A trial's state
+travels with each of its results, so nodes need no shared disk.
 """
 
 from __future__ import annotations
@@ -12,23 +12,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unfold_tuning.cluster.local import ATTEMPTS, Event
-from unfold_tuning.cluster.provider import Fleet
-from unfold_tuning.cluster.ray_nodes import Raylets, alive, devices, imported, place
-from unfold_tuning.trial.trainable import Work, make
-from unfold_tuning.trial.worker import Job, Told, keep, made, perform, state_of
-from unfoldkit.api import UnfoldError, broken
+from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
+from unfold_tuning.cluster.provider import NodeProvider
+from unfold_tuning.cluster.ray_nodes import RayNodes, detect_device, import_ray, list_alive_nodes, name_node_resource
+from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
+from unfold_tuning.trial.worker import (
+    TrialJob,
+    WorkerMessage,
+    describe_failure,
+    load_state,
+    prepare_training,
+    run_job,
+    save_state,
+)
+from unfoldkit.api import UnfoldError, internal_error
 
-CHECK_EVERY = 1.0
-ENDING = 2.0
-HELD = {"_generator_backpressure_num_objects": 1}
+LIVENESS_PERIOD_S = 1.0
+TASK_END_TIMEOUT_S = 2.0
+HOLD_WORKER = {"_generator_backpressure_num_objects": 1}
+"""A task with this option keeps its worker until its result is read."""
 
 
 @dataclass(slots=True)
-class Running:
-    """A trial on Ray: the stream of its results, its placement group, and the nodes that it holds."""
+class RunningTrial:
+    """A trial on Ray: the stream of its results, its placement group, and the nodes that it uses."""
 
-    job: Job
+    job: TrialJob
     stream: Any
     group: Any
     nodes: tuple[str, ...]
@@ -36,207 +45,212 @@ class Running:
 
 @dataclass(slots=True)
 class RayCluster:
-    """Nodes of a fleet as raylets; see :class:`~unfold_tuning.cluster.local.Cluster`."""
+    """Nodes of a provider as raylets; see :class:`~unfold_tuning.cluster.interface.Cluster`."""
 
-    work: Work
+    setup: WorkerSetup
     accelerators: int
-    fleet: Fleet
-    raylets: Raylets
-    spread: bool = False
-    nodes: dict[str, str] = field(default_factory=dict)
-    running: dict[int, Running] = field(default_factory=dict)
-    checked: float = 0.0
+    provider: NodeProvider
+    ray_nodes: RayNodes
+    is_spread: bool = False
+    devices: dict[str, str] = field(default_factory=dict)
+    running: dict[int, RunningTrial] = field(default_factory=dict)
+    checked_at: float = 0.0
 
     def open(self) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
-        self.raylets.open()
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.ray_nodes.open()
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
-        idle = [name for name in self.nodes if not self._used(name)]
-        for name in idle[: max(0, len(self.nodes) - count)]:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        idle = [name for name in self.devices if not self._count_used(name)]
+        for name in idle[: max(0, len(self.devices) - count)]:
             self._release(name)
-        for _ in range(ATTEMPTS):
-            fresh = self._joined(count - len(self.nodes), watch)
-            self.nodes |= {name: devices(name) for name in fresh}
-            for name in self._not_ready(fresh, watch):
+        for _ in range(MAX_START_ATTEMPTS):
+            names = self._add_nodes(count - len(self.devices), watch)
+            self.devices |= {name: detect_device(name) for name in names}
+            for name in self._find_broken_nodes(names, watch):
                 self._release(name)
-            if len(self.nodes) >= count:
+            if len(self.devices) >= count:
                 return
-        raise broken(f"a node was not ready {ATTEMPTS} times", hint="can its workers import what the trainable needs?")
+        hint = "can its workers import the dependencies of the trainable?"
+        raise internal_error(f"a node was not ready {MAX_START_ATTEMPTS} times", hint=hint)
 
-    def free(self, gang: int) -> str | None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
-        if gang > self.accelerators:
-            empty = [name for name in self.nodes if not self._used(name)]
-            return empty[0] if len(empty) >= -(-gang // self.accelerators) else None
-        room = [name for name in self.nodes if self.accelerators - self._used(name) >= gang]
-        return (min if self.spread else max)(room, key=self._used) if room else None
+    def find_node(self, workers: int) -> str | None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        if workers > self.accelerators:
+            empty = [name for name in self.devices if not self._count_used(name)]
+            return empty[0] if len(empty) >= -(-workers // self.accelerators) else None
+        fitting = [name for name in self.devices if self.accelerators - self._count_used(name) >= workers]
+        return (min if self.is_spread else max)(fitting, key=self._count_used) if fitting else None
 
-    def start(self, node: str, job: Job) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
-        imported()
+    def start(self, node: str, job: TrialJob) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        import_ray()
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        others = [name for name in self.nodes if name != node and not self._used(name)]
-        hosts = (node, *others[: -(-job.gang // self.accelerators) - 1])
-        bundles = [self._bundle(name, job.gang) for name in hosts]
+        empty = [name for name in self.devices if name != node and not self._count_used(name)]
+        hosts = (node, *empty[: -(-job.workers // self.accelerators) - 1])
+        bundles = [self._build_bundle(name, job.workers) for name in hosts]
         group = placement_group(bundles, strategy="STRICT_PACK" if len(hosts) == 1 else "PACK")
-        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        stream = self._task(bundles[0], where, "streaming", work_on).remote(self.work, job, state_of(job))
-        self.running[job.trial] = Running(job, stream, group, hosts)
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        task = self._build_task(bundles[0], strategy, stream_job)
+        self.running[job.trial] = RunningTrial(job, task.remote(self.setup, job, load_state(job)), group, hosts)
 
-    def finished(self, trial: int) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
+    def free(self, trial: int) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         from ray.util.placement_group import remove_placement_group
 
-        held = self.running.pop(trial, None)
-        if held is None:
+        running = self.running.pop(trial, None)
+        if running is None:
             return
-        # a group that is removed under its task takes the worker process with it, and its imports
-        imported().wait([held.stream], timeout=ENDING, fetch_local=False)
-        remove_placement_group(held.group)
+        # removing a group under its task would kill the worker process, and lose its imports
+        import_ray().wait([running.stream], timeout=TASK_END_TIMEOUT_S, fetch_local=False)
+        remove_placement_group(running.group)
 
-    def end(self, trial: int) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
+    def kill(self, trial: int) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         if trial in self.running:
-            imported().cancel(self.running[trial].stream, force=True)
+            import_ray().cancel(self.running[trial].stream, force=True)
 
-    def events(self, timeout: float) -> Iterator[Event]:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
-        yield from self._losses()
+    def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        yield from self._drop_dead_nodes()
         if not self.running:
-            time.sleep(timeout)
+            time.sleep(timeout_s)
             return
-        streams = [held.stream for held in self.running.values()]
-        ready, _ = imported().wait(streams, num_returns=1, timeout=timeout, fetch_local=False)
-        for held in [item for item in self.running.values() if item.stream in ready]:
-            told = self._next(held)
-            if told is not None:
-                yield Event(held.nodes[0], held.job.trial, told)
+        streams = [running.stream for running in self.running.values()]
+        ready, _ = import_ray().wait(streams, num_returns=1, timeout=timeout_s, fetch_local=False)
+        for running in [running for running in self.running.values() if running.stream in ready]:
+            message = self._receive(running)
+            if message is not None:
+                yield ClusterEvent(running.nodes[0], running.job.trial, message)
 
     def close(self) -> None:
-        """See :class:`~unfold_tuning.cluster.local.Cluster`."""
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         try:
-            for name in list(self.nodes):
+            for name in list(self.devices):
                 self._release(name)
         finally:
-            self.fleet.close()
-            self.raylets.close()
+            self.provider.close()
+            self.ray_nodes.close()
 
-    def _next(self, held: Running) -> Told | None:
-        ray = imported()
+    def _receive(self, running: RunningTrial) -> WorkerMessage | None:
+        """Receive a trial's next message and store its state; ``None`` if it ended or its node is lost."""
+        ray = import_ray()
+        message: WorkerMessage
         try:
-            told, state = ray.get(next(held.stream))
+            message, state = ray.get(next(running.stream))
         except StopIteration:
             return None
         except ray.exceptions.RayError as error:
-            if held.nodes[0] not in alive():
+            if running.nodes[0] not in list_alive_nodes():
                 return None
-            return Told("failed", held.job.trial, error=f"its worker is gone: {type(error).__name__}")
-        if told.what != "step":
-            return told  # type: ignore[no-any-return]
+            reason = f"its worker is gone: {type(error).__name__}"
+            return WorkerMessage(kind="failed", trial=running.job.trial, error=reason)
+        if message.kind != "step":
+            return message
         began = time.perf_counter()
-        keep(held.job, told.iters, state)
-        return replace(told, saved=time.perf_counter() - began)  # type: ignore[no-any-return]
+        save_state(running.job, message.iters, state)
+        return replace(message, save_s=time.perf_counter() - began)
 
-    def _losses(self) -> Iterator[Event]:
-        if time.monotonic() - self.checked < CHECK_EVERY:
+    def _drop_dead_nodes(self) -> Iterator[ClusterEvent]:
+        if time.monotonic() - self.checked_at < LIVENESS_PERIOD_S:
             return
-        self.checked = time.monotonic()
-        there = alive()
-        for name in [name for name in self.nodes if name not in there]:
-            trials = [trial for trial, held in self.running.items() if name in held.nodes]
+        self.checked_at = time.monotonic()
+        alive = list_alive_nodes()
+        for name in [name for name in self.devices if name not in alive]:
+            trials = [trial for trial, running in self.running.items() if name in running.nodes]
             for trial in trials:
-                self.finished(trial)
+                self.free(trial)
             self._release(name)
             for trial in trials or [-1]:
-                yield Event(name, trial, None)
+                yield ClusterEvent(name, trial, None)
 
-    def _joined(self, count: int, watch: Callable[[], None]) -> list[str]:
-        """Rent nodes and have them join: each when its turn comes, where one starts after the other, as it is paid."""
+    def _add_nodes(self, count: int, watch: Callable[[], None]) -> list[str]:
+        """Rent nodes and add them to Ray; nodes that start one after another are rented in turn, as they are billed."""
         names: list[str] = []
-        for size in [count] if self.raylets.together else [1] * count:
-            fresh = self.fleet.rent(size, watch)
-            self.nodes |= dict.fromkeys(fresh, "")
-            self.raylets.start(fresh, watch)
-            names += fresh
+        for size in [count] if self.ray_nodes.starts_together else [1] * count:
+            rented = self.provider.rent(size, watch)
+            self.devices |= dict.fromkeys(rented, "")
+            self.ray_nodes.start(rented, watch)
+            names += rented
         return names
 
-    def _not_ready(self, names: list[str], watch: Callable[[], None]) -> list[str]:
-        """Start a worker for each accelerator of new nodes and return the nodes where one ended before it was ready."""
-        ray = imported()
-        asked = [
-            (name, self._task(self._bundle(name, 1), None, "streaming", warm, **HELD).remote(self.work))
+    def _find_broken_nodes(self, names: list[str], watch: Callable[[], None]) -> list[str]:
+        """Start a worker per accelerator of new nodes and return the nodes on which one ended before it was ready."""
+        ray = import_ray()
+        streams = [
+            (name, self._build_task(self._build_bundle(name, 1), None, warm_up, **HOLD_WORKER).remote(self.setup))
             for name in names
             for _ in range(self.accelerators)
         ]
-        waiting = [stream for _, stream in asked]
+        waiting = [stream for _, stream in streams]
         while waiting:
-            _, waiting = ray.wait(waiting, num_returns=1, timeout=CHECK_EVERY / 10, fetch_local=False)
+            _, waiting = ray.wait(waiting, num_returns=1, timeout=LIVENESS_PERIOD_S / 10, fetch_local=False)
             watch()
-        # all are there now: a worker let go before would have been given the next one's task
-        return sorted({name for name, stream in asked if not _succeeded(ray, stream)})
+        # only now that all workers exist: a worker released earlier would have received the next task
+        return sorted({name for name, stream in streams if not _is_ready(ray, stream)})
 
-    def _task(
-        self, bundle: dict[str, float], where: Any, returns: Any, function: Callable[..., Any], **more: Any
-    ) -> Any:
-        own = {key: value for key, value in bundle.items() if key not in ("CPU", "GPU")}
+    def _build_task(self, bundle: dict[str, float], strategy: Any, function: Callable[..., Any], **options: Any) -> Any:
+        resources = {key: units for key, units in bundle.items() if key not in ("CPU", "GPU")}
         return (
-            imported()
+            import_ray()
             .remote(function)
             .options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
-                resources=own,
-                scheduling_strategy=where,
-                num_returns=returns,
+                resources=resources,
+                scheduling_strategy=strategy,
+                num_returns="streaming",
                 max_retries=0,
-                **more,
+                **options,
             )
         )
 
-    def _bundle(self, name: str, gang: int) -> dict[str, float]:
-        units = float(min(gang, self.accelerators))
-        return {self.nodes[name] or "CPU": units, place(name): units}
+    def _build_bundle(self, name: str, workers: int) -> dict[str, float]:
+        units = float(min(workers, self.accelerators))
+        return {self.devices[name] or "CPU": units, name_node_resource(name): units}
 
-    def _used(self, name: str) -> int:
-        return sum(min(held.job.gang, self.accelerators) for held in self.running.values() if name in held.nodes)
+    def _count_used(self, name: str) -> int:
+        return sum(
+            min(running.job.workers, self.accelerators) for running in self.running.values() if name in running.nodes
+        )
 
     def _release(self, name: str) -> None:
-        self.raylets.stop(name)
-        del self.nodes[name]
-        self.fleet.release(name)
+        self.ray_nodes.stop(name)
+        del self.devices[name]
+        self.provider.release(name)
 
 
-def work_on(work: Work, job: Job, state: bytes | None) -> Iterator[tuple[Told, bytes]]:
-    """Run a job on a worker of Ray and stream each checkpoint with what is told of it."""
+def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterator[tuple[WorkerMessage, bytes]]:
+    """Run a job on a Ray worker and stream each message with the state that it reports."""
     from unfoldkit.engines.local import one_thread
 
     one_thread()
     states: list[bytes] = []
     try:
-        for told in perform(job, make(work), state, lambda _iters, new: states.append(new)):
-            yield told, states.pop()
+        train = build_train_function(setup)
+        for message in run_job(job, train, state, lambda _iters, new_state: states.append(new_state)):
+            yield message, states.pop()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
-        yield Told("failed", job.trial, error=f"{type(error).__name__}: {error}"), b""
+        yield describe_failure(job, error), b""
 
 
-def warm(work: Work) -> Iterator[Told]:
-    """Import in a worker whatever a trial needs, say so, and keep the worker until that is heard."""
+def warm_up(setup: WorkerSetup) -> Iterator[WorkerMessage]:
+    """Import the dependencies of trials in a worker, report it, and hold the worker until the report is read."""
     from unfoldkit.engines.local import one_thread
 
     one_thread()
-    yield made(work)[1]
+    yield prepare_training(setup)[1]
 
 
-def _succeeded(ray: Any, stream: Any) -> bool:
+def _is_ready(ray: Any, stream: Any) -> bool:
     try:
-        said = [ray.get(item) for item in stream]  # to the end, where the worker is free
+        messages = [ray.get(ref) for ref in stream]  # reading to the end releases the worker
     except ray.exceptions.RayError:
         return False
-    faults = [fault for told in said for fault in told.faults]
-    if faults:
-        raise UnfoldError(*faults)
+    diagnostics = [diagnostic for message in messages for diagnostic in message.diagnostics]
+    if diagnostics:
+        raise UnfoldError(*diagnostics)
     return True

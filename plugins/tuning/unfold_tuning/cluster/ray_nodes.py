@@ -1,4 +1,4 @@
-"""Where the raylets of a Ray cluster are from: started here, or joining from rented instances."""
+"""Where the raylets of a Ray cluster run: started on this machine, or joining from rented instances."""
 
 from __future__ import annotations
 
@@ -7,164 +7,161 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unfold_tuning.cluster.ray_supervisor import Keeper, Order, started
-from unfoldkit.api import broken, fail
+from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
+from unfoldkit.api import internal_error, user_error
 
-LONGEST_JOIN = 900.0
-PAUSE = 0.05
-QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+JOIN_TIMEOUT_S = 900.0
+POLL_S = 0.05
+INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-class Raylets(Protocol):
-    """Brings nodes of a fleet into Ray; each offers the resource :func:`place` of its name, a unit an accelerator.
-
-    ``together`` tells whether nodes start side by side, or one after the other.
-    """
+class RayNodes(Protocol):
+    """Adds nodes of a provider to Ray; each offers its :func:`name_node_resource`, one unit per accelerator."""
 
     @property
-    def together(self) -> bool:
-        """See the class."""
+    def starts_together(self) -> bool:
+        """Whether nodes start side by side, or one after another."""
 
     def open(self) -> None:
-        """Be connected: before anything is rented, so that nothing is paid for a cluster that is not there."""
+        """Connect before anything is rented, so that nothing is billed if Ray is unreachable."""
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """Return when every node has joined."""
 
     def stop(self, name: str) -> None:
-        """End a node's raylet, whatever runs on it."""
+        """Stop a node's raylet, whatever runs on it."""
 
     def close(self) -> None:
         """Leave the cluster."""
 
 
 @dataclass(slots=True)
-class Here:
-    """Raylets of this machine, each with processes of its own, around a head without accelerators."""
+class LocalRayNodes:
+    """Raylets of this machine, each with its own processes, around a head without accelerators."""
 
     accelerators: int
-    keeper: Keeper | None = None
+    supervisor: RaySupervisor | None = None
     names: set[str] = field(default_factory=set)
-    together: bool = False
+    starts_together: bool = False
 
     def open(self) -> None:
-        """See :class:`Raylets`."""
-        ray = imported()
-        if self.keeper is None:
+        """See :class:`RayNodes`."""
+        ray = import_ray()
+        if self.supervisor is None:
             if ray.is_initialized():
-                raise fail("this process is connected to another Ray cluster", hint="ray.shutdown() first")
-            self.keeper = started(_nothing)
-            ray.init(address=self.keeper.address, **QUIET)
+                raise user_error("this process is connected to another Ray cluster", hint="ray.shutdown() first")
+            self.supervisor = start_supervisor(_do_nothing)
+            ray.init(address=self.supervisor.address, **INIT_OPTIONS)
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
-        """See :class:`Raylets`."""
+        """See :class:`RayNodes`."""
         for name in names:
             self.names.add(name)
-            self._tell(Order("add", name, self.accelerators, {place(name): float(self.accelerators)}))
+            resources = {name_node_resource(name): float(self.accelerators)}
+            self._send(NodeCommand("add", name, self.accelerators, resources))
             watch()
-        joined(names, watch)
+        wait_for_nodes(names, watch)
 
     def stop(self, name: str) -> None:
-        """See :class:`Raylets`."""
+        """See :class:`RayNodes`."""
         if name in self.names:
             self.names.remove(name)
-            self._tell(Order("remove", name))
+            self._send(NodeCommand("remove", name))
 
     def close(self) -> None:
-        """See :class:`Raylets`."""
-        # while the head is there: a driver that loses it first is ended by Ray
-        imported().shutdown()
-        if self.keeper is not None:
-            self.keeper.close()
-            self.keeper = None
+        """See :class:`RayNodes`."""
+        # disconnect while the head runs: Ray ends a driver that loses its head
+        import_ray().shutdown()
+        if self.supervisor is not None:
+            self.supervisor.close()
+            self.supervisor = None
 
-    def _tell(self, order: Order) -> None:
-        if self.keeper is not None:
-            self.keeper.tell(order)
+    def _send(self, command: NodeCommand) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(command)
 
 
 @dataclass(slots=True)
-class Joining:
-    """Instances that start a raylet by themselves; ``address`` is that of the head, where this process runs."""
+class RemoteRayNodes:
+    """Instances that start a raylet themselves; ``address`` is that of the head, next to which this process runs."""
 
     address: str
-    together: bool = True
+    starts_together: bool = True
 
     def open(self) -> None:
-        """See :class:`Raylets`."""
-        ray = imported()
+        """See :class:`RayNodes`."""
+        ray = import_ray()
         if not ray.is_initialized():
             try:
-                ray.init(address=self.address, **QUIET)
+                ray.init(address=self.address, **INIT_OPTIONS)
             except ConnectionError as error:
-                hint = "ray start --head; of one that asks for a token: RAY_AUTH_MODE=token unfold ..."
-                raise fail(f"no Ray cluster answers at {self.address}", hint=hint) from error
+                hint = "ray start --head; if it requires a token: RAY_AUTH_MODE=token unfold ..."
+                raise user_error(f"no Ray cluster responds at {self.address}", hint=hint) from error
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
-        """See :class:`Raylets`."""
-        joined(names, watch)
+        """See :class:`RayNodes`."""
+        wait_for_nodes(names, watch)
 
     def stop(self, name: str) -> None:
-        """See :class:`Raylets`: it ends with its instance."""
+        """See :class:`RayNodes`: the raylet ends with its instance."""
 
     def close(self) -> None:
-        """See :class:`Raylets`."""
-        imported().shutdown()
+        """See :class:`RayNodes`."""
+        import_ray().shutdown()
 
 
-def joined(names: Sequence[str], watch: Callable[[], None]) -> None:
+def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> None:
     """Wait until nodes are part of the cluster.
 
     Raises:
-        UnfoldError: they do not come.
+        UnfoldError: They do not join in time.
     """
     began = time.monotonic()
-    while missing := _absent(names):
-        if time.monotonic() - began > LONGEST_JOIN:
-            hint = "does the image have Ray, in the version of this driver? may it reach the head?"
-            raise broken(f"{len(missing)} nodes have not joined Ray in {LONGEST_JOIN:g} s", hint=hint)
+    while missing := set(names) - list_alive_nodes():
+        if time.monotonic() - began > JOIN_TIMEOUT_S:
+            hint = "does the image have the driver's version of Ray, and can it reach the head?"
+            raise internal_error(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
         watch()
-        time.sleep(PAUSE)
+        time.sleep(POLL_S)
 
 
-def _absent(names: Sequence[str]) -> set[str]:
-    return set(names) - alive()
+def list_alive_nodes() -> set[str]:
+    """List the names of the provider's nodes that Ray considers alive."""
+    prefix = name_node_resource("")
+    return {
+        key.removeprefix(prefix) for node in _query_alive_nodes() for key in node["Resources"] if key.startswith(prefix)
+    }
 
 
-def alive() -> set[str]:
-    """Return the names of our nodes that Ray holds for alive."""
-    mark = place("")
-    return {key.removeprefix(mark) for node in living() for key in node["Resources"] if key.startswith(mark)}
+def detect_device(name: str) -> str:
+    """Detect which resource a trial uses on a node besides the node's own: GPUs, or CPUs if it has none."""
+    offers = [node["Resources"] for node in _query_alive_nodes() if name_node_resource(name) in node["Resources"]]
+    return "GPU" if any(resources.get("GPU") for resources in offers) else "CPU"
 
 
-def devices(name: str) -> str:
-    """Return what a trial takes on a node beside the node's own resource: GPUs, or CPUs where there are none."""
-    offered = [node["Resources"] for node in living() if place(name) in node["Resources"]]
-    return "GPU" if any(item.get("GPU") for item in offered) else "CPU"
+def _query_alive_nodes() -> list[Any]:
+    return [node for node in import_ray().nodes() if node["Alive"]]
 
 
-def living() -> list[Any]:
-    """Return the nodes of the cluster that are alive."""
-    return [node for node in imported().nodes() if node["Alive"]]
-
-
-def place(name: str) -> str:
-    """Return the name of the resource that only a node of this name has."""
+def name_node_resource(name: str) -> str:
+    """Return the name of the resource that only the node of this name offers."""
     return f"unfold-{name}"
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     return None
 
 
-def imported() -> Any:
-    """Return Ray.
+def import_ray() -> Any:
+    """Import Ray.
 
     Raises:
-        UnfoldError: it is not installed.
+        UnfoldError: It is not installed.
     """
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise fail("--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
+        raise user_error(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
+        ) from error
     return ray

@@ -1,7 +1,8 @@
-"""The processes of a Ray cluster of this machine, held by a process beside the driver.
+"""A process beside the driver that holds a Ray cluster of this machine.
 
-Ray leaves connections to a head in the process that has started it, and ends that process a minute after the head; it
-also moves it out of its process group, so that Ctrl-C would no longer reach it. So the driver only connects and leaves.
+Ray leaves connections to a head in the process that started it and ends that process a minute after the head. It also
+moves the process out of its process group, so that Ctrl-C would no longer reach it. The driver therefore only connects
+and disconnects.
 """
 
 from __future__ import annotations
@@ -15,108 +16,110 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
-from unfoldkit.api import broken
+from unfoldkit.api import internal_error
 from unfoldkit.engines.local import start_worker
 
-STORE_BYTES = 80 * 2**20
-PAUSE = 0.05
+OBJECT_STORE_BYTES = 80 * 2**20
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the keeper is asked for: a node more, with its CPUs and resources, or one less, by name."""
+class NodeCommand:
+    """A command to the supervisor: add a node with its CPUs and resources, or remove it, by name."""
 
-    what: Literal["add", "remove"]
+    action: Literal["add", "remove"]
     name: str
     cpus: int = 0
     resources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Keeper:
-    """A head without accelerators, at ``address``, and the nodes around it."""
+class RaySupervisor:
+    """The driver's end of the supervisor: a head without accelerators at ``address``, and its nodes."""
 
     address: str
     process: SpawnProcess
     pipe: Connection
 
-    def tell(self, order: Order) -> None:
-        """Have an order carried out.
+    def send(self, command: NodeCommand) -> None:
+        """Send a command and wait until it is done.
 
         Raises:
-            UnfoldError: Ray's processes could not be started or ended.
+            UnfoldError: Ray's processes could not be started or stopped.
         """
-        self.pipe.send(order)
-        answer(self.pipe, _nothing)
+        self.pipe.send(command)
+        _wait_for_reply(self.pipe, _do_nothing)
 
     def close(self) -> None:
-        """End every node and the head; call it after the driver has left the cluster."""
+        """Stop every node and the head, after the driver has left the cluster."""
         self.pipe.close()
         self.process.join()
 
 
-def started(watch: Callable[[], None]) -> Keeper:
-    """Start a head in a process of its own; ``watch`` is called several times a second meanwhile.
+def start_supervisor(watch: Callable[[], None]) -> RaySupervisor:
+    """Start a supervisor process with a head.
+
+    Args:
+        watch: Called several times a second meanwhile.
 
     Raises:
-        UnfoldError: it did not come up.
+        UnfoldError: Ray did not start.
     """
-    here, there = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=hold, args=(os.getpid(), there), daemon=True)
+    driver_pipe, supervisor_pipe = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=run_supervisor, args=(os.getpid(), supervisor_pipe), daemon=True)
     process.start()
-    there.close()
-    return Keeper(answer(here, watch), process, here)
+    supervisor_pipe.close()
+    return RaySupervisor(_wait_for_reply(driver_pipe, watch), process, driver_pipe)
 
 
-def answer(pipe: Connection, watch: Callable[[], None]) -> str:
-    """Wait for what the keeper says."""
-    while not pipe.poll(PAUSE):
+def _wait_for_reply(pipe: Connection, watch: Callable[[], None]) -> str:
+    while not pipe.poll(POLL_S):
         watch()
     try:
-        fine, text = pipe.recv()
+        is_ok, text = pipe.recv()
     except EOFError:
-        fine, text = False, "its process is gone"
-    if not fine:
-        raise broken(f"Ray did not start or end its processes: {text}", hint="out of memory or of disk?")
+        is_ok, text = False, "its process is gone"
+    if not is_ok:
+        raise internal_error(f"Ray did not start or stop its processes: {text}", hint="out of memory or disk space?")
     return str(text)
 
 
-def hold(parent: int, pipe: Connection) -> None:
-    """Hold a cluster until the pipe closes; what is left of it ends with this process, however that ends."""
+def run_supervisor(parent: int, pipe: Connection) -> None:
+    """Hold a cluster until the pipe closes; Ray's processes end with this process, however it ends."""
     start_worker(parent)
     logging.getLogger("ray").setLevel(logging.ERROR)
     from ray.cluster_utils import Cluster
 
     nodes: dict[str, Any] = {}
-    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
         cluster = Cluster(initialize_head=True, head_node_args=head)
-    except Exception as error:  # noqa: BLE001 - Ray raises what it likes; the driver decides
+    except Exception as error:  # noqa: BLE001 - Ray raises any type; the driver decides
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
     try:
         pipe.send((True, cluster.address))
         while True:
-            pipe.send(_done(cluster, nodes, pipe.recv()))
+            pipe.send(_run_command(cluster, nodes, pipe.recv()))
     except (EOFError, OSError):
         return
     finally:
         cluster.shutdown()
 
 
-def _done(cluster: Any, nodes: dict[str, Any], order: Order) -> tuple[bool, str]:
+def _run_command(cluster: Any, nodes: dict[str, Any], command: NodeCommand) -> tuple[bool, str]:
     try:
-        if order.what == "add":
-            nodes[order.name] = cluster.add_node(
-                wait=False, num_cpus=order.cpus, resources=order.resources, object_store_memory=STORE_BYTES
+        if command.action == "add":
+            nodes[command.name] = cluster.add_node(
+                wait=False, num_cpus=command.cpus, resources=command.resources, object_store_memory=OBJECT_STORE_BYTES
             )
-        elif order.name in nodes:
-            # a raylet that ends without a word makes Ray print its last log lines into ours
-            cluster.remove_node(nodes.pop(order.name), allow_graceful=True)
-    except Exception as error:  # noqa: BLE001 - Ray raises what it likes; the driver decides
+        elif command.name in nodes:
+            # an abrupt end makes Ray print the raylet's last log lines into ours
+            cluster.remove_node(nodes.pop(command.name), allow_graceful=True)
+    except Exception as error:  # noqa: BLE001 - Ray raises any type; the driver decides
         return False, f"{type(error).__name__}: {error}"
     return True, ""
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     return None

@@ -1,1 +1,1 @@
-"""Carries a plan out, stage by stage."""
+"""Runs a plan stage by stage, and keeps it within deadline and budget."""

@@ -1,99 +1,99 @@
-"""How far a run is from its deadline while it runs, and the ways out when it cannot be met any more."""
+"""How long a running job still takes, and the options if it cannot meet its deadline any more."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_tuning.format import counted, dollars, span
-from unfold_tuning.job.allocation import Deal, Plan, expected_seconds, ladder
+from unfold_tuning.executor.messages import describe_growth, describe_late_finish, describe_trim
+from unfold_tuning.job.allocation import Allocation, Plan, estimate_stage_seconds, list_faster_allocations
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Group, Stage
-from unfold_tuning.planner.planner import offer
-from unfold_tuning.planner.replan import expected
-from unfold_tuning.simulator.execution_model import Model, mean_slowest, model, slower
-from unfold_tuning.trial.worker import Job
+from unfold_tuning.planner.planner import evaluate_machine
+from unfold_tuning.planner.replan import estimate_iteration_s
+from unfold_tuning.simulator.execution_model import (
+    ExecutionModel,
+    build_execution_model,
+    compute_slowest_factor,
+)
+from unfold_tuning.trial.worker import TrialJob
 
-GROWTHS = (2, 4, 8, 16)
-TRIMS = (0.75, 0.5, 0.25, 0.1)
-MOST = 1024
+GROWTH_FACTORS = (2, 4, 8, 16)
+TRIM_FRACTIONS = (0.75, 0.5, 0.25, 0.1)
+MAX_INSTANCES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """What times are expected from now on: the profile as it is believed, on a machine."""
+class TimeEstimator:
+    """Expected times of the remaining work under a corrected profile."""
 
     profile: Profile
     machine: Machine
 
-    def left(self, jobs: Iterable[Job], deal: Deal) -> float:
-        """Return the seconds until these trials of a stage are through: the longest, or all of them on the places."""
-        per = expected(self.profile, deal.gang, self.machine)
-        open_ = [(job.target - job.done) * per for job in jobs]
-        return max(max(open_, default=0.0), sum(open_) / deal.slots)
+    def estimate_stage_seconds(self, jobs: Iterable[TrialJob], allocation: Allocation) -> float:
+        """Estimate the seconds until the jobs of a stage end: the longest of them, or all of them over the slots."""
+        iteration_s = estimate_iteration_s(self.profile, allocation.workers, self.machine)
+        seconds = [(job.target - job.done) * iteration_s for job in jobs]
+        return max(max(seconds, default=0.0), sum(seconds) / allocation.slots)
 
-    def step(self, job: Job) -> float:
-        """Return the seconds from a trial's start or checkpoint to its next one."""
-        iters = min(job.every, job.target - job.done)
-        return self.profile.start.mean + iters * expected(self.profile, job.gang, self.machine)
+    def estimate_checkpoint_seconds(self, job: TrialJob) -> float:
+        """Estimate the seconds from a trial's start or checkpoint to its next checkpoint."""
+        iters = min(job.checkpoint_iters, job.target - job.done)
+        return self.profile.start.mean + iters * estimate_iteration_s(self.profile, job.workers, self.machine)
 
-    def planned(self, stages: Sequence[Stage], plan: Plan) -> float:
-        """Return the seconds of stages under a plan, without the growth of the cluster."""
-        pairs = zip(stages, plan, strict=True)
-        return sum(self._seconds(stage, deal) for stage, deal in pairs)
+    def estimate_planned_seconds(self, stages: Sequence[Stage], plan: Plan) -> float:
+        """Estimate the seconds of stages under a plan, without growing the cluster."""
+        return sum(self._estimate_stage(stage, allocation) for stage, allocation in zip(stages, plan, strict=True))
 
-    def fastest(self, stages: Sequence[Stage]) -> float:
-        """Return the seconds of stages with as many instances as may be held."""
-        ladders = [(stage, ladder(stage, self.profile, self.machine)) for stage in stages]
-        return sum(self._seconds(stage, steps[-1]) for stage, steps in ladders)
+    def estimate_fastest_seconds(self, stages: Sequence[Stage]) -> float:
+        """Estimate the seconds of stages with as many instances as are allowed."""
+        rows = [(stage, list_faster_allocations(stage, self.profile, self.machine)) for stage in stages]
+        return sum(self._estimate_stage(stage, row[-1]) for stage, row in rows)
 
-    def _seconds(self, stage: Stage, deal: Deal) -> float:
-        seconds = expected_seconds(stage, deal.gang, deal.slots, self.profile, self.machine)
-        return self.profile.sync.mean + seconds * mean_slowest(self.profile.worker_cv, deal.gang)
-
-
-def faster_by(profile: Profile, machine: Machine, factor: float) -> Pace:
-    """Return the pace when iterations take ``factor`` times as long as the profile says."""
-    return Pace(slower(profile, factor), machine)
+    def _estimate_stage(self, stage: Stage, allocation: Allocation) -> float:
+        workers, slots = allocation.workers, allocation.slots
+        seconds = estimate_stage_seconds(stage, workers, slots, self.profile, self.machine)
+        return self.profile.sync.mean + seconds * compute_slowest_factor(self.profile.worker_cv, workers)
 
 
-def ways_out(rest: Model, time_left: float, share: float) -> Iterator[str]:
-    """Yield what can be done when the rest of a job cannot be promised any more: finish late, grow, or trim.
+def list_late_options(remaining: ExecutionModel, time_left_s: float, confidence: float) -> Iterator[str]:
+    """Describe the options if the remaining job has no guarantee any more: finish late, grow, or trim.
 
-    ``rest`` holds the remaining stages with the instances that run; ``time_left`` is in seconds.
+    Args:
+        remaining: The remaining stages, with the instances that run.
+        time_left_s: Time to the deadline.
+        confidence: Probability of the guarantee.
     """
-    late = offer(rest, share)
-    index = late.soonest
-    yield (
-        f"finish late: {span(float(late.promised[index]), up=True)} from now can be promised, "
-        f"for {dollars(late.scores[index].cost)} more"
-    )
-    yield _grown(rest, time_left, share)
-    yield _trimmed(rest, time_left, share)
+    candidate = evaluate_machine(remaining, confidence)
+    index = candidate.earliest_index
+    yield describe_late_finish(float(candidate.guaranteed_s[index]), candidate.plans[index].mean_cost_usd)
+    yield _describe_growth_option(remaining, time_left_s, confidence)
+    yield _describe_trim_option(remaining, time_left_s, confidence)
 
 
-def _grown(rest: Model, time_left: float, share: float) -> str:
-    for factor in GROWTHS:
-        machine = replace(rest.machine, limit=min(MOST, rest.machine.limit * factor))
-        picked = offer(rest.on(machine), share).pick(time_left)
-        if picked is not None:
-            most = max(deal.instances for deal in picked.plan)
-            return f"grow: --set cloud.limit={most} is in time, for {dollars(picked.cost)} more"
-    return "grow: no number of instances is in time"
+def _describe_growth_option(remaining: ExecutionModel, time_left_s: float, confidence: float) -> str:
+    for factor in GROWTH_FACTORS:
+        limit = min(MAX_INSTANCES, remaining.machine.max_instances * factor)
+        larger = remaining.with_machine(replace(remaining.machine, max_instances=limit))
+        plan = evaluate_machine(larger, confidence).select_cheapest(time_left_s)
+        if plan is not None:
+            return describe_growth(max(allocation.instances for allocation in plan.plan), plan.mean_cost_usd)
+    return describe_growth(None, 0.0)
 
 
-def _trimmed(rest: Model, time_left: float, share: float) -> str:
-    for part in TRIMS:
-        stages = tuple(replace(stage, groups=tuple(_shorter(g, part) for g in stage.groups)) for stage in rest.stages)
-        fresh = model(stages, rest.profile, rest.machine, rest.samples, 0)
-        picked = offer(replace(fresh, held=rest.held), share).pick(time_left)
-        if picked is not None:
-            iters = counted(max(group.iters for group in stages[-1].groups), "iteration")
-            return (
-                f"trim: with {part:.0%} of the iterations left ({iters} in the last stage), {dollars(picked.cost)} more"
-            )
-    return "trim: even a tenth of the iterations left would be late"
+def _describe_trim_option(remaining: ExecutionModel, time_left_s: float, confidence: float) -> str:
+    for fraction in TRIM_FRACTIONS:
+        stages = tuple(
+            replace(stage, groups=tuple(_trim_group(group, fraction) for group in stage.groups))
+            for stage in remaining.stages
+        )
+        trimmed = build_execution_model(stages, remaining.profile, remaining.machine, remaining.samples, 0)
+        trimmed = replace(trimmed, running_instances=remaining.running_instances)
+        plan = evaluate_machine(trimmed, confidence).select_cheapest(time_left_s)
+        if plan is not None:
+            return describe_trim(fraction, max(group.iters for group in stages[-1].groups), plan.mean_cost_usd)
+    return describe_trim(None, 0, 0.0)
 
 
-def _shorter(group: Group, part: float) -> Group:
-    return replace(group, iters=max(1, int(group.iters * part)))
+def _trim_group(group: Group, fraction: float) -> Group:
+    return replace(group, iters=max(1, int(group.iters * fraction)))

@@ -1,4 +1,4 @@
-"""Trials of which nothing is heard: a function that hangs would hold its node for ever."""
+"""Watches for trials without progress: a function that hangs would hold its node for ever."""
 
 from __future__ import annotations
 
@@ -6,39 +6,47 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-LEAST = 60.0
-TIMES = 10.0
-"""So many times as long as expected, and ``LEAST`` seconds, must a trial be quiet before that is told."""
-STRANGE = "trial %d has come to no checkpoint for %s (expected: %s); trainable.timeout ends such trials"
+MIN_SILENCE_S = 60.0
+SILENCE_FACTOR = 10.0
+"""A trial is suspicious after this many times its expected time to a checkpoint, and ``MIN_SILENCE_S`` seconds."""
 
 
 @dataclass(slots=True)
-class Quiet:
-    """When each running trial was heard of last, by a clock that nobody sets; ``ended`` says why one was ended."""
+class Watchdog:
+    """The last progress of each running trial.
+
+    Attributes:
+        clock: A monotonic clock.
+        last_progress: When each running trial started or reached its last checkpoint.
+        warned: Suspicious trials since their last checkpoint.
+        kill_reasons: Why trials were killed, until they are stopped.
+    """
 
     clock: Callable[[], float] = time.monotonic
-    since: dict[int, float] = field(default_factory=dict)
-    told: set[int] = field(default_factory=set)
-    ended: dict[int, str] = field(default_factory=dict)
+    last_progress: dict[int, float] = field(default_factory=dict)
+    warned: set[int] = field(default_factory=set)
+    kill_reasons: dict[int, str] = field(default_factory=dict)
 
-    def heard(self, trial: int) -> None:
-        """Note that a trial has started or come to a checkpoint."""
-        self.since[trial] = self.clock()
-        self.told.discard(trial)
+    def record_progress(self, trial: int) -> None:
+        """Record that a trial has started or reached a checkpoint."""
+        self.last_progress[trial] = self.clock()
+        self.warned.discard(trial)
 
-    def waited(self, trial: int) -> float:
-        """Return the seconds since a trial was heard of; of one that does not run, or is being ended, none."""
-        running = trial in self.since and trial not in self.ended
-        return self.clock() - self.since[trial] if running else 0.0
+    def measure_silence_s(self, trial: int) -> float:
+        """Return the seconds since a trial's last progress; 0 if it does not run or is being killed."""
+        is_running = trial in self.last_progress and trial not in self.kill_reasons
+        return self.clock() - self.last_progress[trial] if is_running else 0.0
 
-    def left(self, trial: int) -> str:
-        """Forget a trial that runs no longer, and return why it was ended, if it was."""
-        self.since.pop(trial, None)
-        self.told.discard(trial)
-        return self.ended.pop(trial, "")
+    def forget(self, trial: int) -> str:
+        """Forget a trial that no longer runs, and return why it was killed, if it was."""
+        self.last_progress.pop(trial, None)
+        self.warned.discard(trial)
+        return self.kill_reasons.pop(trial, "")
 
-    def strange(self, trial: int, expected: float) -> bool:
-        """Whether to tell, once, that a trial is quiet for much longer than the ``expected`` seconds."""
-        found = trial not in self.told and self.waited(trial) > max(LEAST, TIMES * expected)
-        self.told |= {trial} if found else set()
-        return found
+    def is_newly_suspicious(self, trial: int, expected_s: float) -> bool:
+        """Return, once per checkpoint, whether a trial takes much longer than the expected seconds."""
+        is_silent = self.measure_silence_s(trial) > max(MIN_SILENCE_S, SILENCE_FACTOR * expected_s)
+        if not is_silent or trial in self.warned:
+            return False
+        self.warned.add(trial)
+        return True

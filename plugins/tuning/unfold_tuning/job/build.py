@@ -1,26 +1,29 @@
-"""From the spec's cloud and profile to the planner's: prices looked up, each with its origin."""
+"""Resolves a spec, once: stages, profile, machines with their prices, trainable and cluster.
+
+Besides the verbs, this is the only module that reads the spec; everything else takes what it returns.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from unfold_tuning.job import schedule
-from unfold_tuning.job.profile import Machine, Profile, Spread
-from unfold_tuning.schema.models import (
-    Cloud,
-    Custom,
-    Delay,
-    Halving,
-    Hyperband,
-    InstanceSpec,
-    ProfileSpec,
-    RandomSearch,
-    TuningSpec,
-)
-from unfoldkit.api import Run, UnfoldError, broken, fail
+from unfold_tuning.job.problem import BUNDLED_DATASETS, ClusterConfig, LaunchConfig, Problem, TrainableConfig
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.search_space import Categorical, Dimension, IntegerRange, LogUniform, Uniform
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.schema import search as search_schema
+from unfold_tuning.schema import trainable as trainable_schema
+from unfold_tuning.schema.cloud import Cloud, InstanceSpec
+from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, ProfileSpec, Recorded
+from unfold_tuning.schema.search import Search
+from unfold_tuning.schema.tuning import TuningSpec
+from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
 from unfoldkit.catalog.aws import Clients, clients, refresh
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
@@ -29,107 +32,336 @@ from unfoldkit.catalog.instances import Book, Catalog, Instance
 from unfoldkit.catalog.price_lists import read_prices
 
 GIB = 1024**3
+PROFILE_FILE = "profile.json"
 PROVISION_CV = 0.5
 STARTUP_CV = 0.15
+MAX_TRIAL_DRAWS = 20_000_000
+"""Maximum trials of a stage times simulated runs: 160 MB for each of a dozen tables."""
+MIN_SAMPLES = 1000
 
 
-def stages_of(search: Halving | Hyperband | RandomSearch | Custom) -> tuple[schedule.Stage, ...]:
-    """Return the stage table of a search."""
-    if isinstance(search, Halving):
-        return schedule.successive_halving(search.trials, search.min_iters, search.max_iters, search.eta)
-    if isinstance(search, Hyperband):
-        return schedule.hyperband(search.max_iters, search.eta, parallel=search.brackets == "parallel")
-    if isinstance(search, RandomSearch):
-        return schedule.random_search(search.trials, search.iters)
-    return schedule.custom([(rung.trials, rung.iters) for rung in search.stages])
+def build_problem(spec: TuningSpec, run: Run) -> Problem:
+    """Resolve everything that planning needs: records, price lists and the measured profile are read here.
 
-
-def profile_of(given: ProfileSpec) -> Profile:
-    """Return the planner's profile, of a record that was read; a time without a spread gets the documented one."""
-    if given.iteration is None:
-        raise broken("a record that was not read")
-    return Profile(
-        iteration=Spread(given.iteration.mean, given.iteration.std),
-        speedup=tuple(sorted(given.speedup.items())),
-        across=tuple(sorted((given.across or {}).items())),
-        provision=_spread(given.provision, PROVISION_CV),
-        startup=_spread(given.startup, STARTUP_CV),
-        start=_spread(given.start, 0.0),
-        sync=_spread(given.sync, 0.0),
-        trial_cv=given.trial_spread,
-        worker_cv=given.worker_spread,
-        error_cv=given.error,
+    Raises:
+        UnfoldError: A file cannot be read, a price is unknown, or there is no profile.
+    """
+    spec, record = resolve_record(spec, run)
+    stages = build_stages(spec.search)
+    return Problem(
+        name=spec.name,
+        stages=stages,
+        machines=tuple(build_machines(spec.cloud, run)),
+        profile=_load_profile(spec, run),
+        deadline_s=spec.deadline,
+        budget_usd=spec.budget,
+        confidence=spec.on_time,
+        samples=limit_samples(spec.samples, stages),
+        requested_samples=spec.samples,
+        seed=run.seed,
+        is_spread=spec.placement.spread is not None,
+        trainable=build_trainable(spec.trainable) if spec.trainable else None,
+        record=record,
+        fingerprint=_fingerprint_run(spec, run.seed),
     )
 
 
-def machines_of(spec: TuningSpec, run: Run, make: Callable[[str], Clients] = clients) -> list[Machine]:
-    """Return the machines that may be rented, one for each type and market.
+def limit_samples(samples: int, stages: Sequence[schedule.Stage]) -> int:
+    """Limit the number of simulated runs so that the draws of the largest stage fit into memory."""
+    return min(samples, max(MIN_SAMPLES, MAX_TRIAL_DRAWS // max(stage.trials for stage in stages)))
+
+
+def build_stages(search: Search) -> tuple[schedule.Stage, ...]:
+    """Build the stage table of a search."""
+    if isinstance(search, search_schema.Halving):
+        return schedule.build_successive_halving(search.trials, search.min_iters, search.max_iters, search.eta)
+    if isinstance(search, search_schema.Hyperband):
+        return schedule.build_hyperband(search.max_iters, search.eta, parallel=search.brackets == "parallel")
+    if isinstance(search, search_schema.RandomSearch):
+        return schedule.build_random_search(search.trials, search.iters)
+    return schedule.build_custom_stages([(rung.trials, rung.iters) for rung in search.stages])
+
+
+# profiles
+
+
+def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str]:
+    """Replace the record of an earlier run by the times read from it.
+
+    Returns:
+        The spec, and a one-line summary of the record (empty if there is none).
 
     Raises:
-        UnfoldError: a type or its price is not known.
+        UnfoldError: The record cannot be read, or lacks trials or times.
     """
-    cloud = spec.cloud
-    found = None if cloud.provider == "local" else _catalog(cloud, run, make)
+    if spec.profile is None or spec.profile.recorded is None:
+        return spec, ""
+    recorded, speedups = spec.profile.recorded, spec.profile.speedup
+    if recorded.accelerators not in speedups:
+        size = format_count(recorded.accelerators, "accelerator")
+        message = f"the recorded trials had {size}, but profile.speedup has no such size"
+        raise user_error(message, key="profile.recorded.accelerators", hint="write profile.speedup: {1: 1, 2: 1.9}")
+    summary = read_trial_log(run.path(recorded.path, key="profile.recorded.path"), build_log_source(recorded))
+    speedup = speedups[recorded.accelerators]
+    iteration = Iteration.model_validate(
+        {"mean": f"{summary.mean_s * speedup * 1000:.6f} ms", "std": f"{summary.std_s * speedup * 1000:.6f} ms"}
+    )
+    changes: dict[str, object] = {"iteration": iteration, "recorded": None}
+    if "trial_spread" not in spec.profile.model_fields_set:
+        changes["trial_spread"] = round(min(MAX_VARIATION, summary.trial_cv), 4)
+    resolved = spec.model_copy(update={"profile": spec.profile.model_copy(update=changes)})
+    return resolved, f"{recorded.path}, {summary.describe()}"
+
+
+def build_log_source(recorded: Recorded) -> TrialLogSource:
+    """Build the description of a record from the spec."""
+    return TrialLogSource(
+        path=recorded.path,
+        trial=_to_names(recorded.trial),
+        iteration=_to_names(recorded.iteration),
+        elapsed=_to_names(recorded.elapsed),
+        seconds=_to_names(recorded.seconds),
+        iters=recorded.iters,
+        where=dict(recorded.where),
+    )
+
+
+def _to_names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _load_profile(spec: TuningSpec, run: Run) -> Profile:
+    """Load the profile of the spec, or the one that ``unfold profile`` measured in this run folder."""
+    if spec.profile is not None:
+        return _build_profile(spec.profile)
+    if has_measured_profile(spec, run):
+        with run.directory.decoding(PROFILE_FILE, "a profile") as data:
+            return parse_profile(data)
+    hint = "write profile: {iteration: {mean: 12 s}}" + (", or run unfold profile SPEC" if spec.trainable else "")
+    message = "no profile: the duration of an iteration is unknown"
+    if run.directory.has(PROFILE_FILE):
+        message, hint = "the profile measured here is of another trainable or other nodes", "run unfold profile SPEC"
+    raise user_error(message, key="profile", hint=hint)
+
+
+def has_measured_profile(spec: TuningSpec, run: Run) -> bool:
+    """Return whether the run folder holds a measured profile that fits the spec."""
+    return run.directory.has(PROFILE_FILE, made_from=fingerprint_profile_inputs(spec))
+
+
+def parse_profile(data: bytes | str) -> Profile:
+    """Parse a profile in the form of the spec's ``profile``, as JSON."""
+    return _build_profile(ProfileSpec.model_validate_json(data))
+
+
+def encode_profile(profile: Profile) -> str:
+    """Encode a measured profile in the form of the spec's ``profile``, as JSON."""
+    encoded = {
+        "iteration": _encode_time(profile.iteration),
+        "speedup": {workers: round(speedup, 4) for workers, speedup in profile.speedup},
+        "provision": _encode_time(profile.provision),
+        "startup": _encode_time(profile.startup),
+        "start": _encode_time(profile.start),
+        "sync": _encode_time(profile.sync),
+        "trial_spread": round(min(MAX_VARIATION, profile.trial_cv), 4),
+        "error": profile.error_cv,
+    }
+    return json.dumps(encoded, indent=1)
+
+
+def _encode_time(time: LogNormal) -> dict[str, str]:
+    return {"mean": f"{time.mean * 1000:.4f} ms", "std": f"{time.std * 1000:.4f} ms"}
+
+
+def fingerprint_profile_inputs(spec: TuningSpec) -> str:
+    """Fingerprint what determines measured times: the trainable, its checkpoints and the sizes of the nodes."""
+    trainable = dump(spec.trainable) if spec.trainable else {}
+    trainable.pop("timeout", None)
+    sizes = [None if isinstance(item, str) else item.accelerators for item in spec.cloud.instances]
+    return fingerprint(trainable, spec.cloud.checkpoint_iters, sizes)
+
+
+def _build_profile(profile: ProfileSpec) -> Profile:
+    if profile.iteration is None:
+        raise internal_error("a recorded profile was not resolved")
+    return Profile(
+        iteration=LogNormal(profile.iteration.mean, profile.iteration.std),
+        speedup=tuple(sorted(profile.speedup.items())),
+        across=tuple(sorted((profile.across or {}).items())),
+        provision=_build_delay(profile.provision, PROVISION_CV),
+        startup=_build_delay(profile.startup, STARTUP_CV),
+        start=_build_delay(profile.start, 0.0),
+        sync=_build_delay(profile.sync, 0.0),
+        trial_cv=profile.trial_spread,
+        worker_cv=profile.worker_spread,
+        error_cv=profile.error,
+    )
+
+
+def _build_delay(delay: float | Delay, default_cv: float) -> LogNormal:
+    return LogNormal(delay.mean, delay.std) if isinstance(delay, Delay) else LogNormal(delay, delay * default_cv)
+
+
+# machines
+
+
+def build_machines(cloud: Cloud, run: Run, make_clients: Callable[[str], Clients] = clients) -> list[Machine]:
+    """Build the machines that may be rented, one per instance type and market.
+
+    Args:
+        cloud: The spec's cloud.
+        run: Resolves paths and names the price cache.
+        make_clients: Makes the AWS clients for live prices.
+
+    Raises:
+        UnfoldError: An instance type or its price is unknown.
+    """
+    known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run, make_clients)
     markets = {"on-demand": [False], "spot": [True], "either": [False, True]}[cloud.market]
     return [
-        _machine(cloud, item, index, found, spot=spot) for index, item in enumerate(cloud.instances) for spot in markets
+        _build_machine(cloud, index, known_prices, is_spot=is_spot)
+        for index in range(len(cloud.instances))
+        for is_spot in markets
     ]
 
 
-def _catalog(cloud: Cloud, run: Run, make: Callable[[str], Clients]) -> Catalog:
+def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], Clients]) -> Catalog:
     books: list[Book] = []
     if cloud.prices == "live":
         names = [item if isinstance(item, str) else item.type for item in cloud.instances]
         now = dt.datetime.now(dt.UTC)
-        books.append(refresh(make(cloud.region), cloud.region, names, now, bundled(cloud.region)).book)
+        live = refresh(make_clients(cloud.region), cloud.region, names, now, bundled(cloud.region))
+        books.append(live.book)
     elif cloud.prices:
         books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region))
     if cloud.provider != "aws":
         return Catalog(tuple(books))
-    kept = cached(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
-    return catalog(cloud.region, *books, *([kept] if kept else []))
+    cached_book = cached(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
+    return catalog(cloud.region, *books, *([cached_book] if cached_book else []))
 
 
-def _machine(cloud: Cloud, item: str | InstanceSpec, index: int, found: Catalog | None, *, spot: bool) -> Machine:
-    given = InstanceSpec(type=item) if isinstance(item, str) else item
-    key = f"cloud.instances[{index}]"
-    known = _known(given, found, key)
-    own = given.spot if spot else given.price
-    price = own if own is not None else (known.spot if spot else known.on_demand)
-    accelerators = given.accelerators or known.accelerators
+def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is_spot: bool) -> Machine:
+    item, key = cloud.instances[index], f"cloud.instances[{index}]"
+    spec = InstanceSpec(type=item) if isinstance(item, str) else item
+    entry = _find_instance(spec, known_prices, key)
+    spec_price = spec.spot if is_spot else spec.price
+    price = spec_price if spec_price is not None else (entry.spot if is_spot else entry.on_demand)
+    accelerators = spec.accelerators or entry.accelerators
     if price is None or not accelerators:
-        what = ("spot price" if spot else "price") if price is None else "number of accelerators"
-        hint = f"write {{type: {given.type}, {'spot' if spot else 'price'}: $1/h}}, or unfold catalog refresh"
-        raise fail(f"the {what} of {given.type} in {cloud.region} is not known", key=key, hint=hint)
+        missing = ("spot price" if is_spot else "price") if price is None else "number of accelerators"
+        hint = f"write {{type: {spec.type}, {'spot' if is_spot else 'price'}: $1/h}}, or unfold catalog refresh"
+        raise user_error(f"the {missing} of {spec.type} in {cloud.region} is unknown", key=key, hint=hint)
     return Machine(
-        name=given.type,
+        name=spec.type,
         accelerators=accelerators,
-        price=price,
-        speed=given.speed,
-        limit=cloud.limit,
+        usd_per_hour=price,
+        speed=spec.speed,
+        max_instances=cloud.limit,
         billing=Billing(cloud.billing.increment, cloud.billing.minimum, cloud.billing.per),
-        ingress=cloud.transfer * cloud.data / GIB,
-        head=cloud.head,
-        hazard=cloud.interruptions * 3600 if spot else 0.0,
+        ingress_usd=cloud.transfer * cloud.data / GIB,
+        head_usd_per_hour=cloud.head,
+        interruptions_per_hour=cloud.interruptions * 3600 if is_spot else 0.0,
         checkpoint_iters=cloud.checkpoint_iters,
-        origin="spec" if own is not None else _origin(known, spot=spot),
-        market="spot" if spot else "on-demand",
+        price_source="spec" if spec_price is not None else _describe_price_source(entry, is_spot=is_spot),
+        market="spot" if is_spot else "on-demand",
     )
 
 
-def _known(given: InstanceSpec, found: Catalog | None, key: str) -> Instance:
-    if found is None or (given.accelerators and given.type not in found.names()):
-        return Instance(given.type)
+def _find_instance(spec: InstanceSpec, known_prices: Catalog | None, key: str) -> Instance:
+    if known_prices is None or (spec.accelerators and spec.type not in known_prices.names()):
+        return Instance(spec.type)
     try:
-        return found.find(given.type, price=given.price)
+        return known_prices.find(spec.type, price=spec.price)
     except UnfoldError as error:
-        raise UnfoldError(*(replace(item, key=key) for item in error.diagnostics)) from error
+        raise UnfoldError(*(replace(diagnostic, key=key) for diagnostic in error.diagnostics)) from error
 
 
-def _origin(known: Instance, *, spot: bool) -> str:
-    derived = ", derived" if spot and known.spot_derived else ""
-    return f"{' '.join(known.origin(spot=spot))}{derived}".strip()
+def _describe_price_source(entry: Instance, *, is_spot: bool) -> str:
+    derived = ", derived" if is_spot and entry.spot_derived else ""
+    return f"{' '.join(entry.origin(spot=is_spot))}{derived}".strip()
 
 
-def _spread(given: float | Delay, cv: float) -> Spread:
-    return Spread(given.mean, given.std) if isinstance(given, Delay) else Spread(given, given * cv)
+# running a job
+
+
+def resolve_trainable(spec: TuningSpec, run: Run) -> TrainableConfig:
+    """Resolve what trials train, and check that it can be trained here.
+
+    Raises:
+        UnfoldError: There is no trainable, its data is missing, or the spec names code that is not allowed to run.
+    """
+    trainable = spec.trainable
+    if trainable is None:
+        raise user_error(
+            "nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}"
+        )
+    if trainable.function is not None and not run.allow_code:
+        raise user_error(
+            f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it"
+        )
+    if trainable.estimator == "torch-mlp" and importlib.util.find_spec("torch") is None:
+        raise user_error("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
+    config = build_trainable(trainable)
+    if trainable.data in (None, *BUNDLED_DATASETS):
+        return config
+    return replace(config, data_path=run.path(str(trainable.data), key="trainable.data"))
+
+
+def build_trainable(trainable: trainable_schema.Trainable) -> TrainableConfig:
+    """Build the trainable's configuration; the path of its data is not resolved."""
+    return TrainableConfig(
+        estimator=trainable.estimator,
+        function=trainable.function,
+        data=trainable.data,
+        target=trainable.target,
+        columns=trainable.columns,
+        group=trainable.group,
+        metric=trainable.metric,
+        rounds=trainable.rounds,
+        timeout_s=trainable.timeout,
+        space={name: _build_dimension(dimension) for name, dimension in trainable.space.items()},
+    )
+
+
+def _build_dimension(
+    dimension: trainable_schema.Log | trainable_schema.Uniform | trainable_schema.Integer | trainable_schema.Choice,
+) -> Dimension:
+    if isinstance(dimension, trainable_schema.Log):
+        return LogUniform(*dimension.log)
+    if isinstance(dimension, trainable_schema.Uniform):
+        return Uniform(*dimension.uniform)
+    if isinstance(dimension, trainable_schema.Integer):
+        return IntegerRange(*dimension.int_)
+    return Categorical(dimension.choice)
+
+
+def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
+    """Build the configuration of the cluster that runs a job."""
+    launch = spec.cloud.launch
+    return ClusterConfig(
+        provider=spec.cloud.provider,
+        region=spec.cloud.region,
+        engine=run.engine.name,
+        ray_address=getattr(run.engine, "address", None),
+        launch=None
+        if launch is None
+        else LaunchConfig(
+            image=launch.image,
+            subnet=launch.subnet,
+            security_groups=launch.security_groups,
+            role=launch.role,
+            setup=launch.setup,
+            grace_s=launch.grace,
+        ),
+        is_spread=spec.placement.spread is not None,
+        run_folder=run.directory.path,
+        deadline_s=spec.deadline,
+    )
+
+
+def _fingerprint_run(spec: TuningSpec, seed: int) -> str:
+    """Fingerprint a job without its deadline, budget and limits: runs with other ones continue each other."""
+    job = dump(spec)
+    job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None}}
+    job.get("trainable", {}).pop("timeout", None)
+    return fingerprint(job, seed)

@@ -1,4 +1,4 @@
-"""What a plan is made from: the profile of a training job and the machine that it runs on."""
+"""The profile of a training job, and the instance types that it may run on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from unfoldkit.catalog.billing import Billing
 
 Speedups = tuple[tuple[int, float], ...]
+"""``(accelerators per trial, speed-up over one accelerator)``, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """A positive random quantity by mean and standard deviation, drawn as a log-normal."""
+class LogNormal:
+    """A positive random quantity by mean and standard deviation, modelled as a log-normal."""
 
     mean: float
     std: float = 0.0
@@ -20,7 +21,7 @@ class Spread:
     @property
     def sigma(self) -> float:
         """The standard deviation of the logarithm: ``sqrt(ln(1 + (std/mean)^2))``."""
-        return log_sigma(self.std / self.mean) if self.mean > 0 else 0.0
+        return compute_log_sigma(self.std / self.mean) if self.mean > 0 else 0.0
 
     @property
     def mu(self) -> float:
@@ -30,81 +31,97 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Timings of a training job; all in seconds.
+    """Timings of a training job, all in seconds.
 
-    ``iteration`` is one iteration on one accelerator; ``speedup`` pairs (accelerators, speed-up over one), within an
-    instance, ``across`` the same over several instances, where it is another. ``provision`` is the wait from request to
-    running (not billed), ``startup`` from running to ready (billed), ``start`` the start of a trial's workers with its
-    checkpoint, ``sync`` the barrier between two stages. ``trial_cv`` and ``worker_cv`` are the coefficients of
-    variation of a trial's and of a worker's speed, ``error_cv`` that of the profile itself: one factor for the whole
-    run.
+    Attributes:
+        iteration: One iteration on one accelerator.
+        speedup: Speed-ups of a trial within one instance.
+        across: Speed-ups of a trial that spans several instances; they override ``speedup`` there.
+        provision: From the request to a running instance; not billed.
+        startup: From a running to a ready instance; billed.
+        start: Start of a trial's workers with its checkpoint.
+        sync: The barrier between two stages.
+        trial_cv: Coefficient of variation of speed between trials; it lasts for the whole trial.
+        worker_cv: Coefficient of variation of speed between the workers of one trial.
+        error_cv: Coefficient of variation of the profile itself: one factor for the whole run.
     """
 
-    iteration: Spread
+    iteration: LogNormal
     speedup: Speedups = ((1, 1.0),)
     across: Speedups = ()
-    provision: Spread = Spread(0.0)
-    startup: Spread = Spread(0.0)
-    start: Spread = Spread(0.0)
-    sync: Spread = Spread(0.0)
+    provision: LogNormal = LogNormal(0.0)
+    startup: LogNormal = LogNormal(0.0)
+    start: LogNormal = LogNormal(0.0)
+    sync: LogNormal = LogNormal(0.0)
     trial_cv: float = 0.0
     worker_cv: float = 0.0
     error_cv: float = 0.0
 
-    def gain(self, gang: int, accelerators: int) -> float:
-        """Return the speed-up of ``gang`` accelerators on instances that have ``accelerators`` each."""
-        return self._speedups(gang, accelerators)[gang]
+    def get_speedup(self, workers: int, accelerators: int) -> float:
+        """Return the speed-up of ``workers`` accelerators on instances that have ``accelerators`` each."""
+        return self._select_speedups(workers, accelerators)[workers]
 
-    def knows(self, gang: int, accelerators: int) -> bool:
-        """Return whether the speed-up of ``gang`` accelerators was measured."""
-        return gang in self._speedups(gang, accelerators)
+    def has_speedup(self, workers: int, accelerators: int) -> bool:
+        """Return whether the speed-up of ``workers`` accelerators was measured on such instances."""
+        return workers in self._select_speedups(workers, accelerators)
 
-    def _speedups(self, gang: int, accelerators: int) -> dict[int, float]:
-        return dict(self.speedup) | (dict(self.across) if gang > accelerators else {})
+    def _select_speedups(self, workers: int, accelerators: int) -> dict[int, float]:
+        return dict(self.speedup) | (dict(self.across) if workers > accelerators else {})
 
-    @property
-    def gangs(self) -> tuple[int, ...]:
-        """The sizes of a trial that were measured, within an instance or over several."""
-        return tuple(sorted(dict(self.speedup) | dict(self.across)))
-
-    def fitting(self, accelerators: int) -> tuple[int, ...]:
-        """Return the sizes of a trial that are known on instances that have ``accelerators`` each."""
-        return tuple(gang for gang in self.gangs if self.knows(gang, accelerators))
+    def list_worker_counts(self, accelerators: int) -> tuple[int, ...]:
+        """List the measured numbers of workers per trial on instances that have ``accelerators`` each, ascending."""
+        measured = sorted(dict(self.speedup) | dict(self.across))
+        return tuple(workers for workers in measured if self.has_speedup(workers, accelerators))
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An instance type as the planner sees it.
+    """An instance type on one market, as the planner sees it.
 
-    ``price`` is dollars per hour of one instance, ``speed`` that of its accelerators relative to the profile's,
-    ``ingress`` dollars per new instance for its copy of the data, ``head`` dollars per hour of the head node.
-    ``hazard`` are interruptions per hour and instance (0 on demand); ``origin`` says where the price is from.
+    Attributes:
+        name: The provider's name of the type.
+        accelerators: Accelerators of one instance.
+        usd_per_hour: Price of one instance.
+        speed: Speed of an accelerator relative to the profile's.
+        max_instances: How many may run at once.
+        billing: Minimum charge, increment and unit of the bill.
+        ingress_usd: Cost of copying the data to a new instance.
+        head_usd_per_hour: Price of the head node.
+        interruptions_per_hour: Spot interruptions per instance; 0 on demand.
+        checkpoint_iters: Iterations between two checkpoints.
+        price_source: Where the price comes from.
+        market: ``on-demand`` or ``spot``.
     """
 
     name: str
     accelerators: int
-    price: float
+    usd_per_hour: float
     speed: float = 1.0
-    limit: int = 64
+    max_instances: int = 64
     billing: Billing = field(default_factory=Billing)
-    ingress: float = 0.0
-    head: float = 0.0
-    hazard: float = 0.0
+    ingress_usd: float = 0.0
+    head_usd_per_hour: float = 0.0
+    interruptions_per_hour: float = 0.0
     checkpoint_iters: int = 1
-    origin: str = ""
+    price_source: str = ""
     market: str = "on-demand"
 
     @property
-    def by_steps(self) -> bool:
-        """Whether lives are billed in steps of more than a second, which no label of a search can add up."""
+    def has_coarse_billing(self) -> bool:
+        """Whether bills round up to more than a second, which an additive label search cannot represent."""
         return self.billing.per == "instance" and self.billing.increment > 1.0
 
     @property
-    def per_second(self) -> float:
-        """Dollars per second of one instance."""
-        return self.price / 3600.0
+    def usd_per_second(self) -> float:
+        """Price of one instance per second."""
+        return self.usd_per_hour / 3600.0
+
+    @property
+    def head_usd_per_second(self) -> float:
+        """Price of the head node per second."""
+        return self.head_usd_per_hour / 3600.0
 
 
-def log_sigma(cv: float) -> float:
-    """Return the standard deviation of the logarithm of a log-normal with coefficient of variation ``cv``."""
+def compute_log_sigma(cv: float) -> float:
+    """Compute the log-standard deviation of a log-normal with coefficient of variation ``cv``."""
     return math.sqrt(math.log1p(cv * cv))

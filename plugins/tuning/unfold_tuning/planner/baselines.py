@@ -1,8 +1,8 @@
-"""What the exact plan is measured against: the best static cluster, naive elasticity, and the paper's greedy.
+"""Baselines of the exact plan: the best static cluster, naive elasticity, and RubberBand's greedy planner.
 
-Each keeps the same promise on the same sampled runs, so that a difference in dollars is one of planning. The greedy
-follows the outline of RubberBand's planner as recalled (warm start from the best static cluster, then lower the stage
-with the best marginal benefit); its details are ours.
+All of them give the same guarantee on the same sampled runs, so that a difference in cost is one of planning. The
+greedy follows the published outline of RubberBand's planner (EuroSys 2021: warm start from the best static cluster,
+then shrink the stage with the best marginal benefit); the paper leaves details open, which are chosen here.
 """
 
 from __future__ import annotations
@@ -10,120 +10,138 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from unfold_tuning.job.allocation import Deal, Plan, at, slots
-from unfold_tuning.simulator.allocation_table import ladders
-from unfold_tuning.simulator.execution_model import Model
-from unfold_tuning.simulator.plan_cost import Score, scores
+from unfold_tuning.job.allocation import Allocation, Plan, count_slots, select_allocation
+from unfold_tuning.simulator.allocation_table import AllocationRow, build_allocation_table
+from unfold_tuning.simulator.execution_model import ExecutionModel
+from unfold_tuning.simulator.plan_cost import (
+    CONFIDENCE_TOLERANCE,
+    COST_TOLERANCE_USD,
+    SimulatedPlan,
+    simulate_plans,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """On time means: at least ``share`` of the sampled runs end by ``deadline`` seconds."""
+    """The guarantee: at least the fraction ``confidence`` of the sampled runs ends by ``deadline_s`` seconds."""
 
-    deadline: float
-    share: float
+    deadline_s: float
+    confidence: float
 
-    def met(self, found: Score) -> bool:
-        """Whether a plan keeps the promise."""
-        return found.on_time(self.deadline) >= self.share - 1e-9
+    def is_met_by(self, plan: SimulatedPlan) -> bool:
+        """Return whether a plan gives the guarantee."""
+        return plan.estimate_on_time_probability(self.deadline_s) >= self.confidence - CONFIDENCE_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A rival's plan (``None`` where it has none on time) and how many plans it looked at."""
+class Baseline:
+    """A baseline's plan (``None`` if it has none on time), and how many plans it simulated."""
 
-    best: Score | None
-    looked_at: int
-
-
-def cheapest(scores: Sequence[Score], goal: Goal) -> Found:
-    """Return the cheapest of some plans that keeps the promise."""
-    kept = [found for found in scores if goal.met(found)]
-    return Found(min(kept, key=lambda found: found.cost, default=None), len(scores))
+    plan: SimulatedPlan | None
+    simulated: int
 
 
-def static_scores(model: Model) -> list[Score]:
-    """Return every fixed cluster, smallest first."""
-    best = ladders(model)
-    counts = sorted({deal.instances for steps in best for deal in steps})
-    counts = [count for count in counts if all(steps[0].instances <= count for steps in best)]
-    return scores(model, [tuple(at(steps, count) for steps in best) for count in counts])
+def select_cheapest(plans: Sequence[SimulatedPlan], goal: Goal) -> Baseline:
+    """Select the cheapest plan that gives the guarantee."""
+    on_time = [plan for plan in plans if goal.is_met_by(plan)]
+    return Baseline(min(on_time, key=lambda plan: plan.mean_cost_usd, default=None), len(plans))
 
 
-def naive_scores(model: Model) -> list[Score]:
-    """Return the shrinking clusters that give every trial the same number of accelerators throughout."""
-    return scores(model, list(_constant_gangs(model)))
+def simulate_static_clusters(model: ExecutionModel) -> list[SimulatedPlan]:
+    """Simulate every fixed cluster, smallest first."""
+    table = build_allocation_table(model)
+    counts = sorted({allocation.instances for row in table for allocation in row})
+    counts = [count for count in counts if all(row[0].instances <= count for row in table)]
+    return simulate_plans(model, [tuple(select_allocation(row, count) for row in table) for count in counts])
 
 
-def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
-    """Lower one stage at a time while that is on time and cheaper, by dollars saved per second lost."""
-    if static is None:
-        return Found(None, 0)
-    steps, current, looked = ladders(model), static, 0
-    while True:
-        tried = scores(model, list(_lowered(current.plan, steps)))
-        looked += len(tried)
-        better = [found for found in tried if goal.met(found) and found.cost < current.cost - 1e-9]
-        if not better:
-            return Found(current, looked)
-        base = current
-        current = max(better, key=lambda found: _benefit(base, found))
+def simulate_naive_clusters(model: ExecutionModel) -> list[SimulatedPlan]:
+    """Simulate the shrinking clusters that give every trial the same number of accelerators throughout."""
+    return simulate_plans(model, list(_list_constant_worker_plans(model)))
 
 
-def improved(model: Model, start: Score, goal: Goal) -> Score:
-    """Return the cheapest plan on time that steps of one instance in one stage lead to.
+def plan_greedily(model: ExecutionModel, goal: Goal, start: SimulatedPlan | None) -> Baseline:
+    """Shrink one stage at a time while the plan stays on time and becomes cheaper.
 
-    They lead from a plan, from where greedy ends that begins with it, or from where greedy ends as a rival.
+    Args:
+        model: The job.
+        goal: The guarantee.
+        start: The plan to start from, for RubberBand the best static cluster.
+
+    Returns:
+        The plan at which no step saves money; each step saves the most dollars per second of delay.
     """
-    steps = ladders(model)
-    ends = (greedy(model, goal, begin).best for begin in (start, cheapest(static_scores(model), goal).best))
-    best = min([start, *filter(None, ends)], key=_dear)
+    if start is None:
+        return Baseline(None, 0)
+    table, current, simulated = build_allocation_table(model), start, 0
     while True:
-        tried = scores(model, list(_beside(best.plan, steps, model.machine.limit)))
-        found = min((item for item in tried if goal.met(item)), key=_dear, default=best)
-        if _dear(found) >= _dear(best):
+        candidates = simulate_plans(model, list(_list_smaller_plans(current.plan, table)))
+        simulated += len(candidates)
+        max_cost = current.mean_cost_usd - COST_TOLERANCE_USD
+        better = [plan for plan in candidates if goal.is_met_by(plan) and plan.mean_cost_usd < max_cost]
+        if not better:
+            return Baseline(current, simulated)
+        base = current
+        current = max(better, key=lambda plan: _compute_marginal_benefit(base, plan))
+
+
+def plan_greedily_from_all(model: ExecutionModel, goal: Goal, starts: Sequence[SimulatedPlan]) -> Baseline:
+    """Return the cheapest result of the greedy over all starting plans that are on time."""
+    results = [plan_greedily(model, goal, start) for start in starts if goal.is_met_by(start)]
+    plans = [result.plan for result in results if result.plan]
+    cheapest = min(plans, key=lambda plan: plan.mean_cost_usd, default=None)
+    return Baseline(cheapest, sum(result.simulated for result in results))
+
+
+def improve_by_single_steps(model: ExecutionModel, start: SimulatedPlan, goal: Goal) -> SimulatedPlan:
+    """Improve a plan by steps of one instance in one stage while it stays on time and becomes cheaper.
+
+    The steps begin at the cheapest of the plan itself, the greedy's result from it, and the greedy baseline.
+    """
+    table = build_allocation_table(model)
+    static = select_cheapest(simulate_static_clusters(model), goal).plan
+    results = (plan_greedily(model, goal, begin).plan for begin in (start, static))
+    best = min([start, *filter(None, results)], key=_rank_by_cost)
+    while True:
+        neighbours = simulate_plans(model, list(_list_neighbours(best.plan, table, model.machine.max_instances)))
+        neighbour = min((plan for plan in neighbours if goal.is_met_by(plan)), key=_rank_by_cost, default=best)
+        if _rank_by_cost(neighbour) >= _rank_by_cost(best):
             return best
-        best = found
+        best = neighbour
 
 
-def multi_start(model: Model, goal: Goal, statics: Sequence[Score]) -> Found:
-    """Return the best of the greedy from every fixed cluster that is on time."""
-    found = [greedy(model, goal, start) for start in statics if goal.met(start)]
-    best = min((item.best for item in found if item.best), key=lambda item: item.cost, default=None)
-    return Found(best, sum(item.looked_at for item in found))
+def _compute_marginal_benefit(base: SimulatedPlan, plan: SimulatedPlan) -> float:
+    delay_s = plan.mean_seconds - base.mean_seconds
+    saved_usd = base.mean_cost_usd - plan.mean_cost_usd
+    return saved_usd / delay_s if delay_s > 1e-9 else float("inf")
 
 
-def _benefit(base: Score, found: Score) -> float:
-    later = found.mean_seconds - base.mean_seconds
-    saved = base.cost - found.cost
-    return saved / later if later > 1e-9 else float("inf")
+def _rank_by_cost(plan: SimulatedPlan) -> tuple[float, float]:
+    # bills that round up are often equal: the earlier plan is then the better one
+    return round(plan.mean_cost_usd, 6), round(plan.mean_seconds, 3)
 
 
-def _dear(found: Score) -> tuple[float, float]:
-    # bills by steps are often equal: the sooner plan is then the better one
-    return round(found.cost, 6), round(found.mean_seconds, 3)
-
-
-def _beside(plan: Plan, every: Sequence[Sequence[Deal]], limit: int) -> Iterator[Plan]:
-    for index, steps in enumerate(every):
+def _list_neighbours(plan: Plan, table: Sequence[AllocationRow], max_instances: int) -> Iterator[Plan]:
+    for index, row in enumerate(table):
         for instances in (plan[index].instances - 1, plan[index].instances + 1):
-            if steps[0].instances <= instances <= limit:
-                yield (*plan[:index], at(steps, instances), *plan[index + 1 :])
+            if row[0].instances <= instances <= max_instances:
+                yield (*plan[:index], select_allocation(row, instances), *plan[index + 1 :])
 
 
-def _lowered(plan: Plan, every: Sequence[Sequence[Deal]]) -> Iterator[Plan]:
-    for index, steps in enumerate(every):
-        smaller = [deal for deal in steps if deal.instances < plan[index].instances]
+def _list_smaller_plans(plan: Plan, table: Sequence[AllocationRow]) -> Iterator[Plan]:
+    for index, row in enumerate(table):
+        smaller = [allocation for allocation in row if allocation.instances < plan[index].instances]
         if smaller:
             yield (*plan[:index], smaller[-1], *plan[index + 1 :])
 
 
-def _constant_gangs(model: Model) -> Iterator[Plan]:
-    each = model.machine.accelerators
-    for gang in model.profile.fitting(each):
-        hosts = -(-gang // each)
-        if hosts > model.machine.limit:
+def _list_constant_worker_plans(model: ExecutionModel) -> Iterator[Plan]:
+    accelerators, max_instances = model.machine.accelerators, model.machine.max_instances
+    for workers in model.profile.list_worker_counts(accelerators):
+        hosts = -(-workers // accelerators)
+        if hosts > max_instances:
             continue
-        counts = [max(hosts, hosts * -(-stage.trials // max(1, each // gang))) for stage in model.stages]
-        counts = [min(count, model.machine.limit) for count in counts]
-        yield tuple(Deal(count, gang, max(1, slots(count, gang, each))) for count in counts)
+        trials_per_instance = max(1, accelerators // workers)
+        counts = [max(hosts, hosts * -(-stage.trials // trials_per_instance)) for stage in model.stages]
+        counts = [min(count, max_instances) for count in counts]
+        yield tuple(Allocation(count, workers, max(1, count_slots(count, workers, accelerators))) for count in counts)

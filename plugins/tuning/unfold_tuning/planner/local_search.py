@@ -1,7 +1,8 @@
-"""Cheaper plans beside one: the curve is that of expected times, and a promise is not.
+"""Cheaper plans near the frontier, which is that of expected times, while a guarantee is a quantile.
 
-Where trials vary much the deal with the least mean has not the shortest tail, so that a plan beside the curve may keep
-the promise for less. What is cheaper in expectation is looked at, cheapest first, with other deals in up to two stages.
+If trials vary much, the allocation with the least mean does not have the shortest tail. A plan off the frontier may
+then give the guarantee for less. Plans that are cheaper in expectation are simulated, cheapest first, with other
+allocations in up to two stages.
 """
 
 from __future__ import annotations
@@ -10,95 +11,104 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, product
 
-from unfold_tuning.job.allocation import Deal, Plan, slots
+from unfold_tuning.job.allocation import Allocation, Plan, count_slots
 from unfold_tuning.planner.baselines import Goal
-from unfold_tuning.simulator.execution_model import Model, mean_startup
-from unfold_tuning.simulator.plan_cost import Score, scores
-from unfold_tuning.simulator.preemption import replacing
+from unfold_tuning.simulator.execution_model import ExecutionModel, compute_mean_startup_s
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plans
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 
-AT_ONCE = 20
-MOST = 400
-"""So many plans are played in one step at most."""
-PAIRED = 12
-"""Of more stages only one at a time is given another deal: pairs of them are too many."""
-CHEAPER = 1e-6
+BATCH_SIZE = 20
+MAX_SIMULATED = 400
+"""Plans simulated in one step."""
+MAX_STAGES_FOR_PAIRS = 12
+"""With more stages, pairs of changed stages are too many."""
+MIN_SAVING = 1e-6
 
 
-def refined(model: Model, start: Score, goal: Goal) -> Score:
-    """Return the cheapest plan on time that steps beside a plan on time lead to; it may be the plan itself."""
-    if not model.varies or model.machine.billing.per != "instance":
+def refine_plan(model: ExecutionModel, start: SimulatedPlan, goal: Goal) -> SimulatedPlan:
+    """Refine a plan on time by local search; without randomness the frontier is already optimal."""
+    if not model.is_stochastic or model.machine.billing.per != "instance":
         return start
-    expected, best = Expected(model), start
-    while (found := _cheaper(model, best, goal, expected)) is not None:
-        best = found
+    expected_cost, best = ExpectedCost(model), start
+    while (cheaper := _find_cheaper_plan(model, best, goal, expected_cost)) is not None:
+        best = cheaper
     return best
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What plans take and cost in expectation, minimum and increments of the bill left out."""
+class ExpectedCost:
+    """Expected cost and time of plans, without minimum charges and increments of the bill."""
 
-    model: Model
-    means: dict[tuple[int, Deal], float] = field(default_factory=dict)
-    startups: dict[int, float] = field(default_factory=dict)
+    model: ExecutionModel
+    stage_means: dict[tuple[int, Allocation], float] = field(default_factory=dict)
+    startup_means: dict[int, float] = field(default_factory=dict)
 
-    def of(self, plan: Plan) -> tuple[float, float]:
-        """Return dollars and seconds."""
-        machine, seconds, dollars, held = self.model.machine, 0.0, 0.0, self.model.held
-        rate = machine.per_second + replacing(machine, self.model.profile)
-        for index, deal in enumerate(plan):
-            if deal.instances > held:
-                wait = self.model.profile.provision.mean
-                ready = self._startup(deal.instances - held)
-                seconds += wait + ready
-                dollars += machine.per_second * (held * wait + deal.instances * ready)
-                dollars += machine.ingress * (deal.instances - held)
-            took = self._mean(index, deal)
-            seconds, dollars, held = seconds + took, dollars + rate * deal.instances * took, deal.instances
-        return dollars + seconds * machine.head / 3600.0, seconds
+    def estimate(self, plan: Plan) -> tuple[float, float]:
+        """Estimate the expected dollars and seconds of a plan."""
+        machine, running = self.model.machine, self.model.running_instances
+        seconds = cost_usd = 0.0
+        rate = machine.usd_per_second + compute_replacement_usd_per_second(machine, self.model.profile)
+        for index, allocation in enumerate(plan):
+            if allocation.instances > running:
+                wait_s = self.model.profile.provision.mean
+                ready_s = self._estimate_startup_s(allocation.instances - running)
+                seconds += wait_s + ready_s
+                cost_usd += machine.usd_per_second * (running * wait_s + allocation.instances * ready_s)
+                cost_usd += machine.ingress_usd * (allocation.instances - running)
+            stage_s = self._estimate_stage_s(index, allocation)
+            seconds += stage_s
+            cost_usd += rate * allocation.instances * stage_s
+            running = allocation.instances
+        return cost_usd + seconds * machine.head_usd_per_hour / 3600.0, seconds
 
-    def _mean(self, index: int, deal: Deal) -> float:
-        if (index, deal) not in self.means:
-            self.means[index, deal] = float(self.model.seconds(index, deal).mean())
-        return self.means[index, deal]
+    def _estimate_stage_s(self, index: int, allocation: Allocation) -> float:
+        if (index, allocation) not in self.stage_means:
+            self.stage_means[index, allocation] = float(self.model.sample_stage_seconds(index, allocation).mean())
+        return self.stage_means[index, allocation]
 
-    def _startup(self, new: int) -> float:
-        if new not in self.startups:
-            self.startups[new] = mean_startup(self.model.profile, new)
-        return self.startups[new]
+    def _estimate_startup_s(self, new_instances: int) -> float:
+        if new_instances not in self.startup_means:
+            self.startup_means[new_instances] = compute_mean_startup_s(self.model.profile, new_instances)
+        return self.startup_means[new_instances]
 
 
-def _cheaper(model: Model, best: Score, goal: Goal, expected: Expected) -> Score | None:
-    plans = {plan: expected.of(plan) for plan in _variants(model, best.plan)}
-    worth = sorted(
-        (dollars, seconds, plan)
-        for plan, (dollars, seconds) in plans.items()
-        if dollars < best.cost * (1 - CHEAPER) and seconds <= goal.deadline
+def _find_cheaper_plan(
+    model: ExecutionModel, best: SimulatedPlan, goal: Goal, expected_cost: ExpectedCost
+) -> SimulatedPlan | None:
+    max_cost_usd = best.mean_cost_usd * (1 - MIN_SAVING)
+    estimates = {plan: expected_cost.estimate(plan) for plan in _list_variants(model, best.plan)}
+    promising = sorted(
+        (cost_usd, seconds, plan)
+        for plan, (cost_usd, seconds) in estimates.items()
+        if cost_usd < max_cost_usd and seconds <= goal.deadline_s
     )
-    for first in range(0, min(len(worth), MOST), AT_ONCE):
-        tried = scores(model, [plan for _, _, plan in worth[first : first + AT_ONCE]])
-        kept = [item for item in tried if goal.met(item) and item.cost < best.cost * (1 - CHEAPER)]
-        if kept:
-            return min(kept, key=lambda item: (item.cost, item.plan))
+    for begin in range(0, min(len(promising), MAX_SIMULATED), BATCH_SIZE):
+        simulated = simulate_plans(model, [plan for _, _, plan in promising[begin : begin + BATCH_SIZE]])
+        cheaper = [plan for plan in simulated if goal.is_met_by(plan) and plan.mean_cost_usd < max_cost_usd]
+        if cheaper:
+            return min(cheaper, key=lambda plan: (plan.mean_cost_usd, plan.plan))
     return None
 
 
-def _variants(model: Model, plan: Plan) -> Iterator[Plan]:
-    beside = [_beside(model, deal) for deal in plan]
+def _list_variants(model: ExecutionModel, plan: Plan) -> Iterator[Plan]:
+    neighbours = [_list_neighbours(model, allocation) for allocation in plan]
     stages = range(len(plan))
-    pairs = combinations(stages, 2) if len(plan) <= PAIRED else ()
+    pairs = combinations(stages, 2) if len(plan) <= MAX_STAGES_FOR_PAIRS else ()
     for changed in chain(((index,) for index in stages), pairs):
-        for deals in product(*(beside[index] for index in changed)):
-            other = list(plan)
-            for index, deal in zip(changed, deals, strict=True):
-                other[index] = deal
-            yield tuple(other)
+        for allocations in product(*(neighbours[index] for index in changed)):
+            variant = list(plan)
+            for index, allocation in zip(changed, allocations, strict=True):
+                variant[index] = allocation
+            yield tuple(variant)
 
 
-def _beside(model: Model, deal: Deal) -> Sequence[Deal]:
-    each = model.machine.accelerators
-    counts = (deal.instances - 1, deal.instances, deal.instances + 1)
-    # one size of a trial after the other: only the last few sampled times are kept
-    pairs = product(model.profile.fitting(each), (count for count in counts if 1 <= count <= model.machine.limit))
-    deals = (Deal(count, gang, slots(count, gang, each)) for gang, count in pairs)
-    return [item for item in deals if item.slots and item != deal]
+def _list_neighbours(model: ExecutionModel, allocation: Allocation) -> Sequence[Allocation]:
+    accelerators = model.machine.accelerators
+    counts = (allocation.instances - 1, allocation.instances, allocation.instances + 1)
+    # number of workers by number of workers: the model caches the trial times of only a few
+    pairs = product(
+        model.profile.list_worker_counts(accelerators),
+        (count for count in counts if 1 <= count <= model.machine.max_instances),
+    )
+    neighbours = (Allocation(count, workers, count_slots(count, workers, accelerators)) for workers, count in pairs)
+    return [neighbour for neighbour in neighbours if neighbour.slots and neighbour != allocation]

@@ -1,135 +1,262 @@
-"""The plan: the cheapest one on the exact curve that keeps the promise, over machines and markets."""
+"""The plan of a job: the cheapest on the exact frontier that gives the guarantee, over machines and markets."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
+from unfold_tuning._types import FloatArray
+from unfold_tuning.job.problem import Problem
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Stage
-from unfold_tuning.planner.baselines import Found, Goal, cheapest, greedy, improved, naive_scores, static_scores
-from unfold_tuning.planner.frontier import Curve, Grid, grid
-from unfold_tuning.planner.local_search import refined
-from unfold_tuning.planner.lower_bound import lower_bound
-from unfold_tuning.planner.minimum_charge import exact_curve
-from unfold_tuning.simulator.execution_model import Floats, Model, model
-from unfold_tuning.simulator.plan_cost import Score, scores
+from unfold_tuning.planner.baselines import (
+    Baseline,
+    Goal,
+    improve_by_single_steps,
+    plan_greedily,
+    select_cheapest,
+    simulate_naive_clusters,
+    simulate_static_clusters,
+)
+from unfold_tuning.planner.frontier import Frontier, StageCosts, build_stage_costs
+from unfold_tuning.planner.local_search import refine_plan
+from unfold_tuning.planner.lower_bound import compute_lower_bound
+from unfold_tuning.planner.minimum_charge import search_exact_frontier
+from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model
+from unfold_tuning.simulator.plan_cost import (
+    CONFIDENCE_TOLERANCE,
+    TIME_TOLERANCE_S,
+    SimulatedPlan,
+    simulate_plans,
+)
 
-MOST_POINTS = 600
+MAX_FRONTIER_PLANS = 600
+"""Plans of a frontier that are simulated."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A machine's whole curve: plans fastest first, each scored; ``promised`` [plans] is the time that can be promised.
+class Candidate:
+    """A machine with the plans of its frontier, simulated.
 
-    Fixed and naive clusters are among the plans, as the curve is that of means and a promise is not. Where lives are
-    billed by steps, what lies beside the cheapest is looked at too: ``share`` is the promise, ``improved`` keeps what
-    was found by deadline.
+    Static and naive clusters are among the plans, as the frontier is that of means and a guarantee is a quantile. If
+    bills round up to coarse increments, neighbours of the cheapest plan are searched too.
+
+    Attributes:
+        model: The job on this machine.
+        costs: Stage times and costs of the frontier search.
+        frontier: The exact frontier.
+        plans: Simulated plans, fastest first.
+        guaranteed_s: The time that each plan guarantees: [plans] seconds.
+        confidence: The probability of the guarantee.
+        improved: Improved plans by deadline.
     """
 
-    model: Model
-    table: Grid
-    exact: Curve
-    scores: tuple[Score, ...]
-    promised: Floats
-    share: float = 0.95
-    improved: dict[float, Score] = field(default_factory=dict, compare=False, repr=False)
+    model: ExecutionModel
+    costs: StageCosts
+    frontier: Frontier
+    plans: tuple[SimulatedPlan, ...]
+    guaranteed_s: FloatArray
+    confidence: float = 0.95
+    improved: dict[float, SimulatedPlan] = field(default_factory=dict, compare=False, repr=False)
 
-    def pick(self, deadline: float) -> Score | None:
-        """Return the cheapest plan whose promised time is within the deadline."""
-        kept = [item for item, time in zip(self.scores, self.promised, strict=True) if time <= deadline + 1e-6]
-        found = min(kept, key=lambda item: item.cost, default=None)
-        if found is None or not self.model.machine.by_steps:
-            return found
-        if deadline not in self.improved:
-            self.improved[deadline] = improved(self.model, found, Goal(deadline, self.share))
-        return self.improved[deadline]
+    def select_cheapest(self, deadline_s: float) -> SimulatedPlan | None:
+        """Select the cheapest plan with a guaranteed time within the deadline."""
+        pairs = zip(self.plans, self.guaranteed_s, strict=True)
+        on_time = [plan for plan, seconds in pairs if seconds <= deadline_s + TIME_TOLERANCE_S]
+        cheapest = min(on_time, key=lambda plan: plan.mean_cost_usd, default=None)
+        if cheapest is None or not self.model.machine.has_coarse_billing:
+            return cheapest
+        if deadline_s not in self.improved:
+            goal = Goal(deadline_s, self.confidence)
+            self.improved[deadline_s] = improve_by_single_steps(self.model, cheapest, goal)
+        return self.improved[deadline_s]
 
-    def within(self, budget: float, share: float) -> Score | None:
-        """Return the plan with the earliest promised end that costs no more than the budget, with the same promise."""
-        kept = [index for index, item in enumerate(self.scores) if item.within(budget) >= share - 1e-9]
-        return self.scores[min(kept, key=lambda index: self.promised[index])] if kept else None
+    def select_fastest(self, budget_usd: float, confidence: float) -> SimulatedPlan | None:
+        """Select the plan with the earliest guaranteed end that stays within the budget with equal confidence."""
+        affordable = [
+            index
+            for index, plan in enumerate(self.plans)
+            if plan.estimate_within_budget_probability(budget_usd) >= confidence - CONFIDENCE_TOLERANCE
+        ]
+        return self.plans[min(affordable, key=lambda index: self.guaranteed_s[index])] if affordable else None
 
     @property
-    def soonest(self) -> int:
-        """The index of the plan that can be promised soonest."""
-        return int(np.argmin(self.promised))
+    def earliest_index(self) -> int:
+        """Index of the plan with the earliest guaranteed end."""
+        return int(np.argmin(self.guaranteed_s))
 
 
 @dataclass(frozen=True, slots=True)
-class Rivals:
-    """The plans of the others under the same promise."""
+class Selection:
+    """A plan and the machine that it is for."""
 
-    static: Found
-    naive: Found
-    greedy: Found
+    candidate: Candidate
+    plan: SimulatedPlan
+
+    @property
+    def machine(self) -> Machine:
+        """The machine."""
+        return self.candidate.model.machine
 
 
-def offers(
-    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], share: float, samples: int, seed: int,
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """Plans of the baselines with the same guarantee on the same machine."""
+
+    static: Baseline
+    naive: Baseline
+    greedy: Baseline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What the search found.
+
+    Attributes:
+        candidates: Every machine with its frontier.
+        selected: The plan, or ``None`` if no plan meets the deadline or the budget.
+        goal: The guarantee of the plan; without a deadline, that of its own guaranteed end.
+        is_over_budget: Whether the cheapest plan on time exceeds the budget.
+    """
+
+    candidates: tuple[Candidate, ...]
+    selected: Selection | None
+    goal: Goal | None
+    is_over_budget: bool
+
+    @property
+    def all_plans(self) -> list[SimulatedPlan]:
+        """The plans of all candidates."""
+        return [plan for candidate in self.candidates for plan in candidate.plans]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The baselines of a plan, and a lower bound on the cost of any plan (infinite if it does not cover this one)."""
+
+    baselines: Baselines
+    lower_bound_usd: float
+
+
+def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Solution:
+    """Find the cheapest plan that meets the deadline, or without a deadline the fastest within the budget."""
+    candidates = evaluate_machines(
+        problem.stages,
+        problem.profile,
+        problem.machines,
+        problem.confidence,
+        problem.samples,
+        problem.seed,
+        progress,
+    )
+    goal, is_over_budget, budget_usd = None, False, problem.budget_usd
+    if problem.deadline_s is not None:
+        selected = select_refined(candidates, problem.deadline_s)
+        goal = Goal(problem.deadline_s, problem.confidence)
+        if selected is not None and budget_usd is not None:
+            is_over_budget = selected.plan.estimate_within_budget_probability(budget_usd) < problem.confidence
+    else:
+        selected = select_within_budget(candidates, budget_usd or 0.0, problem.confidence)
+        if selected is not None:
+            goal = Goal(selected.plan.compute_guaranteed_seconds(problem.confidence), problem.confidence)
+    return Solution(candidates=tuple(candidates), selected=selected, goal=goal, is_over_budget=is_over_budget)
+
+
+def evaluate_machines(
+    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], confidence: float, samples: int, seed: int,
     progress: Callable[[str, int, int], None] = lambda _step, _done, _total: None,
-) -> list[Offer]:  # fmt: skip
-    """Return every machine's curve, on the same luck; ``progress`` is told each stage on each machine."""
-    drawn, total, done = model(stages, profile, machines[0], samples, seed), len(stages) * len(machines), count(1)
-    progress("curve", 0, total)
-    models = drawn.among(machines)
-    return [offer(item, share, lambda: progress("curve", next(done), total)) for item in models]
+) -> list[Candidate]:  # fmt: skip
+    """Compute the cost–deadline frontier of every machine with common random numbers.
+
+    Args:
+        stages: The stage table.
+        profile: Timings of the job.
+        machines: The machines to compare.
+        confidence: Probability of the guarantee.
+        samples: Simulated runs.
+        seed: Seed of the draws.
+        progress: Called after each stage on each machine.
+    """
+    model = build_execution_model(stages, profile, machines[0], samples, seed)
+    total, done = len(stages) * len(machines), count(1)
+    progress("frontier", 0, total)
+    models = model.with_machines(machines)
+    return [evaluate_machine(item, confidence, lambda: progress("frontier", next(done), total)) for item in models]
 
 
-def offer(drawn: Model, share: float, tell: Callable[[], None] = lambda: None) -> Offer:
-    """Return a machine's curve with the time that each of its plans can promise; ``tell`` is called a stage."""
-    table = grid(drawn, tell)
-    exact = exact_curve(drawn, table)
-    chosen = thin(len(exact.plans), MOST_POINTS)
-    played = [*scores(drawn, [exact.plans[index] for index in chosen]), *static_scores(drawn), *naive_scores(drawn)]
-    promised = np.array([item.promise(share) for item in played])
-    return Offer(drawn, table, exact, tuple(played), promised, share)
+def evaluate_machine(
+    model: ExecutionModel, confidence: float, on_stage: Callable[[], None] = lambda: None
+) -> Candidate:
+    """Compute the frontier of one machine and the time that each of its plans guarantees."""
+    costs = build_stage_costs(model, on_stage)
+    frontier = search_exact_frontier(model, costs)
+    indices = thin_indices(len(frontier.plans), MAX_FRONTIER_PLANS)
+    plans = (
+        *simulate_plans(model, [frontier.plans[index] for index in indices]),
+        *simulate_static_clusters(model),
+        *simulate_naive_clusters(model),
+    )
+    guaranteed_s = np.array([plan.compute_guaranteed_seconds(confidence) for plan in plans])
+    return Candidate(model, costs, frontier, plans, guaranteed_s, confidence)
 
 
-def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:
-    """Return the cheapest plan over all machines that keeps the promise."""
-    picked = [(item, item.pick(deadline)) for item in found]
-    kept = [(item, plan) for item, plan in picked if plan is not None]
-    return min(kept, key=lambda pair: pair[1].cost, default=None)
+def select_best(candidates: Sequence[Candidate], deadline_s: float) -> Selection | None:
+    """Select the cheapest plan over all machines that gives the guarantee."""
+    plans = [(candidate, candidate.select_cheapest(deadline_s)) for candidate in candidates]
+    selections = [Selection(candidate, plan) for candidate, plan in plans if plan is not None]
+    return min(selections, key=lambda selection: selection.plan.mean_cost_usd, default=None)
 
 
-def finest(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:
-    """Return the cheapest plan that keeps the promise, over all machines and then beside their curves."""
-    picked = best(found, deadline)
-    if picked is None:
+def select_refined(candidates: Sequence[Candidate], deadline_s: float) -> Selection | None:
+    """Select the cheapest plan over all machines that gives the guarantee, and refine it by local search."""
+    best = select_best(candidates, deadline_s)
+    if best is None:
         return None
-    return picked[0], refined(picked[0].model, picked[1], Goal(deadline, picked[0].share))
+    goal = Goal(deadline_s, best.candidate.confidence)
+    return Selection(best.candidate, refine_plan(best.candidate.model, best.plan, goal))
 
 
-def soonest(found: Sequence[Offer]) -> tuple[Offer, Score, float]:
-    """Return the plan that can be promised soonest over all machines, and the time that it promises."""
-    pairs = [(item, item.soonest) for item in found]
-    item, index = min(pairs, key=lambda pair: pair[0].promised[pair[1]])
-    return item, item.scores[index], float(item.promised[index])
+def select_earliest(candidates: Sequence[Candidate]) -> Selection:
+    """Select the plan with the earliest guaranteed end over all machines."""
+    earliest = min(candidates, key=lambda candidate: candidate.guaranteed_s[candidate.earliest_index])
+    return Selection(earliest, earliest.plans[earliest.earliest_index])
 
 
-def affordable(found: Sequence[Offer], budget: float, share: float) -> tuple[Offer, Score] | None:
-    """Return the earliest promised end under a budget over all machines."""
-    picked = [(item, item.within(budget, share)) for item in found]
-    kept = [(item, plan) for item, plan in picked if plan is not None]
-    return min(kept, key=lambda pair: pair[1].promise(share), default=None)
+def select_within_budget(candidates: Sequence[Candidate], budget_usd: float, confidence: float) -> Selection | None:
+    """Select the plan with the earliest guaranteed end within a budget over all machines."""
+    plans = [(candidate, candidate.select_fastest(budget_usd, confidence)) for candidate in candidates]
+    selections = [Selection(candidate, plan) for candidate, plan in plans if plan is not None]
+    return min(selections, key=lambda selection: selection.plan.compute_guaranteed_seconds(confidence), default=None)
 
 
-def rivals(item: Offer, goal: Goal) -> Rivals:
-    """Return what the others plan on the same machine."""
-    static = cheapest(static_scores(item.model), goal)
-    naive = cheapest(naive_scores(item.model), goal)
-    return Rivals(static, naive, greedy(item.model, goal, static.best))
+def compare_with_baselines(solution: Solution, selected: Selection, goal: Goal) -> Comparison:
+    """Compare a plan with the baselines and with the lower bound over all machines."""
+    baselines = plan_baselines(selected.candidate, goal)
+    bound_usd = compute_global_bound(solution.candidates, goal)
+    # a refined plan may use allocations that the bound does not cover
+    is_covered = bound_usd <= selected.plan.mean_cost_usd * (1 + 1e-9)
+    return Comparison(baselines, bound_usd if is_covered else math.inf)
 
 
-def cheapest_conceivable(found: Sequence[Offer], goal: Goal) -> float:
-    """Return the proven lower bound over all machines."""
-    return min(lower_bound(item.model, item.table, goal.deadline, goal.share) for item in found)
+def plan_baselines(candidate: Candidate, goal: Goal) -> Baselines:
+    """Plan with every baseline on the same machine."""
+    static = select_cheapest(simulate_static_clusters(candidate.model), goal)
+    naive = select_cheapest(simulate_naive_clusters(candidate.model), goal)
+    return Baselines(static, naive, plan_greedily(candidate.model, goal, static.plan))
 
 
-def thin(count: int, most: int) -> list[int]:
-    """Return at most ``most`` indices of ``count``, both ends kept, evenly spread."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+def compute_global_bound(candidates: Sequence[Candidate], goal: Goal) -> float:
+    """Compute the proven lower bound over all machines, in dollars."""
+    return min(
+        compute_lower_bound(candidate.model, candidate.costs, goal.deadline_s, goal.confidence)
+        for candidate in candidates
+    )
+
+
+def thin_indices(size: int, max_size: int) -> list[int]:
+    """Thin out the indices of a sequence evenly to at most ``max_size``, both ends included."""
+    return sorted(set(np.linspace(0, size - 1, min(size, max_size)).round().astype(int).tolist()))

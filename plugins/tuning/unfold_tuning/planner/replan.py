@@ -1,4 +1,4 @@
-"""Planning again at a barrier: what has been measured corrects the profile, and the rest is planned for the rest."""
+"""Planning again during a run: measurements correct the profile, and the remaining job gets the remaining time."""
 
 from __future__ import annotations
 
@@ -8,29 +8,41 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_tuning.job.allocation import Deal, Plan, slots
-from unfold_tuning.job.profile import Machine, Profile, Spread, log_sigma
+from unfold_tuning.job.allocation import Allocation, Plan, count_slots
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Group, Stage
-from unfold_tuning.planner.planner import Offer, offer
-from unfold_tuning.simulator.execution_model import Model, Paces, mean_slowest, slower
-from unfold_tuning.simulator.plan_cost import Score, score
-from unfold_tuning.trial.worker import Job
+from unfold_tuning.planner.planner import Candidate, evaluate_machine
+from unfold_tuning.simulator.execution_model import (
+    ExecutionModel,
+    TrialSlowdowns,
+    compute_slowest_factor,
+    scale_iteration,
+)
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
+from unfold_tuning.trial.worker import TrialJob
 
 HYSTERESIS = 0.1
-NEARLY = 0.02
+"""A plan on time is replaced only if this fraction of its cost is saved."""
+MIN_GAIN = 0.01
+"""A late plan is replaced only if the probability of being on time grows by more."""
+NEAR_BEST = 0.02
+"""Probabilities of being on time within this distance of the best count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Belief:
-    """How much slower the truth is than the profile: the logarithm's mean and standard deviation."""
+class Posterior:
+    """Posterior of the profile's error: the log of the true over the profiled iteration time, as a normal."""
 
     mu: float = 0.0
     sigma: float = 0.05
 
-    def seen(self, ratios: Sequence[float], noise: float) -> Belief:
-        """Return the belief after trials took ``ratios`` of their expected times, each with log-deviation ``noise``.
+    def update(self, ratios: Sequence[float], noise: float) -> Posterior:
+        """Update with the measured over expected times of trials.
 
-        One ratio a trial: how fast a trial is lasts, so that its iterations do not tell of the others.
+        Args:
+            ratios: One ratio per trial. A trial's speed is lasting, so more iterations of one trial say nothing about
+                the others.
+            noise: Log-standard deviation of each ratio.
         """
         if not ratios:
             return self
@@ -38,101 +50,125 @@ class Belief:
         variance = max(noise, 1e-3) ** 2 / len(ratios)
         prior = self.sigma**2
         weight = prior / (prior + variance) if prior > 0 else 0.0
-        return Belief(self.mu + weight * (observed - self.mu), math.sqrt(prior * (1 - weight)))
+        return Posterior(self.mu + weight * (observed - self.mu), math.sqrt(prior * (1 - weight)))
 
-    def applied(self, profile: Profile) -> Profile:
-        """Return the profile as it is now believed."""
-        return replace(slower(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
-
-
-def noise_of(profile: Profile, iters: float) -> float:
-    """Return the log-deviation of a trial's ratio after ``iters`` iterations: its lasting speed, and their luck."""
-    return math.hypot(
-        log_sigma(profile.trial_cv),
-        log_sigma(profile.iteration.std / profile.iteration.mean / math.sqrt(max(1.0, iters))),
-    )
+    def apply_to(self, profile: Profile) -> Profile:
+        """Return the profile with its iteration time and error corrected."""
+        return replace(scale_iteration(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
 
 
-def expected(profile: Profile, gang: int, machine: Machine) -> float:
-    """Return the seconds that an iteration of a trial on ``gang`` accelerators is expected to take."""
-    speed = profile.gain(gang, machine.accelerators) * machine.speed
-    return profile.iteration.mean / speed * mean_slowest(profile.worker_cv, gang)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replan:
+    """The plan of the remaining job.
 
-
-def paces_of(ratios: Sequence[float], iters: int, profile: Profile, belief: Belief) -> Paces:
-    """Return the paces of trials that took ``ratios`` of their expected times over ``iters`` iterations each.
-
-    Normal and normal in logarithms: a ratio counts by how much trials vary against how much iterations do; the rest
-    of it is luck. Relative to the profile as it is believed.
-    """
-    between = log_sigma(profile.trial_cv) ** 2
-    within = math.log1p((profile.iteration.std / profile.iteration.mean) ** 2 / max(1, iters))
-    weight = between / (between + within) if between > 0 else 0.0
-    factors = tuple(math.exp(weight * (math.log(max(ratio, 1e-9)) - belief.mu)) for ratio in ratios)
-    return Paces(factors, math.sqrt(weight * within))
-
-
-def waited(profile: Profile, seconds: float) -> Profile:
-    """Return the profile after new instances came in ``seconds``: half-way, in logarithms, to what was seen."""
-    spread = profile.provision
-    if spread.mean <= 0 or seconds <= 0:
-        return profile
-    factor = math.sqrt(seconds / spread.mean)
-    return replace(profile, provision=Spread(spread.mean * factor, spread.std * factor))
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What is planned for the rest: the plan, whether it differs from the old one, and P(on time) of both.
-
-    ``late`` tells that nothing keeps the promise any more; ``fastest`` is then the soonest that can be promised.
+    Attributes:
+        plan: The plan.
+        is_changed: Whether it differs from the plan so far.
+        on_time_before: Probability of being on time with the plan so far.
+        on_time_after: Probability of being on time with this plan.
+        is_late: Whether no plan gives the guarantee any more.
     """
 
     plan: Plan
-    changed: bool
-    before: float
-    after: float
-    late: bool
-    fastest: float
+    is_changed: bool
+    on_time_before: float
+    on_time_after: float
+    is_late: bool
 
 
-def believed(profile: Profile) -> Belief:
-    """Return the belief before anything was measured."""
-    return Belief(0.0, log_sigma(profile.error_cv))
+def build_prior(profile: Profile) -> Posterior:
+    """Build the prior, before any measurement, from the error that the profile states."""
+    return Posterior(0.0, compute_log_sigma(profile.error_cv))
 
 
-def plan_again(rest: Model, plan: Plan, time_left: float, share: float) -> Rest:
-    """Keep the plan of the remaining stages if it still keeps the promise and nothing is a tenth cheaper.
+def estimate_ratio_std(profile: Profile, iters: float) -> float:
+    """Estimate the log-standard deviation of a trial's time ratio after ``iters`` iterations."""
+    iteration_cv = profile.iteration.std / profile.iteration.mean
+    return math.hypot(compute_log_sigma(profile.trial_cv), compute_log_sigma(iteration_cv / math.sqrt(max(1.0, iters))))
 
-    ``rest`` is the remaining job under the believed profile, with the instances that it holds.
+
+def estimate_iteration_s(profile: Profile, workers: int, machine: Machine) -> float:
+    """Compute the expected seconds of an iteration of a trial on ``workers`` accelerators."""
+    speed = profile.get_speedup(workers, machine.accelerators) * machine.speed
+    return profile.iteration.mean / speed * compute_slowest_factor(profile.worker_cv, workers)
+
+
+def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, posterior: Posterior) -> TrialSlowdowns:
+    """Estimate the lasting slowdown of each trial from its measured over expected time.
+
+    A normal-normal model in logarithms: a ratio counts in proportion to the variation between trials against that of
+    iterations; the rest of it is noise.
+
+    Args:
+        ratios: One ratio per trial.
+        iters: Iterations that each trial has run.
+        profile: The profile before correction.
+        posterior: Its correction; the slowdowns are relative to the corrected profile.
     """
-    kept, found = score(rest, plan), offer(rest, share)
-    picked = found.pick(time_left)
-    before = kept.on_time(time_left)
-    soonest = float(found.promised.min())
-    if picked is None:
-        better = _fastest_in_time(found, time_left)
-        gain = better.on_time(time_left) > before + 0.01
-        best = better if gain else kept
-        return Rest(best.plan, gain, before, best.on_time(time_left), True, soonest)
-    if before >= share and picked.cost > (1 - HYSTERESIS) * kept.cost:
-        return Rest(plan, False, before, before, False, soonest)
-    return Rest(picked.plan, picked.plan != plan, before, picked.on_time(time_left), False, soonest)
+    between = compute_log_sigma(profile.trial_cv) ** 2
+    within = math.log1p((profile.iteration.std / profile.iteration.mean) ** 2 / max(1, iters))
+    weight = between / (between + within) if between > 0 else 0.0
+    factors = tuple(math.exp(weight * (math.log(max(ratio, 1e-9)) - posterior.mu)) for ratio in ratios)
+    return TrialSlowdowns(factors, math.sqrt(weight * within))
 
 
-def leftover(jobs: Iterable[Job]) -> Stage:
-    """Return what is left of a stage that runs: each of its trials with the iterations to its target."""
+def update_provision(profile: Profile, measured_s: float) -> Profile:
+    """Return the profile with the provisioning time moved halfway, in logarithms, to a measured one."""
+    provision = profile.provision
+    if provision.mean <= 0 or measured_s <= 0:
+        return profile
+    factor = math.sqrt(measured_s / provision.mean)
+    return replace(profile, provision=LogNormal(provision.mean * factor, provision.std * factor))
+
+
+def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, confidence: float) -> Replan:
+    """Keep the plan of the remaining stages if it still gives the guarantee and no plan is much cheaper.
+
+    If no plan gives the guarantee any more, take the cheapest of those that are most likely to be on time.
+
+    Args:
+        remaining: The remaining job under the corrected profile, with the instances that run.
+        plan: Its plan so far.
+        time_left_s: Time to the deadline.
+        confidence: Probability of the guarantee.
+    """
+    current, candidate = simulate_plan(remaining, plan), evaluate_machine(remaining, confidence)
+    cheapest = candidate.select_cheapest(time_left_s)
+    before = current.estimate_on_time_probability(time_left_s)
+    is_late = cheapest is None
+    if cheapest is None:
+        likely = _select_most_likely(candidate, time_left_s)
+        selected = likely if likely.estimate_on_time_probability(time_left_s) > before + MIN_GAIN else current
+        is_changed = selected is not current
+    else:
+        is_good = before >= confidence and cheapest.mean_cost_usd > (1 - HYSTERESIS) * current.mean_cost_usd
+        selected = current if is_good else cheapest
+        is_changed = selected.plan != plan
+    return Replan(
+        plan=selected.plan,
+        is_changed=is_changed,
+        on_time_before=before,
+        on_time_after=selected.estimate_on_time_probability(time_left_s),
+        is_late=is_late,
+    )
+
+
+def _select_most_likely(candidate: Candidate, time_left_s: float) -> SimulatedPlan:
+    """Select the cheapest plan that is nearly the most likely to be on time: the last points cost the most."""
+    probabilities = [plan.estimate_on_time_probability(time_left_s) for plan in candidate.plans]
+    threshold = max(probabilities) - NEAR_BEST
+    likely = [
+        plan for plan, probability in zip(candidate.plans, probabilities, strict=True) if probability >= threshold
+    ]
+    return min(likely, key=lambda plan: plan.mean_cost_usd)
+
+
+def build_remaining_stage(jobs: Iterable[TrialJob]) -> Stage:
+    """Build the remaining work of a running stage: each of its trials with the iterations to its target."""
     return Stage(tuple(Group(1, job.target - job.done, job.done) for job in jobs))
 
 
-def regrown(deal: Deal, planned: Deal, accelerators: int) -> Deal:
-    """Return a running stage's deal on the planned instances: trials that run keep their accelerators."""
-    places = slots(planned.instances, deal.gang, accelerators)
-    return Deal(planned.instances, deal.gang, places) if places else deal
-
-
-def _fastest_in_time(found: Offer, time_left: float) -> Score:
-    """The cheapest plan that is nearly as likely to be on time as the likeliest: the last points cost the most."""
-    chances = [item.on_time(time_left) for item in found.scores]
-    near = [item for item, chance in zip(found.scores, chances, strict=True) if chance >= max(chances) - NEARLY]
-    return min(near, key=lambda item: item.cost)
+def rescale_allocation(running: Allocation, planned: Allocation, accelerators: int) -> Allocation:
+    """Rescale a running stage to the planned instances; running trials keep their number of workers."""
+    slots = count_slots(planned.instances, running.workers, accelerators)
+    return Allocation(planned.instances, running.workers, slots) if slots else running

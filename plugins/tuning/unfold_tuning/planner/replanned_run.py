@@ -1,4 +1,4 @@
-"""A run in simulation that plans again at its barriers: the truth is one model, what is believed another."""
+"""Simulation of a run that plans again at its barriers: one model is the truth, the other what the planner assumes."""
 
 from __future__ import annotations
 
@@ -7,48 +7,63 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.profile import Profile
 from unfold_tuning.planner.baselines import Goal
-from unfold_tuning.planner.replan import believed, expected, noise_of, plan_again, waited
-from unfold_tuning.simulator.execution_model import Floats, Model
-from unfold_tuning.simulator.plan_cost import score
+from unfold_tuning.planner.replan import (
+    build_prior,
+    estimate_iteration_s,
+    estimate_ratio_std,
+    replan_remaining,
+    update_provision,
+)
+from unfold_tuning.simulator.execution_model import ExecutionModel
+from unfold_tuning.simulator.plan_cost import simulate_plan
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """How a simulated run ended: seconds, dollars, and the plan that it came to."""
+class ReplannedRun:
+    """A simulated run: its duration, its cost and the plan that it ended with."""
 
     seconds: float
-    dollars: float
+    cost_usd: float
     plan: Plan
 
 
-def play(truth: Model, sample: int, believed_model: Model, plan: Plan, goal: Goal) -> Played:
-    """Run sample number ``sample`` of the truth, planning the rest again after each stage from what was measured.
+def simulate_replanned_run(
+    truth: ExecutionModel, sample: int, assumed: ExecutionModel, plan: Plan, goal: Goal
+) -> ReplannedRun:
+    """Simulate one run of the truth, planning the remaining stages again after each stage from its measurements.
 
-    ``believed_model`` is the job under the profile that the plan was made from.
+    Args:
+        truth: The job as it really behaves.
+        sample: Index of the run.
+        assumed: The job under the profile that the plan was made from.
+        plan: The plan at the start.
+        goal: The guarantee.
     """
-    run, profile = truth.one(sample), believed_model.profile
-    belief = believed(profile)
+    run, profile = truth.select_run(sample), assumed.profile
+    posterior = build_prior(profile)
     for index in range(len(plan) - 1):
-        profile = _waited(profile, run, plan, index)
-        noise = noise_of(profile, float(run.draws[index].lengths.mean()))
-        belief = belief.seen(_ratios(run, believed_model, index, plan[index].gang), noise)
-        clock = float(score(run, plan).ends[index, 0])
-        rest = believed_model.with_profile(belief.applied(profile)).rest(index + 1, plan[index].instances)
-        plan = (*plan[: index + 1], *plan_again(rest, plan[index + 1 :], goal.deadline - clock, goal.share).plan)
-    end = score(run, plan)
-    return Played(float(end.seconds[0]), float(end.dollars[0]), plan)
+        profile = _measure_provision(profile, run, plan, index)
+        noise = estimate_ratio_std(profile, float(run.draws[index].iterations.mean()))
+        posterior = posterior.update(_measure_ratios(run, assumed.profile, index, plan[index].workers), noise)
+        time_left_s = goal.deadline_s - float(simulate_plan(run, plan).ends[index, 0])
+        corrected = assumed.with_profile(posterior.apply_to(profile))
+        remaining = corrected.select_remaining(index + 1, plan[index].instances)
+        replan = replan_remaining(remaining, plan[index + 1 :], time_left_s, goal.confidence)
+        plan = (*plan[: index + 1], *replan.plan)
+    end = simulate_plan(run, plan)
+    return ReplannedRun(float(end.seconds[0]), float(end.cost_usd[0]), plan)
 
 
-def _waited(profile: Profile, run: Model, plan: Plan, index: int) -> Profile:
-    grown = index == 0 or plan[index].instances > plan[index - 1].instances
-    return waited(profile, float(run.provision(index)[0])) if grown else profile
+def _measure_provision(profile: Profile, run: ExecutionModel, plan: Plan, index: int) -> Profile:
+    is_growth = index == 0 or plan[index].instances > plan[index - 1].instances
+    return update_provision(profile, float(run.sample_provision_seconds(index)[0])) if is_growth else profile
 
 
-def _ratios(run: Model, believed_model: Model, index: int, gang: int) -> Sequence[float]:
-    profile = believed_model.profile
-    seconds: Floats = profile.start.mean + run.draws[index].lengths * expected(profile, gang, run.machine)
-    ratios = np.asarray(run.trials(index, gang)[0] / seconds)
-    return [float(ratio) for ratio in ratios]
+def _measure_ratios(run: ExecutionModel, profile: Profile, index: int, workers: int) -> Sequence[float]:
+    iteration_s = estimate_iteration_s(profile, workers, run.machine)
+    expected_s: FloatArray = profile.start.mean + run.draws[index].iterations * iteration_s
+    return [float(ratio) for ratio in np.asarray(run.sample_trial_seconds(index, workers)[0] / expected_s)]

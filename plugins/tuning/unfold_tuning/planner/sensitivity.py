@@ -1,4 +1,4 @@
-"""What else a planner wants to know: what if the profile is wrong, what a minute more would save, a bad day on spot."""
+"""Sensitivity of a plan: to errors of the profile, to the deadline, and to the loss of all spot instances at once."""
 
 from __future__ import annotations
 
@@ -8,79 +8,103 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_tuning.job.allocation import Plan
-from unfold_tuning.job.profile import Profile, Spread
-from unfold_tuning.planner.baselines import Goal, cheapest, greedy, static_scores
-from unfold_tuning.planner.planner import Offer, best
-from unfold_tuning.planner.replan import expected
-from unfold_tuning.simulator.execution_model import Model, model, slower
-from unfold_tuning.simulator.plan_cost import Score, score
+from unfold_tuning.job.profile import LogNormal, Profile
+from unfold_tuning.planner.baselines import Goal, plan_greedily, select_cheapest, simulate_static_clusters
+from unfold_tuning.planner.planner import Candidate, select_best
+from unfold_tuning.planner.replan import estimate_iteration_s
+from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 
 CURVE_SAMPLES = 1000
 CURVE_POINTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """The dollars of the exact plan at one deadline, and the greedy's plan (``None`` where there is none)."""
+class DeadlinePoint:
+    """The cost of the exact plan at one deadline, and the greedy's plan (each ``None`` if there is none)."""
 
-    deadline: float
-    exact: float | None
-    greedy: Score | None
+    deadline_s: float
+    cost_usd: float | None
+    greedy: SimulatedPlan | None
 
 
-def doubts(found: Model, plan: Plan, goal: Goal) -> list[tuple[str, float]]:
-    """Return P(on time) of a plan if the truth differs from the profile, by name of the difference."""
-    profile = found.profile
-    wait = profile.provision
-    changed = {
-        "iterations 3 % slower": slower(profile, 1.03),
-        "provisioning twice as long": replace(profile, provision=Spread(2 * wait.mean, 2 * wait.std)),
-        "spread half as large again": _wider(profile),
+def simulate_profile_errors(model: ExecutionModel, plan: Plan, goal: Goal) -> list[tuple[str, float]]:
+    """Compute P(on time) of a plan if the truth differs from the profile, by name of the difference."""
+    profile = model.profile
+    provision = profile.provision
+    changes = {
+        "iterations 3 % slower": scale_iteration(profile, 1.03),
+        "provisioning twice as long": replace(profile, provision=LogNormal(2 * provision.mean, 2 * provision.std)),
+        "variation 50 % larger": _widen(profile),
     }
-    return [(name, score(found.with_profile(item), plan).on_time(goal.deadline)) for name, item in changed.items()]
+    return [
+        (name, simulate_plan(model.with_profile(changed), plan).estimate_on_time_probability(goal.deadline_s))
+        for name, changed in changes.items()
+    ]
 
 
-def lost_together(item: Offer, plan: Plan, goal: Goal) -> float:
-    """Return P(on time) if all spot instances are lost at once, half-way through the longest stage."""
-    profile, machine = item.model.profile, item.model.machine
-    ends = score(item.model, plan).ends
+def simulate_total_loss(candidate: Candidate, plan: Plan, goal: Goal) -> float:
+    """Compute P(on time) if all spot instances are lost at once, halfway through a checkpoint interval.
+
+    The loss falls into the longest stage and costs half an interval, new instances and the start of the trials.
+    """
+    model = candidate.model
+    profile, machine = model.profile, model.machine
+    ends = simulate_plan(model, plan).ends
     longest = int(np.diff(ends, axis=0, prepend=0.0).mean(axis=1).argmax())
-    piece = min(machine.checkpoint_iters, max(item.model.stages[longest].lengths()))
-    lost = expected(profile, plan[longest].gang, machine) * piece / 2
-    extra = lost + profile.provision.mean + profile.startup.mean + profile.start.mean
-    return float((ends[-1] + extra <= goal.deadline).mean())
+    interval = min(machine.checkpoint_iters, max(model.stages[longest].list_iterations()))
+    repeated_s = estimate_iteration_s(profile, plan[longest].workers, machine) * interval / 2
+    delay_s = repeated_s + profile.provision.mean + profile.startup.mean + profile.start.mean
+    return float((ends[-1] + delay_s <= goal.deadline_s).mean())
 
 
-def curve_points(offers: Sequence[Offer], goal: Goal, seed: int) -> list[Point]:
-    """Return what both planners promise at deadlines from the soonest possible to where one instance is enough."""
-    first = offers[0].model
-    small = model(first.stages, first.profile, first.machine, min(CURVE_SAMPLES, first.samples), seed)
-    soonest = min(float(item.promised.min()) for item in offers)
-    latest = max(float(item.promised.max()) for item in offers)
-    deadlines = np.geomspace(soonest * 1.001, max(latest, soonest * 1.01), CURVE_POINTS)
-    models = [small.on(item.model.machine) for item in offers]
-    statics = [static_scores(item) for item in models]
-    return [_point(offers, models, statics, Goal(float(d), goal.share)) for d in deadlines]
+def sweep_deadlines(candidates: Sequence[Candidate], goal: Goal, seed: int) -> list[DeadlinePoint]:
+    """Plan exactly and greedily at deadlines from the earliest possible to where one instance is enough."""
+    first = candidates[0].model
+    samples = min(CURVE_SAMPLES, first.samples)
+    small = build_execution_model(first.stages, first.profile, first.machine, samples, seed)
+    earliest_s = min(float(candidate.guaranteed_s.min()) for candidate in candidates)
+    latest_s = max(float(candidate.guaranteed_s.max()) for candidate in candidates)
+    deadlines = np.geomspace(earliest_s * 1.001, max(latest_s, earliest_s * 1.01), CURVE_POINTS)
+    models = [small.with_machine(candidate.model.machine) for candidate in candidates]
+    statics = [simulate_static_clusters(model) for model in models]
+    return [
+        _plan_at_deadline(candidates, models, statics, Goal(float(deadline_s), goal.confidence))
+        for deadline_s in deadlines
+    ]
 
 
-def frontier(scores: Sequence[Score], share: float) -> list[tuple[float, float]]:
-    """Return the deadlines from which on a plan is the cheapest that can be promised, with its dollars."""
-    least: list[tuple[float, float]] = []
-    for seconds, cost in sorted((item.promise(share), item.cost) for item in scores):
-        if not least or cost < least[-1][1]:
-            least.append((seconds, cost))
-    return least
+def build_cost_steps(plans: Sequence[SimulatedPlan], confidence: float) -> list[tuple[float, float]]:
+    """Build the step curve of ``(deadline in seconds, dollars)`` from which on each plan is the cheapest on time."""
+    steps: list[tuple[float, float]] = []
+    for seconds, cost_usd in sorted(
+        (plan.compute_guaranteed_seconds(confidence), plan.mean_cost_usd) for plan in plans
+    ):
+        if not steps or cost_usd < steps[-1][1]:
+            steps.append((seconds, cost_usd))
+    return steps
 
 
-def _point(offers: Sequence[Offer], models: Sequence[Model], statics: Sequence[Sequence[Score]], goal: Goal) -> Point:
-    exact = best(offers, goal.deadline)
-    fixed = [cheapest(scores, goal).best for scores in statics]
-    lowered = [greedy(item, goal, start).best for item, start in zip(models, fixed, strict=True)]
-    # on the runs of the exact plan, so that the two can be compared to the cent
-    scores = [score(item.model, low.plan) for item, low in zip(offers, lowered, strict=True) if low]
-    return Point(goal.deadline, exact[1].cost if exact else None, min(scores, key=lambda low: low.cost, default=None))
+def _plan_at_deadline(
+    candidates: Sequence[Candidate],
+    models: Sequence[ExecutionModel],
+    statics: Sequence[Sequence[SimulatedPlan]],
+    goal: Goal,
+) -> DeadlinePoint:
+    exact = select_best(candidates, goal.deadline_s)
+    starts = [select_cheapest(plans, goal).plan for plans in statics]
+    greedy = [plan_greedily(model, goal, start).plan for model, start in zip(models, starts, strict=True)]
+    # simulated on the runs of the exact plan, so that their costs can be compared to the cent
+    plans = [
+        simulate_plan(candidate.model, plan.plan) for candidate, plan in zip(candidates, greedy, strict=True) if plan
+    ]
+    return DeadlinePoint(
+        goal.deadline_s,
+        exact.plan.mean_cost_usd if exact else None,
+        min(plans, key=lambda plan: plan.mean_cost_usd, default=None),
+    )
 
 
-def _wider(profile: Profile) -> Profile:
-    spread = profile.iteration
-    return replace(profile, iteration=Spread(spread.mean, 1.5 * spread.std), trial_cv=1.5 * profile.trial_cv)
+def _widen(profile: Profile) -> Profile:
+    iteration = profile.iteration
+    return replace(profile, iteration=LogNormal(iteration.mean, 1.5 * iteration.std), trial_cv=1.5 * profile.trial_cv)

@@ -1,120 +1,140 @@
-"""The report of a run: what was found, what it took and cost, and what had been predicted."""
+"""The report of a run: the best trial, what the run took and cost, and what was predicted."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
-from unfold_tuning.executor.executor import Outcome, Task
-from unfold_tuning.format import counted, dollars, span
-from unfold_tuning.report.figures import curves, gantt
-from unfold_tuning.schema.models import TuningSpec
-from unfold_tuning.simulator.plan_cost import Score
+from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.report import sentences
+from unfold_tuning.report.figures import draw_gantt, draw_learning_curves
+from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
 
-SHOWN = 8
 COLUMNS = (
     Column("stage"),
     Column("trials"),
     Column("instances"),
     Column("per trial", "accel."),
     Column("predicted", "s", 2, timed=True),
-    Column("took", "s", 2, timed=True),
+    Column("measured", "s", 2, timed=True),
     Column("best"),
 )
 
 
-def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Report:
-    """Return the report of a run, finished or stopped by its cap."""
-    late = spec.deadline is not None and outcome.ended - outcome.began > spec.deadline
-    good = not outcome.stopped and not late and outcome.winner is not None
-    found = outcome.winner.metric if outcome.winner else None
-    metric = None if found is None else task.trainable.shown(found)
+def report_run(
+    name: str, config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan
+) -> Report:
+    """Report a run that ended, or that its budget stopped.
+
+    Args:
+        name: Name of the spec.
+        config: The run.
+        ledger: Its ledger.
+        outcome: How it ended.
+        predicted: The simulated runs of its plan.
+    """
+    is_late = config.deadline_s is not None and outcome.seconds > config.deadline_s
+    is_good = not outcome.stop_reason and not is_late and outcome.winner is not None
+    score = outcome.winner.metric if outcome.winner else None
+    metric = None if score is None else config.trainable.display_metric(score)
     return Report(
         kind="tuning",
         verb="train",
-        name=spec.name,
-        verdict=Verdict.YES if good else Verdict.NO,
-        headline=_headline(spec, outcome, metric, late=late),
-        subtitle=(counted(len(task.stages), "stage"), counted(len(ledger.trials()), "trial"), task.machine.name),
-        metrics=_metrics(spec, ledger, outcome, guess, metric),
-        tables=(_stages(task, ledger, outcome, guess),),
-        figures=(gantt(task, ledger, outcome), curves(ledger, task.trainable)),
-        lines=tuple(_lines(ledger, outcome)),
-        next=f"unfold report {RunDir(task.folder.parent).word} --out report.html" if good else "",
-        provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
+        name=name,
+        verdict=Verdict.YES if is_good else Verdict.NO,
+        headline=_build_headline(config, outcome, metric, is_late=is_late),
+        subtitle=(
+            format_count(len(config.stages), "stage"),
+            format_count(len(ledger.list_trials()), "trial"),
+            config.machine.name,
+        ),
+        metrics=_build_metrics(config, ledger, outcome, predicted, metric),
+        tables=(_build_stage_table(config, ledger, outcome, predicted),),
+        figures=(draw_gantt(config, ledger, outcome), draw_learning_curves(ledger, config.trainable)),
+        lines=tuple(_build_lines(ledger, outcome)),
+        next=f"unfold report {RunDir(config.folder.parent).word} --out report.html" if is_good else "",
+        provenance={"plan": [[allocation.instances, allocation.workers] for allocation in config.plan]},
     )
 
 
-def _headline(spec: TuningSpec, outcome: Outcome, metric: float | None, *, late: bool) -> str:
-    took = span(outcome.ended - outcome.began)
-    if outcome.stopped:
-        return f"stopped after {dollars(outcome.spent)}: {outcome.stopped}; a higher budget goes on from here"
+def _build_headline(config: ExecutionConfig, outcome: RunOutcome, metric: float | None, *, is_late: bool) -> str:
+    if outcome.stop_reason:
+        return sentences.write_stopped_headline(outcome.spent_usd, outcome.stop_reason)
     if outcome.winner is None or metric is None:
-        return "no trial came to its end"
-    name = _measured(spec)
-    found = f"{name} {metric:.4f} by trial {outcome.winner.id} in {took} for {dollars(outcome.spent)}"
-    return f"{found}, after the deadline of {span(spec.deadline or 0)}" if late else found
+        return sentences.write_no_winner_headline()
+    return sentences.write_winner_headline(
+        config.trainable.metric_name,
+        metric,
+        outcome.winner.id,
+        outcome.seconds,
+        outcome.spent_usd,
+        config.deadline_s if is_late else None,
+    )
 
 
-def _measured(spec: TuningSpec) -> str:
-    return spec.trainable.measured if spec.trainable else "metric"
-
-
-def _metrics(
-    spec: TuningSpec, ledger: Ledger, outcome: Outcome, guess: Score, metric: float | None
+def _build_metrics(
+    config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan, metric: float | None
 ) -> dict[str, Metric]:
-    wall = outcome.ended - outcome.began
-    name = f"best_{re.sub('[- ]', '_', _measured(spec))}"
-    deadline = f"≤ {spec.deadline:g}" if spec.deadline is not None else None
-    budget = f"≤ {spec.budget:g}" if spec.budget is not None else None
-    on_time = wall <= spec.deadline if spec.deadline is not None else None
-    within = outcome.spent <= spec.budget if spec.budget is not None else None
+    seconds, deadline_s, budget_usd = outcome.seconds, config.deadline_s, config.budget_usd
+    metric_key = f"best_{re.sub('[- ]', '_', config.trainable.metric_name)}"
     return {
-        name: Metric(metric),
-        "wall_s": Metric(wall, "s", target=deadline, ok=on_time, timed=True),
-        "predicted_wall_s": Metric(guess.mean_seconds, "s", timed=True),
-        "cost_usd": Metric(outcome.spent, "$", target=budget, ok=within, timed=True),
-        "predicted_cost_usd": Metric(guess.cost, "$", timed=True),
-        "iterations": Metric(sum(trial.iters for trial in ledger.trials())),
-        "lost_nodes": Metric(outcome.lost, timed=True),
+        metric_key: Metric(metric),
+        "wall_s": Metric(
+            seconds,
+            "s",
+            target=f"≤ {deadline_s:g}" if deadline_s is not None else None,
+            ok=seconds <= deadline_s if deadline_s is not None else None,
+            timed=True,
+        ),
+        "predicted_wall_s": Metric(predicted.mean_seconds, "s", timed=True),
+        "cost_usd": Metric(
+            outcome.spent_usd,
+            "$",
+            target=f"≤ {budget_usd:g}" if budget_usd is not None else None,
+            ok=outcome.spent_usd <= budget_usd if budget_usd is not None else None,
+            timed=True,
+        ),
+        "predicted_cost_usd": Metric(predicted.mean_cost_usd, "$", timed=True),
+        "iterations": Metric(sum(trial.iters for trial in ledger.list_trials())),
+        "lost_nodes": Metric(outcome.lost_nodes, timed=True),
     }
 
 
-def _stages(task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Table:
-    ends = [0.0, *guess.ends.mean(axis=1).tolist()]
-    best = {trial: metric for trial, _, metric, _, _ in ledger.steps()}
+def _build_stage_table(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan) -> Table:
+    ends = [0.0, *predicted.ends.mean(axis=1).tolist()]
+    last_scores = {step.trial: step.metric for step in ledger.list_checkpoints()}
     rows: list[tuple[Cell, ...]] = []
-    for stage, began, ended, survivors in ledger.stages():
-        deal, top = outcome.plan[stage], max((best[t] for t in survivors if t in best), default=None)
-        predicted = ends[stage + 1] - ends[stage]
-        trials = task.stages[stage].trials
-        shown = None if top is None or math.isinf(top) else task.trainable.shown(top)
-        rows.append((stage + 1, trials, deal.instances, deal.gang, predicted, ended - began, shown))
+    for stage in ledger.list_finished_stages():
+        allocation, index = outcome.plan[stage.stage], stage.stage
+        best = max((last_scores[trial] for trial in stage.survivors if trial in last_scores), default=None)
+        metric = None if best is None or math.isinf(best) else config.trainable.display_metric(best)
+        rows.append(
+            (
+                index + 1,
+                config.stages[index].trials,
+                allocation.instances,
+                allocation.workers,
+                ends[index + 1] - ends[index],
+                stage.ended - stage.began,
+                metric,
+            )
+        )
     return Table("stages", COLUMNS, tuple(rows))
 
 
-def _lines(ledger: Ledger, outcome: Outcome) -> Iterable[tuple[str, str]]:
+def _build_lines(ledger: Ledger, outcome: RunOutcome) -> Iterator[tuple[str, str]]:
     if outcome.winner is not None:
-        shown = ", ".join(f"{key} {_short(value)}" for key, value in outcome.winner.config.items())
-        yield "winner", f"trial {outcome.winner.id}, {counted(outcome.winner.iters, 'iteration')}: {shown}"
-    for note in outcome.replans:
-        yield "planned again", note
-    diverged, failed = ledger.diverged(), ledger.failed()
+        winner = outcome.winner
+        yield "winner", sentences.describe_winner(winner.id, winner.iters, winner.config)
+    for note in outcome.notes:
+        yield "re-planned", note
+    diverged, failed = ledger.list_diverged(), ledger.list_failed()
     if diverged:
-        yield "no number", f"{_trials(diverged)} returned nan or inf as a metric, and rank last"
+        yield "diverged", sentences.describe_diverged(diverged)
     if failed:
-        yield "left out", f"{_trials(list(failed))} failed; the last said: {list(failed.values())[-1]}"
-    if outcome.lost:
-        yield "lost", f"{counted(outcome.lost, 'node')}; the trials went on from their checkpoints"
-
-
-def _trials(ids: Sequence[int]) -> str:
-    shown = ", ".join(str(trial) for trial in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
-    return f"{counted(len(ids), 'trial')} ({shown})"
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        yield "failed trials", sentences.describe_failed(list(failed), list(failed.values())[-1])
+    if outcome.lost_nodes:
+        yield "lost nodes", sentences.describe_lost_nodes(outcome.lost_nodes)

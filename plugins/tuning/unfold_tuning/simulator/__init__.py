@@ -1,1 +1,1 @@
-"""The sampled execution model and billing (RubberBand, section 4)."""
+"""The sampled execution model and billing (RubberBand, EuroSys 2021)."""

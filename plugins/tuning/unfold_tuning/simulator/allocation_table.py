@@ -1,98 +1,112 @@
-"""The deal that a stage is given at each number of instances, chosen by its expected time on sampled runs.
+"""The allocation of each stage at each number of instances, chosen by its expected time over sampled runs.
 
-With equal trials a stage is as long as its waves are many. Where trials differ, the slowest of them decides: more
-accelerators for each trial may then be faster than fewer waves, and more places help between two numbers of waves. So
-deals are compared by their means on some of the sampled runs; without chance these are the times of the mean model.
+With equal trials a stage takes as long as its waves. If trials differ, the slowest one decides: more accelerators per
+trial may then beat fewer waves, and slots between two numbers of waves help. Allocations are therefore compared by
+their means over some of the sampled runs; without randomness these are the times of the deterministic model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from unfold_tuning.job.allocation import Deal, at, ladder, levels, slots
-from unfold_tuning.simulator.execution_model import Model
+from unfold_tuning.job.allocation import (
+    RELATIVE_TIE,
+    Allocation,
+    count_slots,
+    list_faster_allocations,
+    list_instance_levels,
+    select_allocation,
+)
+from unfold_tuning.simulator.execution_model import ExecutionModel
 
-FEW = 200
-STEP = 0.01
-"""Between the steps of the mean model a number of instances counts that is faster by so much."""
-APART = 1.1
-"""The ratio of the numbers that are tried there."""
+COMPARED_RUNS = 200
+MIN_GAIN = 0.01
+"""Between the steps of the deterministic model, more instances must make a stage faster by this fraction."""
+COUNT_RATIO = 1.1
+"""Ratio between the numbers of instances that are tried there."""
 
-Ladder = tuple[Deal, ...]
-
-
-def ladders(model: Model) -> tuple[Ladder, ...]:
-    """Return each stage's deals by instances, only those where more instances make it faster."""
-    return _kept(model, model.profile.fitting(model.machine.accelerators))
+AllocationRow = tuple[Allocation, ...]
+"""The allocations of one stage, by instances, ascending."""
 
 
-def choices(model: Model) -> tuple[list[int], tuple[Ladder, ...]]:
-    """Return the numbers of instances worth a look, ascending, and each stage's deals at them.
+def build_allocation_table(model: ExecutionModel) -> tuple[AllocationRow, ...]:
+    """Build each stage's row of allocations at which more instances make it faster."""
+    return _build_rows(model, model.profile.list_worker_counts(model.machine.accelerators))
 
-    Where idle accelerators are not paid, the fastest deal may be dearer than a slower one: a number then stands there
-    once for each size of a trial.
+
+def build_search_table(model: ExecutionModel) -> tuple[list[int], tuple[AllocationRow, ...]]:
+    """Build the table that a search needs: the numbers of instances, and each stage's allocation at each of them.
+
+    If idle accelerators are not billed, the fastest allocation may cost more than a slower one: a number of instances
+    then occurs once per number of workers.
     """
-    machine, best = model.machine, ladders(model)
+    machine, fastest = model.machine, build_allocation_table(model)
     if machine.billing.per == "instance":
-        counts = levels(best, machine, model.held)
-        return counts, tuple(tuple(at(steps, count) for count in counts) for steps in best)
-    by_gang = [_kept(model, (gang,)) for gang in model.profile.fitting(machine.accelerators)]
-    every = [tuple(deal for rows in by_gang for deal in rows[index]) for index in range(len(model.stages))]
-    least = max(steps[0].instances for steps in best)
-    held = {model.held} if machine.ingress > 0 and least <= model.held <= machine.limit else set()
-    counts = sorted({least} | held | {deal.instances for row in every for deal in row if deal.instances >= least})
-    pairs = [(count, rows) for count in counts for rows in by_gang]
-    deals = tuple(
-        tuple(at(_first(rows[index], steps, count), count) for count, rows in pairs) for index, steps in enumerate(best)
+        counts = list_instance_levels(fastest, machine, model.running_instances)
+        return counts, tuple(tuple(select_allocation(row, count) for count in counts) for row in fastest)
+    by_workers = [_build_rows(model, (workers,)) for workers in model.profile.list_worker_counts(machine.accelerators)]
+    smallest = max(row[0].instances for row in fastest)
+    levels = {step.instances for table in by_workers for row in table for step in row if step.instances >= smallest}
+    if machine.ingress_usd > 0 and smallest <= model.running_instances <= machine.max_instances:
+        levels.add(model.running_instances)
+    pairs = [(count, table) for count in sorted(levels | {smallest}) for table in by_workers]
+    allocations = tuple(
+        tuple(select_allocation(_select_row(table[index], row, count), count) for count, table in pairs)
+        for index, row in enumerate(fastest)
     )
-    return [count for count, _ in pairs], deals
+    return [count for count, _ in pairs], allocations
 
 
-def _first(steps: Ladder, otherwise: Ladder, count: int) -> Ladder:
-    return steps if steps and steps[0].instances <= count else otherwise
+def _select_row(row: AllocationRow, fallback: AllocationRow, count: int) -> AllocationRow:
+    return row if row and row[0].instances <= count else fallback
 
 
-def _kept(model: Model, gangs: Sequence[int]) -> tuple[Ladder, ...]:
-    key = (model.machine.limit, tuple(gangs))
-    if key not in model.ladders:
-        few = model.first(FEW)
-        model.ladders[key] = tuple(_ladder(few, index, gangs) for index in range(len(model.stages)))
-    return model.ladders[key]
+def _build_rows(model: ExecutionModel, worker_counts: Sequence[int]) -> tuple[AllocationRow, ...]:
+    key = (model.machine.max_instances, tuple(worker_counts))
+    if key not in model.allocation_cache:
+        sampled = model.select_first_runs(COMPARED_RUNS)
+        model.allocation_cache[key] = tuple(
+            _build_row(sampled, index, worker_counts) for index in range(len(model.stages))
+        )
+    return model.allocation_cache[key]
 
 
-def _ladder(few: Model, index: int, gangs: Sequence[int]) -> Ladder:
-    stage, limit = few.stages[index], few.machine.limit
-    plain = ladder(stage, few.profile, few.machine, tuple(gangs))
-    if not few.varies:
-        return plain
-    jumps = {deal.instances for deal in plain}
-    found = _fastest(few, index, gangs, sorted(jumps | set(_apart(limit))))
-    steps: list[Deal] = []
-    last = float("inf")
-    for count, (seconds, gang) in sorted(found.items()):
-        if seconds < last * (1 - (1e-12 if count in jumps else STEP)):
-            steps.append(Deal(count, gang, slots(count, gang, few.machine.accelerators)))
-            last = seconds
-    return tuple(steps)
+def _build_row(sampled: ExecutionModel, index: int, worker_counts: Sequence[int]) -> AllocationRow:
+    machine = sampled.machine
+    deterministic = list_faster_allocations(sampled.stages[index], sampled.profile, machine, tuple(worker_counts))
+    if not sampled.is_stochastic:
+        return deterministic
+    steps = {allocation.instances for allocation in deterministic}
+    counts = sorted(steps | set(_list_spaced_counts(machine.max_instances)))
+    row: list[Allocation] = []
+    fastest_s = float("inf")
+    for count, (seconds, workers) in sorted(_find_fastest_workers(sampled, index, worker_counts, counts).items()):
+        if seconds < fastest_s * (1 - (RELATIVE_TIE if count in steps else MIN_GAIN)):
+            row.append(Allocation(count, workers, count_slots(count, workers, machine.accelerators)))
+            fastest_s = seconds
+    return tuple(row)
 
 
-def _fastest(few: Model, index: int, gangs: Sequence[int], counts: Sequence[int]) -> dict[int, tuple[float, int]]:
-    """Return the least expected seconds at each number of instances, and the size of a trial that gives them."""
-    found: dict[int, tuple[float, int]] = {}
-    for gang in gangs:
-        trials = few.trials(index, gang)
-        longest, work = float(trials.max(axis=1).mean()), float(trials.sum(axis=1).mean())
+def _find_fastest_workers(
+    sampled: ExecutionModel, index: int, worker_counts: Sequence[int], counts: Sequence[int]
+) -> dict[int, tuple[float, int]]:
+    """Find, for each number of instances, the least expected seconds and the workers per trial that give them."""
+    fastest: dict[int, tuple[float, int]] = {}
+    unknown = (float("inf"), 0)
+    for workers in worker_counts:
+        trials = sampled.sample_trial_seconds(index, workers)
+        longest_s, total_s = float(trials.max(axis=1).mean()), float(trials.sum(axis=1).mean())
         for count in counts:
-            places = slots(count, gang, few.machine.accelerators)
-            # no order of the trials is faster than the longest of them, or than all places busy throughout
-            if places and max(longest, work / places) < found.get(count, (float("inf"), 0))[0]:
-                seconds = float(few.seconds(index, Deal(count, gang, places)).mean())
-                found[count] = min(found.get(count, (float("inf"), 0)), (seconds, gang))
-    return found
+            slots = count_slots(count, workers, sampled.machine.accelerators)
+            # no schedule beats the longest trial, or all slots busy throughout
+            if slots and max(longest_s, total_s / slots) < fastest.get(count, unknown)[0]:
+                seconds = float(sampled.sample_stage_seconds(index, Allocation(count, workers, slots)).mean())
+                fastest[count] = min(fastest.get(count, unknown), (seconds, workers))
+    return fastest
 
 
-def _apart(limit: int) -> Iterator[int]:
+def _list_spaced_counts(max_instances: int) -> Iterator[int]:
     count = 1.0
-    while count <= limit:
+    while count <= max_instances:
         yield round(count)
-        count = max(count * APART, count + 1)
+        count = max(count * COUNT_RATIO, count + 1)

@@ -1,120 +1,151 @@
-"""Compiled loops, each beside the plain Python that it is compiled from."""
+"""Compiled loops of the simulator and the frontier search, each beside its reference implementation in Python."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from unfold_tuning._types import FloatArray, IntArray
 from unfoldkit.jit import compiled
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 TIE = 1e-9
+"""Costs in dollars and times in seconds that differ by less are equal."""
 
 
-def schedule_python(lengths: Floats, places: int) -> Floats:
-    """Return the end of the last job per row when each goes, in order, to the place that is free first.
+def schedule_trials_reference(lengths: FloatArray, slots: int) -> FloatArray:
+    """Compute the makespan of each row if every job, in order, takes the slot that is free first.
 
-    ``lengths`` is [samples, jobs]; the result [samples]. A binary heap of ``places`` holds when each becomes free.
+    Args:
+        lengths: Seconds of each job: [samples, jobs].
+        slots: Jobs that run at once. A binary heap holds when each slot becomes free.
+
+    Returns:
+        The end of the last job: [samples].
     """
     samples, jobs = lengths.shape
     ends = np.zeros(samples)
-    free = np.zeros(places)
+    free_at = np.zeros(slots)
     for row in range(samples):
-        free[:] = 0.0
-        last = 0.0
+        free_at[:] = 0.0
+        makespan = 0.0
         for job in range(jobs):
-            end = free[0] + lengths[row, job]
-            last = max(last, end)
-            at = 0
+            end = free_at[0] + lengths[row, job]
+            makespan = max(makespan, end)
+            node = 0
             while True:
-                child = 2 * at + 1
-                if child >= places:
+                child = 2 * node + 1
+                if child >= slots:
                     break
-                if child + 1 < places and free[child + 1] < free[child]:
+                if child + 1 < slots and free_at[child + 1] < free_at[child]:
                     child += 1
-                if free[child] >= end:
+                if free_at[child] >= end:
                     break
-                free[at] = free[child]
-                at = child
-            free[at] = end
-        ends[row] = last
+                free_at[node] = free_at[child]
+                node = child
+            free_at[node] = end
+        ends[row] = makespan
     return ends
 
 
-def merge_python(
-    t1: Floats, c1: Floats, p1: Ints, t2: Floats, c2: Floats, p2: Ints, dt: float, dc: float
-) -> tuple[Floats, Floats, Ints]:
-    """Return the Pareto front of two fronts, the second shifted by ``(dt, dc)``; times rise, costs fall."""
+def merge_fronts_reference(
+    t1: FloatArray, c1: FloatArray, p1: IntArray, t2: FloatArray, c2: FloatArray, p2: IntArray, dt: float, dc: float
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Merge two Pareto fronts, the second shifted by ``(dt, dc)``; times ascend, costs descend.
+
+    Args:
+        t1: Times of the first front, ascending.
+        c1: Its costs.
+        p1: Its parent labels.
+        t2: Times of the second front.
+        c2: Its costs.
+        p2: Its parent labels.
+        dt: Seconds added to the second front.
+        dc: Dollars added to the second front.
+    """
     size = t1.shape[0] + t2.shape[0]
     time, cost, parent = np.empty(size), np.empty(size), np.empty(size, np.int64)
-    i = j = kept = 0
-    best = np.inf
+    i = j = count = 0
+    min_cost = np.inf
     while i < t1.shape[0] or j < t2.shape[0]:
-        first = j >= t2.shape[0]
+        from_first = j >= t2.shape[0]
         if i < t1.shape[0] and j < t2.shape[0]:
-            other = t2[j] + dt
-            first = t1[i] < other or (t1[i] == other and c1[i] <= c2[j] + dc)
-        if first:
+            second_time = t2[j] + dt
+            from_first = t1[i] < second_time or (t1[i] == second_time and c1[i] <= c2[j] + dc)
+        if from_first:
             t, c, p = t1[i], c1[i], p1[i]
             i += 1
         else:
             t, c, p = t2[j] + dt, c2[j] + dc, p2[j]
             j += 1
-        if c < best - TIE:
-            # two times that differ by rounding are one: the cheaper label takes the place
-            kept -= kept > 0 and t - time[kept - 1] <= TIE
-            time[kept], cost[kept], parent[kept] = t, c, p
-            best = c
-            kept += 1
-    return time[:kept], cost[:kept], parent[:kept]
+        if c < min_cost - TIE:
+            # times that differ by rounding are equal: the cheaper label replaces the other
+            count -= count > 0 and t - time[count - 1] <= TIE
+            time[count], cost[count], parent[count] = t, c, p
+            min_cost = c
+            count += 1
+    return time[:count], cost[:count], parent[:count]
 
 
-def hits_python(uniform: Floats, risk: Floats, pieces: Floats) -> tuple[Floats, Floats]:
-    """Return the negative binomial number of losses at each uniform, and where in its step the uniform lies.
+def count_preemptions_reference(
+    uniform: FloatArray, risk: FloatArray, intervals: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Invert the negative binomial distribution of preemptions at each uniform; all arrays are [samples, trials].
 
-    All are [samples, trials]: ``pieces`` must each be got through without a loss, at ``risk`` expected losses a try.
+    Args:
+        uniform: The uniforms.
+        risk: Expected preemptions per attempt at an interval.
+        intervals: Intervals that must each complete without a preemption.
+
+    Returns:
+        Counts, and where each uniform lies within its step.
     """
-    count, within = np.zeros(uniform.shape), np.zeros(uniform.shape)
+    count, residual = np.zeros(uniform.shape), np.zeros(uniform.shape)
     for row in range(uniform.shape[0]):
         for col in range(uniform.shape[1]):
-            size = pieces[row, col]
-            lost, mean = -np.expm1(-risk[row, col]), size * np.expm1(risk[row, col])
-            below, mass, found = 0.0, np.exp(-risk[row, col] * size), 0.0
-            # the second condition ends where rounding keeps the sum of all masses below the uniform
-            while uniform[row, col] > below + mass and (found < mean or mass > 1e-16):
-                below += mass
-                mass *= lost * (size + found) / (found + 1)
-                found += 1
-            count[row, col] = found
-            within[row, col] = min(1.0, (uniform[row, col] - below) / mass) if mass > 0 else 0.5
-    return count, within
+            size = intervals[row, col]
+            loss, mean = -np.expm1(-risk[row, col]), size * np.expm1(risk[row, col])
+            cumulative, mass, n = 0.0, np.exp(-risk[row, col] * size), 0.0
+            # the second condition stops where rounding keeps the sum of all masses below the uniform
+            while uniform[row, col] > cumulative + mass and (n < mean or mass > 1e-16):
+                cumulative += mass
+                mass *= loss * (size + n) / (n + 1)
+                n += 1
+            count[row, col] = n
+            residual[row, col] = min(1.0, (uniform[row, col] - cumulative) / mass) if mass > 0 else 0.5
+    return count, residual
 
 
-schedule = compiled(schedule_python)
-hits = compiled(hits_python)
-merge = compiled(merge_python)
+schedule_trials = compiled(schedule_trials_reference)
+count_preemptions = compiled(count_preemptions_reference)
+merge_fronts = compiled(merge_fronts_reference)
 
 
-def labels_python(
-    time: Floats, cost: Floats, grow_time: Floats, grow_cost: Floats, limit: float
-) -> tuple[Floats, Floats, Ints, Ints, Ints]:
-    """Return every Pareto label over (stage, level), and the last front first.
+def search_labels_reference(
+    time: FloatArray, cost: FloatArray, grow_time: FloatArray, grow_cost: FloatArray, limit: float
+) -> tuple[FloatArray, FloatArray, IntArray, IntArray, IntArray]:
+    """Search every Pareto-optimal label over (stage, level).
 
-    ``time``, ``cost`` are [stages, levels]; ``grow_time``, ``grow_cost`` [stages, levels + 1, levels]: from a level
-    (row 0: from no instance) up to a level. Labels whose time plus the shortest rest exceeds ``limit`` are dropped.
-    Returns label arrays ``(time, cost, parent, level)`` and the indices of the final front, fastest first.
+    A label is dropped if its time plus the shortest remaining time exceeds ``limit``.
+
+    Args:
+        time: Seconds of each stage at each level: [stages, levels].
+        cost: Dollars of the same: [stages, levels].
+        grow_time: Seconds of growing from a level up to a level: [stages, levels + 1, levels], row 0 from no instance.
+        grow_cost: Dollars of the same.
+        limit: Seconds that a plan may take.
+
+    Returns:
+        Arrays ``(time, cost, parent, level)`` of the labels, and the indices of the last front, fastest first.
     """
     stages, count = time.shape
-    rest = np.zeros(stages + 1)
+    remaining = np.zeros(stages + 1)
     for stage in range(stages - 1, -1, -1):
-        rest[stage] = rest[stage + 1] + time[stage].min()
-    room = 4096
-    all_t, all_c = np.empty(room), np.empty(room)
-    all_p, all_l = np.empty(room, np.int64), np.empty(room, np.int64)
+        remaining[stage] = remaining[stage + 1] + time[stage].min()
+    capacity = 4096
+    all_t, all_c = np.empty(capacity), np.empty(capacity)
+    all_p, all_l = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
     used = 0
     begin = np.zeros((stages, count + 1), np.int64)
-    zero, none = np.zeros(1), np.full(1, -1)
+    zero, no_parent = np.zeros(1), np.full(1, -1)
     empty_f, empty_i = np.empty(0), np.empty(0, np.int64)
     for stage in range(stages):
         suffix_t, suffix_c, suffix_p = empty_f, empty_f, empty_i
@@ -123,18 +154,18 @@ def labels_python(
         fronts_p = [empty_i for _ in range(count)]
         for level in range(count - 1, -1, -1):
             if stage == 0:
-                t, c, p = merge(
-                    empty_f, empty_f, empty_i, zero, zero, none, grow_time[0, 0, level], grow_cost[0, 0, level]
+                t, c, p = merge_fronts(
+                    empty_f, empty_f, empty_i, zero, zero, no_parent, grow_time[0, 0, level], grow_cost[0, 0, level]
                 )
             else:
                 lo, hi = begin[stage - 1, level], begin[stage - 1, level + 1]
-                suffix_t, suffix_c, suffix_p = merge(
+                suffix_t, suffix_c, suffix_p = merge_fronts(
                     suffix_t, suffix_c, suffix_p, all_t[lo:hi], all_c[lo:hi], np.arange(lo, hi), 0.0, 0.0
                 )
                 t, c, p = suffix_t, suffix_c, suffix_p
                 for lower in range(level):
                     lo, hi = begin[stage - 1, lower], begin[stage - 1, lower + 1]
-                    t, c, p = merge(
+                    t, c, p = merge_fronts(
                         t,
                         c,
                         p,
@@ -144,14 +175,14 @@ def labels_python(
                         grow_time[stage, lower + 1, level],
                         grow_cost[stage, lower + 1, level],
                     )
-            keep = t + time[stage, level] + rest[stage + 1] <= limit
-            fronts_t[level] = t[keep] + time[stage, level]
-            fronts_c[level] = c[keep] + cost[stage, level]
-            fronts_p[level] = p[keep]
+            in_time = t + time[stage, level] + remaining[stage + 1] <= limit
+            fronts_t[level] = t[in_time] + time[stage, level]
+            fronts_c[level] = c[in_time] + cost[stage, level]
+            fronts_p[level] = p[in_time]
         for level in range(count):
             size = fronts_t[level].shape[0]
-            while used + size > room:
-                room *= 2
+            while used + size > capacity:
+                capacity *= 2
                 all_t, all_c = np.concatenate((all_t, all_t)), np.concatenate((all_c, all_c))
                 all_p, all_l = np.concatenate((all_p, all_p)), np.concatenate((all_l, all_l))
             begin[stage, level] = used
@@ -161,11 +192,13 @@ def labels_python(
             all_l[used : used + size] = level
             used += size
         begin[stage, count] = used
-    last_t, last_c, last = empty_f, empty_f, empty_i
+    front_t, front_c, front = empty_f, empty_f, empty_i
     for level in range(count):
         lo, hi = begin[stages - 1, level], begin[stages - 1, level + 1]
-        last_t, last_c, last = merge(last_t, last_c, last, all_t[lo:hi], all_c[lo:hi], np.arange(lo, hi), 0.0, 0.0)
-    return all_t[:used], all_c[:used], all_p[:used], all_l[:used], last
+        front_t, front_c, front = merge_fronts(
+            front_t, front_c, front, all_t[lo:hi], all_c[lo:hi], np.arange(lo, hi), 0.0, 0.0
+        )
+    return all_t[:used], all_c[:used], all_p[:used], all_l[:used], front
 
 
-labels = compiled(labels_python)
+search_labels = compiled(search_labels_reference)

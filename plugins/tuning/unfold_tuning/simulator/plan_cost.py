@@ -1,4 +1,4 @@
-"""What a plan takes and costs in every sampled run, by the true rules of the bill."""
+"""Duration and cost of a plan in every sampled run, under the true billing rules."""
 
 from __future__ import annotations
 
@@ -8,25 +8,42 @@ from itertools import pairwise
 
 import numpy as np
 
-from unfold_tuning.job.allocation import Deal, Plan
+from unfold_tuning._types import FloatArray
+from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.profile import Machine
-from unfold_tuning.simulator.execution_model import Floats, Model
-from unfold_tuning.simulator.preemption import replacing
+from unfold_tuning.simulator.execution_model import ExecutionModel
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
+
+TIME_TOLERANCE_S = 1e-6
+COST_TOLERANCE_USD = 1e-9
+CONFIDENCE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A plan's sampled runs: ``seconds`` and ``dollars`` are [samples], ``clocks`` the end of each stage."""
+class SimulatedPlan:
+    """The sampled runs of a plan.
+
+    Attributes:
+        plan: The plan.
+        seconds: Completion times: [samples].
+        cost_usd: Costs: [samples].
+        stage_ends: The end of each stage: [samples] seconds each.
+    """
 
     plan: Plan
-    seconds: Floats
-    dollars: Floats
-    clocks: tuple[Floats, ...]
+    seconds: FloatArray
+    cost_usd: FloatArray
+    stage_ends: tuple[FloatArray, ...]
 
     @property
-    def ends(self) -> Floats:
-        """When each stage ends: [stages, samples] seconds."""
-        return np.array(self.clocks)
+    def ends(self) -> FloatArray:
+        """The end of each stage: [stages, samples] seconds."""
+        return np.array(self.stage_ends)
+
+    @property
+    def mean_stage_seconds(self) -> FloatArray:
+        """The expected duration of each stage: [stages]."""
+        return np.diff(self.ends.mean(axis=1), prepend=0.0)
 
     @property
     def mean_seconds(self) -> float:
@@ -34,129 +51,160 @@ class Score:
         return float(self.seconds.mean())
 
     @property
-    def cost(self) -> float:
-        """The expected cost in dollars."""
-        return float(self.dollars.mean())
+    def mean_cost_usd(self) -> float:
+        """The expected cost."""
+        return float(self.cost_usd.mean())
 
-    def on_time(self, deadline: float) -> float:
-        """The share of the sampled runs that end by the deadline; rounding of a microsecond is not late."""
-        return float((self.seconds <= deadline + 1e-6).mean())
+    def estimate_on_time_probability(self, deadline_s: float) -> float:
+        """Estimate the probability of completing by a deadline."""
+        return float((self.seconds <= deadline_s + TIME_TOLERANCE_S).mean())
 
-    def within(self, budget: float) -> float:
-        """The share of the sampled runs that cost no more than the budget."""
-        return float((self.dollars <= budget + 1e-9).mean())
+    def estimate_within_budget_probability(self, budget_usd: float) -> float:
+        """Estimate the probability of staying within a budget."""
+        return float((self.cost_usd <= budget_usd + COST_TOLERANCE_USD).mean())
 
-    def promise(self, share: float) -> float:
-        """The time by which at least ``share`` of the sampled runs have ended."""
-        return quantile(self.seconds, share)
+    def compute_guaranteed_seconds(self, confidence: float) -> float:
+        """Compute the time by which at least the fraction ``confidence`` of the runs has completed."""
+        return compute_quantile(self.seconds, confidence)
+
+    def compute_cost_quantile_usd(self, level: float) -> float:
+        """Compute an upper quantile of the cost."""
+        return float(np.quantile(self.cost_usd, level, method="higher"))
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """Instances that began to be billed together; ``since`` is [samples] seconds after the start of the run.
+class BilledInstances:
+    """Instances that began to be billed together.
 
-    ``old`` ones are past their minimum: they were there before.
+    Attributes:
+        count: How many there are.
+        since: When their bills began: [samples] seconds after the start of the run.
+        is_past_minimum: Whether they ran before the job and have used up their minimum charge.
     """
 
     count: int
-    since: Floats
-    old: bool = False
+    since: FloatArray
+    is_past_minimum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Played:
-    """Runs up to the end of a stage: the time, the dollars of what was given back, and what is held."""
+class _State:
+    """Runs at the end of a stage: the time, the dollars of released instances, and the instances that run."""
 
-    clock: Floats
-    dollars: Floats
-    held: tuple[Holding, ...]
-
-
-def quantile(values: Floats, share: float) -> float:
-    """Return the smallest of the values that at least ``share`` of them do not exceed."""
-    rank = min(len(values) - 1, int(np.ceil(share * len(values) - 1e-9)) - 1)
-    return float(np.partition(values, max(rank, 0))[max(rank, 0)])
+    clock: FloatArray
+    cost_usd: FloatArray
+    running: tuple[BilledInstances, ...]
 
 
-def score(model: Model, plan: Plan) -> Score:
-    """Play a plan in every sampled run."""
-    return scores(model, [plan])[0]
+def compute_quantile(values: FloatArray, level: float) -> float:
+    """Compute the smallest value that at least the fraction ``level`` of all values does not exceed."""
+    rank = max(min(len(values) - 1, int(np.ceil(level * len(values) - 1e-9)) - 1), 0)
+    return float(np.partition(values, rank)[rank])
 
 
-def scores(model: Model, plans: Sequence[Plan]) -> list[Score]:
-    """Play plans in every sampled run; those that begin alike are one until they part."""
-    found: dict[int, Score] = {}
-    path: list[_Played] = [_begun(model)]
-    before: Plan = ()
-    for place in sorted(range(len(plans)), key=lambda place: plans[place]):
-        plan = plans[place]
-        alike = next((i for i, (one, other) in enumerate(zip(before, plan, strict=False)) if one != other), len(before))
-        path, before = path[: alike + 1], plan
-        for index in range(alike, len(plan)):
-            path.append(_next(model, path[-1], index, plan[index]))
-        found[place] = _ended(model, plan, path[1:])
-    return [found[place] for place in range(len(plans))]
+def simulate_plan(model: ExecutionModel, plan: Plan) -> SimulatedPlan:
+    """Simulate a plan in every sampled run."""
+    return simulate_plans(model, [plan])[0]
 
 
-def _begun(model: Model) -> _Played:
+def simulate_plans(model: ExecutionModel, plans: Sequence[Plan]) -> list[SimulatedPlan]:
+    """Simulate plans in every sampled run; plans that begin alike are simulated once up to their first difference."""
+    results: dict[int, SimulatedPlan] = {}
+    path: list[_State] = [_start(model)]
+    previous: Plan = ()
+    for rank in sorted(range(len(plans)), key=lambda rank: plans[rank]):
+        plan = plans[rank]
+        pairs = enumerate(zip(previous, plan, strict=False))
+        common = next((index for index, (old, new) in pairs if old != new), len(previous))
+        path, previous = path[: common + 1], plan
+        for index in range(common, len(plan)):
+            path.append(_run_stage(model, path[-1], index, plan[index]))
+        results[rank] = _finish(model, plan, path[1:])
+    return [results[rank] for rank in range(len(plans))]
+
+
+def _start(model: ExecutionModel) -> _State:
     clock = np.zeros(model.samples)
-    return _Played(clock, clock, (Holding(model.held, clock, old=True),) if model.held else ())
+    count = model.running_instances
+    return _State(clock, clock, (BilledInstances(count, clock, is_past_minimum=True),) if count else ())
 
 
-def _next(model: Model, so_far: _Played, index: int, deal: Deal) -> _Played:
-    clock, dollars, held = so_far.clock, so_far.dollars, list(so_far.held)
-    new = deal.instances - sum(holding.count for holding in held)
+def _run_stage(model: ExecutionModel, state: _State, index: int, allocation: Allocation) -> _State:
+    clock, cost_usd, running = state.clock, state.cost_usd, list(state.running)
+    new = allocation.instances - sum(instances.count for instances in running)
     if new < 0:
-        held, paid = release(held, -new, clock, model.machine)
-        dollars = dollars + paid
+        running, bill_usd = release_oldest(running, -new, clock, model.machine)
+        cost_usd = cost_usd + bill_usd
     elif new > 0:
-        running = clock + model.provision(index)
-        held = [*held, Holding(new, running)]
-        clock = running + model.startup(index, new)
-        dollars = dollars + new * model.machine.ingress
-    return _Played(clock + model.seconds(index, deal), dollars, tuple(held))
+        since = clock + model.sample_provision_seconds(index)
+        running = [*running, BilledInstances(new, since)]
+        clock = since + model.sample_startup_seconds(index, new)
+        cost_usd = cost_usd + new * model.machine.ingress_usd
+    return _State(clock + model.sample_stage_seconds(index, allocation), cost_usd, tuple(running))
 
 
-def _ended(model: Model, plan: Plan, path: Sequence[_Played]) -> Score:
-    clock, held = path[-1].clock, list(path[-1].held)
-    if model.machine.billing.per == "function":
-        dollars = _by_function(model, plan, clock)
+def _finish(model: ExecutionModel, plan: Plan, path: Sequence[_State]) -> SimulatedPlan:
+    clock, running, machine = path[-1].clock, list(path[-1].running), model.machine
+    if machine.billing.per == "function":
+        cost_usd = _bill_by_function(model, plan, clock)
     else:
-        dollars = path[-1].dollars + release(held, sum(item.count for item in held), clock, model.machine)[1]
-        dollars = dollars + clock * (model.machine.head / 3600.0)
-    dollars = dollars + _replaced(model, plan) if model.machine.hazard else dollars
-    return Score(plan, clock, dollars, tuple(item.clock for item in path))
+        count = sum(instances.count for instances in running)
+        cost_usd = path[-1].cost_usd + release_oldest(running, count, clock, machine)[1]
+        cost_usd = cost_usd + clock * machine.head_usd_per_second
+    if machine.interruptions_per_hour:
+        cost_usd = cost_usd + _compute_replacement_usd(model, plan)
+    return SimulatedPlan(plan, clock, cost_usd, tuple(state.clock for state in path))
 
 
-def _replaced(model: Model, plan: Plan) -> Floats:
-    """What the instances that replace lost ones add to the bill, in expectation over the time that they are held."""
-    each = replacing(model.machine, model.profile)
-    held = sum((deal.instances * model.seconds(index, deal) for index, deal in enumerate(plan)), np.zeros(1))
-    return np.asarray(each * held)
-
-
-def release(held: list[Holding], count: int, now: Floats, machine: Machine) -> tuple[list[Holding], Floats]:
-    """Give back ``count`` instances, oldest first, and return what is left and the bill of what went.
-
-    Oldest first is best: the charge is convex in the life, and only the young are below the minimum.
-    """
-    left: list[Holding] = []
-    paid = np.zeros_like(now)
-    for holding in held:
-        gone = min(count, holding.count)
-        count -= gone
-        if gone:
-            life = now - holding.since
-            paid += gone * (life * machine.per_second if holding.old else machine.billing.cost(life, machine.price))
-        if holding.count > gone:
-            left.append(replace(holding, count=holding.count - gone))
-    return left, paid
-
-
-def _by_function(model: Model, plan: Plan, clock: Floats) -> Floats:
-    each = model.machine.per_second / model.machine.accelerators
-    work = sum((model.busy(index, deal) for index, deal in enumerate(plan)), np.zeros_like(clock))
-    grown = max(0, plan[0].instances - model.held) + sum(
-        max(0, after.instances - before.instances) for before, after in pairwise(plan)
+def _compute_replacement_usd(model: ExecutionModel, plan: Plan) -> FloatArray:
+    """Compute what replacements of preempted instances add to the bill, in expectation over the time held."""
+    rate = compute_replacement_usd_per_second(model.machine, model.profile)
+    instance_seconds = (
+        allocation.instances * model.sample_stage_seconds(index, allocation) for index, allocation in enumerate(plan)
     )
-    return np.asarray(work * each + grown * model.machine.ingress + clock * (model.machine.head / 3600.0))
+    return np.asarray(rate * sum(instance_seconds, np.zeros(1)))
+
+
+def release_oldest(
+    running: list[BilledInstances], count: int, now: FloatArray, machine: Machine
+) -> tuple[list[BilledInstances], FloatArray]:
+    """Release ``count`` instances, oldest first, which is best: bills are convex, and only the young are below minimum.
+
+    Args:
+        running: The instances that run, oldest first.
+        count: How many to release.
+        now: The time: [samples] seconds.
+        machine: Price and billing rules.
+
+    Returns:
+        The instances that still run, and the bill of the released ones: [samples] dollars.
+    """
+    remaining: list[BilledInstances] = []
+    bill_usd = np.zeros_like(now)
+    for instances in running:
+        released = min(count, instances.count)
+        count -= released
+        if released:
+            lifetime = now - instances.since
+            if instances.is_past_minimum:
+                bill_usd += released * (lifetime * machine.usd_per_second)
+            else:
+                bill_usd += released * machine.billing.cost(lifetime, machine.usd_per_hour)
+        if instances.count > released:
+            remaining.append(replace(instances, count=instances.count - released))
+    return remaining, bill_usd
+
+
+def _bill_by_function(model: ExecutionModel, plan: Plan, clock: FloatArray) -> FloatArray:
+    """Bill the accelerator-seconds in which trials run, instead of instances."""
+    machine = model.machine
+    usd_per_accelerator_second = machine.usd_per_second / machine.accelerators
+    busy = (model.sample_busy_accelerator_seconds(index, allocation) for index, allocation in enumerate(plan))
+    grown = max(0, plan[0].instances - model.running_instances) + sum(
+        max(0, new.instances - old.instances) for old, new in pairwise(plan)
+    )
+    return np.asarray(
+        sum(busy, np.zeros_like(clock)) * usd_per_accelerator_second
+        + grown * machine.ingress_usd
+        + clock * machine.head_usd_per_second
+    )

@@ -1,8 +1,8 @@
-"""What losing spot instances costs: how often a trial is hit, what it does again, and what its bill grows by.
+"""Cost of spot preemptions: how often a trial is preempted, the work it repeats, and the replacements on its bill.
 
-A trial is pieces of work with a checkpoint after each. Losses come as a Poisson process, also while a piece is done
-again, so that the hits of a piece are geometric and those of a trial negative binomial: any number of them. Each costs
-what was done of the piece, and a new instance, which may be lost before the trial runs on it.
+A trial is a sequence of checkpoint intervals. Preemptions arrive as a Poisson process, also while an interval is
+repeated. Those of an interval are therefore geometric, those of a trial negative binomial. Each one costs the finished
+part of the interval and a new instance, which may itself be preempted before the trial runs on it.
 """
 
 from __future__ import annotations
@@ -10,73 +10,93 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import gammaincinv
 
+from unfold_tuning._types import FloatArray
 from unfold_tuning.job.profile import Machine, Profile
-from unfold_tuning.simulator.kernels import hits
+from unfold_tuning.simulator.kernels import count_preemptions
 
-Floats = npt.NDArray[np.float64]
-
-MOST_RISK = 50.0
-"""Expected losses in one piece beyond which a trial ends in no time that matters."""
-MANY = 50.0
-"""Expected hits from which on they are drawn from the gamma distribution with the same mean and spread."""
+MAX_RISK = 50.0
+"""Expected preemptions per interval beyond which a trial ends too late for its exact time to matter."""
+GAMMA_THRESHOLD = 50.0
+"""Above this many expected preemptions they are drawn from the gamma distribution of equal mean and spread."""
 
 
-def delay(uniform: Floats, seconds: Floats, pieces: Floats, rate: float, profile: Profile) -> Floats:
-    """Return the seconds [samples, trials] by which losses at ``rate`` per second delay trials, one uniform each.
+def sample_delay(
+    uniform: FloatArray, seconds: FloatArray, intervals: FloatArray, rate_per_s: float, profile: Profile
+) -> FloatArray:
+    """Sample the seconds by which preemptions delay trials.
 
-    ``seconds`` [samples, trials] are their times without any loss, ``pieces`` [trials] how many checkpoints they write.
+    Args:
+        uniform: One uniform per trial: [samples, trials].
+        seconds: Trial times without preemptions: [samples, trials].
+        intervals: Checkpoint intervals of each trial: [trials].
+        rate_per_s: Preemptions per second.
+        profile: Timings of the job.
+
+    Returns:
+        Delays: [samples, trials] seconds.
     """
-    piece = seconds / pieces
-    risk = np.minimum(rate * piece, MOST_RISK)
-    count, within = struck(uniform, risk, pieces)
-    mean, std = redone(risk)
-    # where a uniform lies within its step of the distribution is a uniform again: it tells how much is done again
-    again = count * mean + np.sqrt(12 * count) * std * (within - 0.5)
-    return np.asarray(again * piece + count * recovery(profile, rate))
+    interval_s = seconds / intervals
+    risk = np.minimum(rate_per_s * interval_s, MAX_RISK)
+    count, residual = sample_preemptions(uniform, risk, intervals)
+    mean, std = compute_lost_fraction_moments(risk)
+    # the residual is uniform again, so it draws how much is repeated
+    repeated = count * mean + np.sqrt(12 * count) * std * (residual - 0.5)
+    return np.asarray(repeated * interval_s + count * estimate_recovery_s(profile, rate_per_s))
 
 
-def struck(uniform: Floats, risk: Floats, pieces: Floats) -> tuple[Floats, Floats]:
-    """Return the hits of trials whose pieces expect ``risk`` losses each, and a fresh uniform; more risk, more hits."""
-    pieces = np.broadcast_to(pieces, risk.shape)
-    many = pieces * np.expm1(risk) > MANY
-    count, within = hits(uniform, np.where(many, 0.0, risk), pieces)
-    if many.any():
-        drawn = gammaincinv(-pieces[many] * np.expm1(-risk[many]), uniform[many]) * np.exp(risk[many])
-        count[many], within[many] = np.floor(drawn), drawn % 1.0
-    return count, within
+def sample_preemptions(uniform: FloatArray, risk: FloatArray, intervals: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Sample the preemptions of trials, monotone in risk and length for a fixed uniform.
+
+    Args:
+        uniform: One uniform per trial: [samples, trials].
+        risk: Expected preemptions per checkpoint interval: [samples, trials].
+        intervals: Checkpoint intervals of each trial: [trials].
+
+    Returns:
+        Counts, and where each uniform lies within its step of the distribution, which is uniform again.
+    """
+    intervals = np.broadcast_to(intervals, risk.shape)
+    is_many = intervals * np.expm1(risk) > GAMMA_THRESHOLD
+    count, residual = count_preemptions(uniform, np.where(is_many, 0.0, risk), intervals)
+    if is_many.any():
+        shape = -intervals[is_many] * np.expm1(-risk[is_many])
+        draws = gammaincinv(shape, uniform[is_many]) * np.exp(risk[is_many])
+        count[is_many], residual[is_many] = np.floor(draws), draws % 1.0
+    return count, residual
 
 
-def redone(risk: Floats) -> tuple[Floats, Floats]:
-    """Return mean and deviation of the share of a piece that is done when it is lost: a truncated exponential."""
+def compute_lost_fraction_moments(risk: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Compute mean and standard deviation of the finished fraction of a lost interval: a truncated exponential."""
     x = np.maximum(risk, 1e-3)
     mean = 1 / x - 1 / np.expm1(x)
     return np.asarray(mean), np.sqrt(np.maximum(1 / x**2 - 1 / (np.expm1(x) * -np.expm1(-x)), 0.0))
 
 
-def recovery(profile: Profile, rate: float) -> float:
-    """Return the expected seconds from a loss to the trial's going on: wait, start-up and start, which may be lost."""
-    risk = min(rate * (profile.startup.mean + profile.start.mean), MOST_RISK)
-    return profile.provision.mean * math.exp(risk) + math.expm1(risk) / rate
+def estimate_recovery_s(profile: Profile, rate_per_s: float) -> float:
+    """Compute the expected seconds from a preemption until the trial runs again, further preemptions included."""
+    risk = min(rate_per_s * (profile.startup.mean + profile.start.mean), MAX_RISK)
+    return profile.provision.mean * math.exp(risk) + math.expm1(risk) / rate_per_s
 
 
-def replacing(machine: Machine, profile: Profile) -> float:
-    """Return dollars per second by which losses change the bill of one instance that is held.
+def compute_replacement_usd_per_second(machine: Machine, profile: Profile) -> float:
+    """Compute the dollars per second by which preemptions change the bill of one held instance.
 
-    A replacement is one life more: its copy of the data, its minimum and its last increment; its wait is not paid.
+    A replacement starts a new instance lifetime, with its copy of the data, its minimum charge and its last increment;
+    the wait for it is not billed.
     """
-    if not machine.hazard:
+    if not machine.interruptions_per_hour:
         return 0.0
-    rate = machine.hazard / 3600.0
+    rate_per_s = machine.interruptions_per_hour / 3600.0
     if machine.billing.per == "function":
-        return rate * machine.ingress
-    seconds = _rounded_up(rate, machine.billing.minimum, machine.billing.increment) - profile.provision.mean
-    return rate * (machine.ingress + seconds * machine.per_second)
+        return rate_per_s * machine.ingress_usd
+    rounding_s = _estimate_rounding_s(rate_per_s, machine.billing.minimum, machine.billing.increment)
+    seconds = rounding_s - profile.provision.mean
+    return rate_per_s * (machine.ingress_usd + seconds * machine.usd_per_second)
 
 
-def _rounded_up(rate: float, minimum: float, increment: float) -> float:
-    """The expected seconds that the bill adds to a life which ends at ``rate`` per second."""
-    after = increment / -math.expm1(-rate * increment) if increment > 0 else 1 / rate
-    return minimum + math.exp(-rate * minimum) * after - 1 / rate
+def _estimate_rounding_s(rate_per_s: float, minimum_s: float, increment_s: float) -> float:
+    """Compute the expected seconds that minimum and increment add to a lifetime that ends at a constant rate."""
+    after_minimum = increment_s / -math.expm1(-rate_per_s * increment_s) if increment_s > 0 else 1 / rate_per_s
+    return minimum_s + math.exp(-rate_per_s * minimum_s) * after_minimum - 1 / rate_per_s

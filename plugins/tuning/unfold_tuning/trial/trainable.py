@@ -1,120 +1,125 @@
 """What a trial trains, as one function: ``(config, state, iters, accelerators, seed) -> (metric, state)``.
 
-``state`` is bytes, ``None`` for a fresh trial; the function runs ``iters`` further iterations and returns its metric
-(higher is better) and its new state. That is all that a checkpoint, a move and a resume need.
+``state`` is bytes, ``None`` for a new trial. The function runs ``iters`` further iterations and returns its metric
+(higher is better) and its new state. Checkpoints, moves and resumes need nothing else.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from unfold_tuning.schema.models import Choice, Log, Trainable, Uniform, Whole
-from unfold_tuning.trial.estimators import BUILT_IN, Floats, Ints, Train, split
-from unfoldkit.api import CsvRow, csv_rows, did_you_mean, fail
+from unfold_tuning._types import FloatArray, IntArray
+from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.trial.estimators import BUILDERS, TrainFunction, split_rows
+from unfoldkit.api import CsvRow, csv_rows, did_you_mean, user_error
 
-SETS = ("digits", "breast-cancer", "wine")
-MEANING = {"target": "the column to predict", "group": "the column whose rows are held out together"}
+COLUMN_MEANINGS = {"target": "the column to predict", "group": "the column of rows that are held out together"}
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a worker needs to make its function: sent to it once. ``path`` is the CSV file, if the data is one."""
+class WorkerSetup:
+    """What a worker needs to build its training function; it is sent once."""
 
-    trainable: Trainable
-    path: Path | None = None
+    trainable: TrainableConfig
     seed: int = 0
 
 
-def make(work: Work) -> Train:
-    """Return the function that trains.
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """A data set: features [rows, columns], labels from 0, and the group of each row if rows are grouped."""
+
+    features: FloatArray
+    labels: IntArray
+    groups: IntArray | None = None
+
+
+def build_train_function(setup: WorkerSetup) -> TrainFunction:
+    """Build the function that trains.
 
     Raises:
-        UnfoldError: the data or the function cannot be found.
+        UnfoldError: The data or the function cannot be loaded.
     """
-    if work.trainable.function is not None:
-        return own(work.trainable.function)
-    x, y, group = _data(work)
-    given = work.trainable
-    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.measured, work.seed, group))
+    trainable = setup.trainable
+    if trainable.function is not None:
+        return load_user_function(trainable.function)
+    rows = _load_rows(trainable)
+    split = split_rows(rows.features, rows.labels, trainable.rounds, trainable.metric_name, setup.seed, rows.groups)
+    return BUILDERS[str(trainable.estimator)](split)
 
 
-def own(reference: str) -> Train:
-    """Return the user's function ``module:function``."""
+def load_user_function(reference: str) -> TrainFunction:
+    """Import the user's function ``module:function``.
+
+    Raises:
+        UnfoldError: It cannot be imported, or is no function.
+    """
     import pkgutil
 
     hint = "write module:function; the module must be importable"
     try:
-        found: Train = pkgutil.resolve_name(reference)
-    except Exception as error:  # a module that is imported may raise anything
-        what = f"cannot load {reference!r}: {type(error).__name__}: {error}"
-        raise fail(what, key="trainable.function", hint=hint) from error
-    if not callable(found):
-        raise fail(f"{reference!r} is no function", key="trainable.function", hint=hint)
-    return found
+        function: TrainFunction = pkgutil.resolve_name(reference)
+    except Exception as error:  # an imported module may raise anything
+        message = f"cannot load {reference!r}: {type(error).__name__}: {error}"
+        raise user_error(message, key="trainable.function", hint=hint) from error
+    if not callable(function):
+        raise user_error(f"{reference!r} is no function", key="trainable.function", hint=hint)
+    return function
 
 
-def sample(space: Mapping[str, Log | Uniform | Whole | Choice], rng: np.random.Generator) -> dict[str, Any]:
-    """Draw one configuration."""
-    return {name: _one(item, rng) for name, item in space.items()}
-
-
-def _one(item: Log | Uniform | Whole | Choice, rng: np.random.Generator) -> Any:
-    if isinstance(item, Log):
-        return float(np.exp(rng.uniform(math.log(item.log[0]), math.log(item.log[1]))))
-    if isinstance(item, Uniform):
-        return float(rng.uniform(*item.uniform))
-    if isinstance(item, Whole):
-        return int(rng.integers(item.int_[0], item.int_[1] + 1))
-    return item.choice[int(rng.integers(len(item.choice)))]
-
-
-def _data(work: Work) -> tuple[Floats, Ints, Ints | None]:
-    if work.path is not None:
-        return table(work.path, work.trainable)
+def _load_rows(trainable: TrainableConfig) -> LabelledRows:
+    if trainable.data_path is not None:
+        return read_table(trainable.data_path, trainable)
     from sklearn import datasets
 
-    load = {"digits": datasets.load_digits, "breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
-    bunch = load[str(work.trainable.data)]()
-    return np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64), None
+    loaders = {
+        "digits": datasets.load_digits,
+        "breast-cancer": datasets.load_breast_cancer,
+        "wine": datasets.load_wine,
+    }
+    bunch = loaders[str(trainable.data)]()
+    return LabelledRows(np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64))
 
 
-def table(path: Path, given: Trainable) -> tuple[Floats, Ints, Ints | None]:
-    """Return features, labels and groups of the rows of a CSV file.
+def read_table(path: Path, trainable: TrainableConfig) -> LabelledRows:
+    """Read features, labels and groups from a CSV file.
 
     Raises:
-        UnfoldError: a column is not there, or a cell is no number.
+        UnfoldError: A column is missing, or a feature is no number.
     """
     rows = list(csv_rows(path))
-    names = _columns(list(rows[0].cells) if rows else [], given, path)
-    x = np.array([[_cell(row, name) for name in names] for row in rows])
-    group = None if given.group is None else _numbered([row[given.group] for row in rows])
-    return x, _numbered([row[given.target] for row in rows]), group
+    names = _select_features(list(rows[0].cells) if rows else [], trainable, path)
+    features = np.array([[_parse_feature(row, name) for name in names] for row in rows])
+    groups = None if trainable.group is None else _number_values([row[trainable.group] for row in rows])
+    return LabelledRows(features, _number_values([row[trainable.target] for row in rows]), groups)
 
 
-def _cell(row: CsvRow, name: str) -> float:
+def _parse_feature(row: CsvRow, name: str) -> float:
     try:
         return float(row[name] or "nan")
     except ValueError as error:
-        hint = "trainable.columns names those to learn from"
+        hint = "trainable.columns names the feature columns"
         raise row.wrong(f"{row[name][:40]!r} is not a number", name, hint) from error
 
 
-def _columns(there: Sequence[str], given: Trainable, path: Path) -> list[str]:
-    """Return the columns to learn from; whatever the spec names must be there."""
-    wanted = {"target": [given.target], "group": [given.group] if given.group else [], "columns": given.columns or ()}
-    for key, names in wanted.items():
+def _select_features(columns: Sequence[str], trainable: TrainableConfig, path: Path) -> list[str]:
+    """Select the feature columns; every column that the spec names must exist."""
+    required = {
+        "target": [trainable.target],
+        "group": [trainable.group] if trainable.group else [],
+        "columns": trainable.columns or (),
+    }
+    for key, names in required.items():
         for name in names:
-            if name not in there:
-                hint = did_you_mean(name, there) if key == "columns" else f"trainable.{key} names {MEANING[key]}"
-                raise fail(f"no column {name!r}", file=str(path), key=f"trainable.{key}", hint=hint)
-    return list(given.columns or [name for name in there if name not in (given.target, given.group)])
+            if name not in columns:
+                meaning = COLUMN_MEANINGS.get(key)
+                hint = f"trainable.{key} names {meaning}" if meaning else did_you_mean(name, columns)
+                raise user_error(f"no column {name!r}", file=str(path), key=f"trainable.{key}", hint=hint)
+    return list(trainable.columns or [name for name in columns if name not in (trainable.target, trainable.group)])
 
 
-def _numbered(values: Sequence[str]) -> Ints:
+def _number_values(values: Sequence[str]) -> IntArray:
     return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)

@@ -1,4 +1,4 @@
-"""The process in which trials run: it takes a job, trains, checkpoints, reports, and dies with its parent."""
+"""The process in which trials run: it receives a job, trains, checkpoints, reports, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -12,147 +12,182 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from unfold_tuning.trial.estimators import Train
-from unfold_tuning.trial.trainable import Work, make
+from unfold_tuning.trial.estimators import TrainFunction
+from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.engines.local import start_worker
 from unfoldkit.errors import Diagnostic, UnfoldError, cut
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.safe_io.files import read_bytes
 
+RESULT_FORM = "a trial's function returns (metric, state), a number and bytes"
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A trial's part of a stage: from ``done`` to ``target`` iterations, a checkpoint every ``every`` of them.
 
-    ``checkpoint`` is the folder of the trial's states, one file an iteration count.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialJob:
+    """A trial's work in one stage.
+
+    Attributes:
+        trial: Number of the trial.
+        config: Its configuration.
+        done: Iterations that it has run.
+        target: Iterations that it runs to.
+        checkpoint_iters: Iterations between two checkpoints.
+        workers: Accelerators.
+        seed: Seed of the run.
+        folder: Folder of the trial's states, one file per iteration count.
     """
 
     trial: int
     config: dict[str, Any]
     done: int
     target: int
-    every: int
-    gang: int
+    checkpoint_iters: int
+    workers: int
     seed: int
-    checkpoint: Path
+    folder: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerMessage:
+    """A message from a worker to the driver.
 
-    A checkpoint that could not be written (``unkept``) is no fault of the trial. Where there is nothing to train with,
-    no function or bad data (``unfit``), ``faults`` are the mistakes.
-
-    ``seconds`` are those of a step, its checkpoint included, which took ``saved`` of them.
+    Attributes:
+        kind: The worker is ``ready``; a trial reached a checkpoint (``step``); its function ``failed``; a checkpoint
+            could not be written (``unsaved``), which is no fault of the trial; or nothing can be trained (``invalid``).
+        trial: Number of the trial.
+        iters: Iterations that it has run.
+        metric: Its ranking score.
+        seconds: Seconds since the previous checkpoint, this checkpoint included.
+        save_s: Seconds of writing the checkpoint.
+        error: What failed.
+        diagnostics: What is wrong with the trainable, of an ``invalid`` one.
     """
 
-    what: Literal["ready", "step", "failed", "unkept", "unfit"]
+    kind: Literal["ready", "step", "failed", "unsaved", "invalid"]
     trial: int = -1
     iters: int = 0
     metric: float = 0.0
     seconds: float = 0.0
-    saved: float = 0.0
+    save_s: float = 0.0
     error: str = ""
-    faults: tuple[Diagnostic, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
-def work_for(parent: int, pipe: Connection, work: Work) -> None:
-    """Serve jobs from a pipe until it closes."""
+class _StateNotSavedError(Exception):
+    """A checkpoint could not be written; the driver turns it into an error."""
+
+
+def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
+    """Run jobs from a pipe until it closes."""
     start_worker(parent)
-    _say_aside()
-    train, told = made(work)
-    pipe.send(told)
+    _redirect_stdout()
+    train, ready = prepare_training(setup)
+    pipe.send(ready)
     while train is not None:
         try:
-            job: Job = pipe.recv()
+            job: TrialJob = pipe.recv()
         except EOFError:
             return
         try:
-            state = state_of(job)
-            for told in perform(job, train, state, lambda iters, new: _laid(job, iters, new)):  # noqa: B023
-                pipe.send(told)
-        except _Unkept as error:
-            pipe.send(Told("unkept", job.trial, error=str(error)))
+            for message in run_job(job, train, load_state(job), lambda iters, state: _save_or_raise(job, iters, state)):  # noqa: B023
+                pipe.send(message)
+        except _StateNotSavedError as error:
+            pipe.send(WorkerMessage(kind="unsaved", trial=job.trial, error=str(error)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
-            pipe.send(Told("failed", job.trial, error=f"{type(error).__name__}: {error}"))
+            pipe.send(describe_failure(job, error))
 
 
-def made(work: Work) -> tuple[Train | None, Told]:
-    """Return the function that trains, if there is one, and what to tell of it."""
+def prepare_training(setup: WorkerSetup) -> tuple[TrainFunction | None, WorkerMessage]:
+    """Build the training function, and the message that reports whether that worked."""
     try:
-        return make(work), Told("ready")
+        return build_train_function(setup), WorkerMessage(kind="ready")
     except UnfoldError as error:
-        return None, Told("unfit", faults=error.diagnostics)
+        return None, WorkerMessage(kind="invalid", diagnostics=error.diagnostics)
 
 
-def _say_aside() -> None:
-    """Let what a trial prints, its libraries included, go to stderr as it comes: stdout is the report's."""
+def describe_failure(job: TrialJob, error: BaseException) -> WorkerMessage:
+    """Build the message that a trial's function raised an error."""
+    return WorkerMessage(kind="failed", trial=job.trial, error=f"{type(error).__name__}: {error}")
+
+
+def _redirect_stdout() -> None:
+    """Redirect everything that trials and their libraries print to stderr: stdout carries the report only."""
     os.dup2(2, 1)
     sys.stdout = sys.stderr
 
 
-class _Unkept(Exception):  # noqa: N818 - said to the driver, which makes an error of it
-    """A checkpoint could not be written."""
-
-
-def _laid(job: Job, iters: int, state: bytes) -> None:
+def _save_or_raise(job: TrialJob, iters: int, state: bytes) -> None:
     try:
-        keep(job, iters, state)
+        save_state(job, iters, state)
     except UnfoldError as error:
-        raise _Unkept(str(error)) from error
+        raise _StateNotSavedError(str(error)) from error
 
 
-def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, bytes], None]) -> Iterator[Told]:
-    """Run a job and yield what to tell after each checkpoint, which ``kept`` has by then."""
+def run_job(
+    job: TrialJob, train: TrainFunction, state: bytes | None, save: Callable[[int, bytes], None]
+) -> Iterator[WorkerMessage]:
+    """Run a job and yield a message after each checkpoint.
+
+    Args:
+        job: The job.
+        train: The training function.
+        state: The state to continue from; ``None`` for a new trial.
+        save: Stores the state at an iteration count; returns before the message is yielded.
+    """
     done = job.done
     while done < job.target:
         began = time.perf_counter()
-        iters = min(job.every, job.target - done)
-        metric, state = answered(train(job.config, state, iters, job.gang, job.seed))
+        iters = min(job.checkpoint_iters, job.target - done)
+        metric, state = check_result(train(job.config, state, iters, job.workers, job.seed))
         done += iters
         trained = time.perf_counter()
-        kept(done, state)
+        save(done, state)
         ended = time.perf_counter()
-        yield Told("step", job.trial, done, metric, ended - began, ended - trained)
+        yield WorkerMessage(
+            kind="step",
+            trial=job.trial,
+            iters=done,
+            metric=metric,
+            seconds=ended - began,
+            save_s=ended - trained,
+        )
 
 
-def answered(found: object) -> tuple[float, bytes]:
-    """Return what a function has returned, its metric as a number that a ledger holds.
+def check_result(result: object) -> tuple[float, bytes]:
+    """Check the result of a training function and convert its metric to a number that a ledger holds.
 
     Raises:
-        TypeError: it is not (metric, state).
+        TypeError: It is not (metric, state).
     """
-    form = "a trial's function returns (metric, state), a number and bytes"
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f"{form}; this one returned {cut(repr(found))}")
-    metric, state = found
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise TypeError(f"{RESULT_FORM}; this one returned {cut(repr(result))}")
+    metric, state = result
     if not isinstance(state, (bytes, bytearray, memoryview)):
-        raise TypeError(f"{form}; its state is {cut(repr(state))}")
+        raise TypeError(f"{RESULT_FORM}; its state is {cut(repr(state))}")
     try:
         return float(metric), bytes(state)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{form}; its metric is {cut(repr(metric))}") from error
+        raise TypeError(f"{RESULT_FORM}; its metric is {cut(repr(metric))}") from error
 
 
-def whole(job: Job, log: logging.Logger) -> Job:
-    """Return a job as it can be carried out: from the beginning, where its checkpoint is gone."""
-    if not job.done or state_file(job.checkpoint, job.done).exists():
+def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:
+    """Return the job from its beginning if its checkpoint is gone, otherwise unchanged."""
+    if not job.done or get_state_path(job.folder, job.done).exists():
         return job
-    log.warning("the checkpoint of trial %d is gone; it begins again", job.trial)
+    log.warning("the checkpoint of trial %d is gone; the trial restarts", job.trial)
     return replace(job, done=0)
 
 
-def state_of(job: Job) -> bytes | None:
-    """Return the state from which a job goes on."""
-    return read_bytes(state_file(job.checkpoint, job.done)) if job.done else None
+def load_state(job: TrialJob) -> bytes | None:
+    """Load the state from which a job continues."""
+    return read_bytes(get_state_path(job.folder, job.done)) if job.done else None
 
 
-def keep(job: Job, iters: int, state: bytes) -> None:
-    """Lay a state on disk, before anyone counts on it."""
-    write_atomically(state_file(job.checkpoint, iters), state)
+def save_state(job: TrialJob, iters: int, state: bytes) -> None:
+    """Write a state to disk atomically, before any message refers to it."""
+    write_atomically(get_state_path(job.folder, iters), state)
 
 
-def state_file(folder: Path, iters: int) -> Path:
-    """Return where a trial's state after ``iters`` iterations lies."""
+def get_state_path(folder: Path, iters: int) -> Path:
+    """Return the path of a trial's state after ``iters`` iterations."""
     return folder / f"{iters}.state"

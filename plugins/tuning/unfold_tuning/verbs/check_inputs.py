@@ -1,35 +1,34 @@
-"""Open what a spec names without planning: recorded times, price lists, and the table to learn from."""
+"""Checks the files that a spec names without planning: recorded times, price lists, and the training table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unfold_tuning.job.build import machines_of
-from unfold_tuning.job.trial_logs import resolved
-from unfold_tuning.schema.models import TuningSpec
-from unfold_tuning.trial.trainable import SETS, table
+from unfold_tuning.job.build import build_machines, build_trainable, resolve_record
+from unfold_tuning.job.problem import BUNDLED_DATASETS
+from unfold_tuning.schema.tuning import TuningSpec
+from unfold_tuning.trial.trainable import read_table
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
-def opened(spec: TuningSpec, run: Run) -> Iterator[Diagnostic]:
-    """Yield what is wrong with the files that a spec names; nothing is trained, and no cloud is asked."""
-    for look in (resolved, _prices, _table):
+def check_inputs(spec: TuningSpec, run: Run) -> Iterator[Diagnostic]:
+    """Yield what is wrong with the files that a spec names; nothing is trained, and no cloud is queried."""
+    for check in (resolve_record, _check_prices, _check_table):
         try:
-            look(spec, run)
+            check(spec, run)
         except UnfoldError as error:
             yield from error.diagnostics
 
 
-def _prices(spec: TuningSpec, run: Run) -> None:
+def _check_prices(spec: TuningSpec, run: Run) -> None:
     if spec.cloud.prices != "live":
-        machines_of(spec, run)
+        build_machines(spec.cloud, run)
 
 
-def _table(spec: TuningSpec, run: Run) -> None:
-    given = spec.trainable
-    if given is None or given.data in (None, *SETS):
+def _check_table(spec: TuningSpec, run: Run) -> None:
+    if spec.trainable is None or spec.trainable.data in (None, *BUNDLED_DATASETS):
         return
-    path = run.path(str(given.data), key="trainable.data")
-    # what a function of the user's makes of its file, only the function knows
-    if given.function is None:
-        table(path, given)
+    path = run.path(str(spec.trainable.data), key="trainable.data")
+    # only the user's function knows the form of its own data
+    if spec.trainable.function is None:
+        read_table(path, build_trainable(spec.trainable))

@@ -1,4 +1,4 @@
-"""Read the times of arrivals from logs: one request a line, in the order in which they came or ended."""
+"""Read arrival times from logs with one request per line, in the order in which requests came or ended."""
 
 from __future__ import annotations
 
@@ -8,104 +8,106 @@ from pathlib import Path
 
 import numpy as np
 
-from unfoldkit.arrivals.readers.k6 import is_aside
+from unfoldkit.arrivals.readers.monitoring import is_other_k6_line
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
     NUMBER,
-    YEARLESS,
+    TimeNotation,
     Times,
-    dated,
-    each_present,
-    in_line,
-    in_seconds,
-    unit,
+    each_epoch_to_seconds,
+    split_unit,
+    to_seconds,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
-Tell = Callable[[str], None]
-STRAY = 0.01
-"""The share of lines without a time that a log may have: a crash, a cut or a start leaves a few."""
-_YEAR = 366 * 86400.0
+Warn = Callable[[str], None]
+MAX_UNREADABLE = 0.01
+"""The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
 
 
-def unheard(text: str) -> None:
-    """Leave a note untold."""
+def ignore_warning(text: str) -> None:
+    """Drop a warning."""
 
 
-def read_log(path: Path, match: str, column: str | None, tell: Tell) -> Times:
-    """Return the times of the lines that hold ``match``, sorted, in s or since 1970 in the unit of the log.
+def read_log(path: Path, match: str, column: str | None, notation: TimeNotation, warn: Warn) -> Times:
+    """Read the times of the lines that contain ``match``.
 
-    Lines that begin with ``#`` (W3C extended logs), and measurements of k6 that are no request, are left out. Of lines
-    in JSON the value of ``column`` is taken, or that of a usual name. At most 1 % of the lines may be without a time;
-    ``tell`` is told of them.
+    Lines that begin with ``#`` (W3C extended logs) and samples of k6 that are not requests are skipped. At most 1 % of
+    the lines may have no time; ``warn`` receives a note about them.
+
+    Args:
+        path: The log, gzipped or not.
+        match: A text that a line must contain; empty selects all lines.
+        column: The field of JSON lines; without it, the first usual name.
+        notation: How times are written.
+        warn: Receives a note about skipped lines.
+
+    Returns:
+        Sorted times in s, from any origin.
 
     Raises:
-        UnfoldError: the file cannot be read, or more lines have no time.
+        UnfoldError: The file cannot be read, or too many lines have no time.
     """
-    missed: list[int] = []
+    skipped: list[int] = []
     try:
         with open_text(path, errors="replace") as stream:
-            times = np.fromiter(_times(stream, match, column, missed), np.float64)
+            times = np.fromiter(_parse_lines(stream, match, column, notation, skipped), np.float64)
     except UNREADABLE as error:
         raise user_error(f"cannot read the log: {error}", file=str(path)) from error
-    _judge(missed, times.size + len(missed), path, tell)
-    return np.sort(each_present(_years(times)))
+    _check_skipped(skipped, times.size + len(skipped), path, notation, warn)
+    return np.sort(times if notation.unit else each_epoch_to_seconds(times))
 
 
-def line_time(text: str, column: str | None = None) -> float | None:
-    """Return the time of a line, in JSON or not; ``None`` if it has none."""
-    found = _json(text, column) if text.startswith("{") else None
-    return in_line(text) if found is None else found
+def parse_line(text: str, column: str | None, notation: TimeNotation) -> float | None:
+    """Parse the time of a line, JSON or plain; ``None`` if it has none."""
+    time = _parse_json(text, column, notation) if text.startswith("{") else None
+    return notation.parse_line(text) if time is None else time
 
 
-def _times(lines: Iterator[str], match: str, column: str | None, missed: list[int]) -> Iterator[float]:
-    for line, text in enumerate(lines, 1):
-        if match not in text or text.startswith("#") or text.isspace() or is_aside(text):
+def _parse_lines(
+    lines: Iterator[str], match: str, column: str | None, notation: TimeNotation, skipped: list[int]
+) -> Iterator[float]:
+    for number, text in enumerate(lines, 1):
+        if match not in text or text.startswith("#") or text.isspace() or is_other_k6_line(text):
             continue
-        found = line_time(text, column)
-        if found is None:
-            missed.append(line)
+        time = parse_line(text, column, notation)
+        if time is None:
+            skipped.append(number)
         else:
-            yield found
+            yield time
 
 
-def _json(text: str, column: str | None) -> float | None:
+def _parse_json(text: str, column: str | None, notation: TimeNotation) -> float | None:
     try:
-        cells = json.loads(text)
-        name = column or _named(cells)
-        return None if name is None else _value(name, cells.get(name))
+        fields = json.loads(text)
+        name = column or _time_field(fields)
+        return None if name is None else _parse_field(name, fields.get(name), notation)
     except (ValueError, OverflowError, RecursionError):
         return None
 
 
-def _named(cells: Iterable[str]) -> str | None:
-    plain = {name.lstrip("@_").lower(): name for name in cells}
-    found = next((plain[name] for name in COLUMNS if name in plain), None)
-    return found or next((name for name in cells if unit(name)[0] in COLUMNS), None)
+def _time_field(names: Iterable[str]) -> str | None:
+    plain = {name.lstrip("@_").lower(): name for name in names}
+    usual = next((plain[name] for name in COLUMNS if name in plain), None)
+    return usual or next((name for name in names if split_unit(name)[0] in COLUMNS), None)
 
 
-def _value(name: str, value: object) -> float | None:
+def _parse_field(name: str, value: object, notation: TimeNotation) -> float | None:
     if isinstance(value, str):
-        return float(value) if NUMBER.fullmatch(value) else dated(value)
+        is_number = NUMBER.fullmatch(value) and notation.format is None
+        return to_seconds(float(value), notation.unit_s or 1.0) if is_number else notation.parse_text(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return in_seconds(float(value), unit(name)[1] or 1.0)
+    return to_seconds(float(value), notation.unit_s or split_unit(name)[1] or 1.0)
 
 
-def _judge(missed: list[int], lines: int, path: Path, tell: Tell) -> None:
-    if not missed:
+def _check_skipped(skipped: list[int], lines: int, path: Path, notation: TimeNotation, warn: Warn) -> None:
+    if not skipped:
         return
-    if len(missed) > STRAY * lines:
-        hint = "common log format, ISO 8601, or seconds since 1970; arrivals.match takes only lines that hold a text"
-        told = f"no time in this line, nor in {len(missed) - 1:,} other of {lines:,}" if missed[1:] else ""
-        raise UnfoldError(Diagnostic(told or "no time in this line", str(path), missed[0], 1, hint=hint))
-    count = f"{len(missed):,} of {lines:,} lines, the first of them line {missed[0]}"
-    tell(f"{path}: without a time and left out: {count}")
-
-
-def _years(times: Times) -> Times:
-    """Where lines have no year, one that is half a year before the line above it is of the next year."""
-    if not times.size or not YEARLESS <= times[0] < YEARLESS + _YEAR:
-        return times
-    return times + _YEAR * np.cumsum(np.diff(times, prepend=times[0]) < -_YEAR / 2)
+    if len(skipped) > MAX_UNREADABLE * lines:
+        keys = "; arrivals.match selects lines that contain a text" if notation.key else ""
+        more = f", nor in {len(skipped) - 1:,} other lines of {lines:,}" if skipped[1:] else ""
+        hint = f"common log format, {notation.hint}{keys}"
+        raise UnfoldError(Diagnostic(f"no time in this line{more}", str(path), skipped[0], 1, hint=hint))
+    warn(f"{path}: skipped {len(skipped):,} of {lines:,} lines, which have no time; the first is line {skipped[0]}")

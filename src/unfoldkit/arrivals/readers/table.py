@@ -1,316 +1,327 @@
-"""Read the times of arrivals from tables: one row an arrival, or one an interval with a count of arrivals."""
+"""Read arrival times from tables: one row per arrival, or one row per interval with a count or a rate of arrivals."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers import k6
-from unfoldkit.arrivals.readers.dates import clocked, in_digits, is_day, is_slashed, serial, slashed
-from unfoldkit.arrivals.readers.rate_columns import is_paced, per, value
-from unfoldkit.arrivals.readers.timestamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
+from unfoldkit.arrivals.readers import monitoring
+from unfoldkit.arrivals.readers.timestamps import (
+    COLUMNS,
+    NUMBER,
+    TimeNotation,
+    Times,
+    epoch_to_seconds,
+    is_ambiguous,
+    is_time,
+    split_unit,
+    to_seconds,
+)
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 
 Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
-COUNTS = ("count", "counts", "requests", "invocations", "n")
+"""Line numbers and cells."""
+COUNT_COLUMNS = ("count", "counts", "requests", "invocations", "n")
 """Names of columns that count the arrivals of an interval, in any case."""
-GAPS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
-"""Names of columns that hold the time since the arrival before, in any case and with a unit or without."""
-_AS_ROWS = "a whole number; arrivals.rates names a column of arrivals a second, counts: '' takes each row as one"
-_AS_RATE = "arrivals a second, such as 12.5; arrivals.counts: '' takes each row as one arrival"
-# an empty cell is a count that is missing, where words tell that the column holds none
-_COUNT = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
-# no count, but meant as one: to take its row as one arrival would be wrong a thousandfold
-_ROUNDED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
+GAP_COLUMNS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
+"""Names of columns that hold the time since the previous arrival, in any case and with or without a unit."""
+_COUNT_HINT = "a whole number; arrivals.rates names a column of rates, counts: '' reads each row as one arrival"
+_RATE_HINT = "arrivals per second, such as 12.5; arrivals.counts: '' reads each row as one arrival"
+# an empty cell is a missing count, whereas words show that the column holds none
+_COUNT_CELL = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
+# abbreviated counts are refused: a row read as one arrival would be wrong by a factor of a thousand
+_ABBREVIATED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
 _WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
-_MINUTE = 60.0
-_ENDED = ("end_timestamp", "duration")
+_MINUTE_S = 60.0
+_END_COLUMNS = ("end_timestamp", "duration")
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Where the times stand in a table: names that are asked for, and names that are likely.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableColumns:
+    """The columns that a table is read by.
 
-    ``counts`` is the column of counts, ``rates`` that of arrivals a second; ``""`` if none is meant, ``None`` if a name
-    shall tell; ``match`` is a text that rows must hold. What is likely is taken where it is there.
+    Args:
+        time: The column of times.
+        default_time: The column of times if the table has it.
+        counts: The column of counts; ``""`` if there is none, ``None`` if the names decide.
+        default_counts: The column of counts if the table has it.
+        match: A text that a row must contain.
+        rates: The column of arrivals per second.
+        default_rates: The column of rates if the table has it.
+        notation: How times are written.
     """
 
     time: str | None = None
-    likely: str | None = None
+    default_time: str | None = None
     counts: str | None = None
-    likely_counts: str | None = None
+    default_counts: str | None = None
     match: str = ""
     rates: str | None = None
-    likely_rates: str | None = None
+    default_rates: str | None = None
+    notation: TimeNotation = field(default_factory=TimeNotation)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Times in s, and how many arrivals came from each on till the next; without counts or rates, each is one arrival.
+class TraceRows:
+    """Times in s, with the counts or rates of arrivals from each time to the next; without them, single arrivals.
 
-    ``rates`` are arrivals a second. ``column`` is that of both; ``guessed`` says that only its name told so.
+    ``column`` is the column of counts or rates, ``by_name`` whether only its name identified it.
     """
 
     times: Times
     counts: Counts | None = None
     column: str = ""
-    guessed: bool = False
+    by_name: bool = False
     rates: Times | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Amount:
-    """The column of counts, or of rates: arrivals in each ``per`` s."""
+class _AmountColumn:
+    """The column of counts, or of rates per ``period_s``."""
 
-    at: int
+    index: int
     name: str
-    per: float | None = None
-    guessed: bool = False
+    period_s: float | None = None
+    by_name: bool = False
 
 
-def from_rows(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
-    """Return the times of rows under a head, wherever they stood; errors as those of :func:`read_table`."""
-    return _named(head, _holding(rows, columns.match), columns, path)
-
-
-def read_table(path: Path, columns: Columns) -> Found:
-    """Return the times of a table, with counts where a column holds them.
+def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) -> TraceRows:
+    """Read the times of rows under a head, whatever file format they come from.
 
     Raises:
-        UnfoldError: the file cannot be read, there is no such column, or a cell is no time or no count.
+        UnfoldError: See :func:`read_table`.
+    """
+    return _read_named(head, _select(rows, columns.match), columns, path)
+
+
+def read_table(path: Path, columns: TableColumns) -> TraceRows:
+    """Read the times of a table, with counts or rates where a column holds them.
+
+    Raises:
+        UnfoldError: The file cannot be read, a column is missing, or a cell is not a time, count or rate.
     """
     try:
         with open_text(path, errors="replace") as stream:
-            return _table(csv_lines(stream), columns, path)
+            return _read_lines(csv_lines(stream), columns, path)
     except UNREADABLE as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
 
 
-def known(head: Sequence[str], wanted: str | None = None) -> bool:
-    """Return whether the first row of a table says so: it names a column of times, or has a time itself."""
+def is_table_head(head: Sequence[str], column: str | None = None) -> bool:
+    """Whether the first row of a file is that of a table: it names a column of times, or holds a time itself."""
     names = [name.strip() for name in head]
-    if wanted:
-        return wanted in names
-    return _usual(names) is not None or _texts(names) > 0 or _ended(names) or bool(names and NUMBER.fullmatch(names[0]))
+    if column:
+        return column in names
+    first_is_number = bool(names and NUMBER.fullmatch(names[0]))
+    return _usual_column(names) is not None or _minute_columns(names) > 0 or _has_ends(names) or first_is_number
 
 
-def _table(lines: Rows, columns: Columns, path: Path) -> Found:
+def _read_lines(lines: Rows, columns: TableColumns, path: Path) -> TraceRows:
     first = next(lines, (0, []))
     head = [name.strip() for name in first[1]]
     if not head:
-        return Found(np.zeros(0))
-    if columns.time is None and _texts(head):
-        return _functions(_holding(lines, columns.match), head, path)
-    if columns.time is None and head and alone(head[0]):
-        times = _times(_holding(itertools.chain([first], lines), columns.match), 0, path)
-        return Found(present(_in_seconds(times, "", head[0])))
-    return _named(head, _holding(lines, columns.match), columns, path)
+        return TraceRows(np.zeros(0))
+    if columns.time is None and _minute_columns(head):
+        return _read_minutes(_select(lines, columns.match), head, path)
+    if columns.time is None and (is_time(head[0]) or columns.notation.parse_text(head[0]) is not None):
+        rows = _select(itertools.chain([first], lines), columns.match)
+        return TraceRows(_read_times(rows, 0, "", columns.notation, path))
+    return _read_named(head, _select(lines, columns.match), columns, path)
 
 
-def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
-    if columns.time is None and _ended(head):
-        ends, lasted = (head.index(name) for name in _ENDED)
-        times, seconds = _counted(rows, ends, _Amount(lasted, _ENDED[1], 1.0), path)
-        return Found(np.sort(times - seconds))
-    if k6.is_head(head):
-        rows = k6.requests(rows)
-    place = _place(head, columns, path)
-    rows = _whole(head, place, rows) if columns.time is None else rows
+def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) -> TraceRows:
+    notation = columns.notation
+    if columns.time is None and _has_ends(head):
+        end, duration = (head.index(name) for name in _END_COLUMNS)
+        amount = _AmountColumn(duration, _END_COLUMNS[1], 1.0)
+        times, seconds = _read_amounts(rows, end, head[end], amount, notation, path)
+        return TraceRows(np.sort(times - seconds))
+    if monitoring.is_k6_table(head):
+        rows = monitoring.select_k6_requests(rows)
+    index = _time_column(head, columns, path)
     first = next(rows, None)
     if first is None:
-        return Found(np.zeros(0))
-    if is_day(head[place], first[1][place].strip() if first[1][place:] else ""):
-        _wrong(first[1][place].strip(), first[0], path)
-    amount = _amount(head, place, first[1], columns, path)
-    times, amounts = _read(itertools.chain([first], rows), place, amount, path)
-    times = _in_seconds(times, head[place], first[1][place].strip())
-    times = np.cumsum(times) if unit(head[place])[0] in GAPS else present(times)
-    if amount is None or amounts is None or (amount.guessed and amount.per is None and _plain(amounts)):
-        return Found(times)
-    if amount.per is not None:
-        return Found(times, None, amount.name, amount.guessed, amounts / amount.per)
-    return Found(times, amounts.astype(np.int64), amount.name, amount.guessed)
+        return TraceRows(np.zeros(0))
+    amount = _amount_column(head, index, first[1], columns, path)
+    rows = itertools.chain([first], rows)
+    if amount is None:
+        return TraceRows(_read_times(rows, index, head[index], notation, path))
+    times, amounts = _read_amounts(rows, index, head[index], amount, notation, path)
+    if amount.period_s is not None:
+        return TraceRows(times, None, amount.name, amount.by_name, amounts / amount.period_s)
+    if amount.by_name and _is_row_number(amounts):
+        return TraceRows(times)
+    return TraceRows(times, amounts.astype(np.int64), amount.name, amount.by_name)
 
 
-def _ended(head: Sequence[str]) -> bool:
-    """Whether a table tells of each request when it ended and how long it took, as that of Azure Functions of 2021."""
-    return set(_ENDED) <= set(head) and _usual(head) is None
+def _has_ends(head: Sequence[str]) -> bool:
+    """Whether rows hold the end and duration of a request, as in the data of Azure Functions of 2021."""
+    return set(_END_COLUMNS) <= set(head) and _usual_column(head) is None
 
 
-def _in_seconds(times: Times, name: str, text: str) -> Times:
-    """Return what stands in a column in s, by the unit of its name; dates in one of milliseconds stay."""
-    if not NUMBER.fullmatch(text) or in_digits(text):
-        return times
-    seconds = unit(name)[1]
-    return serial(times, name) if seconds is None else in_seconds(times, seconds)
+def _select(rows: Rows, match: str) -> Rows:
+    return (row for row in rows if match in ",".join(row[1])) if match else rows
 
 
-def _read(rows: Rows, place: int, amount: _Amount | None, path: Path) -> tuple[Times, Times | None]:
-    return (_times(rows, place, path), None) if amount is None else _counted(rows, place, amount, path)
-
-
-def _holding(rows: Rows, match: str) -> Rows:
-    return (item for item in rows if match in ",".join(item[1])) if match else rows
-
-
-def _place(head: list[str], columns: Columns, path: Path) -> int:
+def _time_column(head: list[str], columns: TableColumns, path: Path) -> int:
     if columns.time:
-        return _at(head, columns.time, path)
-    found = head.index(columns.likely) if columns.likely in head else _usual(head)
-    if found is None and (len(head) != 1 or head[0].lower() in COUNTS):
+        return _find_column(head, columns.time, path)
+    index = head.index(columns.default_time) if columns.default_time in head else _usual_column(head)
+    if index is None and (len(head) != 1 or head[0].lower() in COUNT_COLUMNS):
         hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
-    return found or 0
+    return index or 0
 
 
-def _whole(head: list[str], place: int, rows: Rows) -> Rows:
-    """Put the day before a time or an hour that has a column of its own."""
-    names = [name.lower() for name in head]
-    other = {"time": "date", "date": "hour"}.get(names[place])
-    if other not in names:
-        return rows
-    day, clock = sorted((place, names.index(other)), key=lambda at: names[at] != "date")
-    last = max(day, clock)
-    return (
-        (line, [*row[:place], clocked(row[day].strip(), row[clock].strip()), *row[place + 1 :]])
-        for line, row in rows
-        if row[last:]
-    )
-
-
-def _at(head: list[str], name: str, path: Path) -> int:
+def _find_column(head: list[str], name: str, path: Path) -> int:
     if name not in head:
         raise UnfoldError(Diagnostic(f"no column {name}", str(path), 1, 1, hint=did_you_mean(name, head)))
     return head.index(name)
 
 
-def _usual(head: Sequence[str]) -> int | None:
-    """Names as they stand go before those with a unit, which may be durations."""
-    for names in ([name.lower().lstrip("@_") for name in head], [unit(name)[0] for name in head]):
-        found = next((names.index(name) for name in COLUMNS if name in names), None)
-        if found is not None:
-            return found
+def _usual_column(head: Sequence[str]) -> int | None:
+    """Find a usual name; complete names take precedence over those with a unit, which may be durations."""
+    for names in ([name.lower().lstrip("@_") for name in head], [split_unit(name)[0] for name in head]):
+        index = next((names.index(name) for name in COLUMNS if name in names), None)
+        if index is not None:
+            return index
     return None
 
 
-def _amount(head: list[str], place: int, row: list[str], columns: Columns, path: Path) -> _Amount | None:
-    """Return which column tells how many arrive: what is asked for, what is likely, or what its name tells."""
-    counts = _wanted(columns.counts, columns.likely_counts, head)
-    rates = _wanted(columns.rates, columns.likely_rates, head)
+def _amount_column(
+    head: list[str], time_index: int, row: list[str], columns: TableColumns, path: Path
+) -> _AmountColumn | None:
+    """Return the column of counts or rates: the stated one, the default one, or the one that its name identifies."""
+    counts = _stated_column(columns.counts, columns.default_counts, head)
+    rates = _stated_column(columns.rates, columns.default_rates, head)
     if rates:
-        return _Amount(_at(head, rates, path), rates, per(rates) or 1.0)
+        return _AmountColumn(_find_column(head, rates, path), rates, monitoring.rate_period_s(rates) or 1.0)
     if counts:
-        return _Amount(_at(head, counts, path), counts)
-    return None if "" in (counts, rates) else _guessed(head, place, row)
+        return _AmountColumn(_find_column(head, counts, path), counts)
+    return None if "" in (counts, rates) else _named_amount(head, time_index, row)
 
 
-def _wanted(asked: str | None, likely: str | None, head: list[str]) -> str | None:
-    return likely if asked is None and likely in ("", *head) else asked
+def _stated_column(stated: str | None, default: str | None, head: list[str]) -> str | None:
+    return default if stated is None and default in ("", *head) else stated
 
 
-def _guessed(head: list[str], place: int, row: list[str]) -> _Amount | None:
-    others = [at for at in range(min(len(head), len(row))) if at != place]
-    for at in others:
-        if head[at].lower() in COUNTS:
-            meant = _COUNT.fullmatch(row[at].strip()) or _ROUNDED.fullmatch(row[at].strip())
-            return _Amount(at, head[at], None, guessed=True) if meant else None
-    named = (at for at in others if per(head[at]) and value(row[at]) is not None)
-    found = next(named, next((at for at in others if is_paced(row[at])), None))
-    return None if found is None else _Amount(found, head[found], per(head[found]) or 1.0, guessed=True)
+def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountColumn | None:
+    candidates = [index for index in range(min(len(head), len(row))) if index != time_index]
+    for index in candidates:
+        if head[index].lower() in COUNT_COLUMNS:
+            cell = row[index].strip()
+            is_count = _COUNT_CELL.fullmatch(cell) or _ABBREVIATED.fullmatch(cell)
+            return _AmountColumn(index, head[index], None, by_name=True) if is_count else None
+    for index in candidates:
+        period_s = monitoring.rate_period_s(head[index])
+        if period_s is not None and monitoring.parse_rate(row[index]) is not None:
+            return _AmountColumn(index, head[index], period_s, by_name=True)
+    stated = next((index for index in candidates if monitoring.has_rate_unit(row[index])), None)
+    return None if stated is None else _AmountColumn(stated, head[stated], 1.0, by_name=True)
 
 
-def _plain(counts: Times) -> bool:
-    """Ones, and numbers from 0 or 1 on, say no more than that each row is an arrival."""
+def _is_row_number(counts: Times) -> bool:
+    """Whether values are all 1, or count up from 0 or 1: then each row is one arrival."""
     return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
 
 
-def _times(rows: Rows, place: int, path: Path) -> Times:
-    cells = _cells(rows, place, path)
+def _read_times(rows: Rows, index: int, name: str, notation: TimeNotation, path: Path) -> Times:
+    """Read a column of times; its first cell decides whether the column holds numbers or dates."""
+    cells = _read_cells(rows, index, path)
     line, text = next(cells, (0, ""))
     if not line:
         return np.zeros(0)
     cells = itertools.chain([(line, text)], cells)
-    if is_slashed(text):
-        return _slashed(list(cells), path)
-    as_date = in_digits(text)
-    return np.fromiter((_value(text, path, line, as_date=as_date) for line, text in cells), np.float64)
+    if notation.format is not None or not NUMBER.fullmatch(text):
+        dates = (_parse_date(cell, path, number, notation) for number, cell in cells)
+        return np.fromiter(dates, np.float64)
+    times = np.fromiter((_parse_number(cell, path, number, notation) for number, cell in cells), np.float64)
+    stem, column_unit_s = split_unit(name)
+    unit_s = notation.unit_s or column_unit_s
+    if stem in GAP_COLUMNS:
+        return np.cumsum(to_seconds(times, unit_s or 1.0))
+    if unit_s is not None:
+        return epoch_to_seconds(to_seconds(times, unit_s)) if notation.unit is None else to_seconds(times, unit_s)
+    if is_ambiguous(float(times[0]), text):
+        _raise_not_a_time(text, line, path, notation.number_hint)
+    return epoch_to_seconds(times)
 
 
-def _slashed(cells: list[tuple[int, str]], path: Path) -> Times:
-    found = slashed([text for _, text in cells])
-    return _wrong(*cells[found][::-1], path) if isinstance(found, int) else found
+def _parse_date(text: str, path: Path, line: int, notation: TimeNotation) -> float:
+    time = notation.parse_text(text)
+    if time is None and notation.format is None and NUMBER.fullmatch(text):
+        return float(text)
+    return _raise_not_a_time(text, line, path, notation.hint) if time is None else time
 
 
-def _value(text: str, path: Path, line: int, *, as_date: bool) -> float:
-    return float(text) if NUMBER.fullmatch(text) and not as_date else _time(text, path, line)
+def _parse_number(text: str, path: Path, line: int, notation: TimeNotation) -> float:
+    return float(text) if NUMBER.fullmatch(text) else _parse_date(text, path, line, notation)
 
 
-def _counted(rows: Rows, place: int, amount: _Amount, path: Path) -> tuple[Times, Times]:
+def _read_amounts(
+    rows: Rows, index: int, name: str, amount: _AmountColumn, notation: TimeNotation, path: Path
+) -> tuple[Times, Times]:
     amounts: list[float] = []
-    read = _count if amount.per is None else _rate
+    parse = _parse_count if amount.period_s is None else _parse_rate
 
-    def kept() -> Rows:
+    def collect() -> Rows:
         for line, row in rows:
-            amounts.append(read(row[amount.at].strip() if amount.at < len(row) else "", amount.name, path, line))
+            cell = row[amount.index].strip() if amount.index < len(row) else ""
+            amounts.append(parse(cell, amount.name, path, line))
             yield line, row
 
-    return _times(kept(), place, path), np.array(amounts)
+    times = _read_times(collect(), index, name, notation, path)
+    return times, np.array(amounts)
 
 
-def _count(text: str, name: str, path: Path, line: int) -> int:
+def _parse_count(text: str, name: str, path: Path, line: int) -> int:
     if not _WHOLE.fullmatch(text):
-        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _AS_ROWS))
+        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _COUNT_HINT))
     return int(float(text.replace(",", "")))
 
 
-def _rate(text: str, name: str, path: Path, line: int) -> float:
-    found = value(text)
-    if found is None:
-        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a rate", str(path), line, 1, name, _AS_RATE))
-    return found
+def _parse_rate(text: str, name: str, path: Path, line: int) -> float:
+    rate = monitoring.parse_rate(text)
+    if rate is None:
+        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a rate", str(path), line, 1, name, _RATE_HINT))
+    return rate
 
 
-def _cells(rows: Rows, place: int, path: Path) -> Iterator[tuple[int, str]]:
+def _read_cells(rows: Rows, index: int, path: Path) -> Iterator[tuple[int, str]]:
     for line, row in rows:
-        if place >= len(row):
+        if index >= len(row):
             raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
-        yield line, row[place].strip()
+        yield line, row[index].strip()
 
 
-def _time(text: str, path: Path, line: int) -> float:
-    found = dated(text)
-    return _wrong(text, line, path) if found is None else found
-
-
-def _wrong(text: str, line: int, path: Path) -> NoReturn:
-    hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
+def _raise_not_a_time(text: str, line: int, path: Path, hint: str) -> NoReturn:
     raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a time", str(path), line, 1, hint=hint))
 
 
-def _texts(head: Sequence[str]) -> int:
-    """Return how many columns stand before those of minutes, named 1, 2, ...; 0 where there are none."""
+def _minute_columns(head: Sequence[str]) -> int:
+    """Return the number of columns before those of minutes (1, 2, ...); 0 if the table has none."""
     first = head.index("1") if "1" in head else 0
     minutes = head[first:]
     return first if len(minutes) > 1 and minutes == [str(minute) for minute in range(1, len(minutes) + 1)] else 0
 
 
-def _functions(rows: Rows, head: list[str], path: Path) -> Found:
-    """A row for each function, a column for each minute, as in the data of Azure Functions."""
-    first = _texts(head)
+def _read_minutes(rows: Rows, head: list[str], path: Path) -> TraceRows:
+    """Sum a table with a row per function and a column per minute, as in the data of Azure Functions of 2019."""
+    first = _minute_columns(head)
     totals = np.zeros(len(head) - first, np.int64)
     for line, row in rows:
         cells = row[first : len(head)]
         if len(cells) < totals.size or not all(map(str.isdecimal, cells)):
-            place = next((at for at, cell in enumerate(cells) if not cell.isdecimal()), len(cells))
-            _count(cells[place] if place < len(cells) else "", head[first + place], path, line)
+            index = next((index for index, cell in enumerate(cells) if not cell.isdecimal()), len(cells))
+            _parse_count(cells[index] if index < len(cells) else "", head[first + index], path, line)
         totals += np.fromiter(map(int, cells), np.int64, totals.size)
-    return Found(_MINUTE * np.arange(totals.size, dtype=np.float64), totals, f"1 to {head[-1]}")
+    return TraceRows(_MINUTE_S * np.arange(totals.size, dtype=np.float64), totals, f"1 to {head[-1]}")

@@ -1,15 +1,23 @@
-"""Times as they stand in logs and tables, and the units that names of columns give."""
+"""Timestamps of logs and tables: which notations are recognised, and which the spec must name.
+
+Three notations are unambiguous and recognised everywhere: ISO 8601 dates with a time, numbers since 1970 in seconds to
+nanoseconds, and the common log format. Every other date needs ``time_format`` (directives of
+:meth:`datetime.datetime.strptime`), and numbers in another unit than seconds need ``unit`` or a column name that ends
+with it (``time_ms``). A question costs a user a minute; a wrong guess costs a wrong plan.
+"""
 
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers.dates import MONTHS, is_slashed, written
+from unfoldkit.errors import did_you_mean, user_error
 
 Times = NDArray[np.float64]
 Number = TypeVar("Number", float, NDArray[np.float64])
@@ -20,110 +28,234 @@ COLUMNS = (
     *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
     *("time_iso8601", "time_local", "start", "realtime_timestamp"),
 )
-"""Names of columns of arrival times, in any case and with a unit or without, the likeliest first."""
+"""Names of columns of arrival times, in any case and with or without a unit, the likeliest first."""
+UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+"""Units that ``arrivals.unit`` takes, in s."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
-YEARLESS = 63_072_000.0
-"""1972 stands for the year where a log writes none: it has every day, and no log is so old."""
-_EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-_NUMBERS = {name: f"{place:02}" for place, name in enumerate(MONTHS, 1)}
-_SERVER = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)?(?: ([+-]\d{4}))?"
-_CLF = re.compile(rf"\[{_SERVER}\]")
-_CLF_CELL = re.compile(rf"\[?{_SERVER}\]?")
-# behind the blank, a zone has minutes: what else begins with a sign there is a number
-_DATE = (
-    r"(\d{4})[-/](\d{2})[-/](\d{2})[T \t](\d{2}:\d{2})(?::(\d{2})([.,]\d+)?)?(?!\d)"
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MAX_NAME_LENGTH = 1000
+MAX_RELATIVE_S = 1e8
+"""Numbers below count seconds from any start (three years); larger ones must be a time since 1970."""
+_EPOCH_RANGE_S = (6e8, 2e9)
+"""Times since 1970 that are recognised: 1989 to 2033. Beyond, digits are often a date such as 2034010112."""
+_EPOCH_PARTS = (1.0, 1e3, 1e6, 1e9)
+_CLF_STAMP = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)?(?: ([+-]\d{4}))?"
+_CLF = re.compile(rf"\[{_CLF_STAMP}\]")
+_CLF_CELL = re.compile(rf"\[?{_CLF_STAMP}\]?")
+# behind a blank, a zone has minutes: another signed number there is not a zone
+_ISO = (
+    r"(\d{4})-(\d{2})-(\d{2})[T \t](\d{2}:\d{2})(?::(\d{2})([.,]\d+)?)?(?!\d)"
     r"(?:\s*(Z|[+-]\d{2}:?\d{2}(?!\d))|([+-]\d{2})(?![\d:]))?"
 )
-_SYSLOG = rf"\b({'|'.join(MONTHS)}) ([ \d]\d) (\d{{2}}:\d{{2}}:\d{{2}})(\.\d+)?(?: (\d{{4}})\])?"
-# digits without a fraction are a time only where a line begins: elsewhere they may be any number
+_ISO_DATE = re.compile(_ISO)
+_ISO_BASIC = re.compile(r"\d{8}T\d{4,6}(?:Z|[+-]\d{2}(?:\d{2})?)?")
+# digits without a fraction are a time only at the beginning of a line: elsewhere they may be any number
 _KAFKA = "(?:Create|LogAppend)Time:"
 _EPOCH = rf"(?<![\w.-])(1\d{{9}}\.\d{{3,9}})(?![\w.])|^(?:{_KAFKA}|[^\w-]{{0,3}})(1\d{{9}}(?:\d{{3}}){{0,3}})(?![\w.])"
-_DATED = re.compile(_DATE)
-_ANY = re.compile(f"{_DATE}|{_SYSLOG}|{_EPOCH}")
-# lines of AWS load balancers hold when the answer went out, and further on when the request came
+_ISO_OR_EPOCH = re.compile(f"{_ISO}|{_EPOCH}")
+# a line of an AWS load balancer begins with the time of the response; the time of the request follows further on
 _BALANCER = re.compile(r'(?:https?|h2|grpcs?|wss?) \d{4}-.*? \d+ (\d{4}-\d{2}-\d{2}T[\d:.]+Z) "')
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_UNIT = re.compile(
+_UNIT_SUFFIX = re.compile(
     r"(?:^|[\s_.(\[/-]+)(?:(s|secs?|seconds?)|(ms|msecs?|millis?|milliseconds?)|([uµμ]s|usecs?|micros?|microseconds?)"
     r"|(ns|nsecs?|nanos?|nanoseconds?)|(minutes?)|(hours?)|(days?))[)\]]?$"
 )
-_SECONDS = (1.0, 1e-3, 1e-6, 1e-9, 60.0, 3600.0, 86400.0)
-_APART = re.compile(r"[\s-]+")
+_SUFFIX_S = (1.0, 1e-3, 1e-6, 1e-9, 60.0, 3600.0, 86_400.0)
+_SEPARATORS = re.compile(r"[\s-]+")
+_DIRECTIVES = {
+    "Y": r"\d{4}", "y": r"\d{2}", "m": r"\d{1,2}", "d": r"\d{1,2}", "j": r"\d{1,3}", "H": r"\d{1,2}", "I": r"\d{1,2}",
+    "M": r"\d{1,2}", "S": r"\d{1,2}", "f": r"\d{1,6}", "b": r"[A-Za-z]{3}", "B": r"[A-Za-z]{3,9}", "a": r"[A-Za-z]{3}",
+    "A": r"[A-Za-z]{6,9}", "p": r"[AaPp][Mm]", "z": r"(?:Z|[+-]\d{2}:?\d{2})", "Z": r"[A-Z]{3,4}", "%": "%",
+}  # fmt: skip
 
 
-def unit(name: str) -> tuple[str, float | None]:
-    """Return the name of a column without its unit, in small letters, and the unit in s, ``None`` if it has none."""
-    plain = _APART.sub("_", _CAMEL.sub("_", name.strip().lstrip("@_"))).lower()
-    # no name of a column is so long; the search would take the square of its length
-    found = _UNIT.search(plain) if len(plain) <= 1000 else None
-    if found is None or found.lastindex is None:
+@dataclass(frozen=True)
+class TimeNotation:
+    """How a spec says that times are written.
+
+    Args:
+        format: Directives of ``strptime`` for dates that are neither ISO 8601 nor common log format.
+        unit: Unit of numbers, a key of ``UNITS_S``; without it, a column's name or the size of the numbers decides.
+        key: The section of the spec that has the keys ``time_format`` and ``unit``, for hints; empty if none has.
+    """
+
+    format: str | None = None
+    unit: str | None = None
+    key: str = "arrivals"
+
+    def check(self) -> None:
+        """Check format and unit before a file is read.
+
+        Raises:
+            UnfoldError: A directive or the unit is unknown.
+        """
+        if self.unit is not None and self.unit not in UNITS_S:
+            hint = did_you_mean(self.unit, UNITS_S)
+            raise user_error(f"no such unit: {self.unit!r}", key=f"{self.key}.unit", hint=hint)
+        directives = re.findall(r"%(.?)", self.format or "%Y")
+        unknown = next((name for name in directives if name not in _DIRECTIVES), None)
+        if not directives or unknown is not None:
+            message = f"{self.format!r} holds no directive" if unknown is None else f"no such directive: %{unknown}"
+            raise user_error(message, key=f"{self.key}.time_format", hint='such as "%d/%m/%Y %H:%M:%S"')
+
+    @property
+    def unit_s(self) -> float | None:
+        """The stated unit in s."""
+        return None if self.unit is None else UNITS_S[self.unit]
+
+    @property
+    def hint(self) -> str:
+        """What to write for a cell that is not recognised."""
+        known = "ISO 8601, seconds, or epoch seconds to nanoseconds"
+        return f'{known}; else set {self.key}.time_format, such as "%d/%m/%Y %H:%M:%S"' if self.key else known
+
+    @property
+    def number_hint(self) -> str:
+        """What to write for numbers of an ambiguous size."""
+        if not self.key:
+            return "ISO 8601, or epoch seconds to nanoseconds"
+        return f'set {self.key}.unit, such as ms, or {self.key}.time_format, such as "%Y%m%d"'
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The pattern of texts that ``format`` can parse."""
+        parts = re.split(r"%(.)", self.format or "")
+        return re.compile("".join(_DIRECTIVES[p] if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+    def parse_text(self, text: str) -> float | None:
+        """Parse a cell that holds a date: by ``format`` if there is one, else ISO 8601 or common log format."""
+        return parse_timestamp(text) if self.format is None else self._parse_format(text.strip())
+
+    def parse_line(self, text: str) -> float | None:
+        """Parse the time of a line of a log; with ``format``, the first text of the line that it fits."""
+        if self.format is None:
+            return parse_line_time(text)
+        match = self.pattern.search(text)
+        return self._parse_format(match[0]) if match else None
+
+    def _parse_format(self, text: str) -> float | None:
+        try:
+            # the year of a format without one only shifts all times alike
+            moment = datetime.strptime(text, self.format or "")  # noqa: DTZ007
+        except ValueError:
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def split_unit(name: str) -> tuple[str, float | None]:
+    """Split a column's name into its stem in lower case and its unit in s, ``None`` without a unit."""
+    plain = _SEPARATORS.sub("_", _CAMEL.sub("_", name.strip().lstrip("@_"))).lower()
+    # the search takes quadratic time, and no column has such a name
+    match = _UNIT_SUFFIX.search(plain) if len(plain) <= MAX_NAME_LENGTH else None
+    if match is None or match.lastindex is None:
         return plain, None
-    return plain[: found.start()], _SECONDS[found.lastindex - 1]
+    return plain[: match.start()], _SUFFIX_S[match.lastindex - 1]
 
 
-def in_seconds(value: Number, seconds: float) -> Number:
-    """Return what counts units of so many seconds in seconds; parts of a second are divided, which rounds once."""
-    return value * seconds if seconds >= 1 else value / round(1 / seconds)
+def to_seconds(value: Number, unit_s: float) -> Number:
+    """Convert a value in units of ``unit_s`` to s; fractions of a second are divided, which rounds only once."""
+    return value * unit_s if unit_s >= 1 else value / round(1 / unit_s)
 
 
-def present(times: Times) -> Times:
-    """Return times of the present in seconds: as such they would lie thousands of years ahead."""
-    first = float(times[0]) if times.size else 0.0
-    return times / next((each for least, each in _EPOCHS if first >= least), 1.0)
+def epoch_to_seconds(times: Times) -> Times:
+    """Convert times since 1970 in ms, µs or ns to s, by the size of the first; other numbers stay."""
+    return times / _epoch_parts(float(times[0])) if times.size else times
 
 
-def each_present(times: Times) -> Times:
-    """Return times of the present in seconds, each by its own size, as lines of one log may count in several units."""
-    for least, parts in _EPOCHS:
-        times = np.where(times >= least, times / parts, times)
+def each_epoch_to_seconds(times: Times) -> Times:
+    """Convert times since 1970 to s, each by its own size: lines of one log may use several units."""
+    for parts in _EPOCH_PARTS[1:]:
+        times = np.where(
+            (times >= _EPOCH_RANGE_S[0] * parts) & (times < _EPOCH_RANGE_S[1] * parts), times / parts, times
+        )
     return times
 
 
-def alone(text: str) -> bool:
-    """Return whether a text is a number or a date and nothing else."""
-    return bool(NUMBER.fullmatch(text) or _DATED.fullmatch(text) or is_slashed(text) or written(text) is not None)
+def is_ambiguous(number: float, text: str = "") -> bool:
+    """Whether a number is neither small enough for relative seconds nor in the range of a time since 1970.
 
-
-def dated(text: str) -> float | None:
-    """Return a date and time of a cell, with or without seconds and zone (UTC), in s since 1970; ``None`` if none."""
-    if served := _CLF_CELL.fullmatch(text.strip()):
-        return _logged(served)
-    found = _DATED.search(text)
-    return _date(found) if found else written(text.strip())
-
-
-def in_line(text: str) -> float | None:
-    """Return the time of a line of a log; ``None`` if it has none.
-
-    That of the common log format goes before any other, which may be part of what was asked for; of others the first.
-    Times since 1970 keep their unit, see :func:`present`.
+    Eight digits that are a calendar date (``20231116``) are ambiguous too.
     """
-    found = _CLF.search(text)
-    if found:
-        return _logged(found)
-    begun = _BALANCER.match(text)
-    found = _ANY.search(begun[1] if begun else text)
-    if found is None:
+    if text.isdecimal() and len(text) == 8 and _is_calendar_date(text):
+        return True
+    low, high = _EPOCH_RANGE_S
+    return number >= MAX_RELATIVE_S and not any(low * parts <= number < high * parts for parts in _EPOCH_PARTS)
+
+
+def is_time(text: str) -> bool:
+    """Whether a text is a number or a recognised date and nothing else."""
+    return bool(NUMBER.fullmatch(text) or _ISO_DATE.fullmatch(text) or _ISO_BASIC.fullmatch(text))
+
+
+def parse_timestamp(text: str) -> float | None:
+    """Parse a date and time in ISO 8601 or common log format to s since 1970; UTC without a zone.
+
+    Returns:
+        Seconds since 1970, or ``None`` if the text holds no such date.
+    """
+    text = text.strip()
+    if clf := _CLF_CELL.fullmatch(text):
+        return _from_clf(clf)
+    if _ISO_BASIC.fullmatch(text):
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    match = _ISO_DATE.search(text)
+    return _from_iso(match) if match else None
+
+
+def parse_line_time(text: str) -> float | None:
+    """Parse the time of a line of a log; ``None`` if it has none.
+
+    The stamp of the common log format takes precedence over others, which may be part of the request. Otherwise the
+    first date or epoch time counts. Epoch times keep their unit, see :func:`each_epoch_to_seconds`.
+    """
+    clf = _CLF.search(text)
+    if clf:
+        return _from_clf(clf)
+    balancer = _BALANCER.match(text)
+    match = _ISO_OR_EPOCH.search(balancer[1] if balancer else text)
+    if match is None:
         return None
-    if found[9]:
-        return _instant(found[13] or "1972", _NUMBERS[found[9]], found[10].replace(" ", "0"), found[11], found[12])
-    return _date(found) if found[1] else float(found[14] or found[15])
+    return _from_iso(match) if match[1] else float(match[9] or match[10])
 
 
-def _logged(found: re.Match[str]) -> float | None:
-    day, month, year, clock, part, zone = found.groups()
-    return _instant(year, _NUMBERS.get(month, "?"), day, clock, part, zone)
+def _epoch_parts(number: float) -> float:
+    low, high = _EPOCH_RANGE_S
+    return next((parts for parts in _EPOCH_PARTS if low * parts <= number < high * parts), 1.0)
 
 
-def _date(found: re.Match[str]) -> float | None:
-    year, month, day, minute, second, part, zone, hours = found.groups()[:8]
-    return _instant(year, month, day, f"{minute}:{second or '00'}", part, zone or hours)
-
-
-def _instant(year: str, month: str, day: str, clock: str, part: str | None, zone: str | None = None) -> float | None:
+def _is_calendar_date(text: str) -> bool:
     try:
-        whole = datetime.fromisoformat(f"{year}-{month}-{day}T{clock}{zone or '+00:00'}").timestamp()
+        return datetime.strptime(text, "%Y%m%d").year >= 1970  # noqa: DTZ007 - only its year is used
+    except ValueError:
+        return False
+
+
+def _from_clf(match: re.Match[str]) -> float | None:
+    day, month, year, clock, fraction, zone = match.groups()
+    number = MONTHS.index(month) + 1 if month in MONTHS else 0
+    return _moment(f"{year}-{number:02}-{day}T{clock}", fraction, zone)
+
+
+def _from_iso(match: re.Match[str]) -> float | None:
+    year, month, day, minute, second, fraction, zone, hours = match.groups()[:8]
+    return _moment(f"{year}-{month}-{day}T{minute}:{second or '00'}", fraction, zone or hours)
+
+
+def _moment(text: str, fraction: str | None, zone: str | None) -> float | None:
+    try:
+        seconds = datetime.fromisoformat(f"{text}{zone or '+00:00'}").timestamp()
     except ValueError:
         return None
-    # fractions of seven digits are usual in cloud traces, and datetime takes six
-    return whole + float(part.replace(",", ".")) if part else whole
+    # cloud traces have fractions of seven digits, of which datetime would drop the last
+    return seconds + float(fraction.replace(",", ".")) if fraction else seconds
+
+
+alone = is_time  # old name
+dated = parse_timestamp  # old name
+present = epoch_to_seconds  # old name
+in_seconds = to_seconds  # old name
+unit = split_unit  # old name

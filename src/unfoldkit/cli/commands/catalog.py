@@ -1,16 +1,22 @@
-"""`unfold catalog`: instance types and prices, and where each price comes from."""
+"""``unfold catalog``: instance types and prices, with the source of each price."""
 
 from __future__ import annotations
 
 import datetime as dt
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from unfoldkit.catalog.aws import Clients, Refreshed, clients, refresh
-from unfoldkit.catalog.bundled import catalog
-from unfoldkit.catalog.cache import cache_file, cached, to_bytes
-from unfoldkit.catalog.instances import Book, Catalog, Instance, Wanted, no_such_gpu, price_of, same_gpu
+from unfoldkit.catalog.aws import AwsClients, RefreshResult, connect_clients, request_prices
+from unfoldkit.catalog.bundled import load_catalog
+from unfoldkit.catalog.cache import cache_file, cache_folder, load_cached_book, to_bytes
+from unfoldkit.catalog.instances import (
+    Catalog,
+    Instance,
+    InstanceFilter,
+    PriceBook,
+    is_same_gpu,
+    price_of,
+    unknown_gpu_error,
+)
 from unfoldkit.catalog.price_lists import read_prices
 from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.errors import ExitCode, user_error
@@ -30,79 +36,102 @@ COLUMNS = (
 )
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where prices that were asked for are kept: the XDG cache folder of the user."""
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfoldkit"
+def list_instances(
+    wanted: InstanceFilter, region: str, prices: Path | None, form: str | None, out: Path | None
+) -> ExitCode:
+    """Print the types that match a filter, cheapest first; the answer is no if there is none.
 
-
-def listing(wanted: Wanted, region: str, prices: Path | None, form: str | None, out: Path | None) -> ExitCode:
-    """Print the types that ``wanted`` admits, cheapest first; the answer is no when there is none."""
-    found = known(region, prices)
-    if wanted.gpu and not any(same_gpu(wanted.gpu, found.find(name).gpu) for name in found.names()):
-        raise no_such_gpu(wanted.gpu, (found.find(name) for name in found.names()))
-    report = listed(found, wanted, region)
-    output.deliver(report, output.choose(plugin_registry.registry(builtin_only=True), form, out), out)
+    Raises:
+        UnfoldError: No type has the GPU, or the price list is at fault.
+    """
+    catalog = open_catalog(region, prices)
+    if wanted.gpu and not any(is_same_gpu(wanted.gpu, catalog.find(name).gpu) for name in catalog.names()):
+        raise unknown_gpu_error(wanted.gpu, (catalog.find(name) for name in catalog.names()))
+    report = report_instances(catalog, wanted, region)
+    output.deliver(report, output.select_renderer(plugin_registry.open_registry(builtin_only=True), form, out), out)
     return ExitCode.YES if report.verdict is Verdict.YES else ExitCode.NO
 
 
-def known(region: str, prices: Path | None = None) -> Catalog:
-    """Return the catalog of a region: a file of the user's, then the cache, then the bundled table."""
+def open_catalog(region: str, prices: Path | None = None) -> Catalog:
+    """Open the catalog of a region: a price list of the user first, then the cache, then the bundled table.
+
+    Raises:
+        UnfoldError: The price list is missing or invalid.
+    """
     if prices is not None and not prices.is_file():
         raise user_error("no such file", file=str(prices), hint="--prices takes a price list: CSV, or JSON of a cloud")
-    given = [read_prices(prices, region)] if prices else []
-    stored = cached(cache_folder(), region)
-    return catalog(region, *given, *([stored] if stored else []))
+    stated = [read_prices(prices, region)] if prices else []
+    cached = load_cached_book(cache_folder(), region)
+    return load_catalog(region, *stated, *([cached] if cached else []))
 
 
-def listed(found: Catalog, wanted: Wanted, region: str) -> Report:
-    """Return the report of a listing."""
-    chosen = found.choose(wanted)
+def report_instances(catalog: Catalog, wanted: InstanceFilter, region: str) -> Report:
+    """Make the report of the types that match a filter."""
+    matches = catalog.choose(wanted)
     market = "spot" if wanted.spot else "on demand"
-    metrics = {"types": Metric(len(chosen)), "known": Metric(len(found.names()))}
-    priced = bool(chosen) and price_of(chosen[0], spot=wanted.spot) < float("inf")
-    if priced:
-        best = f"{chosen[0].name} at {_price(chosen[0], wanted)}"
-        headline = f"{len(chosen)} of {len(found.names())} types; the cheapest is {best}"
-        metrics["cheapest_usd_per_hour"] = Metric(price_of(chosen[0], spot=wanted.spot), "$/h")
-    elif chosen:
-        headline = f"no {market} price is known in {region}; unfold catalog refresh --region {region} asks AWS"
+    metrics = {"types": Metric(len(matches)), "known": Metric(len(catalog.names()))}
+    has_price = bool(matches) and price_of(matches[0], spot=wanted.spot) < float("inf")
+    if has_price:
+        best = f"{matches[0].name} at {_format_price_of(matches[0], wanted)}"
+        headline = f"{len(matches)} of {len(catalog.names())} types; the cheapest is {best}"
+        metrics["cheapest_usd_per_hour"] = Metric(price_of(matches[0], spot=wanted.spot), "$/h")
+    elif matches:
+        headline = f"no {market} price is known in {region}; unfold catalog refresh --region {region} requests it"
     else:
-        headline = f"no type has all of that{_nearest(found, wanted)}"
+        headline = f"no type meets all conditions{_describe_cheapest(catalog, wanted)}"
     return Report(
         kind="catalog",
         verb="list",
         name=region,
-        verdict=Verdict.YES if priced else Verdict.NO,
+        verdict=Verdict.YES if has_price else Verdict.NO,
         headline=headline,
-        subtitle=("Linux", market, *(f"{book.source} {book.date}" for book in found.books)),
+        subtitle=("Linux", market, *(f"{book.source} {book.date}" for book in catalog.books)),
         metrics=metrics,
-        tables=(Table("types", COLUMNS, tuple(_row(item) for item in chosen)),) if chosen else (),
-        lines=_cautions(chosen),
-        next="unfold catalog refresh" if len(found.books) == 1 and priced else "",
+        tables=(Table("types", COLUMNS, tuple(_row(item) for item in matches)),) if matches else (),
+        lines=_caveats(matches),
+        next="unfold catalog refresh" if len(catalog.books) == 1 and has_price else "",
     )
 
 
-def renew(region: str, now: dt.datetime, made: Clients | None = None) -> ExitCode:
-    """Ask AWS for the prices of the known types, keep them with their date, and tell what was refused."""
-    before = catalog(region).books[0]
-    result = refresh(made or clients(region), region, sorted(before.rows), now, before)
+def refresh_prices(region: str, now: dt.datetime, clients: AwsClients | None = None) -> ExitCode:
+    """Request the prices of the known types from AWS, cache them with their date, and print the rejected ones.
+
+    Raises:
+        UnfoldError: AWS cannot be reached, or gave no usable price.
+    """
+    bundled = load_catalog(region).books[0]
+    result = request_prices(clients or connect_clients(region), region, sorted(bundled.rows), now, bundled)
     path = cache_file(cache_folder(), region)
     write_atomically(path, to_bytes(result.book))
-    console.write_report(_told(result, before))
-    console.say(f"wrote {path}")
+    console.write_report(_describe_refresh(result, bundled))
+    console.print_message(f"wrote {path}")
     return ExitCode.YES
 
 
-def _told(result: Refreshed, before: Book) -> str:
+def parse_max_price(text: str | None) -> float | None:
+    """Parse ``--max-price`` to dollars per hour.
+
+    Raises:
+        UnfoldError: The text is not a price.
+    """
+    from pydantic_core import PydanticCustomError
+
+    try:
+        return None if text is None else parse_price(text)
+    except PydanticCustomError as error:
+        raise user_error(f"--max-price {error.message()}", hint='write "$5/h"') from error
+
+
+def _describe_refresh(result: RefreshResult, bundled: PriceBook) -> str:
     changed = [
-        f"  {name:<16} {_shown(before.rows[name].on_demand)} -> {_shown(row.on_demand)}"
+        f"  {name:<16} {_format_or_unknown(bundled.rows[name].on_demand)} -> {_format_or_unknown(row.on_demand)}"
         for name, row in result.book.rows.items()
-        if name in before.rows and row.on_demand not in (None, before.rows[name].on_demand)
+        if name in bundled.rows and row.on_demand not in (None, bundled.rows[name].on_demand)
     ]
-    refused = [f"  {item.name:<16} {item.market}: {item.reason}" for item in result.refused]
+    rejected = [f"  {item.name:<16} {item.market}: {item.reason}" for item in result.rejected]
     lines = [f"{len(result.book.rows)} types priced, {result.book.date}"]
     lines += ["changed since the bundled table:", *changed] if changed else []
-    lines += ["refused:", *refused] if refused else []
+    lines += ["rejected:", *rejected] if rejected else []
     return "\n".join(lines) + "\n"
 
 
@@ -113,38 +142,31 @@ def _row(item: Instance) -> tuple[Cell, ...]:
     return (item.name, item.vcpus, item.memory_gib, gpus, memory, item.on_demand, item.spot, source)
 
 
-def _cautions(rows: list[Instance]) -> tuple[tuple[str, str], ...]:
+def _caveats(rows: list[Instance]) -> tuple[tuple[str, str], ...]:
     if any(row.spot_derived for row in rows):
-        return (("spot", "derived: the on-demand price less the saving of the Spot Advisor of 2025; not a quote"),)
+        text = "derived from the on-demand price and the saving in the Spot Advisor of 2025; not a quote"
+        return (("spot", text),)
     return ()
 
 
-def _nearest(found: Catalog, wanted: Wanted) -> str:
-    free = Wanted(wanted.gpu, wanted.min_gpus, wanted.min_vcpus, wanted.min_memory_gib, None, wanted.spot)
-    rest = [item for item in found.choose(free) if price_of(item, spot=wanted.spot) < float("inf")]
-    if wanted.max_price is None or not rest:
+def _describe_cheapest(catalog: Catalog, wanted: InstanceFilter) -> str:
+    """Name the cheapest type that misses only the price bound."""
+    unbounded = InstanceFilter(wanted.gpu, wanted.min_gpus, wanted.min_vcpus, wanted.min_memory_gib, None, wanted.spot)
+    priced = [item for item in catalog.choose(unbounded) if price_of(item, spot=wanted.spot) < float("inf")]
+    if wanted.max_price is None or not priced:
         return ""
-    return f" for {format_price(wanted.max_price)}; the cheapest is {rest[0].name} at {_price(rest[0], wanted)}"
+    cheapest = f"{priced[0].name} at {_format_price_of(priced[0], wanted)}"
+    return f" for {format_price(wanted.max_price)}; the cheapest is {cheapest}"
 
 
-def _price(item: Instance, wanted: Wanted) -> str:
+def _format_price_of(item: Instance, wanted: InstanceFilter) -> str:
     price = price_of(item, spot=wanted.spot)
     return format_price(price) if price < float("inf") else "an unknown price"
 
 
-def _shown(price: float | None) -> str:
+def _format_or_unknown(price: float | None) -> str:
     return "unknown" if price is None else format_price(price)
 
 
-def price_option(text: str | None) -> float | None:
-    """Return dollars per hour from ``--max-price``.
-
-    Raises:
-        UnfoldError: the text is not a price.
-    """
-    from pydantic_core import PydanticCustomError
-
-    try:
-        return None if text is None else parse_price(text)
-    except PydanticCustomError as error:
-        raise user_error(f"--max-price {error.message()}", hint='write "$5/h"') from error
+known = open_catalog  # old name
+renew = refresh_prices  # old name

@@ -1,4 +1,4 @@
-"""`unfold check`: every mistake of many files, one line each."""
+"""``unfold check``: every mistake of many files, one line each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from unfoldkit.cli import console, output, plugin_registry
-from unfoldkit.cli.commands.run import surroundings
+from unfoldkit.cli.execution import build_run
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import (
@@ -20,7 +20,7 @@ from unfoldkit.errors import (
     with_default_file,
 )
 from unfoldkit.registry import Registry
-from unfoldkit.spec.resolve import Loaded, load
+from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
 FORMATS = ("text", "json", "github", "junit")
 
@@ -34,64 +34,74 @@ def check(
     stdin: str = "",
     data: bool = False,
 ) -> ExitCode:
-    """Validate ``files`` with ``settings``, and with ``data`` what they name; print what is wrong on stdout.
+    """Validate specs and plans, and print their mistakes on stdout.
+
+    Args:
+        files: The files; ``-`` is stdin.
+        form: One of ``FORMATS``.
+        settings: ``KEY=VALUE`` changes of every spec.
+        builtin_only: Load the built-in plugins only.
+        stdin: The text of stdin.
+        data: Also check the files that specs name.
 
     Returns:
-        0 if all are valid, 2 otherwise.
+        0 if all files are valid, else 2.
     """
     if form not in FORMATS:
         raise user_error(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
-    registry = plugin_registry.registry(builtin_only=builtin_only)
-    found = {file: mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
-    everything = [item for items in found.values() for item in items]
-    console.write_report(_rendered(everything, form))
-    console.say(_summary(found))
-    return ExitCode.USAGE if everything else ExitCode.YES
+    registry = plugin_registry.open_registry(builtin_only=builtin_only)
+    by_file = {file: find_mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
+    mistakes = [item for items in by_file.values() for item in items]
+    console.write_report(_render(mistakes, form))
+    console.print_message(_summarize(by_file))
+    return ExitCode.USAGE if mistakes else ExitCode.YES
 
 
-def mistakes(
+def find_mistakes(
     registry: Registry, file: str, stdin: str = "", *, settings: Sequence[str] = (), data: bool = False
 ) -> list[Diagnostic]:
-    """Return what is wrong with one file, and with ``data`` with what it names; nothing if it is valid."""
+    """Return the mistakes of one file, and with ``data`` those of the files that it names."""
     try:
-        loaded = load(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
+        loaded = load_spec(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
         if data:
-            _open(loaded, file)
+            _check_inputs(loaded, file)
     except UnfoldError as error:
-        return [with_default_file(item, _shown(file)) for item in error.diagnostics]
+        return [with_default_file(item, _display_name(file)) for item in error.diagnostics]
     return []
 
 
-def _open(loaded: Loaded, file: str) -> None:
-    """Open what a spec names.
+def _check_inputs(loaded: LoadedSpec, file: str) -> None:
+    """Check the files that a spec names.
 
     Raises:
-        UnfoldError: what is wrong with it, all at once.
+        UnfoldError: All mistakes at once.
     """
     if loaded.kind.opens is None:
-        console.say(f"{_shown(file)}: checked without its data: kind {loaded.kind.name} opens none")
+        message = f"{_display_name(file)}: checked without its data: kind {loaded.kind.name} has no check of files"
+        console.print_message(message)
         return
-    with loaded.telling():
-        run = surroundings(Request("plan", file), loaded)
-        if found := list(resolve(loaded.kind.opens, extra=loaded.kind.extra)(loaded.spec, run)):
-            raise UnfoldError(*found)
+    with loaded.locate_errors():
+        run = build_run(Request(verb="plan", spec=file), loaded)
+        if mistakes := list(resolve(loaded.kind.opens, extra=loaded.kind.extra)(loaded.spec, run)):
+            raise UnfoldError(*mistakes)
 
 
-def _rendered(items: Sequence[Diagnostic], form: str) -> str:
+def _render(mistakes: Sequence[Diagnostic], form: str) -> str:
     if form == "json":
-        return json.dumps([asdict(item) for item in items], indent=2, ensure_ascii=False) + "\n"
-    page = output.mistakes(form, items)
-    return page if page is not None else "".join(f"{item}\n" for item in items)
+        return json.dumps([asdict(item) for item in mistakes], indent=2, ensure_ascii=False) + "\n"
+    page = output.render_mistakes(form, mistakes)
+    return page if page is not None else "".join(f"{item}\n" for item in mistakes)
 
 
-def _summary(found: dict[str, list[Diagnostic]]) -> str:
-    bad = {file: items for file, items in found.items() if items}
-    if not bad:
-        return f"{len(found)} valid" if len(found) > 1 else f"{_shown(next(iter(found)))} is valid"
-    count = sum(len(items) for items in bad.values())
-    where = _shown(next(iter(bad))) if len(bad) == 1 else f"{len(bad)} of {len(found)} files"
+def _summarize(by_file: dict[str, list[Diagnostic]]) -> str:
+    invalid = {file: items for file, items in by_file.items() if items}
+    if not invalid:
+        return f"{len(by_file)} valid" if len(by_file) > 1 else f"{_display_name(next(iter(by_file)))} is valid"
+    count = sum(len(items) for items in invalid.values())
+    is_single = len(invalid) == 1
+    where = _display_name(next(iter(invalid))) if is_single else f"{len(invalid)} of {len(by_file)} files"
     return f"{count} mistake{'s' if count > 1 else ''} in {where}"
 
 
-def _shown(file: str) -> str:
+def _display_name(file: str) -> str:
     return "<stdin>" if file == "-" else escape_unprintable(file)

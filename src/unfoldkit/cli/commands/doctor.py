@@ -1,4 +1,4 @@
-"""`unfold doctor`: is everything there that the tool needs?"""
+"""``unfold doctor``: check that everything the tool needs is there."""
 
 from __future__ import annotations
 
@@ -12,101 +12,93 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unfoldkit.cli import console, plugin_registry
-from unfoldkit.descriptors import TELL, Check, CheckResult, resolve
+from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
 from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
-from unfoldkit.registry import Registry, pending
+from unfoldkit.registry import Registry, find_misspelt_hooks
 
 EXTRAS = {"ray": "ray", "kubernetes": "kubernetes", "torch": "torch", "parquet": "pyarrow"}
 GIB = 1024**3
+MIN_PYTHON = (3, 11)
 
 
-def doctor(form: str = "text") -> ExitCode:
-    """Print every check and what to do about a failed one; exit 1 if one failed."""
-    found = list(results(plugin_registry.registry()))
+def diagnose(form: str = "text") -> ExitCode:
+    """Print every check with the remedy of a failed one; the answer is no if one failed."""
+    results = list(run_checks(plugin_registry.open_registry()))
     if form == "json":
-        rows = [{"name": name, "ok": item.ok, "message": item.message, "hint": item.hint} for name, item in found]
+        rows = [{"name": name, "ok": item.ok, "message": item.message, "hint": item.hint} for name, item in results]
         console.write_report(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     elif form == "text":
-        console.write_report("".join(_line(name, item) for name, item in found))
+        console.write_report("".join(_format(name, item) for name, item in results))
     else:
         raise user_error(f"--format {form}: doctor prints text or json")
-    return ExitCode.YES if all(item.ok for _, item in found) else ExitCode.NO
+    return ExitCode.YES if all(item.ok for _, item in results) else ExitCode.NO
 
 
-def results(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
-    """Yield every check's name and result."""
-    yield (
-        "python",
-        CheckResult(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "3.11 or later is needed"),
-    )
-    yield "packages", _packages()
-    yield "disk", _disk()
+def run_checks(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
+    """Yield the name and result of every check."""
+    version = f"Python {sys.version.split()[0]}"
+    yield "python", CheckResult(sys.version_info >= MIN_PYTHON, version, "3.11 or later is needed")
+    yield "packages", _check_packages()
+    yield "disk", _check_disk()
     yield "cores", CheckResult(ok=True, message=f"{available_cores()} cores")
-    yield "extras", _extras()
+    yield "extras", _list_extras()
     for plugin in registry.plugins:
         message = f"{plugin.module} {plugin.status} {plugin.error}".strip()
-        yield (
-            f"plugin {plugin.name}",
-            CheckResult(not plugin.error, message, "UNFOLD_DISABLE_PLUGINS switches it off"),
-        )
+        hint = "UNFOLD_DISABLE_PLUGINS switches it off"
+        yield f"plugin {plugin.name}", CheckResult(not plugin.error, message, hint)
     for name, owners in registry.duplicates.items():
-        yield (
-            f"kind {name}",
-            CheckResult(ok=False, message=f"offered by {' and '.join(map(str, owners))}", hint="switch one off"),
-        )
-    misspelt = pending(registry)
-    yield (
-        "hooks",
-        CheckResult(not misspelt, misspelt or "every hook is known", "a misspelt hook is never called"),
-    )
+        message = f"offered by {' and '.join(map(str, owners))}"
+        yield f"kind {name}", CheckResult(ok=False, message=message, hint="switch one off")
+    misspelt = find_misspelt_hooks(registry)
+    yield "hooks", CheckResult(not misspelt, misspelt or "every hook is known", "a misspelt hook is never called")
     for check in registry.checks():
         yield check.name, _run(check)
 
 
 def _run(check: Check) -> CheckResult:
     if not check.action:
-        return CheckResult(ok=False, message=check.summary, hint=TELL)
+        return CheckResult(ok=False, message=check.summary, hint=REPORT_TO_AUTHORS)
     try:
         result = resolve(check.action)()
     except UnfoldError as error:
         return CheckResult(ok=False, message=str(error))
-    except Exception as error:  # noqa: BLE001 - a plugin's check must not end the others
-        return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=TELL)
+    except Exception as error:  # noqa: BLE001 - the check of one plugin must not stop the others
+        return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=REPORT_TO_AUTHORS)
     if isinstance(result, CheckResult):
         return result
-    return CheckResult(ok=False, message=f"the check returned {format_value(result)}, no CheckResult", hint=TELL)
+    message = f"the check returned {format_value(result)}, not a CheckResult"
+    return CheckResult(ok=False, message=message, hint=REPORT_TO_AUTHORS)
 
 
-def _packages() -> CheckResult:
+def _check_packages() -> CheckResult:
     missing = []
     for line in importlib.metadata.requires("unfoldkit") or ():
         name = line.split(";")[0].split(">")[0].split("[")[0].strip()
         if "extra ==" not in line and not list(importlib.metadata.distributions(name=name)):
             missing.append(name)
-    return CheckResult(
-        not missing, f"missing: {', '.join(missing)}" if missing else "all there", "pip install unfoldkit"
-    )
+    message = f"missing: {', '.join(missing)}" if missing else "all installed"
+    return CheckResult(not missing, message, "pip install unfoldkit")
 
 
-def _disk() -> CheckResult:
+def _check_disk() -> CheckResult:
     free = shutil.disk_usage(Path()).free / GIB
     try:
         with tempfile.NamedTemporaryFile(dir=Path()):
-            writable = True
+            is_writable = True
     except OSError:
-        writable = False
-    message = f"{free:.0f} GiB free, the working folder is {'writable' if writable else 'not writable'}"
-    return CheckResult(free > 1 and writable, message, "runs are written to ./runs, or --run DIR")
+        is_writable = False
+    message = f"{free:.0f} GiB free, the working folder is {'writable' if is_writable else 'not writable'}"
+    return CheckResult(free > 1 and is_writable, message, "runs are written to ./runs, or --run DIR")
 
 
-def _extras() -> CheckResult:
-    there = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
-    absent = [name for name in EXTRAS if name not in there]
-    message = f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+def _list_extras() -> CheckResult:
+    installed = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
+    absent = [name for name in EXTRAS if name not in installed]
+    message = f"installed: {', '.join(installed) or 'none'}; not installed: {', '.join(absent) or 'none'}"
     return CheckResult(ok=True, message=message)
 
 
-def _line(name: str, item: CheckResult) -> str:
+def _format(name: str, item: CheckResult) -> str:
     hint = f"  ({item.hint})" if item.hint and not item.ok else ""
     return f"{'ok ' if item.ok else 'no '} {name:<18} {item.message}{hint}\n"

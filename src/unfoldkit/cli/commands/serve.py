@@ -1,4 +1,4 @@
-"""`unfold serve`: the host of a kind's service."""
+"""``unfold serve``: host the service of a kind in one process or in several."""
 
 from __future__ import annotations
 
@@ -11,25 +11,133 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfoldkit.cli import console, plugin_registry
-from unfoldkit.cli.commands.run import of_its_kind, opened, perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.cli.execution import (
+    build_run,
+    check_run_kind,
+    load_request,
+    perform,
+    run_folder,
+    store_spec,
+    verb_reference,
+)
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.run_context import Run
-from unfoldkit.serving.http.host import Address, Beat, Terms, bind, is_heard, listen
-from unfoldkit.serving.http.host import host as run_server
-from unfoldkit.serving.http.workers import Crew
-from unfoldkit.serving.observability.access_log import JsonLines, Observer, lines, together, tracing
-from unfoldkit.serving.service import Service, well
-from unfoldkit.spec.resolve import RUN_PLAN, Loaded
+from unfoldkit.serving.http.address import Address, bind_socket, is_listening, open_listener
+from unfoldkit.serving.http.host import Heartbeat, HostOptions, run_service
+from unfoldkit.serving.http.workers import Supervisor
+from unfoldkit.serving.observability.access_log import (
+    JsonLines,
+    Observer,
+    combine_observers,
+    json_access_log,
+    request_tracer,
+)
+from unfoldkit.serving.service import Service, is_always_healthy
+from unfoldkit.spec.resolve import RUN_PLAN, LoadedSpec
 
 
-def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
-    """Return the plan to serve: the file that was named, or the one that the run holds; empty if there is none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of ``unfold serve``.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 for a free one.
+        token: The bearer token of the service; empty for none.
+        processes: How many processes share the port.
+        log_json: Log to stderr as JSON, with one line per request.
+        fast_path: Answer plain requests without ASGI.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str = ""
+    processes: int = 1
+    log_json: bool = False
+    fast_path: bool = True
+
+    @property
+    def address(self) -> Address:
+        """Where to listen."""
+        return Address(self.host, self.port, self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """Serves as one of several processes. It is pickled to each of them.
+
+    Args:
+        request: The call.
+        options: The options of ``unfold serve``, with the port that is bound.
+        stdin: The text of a spec that came from stdin.
+        folder: The folder in which the processes share their metrics.
+    """
+
+    request: Request
+    options: ServeOptions
+    stdin: str = ""
+    folder: Path = field(default_factory=Path)
+
+    def __call__(self, number: int, heartbeat: Heartbeat) -> None:
+        """Serve until the end; the first process prints what the service offers."""
+        raise SystemExit(console.run_guarded(lambda: self._serve(number, heartbeat)))
+
+    def _serve(self, number: int, heartbeat: Heartbeat) -> int:
+        registry = plugin_registry.open_registry(builtin_only=self.request.builtin_only)
+        loaded = load_request(self.request, registry, self.stdin)
+        service = _start_service(loaded, _build_run(self.request, loaded, log_json=self.options.log_json))
+        store_metrics = service.share(self.folder) if service.share else is_always_healthy
+
+        def beat() -> None:
+            store_metrics()
+            heartbeat()
+
+        # only when all is ready: the kernel would assign connections to a process that does not accept them yet
+        with open_listener(self.options.address, many=True) as listener:
+            if number == 0:
+                url = f"http://{self.options.address.place}"
+                _print_service(service, url, _message_printer(log_json=self.options.log_json), has_page=False)
+            run_service(replace(service, watch=None), listener, _host_options(self.options, beat))
+        return ExitCode.YES
+
+
+def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
+    """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-        UnfoldError: the plan of the run was changed.
+        UnfoldError: The spec, the address or the run is at fault.
+    """
+    if request.dry_run or request.replay:
+        # a replay ends, and leaves a report like that of any other verb
+        return perform(request, stdin)
+    _reject_report_options(request)
+    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    loaded = load_request(request, registry, stdin)
+    run = _build_run(request, loaded, log_json=options.log_json)
+    if options.processes > 1:
+        return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)
+    with run.directory.locked(), open_listener(options.address) as listener:
+        check_run_kind(run, loaded.kind)
+        service = _start_service(loaded, run)
+        if loaded.run is None:
+            store_spec(run, loaded.spec)
+        options = replace(options, port=listener.getsockname()[1])
+        url, print_message = f"http://{options.address.place}", _message_printer(log_json=options.log_json)
+        print_message(_title(service.name, loaded, url, run_folder(request, loaded)))
+        _print_service(service, url, print_message, has_page=service.watch is not None)
+        with loaded.locate_errors():
+            run_service(service, listener, _host_options(options))
+    return ExitCode.YES
+
+
+def find_plan(run: Run, loaded: LoadedSpec) -> Mapping[str, Any]:
+    """Return the plan to serve: the file that the request names, or that of the run; empty if there is none.
+
+    Raises:
+        UnfoldError: The plan of the run was changed.
     """
     if loaded.plan or not run.directory.has(RUN_PLAN):
         return loaded.plan
@@ -37,154 +145,94 @@ def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
     return read_plan(run.directory.path / RUN_PLAN)
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What a process needs to serve: the request, where to listen, the text of a spec that came by stdin."""
-
-    request: Request
-    address: Address
-    stdin: str = ""
-    log_json: bool = False
-    folder: Path = field(default_factory=Path)
-
-    def __call__(self, number: int, beat: Beat) -> None:
-        """Serve as one of several processes; the first tells the user what there is."""
-        raise SystemExit(console.guarded(lambda: self._serve(number, beat)))
-
-    def _serve(self, number: int, beat: Beat) -> int:
-        loaded = opened(self.request, plugin_registry.registry(builtin_only=self.request.builtin_only), self.stdin)
-        service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
-        keep = service.share(self.folder) if service.share else well
-
-        def both() -> None:
-            keep()
-            beat()
-
-        # not before all is ready: the kernel would hand connections to a process that does not hear them yet
-        with listen(self.address, many=True) as bound:
-            if number == 0:
-                _tell(service, f"http://{self.address.place}", _voice(json=self.log_json), page=False)
-            terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json), logs=self.log_json)
-            run_server(replace(service, watch=None), bound, terms)
-        return ExitCode.YES
+def _reject_report_options(request: Request) -> None:
+    for flag, value in (("--out", request.out), ("--format", request.format)):
+        if value is not None:
+            raise user_error(f"{flag} {value}: a service writes no report", hint="with --replay TRACE it does")
 
 
-def serve(
-    request: Request,
-    *,
-    host: str,
-    port: int,
-    token: str = "",
-    stdin: str = "",
-    processes: int = 1,
-    log_json: bool = False,
-) -> ExitCode:
-    """Serve until SIGTERM or Ctrl-C.
-
-    Raises:
-        UnfoldError: the spec, the address or the run are at fault.
-    """
-    if request.dry_run or request.replay:
-        # a replay comes to an end, and what it leaves is a report like that of any other verb
-        return perform(request, stdin)
-    _no_report(request)
-    loaded = opened(request, plugin_registry.registry(builtin_only=request.builtin_only), stdin)
-    run = _surroundings(request, loaded, json=log_json)
-    address = Address(host, port, token)
-    if processes > 1:
-        return _several(Serving(request, address, stdin, log_json), loaded, run, processes)
-    with run.directory.locked(), listen(address) as bound:
-        of_its_kind(run, loaded.kind)
-        service = _service(loaded, run)
-        if loaded.run is None:
-            store_spec(run, loaded.spec)
-        address = replace(address, port=bound.getsockname()[1])
-        place, say = f"http://{address.place}", _voice(json=log_json)
-        say(_title(service.name, loaded, place, run_folder(request, loaded)))
-        _tell(service, place, say, page=service.watch is not None)
-        with loaded.telling():
-            run_server(service, bound, Terms(token, observer=_observer(json=log_json), logs=log_json))
-    return ExitCode.YES
-
-
-def _no_report(request: Request) -> None:
-    for flag, given in (("--out", request.out), ("--format", request.format)):
-        if given is not None:
-            raise user_error(f"{flag} {given}: a service leaves no report", hint="with --replay TRACE it does")
-
-
-def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> ExitCode:
-    """Serve by several processes; this one holds the run and the port, and replaces who dies or hangs."""
-    verb_of(loaded.kind, "serve")
+def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> ExitCode:
+    """Serve by several processes; this one holds the run and the port, and replaces a process that dies or hangs."""
+    verb_reference(loaded.kind, "serve")
+    options = worker.options
     if not loaded.kind.many:
         raise user_error(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
-    beside = is_heard(serving.address)
-    with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
-        of_its_kind(run, loaded.kind)
+    is_shared = is_listening(options.address)
+    # the socket reserves the port; it does not listen
+    with run.directory.locked(), bind_socket(options.address, many=True) as reserved, TemporaryDirectory() as folder:
+        check_run_kind(run, loaded.kind)
         if loaded.run is None:
             store_spec(run, loaded.spec)
-        address = replace(serving.address, port=held.getsockname()[1])
-        place = f"http://{address.place}"
-        say = _voice(json=serving.log_json)
-        say(_title(loaded.spec.name, loaded, place, run_folder(serving.request, loaded)))
-        if beside:
-            say("  another service listens there too: each new connection goes to one of the two until one ends")
-        crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, say)
-        if crew.run() == SIGINT:
+        options = replace(options, port=reserved.getsockname()[1])
+        print_message = _message_printer(log_json=options.log_json)
+        url = f"http://{options.address.place}"
+        print_message(_title(loaded.spec.name, loaded, url, run_folder(worker.request, loaded)))
+        if is_shared:
+            print_message("  another service listens on this port: each new connection goes to one of the two")
+        supervisor = Supervisor(replace(worker, options=options, folder=Path(folder)), options.processes, print_message)
+        if supervisor.run() == SIGINT:
             raise KeyboardInterrupt
-    # the process that found the mistake has told of it
-    return ExitCode.USAGE if crew.refused else ExitCode.YES
+    # the process that found the mistake has printed it
+    return ExitCode.USAGE if supervisor.rejected else ExitCode.YES
 
 
-def _service(loaded: Loaded, run: Run) -> Service:
-    function = verb_of(loaded.kind, "serve")
-    run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
-    with loaded.telling():
+def _start_service(loaded: LoadedSpec, run: Run) -> Service:
+    function = verb_reference(loaded.kind, "serve")
+    run = replace(run, options={**run.options, "plan": find_plan(run, loaded)})
+    with loaded.locate_errors():
         service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
     return service
 
 
-def _surroundings(request: Request, loaded: Loaded, *, json: bool) -> Run:
-    run = surroundings(request, loaded)
-    for handler in run.log.handlers if json else ():
+def _build_run(request: Request, loaded: LoadedSpec, *, log_json: bool) -> Run:
+    run = build_run(request, loaded)
+    for handler in run.log.handlers if log_json else ():
         handler.setFormatter(JsonLines())
-    if json:
-        # what libraries say, such as the server's, is no exception
+    if log_json:
+        # also the messages of libraries, such as the server's
         logging.basicConfig(handlers=run.log.handlers, level=logging.WARNING)
     return run
 
 
-def _observer(*, json: bool) -> Observer | None:
-    """Return who is told of every request: the log, if it is asked for, and OpenTelemetry, if it is set up."""
-    found = [lines(_json_log())] if json else []
-    return together([*found, *([traced] if (traced := tracing()) else [])])
+def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> HostOptions:
+    """Build the options of the host; the observers are the JSON log and OpenTelemetry, if they are set up."""
+    observers = [json_access_log(_open_json_log())] if options.log_json else []
+    tracer = request_tracer()
+    observer: Observer | None = combine_observers([*observers, *([tracer] if tracer else [])])
+    return HostOptions(
+        token=options.token,
+        heartbeat=heartbeat,
+        observer=observer,
+        own_log=options.log_json,
+        fast_path=options.fast_path,
+    )
 
 
-def _json_log() -> logging.Logger:
-    log = console.logger(verbose=True)
+def _open_json_log() -> logging.Logger:
+    log = console.open_log(verbose=True)
     log.handlers[0].setFormatter(JsonLines())
     return log
 
 
-def _voice(*, json: bool) -> Callable[[str], None]:
-    """Return what says a text: as it is, or, where each line of stderr is JSON, each of its lines as such."""
-    if not json:
-        return console.say
-    log = _json_log()
+def _message_printer(*, log_json: bool) -> Callable[[str], None]:
+    """Return what prints messages: as plain text, or each line as JSON."""
+    if not log_json:
+        return console.print_message
+    log = _open_json_log()
 
-    def say(text: str) -> None:
+    def print_lines(text: str) -> None:
         for line in text.splitlines():
             log.info("%s", line.strip())
 
-    return say
+    return print_lines
 
 
-def _title(name: str, loaded: Loaded, place: str, folder: Path) -> str:
-    return f"{name} · {loaded.kind.name} on {place} · run {folder} · Ctrl-C ends it"
+def _title(name: str, loaded: LoadedSpec, url: str, folder: Path) -> str:
+    return f"{name} · {loaded.kind.name} on {url} · run {folder} · Ctrl-C ends it"
 
 
-def _tell(service: Service, place: str, say: Callable[[str], None], *, page: bool) -> None:
+def _print_service(service: Service, url: str, print_message: Callable[[str], None], *, has_page: bool) -> None:
     width = max((len(title) for title, _ in service.lines), default=0)
-    told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
-    watch = [f"  {place}/ to watch it"] if page else []
-    say("\n".join([*told, *watch, *(f"  {place}{path}" for path in service.paths)]))
+    facts = [f"  {title:<{width}}   {text}" for title, text in service.lines]
+    page = [f"  {url}/ shows the live page"] if has_page else []
+    print_message("\n".join([*facts, *page, *(f"  {url}{path}" for path in service.paths)]))

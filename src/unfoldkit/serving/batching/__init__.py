@@ -1,1 +1,1 @@
-"""Requests joined to batches."""
+"""Dynamic batching of requests."""

@@ -1,7 +1,7 @@
-"""Dynamic batching without delay: rows that arrive in one tick of the event loop are predicted together.
+"""Dynamic batching without delay: rows that arrive in one turn of the event loop are predicted together.
 
-A batch starts as soon as the loop has read what was there to read, so a lone row never waits for company; while a batch
-is computed, others gather for the next one, so batches grow with the load and by nothing else.
+A batch starts as soon as the loop has read what there was to read, so a single row never waits for others. While a
+batch is computed, further rows gather for the next one, so that batches grow with the load and by nothing else.
 """
 
 from __future__ import annotations
@@ -14,26 +14,40 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from unfoldkit.serving.batching.request_queue import Arrivals, Line, Waiting
-from unfoldkit.serving.batching.worker_thread import Thread
-from unfoldkit.serving.model import Answers, Array, Batch, Call, Model, Refusal, Turn, blank
+from unfoldkit.serving.batching.request_queue import FifoQueue, QueuedRequest, RequestQueue
+from unfoldkit.serving.batching.worker_thread import WorkerThread
+from unfoldkit.serving.model import (
+    Array,
+    Batch,
+    Call,
+    EncodedRows,
+    Model,
+    PathChoice,
+    Predictions,
+    Rejection,
+    encode_rows,
+    make_blank_batch,
+)
 from unfoldkit.serving.observability.metrics import ModelMetrics
-from unfoldkit.serving.oip.codec import Cells, cells
 
-Rows = tuple[Cells, int, int]
-"""The JSON of a batch, the first row of one request in it, and the one after its last."""
+RowSpan = tuple[EncodedRows, int, int]
+"""The encoded rows of a batch, the first row of one request in them, and the row after its last."""
 
-Result = Rows | Refusal | Exception
+Result = RowSpan | Rejection | Exception
 Done = Callable[[Result], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """``batch_rows`` close a batch; more than ``queue_rows`` waiting are refused; ``body_bytes`` bound a request.
+    """Bounds of a batcher.
 
-    What would wait longer than ``queue_seconds`` is refused too: who is overloaded long would answer all too late. A
-    batch that is expected to take longer than ``loop_seconds`` is computed in a thread, so that others are heard; one
-    that takes longer than ``hung_seconds`` there is given up.
+    Args:
+        batch_rows: The largest number of rows per batch.
+        queue_rows: Requests beyond so many waiting rows are rejected.
+        body_bytes: The largest body of a request.
+        loop_seconds: A batch that is expected to take longer runs in a thread, so that the loop can go on.
+        queue_seconds: Requests that would wait longer are rejected: under long overload all responses would be late.
+        hung_seconds: A batch that takes longer is given up.
     """
 
     batch_rows: int = 64
@@ -44,12 +58,12 @@ class Limits:
     hung_seconds: float = 30.0
 
 
-REST_S = 0.03
-HUNG = Refusal(503, "the model does not come back; its server must be started again")
+YIELD_S = 0.03
+MODEL_HANGS = Rejection(503, "the model does not respond; its server must be restarted")
 
 
-class Full(Exception):  # noqa: N818 - a state of the queue, not a mistake
-    """The queue holds as much as it may; ``retry_s`` is when to come back."""
+class QueueFull(Exception):  # noqa: N818 - a state of the queue, not a mistake
+    """The queue holds as much as it may; retry after ``retry_s``."""
 
     def __init__(self, retry_s: int) -> None:
         super().__init__(retry_s)
@@ -58,7 +72,7 @@ class Full(Exception):  # noqa: N818 - a state of the queue, not a mistake
 
 @dataclass(slots=True)
 class Timing:
-    """What a batch of n rows is expected to take: ``scale * (base + n * slope)`` seconds, learned as batches pass."""
+    """The expected duration of a batch of n rows: ``scale * (base + n * slope)`` s. ``scale`` is learned."""
 
     base: float
     slope: float
@@ -68,177 +82,205 @@ class Timing:
         """Return the expected seconds of a batch."""
         return self.scale * (self.base + rows * self.slope)
 
-    def each(self, rows: int) -> float:
-        """Return the expected seconds of one row in a batch of ``rows``."""
+    def per_row(self, rows: int) -> float:
+        """Return the expected seconds per row in a batch of ``rows``."""
         return self.scale * (self.base / rows + self.slope)
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Take a measured batch into account.
+        """Adapt ``scale`` to a measured batch.
 
-        The steps settle where one batch in five is quicker: what the model takes when nothing else holds it up.
+        The steps settle where one batch in five is faster: the duration when nothing else delays the model.
         """
-        slower = seconds > self.expected(rows)
-        self.scale = min(max(self.scale * (1.005 if slower else 0.98), 0.1), 100.0)
+        is_slower = seconds > self.expected(rows)
+        self.scale = min(max(self.scale * (1.005 if is_slower else 0.98), 0.1), 100.0)
 
 
 @dataclass(slots=True)
 class Batcher:
-    """Gathers requests for one model and predicts them together. Lives in one event loop.
+    """Gathers requests for one model and predicts them together. It belongs to one event loop.
 
-    ``rows`` wait; ``busy`` while a batch is due or under way; ``hung`` while the model does not come back.
+    Args:
+        model: The model.
+        limits: Its bounds.
+        metrics: Its metrics.
+        timing: The expected duration of its batches.
+        line: The waiting requests.
+        rows: The number of waiting rows.
+        busy: A batch is due or under way.
+        hung: The model does not respond.
+        is_yielding: The loop is about to yield to the thread.
+        thread: Runs long batches.
     """
 
     model: Model
     limits: Limits
     metrics: ModelMetrics
     timing: Timing
-    line: Line = field(default_factory=Arrivals)
+    line: RequestQueue = field(default_factory=FifoQueue)
     rows: int = 0
     busy: bool = False
     hung: bool = False
-    resting: bool = False
-    thread: Thread = field(default_factory=lambda: Thread("unfold-predict"))
+    is_yielding: bool = False
+    thread: WorkerThread = field(default_factory=lambda: WorkerThread("unfold-predict"))
 
     def full(self, rows: int) -> int:
-        """Return 0 where ``rows`` more can wait, else when to come back, in seconds.
+        """Return 0 if ``rows`` more can wait, else the time in s after which to retry.
 
-        Too many rows wait already, or they will take too long. It is cheap, since refusing takes what is short.
+        It must be cheap: it runs for every rejected request, when the processor is scarce.
         """
-        wait = self.rows * self.timing.each(self.limits.batch_rows)
-        if self.rows + rows > self.limits.queue_rows or (self.rows and wait > self.limits.queue_seconds):
-            return max(1, math.ceil(wait))
+        wait_s = self.rows * self.timing.per_row(self.limits.batch_rows)
+        if self.rows + rows > self.limits.queue_rows or (self.rows and wait_s > self.limits.queue_seconds):
+            return max(1, math.ceil(wait_s))
         return 0
 
     def rest(self) -> None:
-        """Let the loop sleep once all that came is heard: a thread computes, and little is gained by hearing more.
+        """Let the loop sleep after this turn while a thread computes.
 
-        To wake up for every request that is refused takes more of the processor than to refuse it.
+        Waking up for every request that is rejected takes more processor time than rejecting it.
         """
-        if self.busy and not self.resting:
-            self.resting = True
-            asyncio.get_running_loop().call_soon(self._rest)
+        if self.busy and not self.is_yielding:
+            self.is_yielding = True
+            asyncio.get_running_loop().call_soon(self._yield)
 
-    def _rest(self) -> None:
-        self.resting = False
-        self.thread.rest(REST_S)
+    def _yield(self) -> None:
+        self.is_yielding = False
+        self.thread.yield_to_job(YIELD_S)
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
-        """Queue the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error.
+        """Queue the rows of a request; the loop calls ``done`` with its rows, a rejection or an error.
 
         Raises:
-            Full: too many rows wait already, or they will take too long.
+            QueueFull: Too many rows are waiting, or they will take too long.
         """
         if self.hung:
-            done(HUNG)
+            done(MODEL_HANGS)
             return
         if retry_s := self.full(call.rows):
-            raise Full(retry_s)
-        self.line.add(Waiting(inputs, call, done))
+            raise QueueFull(retry_s)
+        self.line.add(QueuedRequest(inputs, call, done))
         self.rows += call.rows
         if not self.busy:
             self.busy = True
             loop = asyncio.get_running_loop()
-            loop.call_soon(self._next, loop)
+            loop.call_soon(self._start_batch, loop)
 
     def close(self) -> None:
-        """Wait for the batch in the thread, if there is one that comes back."""
+        """Wait for the batch in the thread, unless the model hangs."""
         if not self.hung:
             self.thread.close()
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        taken, turn = self.line.take(self.limits.batch_rows)
-        if not taken:
+    def _start_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, choice = self.line.take(self.limits.batch_rows)
+        if not batch:
             self.busy = False
             return
-        rows = sum(item.call.rows for item in taken)
+        rows = sum(item.call.rows for item in batch)
         self.rows -= rows
         if self.timing.expected(rows) <= self.limits.loop_seconds:
-            _deliver(taken, self._answer(taken, rows, turn))
-            loop.call_soon(self._next, loop)
+            _deliver(batch, self._predict(batch, rows, choice))
+            loop.call_soon(self._start_batch, loop)
             return
-        late = loop.call_later(self.limits.hung_seconds, self._give_up, taken)
+        timeout = loop.call_later(self.limits.hung_seconds, self._give_up, batch)
 
-        def back(results: list[Result]) -> None:
-            late.cancel()
+        def finish(results: list[Result]) -> None:
+            timeout.cancel()
             if self.hung:
                 self.hung = False
             else:
-                _deliver(taken, results)
-            self._next(loop)
+                _deliver(batch, results)
+            self._start_batch(loop)
 
-        self.thread.run(lambda: self._answer(taken, rows, turn), lambda found: loop.call_soon_threadsafe(back, found))
+        self.thread.run(
+            lambda: self._predict(batch, rows, choice), lambda results: loop.call_soon_threadsafe(finish, results)
+        )
 
-    def _give_up(self, taken: list[Waiting]) -> None:
-        """Answer those whom the model keeps waiting, and all behind them."""
+    def _give_up(self, batch: list[QueuedRequest]) -> None:
+        """Reject the requests that the model keeps waiting, and all that are queued."""
         self.hung = True
-        while taken:
-            _deliver(taken, [HUNG] * len(taken))
-            taken, _ = self.line.take(self.limits.batch_rows)
+        while batch:
+            _deliver(batch, [MODEL_HANGS] * len(batch))
+            batch, _ = self.line.take(self.limits.batch_rows)
         self.rows = 0
 
-    def _answer(self, taken: list[Waiting], rows: int, turn: Turn | None) -> list[Result]:
-        began = time.perf_counter()
+    def _predict(self, batch: list[QueuedRequest], rows: int, choice: PathChoice | None) -> list[Result]:
+        start_s = time.perf_counter()
         try:
-            results = _split(self.model.predict(_together(taken, turn)), taken)
+            results = _split(self.model.predict(_concatenate(batch, choice)), batch)
         except Exception as error:  # noqa: BLE001 - a model may raise anything
-            results = [error] if len(taken) == 1 else self._one_by_one(taken, turn)
-        seconds = time.perf_counter() - began
+            results = [error] if len(batch) == 1 else self._predict_singly(batch, choice)
+        seconds = time.perf_counter() - start_s
         self.timing.learn(rows, seconds)
         self.metrics.predict.observe(seconds)
         self.metrics.batch.observe(rows)
         self.metrics.rows.inc(rows)
         return results
 
-    def _one_by_one(self, taken: list[Waiting], turn: Turn | None) -> list[Result]:
-        """One bad request must not take its neighbours along."""
+    def _predict_singly(self, batch: list[QueuedRequest], choice: PathChoice | None) -> list[Result]:
+        """Predict each request by itself, so that a bad one does not fail the others."""
         results: list[Result] = []
-        for item in taken:
+        for item in batch:
             try:
-                own = None if turn is None else replace(turn, due=(item.due,))
-                results += _split(self.model.predict(_together([item], own)), [item])
+                item_choice = None if choice is None else replace(choice, due=(item.due,))
+                results += _split(self.model.predict(_concatenate([item], item_choice)), [item])
             except Exception as error:  # noqa: BLE001 - as above
                 results.append(error)
         return results
 
 
-def batcher(
-    model: Model, limits: Limits, metrics: ModelMetrics, clock: Callable[[], float], line: Line | None = None
+def build_batcher(
+    model: Model,
+    limits: Limits,
+    metrics: ModelMetrics,
+    clock: Callable[[], float],
+    line: RequestQueue | None = None,
 ) -> Batcher:
-    """Return the batcher of a model that was warmed up, with its time measured on blank rows."""
-    times = {rows: min(_timed(model, rows, clock) for _ in range(3)) for rows in (1, limits.batch_rows)}
-    few, many = times.values()
-    slope = max((many - few) / max(limits.batch_rows - 1, 1), 1e-9)
-    found = Batcher(model, limits, metrics, Timing(max(few - slope, 1e-9), slope), line or Arrivals())
-    metrics.queue.set_function(lambda: found.rows)
-    return found
+    """Build the batcher of a model: warm the model up, and measure its duration on blank rows.
+
+    Args:
+        model: The model.
+        limits: Bounds of batch, queue and body.
+        metrics: The metrics of the model.
+        clock: A clock in s.
+        line: The queue; by default first come, first served.
+    """
+    seconds = {rows: min(_measure(model, rows, clock) for _ in range(3)) for rows in (1, limits.batch_rows)}
+    one_row, full_batch = seconds.values()
+    slope = max((full_batch - one_row) / max(limits.batch_rows - 1, 1), 1e-9)
+    batcher = Batcher(model, limits, metrics, Timing(max(one_row - slope, 1e-9), slope), line or FifoQueue())
+    metrics.queue.set_function(lambda: batcher.rows)
+    return batcher
 
 
-def _timed(model: Model, rows: int, clock: Callable[[], float]) -> float:
-    batch = blank(model, rows)
-    began = clock()
+def _measure(model: Model, rows: int, clock: Callable[[], float]) -> float:
+    batch = make_blank_batch(model, rows)
+    start_s = clock()
     model.predict(batch)
-    return clock() - began
+    return clock() - start_s
 
 
-def _together(taken: list[Waiting], turn: Turn | None) -> Batch:
-    if len(taken) == 1:
-        return Batch(taken[0].inputs, (taken[0].call,), turn=turn)
-    names = taken[0].inputs
-    inputs = {name: np.concatenate([item.inputs[name] for item in taken]) for name in names}
-    return Batch(inputs, tuple(item.call for item in taken), turn=turn)
+def _concatenate(batch: list[QueuedRequest], choice: PathChoice | None) -> Batch:
+    if len(batch) == 1:
+        return Batch(batch[0].inputs, (batch[0].call,), turn=choice)
+    inputs = {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}
+    return Batch(inputs, tuple(item.call for item in batch), turn=choice)
 
 
-def _split(answers: Answers, taken: list[Waiting]) -> list[Result]:
-    found = cells(answers.columns)
+def _split(predictions: Predictions, batch: list[QueuedRequest]) -> list[Result]:
+    encoded = encode_rows(predictions.columns)
     results: list[Result] = []
-    first = 0
-    for index, item in enumerate(taken):
-        last = first + item.call.rows
-        results.append(answers.refused.get(index) or (found, first, last))
-        first = last
+    start = 0
+    for index, item in enumerate(batch):
+        end = start + item.call.rows
+        results.append(predictions.refused.get(index) or (encoded, start, end))
+        start = end
     return results
 
 
-def _deliver(taken: list[Waiting], results: list[Result]) -> None:
-    for item, result in zip(taken, results, strict=True):
+def _deliver(batch: list[QueuedRequest], results: list[Result]) -> None:
+    for item, result in zip(batch, results, strict=True):
         item.done(result)
+
+
+Rows = RowSpan  # old name
+Full = QueueFull  # old name
+batcher = build_batcher  # old name

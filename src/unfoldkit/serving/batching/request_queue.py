@@ -1,4 +1,4 @@
-"""How requests wait for their batch: in the order in which they came, or the most urgent first."""
+"""The queue in which requests wait for their batch: first come, first served, or earliest deadline first."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unfoldkit.serving.model import Array, Call, Turn
+from unfoldkit.serving.model import Array, Call, PathChoice
 
 
-# not frozen: one is made for every request, and freezing makes that three times as dear
+# not frozen: one is made per request, and freezing would triple its cost
 @dataclass(slots=True)
-class Waiting:
-    """A request that waits for its batch; ``due`` is when its answer is late, on the line's clock.
+class QueuedRequest:
+    """A request that waits for its batch.
 
-    ``level`` is how much it asks for, where the line has levels.
+    Args:
+        inputs: Its arrays by name of the input.
+        call: Its parameters.
+        done: Receives the result.
+        due: When the response is late, on the clock of the queue.
+        level: The accuracy level that it requires, if the queue has levels.
     """
 
     inputs: Mapping[str, Array]
@@ -29,128 +34,148 @@ class Waiting:
     level: int = 0
 
 
-class Line(Protocol):
-    """Requests that wait. It lives in the event loop."""
+class RequestQueue(Protocol):
+    """Waiting requests. Only the event loop uses it."""
 
-    def add(self, item: Waiting) -> None:
-        """Let a request wait."""
+    def add(self, item: QueuedRequest) -> None:
+        """Queue a request."""
 
-    def take(self, most: int) -> tuple[list[Waiting], Turn | None]:
-        """Take the requests of the next batch out, at most ``most`` rows unless the first alone has more."""
+    def take(self, most: int) -> tuple[list[QueuedRequest], PathChoice | None]:
+        """Remove the requests of the next batch: at most ``most`` rows, unless the first request alone has more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
-    """First come, first answered."""
+class FifoQueue:
+    """First come, first served."""
 
-    waiting: deque[Waiting] = field(default_factory=deque)
+    waiting: deque[QueuedRequest] = field(default_factory=deque)
 
-    def add(self, item: Waiting) -> None:
-        """Let a request wait behind the others."""
+    def add(self, item: QueuedRequest) -> None:
+        """Queue a request behind the others."""
         self.waiting.append(item)
 
-    def take(self, most: int) -> tuple[list[Waiting], Turn | None]:
-        """Take the next requests; nothing is picked."""
-        taken: list[Waiting] = []
+    def take(self, most: int) -> tuple[list[QueuedRequest], PathChoice | None]:
+        """Remove the next requests; no execution path is chosen."""
+        batch: list[QueuedRequest] = []
         rows = 0
-        while self.waiting and (not taken or rows + self.waiting[0].call.rows <= most):
-            taken.append(self.waiting.popleft())
-            rows += taken[-1].call.rows
-        return taken, None
+        while self.waiting and (not batch or rows + self.waiting[0].call.rows <= most):
+            batch.append(self.waiting.popleft())
+            rows += batch[-1].call.rows
+        return batch, None
 
 
-Pick = Callable[[float, int, int], tuple[int, int] | None]
-"""From the seconds left to the most urgent request, the rows that wait, and its level to a way and the rows it takes.
+PathPolicy = Callable[[float, int, int], tuple[int, int] | None]
+"""Chooses an execution path and the rows of its batch.
 
-The rows that wait are those of its level or above. ``None`` where no way of the level answers that request in time.
+It takes the seconds left to the most urgent request, the number of waiting rows of its accuracy level or above, and the
+level. It returns ``None`` if no path of the level answers that request in time.
 """
 
 
-def _alike(_call: Call) -> int:
+def _lowest_level(_call: Call) -> int:
     return 0
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
-    """The ways of a model: the more a request asks for, which is its level, the fewer of them may answer it.
+class ExecutionPaths:
+    """The execution paths of a model. The higher the accuracy level of a request, the fewer paths may answer it.
 
-    ``serves`` is by way the highest level that it answers, ``hopeless`` by level who answers what cannot be in time.
+    Args:
+        pick: Chooses a path.
+        serves: By path, the highest level that it answers.
+        hopeless: By level, the path for requests that cannot be answered in time.
+        level: Returns the level of a request.
     """
 
-    pick: Pick
+    pick: PathPolicy
     serves: tuple[int, ...]
     hopeless: tuple[int, ...] = (0,)
-    level: Callable[[Call], int] = _alike
+    level: Callable[[Call], int] = _lowest_level
 
 
 @dataclass(slots=True)
-class Deadlines:
-    """The earliest deadline first, by the way that is picked each time; none answers who asks for more than it serves.
+class DeadlineQueue:
+    """Earliest deadline first; for each batch an execution path is chosen that answers its requests in time.
 
-    A request that no way answers in time steps aside, so that it makes no other late, and is answered by the way
-    ``hopeless`` of its level once nobody waits who can be in time. Those aside count in the queue's bound, so they get
-    their turn under any load. ``seconds`` is what a request has that brings no deadline of its own; ``urgent`` and
-    ``rows`` are by level.
+    A request that no path can answer in time is set aside, so that it delays no other. It is answered by the path
+    ``hopeless`` of its level as soon as no request is waiting that can be in time. Requests that were set aside count
+    toward the bound of the queue, so that they are answered under any load.
+
+    Args:
+        ways: The execution paths.
+        seconds: The deadline of a request that has none of its own.
+        clock: A clock in s.
+        urgent: By level, a heap of (due, number, request).
+        rows: By level, the number of waiting rows.
+        late: Requests that were set aside.
+        numbers: Orders requests with equal deadlines by their arrival.
     """
 
-    ways: Ways
+    ways: ExecutionPaths
     seconds: float
     clock: Callable[[], float] = time.perf_counter
-    urgent: list[list[tuple[float, int, Waiting]]] = field(init=False)
+    urgent: list[list[tuple[float, int, QueuedRequest]]] = field(init=False)
     rows: list[int] = field(init=False)
-    aside: deque[Waiting] = field(default_factory=deque)
+    late: deque[QueuedRequest] = field(default_factory=deque)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        """Make room for each level."""
+        """Create a heap for each level."""
         self.urgent, self.rows = [[] for _ in self.ways.hopeless], [0] * len(self.ways.hopeless)
 
-    def add(self, item: Waiting) -> None:
-        """Let a request wait where its deadline places it; those of one deadline in the order in which they came."""
-        limit = self.seconds if item.call.deadline is None else item.call.deadline
-        item.due, item.level = self.clock() + limit, self.ways.level(item.call)
+    def add(self, item: QueuedRequest) -> None:
+        """Queue a request by its deadline."""
+        deadline_s = self.seconds if item.call.deadline is None else item.call.deadline
+        item.due, item.level = self.clock() + deadline_s, self.ways.level(item.call)
         heapq.heappush(self.urgent[item.level], (item.due, next(self.numbers), item))
         self.rows[item.level] += item.call.rows
 
-    def take(self, most: int) -> tuple[list[Waiting], Turn | None]:
-        """Take the most urgent requests out, as many rows as were picked, and tell the way."""
-        while (first := self._first(len(self.urgent) - 1)) is not None:
+    def take(self, most: int) -> tuple[list[QueuedRequest], PathChoice | None]:
+        """Remove the most urgent requests, as many rows as the chosen path takes, with the path."""
+        while (first := self._most_urgent(len(self.urgent) - 1)) is not None:
             now = self.clock()
-            picked = self.ways.pick(first.due - now, sum(self.rows[first.level :]), first.level)
-            if picked is not None and first.call.rows <= picked[1]:
-                taken = self._urgent(first, self.ways.serves[picked[0]], min(picked[1], most))
-                return taken, _turn(picked[0], taken, now)
-            self.aside.append(self._pop(first))
-        return self._late(most) if self.aside else ([], None)
+            choice = self.ways.pick(first.due - now, sum(self.rows[first.level :]), first.level)
+            if choice is not None and first.call.rows <= choice[1]:
+                batch = self._take_urgent(first, self.ways.serves[choice[0]], min(choice[1], most))
+                return batch, _path_choice(choice[0], batch, now)
+            self.late.append(self._pop(first))
+        return self._take_late(most) if self.late else ([], None)
 
-    def _first(self, level: int) -> Waiting | None:
-        """Return the most urgent request of a level or below."""
-        heads = [heap[0] for heap in self.urgent[: level + 1] if heap]
+    def _most_urgent(self, max_level: int) -> QueuedRequest | None:
+        heads = [heap[0] for heap in self.urgent[: max_level + 1] if heap]
         return min(heads)[2] if heads else None
 
-    def _urgent(self, first: Waiting, level: int, most: int) -> list[Waiting]:
-        taken, rows = [self._pop(first)], first.call.rows
-        while (item := self._first(level)) is not None and rows + item.call.rows <= most:
-            taken.append(self._pop(item))
+    def _take_urgent(self, first: QueuedRequest, max_level: int, max_rows: int) -> list[QueuedRequest]:
+        batch, rows = [self._pop(first)], first.call.rows
+        while (item := self._most_urgent(max_level)) is not None and rows + item.call.rows <= max_rows:
+            batch.append(self._pop(item))
             rows += item.call.rows
-        return taken
+        return batch
 
-    def _late(self, most: int) -> tuple[list[Waiting], Turn]:
-        """Take those aside in the order in which they came there, as long as the way of the first answers them."""
-        way = self.ways.hopeless[self.aside[0].level]
-        taken = [self.aside.popleft()]
-        rows = taken[0].call.rows
-        while self.aside and self.aside[0].level <= self.ways.serves[way] and rows + self.aside[0].call.rows <= most:
-            taken.append(self.aside.popleft())
-            rows += taken[-1].call.rows
-        return taken, _turn(way, taken, self.clock())
+    def _take_late(self, max_rows: int) -> tuple[list[QueuedRequest], PathChoice]:
+        """Remove late requests in the order in which they were set aside, while the path of the first serves them."""
+        path = self.ways.hopeless[self.late[0].level]
+        batch = [self.late.popleft()]
+        rows = batch[0].call.rows
+        while self.late and self.late[0].level <= self.ways.serves[path] and rows + self.late[0].call.rows <= max_rows:
+            batch.append(self.late.popleft())
+            rows += batch[-1].call.rows
+        return batch, _path_choice(path, batch, self.clock())
 
-    def _pop(self, first: Waiting) -> Waiting:
-        """Take out the most urgent request of its level."""
+    def _pop(self, first: QueuedRequest) -> QueuedRequest:
+        """Remove the most urgent request of its level."""
         heapq.heappop(self.urgent[first.level])
         self.rows[first.level] -= first.call.rows
         return first
 
 
-def _turn(way: int, taken: list[Waiting], now: float) -> Turn:
-    return Turn(way, tuple(item.due for item in taken), now)
+def _path_choice(path: int, batch: list[QueuedRequest], now: float) -> PathChoice:
+    return PathChoice(path, tuple(item.due for item in batch), now)
+
+
+Waiting = QueuedRequest  # old name
+Line = RequestQueue  # old name
+Arrivals = FifoQueue  # old name
+Pick = PathPolicy  # old name
+Ways = ExecutionPaths  # old name
+Deadlines = DeadlineQueue  # old name

@@ -1,4 +1,4 @@
-"""One thread that does what it is given, in order; the end of the process does not wait for it."""
+"""One thread that runs jobs in order; the end of the process does not wait for it."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ Job = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
 @dataclass(slots=True)
-class Thread:
-    """A thread, begun with its first job. Unlike an executor's, a job that never ends keeps no process alive."""
+class WorkerThread:
+    """A thread that starts with its first job. Unlike in an executor, a job that never ends keeps no process alive."""
 
     name: str
     jobs: queue.SimpleQueue[Job | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
-    working: threading.Lock = field(default_factory=threading.Lock)
+    is_working: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, work: Callable[[], Any], told: Callable[[Any], object]) -> None:
-        """Do ``work``, which raises nothing, in the thread, and tell its result there."""
+    def run(self, work: Callable[[], Any], on_result: Callable[[Any], object]) -> None:
+        """Run ``work``, which must not raise, in the thread, and pass its result to ``on_result`` there."""
         if self.thread is None:
             self.thread = threading.Thread(target=self._loop, name=self.name, daemon=True)
             self.thread.start()
-        self.jobs.put((work, told))
+        self.jobs.put((work, on_result))
 
-    def rest(self, seconds: float) -> None:
-        """Leave the processor to the job under way until it ends, but at most ``seconds``."""
-        if self.working.acquire(timeout=seconds):
-            self.working.release()
+    def yield_to_job(self, seconds: float) -> None:
+        """Block the caller until the current job ends, at most ``seconds``, so that the job has the processor."""
+        if self.is_working.acquire(timeout=seconds):
+            self.is_working.release()
 
     def close(self) -> None:
-        """Wait for the jobs that were given."""
+        """Wait for the submitted jobs."""
         if self.thread is not None:
             self.jobs.put(None)
             self.thread.join()
 
     def _loop(self) -> None:
         while (job := self.jobs.get()) is not None:
-            work, told = job
-            with self.working:
-                told(work())
+            work, on_result = job
+            with self.is_working:
+                on_result(work())
+
+
+Thread = WorkerThread  # old name

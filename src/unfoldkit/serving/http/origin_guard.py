@@ -1,8 +1,8 @@
-"""Who is heard without a token: not the pages of the web that a browser on this machine has open.
+"""Protect a service without a token from the web pages that a browser on this machine has open.
 
-Such a page can send requests to a service on loopback. Browsers tell so by ``Sec-Fetch-Site`` and keep the answer from
-it, unless the page comes under a name of its own that it has let point to this machine since (DNS rebinding): then
-the name is in ``Host``.
+Such a page can send requests to a service on loopback. A browser marks them by ``Sec-Fetch-Site`` and withholds the
+response from the page, unless the page's own name points to this machine by now (DNS rebinding). Then the name is in
+the ``Host`` header.
 """
 
 from __future__ import annotations
@@ -11,43 +11,44 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-from unfoldkit.serving.responses import Header, error, send_reply
+from unfoldkit.serving.responses import Header, error_reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
 
-FOREIGN = (
-    "a service without a token is not asked by this Host, which a page of the web could have made its own; "
-    "ask for localhost or an address, let a proxy send such a Host, or set UNFOLD_TOKEN"
+FOREIGN_HOST = (
+    "a service without a token rejects this Host header, which a web page could control; "
+    "use localhost or an address, let a proxy send such a Host, or set UNFOLD_TOKEN"
 )
-CROSS = "a service without a token is not asked by pages of other sites; set UNFOLD_TOKEN"
+CROSS_SITE = "a service without a token rejects requests from pages of other sites; set UNFOLD_TOKEN"
 _PORT = re.compile(rb":[0-9]*\Z")
 
 
-def guest(app: ASGIApp, open_paths: Iterable[str]) -> ASGIApp:
-    """Return ``app``, refusing (403) what pages of the web may have sent; ``open_paths`` are for everybody."""
-    free = frozenset(open_paths)
+def reject_foreign_origins(app: ASGIApp, open_paths: Iterable[str]) -> ASGIApp:
+    """Wrap ``app`` to reject (403) what web pages may have sent, except for ``open_paths``."""
+    exempt = frozenset(open_paths)
 
-    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
-        problem = "" if scope["type"] == "lifespan" or scope.get("path") in free else barred(scope["headers"])
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        is_exempt = scope["type"] == "lifespan" or scope.get("path") in exempt
+        problem = "" if is_exempt else find_foreign_origin(scope["headers"])
         if problem:
-            await send_reply(error(403, problem), send)
+            await send_reply(error_reply(403, problem), send)
         else:
             await app(scope, receive, send)
 
-    return passing
+    return wrapped
 
 
-def barred(headers: Iterable[Header]) -> str:
-    """Return why a request with these headers is refused; nothing where it is not."""
+def find_foreign_origin(headers: Iterable[Header]) -> str:
+    """Return why a request with these headers is rejected; empty if it is not."""
     for name, value in headers:
-        if name == b"host" and not is_near(value):
-            return FOREIGN
+        if name == b"host" and not is_private_host(value):
+            return FOREIGN_HOST
         if name == b"sec-fetch-site" and value == b"cross-site":
-            return CROSS
+            return CROSS_SITE
     return ""
 
 
-def is_near(host: bytes) -> bool:
-    """Whether a ``Host`` is one that nobody can buy: an address, a name without a dot, or one kept for use at home."""
+def is_private_host(host: bytes) -> bool:
+    """Whether a ``Host`` cannot be registered by others: an address, a name without a dot, or a reserved suffix."""
     name = _PORT.sub(b"", host).decode("latin-1").strip("[]").rstrip(".").lower()
     if "." not in name or name.endswith((".localhost", ".internal")):
         return True

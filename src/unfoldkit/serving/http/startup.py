@@ -1,4 +1,4 @@
-"""The start of a service, told to the user: what its lifespan says when it fails, instead of a trace of the server."""
+"""The start of a service: a failed lifespan becomes an error message instead of a traceback of the server."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ COMPLETE = "lifespan.startup.complete"
 
 
 @dataclass(slots=True)
-class Start:
-    """What became of a start: whether it is over, and the error with which it failed, if it did."""
+class StartResult:
+    """Whether a start is over, and the error with which it failed."""
 
     error: UnfoldError | None = None
-    over: bool = False
+    is_over: bool = False
 
-    def heard(self, message: Message) -> Message:
-        """Keep what a failed start says; what it leaves for the server's own log."""
-        self.over |= message["type"] in (COMPLETE, FAILED)
+    def record(self, message: Message) -> Message:
+        """Record the outcome of a start; return the message for the server, without the text that it would log."""
+        self.is_over |= message["type"] in (COMPLETE, FAILED)
         if message["type"] != FAILED:
             return message
-        given = message.get("error")
-        words = str(message.get("message") or "the service did not start")
-        self.error = given if isinstance(given, UnfoldError) else user_error(words)
+        error = message.get("error")
+        text = str(message.get("message") or "the service did not start")
+        self.error = error if isinstance(error, UnfoldError) else user_error(text)
         return {"type": FAILED}
 
 
-def heard(app: ASGIApp, start: Start) -> ASGIApp:
-    """Return ``app``, its start told to ``start``."""
+def record_start(app: ASGIApp, start: StartResult) -> ASGIApp:
+    """Wrap ``app`` so that ``start`` records how its start ended."""
 
-    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
             return
 
-        async def told(message: Message) -> None:
-            await send(start.heard(message))
+        async def send_recorded(message: Message) -> None:
+            await send(start.record(message))
 
         try:
-            await app(scope, receive, told)
+            await app(scope, receive, send_recorded)
         except Exception as error:
-            if start.over:
+            if start.is_over:
                 raise
-            await told({"type": FAILED, "error": error if isinstance(error, UnfoldError) else _unforeseen(error)})
+            known = error if isinstance(error, UnfoldError) else _unexpected(error)
+            await send_recorded({"type": FAILED, "error": known})
         except asyncio.CancelledError:
-            # a start that is given up has failed, and there is nothing to say about it
-            if start.over:
+            # a cancelled start has failed, and there is nothing to report
+            if start.is_over:
                 raise
 
-    return inner
+    return wrapped
 
 
-def _unforeseen(error: Exception) -> UnfoldError:
+def _unexpected(error: Exception) -> UnfoldError:
     return internal_error(f"the service did not start: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Several processes behind one port: each listens by SO_REUSEPORT, and one that dies or hangs is replaced."""
+"""A supervisor for several processes on one port (SO_REUSEPORT): it replaces each that dies or hangs."""
 
 from __future__ import annotations
 
@@ -15,153 +15,160 @@ from typing import Any
 
 from unfoldkit.errors import ExitCode, internal_error
 
-START_S = 300.0
-SILENT_S = 10.0
-QUICK_S = 5.0
-LOOK_S = 0.5
-MOST_QUICK = 3
+START_TIMEOUT_S = 300.0
+HEARTBEAT_TIMEOUT_S = 10.0
+EARLY_EXIT_S = 5.0
+POLL_S = 0.5
+STOP_TIMEOUT_S = 20.0
+MAX_EARLY_EXITS = 3
 
 Work = Callable[[int, Callable[[], object]], object]
-"""What a process does: it is given its number and what it calls again and again while it is well. Must be picklable."""
+"""What a process does, given its number and a heartbeat to call while it is well. Must be picklable."""
 
 
-def endings() -> tuple[signal.Signals, ...]:
-    """Return the signals that end a service; a closed terminal does, unless somebody said that it should not."""
-    closed = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if closed else ()))
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a service; SIGHUP (a closed terminal) only if it is not ignored (nohup)."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hangs_up else ()))
 
 
 @dataclass(slots=True)
 class Worker:
-    """A process in its place: when it began and was last heard (seconds), and whether it ever was."""
+    """A process: its end of the heartbeat pipe, its start and last heartbeat (monotonic s), and whether it had one."""
 
     number: int
     process: BaseProcess
-    ear: Connection
-    began: float
-    heard: float
-    ready: bool = False
+    parent_conn: Connection
+    started_s: float
+    last_beat_s: float
+    is_ready: bool = False
 
 
 @dataclass(slots=True)
-class Crew:
-    """The processes that serve, kept complete until the end.
+class Supervisor:
+    """Keeps ``count`` processes running until a signal ends them.
 
-    A process that dies before it was well, or soon after, is a quick end; after a few in a row all is given up.
-    One whose exit code says that its caller is at fault is not started again: all are ``refused``.
+    A process that ends before its first heartbeat, or soon after its start, counts as an early exit; after a few in a
+    row the supervisor gives up. A process whose exit code blames the caller is not replaced: all are ``rejected``.
+
+    Args:
+        work: What each process does.
+        count: The number of processes.
+        notify: Receives messages for the user.
+        heartbeat_timeout_s: A ready process without a heartbeat for so long is replaced.
     """
 
     work: Work
     count: int
-    say: Callable[[str], object]
-    silent_s: float = SILENT_S
+    notify: Callable[[str], object]
+    heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
     workers: dict[int, Worker] = field(default_factory=dict)
-    quick: int = 0
+    early_exits: int = 0
     signal: int = 0
-    refused: bool = False
-    looked: float = field(default_factory=time.monotonic)
+    rejected: bool = False
+    last_check_s: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
-        """Serve until one of ``endings``; return which, after the last process has ended; 0 where all are refused.
+        """Serve until one of ``ending_signals``; return it after the last process ended, or 0 if all are rejected.
 
         Raises:
-            UnfoldError: the processes end again and again before they serve.
+            UnfoldError: The processes end repeatedly before they serve.
         """
-        with _heard(self._note):
+        with _handle_signals(self._note_signal):
             try:
-                while not self.signal and not self.refused:
-                    self._fill()
-                    self._listen()
-                    self._look()
+                while not self.signal and not self.rejected:
+                    self._start_missing()
+                    self._receive_heartbeats()
+                    self._check_workers()
             finally:
-                self._end()
+                self._stop_all()
         return self.signal
 
-    def _note(self, number: int, _frame: Any) -> None:
+    def _note_signal(self, number: int, _frame: Any) -> None:
         self.signal = number
 
-    def _fill(self) -> None:
-        """Start what is missing; the first alone, so that what it prepares on disk is there for the others."""
-        first_is_well = any(worker.ready for worker in self.workers.values())
-        for number in range(self.count if first_is_well else 1):
+    def _start_missing(self) -> None:
+        """Start what is missing; the first process alone, since the others use what it prepares on disk."""
+        first_is_ready = any(worker.is_ready for worker in self.workers.values())
+        for number in range(self.count if first_is_ready else 1):
             if number not in self.workers:
-                self.workers[number] = _started(self.work, number)
+                self.workers[number] = _start_worker(self.work, number)
 
-    def _listen(self) -> None:
-        ears = {worker.ear: worker for worker in self.workers.values()}
-        for ear in wait(list(ears), timeout=LOOK_S):
-            worker = ears[ear]  # type: ignore[index]
+    def _receive_heartbeats(self) -> None:
+        workers = {worker.parent_conn: worker for worker in self.workers.values()}
+        for connection in wait(list(workers), timeout=POLL_S):
+            worker = workers[connection]  # type: ignore[index]
             try:
-                worker.ear.recv_bytes()
+                worker.parent_conn.recv_bytes()
             except (EOFError, OSError):
                 worker.process.join(1.0)
             else:
-                worker.heard, worker.ready = time.monotonic(), True
+                worker.last_beat_s, worker.is_ready = time.monotonic(), True
 
-    def _look(self) -> None:
+    def _check_workers(self) -> None:
         now = time.monotonic()
-        # a machine that slept, or was too busy for this process, had no time for the others either
-        asleep, self.looked = max(now - self.looked - 2 * LOOK_S, 0.0), now
+        # if the machine slept or this process got no time, the workers had none either
+        paused_s, self.last_check_s = max(now - self.last_check_s - 2 * POLL_S, 0.0), now
         for worker in list(self.workers.values()):
-            worker.heard += asleep
-            limit = self.silent_s if worker.ready else START_S
-            if worker.process.is_alive() and now - worker.heard > limit:
-                self.say(f"process {worker.process.pid} does not answer; it is replaced")
+            worker.last_beat_s += paused_s
+            timeout_s = self.heartbeat_timeout_s if worker.is_ready else START_TIMEOUT_S
+            if worker.process.is_alive() and now - worker.last_beat_s > timeout_s:
+                self.notify(f"process {worker.process.pid} does not respond; it is replaced")
                 worker.process.kill()
                 worker.process.join()
             if not worker.process.is_alive() and not self.signal:
-                self._lost(worker)
+                self._handle_exit(worker)
 
-    def _lost(self, worker: Worker) -> None:
+    def _handle_exit(self, worker: Worker) -> None:
         self.workers.pop(worker.number)
-        worker.ear.close()
-        if not worker.ready and worker.process.exitcode == ExitCode.USAGE:
-            self.refused = True
+        worker.parent_conn.close()
+        if not worker.is_ready and worker.process.exitcode == ExitCode.USAGE:
+            self.rejected = True
             return
-        self.say(f"process {worker.process.pid} ended with {worker.process.exitcode}; another one takes its place")
-        soon = not worker.ready or time.monotonic() - worker.began < QUICK_S
-        self.quick = self.quick + 1 if soon else 0
-        if self.quick > MOST_QUICK:
-            raise internal_error(f"the service ended {self.quick} times in a row as soon as it began")
+        self.notify(f"process {worker.process.pid} ended with {worker.process.exitcode}; another one replaces it")
+        is_early = not worker.is_ready or time.monotonic() - worker.started_s < EARLY_EXIT_S
+        self.early_exits = self.early_exits + 1 if is_early else 0
+        if self.early_exits > MAX_EARLY_EXITS:
+            raise internal_error(f"the service ended {self.early_exits} times in a row right after its start")
 
-    def _end(self) -> None:
+    def _stop_all(self) -> None:
         for worker in self.workers.values():
             if worker.process.is_alive() and worker.process.pid:
                 os.kill(worker.process.pid, signal.SIGTERM)
         for worker in self.workers.values():
-            worker.process.join(20.0)
+            worker.process.join(STOP_TIMEOUT_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
 
 
-def _started(work: Work, number: int) -> Worker:
+def _start_worker(work: Work, number: int) -> Worker:
     context = multiprocessing.get_context("spawn")
-    ear, mouth = context.Pipe(duplex=False)
-    process = context.Process(target=_working, args=(work, number, mouth), name=f"unfold-serve-{number}")
+    parent_conn, child_conn = context.Pipe(duplex=False)
+    process = context.Process(target=_run_worker, args=(work, number, child_conn), name=f"unfold-serve-{number}")
     process.start()
-    mouth.close()
+    child_conn.close()
     now = time.monotonic()
-    return Worker(number, process, ear, now, now)
+    return Worker(number, process, parent_conn, now, now)
 
 
-def _working(work: Work, number: int, mouth: Connection) -> None:
+def _run_worker(work: Work, number: int, child_conn: Connection) -> None:
     def beat() -> None:
         try:
-            mouth.send_bytes(b".")
+            child_conn.send_bytes(b".")
         except OSError:
-            # nobody is there to replace or to end this process any more
+            # without a supervisor, no process would replace or end this one
             os.kill(os.getpid(), signal.SIGTERM)
 
     work(number, beat)
 
 
 @contextmanager
-def _heard(note: Callable[[int, Any], None]) -> Iterator[None]:
-    """Have the signals of the end noted for as long as the crew is at work."""
-    before = {number: signal.signal(number, note) for number in endings()}
+def _handle_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle the ending signals while the supervisor runs, then restore the previous handlers."""
+    previous = {number: signal.signal(number, handler) for number in ending_signals()}
     try:
         yield
     finally:
-        for number, old in before.items():
+        for number, old in previous.items():
             signal.signal(number, old)

@@ -1,4 +1,4 @@
-"""What becomes of each request, for those who watch: lines of JSON, and spans where OpenTelemetry is set up."""
+"""Observe every request: an access log in JSON lines, and spans of OpenTelemetry if it is set up."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
 ID = b"x-request-id"
 PARENT = b"traceparent"
-# what goes into logs and back to the client: nothing that could end a line or a header
-_FIT = re.compile(rb"[\w.:@/+=-]{1,128}")
+# ids go into logs and back to clients: nothing in them may end a line or a header
+_SAFE_ID = re.compile(rb"[\w.:@/+=-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """One request: its id, what it asked, how it ended (an HTTP status), how long it took, and its W3C trace parent."""
+class RequestNote:
+    """A finished request: its id, method, path, HTTP status, duration in s, and W3C trace parent."""
 
     id: str
     method: str
@@ -34,68 +34,65 @@ class Note:
     parent: str = ""
 
 
-Observer = Callable[[Note], object]
+Observer = Callable[[RequestNote], object]
 
 
-def known_id(given: bytes) -> str:
-    """Return the id that a client gave, or nothing if it is not fit to be repeated."""
-    return given.decode() if _FIT.fullmatch(given) else ""
+def sanitize_id(value: bytes) -> str:
+    """Return the id that a client sent, or an empty string if it is not safe to repeat."""
+    return value.decode() if _SAFE_ID.fullmatch(value) else ""
 
 
 def new_id() -> str:
-    """Return an id that no other request has."""
+    """Make a unique request id."""
     return uuid.uuid4().hex
 
 
-def together(observers: Sequence[Observer]) -> Observer | None:
-    """Return one observer for all; ``None`` for none, which costs a request nothing."""
+def combine_observers(observers: Sequence[Observer]) -> Observer | None:
+    """Return one observer that calls all; ``None`` for none, which costs a request nothing."""
     if len(observers) < 2:
         return observers[0] if observers else None
 
-    def each(note: Note) -> None:
+    def notify_all(note: RequestNote) -> None:
         for observer in observers:
             observer(note)
 
-    return each
+    return notify_all
 
 
-def lines(log: logging.Logger) -> Observer:
-    """Return what writes one line of JSON a request; neither headers nor bodies nor what follows a ``?`` is in it."""
+def json_access_log(log: logging.Logger) -> Observer:
+    """Make an observer that logs one JSON line per request, without headers, bodies and query strings."""
 
-    def write(note: Note) -> None:
+    def write(note: RequestNote) -> None:
         level = logging.ERROR if note.status >= 500 else logging.INFO
-        log.log(level, "request", extra={"fields": _fields(note)})
+        log.log(level, "request", extra={"fields": _log_fields(note)})
 
     return write
 
 
-def _fields(note: Note) -> dict[str, Any]:
-    found = {"id": note.id, "method": note.method, "path": note.path, "status": note.status}
-    return found | {"ms": round(note.seconds * 1e3, 3)} | ({"traceparent": note.parent} if note.parent else {})
-
-
 class JsonLines(logging.Formatter):
-    """Formats every record as one line of JSON: time, level, message, and the fields that came with it."""
+    """Formats a record as one line of JSON: time, level, message, and its extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        about = {
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            about["error"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(about).decode()
+            fields["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
 
 
-def tracing(provider: Any = None) -> Observer | None:
-    """Return what makes a span of each request, if OpenTelemetry is installed and has somewhere to send it.
+def request_tracer(provider: Any = None) -> Observer | None:
+    """Make an observer that records a span per request, if OpenTelemetry is installed and has an exporter.
 
-    The span is a server's, named after method and path, child of the request's ``traceparent``, with the attributes of
-    OpenTelemetry's conventions for HTTP. Without ``provider`` the global one is asked, as ``opentelemetry-instrument``
-    sets it.
+    A span is a server span named after method and path, a child of the request's ``traceparent``. Its attributes are
+    those of the HTTP semantic conventions of OpenTelemetry.
+
+    Args:
+        provider: A tracer provider; without it the global one, which ``opentelemetry-instrument`` sets.
     """
     if importlib.util.find_spec("opentelemetry") is None:
         return None
@@ -106,17 +103,46 @@ def tracing(provider: Any = None) -> Observer | None:
         return None
     tracer = provider.get_tracer("unfoldkit.serving")
 
-    def span(note: Note) -> None:
-        _span(tracer, note)
+    def record(note: RequestNote) -> None:
+        _record_span(tracer, note)
 
-    return span
+    return record
 
 
-def _span(tracer: Any, note: Note) -> None:
+def observe_requests(
+    app: ASGIApp, observer: Observer | None, clock: Callable[[], float] = time.perf_counter
+) -> ASGIApp:
+    """Wrap ``app``: each response repeats the id of its request, and ``observer`` receives a note of it."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        is_http = scope["type"] == "http"
+        headers = dict(scope["headers"]) if is_http else {}
+        request_id = sanitize_id(headers.get(ID, b"")) or (new_id() if observer and is_http else "")
+        if not request_id:
+            await app(scope, receive, send)
+            return
+        start_s, status = clock(), [500]
+        try:
+            await app(scope, receive, _send_with_id(send, request_id, status))
+        finally:
+            if observer is not None:
+                parent = sanitize_id(headers.get(PARENT, b""))
+                duration_s = clock() - start_s
+                observer(RequestNote(request_id, scope["method"], scope["path"], status[0], duration_s, parent))
+
+    return wrapped
+
+
+def _log_fields(note: RequestNote) -> dict[str, Any]:
+    fields = {"id": note.id, "method": note.method, "path": note.path, "status": note.status}
+    return fields | {"ms": round(note.seconds * 1e3, 3)} | ({"traceparent": note.parent} if note.parent else {})
+
+
+def _record_span(tracer: Any, note: RequestNote) -> None:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    end = time.time_ns()
+    end_ns = time.time_ns()
     parent = TraceContextTextMapPropagator().extract({"traceparent": note.parent})
     attributes: dict[str, Any] = {
         "http.request.method": note.method,
@@ -127,44 +153,31 @@ def _span(tracer: Any, note: Note) -> None:
     }
     if note.status >= 500:
         attributes["error.type"] = str(note.status)
-    # what nobody serves has any name that a client makes up, and names of spans should be few
-    made = tracer.start_span(
+    # clients can make up any path; span names must stay few
+    span = tracer.start_span(
         note.method if note.status == 404 else f"{note.method} {note.path}",
         parent,
         trace.SpanKind.SERVER,
         attributes,
-        start_time=end - int(note.seconds * 1e9),
+        start_time=end_ns - int(note.seconds * 1e9),
     )
     if note.status >= 500:
-        made.set_status(trace.StatusCode.ERROR)
-    made.end(end)
+        span.set_status(trace.StatusCode.ERROR)
+    span.end(end_ns)
 
 
-def observed(app: ASGIApp, observer: Observer | None, clock: Callable[[], float] = time.perf_counter) -> ASGIApp:
-    """Return ``app``: each answer repeats the id of its request, and ``observer`` is told of it."""
-
-    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]) if scope["type"] == "http" else {}
-        name = known_id(given.get(ID, b"")) or (new_id() if observer and scope["type"] == "http" else "")
-        if not name:
-            await app(scope, receive, send)
-            return
-        began, status = clock(), [500]
-        try:
-            await app(scope, receive, _named(send, name, status))
-        finally:
-            if observer is not None:
-                parent = known_id(given.get(PARENT, b""))
-                observer(Note(name, scope["method"], scope["path"], status[0], clock() - began, parent))
-
-    return passing
-
-
-def _named(send: Send, name: str, status: list[int]) -> Send:
-    async def named(message: Message) -> None:
+def _send_with_id(send: Send, request_id: str, status: list[int]) -> Send:
+    async def send_message(message: Message) -> None:
         if message["type"] == "http.response.start":
             status[0] = message["status"]
-            message["headers"] = [*message.get("headers", ()), (ID, name.encode())]
+            message["headers"] = [*message.get("headers", ()), (ID, request_id.encode())]
         await send(message)
 
-    return named
+    return send_message
+
+
+Note = RequestNote  # old name
+known_id = sanitize_id  # old name
+together = combine_observers  # old name
+lines = json_access_log  # old name
+tracing = request_tracer  # old name

@@ -1,16 +1,16 @@
-"""What the live page shows of a service: plain data, made anew each second while somebody watches."""
+"""The data of the live page of a service, made anew every second while a page is open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unfoldkit.serving.observability.metrics import SECONDS, Metrics
+from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One figure in large type; ``ok`` tells whether it is within its target, ``None`` if it has none."""
+    """One figure in large type; ``ok`` is whether it meets its target, ``None`` without one."""
 
     label: str
     value: str
@@ -19,8 +19,16 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """Values over time, by name. ``counts`` only grow: the page shows their growth a second. ``limit`` is a bound."""
+class TimeSeries:
+    """Values over time, by name.
+
+    Args:
+        title: Heading of the chart.
+        unit: Unit of the values.
+        values: The current values.
+        counts: The values are counters: the page shows their growth per second.
+        limit: A bound to draw.
+    """
 
     title: str
     unit: str
@@ -30,10 +38,15 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """How values are spread: ``counts[i]`` of them, ever, were at most ``bounds[i]`` and above the bound before.
+class Distribution:
+    """A cumulative histogram, of which the page shows p50 and p99 of the last ten seconds.
 
-    One count more than bounds: the last is of values above all. The page shows p50 and p99 of the last ten seconds.
+    Args:
+        title: Heading of the chart.
+        unit: Unit of the values.
+        bounds: Upper bounds of the buckets.
+        counts: Values in each bucket since the start; the last count is of values above all bounds.
+        limit: A bound to draw.
     """
 
     title: str
@@ -44,8 +57,8 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """Parts by name, such as how many cases each model answered: of their sum, or of what ``wholes`` has by name."""
+class Breakdown:
+    """Parts by name, such as answered cases per model: parts of their sum, or of the total in ``wholes`` by name."""
 
     title: str
     unit: str
@@ -63,76 +76,90 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
-    """All that the page shows now, in the order of the fields."""
+class Dashboard:
+    """The contents of the page, in the order of the fields."""
 
     name: str
     kind: str
     tiles: tuple[Tile, ...] = ()
-    lines: tuple[Lines, ...] = ()
-    spreads: tuple[Spread, ...] = ()
-    shares: tuple[Shares, ...] = ()
+    lines: tuple[TimeSeries, ...] = ()
+    spreads: tuple[Distribution, ...] = ()
+    shares: tuple[Breakdown, ...] = ()
     grids: tuple[Grid, ...] = ()
 
 
-Watch = Callable[[], Board]
+DashboardSource = Callable[[], Dashboard]
 
 
 @dataclass(frozen=True, slots=True)
-class More:
-    """What a kind adds to the board of its requests."""
+class DashboardExtras:
+    """What a kind adds to the dashboard of its requests."""
 
     tiles: tuple[Tile, ...] = ()
-    lines: tuple[Lines, ...] = ()
-    shares: tuple[Shares, ...] = ()
+    lines: tuple[TimeSeries, ...] = ()
+    shares: tuple[Breakdown, ...] = ()
     grids: tuple[Grid, ...] = field(default=())
 
 
-def of_requests(name: str, kind: str, found: Metrics, more: Callable[[], More] = More) -> Watch:
-    """Return the board of the requests that a server counts, with what its kind adds."""
+def request_dashboard(
+    name: str, kind: str, metrics: Metrics, extras: Callable[[], DashboardExtras] = DashboardExtras
+) -> DashboardSource:
+    """Make the dashboard of the requests that a server counts, with what its kind adds."""
 
-    def watch() -> Board:
-        own = more()
-        tiles = (*_tiles(found), *own.tiles)
-        return Board(name, kind, tiles, (*_lines(found), *own.lines), _spreads(found), own.shares, own.grids)
+    def current() -> Dashboard:
+        extra = extras()
+        tiles = (*_request_tiles(metrics), *extra.tiles)
+        lines = (*_request_series(metrics), *extra.lines)
+        return Dashboard(name, kind, tiles, lines, _latency(metrics), extra.shares, extra.grids)
 
-    return watch
-
-
-def _tiles(found: Metrics) -> tuple[Tile, ...]:
-    codes = _codes(found)
-    total, failed = sum(codes.values()), sum(n for code, n in codes.items() if code >= 500)
-    refused = codes.get(429, 0)
-    return (
-        Tile("requests", f"{total:,}"),
-        Tile("failed", f"{failed:,}", "answered 5xx" if failed else "", failed == 0),
-        Tile("refused", f"{refused:,}", "the queue was full: 429" if refused else "", refused == 0),
-    )
+    return current
 
 
-def _lines(found: Metrics) -> tuple[Lines, ...]:
-    answers = {str(code): float(n) for code, n in sorted(_codes(found).items())}
-    waiting = {sample.labels["model"]: sample.value for family in found.queue.collect() for sample in family.samples}
-    return (Lines("answers by status", "/s", answers, counts=True), Lines("rows that wait", "rows", waiting))
-
-
-def _spreads(found: Metrics) -> tuple[Spread, ...]:
-    tallies = found.requests.tallies
-    counts = [float(sum(column)) for column in zip(*(tally.buckets for tally in tallies), strict=True)]
-    return (Spread("time to answer", "s", SECONDS, counts),)
-
-
-def _codes(found: Metrics) -> dict[int, int]:
-    codes: dict[int, int] = {}
-    for tally in found.requests.tallies:
-        for code, number in tally.codes.items():
-            codes[code] = codes.get(code, 0) + number
-    return codes
-
-
-def short(value: float) -> str:
-    """Return a number in at most five characters and a suffix: 12.3 k, 4.56 M."""
+def format_short(value: float) -> str:
+    """Format a number in at most five characters and a suffix: ``12.3 k``, ``4.56 M``."""
     for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= max(size, 1e4):
             return f"{value / size:.3g}{suffix}"
     return f"{value:,.4g}" if value != int(value) else f"{value:,.0f}"
+
+
+def _request_tiles(metrics: Metrics) -> tuple[Tile, ...]:
+    codes = _count_codes(metrics)
+    total, failed = sum(codes.values()), sum(count for code, count in codes.items() if code >= 500)
+    rejected = codes.get(429, 0)
+    return (
+        Tile("requests", f"{total:,}"),
+        Tile("failed", f"{failed:,}", "status 5xx" if failed else "", failed == 0),
+        Tile("rejected", f"{rejected:,}", "queue full: status 429" if rejected else "", rejected == 0),
+    )
+
+
+def _request_series(metrics: Metrics) -> tuple[TimeSeries, ...]:
+    responses = {str(code): float(count) for code, count in sorted(_count_codes(metrics).items())}
+    waiting = {sample.labels["model"]: sample.value for family in metrics.queue.collect() for sample in family.samples}
+    by_status = TimeSeries("responses by status", "/s", responses, counts=True)
+    return (by_status, TimeSeries("waiting rows", "rows", waiting))
+
+
+def _latency(metrics: Metrics) -> tuple[Distribution, ...]:
+    tallies = metrics.requests.tallies
+    counts = [float(sum(column)) for column in zip(*(tally.buckets for tally in tallies), strict=True)]
+    return (Distribution("response time", "s", LATENCY_BUCKETS_S, counts),)
+
+
+def _count_codes(metrics: Metrics) -> dict[int, int]:
+    codes: dict[int, int] = {}
+    for tally in metrics.requests.tallies:
+        for code, count in tally.codes.items():
+            codes[code] = codes.get(code, 0) + count
+    return codes
+
+
+Lines = TimeSeries  # old name
+Spread = Distribution  # old name
+Shares = Breakdown  # old name
+Board = Dashboard  # old name
+Watch = DashboardSource  # old name
+More = DashboardExtras  # old name
+of_requests = request_dashboard  # old name
+short = format_short  # old name

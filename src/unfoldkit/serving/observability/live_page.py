@@ -1,4 +1,4 @@
-"""The live page: one HTML file with its style and script at ``/``, and server-sent events at ``/events``."""
+"""The live page: static files at ``/`` and the data as server-sent events at ``/events``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from unfoldkit.serving.observability.dashboard import Board, Watch
+from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource
 from unfoldkit.serving.responses import Reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
 
 EVENTS = "/events"
 EVERY_S = 1.0
-# nothing from elsewhere, no script but the file beside the page, no frame around it
+# nothing from other sites, no script but the file beside the page, no frame around it
 POLICY = (
     b"content-security-policy",
     (
@@ -30,87 +30,89 @@ FILES = {
     "/live.css": ("live.css", b"text/css; charset=utf-8"),
     "/live.js": ("live.js", b"text/javascript; charset=utf-8"),
 }
-"""The paths of the page. They tell nothing of the service, so they need no token; the events do."""
+"""The paths of the page. The files hold no data of the service and need no token; the events do."""
 
 
 @dataclass(slots=True)
-class Shared:
-    """The event of now, made once for all who watch: a board may take milliseconds, and dozens may watch."""
+class SharedEvent:
+    """The current event, made once for all viewers: a dashboard may take milliseconds, and dozens may watch."""
 
-    watch: Watch
-    made: float = -math.inf
+    source: DashboardSource
+    made_s: float = -math.inf
     text: bytes = b""
 
-    def event(self) -> bytes:
-        """Return an event that is at most half as old as the next one is away."""
+    def current(self) -> bytes:
+        """Return an event that is at most half an interval old."""
         now = time.monotonic()
-        if now - self.made > EVERY_S / 2:
-            self.made, self.text = now, event(self.watch())
+        if now - self.made_s > EVERY_S / 2:
+            self.made_s, self.text = now, format_event(self.source())
         return self.text
 
 
-def watched(app: ASGIApp, watch: Watch, drains: asyncio.Event) -> ASGIApp:
-    """Return ``app`` with events of what ``watch`` shows; they end when ``drains`` is set."""
-    shared = Shared(watch)
+def serve_events(app: ASGIApp, source: DashboardSource, drains: asyncio.Event) -> ASGIApp:
+    """Wrap ``app`` with the events of a dashboard; they end when ``drains`` is set."""
+    shared = SharedEvent(source)
 
-    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == EVENTS and scope["method"] == "GET":
             await _stream(shared, drains, receive, send)
         else:
             await app(scope, receive, send)
 
-    return passing
+    return wrapped
 
 
-def with_page(app: ASGIApp) -> ASGIApp:
-    """Return ``app`` with the files of the page."""
-    replies = _replies()
+def serve_page(app: ASGIApp) -> ASGIApp:
+    """Wrap ``app`` with the files of the page."""
+    replies = _load_files()
 
-    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         reply = replies.get(scope["path"]) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
         if reply is None:
             await app(scope, receive, send)
         else:
             await send_reply(reply, send)
 
-    return passing
+    return wrapped
 
 
-def _replies() -> Mapping[str, Reply]:
+def format_event(dashboard: Dashboard) -> bytes:
+    """Format a dashboard as one server-sent event."""
+    return b"data: %b\n\n" % msgspec.json.encode(dashboard)
+
+
+def _load_files() -> Mapping[str, Reply]:
     folder = importlib.resources.files("unfoldkit.serving") / "page"
-    more = (POLICY, (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-cache"))
-    return {path: Reply(200, (folder / name).read_bytes(), kind, more) for path, (name, kind) in FILES.items()}
+    headers = (POLICY, (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-cache"))
+    return {path: Reply(200, (folder / name).read_bytes(), kind, headers) for path, (name, kind) in FILES.items()}
 
 
-async def _stream(shared: Shared, drains: asyncio.Event, receive: Receive, send: Send) -> None:
-    # a proxy in between must not keep events back until it has many
-    proxies = (b"x-accel-buffering", b"no")
-    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), proxies]
+async def _stream(shared: SharedEvent, drains: asyncio.Event, receive: Receive, send: Send) -> None:
+    # a proxy must not hold events back until its buffer is full
+    unbuffered = (b"x-accel-buffering", b"no")
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), unbuffered]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    gone = asyncio.create_task(_until_gone(receive))
+    disconnected = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        async for text in _events(shared, drains, gone):
+        async for text in _iter_events(shared, drains, disconnected):
             await send({"type": "http.response.body", "body": text, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        gone.cancel()
+        disconnected.cancel()
 
 
-async def _events(shared: Shared, drains: asyncio.Event, gone: asyncio.Task[None]) -> AsyncIterator[bytes]:
-    ends = (asyncio.create_task(drains.wait()), gone)
+async def _iter_events(
+    shared: SharedEvent, drains: asyncio.Event, disconnected: asyncio.Task[None]
+) -> AsyncIterator[bytes]:
+    ends = (asyncio.create_task(drains.wait()), disconnected)
     try:
         while not any(end.done() for end in ends):
-            yield shared.event()
+            yield shared.current()
             await asyncio.wait(ends, timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         ends[0].cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def event(board: Board) -> bytes:
-    """Return a board as one server-sent event."""
-    return b"data: %b\n\n" % msgspec.json.encode(board)

@@ -1,4 +1,4 @@
-"""What a server counts, by the naming rules of Prometheus: base units, `_total` for counters."""
+"""The metrics of a server, named by the rules of Prometheus: base units, ``_total`` for counters."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(slots=True)
 class Tally:
-    """Requests of one model by status, and how long the answered ones took: plain numbers, read when asked for.
+    """Requests of one model by status, and their response times, as plain numbers.
 
-    prometheus_client's own counters lock at every step, which is felt at tens of thousands of requests a second; these
-    are touched by the event loop alone.
+    The counters of prometheus_client take a lock at every step, which costs throughput at tens of thousands of
+    requests per second. Only the event loop touches these.
     """
 
     model: str
     codes: dict[int, int] = field(default_factory=lambda: {200: 0, 429: 0})
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(SECONDS) + 1))
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
     seconds: float = 0.0
 
     def count(self, code: int, seconds: float) -> None:
-        """Count a request that ended with an HTTP status."""
+        """Count a request that ended with an HTTP status after so many seconds."""
         self.codes[code] = self.codes.get(code, 0) + 1
-        self.buckets[bisect_left(SECONDS, seconds)] += 1
+        self.buckets[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         self.seconds += seconds
 
     def refuse(self, count: int = 1) -> None:
-        """Count requests that were refused as soon as they came; they took no time that says how quick answers are."""
+        """Count requests that were rejected at once; their response time would only distort the histogram."""
         self.codes[429] += count
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Return the buckets as Prometheus wants them: how many took no longer than each bound."""
-        bounds = [*map(str, SECONDS), "+Inf"]
+        """Return the cumulative buckets of Prometheus: requests that took no longer than each bound."""
+        bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
         return list(zip(bounds, itertools.accumulate(self.buckets, initial=0.0), strict=False))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Requests:
-    """Tells a registry of all tallies. A ``Collector`` by shape."""
+class RequestCollector:
+    """Exports all tallies to a registry. A ``Collector`` of prometheus_client by shape."""
 
     tallies: list[Tally] = field(default_factory=list)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all requests."""
         count = CounterMetricFamily("unfold_requests", "Requests by HTTP status", labels=("model", "code"))
-        text = "From the body to the answer"
+        text = "Time from the body of the request to the response"
         duration = HistogramMetricFamily("unfold_request_duration_seconds", text, labels=("model",))
         for tally in self.tallies:
             for code, number in sorted(tally.codes.items()):
@@ -71,25 +71,25 @@ class Requests:
         yield duration
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """The metrics of one server; nothing is kept in the registry of the process."""
+    """The metrics of one server, in a registry of their own."""
 
     registry: CollectorRegistry
-    requests: Requests
+    requests: RequestCollector
     rows: Counter
     batch: Histogram
     predict: Histogram
     queue: Gauge
 
     def text(self) -> bytes:
-        """Return all of them in the exposition format of Prometheus."""
+        """Return all metrics in the exposition format of Prometheus."""
         return bytes(generate_latest(self.registry))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetrics:
-    """The metrics of one model, labels resolved once."""
+    """The metrics of one model, with labels resolved once."""
 
     requests: Tally
     rows: Counter
@@ -98,33 +98,40 @@ class ModelMetrics:
     queue: Gauge
 
 
-def metrics(registry: CollectorRegistry | None = None) -> Metrics:
-    """Return the metrics of a new server, with those of its process."""
+def create_metrics(registry: CollectorRegistry | None = None) -> Metrics:
+    """Create the metrics of a server and of its process, in ``registry`` or in a new one."""
     registry = registry or CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    requests = Requests()
+    requests = RequestCollector()
     registry.register(requests)
     label = ("model",)
-    text = "Time of one batch in the model"
+    predict_text = "Time of one batch in the model"
     return Metrics(
-        registry,
-        requests,
-        Counter("unfold_rows", "Rows that were answered", label, registry=registry),
-        Histogram("unfold_batch_rows", "Rows that were predicted together", label, buckets=ROWS, registry=registry),
-        Histogram("unfold_predict_duration_seconds", text, label, buckets=SECONDS, registry=registry),
-        Gauge("unfold_queue_rows", "Rows that wait for their batch", label, registry=registry),
+        registry=registry,
+        requests=requests,
+        rows=Counter("unfold_rows", "Answered rows", label, registry=registry),
+        batch=Histogram("unfold_batch_rows", "Rows per batch", label, buckets=ROW_BUCKETS, registry=registry),
+        predict=Histogram(
+            "unfold_predict_duration_seconds", predict_text, label, buckets=LATENCY_BUCKETS_S, registry=registry
+        ),
+        queue=Gauge("unfold_queue_rows", "Rows that wait for their batch", label, registry=registry),
     )
 
 
-def of_model(found: Metrics, model: str) -> ModelMetrics:
+def model_metrics(metrics: Metrics, model: str) -> ModelMetrics:
     """Return the metrics of one model."""
     tally = Tally(model)
-    found.requests.tallies.append(tally)
+    metrics.requests.tallies.append(tally)
     return ModelMetrics(
-        tally,
-        found.rows.labels(model),
-        found.batch.labels(model),
-        found.predict.labels(model),
-        found.queue.labels(model),
+        requests=tally,
+        rows=metrics.rows.labels(model),
+        batch=metrics.batch.labels(model),
+        predict=metrics.predict.labels(model),
+        queue=metrics.queue.labels(model),
     )
+
+
+SECONDS = LATENCY_BUCKETS_S  # old name
+metrics = create_metrics  # old name
+of_model = model_metrics  # old name

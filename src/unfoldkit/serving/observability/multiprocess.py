@@ -1,4 +1,8 @@
-"""Metrics of several processes as one: each keeps what it counts in a file, whoever is asked adds all of them up."""
+"""Metrics of several processes as one: each stores a snapshot in a file, and whichever is scraped adds them up.
+
+``prometheus_client.multiprocess`` does not fit. It must be configured by an environment variable before its first
+import, it ignores collectors such as :class:`~.metrics.RequestCollector`, and it has no gauges that call a function.
+"""
 
 from __future__ import annotations
 
@@ -15,78 +19,77 @@ from prometheus_client.core import Metric
 
 Snapshot = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
 """Name, documentation, type, and samples of each metric of one process."""
-
-# a moment is no amount: of several, the first counts
-MOMENTS = ("_created", "_start_time_seconds")
-LAST = frozenset({"counter", "histogram"})
+# times are not summed: the earliest one counts
+TIME_SUFFIXES = ("_created", "_start_time_seconds")
+CUMULATIVE_TYPES = frozenset({"counter", "histogram"})
 
 
 @dataclass(frozen=True, slots=True)
-class Siblings:
-    """The processes of one service; ``folder`` holds a file for each, named by its number in the system."""
+class PeerProcesses:
+    """The processes of one service; ``folder`` holds one file per process, named after its process id."""
 
     folder: Path
 
-    def keep(self, registry: CollectorRegistry) -> None:
-        """Write down what this process counts; a full disk only makes the others know less."""
+    def store(self, registry: CollectorRegistry) -> None:
+        """Store the metrics of this process; if the disk is full, the sums of others lag behind."""
         file = self.folder / f"{os.getpid()}.json"
         with suppress(OSError):
             draft = file.with_suffix(".new")
-            draft.write_text(json.dumps(snapshot(registry)), encoding="utf-8")
+            draft.write_text(json.dumps(take_snapshot(registry)), encoding="utf-8")
             draft.replace(file)
 
     def text(self, registry: CollectorRegistry) -> bytes:
-        """Return the sums over all processes in the exposition format; of one that is gone, what only grows counts."""
-        others = [_read(file) for file in self.folder.glob("*.json") if file.stem != str(os.getpid())]
+        """Return the sums over all processes as text; of ended processes, only cumulative metrics count."""
+        peers = [_read(file) for file in self.folder.glob("*.json") if file.stem != str(os.getpid())]
         merged = CollectorRegistry()
-        merged.register(Sums([snapshot(registry), *others]))
+        merged.register(SummedSnapshots([take_snapshot(registry), *peers]))
         return bytes(generate_latest(merged))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sums:
-    """The sums of snapshots, each sample by name and labels. A ``Collector`` by shape."""
+class SummedSnapshots:
+    """The sums of snapshots by name and labels of a sample. A ``Collector`` of prometheus_client by shape."""
 
     snapshots: list[Snapshot] = field(default_factory=list)
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric once."""
-        found: dict[str, Metric] = {}
-        for name, text, kind, samples in (metric for one in self.snapshots for metric in one):
-            known = found.setdefault(name, Metric(name, text, kind))
+        metrics: dict[str, Metric] = {}
+        for name, text, kind, samples in (entry for snapshot in self.snapshots for entry in snapshot):
+            metric = metrics.setdefault(name, Metric(name, text, kind))
             for sample, labels, value in samples:
-                _add(known, sample, labels, value)
-        yield from found.values()
+                _add_sample(metric, sample, labels, value)
+        yield from metrics.values()
 
 
-def snapshot(registry: CollectorRegistry) -> Snapshot:
-    """Return what a registry holds now, as plain data."""
-    return [(m.name, m.documentation, m.type, [(s.name, s.labels, s.value) for s in m.samples]) for m in _all(registry)]
+def take_snapshot(registry: CollectorRegistry) -> Snapshot:
+    """Return the current contents of a registry as plain data."""
+    metrics: Iterable[Metric] = registry.collect()
+    return [(m.name, m.documentation, m.type, [(s.name, s.labels, s.value) for s in m.samples]) for m in metrics]
 
 
-def _all(registry: CollectorRegistry) -> Iterable[Metric]:
-    found: Iterable[Metric] = registry.collect()
-    return found
-
-
-def _add(known: Metric, name: str, labels: dict[str, str], value: float) -> None:
-    for at, sample in enumerate(known.samples):
+def _add_sample(metric: Metric, name: str, labels: dict[str, str], value: float) -> None:
+    for index, sample in enumerate(metric.samples):
         if sample.name == name and sample.labels == labels:
-            both = min(sample.value, value) if name.endswith(MOMENTS) else sample.value + value
-            known.samples[at] = sample._replace(value=both)
+            is_time = name.endswith(TIME_SUFFIXES)
+            metric.samples[index] = sample._replace(value=min(sample.value, value) if is_time else sample.value + value)
             return
-    known.add_sample(name, labels, value)
+    metric.add_sample(name, labels, value)
 
 
 def _read(file: Path) -> Snapshot:
-    found: Any = json.loads(file.read_text(encoding="utf-8"))
-    return found if _is_alive(int(file.stem)) else [metric for metric in found if metric[2] in LAST]
+    snapshot: Any = json.loads(file.read_text(encoding="utf-8"))
+    return snapshot if _is_alive(int(file.stem)) else [entry for entry in snapshot if entry[2] in CUMULATIVE_TYPES]
 
 
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, PermissionError):
-        # what belongs to somebody else has only its number
+        # a process of another user has reused the id
         return False
     return True
+
+
+snapshot = take_snapshot  # old name
+Siblings = PeerProcesses  # old name

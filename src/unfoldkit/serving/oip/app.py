@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over REST as one ASGI application: a table of paths, no framework."""
+"""The Open Inference Protocol v2 over REST as one ASGI application."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from unfoldkit.serving.batching.batcher import Limits, batcher
-from unfoldkit.serving.batching.request_queue import Arrivals, Line
-from unfoldkit.serving.model import Described, Field, Model
-from unfoldkit.serving.observability.dashboard import Watch
-from unfoldkit.serving.observability.metrics import TEXT, Metrics, metrics, of_model
-from unfoldkit.serving.observability.multiprocess import Siblings
+from unfoldkit.serving.batching.batcher import Limits, build_batcher
+from unfoldkit.serving.batching.request_queue import FifoQueue, RequestQueue
+from unfoldkit.serving.model import Field, Model, ModelDescription
+from unfoldkit.serving.observability.dashboard import DashboardSource
+from unfoldkit.serving.observability.metrics import CONTENT_TYPE, Metrics, create_metrics, model_metrics
+from unfoldkit.serving.observability.multiprocess import PeerProcesses
 from unfoldkit.serving.oip import openapi
-from unfoldkit.serving.oip.binary import TooLarge, Unfit
-from unfoldkit.serving.oip.codec import reader, writer
-from unfoldkit.serving.oip.inference import Endpoint, read_body, refusal
-from unfoldkit.serving.responses import Reply, error, json_reply, send_reply
-from unfoldkit.serving.service import Answer, Gate, Receive, Scope, Send, Service
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
+from unfoldkit.serving.oip.codec import build_reader, build_writer
+from unfoldkit.serving.oip.inference import Endpoint, problem_reply, read_body
+from unfoldkit.serving.responses import Reply, error_reply, json_reply, send_reply
+from unfoldkit.serving.service import AdmissionCheck, Receive, Responder, Scope, Send, Service
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
+MODEL_HANGS = "the model does not respond"
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Models, and the replies of every path; ``close`` is called once, after the last answer."""
+    """Models, and what answers every path.
+
+    Paths are fixed once the models are known, so an exact lookup replaces the patterns of a router.
+
+    Args:
+        endpoints: By name, the models.
+        metrics: The metrics of the server.
+        close: Called once, after the last response.
+        posts: By path, what answers a POST.
+        gets: By path, what makes the reply to a GET or HEAD.
+    """
 
     endpoints: Mapping[str, Endpoint]
     metrics: Metrics
@@ -41,36 +52,35 @@ class Application:
     gets: dict[str, Callable[[], Reply]] = field(default_factory=dict)
 
     @property
-    def answers(self) -> dict[str, Answer]:
-        """The paths of inference, each with what answers a body; for ``Service.posts``."""
-        places = ((f"/v2/models/{name}/infer", endpoint.answer) for name, endpoint in self.endpoints.items())
-        return dict(places)
+    def answers(self) -> dict[str, Responder]:
+        """The responders of the inference paths; for ``Service.posts``."""
+        return {f"/v2/models/{name}/infer": endpoint.answer for name, endpoint in self.endpoints.items()}
 
     @property
-    def gates(self) -> dict[str, Gate]:
-        """The paths of inference, each with what refuses a request before its body is read; for ``Service.gates``."""
+    def gates(self) -> dict[str, AdmissionCheck]:
+        """The admission checks of the inference paths; for ``Service.gates``."""
         return {f"/v2/models/{name}/infer": endpoint.gate for name, endpoint in self.endpoints.items()}
 
     @property
     def healthy(self) -> bool:
-        """Whether every model comes back."""
+        """Whether every model responds."""
         return not any(endpoint.batcher.hung for endpoint in self.endpoints.values())
 
     @property
     def body_bytes(self) -> int:
-        """The largest body that any model takes."""
+        """The largest body that any model accepts."""
         return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
 
     def share(self, folder: Path) -> Callable[[], object]:
-        """Tell from now on the metrics of all processes with this folder; return what keeps those of this one there."""
-        siblings, registry = Siblings(folder), self.metrics.registry
-        self.gets["/metrics"] = lambda: Reply(200, siblings.text(registry), TEXT.encode())
-        return lambda: siblings.keep(registry)
+        """Report the metrics of all processes with this folder; return what stores those of this process there."""
+        peers, registry = PeerProcesses(folder), self.metrics.registry
+        self.gets["/metrics"] = lambda: Reply(200, peers.text(registry), CONTENT_TYPE.encode())
+        return lambda: peers.store(registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or one lifespan."""
+        """Answer one request, or run one lifespan."""
         if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
+            await self._run_lifespan(receive, send)
             return
         action = self.posts.get(scope["path"]) if scope["method"] == "POST" else None
         if action is not None:
@@ -79,22 +89,21 @@ class Application:
             await send_reply(self._reply(scope["method"], scope["path"]), send)
 
     def _reply(self, method: str, path: str) -> Reply:
-        make = self.gets.get(path)
-        if make is not None and method in ("GET", "HEAD"):
-            return make()
-        if make is not None or path in self.posts:
+        make_reply = self.gets.get(path)
+        if make_reply is not None and method in ("GET", "HEAD"):
+            return make_reply()
+        if make_reply is not None or path in self.posts:
             allowed = b"POST" if path in self.posts else b"GET, HEAD"
-            return error(405, f"{method} is not for {path}", ((b"allow", allowed),))
-        return error(404, self._unknown(path))
+            return error_reply(405, f"{method} is not for {path}", ((b"allow", allowed),))
+        return error_reply(404, self._explain_unknown(path))
 
-    def _unknown(self, path: str) -> str:
-        known = ", ".join(self.endpoints)
+    def _explain_unknown(self, path: str) -> str:
         parts = path.split("/")
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and parts[3] not in self.endpoints:
-            return f"no such model: {parts[3][:80]!r}; there is {known}"
-        return f"no such path: {path[:80]!r}; /openapi.json tells them all"
+            return f"no such model: {parts[3][:80]!r}; there is {', '.join(self.endpoints)}"
+        return f"no such path: {path[:80]!r}; /openapi.json lists them"
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             kind = message["type"]
@@ -107,59 +116,71 @@ class Application:
                 return
 
 
-def application(
+def build_application(
     models: Sequence[Model],
     *,
     limits: Limits | None = None,
-    line: Callable[[], Line] = Arrivals,
+    line: Callable[[], RequestQueue] = FifoQueue,
     registry: CollectorRegistry | None = None,
     close: Callable[[], None] = lambda: None,
     log: logging.Logger | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Application:
-    """Return the application that answers for ``models``, each warmed up.
+    """Build the application that serves ``models``, and warm each of them up.
 
     Args:
-        models: one or more, with different names.
-        limits: sizes of batch, queue and body.
-        line: makes, for each model, that in which its requests wait.
-        registry: where the models' own metrics stand already.
-        close: called after the last answer, to close what the models hold.
-        log: told of a model that failed.
-        clock: seconds.
+        models: One or more, with different names.
+        limits: Bounds of batch, queue and body.
+        line: Makes the queue of each model.
+        registry: Holds the models' own metrics.
+        close: Called after the last response, to close what the models hold.
+        log: Receives errors of models.
+        clock: A clock in s.
     """
-    found = metrics(registry)
+    metrics = create_metrics(registry)
     limits = limits or Limits()
     log = log or logging.getLogger("unfoldkit")
-    return assembled([_endpoint(model, limits, line(), found, clock, log) for model in models], found, close)
+    endpoints = [_build_endpoint(model, limits, line(), metrics, clock, log) for model in models]
+    return assemble_application(endpoints, metrics, close)
 
 
-def assembled(
+def assemble_application(
     endpoints: Sequence[Endpoint],
-    found: Metrics,
+    metrics: Metrics,
     close: Callable[[], None] = lambda: None,
     more: Mapping[str, str] | None = None,
 ) -> Application:
-    """Return the application of endpoints that stand already; ``found`` are the metrics that they count in.
+    """Assemble an application from endpoints.
 
-    ``more`` are paths that the caller adds to ``gets``, each with what it tells.
+    Args:
+        endpoints: The endpoints.
+        metrics: The metrics in which they count.
+        close: Called after the last response.
+        more: Paths that the caller adds to ``gets``, with a description of each.
     """
-    app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, found, close)
+    app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, metrics, close)
     app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)
-    app.posts[openapi.INDEX] = functools.partial(_index, app)
+    app.posts[openapi.INDEX] = functools.partial(_answer_index, app)
     return app
 
 
-def served(
-    name: str, app: Application, *, lines: Sequence[tuple[str, str]] = (), watch: Watch | None = None
+def build_service(
+    name: str, app: Application, *, lines: Sequence[tuple[str, str]] = (), watch: DashboardSource | None = None
 ) -> Service:
-    """Return the service of an application; ``lines`` and ``watch`` are what its user is told and shown."""
+    """Build the service of an application.
+
+    Args:
+        name: The name of the service.
+        app: The application.
+        lines: Titles and texts that are shown to the user at start.
+        watch: The data of the live page.
+    """
     return Service(
         name=name,
         app=app,
-        paths=paths([endpoint.model for endpoint in app.endpoints.values()]),
+        paths=list_paths([endpoint.model for endpoint in app.endpoints.values()]),
         posts=app.answers,
         body_bytes=app.body_bytes,
         lines=tuple(lines),
@@ -170,84 +191,93 @@ def served(
     )
 
 
-def paths(models: Sequence[Described]) -> tuple[str, ...]:
-    """Return the paths that a user is told at start."""
+def list_paths(models: Sequence[ModelDescription]) -> tuple[str, ...]:
+    """Return the paths that are shown to the user at start."""
     return (*(f"/v2/models/{model.name}/infer" for model in models), "/v2/health/ready", "/metrics", "/openapi.json")
 
 
-def _endpoint(
-    model: Model, limits: Limits, line: Line, found: Metrics, clock: Callable[[], float], log: logging.Logger
+def describe_model(model: ModelDescription) -> dict[str, Any]:
+    """Return the metadata of a model in the protocol, with its own facts under ``parameters``."""
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": "unfoldkit",
+        "inputs": [_describe_tensor(item) for item in model.inputs],
+        "outputs": [_describe_tensor(item) for item in model.outputs],
+        "parameters": dict(model.facts),
+    }
+
+
+def _build_endpoint(
+    model: Model, limits: Limits, line: RequestQueue, metrics: Metrics, clock: Callable[[], float], log: logging.Logger
 ) -> Endpoint:
-    own = of_model(found, model.name)
-    asks = reader(model.inputs, model.outputs)
-    return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock, line), own, log)
+    counted = model_metrics(metrics, model.name)
+    reader = build_reader(model.inputs, model.outputs)
+    return Endpoint(
+        model, reader, build_writer(model), build_batcher(model, limits, counted, clock, line), counted, log
+    )
 
 
 def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
-    about = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
-    document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version, more)
+    server = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
+    document = openapi.build_document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
-        "/v2": lambda: json_reply(about),
+        "/v2": lambda: json_reply(server),
         "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),
         "/v2/health/ready": lambda: json_reply({"ready": app.healthy}, 200 if app.healthy else 503),
-        "/metrics": lambda: Reply(200, app.metrics.text(), TEXT.encode()),
+        "/metrics": lambda: Reply(200, app.metrics.text(), CONTENT_TYPE.encode()),
         "/openapi.json": lambda: json_reply(document),
     }
 
 
 def _add_model(app: Application, endpoint: Endpoint) -> None:
     model = endpoint.model
-    for place in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
-        app.posts[f"{place}/infer"] = endpoint.infer
-        app.gets[place] = lambda: json_reply(metadata(model))
-        app.gets[f"{place}/ready"] = lambda: _ready(endpoint)
+    for path in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
+        app.posts[f"{path}/infer"] = endpoint.infer
+        app.gets[path] = lambda: json_reply(describe_model(model))
+        app.gets[f"{path}/ready"] = lambda: _ready_reply(endpoint)
 
 
-class _Wish(msgspec.Struct):
-    """Which models the index is to tell: those that are ready, or all."""
+class _IndexRequest(msgspec.Struct):
+    """Which models the index lists: those that are ready, or all."""
 
     ready: bool | None = None
 
 
-async def _index(app: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one POST to the index of models; it is all that there is of the extension for model repositories."""
+async def _answer_index(app: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one POST to the index of models, the only supported part of the model repository extension."""
     try:
         body = await read_body(scope, receive, openapi.INDEX_BYTES)
-        wish = msgspec.json.decode(body or b"{}", type=_Wish)
-    except (TooLarge, Unfit) as problem:
-        await send_reply(refusal(problem), send)
+        request = msgspec.json.decode(body or b"{}", type=_IndexRequest)
+    except (TooLarge, InvalidRequest) as problem:
+        await send_reply(problem_reply(problem), send)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-        await send_reply(error(400, str(problem)), send)
+        await send_reply(error_reply(400, str(problem)), send)
     else:
-        told = [_listed(endpoint) for endpoint in app.endpoints.values()]
-        await send_reply(json_reply([one for one in told if one["state"] == "READY" or not wish.ready]), send)
+        entries = [_index_entry(endpoint) for endpoint in app.endpoints.values()]
+        ready = [entry for entry in entries if entry["state"] == "READY" or not request.ready]
+        await send_reply(json_reply(ready), send)
 
 
-def _listed(endpoint: Endpoint) -> dict[str, str]:
-    state, reason = ("UNAVAILABLE", "the model does not come back") if endpoint.batcher.hung else ("READY", "")
+def _index_entry(endpoint: Endpoint) -> dict[str, str]:
+    state, reason = ("UNAVAILABLE", MODEL_HANGS) if endpoint.batcher.hung else ("READY", "")
     return {"name": endpoint.model.name, "version": endpoint.model.version, "state": state, "reason": reason}
 
 
-def _ready(endpoint: Endpoint) -> Reply:
-    ready = not endpoint.batcher.hung
-    return json_reply({"name": endpoint.model.name, "ready": ready}, 200 if ready else 503)
+def _ready_reply(endpoint: Endpoint) -> Reply:
+    is_ready = not endpoint.batcher.hung
+    return json_reply({"name": endpoint.model.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-def metadata(model: Described) -> dict[str, Any]:
-    """Return the protocol's metadata of a model, with its own facts under ``parameters``."""
-    return {
-        "name": model.name,
-        "versions": [model.version],
-        "platform": "unfoldkit",
-        "inputs": [_tensor(item) for item in model.inputs],
-        "outputs": [_tensor(item) for item in model.outputs],
-        "parameters": dict(model.facts),
-    }
-
-
-def _tensor(item: Field) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": item.name, "datatype": item.datatype, "shape": [-1, *item.shape]}
+def _describe_tensor(item: Field) -> dict[str, Any]:
+    tensor: dict[str, Any] = {"name": item.name, "datatype": item.datatype, "shape": [-1, *item.shape]}
     if item.columns:
-        about["parameters"] = {"columns": list(item.columns)}
-    return about
+        tensor["parameters"] = {"columns": list(item.columns)}
+    return tensor
+
+
+application = build_application  # old name
+assembled = assemble_application  # old name
+served = build_service  # old name
+paths = list_paths  # old name

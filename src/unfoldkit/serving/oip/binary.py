@@ -1,7 +1,7 @@
-"""Bodies that are not plain JSON: packed by gzip or deflate, or with tensors as raw bytes behind their JSON.
+"""Bodies that are not plain JSON: compressed by gzip or deflate, or with tensors as raw bytes after their JSON.
 
-The second is the binary tensor data extension of the Open Inference Protocol v2: tritonclient sends it, and asks for
-answers of that form, unless it is told not to.
+The second form is the binary tensor data extension of the Open Inference Protocol v2. By default, tritonclient sends it
+and requests such responses.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from unfoldkit.serving.responses import Header
 
-BINARY = b"application/octet-stream"
-JSON_BYTES = b"inference-header-content-length"
-# how zlib is told of them
-PACKED = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
-RAW = {
+BINARY_TYPE = b"application/octet-stream"
+JSON_LENGTH = b"inference-header-content-length"
+MAX_LENGTH_DIGITS = 10
+ZLIB_WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+RAW_DTYPES = {
     "BOOL": "?",
     "INT8": "<i1",
     "INT16": "<i2",
@@ -37,63 +37,63 @@ RAW = {
 }
 
 
-class Unfit(ValueError):  # noqa: N818 - the client's mistake
+class InvalidRequest(ValueError):  # noqa: N818 - the client's mistake
     """A body that is not a request for this model; the message is for the client."""
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours
-    """The body is larger than is allowed."""
+    """The body exceeds its limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How a body comes: ``packed`` as zlib is told of it (0: plain), and how many of its bytes are JSON (0: all)."""
+class BodyEncoding:
+    """How a body is encoded: zlib's window bits (0: not compressed), and the bytes of its JSON (0: all)."""
 
-    packed: int = 0
+    window_bits: int = 0
     json_bytes: int = 0
 
-    def opened(self, body: bytes, limit: int) -> bytes:
-        """Return the body unpacked.
+    def decompress(self, body: bytes, limit: int) -> bytes:
+        """Return the decompressed body.
 
         Raises:
-            TooLarge: it is larger than ``limit`` bytes.
-            Unfit: it is damaged.
+            TooLarge: It has more than ``limit`` bytes.
+            InvalidRequest: It is damaged.
         """
-        if not self.packed:
+        if not self.window_bits:
             return body
-        unpacker = zlib.decompressobj(self.packed)
+        decompressor = zlib.decompressobj(self.window_bits)
         try:
-            found = unpacker.decompress(body, limit + 1)
+            data = decompressor.decompress(body, limit + 1)
         except zlib.error as error:
-            raise Unfit("the body is not compressed as its content-encoding says") from error
-        if len(found) > limit:
-            raise TooLarge(f"the body has more than {limit} bytes when it is unpacked")
-        if not unpacker.eof or unpacker.unused_data:
-            raise Unfit("the compressed body does not end where it should")
-        return found
+            raise InvalidRequest("the body is not compressed as its content-encoding says") from error
+        if len(data) > limit:
+            raise TooLarge(f"the decompressed body has more than {limit} bytes")
+        if not decompressor.eof or decompressor.unused_data:
+            raise InvalidRequest("the compressed body does not end where it should")
+        return data
 
 
-def form(headers: Iterable[Header]) -> Form:
-    """Return how a body with these headers comes.
+def read_encoding(headers: Iterable[Header]) -> BodyEncoding:
+    """Read from the headers how a body is encoded.
 
     Raises:
-        Unfit: in a way that is not taken.
+        InvalidRequest: The encoding is not supported.
     """
-    packed = size = 0
+    window_bits = json_bytes = 0
     for name, value in headers:
         if name == b"content-encoding" and value.lower() != b"identity":
-            packed = PACKED.get(value.lower(), 0)
-            if not packed:
-                raise Unfit("a body may be compressed by gzip or deflate alone")
-        if name == JSON_BYTES:
-            size = int(value) if value.isdigit() and len(value) < 11 else 0
-            if not size:
-                raise Unfit("inference-header-content-length must tell the bytes of the JSON before the tensors")
-    return Form(packed, size)
+            window_bits = ZLIB_WINDOW_BITS.get(value.lower(), 0)
+            if not window_bits:
+                raise InvalidRequest("a body may be compressed by gzip or deflate only")
+        if name == JSON_LENGTH:
+            json_bytes = int(value) if value.isdigit() and len(value) <= MAX_LENGTH_DIGITS else 0
+            if not json_bytes:
+                raise InvalidRequest("inference-header-content-length must be the bytes of the JSON before the tensors")
+    return BodyEncoding(window_bits, json_bytes)
 
 
 class Tensor(msgspec.Struct):
-    """A tensor whose data stands in the JSON, or behind it in ``parameters["binary_data_size"]`` bytes."""
+    """A tensor with its data in the JSON, or after it in ``parameters["binary_data_size"]`` bytes."""
 
     name: str
     shape: list[int]
@@ -102,7 +102,7 @@ class Tensor(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class Head(msgspec.Struct):
+class RequestHead(msgspec.Struct):
     """The JSON before the tensors."""
 
     inputs: list[Tensor]
@@ -111,78 +111,85 @@ class Head(msgspec.Struct):
     outputs: Any = None
 
 
-def joined(body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
-    """Return the request with the bytes behind its JSON as the data of its tensors, as if all had been JSON.
+def inline_tensors(body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
+    """Return a request with the bytes after its JSON as the data of its tensors, as if all were JSON.
 
     Raises:
-        Unfit: the bytes are not those that the JSON tells of.
-        msgspec.MsgspecError: the JSON is none, or no request.
+        InvalidRequest: The bytes do not match the JSON.
+        msgspec.MsgspecError: The JSON is invalid, or not a request.
     """
     if json_bytes > len(body):
-        raise Unfit(f"the body has {len(body)} bytes, and {json_bytes} of JSON were told")
-    head = msgspec.json.decode(body[:json_bytes], type=Head)
-    at = json_bytes
+        raise InvalidRequest(f"the body has {len(body)} bytes, and its header announces {json_bytes} of JSON")
+    head = msgspec.json.decode(body[:json_bytes], type=RequestHead)
+    start = json_bytes
     for tensor in head.inputs:
         size = (tensor.parameters or {}).get("binary_data_size")
         if size is None:
             continue
-        if type(size) is not int or not 0 <= size <= len(body) - at:
-            raise Unfit(f"input {tensor.name!r}: binary_data_size {size!r}, and {len(body) - at} bytes are left")
-        tensor.data = _values(tensor, bytes(body[at : at + size]))
-        at += size
-    if at < len(body):
-        raise Unfit(f"{len(body) - at} bytes follow the last tensor")
-    found: dict[str, Any] = msgspec.to_builtins(head)
-    return found
+        if type(size) is not int or not 0 <= size <= len(body) - start:
+            message = f"input {tensor.name!r}: binary_data_size {size!r}, and {len(body) - start} bytes remain"
+            raise InvalidRequest(message)
+        tensor.data = _decode_values(tensor, bytes(body[start : start + size]))
+        start += size
+    if start < len(body):
+        raise InvalidRequest(f"{len(body) - start} bytes follow the last tensor")
+    request: dict[str, Any] = msgspec.to_builtins(head)
+    return request
 
 
-def _values(tensor: Tensor, raw: bytes) -> Sequence[Any]:
+def encode_tensor(datatype: str, data: bytes) -> bytes | None:
+    """Encode the values of a JSON array, nested or not, as the bytes of a tensor, with NaN for null.
+
+    ``None`` if bytes cannot represent them: a null among integers, texts or booleans.
+    """
+    values = np.array(msgspec.json.decode(data), dtype=object).ravel()
+    if datatype == "BYTES":
+        return _encode_texts(values.tolist())
+    dtype = np.dtype(RAW_DTYPES[datatype])
+    if dtype.kind != "f" and any(value is None for value in values):
+        return None
+    return values.astype(dtype).tobytes()
+
+
+def _decode_values(tensor: Tensor, raw: bytes) -> Sequence[Any]:
     if tensor.datatype == "BYTES":
-        return _texts(tensor, raw)
-    kind = RAW.get(tensor.datatype)
-    if kind is None or len(raw) % np.dtype(kind).itemsize:
-        raise Unfit(f"input {tensor.name!r}: {len(raw)} bytes are no tensor of {tensor.datatype}")
-    data = np.frombuffer(raw, kind)
+        return _decode_texts(tensor, raw)
+    dtype = RAW_DTYPES.get(tensor.datatype)
+    if dtype is None or len(raw) % np.dtype(dtype).itemsize:
+        raise InvalidRequest(f"input {tensor.name!r}: {len(raw)} bytes are not a tensor of {tensor.datatype}")
+    data = np.frombuffer(raw, dtype)
     values: list[Any] = data.tolist()
     if data.dtype.kind != "f" or np.isfinite(data).all():
         return values
     if np.isinf(data).any():
-        raise Unfit(f"input {tensor.name!r} holds a number that is infinite")
-    # JSON has no NaN: there it is null
+        raise InvalidRequest(f"input {tensor.name!r} holds an infinite number")
+    # JSON represents NaN as null
     return [None if math.isnan(value) else value for value in values]
 
 
-def _texts(tensor: Tensor, raw: bytes) -> list[str]:
-    """Return texts, each with its length before it in four bytes."""
-    found, at = [], 0
-    while at < len(raw):
-        begin = at + 4
-        at = begin + int.from_bytes(raw[at:begin], "little")
-        if at > len(raw):
-            raise Unfit(f"input {tensor.name!r}: a text is longer than the bytes that are left")
+def _decode_texts(tensor: Tensor, raw: bytes) -> list[str]:
+    """Decode texts, each preceded by its length in four bytes."""
+    texts, end = [], 0
+    while end < len(raw):
+        start = end + 4
+        end = start + int.from_bytes(raw[end:start], "little")
+        if end > len(raw):
+            raise InvalidRequest(f"input {tensor.name!r}: a text is longer than the bytes that remain")
         try:
-            found.append(raw[begin:at].decode())
+            texts.append(raw[start:end].decode())
         except UnicodeDecodeError as error:
-            raise Unfit(f"input {tensor.name!r} holds a text that is not UTF-8") from error
-    return found
+            raise InvalidRequest(f"input {tensor.name!r} holds a text that is not UTF-8") from error
+    return texts
 
 
-def to_bytes(datatype: str, data: bytes) -> bytes | None:
-    """Return the values of a JSON array, nested or not, as the bytes of a tensor; NaN for null.
-
-    ``None`` where bytes cannot say it: a null that is to be a whole number, a text or a truth.
-    """
-    values = np.array(msgspec.json.decode(data), dtype=object).ravel()
-    if datatype == "BYTES":
-        return _told(values.tolist())
-    kind = np.dtype(RAW[datatype])
-    if kind.kind != "f" and any(value is None for value in values):
-        return None
-    return values.astype(kind).tobytes()
-
-
-def _told(texts: Sequence[Any]) -> bytes | None:
+def _encode_texts(texts: Sequence[Any]) -> bytes | None:
     if not all(isinstance(text, str) for text in texts):
         return None
-    coded = [text.encode() for text in texts]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in coded)
+    encoded = [text.encode() for text in texts]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+
+
+Unfit = InvalidRequest  # old name
+Form = BodyEncoding  # old name
+form = read_encoding  # old name
+to_bytes = encode_tensor  # old name

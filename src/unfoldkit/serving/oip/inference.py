@@ -1,4 +1,4 @@
-"""The path of an inference request, from the body to the answer, with nothing in between."""
+"""The path of an inference request from its body to its response."""
 
 from __future__ import annotations
 
@@ -10,36 +10,43 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.serving.batching.batcher import Done, Full, Limits, Result, Rows
-from unfoldkit.serving.model import Array, Call, Described, Refusal
+from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan
+from unfoldkit.serving.model import Array, Call, ModelDescription, Rejection
 from unfoldkit.serving.observability.metrics import ModelMetrics
-from unfoldkit.serving.oip.binary import BINARY, JSON_BYTES, Form, TooLarge, Unfit, form
-from unfoldkit.serving.oip.codec import Question, Reader, Writer
-from unfoldkit.serving.responses import Reply, error, full, send_reply
-from unfoldkit.serving.service import Gate, Receive, Scope, Send
+from unfoldkit.serving.oip.binary import (
+    BINARY_TYPE,
+    JSON_LENGTH,
+    BodyEncoding,
+    InvalidRequest,
+    TooLarge,
+    read_encoding,
+)
+from unfoldkit.serving.oip.codec import InferenceRequest, RequestReader, ResponseWriter
+from unfoldkit.serving.responses import Reply, error_reply, send_reply, too_many_requests
+from unfoldkit.serving.service import AdmissionCheck, Receive, Scope, Send
 
-PLAIN = Form()
+PLAIN_JSON = BodyEncoding()
 
 
-class Desk(Protocol):
-    """Where requests that fit are handed in: the batcher of a model in this process, or what stands in its place."""
+class RequestSink(Protocol):
+    """Takes valid requests: the batcher of a model in this process, or a replacement for it."""
 
     @property
     def limits(self) -> Limits:
-        """What is refused."""
+        """Bounds of batch, queue and body."""
 
     @property
     def hung(self) -> bool:
-        """Whether what answers does not come back."""
+        """Whether the model does not respond."""
 
     def full(self, rows: int) -> int:
-        """Return 0 where ``rows`` more can wait, else when to come back, in seconds."""
+        """Return 0 if ``rows`` more can wait, else the time in s after which to retry."""
 
     def rest(self) -> None:
-        """Note that a request was refused, and that others will be."""
+        """Note that a request was rejected, and that more may follow."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
-        """Take the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error."""
+        """Take the rows of a request; the loop calls ``done`` with its rows, a rejection or an error."""
 
     def close(self) -> None:
         """Wait for what is under way."""
@@ -47,119 +54,124 @@ class Desk(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One model with all that answers its requests."""
+    """One model and what answers its requests."""
 
-    model: Described
-    reader: Reader
-    writer: Writer
-    batcher: Desk
+    model: ModelDescription
+    reader: RequestReader
+    writer: ResponseWriter
+    batcher: RequestSink
     metrics: ModelMetrics
     log: logging.Logger
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST to ``/v2/models/NAME/infer``."""
-        replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         try:
-            comes = form(scope["headers"])
+            encoding = read_encoding(scope["headers"])
             body = await read_body(scope, receive, self.batcher.limits.body_bytes)
-        except (TooLarge, Unfit) as problem:
-            replied.set_result(self._refused(problem, 0.0))
+        except (TooLarge, InvalidRequest) as problem:
+            future.set_result(self._reject(problem, 0.0))
         else:
-            self._ask(body, comes, lambda reply: None if replied.done() else replied.set_result(reply))
-        await send_reply(await replied, send)
+            self._admit(body, encoding, lambda reply: None if future.done() else future.set_result(reply))
+        await send_reply(await future, send)
 
     @property
-    def gate(self) -> Gate:
-        """What refuses requests while no more can wait."""
-        return Gate(self._full, self._refuse)
+    def gate(self) -> AdmissionCheck:
+        """The check that rejects requests while the queue is full."""
+        return AdmissionCheck(self._retry_after, self._count_rejected)
 
-    def _full(self) -> int:
+    def answer(self, body: bytes, done: Callable[[Reply], None], encoding: BodyEncoding = PLAIN_JSON) -> None:
+        """Answer the body of an admitted request; ``done`` is called once, now or after its batch."""
+        start_s = time.perf_counter()
+        try:
+            data = encoding.decompress(body, self.batcher.limits.body_bytes)
+            request = self.reader.read(data, encoding.json_bytes)
+            self._check_rows(request)
+
+            def finish(result: Result) -> None:
+                done(self._reply(request, result, time.perf_counter() - start_s))
+
+            self.batcher.submit(request.inputs, request.call, finish)
+        except (TooLarge, InvalidRequest, QueueFull) as problem:
+            done(self._reject(problem, time.perf_counter() - start_s))
+
+    def _retry_after(self) -> int:
         return self.batcher.full(1)
 
-    def _refuse(self, count: int) -> None:
+    def _count_rejected(self, count: int) -> None:
         self.metrics.requests.refuse(count)
         self.batcher.rest()
 
-    def _ask(self, body: bytes, comes: Form, done: Callable[[Reply], None]) -> None:
-        # before the body is parsed: what is refused should cost as little as it can
+    def _admit(self, body: bytes, encoding: BodyEncoding, done: Callable[[Reply], None]) -> None:
+        # before the body is parsed: a rejection should cost as little as possible
         if retry_s := self.gate.ask():
-            done(full(retry_s))
+            done(too_many_requests(retry_s))
         else:
-            self.answer(body, done, comes)
+            self.answer(body, done, encoding)
 
-    def answer(self, body: bytes, done: Callable[[Reply], None], comes: Form = PLAIN) -> None:
-        """Answer a body for which the gate found room: ``done`` is called once, now or when its batch is through."""
-        began = time.perf_counter()
-        try:
-            question = self.reader.read(comes.opened(body, self.batcher.limits.body_bytes), comes.json_bytes)
-            self._check_rows(question)
+    def _check_rows(self, request: InferenceRequest) -> None:
+        max_rows = self.batcher.limits.queue_rows
+        if request.call.rows > max_rows:
+            raise TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted")
 
-            def back(result: Result) -> None:
-                done(self._reply(question, result, time.perf_counter() - began))
-
-            self.batcher.submit(question.inputs, question.call, back)
-        except (TooLarge, Unfit, Full) as problem:
-            done(self._refused(problem, time.perf_counter() - began))
-
-    def _check_rows(self, question: Question) -> None:
-        most = self.batcher.limits.queue_rows
-        if question.call.rows > most:
-            raise TooLarge(f"{question.call.rows} rows in one request; at most {most} are taken")
-
-    def _reply(self, question: Question, result: Result, seconds: float) -> Reply:
+    def _reply(self, request: InferenceRequest, result: Result, seconds: float) -> Reply:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
-            return self._raw(question, result) if question.raw else Reply(200, self.writer.write(question, *result))
+            return self._raw_reply(request, result) if request.raw else Reply(200, self.writer.write(request, *result))
         if isinstance(result, UnfoldError):
             self.log.error("%s: %s", self.model.name, result)
         elif isinstance(result, Exception):
             self.log.error("%s failed", self.model.name, exc_info=result)
-        return self._refused(result, seconds)
+        return self._reject(result, seconds)
 
-    def _raw(self, question: Question, rows: Rows) -> Reply:
-        told, behind = self.writer.write_raw(question, *rows)
-        return Reply(200, told + behind, BINARY, ((JSON_BYTES, b"%d" % len(told)),))
+    def _raw_reply(self, request: InferenceRequest, rows: RowSpan) -> Reply:
+        json, raw_data = self.writer.write_raw(request, *rows)
+        return Reply(200, json + raw_data, BINARY_TYPE, ((JSON_LENGTH, b"%d" % len(json)),))
 
-    def _refused(self, problem: Exception | Refusal, seconds: float) -> Reply:
-        reply = refusal(problem)
+    def _reject(self, problem: Exception | Rejection, seconds: float) -> Reply:
+        reply = problem_reply(problem)
         self.metrics.requests.count(reply.status, seconds)
         return reply
 
 
-def refusal(problem: Exception | Refusal) -> Reply:
-    """Return the reply for what went wrong with a request."""
-    if isinstance(problem, Refusal):
-        return error(problem.status, problem.message)
-    if isinstance(problem, Unfit):
-        return error(400, str(problem))
+def problem_reply(problem: Exception | Rejection) -> Reply:
+    """Make the response to a request that was rejected or failed."""
+    if isinstance(problem, Rejection):
+        return error_reply(problem.status, problem.message)
+    if isinstance(problem, InvalidRequest):
+        return error_reply(400, str(problem))
     if isinstance(problem, TooLarge):
-        # the rest of the body may not have been read, so the connection cannot go on
-        return error(413, str(problem), ((b"connection", b"close"),))
-    if isinstance(problem, Full):
-        return full(problem.retry_s)
+        # the rest of the body may be unread, so the connection cannot be reused
+        return error_reply(413, str(problem), ((b"connection", b"close"),))
+    if isinstance(problem, QueueFull):
+        return too_many_requests(problem.retry_s)
     if isinstance(problem, UnfoldError):
-        return error(503, "the model cannot answer now; the log of the server says why")
-    return error(500, f"the model failed: {type(problem).__name__}")
+        return error_reply(503, "the model cannot respond now; the log of the server has the reason")
+    return error_reply(500, f"the model failed: {type(problem).__name__}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the body of a request.
+    """Read the body of a request.
 
     Raises:
-        TooLarge: it is larger than ``limit`` bytes; what is left of it is not read.
-        Unfit: the client left before its end.
+        TooLarge: It has more than ``limit`` bytes; the rest is not read.
+        InvalidRequest: The client disconnected before its end.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
-            raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken")
+            raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are accepted")
     parts: list[bytes] = []
-    size, more = 0, True
-    while more:
+    size, has_more = 0, True
+    while has_more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Unfit("the client left")
+            raise InvalidRequest("the client disconnected")
         parts.append(message.get("body", b""))
-        size, more = size + len(parts[-1]), message.get("more_body", False)
+        size, has_more = size + len(parts[-1]), message.get("more_body", False)
         if size > limit:
             raise TooLarge(f"the body has more than {limit} bytes")
     return b"".join(parts)
+
+
+Desk = RequestSink  # old name
+refusal = problem_reply  # old name

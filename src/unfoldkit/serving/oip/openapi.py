@@ -6,53 +6,58 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfoldkit.serving.model import Described, Field
-from unfoldkit.serving.oip.binary import BINARY
-from unfoldkit.serving.oip.codec import LONGEST_MS, NUMBERS, shape_text
+from unfoldkit.serving.model import Field, ModelDescription
+from unfoldkit.serving.oip.binary import BINARY_TYPE
+from unfoldkit.serving.oip.codec import MAX_DEADLINE_MS, MAX_ENTITY_LENGTH, NUMBER_TYPES, format_shape
 
 JSON = "application/json"
 TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "integer"}
 ERRORS = {
-    "400": "the body is no JSON, or does not fit the inputs of the model",
-    "401": "this service has a token, and the request does not bear it",
+    "400": "the body is not JSON, or does not fit the inputs of the model",
+    "401": "this service requires a token, and the request has none or another",
     "403": "this service has no token, and a page of another site may have sent the request",
-    "409": "the hour of this entity is over: a later one was answered",
+    "409": "the row is late: a later row of this entity was answered",
     "413": "the body is too large, or has too many rows",
-    "429": "too many rows are waiting; Retry-After says when to come back",
+    "429": "too many rows are waiting; Retry-After holds the time to retry",
     "500": "the model failed",
-    "503": "the model does not come back, or the server is about to stop",
+    "503": "the model does not respond, or the server is about to stop",
 }
 ERROR = {"$ref": "#/components/schemas/Error"}
-# what may be left out may be null
-TEXT = ["string", "null"]
+# optional values may be null
+NULLABLE_TEXT = ["string", "null"]
 FLAG = {"type": ["boolean", "null"]}
-BYTES = {"schema": {"type": "string", "format": "binary", "description": "JSON, and tensors as bytes behind it"}}
+BYTES = {"schema": {"type": "string", "format": "binary", "description": "JSON, followed by tensors as bytes"}}
 INDEX, INDEX_BYTES = "/v2/repository/index", 4096
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
-# while it stops a server answers with an error
+# a server that stops answers with an error object
 HEALTH = {"type": "object"}
 SECONDS = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 
 
-def document(models: Sequence[Described], version: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of a server with these models.
+def build_document(
+    models: Sequence[ModelDescription], version: str, more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Build the OpenAPI 3.1 description of a server.
 
-    ``more`` are further paths to get, each with what it tells.
+    Args:
+        models: Its models.
+        version: The version of the server.
+        more: Further paths of GET requests, with a description of each.
     """
     paths: dict[str, Any] = {
-        "/v2": {"get": _get("what this server is")},
-        LIVE: {"get": _health("whether it runs", "live")},
-        READY: {"get": _health("whether it takes requests", "ready")},
+        "/v2": {"get": _get("name, version and extensions of the server")},
+        LIVE: {"get": _health("whether the server runs", "live")},
+        READY: {"get": _health("whether the server accepts requests", "ready")},
         "/metrics": {"get": _get("metrics for Prometheus", "text/plain")},
         INDEX: {"post": _index()},
         "/openapi.json": {"get": _get("this document")},
         **{path: {"get": _get(text)} for path, text in (more or {}).items()},
     }
     for model in models:
-        place = f"/v2/models/{model.name}"
-        paths |= _model_paths(model, place) | _model_paths(model, f"{place}/versions/{model.version}")
+        path = f"/v2/models/{model.name}"
+        paths |= _model_paths(model, path) | _model_paths(model, f"{path}/versions/{model.version}")
     for path, item in paths.items():
-        _finish(path, item)
+        _complete_operations(path, item)
     return {"openapi": "3.1.0", "info": _info(version), "paths": paths, "components": _components()}
 
 
@@ -65,71 +70,71 @@ def _components() -> dict[str, Any]:
     return {"schemas": {"Error": _object({"error": {"type": "string"}})}, "securitySchemes": schemes}
 
 
-def _finish(path: str, item: dict[str, Any]) -> None:
-    """Name the operations of a path, and say which may need the token of the service."""
+def _complete_operations(path: str, item: dict[str, Any]) -> None:
+    """Add ids to the operations of a path, and the token to those that may need one."""
     for method, operation in item.items():
         operation["operationId"] = "_".join([method, *re.findall(r"\w+", path)])
-        # the empty one: a service on loopback need not have a token
+        # the empty requirement: a service on loopback may have no token
         operation["security"] = [] if path in (LIVE, READY) else [{}, {"token": []}]
         if operation["security"]:
             for code in ("401", "403"):
                 operation["responses"].setdefault(code, _error(code))
 
 
-def _model_paths(model: Described, place: str) -> dict[str, Any]:
-    answer = _answer("the answer", _response(model))
-    answer["content"][BINARY.decode()] = BYTES
+def _model_paths(model: ModelDescription, path: str) -> dict[str, Any]:
+    response = _json_response("the predictions", _response_schema(model))
+    response["content"][BINARY_TYPE.decode()] = BYTES
     infer = {
-        "summary": f"ask {model.name}",
-        "requestBody": {"required": True, "content": {JSON: {"schema": _request(model)}}},
-        "responses": {"200": answer, **{code: _error(code) for code in ERRORS}},
+        "summary": f"predict with {model.name}",
+        "requestBody": {"required": True, "content": {JSON: {"schema": _request_schema(model)}}},
+        "responses": {"200": response, **{code: _error(code) for code in ERRORS}},
     }
     return {
-        place: {"get": _get(f"inputs, outputs and facts of {model.name}")},
-        f"{place}/ready": {"get": _health(f"whether {model.name} takes requests", "ready")},
-        f"{place}/infer": {"post": infer},
+        path: {"get": _get(f"inputs, outputs and facts of {model.name}")},
+        f"{path}/ready": {"get": _health(f"whether {model.name} accepts requests", "ready")},
+        f"{path}/infer": {"post": infer},
     }
 
 
 def _index() -> dict[str, Any]:
     text = {"type": "string"}
-    one = _object({"name": text, "version": text, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": text})
-    wish = {"type": "object", "properties": {"ready": FLAG}}
+    entry = _object({"name": text, "version": text, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": text})
+    request = {"type": "object", "properties": {"ready": FLAG}}
     return {
-        "summary": "the models that are there",
-        "requestBody": {"required": False, "content": {JSON: {"schema": wish}}},
+        "summary": "the models of the server",
+        "requestBody": {"required": False, "content": {JSON: {"schema": request}}},
         "responses": {
-            "200": _answer("the models", {"type": "array", "items": one}),
-            "400": _answer("the body is no such wish", ERROR),
+            "200": _json_response("the models", {"type": "array", "items": entry}),
+            "400": _json_response("the body is not such a request", ERROR),
             "413": _error("413"),
         },
     }
 
 
 def _error(code: str) -> dict[str, Any]:
-    found = _answer(ERRORS[code], ERROR)
-    return found | ({"headers": SECONDS} if code == "429" else {})
+    response = _json_response(ERRORS[code], ERROR)
+    return response | ({"headers": SECONDS} if code == "429" else {})
 
 
-def _request(model: Described) -> dict[str, Any]:
+def _request_schema(model: ModelDescription) -> dict[str, Any]:
     parameters = {
         "type": ["object", "null"],
         "properties": {
-            "entity": {"type": TEXT, "maxLength": 256},
+            "entity": {"type": NULLABLE_TEXT, "maxLength": MAX_ENTITY_LENGTH},
             "time": {"type": ["integer", "null"]},
-            "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LONGEST_MS},
+            "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_MS},
             "binary_data_output": FLAG,
             "least_accuracy": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         },
     }
     raw = {"type": ["object", "null"], "properties": {"binary_data": FLAG}}
-    one = _object({"name": {"enum": [item.name for item in model.outputs]}}, parameters=raw)
-    named = {"type": ["array", "null"], "items": one}
-    inputs = _list([_tensor(item, _taken(item)) for item in model.inputs])
-    return _object({"inputs": inputs}, id={"type": TEXT}, parameters=parameters, outputs=named)
+    output = _object({"name": {"enum": [item.name for item in model.outputs]}}, parameters=raw)
+    outputs = {"type": ["array", "null"], "items": output}
+    inputs = _list([_tensor(item, _accepted_datatypes(item)) for item in model.inputs])
+    return _object({"inputs": inputs}, id={"type": NULLABLE_TEXT}, parameters=parameters, outputs=outputs)
 
 
-def _response(model: Described) -> dict[str, Any]:
+def _response_schema(model: ModelDescription) -> dict[str, Any]:
     text = {"type": "string"}
     outputs = {"type": "array", "items": {"anyOf": [_tensor(item, (item.datatype,)) for item in model.outputs]}}
     ignored = {"type": "array", "items": {"enum": ["least_accuracy"]}}
@@ -137,9 +142,9 @@ def _response(model: Described) -> dict[str, Any]:
     return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text, parameters=parameters)
 
 
-def _taken(item: Field) -> Sequence[str]:
-    """Return the datatypes under which an input may come."""
-    return sorted(NUMBERS) if item.datatype in NUMBERS else (item.datatype,)
+def _accepted_datatypes(item: Field) -> Sequence[str]:
+    """Return the datatypes in which an input may be sent."""
+    return sorted(NUMBER_TYPES) if item.datatype in NUMBER_TYPES else (item.datatype,)
 
 
 def _tensor(item: Field, datatypes: Sequence[str]) -> dict[str, Any]:
@@ -150,9 +155,9 @@ def _tensor(item: Field, datatypes: Sequence[str]) -> dict[str, Any]:
     count = 1 + len(item.shape)
     data = {"type": "array", "items": {"anyOf": [cell, row]} if item.shape else cell}
     if item.shape:
-        data["description"] = f"{list(item.shape)} values a row, flat or one list a row"
-    # that a row has these lengths is told in words: not all tools that make clients know prefixItems
-    shape = {"type": "array", "items": size, "minItems": count, "maxItems": count, "description": shape_text(item)}
+        data["description"] = f"{list(item.shape)} values per row, flat or one list per row"
+    # the description gives the lengths of a row: not all client generators know prefixItems
+    shape = {"type": "array", "items": size, "minItems": count, "maxItems": count, "description": format_shape(item)}
     return _object({"name": {"const": item.name}, "datatype": {"enum": list(datatypes)}, "shape": shape, "data": data})
 
 
@@ -169,10 +174,16 @@ def _get(text: str, content: str = JSON) -> dict[str, Any]:
 
 
 def _health(text: str, key: str) -> dict[str, Any]:
-    """Return an operation that says the same by its status: 200, or 503 if it is not so."""
+    """Return an operation with the same result in its status: 200, or 503 if it is false."""
     schema = _object({key: {"type": "boolean"}})
-    return {"summary": text, "responses": {"200": _answer(text, schema), "503": _answer(f"not so: {text}", HEALTH)}}
+    return {
+        "summary": text,
+        "responses": {"200": _json_response(text, schema), "503": _json_response(f"false: {text}", HEALTH)},
+    }
 
 
-def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _json_response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {JSON: {"schema": schema}}}
+
+
+document = build_document  # old name

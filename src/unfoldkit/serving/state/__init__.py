@@ -1,1 +1,1 @@
-"""State of entities, kept between requests."""
+"""States of entities between requests."""

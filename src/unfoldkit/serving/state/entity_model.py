@@ -1,17 +1,17 @@
-"""Lets a model remember each entity: reads its state, steps the model hour by hour, keeps the new state.
+"""A stateful model: it reads the state of each entity, steps through the rows in order of time, and stores the result.
 
-What happens to a row of logical time t (an hour, say) of an entity whose last row was that of time s:
+A row of logical time t (an hour, say) of an entity whose last row had time s is handled like this:
 
-* no row yet, t = s + 1, or t > s + 1: the row is taken; the model is told s, so a gap is visible to it.
-* t = s, a repeated hour: it is answered again from the state before s, and replaces it. So the same row gets the same
-  answer, however often it is sent, and a corrected row corrects the state.
-* t < s, a late hour: refused with 409 and told s; nothing changes, and what was answered since then stays.
-* hours that arrive together in the wrong order are put in order first, so only an hour that missed its batch is late.
-* no time given: the hour after s, or 0. Such a call cannot be repeated safely; a client that retries gives times.
+* No row yet, t = s + 1 or t > s + 1: the row is accepted. The model receives s, so it can see a gap.
+* t = s, a repeated row: it is answered again from the state before s, and replaces it. The same row gets the same
+  answer however often it is sent, and a corrected row corrects the state.
+* t < s, a late row: rejected with 409 and s; nothing changes.
+* Rows that arrive together in the wrong order are sorted first, so only a row that missed its batch is late.
+* No time: the row follows s, or has time 0. Such a request cannot be repeated safely; clients that retry send times.
 
-Where time is counted in seconds, the hour after s is s + 3600: ``hour`` says how long one is. A request of several rows
-holds consecutive hours of its entity; it is taken or refused as a whole. States are committed
-before any of the batch is answered.
+Where time is counted in seconds, the row after s has time s + 3600: ``hour`` is the step. A request of several rows
+holds consecutive rows of its entity, and is accepted or rejected as a whole. States are committed before any request of
+the batch is answered.
 """
 
 from __future__ import annotations
@@ -22,153 +22,182 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Described, Field, Refusal
-from unfoldkit.serving.state.store import Memory, State, Store
+from unfoldkit.serving.model import (
+    Array,
+    Batch,
+    Call,
+    CategoricalColumn,
+    Column,
+    Field,
+    ModelDescription,
+    Predictions,
+    Rejection,
+)
+from unfoldkit.serving.state.store import EntityState, State, Store
 
 
-class Stepper(Described, Protocol):
-    """A model that knows each entity's past as a small state. It is called by one thread at a time."""
+class StepModel(ModelDescription, Protocol):
+    """A model that knows the past of each entity as a small state. One thread at a time calls it."""
 
     def step(
         self, inputs: Mapping[str, Array], times: Sequence[int], states: Sequence[State | None]
     ) -> tuple[Mapping[str, Column], Sequence[bytes]]:
-        """Return the columns of the answers and the new states, for one row each of different entities.
+        """Predict one row each of different entities.
 
-        ``times`` are logical; ``states[i].time`` is that of the entity's row before, ``None`` without one.
+        Args:
+            inputs: Arrays of shape (rows, ``*shape``), by name of the input.
+            times: The logical time of each row.
+            states: The state of each entity before its row, ``None`` without one.
+
+        Returns:
+            The output columns, and the new state of each entity.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a batch: where it stands, whose it is, and when."""
+class EntityRow:
+    """One row of a batch: its index in the batch, its entity and its time."""
 
-    place: int
+    index: int
     entity: str
     time: int
 
 
 @dataclass(frozen=True, slots=True)
-class Remembering:
-    """A ``Stepper`` with the memory of its entities, as a ``Model``; ``hour`` is how much time lies between rows."""
+class EntityStateModel:
+    """A ``StepModel`` with a store of entity states, as a ``Model``; ``hour`` is the time from one row to the next."""
 
-    stepper: Stepper
+    stepper: StepModel
     store: Store
     hour: int = 1
 
     @property
     def name(self) -> str:
-        """The stepper's."""
+        """The name of the stepper."""
         return self.stepper.name
 
     @property
     def version(self) -> str:
-        """The stepper's."""
+        """The version of the stepper."""
         return self.stepper.version
 
     @property
     def inputs(self) -> tuple[Field, ...]:
-        """The stepper's."""
+        """The inputs of the stepper."""
         return self.stepper.inputs
 
     @property
     def outputs(self) -> tuple[Field, ...]:
-        """The stepper's, and the time of each row."""
+        """The outputs of the stepper, and the time of each row."""
         return (*self.stepper.outputs, Field("time", "INT64"))
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The stepper's."""
+        """The metadata of the stepper."""
         return self.stepper.facts
 
-    def predict(self, batch: Batch) -> Answers:
-        """Step the model through the batch, in order of time for each entity, and keep the states."""
+    def predict(self, batch: Batch) -> Predictions:
+        """Step the model through the batch in order of time for each entity, and store the states."""
         if batch.trial:
             columns, _ = self.stepper.step(batch.inputs, [0] * batch.rows, [None] * batch.rows)
-            return Answers({**columns, "time": np.zeros(batch.rows, dtype=np.int64)})
-        # another process may answer for the same entity: nobody else steps between what is read and what is kept
-        with self.store.alone():
-            known = self.store.read(call.entity for call in batch.calls if call.entity)
-            times = {entity: memory.now.time for entity, memory in known.items()}
-            rows, refused = in_order(batch.calls, times, self.hour)
-            columns, changed = self._stepped(batch, waves(rows), known)
+            return Predictions({**columns, "time": np.zeros(batch.rows, dtype=np.int64)})
+        # another process may serve the same entity: it must not step between this read and write
+        with self.store.exclusive():
+            states = self.store.read(call.entity for call in batch.calls if call.entity)
+            times = {entity: state.now.time for entity, state in states.items()}
+            rows, rejected = order_rows(batch.calls, times, self.hour)
+            columns, changed = self._step_waves(batch, group_waves(rows), states)
             self.store.write(changed)
-        return Answers(columns, refused)
+        return Predictions(columns, rejected)
 
-    def _stepped(
-        self, batch: Batch, steps: Sequence[Sequence[Row]], known: Mapping[str, Memory]
-    ) -> tuple[Mapping[str, Column], dict[str, Memory]]:
-        memories, parts, changed = dict(known), [], set[str]()
-        for wave in steps:
-            before = [_before(memories.get(row.entity), row.time) for row in wave]
-            places = np.array([row.place for row in wave])
-            chosen = {name: array[places] for name, array in batch.inputs.items()}
-            columns, data = self.stepper.step(chosen, [row.time for row in wave], before)
+    def _step_waves(
+        self, batch: Batch, row_waves: Sequence[Sequence[EntityRow]], stored: Mapping[str, EntityState]
+    ) -> tuple[Mapping[str, Column], dict[str, EntityState]]:
+        states, parts, changed = dict(stored), [], set[str]()
+        for wave in row_waves:
+            before = [_state_before(states.get(row.entity), row.time) for row in wave]
+            indices = np.array([row.index for row in wave])
+            inputs = {name: array[indices] for name, array in batch.inputs.items()}
+            columns, data = self.stepper.step(inputs, [row.time for row in wave], before)
             times = np.array([row.time for row in wave])
-            parts.append((places, {**columns, "time": times}))
+            parts.append((indices, {**columns, "time": times}))
             for row, new, old in zip(wave, data, before, strict=True):
-                memories[row.entity] = Memory(State(row.time, new), old)
+                states[row.entity] = EntityState(State(row.time, new), old)
                 changed.add(row.entity)
-        return _put_back(parts, batch.rows), {entity: memories[entity] for entity in changed}
+        return _merge_waves(parts, batch.rows), {entity: states[entity] for entity in changed}
 
 
-def in_order(calls: Sequence[Call], known: Mapping[str, int], hour: int = 1) -> tuple[list[Row], dict[int, Refusal]]:
-    """Return the rows to take, by time within each entity, and the calls to refuse.
+def order_rows(
+    calls: Sequence[Call], times: Mapping[str, int], hour: int = 1
+) -> tuple[list[EntityRow], dict[int, Rejection]]:
+    """Sort the rows of a batch by time within each entity, and reject late calls.
 
     Args:
-        calls: the calls of a batch.
-        known: the time of each known entity.
-        hour: time from one row to the next where no other is given.
+        calls: The calls of a batch.
+        times: The time of the last row of each known entity.
+        hour: The time from one row to the next for calls without a time.
+
+    Returns:
+        The rows to accept, and the rejected calls by index.
     """
-    last, rows, refused = dict(known), [], dict[int, Refusal]()
-    firsts = np.cumsum([0, *(call.rows for call in calls)]).tolist()
+    last_times, rows, rejected = dict(times), [], dict[int, Rejection]()
+    first_rows = np.cumsum([0, *(call.rows for call in calls)]).tolist()
     for index in sorted(range(len(calls)), key=lambda i: (calls[i].time is None, calls[i].time or 0)):
         call = calls[index]
-        seen = last.get(call.entity)
-        begin = call.time if call.time is not None else 0 if seen is None else seen + hour
+        last = last_times.get(call.entity)
+        start = call.time if call.time is not None else 0 if last is None else last + hour
         if not call.entity:
-            refused[index] = Refusal(400, "the parameter 'entity' is missing: this model remembers whom it answers")
-        elif seen is not None and begin < seen:
-            refused[index] = Refusal(409, f"time {begin} of {call.entity!r} is late: time {seen} was answered")
+            message = "the parameter 'entity' is missing: this model keeps a state per entity"
+            rejected[index] = Rejection(400, message)
+        elif last is not None and start < last:
+            rejected[index] = Rejection(409, f"time {start} of {call.entity!r} is late: time {last} was answered")
         else:
-            rows += [Row(firsts[index] + step, call.entity, begin + step * hour) for step in range(call.rows)]
-            last[call.entity] = begin + (call.rows - 1) * hour
-    return rows, refused
+            steps = range(call.rows)
+            rows += [EntityRow(first_rows[index] + step, call.entity, start + step * hour) for step in steps]
+            last_times[call.entity] = start + (call.rows - 1) * hour
+    return rows, rejected
 
 
-def waves(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows in waves: the first of each entity, then the second of each, and so on."""
-    found: list[list[Row]] = []
+def group_waves(rows: Sequence[EntityRow]) -> list[list[EntityRow]]:
+    """Group rows into waves: the first row of each entity, then the second of each, and so on."""
+    grouped: list[list[EntityRow]] = []
     depth: dict[str, int] = {}
     for row in rows:
         wave = depth.get(row.entity, 0)
         depth[row.entity] = wave + 1
-        if wave == len(found):
-            found.append([])
-        found[wave].append(row)
-    return found
+        if wave == len(grouped):
+            grouped.append([])
+        grouped[wave].append(row)
+    return grouped
 
 
-def _before(memory: Memory | None, time: int) -> State | None:
-    if memory is None:
+def _state_before(state: EntityState | None, time: int) -> State | None:
+    if state is None:
         return None
-    return memory.before if memory.now.time == time else memory.now
+    return state.before if state.now.time == time else state.now
 
 
-def _put_back(parts: Sequence[tuple[Array, Mapping[str, Column]]], rows: int) -> dict[str, Column]:
-    """Return one column of all rows from those of the waves; rows that were refused hold what the first row holds."""
+def _merge_waves(parts: Sequence[tuple[Array, Mapping[str, Column]]], rows: int) -> dict[str, Column]:
+    """Merge the columns of the waves; rows of rejected calls hold the values of the first accepted row."""
     if not parts:
         return {}
-    order = np.concatenate([places for places, _ in parts])
+    order = np.concatenate([indices for indices, _ in parts])
     source = np.zeros(rows, dtype=np.int64)
     source[order] = np.arange(len(order))
-    return {name: _joined([columns[name] for _, columns in parts], source) for name in parts[0][1]}
+    return {name: _merge([columns[name] for _, columns in parts], source) for name in parts[0][1]}
 
 
-def _joined(columns: Sequence[Column], source: Array) -> Column:
-    coded = [column for column in columns if isinstance(column, Coded)]
-    if not coded:
+def _merge(columns: Sequence[Column], source: Array) -> Column:
+    categorical = [column for column in columns if isinstance(column, CategoricalColumn)]
+    if not categorical:
         return np.concatenate(columns)[source]  # type: ignore[arg-type]
-    values = [value for column in coded for value in column.values]
-    shifts = np.cumsum([0, *(len(column.values) for column in coded)])
-    codes = np.concatenate([column.codes + shift for column, shift in zip(coded, shifts, strict=False)])
-    return Coded(codes[source], values)
+    values = [value for column in categorical for value in column.values]
+    shifts = np.cumsum([0, *(len(column.values) for column in categorical)])
+    codes = np.concatenate([column.codes + shift for column, shift in zip(categorical, shifts, strict=False)])
+    return CategoricalColumn(codes[source], values)
+
+
+Stepper = StepModel  # old name
+Remembering = EntityStateModel  # old name
+in_order = order_rows  # old name
+waves = group_waves  # old name

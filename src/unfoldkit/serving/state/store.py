@@ -1,8 +1,7 @@
-"""What is remembered of each entity: a small state at a logical time, in SQLite.
+"""A persistent store of entity states in SQLite: a small state at a logical time for each entity.
 
-The file is in WAL mode and every commit is in the hands of the kernel before a request is answered, so a process that
-is killed loses nothing that it answered for. A machine that loses power may lose its last moments; a client that sends
-those hours again gets them in.
+The file is in WAL mode, and every commit reaches the kernel before a request is answered, so a killed process loses
+nothing that it answered for. A machine that loses power may lose its last moments; clients can send those rows again.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ CREATE TABLE IF NOT EXISTS entities (
   entity TEXT PRIMARY KEY, time INTEGER NOT NULL, data BLOB NOT NULL, before_time INTEGER, before_data BLOB
 ) WITHOUT ROWID;
 """
-_CHUNK = 500
-WAIT_S = 10.0
+_ENTITIES_PER_QUERY = 500
+LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a model keeps of an entity after the row of logical ``time``; ``data`` is the model's own."""
+    """The state of an entity after the row of logical ``time``; ``data`` is opaque to the store."""
 
     time: int
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """The state of an entity, and the one before it: what its last row started from, ``None`` if it was the first."""
+class EntityState:
+    """The current state of an entity, and the state that its last row started from (``None`` for the first row)."""
 
     now: State
     before: State | None = None
@@ -45,55 +44,55 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The memories of all entities of one service. Safe to use from any thread, and by several processes at once."""
+    """The states of all entities of a service. Threads and several processes may use it at once."""
 
     file: Path
     connection: sqlite3.Connection
     lock: threading.RLock
 
-    def read(self, entities: Iterable[str]) -> dict[str, Memory]:
-        """Return what is known of these entities; unknown ones are left out."""
-        wanted, found = list(dict.fromkeys(entities)), dict[str, Memory]()
-        with self._guarded():
-            for start in range(0, len(wanted), _CHUNK):
-                part = wanted[start : start + _CHUNK]
-                marks = ",".join("?" * len(part))
+    def read(self, entities: Iterable[str]) -> dict[str, EntityState]:
+        """Return the states of these entities, without unknown ones."""
+        names, states = list(dict.fromkeys(entities)), dict[str, EntityState]()
+        with self._guard():
+            for start in range(0, len(names), _ENTITIES_PER_QUERY):
+                chunk = names[start : start + _ENTITIES_PER_QUERY]
+                marks = ",".join("?" * len(chunk))
                 query = f"SELECT * FROM entities WHERE entity IN ({marks})"  # noqa: S608 - marks only
-                found.update((row[0], _memory(row)) for row in self.connection.execute(query, part))
-        return found
+                states.update((row[0], _from_row(row)) for row in self.connection.execute(query, chunk))
+        return states
 
-    def write(self, memories: Mapping[str, Memory]) -> None:
-        """Store these memories, all of them or (if the process dies) none."""
-        rows = [_row(entity, memory) for entity, memory in memories.items()]
-        with self._guarded(), self._whole():
+    def write(self, states: Mapping[str, EntityState]) -> None:
+        """Store these states: all of them, or none if the process dies."""
+        rows = [_to_row(entity, state) for entity, state in states.items()]
+        with self._guard(), self._transaction():
             self.connection.executemany("INSERT OR REPLACE INTO entities VALUES (?,?,?,?,?)", rows)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let no other process read or write until the end; what is written inside is kept as a whole or not at all."""
-        with self._guarded(), self.connection:
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes from reading and writing; what is written inside is one transaction."""
+        with self._guard(), self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
             yield
 
     def forget(self, entities: Iterable[str]) -> int:
-        """Delete what is known of these entities; return how many were known."""
-        with self._guarded(), self._whole():
+        """Delete the states of these entities; return how many there were."""
+        with self._guard(), self._transaction():
             delete = "DELETE FROM entities WHERE entity = ?"
             return sum(self.connection.execute(delete, (entity,)).rowcount for entity in entities)
 
     def count(self) -> int:
-        """Return how many entities are known."""
-        with self._guarded():
+        """Return the number of entities."""
+        with self._guard():
             return int(self.connection.execute("SELECT count(*) FROM entities").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file; its log is folded into it."""
-        with self._guarded():
+        """Close the file; SQLite merges its log into it."""
+        with self._guard():
             self.connection.close()
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """A transaction of its own, or a part of the one that ``alone`` began."""
+    def _transaction(self) -> Iterator[None]:
+        """Begin a transaction, or join the one of ``exclusive``."""
         if self.connection.in_transaction:
             yield
             return
@@ -102,40 +101,44 @@ class Store:
             yield
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guard(self) -> Iterator[None]:
         with self.lock:
             try:
                 yield
             except sqlite3.Error as error:
-                raise internal_error(f"the memory of entities cannot be used: {error}", file=str(self.file)) from error
+                raise internal_error(f"cannot use the entity states: {error}", file=str(self.file)) from error
 
 
 def open_store(file: Path, *, made_from: str) -> Store:
-    """Open (or make) the store that belongs to ``made_from``, the fingerprint of what its states mean.
+    """Open or create the store of a plan.
+
+    Args:
+        file: The SQLite file.
+        made_from: Fingerprint of what the states mean.
 
     Raises:
-        UnfoldError: it is no such file, or its states were made by something else (a new plan, another model).
+        UnfoldError: The file is not such a store, or another plan wrote its states.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists():
             require_regular(file)
-        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=WAIT_S)
+        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
         try:
-            known = _prepared(connection, made_from)
+            stored = _prepare(connection, made_from)
         except sqlite3.Error:
             connection.close()
             raise
     except (sqlite3.Error, OSError) as error:
-        raise user_error(f"not a memory of entities: {error}", file=str(file)) from error
-    if known != made_from:
+        raise user_error(f"not a store of entity states: {error}", file=str(file)) from error
+    if stored != made_from:
         connection.close()
-        hint = "its states mean nothing to this one; delete the file to start afresh"
-        raise user_error("what is remembered here was kept by another plan", file=str(file), hint=hint)
+        hint = "its states mean nothing to this plan; delete the file to start again"
+        raise user_error("another plan wrote these entity states", file=str(file), hint=hint)
     return Store(file, connection, threading.RLock())
 
 
-def _prepared(connection: sqlite3.Connection, made_from: str) -> str:
+def _prepare(connection: sqlite3.Connection, made_from: str) -> str:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.executescript(_TABLES)
@@ -143,13 +146,16 @@ def _prepared(connection: sqlite3.Connection, made_from: str) -> str:
     return str(connection.execute("SELECT value FROM about WHERE key = 'made_from'").fetchone()[0])
 
 
-def _memory(row: tuple[str, int, bytes, int | None, bytes | None]) -> Memory:
+def _from_row(row: tuple[str, int, bytes, int | None, bytes | None]) -> EntityState:
     _entity, time, data, before_time, before_data = row
     before = None if before_time is None else State(before_time, before_data or b"")
-    return Memory(State(time, data), before)
+    return EntityState(State(time, data), before)
 
 
-def _row(entity: str, memory: Memory) -> tuple[str, int, bytes, int | None, bytes | None]:
-    before = memory.before
-    old = (None, None) if before is None else (before.time, before.data)
-    return (entity, memory.now.time, memory.now.data, *old)
+def _to_row(entity: str, state: EntityState) -> tuple[str, int, bytes, int | None, bytes | None]:
+    before = state.before
+    before_columns = (None, None) if before is None else (before.time, before.data)
+    return (entity, state.now.time, state.now.data, *before_columns)
+
+
+Memory = EntityState  # old name

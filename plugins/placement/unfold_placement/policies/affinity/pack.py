@@ -1,4 +1,4 @@
-"""Packing: a task on the node that it fills best, a gang within one node or rack, with timed fallback."""
+"""Packing: a task on the node with the least free capacity (best fit), a gang within one node, rack or other label."""
 
 from __future__ import annotations
 
@@ -22,46 +22,51 @@ from unfold_placement.core.types import (
     Wake,
 )
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.pending import Shapes, Waiting
+from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 
 
 @dataclass(slots=True)
 class Pack:
-    """Within one ``level`` (``node`` or a label such as ``rack``); ``fallback`` maps wider levels to seconds."""
+    """Places units within one node or one group of nodes.
+
+    Attributes:
+        level: ``node``, or a label such as ``rack`` that groups nodes.
+        fallback: Wider levels, each with the wait (s) after which it is allowed.
+        pending: The waiting units.
+    """
 
     level: str = "node"
     fallback: Mapping[str, float] = field(default_factory=dict)
-    waiting: Waiting = field(default_factory=lambda: Waiting(Shapes(PACK)))
+    pending: PendingUnits = field(default_factory=lambda: PendingUnits(UnitShapes(PACK)))
     phase: ClassVar[int] = PACK
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, PREEMPTED, CREATED, QUIET})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for the place that is chosen."""
+        """Request the chosen node."""
         return [Ask(f"pack-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Choose places for every unit that is ready, again as long as it waits."""
+        """Choose nodes for every admitted unit, anew at every change while it waits."""
         if event.task is not None and event.kind in {SUBMITTED, PREEMPTED} and (unit := view.unit(event.task)):
-            self.waiting.add(unit, view)
-            yield [Wake(view.now + after) for after in self.fallback.values()]
+            self.pending.add(unit, view)
+            yield [Wake(view.now + after_s) for after_s in self.fallback.values()]
         if event.kind not in {CREATED, QUIET}:
             return
-        for at in self.waiting.asked(view, tuple(self.fallback.values())):
-            unit, since = self.waiting.units[at]
-            old = [
-                Drop(f"pack-{task.name}", node.name) for task in unit for node in view.nodes_with(f"pack-{task.name}")
-            ]
-            wider = [name for name, after in self.fallback.items() if view.now - since >= after]
-            nodes = self.choose(unit, [self.level, *wider], view) if view.has_cluster_resources(unit, PACK) else ()
-            self.waiting.told(at, len(wider), fits=nodes)
-            new = [Put(f"pack-{t.name}", node, until=t.name) for t, node in zip(unit, nodes or (), strict=False)]
-            yield [*old, *new]
+        for index in self.pending.iter_candidates(view, tuple(self.fallback.values())):
+            unit, since_s = self.pending.units[index]
+            drops = [Drop(f"pack-{t.name}", old.name) for t in unit for old in view.nodes_with(f"pack-{t.name}")]
+            wider = [level for level, after_s in self.fallback.items() if view.now - since_s >= after_s]
+            is_admitted = view.has_cluster_resources(unit, PACK)
+            nodes = self.choose_nodes(unit, [self.level, *wider], view) if is_admitted else ()
+            self.pending.record_result(index, len(wider), nodes=nodes)
+            puts = [Put(f"pack-{t.name}", node, until=t.name) for t, node in zip(unit, nodes or (), strict=False)]
+            yield [*drops, *puts]
 
-    def choose(self, unit: Unit, levels: Iterable[str], view: View) -> list[str] | None:
-        """Return nodes for the tasks: of the narrowest level that has room, where least is free."""
+    def choose_nodes(self, unit: Unit, levels: Iterable[str], view: View) -> list[str] | None:
+        """Choose nodes within the tightest group of the narrowest level that has room, or None."""
         kinds = [kind for kind in view.table.resource_kinds if kind != PODS]
-        wanted = [kind for kind in reversed(kinds) if unit[0].demand.get(kind)]
-        order = [*wanted, *(kind for kind in kinds if kind not in wanted)]
+        demanded = [kind for kind in reversed(kinds) if unit[0].demand.get(kind)]
+        order = [*demanded, *(kind for kind in kinds if kind not in demanded)]
         for level in levels:
             for group in view.iter_tightest_groups(unit[0], PACK, level, order):
                 if (nodes := view.room(unit, PACK, group)) is not None:

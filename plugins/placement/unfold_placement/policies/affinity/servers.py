@@ -1,4 +1,4 @@
-"""Parameter servers: those of a job on nodes of their own, its workers beside them or away from them."""
+"""Parameter servers: each on a node of its own, with the job's workers on these nodes or on others."""
 
 from __future__ import annotations
 
@@ -20,49 +20,55 @@ from unfold_placement.core.types import (
     Transactions,
 )
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
+from unfold_placement.policies.shared.membership import MEMBERSHIP_EVENTS, GroupMembership
 
 
 @dataclass(slots=True)
 class Servers:
-    """Tasks of ``role: server`` take one node each; those of ``role: worker`` wait for the first server."""
+    """Gives ``role: server`` tasks one node each; ``role: worker`` tasks wait for the job's first server.
+
+    Attributes:
+        near: Workers run on the servers' nodes; otherwise on other nodes.
+        server_nodes: Node of each running server, by job and task.
+        groups: Servers of each job.
+    """
 
     near: bool = True
-    where: dict[str, dict[str, str]] = field(default_factory=dict)
-    groups: Groups = field(default_factory=Groups)
+    server_nodes: dict[str, dict[str, str]] = field(default_factory=dict)
+    groups: GroupMembership = field(default_factory=GroupMembership)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED}
+    watches: ClassVar[frozenset[str]] = MEMBERSHIP_EVENTS | {STARTED, PREEMPTED, JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for a server's place, or for one that suits a worker."""
+        """Request a server slot, or a node that suits a worker."""
         return [Ask(f"{task.role}-{task.job}")] if task.role in {"server", "worker"} else []
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put servers' places everywhere, and workers' where the servers of their job are, or are not."""
+        """Create server slots on every node, and worker slots with or without the job's servers."""
         task = event.task
         if task is None:
-            yield [Put(f"server-{job}", event.node) for job in self.where]
-            yield from (self.beside(job, view) for job in self.where)
+            yield [Put(f"server-{job}", event.node) for job in self.server_nodes]
+            yield from (self._place_workers(job, view) for job in self.server_nodes)
         elif task.role == "server":
-            yield from self.noted(event.kind, task, event.node, view)
+            yield from self._update_server(event.kind, task, event.node, view)
 
-    def noted(self, kind: str, task: Task, node: str, view: View) -> Transactions:
-        """Take in what became of a server."""
-        if self.groups.came(kind, task.job):
-            self.where[task.job] = {}
-            yield [Put(f"server-{task.job}", item.name) for item in view.nodes]
+    def _update_server(self, kind: str, task: Task, node: str, view: View) -> Transactions:
+        slot = f"server-{task.job}"
+        if self.groups.add_member(kind, task.job):
+            self.server_nodes[task.job] = {}
+            yield [Put(slot, other.name) for other in view.nodes]
         elif kind == STARTED:
-            self.where[task.job][task.name] = node
+            self.server_nodes[task.job][task.name] = node
         else:
-            self.where[task.job].pop(task.name, None)
-        yield self.beside(task.job, view)
-        if self.groups.went(kind, task.job):
-            del self.where[task.job]
-            yield [Drop(f"server-{task.job}", item.name) for item in view.nodes_with(f"server-{task.job}")]
+            self.server_nodes[task.job].pop(task.name, None)
+        yield self._place_workers(task.job, view)
+        if self.groups.remove_member(kind, task.job):
+            del self.server_nodes[task.job]
+            yield [Drop(slot, other.name) for other in view.nodes_with(slot)]
 
-    def beside(self, job: str, view: View) -> list[Put | Drop]:
-        """Return the workers' places: where the servers of their job are, or are not."""
-        taken = set(self.where[job].values())
-        free = {node.name for node in view.nodes if bool(taken) and (node.name in taken) == self.near}
-        drops = [Drop(f"worker-{job}", item.name) for item in view.nodes_with(f"worker-{job}") if item.name not in free]
-        return [*drops, *(Put(f"worker-{job}", node, MANY) for node in sorted(free))]
+    def _place_workers(self, job: str, view: View) -> list[Put | Drop]:
+        """Create the worker slots of a job where they belong, and delete the others."""
+        slot, with_server = f"worker-{job}", set(self.server_nodes[job].values())
+        allowed = {node.name for node in view.nodes if with_server and (node.name in with_server) == self.near}
+        drops = [Drop(slot, node.name) for node in view.nodes_with(slot) if node.name not in allowed]
+        return [*drops, *(Put(slot, node, MANY) for node in sorted(allowed))]

@@ -21,55 +21,67 @@ from unfold_placement.core.types import (
     Transactions,
 )
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
+from unfold_placement.policies.shared.membership import MEMBERSHIP_EVENTS, GroupMembership
 
 
 @dataclass(slots=True)
 class Spread:
-    """``soft`` leaves out of the count the nodes on which the task would not fit anyway."""
+    """Gives every node equally many slots of a group, and more as the least loaded node fills.
+
+    Attributes:
+        by: Task field that names the group.
+        skew: Allowed difference to the least loaded node.
+        soft: Nodes on which the task does not fit do not count as least loaded.
+        running: Running tasks by group and name.
+        sample_tasks: Task of each group's last event.
+        slots_per_node: Current slots of each group.
+        groups: Membership of the groups.
+    """
 
     by: str = "job"
     skew: int = 1
     soft: bool = False
     running: dict[str, dict[str, Task]] = field(default_factory=dict)
-    last: dict[str, Task] = field(default_factory=dict)
-    level: dict[str, int] = field(default_factory=dict)
-    groups: Groups = field(default_factory=Groups)
+    sample_tasks: dict[str, Task] = field(default_factory=dict)
+    slots_per_node: dict[str, int] = field(default_factory=dict)
+    groups: GroupMembership = field(default_factory=GroupMembership)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED, LEFT}
+    watches: ClassVar[frozenset[str]] = MEMBERSHIP_EVENTS | {STARTED, PREEMPTED, JOINED, LEFT}
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for a place of the group's."""
+        """Request a slot of the task's group."""
         return [Ask(f"spread-{self.by}-{task.key(self.by)}")]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Set the places of every node anew as the counts of a group, or the nodes, change."""
+        """Set the slots of every node when the counts of a group, or the nodes, change."""
         if event.task is None:
-            self.level.clear()
-            yield [put for task in self.last.values() for put in self.places(task, view)]
+            self.slots_per_node.clear()
+            yield [put for task in self.sample_tasks.values() for put in self.set_slots(task, view)]
             return
         key = event.task.key(self.by)
-        self.groups.came(event.kind, key)
-        if self.groups.went(event.kind, key):
-            for known in (self.running, self.last, self.level):
-                known.pop(key, None)
-            yield [Drop(f"spread-{self.by}-{key}", node.name) for node in view.nodes_with(f"spread-{self.by}-{key}")]
+        self.groups.add_member(event.kind, key)
+        if self.groups.remove_member(event.kind, key):
+            for by_group in (self.running, self.sample_tasks, self.slots_per_node):
+                by_group.pop(key, None)
+            slot = f"spread-{self.by}-{key}"
+            yield [Drop(slot, node.name) for node in view.nodes_with(slot)]
             return
-        group, self.last[key] = self.running.setdefault(key, {}), event.task
+        group, self.sample_tasks[key] = self.running.setdefault(key, {}), event.task
         if event.kind == STARTED:
             group[event.task.name] = event.task
         elif event.kind != SUBMITTED:
             group.pop(event.task.name, None)
-        yield self.places(event.task, view)
+        yield self.set_slots(event.task, view)
 
-    def places(self, task: Task, view: View) -> list[Put]:
-        """Return on every node as many places as the fewest that run anywhere, and ``skew`` more; if that is news."""
+    def set_slots(self, task: Task, view: View) -> list[Put]:
+        """Set each node's slots to the fewest running on any node plus ``skew``; empty if nothing changes."""
         key, fewest = task.key(self.by), 0
-        # fewer tasks than nodes leave one empty
+        # fewer tasks than nodes leave a node empty
         if self.soft or len(self.running[key]) >= len(view.nodes):
             counts = view.count_running(self.running[key].values())
-            fewest = min((counts[node] for node in (view.fits(task, STATIC) if self.soft else counts)), default=0)
-        if self.level.get(key) == fewest + self.skew:
+            nodes = view.fits(task, STATIC) if self.soft else counts
+            fewest = min((counts[node] for node in nodes), default=0)
+        if self.slots_per_node.get(key) == fewest + self.skew:
             return []
-        self.level[key] = fewest + self.skew
-        return [Put(f"spread-{self.by}-{key}", node.name, self.level[key]) for node in view.nodes]
+        self.slots_per_node[key] = fewest + self.skew
+        return [Put(f"spread-{self.by}-{key}", node.name, self.slots_per_node[key]) for node in view.nodes]

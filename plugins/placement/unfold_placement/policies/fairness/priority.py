@@ -1,4 +1,4 @@
-"""Strict priority: nobody starts while a task of a higher class waits; with ``preempt`` lower classes make room."""
+"""Strict priority: no task starts while one of a higher class waits; optionally lower classes are preempted."""
 
 from __future__ import annotations
 
@@ -8,35 +8,46 @@ from typing import ClassVar
 
 from unfold_placement.core.types import QUEUE, Ask, Drop, Event, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, admission_resource
+from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, AdmissionQueue, admission_resource
 
 
 @dataclass(slots=True)
 class Priority:
-    """Highest class first, first come first served within one."""
+    """Highest class first, in order of arrival within a class.
+
+    Attributes:
+        preempt: Preempt tasks of lower classes where that makes room.
+        backfill: Lower classes may pass a unit that does not fit.
+        queue: The pending units by class.
+        hopeless: A unit for which preemption made no room, and the change counters at that time.
+    """
 
     preempt: bool = True
     backfill: bool = False
     queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("priority"))
     hopeless: tuple[Unit, tuple[int, int]] | None = None
     phase: ClassVar[int] = QUEUE
-    watches: ClassVar[frozenset[str]] = EVENTS
+    watches: ClassVar[frozenset[str]] = QUEUE_EVENTS
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for a turn."""
+        """Request the task's admission."""
         return self.queue.request(task)
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Give turns from the highest class down; take them from the lowest, latest first, where that makes room."""
+        """Admit units from the highest class down; preempt the lowest class, latest first, where that makes room."""
         if not self.queue.observe(event, view):
             return
-        yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)
+        yield from self._admit_units(view)
         if not self.preempt or not self.queue.waiting_users():
             return
         level = max(self.queue.waiting_users(), key=int)
-        news = self.queue.queues[level][0], view.change_counters()
-        gone = view.victims(news[0], self.queue.below(int(level))) if news != self.hopeless else None
-        self.hopeless = None if gone else news
-        if gone:
-            yield [Drop(admission_resource(task), force=True) for task in gone]
-            yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)
+        attempt = unit, _ = self.queue.first_unit(level), view.change_counters()
+        is_hopeless = attempt == self.hopeless
+        victims = None if is_hopeless else view.victims(unit, self.queue.admitted_below(int(level)))
+        self.hopeless = None if victims else attempt
+        if victims:
+            yield [Drop(admission_resource(task), force=True) for task in victims]
+            yield from self._admit_units(view)
+
+    def _admit_units(self, view: View) -> Transactions:
+        yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)

@@ -1,81 +1,121 @@
-"""Quota with borrowing and reclaim: what a team does not use others may borrow, until it wants it back."""
+"""Quotas with borrowing and reclaim, and concurrency limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Drop, Event, Task, Transactions
+from unfold_placement.core.types import MILLI, STATIC, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, admission_resource
+from unfold_placement.policies.shared.admission_queue import admission_resource
+from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
+
+QUOTA_TOLERANCE = 1e-9
 
 
-@dataclass(slots=True)
-class Quota:
-    """``quotas`` is how many of ``resource`` each team is owed; teams within theirs go first, and may take it back."""
+@dataclass(slots=True, kw_only=True)
+class Quota(FairQueuePolicy):
+    """Unused quota is lent to other teams until its owner needs it.
+
+    Teams within their quota are admitted first, the smallest dominant share first.
+
+    Attributes:
+        quotas: Quota of each team, in whole units of ``resource``.
+        resource: The kind that quotas limit.
+        borrow: Teams may exceed their quota while no team within its quota waits.
+        reclaim: Borrowed capacity is preempted for teams within their quota.
+    """
 
     quotas: Mapping[str, float]
     resource: str = "gpu"
-    by: str = "user"
     borrow: bool = True
     reclaim: bool = True
     backfill: bool = True
-    queue: AdmissionQueue = field(init=False)
-    phase: ClassVar[int] = QUEUE
-    watches: ClassVar[frozenset[str]] = EVENTS
-
-    def __post_init__(self) -> None:
-        self.queue = AdmissionQueue(self.by)
-
-    def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for a turn."""
-        return self.queue.request(task)
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Give turns within quota, take back what was lent where one of these does not fit, then lend the rest."""
+        """Admit units within quota, reclaim borrowed capacity where one does not fit, then lend what remains."""
         if not self.queue.observe(event, view):
             return
-        yield from self.within(view)
-        owed = self.owed(view)
-        if self.reclaim and (gone := self.back(view)):
-            # what else is owed is taken back once it is told that these have stopped
-            yield [Drop(admission_resource(task), force=True) for task in gone]
-            yield from self.within(view)
-        if self.borrow and not owed:
-            yield from self.queue.admit(lambda user, unit: (self.over(user, unit), user), view, backfill=True)
+        yield from self.admit_units(view)
+        entitled = self.entitled_teams(view)
+        if self.reclaim and (victims := self.choose_victims(view)):
+            # other entitled teams follow when the ends of these tasks are reported
+            yield [Drop(admission_resource(task), force=True) for task in victims]
+            yield from self.admit_units(view)
+        if self.borrow and not entitled:
+            yield from self.queue.admit(lambda user, unit: (self.excess(user, unit), user), view, backfill=True)
 
-    def within(self, view: View) -> Transactions:
-        """Give turns to teams that stay within their quota; with ``backfill`` none of them waits for another's."""
+    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, str]:
+        """Return the team's dominant share."""
+        del unit
+        return self.queue.dominant_share(user, view), user
+
+    def admit_units(self, view: View) -> Transactions:
+        """Admit units of teams that stay within their quota."""
         yield from self.queue.admit(
-            lambda user, _: (self.queue.dominant_share(user, view), user), view, backfill=self.backfill,
-            may=lambda user, unit: self.over(user, unit) <= 0,
-        )  # fmt: skip
+            lambda user, unit: self.rank(user, unit, view),
+            view,
+            backfill=self.backfill,
+            is_allowed=lambda user, unit: self.excess(user, unit) <= 0,
+        )
 
-    def owed(self, view: View) -> list[str]:
-        """Return the teams that wait for what is within their quota, the smallest share first."""
-        busy = [user for user in self.queue.waiting_users() if self.over(user, self.queue.queues[user][0]) <= 0]
-        return sorted(busy, key=lambda user: (self.queue.dominant_share(user, view), user))
+    def entitled_teams(self, view: View) -> list[str]:
+        """Return the teams that stay within their quota with their first unit, by rank."""
+        first_units = [(user, self.queue.first_unit(user)) for user in self.queue.waiting_users()]
+        entitled = [(user, unit) for user, unit in first_units if self.excess(user, unit) <= 0]
+        return [user for user, _ in sorted(entitled, key=lambda pair: self.rank(pair[0], pair[1], view))]
 
-    def back(self, view: View) -> list[Task]:
-        """Return what was lent and makes room for the first team that is owed and gets room so; or nothing."""
-        owed = self.owed(view) if self.backfill else self.owed(view)[:1]
-        found = (view.victims(self.queue.queues[user][0], self.lent(view)) for user in owed)
-        return next((gone for gone in found if gone), [])
+    def choose_victims(self, view: View) -> list[Task]:
+        """Choose borrowed capacity to preempt for the first entitled team that then fits; empty for none."""
+        teams = self.entitled_teams(view) if self.backfill else self.entitled_teams(view)[:1]
+        choices = (view.victims(self.queue.first_unit(team), self.borrowing_tasks(view)) for team in teams)
+        return next((victims for victims in choices if victims), [])
 
-    def lent(self, view: View) -> list[Task]:
-        """Return the tasks that run on what is lent, latest first: of each team until it is back within its quota."""
-        above = {user: self.over(user) for user in self.queue.used}
-        found = []
+    def borrowing_tasks(self, view: View) -> list[Task]:
+        """Return the running tasks above quota, latest start first, until each team is within its quota."""
+        excess = {user: self.excess(user) for user in self.queue.used}
+        borrowing = []
         for task, _, _ in reversed(view.running()):
-            amount = task.demand.get(self.resource, 0) / 1000
-            if amount and above.get(task.key(self.by), 0.0) > 1e-9:
-                above[task.key(self.by)] -= amount
-                found.append(task)
-        return found
+            amount = task.demand.get(self.resource, 0) / MILLI
+            team = task.key(self.by)
+            if amount and excess.get(team, 0.0) > QUOTA_TOLERANCE:
+                excess[team] -= amount
+                borrowing.append(task)
+        return borrowing
 
-    def over(self, user: str, unit: Unit = ()) -> float:
-        """Return how far above its quota a team would be with a unit more."""
-        wanted = sum(task.demand.get(self.resource, 0) for task in unit)
+    def excess(self, user: str, unit: Unit = ()) -> float:
+        """Return by how much a team with an additional unit would exceed its quota, in whole units."""
+        demand = sum(task.demand.get(self.resource, 0) for task in unit)
         held = self.queue.used.get(user, {}).get(self.resource, 0)
-        return (held + wanted) / 1000 - self.quotas.get(user, 0.0)
+        return (held + demand) / MILLI - self.quotas.get(user, 0.0)
+
+
+@dataclass(slots=True)
+class Limit:
+    """Concurrency limits and licences: a group runs at most ``most`` tasks at a time in the whole cluster.
+
+    Attributes:
+        most: Number of licences of each group.
+        by: Task field that names the group; empty makes one group of all tasks.
+        jobs: Only these jobs need licences; empty means all.
+        name: Prefix of the licences' name.
+    """
+
+    most: int
+    by: str = "job"
+    jobs: tuple[str, ...] = ()
+    name: str = "limit"
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request one licence."""
+        if self.jobs and task.job not in self.jobs:
+            return []
+        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Create a group's licences when its first task is submitted."""
+        del view
+        yield [Put(ask.name, amount=self.most) for ask in self.request(event.task)] if event.task is not None else []

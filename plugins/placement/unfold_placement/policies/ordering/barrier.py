@@ -1,4 +1,4 @@
-"""Stage barriers: a task starts only when every job that it comes after has ended as a whole."""
+"""Stage barriers: a task starts only after every task of the jobs that it depends on has ended."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from unfold_placement.core.view import View
 
 @dataclass(slots=True)
 class Barrier:
-    """A task says what it comes after: ``after: [JOB]``."""
+    """Holds tasks with ``after: [JOB]`` until these jobs have ended; ``ended`` counts ended tasks by job."""
 
     ended: Counter[str] = field(default_factory=Counter)
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({ENDED})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for the end of each job before."""
-        return [Ask(done(job), gated=True) for job in task.after]
+        """Request the end of each job in ``after``."""
+        return [Ask(completion_resource(job), gated=True) for job in task.after]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put the name as a job's last task ends."""
+        """Create a job's completion resource when its last task ends."""
         del view
         if event.task is not None:
             self.ended[event.task.job] += 1
             if self.ended[event.task.job] == event.task.size:
-                yield [Put(done(event.task.job), amount=MANY)]
+                yield [Put(completion_resource(event.task.job), amount=MANY)]
 
 
-def done(job: str) -> str:
-    """Return the name that is there once a job has ended."""
+def completion_resource(job: str) -> str:
+    """Return the name of the ephemeral resource that exists once a job has ended."""
     return f"done-{job}"

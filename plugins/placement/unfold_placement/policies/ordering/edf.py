@@ -1,4 +1,4 @@
-"""Earliest deadline first (Liu and Layland, 1973), with a test at admission."""
+"""Earliest deadline first (Liu and Layland, 1973), with an admission test."""
 
 from __future__ import annotations
 
@@ -9,88 +9,105 @@ from typing import ClassVar
 
 from unfold_placement.core.types import QUEUE, SUBMITTED, Ask, Event, Refuse, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.ordering.barrier import done
-from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue
+from unfold_placement.policies.ordering.barrier import completion_resource
+from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, AdmissionQueue
+
+TIME_TOLERANCE_S = 1e-9
 
 
-def _rank(unit: Unit) -> tuple[float, float]:
+def _deadline_rank(unit: Unit) -> tuple[float, float]:
     return unit[0].deadline, unit[0].arrival
 
 
 @dataclass(slots=True)
 class Edf:
-    """The unit whose deadline is nearest is next; with ``admit`` one that cannot be on time is refused as it comes."""
+    """The unit with the nearest deadline is next.
+
+    Attributes:
+        admit: Reject units on submission that cannot be on time.
+        backfill: Later deadlines may pass a unit that does not fit.
+        queue: The pending units, each a user of its own.
+        rejected_jobs: Jobs with a rejected unit.
+    """
 
     admit: bool = True
     backfill: bool = False
-    queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("name", _rank))
-    refused: set[str] = field(default_factory=set)
+    queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("name", _deadline_rank))
+    rejected_jobs: set[str] = field(default_factory=set)
     phase: ClassVar[int] = QUEUE
-    watches: ClassVar[frozenset[str]] = EVENTS
+    watches: ClassVar[frozenset[str]] = QUEUE_EVENTS
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for a turn."""
+        """Request the task's admission."""
         return self.queue.request(task)
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Refuse what comes too late, then give turns by deadline."""
+        """Admit units by deadline, and reject a submitted unit that cannot be on time."""
         if self.queue.observe(event, view):
-            yield from self.queue.admit(lambda _, unit: _rank(unit), view, backfill=self.backfill)
+            yield from self.queue.admit(lambda _, unit: _deadline_rank(unit), view, backfill=self.backfill)
         unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
-        if unit and self.admit and (why := self.against(unit, view)):
-            self.queue.leave(unit[0].name)
-            yield [Refuse(task.name, why) for task in unit]
-            yield from self.after(unit[0].job, view)
+        if unit and self.admit and (reason := self.rejection_reason(unit, view)):
+            self.queue.remove_first(unit[0].name)
+            yield [Refuse(task.name, reason) for task in unit]
+            yield from self.reject_dependents(unit[0].job, view)
         elif unit and len(unit) >= unit[0].size:
-            # a job that was refused came again
-            self.refused.discard(unit[0].job)
+            # a rejected job was submitted again
+            self.rejected_jobs.discard(unit[0].job)
 
-    def against(self, unit: Unit, view: View) -> str:
-        """Return why a unit is not admitted, the empty text if it is."""
-        before = [
-            job for task in unit for job in task.after if job in self.refused and done(job) in view.table.name_ids
+    def rejection_reason(self, unit: Unit, view: View) -> str:
+        """Return why a unit is rejected; empty if it is admitted."""
+        rejected = [job for task in unit for job in task.after if job in self.rejected_jobs and _has_barrier(job, view)]
+        if rejected:
+            return f"it comes after {rejected[0]}, which was refused"
+        deadline_s = self.missed_deadline(unit, view)
+        return f"the work due by {deadline_s:g} s does not fit before it" if deadline_s else ""
+
+    def reject_dependents(self, job: str, view: View) -> Transactions:
+        """Reject the waiting tasks that depend on a rejected job, and those that depend on them."""
+        self.rejected_jobs.add(job)
+        waiting = self.queue.iter_waiting() if _has_barrier(job, view) else ()
+        dependents = [task for task in waiting if job in task.after and view.is_waiting(task)]
+        yield [Refuse(task.name, f"it comes after {job}, which was refused") for task in dependents]
+        for later in dict.fromkeys(task.job for task in dependents if task.job not in self.rejected_jobs):
+            yield from self.reject_dependents(later, view)
+
+    def missed_deadline(self, unit: Unit, view: View) -> float:
+        """Return the first deadline (s) that cannot be met with this unit, or 0.
+
+        Each task is tested alone against its dependencies, then all work due by the processor demand test.
+        """
+        job_ends: dict[str, float] = {}
+        missed = [
+            task.deadline
+            for task in unit
+            if self.earliest_start(task, view, job_ends) + view.shortest_run_s(task) > task.deadline + TIME_TOLERANCE_S
         ]
-        if before:
-            return f"it comes after {before[0]}, which was refused"
-        late = self.late(unit, view)
-        return f"the work due by {late:g} s does not fit before it" if late else ""
-
-    def after(self, job: str, view: View) -> Transactions:
-        """Refuse what waits for the end of a job that was refused, and what comes after that."""
-        self.refused.add(job)
-        waiting = self.queue.iter_waiting() if done(job) in view.table.name_ids else ()
-        bound = [task for task in waiting if job in task.after and view.is_waiting(task)]
-        yield [Refuse(task.name, f"it comes after {job}, which was refused") for task in bound]
-        for later in dict.fromkeys(task.job for task in bound if task.job not in self.refused):
-            yield from self.after(later, view)
-
-    def late(self, unit: Unit, view: View) -> float:
-        """Return the first deadline before which the work due does not fit, or 0 (the processor demand test)."""
-        known: dict[str, float] = {}
-        if alone := [
-            t.deadline for t in unit if self.opens(t, view, known) + view.shortest_run_s(t) > t.deadline + 1e-9
-        ]:
-            return min(alone)
+        if missed:
+            return min(missed)
         if all(math.isinf(task.deadline) for task in unit):
             return 0.0
-        # what was taken back stays in line until its turn
-        return view.first_overload_s(
-            [t for t in self.queue.iter_waiting() if math.isfinite(t.deadline) and view.is_waiting(t)]
-        )
+        # withdrawn tasks stay in the queue until they are next
+        waiting = [task for task in self.queue.iter_waiting() if math.isfinite(task.deadline) and view.is_waiting(task)]
+        return view.first_overload_s(waiting)
 
-    def opens(self, task: Task, view: View, known: dict[str, float]) -> float:
-        """Return the earliest time at which a task can start: now, or as the stages before it can have ended."""
-        before = [job for job in task.after if done(job) in view.table.name_ids]
-        return max([view.now, *(self.ends(job, view, known) for job in before)])
+    def earliest_start(self, task: Task, view: View, job_ends: dict[str, float]) -> float:
+        """Return the earliest start (s) of a task: now, or when the jobs that it depends on can have ended."""
+        dependencies = [job for job in task.after if _has_barrier(job, view)]
+        return max([view.now, *(self.earliest_end(job, view, job_ends) for job in dependencies)])
 
-    def ends(self, job: str, view: View, known: dict[str, float]) -> float:
-        """Return the earliest time at which what waits and runs of a job can have ended; ``known`` keeps it."""
-        if job not in known:
-            known[job] = view.now
-            runs = [
+    def earliest_end(self, job: str, view: View, job_ends: dict[str, float]) -> float:
+        """Return the earliest time (s) at which a job can have ended; ``job_ends`` caches it."""
+        if job not in job_ends:
+            job_ends[job] = view.now
+            running_ends = [
                 start + task.run_seconds(view.node(node)) for task, node, start in view.running() if task.job == job
             ]
-            waits = [task for task in self.queue.iter_waiting() if task.job == job and view.is_waiting(task)]
-            ends = [self.opens(task, view, known) + view.shortest_run_s(task) for task in waits]
-            known[job] = max([view.now, *runs, *ends])
-        return known[job]
+            waiting = [task for task in self.queue.iter_waiting() if task.job == job and view.is_waiting(task)]
+            waiting_ends = [self.earliest_start(task, view, job_ends) + view.shortest_run_s(task) for task in waiting]
+            job_ends[job] = max([view.now, *running_ends, *waiting_ends])
+        return job_ends[job]
+
+
+def _has_barrier(job: str, view: View) -> bool:
+    """Return whether some task requests the end of a job, so that dependencies are enforced."""
+    return completion_resource(job) in view.table.name_ids

@@ -1,4 +1,4 @@
-"""Heterogeneity-aware placement with a look ahead (after TetriSched: Tumanov et al., EuroSys 2016), greedily."""
+"""Heterogeneity-aware placement with lookahead: a greedy form of TetriSched (Tumanov et al., EuroSys 2016)."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ from typing import ClassVar
 
 from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.earliest_finish import outlook_of
-from unfold_placement.policies.shared.pending import Shapes
+from unfold_placement.policies.shared.earliest_finish import build_forecast
+from unfold_placement.policies.shared.pending import UnitShapes
 
 
 @dataclass(slots=True)
 class Value:
-    """A task starts where it would end first; it waits for a faster node where that ends sooner, ``ahead`` at most.
+    """Each task runs where it ends first, waiting for a faster node included.
 
-    The tasks of a gang, which start together, take in turn the nodes where each would end first.
+    The tasks of a gang start together, each in order on the node where it ends first.
+
+    Attributes:
+        ahead: How long (s) a task waits for a faster node at most.
+        shapes: Shapes of the waiting tasks.
     """
 
     ahead: float = 3600.0
-    shapes: Shapes = field(default_factory=lambda: Shapes(PACK))
+    shapes: UnitShapes = field(default_factory=lambda: UnitShapes(PACK))
     phase: ClassVar[int] = PACK
     watches: ClassVar[frozenset[str]] = frozenset({CREATED, QUIET})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for the node that is chosen."""
+        """Request the chosen node."""
         return [Ask(f"plan-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """For each task in its turn, compare the ends of starting now and of waiting for a faster node."""
+        """For each task in queue order, compare its end if it starts now with its end on a faster node later."""
         del event
-        outlook = outlook_of(view, self.shapes)
-        for at, fits in outlook.asked(self.shapes):
-            unit = view.unit(task := view.table.tasks[outlook.rows[at]])
+        forecast = build_forecast(view, self.shapes)
+        for index, mask in forecast.iter_fitting(self.shapes):
+            task = view.table.tasks[forecast.rows[index]]
+            unit = view.unit(task)
             if unit is None or unit[0].name != task.name:
                 continue
-            node, end = outlook.soonest(at, fits)
-            nodes = outlook.together(unit, PACK) if len(unit) > 1 else [node]
-            if len(unit) > 1 or not outlook.better(at, fits, end, self.ahead):
-                # a gang may be passed by another: what was chosen for it before is chosen anew
-                old = [Drop(f"plan-{t.name}", n.name) for t in unit for n in view.nodes_with(f"plan-{t.name}")]
-                yield [*old, *(Put(f"plan-{t.name}", n, until=t.name) for t, n in zip(unit, nodes, strict=False))]
+            node, end_now_s = forecast.earliest_end_now(index, mask)
+            nodes = forecast.place_unit(unit, PACK) if len(unit) > 1 else [node]
+            if len(unit) > 1 or not forecast.reserve_if_earlier(index, mask, end_now_s, self.ahead):
+                # another gang may have passed this one: nodes chosen before are chosen anew
+                drops = [Drop(f"plan-{t.name}", old.name) for t in unit for old in view.nodes_with(f"plan-{t.name}")]
+                puts = [Put(f"plan-{t.name}", new, until=t.name) for t, new in zip(unit, nodes, strict=False)]
+                yield [*drops, *puts]

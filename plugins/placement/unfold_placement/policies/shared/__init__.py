@@ -1,1 +1,1 @@
-"""Base parts of queue policies."""
+"""Building blocks that several policies share."""

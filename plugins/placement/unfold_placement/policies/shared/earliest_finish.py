@@ -1,4 +1,4 @@
-"""When nodes will have room for tasks that wait, if each in its turn takes the node where it would end first."""
+"""Forecast of earliest finish times: when nodes have room for waiting tasks, each on the node where it ends first."""
 
 from __future__ import annotations
 
@@ -6,160 +6,202 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_placement._types import FloatArray, Int32Array, MaskArray
+from unfold_placement._types import BoolArray, FloatArray, Int32Array, MaskArray
 from unfold_placement.core import kernel
 from unfold_placement.core.kernel import LOGGED, RUNNING, WAITING
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.pending import Shapes
+from unfold_placement.policies.shared.pending import UnitShapes
 from unfoldkit.jit import compiled
 
-Marks = NDArray[np.bool_]
-
 
 @compiled
-def forecast(a: StateArrays, task: int, now: float, running: Int32Array, out: FloatArray) -> None:
-    """Write when a task would fit on each node by the ends of ``running``, which is in their order; or infinity."""
-    free = a.free.copy()
-    out[:] = np.inf
-    for at in range(-free.shape[0], running.size):
-        node = at + free.shape[0] if at < 0 else a.task_node[running[at]]
-        roomy = out[node] == np.inf
+def forecast_free_times(state: StateArrays, task: int, now: float, running: Int32Array, free_at: FloatArray) -> None:
+    """Write when each node has room for a task.
+
+    Args:
+        state: The arrays.
+        task: Row of the task.
+        now: The current time in seconds.
+        running: Rows of the running tasks, ordered by end.
+        free_at: [nodes] receives times in seconds, infinity for never.
+    """
+    free = state.free.copy()
+    free_at[:] = np.inf
+    for step in range(-free.shape[0], running.size):
+        node = step + free.shape[0] if step < 0 else state.task_node[running[step]]
+        fits = free_at[node] == np.inf
         for kind in range(free.shape[1]):
-            free[node, kind] += a.demand[running[at], kind] if at >= 0 else 0
-            roomy = roomy and a.demand[task, kind] <= free[node, kind]
-        if roomy:
-            out[node] = a.end_s[running[at]] if at >= 0 else now
+            free[node, kind] += state.demand[running[step], kind] if step >= 0 else 0
+            fits = fits and state.demand[task, kind] <= free[node, kind]
+        if fits:
+            free_at[node] = state.end_s[running[step]] if step >= 0 else now
 
 
 @compiled
-def ready(a: StateArrays, task: int, phase: int) -> bool:
-    """Return whether the cluster's names that a task asks for are there, as ``kernel.wide_fits`` does."""
-    for index in range(a.requested.shape[1]):
-        name = a.requested[task, index]
-        if name < 0:
+def has_cluster_resources(state: StateArrays, task: int, phase: int) -> bool:
+    """Return whether the cluster-scoped resources that a task requests in earlier phases are available.
+
+    A copy of the kernel's function, since compiled code calls functions of its own module only.
+    """
+    for index in range(state.requested.shape[1]):
+        resource = state.requested[task, index]
+        if resource < 0:
             break
-        short = a.pool[name] < a.requested_amount[task, index] if a.scope[name] > 0 else a.column[name] < 0
-        if short and a.request_phase[task, index] < phase:
+        amount = state.requested_amount[task, index]
+        short = state.pool[resource] < amount if state.scope[resource] > 0 else state.column[resource] < 0
+        if short and state.request_phase[task, index] < phase:
             return False
     return True
 
 
 @compiled
-def latest(a: StateArrays, task: int, free: FloatArray, promised: FloatArray) -> int:
-    """Return the node on which a task would end first, given when each has room and to when it is promised; or -1."""
-    best, found = np.inf, -1
-    for node in range(free.size):
-        end = max(free[node], promised[node]) + a.run_s[task, a.node_type[node]]
-        if a.is_up[node] == 1 and (found < 0 or end < best):
-            best, found = end, node
-    return found
+def earliest_finish_node(state: StateArrays, task: int, free_at: FloatArray, reserved_until: FloatArray) -> int:
+    """Return the node on which a task would end first, or -1.
+
+    Args:
+        state: The arrays.
+        task: Row of the task.
+        free_at: [nodes] when each node has room for the task, in seconds.
+        reserved_until: [nodes] until when each node is reserved for tasks ahead of it.
+    """
+    best_end, best_node = np.inf, -1
+    for node in range(free_at.size):
+        end = max(free_at[node], reserved_until[node]) + state.run_s[task, state.node_type[node]]
+        if state.is_up[node] == 1 and (best_node < 0 or end < best_end):
+            best_end, best_node = end, node
+    return best_node
 
 
 @compiled
-def sweep(
-    a: StateArrays, rows: Int32Array, group: Int32Array, phase: int, free: FloatArray, promised: FloatArray
+def reserve_nodes(
+    state: StateArrays, rows: Int32Array, group: Int32Array, phase: int, free_at: FloatArray, reserved_until: FloatArray
 ) -> None:
-    """Promise each task whose turn it is the node on which it would end first; none of them fits anywhere now."""
-    for at in range(rows.size):
-        if a.status[rows[at]] == WAITING and ready(a, rows[at], phase):
-            node = latest(a, rows[at], free[group[at]], promised)
+    """Reserve, for each admitted task of ``rows``, the node on which it would end first; none fits anywhere now.
+
+    ``group`` is the row of ``free_at`` [groups, nodes] that belongs to each task's shape.
+    """
+    for index in range(rows.size):
+        if state.status[rows[index]] == WAITING and has_cluster_resources(state, rows[index], phase):
+            node = earliest_finish_node(state, rows[index], free_at[group[index]], reserved_until)
             if node >= 0:
-                promised[node] = max(free[group[at], node], promised[node]) + a.run_s[rows[at], a.node_type[node]]
+                start = max(free_at[group[index], node], reserved_until[node])
+                reserved_until[node] = start + state.run_s[rows[index], state.node_type[node]]
 
 
 @dataclass(slots=True)
-class Outlook:
-    """What waiting tasks are promised, in the order of ``rows``; ``shape`` tells which have equal demands.
+class FinishForecast:
+    """Reservations of nodes for waiting tasks, in queue order.
 
-    ``runs`` [tasks, types] are their run times in s; who is ``choosy`` has not the same one everywhere.
+    Attributes:
+        view: The cluster.
+        rows: [tasks] rows of the waiting tasks.
+        shapes: [tasks] their shape numbers.
+        run_s: [tasks, node types] their run times.
+        is_type_dependent: [tasks] whether the run time differs between node types.
+        reserved_until: [nodes] until when each node is reserved, in seconds.
+        reserved_count: Number of tasks with reservations.
+        log_length: Length of the event log to which ``free_at_by_shape`` refers.
+        free_at_by_shape: [nodes] when each node has room, by shape.
     """
 
     view: View
     rows: Int32Array
-    shape: Int32Array
-    runs: FloatArray
-    choosy: Marks
-    promised: FloatArray
-    swept: int = 0
-    logged: int = -1
-    known: dict[int, FloatArray] = field(default_factory=dict)
+    shapes: Int32Array
+    run_s: FloatArray
+    is_type_dependent: BoolArray
+    reserved_until: FloatArray
+    reserved_count: int = 0
+    log_length: int = -1
+    free_at_by_shape: dict[int, FloatArray] = field(default_factory=dict)
 
-    def asked(self, shapes: Shapes) -> Iterator[tuple[int, MaskArray]]:
-        """Yield the place of each task that fits somewhere now, and the nodes; those before it have their promises."""
-        none = np.zeros(self.rows.size, np.int32)
-        for at in shapes.hopeful(self.view, self.rows, self.shape, none, none.astype(np.uint8)):
-            fits = self.view.fit_mask(self.view.table.tasks[self.rows[at]], shapes.phase)
-            if not fits.any():
-                shapes.dead[self.shape[at], 0] = 1
+    def iter_fitting(self, shapes: UnitShapes) -> Iterator[tuple[int, MaskArray]]:
+        """Yield the index of each task that fits somewhere now, and the mask of these nodes.
+
+        Tasks ahead of it have their reservations by then.
+        """
+        zeros = np.zeros(self.rows.size, np.int32)
+        for index in shapes.iter_candidates(self.view, self.rows, self.shapes, zeros, zeros.astype(np.uint8)):
+            mask = self.view.fit_mask(self.view.table.tasks[self.rows[index]], shapes.phase)
+            if not mask.any():
+                shapes.hopeless[self.shapes[index], 0] = 1
                 continue
-            # who ends everywhere alike never waits, so that nobody's promises matter until another comes
-            if self.choosy[at:].any():
-                self.reach(at, shapes.phase)
-            yield at, fits
+            # tasks that run equally long everywhere never wait: reservations matter only for later ones that do
+            if self.is_type_dependent[index:].any():
+                self.reserve_before(index, shapes.phase)
+            yield index, mask
 
-    def soonest(self, at: int, fits: MaskArray) -> tuple[str, float]:
-        """Return the node on which a task that starts now would end first, and when."""
-        ends = np.where(fits, self.view.now + self.runs[at, self.view.table.state.node_type], np.inf)
+    def earliest_end_now(self, index: int, mask: MaskArray) -> tuple[str, float]:
+        """Return the node on which a task that starts now ends first, and this end (s)."""
+        node_types = self.view.table.state.node_type
+        ends = np.where(mask, self.view.now + self.run_s[index, node_types], np.inf)
         return self.view.table.nodes[int(ends.argmin())].name, float(ends.min())
 
-    def together(self, unit: Unit, phase: int) -> list[str]:
-        """Return the nodes on which the tasks of a gang, each in its turn, would end first; none if not all fit."""
-        a, taken = self.view.table.state, list[tuple[int, int]]()
+    def place_unit(self, unit: Unit, phase: int) -> list[str]:
+        """Return nodes for the tasks of a gang, each in order on the node where it ends first; empty if not all fit."""
+        state, table = self.view.table.state, self.view.table
+        allocated: list[tuple[int, int]] = []
         try:
             for task in unit:
-                row, fits = self.view.table.task_rows[task.name], self.view.fit_mask(task, phase)
-                if not fits.any():
+                row, mask = table.task_rows[task.name], self.view.fit_mask(task, phase)
+                if not mask.any():
                     return []
-                node = int(np.where(fits, a.run_s[row, a.node_type], np.inf).argmin())
-                kernel.call_allocate(a, row, node, phase)
-                taken.append((row, node))
-            return [self.view.table.nodes[node].name for _, node in taken]
+                node = int(np.where(mask, state.run_s[row, state.node_type], np.inf).argmin())
+                kernel.call_allocate(state, row, node, phase)
+                allocated.append((row, node))
+            return [table.nodes[node].name for _, node in allocated]
         finally:
-            for row, node in taken:
-                kernel.call_release(a, row, node, phase)
+            for row, node in allocated:
+                kernel.call_release(state, row, node, phase)
 
-    def reach(self, at: int, phase: int) -> None:
-        """Promise nodes to all tasks before a place; nothing has started since the last of them was passed."""
-        rows, shape = self.rows[self.swept : at], self.shape[self.swept : at]
-        self.swept = at + 1
+    def reserve_before(self, index: int, phase: int) -> None:
+        """Reserve nodes for all tasks before an index; nothing has started since the last of them was passed."""
+        rows, shapes = self.rows[self.reserved_count : index], self.shapes[self.reserved_count : index]
+        self.reserved_count = index + 1
         if rows.size:
-            _, where, group = np.unique(shape, return_index=True, return_inverse=True)
-            free = np.array([self.free(int(rows[place]), int(shape[place])) for place in where])
-            sweep(self.view.table.state, rows, group.astype(np.int32), phase, free, self.promised)
+            _, first_index, group = np.unique(shapes, return_index=True, return_inverse=True)
+            free_at = np.array([self.free_at(int(rows[first]), int(shapes[first])) for first in first_index])
+            reserve_nodes(self.view.table.state, rows, group.astype(np.int32), phase, free_at, self.reserved_until)
 
-    def better(self, at: int, fits: MaskArray, end: float, ahead: float) -> bool:
-        """Return whether a task ends before ``end`` on a node that it waits for up to ``ahead``, and promise it."""
-        if not self.choosy[at]:
+    def reserve_if_earlier(self, index: int, mask: MaskArray, end_now_s: float, max_wait_s: float) -> bool:
+        """Reserve a node on which a task that waits ends before ``end_now_s``; return whether there is one.
+
+        Args:
+            index: Index of the task.
+            mask: [nodes] nodes on which it fits now, which are not candidates.
+            end_now_s: Its end if it starts now.
+            max_wait_s: How long it waits at most.
+        """
+        if not self.is_type_dependent[index]:
             return False
-        a, row = self.view.table.state, int(self.rows[at])
-        free = np.where(fits, np.inf, self.free(row, int(self.shape[at])))
-        node = latest(a, row, free, self.promised)
-        seconds = float(a.run_s[row, a.node_type[node]])
-        found = max(float(free[node]), float(self.promised[node])) + seconds
-        if found - seconds - self.view.now > ahead or found >= end:
+        state, row = self.view.table.state, int(self.rows[index])
+        free_at = np.where(mask, np.inf, self.free_at(row, int(self.shapes[index])))
+        node = earliest_finish_node(state, row, free_at, self.reserved_until)
+        run_s = float(state.run_s[row, state.node_type[node]])
+        end_s = max(float(free_at[node]), float(self.reserved_until[node])) + run_s
+        if end_s - run_s - self.view.now > max_wait_s or end_s >= end_now_s:
             return False
-        self.promised[node] = found
+        self.reserved_until[node] = end_s
         return True
 
-    def free(self, row: int, shape: int) -> FloatArray:
-        """Return when each node has room for a task."""
-        a = self.view.table.state
-        if self.logged != a.counters[LOGGED]:
-            self.logged, self.known = int(a.counters[LOGGED]), {}
-        if shape not in self.known:
-            running = np.flatnonzero(a.status == RUNNING).astype(np.int32)
-            running = running[np.argsort(a.end_s[running], kind="stable")]
-            self.known[shape] = np.empty(len(a.is_up))
-            forecast(a, row, self.view.now, running, self.known[shape])
-        return self.known[shape]
+    def free_at(self, row: int, shape: int) -> FloatArray:
+        """Return the [nodes] times (s) at which each node has room for a task."""
+        state = self.view.table.state
+        if self.log_length != state.counters[LOGGED]:
+            self.log_length, self.free_at_by_shape = int(state.counters[LOGGED]), {}
+        if shape not in self.free_at_by_shape:
+            running = np.flatnonzero(state.status == RUNNING).astype(np.int32)
+            running = running[np.argsort(state.end_s[running], kind="stable")]
+            self.free_at_by_shape[shape] = np.empty(len(state.is_up))
+            forecast_free_times(state, row, self.view.now, running, self.free_at_by_shape[shape])
+        return self.free_at_by_shape[shape]
 
 
-def outlook_of(view: View, shapes: Shapes) -> Outlook:
-    """Return the outlook of all that wait now, with nothing promised."""
+def build_forecast(view: View, shapes: UnitShapes) -> FinishForecast:
+    """Build the forecast of all waiting tasks, without reservations."""
     rows = view.queue_rows()
-    runs = view.table.state.run_s[rows]
-    promised = np.zeros(len(view.table.nodes))
-    return Outlook(view, rows, shapes.single(rows, view), runs, runs.min(1) < runs.max(1), promised)
+    run_s = view.table.state.run_s[rows]
+    reserved_until = np.zeros(len(view.table.nodes))
+    is_type_dependent = run_s.min(1) < run_s.max(1)
+    return FinishForecast(view, rows, shapes.single_task_shapes(rows, view), run_s, is_type_dependent, reserved_until)

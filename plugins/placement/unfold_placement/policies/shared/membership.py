@@ -1,4 +1,4 @@
-"""Groups of tasks that come and go, for policies that put names for each: with its last task a group's names go too."""
+"""Membership of task groups, for policies with ephemeral resources that exist while a group has tasks."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from dataclasses import dataclass, field
 
 from unfold_placement.core.types import ENDED, REFUSED, SUBMITTED
 
-COMES_AND_GOES = frozenset({SUBMITTED, ENDED, REFUSED})
+MEMBERSHIP_EVENTS = frozenset({SUBMITTED, ENDED, REFUSED})
+"""Event kinds that change a membership."""
 
 
 @dataclass(slots=True)
-class Groups:
-    """How many tasks of each group wait or run."""
+class GroupMembership:
+    """The number of waiting and running tasks of each group."""
 
-    alive: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
 
-    def came(self, kind: str, group: str) -> bool:
-        """Take in an event of a task; return whether the group was not there before."""
-        if kind == SUBMITTED:
-            self.alive[group] += 1
-        return kind == SUBMITTED and self.alive[group] == 1
-
-    def went(self, kind: str, group: str) -> bool:
-        """Take in an event of a task; return whether it was the last of its group."""
-        if kind not in {ENDED, REFUSED} or group not in self.alive:
+    def add_member(self, kind: str, group: str) -> bool:
+        """Count a submitted task; return whether it is the first of its group. Other event kinds change nothing."""
+        if kind != SUBMITTED:
             return False
-        self.alive[group] -= 1
-        if self.alive[group] > 0:
+        self.sizes[group] += 1
+        return self.sizes[group] == 1
+
+    def remove_member(self, kind: str, group: str) -> bool:
+        """Remove an ended or rejected task; return whether it was the last of its group."""
+        if kind not in {ENDED, REFUSED} or group not in self.sizes:
             return False
-        del self.alive[group]
+        self.sizes[group] -= 1
+        if self.sizes[group] > 0:
+            return False
+        del self.sizes[group]
         return True

@@ -1,4 +1,8 @@
-"""Units that wait for a place, so that of many that are alike one is asked for all."""
+"""Pending units, grouped by shape: if one unit of a shape fits nowhere, no unit of that shape is tried again.
+
+A shape stays hopeless until capacity is freed or created. With long queues of similar tasks this avoids one search
+per task and event.
+"""
 
 from __future__ import annotations
 
@@ -12,99 +16,123 @@ from unfold_placement.core import kernel
 from unfold_placement.core.state import grow_rows
 from unfold_placement.core.view import Unit, View
 
+MIN_SHRINK = 64
+"""Units before unused rows are removed."""
+
 
 @dataclass(slots=True)
-class Shapes:
-    """Which shapes of units fit nowhere since something was last freed or created.
+class UnitShapes:
+    """Shapes of units, and which of them fit nowhere at present.
 
-    Two units have one shape if their tasks have equal demands and ask for the same names of phases before ``phase``.
+    Two units have one shape if their tasks have equal demands and equal requests of phases before ``phase``.
+
+    Attributes:
+        phase: The policy's own phase.
+        numbers: Shape numbers by the bytes of demands and requests.
+        task_shapes: [tasks] cached shape of each task as a unit of its own, -1 where unknown.
+        hopeless: [shapes, fallback levels] 1 where the shape fits nowhere.
+        freed_count: Value of the kernel's counter of freed capacity to which ``hopeless`` refers.
     """
 
     phase: int
-    known: dict[bytes, int] = field(default_factory=dict)
-    of: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
-    dead: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
-    grown: int = -1
+    numbers: dict[bytes, int] = field(default_factory=dict)
+    task_shapes: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    hopeless: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
+    freed_count: int = -1
 
-    def number(self, rows: Sequence[int], view: View) -> int:
-        """Return the number of the shape of a unit, given as rows of tasks."""
-        a = view.table.state
-        mine = a.request_phase[rows] < self.phase
-        names = np.where(mine, a.requested[rows], -1).tobytes() + np.where(mine, a.requested_amount[rows], 0).tobytes()
-        found = self.known.setdefault(a.demand[rows].tobytes() + names, len(self.known))
-        self.dead = grow_rows(self.dead, len(self.known), 0)
-        return found
+    def shape_number(self, rows: Sequence[int], view: View) -> int:
+        """Return the shape of a unit, given as task rows; a new shape gets a new number."""
+        state = view.table.state
+        is_earlier = state.request_phase[rows] < self.phase
+        requested = np.where(is_earlier, state.requested[rows], -1).tobytes()
+        amounts = np.where(is_earlier, state.requested_amount[rows], 0).tobytes()
+        number = self.numbers.setdefault(state.demand[rows].tobytes() + requested + amounts, len(self.numbers))
+        self.hopeless = grow_rows(self.hopeless, len(self.numbers), 0)
+        return number
 
-    def single(self, rows: Int32Array, view: View) -> Int32Array:
-        """Return the numbers of the shapes of tasks, each a unit of its own."""
-        self.of = grow_rows(self.of, len(view.table.tasks), -1)
-        for row in rows[self.of[rows] < 0]:
-            self.of[row] = self.number([int(row)], view)
-        return self.of[rows]
+    def single_task_shapes(self, rows: Int32Array, view: View) -> Int32Array:
+        """Return the [tasks] shapes of task rows, each task taken as a unit."""
+        self.task_shapes = grow_rows(self.task_shapes, len(view.table.tasks), -1)
+        for row in rows[self.task_shapes[rows] < 0]:
+            self.task_shapes[row] = self.shape_number([int(row)], view)
+        return self.task_shapes[rows]
 
-    def hopeful(
-        self, view: View, rows: Int32Array, shape: Int32Array, level: Int32Array, flag: MaskArray
+    def iter_candidates(
+        self, view: View, rows: Int32Array, shapes: Int32Array, levels: Int32Array, flags: MaskArray
     ) -> Iterator[int]:
-        """Yield the places of units that may fit, or hold names; each is asked as things are when it is reached."""
-        at = 0
-        while at >= 0:
-            if self.grown != view.table.state.counters[kernel.FREED]:
-                self.dead[:] = 0
-                self.grown = int(view.table.state.counters[kernel.FREED])
-            at = kernel.call_next_candidate(view.table.state, rows, shape, level, flag, at, self.phase, self.dead)
-            if at >= 0:
-                yield at
-                at += 1
+        """Yield the indices of units that may fit or hold a resource, each judged when the iteration reaches it."""
+        index = 0
+        while index >= 0:
+            freed_count = int(view.table.state.counters[kernel.FREED])
+            if self.freed_count != freed_count:
+                self.hopeless[:] = 0
+                self.freed_count = freed_count
+            index = kernel.call_next_candidate(
+                view.table.state, rows, shapes, levels, flags, index, self.phase, self.hopeless
+            )
+            if index >= 0:
+                yield index
+                index += 1
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Units in the order in which they came."""
+class PendingUnits:
+    """Waiting units in order of arrival, as parallel arrays by index.
 
-    shapes: Shapes
+    Attributes:
+        shapes: Shapes of units.
+        units: Each unit with the time (s) since which it waits.
+        index_by_name: Index of a unit by the name of its first task.
+        rows: Row of each unit's first task.
+        shape_numbers: Shape of each unit.
+        flags: ``HOLDS_RESOURCE``, ``LEFT_QUEUE`` or 0.
+        since_s: Times since which units wait.
+    """
+
+    shapes: UnitShapes
     units: list[tuple[Unit, float]] = field(default_factory=list)
-    index: dict[str, int] = field(default_factory=dict)
-    row: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
-    shape: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
-    flag: MaskArray = field(default_factory=lambda: np.zeros(64, np.uint8))
-    since: FloatArray = field(default_factory=lambda: np.zeros(64))
+    index_by_name: dict[str, int] = field(default_factory=dict)
+    rows: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
+    shape_numbers: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
+    flags: MaskArray = field(default_factory=lambda: np.zeros(64, np.uint8))
+    since_s: FloatArray = field(default_factory=lambda: np.zeros(64))
 
     def add(self, unit: Unit, view: View) -> None:
-        """Let a unit wait: at the end, or where it is if nobody has seen it start."""
-        at = self.index.get(unit[0].name, -1)
-        if at < 0 or self.flag[at] == kernel.LEFT_QUEUE:
-            at = self._new()
-        self.index[unit[0].name] = at
-        self.units[at] = unit, view.now
+        """Add a unit at the end, or keep its index if its last start was not observed."""
+        index = self.index_by_name.get(unit[0].name, -1)
+        if index < 0 or self.flags[index] == kernel.LEFT_QUEUE:
+            index = self._append_row()
+        self.index_by_name[unit[0].name] = index
+        self.units[index] = unit, view.now
         rows = [view.table.task_rows[task.name] for task in unit]
-        self.row[at], self.flag[at], self.since[at] = rows[0], 0, view.now
-        self.shape[at] = self.shapes.number(rows, view)
+        self.rows[index], self.flags[index], self.since_s[index] = rows[0], 0, view.now
+        self.shape_numbers[index] = self.shapes.shape_number(rows, view)
 
-    def asked(self, view: View, afters: Sequence[float] = ()) -> Iterator[int]:
-        """Yield the places of units to ask; a shape is another one after each of ``afters`` (s) that it waited."""
+    def iter_candidates(self, view: View, fallback_after_s: Sequence[float] = ()) -> Iterator[int]:
+        """Yield the indices of units to examine; a shape is judged anew after each fallback time of its unit."""
         count = len(self.units)
-        levels = (view.now - self.since[:count, None] >= np.array(afters)).sum(1, dtype=np.int32)
-        return self.shapes.hopeful(view, self.row[:count], self.shape, levels, self.flag)
+        waited_s = view.now - self.since_s[:count, None]
+        levels = (waited_s >= np.array(fallback_after_s)).sum(1, dtype=np.int32)
+        return self.shapes.iter_candidates(view, self.rows[:count], self.shape_numbers, levels, self.flags)
 
-    def told(self, at: int, level: int, *, fits: Sequence[str] | None) -> None:
-        """Take in the nodes of a unit; where none fit, its shape is not asked for until something changes."""
-        self.flag[at] = kernel.HOLDS_RESOURCE if fits else 0
-        if fits is None:
-            self.shapes.dead[self.shape[at], level] = 1
+    def record_result(self, index: int, level: int, *, nodes: Sequence[str] | None) -> None:
+        """Record the nodes chosen for a unit: None marks its shape hopeless, an empty sequence does not."""
+        self.flags[index] = kernel.HOLDS_RESOURCE if nodes else 0
+        if nodes is None:
+            self.shapes.hopeless[self.shape_numbers[index], level] = 1
 
-    def _new(self) -> int:
-        if len(self.units) >= 64 and 2 * np.count_nonzero(self.flag[: len(self.units)] == kernel.LEFT_QUEUE) > len(
-            self.units
-        ):
-            self._shrink()
+    def _append_row(self) -> int:
+        count = len(self.units)
+        if count >= MIN_SHRINK and 2 * np.count_nonzero(self.flags[:count] == kernel.LEFT_QUEUE) > count:
+            self._remove_left()
         self.units.append(((), 0.0))
-        for name in ("row", "shape", "flag", "since"):
+        for name in ("rows", "shape_numbers", "flags", "since_s"):
             setattr(self, name, grow_rows(getattr(self, name), len(self.units), 0))
         return len(self.units) - 1
 
-    def _shrink(self) -> None:
-        left = np.flatnonzero(self.flag[: len(self.units)] != kernel.LEFT_QUEUE)
-        self.units = [self.units[at] for at in left]
-        for name in ("row", "shape", "flag", "since"):
-            getattr(self, name)[: left.size] = getattr(self, name)[left]
-        self.index = {unit[0].name: at for at, (unit, _) in enumerate(self.units)}
+    def _remove_left(self) -> None:
+        indices = np.flatnonzero(self.flags[: len(self.units)] != kernel.LEFT_QUEUE)
+        self.units = [self.units[index] for index in indices]
+        for name in ("rows", "shape_numbers", "flags", "since_s"):
+            getattr(self, name)[: indices.size] = getattr(self, name)[indices]
+        self.index_by_name = {unit[0].name: index for index, (unit, _) in enumerate(self.units)}

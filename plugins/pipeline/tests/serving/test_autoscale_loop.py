@@ -1,0 +1,116 @@
+"""Stopped replicas and slow or failing scaling rules block nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.estimator.replica_schedule import ScalingState
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay.load_generator import LiveTuner, play_trace
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.dashboard import ServiceRecord
+from unfold_pipeline.serving.inference import ServiceSettings
+
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05)]))
+ONE = Pipeline((Stage("a", (), (CPU,)),))
+WIDE = 1 << 20
+
+
+def test_stopped_replica_with_large_rows_is_replaced(tmp_path: Path) -> None:
+    """Megabyte rows for a stopped replica do not block the event loop; the next replica answers them."""
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running = LocalRuntime(
+        ["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),), hang_timeouts_s=[3.0]
+    )
+
+    async def scene() -> tuple[Any, int]:
+        await running.start()
+        pid = running.stages[0].workers[0].replica.process.pid or 0
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            futures: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            way = build_routes(ONE, draw_sample(ONE, np.zeros(2), np.random.default_rng(0)))
+            for number, future in enumerate(futures):
+                row = np.full(WIDE, number, dtype=np.float32)
+                query = Query(row, way, number, future.set_result)
+                running.submit(query)
+            ticks = 0
+            while not futures[1].done():
+                await asyncio.sleep(0.05)
+                ticks += 1
+            return await futures[1], ticks
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            await running.stop()
+
+    found, ticks = asyncio.run(asyncio.wait_for(scene(), 60))
+    assert found == {"a": 1.0}
+    assert ticks > 10
+
+
+def test_slow_rule_delays_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the scaling rule computes, the event loop keeps running."""
+    monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.05)
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running, diary = (
+        LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),)),
+        ServiceRecord(0.0),
+    )
+
+    def rule(_past: object, _now: float) -> ScalingState:
+        time.sleep(3.0)
+        return ScalingState((2,), (1,))
+
+    tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+    app = build_app("pipe", ONE, running, 2, ServiceSettings(0, tuner), diary)
+    ticks = list[int]()
+
+    async def receive() -> dict[str, object]:
+        if diary.arrivals:
+            while running.serving_replicas() != (2,):
+                await asyncio.sleep(0.05)
+                ticks.append(1)
+        return {"type": "lifespan"}
+
+    async def send(_message: object) -> None:
+        diary.record_arrival()
+
+    asyncio.run(asyncio.wait_for(app({"type": "lifespan"}, receive, send), 60))
+    assert len(ticks) > 20
+
+
+def test_replay_with_a_failing_rule_fails(tmp_path: Path) -> None:
+    """A rule that raises an error during a replay ends the replay with the error."""
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running = LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
+
+    def rule(_past: object, _now: float) -> ScalingState:
+        raise ValueError("no rule for that")
+
+    async def scene() -> None:
+        await running.start()
+        sample = draw_sample(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
+        try:
+            tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+            await play_trace(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_progress: None)
+        finally:
+            await running.stop()
+
+    with pytest.raises(ValueError, match="no rule for that"):
+        asyncio.run(asyncio.wait_for(scene(), 60))

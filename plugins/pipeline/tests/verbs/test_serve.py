@@ -1,0 +1,268 @@
+"""The running pipeline answers, loses no query when replicas die, and a replay lands near its estimate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.problem.build import build_live_sample
+from unfold_pipeline.problem.model_source import ModelSource, fingerprint_model, locate_model
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay.prediction import estimate_latencies
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.runtime.stage import Query, read_clock
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import ModelSpec
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.inference import ServiceSettings, encode_answer
+from unfold_pipeline.verbs import serve
+from unfold_pipeline.verbs.profile import profile
+from unfoldkit.api import Report, Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+CODE = """import os, time
+
+def nap(rows):
+    time.sleep(0.01 + 0.005 * len(rows))
+    return rows.sum(axis=1)
+
+def fail(rows):
+    os._exit(1)
+"""
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
+PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
+PLAN = (StageConfig(0, 4, 1), StageConfig(0, 4, 1))
+
+
+def sources(folder: Path, *names: str) -> list[ModelSource]:
+    """Models of the file of this test."""
+    (folder / "served.py").write_text(CODE)
+    return [ModelSource(code=f"served:{name}", folder=str(folder)) for name in names]
+
+
+def test_routes_equal_the_visits_of_the_sample() -> None:
+    """Followed item by item, each query makes the visits of the sample and ends exactly once."""
+    cpu = (CPU,)
+    graph = Pipeline(
+        (
+            Stage("in", (), cpu),
+            Stage("left", (Edge(0, 0.7),), cpu),
+            Stage("right", (Edge(0, 0.6),), cpu),
+            Stage("join", (Edge(1), Edge(2)), cpu),
+            Stage("crops", (Edge(3, 0.5),), cpu, fan_out=1.7),
+        )
+    )
+    sample = draw_sample(graph, np.arange(300.0), np.random.default_rng(0))
+    way = build_routes(graph, sample)
+    seen = [0] * 5
+    ended = 0
+    for query in range(300):
+        todo = list(way.find_entries(query))
+        while todo:
+            item = todo.pop(0)
+            seen[item[0]] += 1
+            assert way.query_of(item) == query
+            todo += way.release_children(item)
+            ended += way.complete_item(item)
+    assert seen == [visits.query.size for visits in sample.visits]
+    assert ended == 300
+
+
+def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
+    """A missing model is reported at the start with the key of the stage, and no replica remains."""
+    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN)
+    with pytest.raises(UnfoldError, match=r"stages.a.model: replicas of a do not start: cannot import served:none"):
+        asyncio.run(runtime.start())
+    assert not any(stage.workers for stage in runtime.stages)
+
+
+def test_model_start_limits_loading(tmp_path: Path) -> None:
+    """Loading may take as long as ``model.start``, and a late stage is reported with that key."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(30)\ndef late(rows):\n    return rows\n")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
+    model = ModelSpec.model_validate({"code": "slow:late", "start": "500 ms"})
+    source = locate_model("b", model, run)
+    runtime = LocalRuntime(["b"], [source], PLAN[:1])
+    with pytest.raises(UnfoldError, match=r"stages.b.model: replicas of b did not load .* \(start: 10 min"):
+        asyncio.run(runtime.start())
+    assert not any(stage.workers for stage in runtime.stages)
+    assert fingerprint_model(source, model) == fingerprint_model(source, ModelSpec(code="slow:late"))
+
+
+def test_inference_over_http(tmp_path: Path) -> None:
+    """A request with three rows gets three answers of each visited stage; a bad one gets 400."""
+    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
+    app = build_app("pipe", PIPE, runtime, 2, ServiceSettings(0))
+
+    async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
+        sent: list[dict[str, object]] = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+        await app(scope, receive, send)  # type: ignore[arg-type]
+        return int(str(sent[0]["status"])), b"".join(bytes(item.get("body", b"")) for item in sent[1:])  # type: ignore[call-overload]
+
+    async def scene() -> list[tuple[int, bytes]]:
+        await runtime.start()
+        good = b'{"inputs":[{"name":"x","shape":[3,2],"datatype":"FP32","data":[1,2,3,4,5,6]}]}'
+        found = [
+            await ask("/v2/models/pipe/infer", good, "POST"),
+            await ask("/v2/models/pipe/infer", b"{}", "POST"),
+            await ask("/v2/health/ready"),
+            await ask("/status"),
+        ]
+        await runtime.stop()
+        return found
+
+    found = asyncio.run(scene())
+    assert [code for code, _ in found] == [200, 400, 200, 200]
+    assert b'"data":["3.0","7.0","11.0"]' in found[0][1]
+    assert b'"served":3' in found[3][1]
+
+
+NAPS = """
+version: 1
+kind: pipeline
+name: naps
+slo: {p99: 600 ms}
+arrivals: {process: poisson, rate: 15/s, duration: 20 s}
+hardware: {core: {price: $0.05/h, quota: 2}}
+stages:
+  nap: {model: {code: "served:nap", features: 2}, max_batch: 4}
+"""
+
+
+def test_replay_reports_measured_and_estimated_latencies(tmp_path: Path) -> None:
+    """A replay on real processes loses no query and reports both sides."""
+    (tmp_path / "served.py").write_text(CODE)
+    spec = validate(PipelineSpec, parse(NAPS, "naps.yaml"))
+    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 15, 60)))
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    profile(spec, run)
+    report = serve.serve(spec, run)
+    assert isinstance(report, Report)
+    values = {name: metric.value for name, metric in report.metrics.items()}
+    assert values["lost"] == 0
+    assert f"{(values['attainment'] or 0) * 100:.2f} % within" in report.headline
+    measured, estimated = values["p99_ms"], values["estimated_p99_ms"]
+    assert measured is not None
+    assert estimated is not None
+    # no upper bound: a busy machine makes real processes wait
+    assert measured > 0.2 * estimated
+
+
+@pytest.mark.parametrize(
+    ("answer", "futures"),
+    [
+        ([0.25, math.nan], [0.25, None]),
+        ([[math.inf], [-math.inf]], [[None], [None]]),
+        ({"a": math.nan}, {"a": None}),
+        (math.nan, None),
+        (None, None),
+        (["a", 1, True], ["a", 1, True]),
+    ],
+)
+def test_stage_answers_are_json(answer: object, futures: object) -> None:
+    """Every answer becomes valid JSON, with null for NaN and infinity."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert json.loads(encode_answer(answer), parse_constant=refuse) == futures
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("", "", False), (", quota: 2", "", True), (", quota: 2}}", "}}\ntuner: {policy: fixed}", False)],
+)
+def test_unlimited_scaling_is_warned_of(tmp_path: Path, old: str, new: str, said: bool) -> None:
+    """Serving on this machine without a quota warns of the number of processes that the rule may start."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = NAPS.replace(old, new).replace("max_batch: 4", "latency: {core: {1: 15 ms}}")
+    heard: list[logging.LogRecord] = []
+    log = logging.Logger("futures")  # noqa: LOG001 - of this test alone
+    log.addFilter(lambda record: not heard.append(record))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, log=log)
+    serve.serve(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    assert [record.args[0] for record in heard if record.args] == (["core"] if said else [])
+
+
+def test_full_pipeline_rejects_by_the_head() -> None:
+    """While the maximum of rows is in flight, requests are rejected by their head and counted."""
+    app = build_app("pipe", PIPE, LocalRuntime([], [], ()), 2, ServiceSettings(0))
+    (gate,) = app.app.gates.values()
+    assert gate.full() == 0
+    app.gateway.in_flight = app.gateway.limits.queue_rows
+    assert gate.full() == 1
+    gate.refuse(2)
+    assert b'unfold_requests_total{code="429",model="pipe"} 2.0' in app.app.metrics.text()
+
+
+def test_partial_batch_is_delayed(tmp_path: Path) -> None:
+    """Queries within the wait form one batch, which starts when it is full or the oldest has waited."""
+    runtime = LocalRuntime(["a"], sources(tmp_path, "nap"), PLAN[:1], max_waits_s=[0.3])
+    alone = Pipeline(PIPE.stages[:1])
+
+    async def asked(gaps: list[float]) -> tuple[float, int]:
+        """Return the seconds until all are answered, and how many batches they were."""
+        loop, before = asyncio.get_running_loop(), runtime.stages[0].batches
+        way = build_routes(alone, draw_sample(alone, np.zeros(len(gaps)), np.random.default_rng(0)))
+        futures: list[asyncio.Future[object]] = [loop.create_future() for _ in gaps]
+        began = read_clock()
+        for number, gap in enumerate(gaps):
+            await asyncio.sleep(gap)
+            runtime.submit(Query(np.ones(2, dtype=np.float32), way, number, futures[number].set_result))
+        await asyncio.wait_for(asyncio.gather(*futures), 30)
+        return read_clock() - began, runtime.stages[0].batches - before
+
+    async def scene() -> list[tuple[float, int]]:
+        await runtime.start()
+        try:
+            return [await asked([0.0, 0.02, 0.02]), await asked([0.0] * 4), await asked([0.0] * 5)]
+        finally:
+            await runtime.stop()
+
+    some, full, more = asyncio.run(scene())
+    assert some[0] >= 0.3
+    assert some[1] == 1
+    assert full[0] < 0.25
+    assert full[1] == 1
+    assert more[0] >= 0.3
+    assert more[1] == 2
+
+
+@pytest.mark.parametrize("policy", ["paper", "ratio", "table"])
+def test_estimate_uses_the_replicas_that_served(tmp_path: Path, policy: str) -> None:
+    """If a rule adds replicas in a replay, the estimate uses them and is better than that of the plan."""
+    (tmp_path / "served.py").write_text(CODE)
+    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 180, 1800)))
+    spec = validate(PipelineSpec, parse(f"{NAPS}tuner: {{policy: {policy}, activation: 1 s}}", "naps.yaml"))
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    profile(spec, run)
+    report = serve.serve(spec, run)
+    assert isinstance(report, Report)
+    assert report.lines[:2] == (
+        ("replicas", "nap 1 planned, 2 at the end"),
+        ("estimate", "with the replicas and batch sizes that served at each moment"),
+    )
+    ready = serve.prepare_deployment(spec, run)
+    sample = build_live_sample(spec, ready.problem, tmp_path / "t.npz", run)
+    fixed = estimate_latencies(serve.build_replay_setup(ready, sample, run))
+    assert (report.metrics["estimated_p99_ms"].value or np.inf) < 0.8e3 * np.quantile(fixed, 0.99)

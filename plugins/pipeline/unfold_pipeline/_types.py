@@ -1,0 +1,12 @@
+"""Aliases of the array types that the package passes around; shapes and units stand with each parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray = NDArray[np.bool_]
+CountArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+IndexArray = NDArray[np.int32]
+RowArray = NDArray[np.float32]

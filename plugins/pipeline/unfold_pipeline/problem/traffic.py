@@ -1,0 +1,107 @@
+"""Traffic of a spec as arrays: arrival times of a process, profile or trace, and recorded visits of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.problem.pipeline import Stage
+from unfold_pipeline.schema.arrivals import DEFAULT_DURATION_S, Arrivals
+from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, user_error
+from unfoldkit.arrivals import processes, rate_profiles, traces
+
+
+def load_arrivals(
+    traffic: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: Arrivals | None = None
+) -> FloatArray:
+    """Return the arrival times in seconds that a traffic description asks for.
+
+    Args:
+        traffic: a process, a rate profile or a trace.
+        run: resolves the path of a trace.
+        rng: source of random arrivals.
+        key: where the description stands in the spec, for errors.
+        likely: columns to prefer in a trace if it has them.
+
+    Raises:
+        UnfoldError: the trace cannot be read, nothing arrives, or all queries arrive at one instant.
+    """
+    if traffic.trace is not None:
+        path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
+        times = _read_trace(traffic, path, likely or Arrivals(), run)
+        times = traces.compress(times, traffic.compress)
+        times = traces.scale(times, traffic.scale, rng) if traffic.scale != 1 else times
+    else:
+        times = _draw_arrivals(traffic, rng)
+    if traffic.share < 1 and times.size:
+        times = traces.window(times, 0.0, float(times[-1]) * traffic.share)
+    if times.size == 0:
+        raise user_error("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
+    if times[-1] <= times[0]:
+        count = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
+        raise user_error(f"{count} no traffic: there is no rate", key=key, hint="a sample that lasts")
+    return times
+
+
+def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
+    """Return the visits of recorded queries, shape (queries, stages).
+
+    Raises:
+        UnfoldError: a stage has no column, a cell is not a count, or a visit contradicts the edges of the pipeline.
+    """
+    rows = list(csv_rows(path, [stage.name for stage in stages]))
+    if not rows:
+        raise UnfoldError(Diagnostic("the file records no query", str(path), 1, 1))
+    return np.array([_read_route(row, stages) for row in rows])
+
+
+def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> FloatArray:
+    return traces.read(
+        path,
+        column=traffic.column,
+        likely=likely.column,
+        counts=traffic.counts,
+        likely_counts=likely.counts,
+        match=traffic.match or "",
+        rates=traffic.rates,
+        likely_rates=likely.rates,
+        tell=run.log.warning,
+    )
+
+
+def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator) -> FloatArray:
+    scv = _squared_cv(traffic)
+    if traffic.shape is not None:
+        profile = rate_profiles.named(traffic.shape) * traffic.scale
+        return processes.pieces(profile, rate_profiles.PIECE_S, rng, scv=scv or 1.0)
+    rate = (traffic.rate or 0.0) * traffic.scale
+    duration_s = traffic.duration if traffic.duration is not None else DEFAULT_DURATION_S
+    return processes.gamma(rate, duration_s, rng, scv=scv)
+
+
+def _squared_cv(traffic: Arrivals) -> float:
+    """Return the squared coefficient of variation of the inter-arrival times."""
+    if traffic.process == "constant":
+        return 0.0
+    return traffic.scv if traffic.scv is not None else (traffic.cv if traffic.cv is not None else 1.0) ** 2
+
+
+def _read_route(row: CsvRow, stages: Sequence[Stage]) -> list[int]:
+    counts = [_read_count(row, stage.name) for stage in stages]
+    for stage, count in zip(stages, counts, strict=True):
+        parents = [edge.parent for edge in stage.parents]
+        if count and parents and not any(counts[parent] for parent in parents):
+            names = " or ".join(stages[parent].name for parent in parents)
+            raise row.wrong(f"visited without {names} before it", stage.name, "see after in the spec")
+        if count > 1 and len(parents) > 1:
+            raise row.wrong(f"{count} visits where flows join", stage.name, "a query visits a join once")
+    return counts
+
+
+def _read_count(row: CsvRow, name: str) -> int:
+    if not row[name].isdecimal():
+        raise row.wrong(f"{row[name][:40]!r} is not a count of visits", name)
+    return int(row[name])

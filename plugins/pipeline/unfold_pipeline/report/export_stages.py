@@ -1,0 +1,121 @@
+"""The stages of a plan as exports need them, and the names that other systems accept."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unfold_pipeline.problem.build import build_placement
+from unfold_pipeline.problem.problem import PlacementPolicy
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import FromRun
+from unfoldkit.api import Report, user_error
+from unfoldkit.io.yaml12 import to_yaml
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+MAX_LABEL_CHARACTERS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedStage:
+    """A stage with its configuration in the plan.
+
+    Attributes:
+        name: its name in the spec.
+        label: its name in Kubernetes, unique among the stages.
+        after: upstream stages and the fraction of their queries that continues here.
+        share: fraction of all queries that enter here, for an entry stage.
+        fan_out: mean items per query.
+        max_wait_s: how long a batch that is not full may be delayed.
+        model_file, model_code: the model, if the spec names one.
+        hardware: its hardware in the spec.
+        instance: its instance type; empty if the spec gives a price.
+        batch: maximum batch size.
+        replicas: number of replicas.
+    """
+
+    name: str
+    label: str
+    after: Mapping[str, float]
+    share: float
+    fan_out: float
+    max_wait_s: float
+    model_file: str | None
+    model_code: str | None
+    hardware: str
+    instance: str
+    batch: int
+    replicas: int
+
+    @property
+    def model_suffix(self) -> str:
+        """The suffix of the model's file; empty without a file."""
+        return f".{self.model_file.rpartition('.')[2]}" if self.model_file else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedPlan:
+    """The stages of a plan, and where their replicas run."""
+
+    name: str
+    stages: tuple[ExportedStage, ...]
+    placement: PlacementPolicy
+
+
+def parse_exported_plan(report: Report) -> ExportedPlan:
+    """Return the plan of a report.
+
+    Raises:
+        UnfoldError: the report is of another kind, holds no plan, or its stages come from the run of a cascade.
+    """
+    configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
+    if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
+        raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
+    spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
+    if isinstance(spec.stages, FromRun):
+        hint = f"unfold serve {spec.stages.run} serves the cascade"
+        raise user_error("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
+    labels = assign_labels(spec.stages_by_name)
+    stages = tuple(_build_stage(name, labels[name], spec, configs[name]) for name in spec.stages_by_name)
+    return ExportedPlan(report.name, stages, build_placement(spec.placement))
+
+
+def assign_labels(names: Iterable[str]) -> dict[str, str]:
+    """Return a name that Kubernetes accepts for each stage; a name that is taken gets a number."""
+    taken, labels = {"root"}, {}
+    # a name that needs no change keeps it
+    for name in sorted(names, key=lambda stage: stage != to_label(stage)):
+        numbered = (f"{to_label(name)}-{count}" for count in itertools.count(2))
+        candidates = itertools.chain((to_label(name),), numbered)
+        label = next(candidate for candidate in candidates if not {candidate, f"{candidate}-next"} & taken)
+        taken |= {label, f"{label}-next"}
+        labels[name] = label
+    return labels
+
+
+def to_label(name: str) -> str:
+    """Return a name that Kubernetes accepts."""
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:MAX_LABEL_CHARACTERS].strip("-")
+    return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
+
+
+def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str, Any]) -> ExportedStage:
+    stage, hardware = spec.stages_by_name[name], spec.hardware[config["hardware"]]
+    return ExportedStage(
+        name=name,
+        label=label,
+        after=stage.after,
+        share=stage.share,
+        fan_out=stage.fan_out,
+        max_wait_s=stage.wait,
+        model_file=stage.model.file if stage.model else None,
+        model_code=stage.model.code if stage.model else None,
+        hardware=config["hardware"],
+        instance="" if hardware.price is not None else hardware.instance or config["hardware"],
+        batch=config["batch"],
+        replicas=config["replicas"],
+    )

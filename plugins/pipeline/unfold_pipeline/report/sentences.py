@@ -1,0 +1,351 @@
+"""Every sentence that a pipeline report shows, so that one reader can edit the English in one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from unfoldkit.api import format_duration
+
+PLOT_HINT = "plot: --out plan.html"
+LIVE_REPLICAS = "with the replicas and batch sizes that served at each moment"
+PLANNED_REPLICAS = "with the replicas of the plan"
+NO_WINDOW_EXCEEDED = "the new traffic stays within the envelope of the plan"
+NO_SAVING = "no replica can be removed: every stage has one"
+
+
+def format_latency(seconds: float) -> str:
+    """Return seconds as text, in ms below ten seconds, with as many digits as matter."""
+    return format_duration(seconds, style="latency")
+
+
+def format_slo(slo_s: float) -> str:
+    """Return the target as text."""
+    return f"p99 ≤ {format_latency(slo_s)}"
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return names separated by commas."""
+    return ", ".join(names)
+
+
+def _pluralize(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# the plan
+
+
+def describe_plan(hourly_cost: float, slo_s: float) -> str:
+    """Return the headline of a plan."""
+    return f"${hourly_cost:,.2f}/h meets {format_slo(slo_s)}"
+
+
+def describe_stages(count: int) -> str:
+    """Return the number of stages."""
+    return _pluralize(count, "stage")
+
+
+def describe_slack(slack_s: float, stage: str, share: float) -> str:
+    """Return the slack at the percentile and the stage that is critical for ``share`` of the slowest queries."""
+    return f"{format_latency(slack_s)} at p99; {stage} is critical for {share * 100:.0f} % of the slowest 1 %"
+
+
+def describe_overload(loads: Sequence[tuple[str, float]]) -> str:
+    """Return the stages that receive more than they can serve, with their load."""
+    stages = join_names(f"{stage} receives {load * 100:,.0f} % of its capacity" for stage, load in loads)
+    return f"{stages}; queues grow with the traffic, and the SLO is met only because the sample ends"
+
+
+def describe_rejected_saving(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
+    """Return by how much the largest saving misses the SLO."""
+    excess = format_latency(tail_s - slo_s)
+    return f"one fewer {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {excess} over the SLO"
+
+
+def describe_replica_loss(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
+    """Return the percentile after the loss of a replica at the stage where it hurts most."""
+    outcome = "still within the SLO" if tail_s <= slo_s else "over the SLO"
+    return f"without one {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {outcome}"
+
+
+def describe_outage(stages: Sequence[str]) -> str:
+    """Return the stages that stop when they lose their only replica."""
+    return f"outage at {join_names(stages)} (single replica)"
+
+
+def describe_interval(low_s: float, high_s: float, sample: int, samples: int) -> str:
+    """Return the confidence interval of the percentile; ``sample`` (from 1) is the worst of ``samples``."""
+    origin = f"sample {sample} of {samples}, the worst" if samples > 1 else "this sample"
+    return f"95 % CI {format_latency(low_s)} – {format_latency(high_s)} (block bootstrap over {origin})"
+
+
+def describe_jitter(tail_s: float, slo_s: float) -> str:
+    """Return the percentile with measured service-time variability."""
+    sentence = f"p99 is {format_latency(tail_s)} with the measured service-time variability"
+    if tail_s <= slo_s:
+        return sentence
+    return f"{sentence}, {format_latency(tail_s - slo_s)} over the SLO; plan with a lower slo.p99"
+
+
+def describe_optimality(gap: float, *, is_optimal: bool, is_search_complete: bool) -> str:
+    """Return what is proven about cheaper plans; ``gap`` is a fraction."""
+    if is_optimal:
+        return "proven optimal"
+    if is_search_complete:
+        return f"optimal within the per-stage bounds; proven gap at most {gap * 100:.1f} %"
+    return f"search budget exhausted; gap at most {gap * 100:.1f} %"
+
+
+def describe_frontier(points: Sequence[tuple[float, float | None, bool]]) -> str:
+    """Return target, $/h and exactness of each point; ``≤`` where the search was stopped, so less may suffice."""
+    parts = [f"{format_latency(slo_s)} {_format_frontier_cost(cost, is_exact)}" for slo_s, cost, is_exact in points]
+    return f"{' · '.join(parts)}   {PLOT_HINT}"
+
+
+def _format_frontier_cost(cost: float | None, is_exact: bool) -> str:
+    if cost is None:
+        return "none" if is_exact else "none found"
+    return f"{'' if is_exact else '≤ '}${cost:,.2f}"
+
+
+def describe_greedy_steps(count: int, last_steps: Sequence[tuple[str, str, float]]) -> str:
+    """Return the number of greedy steps, and stage, kind and $/h of the last ones."""
+    steps = " · ".join(f"{stage}: {move} → ${cost:,.2f}" for stage, move, cost in last_steps)
+    return f"{_pluralize(count, 'step')}; last: {steps}"
+
+
+def describe_prices(prices: Sequence[tuple[str, float, str]]) -> str:
+    """Return hardware, $/h and source of each price."""
+    return " · ".join(f"{name} ${price:.4g}/h ({source})" for name, price, source in prices)
+
+
+def describe_instances(instances: Sequence[tuple[int, str, int, int]]) -> str:
+    """Return the instances to rent: their number, hardware, replicas, and replicas per instance."""
+    return " · ".join(
+        f"{count} {name} for {_pluralize(replicas, 'replica')}, {size} per instance"
+        for count, name, replicas, size in instances
+    )
+
+
+def describe_relative_cost(cost: float, plan_cost: float, *, misses_slo: bool) -> str:
+    """Return the cost of another plan relative to this one."""
+    if not plan_cost:
+        return "not free" if cost else "free too"
+    change = (cost / plan_cost - 1) * 100
+    difference = "the same price" if abs(change) < 0.05 else f"{'+' if change > 0 else '−'} {abs(change):.0f} %"
+    return f"misses the SLO ({difference})" if misses_slo else difference
+
+
+def describe_bound(gap: float, *, is_optimal: bool) -> str:
+    """Return how far the plan is from the lower bound."""
+    return "reached: no plan is cheaper" if is_optimal else f"gap at most {gap * 100:.1f} %"
+
+
+# where latencies and stages come from
+
+
+def describe_measured(stages: Sequence[str], hardware: str, processor: str) -> str:
+    """Return the stages that are planned by their profile, and the machine that measured them."""
+    machine = processor or "an unknown machine"
+    return f"{join_names(stages)}: profiled on {machine} ({hardware} in the spec)"
+
+
+def describe_overridden(stages: Sequence[str], hardware: str) -> str:
+    """Return the stages with a profile that the spec overrides."""
+    return f"{join_names(stages)}: the latency of the spec on {hardware} overrides the measured one"
+
+
+def describe_routes(cases: int, unit: str, run: str) -> str:
+    """Return the origin of recorded routes."""
+    return f"execution paths of {cases:,} {unit} that the gates were not tuned on, from {run}"
+
+
+def describe_idle(share: float, unit: str) -> str:
+    """Return the fraction of cases that no model evaluates."""
+    return f"{share * 100:.0f} % of the {unit} need no model and are answered at once"
+
+
+def describe_cascade_latency(stages: Sequence[str], total: int, rows_per_call: int) -> str:
+    """Return which stages have the latency that the cascade measured."""
+    names = "all stages" if len(stages) == total else join_names(stages)
+    return f"{names}: measured by the cascade at {rows_per_call:,} rows per call; unfold profile measures small batches"
+
+
+def describe_unused_models(models: Sequence[str], unit: str) -> str:
+    """Return the models of a cascade that no case reaches."""
+    return f"{join_names(models)}: reached by no {unit.removesuffix('s')}"
+
+
+# no plan
+
+
+def describe_no_plan(slo_s: float, *, is_proven: bool) -> str:
+    """Return the headline of an infeasible problem."""
+    start = "no plan meets" if is_proven else "no plan found within search.limit for"
+    return f"{start} {format_slo(slo_s)}"
+
+
+def describe_binding_quotas(quotas: Sequence[tuple[str, int]]) -> str:
+    """Return the quotas that prevent a plan, and the replicas that would be required."""
+    noun = "quotas" if len(quotas) > 1 else "quota"
+    names = " and ".join(name for name, _ in quotas)
+    counts = " and ".join(str(count) for _, count in quotas)
+    return f"{noun} of {names}: {counts} required"
+
+
+def describe_binding_stage(stage: str, hardware: str, stage_s: float, others_s: float) -> str:
+    """Return the stage that takes most of the unavoidable time."""
+    duration, remainder = format_latency(stage_s), format_latency(others_s)
+    return f"{stage}: {duration} for one query on its fastest hardware ({hardware}); the other stages need {remainder}"
+
+
+def describe_relaxation(
+    relaxed: tuple[float, float] | None, quotas: Sequence[tuple[str, int]], stage: str, room_s: float
+) -> str:
+    """Return what would admit a plan.
+
+    Args:
+        relaxed: a target in seconds and the $/h of its plan, if one is known.
+        quotas: quotas that would suffice.
+        stage: the slowest stage.
+        room_s: the time that the target leaves for it.
+    """
+    parts = []
+    if relaxed is not None:
+        parts.append(f"{format_slo(relaxed[0])} for ${relaxed[1]:,.2f}/h")
+    if quotas:
+        parts.append(" and ".join(f"a {name} quota of {count}" for name, count in quotas))
+    else:
+        parts.append(f"{stage} faster than {format_latency(room_s)}" if room_s > 0 else "every stage faster")
+    return ", or ".join(parts)
+
+
+def describe_stopped_search(queries: float) -> str:
+    """Return that the search was stopped by its limit."""
+    return f"stopped after {queries:,.0f} simulated queries; a higher search.limit may find a plan"
+
+
+def describe_known_plan(slo_s: float, hourly_cost: float) -> str:
+    """Return a relaxed target with a known plan."""
+    return f"for {format_slo(slo_s)}: ${hourly_cost:,.2f}/h"
+
+
+# check of a committed plan
+
+
+def describe_recheck(slo_s: float, tail_s: float, *, misses_slo: bool, violations: str, excess: str) -> str:
+    """Return the headline of a check: the first reason for a no, or that the target is met."""
+    target = f"{format_slo(slo_s)}: {format_latency(tail_s)}"
+    if misses_slo:
+        return f"on the new traffic the committed plan misses {target}"
+    if violations:
+        return f"the committed plan exceeds a quota: {violations}"
+    if excess:
+        return f"the envelope of the committed plan is {excess}"
+    return f"on the new traffic the committed plan meets {target}"
+
+
+def describe_quota_violations(violations: Sequence[tuple[str, int, int]]) -> str:
+    """Return hardware, used replicas and quota of each violation."""
+    return " · ".join(f"{used} {name} used, the quota is {quota}" for name, used, quota in violations)
+
+
+def describe_excess(start_s: float, queries: int, window_s: float, planned: int) -> str:
+    """Return the first window in which more queries arrive than planned."""
+    window = format_latency(window_s)
+    return f"first exceeded at {start_s:.3f} s: {queries} queries in {window}, planned for {planned}"
+
+
+def describe_price_change(cost: float, committed_cost: float) -> str:
+    """Return the cost of a committed plan at current prices."""
+    return f"${cost:,.2f}/h at current prices, ${committed_cost:,.2f}/h when planned; another plan may be cheaper now"
+
+
+# simulated replay
+
+
+def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rule: str) -> str:
+    """Return the headline of a simulated replay."""
+    return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
+
+
+def describe_activation(delay_s: float) -> str:
+    """Return how soon an ordered replica serves."""
+    return f"replicas serve {delay_s:g} s after the order"
+
+
+def describe_shedding() -> str:
+    """Return that late queries are shed."""
+    return "queries that cannot meet their deadline are shed"
+
+
+def describe_settings(margin: float, hold_s: float, *, has_floor: bool) -> str:
+    """Return the settings of the table rule."""
+    return f"margin {margin:g}, hold {hold_s:g} s, {describe_floor(has_floor=has_floor)}"
+
+
+def describe_floor(*, has_floor: bool) -> str:
+    """Return whether replicas never fall below the plan."""
+    return "floor" if has_floor else "no floor"
+
+
+def describe_unit_settings(batch: int, headroom: float, window_s: float, hold_s: float) -> str:
+    """Return the settings of AutoScale's rule on coarse-grained units."""
+    return f"batch {batch}, headroom {headroom:.2f}, window {window_s:g} s, hold {hold_s:g} s"
+
+
+def describe_autoscaler_settings(max_replicas: int) -> str:
+    """Return the settings of an autoscaler with default values."""
+    return f"defaults, at most {max_replicas} per stage"
+
+
+def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
+    """Return the quotas that limit every rule."""
+    return f"{' · '.join(f'{name}: {quota}' for name, quota in quotas)} over all stages, shared in proportion to demand"
+
+
+def describe_rejection(waited: float, useful_s: float, rejected: float, attainment: float) -> str:
+    """Return what admission control would do under overload; all values but ``useful_s`` are fractions."""
+    return (
+        f"{waited * 100:.3g} % of queries take longer than {format_latency(useful_s)}; a service would reject about "
+        f"{rejected * 100:.3g} % (429) and answer {attainment * 100:.3g} % in time"
+    )
+
+
+def describe_comparison(miss_rate: float, other_miss_rate: float, cost_ratio: float) -> str:
+    """Return misses and cost relative to another rule, because a ratio of misses alone is meaningless."""
+    return f"misses {miss_rate * 100:.3f} % against {other_miss_rate * 100:.3f} %, at {cost_ratio:.2f} times its price"
+
+
+# measured replay and profile
+
+
+def describe_measured_replay(queries: int, engine: str, attainment: float, slo_s: float, lost: int) -> str:
+    """Return the headline of a replay on running replicas."""
+    within = f"{attainment * 100:.2f} % within {format_latency(slo_s)}"
+    return f"{queries:,} queries replayed on {engine}, {within}, {lost} lost"
+
+
+def describe_replicas(counts: Sequence[tuple[str, int, int]]) -> str:
+    """Return planned and final replicas of each stage."""
+    return " · ".join(f"{stage} {planned} planned, {final} at the end" for stage, planned, final in counts)
+
+
+def describe_speed(factors: Sequence[tuple[str, float]]) -> str:
+    """Return the measured batch time of each stage over that in the plan."""
+    return f"measured over planned batch time: {' · '.join(f'{stage} {factor:.2f}' for stage, factor in factors)}"
+
+
+def describe_profile(fresh: int, stages: int, hardware: str, folder: str) -> str:
+    """Return the headline of a profile."""
+    return f"measured {fresh} of {stages} stages on this machine ({hardware} in the spec) · saved in {folder}"
+
+
+def describe_faster_batch(stage: str, batch: int) -> str:
+    """Return that a batch was faster than a smaller one."""
+    return f"{stage}: a batch of {batch} was faster than a smaller one, by noise or caching"
+
+
+def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:
+    """Return which profiles the planner ignores, and how to use them."""
+    return f"{join_names(stages)}: plans use the latency of the spec on {hardware}; remove it to use the profile"

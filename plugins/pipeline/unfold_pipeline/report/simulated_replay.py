@@ -1,0 +1,158 @@
+"""The report of a simulated replay: the rule in charge compared with every other rule on the same trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unfold_pipeline.estimator.admission import compute_useful_wait
+from unfold_pipeline.estimator.replica_schedule import list_serving_counts
+from unfold_pipeline.estimator.simulator import (
+    compute_admission_deadlines,
+    get_trace_duration,
+    simulate_schedules,
+)
+from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.problem.sample import Sample
+from unfold_pipeline.replay.simulated import RuleTrace, UnitSettings
+from unfold_pipeline.report import sentences
+from unfold_pipeline.report.plan import Lines
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+TRAFFIC_BINS = 400
+MIN_ATTAINMENT = 0.99
+COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Knative")
+
+
+def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrace]) -> Report:
+    """Return the report of a trace under the rule in charge.
+
+    Args:
+        problem: names the rule in charge.
+        live: the trace.
+        rules: every rule with the trace under it.
+    """
+    chosen = next(rule for rule in rules if rule.name == problem.tuner_policy)
+    slo_s, trace = problem.slo_s, chosen.trace
+    attainment, tail_s = 1 - trace.miss_rate(slo_s), trace.tail_latency()
+    is_met = tail_s <= slo_s and (not problem.sheds or attainment >= MIN_ATTAINMENT)
+    target = f"≤ {sentences.format_latency(slo_s)}"
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES if is_met else Verdict.NO,
+        headline=sentences.describe_attainment(attainment, slo_s, trace.hourly_cost, chosen.name),
+        subtitle=_build_subtitle(problem, live),
+        metrics={
+            "attainment": Metric(attainment, "", target="≥ 0.99", ok=is_met),
+            "cost_per_hour": Metric(trace.hourly_cost, "$/h"),
+            "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=tail_s <= slo_s),
+            **({"shed": Metric(trace.shed_rate)} if problem.sheds else {}),
+        },
+        tables=(_build_table(rules, slo_s, chosen.name),),
+        figures=(_build_replica_figure(problem, chosen, live), _build_traffic_figure(live)),
+        lines=(
+            *_list_overload(problem, live, chosen),
+            *_list_quotas(problem, chosen),
+            *_list_comparisons(rules, chosen, slo_s),
+        ),
+        next=problem.serve_command,
+    )
+
+
+def describe_rule_settings(rule: RuleTrace) -> str:
+    """Return the settings of a rule as text."""
+    settings = rule.settings
+    if isinstance(settings, UnitSettings):
+        return sentences.describe_unit_settings(settings.batch, settings.headroom, settings.window_s, settings.hold_s)
+    if rule.name == "fixed":
+        return ""
+    if rule.name in ("paper", "ratio"):
+        return sentences.describe_floor(has_floor=settings.has_floor)
+    if rule.name in ("table", "calibrated"):
+        return sentences.describe_settings(settings.margin, settings.hold_s, has_floor=settings.has_floor)
+    return sentences.describe_autoscaler_settings(settings.max_replicas)
+
+
+def _build_subtitle(problem: Problem, live: Sample) -> tuple[str, ...]:
+    return (
+        f"{live.size:,} queries",
+        f"{get_trace_duration(live):,.0f} s",
+        f"{live.rate:.3g}/s",
+        sentences.describe_activation(problem.tuner.delay_s),
+        *((sentences.describe_shedding(),) if problem.sheds else ()),
+    )
+
+
+def _build_table(rules: Sequence[RuleTrace], slo_s: float, chosen: str) -> Table:
+    columns = (
+        Column("rule"),
+        Column("misses", "%", 3),
+        Column("price", "$/h", 2),
+        Column("p99", "ms", 0),
+        Column("changes"),
+        Column("settings"),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            rule.name,
+            rule.trace.miss_rate(slo_s) * 100,
+            rule.trace.hourly_cost,
+            rule.trace.tail_latency() * 1e3,
+            rule.trace.orders,
+            describe_rule_settings(rule),
+        )
+        for rule in rules
+    ]
+    accent = next(index for index, rule in enumerate(rules) if rule.name == chosen)
+    return Table("rules", columns, tuple(rows), accent=accent)
+
+
+def _list_quotas(problem: Problem, chosen: RuleTrace) -> Lines:
+    used = {option.hardware for option in problem.pipeline.chosen_options(chosen.plan)}
+    quotas = [(name, quota) for name, quota in problem.pipeline.quotas if name in used]
+    return (("quota", sentences.describe_shared_quotas(quotas)),) if quotas else ()
+
+
+def _list_overload(problem: Problem, live: Sample, chosen: RuleTrace) -> Lines:
+    """Return what a service would do where queues grow until it rejects queries; nothing where they do not."""
+    useful_s = compute_useful_wait(problem.slo_s)
+    waited = np.isfinite(chosen.trace.latencies) & (chosen.trace.latencies > useful_s)
+    if not waited.any():
+        return ()
+    deadlines_s = compute_admission_deadlines(problem.pipeline, chosen.plan, useful_s)
+    served = simulate_schedules(problem.pipeline, live, chosen.plan, chosen.trace.schedules, deadlines_s=deadlines_s)
+    attainment = 1 - served.miss_rate(problem.slo_s)
+    text = sentences.describe_rejection(float(waited.mean()), useful_s, served.shed_rate, attainment)
+    return (("overload", text),)
+
+
+def _list_comparisons(rules: Sequence[RuleTrace], chosen: RuleTrace, slo_s: float) -> Lines:
+    miss_rate, cost = chosen.trace.miss_rate(slo_s), chosen.trace.hourly_cost
+    return tuple(
+        (
+            f"against {rule.name}",
+            sentences.describe_comparison(miss_rate, rule.trace.miss_rate(slo_s), cost / rule.trace.hourly_cost),
+        )
+        for rule in rules
+        if rule.name in COMPARED_RULES
+    )
+
+
+def _build_replica_figure(problem: Problem, chosen: RuleTrace, live: Sample) -> Figure:
+    series = []
+    stages = zip(problem.pipeline.stages, chosen.plan, chosen.trace.schedules, strict=True)
+    for stage, config, schedule in stages:
+        times, counts = list_serving_counts(config.replicas, schedule, get_trace_duration(live))
+        series.append(Series(stage.name, tuple(times), tuple(counts), "steps"))
+    return Figure("replicas", f"Replicas that serve, under {chosen.name}", "s", "replicas", tuple(series))
+
+
+def _build_traffic_figure(live: Sample) -> Figure:
+    width_s = max(1.0, get_trace_duration(live) / TRAFFIC_BINS)
+    edges = np.arange(0.0, get_trace_duration(live) + width_s, width_s)
+    rates = np.histogram(live.arrivals, edges)[0] / width_s
+    series = Series("queries per second", tuple(edges[:-1].tolist()), tuple(rates.tolist()), "steps")
+    return Figure("traffic", "Traffic", "s", "queries per second", (series,))

@@ -1,0 +1,118 @@
+"""A plan with the models of its stages, ready to run on an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.estimator.replica_schedule import ScalingState
+from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_queueing_deadlines
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.runtime.affinity import list_local_cores
+from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
+from unfold_pipeline.runtime.model_loader import check_rows, load_rows, read_width
+from unfold_pipeline.runtime.ray_serve import RayRuntime
+from unfoldkit.api import Engine, user_error
+from unfoldkit.engines.ray import RayEngine
+
+MIN_HANG_TIMEOUT_S = 30.0
+HANG_FACTOR = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is needed to run a plan.
+
+    Attributes:
+        problem: pipeline, SLO and placement.
+        plan: configuration of each stage.
+        sources: model of each stage.
+        rows: queries to send in a replay, shape (rows, features).
+    """
+
+    problem: Problem
+    plan: Plan
+    sources: tuple[ModelSource, ...]
+    rows: RowArray
+
+    @property
+    def planned_state(self) -> ScalingState:
+        """Replicas and maximum batch sizes of the plan."""
+        return ScalingState(tuple(config.replicas for config in self.plan), tuple(config.batch for config in self.plan))
+
+    @property
+    def queueing_deadlines_s(self) -> tuple[float, ...] | None:
+        """Time since arrival after which a query is dropped at each stage; ``None`` if none is dropped."""
+        if not self.problem.sheds:
+            return None
+        return compute_queueing_deadlines(self.problem.pipeline, self.plan, self.problem.slo_s)
+
+    @property
+    def hang_timeouts_s(self) -> tuple[float, ...]:
+        """Time after which a replica that keeps a batch counts as hung: far more than a batch should take."""
+        options = self.problem.pipeline.chosen_options(self.plan)
+        return tuple(max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * float(option.latency_s[-1])) for option in options)
+
+    def build_runtime(self, engine: Engine) -> PipelineRuntime:
+        """Return the plan on an engine, not started yet."""
+        pipeline, placement = self.problem.pipeline, self.problem.placement
+        names = [stage.name for stage in pipeline.stages]
+        waits_s = [stage.max_wait_s for stage in pipeline.stages]
+        remaining_s = compute_min_remaining_times(pipeline, self.plan)
+        if isinstance(engine, RayEngine):
+            return RayRuntime(
+                names,
+                self.sources,
+                self.plan,
+                engine.address,
+                max_waits_s=waits_s,
+                min_remaining_s=remaining_s,
+                hang_timeouts_s=self.hang_timeouts_s,
+                placement=placement,
+            )
+        return LocalRuntime(
+            names,
+            self.sources,
+            self.plan,
+            min_remaining_s=remaining_s,
+            cores=list_local_cores() if placement.is_pinned else None,
+            max_waits_s=waits_s,
+            hang_timeouts_s=self.hang_timeouts_s,
+            max_slacks_s=[(self.problem.slo_s - seconds) / 2 for seconds in remaining_s],
+        )
+
+
+def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSource]) -> Deployment:
+    """Return a plan with its models; queries have the numbers that the first stage reads.
+
+    Args:
+        problem: pipeline, SLO and placement.
+        plan: configuration of each stage.
+        sources: model by stage.
+
+    Raises:
+        UnfoldError: a model is damaged, or reads other rows than the queries have.
+    """
+    rows: RowArray | None = None
+    for stage in problem.pipeline.stages:
+        source = sources[stage.name]
+        width = read_width(stage.name, source)
+        rows = load_rows(source, width) if rows is None else rows
+        _check_features(stage.name, source, width, rows.shape[1])
+        check_rows(stage.name, source, rows)
+    if rows is None:
+        raise user_error("no stage to serve", key="stages")
+    return Deployment(problem, plan, tuple(sources[stage.name] for stage in problem.pipeline.stages), rows)
+
+
+def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:
+    """Reject a stage if its model reads other rows than the queries."""
+    required = max(source.columns) + 1 if source.columns else width
+    if required is None or required == features or (source.columns and required < features):
+        return
+    hint = f"stages.{stage}.model.columns names the numbers of a query that it reads"
+    message = f"reads {required} numbers per row, and queries have {features}"
+    raise user_error(message, key=f"stages.{stage}.model", hint=hint)

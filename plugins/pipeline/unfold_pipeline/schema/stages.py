@@ -1,0 +1,153 @@
+"""The ``stages`` section of a spec: the models of the pipeline and the flows between them."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfold_pipeline.schema.hardware import Hardware
+from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
+
+BatchLatency = dict[Annotated[int, Field(ge=1, le=4096)], Duration]
+MODEL_KEYS = ("file", "code", "estimator")
+
+
+class ModelSpec(Model):
+    """What a stage runs: a saved model, a function, or an estimator that ``unfold profile`` fits."""
+
+    file: str | None = Field(default=None, description="XGBoost (.ubj, .json), scikit-learn (.skops) or .onnx")
+    code: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$", description="module:function, with --allow-code")
+    estimator: Literal["logistic-regression", "svc", "xgboost"] | None = Field(
+        default=None, description="fitted by unfold profile"
+    )
+    dataset: Literal["digits"] = Field(default="digits", description="for the estimator")
+    features: Annotated[int, Field(ge=1)] | None = Field(default=None, description="numbers per query, for code")
+    columns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="which numbers of a query the model reads, from 0; default: all"
+    )
+    rows: str | None = Field(default=None, description="an NPZ file with queries to profile with, in an array x")
+    start: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="how long a replica may take to load the model; default: 3 min"
+    )
+
+
+class StageSpec(Model):
+    """A model of the pipeline."""
+
+    after: dict[str, Fraction] = Field(
+        default={}, description="the upstream stages, and the fraction of their queries that continues here"
+    )
+    share: Annotated[Fraction, Field(gt=0)] = Field(
+        default=1.0, description="fraction of all queries that enter here, for a stage without after"
+    )
+    fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items per query")
+    latency: dict[str, BatchLatency] = Field(
+        default={}, description="by hardware: time of a batch by its size; overrides measured latencies"
+    )
+    perf_analyzer: dict[str, dict[Annotated[int, Field(ge=1, le=4096)], str]] = Field(
+        default={}, description="by hardware: CSV files of perf_analyzer by batch size"
+    )
+    model: ModelSpec | None = Field(default=None, description="the model, to profile and to serve")
+    wait: Duration = Field(default=0.0, description="how long a batch that is not full may be delayed")
+    max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
+
+
+class FromRun(Model):
+    """Stages taken from the run of a cascade: its models become stages, its exits the routes."""
+
+    run: Annotated[str, Field(min_length=1)] = Field(alias="from", description="the run folder that unfold train wrote")
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="the largest batch of any stage")
+
+
+def validate_stages(stages: Mapping[str, StageSpec], hardware: Mapping[str, Hardware]) -> Iterable[Problem]:
+    """Yield what is wrong with single stages and with the graph that they form."""
+    for name, stage in stages.items():
+        yield from _validate_stage(name, stage, stages)
+        yield from _validate_latencies(("stages", name), stage, hardware)
+    yield from _validate_graph(stages)
+
+
+def sort_stages(stages: Mapping[str, StageSpec]) -> list[str]:
+    """Return the stage names in topological order; ties keep the order of the spec.
+
+    Raises:
+        graphlib.CycleError: the stages form a cycle.
+    """
+    sorter = graphlib.TopologicalSorter(
+        {name: [parent for parent in stage.after if parent in stages] for name, stage in stages.items()}
+    )
+    sorter.prepare()
+    position = {name: index for index, name in enumerate(stages)}
+    ready: list[str] = []
+    ordered: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__)
+        ordered.append(ready.pop(0))
+        sorter.done(ordered[-1])
+    return ordered
+
+
+def _validate_stage(name: str, stage: StageSpec, stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    path = ("stages", name)
+    for parent in stage.after:
+        if parent not in stages:
+            yield Problem((*path, "after", parent), "no such stage", hint=did_you_mean(parent, stages), at_key=True)
+    if stage.after and stage.share != 1:
+        yield Problem((*path, "share"), "only a stage without after has a share", hint="write it under after")
+    if stage.after and not any(stage.after.values()):
+        yield Problem((*path, "after"), "no query reaches this stage", hint="a share above 0")
+    if stage.fan_out != 1 and len(stage.after) != 1:
+        yield Problem((*path, "fan_out"), "fan_out needs exactly one upstream stage")
+    if not stage.latency and not stage.perf_analyzer and stage.model is None:
+        hint = "latency: {cpu: {1: 10 ms, 8: 60 ms}}, or a model to profile"
+        yield Problem(path, "has no latency", hint=hint, at_key=True)
+    if stage.model is not None:
+        sources = [key for key in MODEL_KEYS if getattr(stage.model, key) is not None]
+        if len(sources) != 1:
+            yield Problem((*path, "model"), "needs exactly one of file, code, estimator")
+
+
+def _validate_latencies(path: tuple[str, ...], stage: StageSpec, hardware: Mapping[str, Hardware]) -> Iterable[Problem]:
+    for name, files in stage.perf_analyzer.items():
+        key = (*path, "perf_analyzer", name)
+        yield from _validate_batches(key, name, dict.fromkeys(files, 1.0), hardware)
+        if name in stage.latency:
+            yield Problem(key, "the latency on this hardware is given twice", hint="leave one of them out", at_key=True)
+    for name, latencies in stage.latency.items():
+        yield from _validate_batches((*path, "latency", name), name, latencies, hardware)
+
+
+def _validate_batches(
+    path: tuple[str | int, ...], name: str, latencies: BatchLatency, hardware: Mapping[str, Hardware]
+) -> Iterable[Problem]:
+    if name not in hardware:
+        yield Problem(path, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
+    if 1 not in latencies:
+        yield Problem(path, f'latency for batch 1 is missing for "{name}"', at_key=True)
+    for batch, seconds in latencies.items():
+        if seconds <= 0:
+            yield Problem((*path, str(batch)), "a batch takes more than 0 s")
+
+
+def _validate_graph(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    try:
+        sort_stages(stages)
+    except graphlib.CycleError as error:
+        cycle = [str(name) for name in error.args[1]]
+        yield Problem(("stages", cycle[0], "after"), f"the stages form a cycle: {' → '.join(cycle)}")
+        return
+    for name in _find_joins_after_fan_out(stages):
+        yield Problem(("stages", name, "after"), "joins flows after a fan_out, where items share no query")
+
+
+def _find_joins_after_fan_out(stages: Mapping[str, StageSpec]) -> Iterable[str]:
+    fanned_out: set[str] = set()
+    for name in sort_stages(stages):
+        parents = [parent for parent in stages[name].after if parent in stages]
+        if len(parents) > 1 and fanned_out.intersection(parents):
+            yield name
+        if stages[name].fan_out > 1 or fanned_out.intersection(parents):
+            fanned_out.add(name)

@@ -1,0 +1,40 @@
+"""A plan in the words of Kubernetes: needs no cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from unfold_placement.kubernetes.manifests import export_manifests
+from unfoldkit.api import Report, UnfoldError, Verdict
+
+
+def exported(**cluster: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the manifests of a spec by kind and name."""
+    spec = {"version": 1, "kind": "placement", "name": "mine", "cluster": {"kubernetes": cluster}}
+    text = export_manifests(Report("placement", "plan", "mine", Verdict.YES, "", provenance={"spec": spec}))
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(text)}
+
+
+def test_counter_roles_are_exported_on_request() -> None:
+    """The device class and the rights over slices and claims come with the option alone; nothing else differs."""
+    plain, counting = exported(), exported(counters="dra")
+    assert {kind for kind, _ in counting.keys() - plain.keys()} == {
+        "DeviceClass", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
+    }  # fmt: skip
+    same = [key for key in plain if key != ("ConfigMap", "unfold-placement-mine")]
+    assert [counting[key] for key in same] == [plain[key] for key in same]
+    rights = counting["Role", "unfold-placement-counters"]["rules"]
+    assert [(rule["resources"], rule["verbs"]) for rule in rights] == [
+        (["resourceclaims"], ["get", "list", "create", "delete"])
+    ]
+    served = yaml.safe_load(counting["ConfigMap", "unfold-placement-mine"]["data"]["spec.yaml"])
+    assert served["cluster"]["kubernetes"]["counters"] == "dra"
+
+
+def test_only_placements_are_exported() -> None:
+    """The report of another kind is refused."""
+    with pytest.raises(UnfoldError, match="no placement"):
+        export_manifests(Report("echo", "plan", "mine", Verdict.YES, ""))

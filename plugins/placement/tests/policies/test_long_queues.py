@@ -1,0 +1,128 @@
+"""Where many tasks wait, policies ask once for all that are alike, and place as if they had asked each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from plugins.placement.tests.cases import cluster, job, policy, some_tasks
+from unfold_placement.core import kernel
+from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Put, Task, Transactions
+from unfold_placement.core.view import View
+from unfold_placement.policies.affinity.pack import Pack
+from unfold_placement.policies.affinity.spread import Spread
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
+
+
+def places(nodes: list[Node], tasks: list[Task], policies: Iterable[object]) -> list[tuple[float, int]]:
+    """When and where each task ran."""
+    found = simulate(nodes, tasks, list(policies))  # type: ignore[arg-type]
+    return list(zip(found.start_s.tolist(), found.node_rows.tolist(), strict=True))
+
+
+def free_at(view: View, node: str, task: Task) -> float:
+    """Return when a task fits on a node if nothing new starts there, by the known ends; infinity for never."""
+    state, table = view.table.state, view.table
+    row, demand = table.node_rows[node], state.demand[table.task_rows[task.name]]
+    count = len(table.tasks)
+    running = np.flatnonzero((state.status[:count] == kernel.RUNNING) & (state.task_node[:count] == row))
+    running = running[np.argsort(state.end_s[running], kind="stable")]
+    free = state.free[row].copy()
+    if (demand <= free).all():
+        return view.now
+    for other in running:
+        free += state.demand[other]
+        if (demand <= free).all():
+            return float(state.end_s[other])
+    return math.inf
+
+
+@dataclass(slots=True)
+class Slow:
+    """The policy ``value`` as it is written down: every task asks about every node."""
+
+    ahead: float
+    phase: ClassVar[int] = PACK
+    watches: ClassVar[frozenset[str]] = frozenset({CREATED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"plan-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        promised: dict[str, float] = {}
+        for task in [task for task in view.waiting() if view.has_cluster_resources((task,), PACK)]:
+            now = {name: view.now + task.run_seconds(view.node(name)) for name in view.fits(task, PACK)}
+            later = {
+                node.name: max(free_at(view, node.name, task), promised.get(node.name, 0.0)) + task.run_seconds(node)
+                for node in view.nodes
+                if node.name not in now
+            }
+            soon, late = min(now, key=now.__getitem__, default=""), min(later, key=later.__getitem__, default="")
+            waits = bool(late) and later[late] - task.run_seconds(view.node(late)) - view.now <= self.ahead
+            if soon and not (waits and later[late] < now[soon]):
+                yield [Put(f"plan-{task.name}", soon, until=task.name)]
+            elif late:
+                promised[late] = later[late]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ahead", [5.0, 3600.0])
+def test_value_equals_an_exhaustive_evaluation(seed: int, ahead: float) -> None:
+    """Promises of those that cannot start are counted when, and only when, they decide where another starts."""
+    nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
+    tasks = some_tasks(seed, jobs=24)
+    tasks = [replace(task, run_on={"b": task.run / 2} if row % 3 else {}) for row, task in enumerate(tasks)]
+    mine = build_policies(policy(value={"ahead": f"{ahead:g} s"}))
+    assert places(nodes, tasks, mine) == places(nodes, tasks, [Slow(ahead)])
+
+
+@dataclass(slots=True)
+class Counted:
+    """Counts how often packing looks for a place."""
+
+    of: Pack = field(default_factory=Pack)
+    asked: int = 0
+    phase: ClassVar[int] = Pack.phase
+    watches: ClassVar[frozenset[str]] = Pack.watches
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return self.of.request(task)
+
+    def react(self, event: Event, view: View) -> Transactions:
+        for ops in self.of.react(event, view):
+            self.asked += 1
+            yield ops
+
+
+def test_packing_searches_once_per_shape() -> None:
+    """Hundreds that wait for a full cluster cost an answer each as they start, and none while nothing changes."""
+    counted = Counted()
+    found = simulate(cluster(), job("a", 400), [counted])
+    assert not found.stuck
+    assert counted.asked <= 2 * 400
+
+
+def test_spread_writes_slots_only_when_they_change() -> None:
+    """While some node runs none of a group, its places stay as they are however many come, start and end."""
+    spread, nodes, puts = Spread(by="user"), cluster(8), 0
+    loop = prepare_simulation(
+        nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread]
+    )
+    told = spread.set_slots
+
+    def counted(task: Task, view: View) -> list[Put]:
+        nonlocal puts
+        found = told(task, view)
+        puts += len(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spread, "set_slots", lambda _self, task, view: counted(task, view))
+        assert not collect_result(run_simulation(loop)).stuck
+    assert puts == len(nodes)

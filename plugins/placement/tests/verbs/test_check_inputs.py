@@ -1,0 +1,56 @@
+"""`unfold check --data`: the files of nodes and tasks are read, and labels are looked for among the nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.check_inputs import check_inputs
+from unfoldkit.api import Run, RunDir
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+SPEC = """
+version: 1
+kind: placement
+name: p
+cluster: {nodes: [{count: 2, cpu: 16, labels: {rack: r1}}]}
+workload: {replay: {trace: csv, path: tasks.csv}}
+policy: {pack: {level: rack}}
+"""
+TASKS = "task,arrival,run,cpu\na,0,60,1\nb,5,60,1\n"
+
+
+def told(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
+    """Return what is wrong with the files and labels of a spec."""
+    (folder / "tasks.csv").write_text(tasks)
+    spec = validate(PlacementSpec, parse(text, "p.yaml"))
+    return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
+
+
+def test_valid_inputs_are_not_reported(tmp_path: Path) -> None:
+    """A spec whose files can be read has no mistake, one that names no file neither, and nothing is written."""
+    assert told(tmp_path) == []
+    assert told(tmp_path, SPEC.replace("{replay: {trace: csv, path: tasks.csv}}", "{}")) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_faults_of_nodes_and_tasks_are_reported_together(tmp_path: Path) -> None:
+    """A label that no node has and a time that is none are two mistakes, where a plan stops at the first."""
+    label, time = told(tmp_path, SPEC.replace("level: rack", "level: rak"), TASKS.replace("b,5", "b,soon"))
+    assert "no node has the label 'rak'" in label
+    assert "tasks.csv:3" in time
+    assert "soon" in time
+
+
+@pytest.mark.parametrize("key", ["nodes", "tasks"])
+def test_a_missing_file_is_reported(tmp_path: Path, key: str) -> None:
+    """A missing file of nodes or tasks is told at its key."""
+    text = SPEC.replace("path: tasks.csv", "path: gone.csv")
+    if key == "nodes":
+        text = SPEC.replace("{nodes: [{count: 2, cpu: 16, labels: {rack: r1}}]}", "{trace: csv, path: gone.csv}")
+    (found,) = told(tmp_path, text)
+    assert "gone.csv" in found

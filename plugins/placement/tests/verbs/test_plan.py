@@ -1,0 +1,243 @@
+"""The verb ``plan`` on whole specs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job
+from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
+from unfold_placement.core.view import View
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.simulation.simulator import simulate
+from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+SPEC = """
+version: 1
+kind: placement
+name: p
+cluster: {nodes: [{count: 4, cpu: 16, gpu: 4}]}
+workload:
+  tasks:
+    - {job: a, count: 10, gpu: 1, run: 10 min}
+    - {job: b, count: 10, gpu: 1, run: 10 min}
+policy: POLICY
+"""
+
+
+def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
+    """Return the plan's report."""
+    spec = validate(PlacementSpec, parse(SPEC.replace("POLICY", policy) + extra, "p.yaml"))
+    return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1), **run))
+
+
+def test_short_makespans_are_reported_with_two_digits(tmp_path: Path) -> None:
+    """A replay that ends within a second, as the trials of a small tuning run do, is not said to take none."""
+    text = SPEC.replace("POLICY", "{gang: {by: job}}").replace("10 min", "150 ms")
+    spec = validate(PlacementSpec, parse(text, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.headline.startswith("20 tasks placed in 0.3 s without a violation; ")
+
+
+def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
+    """Violations, makespan, figures of FIFO beside it, a timeline, and placements that can be read again."""
+    report = answer(tmp_path, "{gang: {by: job}}")
+    assert report.verdict is Verdict.YES
+    assert report.metrics["violations"].value == 0
+    assert report.metrics["makespan_s"].value == 1200
+    assert report.metrics["fifo_violations"].value == 2
+    assert report.metrics["decisions_per_second"].timed
+    assert {series.name: max(series.y) for series in report.figures[0].series} == {"a": 10, "b": 10}
+    rows = (tmp_path / PLACEMENTS_FILE).read_text().splitlines()
+    assert rows[0] == "task,node,arrival_s,start_s,end_s"
+    assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"
+    assert len(rows) == 21
+
+
+def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
+    """The first spec of a newcomer tears gangs without its policy and none with it, and a task that waits is told."""
+    text = resources.files("unfold_placement").joinpath("examples", "gangs.yaml").read_text(encoding="utf-8")
+    spec = validate(PlacementSpec, parse(text, "mine.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.metrics["violations"].value == 0
+    assert report.metrics["fifo_violations"].value == 2
+    assert any(label == "explained" for label, _ in report.lines)
+
+
+def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
+    """Where nodes say how many pods they run, a plan starts no more of them, and takes no share in pods for use."""
+    small = SPEC.replace("gpu: 4}]", "gpu: 4, resources: {pods: 2}}], kubernetes: {}").replace("POLICY", "{}")
+    spec = validate(PlacementSpec, parse(small, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.metrics["makespan_s"].value == 1800
+    assert report.metrics["utilisation"].value == pytest.approx(0.5)
+    assert answer(tmp_path, "{}").metrics["makespan_s"].value == 1200
+
+
+def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
+    """The report names the missing name, where it is missing, since when, and which policy puts it."""
+    report = answer(tmp_path, "{gang: {by: job}}", "explain: {task: b-3, at: 5 min}\n")
+    rows = {str(row[0]): row[1:] for row in report.tables[1].rows}
+    assert rows["gang-b-"] == ("Gang", "nowhere", "everywhere", 0.0)
+    assert rows["1 gpu"][1:3] == ("node-2, node-3", "node-0, node-1")
+
+
+def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
+    """Exit 2 with the smallest case, before anything is replayed."""
+    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as told:
+        answer(tmp_path, "{gang: {}, anti-affinity: {}}")
+    assert told.value.code == 2
+    assert "a-0 lacks gang-a-" in str(told.value)
+
+
+@dataclass
+class Hold:
+    """A policy of a user's own, which asks for nothing and puts nothing."""
+
+    word: str = "x"
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({BEGAN})
+
+    def request(self, task: Task) -> list[Ask]:
+        return []
+
+    def react(self, event: Event, view: View) -> Transactions:
+        yield []
+
+
+def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
+    """``module:Class`` runs with --allow-code only; a wrong name, class or option is told in words."""
+    mine = f"{{own: {{policy: '{Hold.__module__}:Hold', options: {{word: y}}}}}}"
+    with pytest.raises(UnfoldError, match="allow-code"):
+        answer(tmp_path, mine)
+    assert answer(tmp_path, mine, allow_code=True).verdict is Verdict.YES
+    for wrong, told in (
+        ("{own: {policy: nothing}}", "no policy"),
+        ("{own: {policy: 'no.such:Class'}}", "cannot load"),
+        ("{own: {policy: 'collections:Counter', options: {}}}", "has no phase"),
+        (mine.replace("word", "ward"), "cannot build"),
+    ):
+        with pytest.raises(UnfoldError, match=told):
+            answer(tmp_path, wrong, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("gpu: 4}", "gpus: 4}", "did you mean"),
+        ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "without any resource"),
+        ("run: 10 min", "run: 10", "has no unit"),
+        ("gpu: 1, run", "after: [c], gpu: 1, run", "no such job: c"),
+        ("POLICY", "{pack: {fallback: [any later]}}", "not a level and a time"),
+        ("POLICY", "{spread: {by: jobs}}", 'did you mean "job"'),
+        ("POLICY", "{drf: {}, all: [{wfq: {}}]}", "both order the queue"),
+        ("POLICY", "{limit: {most: 1}, all: [{limit: {most: 2}}]}", "is written twice"),
+        ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
+    ],
+)
+def test_spec_faults_are_reported(tmp_path: Path, old: str, new: str, told: str) -> None:
+    """What does not fit together is told with its place, before anything is replayed."""
+    text = SPEC.replace(old, new).replace("POLICY", "{gang: {}}")
+    with pytest.raises(UnfoldError, match=told) as error:
+        validate(PlacementSpec, parse(text, "p.yaml"))
+    assert all(item.line for item in error.value.diagnostics)
+
+
+def test_tasks_are_read_from_files_or_generated(tmp_path: Path) -> None:
+    """A CSV file and a workload by chance replay like a written one; a wrong file is told with its line."""
+    file = tmp_path / "w.csv"
+    file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,16,j,v\n")
+    text = SPEC.replace("POLICY", "{drf: {}}").split("workload:")[0]
+    for workload in (
+        f"{{replay: {{trace: csv, path: {file}}}}}",
+        "{made: {random: 50, demands: [{gpu: 1}, {cpu: 2}]}}",
+    ):
+        spec = validate(PlacementSpec, parse(f"{text}workload: {workload}\npolicy: {{drf: {{}}}}\n", "p.yaml"))
+        if "csv" in workload:
+            assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.NO
+            file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,x,j,v\n")
+            with pytest.raises(UnfoldError, match=r"w\.csv:3:1: gpu: 'x' is not a number"):
+                plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+            continue
+        assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.YES
+
+
+def test_an_installed_policy_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another distribution offers is used by its name, without leave to run code that a spec names."""
+    made = tmp_path / "site" / "waits-1.dist-info"
+    made.mkdir(parents=True)
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: waits\nVersion: 1\n", "utf-8")
+    offered = f"[unfoldkit.placement]\nwaits = {Hold.__module__}:Hold\n"
+    (made / "entry_points.txt").write_text(offered, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert answer(tmp_path, "{own: {policy: waits, options: {word: y}}}").verdict is Verdict.YES
+
+
+def test_an_unsatisfiable_composition_is_reported_with_its_line(tmp_path: Path) -> None:
+    """The error of a refused composition names the file and the line of the policy."""
+    spec = tmp_path / "wide.yaml"
+    spec.write_text(WIDE, "utf-8")
+    words = [sys.executable, "-m", "unfoldkit", "plan", str(spec), "--run", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{spec}:6:1: policy: unsatisfiable" in done.stderr
+
+
+WIDE = """version: 1
+kind: placement
+name: wide
+cluster: {nodes: [{count: 2, gpu: 4}]}
+workload: {tasks: [{job: wide, count: 3, gpu: 1, run: 1 min}]}
+policy: {gang: {by: job}, anti-affinity: {by: job}}
+"""
+
+
+@pytest.mark.parametrize("pack", ["{level: rakc}", "{level: node, fallback: [rakc after 5 s]}"])
+def test_packing_by_an_unknown_label_is_an_error(tmp_path: Path, pack: str) -> None:
+    """A level that is misspelt would be kept by every placement, so it is an error that names those that there are."""
+    with pytest.raises(UnfoldError, match=r"policy\.pack: no node has the label 'rakc' \(one of: any, node\)"):
+        answer(tmp_path, f"{{pack: {pack}}}")
+
+
+@dataclass
+class Astray:
+    """A policy of one's own with a mistake."""
+
+    asks: Any
+    gives: Any
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+    def request(self, task: Task) -> Any:
+        return self.asks
+
+    def react(self, event: Event, view: View) -> Any:
+        return self.gives
+
+
+@pytest.mark.parametrize(
+    ("asks", "gives", "wanted"),
+    [
+        (
+            ["door"],
+            (),
+            r"request of a policy must return an Ask: return \[Ask\(name\)\] \(Astray.request returned 'door'\)",
+        ),
+        ([], [Put("door")], "react of a policy must return a list of operations"),
+        ([], [["door"]], "react of a policy must return a Put, Drop, Wake or Refuse"),
+    ],
+)
+def test_a_policy_with_wrong_return_values_is_reported(asks: Any, gives: Any, wanted: str) -> None:
+    """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
+    with pytest.raises(UnfoldError, match=wanted):
+        simulate(cluster(), job("a", 1), [Astray(asks, gives)])

@@ -1,0 +1,129 @@
+"""Logs that schedulers are compared on: the Standard Workload Format, and the Philly trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugins.placement.tests.test_workload import write
+
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.philly import philly_nodes, philly_tasks
+from unfold_placement.workload.swf import swf_nodes, swf_tasks
+from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+
+HEADER = "; Computer: SP2\n; MaxNodes: 4\n; MaxProcs: 16\n"
+LOG = (
+    HEADER
+    + """\
+  1 100  5 60  6 -1 -1  6 100 -1  1  3 1 -1  2 -1 -1 -1
+  2 110  0 30 16 -1 -1 -1 100 -1  0 12 1 -1 -1 -1  1 10
+  3 120 -1 -1 -1 -1 -1  4 100 -1  5 -1 1 -1 -1 -1 -1 -1
+  4 130  0  0  1 -1 -1  1 100 -1  1  3 1 -1  1 -1  9 -1
+  4 130  0 10  1 -1 -1  1 100 -1  2  3 1 -1  1 -1 -1 -1
+"""
+)
+MACHINES = "machineId,number of GPUs, single GPU mem\nm1,2, 12GB\nm2,8, 24GB\n"
+
+
+def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
+    """A job is a task for each node that its processors fill; what never ran and parts of jobs are left out."""
+    told: list[str] = []
+    found = swf_tasks(write(tmp_path, LOG), speedup=2.0, warn=told.append)
+    assert [(task.name, task.demand["cpu"], task.size) for task in found] == [
+        ("1-0", 4000, 2), ("1-1", 2000, 2), *((f"2-{at}", 4000, 4) for at in range(4)), ("4", 1000, 1)
+    ]  # fmt: skip
+    assert [(t.job, t.arrival, t.run, t.user, t.role, t.after) for t in (found[0], found[2], found[6])] == [
+        ("1", 0.0, 60.0, "3", "2", ()), ("2", 5.0, 30.0, "12", "", ("1",)), ("4", 15.0, 0.0, "3", "1", ())
+    ]  # fmt: skip
+    assert told == ["pods.csv: left out 2 of 5 lines, which never ran or are parts of jobs"]
+    assert [task.job for task in swf_tasks(write(tmp_path, LOG), max_jobs=1)] == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "cores"),
+    [("MaxNodes: 3\n; MaxProcs: 8", [3, 3, 2]), ("MaxProcs: 2", [1, 1]), ("MaxNodes: 2", [1, 1]),
+     ("MaxNodes: 5\n;MaxProcs:2", [1, 1])],
+)  # fmt: skip
+def test_swf_nodes_come_from_the_header(tmp_path: Path, header: str, cores: list[int]) -> None:
+    """The machine has the processors of the header on its nodes, and no more nodes than processors."""
+    assert [node.capacity["cpu"] // 1000 for node in swf_nodes(write(tmp_path, f"; {header}\n"))] == cores
+
+
+def test_malformed_swf_files_are_reported(tmp_path: Path) -> None:
+    """A line of other fields, a word in the place of a number, and a header without a machine are told."""
+    with pytest.raises(UnfoldError, match=r":1:1: job: 3 fields where a job has 18"):
+        swf_tasks(write(tmp_path, "1 2 3\n"))
+    with pytest.raises(UnfoldError, match=r":1:1: run: 'x' is not a number"):
+        swf_tasks(write(tmp_path, "1 2 3 x" + " 1" * 14))
+    with pytest.raises(UnfoldError, match="no MaxNodes or MaxProcs in the header"):
+        swf_nodes(write(tmp_path, "; Computer: SP2\n"))
+
+
+def attempt(start: str | None, end: str | None, **gpus: int) -> dict[str, Any]:
+    """Return an attempt, with as many GPUs on each machine."""
+    where = [{"ip": ip, "gpus": [f"gpu{at}" for at in range(count)]} for ip, count in gpus.items()]
+    return {"start_time": start and f"2017-10-07 {start}", "end_time": end and f"2017-10-07 {end}", "detail": where}
+
+
+def log_of(folder: Path, *jobs: list[dict[str, Any]]) -> Path:
+    """Write a log of jobs by their attempts, submitted a minute apart from noon on."""
+    path = folder / "cluster_job_log"
+    made = [
+        {"status": "Pass", "vc": f"v{at % 2}", "jobid": f"j{at}", "user": f"u{at}", "attempts": attempts,
+         "submitted_time": f"2017-10-07 12:0{at}:00"}
+        for at, attempts in enumerate(jobs)
+    ]  # fmt: skip
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
+    """A job runs as long as its attempts together, on the machines and GPUs of the last; without any it is left out."""
+    told: list[str] = []
+    jobs = [
+        [attempt("12:01:00", "12:01:30", m1=1), attempt(None, None, m1=1), attempt("12:03:00", "12:04:00", m1=2, m2=8)],
+        [],
+        [attempt("12:10:00", None, m2=4)],
+        [attempt("12:05:00", "12:20:00", m2=1)],
+    ]
+    found = philly_tasks(log_of(tmp_path, *jobs), warn=told.append)
+    assert [(task.name, task.demand["gpu"], task.size, task.arrival, task.run) for task in found] == [
+        ("j0-0", 2000, 2, 0.0, 90.0), ("j0-1", 8000, 2, 0.0, 90.0), ("j2", 4000, 1, 120.0, 600.0),
+        ("j3", 1000, 1, 180.0, 900.0),
+    ]  # fmt: skip
+    assert [(task.user, task.role) for task in found[1:3]] == [("v0/u0", "v0"), ("v0/u2", "v0")]
+    assert [line.split(": ", 1)[1] for line in told] == [
+        "left out 0 others and 1 that never started",
+        "1 jobs still run; they are taken to end with the last time of the file",
+    ]
+    assert [(n.name, n.capacity["gpu"], n.labels["type"]) for n in philly_nodes(write(tmp_path, MACHINES))] == [
+        ("m1", 2000, "12GB"), ("m2", 8000, "24GB")
+    ]  # fmt: skip
+
+
+def test_malformed_philly_files_are_reported(tmp_path: Path) -> None:
+    """A file of something else, and a job without a time, are told by their place."""
+    with pytest.raises(UnfoldError, match="item 0 is not what cluster_job_log"):
+        philly_tasks(write(tmp_path, '[{"kind": "Pod"}]'))
+    with pytest.raises(UnfoldError, match="not JSON"):
+        philly_tasks(write(tmp_path, "jobid,vc\n"))
+
+
+@pytest.mark.parametrize("name", ["swf", "philly"])
+def test_workload_logs_are_replayed(tmp_path: Path, name: str) -> None:
+    """Both are replayed under policies like any other workload, gangs whole, and a job that took no time is fair."""
+    log = {"swf": write(tmp_path, LOG), "philly": log_of(tmp_path, [attempt("12:01:00", "12:02:00", m1=2, m2=8)])}[name]
+    nodes = tmp_path / "nodes"
+    nodes.write_text({"swf": HEADER, "philly": MACHINES}[name])
+    spec = PlacementSpec.model_validate({
+        "version": 1, "kind": "placement", "name": "log", "cluster": {"trace": name, "path": str(nodes)},
+        "workload": {"replay": {"trace": name, "path": str(log)}}, "policy": {"gang": {}, "barrier": {}},
+    })  # fmt: skip
+    report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert report.verdict == Verdict.YES
+    assert report.metrics["fairness"].value > 0.8

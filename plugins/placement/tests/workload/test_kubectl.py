@@ -1,0 +1,123 @@
+"""Nodes and pods as kubectl writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
+from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+
+Body = dict[str, Any]
+
+
+def node(name: str, ready: str = "True", **spec: Any) -> Body:
+    """Return a node of eight GPUs."""
+    status = {
+        "allocatable": {
+            "cpu": "15890m", "memory": "4Gi", "nvidia.com/gpu": "8", "pods": "110", "ephemeral-storage": "95551679124",
+        },
+        "conditions": [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": ready}],
+    }  # fmt: skip
+    labels = {"node.kubernetes.io/instance-type": "p3.16xlarge", "rack": "r1"}
+    return {"kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": spec, "status": status}
+
+
+def pod(name: str, came: int, start: int | None = None, end: int | None = None, **more: Any) -> Body:
+    """Return a pod that asks for a GPU and two and a half cores, with times in minutes of an hour."""
+    at = "2026-03-01T10:{:02}:00Z".format
+    containers = [
+        {"resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "4", "nvidia.com/gpu": 1}}},
+        {"resources": {"requests": {"cpu": 2, "memory": "1e9"}}},
+    ]
+    status: Body = {"phase": "Pending" if start is None else "Running" if end is None else "Succeeded"}
+    if start is not None:
+        status["startTime"] = at(start)
+    if end is not None:
+        status["containerStatuses"] = [{"state": {"terminated": {"finishedAt": at(end)}}}]
+    meta = {"name": name, "namespace": "team", "creationTimestamp": at(came), **more}
+    return {"kind": "Pod", "metadata": meta, "spec": {"containers": containers, "priority": 5}, "status": status}
+
+
+def write(folder: Path, name: str, items: list[Body]) -> Path:
+    """Write a list as kubectl does, and return its file."""
+    path = folder / name
+    path.write_text(json.dumps({"kind": "List", "items": items}), "utf-8")
+    return path
+
+
+def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
+    """What is allocatable counts, in our words; a node that is cordoned, not ready or of the control plane is none."""
+    tainted = [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
+    gpus = [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]
+    items = [node("a", taints=gpus), node("b", "False"), node("c", unschedulable=True), node("d", taints=tainted)]
+    (found,) = kubectl_nodes(write(tmp_path, "nodes.json", items))
+    assert found.name == "a"
+    assert found.capacity == {"cpu": 15_890, "memory": 4_096_000, "gpu": 8000, "pods": 110_000}
+    assert (found.labels["type"], found.labels["rack"]) == ("p3.16xlarge", "r1")
+
+
+def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
+    """Requests of all containers are summed, a limit stands for one that is missing; who owns a pod is its job."""
+    owner = [{"kind": "Job", "name": "train"}]
+    items = [pod("x", 5, 6, 16, ownerReferences=owner), pod("y", 3, 4, ownerReferences=owner), pod("z", 7),
+             pod("log", 1, 1, ownerReferences=[{"kind": "DaemonSet", "name": "log"}])]  # fmt: skip
+    told: list[str] = []
+    x, y = kubectl_tasks(write(tmp_path, "pods.json", items), warn=told.append)
+    assert x.demand == {"cpu": 2500, "memory": 512_000 + 953_675, "gpu": 1000}
+    assert (x.name, x.job, x.user, x.size, x.priority) == ("team/x", "train", "team", 2, 5)
+    assert (x.arrival, x.run, y.arrival, y.run) == (120.0, 600.0, 0.0, 720.0)
+    assert told == [
+        "pods.json: left out 1 pods of daemons and 1 that never started",
+        "pods.json: 1 pods still run; they are taken to end with the last time of the file",
+    ]
+    assert [task.size for task in kubectl_tasks(tmp_path / "pods.json", max_tasks=1)] == [1]
+
+
+def test_init_containers_count_if_they_need_more(tmp_path: Path) -> None:
+    """A container that runs before the others needs its room before them, not beside them."""
+    item = pod("x", 0, 1, 2)
+    item["spec"]["initContainers"] = [{"resources": {"requests": {"cpu": "3", "memory": "1Mi"}}}]
+    (task,) = kubectl_tasks(write(tmp_path, "pods.json", [item]))
+    assert (task.demand["cpu"], task.demand["memory"]) == (3000, 512_000 + 953_675)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("NAME  READY", "not JSON.*kubectl get pods"),
+        ('{"items": []}', "no Pod in it"),
+        ('{"items": [{"kind": "Node"}]}', "no Pod in it"),
+        ('{"items": [{"kind": "Pod"}]}', "item 0 is not what kubectl prints"),
+    ],
+)
+def test_other_files_are_reported(tmp_path: Path, text: str, told: str) -> None:
+    """What kubectl does not write with -o json is an error with the file and the command."""
+    path = tmp_path / "pods.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UnfoldError, match=told):
+        kubectl_tasks(path)
+
+
+def test_a_cluster_is_replayed_from_kubectl_output(tmp_path: Path) -> None:
+    """Nine pods of a GPU each on a node of eight: the ninth waits for the end of the first; pods are counted too."""
+    nodes = write(tmp_path, "nodes.json", [node("a")])
+    pods = write(tmp_path, "pods.json", [pod(f"p{at}", 0, 0, 10) for at in range(9)])
+    items = json.loads(pods.read_text())["items"]
+    for item in items:
+        item["spec"]["containers"] = item["spec"]["containers"][:1]
+        item["spec"]["containers"][0]["resources"]["requests"]["memory"] = "1Mi"
+    write(tmp_path, "pods.json", items)
+    spec = PlacementSpec.model_validate({
+        "version": 1, "kind": "placement", "name": "k", "cluster": {"trace": "kubectl", "path": str(nodes)},
+        "workload": {"replay": {"trace": "kubectl", "path": str(pods)}},
+    })  # fmt: skip
+    report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert report.verdict is Verdict.YES
+    assert report.metrics["makespan_s"].value == 1200

@@ -1,0 +1,83 @@
+"""Opens the Kubernetes backend of a policy and reads the nodes of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from unfold_placement.core.types import Ask, Node, Task
+from unfold_placement.kubernetes.api import Api, connect_api
+from unfold_placement.kubernetes.backend import BIND_TIMEOUT_S, KubernetesBackend, open_backend
+from unfold_placement.kubernetes.codec import GATES, UNITS
+from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterAccess:
+    """How to reach and use a Kubernetes cluster.
+
+    Attributes:
+        context: Context of the kubeconfig; empty for the current one.
+        kubeconfig: Path of the kubeconfig; empty for the default.
+        namespace: Namespace of the pods.
+        resource_names: The cluster's names of resources, by name in the spec.
+        bind_timeout_s: How long (s) a released pod may stay without a node.
+        max_in_flight: Released pods that may be without a node at a time.
+        counters: ``gates`` or ``dra``.
+    """
+
+    context: str = ""
+    kubeconfig: str = ""
+    namespace: str = "unfold"
+    resource_names: Mapping[str, str] = field(default_factory=dict)
+    bind_timeout_s: float = BIND_TIMEOUT_S
+    max_in_flight: int = MAX_IN_FLIGHT
+    counters: str = GATES
+
+    def connect(self) -> Api:
+        """Connect to the API server.
+
+        Raises:
+            UnfoldError: there is no such context, or the extra is not installed.
+        """
+        return connect_api(self.context, kubeconfig=self.kubeconfig, namespace=self.namespace)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """The cluster's names of all resources, defaults included."""
+        return {**UNITS, **self.resource_names}
+
+
+def open_cluster(
+    scope_name: str, access: ClusterAccess, requests: Callable[[Task], Iterable[Ask]]
+) -> tuple[KubernetesBackend, str]:
+    """Open the backend of a policy; return it and a description of its location.
+
+    Args:
+        scope_name: Name of the policy's spec.
+        access: The cluster.
+        requests: Returns the ephemeral resources that a task requests.
+
+    Raises:
+        UnfoldError: the cluster does not answer, or refuses access.
+    """
+    api = access.connect()
+    backend = open_backend(
+        api,
+        scope_name,
+        asks=requests,
+        units=access.units,
+        bind_timeout_s=access.bind_timeout_s,
+        max_in_flight=access.max_in_flight,
+        counters=access.counters,
+    )
+    return backend, f"Kubernetes at {api.client.configuration.host}, namespace {access.namespace}"
+
+
+def read_nodes(scope_name: str, access: ClusterAccess) -> list[Node]:
+    """Read the current nodes of a cluster, for a plan."""
+    backend = open_backend(access.connect(), scope_name, units=access.units)
+    try:
+        return sorted(backend.snapshot().nodes, key=lambda node: node.name)
+    finally:
+        backend.close()

@@ -1,0 +1,107 @@
+"""Runs a control loop in a thread and serves its health and status over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_placement.core.types import Task
+from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
+from unfold_placement.live.status import read_status, status_to_json
+from unfoldkit.api import UnfoldError
+from unfoldkit.serving.service import ASGIApp
+
+STOP_TIMEOUT_S = 10.0
+RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class ControllerThread:
+    """The thread of a control loop.
+
+    Attributes:
+        loop: The control loop.
+        submitted_tasks: Tasks that this process submits itself, at their arrival times.
+        stop_requested: Set when the loop must stop.
+        thread: The thread, once started.
+        last_error: The last error of the loop; empty for none.
+    """
+
+    loop: ControlLoop
+    submitted_tasks: Sequence[Task] = ()
+    stop_requested: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    last_error: str = ""
+
+    def start(self) -> None:
+        """Start the control loop, and submit this process's tasks."""
+        self.thread = threading.Thread(target=self._run_loop, daemon=True)
+        self.thread.start()
+        if self.submitted_tasks:
+            threading.Thread(target=self._submit_tasks, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop the control loop and give up leadership; running tasks continue."""
+        self.stop_requested.set()
+        if self.thread is not None:
+            self.thread.join(STOP_TIMEOUT_S)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the loop runs and has recovered from its last error."""
+        if self.thread is None or not self.thread.is_alive():
+            return False
+        return not self.last_error or self.loop.actuator is not None
+
+    def _run_loop(self) -> None:
+        # an unreachable cluster may become reachable again; until then the service is not ready
+        while not self.stop_requested.is_set():
+            try:
+                run_until_stopped(self.loop, self.stop_requested.is_set, self.stop_requested.wait)
+            except UnfoldError as error:
+                self.last_error = str(error)
+                self.stop_requested.wait(RETRY_S)
+
+    def _submit_tasks(self) -> None:
+        began_s = time.monotonic()
+        for task in sorted(self.submitted_tasks, key=lambda task: task.arrival):
+            if self.stop_requested.wait(max(0.0, began_s + task.arrival - time.monotonic())):
+                return
+            self.loop.backend.submit(task)
+
+
+def build_application(name: str, thread: ControllerThread) -> ASGIApp:
+    """Build the HTTP application with health and status; its lifespan runs the control loop."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        thread.start()
+        yield
+        await asyncio.to_thread(thread.stop)
+
+    async def get_live(_request: Request) -> JSONResponse:
+        return JSONResponse({"live": True})
+
+    async def get_ready(_request: Request) -> JSONResponse:
+        is_ready = thread.is_healthy
+        return JSONResponse({"ready": is_ready, "error": thread.last_error}, 200 if is_ready else 503)
+
+    async def get_status(_request: Request) -> JSONResponse:
+        status = await asyncio.to_thread(read_status, thread.loop)
+        return JSONResponse({"name": name, **status_to_json(status)})
+
+    routes = [
+        Route("/v2/health/live", get_live),
+        Route("/v2/health/ready", get_ready),
+        Route("/status", get_status),
+    ]
+    return Starlette(lifespan=lifespan, routes=routes)

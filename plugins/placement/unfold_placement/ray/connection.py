@@ -1,0 +1,53 @@
+"""Starting a policy's coordinator on Ray, and calls to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unfold_placement.core.types import Node
+from unfold_placement.ray.coordinator import RESERVATION_TIMEOUT_S, Coordinator
+from unfoldkit.api import UnfoldError, fail
+
+SPACE = "unfold"
+"""Ray namespace of the coordinators."""
+MAX_CONCURRENT_CALLS = 64
+"""Calls that a coordinator serves at once: each client and each controller waits in one or two."""
+
+
+def start_coordinator(
+    name: str,
+    described: Sequence[Node] = (),
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    reservation_timeout_s: float = RESERVATION_TIMEOUT_S,
+) -> Any:
+    """Return the coordinator of a policy, started if there is none; it outlives this process.
+
+    All arguments but ``name`` only apply to a coordinator that this call starts.
+    """
+    import ray
+
+    actor = ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENT_CALLS, max_restarts=-1)(Coordinator)
+    named = actor.options(name=f"steward-{name}", lifetime="detached", get_if_exists=True)
+    return named.remote(described, clock, reservation_timeout_s)
+
+
+def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
+    """Call a method of a coordinator and return its result.
+
+    Raises:
+        UnfoldError: the method raised it, or the coordinator is being restarted.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        return ray.get(getattr(coordinator, method).remote(*args))
+    except RayTaskError as error:
+        if isinstance(error.cause, UnfoldError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise fail("the coordinator of the cluster has died", hint="Ray restarts it") from error

@@ -1,0 +1,103 @@
+"""Sessions of clients with the coordinator, and the messages between them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from unfold_placement.live.backend import Record
+from unfold_placement.ray.placement_groups import Reservation
+
+CLIENT_TIMEOUT_S = 15.0
+"""How long a client may be silent before its tasks are withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Message to a client: run this attempt of a task inside this reservation."""
+
+    task: str
+    attempt: int
+    slot: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Message of a client: an attempt ended; ``died`` if its worker did, rather than its function."""
+
+    task: str
+    attempt: int
+    outcome: str = ""
+    died: bool = False
+
+
+@dataclass(slots=True)
+class ClientSession:
+    """A process that submits tasks.
+
+    Attributes:
+        last_seen_s: Time of its last message in seconds.
+        is_leaving: It has announced its end.
+        offers: Offers that it has not received.
+        closed: Records of its tasks that will not run any more, which it has not received.
+        tasks: Its unfinished tasks.
+    """
+
+    last_seen_s: float
+    is_leaving: bool = False
+    offers: deque[Offer] = field(default_factory=deque)
+    closed: deque[Record] = field(default_factory=deque)
+    tasks: set[str] = field(default_factory=set)
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether a waiting client must be answered."""
+        return bool(self.offers or self.closed or self.is_leaving)
+
+    def take_messages(self) -> tuple[list[Offer], list[Record]]:
+        """Remove and return the messages for the client."""
+        offers, closed = list(self.offers), list(self.closed)
+        self.offers.clear()
+        self.closed.clear()
+        return offers, closed
+
+
+@dataclass(slots=True)
+class Sessions:
+    """The sessions of all clients. Callers hold the coordinator's lock.
+
+    Attributes:
+        clients: Sessions by client.
+        owners: Client of each unfinished task.
+    """
+
+    clients: dict[str, ClientSession] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def touch(self, client: str, now: float) -> ClientSession:
+        """Return the session of a client, which is new or seen now."""
+        session = self.clients.setdefault(client, ClientSession(now))
+        session.last_seen_s = now
+        return session
+
+    def add_task(self, client: str, task: str) -> None:
+        """Record which client submitted a task."""
+        self.owners[task] = client
+        self.clients[client].tasks.add(task)
+
+    def session_of(self, task: str) -> ClientSession | None:
+        """Return the session of a task's client, if there is one."""
+        return self.clients.get(self.owners.get(task, ""))
+
+    def close_task(self, record: Record, *, notify: bool) -> None:
+        """Forget a task; with ``notify`` its client receives the record."""
+        session = self.clients.get(self.owners.pop(record.task.name, ""))
+        if session is not None:
+            session.tasks.discard(record.task.name)
+            if notify:
+                session.closed.append(record)
+
+    def remove_silent(self, now: float) -> list[str]:
+        """Remove clients that have been silent too long; return their unfinished tasks."""
+        silent = [client for client, session in self.clients.items() if now - session.last_seen_s > CLIENT_TIMEOUT_S]
+        return [task for client in silent for task in self.clients.pop(client).tasks]

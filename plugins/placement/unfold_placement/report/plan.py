@@ -1,0 +1,220 @@
+"""The report of a plan: metrics, tables, figures and decision of the replay under the policies and without any."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from unfold_placement.core.types import Task
+from unfold_placement.report import sentences
+from unfold_placement.simulation.metrics import count_running
+from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
+from unfold_placement.simulation.simulator import SimulationResult
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+
+REPLAY_COLUMNS = (
+    Column("policy"),
+    Column("makespan", "s", 1),
+    Column("mean wait", "s", 1),
+    Column("p95 wait", "s", 1),
+    Column("fairness", "", 3),
+    Column("utilisation", "%", 1),
+    Column("fragmentation", "%", 1),
+    Column("violations"),
+)
+EXPLANATION_COLUMNS = (
+    Column("requirement"),
+    Column("set by"),
+    Column("available on"),
+    Column("missing on"),
+    Column("since", "s", 1),
+)
+BASELINE = "FIFO, no policy"
+MAX_SERIES = 6
+"""Groups of tasks that the timeline distinguishes."""
+MAX_PLACEMENTS = 200
+"""The decision lists the placements of so many tasks; more are counted by node."""
+QUANTILES = 100
+"""Steps of the distribution of waits."""
+
+
+def plan_report(screening: Screening, solution: Solution) -> Report:
+    """Build the report of a plan."""
+    policy, baseline = solution.policy, solution.baseline
+    problem = screening.problem
+    is_good = not policy.result.stuck and not policy.violations and not screening.reasons
+    rows = (_replay_row(problem.policy_names, policy), _replay_row(BASELINE, baseline))
+    tables = [Table("replay", REPLAY_COLUMNS, rows, accent=0)]
+    if solution.explanation:
+        tables.append(_explanation_table(solution.explanation))
+    return Report(
+        kind="placement",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES if is_good else Verdict.NO,
+        headline=_headline(policy, baseline, screening.reasons),
+        subtitle=_subtitle(problem.policy_names, policy.result),
+        metrics=plan_metrics(policy, baseline, screening.reasons),
+        tables=tuple(tables),
+        figures=(timeline_figure(policy.result), wait_figure(policy.result, baseline.result)),
+        lines=_lines(screening, solution),
+        next="unfold plan SPEC --out report.html",
+        decision=_decision(policy.result),
+    )
+
+
+def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -> dict[str, Metric]:
+    """Return the metrics of a replay, and under ``fifo_`` those of the same workload without policies.
+
+    Args:
+        policy: The replay under the policies.
+        baseline: The replay without policies.
+        reasons: Why tasks that were left out can never run, by name.
+    """
+    figures, result = policy.metrics, policy.result
+    return {
+        "violations": Metric(len(policy.violations), target="0", ok=not policy.violations),
+        "waiting_for_ever": Metric(len(result.stuck), target="0", ok=not result.stuck),
+        "unplaceable": Metric(len(reasons), target="0", ok=not reasons),
+        "makespan_s": Metric(figures.makespan_s, "s"),
+        "wait_mean_s": Metric(figures.wait_mean_s, "s"),
+        "wait_p95_s": Metric(figures.wait_p95_s, "s"),
+        "fairness": Metric(figures.fairness),
+        "utilisation": Metric(figures.utilisation),
+        "fragmentation": Metric(figures.fragmentation),
+        "preemptions": Metric(figures.preemptions),
+        "refused": Metric(len(result.rejections)),
+        "deadlines_missed": Metric(figures.missed_deadlines),
+        "fifo_makespan_s": Metric(baseline.metrics.makespan_s, "s"),
+        "fifo_wait_mean_s": Metric(baseline.metrics.wait_mean_s, "s"),
+        "fifo_violations": Metric(len(baseline.violations)),
+        "fifo_fairness": Metric(baseline.metrics.fairness),
+        "decisions": Metric(result.decisions),
+        "decisions_per_second": Metric(result.decisions / max(policy.elapsed_s, 1e-9), "/s", timed=True),
+        "replay_seconds": Metric(policy.elapsed_s, "s", timed=True),
+    }
+
+
+def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -> str:
+    """Return the placements as CSV: task, node, arrival, start and end in seconds; empty where a task never ran.
+
+    Tasks that were ``excluded`` from the replay come last.
+    """
+    lines = ["task,node,arrival_s,start_s,end_s"]
+    for task, node_row, start, end in zip(result.tasks, result.node_rows, result.start_s, result.end_s, strict=True):
+        times = [f"{value:.6f}" if math.isfinite(value) else "" for value in (task.arrival, start, end)]
+        node = result.nodes[node_row].name if node_row >= 0 else ""
+        lines.append(",".join([task.name, node, *times]))
+    lines += [f"{task.name},,{task.arrival:.6f},," for task in excluded]
+    return "\n".join(lines) + "\n"
+
+
+def timeline_figure(result: SimulationResult) -> Figure:
+    """Draw the number of running tasks of each job over time, or of each user or role where there are many jobs."""
+    counts = {name: count_running(result, tasks) for name, tasks in _group_tasks(result.tasks).items()}
+    unit, unit_s = time_axis(max((times[-1] for times, _ in counts.values()), default=0.0))
+    series = tuple(
+        Series(name, tuple(time / unit_s for time in times), tuple(levels), "steps")
+        for name, (times, levels) in counts.items()
+    )
+    return Figure("timeline", "Running tasks", unit, "tasks", series)
+
+
+def wait_figure(policy: SimulationResult, baseline: SimulationResult) -> Figure:
+    """Draw the distribution of waits under the policies and without any."""
+    waits = (("policy", _sorted_waits(policy)), (BASELINE, _sorted_waits(baseline)))
+    unit, unit_s = time_axis(max((waits_s[-1] for _, waits_s in waits if waits_s), default=0.0))
+    series = tuple(_distribution_series(name, waits_s, unit_s) for name, waits_s in waits)
+    return Figure("waits", "Share of tasks that waited no longer than this", f"wait {unit}", "share", series)
+
+
+def _sorted_waits(result: SimulationResult) -> list[float]:
+    starts = zip(result.tasks, result.start_s.tolist(), strict=True)
+    return sorted(start - task.arrival for task, start in starts if math.isfinite(start))
+
+
+def _distribution_series(name: str, waits_s: Sequence[float], unit_s: float) -> Series:
+    steps = range(QUANTILES + 1) if waits_s else ()
+    indices = sorted({round(step * (len(waits_s) - 1) / QUANTILES) for step in steps})
+    times = tuple(waits_s[index] / unit_s for index in indices)
+    return Series(name, times, tuple((index + 1) / len(waits_s) for index in indices), "steps")
+
+
+def _group_tasks(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+    for field in ("job", "user", "role"):
+        groups = dict.fromkeys(task.key(field) for task in tasks)
+        if len(groups) <= MAX_SERIES:
+            return {name or "tasks": [task for task in tasks if task.key(field) == name] for name in groups}
+    return {"tasks": list(tasks)}
+
+
+def _replay_row(name: str, replay: Replay) -> tuple[Cell, ...]:
+    metrics = replay.metrics
+    return (
+        name,
+        metrics.makespan_s,
+        metrics.wait_mean_s,
+        metrics.wait_p95_s,
+        metrics.fairness,
+        metrics.utilisation * 100,
+        metrics.fragmentation * 100,
+        len(replay.violations),
+    )
+
+
+def _subtitle(policy_names: str, result: SimulationResult) -> tuple[str, ...]:
+    jobs = len({task.job for task in result.tasks})
+    return (f"{len(result.nodes):,} nodes", f"{len(result.tasks):,} tasks", f"{jobs:,} jobs", policy_names)
+
+
+def _headline(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -> str:
+    stuck = policy.result.stuck
+    if stuck:
+        return sentences.stuck_headline(len(stuck), stuck[0].name)
+    if policy.violations:
+        return sentences.violation_headline(len(policy.violations), policy.violations[0])
+    placed = len(policy.result.tasks) - len(policy.result.rejections)
+    makespan_s = policy.metrics.makespan_s
+    if reasons:
+        return sentences.unplaceable_headline(len(reasons), next(iter(reasons)), placed, makespan_s)
+    return sentences.success_headline(placed, makespan_s, len(baseline.violations), baseline.metrics.makespan_s)
+
+
+def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], ...]:
+    policy, baseline = solution.policy, solution.baseline
+    lines = [
+        ("bottleneck", sentences.bottleneck_line(policy.metrics.bottleneck, policy.metrics.utilisation)),
+        ("no policy", sentences.baseline_line(baseline.violations[0] if baseline.violations else "")),
+    ]
+    lines += [("never runs", line) for line in sentences.unplaceable_lines(screening.reasons)]
+    rejections = policy.result.rejections
+    if rejections:
+        name, reason = next(iter(rejections.items()))
+        lines.append(("rejected", sentences.rejection_line(len(rejections), name, reason)))
+    if solution.explanation:
+        task = solution.explanation.task.name
+        lines.append(("explained", sentences.explanation_line(task, solution.explanation.at_s)))
+    return tuple(lines)
+
+
+def _explanation_table(explanation: WaitExplanation) -> Table:
+    rows = tuple(
+        (reason.requirement, reason.set_by, reason.available_on or "nowhere", reason.missing_on, reason.since_s)
+        for reason in explanation.reasons
+    )
+    title = sentences.explanation_title(explanation.task.name, explanation.at_s)
+    return Table(title, EXPLANATION_COLUMNS, rows)
+
+
+def _decision(result: SimulationResult) -> dict[str, object]:
+    count = len(result.tasks)
+    if count > MAX_PLACEMENTS:
+        nodes = Counter(result.nodes[node_row].name for node_row in result.node_rows if node_row >= 0)
+        return {"tasks": count, "by_node": dict(nodes)}
+    placements = [
+        {"task": task.name, "node": result.nodes[node_row].name, "start_s": round(float(start), 6)}
+        for task, node_row, start in zip(result.tasks, result.node_rows, result.start_s, strict=True)
+        if node_row >= 0
+    ]
+    return {"tasks": count, "placements": placements}

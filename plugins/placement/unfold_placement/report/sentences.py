@@ -1,0 +1,105 @@
+"""The sentences that users of placements read: headlines, lines, and errors of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unfold_placement.core.explain import Reason, abbreviate_names
+from unfold_placement.simulation.deadlock_check import Counterexample
+
+MAX_REASONS = 6
+"""Reasons that the report lists before it counts the others."""
+
+
+def stuck_headline(count: int, first_task: str) -> str:
+    """Return the headline of a replay in which tasks wait forever."""
+    return f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever, the first is {first_task}"
+
+
+def violation_headline(count: int, first_violation: str) -> str:
+    """Return the headline of a replay that violates its policies."""
+    return f"{_count_violations(count)}, the first at {first_violation}"
+
+
+def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: float) -> str:
+    """Return the headline of a replay from which tasks were left out."""
+    duration = format_seconds(makespan_s)
+    return f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} placed in {duration}"
+
+
+def success_headline(placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float) -> str:
+    """Return the headline of a replay without violations, beside the same workload without policies."""
+    baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)} without the policy"
+    return f"{_count_tasks(placed)} placed in {format_seconds(makespan_s)} without a violation; {baseline}"
+
+
+def bottleneck_line(bottleneck: str, utilisation: float) -> str:
+    """Return the line about the kind with the highest utilisation."""
+    return f"{bottleneck}: {utilisation:.1%} in use from the first arrival to the last start"
+
+
+def baseline_line(first_violation: str) -> str:
+    """Return the line about the replay without policies; an empty text means no violation."""
+    return first_violation or "the same rules hold without the policy"
+
+
+def rejection_line(count: int, first_task: str, reason: str) -> str:
+    """Return the line about rejected tasks."""
+    return f"{_count_tasks(count)}, the first is {first_task}: {reason}"
+
+
+def explanation_line(task: str, at_s: float) -> str:
+    """Return the line that points to the table of an explained wait."""
+    return f"{task} waits at {at_s:,.1f} s; its table lists what is missing (explain.task selects another task)"
+
+
+def explanation_title(task: str, at_s: float) -> str:
+    """Return the title of the table of an explained wait."""
+    return f"why {task} waits at {at_s:g} s"
+
+
+def unplaceable_lines(reasons: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason why tasks can never run, the commonest first, with some of the names."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    commonest = sorted(names_by_reason.items(), key=lambda pair: -len(pair[1]))
+    lines = [f"{reason}: {abbreviate_names(names, len(reasons) + 1)}" for reason, names in commonest[:MAX_REASONS]]
+    hidden = len(commonest) - MAX_REASONS
+    return [*lines, f"and {hidden} more reasons"] if hidden > 0 else lines
+
+
+def counterexample_message(counterexample: Counterexample) -> str:
+    """Return the error about jobs that deadlock."""
+    jobs, count = " and ".join(counterexample.jobs), len(counterexample.stuck)
+    waiting = f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever"
+    return f"unsatisfiable: with {jobs} alone on the empty cluster, {waiting} and {counterexample.finished} ran"
+
+
+def counterexample_hint(counterexample: Counterexample) -> str:
+    """Return the hint about jobs that deadlock: what the first stuck task needs, and where it could have it."""
+    requirements = [
+        f"{reason.requirement} ({reason.set_by}): {reason.available_on or 'nowhere'}"
+        for reason in counterexample.reasons
+    ]
+    missing = missing_requirement(counterexample.reasons)
+    return f"{counterexample.stuck[0]} lacks {missing}; it needs {', '.join(requirements)}"
+
+
+def missing_requirement(reasons: tuple[Reason, ...]) -> str:
+    """Return the first requirement that no node meets."""
+    missing = next((reason for reason in reasons if not reason.available_on), None)
+    return missing.requirement if missing is not None else "all requirements on one node"
+
+
+def format_seconds(value: float) -> str:
+    """Return a duration in whole seconds, or with two digits below ten seconds."""
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
+
+
+def _count_tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
+
+
+def _count_violations(count: int) -> str:
+    return "1 violation" if count == 1 else f"{count:,} violations"

@@ -1,0 +1,73 @@
+"""Loading and splitting examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugins.supernet.tests.helpers import LABELS, load_arrays, load_data, make_run
+from unfold_supernet.family.datasets import hold_out_rows, split_by_group
+from unfold_supernet.schema.training import DataSpec
+from unfoldkit.api import UnfoldError
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=200), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_no_group_is_on_both_sides(groups: list[int], share: float, seed: int) -> None:
+    """Every row is on one side, no group on both; with two groups, neither side is empty."""
+    train, test = split_by_group(np.array(groups), share, seed)
+    assert sorted([*train, *test]) == list(range(len(groups)))
+    assert {groups[row] for row in train}.isdisjoint(groups[row] for row in test)
+    assert len(set(groups)) == 1 or (len(train) and len(test))
+
+
+def test_group_and_given_splits_are_respected(tmp_path: Path) -> None:
+    """No group is on both sides or partly held out, from an NPZ or a CSV; a given split is used as it is."""
+    groups = np.tile(np.arange(8), 5)
+    by_group = {"split": "inter-patient", "group": "subject"}
+    found = load_arrays(tmp_path, "conv1d", by_group, x=np.ones((40, 9)), subject=groups)
+    held = hold_out_rows(found, 0.3, 0)
+    for one, other in ((found.train, found.test), (held.train, held.holdout)):
+        assert min(len(one), len(other)) > 0
+        assert set(groups[one]).isdisjoint(groups[other])
+    sides = np.where(groups < 5, 1, 2)
+    given_ = load_arrays(tmp_path, "conv1d", {"split": "given"}, x=np.ones((40, 9)), split=sides)
+    np.testing.assert_array_equal(given_.train, np.flatnonzero(sides == 1))
+    rows = "\n".join(f"{at},p{groups[at]},{LABELS[at]}" for at in range(40))
+    (tmp_path / "d.csv").write_text(f"f,subject,target\n{rows}\n", "utf-8")
+    run = make_run(tmp_path, base=tmp_path)
+    table = load_data(DataSpec(source="file", path="d.csv", split="inter-patient", group="subject"), run)
+    assert table.x.shape == (40, 1, 1)
+    assert set(groups[table.train]).isdisjoint(groups[table.test])
+
+
+def test_single_training_row_is_refused(tmp_path: Path) -> None:
+    """A single training row has no spread for the norms and is refused with the counts."""
+    split = np.where(np.arange(len(LABELS)) < 1, 1, 2)
+    with pytest.raises(UnfoldError, match="1 rows to train and 39 to test"):
+        load_arrays(tmp_path, "mlp", {"split": "given"}, x=np.ones((len(LABELS), 3)), split=split)
+
+
+def test_npz_and_csv_give_the_same_examples(tmp_path: Path) -> None:
+    """An NPZ and a CSV give the same rows, and the split is by class."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), np.repeat(["a", "b", "c"], 20)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    lines = [
+        "f0,f1,f2,f3,f4,target",
+        *(",".join([*map(repr, map(float, row)), label]) for row, label in zip(x, y, strict=True)),
+    ]
+    (tmp_path / "d.csv").write_text("\n".join(lines), "utf-8")
+    run = make_run(tmp_path, base=tmp_path)
+    one, other = (load_data(DataSpec(source="file", path=name, test=0.25), run) for name in ("d.npz", "d.csv"))
+    np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_array_equal(one.y, other.y)
+    assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
+    assert set(one.train).isdisjoint(one.test)
+    flat = load_data(DataSpec(source="file", path="d.csv", test=0.25), run, "mlp")
+    assert flat.x.shape == (60, 5, 1)
+    np.testing.assert_array_equal(flat.x[:, :, 0], one.x[:, 0])

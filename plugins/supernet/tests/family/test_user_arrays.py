@@ -1,0 +1,116 @@
+"""Validation of a user's arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugins.supernet.tests.helpers import LABELS, load_arrays, load_data, make_run
+from unfold_supernet.schema.training import DataSpec
+from unfoldkit.api import UnfoldError
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "channels", "loaded"),
+    [
+        ("conv2d", (28, 28), None, (1, 28, 28)),
+        ("conv2d", (28, 27), "none", (1, 28, 27)),
+        ("conv2d", (3, 32, 32), None, (3, 32, 32)),
+        ("conv2d", (32, 31, 3), "last", (3, 32, 31)),
+        ("conv2d", (16, 4, 4), "first", (16, 4, 4)),
+        ("conv1d", (187,), None, (1, 187)),
+        ("conv1d", (9, 128), None, (9, 128)),
+        ("conv1d", (128, 9), "last", (9, 128)),
+        ("transformer", (187,), None, (1, 187)),
+        ("transformer", (9, 128), "first", (9, 128)),
+        ("transformer", (28, 28), "none", (1, 28, 28)),
+        ("transformer", (3, 32, 32), None, (3, 32, 32)),
+        ("mlp", (28, 28), None, (784, 1)),
+    ],
+)
+def test_axes_are_arranged_for_the_form(
+    tmp_path: Path, form: str, shape: Any, channels: str | None, loaded: Any
+) -> None:
+    """Inputs are arranged as channels and the axes of the form; no value is lost."""
+    x = np.random.default_rng(0).integers(0, 256, (len(LABELS), *shape)).astype(np.uint8)
+    found = load_arrays(tmp_path, form, {"channels": channels}, x=x)
+    assert found.x.shape == (len(LABELS), *loaded)
+    wanted = np.moveaxis(x, -1, 1) if channels == "last" else x.reshape(found.x.shape)
+    np.testing.assert_array_equal(found.x, wanted)
+    assert found.names == ("3", "5")
+
+
+@pytest.mark.parametrize(
+    ("form", "arrays", "message"),
+    [
+        ("conv2d", {"x": np.ones((40, 187))}, "conv2d cannot take"),
+        ("conv1d", {"x": np.ones((40, 3, 8, 8))}, "conv1d cannot take"),
+        ("conv2d", {"x": np.ones((40, 32, 32, 3))}, "32 channels of 32 x 3?"),
+        ("conv1d", {"x": np.ones((40, 128, 9))}, "128 channels of 9?"),
+        ("transformer", {"x": np.ones((40, 2, 333))}, "signals of 2 channels, or images of 2 x 333?"),
+        ("transformer", {"x": np.ones((40, 128, 9))}, "channels: last"),
+        ("conv1d", {"x": np.ones((39, 9))}, "y holds 40 labels"),
+        ("conv1d", {"x": np.full((40, 9), np.nan)}, r"x\[0\] holds a value"),
+        ("conv1d", {"x": np.full((40, 9), "a")}, "not numbers"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": np.eye(2)[LABELS // 4]}, "not one label a row"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": np.where(LABELS == 3, 1.0, np.nan)}, r"y\[20\] is nan"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": LABELS + 0.5}, "is not a class"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": LABELS * 0}, "y holds 1 classes"),
+        ("conv1d", {"x": np.ones((0, 9)), "y": LABELS[:0]}, "y holds 0 classes"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": LABELS.astype(object)}, "Python objects"),
+        ("conv1d", {"x": np.ones((40, 9)), "extra": np.ones((39, 2))}, "extra has shape"),
+        ("conv1d", {"x": np.ones((40, 9)), "extra": np.full(40, np.inf)}, r"extra\[0\] holds a value"),
+        ("conv1d", {"data": np.ones((40, 9))}, "holds no x"),
+    ],
+)
+def test_invalid_arrays_are_refused(tmp_path: Path, form: str, arrays: dict[str, Any], message: str) -> None:
+    """Arrays that do not fit the form, each other or a classification are refused; no code is executed."""
+    with pytest.raises(UnfoldError, match=message):
+        load_arrays(tmp_path, form, **arrays)
+
+
+@pytest.mark.parametrize("y", [LABELS[:, None], LABELS.astype(float), LABELS.astype(np.uint8), LABELS.astype(str)])
+def test_label_storage_does_not_matter(tmp_path: Path, y: Any) -> None:
+    """A column, integers of any type and text are the same labels; one extra number a row may be flat."""
+    found = load_arrays(tmp_path, "conv1d", x=np.ones((40, 9)), y=y, extra=np.arange(40), notes=np.array([object()]))
+    assert found.names == ("3", "5")
+    np.testing.assert_array_equal(found.y, LABELS // 5)
+    assert found.extra.shape == (40, 1)
+
+
+def test_damaged_file_is_refused(tmp_path: Path) -> None:
+    """A truncated archive and a file that is no archive are the caller's fault."""
+    np.savez(tmp_path / "d.npz", x=np.ones((40, 9)), y=LABELS)
+    whole = (tmp_path / "d.npz").read_bytes()
+    run = make_run(tmp_path, base=tmp_path)
+    for content, message in ((whole[: len(whole) // 2], "damaged"), (b"\x93NUMPY" + whole, "not an NPZ archive")):
+        (tmp_path / "d.npz").write_bytes(content)
+        with pytest.raises(UnfoldError, match=message):
+            load_data(DataSpec(source="file", path="d.npz"), run)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0.0, np.inf, 1.0, 0.0, 1.0, 1.0], "y\\[1\\] is inf, which is not a class"),
+        ([17, 23, 5, 88, 41, 17], "5 classes in 6 rows, fewer than two rows each"),
+    ],
+)
+def test_measured_quantities_are_no_labels(tmp_path: Path, y: list[float], message: str) -> None:
+    """Labels that are not finite, or nearly all different, are refused instead of becoming classes."""
+    with pytest.raises(UnfoldError, match=message):
+        load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array(y))
+
+
+def test_byte_labels_are_decoded(tmp_path: Path) -> None:
+    """Labels stored as bytes, as in HDF5, are named by their text."""
+    assert load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"N", b"V"] * 3)).names == ("N", "V")
+
+
+def test_table_without_features_is_refused(tmp_path: Path) -> None:
+    """A table without a column beside the label is refused."""
+    with pytest.raises(UnfoldError, match="x has no column"):
+        load_arrays(tmp_path, "mlp", x=np.ones((len(LABELS), 0)))

@@ -1,0 +1,108 @@
+"""All sentences of the kind on one page: print it with ``pytest -s`` and read it from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from inspect import getmembers, isfunction
+from typing import Any
+
+import pytest
+
+from unfold_supernet.accelerator.hardware import get_presets
+from unfold_supernet.report import sentences
+from unfold_supernet.study.strategies import Strategy
+
+MAX_WORDS = 25
+PRIVATE_WORDS = re.compile(
+    r"\b(told|tells?|whose?|whom|nobody|asks?|asked|answers?|surely|nets?|alone\b(?!,)|kept|keep|quickest)\b",
+    re.IGNORECASE,
+)
+CACHE = sentences.describe_static_cache(1_769_472, "core")
+SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "format_percent": [((0.123,), {}), ((-0.0001,), {})],
+    "format_bandwidth": [((4e9,), {})],
+    "name_source": [((source,), {}) for source in ("core", "F", "A∩B")],
+    "name_strategy": [((strategy, 16, 8, 5_000_000), {}) for strategy in Strategy],
+    "describe_static_cache": [((1_769_472, "core"), {}), ((204, "A∩B"), {})],
+    "describe_adaptive_cache": [((1_769_472, "avgnet", 16), {}), ((1_769_472, "avgnet", 1), {})],
+    "state_latency_saving": [((CACHE, 0.444, 0.305, 0.158), {}), ((CACHE, 0.01, -0.02, -0.03), {})],
+    "state_accuracy_gain": [((CACHE, 0.162, 0.53, 1.05), {})],
+    "describe_queries": [((10_000, "random", ""), {}), ((10, "random", "q.csv"), {})],
+    "describe_cached_layers": [((6_000, 3, "F", order), {}) for order in ("stall", "reuse", "front", "back")],
+    "state_adaptive_gain": [(("avgnet, every 16", gain), {}) for gain in (0.02, -0.02)],
+    "state_energy_saving": [((0.2, 0.1), {})],
+    "state_accuracy_points": [((0.5, -0.2), {})],
+    "describe_precision": [((get_presets()[name],), {}) for name in ("zcu104", "row-stationary")],
+    "list_study_notes": [((8 << 20,), {"is_reference": is_reference}) for is_reference in (True, False)],
+    "state_deadline_missed": [(("mine", 2.0), {})],
+    "state_fastest_subnet": [(("A", 2.5, "memory"), {})],
+    "state_compute_bound": [((1.5,), {})],
+    "propose_deadline": [((2.51, 76.0), {})],
+    "state_training": [((5, 80.0, 97.0, 3, gap, 0.1), {}) for gap in ("", "no weight-sharing gap")],
+    "state_no_gap": [((), {})],
+    "state_gap": [((1.2,), {})],
+    "state_insignificant_gap": [((0.7, 1.48), {})],
+    "rate_gap": [((), {"is_significant": flag, "points": points}) for flag in (True, False) for points in (1.0, -1.0)],
+    "describe_front": [((["0.5x1k3", "1x2k3"],), {})],
+    "describe_steps": [(({"a": 100, "b": 2_000}, 16), {}), (({"a": 100, "b": 2_000, "c": 300}, 2), {})],
+    "explain_switch": [((), {})],
+    "state_memory": [((120_000, 400_000), {})],
+    "list_files": [((), {})],
+    "describe_search": [((512, 80, 0.87), {})],
+    "state_missed_classes": [((["F"], 12), {}), (([str(label) for label in range(15)], 12), {})],
+    "title_classes": [((4, 4), {}), ((12, 40), {})],
+    "state_replay": [((0.987, 82.1), {"measured": measured}) for measured in (True, False)],
+    "describe_deadlines": [((20.0, 20.0), {}), ((2.0, 200.0), {})],
+    "state_gain_at_equal_attainment": [((points,), {}) for points in (1.5, None)],
+    "state_ratio_at_equal_accuracy": [((ratio,), {}) for ratio in (1.5, None)],
+    "state_targets": [((0.5, 0.25, 0.9), {})],
+    "state_load": [((3.2, 0.5, 200.0), {})],
+    "state_needed_subnets": [(({"small": 0.6, "large": 0.4}, 0.99), {})],
+    "state_accelerator_energy": [((0.12, 1024, 20_000, "zcu104"), {})],
+    "state_prediction": [((0.98, 82.0), {})],
+    "state_slowdown": [((1.1, 2.0), {})],
+    "describe_served_subnet": [(("small", 80.0, 0.42), {})],
+    "explain_policy": [(("steady", "small"), {})],
+    "explain_min_accuracy": [((), {})],
+    "explain_deadline": [((20.0,), {})],
+    "note_attainment": [((0.99,), {})],
+    "note_accuracy": [((), {})],
+}
+
+
+def list_sentences() -> list[tuple[str, Callable[..., Any]]]:
+    """List the public functions of the module that define a sentence."""
+    return [
+        (name, function)
+        for name, function in getmembers(sentences, isfunction)
+        if function.__module__ == sentences.__name__ and not name.startswith("_")
+    ]
+
+
+def write_page() -> dict[str, list[str]]:
+    """Write every sentence with its sample values."""
+    page: dict[str, list[str]] = {}
+    for name, function in list_sentences():
+        texts = [function(*args, **kwargs) for args, kwargs in SAMPLES[name]]
+        page[name] = [text for item in texts for text in ([item] if isinstance(item, str) else item)]
+    return page
+
+
+def test_every_sentence_has_samples() -> None:
+    """A sentence without sample values would never be read."""
+    assert {name for name, _ in list_sentences()} == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_sentences_are_short_and_free_of_private_words(name: str) -> None:
+    """Each sentence is not empty, has at most 25 words, is complete, and uses the field's words."""
+    for text in write_page()[name]:
+        sys.stdout.write(f"{name}: {text}\n")
+        assert text
+        assert text == text.strip()
+        assert "  " not in text
+        assert text[-1].isalnum() or text[-1] in ".%)µ"
+        assert not PRIVATE_WORDS.search(text)
+        assert all(len(part.split()) <= MAX_WORDS for part in text.split(". "))

@@ -1,0 +1,131 @@
+"""The verb ``train``, end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from plugins.supernet.tests.helpers import (  # noqa: E402
+    make_run,
+    parse_spec,
+)
+from plugins.supernet.tests.torch_helpers import (  # noqa: E402
+    DIGITS_SPEC,
+)
+from unfold_supernet.family import checkpoint  # noqa: E402
+from unfold_supernet.family.artifacts import (  # noqa: E402
+    RECORD_FILE,
+)
+from unfold_supernet.training.family import unpack_state  # noqa: E402
+from unfold_supernet.verbs.train import train  # noqa: E402
+from unfoldkit.api import (  # noqa: E402
+    Report,
+    RunDir,
+    UnfoldError,
+)
+
+pytestmark = pytest.mark.torch
+LARGE_SPEC = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space:
+  stages: [{width: 4}, {width: 8}]
+  expand: [0.5, 1]
+  depth: [1, 2]
+  coupling: independent
+  scope: stage
+  search: {above: 8, measured: 10, points: 3, population: 8, generations: 2}
+training: {epochs: 2, batch: 256, rule: sandwich, alone: false, calibrate: 256}
+"""
+
+
+def test_train_writes_its_artefacts(tmp_path: Path) -> None:
+    """The verb trains, measures, and writes the supernet, every standalone model, and the record."""
+    spec = parse_spec(DIGITS_SPEC.replace("alone: false", "alone: true"))
+    report: Report = train(spec, make_run(tmp_path))
+    for name in ("front_points", "accuracy_min", "accuracy_max", "cost_of_sharing_points", "switch_us_p50"):
+        assert report.metrics[name].value is not None
+    files = RunDir(tmp_path).files()
+    assert {"front.json", "family/weights.safetensors", "subnets/0.5x1k3.onnx", "subnets/1x2k3.safetensors"} <= set(
+        files
+    )
+    from unfold_supernet.verbs.plan import plan
+
+    planned = plan(spec, make_run(tmp_path))
+    assert planned.decision is not None
+    assert planned.decision["nets"] == ["0.5x1k3", "1x2k3"]
+
+
+def test_mlp_distinguishes_columns(tmp_path: Path) -> None:
+    """The form mlp learns which column is large; forms that treat columns alike cannot."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    np.savez(tmp_path / "d.npz", x=(rng.normal(size=(600, 3)) + 4 * np.eye(3)[y]).astype(np.float32), y=y)
+    text = DIGITS_SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
+    spec = parse_spec(text.replace("epochs: 3", "epochs: 8"))
+    report = train(spec, make_run(tmp_path / "run", base=tmp_path))
+    assert (report.metrics["accuracy_min"].value or 0) > 80
+
+
+def test_column_units_do_not_matter(tmp_path: Path) -> None:
+    """A table in other units gives an equally accurate supernet, and its weights accept raw values."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    x = rng.normal(size=(600, 4)) + 3 * np.eye(3, 4)[y]
+    x[:, 3] = 7
+    units = {"plain": (np.zeros(4), np.ones(4)), "other": (np.array([1000, 0, -50, 2]), np.array([300, 1e-3, 20, 1]))}
+    accuracy = {}
+    for name, (middle, spread) in units.items():
+        np.savez(tmp_path / f"{name}.npz", x=(x * spread + middle).astype(np.float32), y=y)
+        text = DIGITS_SPEC.replace("{source: digits}", f"{{source: file, path: {name}.npz}}").replace("conv2d", "mlp")
+        spec = parse_spec(text.replace("epochs: 3", "epochs: 8"))
+        run = make_run(tmp_path / name, base=tmp_path)
+        train(spec, run)
+        known = json.loads(run.directory.read(RECORD_FILE))["nets"]
+        accuracy[name] = {one["name"]: one["accuracy"] for one in known}
+    assert accuracy["other"] == pytest.approx(accuracy["plain"], abs=1)
+    assert min(accuracy["other"].values()) > 85
+
+
+def test_diverged_training_is_refused(tmp_path: Path) -> None:
+    """Training that diverges is refused as the spec's fault, and no such weights are stored."""
+    text = DIGITS_SPEC.replace("conv2d", "transformer").replace(
+        "epochs: 3", "epochs: 3, rate: 100, clip: 1e30, warmup: 0"
+    )
+    spec = parse_spec(text)
+    run = make_run(tmp_path)
+    with pytest.raises(UnfoldError, match="training diverged"):
+        train(spec, run)
+    assert not run.directory.has(checkpoint.WEIGHTS_FILE)
+    if run.directory.has(checkpoint.CHECKPOINT_FILE):
+        kept = unpack_state(run.directory.read(checkpoint.CHECKPOINT_FILE), ["1x2k1", "0.5x1k1"])
+        assert all(tensor.isfinite().all() for tensor in kept.weights.values())
+
+
+def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
+    """A class that every subnet misses in every test row is named, because accuracy hides it."""
+    rng = np.random.default_rng(0)
+    y = (np.arange(400) % 40 == 0).astype(np.int64)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(400, 4)).astype(np.float32), y=y)
+    text = DIGITS_SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
+    spec = parse_spec(text)
+    report = train(spec, make_run(tmp_path / "run", base=tmp_path))
+    assert report.notes == ("No subnet recognises any test row of class 1.",)
+
+
+def test_large_space_is_searched(tmp_path: Path) -> None:
+    """A space above the limit is searched, and the supernet contains the largest subnet."""
+    spec = parse_spec(LARGE_SPEC)
+    report = train(spec, make_run(tmp_path))
+    held = checkpoint.read_supernet(RunDir(tmp_path)).space
+    assert 2 <= len(held.subnets) <= 3
+    assert held.largest in held.subnets
+    assert dict(report.lines)["search"].startswith("16 subnets, ")

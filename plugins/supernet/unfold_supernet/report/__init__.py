@@ -1,0 +1,1 @@
+"""Reports: training, studies on the accelerator, and replays; all their sentences in one module."""

@@ -1,0 +1,156 @@
+"""The reports of ``unfold plan --replay`` and ``unfold serve --replay``: one shape, simulated or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from unfold_supernet.replay.baselines import FIXED_PREFIXES, FixedComparison, PolicyResult, compare_with_fixed
+from unfold_supernet.replay.load import WINDOW_SLOS
+from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem
+from unfold_supernet.replay.simulated import SimulatedReplay
+from unfold_supernet.report import sentences
+from unfold_supernet.training.accuracy import compute_percentiles
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+
+
+def build_simulated_report(replayed: SimulatedReplay) -> Report:
+    """Build the report of a simulated trace, with the decision: the subnets that it needs, and the cached subgraph."""
+    problem, reduced = replayed.problem, replayed.reduced
+    report = _build_report(problem, "plan", replayed.results)
+    decision: dict[str, Any] = {
+        "policy": problem.options.policy,
+        "slo_ms": problem.options.slo_s * 1e3,
+        "on": problem.options.backend,
+        "nets": replayed.needed,
+        "attainment": reduced.outcome.attainment,
+        "accuracy_served": reduced.accuracy,
+    }
+    lines = (*report.lines, ("subnets", sentences.state_needed_subnets(replayed.needed, reduced.outcome.attainment)))
+    accelerated = replayed.accelerated
+    if accelerated is None:
+        return replace(report, decision=decision, lines=lines)
+    millijoules = accelerated.estimate_millijoules(replayed.results[0].outcome)
+    text = sentences.state_accelerator_energy(
+        millijoules, accelerated.decision["bytes"], accelerated.largest_bytes, accelerated.machine_name
+    )
+    return replace(
+        report,
+        decision=decision | {"buffer": accelerated.decision},
+        metrics={**report.metrics, "energy_mj": Metric(millijoules, "mJ")},
+        lines=(*lines, ("accelerator", text)),
+    )
+
+
+def build_measured_report(replayed: MeasuredReplay) -> Report:
+    """Build the report of a trace in real time, with the prediction and the slowdown of batches."""
+    predicted = replayed.predicted
+    report = _build_report(replayed.problem, "serve", replayed.results)
+    median, p99 = compute_percentiles(np.array(replayed.slowdowns or [1.0]))
+    metrics = {
+        "attainment_predicted": Metric(predicted.outcome.attainment),
+        "accuracy_served_predicted": Metric(predicted.accuracy, "%"),
+        "pace": Metric(median, "x", timed=True),
+        "pace_p99": Metric(p99, "x", timed=True),
+    }
+    lines = (
+        *report.lines,
+        ("predicted", sentences.state_prediction(predicted.outcome.attainment, predicted.accuracy)),
+        ("slowdown", sentences.state_slowdown(median, p99)),
+    )
+    return replace(report, metrics={**report.metrics, **metrics}, lines=lines)
+
+
+def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyResult]) -> Report:
+    spec_result, measured = results[0], verb == "serve"
+    outcome, options = spec_result.outcome, problem.options
+    fixed = [result for result in results if result.name.startswith(FIXED_PREFIXES)]
+    comparison = compare_with_fixed(spec_result, fixed)
+    is_met = outcome.attainment >= options.min_attainment
+    count = len(problem.arrivals)
+    rate = count / float(problem.arrivals[-1] - problem.arrivals[0])
+    return Report(
+        kind="supernet",
+        verb=verb,
+        name=problem.name,
+        verdict=Verdict.YES if is_met else Verdict.NO,
+        headline=sentences.state_replay(outcome.attainment, spec_result.accuracy, measured=measured),
+        subtitle=(f"{count:,} requests", f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
+        metrics=_collect_metrics(problem, results, comparison, timed=measured),
+        tables=(_tabulate_policies(results, timed=measured),),
+        lines=_write_lines(problem, spec_result, comparison),
+        next="" if measured else "unfold serve SPEC --replay TRACE",
+    )
+
+
+def _collect_metrics(
+    problem: ReplayProblem, results: Sequence[PolicyResult], comparison: FixedComparison, *, timed: bool
+) -> dict[str, Metric]:
+    spec_result, required = results[0], problem.options.min_attainment
+    outcome = spec_result.outcome
+    is_met = outcome.attainment >= required
+    metrics = {"attainment": Metric(outcome.attainment, target=f"≥ {required:g}", ok=is_met, timed=timed)}
+    if outcome.accurate_enough is not None:
+        metrics["both_targets"] = Metric(outcome.satisfied_fraction, timed=timed)
+    metrics |= {
+        "accuracy_served": Metric(spec_result.accuracy, "%", timed=timed),
+        "accuracy_gain_points": Metric(comparison.gain_points, "points", timed=timed),
+        "attainment_ratio": Metric(comparison.attainment_ratio, "x", timed=timed),
+    }
+    for result in results[1:]:
+        label = result.name.replace(" ", "_")
+        metrics[f"attainment_{label}"] = Metric(result.outcome.attainment, timed=timed)
+        metrics[f"accuracy_served_{label}"] = Metric(result.accuracy, "%", timed=timed)
+    return metrics
+
+
+def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table:
+    has_targets = results[0].outcome.accurate_enough is not None
+    columns = (
+        Column("policy"),
+        Column("in time", "%", 2, timed=timed),
+        *((Column("in time and accurate enough", "%", 2, timed=timed),) if has_targets else ()),
+        Column("mean accuracy", "%", 2, timed=timed),
+        *(() if has_targets else (Column("dropped", "%", 2, timed=timed),)),
+        Column("mean batch", "", 1, timed=timed),
+        Column("model switches", timed=timed),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for result in results:
+        outcome = result.outcome
+        served = int((outcome.subnet >= 0).sum())
+        dropped = 100 - served / outcome.subnet.size * 100
+        batch = served / max(1, outcome.batches)
+        quality = (outcome.satisfied_fraction * 100, result.accuracy) if has_targets else (result.accuracy, dropped)
+        rows.append((result.name, outcome.attainment * 100, *quality, batch, int(outcome.switches)))
+    return Table("policies", columns, tuple(rows), accent=0)
+
+
+def _describe_deadlines(problem: ReplayProblem) -> str:
+    if problem.targets is None:
+        slo_ms = problem.options.slo_s * 1e3
+        return sentences.describe_deadlines(slo_ms, slo_ms)
+    deadlines = problem.targets.deadlines_s
+    return sentences.describe_deadlines(float(deadlines.min()) * 1e3, float(deadlines.max()) * 1e3)
+
+
+def _write_lines(
+    problem: ReplayProblem, spec_result: PolicyResult, comparison: FixedComparison
+) -> tuple[tuple[str, str], ...]:
+    options = problem.options
+    lines = [
+        ("equal attainment", sentences.state_gain_at_equal_attainment(comparison.gain_points)),
+        ("equal accuracy", sentences.state_ratio_at_equal_accuracy(comparison.attainment_ratio)),
+    ]
+    if problem.targets is not None:
+        best = max(profile.accuracy_fraction for profile in problem.profiles)
+        above_best = float((problem.targets.min_accuracies > best).mean())
+        text = sentences.state_targets(spec_result.outcome.satisfied_fraction, above_best, best)
+        lines.append(("targets", text))
+    if options.load is not None:
+        text = sentences.state_load(problem.rate_factor, options.load, WINDOW_SLOS * options.slo_s * 1e3)
+        lines.append(("load", text))
+    return tuple(lines)

@@ -1,0 +1,326 @@
+"""Every sentence that a user of the kind ``supernet`` reads in a report, so that one reader can edit the English."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel
+from unfold_supernet.study.strategies import Strategy
+from unfoldkit.api import format_bytes
+
+
+def format_percent(fraction: float) -> str:
+    """Format a fraction as a percentage; what rounds to zero has no sign."""
+    return f"{round(fraction * 100, 1) + 0.0:.1f} %"
+
+
+def format_bandwidth(bytes_per_second: float) -> str:
+    """Format a bandwidth in GB/s."""
+    return f"{bytes_per_second / 1e9:g} GB/s"
+
+
+# The accelerator study.
+
+
+def name_source(source: str) -> str:
+    """Name what a cached subgraph was cut from: the core, a subnet, or the weights common to two subnets."""
+    if source == "core":
+        return "the shared core"
+    return f"the weights common to {' and '.join(source.split('∩'))}" if "∩" in source else f"subnet {source}"
+
+
+def name_strategy(strategy: Strategy, every: int, batch: int, core_bytes: int) -> str:
+    """Name a strategy for the tables of a study."""
+    names = {
+        Strategy.EMPTY: "no cache",
+        Strategy.STATIC: "static cache",
+        Strategy.AVGNET: f"avgnet, every {every}",
+        Strategy.LEAST_LATENCY: f"least-latency, every {every}",
+        Strategy.AVGNET_ALL_ORDERS: "avgnet, all fill orders",
+        Strategy.LEAST_LATENCY_PASSING: "least-latency, refilled in passing",
+        Strategy.EMPTY_BATCHED: f"no cache, batches of {batch}",
+        Strategy.STATIC_BATCHED: f"static cache, batches of {batch}",
+        Strategy.ENTIRE_CORE: f"entire core cached ({format_bytes(core_bytes)})",
+    }
+    return names[strategy]
+
+
+def describe_static_cache(cached_bytes: int, source: str) -> str:
+    """Describe the subgraph that is cached throughout; the start of a headline."""
+    return f"caching {format_bytes(cached_bytes)} of {name_source(source)}"
+
+
+def describe_adaptive_cache(buffer_bytes: int, keep: str, every: int) -> str:
+    """Describe a cache that follows the queries; the start of a headline."""
+    interval = "after each query" if every == 1 else f"every {every} queries"
+    return f"a {format_bytes(buffer_bytes)} cache chosen by {keep} {interval}"
+
+
+def state_latency_saving(cache: str, traffic: float, latency: float, latency_fair: float) -> str:
+    """State what a cache saves of traffic and latency."""
+    saving = f"{cache} saves {format_percent(traffic)} of the traffic"
+    if _is_loss(latency):
+        return f"{saving} but adds {format_percent(-latency)} latency"
+    return f"{saving} and {format_percent(latency)} of the latency ({_state_fair(latency_fair)} with deep prefetch)"
+
+
+def _is_loss(fraction: float) -> bool:
+    # what rounds to zero is no loss
+    return round(fraction * 100, 1) < 0
+
+
+def _state_fair(fraction: float) -> str:
+    return f"adds {format_percent(-fraction)}" if _is_loss(fraction) else format_percent(fraction)
+
+
+def state_accuracy_gain(cache: str, traffic: float, points: float, points_fair: float) -> str:
+    """State the accuracy that a cache gains at equal deadlines, because saved time goes into larger subnets."""
+    gain = f"{points:+.2f} accuracy points at equal deadlines ({points_fair:+.2f} with deep prefetch)"
+    return f"{cache} gives {gain} and saves {format_percent(traffic)} of the traffic"
+
+
+def describe_queries(count: int, pattern: str, file: str) -> str:
+    """Describe the query stream."""
+    return f"queries of {file}" if file else f"{count:,} {pattern} queries"
+
+
+def describe_cached_layers(cached_bytes: int, layers: int, source: str, order: str) -> str:
+    """Describe the size and origin of the cached subgraph."""
+    criteria = {
+        "stall": "most stall per byte first",
+        "reuse": "least reuse per byte first",
+        "front": "first layers first",
+        "back": "last layers first",
+    }
+    return f"{format_bytes(cached_bytes)} in {layers} layers, cut from {name_source(source)}, {criteria[order]}"
+
+
+def state_adaptive_gain(strategy: str, gain: float) -> str:
+    """State what the best adaptive cache saves beyond the static one."""
+    effect = f"adds {format_percent(-gain)} to" if _is_loss(gain) else f"saves {format_percent(gain)} of"
+    return f"{strategy}: {effect} the latency of the static cache"
+
+
+def state_energy_saving(traffic: float, total: float) -> str:
+    """State the energy saved off chip and in total."""
+    return f"saves {format_percent(traffic)} off chip (as traffic), {format_percent(total)} in total"
+
+
+def state_accuracy_points(points: float, points_fair: float) -> str:
+    """State the accuracy gained at equal deadlines."""
+    return f"{points:+.2f} points at equal deadlines ({points_fair:+.2f} with deep prefetch)"
+
+
+def describe_precision(machine: Accelerator) -> str:
+    """Describe the bits of weights and activations, and a mismatch of the energy parameters."""
+    bits = (
+        f"{8 * machine.weight_bytes}-bit weights, {8 * machine.value_bytes}-bit activations; partial sums stay on chip"
+    )
+    matches = machine.energy.mac != EnergyModel().mac or machine.weight_bytes == machine.value_bytes == 1
+    return bits if matches else f"{bits}; energy.mac is still that of INT8"
+
+
+def list_study_notes(max_buffer: int, *, is_reference: bool) -> tuple[str, ...]:
+    """List what a reader must know before quoting a figure of a study."""
+    scale = " The accuracies are a scale, not measurements." if is_reference else ""
+    return (
+        f"All figures come from a model; no board was measured.{scale}",
+        "Best: the subnet that gains most. Deep: with transfers that run ahead through layers.",
+        "Without a cache, the dynamic buffer gets the bytes of the persistent buffer.",
+        f"Buffer of a claim: the smallest one of the sweep (up to {format_bytes(max_buffer)}) that reaches it.",
+    )
+
+
+def state_deadline_missed(family: str, deadline_ms: float) -> str:
+    """State that no subnet meets the deadline."""
+    return f"no subnet of {family} meets the deadline of {deadline_ms:g} ms"
+
+
+def state_fastest_subnet(name: str, latency_ms: float, bottleneck: str) -> str:
+    """State the fastest subnet and what limits it."""
+    return f"the fastest subnet, {name}, takes {latency_ms:.2f} ms, mostly for {bottleneck}"
+
+
+def state_compute_bound(compute_ms: float) -> str:
+    """State the latency that no bandwidth can remove."""
+    return f"computation takes {compute_ms:.2f} ms at any bandwidth"
+
+
+def propose_deadline(deadline_ms: float, accuracy: float) -> str:
+    """Propose the smallest deadline that a subnet meets."""
+    return f"deadline {deadline_ms:.2f} ms for {accuracy:.1f} % accuracy"
+
+
+# Training.
+
+
+def state_training(count: int, low: float, high: float, front: int, gap: str, switch_us: float) -> str:
+    """State the result of a training; ``gap`` is empty without standalone models."""
+    compared = f", {gap}" if gap else ""
+    return (
+        f"{count} subnets in one set of weights, {low:.1f} to {high:.1f} % accurate, "
+        f"{front} on the front{compared}; a model switch takes {switch_us:.1f} µs"
+    )
+
+
+def state_no_gap() -> str:
+    """State that weight sharing costs no accuracy."""
+    return "no weight-sharing gap"
+
+
+def state_gap(points: float) -> str:
+    """State a significant weight-sharing gap."""
+    return f"weight-sharing gap of at most {points:.2f} points"
+
+
+def state_insignificant_gap(points: float, error: float) -> str:
+    """State a weight-sharing gap that may be chance."""
+    return f"no significant weight-sharing gap ({points:.2f} points, paired error {error:.2f})"
+
+
+def rate_gap(*, is_significant: bool, points: float) -> str:
+    """Rate a subnet against its standalone model."""
+    if not is_significant:
+        return "not significant"
+    return "worse" if points > 0 else "better"
+
+
+def describe_front(names: Sequence[str]) -> str:
+    """Describe the accuracy front."""
+    return f"{' < '.join(names)}: each significantly more accurate than the previous one (95 %, paired)"
+
+
+def describe_steps(steps: Mapping[str, int], max_listed: int) -> str:
+    """Describe the training steps by subnet; for many subnets, their minimum, median and maximum."""
+    if len(steps) <= max_listed:
+        return " · ".join(f"{name} {count:,}" for name, count in steps.items())
+    ordered = sorted(steps.values())
+    return f"{ordered[0]:,} to {ordered[-1]:,} a subnet, median {ordered[len(ordered) // 2]:,}"
+
+
+def explain_switch() -> str:
+    """Explain what a model switch is."""
+    return "a lookup: every subnet is bound to views of the shared weights once"
+
+
+def state_memory(shared_bytes: int, separate_bytes: int) -> str:
+    """State the memory of the supernet against separate models."""
+    return f"{shared_bytes / 1e3:.0f} kB with norm statistics, against {separate_bytes / 1e3:.0f} kB as separate models"
+
+
+def list_files() -> str:
+    """List the files that a training leaves."""
+    return "family/ holds weights and norm statistics; subnets/ holds standalone models (safetensors, ONNX)"
+
+
+def describe_search(count: int, measured: int, rank_correlation: float) -> str:
+    """Describe a subnet search."""
+    return f"{count:,} subnets, {measured:,} measured on held-out rows; rank correlation {rank_correlation:.2f}"
+
+
+def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
+    """State which classes no subnet ever recognises."""
+    remaining = len(names) - max_listed
+    listed = ", ".join(names[:max_listed]) + (f" and {remaining} more" if remaining > 0 else "")
+    return f"No subnet recognises any test row of class {listed}."
+
+
+def title_classes(shown: int, total: int) -> str:
+    """Title the table of sensitivities; of many classes, it shows the worst."""
+    if total <= shown:
+        return "sensitivity by class"
+    return f"sensitivity by class, the {shown} of {total} that the largest subnet recognises worst"
+
+
+# Replays.
+
+
+def state_replay(attainment: float, accuracy: float, *, measured: bool) -> str:
+    """State the result of a replay."""
+    method = "measured" if measured else "simulated"
+    return f"{format_percent(attainment)} of the requests in time at {accuracy:.2f} % accuracy, {method}"
+
+
+def describe_deadlines(low_ms: float, high_ms: float) -> str:
+    """Describe the deadlines of the requests."""
+    return f"≤ {low_ms:g} ms" if low_ms == high_ms else f"≤ {low_ms:g} to {high_ms:g} ms"
+
+
+def state_gain_at_equal_attainment(points: float | None) -> str:
+    """State the accuracy gained over the best fixed subnet with equal attainment."""
+    if points is None:
+        return "no fixed subnet reaches this attainment"
+    return f"{points:+.2f} points of accuracy over the best fixed subnet"
+
+
+def state_ratio_at_equal_accuracy(ratio: float | None) -> str:
+    """State the attainment against the best fixed subnet with equal accuracy."""
+    if ratio is None:
+        return "no fixed subnet reaches this accuracy"
+    return f"{ratio:.2f}x the attainment of the best fixed subnet"
+
+
+def state_targets(satisfied: float, above_best: float, best_accuracy: float) -> str:
+    """State how many requests meet both of their targets, and how many demand more than the best subnet."""
+    both = f"{format_percent(satisfied)} are in time and accurate enough"
+    return f"{both}; {format_percent(above_best)} require more than the best subnet's {best_accuracy * 100:.2f} %"
+
+
+def state_load(factor: float, load: float, window_ms: float) -> str:
+    """State how the trace was scaled."""
+    demand = f"the busiest {window_ms:g} ms demand {load * 100:.0f} % of the fastest subnet's capacity"
+    return f"rate scaled by {factor:.3g}: {demand}"
+
+
+def state_needed_subnets(needed: Mapping[str, float], attainment: float) -> str:
+    """State the subnets that a trace needs."""
+    names = " · ".join(f"{name} {fraction * 100:.0f} %" for name, fraction in needed.items())
+    return f"{names}; with these alone, {format_percent(attainment)} are in time"
+
+
+def state_accelerator_energy(millijoules: float, cached_bytes: int, largest_bytes: int, machine: str) -> str:
+    """State the energy of a request on the accelerator, and what its buffer caches."""
+    return f"{millijoules:.3g} mJ a request; {machine} caches {cached_bytes:,} of {largest_bytes:,} bytes"
+
+
+def state_prediction(attainment: float, accuracy: float) -> str:
+    """State what the simulation predicted for a measured replay."""
+    return f"{format_percent(attainment)} in time at {accuracy:.2f} % accuracy, from latencies measured in training"
+
+
+def state_slowdown(median: float, p99: float) -> str:
+    """State the ratio of measured to profiled latency."""
+    return f"batches took {median:.2f}x the latency measured in training (p99 {p99:.1f}x)"
+
+
+# Serving.
+
+
+def describe_served_subnet(name: str, accuracy: float, latency_ms: float) -> str:
+    """Describe a served subnet."""
+    return f"{name} {accuracy:.1f} % in {latency_ms:.2g} ms"
+
+
+def explain_policy(policy: str, fallback: str) -> str:
+    """Explain which subnet serves late requests."""
+    return f"{policy}; requests that cannot be in time run on {fallback}"
+
+
+def explain_min_accuracy() -> str:
+    """Explain the request parameter for a minimum accuracy."""
+    return "parameters.least_accuracy of a request, from 0 to 1; less accurate subnets never serve it"
+
+
+def explain_deadline(slo_ms: float) -> str:
+    """Explain the request parameter for a deadline."""
+    return f"parameters.deadline_ms of a request; {slo_ms:g} ms by default"
+
+
+def note_attainment(min_attainment: float) -> str:
+    """Note the target beside the dashboard's attainment."""
+    return f"served in time, target {format_percent(min_attainment)}"
+
+
+def note_accuracy() -> str:
+    """Note what the dashboard's accuracy is a mean of."""
+    return "expected, of the requests in time"

@@ -1,0 +1,190 @@
+"""The report of ``unfold train``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from unfold_supernet.networks.space import count_parameters
+from unfold_supernet.report import sentences
+from unfold_supernet.training.accuracy import PairedDifference
+from unfold_supernet.training.problem import TrainingProblem, TrainingResult
+from unfold_supernet.units import scale_column
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+MICRO = 1e6
+MAX_LISTED_STEPS = 16
+MAX_CLASSES = 12
+WEIGHT_BYTES = 4
+
+
+def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:
+    """Build the report of a training."""
+    gaps = [comparison.gap for comparison in result.comparisons.values()]
+    tables = [_tabulate_subnets(result), _tabulate_classes(problem, result), _tabulate_switches(result)]
+    if gaps:
+        tables.insert(1, _tabulate_gaps(result))
+    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    headline = sentences.state_training(
+        len(accuracies),
+        min(accuracies),
+        max(accuracies),
+        len(result.front),
+        describe_gap(gaps) if gaps else "",
+        result.switch_costs.route_p50_s * MICRO,
+    )
+    data = problem.data
+    return Report(
+        kind="supernet",
+        verb="train",
+        name=problem.name,
+        verdict=Verdict.YES,
+        headline=headline,
+        subtitle=(
+            f"{len(accuracies)} subnets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
+        ),
+        metrics=_collect_metrics(result),
+        tables=tuple(tables),
+        figures=(_plot_front(result),),
+        lines=_write_lines(result),
+        notes=_write_notes(problem, result),
+        next="unfold plan SPEC",
+        provenance={"inputs": {data.about: data.digest}},
+    )  # fmt: skip
+
+
+def describe_gap(gaps: Sequence[PairedDifference]) -> str:
+    """Describe the largest weight-sharing gap; one that may be chance on these test rows is described as such."""
+    largest = max(gaps, key=lambda gap: gap.points)
+    if largest.points <= 0:
+        return sentences.state_no_gap()
+    if any(gap.points > 0 and gap.is_significant for gap in gaps):
+        return sentences.state_gap(largest.points)
+    return sentences.state_insignificant_gap(largest.points, largest.error)
+
+
+def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
+    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    costs = result.switch_costs
+    metrics = {
+        "front_points": Metric(float(len(result.front))),
+        "accuracy_min": Metric(min(accuracies), "%"),
+        "accuracy_max": Metric(max(accuracies), "%"),
+        "cost_of_sharing_points": Metric(result.largest_gap_points, "points"),
+        "switch_us_p50": Metric(costs.route_p50_s * MICRO, "µs", timed=True),
+        "switch_us_p99": Metric(costs.route_p99_s * MICRO, "µs", timed=True),
+        "reload_ratio": Metric(costs.reload_s / costs.route_p50_s, "x", timed=True),
+        "load_state_ratio": Metric(costs.load_state_s / costs.route_p50_s, "x", timed=True),
+        "memory_ratio": Metric(costs.shared_bytes / costs.separate_bytes),
+        "train_seconds": Metric(result.training_s, "s", timed=True),
+    }
+    for size, comparison in zip(("min", "mid", "max"), result.comparisons.values(), strict=False):
+        metrics[f"sharing_cost_{size}_points"] = Metric(comparison.gap.points, "points")
+    return metrics
+
+
+def _tabulate_subnets(result: TrainingResult) -> Table:
+    macs_column, macs = scale_column("operations", "kMAC", result.macs, 0)
+    columns = (
+        Column("subnet"),
+        Column("accuracy", "%", 2),
+        Column("±", "points", 2),
+        Column("macro F1", "%", 1),
+        macs_column,
+        Column("weights", "kB", 1),
+        Column("batch 1", "µs", 0, timed=True),
+        Column("batch 32", "µs", 0, timed=True),
+    )
+    front = set(result.front)
+    sizes = {
+        subnet.name: count_parameters(result.space, subnet) * WEIGHT_BYTES / 1e3 for subnet in result.space.subnets
+    }
+    rows: list[tuple[Cell, ...]] = []
+    for (name, quality), work in zip(result.qualities.items(), macs, strict=True):
+        times = [result.seconds_by_batch[name][batch] * MICRO for batch in (1, 32)]
+        label = name + (" *" if name in front else "")
+        rows.append((label, quality.accuracy, quality.half_width, quality.macro_f1, work, sizes[name], *times))
+    return Table("subnets", columns, tuple(rows))
+
+
+def _tabulate_gaps(result: TrainingResult) -> Table:
+    columns = (
+        Column("subnet"),
+        Column("shared weights", "%", 2),
+        Column("standalone", "%", 2),
+        Column("gap", "points", 2),
+        Column("paired error", "points", 2),
+        Column("shared weights are"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, comparison in result.comparisons.items():
+        gap = comparison.gap
+        rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
+        rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
+    return Table("weight-sharing gap", columns, tuple(rows))
+
+
+def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table:
+    largest = list(result.qualities.values())[-1].sensitivity
+    # of many classes, those that the largest subnet recognises worst
+    by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
+    shown = sorted(by_sensitivity[:MAX_CLASSES])
+    columns = (Column("subnet"), *(Column(f"class {problem.data.names[index]}", "%", 1) for index in shown))
+    rows: list[tuple[Cell, ...]] = []
+    for name, quality in result.qualities.items():
+        values = [quality.sensitivity[index] for index in shown]
+        rows.append((name, *(None if math.isnan(value) else value * 100 for value in values)))
+    return Table(sentences.title_classes(len(shown), len(largest)), columns, tuple(rows))
+
+
+def _tabulate_switches(result: TrainingResult) -> Table:
+    costs = result.switch_costs
+    columns = (
+        Column("mechanism"),
+        Column("time", "µs", 2, timed=True),
+        Column("relative to routing", "x", 0, timed=True),
+    )
+    mechanisms = (
+        ("routing (median)", costs.route_p50_s),
+        ("routing (p99)", costs.route_p99_s),
+        ("binding views anew", costs.bind_s),
+        ("loading a state in place", costs.load_state_s),
+        ("building and loading a model", costs.reload_s),
+    )
+    rows = tuple((name, seconds * MICRO, seconds / costs.route_p50_s) for name, seconds in mechanisms)
+    return Table("model switch", columns, rows)
+
+
+def _plot_front(result: TrainingResult) -> Figure:
+    macs = tuple(result.macs)
+    accuracies = tuple(quality.accuracy for quality in result.qualities.values())
+    on_front = [index for index, name in enumerate(result.qualities) if name in set(result.front)]
+    front = Series(
+        "front", tuple(macs[index] for index in on_front), tuple(accuracies[index] for index in on_front), "steps"
+    )
+    points = Series("subnets", macs, accuracies, "points")
+    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (points, front), log_x=True)
+
+
+def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
+    costs, search = result.switch_costs, result.search
+    steps = result.steps | {name: result.steps.get(name, 0) for name in result.qualities}
+    lines = (
+        ("front", sentences.describe_front(result.front)),
+        ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
+        ("model switch", sentences.explain_switch()),
+        ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
+        ("files", sentences.list_files()),
+    )
+    if search is None:
+        return lines
+    text = sentences.describe_search(search.count, search.measured, search.rank_correlation)
+    return (("search", text), *lines)
+
+
+def _write_notes(problem: TrainingProblem, result: TrainingResult) -> tuple[str, ...]:
+    """Name the classes that no subnet ever recognises; accuracy hides them where they are rare."""
+    sensitivities = (quality.sensitivity for quality in result.qualities.values())
+    recalls = zip(problem.data.names, *sensitivities, strict=True)
+    missed = [name for name, *values in recalls if not any(values)]
+    return (sentences.state_missed_classes(missed, MAX_CLASSES),) if missed else ()

@@ -1,0 +1,88 @@
+"""The spec of kind ``supernet``, its section ``serving``, and the checks across sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfold_supernet.schema.accelerator import (
+    AcceleratorSpec,
+    QueriesSpec,
+    find_accelerator_problems,
+    find_query_problems,
+)
+from unfold_supernet.schema.space import SpaceSpec, find_count_problems, find_space_problems
+from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_problems, find_training_problems
+from unfoldkit.api import Duration, Fraction, Model, Percent, Problem, Spec
+
+
+class ServingSpec(Model):
+    """Serving under deadlines."""
+
+    slo: Annotated[Duration, Field(gt=0)] = Field(description="deadline of a response, from the request's arrival")
+    policy: Literal["steady", "fitted", "slackfit"] = Field(
+        default="steady",
+        description="the most accurate subnet that keeps up with the request rate; or that serves the entire queue "
+        "in time; or SuperServe's SlackFit",
+    )
+    on: Literal["cpu", "accelerator"] = Field(
+        default="cpu",
+        description="latencies for plan --replay: measured in training, or of the simulated accelerator",
+    )
+    load: Annotated[Percent, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="scale a replayed trace so that its busiest ten slo demand this fraction of the fastest subnet's "
+        "throughput; by default the trace is not scaled",
+    )
+    attainment: Fraction = Field(default=0.99, description="required fraction of requests served in time")
+    escalate: Annotated[Fraction, Field(gt=0)] | None = Field(
+        default=None, description="confidence below which the most accurate subnet recomputes a small subnet's result"
+    )
+    guard: dict[str, Fraction] = Field(
+        default={},
+        description="minimum sensitivity by class; subnets below it are never used",
+    )
+
+
+class SupernetSpec(Spec):
+    """One set of weights, many models: which subnet serves a request, and what a model switch costs."""
+
+    kind: Literal["supernet"]
+    family: Literal["ofa-resnet50", "ofa-mobilenetv3"] | None = Field(
+        default=None, description="a published family, by its layers only"
+    )
+    layers: str | None = Field(
+        default=None, description="a CSV with the layers of your own subnets, for the accelerator only"
+    )
+    data: DataSpec | None = None
+    space: SpaceSpec | None = None
+    training: TrainingSpec = TrainingSpec()
+    serving: ServingSpec | None = None
+    accelerator: AcceleratorSpec | None = None
+    queries: QueriesSpec = QueriesSpec()
+
+    def problems(self) -> Iterable[Problem]:
+        """Yield the contradictions between sections."""
+        yield from _find_family_problems(self)
+        if self.space is not None:
+            yield from find_space_problems(self.space, self.data.source if self.data else "")
+            yield from find_data_problems(self.data, self.space.form)
+            yield from find_training_problems(self.training, self.space.coupling)
+            yield from find_count_problems(self.space)
+        yield from find_query_problems(self.queries)
+        if self.accelerator is not None:
+            yield from find_accelerator_problems(self.accelerator)
+
+
+def _find_family_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    sources = [key for key in ("family", "layers", "space") if getattr(spec, key) is not None]
+    if not sources:
+        hint = "write family: ofa-resnet50, layers: nets.csv, or a space to train"
+        yield Problem(("family",), "no subnets are defined", hint=hint)
+    if sources == ["family", "space"]:
+        yield Problem(("family",), "a published family has its own space", hint="remove family or space")
+    elif len(sources) > 1:
+        hint = f"remove {' or '.join(key for key in sources if key != 'layers')}"
+        yield Problem(("layers",), "a layer table already defines the subnets", hint=hint)

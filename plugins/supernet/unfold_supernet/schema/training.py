@@ -1,0 +1,104 @@
+"""Sections ``data`` and ``training``: labelled examples, and how the supernet learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfoldkit.api import Fraction, Model, Problem
+
+
+class DataSpec(Model):
+    """Labelled examples."""
+
+    source: Literal["digits", "mitbih", "file"]
+    path: str | None = Field(default=None, description="beats.npz of MIT-BIH, an NPZ with arrays x and y, or a CSV")
+    target: str = Field(default="target", description="the label column of a CSV")
+    channels: Literal["first", "last", "none"] | None = Field(
+        default=None, description="position of the channel axis in an NPZ's x, after the rows; needed if ambiguous"
+    )
+    group: str | None = Field(default=None, description="array or column of a file with the group of each row")
+    split: Literal["random", "inter-patient", "given"] = Field(
+        default="random",
+        description="random rows; whole records or groups on one side; or a file's own split (1 train, 2 test)",
+    )
+    test: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
+        default=0.4, description="fraction of each class held out for testing"
+    )
+
+
+class TrainingSpec(Model):
+    """How the supernet is trained; the defaults are those with the smallest weight-sharing gap."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 20
+    rule: Literal["all", "sandwich", "progressive"] = Field(
+        default="all",
+        description="train every subnet in each step; or the largest, the smallest and random ones (sandwich rule); "
+        "or the largest first, then enable kernel, depth and width one after the other (OFA)",
+    )
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2, description="random subnets in a step of the sandwich rule"
+    )
+    distill: Fraction = Field(
+        default=0.0, description="weight of the distillation loss against the largest subnet's output"
+    )
+    delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=0, description="epochs of the largest subnet before the others join"
+    )
+    sort: bool = Field(
+        default=False,
+        description="sort channels by importance before narrow subnets join (with delay or progressive)",
+    )
+    batch: Annotated[int, Field(ge=2, le=65_536)] = 256
+    rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.1, description="learning rate after warm-up")
+    warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs of warm-up")
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="weight decay")
+    clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="maximum gradient norm")
+    smoothing: Fraction = Field(default=0.1, description="label smoothing")
+    noise: Annotated[float, Field(ge=0, le=10)] = Field(default=0.0, description="standard deviation of input noise")
+    shift: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="maximum random shift of the inputs")
+    calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
+        default=4096, description="examples for the norm statistics"
+    )
+    alone: bool = Field(
+        default=True, description="also train smallest, middle and largest subnet as standalone models, to compare"
+    )
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:
+    """Yield contradictions between the data and the ``form`` of the space that is trained on it."""
+    if data is None:
+        yield Problem(("data",), "a space needs data to train on", hint="write data: {source: digits}")
+        return
+    if data.source != "digits" and data.path is None:
+        yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
+    yield from _find_split_problems(data)
+    required = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
+    if form not in (required, "transformer"):
+        yield Problem(("space", "form"), f"{data.source} requires {required} or transformer")
+
+
+def find_training_problems(training: TrainingSpec, coupling: str) -> Iterable[Problem]:
+    """Yield contradictions between the training rule and the ``coupling`` of the space."""
+    if training.rule == "progressive" and coupling == "compound":
+        message, hint = "progressive shrinking needs independent lists", "use coupling: independent, or rule: all"
+        yield Problem(("training", "rule"), message, hint=hint)
+    if training.sort and training.rule != "progressive" and not training.delay:
+        message = "channels can be sorted only before narrow subnets join"
+        yield Problem(("training", "sort"), message, hint="add a delay")
+
+
+def _find_split_problems(data: DataSpec) -> Iterable[Problem]:
+    is_file, by_group = data.source == "file", data.split == "inter-patient"
+    if is_file and by_group and data.group is None:
+        message, hint = "the group of each row is unknown", "write group: patient, an array or column"
+        yield Problem(("data", "split"), message, hint=hint)
+    if data.group is not None and not (is_file and by_group):
+        message, hint = "has no effect on this split", "use source: file with split: inter-patient, or remove group"
+        yield Problem(("data", "group"), message, hint=hint)
+    if (data.source == "digits" and data.split != "random") or (data.source == "mitbih" and data.split == "given"):
+        split = "random" if data.source == "digits" else "inter-patient"
+        yield Problem(("data", "split"), f"{data.source} does not support this split", hint=f"split: {split}")

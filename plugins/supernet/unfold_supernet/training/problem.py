@@ -1,0 +1,206 @@
+"""A resolved training run, and everything that it measured. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
+from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.space import Space, Subnet, count_macs
+from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality, compare_paired, select_front
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How the supernet is trained.
+
+    Attributes:
+        epochs: Epochs, or those of the largest subnet under progressive shrinking.
+        rule: ``all``, ``sandwich`` or ``progressive``.
+        samples: Random subnets in a step of the sandwich rule.
+        distill: Weight of the distillation loss against the largest subnet.
+        delay: Epochs of the largest subnet before the others join.
+        sort: Whether channels are sorted before narrow subnets join.
+        batch: Rows in a step.
+        rate: Learning rate after warm-up.
+        warmup: Epochs of warm-up.
+        decay: Weight decay.
+        clip: Maximum gradient norm.
+        smoothing: Label smoothing.
+        noise: Standard deviation of input noise.
+        shift: Maximum random shift of the inputs.
+        calibrate: Examples for the norm statistics.
+        standalone: Whether to train standalone models for comparison.
+        threads: Threads of torch.
+    """
+
+    epochs: int
+    rule: str
+    samples: int
+    distill: float
+    delay: int
+    sort: bool
+    batch: int
+    rate: float
+    warmup: int
+    decay: float
+    clip: float
+    smoothing: float
+    noise: float
+    shift: int
+    calibrate: int
+    standalone: bool
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How a large space is searched.
+
+    Attributes:
+        measured: Subnets to measure for the predictor.
+        points: Limits on MACs.
+        population: Subnets in a generation.
+        generations: Generations at each limit.
+    """
+
+    measured: int
+    points: int
+    population: int
+    generations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingProblem:
+    """A resolved training run.
+
+    Attributes:
+        name: Name of the spec.
+        form: Form of the subnets.
+        space: All candidate subnets.
+        data: Examples; with a hold-out, the space is searched.
+        options: Training options.
+        search: Search options.
+        seed: Of weights, batches and search.
+        fingerprint_parts: Sections of the spec on which the weights depend.
+    """
+
+    name: str
+    form: str
+    space: Space
+    data: Dataset
+    options: TrainingOptions
+    search: SearchOptions
+    seed: int
+    fingerprint_parts: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """Result of a search.
+
+    Attributes:
+        subnets: The selected subnets, cheapest first.
+        count: Subnets in the space.
+        measured: Subnets measured.
+        rank_correlation: Spearman's correlation of predicted and measured accuracy on a fifth held out from the
+            predictor.
+    """
+
+    subnets: tuple[Subnet, ...]
+    count: int
+    measured: int
+    rank_correlation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchCosts:
+    """What a model switch costs, by mechanism.
+
+    Attributes:
+        route_p50_s: Median time to look up a bound subnet.
+        route_p99_s: 99th percentile of the same.
+        bind_s: Time to bind the views anew.
+        load_state_s: Time to copy a state from memory into an existing model.
+        reload_s: Time to build a model and read its file's bytes.
+        shared_bytes: Bytes of the supernet with all norm statistics.
+        separate_bytes: Bytes of its subnets as separate models.
+    """
+
+    route_p50_s: float
+    route_p99_s: float
+    bind_s: float
+    load_state_s: float
+    reload_s: float
+    shared_bytes: int
+    separate_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StandaloneComparison:
+    """A subnet in the supernet, and the same architecture trained as a standalone model."""
+
+    shared: SubnetQuality
+    standalone: SubnetQuality
+
+    @property
+    def gap(self) -> PairedDifference:
+        """The weight-sharing gap: how much better the standalone model is."""
+        return compare_paired(self.standalone.correct, self.shared.correct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """Everything that training measured; dictionaries are by subnet, cheapest first.
+
+    Attributes:
+        space: The trained subnets.
+        qualities: Quality on the test rows.
+        seconds_by_batch: Latency by batch size.
+        comparisons: Comparison with standalone models.
+        switch_costs: Cost of a model switch.
+        steps: Training steps.
+        training_s: Seconds of training; about 0 if the run was already trained.
+        search: Result of the search, if the space was searched.
+    """
+
+    space: Space
+    qualities: dict[str, SubnetQuality]
+    seconds_by_batch: dict[str, dict[int, float]]
+    comparisons: dict[str, StandaloneComparison]
+    switch_costs: SwitchCosts
+    steps: dict[str, int]
+    training_s: float
+    search: SearchResult | None = None
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """Subnets on the accuracy front, cheapest first."""
+        names = list(self.qualities)
+        return tuple(names[index] for index in select_front(self.macs, list(self.qualities.values())))
+
+    @property
+    def macs(self) -> list[float]:
+        """Multiply-accumulates of each subnet."""
+        by_name = {subnet.name: float(count_macs(self.space, subnet)) for subnet in self.space.subnets}
+        return [by_name[name] for name in self.qualities]
+
+    @property
+    def largest_gap_points(self) -> float | None:
+        """The largest weight-sharing gap, in points; ``None`` without standalone models."""
+        return max((comparison.gap.points for comparison in self.comparisons.values()), default=None)
+
+    def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
+        """Summarise the measurements that planning and serving need."""
+        subnets = tuple(
+            SubnetRecord(
+                name=name,
+                accuracy=quality.accuracy,
+                sensitivity=tuple(None if math.isnan(value) else value for value in quality.sensitivity),
+                macs=macs,
+                seconds=self.seconds_by_batch[name],
+            )
+            for (name, quality), macs in zip(self.qualities.items(), self.macs, strict=True)
+        )
+        return SupernetRecord(subnets, self.front, classes, self.switch_costs.reload_s)

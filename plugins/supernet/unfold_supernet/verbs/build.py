@@ -1,0 +1,311 @@
+"""Resolve a spec, once: read its files and build the problems that the stages solve. Only ``verbs`` sees a spec."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel, get_presets
+from unfold_supernet.accelerator.layer_table import read_layer_table
+from unfold_supernet.accelerator.layers import Family
+from unfold_supernet.accelerator.queries import QueryStream, draw_queries, read_queries
+from unfold_supernet.accelerator.reference_families import build_reference_family
+from unfold_supernet.family.artifacts import read_predictions, read_record, read_space
+from unfold_supernet.family.datasets import DataOptions, Dataset, hold_out_rows, load_dataset
+from unfold_supernet.family.space_builder import SpaceOptions, build_space
+from unfold_supernet.family.user_arrays import UserDataOptions
+from unfold_supernet.networks.space import Attention
+from unfold_supernet.replay.problem import AcceleratorTarget, ReplayProblem, ServingOptions, select_candidates
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.scheduling.requests import read_targets
+from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
+from unfold_supernet.schema.space import SearchSpec, SpaceSpec
+from unfold_supernet.schema.supernet import ServingSpec, SupernetSpec
+from unfold_supernet.schema.training import DataSpec, TrainingSpec
+from unfold_supernet.study.family_layers import build_trained_family
+from unfold_supernet.study.study import QueryOptions, StudyProblem
+from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
+from unfoldkit.api import Run, dump, user_error
+from unfoldkit.arrivals import traces
+from unfoldkit.safe_io.files import read_bytes
+
+if TYPE_CHECKING:
+    from unfold_supernet.serving.service import ServiceProblem
+
+MIN_TILES = 2
+"""Tiles in the dynamic buffer: one is computed while the next is transferred."""
+
+
+# Training.
+
+
+def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
+    """Load the data and build the search space.
+
+    Raises:
+        UnfoldError: The spec has no space or data, or a file is invalid.
+    """
+    if spec.space is None or spec.data is None:
+        key = "layers" if spec.layers else "family"
+        message, hint = "subnets known by their layers only cannot be trained", "unfold plan, or write space and data"
+        raise user_error(message, key=key, hint=hint)
+    data = load_dataset(build_data_options(spec.data, run), run.seed, form=spec.space.form)
+    space = build_space(build_space_options(spec.space), data.shape)
+    if spec.space.subnet_count > spec.space.search.above:
+        data = hold_out_rows(data, spec.space.search.held, run.seed)
+    document = dump(spec)
+    training = {key: value for key, value in document["training"].items() if key != "alone"}
+    return TrainingProblem(
+        name=spec.name,
+        form=spec.space.form,
+        space=space,
+        data=data,
+        options=build_training_options(spec.training),
+        search=build_search_options(spec.space.search),
+        seed=run.seed,
+        fingerprint_parts=(document["data"], document["space"], training),
+    )
+
+
+def build_dataset(spec: SupernetSpec, run: Run) -> Dataset:
+    """Load the examples of the spec.
+
+    Raises:
+        UnfoldError: A file is missing or invalid.
+    """
+    assert spec.data is not None  # noqa: S101 - the caller checks
+    form = spec.space.form if spec.space is not None else ""
+    return load_dataset(build_data_options(spec.data, run), run.seed, form=form)
+
+
+def build_data_options(spec: DataSpec, run: Run) -> DataOptions:
+    """Resolve where the examples come from."""
+    return DataOptions(
+        source=spec.source,
+        path=None if spec.source == "digits" else run.path(spec.path or "", key="data.path"),
+        user=UserDataOptions(spec.target, spec.channels, spec.group or "", spec.split == "given"),
+        split=spec.split,
+        test_fraction=spec.test,
+    )
+
+
+def build_space_options(spec: SpaceSpec) -> SpaceOptions:
+    """Resolve the dimensions of the search space."""
+    attention = spec.attention
+    return SpaceOptions(
+        form=spec.form,
+        widths=tuple(stage.width for stage in spec.stages),
+        stem=(spec.stem.kernel, spec.stem.stride),
+        attention=Attention(attention.patch, attention.width, attention.heads),
+        expand=spec.expand,
+        depth=spec.depth,
+        kernel=spec.kernel,
+        resolution=spec.resolution,
+        stagewise=spec.scope == "stage",
+        independent=spec.coupling == "independent",
+    )
+
+
+def build_training_options(spec: TrainingSpec) -> TrainingOptions:
+    """Resolve how the supernet is trained."""
+    return TrainingOptions(
+        epochs=spec.epochs,
+        rule=spec.rule,
+        samples=spec.samples,
+        distill=spec.distill,
+        delay=spec.delay,
+        sort=spec.sort,
+        batch=spec.batch,
+        rate=spec.rate,
+        warmup=spec.warmup,
+        decay=spec.decay,
+        clip=spec.clip,
+        smoothing=spec.smoothing,
+        noise=spec.noise,
+        shift=spec.shift,
+        calibrate=spec.calibrate,
+        standalone=spec.alone,
+        threads=spec.threads,
+    )
+
+
+def build_search_options(spec: SearchSpec) -> SearchOptions:
+    """Resolve how a large space is searched."""
+    return SearchOptions(
+        measured=spec.measured, points=spec.points, population=spec.population, generations=spec.generations
+    )
+
+
+# The accelerator study.
+
+
+def build_study_problem(spec: SupernetSpec, run: Run) -> StudyProblem:
+    """Build the family, the accelerator and the query stream.
+
+    Raises:
+        UnfoldError: A table is invalid, or the supernet is not trained yet.
+    """
+    accelerator = spec.accelerator or AcceleratorSpec()
+    queries = spec.queries
+    return StudyProblem(
+        name=spec.name,
+        family=build_family(spec, run),
+        is_reference=spec.family is not None,
+        machine=build_machine(accelerator),
+        stream=build_query_stream(queries, run),
+        queries=QueryOptions(
+            count=queries.count,
+            pattern=queries.pattern,
+            file=Path(queries.path).name if queries.path else "",
+            policy=queries.policy,
+            keep=queries.keep,
+            every=queries.every,
+            batch=queries.batch,
+            deadline_s=queries.deadline,
+        ),
+        sizes=accelerator.sizes,
+        has_default_sizes=accelerator.sizes == AcceleratorSpec().sizes,
+        bandwidths=accelerator.bandwidths,
+        inputs=_hash_files(run, {"queries.path": queries.path, "layers": spec.layers}),
+    )
+
+
+def build_family(spec: SupernetSpec, run: Run) -> Family:
+    """Build the subnets as layer tables: a published family, a user's table, or the supernet trained in this run.
+
+    Raises:
+        UnfoldError: The supernet is not trained yet, or the table is invalid.
+    """
+    if spec.family is not None:
+        return build_reference_family(spec.family)
+    if spec.layers is not None:
+        return read_layer_table(run.path(spec.layers, key="layers"), spec.name)
+    accuracies = {subnet.name: subnet.accuracy for subnet in read_record(run.directory).subnets}
+    space = read_space(run.directory)
+    return build_trained_family(spec.name, space, [accuracies[subnet.name] for subnet in space.subnets])
+
+
+def build_machine(spec: AcceleratorSpec) -> Accelerator:
+    """Build the accelerator: the preset with the values that the spec overrides."""
+    overrides = {
+        "persistent_bytes": spec.persistent_buffer,
+        "dynamic_bytes": spec.dynamic_buffer,
+        "streaming_bytes": spec.streaming_buffer,
+        "clock_hz": spec.clock,
+        "rows": spec.rows,
+        "columns": spec.columns,
+        "weight_bytes": spec.precision.weights and spec.precision.weights // 8,
+        "value_bytes": spec.precision.maps and spec.precision.maps // 8,
+    }
+    present: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    energy = EnergyModel(spec.energy.mac, spec.energy.on_chip, spec.energy.off_chip)
+    machine = replace(
+        get_presets()[spec.preset], **present, bandwidth=spec.bandwidth, overlapped=spec.overlapped, energy=energy
+    )
+    return replace(machine, tile_bytes=min(machine.tile_bytes, machine.dynamic_bytes // MIN_TILES))
+
+
+def build_query_stream(spec: QueriesSpec, run: Run) -> QueryStream:
+    """Draw the queries, or read them from a table.
+
+    Raises:
+        UnfoldError: The file is missing or invalid.
+    """
+    if spec.path is None:
+        return draw_queries(spec.count, spec.pattern, run.seed, spec.hold)
+    return read_queries(run.path(spec.path, key="queries.path"), spec.policy)
+
+
+def _hash_files(run: Run, files: Mapping[str, str | None]) -> dict[str, str]:
+    """Compute the SHA-256 of each file by its name; ``files`` is by the key that names them."""
+    paths = [run.path(name, key=key) for key, name in files.items() if name is not None]
+    return {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
+
+
+# Serving.
+
+
+def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
+    """Read the trace, its targets and the subnets of the run.
+
+    Raises:
+        UnfoldError: The supernet is not trained, no subnet meets the guard, or the trace has no duration.
+    """
+    options = build_serving_options(spec.serving)
+    record = read_record(run.directory)
+    path = Path(run.options["replay"])
+    path = path if path.is_file() else run.path(str(path))
+    arrivals = traces.read(path, tell=run.log.warning)
+    if len(arrivals) and arrivals[-1] <= arrivals[0]:
+        message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
+        raise user_error(message, file=str(path), hint="use a longer trace")
+    targets = read_targets(path, arrivals.size, options.slo_s)
+    return ReplayProblem(
+        name=spec.name,
+        options=options,
+        arrivals=arrivals,
+        profiles=_select_profiles(options, run),
+        switch_s=record.reload_s,
+        seed=run.seed,
+        targets=targets,
+        accelerator=build_accelerator_target(spec, run) if options.backend == "accelerator" else None,
+    )
+
+
+def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
+    """Read the measurements of the run and select the subnets to serve.
+
+    Raises:
+        UnfoldError: The supernet is not trained, or no subnet meets the guard.
+    """
+    from unfold_supernet.serving.service import ServiceProblem
+
+    if spec.space is None:
+        message, hint = "subnets known by their layers only cannot be served", "write space and data, and train"
+        raise user_error(message, key="family", hint=hint)
+    options = build_serving_options(spec.serving)
+    return ServiceProblem(
+        name=spec.name,
+        options=options,
+        space_options=build_space_options(spec.space),
+        record=read_record(run.directory),
+        profiles=_select_profiles(options, run),
+        directory=run.directory,
+        clock=run.clock,
+        log=run.log,
+    )
+
+
+def build_serving_options(spec: ServingSpec | None) -> ServingOptions:
+    """Resolve how requests are served.
+
+    Raises:
+        UnfoldError: The spec has no section ``serving``.
+    """
+    if spec is None:
+        raise user_error("the spec has no deadline", key="serving", hint='write serving: {slo: "20 ms"}')
+    return ServingOptions(
+        slo_s=spec.slo,
+        policy=spec.policy,
+        backend=spec.on,
+        load=spec.load,
+        min_attainment=spec.attainment,
+        escalate_below=spec.escalate,
+        guard=dict(spec.guard),
+    )
+
+
+def build_accelerator_target(spec: SupernetSpec, run: Run) -> AcceleratorTarget:
+    """Build the accelerator that serves a replay."""
+    machine = build_machine(spec.accelerator or AcceleratorSpec())
+    return AcceleratorTarget(build_family(spec, run), machine, spec.queries.policy, spec.queries.keep)
+
+
+def _select_profiles(options: ServingOptions, run: Run) -> tuple[SubnetProfile, ...]:
+    record = read_record(run.directory)
+    needs_predictions = options.escalate_below is not None and len(record.subnets) > 1
+    tested = read_predictions(run.directory) if needs_predictions else None
+    return select_candidates(options, record, tested)

@@ -1,0 +1,320 @@
+"""Renting from AWS, against a moto server over HTTP in another process."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from unfold_tuning.cluster import orphans
+from unfold_tuning.cluster.aws import (
+    EXPIRES_TAG,
+    FOLDER_TAG,
+    ORDER_TAG,
+    RUN_TAG,
+    AwsProvider,
+    LaunchRequest,
+    build_user_data,
+    parse_termination_time,
+)
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.executor import Executor
+from unfold_tuning.job.allocation import Allocation
+from unfold_tuning.job.problem import LaunchConfig, TrainableConfig
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.schedule import build_custom_stages
+from unfold_tuning.job.search_space import Uniform
+from unfold_tuning.trial.ledger import Ledger, open_ledger
+from unfold_tuning.trial.trainable import WorkerSetup
+from unfoldkit.api import RunDir, UnfoldError
+from unfoldkit.catalog.billing import Billing
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+MACHINE = Machine("g5.xlarge", 1, 3.6, max_instances=4, billing=Billing(0.0, 0.0))
+LAUNCH = LaunchConfig(image="ami-0abcdef1234567890")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """Start a moto server and return its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def wait_for(port: int) -> None:
+    """Wait until something listens."""
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError("moto does not listen")
+
+
+@pytest.fixture
+def ec2(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a client of an account in which earlier instances are terminated."""
+    for key, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(key, value)
+    client = boto3.client("ec2")
+    leftover = [item["InstanceId"] for item in list_instances(client)]
+    if leftover:
+        client.terminate_instances(InstanceIds=leftover)
+    return client
+
+
+def list_instances(ec2: Any, *states: str) -> list[Any]:
+    """List the instances, of some states or all."""
+    pages = ec2.get_paginator("describe_instances").paginate()
+    items = [item for page in pages for reservation in page["Reservations"] for item in reservation["Instances"]]
+    return [item for item in items if not states or item["State"]["Name"] in states]
+
+
+def build_request(machine: Machine, folder: str, expires_at: float, launch: LaunchConfig = LAUNCH) -> LaunchRequest:
+    """Build a request for a head at a fixed address."""
+    return LaunchRequest(
+        machine=machine, launch=launch, head_address="10.0.0.1:6379", folder=folder, expires_at=expires_at
+    )
+
+
+def build_provider(ec2: Any, ledger: Ledger, machine: Machine = MACHINE, folder: Path | None = None) -> AwsProvider:
+    """Build a provider that polls quickly."""
+    request = build_request(machine, str(folder or ""), time.time() + 3600)
+    return AwsProvider(ec2, request, "us-east-1", ledger, poll_s=0.05)
+
+
+def do_nothing() -> None:
+    """Watch nothing."""
+
+
+def read_tags(item: Any) -> dict[str, str]:
+    """Read the tags of an instance."""
+    return {tag["Key"]: tag["Value"] for tag in item["Tags"]}
+
+
+def test_instances_are_tagged_and_billed_until_terminated(ec2: Any, tmp_path: Path) -> None:
+    """Instances carry run, order and expiry from their first moment, and are billed until they are terminated."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        names = provider.rent(3, do_nothing)
+        running = list_instances(ec2, "running")
+        assert sorted(names) == sorted(item["InstanceId"] for item in running)
+        assert all({RUN_TAG, ORDER_TAG, FOLDER_TAG, EXPIRES_TAG} <= read_tags(item).keys() for item in running)
+        assert {read_tags(item)[RUN_TAG] for item in running} == {provider.run_id}
+        for name in names:
+            provider.release(name)
+        assert not list_instances(ec2, "running", "pending")
+        assert [life.until is not None for life in ledger.list_lifetimes()] == [True] * 3
+        assert sorted(life.id for life in ledger.list_lifetimes()) == sorted(names)
+
+
+def test_a_lost_response_is_not_billed_twice(ec2: Any, tmp_path: Path) -> None:
+    """If the response to a request is lost, the instances are found by their order, and no others are requested."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(UnreliableClient(ec2, lost=1), ledger)
+        names = provider.rent(2, do_nothing)
+        assert sorted(names) == sorted(item["InstanceId"] for item in list_instances(ec2, "running", "pending"))
+
+
+def test_surplus_instances_are_terminated(ec2: Any, tmp_path: Path) -> None:
+    """If a service ignores client tokens and starts too many instances, the surplus is terminated at once."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(UnreliableClient(ec2, lost=0, twice=True), ledger)
+        names = provider.rent(2, do_nothing)
+        assert len(names) == 2
+        assert sorted(names) == sorted(item["InstanceId"] for item in list_instances(ec2, "running", "pending"))
+
+
+def test_an_interrupted_wait_terminates_its_instances(ec2: Any, tmp_path: Path) -> None:
+    """Whatever interrupts the wait for new instances (the cap, Ctrl-C), they are terminated."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            build_provider(ec2, ledger).rent(2, stop)
+        assert not list_instances(ec2, "running", "pending")
+        assert all(life.until is not None for life in ledger.list_lifetimes())
+
+
+@pytest.mark.parametrize("price", [0.00001, 5000.0, float("nan")])
+def test_implausible_prices_rent_nothing(ec2: Any, tmp_path: Path, price: float) -> None:
+    """At an implausible price no instance is requested."""
+    before = len(list_instances(ec2))
+    machine = replace(MACHINE, usd_per_hour=price)
+    with open_ledger(tmp_path / "l.sqlite", machine, "a") as ledger:
+        with pytest.raises(UnfoldError, match="nothing is rented"):
+            build_provider(ec2, ledger, machine).rent(1, do_nothing)
+        assert ledger.list_orders() == []
+    assert len(list_instances(ec2)) == before
+
+
+def test_spot_machines_are_rented_on_the_spot_market(ec2: Any, tmp_path: Path) -> None:
+    """A spot machine is rented on the spot market."""
+    machine = replace(MACHINE, market="spot")
+    with open_ledger(tmp_path / "l.sqlite", machine, "a") as ledger:
+        provider = build_provider(ec2, ledger, machine)
+        provider.rent(1, do_nothing)
+        assert [item["InstanceLifecycle"] for item in list_instances(ec2, "running")] == ["spot"]
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
+
+
+def test_a_plan_runs_on_rented_instances(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of 2, 1, 2 instances rents three in all; ledger and cloud name the same ones, and none is left."""
+    monkeypatch.setenv("SLEEPER_LOG", str(tmp_path / "log"))
+    before = {item["InstanceId"] for item in list_instances(ec2)}
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        cluster = LocalCluster(WorkerSetup(TRAINABLE), 1, build_provider(ec2, ledger))
+        outcome = Executor(build_config(tmp_path), ledger, cluster).run()
+        rented = {item["InstanceId"] for item in list_instances(ec2)} - before
+        assert rented == {life.id for life in ledger.list_lifetimes()}
+        assert len(rented) == 3
+        assert outcome.winner is not None
+    assert not list_instances(ec2, "running", "pending")
+
+
+def test_the_next_attempt_terminates_what_a_killed_driver_left(ec2: Any, endpoint: str, tmp_path: Path) -> None:
+    """A killed driver leaves instances; doctor finds them; the resumed run bills and terminates them all."""
+    before = {item["InstanceId"] for item in list_instances(ec2)}
+    environment = {**os.environ, "SLEEPER_LOG": str(tmp_path / "log"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(Path(__file__)), str(tmp_path)]
+    with subprocess.Popen(command, env=environment) as driver:
+        while not (tmp_path / "log").exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        held = list(orphans.find_tagged_instances(ec2, "us-east-1", dt.datetime.now(dt.UTC)))
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert {item.ownership for item in held} == {"held"}
+    lost = list(orphans.find_tagged_instances(ec2, "us-east-1", dt.datetime.now(dt.UTC)))
+    assert {item.ownership for item in lost} == {"orphan"}
+    assert not orphans.report_orphans(lost, ["us-east-1"]).ok
+    killed = time.time()
+    subprocess.run(command, env=environment, check=True)
+    assert not list_instances(ec2, "running", "pending")
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        lives = {life.id: life for life in ledger.list_lifetimes()}
+        assert lives.keys() == {item["InstanceId"] for item in list_instances(ec2)} - before
+        assert all((lives[item.name].until or 0) >= killed for item in lost)
+        finished = {trial for trial, iters, *_ in ledger.list_checkpoints() if iters == 6}
+        assert finished
+
+
+def test_doctor_finds_orphans(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance of a run in this folder without a driver is an orphan; one whose driver lives is not."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs/t"
+    with RunDir(folder).locked(), open_ledger(folder / "ledger.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger, folder=folder)
+        names = provider.rent(1, do_nothing)
+        assert list(orphans.list_ledger_regions(tmp_path)) == ["us-east-1"]
+        assert orphans.check_orphans().ok
+    result = orphans.check_orphans()
+    assert not result.ok
+    assert names[0] in result.message
+    assert f"--instance-ids {names[0]}" in result.hint
+    ec2.terminate_instances(InstanceIds=names)
+    assert orphans.check_orphans().ok
+
+
+def test_instances_of_other_machines_are_orphans_when_expired() -> None:
+    """If the folder of the run is not here, an instance is left alone until it should have shut itself down."""
+    now = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+    away = {FOLDER_TAG: "/somewhere/else", EXPIRES_TAG: "2026-11-24T01:00:00+00:00"}
+    assert orphans.classify_ownership(away, now) == "away"
+    assert orphans.classify_ownership(away, now + dt.timedelta(hours=2)) == "orphan"
+    assert orphans.classify_ownership({}, now) == "orphan"
+
+
+def test_user_data_schedules_a_shutdown_and_joins_ray() -> None:
+    """An instance first schedules its own shutdown, then runs the user's lines, then Ray."""
+    request = build_request(MACHINE, "", 7200.0, replace(LAUNCH, setup="pip install mine"))
+    lines = build_user_data(request, 0.0).splitlines()
+    assert lines[:3] == ["#!/bin/sh", "shutdown -h +120", "pip install mine"]
+    assert lines[-1].startswith("ray start --address=10.0.0.1:6379")
+    assert '\\"unfold-$ID\\": 1' in lines[-1]
+
+
+def test_termination_times_are_parsed_from_sentences() -> None:
+    """AWS reports the end of an instance in a sentence; without one it is unknown."""
+    gone = {"State": {"Name": "terminated"}, "StateTransitionReason": "User initiated (2026-11-24 21:00:00 GMT)"}
+    assert parse_termination_time(gone) == dt.datetime(2026, 11, 24, 21, tzinfo=dt.UTC).timestamp()
+    assert parse_termination_time({"State": {"Name": "terminated"}}) is None
+    assert parse_termination_time({**gone, "State": {"Name": "running"}}) is None
+
+
+class UnreliableClient:
+    """A client that runs requests for instances, but loses ``lost`` responses, or runs requests ``twice``."""
+
+    def __init__(self, ec2: Any, lost: int, *, twice: bool = False) -> None:
+        self.ec2, self.lost, self.twice = ec2, lost, twice
+
+    def run_instances(self, **parameters: Any) -> Any:
+        """Rent, and perhaps lose the response."""
+        response = self.ec2.run_instances(**parameters)
+        if self.twice:
+            return self.ec2.run_instances(**parameters)
+        if self.lost:
+            self.lost -= 1
+            raise ReadTimeoutError(endpoint_url="moto")
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ec2, name)
+
+
+TRAINABLE = TrainableConfig(function="sleeper:train", space={"ceiling": Uniform(0.0, 1.0)})
+
+
+def build_config(folder: Path) -> ExecutionConfig:
+    """Build a job of three stages on two, one and two instances."""
+    return ExecutionConfig(
+        stages=build_custom_stages([(2, 2), (1, 2), (2, 2)]),
+        plan=tuple(Allocation(count, 1, count) for count in (2, 1, 2)),
+        machine=MACHINE,
+        profile=Profile(LogNormal(0.05)),
+        trainable=TRAINABLE,
+        folder=folder / "trials",
+        seed=0,
+        checkpoint_iters=1,
+    )
+
+
+def drive(folder: Path) -> None:
+    """Run the job as ``train`` does, resuming an earlier attempt."""
+    with RunDir(folder).locked(), open_ledger(folder / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(boto3.client("ec2"), ledger, folder=folder)
+        ledger.close_open_parts()
+        provider.recover()
+        ledger.close_open_lifetimes()
+        stages = build_custom_stages([(2, 6), (1, 6)])
+        config = replace(build_config(folder), stages=stages, plan=(Allocation(2, 1, 2), Allocation(1, 1, 1)))
+        Executor(config, ledger, LocalCluster(WorkerSetup(TRAINABLE), 1, provider)).run()
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]))

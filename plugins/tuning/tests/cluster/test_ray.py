@@ -1,0 +1,254 @@
+"""The executor on Ray: real raylets on this machine, added and removed between stages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfold_tuning.cluster.provider import build_local_provider
+from unfold_tuning.cluster.ray import RayCluster
+from unfold_tuning.cluster.ray_nodes import LocalRayNodes
+from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.executor import Executor
+from unfold_tuning.job.allocation import Allocation, Plan
+from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.schedule import Stage, build_custom_stages
+from unfold_tuning.job.search_space import Uniform
+from unfold_tuning.trial.ledger import Ledger, open_ledger
+from unfold_tuning.trial.trainable import WorkerSetup
+from unfoldkit.catalog.billing import Billing
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_environment"),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+NODE = Machine("p", 2, 3600.0, max_instances=3, billing=Billing(0.0, 0.0))
+PROFILE = Profile(LogNormal(0.05), ((1, 1.0), (2, 1.9), (4, 3.0)))
+
+
+@dataclass(slots=True)
+class ObservedCluster:
+    """A cluster that records its placement groups just before it closes."""
+
+    inner: RayCluster
+    groups: list[Any] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Record the groups, then close."""
+        import ray
+
+        if ray.is_initialized():
+            self.groups += ray.util.placement_group_table().values()
+        self.inner.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.fixture
+def ray_environment(sleeper_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let raylets and their workers, which inherit this environment, import the trainables."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
+def run_on_ray(
+    ledger: Ledger, folder: Path, stages: tuple[Stage, ...], plan: Plan, function: str = "train",
+    timeout_s: float | None = None,
+) -> tuple[RunOutcome, list[Any]]:  # fmt: skip
+    """Run a plan on Ray and return its outcome and its placement groups."""
+    space = {"ceiling": Uniform(0.0, 1.0)}
+    trainable = TrainableConfig(function=f"sleeper:{function}", space=space, timeout_s=timeout_s)
+    config = ExecutionConfig(
+        stages=stages,
+        plan=plan,
+        machine=NODE,
+        profile=PROFILE,
+        trainable=trainable,
+        folder=folder / "trials",
+        seed=0,
+        checkpoint_iters=1,
+        deadline_s=600.0,
+        is_replanning=False,
+    )
+    provider = build_local_provider(ledger, 3600.0)
+    cluster = ObservedCluster(RayCluster(WorkerSetup(trainable), 2, provider, LocalRayNodes(2)))
+    return Executor(config, ledger, cluster).run(), cluster.groups
+
+
+def test_raylets_follow_the_plan(tmp_path: Path) -> None:
+    """Of 2, 1, 2 nodes each stage holds its number; each trial's part has its own group and a ready worker."""
+    stages = build_custom_stages([(4, 2), (2, 2), (1, 2)])
+    plan = (Allocation(2, 1, 4), Allocation(1, 1, 2), Allocation(2, 4, 1))
+    with open_ledger(tmp_path / "l.sqlite", NODE, "a") as ledger:
+        outcome, groups = run_on_ray(ledger, tmp_path, stages, plan, "dated")
+        first = min(part.began for part in ledger.list_parts())
+        ends = [stage.ended for stage in ledger.list_finished_stages()]
+        running = [sum(life.since < end <= (life.until or end) for life in ledger.list_lifetimes()) for end in ends]
+        nodes_of = {trial: [part.node for part in ledger.list_parts() if part.trial == trial] for trial in range(1, 5)}
+    assert running == [2, 1, 2]
+    assert outcome.winner is not None
+    assert outcome.winner.iters == 6
+    iterations = Counter((tmp_path / "log").read_text().splitlines())
+    assert set(iterations.values()) == {1}
+    assert sum(iterations.values()) == 4 * 2 + 2 * 2 + 2
+    loaded = [float(line) for line in (tmp_path / "log.loaded").read_text().splitlines()]
+    assert len(loaded) == 4
+    assert max(loaded) < first, "a trial waited for its worker to start"
+    assert len(groups) == 4 + 2 + 1
+    strategies = Counter(group["strategy"] for group in groups)
+    assert strategies == {"STRICT_PACK": 6, "PACK": 1}
+    # the survivors share a node, so that the other one could be released
+    survivors = [nodes[1] for nodes in nodes_of.values() if len(nodes) > 1]
+    assert len(survivors) == 2
+    assert len(set(survivors)) == 1
+
+
+def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
+    """If a node's raylet is killed, its trials continue from their checkpoints on a node that replaces it."""
+    with open_ledger(tmp_path / "l.sqlite", NODE, "a") as ledger:
+        outcome, _ = run_on_ray(ledger, tmp_path, build_custom_stages([(2, 3)]), (Allocation(1, 1, 2),), "murderous")
+        assert outcome.lost_nodes == 1
+        assert len(ledger.list_lifetimes()) == 2
+        assert {trial.iters for trial in ledger.list_trials()} == {3}
+    iterations = Counter((tmp_path / "log").read_text().splitlines())
+    assert len(iterations) == 2 * 3
+    # the other trial of the node may have been in the middle of a step
+    assert sum(iterations.values()) <= 2 * 3 + 2
+
+
+def test_a_hanging_trial_is_killed_alone(tmp_path: Path) -> None:
+    """A trial without a checkpoint within the timeout is dropped; its node and the other trials stay."""
+    with open_ledger(tmp_path / "l.sqlite", NODE, "a") as ledger:
+        outcome, _ = run_on_ray(ledger, tmp_path, build_custom_stages([(6, 2)]), (Allocation(1, 1, 2),), "hanging", 2.0)
+        assert ledger.list_failed() == {6: "no checkpoint in 2.00 s"}
+        assert (outcome.lost_nodes, len(ledger.list_lifetimes())) == (0, 1)
+        assert [trial.iters for trial in ledger.list_trials()] == [2] * 5 + [1]
+
+
+RESUMED = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 3, min_iters: 8, max_iters: 24, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 60 min
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 1}
+profile: {iteration: {mean: 60 s}, provision: {mean: 0 s}, startup: {mean: 1 s}, sync: {mean: 0 s}, error: 0%}
+samples: 100
+"""
+
+
+def test_a_killed_driver_continues_with_a_new_head(tmp_path: Path) -> None:
+    """After kill -9 no raylet stays, checkpointed work is not repeated, and the run ends as if undisturbed."""
+    (tmp_path / "t.yaml").write_text(RESUMED)
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        _train_command(tmp_path, "run", "ray"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as driver:
+        _wait_until(lambda: len(_read_lines(log)) >= 3 or driver.poll() is not None)
+        assert driver.poll() is None, driver.communicate()
+        driver.kill()
+        driver.wait()
+    _wait_until(lambda: not _list_raylets(log))
+    before = _read_lines(log)
+    done = {f"{json.loads(config)['ceiling']:.9f}": iters for config, iters, _ in _read_trials(tmp_path / "run")}
+    ended = subprocess.run(
+        _train_command(tmp_path, "run", "ray"), capture_output=True, text=True, check=False, timeout=280
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    repeated = [line.split() for line in _read_lines(log)[len(before) :]]
+    assert not [line for line in repeated if int(line[1]) < done[line[0]]]
+    assert len(set(_read_lines(log))) == 3 * 8 + 16
+    subprocess.run(_train_command(tmp_path, "fresh", "local"), capture_output=True, check=True, timeout=280)
+    assert _read_trials(tmp_path / "run") == _read_trials(tmp_path / "fresh")
+
+
+def _train_command(folder: Path, name: str, engine: str) -> list[str]:
+    arguments = ["train", str(folder / "t.yaml"), "--run", str(folder / name), "--engine", engine, "--allow-code"]
+    return [sys.executable, "-m", "unfoldkit", *arguments]
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < 200, "waited in vain"
+        time.sleep(0.05)
+
+
+def _read_lines(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _list_raylets(log: Path) -> list[Path]:
+    """List the raylets in the environment of this test."""
+    processes = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = str(log).encode() in (path / "environ").read_bytes()
+            if ours and b"unfold-node-" in (path / "cmdline").read_bytes():
+                processes.append(path)
+        except OSError:
+            continue
+    return processes
+
+
+def _read_trials(run: Path) -> list[tuple[str, int, float | None]]:
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as base:
+        return base.execute("SELECT config, iters, metric FROM trials ORDER BY id").fetchall()
+
+
+TWICE = """
+import os, sys, time
+from pathlib import Path
+from unfold_tuning.verbs.profile import profile
+from unfold_tuning.schema.tuning import TuningSpec
+from unfold_tuning.verbs.train import train
+from unfoldkit.api import Run, RunDir
+from unfoldkit.engines.ray import RayEngine
+from unfoldkit.spec.yaml_reader import parse
+from unfoldkit.spec.validate import validate
+
+spec = validate(TuningSpec, parse(Path(sys.argv[1]).read_text(), "t.yaml"))
+run = Run(directory=RunDir(Path(sys.argv[2])), engine=RayEngine(), allow_code=True)
+group = os.getpgrp()
+profile(spec, run)
+report = train(spec, run)
+assert os.getpgrp() == group, "moved out of its process group: Ctrl-C would not reach it"
+time.sleep(70)
+print("alive", report.verdict.value)
+"""
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 3, min_iters: 2, max_iters: 6, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 30 min
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 1}
+samples: 200
+"""
+
+
+def test_a_process_outlives_its_heads(tmp_path: Path) -> None:
+    """Profile, then train, in one process that lives for longer than Ray waits for a lost head."""
+    (tmp_path / "t.yaml").write_text(SPEC)
+    command = [sys.executable, "-c", TWICE, str(tmp_path / "t.yaml"), str(tmp_path / "run")]
+    # Ray ends a process that still queries a lost head after 60 s
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "alive yes"), ended.stderr[-3000:]

@@ -1,0 +1,134 @@
+"""Profiles from the record of an earlier run, against figures computed from the times in the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tuning_runs import load_spec
+
+from unfold_tuning.job.build import resolve_record
+from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
+from unfold_tuning.verbs.plan import plan
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+
+TIMES = {"a": [4.0, 2.0, 3.0], "b": [8.0, 10.0], "c": [6.0]}
+"""Seconds of the iterations of three trials, as a search with early stopping leaves them."""
+MEAN = float(np.mean([3.0, 9.0, 6.0]))
+SPREAD = float(np.std([3.0, 9.0, 6.0], ddof=1)) / MEAN
+STD = float(np.mean([1.0, np.std([8.0, 10.0], ddof=1)]))
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: random, trials: 8, iters: 3}
+deadline: 10 min
+cloud: {instances: [{type: mine, price: $12/h, accelerators: 2}], limit: 4}
+profile: {recorded: {path: PATH}, speedup: {1: 1, 2: 1.5}}
+samples: 100
+"""
+
+
+def _write_ray(folder: Path) -> Path:
+    """Write a folder as Ray Tune does: one folder per trial with its results."""
+    for trial, seconds in TIMES.items():
+        (folder / f"train_{trial}").mkdir(parents=True)
+        rows = [f"{at + 1},{s},{sum(seconds[: at + 1])},{trial}" for at, s in enumerate(seconds)]
+        head = "training_iteration,time_this_iter_s,time_total_s,trial_id"
+        (folder / f"train_{trial}/progress.csv").write_text("\n".join([head, *rows]))
+    return folder
+
+
+def _write_resumed_ray(folder: Path) -> Path:
+    """Write a Ray Tune folder in which one trial failed and returned to its first checkpoint."""
+    _write_ray(folder)
+    file = folder / "train_b/progress.csv"
+    head, first, second = file.read_text().splitlines()
+    file.write_text(f"{head}\n{first}\n2,70,78.0,b\n3,1,79.0,b\n{second}")
+    return folder
+
+
+def _write_ray_json(folder: Path) -> Path:
+    """Write a Ray Tune folder with its results as JSON only."""
+    for trial, seconds in TIMES.items():
+        (folder / f"train_{trial}").mkdir(parents=True)
+        rows = [
+            {"training_iteration": at + 1, "time_this_iter_s": s, "config": {"x": 1}} for at, s in enumerate(seconds)
+        ]
+        (folder / f"train_{trial}/result.json").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def _write_array(folder: Path) -> Path:
+    """Write a table as pandas writes JSON: one array, in which a new trial has no times."""
+    folder.mkdir()
+    rows = [{"trial": t, "epoch": at + 1, "seconds": s} for t in TIMES for at, s in enumerate(TIMES[t])]
+    (folder / "trials.json").write_text(json.dumps([{"trial": "d", "epoch": 0, "seconds": None}, *rows]))
+    return folder / "trials.json"
+
+
+def _write_history(folder: Path) -> Path:
+    """Write a history as Weights & Biases exports it: sparse, with the time since a run began."""
+    folder.mkdir()
+    rows = [f"{trial},0,0.0,0.1\n{trial},,3.5,0.1" for trial in TIMES]
+    rows += [f"{t},{at + 1},{sum(s[: at + 1])}," for t, s in TIMES.items() for at in range(len(s))]
+    (folder / "history.csv").write_text("\n".join(["run,epoch,_runtime,loss", *rows]))
+    return folder / "history.csv"
+
+
+@pytest.mark.parametrize("write", [_write_ray, _write_resumed_ray, _write_ray_json, _write_array, _write_history])
+def test_records_of_other_tools_are_read(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """Mean and deviations within and between trials are those of the times; each trial counts once."""
+    summary = read_trial_log(write(tmp_path / "runs"), TrialLogSource(path="runs"))
+    assert (summary.mean_s, summary.std_s, summary.trial_cv) == pytest.approx((MEAN, STD, SPREAD))
+    assert (summary.trials, summary.steps) == (3, 6)
+
+
+def test_repeated_iterations_of_a_resumed_trial_count_once(tmp_path: Path) -> None:
+    """If a Ray Tune trial returned to a checkpoint, the last run of each iteration counts."""
+    summary = read_trial_log(_write_resumed_ray(tmp_path / "runs") / "train_b", TrialLogSource(path="runs"))
+    assert summary.mean_s == pytest.approx(9.0)
+
+
+def test_an_optuna_study_has_one_row_per_trial(tmp_path: Path) -> None:
+    """Durations divided by the iterations of a trial are its times; ``where`` selects the rows."""
+    text = "number,value,duration,state\n0,0.5,0 days 00:01:00.5,COMPLETE\n1,0.4,0 days 00:02:00,COMPLETE\n2,,,FAIL\n"
+    (tmp_path / "study.csv").write_text(text)
+    source = TrialLogSource(path="study.csv", iters=10, where={"state": "COMPLETE"})
+    assert read_trial_log(tmp_path / "study.csv", source).mean_s == pytest.approx((6.05 + 12.0) / 2)
+
+
+def test_a_record_plans_like_its_written_figures(tmp_path: Path) -> None:
+    """A record's times, scaled to one accelerator, give the plan of the same figures in the spec, and are reported."""
+    recorded = SPEC.replace("PATH", f"{_write_ray(tmp_path / 'runs')}, accelerators: 2")
+    written = f"iteration: {{mean: {MEAN * 1500} ms, std: {STD * 1500} ms}}, trial_spread: {SPREAD:.4f}, speedup"
+    line = next(line for line in recorded.splitlines() if line.startswith("profile"))
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1))
+    reports = [
+        plan(load_spec(text), run)
+        for text in (recorded, recorded.replace(line, f"profile: {{{written}: {{1: 1, 2: 1.5}}}}"))
+    ]
+    assert reports[0].decision == reports[1].decision
+    assert "6 steps of 3 trials: an iteration takes 6.00 s" in dict(reports[0].lines)["record"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trial,epoch,elapsed\na,1,2\na,1,3\n", r"t.csv:3:1: epoch: trial a reports iteration 1 twice"),
+        ("trial,epoch,loss\na,1,2\n", r"profile\.recorded\.elapsed: no column of times .*there are trial, epoch, loss"),
+        ("trial,epoch,elapsed\na,1,soon\n", r"t.csv:2:1: elapsed: 'soon' is not a number"),
+        ("trial,epoch,elapsed\n", "no iteration of any trial"),
+        ("trial,epoch,elapsed\na,1,0\n", "take no time"),
+    ],
+)
+def test_invalid_records_are_errors_with_location_and_key(tmp_path: Path, text: str, message: str) -> None:
+    """Missing or repeated data in a record is an error with its location and the key that helps."""
+    (tmp_path / "t.csv").write_text(text)
+    spec = load_spec(SPEC.replace("PATH", str(tmp_path / "t.csv")))
+    with pytest.raises(UnfoldError, match=message):
+        resolve_record(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))

@@ -1,0 +1,99 @@
+"""Every sentence of reports and runs, printed on one page: ``pytest -s`` shows it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from unfold_tuning.executor import messages
+from unfold_tuning.job.allocation import Allocation
+from unfold_tuning.job.profile import Machine
+from unfold_tuning.report import sentences
+
+MACHINE = Machine("g5.12xlarge", 4, 5.67, price_source="aws 2026-11-20")
+SPOT = Machine("g6.12xlarge", 4, 1.85, price_source="aws 2026-11-20", market="spot")
+SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
+    sentences.name_machine: [(MACHINE,), (SPOT,)],
+    sentences.write_plan_headline: [(0.73, MACHINE, 420.0, 0.97)],
+    sentences.write_missed_deadline_headline: [(120.0, 0.95, 361.0)],
+    sentences.write_over_budget_headline: [(420.0, 0.5, 0.95)],
+    sentences.write_small_budget_headline: [(0.5, 0.95)],
+    sentences.write_profile_headline: [(0.05,)],
+    sentences.write_stopped_headline: [(4.9, messages.describe_budget_stop(5.0))],
+    sentences.write_no_winner_headline: [()],
+    sentences.write_winner_headline: [
+        ("accuracy", 0.97, 3, 300.0, 0.7, None),
+        ("accuracy", 0.97, 3, 500.0, 0.7, 420.0),
+    ],
+    sentences.describe_slack: [(12.0, 0.95)],
+    sentences.describe_cheaper_plan: [(0.7, 0.89, 438.0)],
+    sentences.describe_earliest: [(360.0, 306.0)],
+    sentences.describe_frontier: [({"$2.60": "6.0 min", "$0.85": "6.7 min"},)],
+    sentences.describe_sensitivity: [([("iterations 3 % slower", 0.955), ("provisioning twice as long", 0.717)],)],
+    sentences.describe_total_loss: [(0.766,)],
+    sentences.describe_coarse_billing: [(3600.0,)],
+    sentences.describe_lower_bound: [(0.7,)],
+    sentences.describe_gap: [(3.4,)],
+    sentences.describe_instance_option: [(MACHINE, 0.73), (SPOT, None)],
+    sentences.describe_prices: [([MACHINE, SPOT],)],
+    sentences.describe_reduced_samples: [(4000,)],
+    sentences.describe_goal: [(420.0, None, 0.95), (None, 5.0, 0.95)],
+    sentences.describe_longest_stage: [(3, 1, 18, 4, 105.0, 306.0)],
+    sentences.describe_fastest: [(306.0, 2.6)],
+    sentences.describe_best_probability: [(0.4,)],
+    sentences.describe_relaxed_deadline: [(361.0, 2.6, MACHINE)],
+    sentences.describe_binding_budget: [(0.73, 420.0)],
+    sentences.describe_relaxed_budget: [(0.8, None, 0.5), (0.8, 600.0, 0.5)],
+    sentences.describe_smallest_budget: [(0.58, 510.0)],
+    sentences.describe_winner: [(3, 12, {"learning_rate": 0.123456, "max_depth": 3})],
+    sentences.describe_diverged: [([1, 4],)],
+    sentences.describe_failed: [(list(range(1, 12)), "RuntimeError: too low")],
+    sentences.describe_lost_nodes: [(1,)],
+    sentences.describe_failed_configs: [(2, "RuntimeError: too low")],
+    sentences.list_trials: [([1, 2],)],
+    messages.describe_late_finish: [(90.0, None), (90.0, 1.2)],
+    messages.describe_growth: [(8, 1.2), (None, 0.0)],
+    messages.describe_trim: [(0.5, 6, 1.2), (None, 0, 0.0)],
+    messages.describe_stop: [(3, 0.97), (None, None)],
+    messages.describe_lost_guarantee: [(90.0, 0.42)],
+    messages.describe_missed_deadline: [()],
+    messages.describe_replan: [("after stage 1", (Allocation(4, 1, 16), Allocation(2, 4, 2)))],
+    messages.describe_budget_stop: [(5.0,)],
+    messages.describe_timeout: [(2.5,)],
+    messages.describe_silence: [(6, 600.0, 42.0)],
+    messages.describe_progress: [(2, 3, 90.0, 1.2, 5.0), (1, 3, None, 0.0, None)],
+}
+PRIVATE_WORDS = re.compile(
+    r"\b(told|tells?|says?|said|asks?|asked|whose?|whom|nobody|deals?|gangs?|luck|promised?|promises|soonest|dear(er)?"
+    r"|rivals?|hits|pieces)\b",
+    re.IGNORECASE,
+)
+MAX_WORDS = 25
+PAGE = [(function, arguments) for function, samples in SAMPLES.items() for arguments in samples]
+
+
+def _list_functions(module: ModuleType) -> set[Callable[..., str]]:
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return {
+        function for name, function in functions if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def test_every_sentence_is_on_the_page() -> None:
+    """Each public function of both modules has sample values above."""
+    assert set(SAMPLES) == _list_functions(sentences) | _list_functions(messages)
+
+
+@pytest.mark.parametrize(("function", "arguments"), PAGE, ids=lambda value: getattr(value, "__name__", ""))
+def test_sentences_are_short_and_plain(function: Callable[..., str], arguments: tuple[object, ...]) -> None:
+    """A sentence has an end that is no separator, at most 25 words per part, and no word that only its authors know."""
+    text = function(*arguments)
+    print(text)  # noqa: T201 - the page
+    assert re.fullmatch(r"\S.*[\w%$)]", text)
+    assert "  " not in text
+    assert not PRIVATE_WORDS.search(text)
+    assert all(len(part.split()) <= MAX_WORDS for part in re.split(r" · |; |: ", text))

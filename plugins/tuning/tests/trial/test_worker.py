@@ -1,0 +1,62 @@
+"""Results of training functions, and what happens to functions that return something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tuning_runs import SPEC, train_spec
+
+from unfold_tuning.trial.worker import check_result
+from unfoldkit.api import ExitCode, UnfoldError
+
+pytestmark = pytest.mark.usefixtures("sleeper_log")
+
+
+@pytest.mark.parametrize(
+    ("metric", "state", "message"),
+    [(None, b"", "its metric is None"), (0.5, {"epoch": 1}, "its state is {'epoch': 1}"), (b"", 0.5, "its state is")],
+)
+def test_a_result_is_a_number_and_bytes(metric: object, state: object, message: str) -> None:
+    """A result in another form is an error that names what is wrong in it."""
+    with pytest.raises(TypeError, match=message):
+        check_result((metric, state))
+    assert check_result([np.float32(0.5), bytearray(b"x")]) == (0.5, b"x")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("silent", r"returns \(metric, state\), a number and bytes; this one returned None"),
+        ("leaving", "the last error: SystemExit: no data"),
+    ],
+)
+def test_functions_without_a_result_end_the_run_with_their_error(tmp_path: Path, function: str, message: str) -> None:
+    """A function that returns nothing, or exits, is an error of the spec, not a lost node."""
+    with pytest.raises(UnfoldError, match=message):
+        train_spec(tmp_path, SPEC.replace("sleeper:train", f"sleeper:{function}"))
+
+
+def test_a_missing_function_is_an_error_of_the_spec(tmp_path: Path) -> None:
+    """A function that cannot be loaded ends the run at once with an error at its key and exit code 2."""
+    with pytest.raises(UnfoldError, match=r"trainable\.function: cannot load 'sleeper:train2'") as caught:
+        train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:train2"))
+    assert caught.value.code is ExitCode.USAGE
+
+
+def test_a_bad_cell_of_a_table_is_an_error_with_its_location(tmp_path: Path) -> None:
+    """A table that a worker cannot read ends the run at once with an error at its line."""
+    (tmp_path / "t.csv").write_text("a,target\n1,0\nsoft,1\n")
+    trainable = '{function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}'
+    with pytest.raises(UnfoldError, match=r"t\.csv:3:1") as caught:
+        train_spec(tmp_path, SPEC.replace(trainable, f"{{estimator: sgd, data: {tmp_path}/t.csv}}"))
+    assert caught.value.code is ExitCode.USAGE
+
+
+def test_output_of_trials_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever trials print goes to stderr, so that stdout carries the report only."""
+    train_spec(tmp_path, SPEC.replace("sleeper:train", "sleeper:talking"))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "epoch 1" in captured.err

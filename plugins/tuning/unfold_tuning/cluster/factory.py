@@ -1,0 +1,66 @@
+"""Builds the node provider and the cluster that a spec's provider and the engine of the run call for."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from unfold_tuning.cluster.aws import AwsProvider, LaunchRequest, make_ec2_client
+from unfold_tuning.cluster.interface import Cluster
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.provider import NodeProvider, build_local_provider
+from unfold_tuning.cluster.ray import RayCluster
+from unfold_tuning.cluster.ray_nodes import LocalRayNodes, RemoteRayNodes
+from unfold_tuning.job.problem import ClusterConfig
+from unfold_tuning.job.profile import Machine
+from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.trainable import WorkerSetup
+from unfoldkit.api import user_error
+
+
+def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log: logging.Logger) -> NodeProvider:
+    """Build the provider of nodes: this machine, or AWS.
+
+    Args:
+        config: Where nodes come from.
+        machine: The instance type.
+        ledger: Records the nodes and their bill.
+        log: Receives warnings.
+
+    Raises:
+        UnfoldError: The spec lacks something that AWS needs.
+    """
+    if config.provider == "local":
+        return build_local_provider(ledger, machine.usd_per_hour)
+    if config.ray_address is None:
+        hint = "ray start --head on a machine that the instances reach, then --engine ray --ray-address HOST:6379"
+        raise user_error("AWS instances join a Ray cluster, but no address is given", key="cloud.provider", hint=hint)
+    if config.launch is None:
+        raise user_error(
+            "no launch settings for AWS instances", key="cloud.launch", hint="write launch: {image: ami-...}"
+        )
+    request = LaunchRequest(
+        machine=machine,
+        launch=config.launch,
+        head_address=config.ray_address,
+        folder=str(config.run_folder.resolve()),
+        expires_at=time.time() + (config.deadline_s or 0.0) + config.launch.grace_s,
+    )
+    return AwsProvider(make_ec2_client(config.region), request, config.region, ledger, log=log)
+
+
+def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, provider: NodeProvider) -> Cluster:
+    """Build the cluster of the engine, on nodes of a provider.
+
+    Raises:
+        UnfoldError: A running Ray cluster is named for local nodes.
+    """
+    if config.engine == "local":
+        return LocalCluster(setup, accelerators, provider, config.is_spread)
+    if config.provider == "aws":
+        ray_nodes = RemoteRayNodes(str(config.ray_address))
+        return RayCluster(setup, accelerators, provider, ray_nodes, config.is_spread)
+    if config.ray_address is not None:
+        hint = "leave out --ray-address: raylets are started and stopped here as the plan requires"
+        raise user_error("a running Ray cluster cannot grow and shrink by itself", key="cloud.provider", hint=hint)
+    return RayCluster(setup, accelerators, provider, LocalRayNodes(accelerators), config.is_spread)

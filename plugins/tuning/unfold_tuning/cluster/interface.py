@@ -1,0 +1,61 @@
+"""The interface of clusters: nodes that grow and shrink between stages, and the trials that run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage
+
+MAX_START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterEvent:
+    """A message from a worker, or (``message`` is ``None``) the loss of a node.
+
+    Attributes:
+        node: The node.
+        trial: The trial, or -1 if a node without trials is lost.
+        message: What the worker reports.
+        is_own_process: Whether the trial's own process ended; false if it was lost with another's.
+    """
+
+    node: str
+    trial: int
+    message: WorkerMessage | None
+    is_own_process: bool = True
+
+
+class Cluster(Protocol):
+    """Runs trials on the nodes of a provider."""
+
+    def open(self) -> None:
+        """Connect, before the clock starts and before anything is rented."""
+
+    def resize(self, count: int, watch: Callable[[], None]) -> None:
+        """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released.
+
+        Args:
+            count: Nodes to hold.
+            watch: Called several times a second meanwhile; an exception from it ends the wait.
+        """
+
+    def find_node(self, workers: int) -> str | None:
+        """Find a node with room for a trial of ``workers`` accelerators, by the placement policy."""
+
+    def start(self, node: str, job: TrialJob) -> None:
+        """Start a trial on a node."""
+
+    def free(self, trial: int) -> None:
+        """Free the accelerators of a trial."""
+
+    def kill(self, trial: int) -> None:
+        """Kill the process of a trial; :meth:`poll_events` reports it like any process that ends."""
+
+    def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
+        """Yield what has happened, waiting at most ``timeout_s`` seconds for something."""
+
+    def close(self) -> None:
+        """Release every node, whatever runs on it."""

@@ -1,0 +1,81 @@
+"""Sentences that a run logs and notes while it runs; they end up in its report."""
+
+from __future__ import annotations
+
+from unfold_tuning.job.allocation import Plan
+from unfoldkit.api import format_count, format_duration, format_money, format_percent
+
+
+def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
+    """Describe the option to finish late, guaranteed if a cost is given."""
+    duration = format_duration(seconds, round_up=cost_usd is not None)
+    if cost_usd is None:
+        return f"finish late: {duration} from now"
+    return f"finish late: {duration} from now is guaranteed, for {format_money(cost_usd)} more"
+
+
+def describe_growth(max_instances: int | None, cost_usd: float) -> str:
+    """Describe the option to rent more instances than the limit; ``None`` if no number suffices."""
+    if max_instances is None:
+        return "grow: no number of instances meets the deadline"
+    return f"grow: --set cloud.limit={max_instances} meets the deadline, for {format_money(cost_usd)} more"
+
+
+def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> str:
+    """Describe the option to run a fraction of the remaining iterations; ``None`` if even the smallest is late."""
+    if fraction is None:
+        return "trim: even a tenth of the remaining iterations would be late"
+    iters = format_count(last_iters, "iteration")
+    trimmed = f"{format_percent(fraction)} of the remaining iterations ({iters} in the last stage)"
+    return f"trim: run {trimmed}, for {format_money(cost_usd)} more"
+
+
+def describe_stop(trial: int | None, metric: float | None) -> str:
+    """Describe the option to stop with the best trial so far."""
+    return "stop" if trial is None or metric is None else f"stop: trial {trial} has {metric:.4f}"
+
+
+def describe_lost_guarantee(time_left_s: float, on_time_probability: float) -> str:
+    """Describe that the deadline can no longer be guaranteed."""
+    time_left = format_duration(max(0.0, time_left_s))
+    probability = format_percent(on_time_probability)
+    return f"the deadline cannot be guaranteed any more: {time_left} left, P(on time) {probability}"
+
+
+def describe_missed_deadline() -> str:
+    """Describe that no number of instances can meet the deadline."""
+    return "the deadline cannot be met any more"
+
+
+def describe_replan(occasion: str, plan: Plan) -> str:
+    """Describe a changed plan by the instances of its remaining stages."""
+    return (
+        f"{occasion}: {', '.join(str(allocation.instances) for allocation in plan)} instances in the remaining stages"
+    )
+
+
+def describe_budget_stop(budget_usd: float) -> str:
+    """Describe that the run stops before it exceeds its budget."""
+    return f"the next step would exceed the budget of {format_money(budget_usd)}"
+
+
+def describe_timeout(timeout_s: float) -> str:
+    """Describe why a hanging trial was killed."""
+    return f"no checkpoint in {format_duration(timeout_s)}"
+
+
+def describe_silence(trial: int, silence_s: float, expected_s: float) -> str:
+    """Warn about a trial that takes much longer than expected."""
+    durations = f"{format_duration(silence_s)} (expected: {format_duration(expected_s)})"
+    return f"trial {trial} has reached no checkpoint for {durations}; trainable.timeout ends such trials"
+
+
+def describe_progress(
+    stage: int, stages: int, remaining_s: float | None, spent_usd: float, budget_usd: float | None
+) -> str:
+    """Describe the state of a run in the line of the live table."""
+    eta = "starting" if remaining_s is None else f"ends in {format_duration(max(0.0, remaining_s))}"
+    money = format_money(spent_usd)
+    if budget_usd is not None:
+        money = f"{money}, {format_money(max(0.0, budget_usd - spent_usd))} left"
+    return f"stage {stage} of {stages} · {eta} · {money}"

@@ -1,0 +1,108 @@
+"""Monitors a running stage: when the run will end, trials that hang, and a deadline that cannot be met any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unfold_tuning.cluster.interface import Cluster
+from unfold_tuning.executor.deadline import TimeEstimator, list_late_options
+from unfold_tuning.executor.messages import (
+    describe_late_finish,
+    describe_missed_deadline,
+    describe_progress,
+    describe_silence,
+    describe_stop,
+    describe_timeout,
+)
+from unfold_tuning.executor.ranking import select_winner
+from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.executor.watchdog import Watchdog
+from unfold_tuning.job.allocation import Plan
+from unfold_tuning.simulator.execution_model import scale_iteration
+from unfold_tuning.trial.worker import TrialJob
+
+CHECK_PERIOD_S = 2.0
+
+
+@dataclass(slots=True)
+class Monitor:
+    """The state of a run as the user sees it.
+
+    Attributes:
+        recovery: The run and its corrected profile.
+        cluster: Kills trials that hang.
+        watchdog: The last progress of each running trial.
+        checked_at: Wall time of the last check.
+        ends_at: Wall time at which the run is expected to end; 0 before the first check.
+    """
+
+    recovery: Recovery
+    cluster: Cluster
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    checked_at: float = 0.0
+    ends_at: float = 0.0
+
+    def check(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> None:
+        """Estimate the end of the run, kill hanging trials, and note once if the deadline cannot be met any more.
+
+        Args:
+            index: The stage.
+            plan: The plan.
+            jobs: Jobs of the stage that have not ended.
+            began: Wall time at which the run began.
+        """
+        config, ledger = self.recovery.config, self.recovery.ledger
+        now = config.wall()
+        if now - self.checked_at < CHECK_PERIOD_S:
+            return
+        self.checked_at = now
+        profile = scale_iteration(config.profile, math.exp(self.recovery.posterior.mu))
+        estimator = TimeEstimator(profile, config.machine)
+        self._check_trials(jobs, estimator)
+        stage_s, later = estimator.estimate_stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
+        self.ends_at = now + stage_s + estimator.estimate_planned_seconds(later, plan[index + 1 :])
+        deadline = began + (config.deadline_s or math.inf)
+        if (
+            now + stage_s + estimator.estimate_fastest_seconds(later) > deadline
+            and ledger.read_fact("hopeless") is None
+        ):
+            ledger.record_fact("hopeless", now)
+            self._note_missed_deadline(index, plan, deadline - now - stage_s)
+
+    def _check_trials(self, jobs: Sequence[TrialJob], estimator: TimeEstimator) -> None:
+        """Kill trials without a checkpoint within the timeout, and warn about those that take suspiciously long."""
+        timeout_s, log = self.recovery.config.trainable.timeout_s, self.recovery.config.log
+        for job in jobs:
+            silence_s, expected_s = (
+                self.watchdog.measure_silence_s(job.trial),
+                estimator.estimate_checkpoint_seconds(job),
+            )
+            if timeout_s is not None and silence_s > timeout_s:
+                reason = describe_timeout(timeout_s)
+                self.watchdog.kill_reasons[job.trial] = reason
+                log.warning("trial %d is killed: %s", job.trial, reason)
+                self.cluster.kill(job.trial)
+            elif self.watchdog.is_newly_suspicious(job.trial, expected_s):
+                log.warning("%s", describe_silence(job.trial, silence_s, expected_s))
+
+    def _note_missed_deadline(self, index: int, plan: Plan, time_left_s: float) -> None:
+        config = self.recovery.config
+        remaining = self.recovery.build_remaining_model(index, plan)
+        if remaining.stages:
+            options = list(list_late_options(remaining, time_left_s, config.confidence))
+        else:
+            best = select_winner(self.recovery.ledger)
+            has_metric = best is not None and best.metric is not None
+            metric = config.trainable.display_metric(best.metric) if best and best.metric is not None else None
+            late_s = max(0.0, self.ends_at - config.wall())
+            options = [describe_late_finish(late_s), describe_stop(best.id if best and has_metric else None, metric)]
+        self.recovery.note_late(describe_missed_deadline(), options)
+
+    def describe(self, index: int) -> str:
+        """Describe the run in one line: stage, expected end, spend and what is left of the budget."""
+        config = self.recovery.config
+        remaining_s = self.ends_at - config.wall() if self.ends_at else None
+        spent_usd = self.recovery.ledger.compute_spent_usd()
+        return describe_progress(index + 1, len(config.stages), remaining_s, spent_usd, config.budget_usd)

@@ -1,0 +1,195 @@
+"""Keeps a run within its deadline and budget: corrects the profile, plans the remaining job again, stops in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from unfold_tuning.executor.deadline import list_late_options
+from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_guarantee, describe_replan
+from unfold_tuning.executor.plan_store import PlanStore
+from unfold_tuning.executor.ranking import list_entrants
+from unfold_tuning.job.allocation import Plan
+from unfold_tuning.planner.replan import (
+    Posterior,
+    build_prior,
+    build_remaining_stage,
+    estimate_iteration_s,
+    estimate_ratio_std,
+    estimate_slowdowns,
+    replan_remaining,
+    rescale_allocation,
+)
+from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.worker import TrialJob
+
+REPLAN_SAMPLES = 1000
+
+
+class BudgetExceeded(Exception):  # noqa: N818 - not an error of the user: the cap did its job
+    """The next step would cost more than the cap allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTiming:
+    """A trial's measured over expected time up to its last checkpoint, and its iterations by then."""
+
+    ratio: float
+    iters: int
+
+
+@dataclass(slots=True)
+class Recovery:
+    """Plans the remaining job again, and guards the budget.
+
+    Attributes:
+        config: The run.
+        ledger: Its ledger.
+        notes: What was planned again and why, for the report.
+    """
+
+    config: ExecutionConfig
+    ledger: Ledger
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def store(self) -> PlanStore:
+        """The plans in the ledger."""
+        return PlanStore(self.config, self.ledger)
+
+    # budget
+
+    def watch(self) -> None:
+        """Record that all instances are alive, and stop before the budget is exceeded.
+
+        Raises:
+            BudgetExceeded: The next moment would cost more than the cap allows.
+        """
+        self.ledger.record_nodes_alive(self.config.wall())
+        self.require_budget(0)
+
+    def require_budget(self, instances: int) -> None:
+        """Require budget for growing to a number of instances.
+
+        The estimate is the bill so far, one more second or billing increment of all nodes, and the minimum charge of
+        new ones.
+
+        Raises:
+            BudgetExceeded: It would cost more than the cap allows.
+        """
+        budget_usd, machine = self.config.budget_usd, self.config.machine
+        if budget_usd is None:
+            return
+        running = [lifetime for lifetime in self.ledger.list_lifetimes() if lifetime.until is None]
+        usd_per_second = sum(lifetime.price for lifetime in running) / 3600.0
+        new = max(0, instances - len(running))
+        minimum_usd = float(machine.billing.cost(0.0, machine.usd_per_hour)) * new
+        step_usd = usd_per_second * max(1.0, machine.billing.increment)
+        if self.ledger.compute_spent_usd() + step_usd + minimum_usd > budget_usd:
+            raise BudgetExceeded(describe_budget_stop(budget_usd))
+
+    # corrected profile
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior of the profile's error from what every trial has taken so far."""
+        profile, timings = self.config.profile, self._measure_trials().values()
+        mean_iters = sum(timing.iters for timing in timings) / max(1, len(timings))
+        noise = estimate_ratio_std(profile, mean_iters)
+        return build_prior(profile).update([timing.ratio for timing in timings], noise)
+
+    def _measure_trials(self) -> dict[int, TrialTiming]:
+        """Measure each trial that has reached a checkpoint against the profile."""
+        totals: dict[int, tuple[float, float, int]] = {}
+        for step in self.ledger.list_checkpoints():
+            measured_s, expected_s, done = totals.get(step.trial, (0.0, 0.0, 0))
+            iteration_s = estimate_iteration_s(self.config.profile, step.workers, self.config.machine)
+            expected_s += (step.iters - done) * iteration_s
+            totals[step.trial] = (measured_s + step.seconds, expected_s, step.iters)
+        return {
+            trial: TrialTiming(measured_s / expected_s, done)
+            for trial, (measured_s, expected_s, done) in totals.items()
+            if measured_s > 0
+        }
+
+    def _estimate_entrant_slowdowns(self, index: int) -> TrialSlowdowns | None:
+        """Estimate the slowdowns of the trials that enter a stage, once all of them have reached it."""
+        groups = self.config.stages[index].groups if index < len(self.config.stages) else ()
+        if len(groups) != 1 or groups[0].done == 0:
+            return None
+        entrants = list_entrants(self.config, self.ledger, groups[0])
+        if len(entrants) < groups[0].trials:
+            return None
+        timings = self._measure_trials()
+        ratios = [timings[trial.id].ratio for trial in entrants]
+        return estimate_slowdowns(ratios, groups[0].done, self.config.profile, self.posterior)
+
+    def build_remaining_model(self, index: int, plan: Plan) -> ExecutionModel:
+        """Build the model of the job after a stage, under the corrected profile, with the instances that run."""
+        config = self.config
+        profile = self.posterior.apply_to(config.profile)
+        model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
+        remaining = model.select_remaining(index + 1, plan[index].instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
+
+    # plans
+
+    def load_plan(self, index: int, plan: Plan, began: float) -> Plan:
+        """Load the plan from a stage on; it is made again for another deadline or limit than it was made for."""
+        stored = self.store.load_plan(index)
+        if stored is not None:
+            return stored
+        return self.replan_after_stage(index - 1, plan, began) if index else plan
+
+    def replan_after_stage(self, index: int, plan: Plan, began: float) -> Plan:
+        """Plan the remaining stages again at a barrier, and store the result."""
+        if not self.config.stages[index + 1 :] or not self._is_replanning():
+            return plan
+        remaining = self.build_remaining_model(index, plan)
+        time_left_s = self._compute_time_left_s(began)
+        changed = self._replan(remaining, plan[index + 1 :], time_left_s, f"after stage {index + 1}")
+        plan = (*plan[: index + 1], *changed)
+        self.store.store_plan(index + 1, plan)
+        return plan
+
+    def replan_after_loss(self, index: int, plan: Plan, jobs: Sequence[TrialJob], began: float) -> Plan:
+        """Plan the remaining job again as soon as a node is lost in a stage; running trials keep their workers."""
+        if not jobs or not self._is_replanning():
+            return plan
+        config = self.config
+        stages = (build_remaining_stage(jobs), *config.stages[index + 1 :])
+        profile = self.posterior.apply_to(config.profile)
+        model = build_execution_model(stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
+        remaining = replace(model, running_instances=self.ledger.count_running())
+        occasion = f"in stage {index + 1}, a node was lost"
+        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began), occasion)
+        if changed == plan[index:]:
+            return plan
+        allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
+        self.store.rescale_stage(index, allocation)
+        return (*plan[:index], allocation, *changed[1:])
+
+    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
+        """Plan the remaining job again, and note a change or a lost guarantee."""
+        result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
+        if result.is_late:
+            options = list(list_late_options(remaining, time_left_s, self.config.confidence))
+            self.note_late(describe_lost_guarantee(time_left_s, result.on_time_after), options)
+        if result.is_changed:
+            note = describe_replan(occasion, result.plan)
+            self.notes.append(note)
+            self.config.log.warning("re-planned %s", note)
+        return result.plan if result.is_changed else plan
+
+    def note_late(self, message: str, options: Sequence[str]) -> None:
+        """Note and log that the run is late, with the options."""
+        self.config.log.warning("%s. %s", message, "; ".join(options))
+        self.notes.append(f"{message}: {'; '.join(options)}")
+
+    def _is_replanning(self) -> bool:
+        return self.config.is_replanning and self.config.deadline_s is not None
+
+    def _compute_time_left_s(self, began: float) -> float:
+        return began + (self.config.deadline_s or 0.0) - self.config.wall()

@@ -1,0 +1,166 @@
+"""Runs the trials of one stage: starts them, records their checkpoints, and retries or drops those that fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from unfold_tuning.cluster.interface import Cluster, ClusterEvent
+from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.monitor import Monitor
+from unfold_tuning.executor.ranking import list_open_jobs, rank_trials
+from unfold_tuning.executor.recovery import Recovery
+from unfold_tuning.job.allocation import Plan
+from unfold_tuning.trial.ledger import Ledger
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, restart_without_state
+from unfoldkit.api import user_error
+
+POLL_S = 0.1
+MAX_FAILURES = 3
+MAX_PREEMPTIONS = 12
+"""A trial that loses this many spot instances without a checkpoint between probably ends them itself."""
+
+
+@dataclass(slots=True)
+class StageRun:
+    """One stage of a run.
+
+    Attributes:
+        index: The stage.
+        plan: The plan, which a lost node may change.
+        began: Wall time at which the run began.
+        cluster: Where trials run.
+        recovery: Plans again after a loss, and guards the budget.
+        monitor: Watches the trials.
+        lost_nodes: Nodes that the run has lost.
+        waiting: Jobs that wait for a slot.
+        running: Jobs by trial.
+        failures: Failures of each trial since its last checkpoint.
+    """
+
+    index: int
+    plan: Plan
+    began: float
+    cluster: Cluster
+    recovery: Recovery
+    monitor: Monitor
+    lost_nodes: set[str]
+    waiting: list[TrialJob] = field(default_factory=list)
+    running: dict[int, TrialJob] = field(default_factory=dict)
+    failures: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def config(self) -> ExecutionConfig:
+        """The run."""
+        return self.recovery.config
+
+    @property
+    def ledger(self) -> Ledger:
+        """Its ledger."""
+        return self.recovery.ledger
+
+    def run(self) -> Plan:
+        """Run the stage up to its barrier and return the plan, as losses may have changed it.
+
+        Raises:
+            BudgetExceeded: The run would exceed its budget.
+            UnfoldError: Every trial failed, or a checkpoint could not be written.
+        """
+        stage, allocation = self.config.stages[self.index], self.plan[self.index]
+        self.ledger.record_stage_start(self.index, self.config.wall())
+        self._resize(allocation.instances)
+        self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
+        total = len(self.waiting)
+        while self.waiting or self.running or self._admit_replacements(allocation.workers):
+            self.recovery.watch()
+            self._start_waiting()
+            for event in self.cluster.poll_events(POLL_S):
+                if event.message is None:
+                    self._replace_node(event.node)
+                self._handle(event)
+            self.monitor.check(self.index, self.plan, [*self.waiting, *self.running.values()], self.began)
+            done = total - len(self.waiting) - len(self.running)
+            self.config.progress(self.monitor.describe(self.index), done, total)
+        survivors = [
+            trial.id
+            for group in stage.groups
+            for trial in rank_trials(self.ledger, group.bracket, group.done + group.iters)
+        ]
+        self.ledger.record_stage_end(self.index, self.config.wall(), survivors)
+        return self.plan
+
+    def _resize(self, instances: int) -> None:
+        self.recovery.require_budget(instances)
+        self.cluster.resize(instances, self.recovery.watch)
+
+    def _admit_replacements(self, workers: int) -> bool:
+        """Admit the next best trials in place of dropped ones; return whether there are any."""
+        self.waiting = list_open_jobs(self.config, self.ledger, self.config.stages[self.index], workers)
+        return bool(self.waiting)
+
+    def _start_waiting(self) -> None:
+        while self.waiting:
+            node = self.cluster.find_node(self.waiting[0].workers)
+            if node is None:
+                return
+            job = restart_without_state(self.waiting.pop(0), self.config.log)
+            self.running[job.trial] = job
+            self.ledger.record_part_start(self.index, job.trial, node, self.config.wall(), job.workers)
+            self.monitor.watchdog.record_progress(job.trial)
+            self.cluster.start(node, job)
+
+    def _replace_node(self, node: str) -> None:
+        """Continue without a lost node: plan the remaining job again at once, and hold what the plan says."""
+        if node not in self.lost_nodes:
+            self.lost_nodes.add(node)
+            self.config.log.warning("%s is lost; its trials continue from their checkpoints", node)
+            jobs = [*self.waiting, *self.running.values()]
+            self.plan = self.recovery.replan_after_loss(self.index, self.plan, jobs, self.began)
+        self._resize(self.plan[self.index].instances)
+
+    def _handle(self, event: ClusterEvent) -> None:
+        message, job = event.message, self.running.get(event.trial)
+        if message is not None and message.kind == "unsaved":
+            raise user_error(message.error, hint="free some space; the same command continues the run")
+        if job is None:
+            return
+        if message is not None and message.kind == "step":
+            self._record_step(job, message)
+        elif not event.is_own_process:
+            self.waiting.insert(0, self._stop(job.trial))
+        else:
+            self._retry_or_drop(job, message)
+
+    def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:
+        self.ledger.record_checkpoint(job.trial, message.iters, message.metric, message.seconds, job.workers)
+        self.running[job.trial] = replace(job, done=message.iters)
+        # over days a spot trial loses many instances; only one without any progress is dropped
+        self.failures[job.trial] = 0
+        self.monitor.watchdog.record_progress(job.trial)
+        if job.done:
+            # the ledger refers to the new state by now
+            get_state_path(job.folder, job.done).unlink(missing_ok=True)
+        if message.iters >= job.target:
+            self._stop(job.trial)
+
+    def _stop(self, trial: int) -> TrialJob:
+        self.ledger.record_part_end(trial, self.config.wall())
+        self.cluster.free(trial)
+        self.monitor.watchdog.forget(trial)
+        return self.running.pop(trial)
+
+    def _retry_or_drop(self, job: TrialJob, message: WorkerMessage | None) -> None:
+        kill_reason = self.monitor.watchdog.forget(job.trial)
+        is_preemption = message is None and not kill_reason and bool(self.config.machine.interruptions_per_hour)
+        reason = kill_reason or (message.error if message else "its node was lost")
+        job = self._stop(job.trial)
+        self.failures[job.trial] += 1
+        if self.failures[job.trial] < (MAX_PREEMPTIONS if is_preemption else MAX_FAILURES):
+            self.waiting.insert(0, job)
+            return
+        self.ledger.record_failure(job.trial, reason)
+        count = self.failures[job.trial]
+        self.config.log.warning("trial %d failed %d times and is dropped: %s", job.trial, count, reason)
+        if all(self.ledger.is_failed(trial.id) for trial in self.ledger.list_trials()):
+            hint = "fix the function, then run the same command again"
+            raise user_error(f"every trial failed; the last error: {reason}", key="trainable", hint=hint)

@@ -1,0 +1,127 @@
+"""A tuning job, resolved: what :mod:`unfold_tuning.job.build` makes of a spec, its files and price lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unfold_tuning.job.profile import Machine, Profile
+from unfold_tuning.job.schedule import Stage
+from unfold_tuning.job.search_space import Dimension
+
+BUNDLED_DATASETS = ("digits", "breast-cancer", "wine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableConfig:
+    """What a trial trains: a built-in estimator on a data set, or a user's function.
+
+    Attributes:
+        estimator: Name of the built-in estimator, if any.
+        function: ``module:function`` of the user, if any.
+        data: The data as the spec names it: a bundled data set or a CSV file.
+        data_path: The CSV file, resolved.
+        target: Column to predict.
+        columns: Feature columns; all other columns if ``None``.
+        group: Column of rows that are held out together.
+        metric: Name of the metric, if the spec gives one.
+        rounds: Boosting rounds or passes over the data per iteration.
+        timeout_s: A trial without a checkpoint for so long is killed.
+        space: The search space.
+    """
+
+    estimator: str | None = None
+    function: str | None = None
+    data: str | None = None
+    data_path: Path | None = None
+    target: str = "target"
+    columns: tuple[str, ...] | None = None
+    group: str | None = None
+    metric: str | None = None
+    rounds: int = 1
+    timeout_s: float | None = None
+    space: Mapping[str, Dimension] = field(default_factory=dict)
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the metric, with its default."""
+        return self.metric or ("accuracy" if self.function is None else "metric")
+
+    def display_metric(self, score: float) -> float:
+        """Convert a ranking score, of which more is better, to the metric: a loss is ranked by its negative."""
+        return -score if self.estimator is not None and self.metric == "log-loss" else score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchConfig:
+    """How EC2 instances are started; ``grace_s`` after the deadline an instance shuts itself down."""
+
+    image: str
+    subnet: str | None = None
+    security_groups: tuple[str, ...] = ()
+    role: str | None = None
+    setup: str = ""
+    grace_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Where nodes come from and how trials are placed on them.
+
+    Attributes:
+        provider: ``local``, ``aws``, or a cloud for which only planning is supported.
+        region: Region of the cloud.
+        engine: Name of the engine of the run: ``local`` or ``ray``.
+        ray_address: Address of a running Ray head, if one is named.
+        launch: How EC2 instances are started.
+        is_spread: Place a trial on the emptiest node instead of the fullest.
+        run_folder: Folder of the run, with which instances are tagged.
+        deadline_s: Deadline of the run, if any.
+    """
+
+    provider: str
+    region: str
+    engine: str
+    ray_address: str | None
+    launch: LaunchConfig | None
+    is_spread: bool
+    run_folder: Path
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Everything that planning a job needs.
+
+    Attributes:
+        name: Name of the spec.
+        stages: The stage table of the search.
+        machines: One per instance type and market.
+        profile: Timings of the job.
+        deadline_s: Deadline from the start of the run, if any.
+        budget_usd: Alone the constraint of the search; with a deadline a hard cap.
+        confidence: Required probability of meeting the deadline or the budget.
+        samples: Simulated runs per plan.
+        requested_samples: Simulated runs that the spec asks for.
+        seed: Seed of the simulation and of the trials.
+        is_spread: Whether trials go to the emptiest node.
+        trainable: What trials train, if the spec says so.
+        record: Summary of the record that iteration times come from, or empty.
+        fingerprint: Identifies the job: runs with equal fingerprints may continue each other.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    machines: tuple[Machine, ...]
+    profile: Profile
+    deadline_s: float | None
+    budget_usd: float | None
+    confidence: float
+    samples: int
+    requested_samples: int
+    seed: int
+    is_spread: bool
+    trainable: TrainableConfig | None
+    record: str
+    fingerprint: str

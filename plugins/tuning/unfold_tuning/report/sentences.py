@@ -1,0 +1,234 @@
+"""All sentences of the kind's reports, in one place, so that their English can be edited in one sitting.
+
+The sentences that a run logs while it runs are in :mod:`unfold_tuning.executor.messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unfold_tuning.job.profile import Machine
+from unfoldkit.api import format_count, format_duration, format_money, format_percent
+
+MAX_LISTED_TRIALS = 8
+
+
+def name_machine(machine: Machine) -> str:
+    """Name a machine, with its market unless that is on-demand."""
+    return machine.name if machine.market == "on-demand" else f"{machine.name} {machine.market}"
+
+
+# headlines
+
+
+def write_plan_headline(cost_usd: float, machine: Machine, deadline_s: float, probability: float) -> str:
+    """State the cost of a plan and its guarantee."""
+    return (
+        f"{format_money(cost_usd)} on {name_machine(machine)} meets the deadline of {format_duration(deadline_s)} "
+        f"with probability {format_percent(probability)}"
+    )
+
+
+def write_missed_deadline_headline(deadline_s: float, confidence: float, earliest_s: float) -> str:
+    """State that no plan meets the deadline."""
+    return (
+        f"no plan meets the deadline of {format_duration(deadline_s)} with probability {format_percent(confidence)}; "
+        f"the earliest guaranteed end is {format_duration(earliest_s, round_up=True)}"
+    )
+
+
+def write_over_budget_headline(deadline_s: float, budget_usd: float, confidence: float) -> str:
+    """State that no plan meets the deadline within the budget."""
+    return (
+        f"no plan meets the deadline of {format_duration(deadline_s)} within {format_money(budget_usd)}, "
+        f"each with probability {format_percent(confidence)}"
+    )
+
+
+def write_small_budget_headline(budget_usd: float, confidence: float) -> str:
+    """State that no plan fits into the budget."""
+    return f"no plan costs at most {format_money(budget_usd)} with probability {format_percent(confidence)}"
+
+
+def write_profile_headline(iteration_s: float) -> str:
+    """State the measured iteration time."""
+    return f"an iteration takes {format_duration(iteration_s)} on one accelerator · stored for unfold plan"
+
+
+def write_stopped_headline(spent_usd: float, reason: str) -> str:
+    """State that a run stopped before its end."""
+    return f"stopped after {format_money(spent_usd)}: {reason}; a higher budget continues the run"
+
+
+def write_no_winner_headline() -> str:
+    """State that no trial has a valid metric."""
+    return "no trial completed with a finite metric"
+
+
+def write_winner_headline(
+    metric_name: str, metric: float, trial: int, seconds: float, spent_usd: float, missed_deadline_s: float | None
+) -> str:
+    """State the best metric of a run, and the deadline if the run missed it."""
+    cost = f"in {format_duration(seconds)} for {format_money(spent_usd)}"
+    text = f"{metric_name} {metric:.4f} by trial {trial} {cost}"
+    if missed_deadline_s is None:
+        return text
+    return f"{text}, missing the deadline of {format_duration(missed_deadline_s)}"
+
+
+# lines of a plan
+
+
+def describe_slack(slack_s: float, confidence: float) -> str:
+    """Describe the time between the guaranteed end and the deadline."""
+    return f"{format_duration(max(0.0, slack_s))} at {format_percent(confidence)}"
+
+
+def describe_cheaper_plan(cost_usd: float, probability: float, guaranteed_s: float) -> str:
+    """Describe the next cheaper plan, which misses the guarantee."""
+    end = format_duration(guaranteed_s, round_up=True)
+    probability_text = format_percent(probability)
+    return f"{format_money(cost_usd)}, but on time with probability {probability_text} only; it guarantees {end}"
+
+
+def describe_earliest(guaranteed_s: float, fastest_mean_s: float) -> str:
+    """Describe the earliest guaranteed end over all plans, and the fastest plan on average."""
+    guaranteed = format_duration(guaranteed_s, round_up=True)
+    return f"{guaranteed} can be guaranteed; the fastest plan takes {format_duration(fastest_mean_s)} on average"
+
+
+def describe_frontier(steps: Mapping[str, str]) -> str:
+    """Describe the deadlines from which on a plan costs less: ``dollars`` to ``deadline``."""
+    return " · ".join(f"{deadline} {cost}" for cost, deadline in steps.items())
+
+
+def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
+    """Describe P(on time) under errors of the profile."""
+    return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
+
+
+def describe_total_loss(probability: float) -> str:
+    """Describe P(on time) if all spot instances are lost."""
+    return f"if all instances are lost at once, halfway between checkpoints: {format_percent(probability)} on time"
+
+
+def describe_coarse_billing(increment_s: float) -> str:
+    """Describe that the plan is not proven optimal, because bills round up."""
+    return f"bills round up to {format_duration(increment_s)}; this is the cheapest plan found, not a proven optimum"
+
+
+def describe_lower_bound(bound_usd: float) -> str:
+    """Describe the lower bound on the cost of any plan."""
+    return f"no plan with this guarantee costs less than {format_money(bound_usd)} (proven for the searched plans)"
+
+
+def describe_gap(gap_percent: float) -> str:
+    """Describe the gap between the plan and the lower bound."""
+    return f"gap at most {gap_percent:.1f} %"
+
+
+def describe_instance_option(machine: Machine, cost_usd: float | None) -> str:
+    """Describe an instance type by the cost of its cheapest plan; ``None`` if it is too slow."""
+    return f"{name_machine(machine)} {'too slow' if cost_usd is None else format_money(cost_usd)}"
+
+
+def describe_prices(machines: Sequence[Machine]) -> str:
+    """Describe the price of each machine and its source."""
+    return " · ".join(f"{m.name} {m.market} ${m.usd_per_hour:g}/h ({m.price_source})" for m in machines)
+
+
+def describe_reduced_samples(samples: int) -> str:
+    """Describe that fewer runs were simulated than requested."""
+    return f"{samples:,} simulated runs, because the largest stage has many trials"
+
+
+def describe_goal(deadline_s: float | None, budget_usd: float | None, confidence: float) -> str:
+    """Describe the constraint of the search in the subtitle."""
+    limit = format_duration(deadline_s) if deadline_s is not None else format_money(budget_usd or 0)
+    return f"≤ {limit} with {format_percent(confidence)}"
+
+
+# lines of an infeasible problem
+
+
+def describe_longest_stage(stage: int, trials: int, iters: int, workers: int, stage_s: float, total_s: float) -> str:
+    """Describe the stage that takes longest in the fastest plan: the binding constraint of the deadline."""
+    work = f"{format_count(trials, 'trial')} of {format_count(iters, 'iteration')}"
+    time = f"{format_duration(stage_s)} of {format_duration(total_s)}"
+    return f"stage {stage}: {work} on {format_count(workers, 'accelerator')} each, {time}"
+
+
+def describe_fastest(mean_s: float, cost_usd: float) -> str:
+    """Describe the fastest plan."""
+    return f"{format_duration(mean_s)} on average, for {format_money(cost_usd)}"
+
+
+def describe_best_probability(probability: float) -> str:
+    """Describe the highest probability of meeting the deadline."""
+    return f"at best with probability {format_percent(probability)}"
+
+
+def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machine) -> str:
+    """Describe the smallest deadline that can be met."""
+    deadline = format_duration(deadline_s, round_up=True)
+    return f"deadline {deadline} for {format_money(cost_usd)} on {machine.name}"
+
+
+def describe_binding_budget(cost_usd: float, deadline_s: float) -> str:
+    """Describe that the budget is the binding constraint."""
+    return f"the budget: {format_money(cost_usd)} on average to end within {format_duration(deadline_s)}"
+
+
+def describe_relaxed_budget(budget_usd: float, later_deadline_s: float | None, given_budget_usd: float) -> str:
+    """Describe the smallest budget that suffices, and the deadline for which the given one suffices."""
+    text = f"budget {format_money(budget_usd)}"
+    if later_deadline_s is None:
+        return text
+    deadline = format_duration(later_deadline_s, round_up=True)
+    return f"{text} · {format_money(given_budget_usd)} is enough for a deadline of {deadline}"
+
+
+def describe_smallest_budget(budget_usd: float, mean_s: float) -> str:
+    """Describe the smallest budget that pays for any plan."""
+    return f"budget {format_money(budget_usd)}: {format_duration(mean_s)} on average"
+
+
+# lines of a run or a profile
+
+
+def describe_winner(trial: int, iters: int, config: Mapping[str, Any]) -> str:
+    """Describe the best trial with its configuration."""
+    parameters = ", ".join(f"{key} {_format_parameter(value)}" for key, value in config.items())
+    return f"trial {trial}, {format_count(iters, 'iteration')}: {parameters}"
+
+
+def describe_diverged(trials: Sequence[int]) -> str:
+    """Describe the trials with a metric that is not finite."""
+    return f"{list_trials(trials)} returned nan or inf as a metric, which ranks last"
+
+
+def describe_failed(trials: Sequence[int], error: str) -> str:
+    """Describe the trials that were dropped."""
+    return f"{list_trials(trials)} failed; the last error: {error}"
+
+
+def describe_lost_nodes(count: int) -> str:
+    """Describe the nodes that were lost."""
+    return f"{format_count(count, 'node')}; the trials continued from their checkpoints"
+
+
+def describe_failed_configs(count: int, error: str) -> str:
+    """Describe the configurations that failed while the function was profiled."""
+    return f"{format_count(count, 'configuration')} failed; the last error: {error}"
+
+
+def list_trials(trials: Sequence[int]) -> str:
+    """List trials by number, the first few of many."""
+    listed = ", ".join(str(trial) for trial in trials[:MAX_LISTED_TRIALS])
+    more = ", ..." if len(trials) > MAX_LISTED_TRIALS else ""
+    return f"{format_count(len(trials), 'trial')} ({listed}{more})"
+
+
+def _format_parameter(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

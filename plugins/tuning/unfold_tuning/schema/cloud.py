@@ -1,0 +1,85 @@
+"""Which instances a job may rent, how they are billed and how they are started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfold_tuning.schema.search import Count
+from unfoldkit.api import Bytes, Duration, Model, Money, Price, Problem, Rate
+
+
+class InstanceSpec(Model):
+    """An instance type with figures that override those of the catalog."""
+
+    type: str = Field(min_length=1)
+    price: Price | None = None
+    spot: Price | None = None
+    accelerators: Annotated[int, Field(ge=1, le=1024)] | None = None
+    speed: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=1.0, description="of an accelerator, relative to the profile's"
+    )
+
+
+class BillingSpec(Model):
+    """Billing rules of the provider."""
+
+    increment: Duration = 1.0
+    minimum: Duration = 60.0
+    per: Literal["instance", "function"] = "instance"
+
+
+class Launch(Model):
+    """How ``train`` starts AWS instances. The image needs Ray and the dependencies of the trainable."""
+
+    image: str = Field(pattern=r"^ami-[0-9a-f]+$", description="AMI, such as ami-0abcdef1234567890")
+    subnet: str | None = None
+    security_groups: tuple[str, ...] = ()
+    role: str | None = Field(default=None, description="name of the IAM instance profile")
+    setup: str = Field(default="", max_length=8000, description="shell lines to run before the instance joins")
+    grace: Duration = Field(default=3600.0, description="an instance shuts itself down this long after the deadline")
+
+
+class Cloud(Model):
+    """What can be rented, and how it is billed."""
+
+    provider: Literal["aws", "gcp", "azure", "local"] = Field(
+        default="aws", description="train starts aws and local instances; the others are planned from given prices"
+    )
+    region: str = "us-east-1"
+    instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
+    limit: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum number of instances")
+    market: Literal["on-demand", "spot", "either"] = "on-demand"
+    interruptions: Rate = Field(default=0.2 / 3600, description="of a spot instance, such as 0.2/h")
+    checkpoint_iters: Count = Field(default=1, description="iterations between two checkpoints")
+    billing: BillingSpec = BillingSpec()
+    data: Bytes = Field(default=0, description="copied to every new instance")
+    transfer: Money = Field(default=0.0, description="per GiB of data copied")
+    head: Price = Field(default=0.0, description="of the head node, for the whole job")
+    launch: Launch | None = Field(default=None, description="how train starts AWS instances")
+    prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to query AWS")
+
+
+def check_cloud(cloud: Cloud) -> Iterable[Problem]:
+    """Yield instances without a price, and markets that a provider does not have."""
+    if cloud.provider in ("gcp", "azure"):
+        yield from _check_given_prices(cloud)
+    if cloud.provider == "local":
+        for index, instance in enumerate(cloud.instances):
+            if isinstance(instance, str) or instance.price is None or instance.accelerators is None:
+                hint = "write {type: node, accelerators: 1, price: $0.05/h}"
+                yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
+        if cloud.market != "on-demand":
+            yield Problem(("cloud", "market"), "there is no spot market on this machine")
+
+
+def _check_given_prices(cloud: Cloud) -> Iterable[Problem]:
+    """Yield instances without a price: the catalog only has AWS prices."""
+    if cloud.prices == "live":
+        yield Problem(("cloud", "prices"), "live queries AWS only", hint="name a SkyPilot vms.csv")
+    for index, instance in enumerate(cloud.instances):
+        if cloud.prices is None and (isinstance(instance, str) or instance.price is instance.spot is None):
+            hint = "write cloud.prices: vms.csv, or {type: a2-highgpu-1g, price: $3.67/h, accelerators: 1}"
+            yield Problem(("cloud", "instances", index), f"the catalog has no prices of {cloud.provider}", hint=hint)

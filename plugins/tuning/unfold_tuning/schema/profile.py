@@ -1,0 +1,94 @@
+"""Timings of a tuning job: written in the spec, or read from the record of an earlier run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field
+
+from unfold_tuning.schema.search import Count
+from unfoldkit.api import Duration, Fraction, Model, Percent, Problem
+
+MAX_VARIATION = 10.0
+
+
+class Delay(Model):
+    """A random time by mean and standard deviation."""
+
+    mean: Duration
+    std: Duration = 0.0
+
+
+class Iteration(Model):
+    """One iteration of a trial on one accelerator."""
+
+    mean: Duration
+    std: Duration = 0.0
+
+
+Time = Annotated[Duration | Delay, Field(union_mode="left_to_right")]
+
+Variation = Annotated[
+    Annotated[float, Field(ge=0, le=MAX_VARIATION)] | Annotated[Percent, Field(ge=0, le=MAX_VARIATION)],
+    Field(union_mode="left_to_right"),
+]
+"""A coefficient of variation: 0.25, 25%, or 150% where a few trials take far longer than the others."""
+
+Names = Annotated[str | tuple[str, ...], Field(union_mode="left_to_right")]
+
+
+class Recorded(Model):
+    """An earlier run: a Ray Tune folder, or a table (CSV, JSON, JSON Lines) with one row per checkpoint or trial.
+
+    By default, columns have the names that Ray Tune, Weights & Biases or Optuna give them.
+    """
+
+    path: str
+    trial: Names | None = Field(default=None, description="the column or columns that identify a trial")
+    iteration: str | None = Field(default=None, description="iterations that a trial has run")
+    elapsed: str | None = Field(default=None, description="seconds since a trial began")
+    seconds: str | None = Field(default=None, description="seconds of an iteration, if there is no elapsed time")
+    iters: Count = Field(default=1, description="iterations between two rows, if no column counts them")
+    accelerators: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="accelerators of each trial")
+    where: dict[str, Annotated[str | int, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="use only the rows with these values, by column"
+    )
+
+
+class ProfileSpec(Model):
+    """Timings of the job; ``unfold profile`` measures them if they are left out."""
+
+    iteration: Iteration | None = None
+    recorded: Recorded | None = Field(
+        default=None, description="replaces iteration: its times, and trial_spread, from an earlier run"
+    )
+    speedup: dict[int, float] = Field(
+        default_factory=lambda: {1: 1.0}, description="speed-up by accelerators per trial, relative to one"
+    )
+    across: dict[int, float] | None = Field(
+        default=None, description="the same for trials across instances; sizes left out use speedup"
+    )
+    provision: Time = Field(default=45.0, description="from request to running; a single number varies by 50 %")
+    startup: Time = Field(default=60.0, description="from running to ready, billed; a single number varies by 15 %")
+    start: Time = Field(default=0.0, description="start of a trial with its checkpoint")
+    sync: Time = Field(default=10.0, description="between two stages: rank, checkpoint, move")
+    trial_spread: Variation = Field(default=0.05, description="lasting variation of speed between trials")
+    worker_spread: Variation = Field(default=0.0, description="variation between the workers of one trial")
+    error: Fraction = Field(default=0.1, description="how wrong the profile itself may be")
+
+
+def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
+    """Yield contradictions within a profile."""
+    if (profile.iteration is None) == (profile.recorded is None):
+        yield Problem(("profile",), "name either iteration or recorded", hint="write iteration: {mean: 12 s}")
+    if profile.iteration is not None and profile.iteration.mean <= 0:
+        yield Problem(("profile", "iteration", "mean"), "an iteration must take some time")
+    if profile.error > 0.5:
+        yield Problem(("profile", "error"), "a profile that may be wrong by more than 50% guarantees nothing")
+    for key, table in (("speedup", profile.speedup), ("across", profile.across or {})):
+        for accelerators, speedup in table.items():
+            if accelerators < 1 or speedup <= 0:
+                yield Problem(("profile", key, accelerators), "accelerators and speed-up must be positive", at_key=True)
+    if profile.speedup.get(1) != 1.0:
+        yield Problem(("profile", "speedup"), "the speed-up of one accelerator is 1", hint="write {1: 1, 2: 1.9}")

@@ -1,0 +1,81 @@
+"""The spec of kind ``tuning``: its parts, the placement policy, and the checks that span several parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from unfold_tuning.schema.cloud import Cloud, check_cloud
+from unfold_tuning.schema.profile import ProfileSpec, check_profile
+from unfold_tuning.schema.search import Custom, Halving, Hyperband, RandomSearch, check_search, translate_search
+from unfold_tuning.schema.trainable import Trainable, check_trainable
+from unfoldkit.api import Duration, Fraction, Model, Money, Problem, Spec
+
+
+class GangPolicy(Model):
+    """All workers of a trial start at once, or none does; the executor always does this."""
+
+    by: Literal["trial"] = "trial"
+
+
+class PackPolicy(Model):
+    """Place a trial within one node if it fits, on the node that it fills best."""
+
+    level: Literal["node"] = "node"
+
+
+class SpreadPolicy(Model):
+    """Place a trial on the node that runs the fewest other trials."""
+
+    by: Literal["node"] = "node"
+
+
+class PlacementPolicy(Model):
+    """How trials are placed on nodes, in the vocabulary of the kind ``placement``."""
+
+    gang: Literal["trial"] | GangPolicy = "trial"
+    pack: Literal["node"] | PackPolicy | None = None
+    spread: Literal["node"] | SpreadPolicy | None = None
+
+
+class TuningSpec(Spec):
+    """Sizes the cluster of a tuning job stage by stage, and runs the job."""
+
+    kind: Literal["tuning"]
+    search: Annotated[
+        Annotated[Halving | Hyperband | RandomSearch | Custom, Field(discriminator="algorithm")],
+        BeforeValidator(translate_search),
+    ]
+    trainable: Trainable | None = None
+    deadline: Duration | None = Field(default=None, description="find the cheapest plan that meets it")
+    budget: Money | None = Field(
+        default=None, description="without a deadline: find the fastest plan within it; with a deadline: a hard cap"
+    )
+    on_time: Fraction = Field(default=0.95, description="required probability of meeting the deadline")
+    cloud: Cloud
+    profile: ProfileSpec | None = None
+    placement: PlacementPolicy = Field(
+        default=PlacementPolicy(), description="which node runs a trial; packed if left out"
+    )
+    samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        default=10_000,
+        description="simulated runs of a plan; reduced automatically if so many trials would not fit into memory",
+    )
+
+    def problems(self) -> Iterable[Problem]:
+        """Yield contradictions between the parts of the spec."""
+        if self.deadline is None and self.budget is None:
+            yield Problem(("deadline",), "neither a deadline nor a budget", hint='write deadline: "30 min"')
+        if not 0.5 <= self.on_time < 1:
+            yield Problem(("on_time",), "must be at least 50% and less than 100%", hint='write "95%"')
+        yield from check_search(self.search)
+        if self.profile is not None:
+            yield from check_profile(self.profile)
+        yield from check_cloud(self.cloud)
+        if self.placement.pack is not None and self.placement.spread is not None:
+            hint = "write pack: node; packed nodes can be released"
+            yield Problem(("placement",), "pack and spread exclude each other", hint=hint)
+        if self.trainable is not None:
+            yield from check_trainable(self.trainable)

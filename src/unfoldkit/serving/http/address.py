@@ -1,0 +1,99 @@
+"""Where a service listens: loopback without a token, any address with one."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from unfoldkit.errors import user_error
+
+BACKLOG = 2048
+_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a service listens. A ``host`` that other machines can reach needs a ``token``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str = ""
+
+    @property
+    def place(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_listener(address: Address, *, many: bool = False) -> socket.socket:
+    """Open a listening socket.
+
+    Args:
+        address: Where to listen.
+        many: Share the port with other processes (SO_REUSEPORT).
+
+    Raises:
+        UnfoldError: Other machines can reach the address and there is no token, or it cannot be bound.
+    """
+    listener = bind_socket(address, many=many)
+    # from here on clients wait instead of failing: the address is announced before the service is ready
+    listener.listen(BACKLOG)
+    return listener
+
+
+def bind_socket(address: Address, *, many: bool = False) -> socket.socket:
+    """Bind a socket to the address without listening on it.
+
+    Raises:
+        UnfoldError: See :func:`open_listener`.
+    """
+    _check(address)
+    bound = socket.socket(_family(address), socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if many:
+        # the kernel distributes new connections over the processes
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((address.host, address.port))
+    except OSError as error:
+        bound.close()
+        is_port_error = error.errno in _PORT_ERRORS
+        hint = "--port 0 takes a free one" if is_port_error else "--host takes an address of this machine"
+        raise user_error(f"cannot listen on {address.place}: {error.strerror}", hint=hint) from error
+    return bound
+
+
+def is_listening(address: Address) -> bool:
+    """Whether a service listens on the address already; with several processes, both would share its clients."""
+    with socket.socket(_family(address)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address.host else socket.AF_INET
+
+
+def _check(address: Address) -> None:
+    if not is_loopback(address.host) and not address.token:
+        raise user_error(
+            f"{address.host} can be reached from other machines, so a token is needed",
+            hint="set UNFOLD_TOKEN, or leave --host out",
+        )
+    if not address.token.isprintable():
+        message = "the token holds characters that no header can carry"
+        raise user_error(message, hint="UNFOLD_TOKEN is one line of text")

@@ -1,0 +1,175 @@
+"""Documents of JSON as traces: lists, rows, spans, and ranges of Prometheus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfoldkit.arrivals import traces
+from unfoldkit.errors import UnfoldError
+
+BEGUN = 1_700_158_627
+TIMES = np.round(np.cumsum(np.random.default_rng(0).exponential(0.1, 120)), 3)
+FROM_0 = pytest.approx(TIMES - TIMES[0], abs=2e-6)
+
+
+def spans(identity: str, parent: str, trace: str, start: str, parts: int) -> list[dict[str, Any]]:
+    """Three spans a request, the outer one first, as a tracer writes them."""
+    made = []
+    for number, time in enumerate(TIMES):
+        for part in range(3):
+            at = round((BEGUN + time + part * 0.01) * parts)
+            above = {parent: f"{number}-0"} if part else {}
+            own = {trace: f"t{number}", identity: f"{number}-{part}", "name": f"op{part}"}
+            made.append({**own, **above, start: at if parts < 1e9 else str(at)})
+    return made
+
+
+OTLP = spans("spanId", "parentSpanId", "traceId", "startTimeUnixNano", 1_000_000_000)
+ZIPKIN = spans("id", "parentId", "traceId", "timestamp", 1_000_000)
+JAEGER = [
+    {**item, "references": [{"refType": "CHILD_OF", "spanID": item["above"]}]} if "above" in item else item
+    for item in spans("spanID", "above", "traceID", "startTime", 1_000_000)
+]
+
+
+def batch(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of spans as OTLP nests them."""
+    return {"resourceSpans": [{"scopeSpans": [{"scope": {"name": "app"}, "spans": items}]}]}
+
+
+def lines(values: list[Any]) -> str:
+    """Values one a line."""
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+FORMS = {
+    "times.json": json.dumps(TIMES.tolist()),
+    "named.json": json.dumps({"model": "a", "timestamps": TIMES.tolist()}, indent=2),
+    "rows.json": json.dumps([{"id": n, "created_at": float(t)} for n, t in reversed(list(enumerate(TIMES)))]),
+    "otlp.json": json.dumps(batch(OTLP)),
+    "pretty.json": json.dumps(batch(OTLP), indent=2),
+    "batches.jsonl": lines([batch(OTLP[at : at + 20]) for at in range(0, len(OTLP), 20)]),
+    "spans.jsonl": lines(OTLP),
+    "jaeger.json": json.dumps({"data": [{"traceID": "t", "spans": JAEGER}]}),
+    "zipkin.json": json.dumps(ZIPKIN, indent=1),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_arrival_is_an_entry_of_a_list_or_a_span_without_its_parent(tmp_path: Path, name: str) -> None:
+    """Every form gives the same requests at the same times, however many spans each made and in what order."""
+    path = tmp_path / name
+    path.write_text(FORMS[name])
+    assert traces.read_trace(path).tolist() == FROM_0
+
+
+def test_spans_that_hold_a_text_are_requests_of_their_own(tmp_path: Path) -> None:
+    """Where only inner spans are wanted, their parents are not in sight and each is an arrival."""
+    path = tmp_path / "otlp.json"
+    path.write_text(FORMS["otlp.json"])
+    assert traces.read_trace(path, match="op1").tolist() == FROM_0
+    assert traces.read_trace(path, match="op").size == TIMES.size
+
+
+def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> None:
+    """As many arrive as the rates of all series make of the time, and it is told that values were taken for rates."""
+    series = [{"metric": {"pod": str(n)}, "values": [[BEGUN + 60 * at, f"{n}.5"] for at in range(10)]} for n in (1, 2)]
+    path = tmp_path / "prom.json"
+    path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}}))
+    told: list[str] = []
+    assert traces.read_trace(path, tell=told.append).size == 4 * 600
+    assert "a rate of arrivals" in told[0]
+
+
+def prometheus(path: Path, *series: dict[str, Any]) -> Path:
+    """Write the answer of a range query with some series."""
+    path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": list(series)}}))
+    return path
+
+
+def test_series_are_chosen_by_their_labels(tmp_path: Path) -> None:
+    """With ``match`` only the series whose labels hold the text arrive, where those of all routes did."""
+    series = [
+        {"metric": {"route": name}, "values": [[BEGUN + 60 * at, rate] for at in range(10)]}
+        for name, rate in (("/a", "1"), ("/b", "100"))
+    ]
+    assert traces.read_trace(prometheus(tmp_path / "prom.json", *series), match='"route": "/a"').size == 600
+
+
+def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
+    """Counts from a start that rise in every series are told as such, though one series counts more than another."""
+    series = [
+        {"metric": {"pod": str(n)}, "values": [[BEGUN + at, str(100 * n + at)] for at in range(20)]} for n in range(2)
+    ]
+    told: list[str] = []
+    traces.read_trace(prometheus(tmp_path / "prom.json", *series), tell=told.append)
+    assert any("never falls" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("series", "told"),
+    [
+        ({"metric": {}, "histograms": [[BEGUN, {"count": "3"}]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN, None], [BEGUN + 1, "3"]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN, "-1.5"], [BEGUN + 1, "3"]]}, "-1.5 is not a rate"),
+        ({"metric": {}, "values": [[BEGUN, "+Inf"], [BEGUN + 1, "3"]]}, "inf is not a rate"),
+    ],
+)
+def test_series_without_rates_are_told(tmp_path: Path, series: dict[str, Any], told: str) -> None:
+    """A range whose series hold histograms, gaps in words or no rates is refused with what it lacks."""
+    with pytest.raises(UnfoldError, match=told):
+        traces.read_trace(prometheus(tmp_path / "prom.json", series))
+
+
+def test_odd_names_and_depths_of_documents_are_told(tmp_path: Path) -> None:
+    """Spans whose names are lists are no spans, and a document too deep to look through is refused."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(batch([{"traceId": "a", "spanId": ["l"], "startTimeUnixNano": "1"}])))
+    with pytest.raises(UnfoldError, match="no arrival times"):
+        traces.read_trace(path)
+    path.write_text('{"a":' * 600 + "[1]" + "}" * 600)
+    with pytest.raises(UnfoldError):
+        traces.read_trace(path)
+
+
+def test_rows_may_hold_counts(tmp_path: Path) -> None:
+    """Objects are rows as those of a table, in any order: a column of theirs may count arrivals."""
+    path = tmp_path / "points.json"
+    rows = [{"Timestamp": f"2023-11-16T18:{at:02}:00Z", "Sum": 10 + at} for at in (2, 0, 1)]
+    path.write_text(json.dumps({"Label": "RequestCount", "Datapoints": rows}, indent=1))
+    assert traces.read_trace(path, counts="Sum").size == 33
+    with pytest.raises(UnfoldError, match=r"points\.json: Label: entry 1: no column|no column Label"):
+        traces.read_trace(path, counts="Label")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (json.dumps(ZIPKIN)[:-40], "breaks off or is no JSON"),
+        (json.dumps({"a": [{"x": 1}]}), "no arrival times in this document"),
+        ("", "the trace has no arrival"),
+        (json.dumps([{"time": "0"}, {"time": "soon"}]), "entry 2: 'soon' is not a time"),
+    ],
+)
+def test_what_a_document_lacks_is_told(tmp_path: Path, text: str, told: str) -> None:
+    """A document that is cut, holds no times, or an entry that is none is told as such."""
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UnfoldError, match=told):
+        traces.read_trace(path)
+
+
+def test_lines_of_json_are_a_log_whatever_they_nest(tmp_path: Path) -> None:
+    """Objects one a line are a log, and so is a single one in a file that is called one."""
+    path = tmp_path / "a.json"
+    path.write_text(lines([{"ts": time, "tags": ["a"]} for time in TIMES]))
+    assert traces.read_trace(path).size == TIMES.size
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"ts": 5, "tags": ["a"]}) + "\n")
+    assert traces.read_trace(path).size == 1

@@ -1,0 +1,123 @@
+"""Logs are read under whatever name and in whatever form servers write them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from unfoldkit.arrivals import traces
+from unfoldkit.errors import UnfoldError
+
+CLF = '1.2.3.4 - - [16/Nov/2023:18:00:{second:02} +0100] "GET /a HTTP/1.1" 200 12 "-" "curl"\n'
+# each log has three requests, 0, 2 and 3.5 s after the first
+W3C = """#Version: 1.0
+#Date: 2023-11-16 17:00:00
+#Fields: date time x-edge-location sc-bytes
+2023-11-16\t18:59:58.0\tLAX1\t2390
+2023-11-16\t19:00:00.0\tLAX1\t2390
+#Fields: date time x-edge-location sc-bytes
+2023-11-16\t19:00:01.5\tLAX1\t2390
+"""
+BALANCER = """http {0}T18:00:09.5Z app/lb/50 192.168.1.1:2817 10.0.0.1:80 0.000 0.001 0.000 200 200 34 366 \
+"GET http://x.org:80/?at=2001-01-01T00:00:00Z HTTP/1.1" "curl" - - arn "Root=1-5833" "-" "-" 0 {1}Z "forward"\n"""
+FORMS = {
+    "w3c": W3C,
+    "nginx msec": "".join(f'1.2.3.4 - 170000000{at} "GET /a?x=1600000000" 200\n' for at in ("0.250", "2.250", "3.750")),
+    "msec first": "".join(
+        f'170000000{at} 1.2.3.4 "GET /a?t=2001-01-01T00:00:00"\n' for at in ("0.250", "2.250", "3.750")
+    ),
+    "squid": "".join(f"170000000{at}    180 192.168.0.224 TCP_MISS/200\n" for at in ("0.250", "2.250", "3.750")),
+    "milliseconds": "".join(f"17000000{at} GET /\n" for at in ("00250", "02250", "03750")),
+    "haproxy": "".join(
+        f"Nov 16 18:00:09 host haproxy[12]: 1.2.3.4:33 [16/Nov/2023:18:00:{at}] in static/s1 10/0/30/69/109 200 -\n"
+        for at in ("01.500", "03.500", "05.000")
+    ),
+    "kafka": "".join(f"CreateTime:17000000{at}\tPartition:0\tkey\t1600000000\n" for at in ("00250", "02250", "03750")),
+    "journal": "".join(
+        f'{{"_PID": "1600000000", "__REALTIME_TIMESTAMP": "17000000{at}000"}}\n' for at in ("00250", "02250", "03750")
+    ),
+    "several units": "".join(
+        f'{{"ts": {at}}}\n' for at in ('"2023-11-14T22:13:20.25Z"', "1700000002250", "1700000003.75")
+    ),
+    "balancer": "".join(BALANCER.format("2023-11-16", f"2023-11-16T18:00:{at}") for at in ("01.5", "03.5", "05.0")),
+    "classic balancer": "".join(
+        f"2023-11-16T18:00:{at}Z my-lb 1.2.3.4:28 10.0.0.1:80 0 200\n" for at in ("01.5", "03.5", "05.0")
+    ),
+    "json, seconds": "".join(f'{{"level": "info", "ts": 170000000{at}}}\n' for at in ("0.25", "2.25", "3.75")),
+    "json, whole": "".join(
+        f'{{"status": 1600000000, "@timestamp": 17000000{at}}}\n' for at in ("00250", "02250", "03750")
+    ),
+    "json, relative": "".join(f'{{"a": "2001-01-01T00:00:00", "time_ms": {at}}}\n' for at in (250, 2250, 3750)),
+    "json, dates": "".join(
+        f'{{"url": "?2001-01-01T00:00", "time": "2023-11-16T18:00:{at}Z"}}\n' for at in ("01.5", "03.5", "05.0")
+    ),
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("name", ["a.log", "a"])
+def test_every_log_format_gives_the_times_of_its_requests(tmp_path: Path, form: str, name: str) -> None:
+    """Every form gives the times of its requests, and none of the other times that its lines hold."""
+    (tmp_path / name).write_text(FORMS[form])
+    assert traces.read_trace(tmp_path / name).tolist() == pytest.approx([0, 2, 3.5], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "access_log",
+        "access.log-20231116",
+        "access.log-20231116.gz",
+        "access.log.2.gz",
+        "ssl_access_log.1",
+        "a.txt",
+        "a",
+    ],
+)
+def test_logs_are_detected_under_rotated_and_unknown_names(tmp_path: Path, name: str) -> None:
+    """A log is one under the name that its server or logrotate gave it, and under any other."""
+    data = "".join(CLF.format(second=second) for second in (5, 4, 8)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert traces.read_trace(tmp_path / name).tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize("first", ["started", "# of today", "", "a b, c"])
+def test_a_log_may_begin_otherwise(tmp_path: Path, first: str) -> None:
+    """A log of any name may begin with a line that is none of its requests."""
+    (tmp_path / "access_log").write_text(f"{first}\n" + "".join(CLF.format(second=at // 9) for at in range(200)))
+    assert traces.read_trace(tmp_path / "access_log").size == 200
+
+
+def test_a_pipe_is_rejected(tmp_path: Path) -> None:
+    """What can be read only once is told, and not read by halves."""
+    os.mkfifo(tmp_path / "a.log")
+    with pytest.raises(UnfoldError, match="a pipe cannot be read twice"):
+        traces.read_trace(tmp_path / "a.log")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json"])
+def test_lines_of_json_have_columns(tmp_path: Path, name: str) -> None:
+    """Of lines in JSON that column is read which is asked for, with the unit of its name."""
+    lines = ['{"ts": 5, "begun_ms": 1000}', '{"ts": 6, "begun_ms": 1250}']
+    (tmp_path / name).write_text("\n".join(lines))
+    assert traces.read_trace(tmp_path / name).tolist() == [0, 1]
+    assert traces.read_trace(tmp_path / name, column="begun_ms").tolist() == [0, 0.25]
+
+
+@pytest.mark.parametrize(("stray", "taken"), [(1, True), (10, True), (11, False)])
+def test_up_to_one_percent_of_the_lines_may_have_no_time(tmp_path: Path, stray: int, taken: bool) -> None:
+    """Up to one line in a hundred may have no time, and their count and the first are told; more are an error."""
+    lines = [CLF.format(second=number // 20) for number in range(1000 - stray)]
+    (tmp_path / "a.log").write_text("".join([*lines[:500], "cut off\n" * stray, *lines[500:]]))
+    told: list[str] = []
+    if taken:
+        assert traces.read_trace(tmp_path / "a.log", tell=told.append).size == 1000 - stray
+        assert told == [f"{tmp_path}/a.log: skipped {stray} of 1,000 lines, which have no time; the first is line 501"]
+        return
+    with pytest.raises(
+        UnfoldError, match=r"a\.log:501:1: no time in this line, nor in 10 other lines of 1,000 \(.*match"
+    ):
+        traces.read_trace(tmp_path / "a.log")

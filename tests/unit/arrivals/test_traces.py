@@ -1,0 +1,195 @@
+"""Reading, cutting and scaling of traces."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfoldkit.arrivals import processes, traces
+from unfoldkit.errors import UnfoldError
+
+
+def test_scaling_changes_the_rate_and_not_the_span() -> None:
+    """A trace that is thinned or thickened keeps its span; compression keeps the coefficient of variation."""
+    rng = np.random.default_rng(2)
+    times = traces.validate_times(processes.gamma_arrivals(20.0, 500.0, rng, scv=4.0))
+    for factor in (0.3, 2.5):
+        scaled = traces.scale_rate(times, factor, rng)
+        assert scaled.size / times.size == pytest.approx(factor, rel=0.05)
+        assert scaled[-1] <= times[-1]
+        assert (np.diff(scaled) >= 0).all()
+    quick = np.diff(traces.compress_time(times, 20.0))
+    assert quick.std() / quick.mean() == pytest.approx(np.diff(times).std() / np.diff(times).mean())
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    """Write a file of a test."""
+    path = folder / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "arrival_s,size\n5.0,1\n5.5,2\n7.25,3\n"),
+        ("a.csv", "5.0\n5.5\n7.25\n"),
+        ("a.csv", "Timestamp,Model\n5,a\n5.5,b\n7.25,a\n"),
+        ("a.csv", "\ufeffwhen\n5\n5.5\n7.25\n"),
+        ("a.csv", "n;arrival_s\n1;5\n1;5,5\n1;7,25\n"),
+        ("a.csv", "n,ts\n1,1700000000000\n1,1700000000500\n1,1700000002250\n"),
+        (
+            "a.csv.gz",
+            "TIMESTAMP,n\n2023-11-16 18:17:03.5000000,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.7500000,1\n",
+        ),
+        ("a.csv", "time_ms,n\n5,x\n505,x\n2255,x\n"),
+        ("a.csv", "when (ms)\n5\n505\n2255\n"),
+        ("a.csv", "x,timestampMicros\n,5e6\n,5500000\n,7250000\n"),
+        ("a.csv", "TIME_NS,x\n5,x\n500000005,x\n2250000005,x\n"),
+        ("a.csv", "Time (seconds),x\n5,x\n5.5,x\n7.25,x\n"),
+        ("a.csv", "minute,x\n0,x\n0.00833333333333333333,x\n0.0375,x\n"),
+        ("a.csv", "ts_ms,x\n2023-11-16 18:17:03.5,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.75,1\n"),
+        ("a.csv", "x\tarrival_s\na b\t5\na,b\t5.5\n\t7.25\n"),
+        ("a.tsv", "x\tarrival_s\n1\t5\n1\t5,5\n1\t7,25\n"),
+        ("a.txt", "5.0\n5.5\n7.25\n"),
+        ("a.csv", "2023-11-16 18:17:03.5,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.75,1\n"),
+        ("a.txt", "when\n2023-11-16 18:17:03.5\n2023-11-16 18:17:04\n2023-11-16 18:17:05.75\n"),
+        ("a", "when\n5.0\n5.5\n7.25\n"),
+        ("a.dat.gz", "Timestamp,Model\n5,a\n5.5,b\n7.25,a\n"),
+        ("a.log", "2024-01-01T00:00:01Z GET /\n\n2024-01-01T00:00:01.500Z GET /\n2024-01-01T02:00:03.25+02:00 GET /\n"),
+    ],
+)
+def test_readers_agree(tmp_path: Path, name: str, text: str) -> None:
+    """The same arrivals are read from seconds, bare numbers, time stamps, milliseconds and logs, from 0 on."""
+    assert traces.read_trace(write(tmp_path, name, text)).tolist() == pytest.approx([0.0, 0.5, 2.25])
+
+
+def test_access_log(tmp_path: Path) -> None:
+    """Lines in the common log format give their times, whatever the time zone."""
+    lines = [
+        f'1.2.3.4 - - [10/Oct/2000:13:55:{second} {zone}] "GET / HTTP/1.0" 200 23'
+        for second, zone in (("36", "-0700"), ("38", "-0700"))
+    ]
+    assert traces.read_trace(write(tmp_path, "access.log", "\n".join(lines))).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "span", "rate"),
+    [
+        ("access.log", '1.2.3.4 - - [10/Oct/2000:13:{m:02}:{s:02} -0700] "GET / HTTP/1.0" 200 23', 300, 40),
+        ("access.log.1", "2024-01-01T10:{m:02}:{s:02}Z GET /", 300, 40),
+        ("a.csv", "2024-01-01 10:{m:02}:00", 1200, 5),
+    ],
+)
+def test_stamps_of_seconds_or_minutes_are_spread(tmp_path: Path, name: str, line: str, span: int, rate: int) -> None:
+    """Poisson traffic that a log keeps to the second or minute is read as such, each in its second or minute."""
+    times = np.sort(np.random.default_rng(3).random(span * rate) * span)
+    text = "\n".join(line.format(m=int(at // 60), s=int(at % 60)) for at in times)
+    found = traces.read_trace(write(tmp_path, name, ("when\n" if name.endswith(".csv") else "") + text))
+    gaps = np.diff(found)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05)
+    grain = 60 if name.endswith(".csv") else 1
+    counts = [np.histogram(item, np.arange(0, span + 1, grain))[0] for item in (times, found + times[0] % grain)]
+    assert np.abs(counts[0] - counts[1]).mean() < 0.2 * rate * grain
+    assert found.tolist() == traces.read_trace(tmp_path / name).tolist()
+
+
+def test_relative_whole_seconds_and_fractional_stamps_stay(tmp_path: Path) -> None:
+    """Arrivals at one instant of a trace's own clock stay at one instant; so do those of stamps with fractions."""
+    assert traces.read_trace(write(tmp_path, "a.csv", "arrival_s\n0\n0\n1\n1\n")).tolist() == [0, 0, 1, 1]
+    text = "ts\n1700000000\n1700000000\n1700000000.5\n"
+    assert traces.read_trace(write(tmp_path, "b.csv", text)).tolist() == [0, 0, 0.5]
+
+
+def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
+    """A log whose lines were written as requests ended is read in the order of their starts; a table is not."""
+    lines = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
+    assert traces.read_trace(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
+    with pytest.raises(UnfoldError, match="before the one above"):
+        traces.read_trace(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
+
+
+def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
+    """Of a log with other lines, some of them without a time, those that hold a text are read."""
+    lines = [
+        "started",
+        "2024-01-01T00:00:01Z GET /health",
+        "2024-01-01T00:00:02Z POST /a",
+        "2024-01-01T00:00:05Z POST /a",
+    ]
+    path = write(tmp_path, "a.log", "\n".join(lines))
+    assert traces.read_trace(path, match="POST /a").tolist() == [0.0, 3.0]
+    with pytest.raises(UnfoldError, match="no time in this line"):
+        traces.read_trace(path)
+    with pytest.raises(UnfoldError, match="no arrival"):
+        traces.read_trace(path, match="POST /b")
+
+
+def test_a_likely_column_goes_before_the_usual_ones(tmp_path: Path) -> None:
+    """A column that another trace of the same traffic has is taken where it is there, and missed where it is not."""
+    path = write(tmp_path, "a.csv", "arrival_s,begun\n1,5\n2,9\n")
+    assert traces.read_trace(path, likely="begun").tolist() == [0.0, 4.0]
+    assert traces.read_trace(path, likely="ended").tolist() == [0.0, 1.0]
+
+
+def test_arrays(tmp_path: Path) -> None:
+    """NPZ and NPY give the arrays that were stored."""
+    np.savez(tmp_path / "a.npz", arrival_s=np.array([1.0, 2.0]), other=np.array([0.0]))
+    np.save(tmp_path / "b.npy", np.array([1.0, 4.0]))
+    assert traces.read_trace(tmp_path / "a.npz").tolist() == [0.0, 1.0]
+    assert traces.read_trace(tmp_path / "b.npy").tolist() == [0.0, 3.0]
+    with pytest.raises(UnfoldError, match="no array when"):
+        traces.read_trace(tmp_path / "a.npz", column="when")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "arrival_s\n", "the trace has no arrival"),
+        ("a.csv", "", "the trace has no arrival"),
+        ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
+        ("a.csv", "time\n2025-10-26 02:59:58\n2025-10-26 02:00:03\n", "winter time"),
+        ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
+        ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),
+        ("a.csv", "count\n2\n3\n", r"a\.csv:1:1: no column of arrival times \(it has: count"),
+        ("a.csv", "x,arrival_s\n2\n", r"a\.csv:2:1: the row has 1 cells"),
+        ("a.csv", "arrival_s\nnan\n", "is not a time"),
+        ("a.log", "nothing here\n", r"a\.log:1:1: no time in this line"),
+        ("a.csv.gz", "plain", "the trace has no arrival"),
+        ("a.txt", "\0\n", "the trace is no text"),
+        ("a.txt", "1\nnoon\n", r"a\.txt:2:1: 'noon' is not a time"),
+        ("a", "x,y\n1,2\n", r"a:1:1: no column of arrival times \(it has: x, y"),
+        ("a.npz", "junk", "cannot read the arrays"),
+    ],
+)
+def test_bad_traces_are_reported_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """Every bad trace gets a clear message with file and line."""
+    with pytest.raises(UnfoldError, match=message):
+        traces.read_trace(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.log.gz"])
+def test_damaged_archives_are_reported(tmp_path: Path, name: str) -> None:
+    """A gzipped trace with a hole in it, or without its end, is refused in words."""
+    whole = gzip.compress("".join(f"2024-01-01T00:00:{s:02}Z\n" for s in range(60)).encode())
+    for data in (whole[:-9], whole[:20] + b"\xff" * 20 + whole[40:]):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UnfoldError, match="cannot read the"):
+            traces.read_trace(tmp_path / name)
+
+
+def test_arrays_may_hold_gaps_and_must_hold_one_number_per_arrival(tmp_path: Path) -> None:
+    """An array of gaps is summed as a column of them; a row or a column is a trace, a table of both ends none."""
+    np.savez(tmp_path / "a.npz", iat_ms=np.array([500, 700, 100]))
+    assert traces.read_trace(tmp_path / "a.npz").tolist() == pytest.approx([0, 0.7, 0.8])
+    np.save(tmp_path / "a.npy", np.array([[1.0], [2.0]]))
+    assert traces.read_trace(tmp_path / "a.npy").tolist() == [0, 1]
+    np.save(tmp_path / "a.npy", np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]]))
+    with pytest.raises(UnfoldError, match="the array is 3 x 2; times are one number per arrival"):
+        traces.read_trace(tmp_path / "a.npy")

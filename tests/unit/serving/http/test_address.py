@@ -1,0 +1,124 @@
+"""Addresses, tokens and the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.serving.http.address import Address, bind_socket, is_listening, is_loopback, open_listener
+from unfoldkit.serving.http.auth import require_token
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("192.168.1.1", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_known(host: str, *, expected: bool) -> None:
+    """Only an address of this machine alone counts as loopback."""
+    assert is_loopback(host) is expected
+
+
+def test_an_open_address_needs_a_token() -> None:
+    """An address that others can reach is refused without a token and bound with one."""
+    with pytest.raises(UnfoldError, match=r"a token is needed.*UNFOLD_TOKEN") as caught:
+        open_listener(Address("0.0.0.0", 0))  # noqa: S104 - that it is refused is the test
+    assert caught.value.code is ExitCode.USAGE
+    open_listener(Address("0.0.0.0", 0, "secret")).close()  # noqa: S104 - as above
+
+
+def test_a_port_in_use_is_told() -> None:
+    """A port that another socket listens on is the caller's fault, with a way out."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UnfoldError, match=r"cannot listen on 127\.0\.0\.1:.*--port 0"):
+            open_listener(Address(port=other.getsockname()[1]))
+
+
+def test_an_address_of_version_6_stands_in_brackets() -> None:
+    """What is told as the place of a service can be pasted into a browser."""
+    assert Address("::1", 80).place == "[::1]:80"
+    assert Address("127.0.0.1", 80).place == "127.0.0.1:80"
+
+
+def test_a_host_that_is_none_is_told_apart_from_a_port_in_use() -> None:
+    """Another port does not help where the address is not of this machine."""
+    with pytest.raises(UnfoldError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host takes an address"):
+        open_listener(Address("192.0.2.1", 0, "secret"))
+
+
+def test_a_token_that_no_header_can_carry_is_refused() -> None:
+    """A service that nobody could ask does not start."""
+    with pytest.raises(UnfoldError, match="the token holds characters"):
+        open_listener(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
+
+
+def test_a_service_of_several_processes_is_told_of_another_one() -> None:
+    """A port on which somebody listens is told from one that is free or only held, though all can be bound."""
+    with bind_socket(Address(port=0), many=True) as held:
+        address = Address(port=held.getsockname()[1])
+        assert not is_listening(address)
+        with open_listener(address, many=True):
+            assert is_listening(address)
+            bind_socket(address, many=True).close()
+        assert not is_listening(address)
+
+
+async def _app(scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "path": scope.get("path")})
+
+
+def answered(scope: dict[str, Any]) -> Any:
+    """Return the first message of the answer behind a guard with the token ``secret``."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {}
+
+    async def ask() -> None:
+        await require_token(_app, "secret")(scope, receive, send)
+
+    asyncio.run(ask())
+    return sent[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", [], 401),
+        ("/", [(b"authorization", b"Bearer wrong")], 401),
+        ("/", [(b"authorization", b"secret")], 401),
+        ("/", [(b"authorization", b"Bearer secret")], 200),
+        ("/v2/health/live", [], 200),
+        ("/v2/health/ready", [], 200),
+        ("/v2/health/ready/../../", [], 401),
+    ],
+)
+def test_the_guard_asks_for_the_token(path: str, headers: list[tuple[bytes, bytes]], status: int) -> None:
+    """Every path but the two of health needs the bearer token, whole."""
+    assert answered({"type": "http", "path": path, "headers": headers})["status"] == status
+
+
+def test_a_websocket_needs_the_token_too() -> None:
+    """A websocket is not let past the guard without the token."""
+    assert answered({"type": "websocket", "path": "/", "headers": []}) == {"type": "websocket.close", "code": 1008}
+    held = {"type": "websocket", "path": "/", "headers": [(b"authorization", b"Bearer secret")]}
+    assert answered(held)["status"] == 200
