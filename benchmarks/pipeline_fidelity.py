@@ -293,7 +293,7 @@ def _replayed(case: Case, run: Run, seed: list[int], others: float) -> Round:
     spec = _spec(case, SLACK * _single(case, run))
     rate, queries = case.load * min(_throughputs(case, run)), QUERIES[case.models]
     trace = run.directory.path / "trace.npz"
-    np.savez(trace, arrival_s=processes.gamma(rate, queries / rate, np.random.default_rng(seed)))
+    np.savez(trace, arrival_s=processes.gamma_arrivals(rate, queries / rate, np.random.default_rng(seed)))
     report, meanwhile = _watched(lambda: _replay(spec, _with_plan(run, spec, trace)))
     return _read(case, rate, report, max(others, meanwhile))
 

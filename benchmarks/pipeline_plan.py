@@ -112,7 +112,9 @@ def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
     slo = spec.slo.p99
     grid = ((100.0,), (4.0,), (slo, 2 * slo)) if quick else (RATES, SCVS, tuple(sorted({*TIGHT, slo, 2 * slo})))
     for rate, scv, limit in itertools.product(*grid):
-        arrivals = processes.gamma(rate, (FEW if quick else QUERIES) / rate, np.random.default_rng(seed), scv=scv)
+        arrivals = processes.gamma_arrivals(
+            rate, (FEW if quick else QUERIES) / rate, np.random.default_rng(seed), scv=scv
+        )
         sample = draw_sample(pipeline, arrivals, np.random.default_rng([seed, 1]))
         row = _row(build_slo_checker(pipeline, [sample], limit))
         if row is not None:

@@ -100,22 +100,24 @@ def kinds(quick: bool, seed: int, data: Path | None) -> Iterator[tuple[str, np.n
     for index, name in enumerate(names):
         yield (
             name,
-            processes.pieces(rate_profiles.named(name), rate_profiles.PIECE_S, np.random.default_rng([seed, index])),
+            processes.piecewise_arrivals(
+                rate_profiles.rate_profile(name), rate_profiles.PIECE_S, np.random.default_rng([seed, index])
+            ),
         )
     if data is None or quick:
         return
     folder = next((item for item in (data / "traces", data / "data" / "traces") if item.is_dir()), None)
     for index, name in enumerate(("conv", "code") if folder else ()):
-        times = traces.read(Path(str(folder)) / f"azure_llm_2023_{name}.csv.gz")
+        times = traces.read_trace(Path(str(folder)) / f"azure_llm_2023_{name}.csv.gz")
         rng = np.random.default_rng([seed, 100 + index])
-        yield f"azure-{name}", processes.pieces(rate_profiles.thicken(times, 20.0), 10.0, rng)
+        yield f"azure-{name}", processes.piecewise_arrivals(rate_profiles.measured_profile(times, 20.0), 10.0, rng)
 
 
 def case(name: str, times: np.ndarray, seed: int, _setting: TunerSettings) -> tuple[SloChecker, Plan, Sample] | None:
     """Return the checker and plan of the first quarter, and the rest as live traffic."""
     spec = spec_of(name)
     pipeline = pipeline_of(spec)
-    first, rest = traces.split(times, 0.25)
+    first, rest = traces.split_trace(times, 0.25)
     checker = build_slo_checker(
         pipeline, [draw_sample(pipeline, first, np.random.default_rng([seed, 2]))], spec.slo.p99
     )

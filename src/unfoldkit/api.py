@@ -17,9 +17,6 @@ if TYPE_CHECKING:
         internal_error,
         user_error,
     )
-    from unfoldkit.errors import format_value as show  # old name
-    from unfoldkit.errors import internal_error as broken  # old name
-    from unfoldkit.errors import user_error as fail  # old name
     from unfoldkit.format import (
         divide_costs,
         format_bytes,
@@ -61,9 +58,6 @@ _PLACES = {
         "format_value",
         "internal_error",
         "user_error",
-        "broken",  # old name
-        "fail",  # old name
-        "show",  # old name
     ),
     "unfoldkit.format": (
         "divide_costs",
@@ -130,14 +124,12 @@ __all__ = [
     "Table",
     "UnfoldError",
     "Verdict",
-    "broken",  # old name
     "csv_lines",
     "csv_rows",
     "did_you_mean",
     "divide_costs",
     "dump",
     "encoding_of",
-    "fail",  # old name
     "fingerprint",
     "format_bytes",
     "format_count",
@@ -149,7 +141,6 @@ __all__ = [
     "hookimpl",
     "internal_error",
     "not_utf8",
-    "show",  # old name
     "time_axis",
     "user_error",
 ]

@@ -134,7 +134,3 @@ def _distribution_with(reference: str, extra: str) -> str:
     distribution = find_distribution(reference)
     extras = distribution.metadata.get_all("Provides-Extra") or () if distribution else ()
     return distribution.name if distribution and extra in extras else "unfoldkit"
-
-
-TELL = REPORT_TO_AUTHORS  # old name
-shipped_by = find_distribution  # old name

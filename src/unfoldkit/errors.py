@@ -106,11 +106,3 @@ def escape_unprintable(text: str) -> str:
 
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
-
-
-fail = user_error  # old name
-broken = internal_error  # old name
-show = format_value  # old name
-cut = shorten  # old name
-printable = escape_unprintable  # old name
-in_file = with_default_file  # old name

@@ -68,6 +68,3 @@ def _find_entry_point(function: Any, args: Sequence[object]) -> list[Callable[..
     versions = getattr(function, "overloads", {})
     types = tuple(function.typeof_pyval(arg) for arg in args) if versions else ()
     return [versions[types].entry_point] if types in versions else []
-
-
-direct = without_dispatch  # old name

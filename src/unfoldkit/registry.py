@@ -198,6 +198,3 @@ def _list_kinds(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[list[Kin
     if invalid:
         return [], f"offers {invalid[0]!r}, which is not a Kind of api {API_VERSION}"
     return kinds, ""
-
-
-pending = find_misspelt_hooks  # old name

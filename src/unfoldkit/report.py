@@ -249,8 +249,3 @@ def _drop_measured(table: Table) -> Table:
     return replace(
         table, columns=columns, rows=tuple(tuple(row[index] for index in kept_columns) for row in table.rows)
     )
-
-
-flaws = validate_report  # old name
-plain = to_plain  # old name
-without_times = without_measurements  # old name

@@ -17,7 +17,7 @@ from unfoldkit.api import dump
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir
-from unfoldkit.spec.override import override
+from unfoldkit.spec.override import apply_settings
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import read_document
 
@@ -57,7 +57,7 @@ goal: {{max_loss: {max_loss}}}
 
 def spec_of(path: Path, *settings: str) -> CascadeSpec:
     """Return a shipped spec, changed."""
-    return validate(CascadeSpec, override(read_document(str(path)), settings))
+    return validate(CascadeSpec, apply_settings(read_document(str(path)), settings))
 
 
 def run_in(folder: Path, **changes: Any) -> Run:

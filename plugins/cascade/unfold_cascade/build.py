@@ -18,7 +18,7 @@ from unfold_cascade.schema.cells import label_text
 from unfold_cascade.schema.parts import Candidate, ModelSpec, Stage
 from unfold_cascade.schema.temporal import Drift
 from unfold_cascade.schema.validation import list_baseline_prices
-from unfoldkit.api import Run, dump, fail
+from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
 MIN_CORRECT_SCORE = 0.5
@@ -76,7 +76,7 @@ def find_checked_spec(spec: CascadeSpec, run: Run, file: str, is_same_data: Call
         return None
     if dump(checked.model_copy(update={"data": spec.data})) != dump(spec):
         hint = "keep the spec of the plan: unfold plan --check PLAN --set data.path=..."
-        raise fail("the data and other keys of the spec changed together", key="data", hint=hint)
+        raise user_error("the data and other keys of the spec changed together", key="data", hint=hint)
     return checked
 
 

@@ -65,7 +65,7 @@ def build_checker(
     pipeline: Pipeline, slo_s: float, *, rate: float = 40.0, seconds: float = 20.0, seed: int = 0
 ) -> SloChecker:
     """The SLO checker of bursty traffic."""
-    arrivals = processes.gamma(rate, seconds, np.random.default_rng(seed), scv=4.0)
+    arrivals = processes.gamma_arrivals(rate, seconds, np.random.default_rng(seed), scv=4.0)
     return build_slo_checker(pipeline, [draw_sample(pipeline, arrivals, np.random.default_rng([seed, 1]))], slo_s)
 
 

@@ -115,10 +115,3 @@ def _trail(times: Times, length: float, instants: Times, out: Counts) -> None:
 
 def _count_from(times: Times, start: int, length: float) -> int:
     return int(np.searchsorted(times, times[start] + length)) - start
-
-
-LONGEST_S = LONGEST_WINDOW_S  # old name
-windows = window_lengths  # old name
-envelope = compute_envelope  # old name
-first_excess = find_first_excess  # old name
-live = trailing_envelope  # old name

@@ -67,8 +67,3 @@ def _draw_gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> 
     gaps: Times = rng.standard_gamma(1.0 / scv, size) * scv if scv != 1 else rng.standard_exponential(size)
     gaps /= rate
     return gaps
-
-
-gamma = gamma_arrivals  # old name
-poisson = poisson_arrivals  # old name
-pieces = piecewise_arrivals  # old name

@@ -71,7 +71,3 @@ def measured_profile(times: Rates, factor: float, piece_s: float = 10.0) -> Rate
     """Count the arrivals of a trace in pieces of ``piece_s`` and return their rates per second times ``factor``."""
     edges = np.arange(0.0, float(times[-1]) + piece_s, piece_s)
     return np.histogram(times, edges)[0] * (factor / piece_s)
-
-
-named = rate_profile  # old name
-thicken = measured_profile  # old name

@@ -46,7 +46,7 @@ def read_trace(
     rates: str | None = None,
     likely_rates: str | None = None,
     notation: TimeNotation | None = None,
-    tell: Warn = ignore_warning,
+    warn: Warn = ignore_warning,
 ) -> Times:
     """Read the arrival times of a trace in seconds since its first arrival.
 
@@ -65,7 +65,7 @@ def read_trace(
         rates: The column of arrivals per second.
         likely_rates: The column of rates if the table has it.
         notation: How times are written.
-        tell: Receives notes about skipped lines and doubtful readings.
+        warn: Receives notes about skipped lines and doubtful readings.
 
     Raises:
         UnfoldError: A column is missing, a row has no time, there is no arrival, or times go back.
@@ -82,12 +82,12 @@ def read_trace(
         default_rates=likely_rates,
         notation=notation,
     )
-    rows = _read_rows(path, columns, tell)
+    rows = _read_rows(path, columns, warn)
     validate_times(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
         suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
         if suspicion:
-            tell(f"{path}: {suspicion}")
+            warn(f"{path}: {suspicion}")
     return validate_times(_to_arrivals(rows, notation, str(path)), str(path))
 
 
@@ -225,12 +225,3 @@ def _flatten(data: np.ndarray, path: Path) -> Times:
 def _time_key(names: list[str]) -> str:
     usual = [name for name in COLUMNS if name in names] or [name for name in names if split_unit(name)[0] in COLUMNS]
     return usual[0] if usual else names[0] if len(names) == 1 else ""
-
-
-read = read_trace  # old name
-check = validate_times  # old name
-compress = compress_time  # old name
-window = cut_window  # old name
-split = split_trace  # old name
-scale = scale_rate  # old name
-scaled = scale_rate_with_sources  # old name

@@ -184,8 +184,3 @@ def _find_spot_problem(price: float, when: dt.datetime, now: dt.datetime, on_dem
     if now - when > SPOT_HISTORY:
         return f"dated {when.date().isoformat()}, older than the history of AWS"
     return find_spot_implausibility(price, on_demand)
-
-
-Clients = AwsClients  # old name
-clients = connect_clients  # old name
-refresh = request_prices  # old name

@@ -43,7 +43,3 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
         date=row["date"],
         region=region,
     )
-
-
-bundled = load_bundled_book  # old name
-catalog = load_catalog  # old name

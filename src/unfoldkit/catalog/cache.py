@@ -50,6 +50,3 @@ def load_cached_book(folder: Path, region: str) -> PriceBook | None:
 def cache_file(folder: Path, region: str) -> Path:
     """Return the path of the cached book of a region."""
     return folder / f"catalog-aws-{region}.json"
-
-
-cached = load_cached_book  # old name

@@ -152,9 +152,3 @@ def _merge(rows: Sequence[Instance]) -> Instance:
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
-
-
-Wanted = InstanceFilter  # old name
-Book = PriceBook  # old name
-same_gpu = is_same_gpu  # old name
-no_such_gpu = unknown_gpu_error  # old name

@@ -35,7 +35,3 @@ def find_spot_implausibility(price: float, on_demand: float | None) -> str:
     if not low * on_demand <= price <= high * on_demand:
         return f"${price:g}/h is not between {low:.0%} and {high:.0%} of the on-demand price"
     return ""
-
-
-absurd = find_implausibility  # old name
-absurd_spot = find_spot_implausibility  # old name

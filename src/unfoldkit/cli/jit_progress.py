@@ -32,6 +32,3 @@ def _build_listener(base: Any, progress: Callable[[str, int, int], None]) -> Any
 
     methods = {"on_start": lambda _self, _event: count("started"), "on_end": lambda _self, _event: count("ended")}
     return type("CompileListener", (base,), methods)()
-
-
-shown = report_compilation  # old name

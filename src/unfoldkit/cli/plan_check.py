@@ -87,6 +87,3 @@ def _to_cell(value: Any) -> Cell:
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     return shorten(str(value))
-
-
-compare = compare_plans  # old name

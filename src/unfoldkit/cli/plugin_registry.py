@@ -20,6 +20,3 @@ def open_registry(*, builtin_only: bool = False, environment: Mapping[str, str] 
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     builtin = [point for point in points if point.dist is not None and point.dist.name == DISTRIBUTION]
     return load_registry(disabled=disabled, entry_points=builtin)
-
-
-registry = open_registry  # old name

@@ -73,6 +73,3 @@ def _result(ray: ModuleType, reference: Any) -> Any:
         raise internal_error(
             f"a Ray worker or node was lost: {type(error).__name__}", hint="run again: it resumes"
         ) from error
-
-
-connected = connect_ray  # old name

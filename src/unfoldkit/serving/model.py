@@ -185,11 +185,3 @@ def _encode_column(column: Column) -> list[bytes]:
 def _to_list(values: Any) -> list[Any]:
     result: list[Any] = values.tolist() if isinstance(values, np.ndarray) else values
     return result
-
-
-Coded = CategoricalColumn  # old name
-Turn = PathChoice  # old name
-Refusal = Rejection  # old name
-Answers = Predictions  # old name
-Described = ModelDescription  # old name
-blank = make_blank_batch  # old name

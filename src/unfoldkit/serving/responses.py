@@ -48,7 +48,3 @@ async def send_reply(reply: Reply, send: Send) -> None:
         # uvloop raises this if the connection was lost meanwhile; uvicorn does not handle it
         if "closed" not in str(problem):
             raise
-
-
-error = error_reply  # old name
-full = too_many_requests  # old name

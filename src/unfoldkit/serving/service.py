@@ -71,7 +71,3 @@ class Service:
     gates: Mapping[str, AdmissionCheck] = field(default_factory=dict)
     share: MetricsSharing | None = None
     healthy: Callable[[], bool] = is_always_healthy
-
-
-Answer = Responder  # old name
-Gate = AdmissionCheck  # old name

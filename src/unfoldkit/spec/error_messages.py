@@ -123,6 +123,3 @@ def _suggest_choice(value: Any, expected: str) -> str:
         return f"write {names[0]}"
     close = did_you_mean(str(value), names)
     return close or (f"one of: {', '.join(names)}" if names else "")
-
-
-sentence = explain_error  # old name

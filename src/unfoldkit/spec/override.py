@@ -79,6 +79,3 @@ def _check_container(target: Any, part: str | int, path: PathKey, setting: str) 
             raise user_error(f"{name} is a list of {len(target)}", file=f"--set {setting}", hint=f"write {name}[0]")
     elif not isinstance(target, dict):
         raise user_error(f"{name} is {format_value(target)}, not a mapping", file=f"--set {setting}")
-
-
-override = apply_settings  # old name

@@ -140,7 +140,3 @@ def _options(annotation: Any) -> list[Any]:
     if origin in (typing.Union, types.UnionType):
         return [option for argument in typing.get_args(annotation) for option in _options(argument)]
     return [annotation]
-
-
-diagnostic = diagnostic_at  # old name
-located = locate  # old name

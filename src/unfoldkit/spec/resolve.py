@@ -180,8 +180,3 @@ def _call_find_kind(document: Document, name: str, find_kind: Callable[[str], Ki
     except UnfoldError as error:
         located = [diagnostic_at(document, ("kind",), item.message, hint=item.hint) for item in error.diagnostics]
         raise UnfoldError(*located, code=error.code) from error
-
-
-Loaded = LoadedSpec  # old name
-load = load_spec  # old name
-kept_kind = stored_kind  # old name

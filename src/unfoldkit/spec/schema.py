@@ -38,7 +38,3 @@ def build_joint_schema(models: Mapping[str, type[Model]]) -> dict[str, Any]:
         "properties": {"kind": {"enum": list(models)}},
     }
     return {"$schema": DRAFT, "title": "unfold spec", **envelope, "allOf": rules, "definitions": parts}
-
-
-json_schema = build_schema  # old name
-joint_schema = build_joint_schema  # old name

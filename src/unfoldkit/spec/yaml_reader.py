@@ -208,6 +208,3 @@ def _compose(text: str, file: str) -> yaml.Node:
             Diagnostic("the file is empty", file, 1, 1, hint="unfold init KIND writes a spec to start from")
         )
     return node
-
-
-decoded = decode_text  # old name

@@ -26,7 +26,7 @@ def test_counts_become_arrivals_at_random_moments_of_their_interval(tmp_path: Pa
     """As many arrive between two times as the row of the first counts, by chance and always alike, and it is told."""
     path = table(tmp_path, f"timestamp,{column}", [f"{1637000000 + at * step},{n}" for at, n in enumerate(COUNTS)])
     told: list[str] = []
-    found = traces.read_trace(path, tell=told.append)
+    found = traces.read_trace(path, warn=told.append)
     assert len(told) == 1
     assert f"column {column} is read as arrivals by interval" in told[0]
     begun = found[0] + found
@@ -158,7 +158,7 @@ def test_repeated_seconds_without_a_unit_are_reported(tmp_path: Path) -> None:
     notes: list[str] = []
     path = table(tmp_path, "arrival_s", [f"{time:g}" for time in rounded(20, 150, 1)])
     assert (
-        traces.read_trace(path, tell=notes.append).tolist() == (rounded(20, 150, 1) - rounded(20, 150, 1)[0]).tolist()
+        traces.read_trace(path, warn=notes.append).tolist() == (rounded(20, 150, 1) - rounded(20, 150, 1)[0]).tolist()
     )
     assert "arrivals.unit: s" in notes[0]
     assert (np.diff(traces.read_trace(path, notation=TimeNotation(unit="s"))) > 0).all()

@@ -82,7 +82,7 @@ def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> Non
     path = tmp_path / "prom.json"
     path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}}))
     told: list[str] = []
-    assert traces.read_trace(path, tell=told.append).size == 4 * 600
+    assert traces.read_trace(path, warn=told.append).size == 4 * 600
     assert "a rate of arrivals" in told[0]
 
 
@@ -107,7 +107,7 @@ def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
         {"metric": {"pod": str(n)}, "values": [[BEGUN + at, str(100 * n + at)] for at in range(20)]} for n in range(2)
     ]
     told: list[str] = []
-    traces.read_trace(prometheus(tmp_path / "prom.json", *series), tell=told.append)
+    traces.read_trace(prometheus(tmp_path / "prom.json", *series), warn=told.append)
     assert any("never falls" in text for text in told)
 
 

@@ -114,7 +114,7 @@ def test_up_to_one_percent_of_the_lines_may_have_no_time(tmp_path: Path, stray: 
     (tmp_path / "a.log").write_text("".join([*lines[:500], "cut off\n" * stray, *lines[500:]]))
     told: list[str] = []
     if taken:
-        assert traces.read_trace(tmp_path / "a.log", tell=told.append).size == 1000 - stray
+        assert traces.read_trace(tmp_path / "a.log", warn=told.append).size == 1000 - stray
         assert told == [f"{tmp_path}/a.log: skipped {stray} of 1,000 lines, which have no time; the first is line 501"]
         return
     with pytest.raises(

@@ -27,7 +27,7 @@ def test_a_column_whose_cells_have_a_unit_of_rates_holds_rates(tmp_path: Path) -
     """A column whose first cell says ``req/s`` is one of rates under any name, as dashboards export them."""
     path = table(tmp_path, "Time,Value", [f"2023-11-16 18:00:{at:02},12.5 req/s" for at in range(0, 60, 10)])
     told: list[str] = []
-    assert traces.read_trace(path, tell=told.append).size == 750
+    assert traces.read_trace(path, warn=told.append).size == 750
     assert "Value is read as a rate" in told[0]
 
 
@@ -74,7 +74,7 @@ def test_rates_are_arrivals_through_their_interval(tmp_path: Path) -> None:
     rates = np.random.default_rng(1).uniform(0, 3, 50)
     path = table(tmp_path, "timestamp,rps", [f"{BEGUN + 60 * at},{rate:.6f}" for at, rate in enumerate(rates)])
     told: list[str] = []
-    found = traces.read_trace(path, tell=told.append)
+    found = traces.read_trace(path, warn=told.append)
     assert "column rps is read as a rate of arrivals" in told[0]
     assert found.size == round(rates.sum() * 60)
     late = np.searchsorted(np.round(np.cumsum(rates * 60)), np.arange(found.size), side="right") * 60
@@ -88,7 +88,7 @@ def test_a_counter_instead_of_a_rate_is_reported(tmp_path: Path) -> None:
     for rates, notes in ((range(0, 1200, 100), 2), ([5] * 12, 1), ([1.5, *range(2, 13)], 1)):
         told: list[str] = []
         traces.read_trace(
-            table(tmp_path, "time,rps", [f"{at},{rate}" for at, rate in enumerate(rates)]), tell=told.append
+            table(tmp_path, "time,rps", [f"{at},{rate}" for at, rate in enumerate(rates)]), warn=told.append
         )
         assert [("never falls" in note) for note in told] == [False, True][:notes]
 

@@ -181,7 +181,7 @@ def test_logs_may_hold_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 def test_suspicious_readings_are_reported(tmp_path: Path, rows: list[str], note: str) -> None:
     (tmp_path / "a.csv").write_text("\n".join(["timestamp,views", *rows]))
     notes: list[str] = []
-    traces.read_trace(tmp_path / "a.csv", tell=notes.append)
+    traces.read_trace(tmp_path / "a.csv", warn=notes.append)
     assert len(notes) == bool(note)
     assert all(note in each for each in notes)
 

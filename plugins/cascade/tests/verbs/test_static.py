@@ -21,7 +21,7 @@ from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.report import to_data, without_times
+from unfoldkit.report import to_data, without_measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Counting:
 
 
 def _text(report: Report, folder: Path) -> str:
-    return json.dumps(to_data(without_times(report))).replace(str(folder), "RUN")
+    return json.dumps(to_data(without_measurements(report))).replace(str(folder), "RUN")
 
 
 @pytest.fixture(scope="module")

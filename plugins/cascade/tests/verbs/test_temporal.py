@@ -16,7 +16,7 @@ import pytest
 from plugins.cascade.tests.runs import CONFIGS, run_in, small, spec_of
 from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict
-from unfoldkit.report import to_data, without_times
+from unfoldkit.report import to_data, without_measurements
 
 ROOT = Path(__file__).parents[4]
 SHARED = Path(os.environ.get("UNFOLD_SHARED", ROOT.parent / "shared"))
@@ -43,7 +43,7 @@ def test_plan_refits_no_model(trained: tuple[Run, Report]) -> None:
 def test_equal_seeds_give_equal_reports(trained: tuple[Run, Report], tmp_path: Path) -> None:
     """A second run from scratch gives the same report except for measured times."""
     again = train(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "again"))
-    texts = [json.dumps(to_data(without_times(report))) for report in (trained[1], again)]
+    texts = [json.dumps(to_data(without_measurements(report))) for report in (trained[1], again)]
     assert texts[0].replace(str(trained[0].directory.path), "RUN") == texts[1].replace(str(tmp_path / "again"), "RUN")
 
 
@@ -62,7 +62,7 @@ def test_another_split_refits_the_models(trained: tuple[Run, Report], tmp_path: 
     split = data.split.model_copy(update={"train": 0.4, "calibrate": 0.4, "test": 0.2})
     spec = spec_of(CONFIGS / "wards.yaml").model_copy(update={"data": data.model_copy(update={"split": split})})
     again, fresh = (train(spec, run_in(tmp_path / name)) for name in ("run", "fresh"))
-    tables = [[table.rows for table in without_times(report).tables] for report in (again, fresh)]
+    tables = [[table.rows for table in without_measurements(report).tables] for report in (again, fresh)]
     assert tables[0] == tables[1]
 
 

@@ -25,7 +25,7 @@ from unfold_cascade.data.table import (
     split_rows,
 )
 from unfold_cascade.schema import cells
-from unfoldkit.api import Run, RunDir, fail, fingerprint
+from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
@@ -128,7 +128,7 @@ def source_digest(source: TableSource) -> str:
     try:
         return hashlib.sha256(read_bytes(source.locate())).hexdigest()
     except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=source.path, key="data.path") from error
+        raise user_error(f"cannot read: {error.strerror}", file=source.path, key="data.path") from error
 
 
 def read_labels(options: DatasetOptions, frame: Frame) -> np.ndarray:
@@ -168,7 +168,7 @@ def number_label_groups(label_groups: Mapping[str, Sequence[str]] | None, names:
     errors = {"is in no group": set(names) - set(group_of), "is not in the data": set(group_of) - set(names)}
     for complaint, labels in errors.items():
         if labels:
-            raise fail(f"the label {min(labels)!r} {complaint}", key="stages[0].target.groups")
+            raise user_error(f"the label {min(labels)!r} {complaint}", key="stages[0].target.groups")
     return np.array([group_of[name] for name in names], dtype=np.int64)
 
 
@@ -231,7 +231,7 @@ def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None)
     count = int(clusters.max()) + 1
     if count < MIN_CLUSTERS:
         message = f'the column "{options.source.group}" has {count} groups; at least {MIN_CLUSTERS} are needed'
-        raise fail(message, key="data.group", hint="rows are split and certified by whole groups")
+        raise user_error(message, key="data.group", hint="rows are split and certified by whole groups")
     return split_clusters(text, clusters, options.split, options.seed)
 
 
@@ -249,7 +249,7 @@ def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str,
 def _check_unlabelled(unlabelled: int, rows: int, column: str, name: str) -> None:
     if 2 * unlabelled > rows:
         marks = ", ".join(sorted(filter(None, cells.MISSING - cells.LABEL_MARKS)))
-        raise fail(
+        raise user_error(
             f'{unlabelled} of {rows} rows of {name} have no label in the column "{column}"',
             key="stages.target.column",
             hint=f"empty cells and these, in any case, are missing: {marks}; if one is a label, write another word",
@@ -264,10 +264,10 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
     if len(names) < 2 or len(names) > MAX_LABELS:
         count = "only one value" if len(names) < 2 else f"{len(names)} different values"
         hint = MEASURED if is_measured and len(names) > 1 else ""
-        raise fail(f'the column "{column}" has {count}: it is not a label', key="stages.target.column", hint=hint)
+        raise user_error(f'the column "{column}" has {count}: it is not a label', key="stages.target.column", hint=hint)
     if counts.min() < min_cases:
         rare_hint = "remove its rows from the file, or give them another label"
-        raise fail(
+        raise user_error(
             f'the label "{names[counts.argmin()]}" of "{column}" occurs {counts.min()} times; '
             f"each needs at least {min_cases} cases",
             key="stages.target.column",
@@ -287,7 +287,7 @@ def _check_training_part(
     if counts[rare] < MIN_FOLDS:
         total = int((labels == rare).sum())
         enough = next(percent for percent in range(1, 101) if round(total * percent / 100) >= MIN_FOLDS)
-        raise fail(
+        raise user_error(
             f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
             f"each needs at least {MIN_FOLDS} there",
             key="data.split.train",
@@ -300,7 +300,9 @@ def _check_training_clusters(labels: IntArray, clusters: IntArray, names: np.nda
         count = len(np.unique(clusters[labels == label]))
         if count < MIN_FOLDS:
             message = f'the label "{name}" of "{column}" has {count} groups in the training part; it needs {MIN_FOLDS}'
-            raise fail(message, key="data.group", hint="remove its rows from the file, or give them another label")
+            raise user_error(
+                message, key="data.group", hint="remove its rows from the file, or give them another label"
+            )
 
 
 def _pack(dataset: Dataset) -> bytes:

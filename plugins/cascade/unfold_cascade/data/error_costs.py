@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.confidence import max_probability
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 KEY = "goal.errors"
 ErrorWeights = Literal["balanced"] | Mapping[str, float | Mapping[str, float]]
@@ -77,7 +77,7 @@ def build_error_costs(weights: ErrorWeights | None, names: Sequence[str], labels
     matrix = _balanced_matrix(frequency) if weights == "balanced" else _weighted_matrix(weights, names)
     mean = float(frequency @ matrix.max(axis=1))
     if mean <= 0.0:
-        raise fail("no error costs anything", key=KEY, hint="errors: {LABEL: 10}")
+        raise user_error("no error costs anything", key=KEY, hint="errors: {LABEL: 10}")
     return ErrorCosts(matrix / mean)
 
 
@@ -112,5 +112,5 @@ def _clear_diagonal(matrix: FloatArray) -> FloatArray:
 
 def _check_label(label: str, names: Sequence[str]) -> str:
     if label not in names:
-        raise fail(f'the data have no label "{label}"', key=KEY, hint=did_you_mean(label, names))
+        raise user_error(f'the data have no label "{label}"', key=KEY, hint=did_you_mean(label, names))
     return label

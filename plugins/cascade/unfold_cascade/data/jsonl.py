@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -30,12 +30,14 @@ def _parse_object(line: str, location: str) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise fail(f"not JSON: {error}", file=location, hint="one object per line, not an array over many") from error
+        raise user_error(
+            f"not JSON: {error}", file=location, hint="one object per line, not an array over many"
+        ) from error
     if is_deep(value):
-        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
+        raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
     if not isinstance(value, dict):
         hint = 'one object per line, such as {"label": "yes", "score": 0.9}'
-        raise fail("not a JSON object", file=location, hint=hint)
+        raise user_error("not a JSON object", file=location, hint=hint)
     return value
 
 

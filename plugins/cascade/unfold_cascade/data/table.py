@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data import jsonl
 from unfold_cascade.schema import cells
-from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
+from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, not_utf8, user_error
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
@@ -78,7 +78,7 @@ class Frame:
             UnfoldError: there is no such column.
         """
         if column not in self.columns:
-            raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
+            raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
         return np.array([cells.label_text(value) for value in self.columns[column]], dtype=np.str_)
 
     def numbers(self, column: str, *, key: str) -> FloatArray:
@@ -148,7 +148,7 @@ def frame_of_file(path: Path) -> Frame:
     )
     frame = read(path)
     if len(frame) < MIN_ROWS:
-        raise fail(f"{path.name} has {len(frame)} rows; at least {MIN_ROWS} are needed", key="data.path", file="")
+        raise user_error(f"{path.name} has {len(frame)} rows; at least {MIN_ROWS} are needed", key="data.path", file="")
     return frame
 
 
@@ -222,7 +222,7 @@ def _match_columns(frame: Frame, usable: Sequence[str], key: str, patterns: Sequ
         matches = exact or [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
         if not matches:
             hint = did_you_mean(pattern, frame.columns)
-            raise fail(f'{frame.name} has no column "{pattern}"', key=key, hint=hint)
+            raise user_error(f'{frame.name} has no column "{pattern}"', key=key, hint=hint)
         columns += [column for column in matches if column not in columns]
     return tuple(columns)
 
@@ -232,7 +232,7 @@ def _list_indicators(frame: Frame, column: str) -> tuple[str, ...]:
     text = frame.text(column, key="data.categories")
     words = [word for word in np.unique(text).tolist() if not cells.is_missing(word)]
     if not 0 < len(words) <= MAX_CATEGORIES:
-        raise fail(
+        raise user_error(
             f'the column "{column}" has {len(words)} different values; a category has 1 to {MAX_CATEGORIES}',
             key="data.categories",
         )
@@ -253,14 +253,14 @@ def _read_parquet(path: Path) -> Frame:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
-        raise fail(
+        raise user_error(
             "a Parquet file needs pyarrow, which is not installed", hint="pip install 'unfoldkit[parquet]'"
         ) from error
     data = read_bytes(path)
     try:
         table = parquet.read_table(io.BytesIO(data))
     except ArrowException as error:
-        raise fail(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+        raise user_error(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     return Frame(_expand_lists(columns, path), _digest(data), path.name)
 
@@ -288,7 +288,9 @@ def _expand_list(column: str, values: np.ndarray, path: Path) -> Iterator[tuple[
         return
     if len(lengths) > 1:
         message = f'the lists of column "{column}" have from {min(lengths)} to {max(lengths)} values'
-        raise fail(message, file=str(path), key="data.path", hint="write lists of equal length, or remove the column")
+        raise user_error(
+            message, file=str(path), key="data.path", hint="write lists of equal length, or remove the column"
+        )
     gap = np.full(max(lengths), np.nan)
     table = np.array([gap if cell is None else cell for cell in lists])
     yield from ((f"{column}_{index}", part) for index, part in enumerate(table.T))
@@ -309,10 +311,10 @@ def _read_csv(path: Path) -> Frame:
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
     except csv.Error as error:
-        raise fail(f"not a CSV file: {error}", file=str(path)) from error
+        raise user_error(f"not a CSV file: {error}", file=str(path)) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
     if not rows or len(set(header)) != len(header):
-        raise fail("the first line must name each column once", file=str(path))
+        raise user_error("the first line must name each column once", file=str(path))
     for number, row in rows[1:]:
         if len(row) != len(header):
             message = f"has {len(row)} cells where the header has {len(header)}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import Matrix
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 REPEATS = 7
 
@@ -27,7 +27,7 @@ def count_flops(model: Any, features: int) -> float:
         count = _COUNTERS.get(type(step).__name__)
         if count is None:
             hint = "cost: {by: latency} measures time instead"
-            raise fail(f"the operations of {type(step).__name__} are not known", key="cost.by", hint=hint)
+            raise user_error(f"the operations of {type(step).__name__} are not known", key="cost.by", hint=hint)
         total += count(step, features)
     return total
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray, Matrix
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 from unfoldkit.safe_io.boosters import check_booster
 from unfoldkit.safe_io.files import DAMAGED
 from unfoldkit.safe_io.skops import dump_skops, load_skops
@@ -69,14 +69,14 @@ def check_recipe(recipe: Recipe, *, key: str, allow_code: bool) -> None:
     """Raise when the estimator does not exist, may not be loaded, or does not take its parameters."""
     path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
     if "." not in path:
-        raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES))
+        raise user_error(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES))
     if not path.startswith(LIBRARIES) and not allow_code:
-        raise fail(
+        raise user_error(
             f"{path} is code outside scikit-learn and XGBoost", key=key, hint="--allow-code lets the spec name it"
         )
     build_estimator(recipe, 0, key=key)
     if not is_classifier(path):
-        raise fail(f"{path} {NOT_A_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
+        raise user_error(f"{path} {NOT_A_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
 
 
 def is_classifier(estimator: str) -> bool:
@@ -147,7 +147,7 @@ def fit_estimator(
             warnings.simplefilter("ignore")
             return model.fit(x, y, **_weight_options(model, weight))
     except (ValueError, TypeError) as error:
-        raise fail(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
+        raise user_error(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
 
 
 def has_gaps(x: Matrix) -> bool:
@@ -201,11 +201,11 @@ def _instantiate(recipe: Recipe, seed: int, key: str) -> Any:
         cls = pkgutil.resolve_name(path)
         names = cls._get_param_names()  # the private lookup of scikit-learn itself
     except (ImportError, AttributeError, ValueError) as error:
-        raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES)) from error
+        raise user_error(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES)) from error
     unknown = [name for name in recipe.params if name not in names and not recipe.is_xgboost]
     if unknown:
         hint = did_you_mean(unknown[0], names)
-        raise fail(
+        raise user_error(
             f'{recipe.estimator} has no parameter "{unknown[0]}"', key=key.replace("estimator", "params"), hint=hint
         )
     if "random_state" in names or recipe.is_xgboost:
@@ -221,7 +221,7 @@ def _load_xgboost(data: bytes, file: str) -> Any:
     try:
         model.load_model(bytearray(data))
     except (xgboost.core.XGBoostError, *DAMAGED) as error:
-        raise fail(f"not a stored XGBoost model: {str(error).partition(chr(10))[0]}", file=file) from error
+        raise user_error(f"not a stored XGBoost model: {str(error).partition(chr(10))[0]}", file=file) from error
     return model
 
 

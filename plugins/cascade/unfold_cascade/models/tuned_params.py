@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from unfold_cascade.learners.estimators import Recipe
-from unfoldkit.api import Run, RunDir, fail
+from unfoldkit.api import Run, RunDir, user_error
 
 WINNER = "winner.json"
 SCHEMA = "unfoldkit.winner/1"
@@ -54,7 +54,7 @@ def _read_params(tuning_run: str, estimator: str, run: Run, key: str) -> Mapping
             run.directory.write(copy, data)
     winner = _parse_winner(data, tuning_run, tune_key)
     if winner.get("estimator") != estimator:
-        raise fail(f"{tuning_run} tuned {winner.get('estimator')}, not {estimator}", key=tune_key)
+        raise user_error(f"{tuning_run} tuned {winner.get('estimator')}, not {estimator}", key=tune_key)
     if not winner.get("finished", True):
         run.log.warning("the winner of %s was stopped after %s iterations", tuning_run, winner.get("iterations"))
     params: Mapping[str, Any] = winner["params"]
@@ -68,7 +68,7 @@ def _exists(tuning_run: str, run: Run) -> bool:
 def _read_winner(tuning_run: str, run: Run, key: str) -> bytes:
     directory = RunDir(run.path(tuning_run, key=key))
     if not directory.has(WINNER):
-        raise fail("this run has no tuning winner", file=str(directory.path), key=key, hint=TRAIN_HINT)
+        raise user_error("this run has no tuning winner", file=str(directory.path), key=key, hint=TRAIN_HINT)
     return directory.read(WINNER)
 
 
@@ -76,7 +76,7 @@ def _parse_winner(data: bytes, tuning_run: str, key: str) -> Mapping[str, Any]:
     try:
         winner = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise fail(f"{WINNER} is not JSON: {error}", file=tuning_run, key=key) from error
+        raise user_error(f"{WINNER} is not JSON: {error}", file=tuning_run, key=key) from error
     if not isinstance(winner, dict) or winner.get("schema") != SCHEMA or not isinstance(winner.get("params"), dict):
-        raise fail(f"{WINNER} is not of the schema {SCHEMA}", file=tuning_run, key=key, hint=TRAIN_HINT)
+        raise user_error(f"{WINNER} is not of the schema {SCHEMA}", file=tuning_run, key=key, hint=TRAIN_HINT)
     return winner

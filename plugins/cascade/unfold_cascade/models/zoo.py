@@ -13,7 +13,7 @@ from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_features, 
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe, select_inspection
 from unfold_cascade.models.training import FitJob, fit_model
-from unfoldkit.api import Run, RunDir, fail, fingerprint
+from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object
 
@@ -172,7 +172,7 @@ def load_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, dir
     for slot in slots:
         if not _is_stored(directory, slot):
             message = f"the run has no model {slot.model!r} of this spec, seed and library versions"
-            raise fail(message, file=str(directory.path), key=slot.key, hint=RESUME_HINT)
+            raise user_error(message, file=str(directory.path), key=slot.key, hint=RESUME_HINT)
     return [(slot, _read_predictions(directory, slot)) for slot in slots]
 
 
@@ -232,7 +232,9 @@ def _build_slot(
     stage, group = stage_and_group
     answers = np.unique(truth[in_scope])
     if len(answers) < 2:
-        raise fail(f"group {group!r} has one label only, so there is nothing to decide", key="stages[0].target.groups")
+        raise user_error(
+            f"group {group!r} has one label only, so there is nothing to decide", key="stages[0].target.groups"
+        )
     number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
     number[answers] = np.arange(len(answers))
     columns = dataset.column_numbers(model.features)

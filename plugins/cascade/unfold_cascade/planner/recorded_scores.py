@@ -16,7 +16,7 @@ from unfold_cascade.models.zoo import WHOLE
 from unfold_cascade.planner.problem import Problem, RecordedModel
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, goal_error_costs
 from unfold_cascade.schema import cells
-from unfoldkit.api import RunDir, fail, fingerprint
+from unfoldkit.api import RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 
 RECORDED_FILE = "logs/recorded.npz"
@@ -141,7 +141,7 @@ def _read_prices(model: RecordedModel, frame: Frame, is_missing: BoolArray) -> F
     invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~is_missing))
     if len(invalid):
         row = int(invalid[0])
-        raise fail(f'{frame.name}: row {row + 1} of column "{model.price_column}" has no price', key=key)
+        raise user_error(f'{frame.name}: row {row + 1} of column "{model.price_column}" has no price', key=key)
     return np.nan_to_num(price)
 
 
@@ -161,7 +161,7 @@ def _check_answers(text: np.ndarray, names: Sequence[str], model: str, key: str)
         labels = _quote([by_lower_case[answer.casefold()] for answer in examples])
         hint = f"the labels are {labels}: write both in the same case"
     share = f"{unknown.total():,} of {answers.total():,} answers of {model!r}"
-    raise fail(f"{share} are not labels of the data, such as {_quote(examples)}", key=key, hint=hint)
+    raise user_error(f"{share} are not labels of the data, such as {_quote(examples)}", key=key, hint=hint)
 
 
 def _quote(words: Sequence[str]) -> str:

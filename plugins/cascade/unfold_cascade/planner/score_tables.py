@@ -13,7 +13,7 @@ from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts, build_error
 from unfold_cascade.gates import confidence as confidences
 from unfold_cascade.models.zoo import BASELINE, WHOLE, ModelOptions, ModelSlot, PredictedSlot, Predictions
 from unfold_cascade.planner.problem import Problem
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 SINGLE_LABEL = "its only label"
 """The name of the model of a group with one label, where nothing is evaluated."""
@@ -228,7 +228,7 @@ class _Predictions:
         if fitted is None and baseline is not None:
             return _ModelColumn(model.name, *baseline.restrict(group), 0.0, baseline.feature_groups, 0.0)
         if fitted is None:
-            raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
+            raise user_error(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
         slot, predictions = fitted
         return _ModelColumn(
             model.name,
@@ -264,5 +264,5 @@ def _call_cost(by: str, slot: ModelSlot, predictions: Predictions, model: ModelO
     value = {"flops": predictions.flops, "bytes": predictions.bytes, "latency": predictions.latency_us}[by]
     if np.isnan(value):
         hint = "cost: {by: latency} measures time instead"
-        raise fail(f"the operations of {slot.recipe.estimator} are not known", key=slot.key, hint=hint)
+        raise user_error(f"the operations of {slot.recipe.estimator} are not known", key=slot.key, hint=hint)
     return value

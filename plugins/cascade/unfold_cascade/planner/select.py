@@ -15,7 +15,7 @@ from unfold_cascade.planner.guarantees import Guarantee, Relaxation, certify_poi
 from unfold_cascade.planner.policy import Policy, follow
 from unfold_cascade.planner.problem import Goal
 from unfold_cascade.planner.score_tables import ScoreTables, find_best_candidate
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 MAX_POINTS = 64
 WAGER_MARGIN = 0.01
@@ -121,7 +121,7 @@ def number_of_label(label: str, names: Sequence[str]) -> int:
         UnfoldError: the data have no such label.
     """
     if label not in names:
-        raise fail(f'the data have no label "{label}"', key=LABEL_LOSS_KEY, hint=did_you_mean(label, names))
+        raise user_error(f'the data have no label "{label}"', key=LABEL_LOSS_KEY, hint=did_you_mean(label, names))
     return list(names).index(label)
 
 
@@ -194,7 +194,7 @@ def _list_guarantees(
         number = number_of_label(label, names)
         label_rows = [rows[labels[rows] == number] for rows in parts]
         if not all(map(len, label_rows)):
-            raise fail(f'no case of the label "{label}" to tune or to certify on', key=LABEL_LOSS_KEY)
+            raise user_error(f'no case of the label "{label}" to tune or to certify on', key=LABEL_LOSS_KEY)
         tune, certify = (
             paired_differences(tables, front, points, baseline, labels, rows, EQUAL_COSTS) for rows in label_rows
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from unfoldkit.serving.observability.dashboard import More, Shares, Tile, short
+from unfoldkit.serving.observability.dashboard import Breakdown, DashboardExtras, Tile, format_short
 
 PREFIX = "unfold_cascade_"
 
 
-def read_dashboard(registry: Any, unit: str, baseline_cost: float | None = None) -> Callable[[], More]:
+def read_dashboard(registry: Any, unit: str, baseline_cost: float | None = None) -> Callable[[], DashboardExtras]:
     """Return a function that reads the dashboard from ``registry``.
 
     Args:
@@ -19,29 +19,31 @@ def read_dashboard(registry: Any, unit: str, baseline_cost: float | None = None)
         baseline_cost: cost of a row if the baseline answered it; without it no saving is shown.
     """
 
-    def read() -> More:
+    def read() -> DashboardExtras:
         rows = sum(_sum_by_model(registry, "answered").values())
-        return More(tuple(_list_tiles(registry, unit, baseline_cost, rows)), shares=tuple(_list_shares(registry, rows)))
+        return DashboardExtras(
+            tuple(_list_tiles(registry, unit, baseline_cost, rows)), shares=tuple(_list_shares(registry, rows))
+        )
 
     return read
 
 
-def _list_shares(registry: Any, rows: float) -> Iterator[Shares]:
+def _list_shares(registry: Any, rows: float) -> Iterator[Breakdown]:
     """Yield the shares that the report prints for its test rows, under the same names."""
     evaluated, hours = _sum_by_model(registry, "asked"), _sum_by_stage(registry, "hours")
     if not hours:
-        yield Shares("evaluated, of all cases", "cases", evaluated, dict.fromkeys(evaluated, rows))
-        yield Shares("exits, of those evaluated", "cases", _sum_by_model(registry, "sure"), evaluated)
+        yield Breakdown("evaluated, of all cases", "cases", evaluated, dict.fromkeys(evaluated, rows))
+        yield Breakdown("exits, of those evaluated", "cases", _sum_by_model(registry, "sure"), evaluated)
         return
     all_hours = dict.fromkeys(evaluated, sum(hours.values()))
-    yield Shares("evaluated, of all hours", "hours", evaluated, all_hours)
-    yield Shares("exits, of all hours", "hours", _sum_by_model(registry, "answered"), all_hours)
-    yield Shares("hours by final stage", "hours", hours)
+    yield Breakdown("evaluated, of all hours", "hours", evaluated, all_hours)
+    yield Breakdown("exits, of all hours", "hours", _sum_by_model(registry, "answered"), all_hours)
+    yield Breakdown("hours by final stage", "hours", hours)
 
 
 def _list_tiles(registry: Any, unit: str, baseline_cost: float | None, rows: float) -> Iterator[Tile]:
     cost = _sum(registry, "cost") + _sum(registry, "price")
-    yield Tile("cost so far", short(cost), unit)
+    yield Tile("cost so far", format_short(cost), unit)
     if baseline_cost and cost:
         yield Tile("saving", f"{rows * baseline_cost / cost:.1f}x", "against the baseline")
     if cases := _sum(registry, "cases"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.arrivals.readers import timestamps
 
 MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
@@ -40,7 +40,7 @@ class CellSource:
     def error(self, cell: Any, row: int, problem: str, hint: str) -> UnfoldError:
         """Build an error about the cell of row ``row``, counted from 0."""
         message = f'{self.table}: "{str(cell)[:40]}" in row {row + 1} of column "{self.column}" {problem}'
-        return fail(message, key=self.key, hint=hint)
+        return user_error(message, key=self.key, hint=hint)
 
 
 def label_text(value: Any) -> str:
@@ -105,11 +105,11 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
         return np.where(np.isnat(exact), np.nan, exact.astype(np.int64) / 1e6)
     texts = ((row, label_text(cell)) for row, cell in enumerate(cells))
     present = [(row, text) for row, text in texts if not is_missing(text)]
-    if not present or timestamps.dated(present[0][1]) is None:
+    if not present or timestamps.parse_timestamp(present[0][1]) is None:
         return None
     seconds = np.full(len(cells), np.nan)
     for row, text in present:
-        date = timestamps.dated(text)
+        date = timestamps.parse_timestamp(text)
         if date is None:
             raise source.error(text, row, "is not a date, unlike the others", "")
         seconds[row] = date

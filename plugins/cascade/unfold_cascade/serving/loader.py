@@ -14,7 +14,7 @@ from unfold_cascade.planner.recorded_scores import load_stored_tables
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, build_tables
 from unfold_cascade.planner.select import Baseline, select_baseline
 from unfold_cascade.report.threshold_tables import matches_plan
-from unfoldkit.api import Run, RunDir, fail, fingerprint
+from unfoldkit.api import Run, RunDir, fingerprint, user_error
 
 ModelKey = tuple[str, str, str]
 """Stage, group and name of a model."""
@@ -62,9 +62,9 @@ def load_plan(identity: Any, run: Run, file: str) -> Mapping[str, Any]:
     plan: Mapping[str, Any] = run.options.get("plan") or {}
     if not plan or not run.directory.has(file):
         hint = "run unfold train SPEC first"
-        raise fail("the run has no plan: this cascade was not trained", file=str(run.directory.path), hint=hint)
+        raise user_error("the run has no plan: this cascade was not trained", file=str(run.directory.path), hint=hint)
     if plan.get("spec_sha256") != fingerprint(identity):
-        raise fail("the plan was made for another spec", file=str(run.directory.path), hint=RESUME_HINT)
+        raise user_error("the plan was made for another spec", file=str(run.directory.path), hint=RESUME_HINT)
     return plan
 
 
@@ -96,4 +96,4 @@ def _find_policy(tables: ScoreTables, stages: Any, directory: RunDir) -> Policy:
     for policy in front.policies:
         if matches_plan(tables, policy, stages):
             return policy
-    raise fail("the plan is not from this run: its front has no such cascade", hint=RESUME_HINT)
+    raise user_error("the plan is not from this run: its front has no such cascade", hint=RESUME_HINT)

@@ -12,7 +12,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.calibrated import Calibration, encode_contexts
 from unfold_cascade.models.onnx_runtime import Engine
-from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
+from unfoldkit.serving.model import Array, Batch, Call, CategoricalColumn, Column, Field, Predictions, Rejection
 
 Confidence = Callable[[FloatArray], FloatArray]
 MAX_SINGLE = float(np.finfo(np.float32).max)
@@ -201,17 +201,17 @@ class Cascade:
     dtypes: tuple[type[Any], ...]
     count: Callable[[Sequence[int]], None]
 
-    def predict(self, batch: Batch) -> Answers:
+    def predict(self, batch: Batch) -> Predictions:
         """Answer a batch; calls with a value outside single precision are rejected."""
         item = self.inputs[0]
         x, refusals = reject_large_values(batch.inputs[item.name], batch.calls, item)
         result = self.follow(x)
         if not batch.trial:
             self.count(select_answered(result.path, batch.calls, refusals))
-        by_path = {name: Coded(result.path, values) for name, values in self.encoded.items()}
-        label = Coded(result.answer, self.paths.labels)
+        by_path = {name: CategoricalColumn(result.path, values) for name, values in self.encoded.items()}
+        label = CategoricalColumn(result.answer, self.paths.labels)
         by_row: dict[str, Column] = {"confidence": result.confidence, "route_confidence": result.score}
-        return Answers({"label": label, **by_row, **by_path}, refusals)
+        return Predictions({"label": label, **by_row, **by_path}, refusals)
 
     def follow(self, x: FloatArray) -> BatchResult:
         """Send (n, d) rows through the cascade."""
@@ -236,7 +236,7 @@ class Cascade:
         return BatchResult(answer, path, confidence, [row_scores + padding[len(row_scores) :] for row_scores in scores])
 
 
-def reject_large_values(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Refusal]]:
+def reject_large_values(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Rejection]]:
     """Replace values outside single precision in (n, d) rows, and reject the calls that contain some.
 
     Trees, and most converted models, compute in single precision, where such a value is infinite.
@@ -245,17 +245,17 @@ def reject_large_values(x: FloatArray, calls: Sequence[Call], item: Field) -> tu
     if np.fmin.reduce(x, axis=None) >= -MAX_SINGLE and np.fmax.reduce(x, axis=None) <= MAX_SINGLE:
         return x, {}
     is_large = np.abs(x) > MAX_SINGLE
-    refusals, start = dict[int, Refusal](), 0
+    refusals, start = dict[int, Rejection](), 0
     for index, call in enumerate(calls):
         for row, column in np.argwhere(is_large[start : start + call.rows])[:1]:
             name = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
             value = f"{x[start + row, column]:g} in row {row + 1}, {name}"
-            refusals[index] = Refusal(400, f"input {item.name!r} holds {value}: too large for single precision")
+            refusals[index] = Rejection(400, f"input {item.name!r} holds {value}: too large for single precision")
         start += call.rows
     return np.where(is_large, 0.0, x), refusals
 
 
-def select_answered(paths: Sequence[int], calls: Sequence[Call], refusals: Mapping[int, Refusal]) -> Sequence[int]:
+def select_answered(paths: Sequence[int], calls: Sequence[Call], refusals: Mapping[int, Rejection]) -> Sequence[int]:
     """Select the paths of the rows that are answered."""
     if not refusals:
         return paths

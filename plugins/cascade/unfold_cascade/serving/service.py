@@ -18,10 +18,11 @@ from unfold_cascade.serving.loader import LoadedPlan
 from unfold_cascade.serving.metrics import CountPaths, build_path_counter
 from unfold_cascade.serving.model import Cascade, Link, ServedBaseline, ServedModel
 from unfold_cascade.serving.routes import build_path_table, encode_outputs, list_outputs
-from unfoldkit.api import Run, Service, broken, fingerprint
+from unfoldkit.api import Run, Service, fingerprint, internal_error
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.observability.dashboard import of_requests
-from unfoldkit.serving.oip.app import application, served
+from unfoldkit.serving.observability.dashboard import request_dashboard
+from unfoldkit.serving.oip.app import build_application
+from unfoldkit.serving.oip.app import build_service as build_oip_service
 
 Engines = Mapping[str, Engine]
 
@@ -36,10 +37,10 @@ def build_service(loaded: LoadedPlan, run: Run) -> Service:
 
     registry, name = CollectorRegistry(), loaded.problem.name
     model, engines = build_cascade(loaded, run, build_counter(loaded, registry))
-    app = application([model], registry=registry, log=run.log, clock=run.clock)
+    app = build_application([model], registry=registry, log=run.log, clock=run.clock)
     dashboard = read_dashboard(registry, loaded.tables.unit, loaded.baseline.cost)
-    watch = of_requests(name, "cascade", app.metrics, dashboard)
-    return served(name, app, lines=tuple(_list_lines(loaded, engines)), watch=watch)
+    watch = request_dashboard(name, "cascade", app.metrics, dashboard)
+    return build_oip_service(name, app, lines=tuple(_list_lines(loaded, engines)), watch=watch)
 
 
 def build_counter(loaded: LoadedPlan, registry: Any) -> CountPaths:
@@ -62,7 +63,7 @@ def build_cascade(loaded: LoadedPlan, run: Run, count: CountPaths) -> tuple[Casc
         if not deviations:
             return model, engines
         run.log.warning("%d of %d probe rows differ from the plan; trying native models", deviations, len(probe.rows))
-    raise broken("the models of this run predict differently than in planning", hint=RESUME_HINT)
+    raise internal_error("the models of this run predict differently than in planning", hint=RESUME_HINT)
 
 
 def count_deviations(loaded: LoadedPlan, model: Cascade, probe: Probe) -> int:

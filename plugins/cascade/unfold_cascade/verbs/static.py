@@ -17,13 +17,13 @@ from unfold_cascade.report.profile import build_profile_report
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan, load_stored_plan
 from unfold_cascade.serving.service import build_service
-from unfoldkit.api import Report, Run, Service, dump, fail
+from unfoldkit.api import Report, Run, Service, dump, user_error
 
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
     """Fit the models that the run does not store, and report the operations, bytes and time of one row."""
     if spec.data.source == "recorded":
-        raise fail("recorded models cannot be measured: the spec has their prices", key="data.source")
+        raise user_error("recorded models cannot be measured: the spec has their prices", key="data.source")
     problem = build_problem(spec, run)
     models = fit_models(problem.zoo, problem.data, problem.dataset, run)
     build_tables(problem, models)
@@ -53,7 +53,7 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
 def serve(spec: CascadeSpec, run: Run) -> Service:
     """Build the service of the plan that the run stores."""
     if spec.data.source == "recorded":
-        raise fail("recorded predictions cannot be served: no model was fitted", key="data.source")
+        raise user_error("recorded predictions cannot be served: no model was fitted", key="data.source")
     plan_ = load_plan(dump(spec), run, FRONT_FILE)
     problem = build_problem(spec, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
     return build_service(load_stored_plan(problem, plan_, run.directory), run)

@@ -27,7 +27,7 @@ STOPPED = SearchBudget(max_simulated_queries=1.0)
 def build_checker(limit: float, quotas: tuple[tuple[str, int], ...] = ()) -> SloChecker:
     """A checker of bursty traffic through two stages."""
     pipeline = Pipeline((Stage("a", (), (CPU, GPU)), Stage("b", (Edge(0),), (CPU, GPU))), quotas)
-    arrivals = processes.gamma(60.0, 20.0, np.random.default_rng(0), scv=4.0)
+    arrivals = processes.gamma_arrivals(60.0, 20.0, np.random.default_rng(0), scv=4.0)
     return build_slo_checker(pipeline, [draw_sample(pipeline, arrivals, np.random.default_rng(1))], limit)
 
 

@@ -32,7 +32,7 @@ PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 1), StageConfig(0, 4, 2))
 
 def traffic(rates: list[float], seed: int = 0) -> Sample:
     """Traffic with a rate that changes every 10 s."""
-    arrivals = processes.pieces(rates, 10.0, np.random.default_rng(seed))
+    arrivals = processes.piecewise_arrivals(rates, 10.0, np.random.default_rng(seed))
     return draw_sample(GRAPH, arrivals, np.random.default_rng([seed, 1]))
 
 

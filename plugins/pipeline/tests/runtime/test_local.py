@@ -30,7 +30,7 @@ from unfold_pipeline.tuner import rules
 from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfold_pipeline.tuner.table_rule import decide_table_state
 from unfoldkit.api import UnfoldError
-from unfoldkit.engines.ray import connected
+from unfoldkit.engines.ray import connect_ray
 
 CODE = """import os, time
 
@@ -83,7 +83,7 @@ def cluster() -> Iterator[None]:
     try:
         for _ in range(2):
             made.add_node(num_cpus=2)
-        connected(made.address)
+        connect_ray(made.address)
         yield
         serve.shutdown()
         ray.shutdown()

@@ -32,7 +32,7 @@ from unfold_pipeline.serving.inference import ServiceSettings
 from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.serving.observability.dashboard import Board
+from unfoldkit.serving.observability.dashboard import Dashboard
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
@@ -261,7 +261,7 @@ def test_metrics_and_page_count_every_outcome(tmp_path: Path) -> None:
     app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise), diary)
     page = build_watch("pipe", running, diary, promise, app.gateway.metrics.requests)
 
-    async def scene() -> tuple[str, Board]:
+    async def scene() -> tuple[str, Dashboard]:
         await running.start()
         try:
             for value in (1.0, 2.0, 1e9, "no number"):

@@ -34,7 +34,9 @@ LIMIT = 0.35
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     """Steady traffic of 85 queries a second."""
-    return draw_sample(PIPE, processes.poisson(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2))
+    return draw_sample(
+        PIPE, processes.poisson_arrivals(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_larger_batches_absorb_a_surge(sample: Sample) -> None:
 
 def test_row_meets_the_slo_in_the_busiest_minute() -> None:
     """A row meets the SLO in the busiest minute of the sample too, as traffic may stay at that rate."""
-    times = processes.pieces([12.0] * 20 + [40.0] + [12.0] * 20, 60.0, np.random.default_rng(1))
+    times = processes.piecewise_arrivals([12.0] * 20 + [40.0] + [12.0] * 20, 60.0, np.random.default_rng(1))
     sample = draw_sample(PIPE, times, np.random.default_rng(2))
     high = build_replica_table(PIPE, PLAN, [sample], LIMIT, 100)
     for factor, plan in list(zip(high.factors, rows(high), strict=True))[::4]:
@@ -116,6 +118,8 @@ def test_idle_stages_get_no_replica() -> None:
         PIPE,
         stages=(Stage("first", (), (HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.15)])),)), PIPE.stages[1]),
     )
-    sample = draw_sample(slow, processes.poisson(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2))
+    sample = draw_sample(
+        slow, processes.poisson_arrivals(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2)
+    )
     idle = build_replica_table(slow, (StageConfig(0, 1, 1), StageConfig(0, 1, 1)), [sample], LIMIT, 100)
     assert idle.look_up_replicas(np.array([1.0])).tolist() == [[1, 1]]

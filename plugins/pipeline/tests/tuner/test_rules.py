@@ -46,7 +46,7 @@ PLAN = tuple(StageConfig(0, batch, count) for batch, count in ((4, 3), (4, 2), (
 
 def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sample:
     """Traffic with a changing rate."""
-    arrivals = processes.pieces(rates, length_s, np.random.default_rng(seed))
+    arrivals = processes.piecewise_arrivals(rates, length_s, np.random.default_rng(seed))
     return draw_sample(GRAPH, arrivals, np.random.default_rng([seed, 1]))
 
 

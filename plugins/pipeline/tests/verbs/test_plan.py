@@ -21,7 +21,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.serve import prepare_deployment
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
-from unfoldkit.catalog.bundled import catalog
+from unfoldkit.catalog.bundled import load_catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -294,7 +294,7 @@ def test_prices_come_from_the_spec_or_the_catalog(tmp_path: Path) -> None:
     named = GOOD.replace("k80: {price: $0.65/h, quota: 12}", "k80: {instance: g5.xlarge, per_instance: 2, quota: 12}")
     report = planned(named, tmp_path)
     output = dict(report.lines)["prices"]
-    known = catalog().find("g5.xlarge").on_demand
+    known = load_catalog().find("g5.xlarge").on_demand
     assert known is not None
     assert "cpu $0.05/h (spec)" in output
     assert f"g5.xlarge on demand ${known:g}/h for 2 replicas, bundled of" in output

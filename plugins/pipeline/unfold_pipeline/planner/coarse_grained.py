@@ -16,7 +16,7 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import Plan, StageConfig, compute_longest_path, count_required_replicas
 from unfold_pipeline.problem.quotas import count_units_in_quotas
-from unfoldkit.arrivals.envelope import envelope
+from unfoldkit.arrivals.envelope import compute_envelope
 
 RANK_TOLERANCE = 1e-9
 
@@ -101,7 +101,7 @@ def count_mean_units(checker: SloChecker, unit: PipelineUnit) -> int:
 def measure_peak_rate(checker: SloChecker) -> float:
     """Return the maximum queries per second in any window as long as the SLO."""
     window_s = np.array([checker.slo_s])
-    counts = [int(envelope(sample.arrivals, window_s)[0]) for sample in checker.samples]
+    counts = [int(compute_envelope(sample.arrivals, window_s)[0]) for sample in checker.samples]
     return max(counts) / checker.slo_s
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from unfoldkit.api import Run, RunDir, user_error
 from unfoldkit.safe_io.files import parse_object
-from unfoldkit.spec.yaml_reader import decoded, parse
+from unfoldkit.spec.yaml_reader import decode_text, parse
 
 EXITS_FILE = "exits.json"
 PLAN_FILE = "plan.yaml"
@@ -162,7 +162,7 @@ def _read_plan(directory: RunDir) -> Mapping[str, Any]:
     if not directory.has(PLAN_FILE):
         raise user_error("no plan of a cascade in this folder", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
     file = str(directory.path / PLAN_FILE)
-    data = parse(decoded(directory.read(PLAN_FILE), file), file).data
+    data = parse(decode_text(directory.read(PLAN_FILE), file), file).data
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if kind != "cascade":
         raise user_error(f"a run of kind {kind}, not of a cascade", file=str(directory.path), key=KEY, hint=TRAIN_HINT)

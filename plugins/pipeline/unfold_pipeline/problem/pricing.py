@@ -8,8 +8,8 @@ from pathlib import Path
 
 from unfold_pipeline.schema.hardware import Hardware
 from unfoldkit.api import Run, UnfoldError, user_error
-from unfoldkit.catalog.bundled import catalog
-from unfoldkit.catalog.cache import cached
+from unfoldkit.catalog.bundled import load_catalog
+from unfoldkit.catalog.cache import load_cached_book
 from unfoldkit.catalog.instances import Catalog
 from unfoldkit.catalog.price_lists import read_prices
 
@@ -34,9 +34,9 @@ def price_hardware(
     """
     if price_list is None and all(kind.price is not None for kind in hardware.values()):
         return {name: ReplicaPrice(kind.price or 0.0, "spec") for name, kind in hardware.items()}
-    downloaded = cached(Path(run.options["cache"]), region) if "cache" in run.options else None
+    downloaded = load_cached_book(Path(run.options["cache"]), region) if "cache" in run.options else None
     listed = read_prices(run.path(price_list, key="prices"), region) if price_list else None
-    instances = catalog(region, *(book for book in (listed, downloaded) if book is not None))
+    instances = load_catalog(region, *(book for book in (listed, downloaded) if book is not None))
     return {name: _price_replica(name, kind, instances, region) for name, kind in hardware.items()}
 
 

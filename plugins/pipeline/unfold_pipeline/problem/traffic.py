@@ -32,12 +32,12 @@ def load_arrivals(
     if traffic.trace is not None:
         path = run.path(traffic.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
         times = _read_trace(traffic, path, likely or Arrivals(), run)
-        times = traces.compress(times, traffic.compress)
-        times = traces.scale(times, traffic.scale, rng) if traffic.scale != 1 else times
+        times = traces.compress_time(times, traffic.compress)
+        times = traces.scale_rate(times, traffic.scale, rng) if traffic.scale != 1 else times
     else:
         times = _draw_arrivals(traffic, rng)
     if traffic.share < 1 and times.size:
-        times = traces.window(times, 0.0, float(times[-1]) * traffic.share)
+        times = traces.cut_window(times, 0.0, float(times[-1]) * traffic.share)
     if times.size == 0:
         raise user_error("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
     if times[-1] <= times[0]:
@@ -59,7 +59,7 @@ def read_visits(path: Path, stages: Sequence[Stage]) -> CountArray:
 
 
 def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> FloatArray:
-    return traces.read(
+    return traces.read_trace(
         path,
         column=traffic.column,
         likely=likely.column,
@@ -68,18 +68,18 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
         match=traffic.match or "",
         rates=traffic.rates,
         likely_rates=likely.rates,
-        tell=run.log.warning,
+        warn=run.log.warning,
     )
 
 
 def _draw_arrivals(traffic: Arrivals, rng: np.random.Generator) -> FloatArray:
     scv = _squared_cv(traffic)
     if traffic.shape is not None:
-        profile = rate_profiles.named(traffic.shape) * traffic.scale
-        return processes.pieces(profile, rate_profiles.PIECE_S, rng, scv=scv or 1.0)
+        profile = rate_profiles.rate_profile(traffic.shape) * traffic.scale
+        return processes.piecewise_arrivals(profile, rate_profiles.PIECE_S, rng, scv=scv or 1.0)
     rate = (traffic.rate or 0.0) * traffic.scale
     duration_s = traffic.duration if traffic.duration is not None else DEFAULT_DURATION_S
-    return processes.gamma(rate, duration_s, rng, scv=scv)
+    return processes.gamma_arrivals(rate, duration_s, rng, scv=scv)
 
 
 def _squared_cv(traffic: Arrivals) -> float:

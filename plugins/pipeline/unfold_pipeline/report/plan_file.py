@@ -15,7 +15,7 @@ from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
 from unfold_pipeline.report import sentences
 from unfoldkit.api import Metric, Report, Verdict, user_error
-from unfoldkit.arrivals.envelope import envelope, first_excess, windows
+from unfoldkit.arrivals.envelope import compute_envelope, find_first_excess, window_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ def parse_saved_plan(saved: Mapping[str, Any] | None, pipeline: Pipeline) -> Pla
 
 def compute_planned_envelope(checker: SloChecker, plan: Plan) -> PlannedEnvelope:
     """Return the envelope over the samples that a plan was made for."""
-    windows_s = windows(checker.single_query_latency(plan))
-    counts = [envelope(sample.arrivals, windows_s) for sample in checker.samples]
+    windows_s = window_lengths(checker.single_query_latency(plan))
+    counts = [compute_envelope(sample.arrivals, windows_s) for sample in checker.samples]
     return PlannedEnvelope(windows_s, np.max(counts, axis=0))
 
 
@@ -133,7 +133,7 @@ def _find_excess(checker: SloChecker, saved: Mapping[str, Any]) -> str:
     windows_s = np.array(saved.get("windows_s", []))
     planned = np.array(saved.get("queries", []), dtype=np.int64)
     for sample in checker.samples:
-        excess = first_excess(sample.arrivals, windows_s, planned)
+        excess = find_first_excess(sample.arrivals, windows_s, planned)
         if excess is not None:
             start_s, window_s, queries = excess
             limit = int(planned[windows_s == window_s][0])

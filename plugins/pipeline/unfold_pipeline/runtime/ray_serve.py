@@ -27,7 +27,7 @@ from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfoldkit.api import internal_error, user_error
-from unfoldkit.engines.ray import connected
+from unfoldkit.engines.ray import connect_ray
 
 RETRY_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.2
@@ -141,7 +141,7 @@ class RayRuntime:
         Raises:
             UnfoldError: Ray is not installed, cannot place replicas as the spec asks, or a replica does not start.
         """
-        self._ray = connected(self._address)
+        self._ray = connect_ray(self._address)
         from ray import serve
 
         self._check_placement(self._ray, serve)

@@ -20,9 +20,9 @@ from unfold_pipeline.serving.inference import INPUT_NAME, InferenceGateway, Serv
 from unfold_pipeline.serving.metrics import PipelineCollector, build_batch_listener
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.observability.metrics import Metrics, metrics, of_model
-from unfoldkit.serving.oip.app import Application, assembled
-from unfoldkit.serving.oip.codec import reader, writer
+from unfoldkit.serving.observability.metrics import Metrics, create_metrics, model_metrics
+from unfoldkit.serving.oip.app import Application, assemble_application
+from unfoldkit.serving.oip.codec import build_reader, build_writer
 from unfoldkit.serving.oip.inference import Endpoint
 from unfoldkit.serving.responses import json_reply
 from unfoldkit.serving.service import Receive, Scope, Send
@@ -77,14 +77,14 @@ def build_app(
         record: receives what happens.
         limits: maximum rows in flight and body size.
     """
-    server_metrics = metrics()
+    server_metrics = create_metrics()
     gateway = InferenceGateway(
         pipeline=pipeline,
         runtime=runtime,
         settings=settings,
         record=record or ServiceRecord(read_clock()),
         limits=limits or Limits(queue_rows=MAX_ROWS_IN_FLIGHT),
-        metrics=of_model(server_metrics, name),
+        metrics=model_metrics(server_metrics, name),
         routes=RouteDrawer(pipeline, np.random.default_rng([settings.seed, 7])),
         completion_rate=CompletionRate(compute_useful_wait(settings.slo_s)),
     )
@@ -103,8 +103,10 @@ def list_paths(name: str) -> tuple[str, ...]:
 
 def _build_routes(model: ServedModel, gateway: InferenceGateway, server_metrics: Metrics) -> Application:
     log = logging.getLogger("unfoldkit")
-    endpoint = Endpoint(model, reader(model.inputs, model.outputs), writer(model), gateway, gateway.metrics, log)
-    app = assembled([endpoint], server_metrics, more={"/status": "queue and replicas of each stage"})
+    endpoint = Endpoint(
+        model, build_reader(model.inputs, model.outputs), build_writer(model), gateway, gateway.metrics, log
+    )
+    app = assemble_application([endpoint], server_metrics, more={"/status": "queue and replicas of each stage"})
 
     def report_readiness(identity: dict[str, Any]) -> Any:
         is_ready = all(gateway.runtime.serving_replicas())

@@ -14,9 +14,9 @@ from unfold_pipeline.problem.pipeline import HardwareOption, Plan, compute_hourl
 from unfold_pipeline.report.plan_file import PlannedEnvelope, compute_planned_envelope
 from unfold_pipeline.runtime.local import PipelineRuntime
 from unfold_pipeline.runtime.stage import Query, read_clock
-from unfoldkit.arrivals.envelope import envelope
-from unfoldkit.serving.observability.dashboard import Board, Grid, Lines, Spread, Tile, Watch
-from unfoldkit.serving.observability.metrics import SECONDS, Tally
+from unfoldkit.arrivals.envelope import compute_envelope
+from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Distribution, Grid, Tile, TimeSeries
+from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, Tally
 
 MAX_ARRIVALS = 1 << 17
 WINDOWS_SHOWN = 7
@@ -73,7 +73,7 @@ class ServiceRecord:
     """
 
     start_s: float
-    bucket_bounds_s: tuple[float, ...] = SECONDS
+    bucket_bounds_s: tuple[float, ...] = LATENCY_BUCKETS_S
     answers: list[int] = field(init=False)
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ARRIVALS))
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
@@ -116,7 +116,7 @@ class ServiceRecord:
 
 def build_watch(
     name: str, runtime: PipelineRuntime, record: ServiceRecord, planned: PlannedService, requests: Tally
-) -> Watch:
+) -> DashboardSource:
     """Return a function that builds the live page.
 
     Args:
@@ -127,24 +127,24 @@ def build_watch(
         requests: all requests of the server, rejected ones included.
     """
 
-    def build_board() -> Board:
+    def build_board() -> Dashboard:
         stages = runtime.list_status()
         queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
         billed = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
         serving = {str(stage["name"]): float(stage["ready"]) for stage in stages}
         codes = {str(code): float(count) for code, count in sorted(requests.codes.items()) if count or code == 200}
         lines = (
-            Lines("answers by status", "/s", codes, counts=True),
-            Lines("queued items", "items", queues),
-            Lines("billed replicas", "replicas", billed),
-            Lines("serving replicas", "replicas", serving),
+            TimeSeries("answers by status", "/s", codes, counts=True),
+            TimeSeries("queued items", "items", queues),
+            TimeSeries("billed replicas", "replicas", billed),
+            TimeSeries("serving replicas", "replicas", serving),
         )
-        latencies = Spread(
+        latencies = Distribution(
             "time to answer", "s", record.bucket_bounds_s, list(map(float, record.answers)), planned.slo_s
         )
         traffic_tile, traffic_grid = _build_traffic(record, planned)
         tiles = (*_build_tiles(record, planned, stages, requests), traffic_tile)
-        return Board(name, "pipeline", tiles, lines, (latencies,), (), (_build_stage_grid(stages), traffic_grid))
+        return Dashboard(name, "pipeline", tiles, lines, (latencies,), (), (_build_stage_grid(stages), traffic_grid))
 
     return build_board
 
@@ -190,7 +190,7 @@ def _build_traffic(record: ServiceRecord, planned: PlannedService) -> tuple[Tile
     arrivals = np.array(record.arrivals)
     recent = arrivals[arrivals >= read_clock() - record.start_s - RECENT_S]
     windows_s, limits = planned.envelope.windows_s, planned.envelope.queries
-    counts = envelope(recent, windows_s)
+    counts = compute_envelope(recent, windows_s)
     exceeded = int((counts > limits).sum())
     # a few windows, from the shortest to the longest, represent all
     shown = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), WINDOWS_SHOWN)).round().astype(int))

@@ -18,15 +18,14 @@ from unfold_pipeline.replay.load_generator import LiveTuner
 from unfold_pipeline.runtime.local import PipelineRuntime
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord
-from unfoldkit.serving.batching.batcher import Done, Full, Limits, Result
-from unfoldkit.serving.model import Array, Call, Refusal
+from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result
+from unfoldkit.serving.model import Array, Call, Rejection, encode_rows
 from unfoldkit.serving.observability.metrics import ModelMetrics
-from unfoldkit.serving.oip.codec import cells
 
 Answer = dict[str, Any] | None
 INPUT_NAME = "x"
-SHED = Refusal(503, "shed: the deadline could not be met")
-UNAVAILABLE = Refusal(503, "a stage cannot be served")
+SHED = Rejection(503, "shed: the deadline could not be met")
+UNAVAILABLE = Rejection(503, "a stage cannot be served")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class InferenceGateway:
             Full: too many rows are in flight, or the queueing delay is too long.
         """
         if retry_s := self.full(call.rows):
-            raise Full(retry_s)
+            raise QueueFull(retry_s)
         PendingRequest(self, done, [None] * call.rows).submit_rows(inputs[INPUT_NAME], call.deadline)
 
     def close(self) -> None:
@@ -173,11 +172,11 @@ class PendingRequest:
         except TypeError as error:
             return error
         self.gateway.metrics.rows.inc(len(answers))
-        return cells(outputs), 0, len(answers)
+        return encode_rows(outputs), 0, len(answers)
 
-    def _build_refusal(self) -> Refusal:
+    def _build_refusal(self) -> Rejection:
         if self.failed_stage:
-            return Refusal(500, f"the model of stage {self.failed_stage} failed on this input")
+            return Rejection(500, f"the model of stage {self.failed_stage} failed on this input")
         return SHED if self.is_shed else UNAVAILABLE
 
 

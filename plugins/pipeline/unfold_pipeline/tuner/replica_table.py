@@ -18,7 +18,7 @@ from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner.bounds import find_least_count
 from unfold_pipeline.problem.pipeline import COST_TOLERANCE, Pipeline, Plan, replace_config
 from unfold_pipeline.problem.sample import Sample, slice_sample
-from unfoldkit.arrivals.envelope import LONGEST_S
+from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
 
 RATE_FACTORS = tuple(float(factor) for factor in np.geomspace(0.25, 4.0, 65))
 STRIDE = 4
@@ -174,7 +174,7 @@ class TableBuilder:
 
 def find_busiest_minute(sample: Sample) -> Sample:
     """Return the queries of the envelope's longest window at the time when most arrived."""
-    ends = np.searchsorted(sample.arrivals, sample.arrivals + LONGEST_S)
+    ends = np.searchsorted(sample.arrivals, sample.arrivals + LONGEST_WINDOW_S)
     start = int(np.argmax(ends - np.arange(sample.size)))
     return slice_sample(sample, start, int(ends[start]))
 

@@ -63,8 +63,10 @@ class ScalingContext:
 def build_scaling_context(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], slo_s: float) -> ScalingContext:
     """Return the context of a plan made for ``samples``."""
     options = pipeline.chosen_options(plan)
-    windows_s = envelope.windows(compute_longest_path(pipeline, [float(option.latency_s[1]) for option in options]))
-    counts = [envelope.envelope(sample.arrivals, windows_s) for sample in samples]
+    windows_s = envelope.window_lengths(
+        compute_longest_path(pipeline, [float(option.latency_s[1]) for option in options])
+    )
+    counts = [envelope.compute_envelope(sample.arrivals, windows_s) for sample in samples]
     throughputs = tuple(option.throughput(config.batch) for option, config in zip(options, plan, strict=True))
     rates = [max(sample.rate * sample.share(index) for sample in samples) for index in range(len(plan))]
     return ScalingContext(
@@ -134,7 +136,7 @@ class EnvelopeTrigger:
 
     def __call__(self, arrivals: FloatArray, now_s: float) -> ScalingState:
         """Return the targets at ``now_s`` from the arrivals so far. A running service calls this once a second."""
-        recent = arrivals[np.searchsorted(arrivals, now_s - 2 * envelope.LONGEST_S) :]
+        recent = arrivals[np.searchsorted(arrivals, now_s - 2 * envelope.LONGEST_WINDOW_S) :]
         # a reading covers the time since the reading before, so the first of the two is dropped
         signal = self._read_signals(recent, np.array([now_s - TICK_S, now_s]))[-1]
         return ScalingState(self._decide(signal), tuple(config.batch for config in self.context.plan))
@@ -145,7 +147,7 @@ class EnvelopeTrigger:
 
     def _read_signals(self, arrivals: FloatArray, times_s: FloatArray) -> list[_TrafficSignal]:
         context = self.context
-        rates = envelope.live(arrivals, context.windows_s, times_s) / context.windows_s
+        rates = envelope.trailing_envelope(arrivals, context.windows_s, times_s) / context.windows_s
         measure = rates if self.is_literal else rates / context.max_rates
         excess = np.where(rates > context.max_rates, measure, 0.0).max(axis=1)
         recent = _measure_recent_rate(arrivals, times_s)

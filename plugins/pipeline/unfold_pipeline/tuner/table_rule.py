@@ -54,7 +54,7 @@ def decide_table_state(
     """
     begin_s = now_s - max(1, round(settings.hold_s / TICK_S)) * TICK_S
     times_s = np.arange(max(-TICK_S, begin_s), now_s + TICK_S / 2, TICK_S)
-    recent = arrivals[np.searchsorted(arrivals, begin_s - 2 * envelope.LONGEST_S) :]
+    recent = arrivals[np.searchsorted(arrivals, begin_s - 2 * envelope.LONGEST_WINDOW_S) :]
     # a reading covers the time since the reading before, so the first one covers too much
     demand = estimate_demand(context, recent, times_s, settings)[1:].max(keepdims=True)
     counts = _look_up_targets(context, table, demand, settings)
@@ -69,7 +69,7 @@ def estimate_demand(
     """Return the rate to prepare for at each time, as a multiple of the sample's, shape (times,)."""
     is_used = context.windows_s >= min(settings.min_window_s, float(context.windows_s[-1]))
     windows_s = context.windows_s[is_used]
-    rates = envelope.live(arrivals, windows_s, times_s) / windows_s
+    rates = envelope.trailing_envelope(arrivals, windows_s, times_s) / windows_s
     ratio = (rates / context.max_rates[is_used]).max(axis=1)
     demand: FloatArray = ratio * _estimate_growth(arrivals, times_s, settings.delay_s) * settings.margin
     return demand

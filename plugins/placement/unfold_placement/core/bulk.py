@@ -12,7 +12,7 @@ from unfold_placement._types import Int64Array
 from unfold_placement.core import kernel
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import ANYWHERE, MILLI, Drop, EphemeralResource, Operation, Put
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 MIN_BULK = 8
 """Below this number of nodes, single changes are as fast."""
@@ -82,7 +82,7 @@ def delete_resources(table: ResourceTable, name: str, nodes: Sequence[str]) -> l
 def _write_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount: int) -> None:
     unknown = next((node for node in nodes if node not in table.node_rows), None)
     if unknown is not None:
-        raise fail(f"there is no node {unknown}")
+        raise user_error(f"there is no node {unknown}")
     number = table.name_id(name)
     if table.state.column[number] < 0:
         table.assign_column(name)

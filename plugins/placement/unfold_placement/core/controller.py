@@ -15,7 +15,7 @@ from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import grow_log
 from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Wake
 from unfold_placement.core.view import View
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 NO_CHANGE = kernel.ALL_PHASES
 LOGGED_KINDS = (types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED)
@@ -356,4 +356,4 @@ def _check_ask(ask: object, policy: Policy) -> Ask:
 
 def _misuse_error(policy: Policy, method: str, value: object, expected: str) -> UnfoldError:
     hint = f"{type(policy).__name__}.{method} returned {str(value)[:60]!r}"
-    return fail(f"{method} of a policy must return {expected}", key="policy.own.policy", hint=hint)
+    return user_error(f"{method} of a policy must return {expected}", key="policy.own.policy", hint=hint)

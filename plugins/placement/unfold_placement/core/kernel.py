@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_placement._types import Int32Array, Int64Array, MaskArray
 from unfold_placement.core.state import COUNTERS, StateArrays
-from unfoldkit.jit import compiled, direct
+from unfoldkit.jit import compiled, without_dispatch
 
 NOT_SUBMITTED, WAITING, RUNNING, DONE, REFUSED = range(5)
 """Codes of ``StateArrays.status``."""
@@ -472,14 +472,14 @@ def advance(state: StateArrays, until: float, watched: int) -> int:  # noqa: C90
 
 
 # plain Python calls these many times a task, without numba's check of every array's type
-call_advance = direct(advance)
-call_start_fitting = direct(start_fitting)
-call_mark_dirty = direct(mark_dirty)
-call_recheck_requesters = direct(recheck_requesters)
-call_first_fit = direct(first_fit)
-call_assign_unit = direct(assign_unit)
-call_mark_fitting = direct(mark_fitting)
-call_has_cluster_resources = direct(has_cluster_resources)
-call_allocate = direct(allocate)
-call_release = direct(release)
-call_next_candidate = direct(next_candidate)
+call_advance = without_dispatch(advance)
+call_start_fitting = without_dispatch(start_fitting)
+call_mark_dirty = without_dispatch(mark_dirty)
+call_recheck_requesters = without_dispatch(recheck_requesters)
+call_first_fit = without_dispatch(first_fit)
+call_assign_unit = without_dispatch(assign_unit)
+call_mark_fitting = without_dispatch(mark_fitting)
+call_has_cluster_resources = without_dispatch(has_cluster_resources)
+call_allocate = without_dispatch(allocate)
+call_release = without_dispatch(release)
+call_next_candidate = without_dispatch(next_candidate)

@@ -23,7 +23,7 @@ from unfold_placement.core.state import (
     list_node_types,
 )
 from unfold_placement.core.types import ANYWHERE, MILLI, Ask, EphemeralResource, Node, Task, epoch_conflict
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 Listener = Callable[[str, EphemeralResource], None]
 """Called with ``created``, ``resized`` or ``deleted`` and the resource."""
@@ -111,7 +111,7 @@ class ResourceTable:
             UnfoldError: it exists already, or the node does not exist.
         """
         if node in self.entries.get(name, {}):
-            raise fail(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
+            raise user_error(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
         now = self.now
         return self._write(EphemeralResource(name, node, amount, owner, self.epoch + 1, now, now + ttl, until))
 
@@ -243,12 +243,12 @@ class ResourceTable:
         for kind in task.demand:
             if kind not in self.resource_kinds:
                 hint = did_you_mean(kind, self.resource_kinds)
-                raise fail(f"task {task.name} demands {kind!r}, which no node has", key="workload", hint=hint)
+                raise user_error(f"task {task.name} demands {kind!r}, which no node has", key="workload", hint=hint)
         if task.name in self.task_rows:
-            raise fail(f"task {task.name} exists already", key="workload", hint="task names must be unique")
+            raise user_error(f"task {task.name} exists already", key="workload", hint="task names must be unique")
         if len(requests) > MAX_REQUESTS:
             message = f"task {task.name} requests {len(requests)} ephemeral resources, the maximum is {MAX_REQUESTS}"
-            raise fail(message, key="policy")
+            raise user_error(message, key="policy")
 
     def _write_requests(self, row: int, requests: Requests) -> None:
         state = self.state
@@ -270,7 +270,7 @@ class ResourceTable:
     def _find(self, name: str, node: str, epoch: int | None) -> EphemeralResource:
         current = self.entries.get(name, {}).get(node)
         if current is None:
-            raise fail(f"{name} does not exist on {node or 'the cluster'}")
+            raise user_error(f"{name} does not exist on {node or 'the cluster'}")
         if epoch is not None and current.epoch != epoch:
             raise epoch_conflict(current, epoch)
         return current
@@ -298,7 +298,7 @@ class ResourceTable:
 
     def _set_node_amount(self, entry: EphemeralResource, before: EphemeralResource | None) -> None:
         if entry.node not in self.node_rows:
-            raise fail(f"there is no node {entry.node}")
+            raise user_error(f"there is no node {entry.node}")
         number = self.name_id(entry.name)
         if self.state.column[number] < 0:
             self.assign_column(entry.name)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 MILLI = 1000
 """Capacities and demands are integers in thousandths of a unit."""
@@ -189,4 +189,4 @@ def epoch_conflict(current: EphemeralResource, expected_epoch: int) -> UnfoldErr
     """Build the error of a compare-and-set with an outdated epoch."""
     location = current.node or "the cluster"
     message = f"{current.name} on {location} changed meanwhile: its epoch is {current.epoch}, not {expected_epoch}"
-    return fail(message, hint="read it again")
+    return user_error(message, hint="read it again")

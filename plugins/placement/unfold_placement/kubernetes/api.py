@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
@@ -129,7 +129,7 @@ class Api:
         except Exception as error:
             # a stream that is closed under its reader raises many kinds of errors
             if not self.closed:
-                raise fail(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
+                raise user_error(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
         finally:
             self.streams.remove(response)
             response.close()
@@ -162,7 +162,7 @@ class Api:
                 retries=retries,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise fail(f"{config.host} does not answer: {error}", key="cluster.kubernetes") from error
+            raise user_error(f"{config.host} does not answer: {error}", key="cluster.kubernetes") from error
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:
@@ -175,7 +175,7 @@ def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "")
         from kubernetes import client, config
     except ModuleNotFoundError as error:
         hint = "pip install 'unfoldkit[kubernetes]'"
-        raise fail("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
+        raise user_error("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = MAX_CONNECTIONS
     try:
@@ -217,7 +217,7 @@ def _find_context(config: Any, kubeconfig: str, context: str) -> Body:
 
 def _context_error(error: Exception) -> UnfoldError:
     hint = "kubectl config get-contexts lists them"
-    return fail(f"cannot connect to the cluster: {error}", key="cluster.kubernetes.context", hint=hint)
+    return user_error(f"cannot connect to the cluster: {error}", key="cluster.kubernetes.context", hint=hint)
 
 
 def _own_namespace() -> str:

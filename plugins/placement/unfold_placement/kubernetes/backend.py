@@ -20,7 +20,7 @@ from unfold_placement.kubernetes.writer import LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0
@@ -163,7 +163,7 @@ class KubernetesBackend:
 
     def submit(self, task: Task) -> None:
         """Create the gated pod of a task."""
-        exists_error = fail(f"task {task.name} exists already", hint="task names must be unique")
+        exists_error = user_error(f"task {task.name} exists already", hint="task names must be unique")
         if task.name in self.store.records:
             raise exists_error
         body = pods.gated_pod(task, self.asks(task), self.scope, time.time(), self.template)
@@ -172,7 +172,7 @@ class KubernetesBackend:
         except ApiError as error:
             if error.is_conflict and error.reason == "AlreadyExists":
                 raise exists_error from error
-            raise fail(f"the cluster rejects task {task.name}: {error.message}", key="workload") from error
+            raise user_error(f"the cluster rejects task {task.name}: {error.message}", key="workload") from error
 
     def start(self, unit: Sequence[Start]) -> None:
         """Start a unit: when the gate queue admits it, all its gates are opened together."""
@@ -266,7 +266,7 @@ class KubernetesBackend:
         if self.was_leader and not (self.is_leader and self.election.is_leader):
             self.is_leader = False
             self._discard_unwritten()
-            raise fail("another controller leads by now", hint="this one waits until it may lead again")
+            raise user_error("another controller leads by now", hint="this one waits until it may lead again")
 
     def close(self) -> None:
         """Stop following the server."""
@@ -394,7 +394,7 @@ def open_backend(
         informer.start()
     except ApiError as error:
         hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
-        raise fail(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
     return KubernetesBackend(
         api,
         scope,

@@ -13,7 +13,7 @@ from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import Api, ApiError, connect_api
 from unfold_placement.kubernetes.codec import GATES, UNITS, Body, Scope
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Client:
         try:
             created = self.api.post(self._pods_path(), body)
         except ApiError as error:
-            raise fail(f"the cluster rejects task {task.name}: {error.message}") from error
+            raise user_error(f"the cluster rejects task {task.name}: {error.message}") from error
         return str(created["metadata"]["name"])
 
     def withdraw(self, task: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from unfold_placement.core.types import MILLI, PODS, Ask, EphemeralResource, Node, Task
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 DOMAIN = "placement.unfoldkit"
 HOSTNAME = "kubernetes.io/hostname"
@@ -152,7 +152,7 @@ def decode_task(pod: Body, scope: Scope, origin: float) -> Task:
         annotated = msgspec.json.decode(notes.get(annotation_key("task"), "{}"), type=dict[str, Any])
         task = msgspec.convert({**visible, **annotated, "name": name}, Task)
     except msgspec.MsgspecError as error:
-        raise fail(f"pod {pod['metadata']['name']}: {annotation_key('task')} is malformed: {error}") from error
+        raise user_error(f"pod {pod['metadata']['name']}: {annotation_key('task')} is malformed: {error}") from error
     created = pod["metadata"]["creationTimestamp"]
     arrival = float(notes.get(annotation_key("arrival")) or parse_time(created)) - origin
     return replace(task, demand=_with_pod_slot(task.demand), arrival=arrival, deadline=arrival + task.deadline)
@@ -189,7 +189,7 @@ def container_requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[st
         cluster_name = scope.units.get(kind, kind)
         if cluster_name not in {"cpu", "memory"} and amount % MILLI:
             hint = "Kubernetes allocates whole units of it"
-            raise fail(f"task {task.name} demands {amount / MILLI:g} of {cluster_name}", hint=hint)
+            raise user_error(f"task {task.name} demands {amount / MILLI:g} of {cluster_name}", hint=hint)
         is_cpu = cluster_name == "cpu"
         requests[cluster_name] = f"{amount}m" if is_cpu else str(math.ceil(amount * _unit_size(cluster_name) / MILLI))
     extended: dict[str, int] = {}

@@ -17,7 +17,7 @@ import msgspec
 from unfold_placement.core.types import MILLI, Ask
 from unfold_placement.kubernetes.api import Api, ApiError, call_all
 from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, annotation_key, parse_amount, shorten_name
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 GROUP = "resource.k8s.io"
 API = f"{GROUP}/v1"
@@ -125,7 +125,7 @@ class Counters:
         if not written["spec"]["devices"][0].get("allowMultipleAllocations"):
             # the server dropped an unknown field: the device would be allocated to one task alone
             self._delete_slice(key)
-            raise fail("this cluster cannot count resources", key="cluster.kubernetes.counters", hint=NEEDS)
+            raise user_error("this cluster cannot count resources", key="cluster.kubernetes.counters", hint=NEEDS)
         self.slices[key] = written
 
     def _delete_slice(self, key: str) -> None:
@@ -273,4 +273,4 @@ def _owner(claim: Body) -> Body:
 
 
 def _unsupported_error(error: ApiError) -> UnfoldError:
-    return fail(f"no counters: {error.message}", key="cluster.kubernetes.counters", hint=NEEDS)
+    return user_error(f"no counters: {error.message}", key="cluster.kubernetes.counters", hint=NEEDS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.codec import DRA, Body
-from unfoldkit.api import Report, fail
+from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
 ACCOUNT = "unfold-placement"
@@ -117,7 +117,7 @@ def export_manifests(report: Report) -> str:
         UnfoldError: the report is of another kind, or holds no spec.
     """
     if report.kind != "placement" or "spec" not in report.provenance:
-        raise fail("there is no placement to export", hint="unfold plan SPEC --format kubernetes")
+        raise user_error("there is no placement to export", hint="unfold plan SPEC --format kubernetes")
     spec = dict(report.provenance["spec"])
     settings: dict[str, Any] = spec.get("cluster", {}).get("kubernetes") or {}
     namespace = settings.get("namespace") or NAMESPACE

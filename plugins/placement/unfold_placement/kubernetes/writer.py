@@ -17,7 +17,7 @@ from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 MAX_TRIES = 4
 OpeningUnits = dict[str, dict[str, int]]
@@ -74,7 +74,7 @@ class Writer:
         if conflicts:
             locations_text = ", ".join(location or "the cluster" for location in conflicts)
             hint = "a snapshot shows the current ones"
-            raise fail(f"the resources of {locations_text} changed meanwhile", hint=hint)
+            raise user_error(f"the resources of {locations_text} changed meanwhile", hint=hint)
 
     def reread(self, location: str) -> None:
         """Read the resources of a node or of the cluster from the server."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task, epoch_conflict
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Record, Snapshot, Start
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 MAX_ENDED = 1000
 """Ended tasks that are kept, for stage barriers and for fairness over time."""
@@ -100,7 +100,7 @@ class StateStore:
             UnfoldError: another process leads, or the leadership has ended.
         """
         if term and (term != self.term or self.clock() >= self.leads_until):
-            raise fail("another controller leads by now", hint="this one waits until it may lead again")
+            raise user_error("another controller leads by now", hint="this one waits until it may lead again")
 
     def join(self, node: Node) -> None:
         """Add a node."""
@@ -127,9 +127,9 @@ class StateStore:
         with self.changed:
             self.expire_leases()
             if (name, node) in self.resources:
-                raise fail(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
+                raise user_error(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
             if node != ANYWHERE and node not in self.nodes:
-                raise fail(f"there is no node {node}")
+                raise user_error(f"there is no node {node}")
             now = self.clock()
             return self._write(EphemeralResource(name, node, amount, owner, 0, now, now + ttl, until), kinds.CREATED)
 
@@ -183,7 +183,7 @@ class StateStore:
         """Enqueue a task; its arrival becomes now, and its deadline counts from now."""
         with self.changed:
             if task.name in self.records:
-                raise fail(f"task {task.name} exists already", hint="task names must be unique")
+                raise user_error(f"task {task.name} exists already", hint="task names must be unique")
             now = self.clock()
             record = Record(replace(task, arrival=now, deadline=now + task.deadline))
             return self.write_record(record, kinds.SUBMITTED)
@@ -269,7 +269,7 @@ class StateStore:
         self.expire_leases()
         current = self.resources.get((name, node))
         if current is None:
-            raise fail(f"{name} does not exist on {node or 'the cluster'}")
+            raise user_error(f"{name} does not exist on {node or 'the cluster'}")
         if epoch is not None and current.epoch != epoch:
             raise epoch_conflict(current, epoch)
         return current

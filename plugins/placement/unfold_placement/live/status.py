@@ -10,7 +10,7 @@ from unfold_placement.core.explain import History, Reason, explain_wait
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
-from unfoldkit.serving.observability.dashboard import Board, Grid, Lines, Tile, Watch
+from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Grid, Tile, TimeSeries
 
 MAX_ROWS = 20
 """Rows of a table on the dashboard, and explained tasks."""
@@ -99,7 +99,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
     }
 
 
-def build_dashboard(name: str, loop: ControlLoop) -> Watch:
+def build_dashboard(name: str, loop: ControlLoop) -> DashboardSource:
     """Return the function that draws the dashboard: waiting tasks and why, running tasks, ephemeral resources."""
     return lambda: _draw_board(name, read_status(loop))
 
@@ -118,7 +118,7 @@ def _reason_to_json(reason: Reason) -> dict[str, str]:
     }
 
 
-def _draw_board(name: str, status: Status) -> Board:
+def _draw_board(name: str, status: Status) -> Dashboard:
     waiting = tuple(
         (entry.task.name, entry.task.user, f"{entry.waited_s:.1f} s", entry.missing) for entry in status.waiting_tasks
     )
@@ -141,4 +141,4 @@ def _draw_board(name: str, status: Status) -> Board:
         Grid("running tasks", ("task", "node", "elapsed"), running),
         Grid("ephemeral resources", ("name", "node", "amount", "set by"), resources),
     )
-    return Board(name, "placement", tiles, (Lines("tasks", "", counts),), grids=grids)
+    return Dashboard(name, "placement", tiles, (TimeSeries("tasks", "", counts),), grids=grids)

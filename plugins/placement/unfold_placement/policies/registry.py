@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unfold_placement.core.policy import Policy
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 GROUP = "unfoldkit.placement"
 """Entry point group in which other distributions offer policies."""
@@ -83,23 +83,23 @@ def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) ->
         return _instantiate(name, offered[name].load(), options)
     if ":" not in name:
         hint = did_you_mean(name, offered.names) or "write module:Class"
-        raise fail(f"no policy {name!r} is installed", key="policy.own.policy", hint=hint)
+        raise user_error(f"no policy {name!r} is installed", key="policy.own.policy", hint=hint)
     if not allow_code:
-        raise fail(f"the spec names code: {name}", key="policy.own.policy", hint="--allow-code runs it")
+        raise user_error(f"the spec names code: {name}", key="policy.own.policy", hint="--allow-code runs it")
     try:
         return _instantiate(name, pkgutil.resolve_name(name), options)
     except (ImportError, AttributeError, ValueError) as error:
         hint = "write module:Class; the module must be importable"
-        raise fail(f"cannot load {name!r}: {error}", key="policy.own.policy", hint=hint) from error
+        raise user_error(f"cannot load {name!r}: {error}", key="policy.own.policy", hint=hint) from error
 
 
 def _instantiate(name: str, factory: Any, options: Mapping[str, Any]) -> Policy:
     try:
         policy: Policy = factory(**options)
     except (TypeError, ValueError) as error:
-        raise fail(f"cannot build {name}: {error}", key="policy.own.options") from error
+        raise user_error(f"cannot build {name}: {error}", key="policy.own.options") from error
     missing = [attribute for attribute in ("phase", "watches", "request", "react") if not hasattr(policy, attribute)]
     if missing:
         hint = "see docs/how-to/write-a-policy.md"
-        raise fail(f"{name} has no {', '.join(missing)}", key="policy.own.policy", hint=hint)
+        raise user_error(f"{name} has no {', '.join(missing)}", key="policy.own.policy", hint=hint)
     return policy

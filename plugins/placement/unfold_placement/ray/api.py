@@ -21,7 +21,7 @@ from unfold_placement.ray.backend import RayBackend, connect_ray
 from unfold_placement.ray.client import Client, get_client
 from unfold_placement.ray.connection import call_coordinator, start_coordinator
 from unfold_placement.ray.placement_groups import BUDGET
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 _TASK_NUMBERS = itertools.count()
 
@@ -112,7 +112,7 @@ def within(name: str, node: str, policy: str, amount: float = 1.0) -> dict[str, 
 
     group = call_coordinator(start_coordinator(policy), "share_group", name, node)
     if amount <= 0:
-        raise fail("the amount must be positive", hint="amount=1")
+        raise user_error("the amount must be positive", hint="amount=1")
     return {
         "num_cpus": 0,
         "resources": {BUDGET: amount},

@@ -13,7 +13,7 @@ from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.ray.client import get_client
 from unfold_placement.ray.connection import SPACE, call_coordinator, start_coordinator
 from unfold_placement.ray.placement_groups import BUDGET
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 @dataclass(slots=True)
@@ -127,13 +127,15 @@ def connect_ray(address: str, name: str, described: Sequence[Node] = ()) -> RayB
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise fail("a Ray cluster needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
+        raise user_error(
+            "a Ray cluster needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
+        ) from error
     try:
         ray.init(address=address, namespace=SPACE, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "ray start --head --resources='{\"eph\": 100000}'"
-        raise fail(f"no Ray cluster answers at {address}", key="cluster.ray", hint=hint) from error
+        raise user_error(f"no Ray cluster answers at {address}", key="cluster.ray", hint=hint) from error
     if not ray.cluster_resources().get(BUDGET):
         hint = f"start every node with --resources='{{\"{BUDGET}\": 100000}}'"
-        raise fail(f"no node of the cluster has the resource {BUDGET!r}", key="cluster.ray", hint=hint)
+        raise user_error(f"no node of the cluster has the resource {BUDGET!r}", key="cluster.ray", hint=hint)
     return RayBackend(start_coordinator(name, described))

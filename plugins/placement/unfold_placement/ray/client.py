@@ -20,7 +20,7 @@ from unfold_placement.live.backend import Record
 from unfold_placement.ray.connection import call_coordinator
 from unfold_placement.ray.placement_groups import task_options
 from unfold_placement.ray.sessions import Ended, Offer
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 POLL_S = 2.0
 RETRY_S = 0.5
@@ -78,7 +78,7 @@ class Client:
             UnfoldError: this client has a task of that name.
         """
         if task.name in self.jobs:
-            raise fail(f"task {task.name} exists already", hint="task names must be unique")
+            raise user_error(f"task {task.name} exists already", hint="task names must be unique")
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())
         job.result.add_done_callback(lambda future: self._withdraw(task.name) if future.cancelled() else None)
         self.outbox.put(task)
@@ -98,7 +98,7 @@ class Client:
         if failures := call_coordinator(self.coordinator, "report", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
-            raise fail(failures[task.name])
+            raise user_error(failures[task.name])
 
     def start(self) -> None:
         """Start the threads."""
@@ -127,7 +127,7 @@ class Client:
             tasks = list({message.name: message for message in messages if isinstance(message, Task)}.values())
             ended = [message for message in messages if isinstance(message, Ended)]
             for name, reason in (self._call_with_retry("report", self.name, tasks, ended) or {}).items():
-                self.jobs.pop(name).result.set_exception(fail(reason))
+                self.jobs.pop(name).result.set_exception(user_error(reason))
 
     def _receive_offers(self) -> None:
         while not self.stopped.is_set():
@@ -195,7 +195,7 @@ class Client:
     def _close_job(self, record: Record) -> None:
         job = self.jobs.pop(record.task.name, None)
         if job is not None and not job.result.done():
-            job.result.set_exception(fail(f"task {record.task.name} is {record.state}: {record.outcome}"))
+            job.result.set_exception(user_error(f"task {record.task.name} is {record.state}: {record.outcome}"))
 
     def _withdraw(self, task: str) -> None:
         if self.jobs.pop(task, None) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfold_placement.core.types import Node
 from unfold_placement.ray.coordinator import RESERVATION_TIMEOUT_S, Coordinator
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 SPACE = "unfold"
 """Ray namespace of the coordinators."""
@@ -50,4 +50,4 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
             raise error.cause from None
         raise
     except RayActorError as error:
-        raise fail("the coordinator of the cluster has died", hint="Ray restarts it") from error
+        raise user_error("the coordinator of the cluster has died", hint="Ray restarts it") from error

@@ -32,7 +32,7 @@ from unfold_placement.ray.placement_groups import (
     parse_node,
 )
 from unfold_placement.ray.sessions import Ended, Offer, Sessions
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 RESERVATION_TIMEOUT_S = 5.0
 """How long a reservation may take before its unit waits again."""
@@ -147,7 +147,7 @@ class Coordinator:
         """Return the placement group of a resource, for a program's task that requests this resource alone."""
         with self.lock:
             if (name, node) not in self.resource_groups.groups:
-                raise fail(f"{name} does not exist on {node or 'the cluster'}")
+                raise user_error(f"{name} does not exist on {node or 'the cluster'}")
             return self.resource_groups.share((name, node))
 
     def start(self, term: int, holder: str, unit: Sequence[Start]) -> None:
@@ -244,7 +244,7 @@ class Coordinator:
             with self.lock, contextlib.suppress(UnfoldError):
                 self.store.delete(resource.name, resource.node)
             hint = "start the node with more"
-            raise fail(f"node {resource.node} has no {BUDGET!r} left for {resource.name}", hint=hint)
+            raise user_error(f"node {resource.node} has no {BUDGET!r} left for {resource.name}", hint=hint)
         with self.lock:
             self.resource_groups.add((resource.name, resource.node), [group])
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, Valid
 from pydantic_core import PydanticCustomError
 
 from unfold_placement.core.types import Node
-from unfoldkit.api import Duration, Model, Problem, did_you_mean, fail
+from unfoldkit.api import Duration, Model, Problem, did_you_mean, user_error
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000)]
@@ -252,7 +252,7 @@ def check_pack_levels(policy: PolicySpec, nodes: Sequence[Node]) -> None:
         for level in (options.level, *(level for level, _ in options.fallback)):
             if level not in labels:
                 key = ".".join(str(part) for part in path)
-                raise fail(f"no node has the label {level!r}", key=key, hint=did_you_mean(level, labels))
+                raise user_error(f"no node has the label {level!r}", key=key, hint=did_you_mean(level, labels))
 
 
 def _duplicate_problem(name: str, earlier: str, path: tuple[str | int, ...]) -> Problem:

@@ -20,7 +20,7 @@ from unfold_placement.simulation.simulator import (
     run_simulation,
 )
 from unfold_placement.simulation.unplaceable import find_unplaceable
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
     baseline = replay_workload(replace(problem, rules=()), monitor, audited_rules=problem.rules)
     if problem.explained_task in screening.reasons:
         reason = screening.reasons[problem.explained_task]
-        raise fail(f"{problem.explained_task} can never run: {reason}", key="explain.task")
+        raise user_error(f"{problem.explained_task} can never run: {reason}", key="explain.task")
     return Solution(policy, baseline, explain_task(problem, policy.result, monitor))
 
 
@@ -143,7 +143,7 @@ def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task,
     tasks, name = problem.tasks, problem.explained_task
     rows = {task.name: row for row, task in enumerate(tasks)}
     if name and name not in rows:
-        raise fail(f"no such task: {name}", key="explain.task", hint=did_you_mean(name, rows))
+        raise user_error(f"no such task: {name}", key="explain.task", hint=did_you_mean(name, rows))
     now = float(result.table.now)
     wait_ends = [start if math.isfinite(start) else now for start in result.start_s.tolist()]
     waits_s = [end - task.arrival for task, end in zip(tasks, wait_ends, strict=True)]

@@ -7,7 +7,7 @@ from unfold_placement.report.sentences import counterexample_hint, counterexampl
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.replay import Monitor, Screening, screen_tasks, solve_problem
 from unfold_placement.workload.build import build_problem
-from unfoldkit.api import Report, Run, fail
+from unfoldkit.api import Report, Run, user_error
 
 PLACEMENTS_FILE = "placement.csv"
 
@@ -29,7 +29,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
 
 def _check_feasible(screening: Screening) -> None:
     if not screening.problem.tasks:
-        raise fail("no task can ever run", key="workload", hint="; ".join(unplaceable_lines(screening.reasons)))
+        raise user_error("no task can ever run", key="workload", hint="; ".join(unplaceable_lines(screening.reasons)))
     if screening.counterexample is not None:
         message = counterexample_message(screening.counterexample)
-        raise fail(message, key="policy", hint=counterexample_hint(screening.counterexample))
+        raise user_error(message, key="policy", hint=counterexample_hint(screening.counterexample))

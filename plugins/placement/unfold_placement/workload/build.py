@@ -32,7 +32,7 @@ from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
 from unfold_placement.workload.swf import swf_nodes, swf_tasks
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, user_error
 
 MIB = 1 << 20
 AMOUNT_TOLERANCE = 1e-6
@@ -66,7 +66,9 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
     if spec.cluster.kubernetes is not None or spec.cluster.trace == "kubectl":
         tasks = add_pod_slots(nodes, tasks)
     if not nodes:
-        raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
+        raise user_error(
+            "a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve"
+        )
     check_pack_levels(spec.policy, nodes)
     return Problem(
         name=spec.name,
@@ -103,7 +105,9 @@ def build_tasks(workload: WorkloadSpec, run: Run) -> list[Task]:
     if workload.made:
         return _generate_tasks(workload.made, np.random.default_rng(run.seed))
     if not workload.tasks:
-        raise fail("a plan needs tasks", key="workload", hint="write tasks: [{job: a, count: 8, cpu: 1, run: 10 min}]")
+        raise user_error(
+            "a plan needs tasks", key="workload", hint="write tasks: [{job: a, count: 8, cpu: 1, run: 10 min}]"
+        )
     return _expand_tasks(workload.tasks)
 
 
@@ -142,7 +146,7 @@ def _read_node_file(cluster: ClusterSpec, run: Run) -> list[Node]:
     read = NODE_READERS.get(cluster.trace or "", partial(csv_nodes, columns=cluster.table.as_columns))
     nodes = list(read(path))
     if not nodes:
-        raise fail("no nodes", file=str(path), key="cluster.path")
+        raise user_error("no nodes", file=str(path), key="cluster.path")
     # evenly spaced; the tolerance keeps 3 / 0.1 from being less than 30
     count = max(1, round(cluster.part * len(nodes)))
     return [nodes[int(index / cluster.part + SPACING_TOLERANCE)] for index in range(count)]
@@ -224,5 +228,5 @@ def _read_task_file(trace: TraceSpec, run: Run) -> list[Task]:
         read = TASK_READERS.get(trace.trace, partial(csv_tasks, columns=trace.table.as_columns))
         tasks = list(read(path, trace.faster, trace.first, warn=run.log.warning))
     if not tasks:
-        raise fail("no tasks", file=str(path), key="workload.replay.path")
+        raise user_error("no tasks", file=str(path), key="workload.replay.path")
     return tasks

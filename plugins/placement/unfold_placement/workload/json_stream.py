@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unfold_placement.core.types import Task
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
@@ -79,9 +79,9 @@ def read_items(path: Path, command: str) -> list[Body]:
         with open_text(path) as stream:
             content = json.load(stream)
     except (*UNREADABLE, ValueError, RecursionError) as error:
-        raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
+        raise user_error(f"not JSON: {error}", file=str(path), hint=command) from error
     if is_deep(content):
-        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
+        raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
     while isinstance(content, dict) and (key := _wrapper_key(content)):
         content = content[key]
     return [body for body in (content if isinstance(content, list) else [content]) if isinstance(body, dict)]
@@ -98,7 +98,7 @@ def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S
         try:
             parsed.append(parse(item))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise fail(f"item {index} is not what {program} prints: {error!r}", file=str(path)) from error
+            raise user_error(f"item {index} is not what {program} prints: {error!r}", file=str(path)) from error
     return parsed
 
 

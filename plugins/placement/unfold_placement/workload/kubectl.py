@@ -21,7 +21,7 @@ from unfold_placement.workload.json_stream import (
     parse_items,
     read_items,
 )
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def _read_kind(path: Path, kind: str) -> list[Body]:
     command = f"kubectl get {kind.lower()}s -o json"
     bodies = [body for body in read_items(path, command) if body.get("kind", kind) == kind]
     if not bodies:
-        raise fail(f"no {kind} in it", file=str(path), hint=command)
+        raise user_error(f"no {kind} in it", file=str(path), hint=command)
     return bodies
 
 

@@ -20,7 +20,7 @@ from unfold_placement.workload.json_stream import (
     read_items,
 )
 from unfold_placement.workload.timestamps import parse_datetime
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 NODES_COMMAND = "ray list nodes --format json"
 TASKS_COMMAND = "ray list tasks --detail --format json --limit 10000"
@@ -74,7 +74,7 @@ def ray_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, wa
 def _read_list(path: Path, key: str, command: str) -> list[Body]:
     bodies = read_items(path, command)
     if not bodies or key not in bodies[0]:
-        raise fail(f"nothing with a {key} in it", file=str(path), hint=command)
+        raise user_error(f"nothing with a {key} in it", file=str(path), hint=command)
     return bodies
 
 

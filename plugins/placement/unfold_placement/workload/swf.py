@@ -15,7 +15,7 @@ from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.workload.json_stream import Warn
-from unfoldkit.api import CsvRow, fail
+from unfoldkit.api import CsvRow, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
 FIELDS = (
@@ -37,7 +37,7 @@ def swf_nodes(path: Path) -> list[Node]:
     nodes, processors = _read_machine(path)
     if not nodes:
         hint = "write the nodes: [{count: 64, cpu: 8}]"
-        raise fail("no MaxNodes or MaxProcs in the header", file=str(path), hint=hint)
+        raise user_error("no MaxNodes or MaxProcs in the header", file=str(path), hint=hint)
     base, extra = divmod(processors, nodes)
     return [Node(f"node-{index}", {"cpu": (base + (index < extra)) * MILLI}) for index in range(nodes)]
 
@@ -131,4 +131,4 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, str]]:
         with open_text(path, errors="replace") as stream:
             yield from ((number, text.strip()) for number, text in enumerate(stream, 1))
     except UNREADABLE as error:
-        raise fail(f"it cannot be read: {error}", file=str(path)) from error
+        raise user_error(f"it cannot be read: {error}", file=str(path)) from error

@@ -12,7 +12,7 @@ import numpy as np
 from unfold_placement.schema.columns import UNKNOWN_CELLS, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import in_digits, is_slashed, slashed
-from unfoldkit.arrivals.readers.timestamps import alone, dated, present
+from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
 MIN_UNIX_S = 1e9
@@ -68,7 +68,7 @@ def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     """Detect how a file writes times from its arrivals."""
     times = TimeFormat(columns, has_dates=bool(rows) and _is_date(rows[0]["arrival"]))
     first = min((times.read_time_s(row, "arrival") for row in rows), default=0.0)
-    first_s = float(present(np.array([first]))[0])
+    first_s = float(epoch_to_seconds(np.array([first]))[0])
     origin_s = first_s if times.has_dates or first_s >= MIN_UNIX_S else 0.0
     return replace(times, ticks_per_s=first / first_s if first_s else 1.0, origin_s=origin_s)
 
@@ -118,7 +118,7 @@ def parse_datetime_cell(row: CsvRow, column: str) -> float:
 def parse_datetime(text: str) -> float | None:
     """Return a date, with or without a time, in Unix seconds (UTC unless it has a zone), or None."""
     stripped = text.strip()
-    candidates = (dated(candidate) for candidate in (stripped, f"{stripped} 00:00") if alone(candidate))
+    candidates = (parse_timestamp(candidate) for candidate in (stripped, f"{stripped} 00:00") if is_time(candidate))
     return next((time for time in candidates if time is not None), None)
 
 

@@ -20,7 +20,7 @@ from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
 from unfoldkit.api import internal_error, user_error
-from unfoldkit.catalog.sanity import absurd
+from unfoldkit.catalog.sanity import find_implausibility
 
 RUN_TAG = "unfold-run"
 ORDER_TAG = "unfold-order"
@@ -89,7 +89,7 @@ class AwsProvider:
         """
         if count <= 0:
             return []
-        reason = absurd(self.request.machine.usd_per_hour)
+        reason = find_implausibility(self.request.machine.usd_per_hour)
         if reason:
             raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
         token = f"{self.run_id}-{len(self.ledger.list_orders())}"

@@ -225,9 +225,9 @@ class RayCluster:
 
 def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterator[tuple[WorkerMessage, bytes]]:
     """Run a job on a Ray worker and stream each message with the state that it reports."""
-    from unfoldkit.engines.local import one_thread
+    from unfoldkit.engines.local import limit_threads
 
-    one_thread()
+    limit_threads()
     states: list[bytes] = []
     try:
         train = build_train_function(setup)
@@ -239,9 +239,9 @@ def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterat
 
 def warm_up(setup: WorkerSetup) -> Iterator[WorkerMessage]:
     """Import the dependencies of trials in a worker, report it, and hold the worker until the report is read."""
-    from unfoldkit.engines.local import one_thread
+    from unfoldkit.engines.local import limit_threads
 
-    one_thread()
+    limit_threads()
     yield prepare_training(setup)[1]
 
 

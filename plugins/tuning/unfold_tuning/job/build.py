@@ -24,11 +24,11 @@ from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, Profil
 from unfold_tuning.schema.search import Search
 from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
-from unfoldkit.catalog.aws import Clients, clients, refresh
+from unfoldkit.catalog.aws import AwsClients, connect_clients, request_prices
 from unfoldkit.catalog.billing import Billing
-from unfoldkit.catalog.bundled import bundled, catalog
-from unfoldkit.catalog.cache import cached
-from unfoldkit.catalog.instances import Book, Catalog, Instance
+from unfoldkit.catalog.bundled import load_bundled_book, load_catalog
+from unfoldkit.catalog.cache import load_cached_book
+from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
 from unfoldkit.catalog.price_lists import read_prices
 
 GIB = 1024**3
@@ -205,7 +205,9 @@ def _build_delay(delay: float | Delay, default_cv: float) -> LogNormal:
 # machines
 
 
-def build_machines(cloud: Cloud, run: Run, make_clients: Callable[[str], Clients] = clients) -> list[Machine]:
+def build_machines(
+    cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients] = connect_clients
+) -> list[Machine]:
     """Build the machines that may be rented, one per instance type and market.
 
     Args:
@@ -225,19 +227,19 @@ def build_machines(cloud: Cloud, run: Run, make_clients: Callable[[str], Clients
     ]
 
 
-def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], Clients]) -> Catalog:
-    books: list[Book] = []
+def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients]) -> Catalog:
+    books: list[PriceBook] = []
     if cloud.prices == "live":
         names = [item if isinstance(item, str) else item.type for item in cloud.instances]
         now = dt.datetime.now(dt.UTC)
-        live = refresh(make_clients(cloud.region), cloud.region, names, now, bundled(cloud.region))
+        live = request_prices(make_clients(cloud.region), cloud.region, names, now, load_bundled_book(cloud.region))
         books.append(live.book)
     elif cloud.prices:
         books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region))
     if cloud.provider != "aws":
         return Catalog(tuple(books))
-    cached_book = cached(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
-    return catalog(cloud.region, *books, *([cached_book] if cached_book else []))
+    cached_book = load_cached_book(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
+    return load_catalog(cloud.region, *books, *([cached_book] if cached_book else []))
 
 
 def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is_spot: bool) -> Machine:

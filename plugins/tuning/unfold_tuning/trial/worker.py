@@ -15,7 +15,7 @@ from typing import Any, Literal
 from unfold_tuning.trial.estimators import TrainFunction
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.engines.local import start_worker
-from unfoldkit.errors import Diagnostic, UnfoldError, cut
+from unfoldkit.errors import Diagnostic, UnfoldError, shorten
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.safe_io.files import read_bytes
 
@@ -160,14 +160,14 @@ def check_result(result: object) -> tuple[float, bytes]:
         TypeError: It is not (metric, state).
     """
     if not isinstance(result, (tuple, list)) or len(result) != 2:
-        raise TypeError(f"{RESULT_FORM}; this one returned {cut(repr(result))}")
+        raise TypeError(f"{RESULT_FORM}; this one returned {shorten(repr(result))}")
     metric, state = result
     if not isinstance(state, (bytes, bytearray, memoryview)):
-        raise TypeError(f"{RESULT_FORM}; its state is {cut(repr(state))}")
+        raise TypeError(f"{RESULT_FORM}; its state is {shorten(repr(state))}")
     try:
         return float(metric), bytes(state)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{RESULT_FORM}; its metric is {cut(repr(metric))}") from error
+        raise TypeError(f"{RESULT_FORM}; its metric is {shorten(repr(metric))}") from error
 
 
 def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:

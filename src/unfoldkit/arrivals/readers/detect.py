@@ -98,6 +98,3 @@ def _read_beginning(path: Path) -> list[str]:
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
         raise user_error("the trace is no text", file=str(path), hint=hint)
     return [line for line in lines if line.strip()]
-
-
-form = detect_form  # old name

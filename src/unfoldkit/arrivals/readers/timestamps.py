@@ -252,10 +252,3 @@ def _moment(text: str, fraction: str | None, zone: str | None) -> float | None:
         return None
     # cloud traces have fractions of seven digits, of which datetime would drop the last
     return seconds + float(fraction.replace(",", ".")) if fraction else seconds
-
-
-alone = is_time  # old name
-dated = parse_timestamp  # old name
-present = epoch_to_seconds  # old name
-in_seconds = to_seconds  # old name
-unit = split_unit  # old name

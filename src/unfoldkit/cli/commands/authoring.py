@@ -75,6 +75,3 @@ def write_schema(kind: str | None, out: Path | None = None) -> ExitCode:
 def _spec_model(kind: Kind) -> type[Spec]:
     model: type[Spec] = resolve(kind.spec, extra=kind.extra)
     return model
-
-
-examples = read_examples  # old name

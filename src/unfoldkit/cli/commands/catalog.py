@@ -166,7 +166,3 @@ def _format_price_of(item: Instance, wanted: InstanceFilter) -> str:
 
 def _format_or_unknown(price: float | None) -> str:
     return "unknown" if price is None else format_price(price)
-
-
-known = open_catalog  # old name
-renew = refresh_prices  # old name

@@ -279,8 +279,3 @@ def _split(predictions: Predictions, batch: list[QueuedRequest]) -> list[Result]
 def _deliver(batch: list[QueuedRequest], results: list[Result]) -> None:
     for item, result in zip(batch, results, strict=True):
         item.done(result)
-
-
-Rows = RowSpan  # old name
-Full = QueueFull  # old name
-batcher = build_batcher  # old name

@@ -171,11 +171,3 @@ class DeadlineQueue:
 
 def _path_choice(path: int, batch: list[QueuedRequest], now: float) -> PathChoice:
     return PathChoice(path, tuple(item.due for item in batch), now)
-
-
-Waiting = QueuedRequest  # old name
-Line = RequestQueue  # old name
-Arrivals = FifoQueue  # old name
-Pick = PathPolicy  # old name
-Ways = ExecutionPaths  # old name
-Deadlines = DeadlineQueue  # old name

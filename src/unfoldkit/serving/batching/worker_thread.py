@@ -43,6 +43,3 @@ class WorkerThread:
             work, on_result = job
             with self.is_working:
                 on_result(work())
-
-
-Thread = WorkerThread  # old name

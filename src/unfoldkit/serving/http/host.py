@@ -17,9 +17,6 @@ from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import internal_error
-from unfoldkit.serving.http.address import Address as Address  # noqa: PLC0414  # old place
-from unfoldkit.serving.http.address import bind_socket as bind  # noqa: F401  # old name
-from unfoldkit.serving.http.address import open_listener as listen  # noqa: F401  # old name
 from unfoldkit.serving.http.auth import OPEN_PATHS, expected_header, is_authorized, require_token
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
 from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
@@ -229,6 +226,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ModuleNotFoundError:
         return None
     return uvloop.new_event_loop
-
-
-host = run_service  # old name

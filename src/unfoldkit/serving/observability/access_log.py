@@ -174,10 +174,3 @@ def _send_with_id(send: Send, request_id: str, status: list[int]) -> Send:
         await send(message)
 
     return send_message
-
-
-Note = RequestNote  # old name
-known_id = sanitize_id  # old name
-together = combine_observers  # old name
-lines = json_access_log  # old name
-tracing = request_tracer  # old name

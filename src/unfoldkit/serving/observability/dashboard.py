@@ -153,13 +153,3 @@ def _count_codes(metrics: Metrics) -> dict[int, int]:
         for code, count in tally.codes.items():
             codes[code] = codes.get(code, 0) + count
     return codes
-
-
-Lines = TimeSeries  # old name
-Spread = Distribution  # old name
-Shares = Breakdown  # old name
-Board = Dashboard  # old name
-Watch = DashboardSource  # old name
-More = DashboardExtras  # old name
-of_requests = request_dashboard  # old name
-short = format_short  # old name

@@ -130,8 +130,3 @@ def model_metrics(metrics: Metrics, model: str) -> ModelMetrics:
         predict=metrics.predict.labels(model),
         queue=metrics.queue.labels(model),
     )
-
-
-SECONDS = LATENCY_BUCKETS_S  # old name
-metrics = create_metrics  # old name
-of_model = model_metrics  # old name

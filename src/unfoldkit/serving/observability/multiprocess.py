@@ -89,7 +89,3 @@ def _is_alive(process: int) -> bool:
         # a process of another user has reused the id
         return False
     return True
-
-
-snapshot = take_snapshot  # old name
-Siblings = PeerProcesses  # old name

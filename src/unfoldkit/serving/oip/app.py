@@ -275,9 +275,3 @@ def _describe_tensor(item: Field) -> dict[str, Any]:
     if item.columns:
         tensor["parameters"] = {"columns": list(item.columns)}
     return tensor
-
-
-application = build_application  # old name
-assembled = assemble_application  # old name
-served = build_service  # old name
-paths = list_paths  # old name

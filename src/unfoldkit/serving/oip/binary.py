@@ -187,9 +187,3 @@ def _encode_texts(texts: Sequence[Any]) -> bytes | None:
         return None
     encoded = [text.encode() for text in texts]
     return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
-
-
-Unfit = InvalidRequest  # old name
-Form = BodyEncoding  # old name
-form = read_encoding  # old name
-to_bytes = encode_tensor  # old name

@@ -18,8 +18,6 @@ import msgspec
 import numpy as np
 
 from unfoldkit.serving.model import DTYPES, Array, Call, EncodedRows, Field, ModelDescription, encode
-from unfoldkit.serving.model import EncodedRows as Cells  # noqa: F401  # old name
-from unfoldkit.serving.model import encode_rows as cells  # noqa: F401  # old name
 from unfoldkit.serving.oip.binary import InvalidRequest, encode_tensor, inline_tensors
 
 Scalar = str | int | float | bool
@@ -352,12 +350,3 @@ def _read_accuracy(parameters: Mapping[str, Any]) -> float:
 def _tensor_head(item: Field, rows: int) -> bytes:
     head = {"name": item.name, "datatype": item.datatype, "shape": [rows, *item.shape]}
     return encode(head)[:-1] + b',"data":['
-
-
-ACCURATE = ACCURACY_OUTPUT  # old name
-Question = InferenceRequest  # old name
-Reader = RequestReader  # old name
-Writer = ResponseWriter  # old name
-reader = build_reader  # old name
-writer = build_writer  # old name
-to_call = read_call  # old name

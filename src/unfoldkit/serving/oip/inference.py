@@ -171,7 +171,3 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if size > limit:
             raise TooLarge(f"the body has more than {limit} bytes")
     return b"".join(parts)
-
-
-Desk = RequestSink  # old name
-refusal = problem_reply  # old name

@@ -184,6 +184,3 @@ def _health(text: str, key: str) -> dict[str, Any]:
 
 def _json_response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {JSON: {"schema": schema}}}
-
-
-document = build_document  # old name

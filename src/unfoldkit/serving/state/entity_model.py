@@ -195,9 +195,3 @@ def _merge(columns: Sequence[Column], source: Array) -> Column:
     shifts = np.cumsum([0, *(len(column.values) for column in categorical)])
     codes = np.concatenate([column.codes + shift for column, shift in zip(categorical, shifts, strict=False)])
     return CategoricalColumn(codes[source], values)
-
-
-Stepper = StepModel  # old name
-Remembering = EntityStateModel  # old name
-in_order = order_rows  # old name
-waves = group_waves  # old name

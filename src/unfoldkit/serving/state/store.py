@@ -156,6 +156,3 @@ def _to_row(entity: str, state: EntityState) -> tuple[str, int, bytes, int | Non
     before = state.before
     before_columns = (None, None) if before is None else (before.time, before.data)
     return (entity, state.now.time, state.now.data, *before_columns)
-
-
-Memory = EntityState  # old name

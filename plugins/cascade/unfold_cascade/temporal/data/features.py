@@ -13,7 +13,7 @@ from unfold_cascade.clinical_rules import RULE_CARRY_H, score_rule
 from unfold_cascade.temporal.data.table import EntityTable, index_entities
 from unfold_cascade.temporal.data.windows import STATISTICS, carry_forward, compute_window_statistics
 from unfold_cascade.temporal.problem import WINDOW_H, FeatureSet
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import did_you_mean, user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _match_columns(name: str, features: FeatureSet, columns: Sequence[str]) -> t
         matching = [pattern] if is_exact else [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
         if not matching:
             hint = did_you_mean(pattern, columns)
-            raise fail(f'the table has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
+            raise user_error(f'the table has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
         matches += matching
     return tuple(dict.fromkeys(matches))
 

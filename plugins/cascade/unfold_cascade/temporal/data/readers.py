@@ -17,7 +17,7 @@ from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
-from unfoldkit.api import Diagnostic, Run, UnfoldError, fail
+from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"
@@ -49,17 +49,17 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
     """
     contents = sorted(_read_folder(path) if path.is_dir() else _read_archive(path))[:max_patients]
     if not contents:
-        raise fail("holds no .psv file", file=str(path), key="data.path")
+        raise user_error("holds no .psv file", file=str(path), key="data.path")
     duplicate = next((name for (name, _), (following, _) in itertools.pairwise(contents) if name == following), None)
     if duplicate is not None:
-        raise fail(f"two patients are called {duplicate}", file=str(path), key="data.path")
+        raise user_error(f"two patients are called {duplicate}", file=str(path), key="data.path")
     header = contents[0][1].split(b"\n", 1)[0].strip()
     columns = tuple(header.decode("utf-8", "replace").split("|"))
     digest = hashlib.sha256()
     for name, content in contents:
         digest.update(name.encode() + b"\0" + content)
         if content.split(b"\n", 1)[0].strip() != header or b"\n" not in content:
-            raise fail("the header differs from that of the other files", file=f"{path / name}:1:1")
+            raise user_error("the header differs from that of the other files", file=f"{path / name}:1:1")
     chunks = [
         _parse_numbers(path, contents[begin : begin + FILES_PER_CHUNK], len(columns))
         for begin in range(0, len(contents), FILES_PER_CHUNK)
@@ -77,7 +77,7 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
     entity = frame.text(source.entity, key="data.entity")
     if any(map(is_missing, entity)):
         row = next(row for row, name in enumerate(entity) if is_missing(name))
-        raise fail(f'{path.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
+        raise user_error(f'{path.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
     hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
@@ -136,7 +136,7 @@ def _read_archive(path: Path) -> Iterator[NamedContent]:
         yield from _read_zip(path) if zipfile.is_zipfile(path) else _read_tar(path)
     # RuntimeError: a zip with a password
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
-        raise fail(f"not an archive of psv files: {error}", file=str(path), key="data.path") from error
+        raise user_error(f"not an archive of psv files: {error}", file=str(path), key="data.path") from error
 
 
 def _read_zip(path: Path) -> Iterator[NamedContent]:
@@ -186,7 +186,7 @@ def _locate_mistake(path: Path, contents: Iterable[NamedContent], width: int) ->
                 if not _is_number(cell):
                     message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a number'
                     return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
-    return fail("not a table of numbers", file=str(path), key="data.path")
+    return user_error("not a table of numbers", file=str(path), key="data.path")
 
 
 def _is_number(cell: bytes) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, fail
+from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class EntityTable:
         if column in self.unreadable:
             raise UnfoldError(replace(self.unreadable[column], key=key))
         if column not in self.columns:
-            raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
+            raise user_error(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
         return self.columns.index(column)
 
 
@@ -116,4 +116,4 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
     if disordered.any():
         row = int(np.flatnonzero(disordered)[0])
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
-        raise fail(f"{name}: the hours of {entity} do not ascend at hour {hour[row]:g}", key=key)
+        raise user_error(f"{name}: the hours of {entity} do not ascend at hour {hour[row]:g}", key=key)

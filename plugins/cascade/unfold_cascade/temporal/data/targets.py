@@ -11,7 +11,7 @@ from unfold_cascade.clinical_rules import RULE_CARRY_H, RULE_THRESHOLD, score_ru
 from unfold_cascade.temporal.data.table import EntityTable, find_first_true
 from unfold_cascade.temporal.data.windows import carry_forward
 from unfold_cascade.temporal.problem import StageTarget
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 def detect_stage_entry(table: EntityTable, target: StageTarget, *, key: str) -> BoolArray:
@@ -66,6 +66,8 @@ def _read_label(table: EntityTable, column: str, key: str) -> BoolArray:
         row = int(np.flatnonzero(invalid)[0])
         entity = table.ids[int(np.searchsorted(table.starts, row, side="right")) - 1]
         hour = f"{entity}, hour {table.hour[row]:g}"
-        raise fail(f'{table.name}: "{column}" is {values[row]:g} at {hour}; it must be 0 or 1', key=f"{key}.column")
+        raise user_error(
+            f'{table.name}: "{column}" is {values[row]:g} at {hour}; it must be 0 or 1', key=f"{key}.column"
+        )
     label: BoolArray = values == 1.0
     return label

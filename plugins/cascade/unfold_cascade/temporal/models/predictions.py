@@ -14,7 +14,7 @@ from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.temporal.models.slots import ModelSlot
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object
 
@@ -71,7 +71,7 @@ def require_predictions(run: Run, slots: Sequence[ModelSlot]) -> list[Prediction
     for slot in slots:
         if not is_fitted(run, slot):
             message = f"the run holds no model {slot.place} fitted with this spec, seed and library versions"
-            raise fail(message, file=str(run.directory.path), key=slot.key, hint=RESUME_HINT)
+            raise user_error(message, file=str(run.directory.path), key=slot.key, hint=RESUME_HINT)
     return [read_predictions(run, slot) for slot in slots]
 
 
@@ -94,4 +94,4 @@ def check_operations(cost_by: str, slots: Sequence[ModelSlot], predictions: Sequ
     unknown = next((slot for slot, prediction in pairs if np.isnan(prediction.flops)), None)
     if unknown is not None and "flops" in cost_by:
         hint = "cost: {by: latency} measures instead"
-        raise fail(f"the operations of {unknown.recipe.estimator} are not known", key=unknown.key, hint=hint)
+        raise user_error(f"the operations of {unknown.recipe.estimator} are not known", key=unknown.key, hint=hint)

@@ -9,7 +9,7 @@ from unfold_cascade.data.table import Rows, split_rows
 from unfold_cascade.temporal.data.labels import LabelledHours
 from unfold_cascade.temporal.data.table import Timeline, index_entities
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 MIN_EVENTS = 8
 MIN_ENTITIES = 24
@@ -25,7 +25,7 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     counts = np.bincount(highest, minlength=len(problem.stages) + 1)
     if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
         reached = f"{counts[-1]} of {len(highest)} cases reach {problem.stages[-1].name}"
-        raise fail(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
+        raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
     return split_rows(highest, problem.split, problem.seed)
 
 

@@ -13,7 +13,7 @@ from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ def _select_within_budget(
         minimum = min(_hourly_cost(point, by) for point in points)
         hint = f"goal: {{budget: {np.ceil(minimum * 100) / 100:g} per case-hour}}"
         message = f"no cascade costs so little; the cheapest needs {minimum:.4g} per case-hour"
-        raise fail(message, key="goal.budget", hint=hint)
+        raise user_error(message, key="goal.budget", hint=hint)
     point = min(affordable, key=lambda candidate: candidate.loss)
     tuning = compare_on_cohort(study, study.train, point.policy, baseline.train)
     certifying = compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate)

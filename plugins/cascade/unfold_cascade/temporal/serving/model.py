@@ -26,7 +26,7 @@ from unfold_cascade.temporal.simulation.online_step import (
     new_case_state,
     no_purchases,
 )
-from unfoldkit.serving.model import Array, Coded, Column, Field
+from unfoldkit.serving.model import Array, CategoricalColumn, Column, Field
 from unfoldkit.serving.state.store import State
 
 # Largest difference between the fast and the native engine: within it of a cut, the native engine decides.
@@ -262,7 +262,7 @@ class TemporalModel:
         calls = [hour.calls for hour in hours]
         final = len(self.policy) - 1 if not self.baseline.serves_all else 0
         return {
-            "label": Coded(np.array(stage), (NO_STAGE, *self.stages)),
+            "label": CategoricalColumn(np.array(stage), (NO_STAGE, *self.stages)),
             "stage": stage,
             "alarm": [number == len(self.stages) for number in stage],
             "probability": [next((call.p for call in reversed(row) if call.stage == final), 0.0) for row in calls],

@@ -20,7 +20,7 @@ from unfold_cascade.temporal.models.study import StoredStudy, load_study
 from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import Policy, StagePolicy, single_model_policy
-from unfoldkit.api import Run, RunDir, fail
+from unfoldkit.api import Run, RunDir, user_error
 
 INFINITE_CUTS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 
@@ -98,7 +98,7 @@ def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, An
     problem = replace(problem, seed=int(plan["seed"]))
     study = load_study(problem, run)
     if not run.directory.has(PROBE_FILE):
-        raise fail("the run holds no probe of held-out hours", file=str(run.directory.path), hint=RESUME_HINT)
+        raise user_error("the run holds no probe of held-out hours", file=str(run.directory.path), hint=RESUME_HINT)
     names, decision = [slot.place for slot in study.slots], plan["decision"]
     try:
         policy = tuple(_decode_stage(stage, names) for stage in decision["cascade"])
@@ -106,7 +106,9 @@ def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, An
         alarm = single_model_policy(len(names) - 1, _decode_cut(monolith["cut"]))
         baseline = BaselineRule(alarm, tuple(float(cut) for cut in monolith["stages"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan was not made from this run", file=str(run.directory.path), hint=RESUME_HINT) from error
+        raise user_error(
+            "the plan was not made from this run", file=str(run.directory.path), hint=RESUME_HINT
+        ) from error
     purchase = build_purchase_terms(problem.features)
     return LoadedPlan(
         problem=problem,

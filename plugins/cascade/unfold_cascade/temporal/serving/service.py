@@ -29,11 +29,12 @@ from unfold_cascade.temporal.serving.plan_loader import LoadedPlan
 from unfold_cascade.temporal.simulation.online_step import build_online_stages
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories, simulate_reference
-from unfoldkit.api import Run, Service, broken, fingerprint
+from unfoldkit.api import Run, Service, fingerprint, internal_error
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.observability.dashboard import of_requests
-from unfoldkit.serving.oip.app import application, served
-from unfoldkit.serving.state.entity_model import Remembering
+from unfoldkit.serving.observability.dashboard import request_dashboard
+from unfoldkit.serving.oip.app import build_application
+from unfoldkit.serving.oip.app import build_service as build_oip_service
+from unfoldkit.serving.state.entity_model import EntityStateModel
 from unfoldkit.serving.state.store import open_store
 
 STATE_FILE = "serving/entities.sqlite"
@@ -55,14 +56,14 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     verify_replay(plan, model)
     store = open_store(run.directory.path / STATE_FILE, made_from=model.version)
     metrics.export_entity_count(registry, store.count)
-    stateful = Remembering(model, store, round(1.0 / model.tick_h))
-    app = application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
+    stateful = EntityStateModel(model, store, round(1.0 / model.tick_h))
+    app = build_application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
     metrics.enable()
     memory = sentences.describe_memory(store.count(), str(run.directory.path / STATE_FILE))
     lines = (*_describe_service(plan, model), ("memory", memory))
     counters = read_dashboard(registry, name_cost_unit(plan.problem.cost))
-    watch = of_requests(plan.problem.name, "cascade", app.metrics, counters)
-    return served(plan.problem.name, app, lines=lines, watch=watch)
+    watch = request_dashboard(plan.problem.name, "cascade", app.metrics, counters)
+    return build_oip_service(plan.problem.name, app, lines=lines, watch=watch)
 
 
 def build_model(plan: LoadedPlan, run: Run, metrics: CascadeMetrics) -> TemporalModel:
@@ -114,7 +115,7 @@ def verify_replay(plan: LoadedPlan, model: TemporalModel) -> None:
     same_purchases = (purchases == expected.trajectories.purchases).all()
     if differs.any() or not same_calls or not same_purchases:
         message = f"the models of this run behave differently from its plan: {differs.sum()} of {len(stages)} hours"
-        raise broken(message, hint=RESUME_HINT)
+        raise internal_error(message, hint=RESUME_HINT)
 
 
 def replay_probe(model: TemporalModel, plan: LoadedPlan) -> list[list[HourResult]]:
