@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks.frame import need
 from unfold_placement.live import backend as kinds
-from unfold_placement.ray.backend import RayBackend, start_coordinator
+from unfold_placement.ray.backend import RayBackend
+from unfold_placement.ray.connection import start_coordinator
 
 NODES, PLACES, GANG = 3, 4, 8
 NODE = {"num_cpus": PLACES, "resources": {"eph": 100_000, "slot": PLACES}}

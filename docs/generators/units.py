@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import WithJsonSchema
+from pydantic import TypeAdapter
 
 from docs.generators.markdown import code, table
 from unfoldkit.spec import units
@@ -46,9 +46,7 @@ def page() -> str:
 
 
 def _described(annotated: Any) -> tuple[str, str]:
-    schema: dict[str, Any] = (
-        next(item for item in get_args(annotated) if isinstance(item, WithJsonSchema)).json_schema or {}
-    )
+    schema = TypeAdapter(annotated).json_schema()
     return schema["description"], ", ".join(code(str(item)) for item in schema["examples"])
 
 
