@@ -94,7 +94,7 @@ def test_the_report_distinguishes_calibrated_and_raw_cuts(planned: Any) -> None:
     """Where cuts are on calibrated scores the report calls them so, and lays the raw cut of each answer beside them."""
     _, _, report = planned
     route, trust = (next(table for table in report.tables if table.name == name) for name in ("route", "trust"))
-    assert [column.name for column in route.columns][5] == "calibrated"
+    assert [column.name for column in route.columns][5] == "calibrated threshold"
     assert [row[0] for row in trust.rows] == ["c0", "c1", "c2", "c3", "c4", "any other"]
 
 

@@ -216,7 +216,7 @@ def test_the_baseline_is_served_without_a_certificate(digits: Any) -> None:
     assert set(engines) == {"baseline/all/svc-1"}
     assert model.paths.cost.tolist() == [path_cost(loaded.tables, loaded.tables.candidates, (0,), frozenset())[0]]
     assert model.facts["serves"] == "monolith"
-    assert ("serves", "svc-1 alone: no cascade was certified") in serve(spec, run).lines
+    assert ("serves", "the baseline svc-1: no cascade was certified") in serve(spec, run).lines
 
 
 def test_curves_are_served(tmp_path: Path) -> None:
