@@ -16,6 +16,16 @@ TrainedRun = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared data: that of UNFOLD_SHARED, or ``shared`` beside the checkout."""
+    beside = Path(__file__).parents[1] / "shared"
+    folder = Path(os.environ.get("UNFOLD_SHARED") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"the shared data is not here: no folder {folder} (UNFOLD_SHARED names another)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TrainedRun:
     """Return a function that trains a shipped spec once for all workers, and returns the folder that holds ``runs``.
 

@@ -339,20 +339,20 @@ def _bursts(
 
     ``rates`` are those of calm, of bursts, and of what the quickest net can take.
     """
-    from unfoldkit.arrivals.processes import gamma
+    from unfoldkit.arrivals.processes import gamma_arrivals
 
     calm, high, most = rates
     rng = np.random.default_rng([seed, int(scv), int(high), int(share * 100), 1])
     length = share / (1 - share) * calm * seconds / high
-    parts = [gamma(calm, seconds, rng, scv=scv), 0.25 * seconds + gamma(high, length, rng, scv=scv)]
+    parts = [gamma_arrivals(calm, seconds, rng, scv=scv), 0.25 * seconds + gamma_arrivals(high, length, rng, scv=scv)]
     told = f"bursts for {name}, {share * 100:.0f} %, CV² {scv:g}" + (", short" if seconds == SHORT else "")
     return Trace(told, np.sort(np.concatenate(parts)), calm, high, high / most)
 
 
 def _ramp(calm: float, high: float, scv: float, rng: np.random.Generator) -> np.ndarray:
     """Return arrivals whose rate rises from calm to high within half a second, once, and falls again."""
-    from unfoldkit.arrivals.processes import pieces
+    from unfoldkit.arrivals.processes import piecewise_arrivals
 
     up = np.linspace(calm, high, 50)
     rates = np.concatenate([np.full(150, calm), up, up[::-1], np.full(150, calm)])
-    return pieces(rates, SECONDS / len(rates), rng, scv=scv)
+    return piecewise_arrivals(rates, SECONDS / len(rates), rng, scv=scv)

@@ -28,16 +28,6 @@ def _ctrl_c_arrives() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Return the folder of shared data: that of UNFOLD_SHARED, or ``shared`` beside the checkout."""
-    beside = Path(__file__).parents[2] / "shared"
-    folder = Path(os.environ.get("UNFOLD_SHARED") or beside)
-    if not folder.is_dir():
-        pytest.skip(f"the shared data is not here: no folder {folder} (UNFOLD_SHARED names another)")
-    return folder
-
-
 @pytest.fixture
 def unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unfold:
     """Return the command line as a function: ``unfold("check", "a.yaml")``, in an empty working folder."""

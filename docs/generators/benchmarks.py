@@ -34,6 +34,8 @@ TITLES = {
     "serving": "serving and the command line",
 }
 OTHER_KINDS = {
+    "engine-fidelity": "pipeline",
+    "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
     "fastswitch": "supernet",
@@ -93,6 +95,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ciw_ratio": "times faster than Ciw",
         "c_loop_ratio": "share of a bare C loop's speed",
         "max_difference_s": "largest difference of a latency, s",
+    },
+    "engine-fidelity": {
+        "rtx4090_error_percent_max": "error of mean and p99, vLLM on RTX 4090, nothing fitted, worst %",
+        "rtxpro6000_error_percent_max": "the same on RTX PRO 6000, one number fitted",
+        "unqueued_ttft_error_percent_median": "error of a request's TTFT where nothing queues, median %",
+    },
+    "engine-speed": {
+        "requests_per_s": "simulated requests/s, Azure conversation trace",
+        "rtx4090_ms": "300 requests on RTX 4090, ms",
     },
     "pipeline-fidelity": {
         "waiting_p99_error_percent_max": "error of p99, stages that wait for accelerators, worst %",

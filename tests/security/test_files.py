@@ -212,7 +212,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path, fault: str) -> None:
 
     path = tmp_path / "bad.db"
     put(path, fault) if fault in ("pipe", "device", "folder") else path.write_bytes(FAULTS[fault]() or b"x" * 4096)
-    with pytest.raises(UnfoldError, match=r"bad\.db") as error, ledger.opened(path, None, "a"):  # type: ignore[arg-type]
+    with pytest.raises(UnfoldError, match=r"bad\.db") as error, ledger.open_ledger(path, None, "a"):  # type: ignore[arg-type]
         pass
     assert error.value.code == 2
     with pytest.raises(UnfoldError, match=r"bad\.db") as error:
@@ -228,7 +228,7 @@ def test_a_database_cut_short_is_named(tmp_path: Path) -> None:
     with sqlite3.connect(path) as base:
         base.execute("CREATE TABLE facts (other TEXT)")
     base.close()
-    with pytest.raises(UnfoldError, match=r"bad\.db") as error, ledger.opened(path, None, "a"):  # type: ignore[arg-type]
+    with pytest.raises(UnfoldError, match=r"bad\.db") as error, ledger.open_ledger(path, None, "a"):  # type: ignore[arg-type]
         pass
     assert error.value.code == 2
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.security.hostile import HOSTILE, replace_in_run
 from tests.support import call
-from unfold_tuning.trial.estimators import Split, linear, network
+from unfold_tuning.trial.estimators import DataSplit, build_mlp, build_sgd
 from unfoldkit.errors import UnfoldError
 
 VARIANTS = ("eval", "partial", "bound method", "operator", "foreign estimator")
@@ -103,13 +103,14 @@ def test_a_pipeline_with_a_hostile_model_is_refused(tmp_path: Path, variant: str
             assert "not trusted" in done.err
 
 
-@pytest.mark.parametrize("train", [linear, network])
+@pytest.mark.parametrize("train", [build_sgd, build_mlp])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_hostile_checkpoint_of_a_trial_is_refused(tmp_path: Path, variant: str, train: object) -> None:
     """Going on from a state that was exchanged is an error before anything is created."""
     x = np.random.default_rng(0).random((20, 2))
     y = (x[:, 0] > 0.5).astype(np.int64)
-    fit = train(Split(x, y, x, y, 2, 1, "accuracy"))  # type: ignore[operator]
+    split = DataSplit(x=x, y=y, x_held_out=x, y_held_out=y, classes=2, rounds=1, metric="accuracy")
+    fit = train(split)  # type: ignore[operator]
     with pytest.raises(UnfoldError, match="not trusted") as error:
         fit({}, HOSTILE[variant](tmp_path / "marker"), 1, 1, 0)
     assert error.value.code == 2

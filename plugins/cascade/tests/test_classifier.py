@@ -30,7 +30,7 @@ CHECKS = parametrize_with_checks([CascadeClassifier(TINY, folds=2, random_state=
 
 @pytest.mark.parametrize(CHECKS.args[0], list(CHECKS.args[1]), **CHECKS.kwargs)
 @pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_takes_it_for_one_of_its_own(estimator: Any, check: Any) -> None:
+def test_the_classifier_passes_scikit_learn_checks(estimator: Any, check: Any) -> None:
     """Every check that scikit-learn has for a classifier passes."""
     check(estimator)
 
@@ -56,7 +56,7 @@ def test_a_larger_budget_buys_no_less_accuracy(fitted: Any) -> None:
     assert front.loss[model.point()] == front.loss.min()
 
 
-def test_a_budget_that_buys_nothing_is_refused(fitted: Any) -> None:
+def test_an_unattainable_budget_is_an_error(fitted: Any) -> None:
     """Below the cheapest cascade there is an error that names its cost."""
     with pytest.raises(ValueError, match="the cheapest needs 1 a case"):
         fitted[0].predict(fitted[1], budget=0.5)
@@ -77,7 +77,7 @@ def test_routes_add_up(fitted: Any, budget: float | None) -> None:
         assert labels[row] == model.classes_[probability[row].argmax()]
 
 
-def test_it_saves_without_losing(fitted: Any) -> None:
+def test_the_cascade_saves_within_its_loss(fitted: Any) -> None:
     """On cases that it has not seen, a small budget keeps nearly the accuracy of the costliest model alone."""
     model, x, y = fitted
     cheap = float((model.predict(x, budget=4.0) == y).mean())
@@ -86,7 +86,7 @@ def test_it_saves_without_losing(fitted: Any) -> None:
     assert model.cost(x, budget=4.0).mean() < 6.0
 
 
-def test_a_case_alone_is_answered_as_in_company(fitted: Any) -> None:
+def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
     """What a case is answered does not depend on the cases beside it."""
     model, x, _ = fitted
     alone = np.concatenate([model.predict_proba(x[row : row + 1], budget=3.0) for row in range(30)])
@@ -103,14 +103,14 @@ def test_a_case_alone_is_answered_as_in_company(fitted: Any) -> None:
         ({"estimators": [("a", CascadeClassifier(TINY))]}, "the operations of CascadeClassifier are not known"),
     ],
 )
-def test_wrong_parameters_are_told_at_fit(changes: Any, told: str) -> None:
+def test_invalid_parameters_are_errors_in_fit(changes: Any, told: str) -> None:
     """A parameter that makes no sense is a ValueError that says what would."""
     x, y = load_breast_cancer(return_X_y=True)
     with pytest.raises(ValueError, match=told):
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
 
 
-def test_evidence_is_small_where_little_was_seen() -> None:
+def test_evidence_is_small_where_training_data_is_sparse() -> None:
     """The vacuity is that of the formula: a case in a leaf of few training rows is less sure."""
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(0, 1, (190, 1)), rng.normal(9, 0.1, (10, 1))])
@@ -122,7 +122,7 @@ def test_evidence_is_small_where_little_was_seen() -> None:
         evidential_confidence(LogisticRegression().fit(x, y), x)
 
 
-def test_an_ensemble_that_agrees_is_sure() -> None:
+def test_agreeing_ensembles_have_full_confidence() -> None:
     """Members that all say the same give 1; where trees of a forest differ, the confidence is that of the formula."""
     x, y = load_breast_cancer(return_X_y=True)
     forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
@@ -138,7 +138,7 @@ def test_an_ensemble_that_agrees_is_sure() -> None:
 
 
 @pytest.mark.parametrize("confidence", ["evidential", "ensemble"])
-def test_confidences_that_look_into_models_gate_too(confidence: str) -> None:
+def test_gates_can_read_confidences_from_model_internals(confidence: str) -> None:
     """A cascade gated by evidence or agreement keeps routes that add up, and names models that have neither."""
     x, y = load_breast_cancer(return_X_y=True)
     models = [("few", RandomForestClassifier(4, max_depth=3, random_state=0)), ("many", TINY[1][1])]

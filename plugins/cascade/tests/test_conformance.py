@@ -13,6 +13,6 @@ from unfoldkit.testing import Law, laws
 
 @pytest.mark.parametrize("law", laws(), ids=lambda law: law.__name__)
 @pytest.mark.parametrize("kind", list(hooks.unfold_kinds()), ids=lambda kind: kind.name)
-def test_kind_keeps_the_law(kind: Kind, law: Law, tmp_path: Path) -> None:
+def test_the_kind_conforms_to_the_plugin_contract(kind: Kind, law: Law, tmp_path: Path) -> None:
     """Every law of the conformance kit holds."""
     law(kind, tmp_path)

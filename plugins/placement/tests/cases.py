@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,13 @@ def run(nodes: Sequence[Node], tasks: Sequence[Task], **parts: Any) -> Simulatio
     return found
 
 
+def write_csv(folder: Path, text: str) -> Path:
+    """Write a table of tasks and return its path."""
+    path = folder / "pods.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def starts(found: SimulationResult) -> dict[str, float]:
     """Return when each task started last."""
     return dict(zip((task.name for task in found.tasks), found.start_s.tolist(), strict=True))
@@ -79,4 +87,15 @@ def some_tasks(seed: int, jobs: int = 8, most: int = 4, **more: Any) -> list[Tas
     return found
 
 
-__all__: Sequence[str] = ("Names", "Policy", "cluster", "job", "places", "policy", "run", "some_tasks", "starts")
+__all__: Sequence[str] = (
+    "Names",
+    "Policy",
+    "cluster",
+    "job",
+    "places",
+    "policy",
+    "run",
+    "some_tasks",
+    "starts",
+    "write_csv",
+)

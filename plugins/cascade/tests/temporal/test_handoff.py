@@ -15,7 +15,7 @@ from plugins.cascade.tests.temporal.conftest import TrainedWards
 from unfold_cascade._types import IntArray
 from unfold_cascade.learners import estimators
 from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA
-from unfold_cascade.temporal.data.holdout import PROBE_FILE, load_probe
+from unfold_cascade.temporal.data.holdout import load_probe
 from unfold_cascade.temporal.handoff import ROWS_FILE, build_exits, write_exits
 from unfold_cascade.temporal.models.study import load_study
 from unfold_cascade.temporal.models.training import predict_probabilities
@@ -85,7 +85,7 @@ def test_training_writes_the_paths_of_the_plan(wards: TrainedWards) -> None:
 def test_stored_rows_reproduce_stored_predictions(wards: TrainedWards, solution: Solution) -> None:
     """A stored model predicts the rows stored for it as its predictions of the same hours."""
     directory = wards.run.directory
-    stored, probe = load_study(solution.problem, wards.run), load_probe(directory.read(PROBE_FILE))
+    stored, probe = load_study(solution.problem, wards.run), load_probe(wards.run)
     with np.load(io.BytesIO(directory.read(ROWS_FILE))) as arrays:
         rows = arrays["x"]
     for described in build_exits(solution)["models"]:

@@ -131,7 +131,7 @@ def _list_comparisons(case: DriftCase) -> Iterator[Comparison]:
     outcomes = [follow(case.tables, case.policy, part) for part in rows]
     clusters = [None if case.clusters is None else case.clusters[part] for part in rows]
     for table, stage, exits in _list_stage_exits(case, outcomes):
-        names = ("not asked", *(table.models[m] for m in stage.chain))
+        names = ("not evaluated", *(table.models[m] for m in stage.chain))
         counts = [_count(exit_ + 1, len(names), part) for exit_, part in zip(exits, clusters, strict=True)]
         yield Comparison(f"exits of {table.title}", names, counts[0], counts[1])
         confidence = [_exit_confidence(table, stage, *part) for part in zip(rows, exits, strict=True)]
@@ -144,7 +144,7 @@ def _list_comparisons(case: DriftCase) -> Iterator[Comparison]:
     ]
     selected = [_select(part, is_early) for part, is_early in zip(clusters, early, strict=True)]
     before, now = (_count(values, 2, part) for values, part in zip(differs, selected, strict=True))
-    yield Comparison("audit of early exits", ("as the monolith", "otherwise"), before, now)
+    yield Comparison("audit of early exits", ("same as baseline", "different"), before, now)
 
 
 def _list_stage_exits(

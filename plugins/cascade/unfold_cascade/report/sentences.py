@@ -176,7 +176,7 @@ def served_policy(baseline: str, *, is_cascade: bool) -> str:
 
 def engines(how: str, names: Sequence[str], *, is_only_one: bool) -> str:
     """State which runtime answers for some models."""
-    return f"{how} ({len(names)} models)" if is_only_one else f"{how}: {', '.join(names)}"
+    return f"{how} ({count_of(len(names), 'model')})" if is_only_one else f"{how}: {', '.join(names)}"
 
 
 def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Iterator[str]:

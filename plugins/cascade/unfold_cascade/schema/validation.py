@@ -80,7 +80,7 @@ def _folder_name_problems(name: str, path: Path) -> Iterator[Problem]:
     """Yield a group name that would leave the folder of models, or create a subfolder."""
     if not _FOLDER.fullmatch(name):
         safe = re.sub(r"[^\w-]+", "-", name).strip("-_") or "rest"
-        hint = f'it is also a folder name: "{safe[:MAX_FOLDER_NAME]}"'
+        hint = f'it is also the name of a folder; use "{safe[:MAX_FOLDER_NAME]}"'
         yield Problem(path, f"{name!r} is not a valid group name", hint, at_key=True)
 
 
@@ -258,5 +258,5 @@ def _repeated_name_problems(names: Sequence[tuple[Path, str]]) -> Iterator[Probl
     seen: set[str] = set()
     for path, name in names:
         if name in seen:
-            yield Problem(path, f'the name "{name}" is used twice')
+            yield Problem(path, f'the name "{name}" is taken')
         seen.add(name)

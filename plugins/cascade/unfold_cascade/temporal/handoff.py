@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade._types import IntArray
 from unfold_cascade.models.zoo import WHOLE
 from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
-from unfold_cascade.temporal.data.holdout import PROBE_FILE, load_probe
+from unfold_cascade.temporal.data.holdout import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import Transitions
@@ -49,7 +49,7 @@ def write_exits(solution: Solution, run: Run) -> None:
         return
     documents = solution.problem.documents
     made_from = fingerprint(documents.features, run.directory.files()[PROBE_FILE])
-    run.directory.once(ROWS_FILE, made_from, lambda: _pack_rows(solution, run.directory.read(PROBE_FILE)))
+    run.directory.once(ROWS_FILE, made_from, lambda: _pack_rows(solution, load_probe(run)))
     body = json.dumps(build_exits(solution), indent=1) + "\n"
     run.directory.write(EXITS_FILE, body.encode(), made_from=fingerprint(documents.spec))
 
@@ -131,8 +131,8 @@ def _describe_point(solution: Solution, point: ExitPoint, reached: Sequence[Exit
     }
 
 
-def _pack_rows(solution: Solution, probe: bytes) -> bytes:
+def _pack_rows(solution: Solution, probe: Probe) -> bytes:
     stream = io.BytesIO()
     online = build_online_features(solution.study.features)
-    np.savez(stream, allow_pickle=False, x=compute_probe_features(online, load_probe(probe)))
+    np.savez(stream, allow_pickle=False, x=compute_probe_features(online, probe))
     return stream.getvalue()

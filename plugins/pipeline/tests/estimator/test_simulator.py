@@ -20,7 +20,7 @@ from unfold_pipeline.estimator.simulator import (
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.sample import draw_sample
-from unfold_pipeline.replay.load_generator import MeasuredTrace, play_trace
+from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
 from unfold_pipeline.report.plan_file import PlannedEnvelope
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import StageRuntime
@@ -151,7 +151,7 @@ def test_running_pipeline_answers_in_time_under_overload(tmp_path: Path) -> None
         await running.start()
         sample = draw_sample(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await play_trace(running, pipeline, sample, rows, None, lambda *_told: None, limit)
+        measured = await replay_trace(running, pipeline, sample, rows, None, lambda *_told: None, limit)
         await running.stop()
         return measured
 
@@ -171,7 +171,7 @@ def test_running_pipeline_sheds_without_loss(tmp_path: Path) -> None:
         await running.start()
         sample = draw_sample(ALONE, np.arange(200) / 100.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await play_trace(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
+        measured = await replay_trace(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
         await running.stop()
         return measured
 

@@ -285,7 +285,7 @@ def test_cascade_cannot_be_exported(tmp_path: Path, run: Run) -> None:
 
 def test_contradictions_with_a_cascade_are_rejected() -> None:
     """Routes given twice and unknown keys of a cascade's run are reported with their position."""
-    with pytest.raises(UnfoldError, match=r"mine.yaml:\d+:\d+: visits: the routes are those"):
+    with pytest.raises(UnfoldError, match=r"mine.yaml:\d+:\d+: visits: the routes come from"):
         spec_of(SPEC + "visits: mine.csv\n")
     with pytest.raises(UnfoldError, match=r"mine.yaml:8:\d+: stages.max_bath: unknown key"):
         spec_of(SPEC.replace("max_batch", "max_bath"))

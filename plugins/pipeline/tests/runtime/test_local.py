@@ -21,7 +21,7 @@ from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import Sample, draw_sample
-from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, play_trace
+from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, replay_trace
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
@@ -121,7 +121,7 @@ def played(
         await running.start()
         try:
             other = asyncio.create_task(beside(running)) if beside else None
-            measured = await play_trace(running, PIPE, sample, ROWS, tuner, ignore_progress)
+            measured = await replay_trace(running, PIPE, sample, ROWS, tuner, ignore_progress)
             if other is not None:
                 await asyncio.wait_for(other, 60)
             return measured

@@ -19,7 +19,7 @@ from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, St
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
-from unfold_pipeline.replay.load_generator import LiveTuner, play_trace
+from unfold_pipeline.replay.load_generator import LiveTuner, replay_trace
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.serving.app import build_app
@@ -108,7 +108,7 @@ def test_replay_with_a_failing_rule_fails(tmp_path: Path) -> None:
         sample = draw_sample(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
         try:
             tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
-            await play_trace(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_progress: None)
+            await replay_trace(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_progress: None)
         finally:
             await running.stop()
 

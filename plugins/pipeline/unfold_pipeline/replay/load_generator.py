@@ -1,4 +1,4 @@
-"""An open-loop load generator: play a trace against the running pipeline and measure the latency of each query."""
+"""An open-loop load generator: replay a trace on the running pipeline and measure the latency of each query."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LiveTuner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredTrace:
-    """A trace that was played against running replicas.
+    """A trace that was replayed on running replicas.
 
     Attributes:
         latencies: seconds of each query from its arrival in the trace; infinite without an answer.
@@ -75,7 +75,7 @@ class MeasuredTrace:
         return int(np.isinf(self.latencies).sum()) - self.shed
 
 
-async def play_trace(
+async def replay_trace(
     runtime: PipelineRuntime,
     pipeline: Pipeline,
     sample: Sample,
@@ -97,13 +97,13 @@ async def play_trace(
         progress: receives the number of queries sent.
         deadline_s: a query that cannot be answered within this time is shed.
     """
-    player = _TracePlayer(runtime, pipeline, sample, rows, progress, deadline_s)
-    return await player.play(tuner)
+    session = _TraceReplay(runtime, pipeline, sample, rows, progress, deadline_s)
+    return await session.run(tuner)
 
 
 # not frozen: answers arrive over time
 @dataclass(slots=True)
-class _TracePlayer:
+class _TraceReplay:
     runtime: PipelineRuntime
     pipeline: Pipeline
     sample: Sample
@@ -121,7 +121,7 @@ class _TracePlayer:
         self.latencies = np.full(self.sample.size, np.inf)
         self.open_queries = self.sample.size
 
-    async def play(self, tuner: LiveTuner | None) -> MeasuredTrace:
+    async def run(self, tuner: LiveTuner | None) -> MeasuredTrace:
         loop = asyncio.get_running_loop()
         finished = loop.create_future()
         routes = build_routes(self.pipeline, self.sample)

@@ -14,7 +14,7 @@ from unfold_pipeline.problem.build import build_live_sample, build_problem, reso
 from unfold_pipeline.problem.model_source import ModelSource, locate_model
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample
-from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, play_trace
+from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, replay_trace
 from unfold_pipeline.replay.prediction import ReplaySetup
 from unfold_pipeline.report.measured_replay import build_measured_report
 from unfold_pipeline.report.plan_file import parse_saved_plan
@@ -30,7 +30,7 @@ from unfoldkit.engines.local import available_cores
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
-    """Return the service; with ``--replay``, the report of a trace that was played against the replicas.
+    """Return the service; with ``--replay``, the report of a trace that was replayed on the replicas.
 
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
@@ -128,7 +128,7 @@ async def _measure_trace(deployment: Deployment, live: Sample, run: Run) -> Meas
     try:
         await runtime.start()
         deadline_s = problem.slo_s if problem.sheds else math.inf
-        return await play_trace(runtime, problem.pipeline, live, deployment.rows, tuner, run.progress, deadline_s)
+        return await replay_trace(runtime, problem.pipeline, live, deployment.rows, tuner, run.progress, deadline_s)
     finally:
         await runtime.stop()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugins.placement.tests.test_workload import write
 
+from plugins.placement.tests.cases import write_csv
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
@@ -33,7 +33,7 @@ MACHINES = "machineId,number of GPUs, single GPU mem\nm1,2, 12GB\nm2,8, 24GB\n"
 def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
     """A job is a task for each node that its processors fill; what never ran and parts of jobs are left out."""
     told: list[str] = []
-    found = swf_tasks(write(tmp_path, LOG), speedup=2.0, warn=told.append)
+    found = swf_tasks(write_csv(tmp_path, LOG), speedup=2.0, warn=told.append)
     assert [(task.name, task.demand["cpu"], task.size) for task in found] == [
         ("1-0", 4000, 2), ("1-1", 2000, 2), *((f"2-{at}", 4000, 4) for at in range(4)), ("4", 1000, 1)
     ]  # fmt: skip
@@ -41,7 +41,7 @@ def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
         ("1", 0.0, 60.0, "3", "2", ()), ("2", 5.0, 30.0, "12", "", ("1",)), ("4", 15.0, 0.0, "3", "1", ())
     ]  # fmt: skip
     assert told == ["pods.csv: left out 2 of 5 lines, which never ran or are parts of jobs"]
-    assert [task.job for task in swf_tasks(write(tmp_path, LOG), max_jobs=1)] == ["1", "1"]
+    assert [task.job for task in swf_tasks(write_csv(tmp_path, LOG), max_jobs=1)] == ["1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_swf_nodes_come_from_the_header(tmp_path: Path, header: str, cores: list[int]) -> None:
     """The machine has the processors of the header on its nodes, and no more nodes than processors."""
-    assert [node.capacity["cpu"] // 1000 for node in swf_nodes(write(tmp_path, f"; {header}\n"))] == cores
+    assert [node.capacity["cpu"] // 1000 for node in swf_nodes(write_csv(tmp_path, f"; {header}\n"))] == cores
 
 
 def test_malformed_swf_files_are_reported(tmp_path: Path) -> None:
     """A line of other fields, a word in the place of a number, and a header without a machine are told."""
     with pytest.raises(UnfoldError, match=r":1:1: job: 3 fields where a job has 18"):
-        swf_tasks(write(tmp_path, "1 2 3\n"))
+        swf_tasks(write_csv(tmp_path, "1 2 3\n"))
     with pytest.raises(UnfoldError, match=r":1:1: run: 'x' is not a number"):
-        swf_tasks(write(tmp_path, "1 2 3 x" + " 1" * 14))
+        swf_tasks(write_csv(tmp_path, "1 2 3 x" + " 1" * 14))
     with pytest.raises(UnfoldError, match="no MaxNodes or MaxProcs in the header"):
-        swf_nodes(write(tmp_path, "; Computer: SP2\n"))
+        swf_nodes(write_csv(tmp_path, "; Computer: SP2\n"))
 
 
 def attempt(start: str | None, end: str | None, **gpus: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
         "left out 0 others and 1 that never started",
         "1 jobs still run; they are taken to end with the last time of the file",
     ]
-    assert [(n.name, n.capacity["gpu"], n.labels["type"]) for n in philly_nodes(write(tmp_path, MACHINES))] == [
+    assert [(n.name, n.capacity["gpu"], n.labels["type"]) for n in philly_nodes(write_csv(tmp_path, MACHINES))] == [
         ("m1", 2000, "12GB"), ("m2", 8000, "24GB")
     ]  # fmt: skip
 
@@ -109,15 +109,17 @@ def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
 def test_malformed_philly_files_are_reported(tmp_path: Path) -> None:
     """A file of something else, and a job without a time, are told by their place."""
     with pytest.raises(UnfoldError, match="item 0 is not what cluster_job_log"):
-        philly_tasks(write(tmp_path, '[{"kind": "Pod"}]'))
+        philly_tasks(write_csv(tmp_path, '[{"kind": "Pod"}]'))
     with pytest.raises(UnfoldError, match="not JSON"):
-        philly_tasks(write(tmp_path, "jobid,vc\n"))
+        philly_tasks(write_csv(tmp_path, "jobid,vc\n"))
 
 
 @pytest.mark.parametrize("name", ["swf", "philly"])
 def test_workload_logs_are_replayed(tmp_path: Path, name: str) -> None:
     """Both are replayed under policies like any other workload, gangs whole, and a job that took no time is fair."""
-    log = {"swf": write(tmp_path, LOG), "philly": log_of(tmp_path, [attempt("12:01:00", "12:02:00", m1=2, m2=8)])}[name]
+    log = {"swf": write_csv(tmp_path, LOG), "philly": log_of(tmp_path, [attempt("12:01:00", "12:02:00", m1=2, m2=8)])}[
+        name
+    ]
     nodes = tmp_path / "nodes"
     nodes.write_text({"swf": HEADER, "philly": MACHINES}[name])
     spec = PlacementSpec.model_validate({

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.placement.tests.cases import cluster, places, run, starts
+from plugins.placement.tests.cases import cluster, places, run, starts, write_csv
 from unfold_placement.core.types import Node
 from unfold_placement.schema.models import ClusterSpec
 from unfold_placement.workload.build import build_nodes
@@ -19,16 +19,10 @@ from unfoldkit.engines.local import LocalEngine
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos,creation_time,deletion_time,scheduled_time\n"
 
 
-def write(folder: Path, text: str) -> Path:
-    """A file with that text."""
-    (folder / "pods.csv").write_text(text, encoding="utf-8")
-    return folder / "pods.csv"
-
-
 def test_openb_pods(tmp_path: Path) -> None:
     """A pod runs from its start, or its creation, to its end, or the last time in the file; a part of a GPU is one."""
     rows = "a,4000,512,1,460,,LS,0,100,20\nb,1000,0,0,0,,BE,10,,\nc,500,1,2,1000,,BE,30,60,\nd,1,1,1,1000,,BE,5,5,5\n"
-    found = list(openb_tasks(write(tmp_path, "\ufeff" + PODS + rows), speedup=10.0))
+    found = list(openb_tasks(write_csv(tmp_path, "\ufeff" + PODS + rows), speedup=10.0))
     assert [task.name for task in found] == ["a", "b", "c", "d"]
     assert [task.run for task in found] == [80.0, 90.0, 30.0, 1.0]
     assert [task.arrival for task in found] == [0.0, 1.0, 3.0, 0.5]
@@ -43,7 +37,7 @@ def test_openb_pods(tmp_path: Path) -> None:
 def test_openb_nodes(tmp_path: Path) -> None:
     """A node has what its row says, a type, and a rack of 32 in a row."""
     rows = "".join(f"n{index},32000,262144,{index % 2},T4\n" for index in range(33))
-    found = list(openb_nodes(write(tmp_path, "sn,cpu_milli,memory_mib,gpu,model\n" + rows)))
+    found = list(openb_nodes(write_csv(tmp_path, "sn,cpu_milli,memory_mib,gpu,model\n" + rows)))
     assert dict(found[1].capacity) == {"cpu": 32000, "memory": 262_144_000, "gpu": 1000}
     assert "gpu" not in found[0].capacity
     assert [found[index].labels["rack"] for index in (0, 31, 32)] == ["rack-0", "rack-0", "rack-1"]
@@ -52,7 +46,7 @@ def test_openb_nodes(tmp_path: Path) -> None:
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
     text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"
-    found = list(csv_tasks(write(tmp_path, text)))
+    found = list(csv_tasks(write_csv(tmp_path, text)))
     assert [(task.size, dict(task.demand), task.deadline, task.types) for task in found] == [
         (2, {"cpu": 1500}, 60.0, ()),
         (2, {}, math.inf, ("t4", "a10")),
@@ -63,15 +57,15 @@ def test_csv_tasks(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("task,arrival,run\na,0,soon\n", r"pods\.csv:2:1: run: 'soon' is not a number"),
-        ("task,arrival,run,cpu\na,0,1,-2\n", r"pods\.csv:2:1: cpu: -2 is not a number that can be meant"),
-        ("task,arrival,run\na,nan,1\n", r"pods\.csv:2:1: arrival: nan is not"),
+        ("task,arrival,run,cpu\na,0,1,-2\n", r"pods\.csv:2:1: cpu: -2 is out of range"),
+        ("task,arrival,run\na,nan,1\n", r"pods\.csv:2:1: arrival: nan is out of range"),
         ("task,arrival\na,0\n", r"no column run \(it has task, arrival\)"),
     ],
 )
 def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> None:
     """A cell that is no amount, and a column that is missing, are told with their place."""
     with pytest.raises(UnfoldError, match=message):
-        list(csv_tasks(write(tmp_path, text)))
+        list(csv_tasks(write_csv(tmp_path, text)))
 
 
 @pytest.mark.parametrize(
@@ -91,14 +85,14 @@ def test_contradictory_rows_are_reported_with_their_line(
 ) -> None:
     """A second row of a name, a node with nothing, and a job that is not there are told with file, line and column."""
     with pytest.raises(UnfoldError, match=message):
-        list(read(write(tmp_path, text)))
+        list(read(write_csv(tmp_path, text)))
 
 
 def test_csv_columns_become_task_fields(tmp_path: Path) -> None:
     """Whom a task follows, avoids and comes after, and its data, are columns; several have ``|`` or spaces between."""
     head = "task,arrival,run,job,role,follows,avoids,after,data\n"
     text = head + "a,0,5,j,server,,,,d1 d2\nb,0,5,k,,j,,,d1|d2\nc,0,5,l,,,k,j | k,\n"
-    a, b, c = csv_tasks(write(tmp_path, text))
+    a, b, c = csv_tasks(write_csv(tmp_path, text))
     assert (a.role, a.data, b.follows, b.data) == ("server", ("d1", "d2"), "j", ("d1", "d2"))
     assert (c.avoids, c.after, c.data) == ("k", ("j", "k"), ())
 
@@ -106,13 +100,13 @@ def test_csv_columns_become_task_fields(tmp_path: Path) -> None:
 def test_dates_count_from_the_earliest(tmp_path: Path) -> None:
     """Arrivals may be dates: the earliest is 0 s, ``faster`` squeezes them, not what is left to a deadline."""
     text = "task,arrival,run,deadline\na,2026-01-31T10:01:00Z,5,2026-01-31 10:03:00\nb,2026-01-31 10:00:00,5,30\n"
-    a, b = csv_tasks(write(tmp_path, text), speedup=2.0)
+    a, b = csv_tasks(write_csv(tmp_path, text), speedup=2.0)
     assert (a.arrival, a.deadline, b.arrival, b.deadline) == (30.0, 150.0, 0.0, 30.0)
 
 
 def test_a_truncated_job_keeps_the_rows_that_were_read(tmp_path: Path) -> None:
     """Of the first rows only, a gang is as large as what was read of it, and starts."""
-    path = write(tmp_path, "task,arrival,run,gpu,job\n" + "".join(f"t{i},0,5,1,j\n" for i in range(4)))
+    path = write_csv(tmp_path, "task,arrival,run,gpu,job\n" + "".join(f"t{i},0,5,1,j\n" for i in range(4)))
     tasks = list(csv_tasks(path, max_rows=3))
     assert [task.size for task in tasks] == [3, 3, 3]
     assert len(starts(run(cluster(), tasks, gang={}))) == 3
@@ -120,7 +114,7 @@ def test_a_truncated_job_keeps_the_rows_that_were_read(tmp_path: Path) -> None:
 
 def test_csv_nodes(tmp_path: Path) -> None:
     """A node has the amounts and blocks that its row says; every further column is a label."""
-    (node,) = csv_nodes(write(tmp_path, "name,cpu,memory,gpu,type,rack,zone,data\nn,8,1024,,a10,r1,,d1 d2\n"))
+    (node,) = csv_nodes(write_csv(tmp_path, "name,cpu,memory,gpu,type,rack,zone,data\nn,8,1024,,a10,r1,,d1 d2\n"))
     assert (node.capacity, node.labels) == ({"cpu": 8000, "memory": 1_024_000}, {"type": "a10", "rack": "r1"})
     assert node.data == {"d1", "d2"}
 
@@ -129,7 +123,7 @@ def test_csv_nodes(tmp_path: Path) -> None:
 def test_a_fraction_of_the_nodes_is_evenly_spaced(tmp_path: Path, part: float, picked: int) -> None:
     """So many nodes are taken as the part says, each once and evenly spread."""
     rows = "".join(f"{row},1\n" for row in range(100))
-    spec = ClusterSpec(trace="csv", path=str(write(tmp_path, "name,cpu\n" + rows)), part=part)
+    spec = ClusterSpec(trace="csv", path=str(write_csv(tmp_path, "name,cpu\n" + rows)), part=part)
     found = [int(node.name) for node in build_nodes(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))]
     assert len(found) == picked
     assert all(abs(row - place / part) <= 1 for place, row in enumerate(found))
@@ -138,7 +132,7 @@ def test_a_fraction_of_the_nodes_is_evenly_spaced(tmp_path: Path, part: float, p
 
 def test_a_fraction_of_one_in_n_takes_every_nth_node(tmp_path: Path) -> None:
     """A quarter or a tenth are every fourth and every tenth node, as in the results that are stored."""
-    path = str(write(tmp_path, "name,cpu\n" + "".join(f"{row},1\n" for row in range(100))))
+    path = str(write_csv(tmp_path, "name,cpu\n" + "".join(f"{row},1\n" for row in range(100))))
     run_ = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
     for step in (3, 4, 7, 10, 20):
         found = [int(node.name) for node in build_nodes(ClusterSpec(trace="csv", path=path, part=1 / step), run_)]
@@ -147,7 +141,7 @@ def test_a_fraction_of_one_in_n_takes_every_nth_node(tmp_path: Path) -> None:
 
 def test_gpu_types_restrict_tasks(tmp_path: Path) -> None:
     """Pods of a trace that ask for types of GPU wait for a node of such a type under the policy for it."""
-    path = write(tmp_path, PODS + "a,1000,1,1,1000,V100M16|T4,LS,0,10,0\nb,1000,1,1,1000,T4,LS,1,9,1\n")
+    path = write_csv(tmp_path, PODS + "a,1000,1,1,1000,V100M16|T4,LS,0,10,0\nb,1000,1,1,1000,T4,LS,1,9,1\n")
     nodes = [Node(kind, {"gpu": 1000, "cpu": 8000, "memory": 8000}, {"type": kind}) for kind in ("A10", "T4")]
     found = run(nodes, list(openb_tasks(path)), types={})
     assert places(found) == {"a": "T4", "b": "T4"}

@@ -12,7 +12,7 @@ from unfold_supernet.replay import load
 from unfold_supernet.scheduling.policies import SubnetProfile, compute_capacity, scale_latencies
 from unfold_supernet.scheduling.requests import RequestTargets
 from unfoldkit.api import UnfoldError
-from unfoldkit.arrivals.envelope import envelope
+from unfoldkit.arrivals.envelope import compute_envelope
 
 NETS = (
     SubnetProfile("small", 80.0, ((1, 0.001), (32, 0.004))),
@@ -50,7 +50,7 @@ def test_busiest_window_demands_the_load(share: float, pace: float) -> None:
     found = load.scale_arrivals(times, load.compute_rate_factor(times, nets, SLO, share), 0).arrivals
     span = load.WINDOW_SLOS * SLO
     most = max(compute_capacity(net, SLO) for net in nets)
-    assert envelope(found, np.array([span]))[0] / span / most == pytest.approx(share, rel=0.15)
+    assert compute_envelope(found, np.array([span]))[0] / span / most == pytest.approx(share, rel=0.15)
 
 
 def test_trace_without_load_is_unchanged() -> None:

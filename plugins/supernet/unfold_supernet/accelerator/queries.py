@@ -14,7 +14,7 @@ from unfold_supernet.accelerator.scheduler import POLICIES
 from unfold_supernet.accelerator.stream_kernel import ACCURACY
 from unfold_supernet.scheduling.requests import ACCURACY_COLUMN, parse_min_accuracy
 from unfoldkit.api import CsvRow, csv_rows, user_error
-from unfoldkit.arrivals.readers.timestamps import unit
+from unfoldkit.arrivals.readers.timestamps import split_unit
 
 LATENCY_COLUMNS = ("latency", "deadline", "slo")
 KEY = "queries.path"
@@ -144,11 +144,11 @@ def _find_accuracy_column(header: list[str], path: Path, *, required: bool) -> s
 
 def _find_latency_column(header: list[str], path: Path, *, required: bool) -> tuple[str, float]:
     """Find the latency column (empty if absent) and its unit in seconds."""
-    column = next((name for name in header if unit(name)[0] in LATENCY_COLUMNS), "")
+    column = next((name for name in header if split_unit(name)[0] in LATENCY_COLUMNS), "")
     if required and not column:
         message, hint = "strict-latency needs a column latency_ms", _list_columns(header)
         raise user_error(message, file=str(path), key=KEY, hint=hint)
-    seconds = unit(column)[1] if column else 1.0
+    seconds = split_unit(column)[1] if column else 1.0
     if seconds is None:
         hint = f"name it {column}_ms or {column}_s"
         raise user_error(f"column {column} has no unit", file=str(path), key=column, hint=hint)

@@ -11,7 +11,7 @@ from unfold_supernet._types import FloatArray, IntArray
 from unfold_supernet.scheduling.policies import SubnetProfile, compute_capacity
 from unfoldkit.api import user_error
 from unfoldkit.arrivals import traces
-from unfoldkit.arrivals.envelope import envelope
+from unfoldkit.arrivals.envelope import compute_envelope
 
 WINDOW_SLOS = 10
 """Window, in deadlines, over which a trace is busiest: a burst that clears within one deadline is no load."""
@@ -41,7 +41,7 @@ def compute_rate_factor(
     if load is None:
         return 1.0
     window = WINDOW_SLOS * slo
-    peak_rate = float(envelope(arrivals, np.array([window]))[0]) / window
+    peak_rate = float(compute_envelope(arrivals, np.array([window]))[0]) / window
     return load * max(compute_capacity(profile, slo) for profile in profiles) / peak_rate
 
 
@@ -57,7 +57,7 @@ def scale_arrivals(arrivals: FloatArray, factor: float, seed: int) -> ScaledTrac
         message = f"at this load the trace has {arrivals.size * factor:,.0f} requests"
         hint = f"use a shorter trace or a lower load; at most {MAX_REQUESTS:,} requests"
         raise user_error(message, key="serving.load", hint=hint)
-    scaled, origins = traces.scaled(arrivals, factor, np.random.default_rng([seed, 0x10AD]))
+    scaled, origins = traces.scale_rate_with_sources(arrivals, factor, np.random.default_rng([seed, 0x10AD]))
     if scaled.size < 2:
         raise user_error("at this load the trace is empty", key="serving.load", hint="use a longer trace")
     return ScaledTrace(scaled, origins)

@@ -20,7 +20,7 @@ from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import RequestTargets
 from unfold_supernet.scheduling.simulator import WAKE_EARLY_S, ReplayOutcome
 from unfold_supernet.scheduling.speed import Slowdown
-from unfoldkit.serving.batching.request_queue import Deadlines, Waiting
+from unfoldkit.serving.batching.request_queue import DeadlineQueue, QueuedRequest
 from unfoldkit.serving.model import Call
 
 START_DELAY_S = 0.01
@@ -117,7 +117,7 @@ def replay_with_targets(
         server: What serves batches.
     """
     clock, own_profiles = _QueueClock(), policy.select_profiles(profiles)
-    queue = Deadlines(build_accuracy_levels(own_profiles, policy.make_policy, slowdown), 0.0, clock.read)
+    queue = DeadlineQueue(build_accuracy_levels(own_profiles, policy.make_policy, slowdown), 0.0, clock.read)
     max_batch = max(profile.max_batch for profile in own_profiles)
     subnets, batch_sizes = np.zeros(arrivals.size, np.int64), np.zeros(arrivals.size, np.int64)
     ends, times = np.zeros(arrivals.size), arrivals.tolist()
@@ -150,9 +150,9 @@ def replay_with_targets(
     )
 
 
-def _make_request(targets: RequestTargets, index: int) -> Waiting:
+def _make_request(targets: RequestTargets, index: int) -> QueuedRequest:
     deadline_s, min_accuracy = float(targets.deadlines_s[index]), float(targets.min_accuracies[index])
-    return Waiting({}, Call(1, time=index, deadline=deadline_s, least_accuracy=min_accuracy), _ignore_response)
+    return QueuedRequest({}, Call(1, time=index, deadline=deadline_s, least_accuracy=min_accuracy), _ignore_response)
 
 
 def _ignore_response(_response: object) -> None:

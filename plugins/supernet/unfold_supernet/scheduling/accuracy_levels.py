@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 
 from unfold_supernet.scheduling.policies import Policy, SubnetProfile
 from unfold_supernet.scheduling.speed import PolicyFactory, Slowdown, adapt_to_slowdown
-from unfoldkit.serving.batching.request_queue import Ways
+from unfoldkit.serving.batching.request_queue import ExecutionPaths
 from unfoldkit.serving.model import Call
 
 
-def build_accuracy_levels(profiles: Sequence[SubnetProfile], make_policy: PolicyFactory, slowdown: Slowdown) -> Ways:
+def build_accuracy_levels(
+    profiles: Sequence[SubnetProfile], make_policy: PolicyFactory, slowdown: Slowdown
+) -> ExecutionPaths:
     """Build the request queue's view of the subnets: one policy for each minimum accuracy that a request can have.
 
     Level 0 allows every subnet, the highest level only the most accurate one. That one also serves requests above its
@@ -35,7 +37,7 @@ def build_accuracy_levels(profiles: Sequence[SubnetProfile], make_policy: Policy
         choice = policies[level](slack, rows)
         return None if choice is None else (allowed[level][choice.subnet], choice.batch)
 
-    return Ways(pick, levels, tuple(fastest), _make_level_lookup(accuracies))
+    return ExecutionPaths(pick, levels, tuple(fastest), _make_level_lookup(accuracies))
 
 
 def _make_level_lookup(accuracies: Sequence[float]) -> Callable[[Call], int]:

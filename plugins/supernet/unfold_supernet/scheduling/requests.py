@@ -11,8 +11,8 @@ import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
 from unfoldkit.api import CsvRow, csv_rows, user_error
-from unfoldkit.arrivals.readers.detect import form
-from unfoldkit.arrivals.readers.timestamps import in_seconds, unit
+from unfoldkit.arrivals.readers.detect import detect_form
+from unfoldkit.arrivals.readers.timestamps import split_unit, to_seconds
 from unfoldkit.io.csv import csv_lines, open_text
 
 DEADLINE_COLUMN, ACCURACY_COLUMN = "deadline", "least_accuracy"
@@ -58,7 +58,7 @@ def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
         message = f"{len(rows):,} rows with targets describe {count:,} requests"
         hint = "write one row for each request, and no row that counts several"
         raise user_error(message, file=str(path), key=deadline or accuracy, hint=hint)
-    seconds = unit(deadline)[1] if deadline else 1.0
+    seconds = split_unit(deadline)[1] if deadline else 1.0
     if seconds is None:
         hint = "name it deadline_ms or deadline_s"
         raise user_error(f"column {deadline} has no unit", file=str(path), key=deadline, hint=hint)
@@ -70,18 +70,18 @@ def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
 
 def _find_columns(path: Path) -> tuple[str, str]:
     """Find the deadline and the accuracy column by name; an empty name means that it is absent."""
-    if form(path) != "table":
+    if detect_form(path) != "table":
         return "", ""
     with open_text(path, errors="replace") as stream:
         header: Sequence[str] = [name.strip() for name in next(csv_lines(stream), (0, []))[1]]
-    deadline = next((name for name in header if unit(name)[0] == DEADLINE_COLUMN), "")
+    deadline = next((name for name in header if split_unit(name)[0] == DEADLINE_COLUMN), "")
     return deadline, next((name for name in header if name.lower() == ACCURACY_COLUMN), "")
 
 
 def _parse_deadline(row: CsvRow, column: str, seconds: float, slo: float) -> float:
     if not row.get(column):
         return slo
-    deadline_s = in_seconds(row.number(column), seconds)
+    deadline_s = to_seconds(row.number(column), seconds)
     if not 0 < deadline_s <= MAX_DEADLINE_S:
         hint = "a time from the request's arrival, above 0 and at most one day"
         raise row.wrong(f"{row[column][:40]} is not a valid deadline", column, hint)

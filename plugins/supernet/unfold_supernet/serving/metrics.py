@@ -8,7 +8,7 @@ from typing import Any
 
 from unfold_supernet.report import sentences
 from unfold_supernet.scheduling.policies import SubnetProfile
-from unfoldkit.serving.observability.dashboard import More, Shares, Tile
+from unfoldkit.serving.observability.dashboard import Breakdown, DashboardExtras, Tile
 
 COUNTER = "unfold_supernet_answers"
 LATE, TIMELY = "no", "yes"
@@ -39,7 +39,9 @@ def register_counter(registry: Any, profiles: Sequence[SubnetProfile]) -> CountB
     return count_batch
 
 
-def make_dashboard(registry: Any, profiles: Sequence[SubnetProfile], min_attainment: float) -> Callable[[], More]:
+def make_dashboard(
+    registry: Any, profiles: Sequence[SubnetProfile], min_attainment: float
+) -> Callable[[], DashboardExtras]:
     """Make the function that builds the dashboard's tiles and usage chart.
 
     Args:
@@ -49,16 +51,16 @@ def make_dashboard(registry: Any, profiles: Sequence[SubnetProfile], min_attainm
     """
     accuracy = {profile.name: profile.accuracy for profile in profiles}
 
-    def build_dashboard() -> More:
+    def build_dashboard() -> DashboardExtras:
         counts = _read_counts(registry)
         usage = {name: counts.timely[name] + counts.late[name] for name in accuracy}
-        return More(_build_tiles(counts, accuracy, min_attainment), shares=(_build_usage(usage),))
+        return DashboardExtras(_build_tiles(counts, accuracy, min_attainment), shares=(_build_usage(usage),))
 
     return build_dashboard
 
 
-def _build_usage(usage: dict[str, float]) -> Shares:
-    return Shares("requests by subnet", "requests", usage)
+def _build_usage(usage: dict[str, float]) -> Breakdown:
+    return Breakdown("requests by subnet", "requests", usage)
 
 
 def _build_tiles(counts: _Counts, accuracy: dict[str, float], min_attainment: float) -> tuple[Tile, ...]:

@@ -13,7 +13,7 @@ from unfold_supernet.networks.supernet import BoundSubnet, EscalationPair
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
-from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
+from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Field, Predictions
 
 OUTPUTS = (
     Field("label", "BYTES"),
@@ -57,7 +57,7 @@ class SupernetModel:
     slowdown: Slowdown = field(default_factory=Slowdown)
     outputs: tuple[Field, ...] = OUTPUTS
 
-    def predict(self, batch: Batch) -> Answers:
+    def predict(self, batch: Batch) -> Predictions:
         """Compute labels, confidences and service quality for a batch."""
         subnet = batch.turn.way if batch.turn else 0
         shares = self._compute_shares(batch.inputs, subnet)
@@ -73,14 +73,14 @@ class SupernetModel:
         rows = [call.rows for call in batch.calls]
         index = np.zeros(len(shares), np.int64)
         columns = {
-            "label": Coded(shares.argmax(1), self.classes),
+            "label": CategoricalColumn(shares.argmax(1), self.classes),
             "confidence": shares.max(1).astype(np.float64),
-            "net": Coded(index, (profile.name,)),
-            "expected_accuracy": Coded(index, (profile.accuracy_fraction,)),
+            "net": CategoricalColumn(index, (profile.name,)),
+            "expected_accuracy": CategoricalColumn(index, (profile.accuracy_fraction,)),
             "in_time": np.repeat(in_time, rows),
             "accurate_enough": np.repeat(enough, rows),
         }
-        return Answers(columns)
+        return Predictions(columns)
 
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
         x = torch.from_numpy(inputs["x"].astype(np.float32))

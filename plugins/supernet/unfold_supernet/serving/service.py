@@ -27,10 +27,11 @@ from unfold_supernet.serving.model import SupernetModel
 from unfold_supernet.training import latency
 from unfoldkit.api import RunDir, Service, fingerprint, user_error
 from unfoldkit.serving.batching.batcher import Limits
-from unfoldkit.serving.batching.request_queue import Deadlines
-from unfoldkit.serving.model import Batch, Call, Field, Turn
-from unfoldkit.serving.observability.dashboard import of_requests
-from unfoldkit.serving.oip.app import application, served
+from unfoldkit.serving.batching.request_queue import DeadlineQueue
+from unfoldkit.serving.model import Batch, Call, Field, PathChoice
+from unfoldkit.serving.observability.dashboard import request_dashboard
+from unfoldkit.serving.oip.app import build_application
+from unfoldkit.serving.oip.app import build_service as build_oip_service
 
 ROUNDS = 10
 
@@ -74,15 +75,17 @@ def build_service(problem: ServiceProblem) -> Service:
     make_policy = partial(make_adaptive, options.policy, options.slo_s)
     levels = build_accuracy_levels(model.profiles, make_policy, model.slowdown)
 
-    def make_queue() -> Deadlines:
-        return Deadlines(levels, options.slo_s, problem.clock)
+    def make_queue() -> DeadlineQueue:
+        return DeadlineQueue(levels, options.slo_s, problem.clock)
 
     # never in the event loop: requests must be accepted and stamped while a subnet runs
     limits = Limits(batch_rows=max(profile.max_batch for profile in model.profiles), loop_seconds=0.0)
-    app = application([model], limits=limits, line=make_queue, registry=registry, log=problem.log, clock=problem.clock)
+    app = build_application(
+        [model], limits=limits, line=make_queue, registry=registry, log=problem.log, clock=problem.clock
+    )
     dashboard = make_dashboard(registry, model.profiles, options.min_attainment)
-    watch = of_requests(problem.name, "supernet", app.metrics, dashboard)
-    return served(problem.name, app, lines=_write_lines(options, model), watch=watch)
+    watch = request_dashboard(problem.name, "supernet", app.metrics, dashboard)
+    return build_oip_service(problem.name, app, lines=_write_lines(options, model), watch=watch)
 
 
 def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
@@ -142,7 +145,7 @@ def _measure_single(model: SupernetModel, index: int) -> SubnetProfile:
 
 def _make_trial(model: SupernetModel, rows: int, subnet: int) -> Batch:
     inputs = {field.name: np.zeros((rows, *field.shape)) for field in model.inputs}
-    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(subnet, (0.0,), 0.0))
+    return Batch(inputs, (Call(rows),), trial=True, turn=PathChoice(subnet, (0.0,), 0.0))
 
 
 def _check_space(options: SpaceOptions, stored: Space) -> None:

@@ -238,7 +238,7 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
     record = read_record(run.directory)
     path = Path(run.options["replay"])
     path = path if path.is_file() else run.path(str(path))
-    arrivals = traces.read(path, tell=run.log.warning)
+    arrivals = traces.read_trace(path, tell=run.log.warning)
     if len(arrivals) and arrivals[-1] <= arrivals[0]:
         message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
         raise user_error(message, file=str(path), hint="use a longer trace")

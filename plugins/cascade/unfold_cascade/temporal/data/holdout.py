@@ -49,14 +49,18 @@ def store_probe(
     entities = np.sort(unseen)[spread]
     made_from = fingerprint(digest, list(columns), entities.tolist())
     run.directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_table(), columns, entities, starts))
+    return load_probe(run)
+
+
+def load_probe(run: Run) -> Probe:
+    """Load what ``store_probe`` wrote.
+
+    Raises:
+        UnfoldError: The file is missing or damaged.
+    """
     with run.directory.decoding(PROBE_FILE, "rows to check with") as data:
-        return load_probe(data)
-
-
-def load_probe(data: bytes) -> Probe:
-    """Unpack what ``store_probe`` wrote."""
-    arrays = read_npz(data)
-    return Probe(arrays["rows"], arrays["starts"], arrays["hour"], arrays["values"])
+        arrays = read_npz(data)
+        return Probe(arrays["rows"], arrays["starts"], arrays["hour"], arrays["values"])
 
 
 def _pack_probe(table: EntityTable, columns: Sequence[str], entities: IntArray, starts: IntArray) -> bytes:

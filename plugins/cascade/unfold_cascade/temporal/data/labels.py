@@ -51,7 +51,8 @@ class LabelledHours:
 
 def label_hours(problem: TemporalProblem, run: Run, load_table: Callable[[], EntityTable]) -> LabelledHours:
     """Label the hours of the table, or read them from the run if neither the table nor the targets changed."""
-    return load_hours(run.directory.once(HOURS_FILE, _made_from(problem, run), lambda: _pack(load_table(), problem)))
+    run.directory.once(HOURS_FILE, _made_from(problem, run), lambda: _pack(load_table(), problem))
+    return load_hours(run)
 
 
 def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
@@ -59,8 +60,17 @@ def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
     return run.directory.has(HOURS_FILE, made_from=_made_from(problem, run))
 
 
-def load_hours(data: bytes) -> LabelledHours:
-    """Unpack what ``label_hours`` stored."""
+def load_hours(run: Run) -> LabelledHours:
+    """Load what ``label_hours`` stored.
+
+    Raises:
+        UnfoldError: The file is missing or damaged.
+    """
+    with run.directory.decoding(HOURS_FILE, "hours") as data:
+        return _unpack(data)
+
+
+def _unpack(data: bytes) -> LabelledHours:
     arrays = read_npz(data)
     facts = parse_object(arrays["facts"].tobytes())
     return LabelledHours(

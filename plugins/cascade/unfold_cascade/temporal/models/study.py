@@ -12,7 +12,7 @@ from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
 from unfold_cascade.temporal.data.holdout import store_probe
-from unfold_cascade.temporal.data.labels import HOURS_FILE, LabelledHours, label_hours, load_hours
+from unfold_cascade.temporal.data.labels import LabelledHours, label_hours, load_hours
 from unfold_cascade.temporal.data.online_features import build_online_features
 from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows, starts_from_sizes
@@ -166,8 +166,7 @@ def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
     Raises:
         UnfoldError: A model is missing, or was fitted with another seed or other library versions.
     """
-    with run.directory.decoding(HOURS_FILE, "hours") as data:
-        hours = load_hours(data)
+    hours = load_hours(run)
     rows, features = split_entities(problem, hours), hours.expand_features(problem)
     slots = build_slots(problem, hours, build_layout(features))
     return StoredStudy(hours, rows, tuple(slots), tuple(require_predictions(run, slots)), features)

@@ -31,7 +31,7 @@ def build_policy_table(solution: Solution) -> Table:
         *((f"baseline, latched: {baseline.name}", baseline) for baseline in solution.other_baselines),
         *((f"{role}: {alarm.name}", alarm) for role, alarm in list_alarm_policies(solution)),
         ("cascade, vs argmax", solution.argmax_cascade),
-        ("cascade, vs latched, not certified", solution.tuned_only),
+        ("cascade, uncertified", solution.tuned_only),
         ("cascade, vs latched", solution.cascade),
     )
     rows = tuple(_policy_row(solution, name, evaluation) for name, evaluation in policies)
@@ -60,9 +60,9 @@ def build_alert_table(solution: Solution) -> Table:
         Column("policy"),
         Column("AUROC", "", 3),
         Column("alerts", "per 100 h", 2),
-        Column("95 % CI low", "", 2),
-        Column("95 % CI high", "", 2),
-        Column("lead time at equal rate", "h", 1),
+        Column("95 % low", "", 2),
+        Column("95 % high", "", 2),
+        Column("lead time", "h", 1),
         Column("sensitivity", "%", 1),
     )
     alarm_policies = (evaluation for _, evaluation in list_alarm_policies(solution))

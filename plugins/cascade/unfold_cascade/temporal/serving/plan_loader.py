@@ -118,7 +118,7 @@ def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, An
         needs=np.array([purchase.bit_mask(slot.feature_sets) for slot in study.slots], dtype=np.int64),
         purchase=purchase,
         call_costs=collect_call_costs(problem, study.predictions),
-        probe=load_probe(run.directory.read(PROBE_FILE)),
+        probe=load_probe(run),
     )
 
 

@@ -58,7 +58,7 @@ class Edf:
         """Return why a unit is rejected; empty if it is admitted."""
         rejected = [job for task in unit for job in task.after if job in self.rejected_jobs and _has_barrier(job, view)]
         if rejected:
-            return f"it comes after {rejected[0]}, which was refused"
+            return f"it comes after {rejected[0]}, which was rejected"
         deadline_s = self.missed_deadline(unit, view)
         return f"the work due by {deadline_s:g} s does not fit before it" if deadline_s else ""
 
@@ -67,7 +67,7 @@ class Edf:
         self.rejected_jobs.add(job)
         waiting = self.queue.iter_waiting() if _has_barrier(job, view) else ()
         dependents = [task for task in waiting if job in task.after and view.is_waiting(task)]
-        yield [Refuse(task.name, f"it comes after {job}, which was refused") for task in dependents]
+        yield [Refuse(task.name, f"it comes after {job}, which was rejected") for task in dependents]
         for later in dict.fromkeys(task.job for task in dependents if task.job not in self.rejected_jobs):
             yield from self.reject_dependents(later, view)
 

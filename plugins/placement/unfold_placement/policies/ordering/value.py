@@ -44,7 +44,7 @@ class Value:
             node, end_now_s = forecast.earliest_end_now(index, mask)
             nodes = forecast.place_unit(unit, PACK) if len(unit) > 1 else [node]
             if len(unit) > 1 or not forecast.reserve_if_earlier(index, mask, end_now_s, self.ahead):
-                # another gang may have passed this one: nodes chosen before are chosen anew
+                # another gang may have passed this one: the previous choice is replaced
                 drops = [Drop(f"plan-{t.name}", old.name) for t in unit for old in view.nodes_with(f"plan-{t.name}")]
                 puts = [Put(f"plan-{t.name}", new, until=t.name) for t, new in zip(unit, nodes, strict=False)]
                 yield [*drops, *puts]

@@ -1,0 +1,89 @@
+"""Every sentence of a report is complete, short, and in the terms of the field."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+
+import pytest
+
+from unfold_cascade.report import sentences
+
+SAMPLES: dict[str, list[str]] = {
+    "count_of": [sentences.count_of(1, "cascade"), sentences.count_of(1024, "cascade")],
+    "loss": [sentences.loss(-0.01), sentences.loss(1.26)],
+    "short_saving": [sentences.short_saving(None), sentences.short_saving(3.52)],
+    "headline": [
+        sentences.headline(8.04, 100.0, "FLOPs", 0.2, "runs/digits"),
+        sentences.headline(None, 6.0, "$", 0.5, "runs/own"),
+    ],
+    "baseline_is_better": [sentences.baseline_is_better("svc-1", 0.951, 3.0, "$")],
+    "over_budget": [sentences.over_budget(0.5, "$", 1.2)],
+    "no_cheaper_cascade": [sentences.no_cheaper_cascade("svc-1")],
+    "not_certified": [sentences.not_certified("1 points", "max_loss: 2.3%")],
+    "allowed_losses": [sentences.allowed_losses(0.01, {"ill": 0.05})],
+    "relaxations": [sentences.relaxations([[("", 0.02)], [("", 0.01), ("ill", 0.06)]])],
+    "units": [sentences.units(None), sentences.units("patient")],
+    "certificate": [
+        sentences.certificate(
+            baseline="svc-1",
+            cluster_column=column,
+            certified_loss=0.01,
+            of_labels=of_labels,
+            confidence=0.95,
+            unit_count=449,
+            method="betting",
+            test_loss_points=0.2,
+            has_rejections=has_rejections,
+        )
+        for column, of_labels, has_rejections in ((None, {}, False), ("patient", {"ill": 0.05}, True))
+    ],
+    "vacuous_certificate": [sentences.vacuous_certificate("svc-1", None, 30, 0.95, 1.2)],
+    "no_certificate": [sentences.no_certificate("no cascade is cheaper")],
+    "cannot_certify": [sentences.cannot_certify(None, 65, "1 points", 0.95)],
+    "too_few_units": [sentences.too_few_units("65 cases cannot certify ≤ 1 points", None, 0.045, 299)],
+    "least_certified": [sentences.least_certified("449 cases cannot certify ≤ 1 points", 0.03)],
+    "front_range": [sentences.front_range(12, "1.2x", "9.5x")],
+    "greedy_gap": [sentences.greedy_gap([("coarse", 12.0), ("fine", None)])],
+    "class_skew": [
+        sentences.class_skew("0", 0.931, 45, "svc-1", 33, 30),
+        sentences.class_skew("0", 0.931, 45, "svc-1", 33, None),
+    ],
+    "error_costs": [
+        sentences.error_costs("balanced"),
+        sentences.error_costs({"sick": {"healthy": 20.0}, "other": 5.0}),
+    ],
+    "split": [sentences.split(898, 449, 450, is_recorded=False), sentences.split(898, 449, 450, is_recorded=True)],
+    "unlabelled_rows": [sentences.unlabelled_rows(1, "own.csv"), sentences.unlabelled_rows(6, "own.csv")],
+    "models_measured": [sentences.models_measured(5, 256)],
+    "served_policy": [
+        sentences.served_policy("svc-1", is_cascade=True),
+        sentences.served_policy("svc-1", is_cascade=False),
+    ],
+    "engines": [
+        sentences.engines("ONNX Runtime, equal to the native model on 285 rows", ["a/all/m"], is_only_one=True),
+        sentences.engines("native, requested", ["a/all/m", "a/all/n"], is_only_one=False),
+    ],
+}
+PRIVATE = re.compile(r"\b(told|tells?|whose?|whom|nobody|asked|sure|dear(er|est)?|monolith|luck|worth|stakes)\b")
+MAX_WORDS = 25
+
+
+def test_every_sentence_has_a_sample() -> None:
+    """A new sentence must be added to the samples, so that it is read here."""
+    functions = inspect.getmembers(sentences, inspect.isfunction)
+    public = {name for name, function in functions if function.__module__ == sentences.__name__ and name[0] != "_"}
+    assert public == set(SAMPLES)
+
+
+@pytest.mark.parametrize("text", [text for texts in SAMPLES.values() for text in texts])
+def test_sentences_are_complete_short_and_free_of_private_words(text: str) -> None:
+    """No sentence is empty, padded, open-ended, longer than 25 words per clause, or in words of this project only."""
+    sys.stdout.write(f"{text}\n")
+    assert text == text.strip() != ""
+    assert "  " not in text
+    assert text[-1] not in ",;:("
+    assert text.count("(") == text.count(")")
+    assert all(len(clause.split()) <= MAX_WORDS for clause in re.split(r"[;·(]", text))
+    assert not PRIVATE.search(text)

@@ -1,0 +1,84 @@
+"""`unfold check --data`: the table that a spec names is opened, and every mistake in it is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plugins.cascade.tests.runs import OWN, TUMOURS, run_in, spec_of
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs.check_inputs import check_inputs
+
+LONG = """
+version: 1
+kind: cascade
+name: hours
+data: {source: long, path: own.csv, entity: who, time: hour}
+features: {all: {columns: [a, b]}}
+stages:
+  - {name: seen, target: {column: y}, models: [{name: m, estimator: xgboost}]}
+baseline: {estimator: xgboost}
+goal: {max_loss: 1%}
+"""
+LOG = """
+version: 1
+kind: cascade
+name: log
+data: {source: recorded, path: own.csv}
+stages:
+  - name: s
+    target: {column: y}
+    models: [{name: one, price: 1, recorded: {prediction: y, confidence: a}}]
+cost: {by: price}
+goal: {max_loss: 1%}
+"""
+ROWS = [f"w{number // 5},{number % 5},{number},{number % 7},{number % 2}" for number in range(60)]
+
+
+def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> list[str]:
+    """Return what is told of a spec whose table has the columns who, hour, a, b and y."""
+    (folder / "own.csv").write_text("\n".join(["who,hour,a,b,y", *rows]) + "\n")
+    (folder / "own.yaml").write_text(text)
+    spec: CascadeSpec = spec_of(folder / "own.yaml", *settings)
+    return [f"{item.key}: {item.message}" for item in check_inputs(spec, run_in(folder / "run", base=folder))]
+
+
+@pytest.mark.parametrize("text", [OWN, LONG, LOG])
+def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
+    """A spec whose table can be read has no mistake, and nothing is written."""
+    assert told(tmp_path, text) == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_wrong_column_is_reported_at_once(tmp_path: Path) -> None:
+    """A missing column, two of words and a missing label are four mistakes, where training stops at the first."""
+    rows = [row.replace("w3,1,16,2", "w3,1,<5,low") for row in ROWS]
+    settings = ("features.all.columns=[a, b]", "features.more={columns: [c]}", "stages[0].target.column=z")
+    assert told(tmp_path, OWN, *settings, rows=rows) == [
+        'features: own.csv: "<5" in row 17 of column "a" is not a number',
+        'features: own.csv: "low" in row 17 of column "b" is not a number',
+        'features.more.columns: own.csv has no column "c"',
+        'stages[0].target.column: own.csv has no column "z"',
+    ]
+
+
+def test_columns_over_time_are_checked_too(tmp_path: Path) -> None:
+    """In a table of hours the features and targets that it does not have are told together."""
+    settings = ("features.all.columns=[a, c]", "features.more={columns: [d_*]}", "stages[0].target.column=z")
+    assert [line.split(": ")[0] for line in told(tmp_path, LONG, *settings)] == [
+        "features.all.columns", "features.more.columns", "stages[0].target.column",
+    ]  # fmt: skip
+
+
+def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
+    """Of recorded answers the column that a model's confidence should stand in is looked for."""
+    found = told(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
+    assert found == ['stages[0].models[0].recorded.confidence: own.csv has no column "sure"']
+
+
+def test_a_missing_table_is_one_error(tmp_path: Path) -> None:
+    """A file that is missing is told once, at the key that names it; a set that is shipped is never missing."""
+    (found,) = told(tmp_path, OWN, "data.path=gone.csv")
+    assert found.startswith("data.path: no such file")
+    assert list(check_inputs(spec_of(TUMOURS), run_in(tmp_path / "run"))) == []

@@ -1,0 +1,121 @@
+"""Step times from operator tables in the layout of LLMServingSim: dense, per sequence, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.step_time import StepTimes, pad_axes
+from unfoldkit.api import CsvRow, csv_rows, user_error
+
+MICROSECOND = 1e-6
+RUNS_PER_STEP: Mapping[str, int] = {"embedding": 1, "final_layernorm": 1}
+RUNS_PER_LAYER: Mapping[str, int] = {"layernorm": 2}
+ATTENTION_AXES = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+DENSE_OPERATORS = frozenset(
+    {"act_fn", "down_proj", "embedding", "final_layernorm", "gate_up_proj", "layernorm", "o_proj", "qkv_proj"}
+)
+
+
+def read_operator_tables(
+    *, dense: Path, per_sequence: Path, attention: Path, gpu: str, layers: int, max_tokens: int, max_requests: int
+) -> StepTimes:
+    """Read the operator tables of one GPU.
+
+    Args:
+        dense: table with ``gpu``, ``layer`` (the operator), ``tokens``, ``time_us``.
+        per_sequence: table with ``gpu``, ``layer``, ``sequences``, ``time_us``.
+        attention: table with ``gpu``, the four axes of ``ATTENTION_AXES``, and ``time_us`` of one layer.
+        gpu: the rows to use.
+        layers: layers of the model.
+        max_tokens: largest token budget.
+        max_requests: largest number of requests in a step.
+
+    Raises:
+        UnfoldError: a table has no rows of the GPU, lacks an operator, or has an unexplained hole.
+    """
+    tokens, requests = np.arange(max_tokens + 1.0), np.arange(max_requests + 1.0)
+    operators = _by_operator(dense, gpu, "tokens")
+    missing = sorted(DENSE_OPERATORS - operators.keys())
+    if missing:
+        raise user_error(f"the table lacks the operators {', '.join(missing)}", file=str(dense))
+    dense_s = sum(
+        (_runs(name, layers) * _interpolated(points, tokens) for name, points in operators.items()),
+        start=np.zeros(tokens.size),
+    )
+    sequence_s = sum(
+        (_interpolated(points, requests) for points in _by_operator(per_sequence, gpu, "sequences").values()),
+        start=np.zeros(requests.size),
+    )
+    dense_s[0] = sequence_s[0] = 0.0
+    axes, table = _attention(attention, gpu)
+    padded, lengths = pad_axes(axes)
+    return StepTimes(
+        dense=dense_s * MICROSECOND,
+        sequence=sequence_s * MICROSECOND,
+        axes=padded,
+        axis_lengths=lengths,
+        attention=table * layers * MICROSECOND,
+    )
+
+
+def _runs(operator: str, layers: int) -> int:
+    return RUNS_PER_STEP.get(operator) or layers * RUNS_PER_LAYER.get(operator, 1)
+
+
+def _rows_of(path: Path, gpu: str) -> list[CsvRow]:
+    rows = [row for row in csv_rows(path) if row["gpu"] == gpu]
+    if not rows:
+        raise user_error(f"the table has no rows of {gpu}", file=str(path))
+    return rows
+
+
+def _by_operator(path: Path, gpu: str, size: str) -> dict[str, list[tuple[float, float]]]:
+    operators: dict[str, list[tuple[float, float]]] = {}
+    for row in _rows_of(path, gpu):
+        operators.setdefault(row["layer"], []).append((row.number(size), row.number("time_us")))
+    return operators
+
+
+def _interpolated(points: Sequence[tuple[float, float]], at: FloatArray) -> FloatArray:
+    sizes, times = np.array(sorted(points)).T
+    inside = np.interp(at, sizes, times)
+    # beyond the table, operators grow as between its last two sizes
+    slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if sizes.size > 1 else 0.0
+    extended: FloatArray = inside + np.maximum(0.0, at - sizes[-1]) * slope
+    return extended
+
+
+def _attention(path: Path, gpu: str) -> tuple[list[FloatArray], FloatArray]:
+    rows = _rows_of(path, gpu)
+    points = np.array([[row.number(axis) for axis in ATTENTION_AXES] for row in rows])
+    axes = [np.unique(column) for column in points.T]
+    table = np.full(tuple(axis.size for axis in axes), np.nan)
+    table[tuple(np.searchsorted(axis, column) for axis, column in zip(axes, points.T, strict=True))] = [
+        row.number("time_us") for row in rows
+    ]
+    _fill_structural_holes(axes, table)
+    holes = np.argwhere(np.isnan(table))
+    if holes.size:
+        where = ", ".join(f"{name} {axes[i][holes[0][i]]:.0f}" for i, name in enumerate(ATTENTION_AXES))
+        raise user_error(f"the attention table has {len(holes)} holes, the first at {where}", file=str(path))
+    return axes, table
+
+
+def _fill_structural_holes(axes: Sequence[FloatArray], table: FloatArray) -> None:
+    """Fill the points that cannot be measured: no chunk with a history, no decode with a context, and so on."""
+    if np.isnan(table[0, 0, 0, 0]):
+        table[0, 0, 0, 0] = 0.0
+    table[0, 1:] = np.where(np.isnan(table[0, 1:]), table[0, :1], table[0, 1:])
+    table[:, :, 0, 1:] = np.where(np.isnan(table[:, :, 0, 1:]), table[:, :, 0, :1], table[:, :, 0, 1:])
+    # decodes always have a context
+    table[:, :, 1:, 0] = np.where(np.isnan(table[:, :, 1:, 0]), table[:, :, 1:, 1], table[:, :, 1:, 0])
+    table[0, 1:] = np.where(np.isnan(table[0, 1:]), table[0, :1], table[0, 1:])
+    decodes = axes[2]
+    for index in range(2, decodes.size):
+        step = (decodes[index] - decodes[index - 1]) / (decodes[index - 1] - decodes[index - 2])
+        extended = table[:, :, index - 1] + step * (table[:, :, index - 1] - table[:, :, index - 2])
+        table[:, :, index] = np.where(np.isnan(table[:, :, index]), extended, table[:, :, index])

@@ -1,0 +1,83 @@
+"""Every sentence of a placement report, printed on one page and checked for its form."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+
+import pytest
+
+from unfold_placement.core.explain import Reason
+from unfold_placement.report import sentences
+from unfold_placement.simulation.deadlock_check import Counterexample
+
+MAX_WORDS = 25
+PRIVATE_WORDS = re.compile(r"\b(told|tells?|whose?|whom|nobody|somebody|for ever|beside)\b", re.IGNORECASE)
+REASONS = (
+    Reason(requirement="1 gpu", available_on="all 4 nodes", missing_on="", since_s=None, set_by="task"),
+    Reason(requirement="gang-a-", available_on="", missing_on="everywhere", since_s=3.0, set_by="Gang"),
+)
+COUNTEREXAMPLE = Counterexample(("a", "b"), ("a-0", "a-1"), 6, REASONS)
+UNPLACEABLE = {f"t{index}": f"no node has {index} gpu" for index in range(9)}
+SAMPLES: dict[str, list[str]] = {
+    "stuck_headline": [sentences.stuck_headline(1, "a-0"), sentences.stuck_headline(12, "a-0")],
+    "violation_headline": [sentences.violation_headline(count, "3 s: a-0 on n1: b runs here") for count in (1, 4)],
+    "unplaceable_headline": [
+        sentences.unplaceable_headline(1, "big", 1, 6.0),
+        sentences.unplaceable_headline(1200, "big", 40_000, 3600.0),
+    ],
+    "success_headline": [
+        sentences.success_headline(1, 0.25, 1, 0.31),
+        sentences.success_headline(30, 1200.0, 2, 1300.0),
+    ],
+    "bottleneck_line": [sentences.bottleneck_line("gpu", 0.95)],
+    "baseline_line": [sentences.baseline_line("0 s: 2 of the 8 tasks of gang b start"), sentences.baseline_line("")],
+    "rejection_line": [
+        sentences.rejection_line(1, "a-0", "the work due by 60 s does not fit before it"),
+        sentences.rejection_line(3, "a-0", "it comes after b, which was rejected"),
+    ],
+    "explanation_line": [sentences.explanation_line("c-0", 330.0)],
+    "explanation_title": [sentences.explanation_title("c-0", 330.0)],
+    "unplaceable_lines": sentences.unplaceable_lines(UNPLACEABLE),
+    "counterexample_message": [sentences.counterexample_message(COUNTEREXAMPLE)],
+    "counterexample_hint": [sentences.counterexample_hint(COUNTEREXAMPLE)],
+    "missing_requirement": [sentences.missing_requirement(REASONS), sentences.missing_requirement(REASONS[:1])],
+    "format_seconds": [sentences.format_seconds(0.31), sentences.format_seconds(3600.0)],
+}
+
+
+def test_every_function_has_a_sample_on_the_page() -> None:
+    """The page, which ``pytest -s`` shows, has a sample of each public function of the module."""
+    page = "\n".join(f"{name}: {sentence}" for name, samples in SAMPLES.items() for sentence in samples)
+    sys.stdout.write(page + "\n")
+    functions = {
+        name
+        for name, function in inspect.getmembers(sentences, inspect.isfunction)
+        if function.__module__ == sentences.__name__ and not name.startswith("_")
+    }
+    assert set(SAMPLES) == functions
+
+
+@pytest.mark.parametrize("sentence", [sentence for samples in SAMPLES.values() for sentence in samples])
+def test_a_sentence_is_short_and_ends_properly(sentence: str) -> None:
+    """A sentence is not empty, has at most 25 words, no private word, no doubled space and no open end."""
+    assert sentence == sentence.strip()
+    assert "  " not in sentence
+    assert re.search(r"[\w)%-]$", sentence)
+    assert len(sentence.split()) <= MAX_WORDS
+    assert not PRIVATE_WORDS.search(sentence)
+
+
+def test_counts_agree_in_number() -> None:
+    """One task waits, several wait; one violation is no violations."""
+    assert sentences.stuck_headline(1, "a-0") == "1 task waits forever, the first is a-0"
+    assert sentences.stuck_headline(2, "a-0") == "2 tasks wait forever, the first is a-0"
+    assert sentences.success_headline(1, 5.0, 1, 5.0).endswith("; 1 violation and 5 s without the policy")
+
+
+def test_reasons_are_limited() -> None:
+    """The commonest reasons are listed, the others are counted."""
+    lines = sentences.unplaceable_lines(UNPLACEABLE)
+    assert len(lines) == sentences.MAX_REASONS + 1
+    assert lines[-1] == "and 3 more reasons"
