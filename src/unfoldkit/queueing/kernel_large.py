@@ -67,11 +67,11 @@ def serve(  # noqa: C901, PLR0912
     out_times: Times,
     out_items: Items,
 ) -> None:
-    """Serve all items; the rest of the arguments is as in ``kernel.advance``.
+    """Serve all items; the other arguments are those of ``kernel.advance``.
 
-    ``ring`` and ``heap`` hold when replicas are free, and the number of the batch that each served last, from 1 on
-    (0: none). Batch ``i`` has the items from ``begun[i - 1]`` to ``begun[i]``. ``mark`` is told the completions, how
-    many of them were late, the batches, and whether one had to wait for a replica.
+    ``ring`` and ``heap`` hold when replicas become free, and the number of the last batch of each from 1 on (0: none).
+    Batch ``i`` has the items from ``begun[i - 1]`` to ``begun[i]``. ``mark`` receives the numbers of completions, late
+    completions and batches, and whether a batch waited for a replica.
     """
     at, out, late, batches, head, tail, size = 0, 0, 0, 0, 0, replicas, 0
     mask = ring.size - 1

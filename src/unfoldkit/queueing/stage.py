@@ -62,7 +62,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """When a simulation may end early: more than ``allowed`` items end over ``budget`` s after their ``origin``."""
+    """A simulation may end early once more than ``allowed`` items end later than ``budget`` s after ``origin``."""
 
     origin: Times
     budget: float = math.inf

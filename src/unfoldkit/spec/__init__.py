@@ -1,1 +1,1 @@
-"""From YAML text to a validated, frozen spec, with every mistake told at its place."""
+"""From YAML text to a validated, frozen spec, with the position of every mistake."""

@@ -12,6 +12,7 @@ from unfold_pipeline.problem.pipeline import Stage
 from unfold_pipeline.schema.arrivals import DEFAULT_DURATION_S, Arrivals
 from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, user_error
 from unfoldkit.arrivals import processes, rate_profiles, traces
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 
 def load_arrivals(
@@ -68,6 +69,7 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
         match=traffic.match or "",
         rates=traffic.rates,
         likely_rates=likely.rates,
+        notation=TimeNotation(traffic.time_format, traffic.unit),
         warn=run.log.warning,
     )
 

@@ -12,8 +12,8 @@ from unfoldkit.api import Duration, Fraction, Model, Problem, Rate
 DEFAULT_DURATION_S = 600.0
 TRAFFIC_KEYS = ("process", "shape", "trace")
 KEYS_WITHOUT_MEANING = {
-    "process": ("column", "counts", "rates", "match"),
-    "shape": ("rate", "duration", "column", "counts", "rates", "match"),
+    "process": ("column", "counts", "rates", "match", "time_format", "unit"),
+    "shape": ("rate", "duration", "column", "counts", "rates", "match", "time_format", "unit"),
     "trace": ("rate", "duration", "cv", "scv"),
 }
 ARRAY_SUFFIXES = (".npz", ".npy")
@@ -40,6 +40,13 @@ class Arrivals(Model):
         default=None, description="the column with arrivals per second, per interval; detected by name unless set"
     )
     match: str | None = Field(default=None, description="read only lines or rows of the trace that contain this text")
+    time_format: str | None = Field(
+        default=None,
+        description="strptime directives of times that are neither ISO 8601, numbers nor common log format",
+    )
+    unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] | None = Field(
+        default=None, description="the unit of numeric times in the trace, from any origin"
+    )
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="replay the trace this many times faster")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate and keep the length")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")

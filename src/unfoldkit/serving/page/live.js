@@ -124,18 +124,18 @@ function draw(title, unit, series, limit) {
     stroke(chart, "limit", [[0, y(limit)], [300, y(limit)]]);
     legend.append(make("li", "limit", `limit ${worded(limit, unit)}`));
   }
-  const told = [];
+  const labels = [];
   Object.entries(series).forEach(([name, points], i) => {
     const kept = points.filter((p) => p.value !== null && end - p.at <= span);
     stroke(chart, `k${i % 6}${i % 12 > 5 ? " more" : ""}`, kept.map((p) => [x(p.at), y(p.value)]));
     const now = points.length ? points[points.length - 1].value : null;
-    told.push(`${name} ${worded(now, unit)}`);
-    legend.append(make("li", `k${i % 6}${i % 12 > 5 ? " more" : ""}`, told[told.length - 1]));
+    labels.push(`${name} ${worded(now, unit)}`);
+    legend.append(make("li", `k${i % 6}${i % 12 > 5 ? " more" : ""}`, labels[labels.length - 1]));
   });
   const ago = span < 120 ? `${Math.round(span)} s` : `${number(span / 60)} min`;
   times.firstChild.textContent = `${ago} ago`;
   head.lastChild.textContent = `up to ${worded(Math.max(...known, 0), unit)}`;
-  chart.setAttribute("aria-label", `${title}: ${told.join(", ")}`);
+  chart.setAttribute("aria-label", `${title}: ${labels.join(", ")}`);
 }
 
 function grown(past, name) {
