@@ -36,6 +36,25 @@ goal: {max_loss: 1%}
 """
 
 
+def recorded_spec(name: str, max_loss: str, *, data: str = "", gates: str = "{}") -> str:
+    """Write a spec of two recorded models, small for 1 $ and large for 9 $, in the columns a, qa, b, qb and y."""
+    return f"""
+version: 1
+kind: cascade
+name: {name}
+data: {{source: recorded, path: log.csv{data}}}
+stages:
+  - name: answer
+    target: {{column: y}}
+    models:
+      - {{name: small, price: 1, recorded: {{prediction: a, confidence: qa}}}}
+      - {{name: large, price: 9, recorded: {{prediction: b, confidence: qb}}}}
+cost: {{by: price}}
+gates: {gates}
+goal: {{max_loss: {max_loss}}}
+"""
+
+
 def spec_of(path: Path, *settings: str) -> CascadeSpec:
     """Return a shipped spec, changed."""
     return validate(CascadeSpec, override(read_document(str(path)), settings))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from plugins.cascade.tests.runs import load_cases, run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import load_cases, recorded_spec, run_in, solve_spec, spec_of
 from unfold_cascade._types import IntArray
 from unfold_cascade.data.table import split_clusters
 from unfold_cascade.drift.static import DriftCase, list_changes
@@ -27,20 +27,7 @@ from unfold_cascade.schema.temporal import Split
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
-LOG = """
-version: 1
-kind: cascade
-name: talks
-data: {source: recorded, path: log.csv, group: talk}
-stages:
-  - name: answer
-    target: {column: y}
-    models:
-      - {name: small, price: 1, recorded: {prediction: a, confidence: qa}}
-      - {name: large, price: 9, recorded: {prediction: b, confidence: qb}}
-cost: {by: price}
-goal: {max_loss: 12%}
-"""
+LOG = recorded_spec("talks", "12%", data=", group: talk")
 FITTED = """
 version: 1
 kind: cascade

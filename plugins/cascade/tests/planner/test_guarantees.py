@@ -8,33 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import recorded_spec, run_in, solve_spec, spec_of
 from unfold_cascade.planner.certificate import Rule, p_value
 from unfold_cascade.planner.guarantees import Guarantee, certify_points, find_relaxations
 from unfold_cascade.report.certificate import certificate_line
 from unfold_cascade.verbs import plan
 from unfoldkit.api import Report, UnfoldError, Verdict
 
-LOG = """
-version: 1
-kind: cascade
-name: rare
-data: {source: recorded, path: log.csv}
-stages:
-  - name: answer
-    target: {column: y}
-    models:
-      - {name: small, price: 1, recorded: {prediction: a, confidence: qa}}
-      - {name: large, price: 9, recorded: {prediction: b, confidence: qb}}
-cost: {by: price}
-gates: {confidence: max-probability, bins: 32}
-goal: {max_loss: 6%}
-"""
+LOG = recorded_spec("rare", "6%", gates="{confidence: max-probability, bins: 32}")
 DELTA = 0.1
 
 
 def _planned(folder: Path, *settings: str, text: str = LOG) -> Report:
-    """Solution a log in which the small model is sure of itself and wrong on most of the rare label."""
+    """Plan a log in which the small model is sure of itself and wrong on most of the rare label."""
     rng = np.random.default_rng(3)
     rows = []
     for _ in range(3000):

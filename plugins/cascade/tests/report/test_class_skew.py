@@ -7,24 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import recorded_spec, run_in, solve_spec, spec_of
 from unfold_cascade.report import sentences
 from unfold_cascade.verbs import plan
 
-LOG = """
-version: 1
-kind: cascade
-name: log
-data: {source: recorded, path: log.csv}
-stages:
-  - name: answer
-    target: {column: y}
-    models:
-      - {name: small, price: 1, recorded: {prediction: a, confidence: qa}}
-      - {name: large, price: 9, recorded: {prediction: b, confidence: qb}}
-cost: {by: price}
-goal: {max_loss: 9%}
-"""
+LOG = recorded_spec("log", "9%")
 
 
 def _log(folder: Path, share: float) -> Path:
