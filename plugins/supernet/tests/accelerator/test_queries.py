@@ -42,7 +42,7 @@ def test_replay_trace_is_a_table_of_queries(tmp_path: Path) -> None:
         ("accuracy,latency_ms\n0.77,2\n", "strict-accuracy", "accuracies are in percent"),
         ("accuracy,latency_ms\n770,2\n", "strict-accuracy", "an accuracy cannot be 770 %"),
         ("accuracy,latency_ms\n77,soon\n", "strict-accuracy", "'soon' is not a number"),
-        ("accuracy,latency_ms\n77,-1\n", "strict-accuracy", "-1 is not a number that can be meant"),
+        ("accuracy,latency_ms\n77,-1\n", "strict-accuracy", "-1 is out of range"),
         ("latency_ms\n2\n", "strict-accuracy", "strict-accuracy needs a column accuracy"),
         ("accuracy\n77\n", "strict-latency", "strict-latency needs a column latency_ms"),
         ("accuracy,latency_ms\n", "strict-latency", "the table contains no query"),

@@ -228,7 +228,7 @@ def test_untrained_specs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "layers.yaml").write_text("version: 1\nkind: supernet\nname: layers\nfamily: ofa-resnet50\n", "utf-8")
     done = unfold(tmp_path, "serve", "layers.yaml", "--port", "0")
     assert done.returncode == 2
-    assert "known by its layers only" in done.stderr
+    assert "known by their layers only" in done.stderr
 
 
 def test_another_space_is_refused(copied: Path) -> None:
