@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_placement.schema.columns import UNKNOWN_CELLS, Columns
 from unfoldkit.api import CsvRow
-from unfoldkit.arrivals.readers.dates import in_digits, is_slashed, slashed
+from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
 from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
 
 TIME_COLUMNS = ("arrival", "start", "end", "deadline")
@@ -80,9 +80,12 @@ def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
         UnfoldError: a cell is no date.
     """
     cells = [
-        (index, name) for index, row in enumerate(rows) for name in TIME_COLUMNS if is_slashed(row.get(name).strip())
+        (index, name)
+        for index, row in enumerate(rows)
+        for name in TIME_COLUMNS
+        if is_slashed_date(row.get(name).strip())
     ]
-    times = slashed([rows[index][name].strip() for index, name in cells]) if cells else np.zeros(0)
+    times = parse_slashed_dates([rows[index][name].strip() for index, name in cells]) if cells else np.zeros(0)
     if isinstance(times, int):
         index, name = cells[times]
         raise rows[index].wrong(f"{rows[index][name][:40]!r} is not a date and time", name)
@@ -124,4 +127,4 @@ def parse_datetime(text: str) -> float | None:
 
 def _is_date(text: str) -> bool:
     # a time of day without a date is a duration
-    return in_digits(text) or (not is_number(text) and (parse_datetime(text) or 0.0) > DAY_S)
+    return is_digit_date(text) or (not is_number(text) and (parse_datetime(text) or 0.0) > DAY_S)

@@ -64,8 +64,3 @@ def _clock_seconds(hour: str, minute: str, second: str | None, fraction: str | N
         return None
     hours = hours % 12 + (12 if half in {"p", "P"} else 0) if half else hours
     return hours * 3600.0 + int(minute) * 60 + float(f"{second or 0}.{fraction or 0}")
-
-
-is_slashed = is_slashed_date  # old name
-slashed = parse_slashed_dates  # old name
-in_digits = is_digit_date  # old name
