@@ -152,7 +152,7 @@ def test_an_unattainable_budget_names_the_cheapest_cascade(tmp_path: Path) -> No
     """An infeasible budget says what the cheapest cascade needs."""
     report = train(spec_of(TUMOURS, "goal={budget: 0.1 per case}"), run_in(tmp_path))
     assert report.verdict is Verdict.NO
-    assert "the cheapest needs" in report.headline
+    assert "the cheapest costs" in report.headline
 
 
 def test_too_few_cases_report_the_number_needed(trained: tuple[Path, Report]) -> None:

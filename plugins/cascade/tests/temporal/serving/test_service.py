@@ -339,7 +339,7 @@ def test_states_of_another_plan_are_rejected(trained: Trained, tmp_path: Path) -
     assert unfold(tmp_path, "plan", "wards", "--set", "goal.max_loss=25%").returncode == 0
     done = unfold(tmp_path, "serve", "wards", "--port", "0")
     assert done.returncode == 2
-    assert "what is remembered here was kept by another plan" in done.stderr
+    assert "another plan wrote these entity states" in done.stderr
 
 
 def test_untrained_cascades_are_not_served(tmp_path: Path) -> None:
