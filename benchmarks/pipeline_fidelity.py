@@ -131,7 +131,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         fidelity_models.convolution(folder / "large.onnx", 128, 5, seed)
         for _, group in itertools.groupby(cases(quick), lambda case: replace(case, load=0.0)):
             rows += _rounds(list(group), folder, seed, quick=quick)
-    found = build_checker(rows)
+    found = judge_rounds(rows)
     return {
         "metrics": metrics(found) | {"lost": sum(row.lost for row in rows)},
         "tables": {"cases": found, "rounds": [row.told() for row in rows]},
@@ -190,7 +190,7 @@ class Round:
         }
 
 
-def build_checker(rows: list[Round]) -> list[dict[str, Any]]:
+def judge_rounds(rows: list[Round]) -> list[dict[str, Any]]:
     """Return a row a case: its latencies beside what was estimated."""
     return [
         _judged(case, [row for row in rows if row.case == case]) for case in dict.fromkeys(row.case for row in rows)

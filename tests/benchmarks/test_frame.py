@@ -61,6 +61,7 @@ def talking(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     return {"metrics": {"seed": seed}}
 
 
+@pytest.mark.e2e
 def test_startup_measures_whole_processes() -> None:
     """Help takes longer than a bare interpreter and loads fewer modules than Typer alone would."""
     found = startup.measured(rounds=1)

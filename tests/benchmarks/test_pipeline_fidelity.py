@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.pipeline_fidelity import Case, Round, cases, judged, metrics
+from benchmarks.pipeline_fidelity import Case, Round, cases, judge_rounds, metrics
 
 CHAIN = Case("chain", "computing", 0.5)
 
@@ -18,31 +18,31 @@ def made(measured: float, estimated: float, *, paced: float = 0.0, case: Case = 
 def test_a_disturbed_round_is_left_out_where_most_were_quiet() -> None:
     """What others disturbed counts only where half of the rounds of the case or more were disturbed."""
     quiet, disturbed = [made(50.0, 55.0)] * 3, [made(200.0, 50.0, foreign=0.1)] * 2
-    (found,) = judged([*quiet, *disturbed])
+    (found,) = judge_rounds([*quiet, *disturbed])
     assert (found["p99_error_percent_pooled"], found["disturbed"]) == (pytest.approx(10.0), 2)
-    (found,) = judged([*quiet[:2], *disturbed])
+    (found,) = judge_rounds([*quiet[:2], *disturbed])
     assert found["p99_error_percent_pooled"] < -50.0
 
 
 def test_a_case_has_the_error_of_its_middle_round_and_of_all_together() -> None:
     """A round that was slow and one that was quick, each foretold in the other's place, are one distribution."""
-    (found,) = judged([made(50.0, 80.0), made(80.0, 50.0), made(60.0, 66.0)])
+    (found,) = judge_rounds([made(50.0, 80.0), made(80.0, 50.0), made(60.0, 66.0)])
     assert found["p99_error_percent"] == pytest.approx(10.0)
     assert found["p99_error_percent_pooled"] == pytest.approx(0.0)
-    (pair,) = judged([made(50.0, 80.0), made(80.0, 50.0)])
+    (pair,) = judge_rounds([made(50.0, 80.0), made(80.0, 50.0)])
     assert pair["halves_apart_percent"] == pytest.approx(60.0)
 
 
 def test_the_worst_case_of_all_is_the_figure_with_the_aim() -> None:
     """No kind of models is left out of the largest error: what waits counts by its profile, what computes paced."""
     waiting = Case("chain", "waiting", 0.5)
-    found = metrics(judged([made(50.0, 51.0, paced=80.0, case=waiting), made(100.0, 70.0, paced=95.0)]))
+    found = metrics(judge_rounds([made(50.0, 51.0, paced=80.0, case=waiting), made(100.0, 70.0, paced=95.0)]))
     assert found["p99_error_percent_max"] == pytest.approx(5.0)
     assert found["waiting_p99_error_percent_max"] == pytest.approx(2.0)
     assert found["computing_paced_p99_error_percent_max"] == pytest.approx(5.0)
     assert found["computing_p99_error_percent_max"] == pytest.approx(30.0)
     assert found["computing_halves_apart_percent_median"] is None
-    found = metrics(judged([made(50.0, 60.0, paced=50.0, case=waiting), made(100.0, 70.0, paced=95.0)]))
+    found = metrics(judge_rounds([made(50.0, 60.0, paced=50.0, case=waiting), made(100.0, 70.0, paced=95.0)]))
     assert found["p99_error_percent_max"] == pytest.approx(20.0)
 
 

@@ -124,6 +124,7 @@ def test_a_closed_stderr_hides_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold, jobs: str) -> None:
     """Ctrl-C ends the process soon with 130 and one line, in one process or several; the same command goes on."""
@@ -254,15 +255,14 @@ def test_a_full_disk_keeps_what_was_there(
 
 def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -> None:
     """Ctrl-C before a verb has begun ends with 130 and no trace."""
-    code = (
-        "import sys, unfoldkit.cli as c\ndef run(words): raise KeyboardInterrupt\nc._started = run\nc.main(['plan'])\n"
-    )
+    code = "import sys, unfoldkit.cli as c\ndef run(words): raise KeyboardInterrupt\nc._run = run\nc.main(['plan'])\n"
     done = subprocess.run(
         [command([])[0], "-c", code], env=surroundings(), capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("words", "told"),
     [

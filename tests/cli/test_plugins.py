@@ -316,7 +316,7 @@ def test_a_new_plugin_installs_and_keeps_the_laws(unfold: Unfold, inside: Proces
     """Plugins new makes a project that installs, is listed, starts a valid spec, plans, and passes its tests."""
     made = unfold("plugins", "new", "my-kind")
     assert (made.code, made.out) == (0, "")
-    assert made.err.startswith("made unfold-my-kind\nnext: pip install -e unfold-my-kind")
+    assert made.err.startswith("created unfold-my-kind\nnext: pip install -e unfold-my-kind")
     assert unfold("plugins", "new", "my-kind").code == 2
     project, target = tmp_path / "unfold-my-kind", tmp_path / "site"
     left = [

@@ -44,6 +44,7 @@ def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert "is_authorized" in inspect.getsource(host)
 
 
+@pytest.mark.e2e
 def test_no_secret_gets_into_a_run(tmp_path: Path, unfold_process: Process) -> None:
     """Tokens and keys of the environment stand neither in the report nor in the log nor in any file of the run."""
     (tmp_path / "a.yaml").write_text(ECHO)

@@ -161,6 +161,7 @@ def test_a_kind_of_one_process_is_refused_before_any_starts(unfold_process: Proc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_a_mistake_that_only_a_process_finds_is_told_once(unfold_process: Process, tmp_path: Path) -> None:
     """What is the caller's fault ends several processes as it ends one: told once, by 2, nothing started again."""
     (tmp_path / "a.yaml").write_text((ROOT / "configs/cascade/digits.yaml").read_text())

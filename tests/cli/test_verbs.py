@@ -83,6 +83,7 @@ def test_a_run_is_of_one_kind(unfold: Unfold, spec: Path, tmp_path: Path) -> Non
     assert unfold("plan", "a.tuning.yaml", "--run", "runs/b", "--exit-zero", "--dry-run").code == 0
 
 
+@pytest.mark.e2e
 def test_a_plan_is_of_the_run_that_it_lies_in(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """A verb on the plan or spec of a run goes on in that run, whatever its name; a copy elsewhere is of runs/NAME."""
     assert unfold("plan", spec, "--run", "kept/b").code == 0
@@ -210,6 +211,7 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
     assert {"unfoldkit", "python", "numpy"} <= set(data["provenance"]["versions"])
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -225,7 +227,7 @@ def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
         (["paln", "a.yaml"], "No such command 'paln'"),
         (["report", "nonesuch"], "nonesuch: no such run (a run is a folder such as runs/digits)"),
         (["plan", "a.yaml", "--check", "a.yaml"], "a.yaml:1:1: not a plan"),
-        (["train", "a.yaml", "--out", "x.yaml"], "train of kind echo leaves no plan to write"),
+        (["train", "a.yaml", "--out", "x.yaml"], "train of kind echo makes no plan"),
         (["train", "a.yaml", "--out", "x.png"], "train of a has no plot"),
     ],
 )
@@ -260,6 +262,7 @@ samples: 100
 """  # noqa: E501
 
 
+@pytest.mark.e2e
 def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
     """Train does what a plan says that differs from what it would plan itself, as its spec or by --plan."""
     spec, plan = tmp_path / "mini.yaml", tmp_path / "plan.yaml"
@@ -303,6 +306,7 @@ def test_a_plan_of_another_kind_is_no_drift(unfold: Unfold, spec: Path, tmp_path
     assert (outcome.code, outcome.err) == (2, "plan.yaml: a plan of kind echo; the spec is of kind tuning\n")
 
 
+@pytest.mark.e2e
 def test_the_next_command_goes_on_in_the_run_that_was_named(unfold: Unfold, tmp_path: Path) -> None:
     """A command after ``next:`` names the run of --run, quoted where a shell would split it."""
     (tmp_path / "mini.yaml").write_text(TUNING, encoding="utf-8")

@@ -51,6 +51,7 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
     return list(zip(state.times[: state.done].tolist(), state.items[: state.done].tolist(), strict=True)), drained
 
 
+@pytest.mark.e2e
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_kernel_equals_the_plain_queue(case: Case) -> None:

@@ -34,6 +34,7 @@ REFUSED_AT_TRAINING = {"TunedThresholdClassifierCV"}
 NEED_MORE_LABELS = {"ClassifierChain", "MultiOutputClassifier"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_model_is_refused_before_skops_reads_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,6 +83,7 @@ def _made(cls: type[Any]) -> Any:
     return cls()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "cls"), all_estimators("classifier"))
 @pytest.mark.parametrize("labels", [2, 3])
 def test_every_classifier_is_stored_and_loaded_or_refused_at_training(name: str, cls: type[Any], labels: int) -> None:
@@ -208,6 +210,7 @@ def _types(value: Any, seen: set[int]) -> Iterator[str]:
     yield from (found for item in getattr(value, "__dict__", {}).values() for found in _types(item, seen))
 
 
+@pytest.mark.e2e
 def test_a_mutated_schema_loads_as_a_model_of_trusted_types_or_is_refused() -> None:
     """Of 2,000 mutants of our own files each is refused by our error, or loads without a call out of scikit-learn.
 

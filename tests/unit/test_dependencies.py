@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 IMPORTS = (
     "boto3", "httptools", "matplotlib.pyplot", "msgspec", "numba", "onnx", "onnxmltools", "onnxruntime", "pluggy",
@@ -14,6 +15,7 @@ IMPORTS = (
 )  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_every_dependency_imports_without_a_deprecation() -> None:
     """Importing all of them in one process raises no DeprecationWarning."""
     words = [sys.executable, "-W", "error::DeprecationWarning", "-c", f"import {', '.join(IMPORTS)}"]

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import ROOT, surroundings
 
 # what numba looks through for a folder to write to: none, as in a container whose user owns nothing
@@ -13,7 +15,7 @@ NOWHERE = "import numba.core.caching as caching; caching.CacheImpl._locator_clas
 LAZY = """
 from unfold_cascade.temporal.data import windows
 from unfold_cascade.temporal.simulation import trajectories
-trajectories._compiled(), windows._compiled()
+trajectories._compile_kernel(), windows._compile_kernel()
 """
 
 
@@ -28,6 +30,7 @@ def modules() -> list[str]:
     ]
 
 
+@pytest.mark.e2e
 def test_loops_are_compiled_where_nothing_can_be_written() -> None:
     """Every module with a compiled loop can be used where its code can be kept nowhere; it is made in memory then."""
     code = NOWHERE + "".join(f"import {name}\n" for name in modules()) + LAZY

@@ -57,6 +57,7 @@ def test_spot_is_the_newest_change_of_the_cheapest_zone() -> None:
     assert request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED).book.rows["g5.xlarge"].spot == 0.5
 
 
+@pytest.mark.e2e
 def test_prices_of_the_fake_cloud_are_refused(cloud: object) -> None:
     """Moto's spot price of 0.00001 dollars of 2006 never enters a book, and the refusal names it."""
     clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), cloud)

@@ -43,6 +43,7 @@ REPORT = Report(
 )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("renderer", builtin_renderers(), ids=lambda item: item.name)
 def test_a_format_is_the_same_bytes_for_the_same_report(renderer: object) -> None:
     """Every format renders, ends its text with one line break, and does so alike each time."""

@@ -109,6 +109,7 @@ def _drawn(rng: np.random.Generator, talks: int, of: int) -> tuple[ScoreTables, 
     return ScoreTables(question, {}, question, {}, {}, "$"), np.repeat(np.arange(talks), of)
 
 
+@pytest.mark.e2e
 def test_false_certificates_are_rare_for_clustered_rows() -> None:
     """Of 300 draws from talks that lose 20 points, few promise 18; taken row by row, many more do."""
     false = [0, 0]

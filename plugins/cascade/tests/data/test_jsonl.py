@@ -22,6 +22,7 @@ def _written(path: Path, rows: list[object]) -> Path:
     return path
 
 
+@pytest.mark.e2e
 def test_a_log_plans_as_the_same_table_in_csv(tmp_path: Path) -> None:
     """The same cases as lines of JSON give the plan and the figures that they give as CSV."""
     rows = list(csv.DictReader((CONFIGS / "api-logs.csv").read_text().splitlines()))

@@ -54,6 +54,7 @@ def raise_heart_rate(row: dict[str, str]) -> dict[str, str]:
     return row | ({"HR": str(int(row["HR"]) + 8)} if row["HR"] else {})
 
 
+@pytest.mark.e2e
 def test_similar_hours_pass_without_labels(planned: Planned, tmp_path: Path) -> None:
     """Half of the same patients, without labels, pass with the decision of the plan."""
     report = check_file(planned, write_wards(tmp_path / "half.csv", drop_labels_and_odd_patients))

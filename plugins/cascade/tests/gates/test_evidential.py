@@ -61,6 +61,7 @@ def test_gates_read_confidences_from_model_internals(tmp_path: Path, confidence:
     assert {one.name for name, one in engines.items() if name.endswith("trees")} <= {"native"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("confidence", ["evidential", "ensemble"])
 def test_over_time_predictions_are_shrunk_by_uncertainty(tmp_path: Path, confidence: str) -> None:
     """Logged answers of unseen hours are the model's own, shrunk by its confidence; the service steps as simulated."""

@@ -85,6 +85,7 @@ def test_exact_is_never_worse_than_greedy(table: Tables, budget: int) -> None:
         assert front.loss[point] <= found.loss + 1e-12
 
 
+@pytest.mark.e2e
 @given(tables(), st.integers(0, 12))
 @settings(max_examples=60)
 def test_greedy_uses_the_smallest_budget(table: Tables, wrong: int) -> None:

@@ -57,6 +57,7 @@ def test_unknown_operations_suggest_measured_latency() -> None:
         cost.count_flops(_fitted("sklearn.gaussian_process.GaussianProcessClassifier"), 4)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", sorted(estimators.SHORT_NAMES))
 def test_every_short_name_is_fitted_stored_and_loaded_without_change(name: str) -> None:
     """A model gives the same probabilities after it was stored and loaded."""

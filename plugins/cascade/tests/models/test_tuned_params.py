@@ -63,6 +63,7 @@ def test_a_trained_cascade_does_not_need_its_tuning_run(tmp_path: Path) -> None:
         train(spec, replace(run, directory=RunDir(tmp_path / "other")))
 
 
+@pytest.mark.e2e
 def test_confidence_over_time_is_checked_too(tmp_path: Path) -> None:
     """The stages of a cascade over time take what was found as well."""
     tuning(tmp_path / "sha")

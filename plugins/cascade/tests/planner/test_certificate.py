@@ -198,6 +198,7 @@ def _patients(rng: np.random.Generator, patients: int, mean: float) -> tuple[Int
     return entity, (rng.random(len(entity)) < worse[entity]).astype(np.float64)
 
 
+@pytest.mark.e2e
 def test_clustered_guarantees_hold_at_their_confidence() -> None:
     """A cascade on the verge is certified in at most delta of 300 calibrations by patient, by hour far more often."""
     trials, verge = 300, EPSILON + 1e-3

@@ -48,6 +48,7 @@ def test_a_label_guarantee_protects_a_rare_label(tmp_path: Path) -> None:
     assert ', of "ill" ≤ 15 with' in dict(held.lines)["certificate"]
 
 
+@pytest.mark.e2e
 def test_a_refusal_names_the_binding_label_and_the_relaxation(tmp_path: Path) -> None:
     """Where a label's promise alone stands in the way, allowing what is named lets the plan pass, and no less."""
     refused = _planned(tmp_path, "goal.max_loss_of={ill: 1%}")
@@ -73,6 +74,7 @@ def test_contradictory_guarantees_are_errors(tmp_path: Path, settings: tuple[str
         _planned(tmp_path, *settings)
 
 
+@pytest.mark.e2e
 def test_certified_points_break_guarantees_at_most_at_delta() -> None:
     """Over many calibrations a point that breaks any promise is certified in at most delta of them."""
     rng, false = np.random.default_rng(1), 0

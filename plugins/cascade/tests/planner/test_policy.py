@@ -81,6 +81,7 @@ def test_front_points_equal_following_their_policy(seed: int) -> None:
         assert float(outcome.cost.mean()) == pytest.approx(cost)
 
 
+@pytest.mark.e2e
 @given(st.integers(0, 10_000))
 def test_second_stages_equal_brute_force(seed: int) -> None:
     """With a one-model first question the front equals brute force over all second steps of both groups."""

@@ -117,6 +117,7 @@ def test_missing_confidence_never_passes_the_gate() -> None:
     assert fitted(np.array([-np.inf, 0.1]), np.zeros(2, dtype=int)).tolist() == [-np.inf, 1.0]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("learnt", ["", "soft, induction"])
 def test_logs_with_gaps_are_planned_on_raw_confidences_too(planned: Any, learnt: str, tmp_path: Path) -> None:
     """Services that did not answer some rows are searched with max-probability and learnt gates as well."""

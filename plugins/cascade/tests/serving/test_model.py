@@ -73,6 +73,7 @@ def probe_of(loaded: LoadedPlan, run: Run) -> onnx_runtime.Probe:
     return load_probe(loaded.problem.data, loaded.problem.dataset, run.directory)
 
 
+@pytest.mark.e2e
 def test_answers_routes_and_costs_are_those_of_the_plan(served: Any) -> None:
     """Every row set aside gets the answer, the exits and the cost that the plan gave it, and a route that adds up."""
     loaded, run, model, engines = served

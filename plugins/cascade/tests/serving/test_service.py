@@ -68,6 +68,7 @@ def _asked(url: str, rows: np.ndarray) -> tuple[int, Any]:
     return _post(f"{url}/v2/models/tumours/infer", json.dumps({"inputs": [tensor]}).encode())
 
 
+@pytest.mark.e2e
 def test_the_service_is_live_ready_and_describes_itself(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Health, metadata, metrics and the OpenAPI document answer."""
     url, _, _ = served
@@ -138,6 +139,7 @@ def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Po
     assert _post(f"{url}/v2/models/other/infer", b"{}")[0] == 404
 
 
+@pytest.mark.e2e
 def test_sigterm_exits_with_0(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """A service ends cleanly on SIGTERM (last of this module: it ends the service)."""
     _, _, process = served

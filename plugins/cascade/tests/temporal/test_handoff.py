@@ -50,6 +50,7 @@ def count_calls(solution: Solution, policy: Policy, parallel: list[bool]) -> Int
     return calls[0] + calls[1]
 
 
+@pytest.mark.e2e
 def test_paths_contain_every_simulated_call(solution: Solution) -> None:
     """Models on the paths are called as often as in the plan's simulation, and every hour has a path."""
     data = build_exits(solution)

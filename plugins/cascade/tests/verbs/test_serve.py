@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.e2e
 def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
     """What train names next answers with labels and routes, ends with 0, and answers the same after a restart."""
     x = np.asarray(load_breast_cancer().data)[:40]
@@ -62,6 +63,7 @@ def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
         assert sum(outputs["route_cost"]["data"][row]) == pytest.approx(outputs["cost"]["data"][row])
 
 
+@pytest.mark.e2e
 def test_plans_and_specs_can_be_served(trained: Path) -> None:
     """The plan of the run and the spec that it was trained with lead to the same service."""
     for what in ("runs/tumours/plan.yaml", str(TUMOURS)):
@@ -69,6 +71,7 @@ def test_plans_and_specs_can_be_served(trained: Path) -> None:
             assert ask(f"{place}/v2/models/tumours")["parameters"]["serves"] == "cascade"
 
 
+@pytest.mark.e2e
 def test_an_untrained_spec_is_not_served(tmp_path: Path) -> None:
     """Without training, serve ends with 2, says what to do, and leaves no spec in the run."""
     done = unfold(tmp_path, "serve", str(TUMOURS), "--port", "0")

@@ -111,6 +111,7 @@ def test_a_killed_run_resumes_to_the_same_report(trained: tuple[Path, Report], t
     assert _text(report, tmp_path) == _text(trained[1], trained[0])
 
 
+@pytest.mark.e2e
 def test_two_workers_give_the_same_report_as_one(trained: tuple[Path, Report], tmp_path: Path) -> None:
     """Where the models are fitted changes nothing."""
     report = train(spec_of(TUMOURS), run_in(tmp_path, engine=LocalEngine(2)))
@@ -193,6 +194,7 @@ def test_recorded_labels_may_be_rare(tmp_path: Path) -> None:
         train(_table_spec(tmp_path), run_in(tmp_path / "fitted", base=tmp_path))
 
 
+@pytest.mark.e2e
 def test_recorded_answers_are_gated_by_the_better_score(tmp_path: Path) -> None:
     """Without a word on confidence and order, logs are searched on both scores and in every order."""
     said = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=either", "gates.order=all")
@@ -235,6 +237,7 @@ def test_a_table_with_semicolons_reads_as_one_with_commas(tmp_path: Path) -> Non
     assert {name: cells.tolist() for name, cells in one.items()} == {n: cells.tolist() for n, cells in other.items()}
 
 
+@pytest.mark.e2e
 def test_parquet_and_csv_give_the_same_cascade(tmp_path: Path) -> None:
     """The same table as CSV and as Parquet gives the same answers."""
     pyarrow = pytest.importorskip("pyarrow")
@@ -310,6 +313,7 @@ def test_invalid_tables_give_one_error(tmp_path: Path, text: str, told: str) -> 
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
 
 
+@pytest.mark.e2e
 def test_certificates_hold_over_resampled_calibrations() -> None:
     """Over 1,000 calibrations drawn from a known population the promised loss is exceeded in at most δ of them."""
     from unfold_cascade.planner import certificate

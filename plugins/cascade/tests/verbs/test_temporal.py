@@ -29,6 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Report]:
     return run, train(spec_of(CONFIGS / "wards.yaml"), run)
 
 
+@pytest.mark.e2e
 def test_plan_refits_no_model(trained: tuple[Run, Report]) -> None:
     """After training, planning for another goal reads the stored models and writes none."""
     run, _ = trained
@@ -55,6 +56,7 @@ def test_report_rows_have_unique_names(trained: tuple[Run, Report]) -> None:
         assert len(names) == len(set(names)) > 1, name
 
 
+@pytest.mark.e2e
 def test_another_split_refits_the_models(trained: tuple[Run, Report], tmp_path: Path) -> None:
     """A run with models of another split fits them again and ends like a fresh run."""
     shutil.copytree(trained[0].directory.path, tmp_path / "run")
@@ -98,6 +100,7 @@ def records(tmp_path: Path) -> Path:
     return tmp_path / "training_setA"
 
 
+@pytest.mark.e2e
 @pytest.mark.shared
 def test_real_records_give_a_cheaper_cascade(records: Path, tmp_path: Path) -> None:
     """On 400 real patients the shipped spec with small models gives a cheaper cascade and every documented metric."""

@@ -65,6 +65,7 @@ def cases(draw: st.DrawFn) -> tuple[EngineRequests, EngineLimits]:
     return requests, limits
 
 
+@pytest.mark.e2e
 @settings(max_examples=200)
 @given(cases())
 def test_kernel_and_reference_agree_on_every_token(case: tuple[EngineRequests, EngineLimits]) -> None:

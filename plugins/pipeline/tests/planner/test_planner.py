@@ -338,6 +338,7 @@ def test_interval_contains_the_percentile_and_critical_shares_add_up() -> None:
     assert all(0 <= time.waiting_s <= time.mean_s <= time.p99_s or time.p99_s == 0 for time in times)
 
 
+@pytest.mark.e2e
 def test_intervals_of_short_samples_cover_the_true_percentile() -> None:
     """Most intervals of a hundred bursty one-minute samples contain the true percentile."""
     pipeline, plan = chain((option("gpu", 0.65, 0.035, 0.0185, 8),)), (StageConfig(0, 8, 1),)

@@ -136,6 +136,7 @@ def test_temporal_cascade_is_entered_at_several_stages(tmp_path: Path, run: Run)
     assert lines["idle"].startswith("20 % of the hours")
 
 
+@pytest.mark.e2e
 def test_unusable_cascade_is_reported_at_its_line(tmp_path: Path) -> None:
     """A cascade that cannot be planned is reported at the line that names it, with exit code 2."""
     sticky(tmp_path)
@@ -159,6 +160,7 @@ def test_report_names_the_origin_of_latencies(tmp_path: Path, run: Run) -> None:
     assert options[0].latency_s.tolist() == pytest.approx([0, 2e-3, 4e-3])
 
 
+@pytest.mark.e2e
 def test_profile_of_a_retrained_model_is_rejected(tmp_path: Path, run: Run) -> None:
     """A profile measures the models of the run and is rejected once the run holds another model."""
     directory = cascade(tmp_path, models=exits_of()["models"][:1], ways=[{"models": [0], "cases": 100}])
@@ -291,6 +293,7 @@ def test_contradictions_with_a_cascade_are_rejected() -> None:
         spec_of(SPEC.replace("max_batch", "max_bath"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("spec", ["plugins/cascade/unfold_cascade/examples/tumours.yaml", "configs/cascade/wards.yaml"])
 def test_trained_cascade_is_planned_and_replayed(tmp_path: Path, spec: str) -> None:
     """A trained cascade, temporal or not, is planned and replayed by three commands without losing a query."""

@@ -173,6 +173,7 @@ def test_query_is_answered_by_the_stages_of_its_route(make: Make) -> None:
     assert 0 < len(second) < len(found)
 
 
+@pytest.mark.e2e
 def test_replicas_change_under_traffic_without_loss(make: Make) -> None:
     """Replicas are added and removed under traffic, and every query is answered."""
 
@@ -187,6 +188,7 @@ def test_replicas_change_under_traffic_without_loss(make: Make) -> None:
     assert measured.replaced == 0
 
 
+@pytest.mark.e2e
 def test_batch_size_changes_under_traffic(make: Make) -> None:
     """A replica serves batches of four as planned, and of up to eight once set, without a restart."""
 
@@ -223,6 +225,7 @@ def test_batch_size_changes_under_traffic(make: Make) -> None:
     assert replaced == 0
 
 
+@pytest.mark.e2e
 def test_killed_replica_is_replaced_without_loss(make: Make) -> None:
     """A replica that is killed under traffic is replaced, and every admitted query is answered."""
 
@@ -238,6 +241,7 @@ def test_killed_replica_is_replaced_without_loss(make: Make) -> None:
     assert measured.lost == 0
 
 
+@pytest.mark.e2e
 def test_rule_scales_with_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas."""
     planned = trace(5.0, 20.0)
@@ -274,6 +278,7 @@ def test_query_at_a_failing_model_ends(make: Make) -> None:
     assert asyncio.run(scene()) is None
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", ["stuck", "deadly"])
 def test_hung_replica_is_replaced(make: Make, how: str) -> None:
     """Of the rows in a batch, only the one on which the model hangs or dies fails; the others are answered."""

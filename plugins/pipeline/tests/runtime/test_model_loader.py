@@ -89,6 +89,7 @@ def test_truncated_model_is_reported_with_stage_and_file(tmp_path: Path, run: Ru
         assert str(error.value).count("\n") == 0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", ENDS)
 def test_replica_that_dies_while_starting_is_reported(tmp_path: Path, how: str) -> None:
     """A process that ends before it is ready is reported with stage and exit status, and no process remains."""
@@ -103,6 +104,7 @@ def test_replica_that_dies_while_starting_is_reported(tmp_path: Path, how: str) 
     assert not runtime.stages[0].workers
 
 
+@pytest.mark.e2e
 def test_service_that_cannot_start_exits_with_2(tmp_path: Path) -> None:
     """Serving a model that dies while starting exits with 2 and the position in the spec, without a traceback."""
     (tmp_path / "dying.py").write_text(ENDS["exit"][0])

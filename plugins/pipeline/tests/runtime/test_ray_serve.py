@@ -49,6 +49,7 @@ class Mortal:
         self.inside = [other for other in self.inside if not other.done()]
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_row_that_kills_replicas_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Ray Serve, a row that kills two replicas fails, and no other row does."""

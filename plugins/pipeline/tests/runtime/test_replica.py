@@ -165,6 +165,7 @@ def test_model_errors_end_no_process(tmp_path: Path, name: str) -> None:
     assert ready[0] == 200
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "patience"), [("deadly", math.inf), ("stuck", 2.0)])
 def test_row_that_kills_its_process_fails_alone(tmp_path: Path, name: str, patience: float) -> None:
     """A row that ends or blocks the process of its model gets 500; the other rows are answered."""
@@ -187,6 +188,7 @@ def test_row_that_kills_its_process_fails_alone(tmp_path: Path, name: str, patie
     assert running.count_replaced() >= 2
 
 
+@pytest.mark.e2e
 def test_replicas_restart_after_repeated_deaths(tmp_path: Path) -> None:
     """After the last of many idle replicas has died, queries are rejected at once, and answered after a delay."""
     running = runtime(tmp_path, "picky")
@@ -304,6 +306,7 @@ def test_metrics_and_page_count_every_outcome(tmp_path: Path) -> None:
     }.items()
 
 
+@pytest.mark.e2e
 def test_missing_replicas_start_when_processes_are_available_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

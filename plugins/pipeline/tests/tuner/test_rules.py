@@ -50,6 +50,7 @@ def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sa
     return draw_sample(GRAPH, arrivals, np.random.default_rng([seed, 1]))
 
 
+@pytest.mark.e2e
 def test_slice_of_a_sample_keeps_times_and_routes() -> None:
     """Without waiting, the queries of a slice take as long as in the complete sample."""
     sample = traffic([30.0, 90.0])
@@ -68,6 +69,7 @@ def random_targets(sample: Sample, seed: int) -> ScalingTargets:
     return ScalingTargets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
 
 
+@pytest.mark.e2e
 def test_constant_targets_equal_the_plan() -> None:
     """With constant replicas, a simulated trace has the latencies of the estimator and the cost of the plan."""
     sample = traffic([30.0, 90.0])
@@ -167,6 +169,7 @@ def test_rules_keep_the_plan_on_planned_traffic() -> None:
         assert [set(counts.tolist()) for counts in targets.replicas] == [{choice.replicas} for choice in PLAN]
 
 
+@pytest.mark.e2e
 def test_rules_follow_a_step() -> None:
     """When the rate triples, every rule orders more at every stage; the literal formula no less than the ratio."""
     sample, live = traffic([40.0] * 3), traffic([40.0, 120.0, 120.0], seed=4)
@@ -218,6 +221,7 @@ def test_calibrated_settings_meet_the_miss_rate() -> None:
     assert played.miss_rate(own.slo_s) <= MAX_MISS_RATE
 
 
+@pytest.mark.e2e
 def test_rules_keep_the_plan_on_every_planned_sample() -> None:
     """No planned sample makes a rule of InferLine scale up, and their order does not matter."""
     samples = [traffic([20.0] * 3, seed=5), traffic([60.0] * 3), traffic([40.0] * 3, seed=6)]

@@ -390,6 +390,7 @@ print(int(peak.split()[1]) / 2**20)
 """
 
 
+@pytest.mark.e2e
 def test_million_queries_need_less_than_a_gibibyte() -> None:
     """Estimating a million queries through four stages under three plans stays below 1 GiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=250)

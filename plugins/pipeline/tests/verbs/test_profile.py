@@ -111,6 +111,7 @@ def test_batch_sizes_are_powers_of_two_and_the_largest() -> None:
     assert list_batch_sizes(12) == (1, 2, 4, 8, 12)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
 def test_profile_is_repeated_when_pinning_changes(tmp_path: Path) -> None:
     """A profile of a replica that moves between cores is not used for a pinned one."""
@@ -138,6 +139,7 @@ def test_sizes_and_cores_are_measured_in_turn(tmp_path: Path) -> None:
         assert {core for rows, core in calls if rows == size} == set(cores[:: max(1, len(cores) // ROUNDS)][:ROUNDS])
 
 
+@pytest.mark.e2e
 def test_changed_code_is_profiled_again(tmp_path: Path) -> None:
     """A profile is valid only while the module of the function is unchanged."""
     spec, run = surroundings(tmp_path)

@@ -147,6 +147,7 @@ stages:
 """
 
 
+@pytest.mark.e2e
 def test_replay_reports_measured_and_estimated_latencies(tmp_path: Path) -> None:
     """A replay on real processes loses no query and reports both sides."""
     (tmp_path / "served.py").write_text(CODE)
@@ -247,6 +248,7 @@ def test_partial_batch_is_delayed(tmp_path: Path) -> None:
     assert more[1] == 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("policy", ["paper", "ratio", "table"])
 def test_estimate_uses_the_replicas_that_served(tmp_path: Path, policy: str) -> None:
     """If a rule adds replicas in a replay, the estimate uses them and is better than that of the plan."""

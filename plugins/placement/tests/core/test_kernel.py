@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ TASKS = st.lists(
 PLACES = st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 3)), st.integers(0, 3), max_size=8)
 
 
+@pytest.mark.e2e
 @given(NODES, TASKS, PLACES, st.integers(0, 3))
 @settings(max_examples=300, deadline=None)
 def test_the_kernel_equals_the_reference_implementation(

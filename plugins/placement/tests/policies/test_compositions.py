@@ -29,6 +29,7 @@ def stopped(found: SimulationResult) -> Counter[str]:
     return Counter(found.tasks[row].job for row in rows)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("order", [{"priority": {}}, {"quota": {"quotas": {"y": 1}}}])
 def test_a_preempted_task_runs_near_its_data_again(order: dict[str, Any]) -> None:
     """Whoever makes room waits for a node with its data anew, not for ever."""
@@ -61,6 +62,7 @@ def test_gangs_start_with_policies_that_watch_starts(seed: int) -> None:
     assert not run(cluster(3), tasks, avoid={}, gang={"patience": "4 s"}).stuck
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("more", [{}, {"priority": {}}, {"drf": {}}])
 def test_value_places_every_task_of_a_gang(more: dict[str, Any]) -> None:
     """Two tasks that start together are not both promised the one GPU on which either would end first."""
@@ -70,6 +72,7 @@ def test_value_places_every_task_of_a_gang(more: dict[str, Any]) -> None:
     assert set(starts(run(nodes, job("a", 2), value={}, gang={}, **more)).values()) == {0.0}
 
 
+@pytest.mark.e2e
 @given(st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
 def test_gangs_under_value_never_wait_forever(seed: int) -> None:

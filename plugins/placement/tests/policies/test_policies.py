@@ -46,6 +46,7 @@ ORDERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("more", [{}, GANG, {**GANG, "pack": {"level": "rack", "fallback": ["any after 5 s"]}}])
 @given(st.integers(0, 10_000))

@@ -183,6 +183,7 @@ def test_an_installed_policy_is_found_by_its_entry_point(tmp_path: Path, monkeyp
     assert answer(tmp_path, "{own: {policy: waits, options: {word: y}}}").verdict is Verdict.YES
 
 
+@pytest.mark.e2e
 def test_an_unsatisfiable_composition_is_reported_with_its_line(tmp_path: Path) -> None:
     """The error of a refused composition names the file and the line of the policy."""
     spec = tmp_path / "wide.yaml"

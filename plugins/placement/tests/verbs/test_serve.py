@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.served import serving
 
 SPEC = """version: 1
@@ -32,6 +34,7 @@ def asked(place: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]
     raise AssertionError("it never came")
 
 
+@pytest.mark.e2e
 def test_the_status_explains_waiting_tasks(tmp_path: Path) -> None:
     """What runs where, who waits for which name, and since when; SIGTERM ends it cleanly."""
     (tmp_path / "spec.yaml").write_text(SPEC, "utf-8")

@@ -31,6 +31,7 @@ def test_hits_and_misses_sum_to_the_weights(case: tuple[SubnetLayers, Accelerato
     assert (miss >= 0).all()
 
 
+@pytest.mark.e2e
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.floats(1, 10))
 def test_more_resources_are_never_slower(case: tuple[SubnetLayers, Accelerator, IntArray], factor: float) -> None:

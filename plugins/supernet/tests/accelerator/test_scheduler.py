@@ -98,6 +98,7 @@ def test_either_policy_meets_both_targets_where_possible(seed: int, room: int) -
         assert played.both == pytest.approx(able.any(axis=0).mean())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("keep", ["avgnet", "least-latency"])
 def test_equal_scores_leave_the_cache_unchanged(keep: str) -> None:
     """The cached subgraph is not exchanged for an equally good one, because a refill has a cost."""

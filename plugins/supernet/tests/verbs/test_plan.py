@@ -17,6 +17,7 @@ def plan_study(folder: Path, extra: str = "") -> Report:
     return plan(parse_spec(text), make_run(folder, seed=1))
 
 
+@pytest.mark.e2e
 def test_plan_reports_savings_at_every_buffer_size(tmp_path: Path) -> None:
     """Savings are reported at the spec's buffer and at every size of the sweep, and the decision fits the buffer."""
     report = plan_study(tmp_path)
@@ -51,6 +52,7 @@ def test_plan_reports_the_strategy_of_the_spec(tmp_path: Path, keep: str, row: i
     assert keep == "fixed" or keep in report.headline
 
 
+@pytest.mark.e2e
 def test_proposed_deadline_is_feasible(tmp_path: Path) -> None:
     """A deadline that no subnet meets is refused, and the proposed one is met."""
     report = plan_study(tmp_path, ", deadline: 0.1 ms")

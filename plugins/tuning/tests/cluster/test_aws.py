@@ -197,6 +197,7 @@ def test_a_plan_runs_on_rented_instances(ec2: Any, tmp_path: Path, monkeypatch: 
     assert not list_instances(ec2, "running", "pending")
 
 
+@pytest.mark.e2e
 def test_the_next_attempt_terminates_what_a_killed_driver_left(ec2: Any, endpoint: str, tmp_path: Path) -> None:
     """A killed driver leaves instances; doctor finds them; the resumed run bills and terminates them all."""
     before = {item["InstanceId"] for item in list_instances(ec2)}
@@ -224,6 +225,7 @@ def test_the_next_attempt_terminates_what_a_killed_driver_left(ec2: Any, endpoin
         assert finished
 
 
+@pytest.mark.e2e
 def test_doctor_finds_orphans(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instance of a run in this folder without a driver is an orphan; one whose driver lives is not."""
     monkeypatch.chdir(tmp_path)
@@ -259,6 +261,7 @@ def test_user_data_schedules_a_shutdown_and_joins_ray() -> None:
     assert '\\"unfold-$ID\\": 1' in lines[-1]
 
 
+@pytest.mark.e2e
 def test_termination_times_are_parsed_from_sentences() -> None:
     """AWS reports the end of an instance in a sentence; without one it is unknown."""
     gone = {"State": {"Name": "terminated"}, "StateTransitionReason": "User initiated (2026-11-24 21:00:00 GMT)"}

@@ -43,6 +43,7 @@ def test_every_iteration_runs_once_and_the_best_wins(tmp_path: Path) -> None:
     assert report.metrics["best_metric"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
 
 
+@pytest.mark.e2e
 def test_the_cluster_follows_the_plan(tmp_path: Path) -> None:
     """A plan of 3, 1, 2 instances holds that many in each stage, and every lifetime is billed."""
     machine = Machine("p", 1, 3600.0, max_instances=3, billing=Billing(0.0, 0.0))
@@ -78,6 +79,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
         assert second.metrics[name] == first.metrics[name]
 
 
+@pytest.mark.e2e
 def test_a_killed_driver_continues(tmp_path: Path) -> None:
     """After kill -9 at random moments the winner is the same, lifetimes are closed, and little runs twice."""
     spec = tmp_path / "t.yaml"

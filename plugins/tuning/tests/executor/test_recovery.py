@@ -42,6 +42,7 @@ def test_losses_with_progress_between_are_not_added_up(tmp_path: Path) -> None:
     assert report.verdict is Verdict.YES
 
 
+@pytest.mark.e2e
 def test_the_job_is_replanned_as_soon_as_a_node_is_lost(tmp_path: Path) -> None:
     """Slower than the profile and a node short, the stage would be late: it continues with more instances."""
     search = "{algorithm: custom, stages: [{trials: 4, iters: 50}, {trials: 1, iters: 4}]}"

@@ -29,6 +29,7 @@ def test_the_next_best_trial_replaces_a_dropped_one(tmp_path: Path) -> None:
     assert report.metrics["best_metric"].value == pytest.approx(ceilings[-2] * (1 - 0.5**12))
 
 
+@pytest.mark.e2e
 def test_only_the_trial_that_ends_its_process_is_dropped(tmp_path: Path) -> None:
     """A trial that takes its node down three times is dropped; the trials on the same node are not."""
     text = SPEC.replace("sleeper:train", "sleeper:deadly").replace("accelerators: 1", "accelerators: 2")

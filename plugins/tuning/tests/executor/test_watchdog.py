@@ -18,6 +18,7 @@ def _hanging_spec(seconds: float) -> str:
     return SPEC.replace('"sleeper:train"', f'"sleeper:hanging", timeout: {seconds} s').replace("30 s", "5 min")
 
 
+@pytest.mark.e2e
 def test_a_hanging_trial_is_reported_and_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -64,6 +64,7 @@ def test_costs_match_an_independent_search(name: str) -> None:
         assert [plan.mean_cost_usd for plan in plans if plan] == pytest.approx(expected, abs=0.006), factor
 
 
+@pytest.mark.e2e
 @settings(max_examples=60, deadline=None)
 @given(jobs.small_jobs())
 def test_the_frontier_is_that_of_all_plans(job: jobs.Job) -> None:
@@ -80,6 +81,7 @@ def test_the_frontier_is_that_of_all_plans(job: jobs.Job) -> None:
         assert simulate_plan(model, plan).mean_cost_usd == pytest.approx(cost_usd, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("minimum", [0.0, 3600.0])
 def test_spot_frontier_costs_match_simulated_plans(minimum: float) -> None:
     """The cost of a spot plan in the search, replacements included, is that of simulating the plan."""

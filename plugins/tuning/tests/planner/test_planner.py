@@ -28,6 +28,7 @@ from unfold_tuning.simulator.plan_cost import simulate_plan, simulate_plans
 from unfoldkit.catalog.billing import Billing
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", list(jobs.JOBS))
 def test_guarantees_hold_on_fresh_runs(name: str) -> None:
     """A plan selected for 95 % on one seed is on time in at least 93 % of fresh runs from another seed."""
@@ -55,6 +56,7 @@ def test_bound_exact_greedy_and_static_are_ordered_by_cost(name: str, factor: fl
     assert exact_usd <= greedy_usd + 1e-9 <= baselines.static.plan.mean_cost_usd + 2e-9
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("per", ["instance", "function"])
 @pytest.mark.parametrize("trial_cv", [0.05, 0.5])
 def test_plans_are_nearly_the_cheapest_of_all(per: Literal["instance", "function"], trial_cv: float) -> None:

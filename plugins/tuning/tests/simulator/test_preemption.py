@@ -33,6 +33,7 @@ def simulate_events(rate: float, checkpoint_iters: int, runs: int) -> npt.NDArra
     return ends
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("rate", "checkpoint_iters"), [(0.05, 10), (0.2, 10), (1.0, 5), (1.0, 20), (4.0, 1)])
 def test_delays_match_an_event_simulation(rate: float, checkpoint_iters: int) -> None:
     """Mean, spread and slow tail of a long spot trial are within a few percent of a simulation of every preemption."""

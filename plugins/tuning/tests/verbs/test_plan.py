@@ -82,6 +82,7 @@ def test_a_budget_that_is_too_small_has_a_relaxation(tmp_path: Path) -> None:
     assert "budget" in dict(report.lines)["minimal relaxation"]
 
 
+@pytest.mark.e2e
 def test_either_market_costs_the_cheaper_of_both(tmp_path: Path) -> None:
     """A plan on either market costs as much as the cheaper of the two alone."""
     costs = {

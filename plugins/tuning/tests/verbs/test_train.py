@@ -26,6 +26,7 @@ from unfoldkit.engines.local import LocalEngine
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("policy", "nodes"),
     [("", 1), ("placement: {gang: trial, pack: node}\n", 1), ("placement: {spread: {by: node}}\n", 2)],

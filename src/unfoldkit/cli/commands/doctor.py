@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -74,7 +75,7 @@ def _run(check: Check) -> CheckResult:
 def _check_packages() -> CheckResult:
     missing = []
     for line in importlib.metadata.requires("unfoldkit") or ():
-        name = line.split(";")[0].split(">")[0].split("[")[0].strip()
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
         if "extra ==" not in line and not list(importlib.metadata.distributions(name=name)):
             missing.append(name)
     message = f"missing: {', '.join(missing)}" if missing else "all installed"

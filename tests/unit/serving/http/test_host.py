@@ -276,6 +276,7 @@ def test_a_refused_request_costs_only_itself() -> None:
     assert 'unfold_requests_total{code="429",model="total"} 8.0' in counted
 
 
+@pytest.mark.e2e
 def test_a_long_overload_answers_each_request_once() -> None:
     """Of clients that ask again and again, whole or in pieces, each gets as many answers as it asked; none is odd."""
     statuses: list[int] = []
@@ -314,6 +315,7 @@ def _in_pieces(wire: socket.socket, data: bytes) -> Reply:
     return read(wire)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("delay", ["0", "0.02"])
 @pytest.mark.parametrize("headers", ["", "x-long-way: yes\r\nexpect:\r\n"])
 def test_sigterm_under_load_loses_no_accepted_request(delay: str, headers: str) -> None:
@@ -377,6 +379,7 @@ def _hour(when: int, value: float) -> dict[str, Any]:
     return {"inputs": [x], "parameters": {"entity": "p", "time": when}}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_keeps_what_was_known(tmp_path: Path, how: signal.Signals) -> None:
     """After a stop or a kill the next server goes on where the last answer was; late hours stay late."""
@@ -391,6 +394,7 @@ def test_a_restart_keeps_what_was_known(tmp_path: Path, how: signal.Signals) -> 
         assert json.loads(found["outputs"][0]["data"][0]) == [[0, 1.5], [1, 1.5], [2, 1.5], [3, 2.5]]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("words", [(), ("processes=2",)])
 def test_a_terminal_that_is_closed_ends_the_server_as_sigterm_does(words: tuple[str, ...]) -> None:
     """On SIGHUP what was sent is answered before the end, by one process and by several."""

@@ -79,6 +79,7 @@ def test_health_is_told_to_everybody(total: Server) -> None:
         assert read(wire).status == 200
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("path", [INFER, SLOW])
 def test_who_bears_the_token_is_heard_under_any_name(path: str) -> None:
     """Where a token is asked for, a proxy may hand on the name that it is called by."""

@@ -16,10 +16,10 @@ from unfoldkit.serving.state.store import EntityState, State, open_store
 WRITER = """
 import sys
 from pathlib import Path
-from unfoldkit.serving.state.store import Memory, State, open_store
+from unfoldkit.serving.state.store import EntityState, State, open_store
 store = open_store(Path(sys.argv[1]), made_from="a")
 for time in range(10**9):
-    store.write({name: Memory(State(time, str(time).encode()), None) for name in ("p", "q")})
+    store.write({name: EntityState(State(time, str(time).encode()), None) for name in ("p", "q")})
     print(time, flush=True)
 """
 

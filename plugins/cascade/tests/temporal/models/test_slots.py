@@ -33,6 +33,7 @@ def test_models_learn_only_from_rows_of_their_stage(seed: int) -> None:
         assert select_rows_in_stage(highest, since, s, is_parallel=True, fresh_h=np.inf).all()
 
 
+@pytest.mark.e2e
 def test_learning_the_utility_weighs_rows_by_their_gain(tmp_path: Path) -> None:
     """Labels say whether an alert pays, weights how much; hours without a difference are left out."""
     spec, run = spec_of(CONFIGS / "wards.yaml", "stages[1].learn=utility"), run_in(tmp_path)

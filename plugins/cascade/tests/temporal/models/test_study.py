@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from plugins.cascade.tests.runs import run_in
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -16,6 +17,7 @@ from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
 
+@pytest.mark.e2e
 def test_no_entity_is_in_two_parts(search: SearchResult) -> None:
     """Train, calibrate and test share no entity and together hold every hour."""
     study = search.study

@@ -70,6 +70,7 @@ def _best_utility(cohort: Cohort, max_cost: float) -> float:
     return max(utilities)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("noise", [(0.5, 1.5), (1.0, 1.0), (1.5, 0.5)])
 def test_alarms_of_a_chain_are_near_the_best_of_all_cuts(noise: tuple[float, float]) -> None:
     """At each cost some alarm reaches nearly the utility of any cut, also if the first model is the better one.

@@ -26,6 +26,7 @@ def test_swapped_parts_evaluate_other_patients(search: SearchResult) -> None:
     assert evaluate_solution(swapped).latched.quality.bill != evaluate_solution(search).latched.quality.bill
 
 
+@pytest.mark.e2e
 def test_other_baselines_are_reported_and_change_nothing(wards: TrainedWards, tmp_path: Path) -> None:
     """With another baseline the decision is bit-identical, and its metrics are in the report."""
     spec, run = spec_of(CONFIGS / "wards.yaml", BASELINE), run_in(tmp_path / "run")

@@ -168,6 +168,7 @@ def list_requests(trained: Trained) -> list[tuple[int, int, int]]:
     return [item[1:] for item in sorted(found)]
 
 
+@pytest.mark.e2e
 def test_server_equals_the_simulation(trained: Trained) -> None:
     """Through a stop and a kill -9, stage, calls and price of mixed test hours equal the simulation."""
     expected, requests = simulate_plan(trained), list_requests(trained)
@@ -197,6 +198,7 @@ def test_server_equals_the_simulation(trained: Trained) -> None:
     assert total == pytest.approx(price.sum())
 
 
+@pytest.mark.e2e
 def test_late_hours_are_rejected_and_repeated_hours_correct(trained: Trained) -> None:
     """An hour before the last gets 409; the last hour sent again gets the same answer, or corrects the state."""
     hours = trained.x[:4]
@@ -313,6 +315,7 @@ def test_deviating_models_are_not_served(trained: Trained) -> None:
         verify_replay(plan, other)
 
 
+@pytest.mark.e2e
 def test_baseline_is_served_without_a_certificate(trained: Trained, tmp_path: Path) -> None:
     """Without a certified cascade the latched baseline answers."""
     copy_run(trained, tmp_path / "runs" / "wards")
@@ -331,6 +334,7 @@ def test_baseline_is_served_without_a_certificate(trained: Trained, tmp_path: Pa
     assert stage == base.stage[:end].tolist()
 
 
+@pytest.mark.e2e
 def test_states_of_another_plan_are_rejected(trained: Trained, tmp_path: Path) -> None:
     """States of another plan are not read: serve exits with 2 and names the file to delete."""
     copy_run(trained, tmp_path / "wards")
@@ -342,6 +346,7 @@ def test_states_of_another_plan_are_rejected(trained: Trained, tmp_path: Path) -
     assert "another plan wrote these entity states" in done.stderr
 
 
+@pytest.mark.e2e
 def test_untrained_cascades_are_not_served(tmp_path: Path) -> None:
     """Without training, serve exits with 2 and a hint."""
     done = unfold(tmp_path, "serve", str(WARDS), "--port", "0")

@@ -18,6 +18,7 @@ def world(request: pytest.FixtureRequest) -> World:
     return draw_world(request.param)
 
 
+@pytest.mark.e2e
 def test_bill_is_the_sum_of_calls_and_purchases(world: World) -> None:
     """The bill is the mean over hours of calls times their cost and purchases times their price."""
     scores, trajectories = world.scores, world.simulate()
