@@ -36,7 +36,7 @@ def test_a_site_that_does_not_hold_together_is_found(tmp_path: Path, name: str, 
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    """The four parts of Diátaxis hold each page once, under its own heading."""
+    """The four parts of Diátaxis and the benchmarks hold each page once, under its own heading."""
 
     def paths(items: object) -> list[str]:
         if isinstance(items, str):
@@ -46,7 +46,14 @@ def test_every_page_is_in_the_navigation() -> None:
 
     made = hooks.navigation(hooks.DOCS)
     assert sorted(paths(made)) == sorted(path.relative_to(hooks.DOCS).as_posix() for path in hooks.DOCS.rglob("*.md"))
-    assert [next(iter(part)) for part in made] == ["Start", "Tutorials", "How-to", "Reference", "Explanation"]
+    assert [next(iter(part)) for part in made] == [
+        "Start",
+        "Tutorials",
+        "How-to",
+        "Reference",
+        "Explanation",
+        "Benchmarks",
+    ]
 
 
 def test_links_out_of_the_docs_become_names() -> None:
