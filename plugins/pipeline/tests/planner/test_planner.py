@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugins.pipeline.tests.helpers import build_checker, chain, diamond, ignore_progress, option
+from unfold_pipeline.estimator.confidence_interval import bootstrap_interval
 from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner import coarse_grained, diagnostics, greedy, infeasibility, planner
@@ -331,7 +332,7 @@ def test_interval_contains_the_percentile_and_critical_shares_add_up() -> None:
     """The interval contains the percentile; the critical shares of the stages add up to one."""
     checker = build_checker(diamond(), 1.0, rate=60.0)
     plan = tuple(StageConfig(0, 2, 4) for _ in range(5))
-    interval = diagnostics.bootstrap_interval(checker.estimators[0], plan, np.random.default_rng(0))
+    interval = bootstrap_interval(checker.estimators[0], plan, np.random.default_rng(0))
     assert interval.low_s <= checker.tail_latency(plan) <= interval.high_s
     times = diagnostics.measure_stage_times(checker, plan)
     assert sum(time.critical_share for time in times) == pytest.approx(1.0)
@@ -346,7 +347,7 @@ def test_intervals_of_short_samples_cover_the_true_percentile() -> None:
     held = 0
     for seed in range(100):
         estimator = build_checker(pipeline, 1.0, rate=25.0, seconds=60.0, seed=seed).estimators[0]
-        interval = diagnostics.bootstrap_interval(estimator, plan, np.random.default_rng(seed))
+        interval = bootstrap_interval(estimator, plan, np.random.default_rng(seed))
         held += interval.low_s <= true <= interval.high_s
     # fifty blocks, which hide how much a minute lacks, hold it in fewer
     assert held > 50

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unfold_pipeline.estimator.confidence_interval import ConfidenceInterval
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner.coarse_grained import CoarseBaselines
-from unfold_pipeline.planner.diagnostics import ConfidenceInterval, RejectedSaving, StageTime
+from unfold_pipeline.planner.diagnostics import RejectedSaving, StageTime
 from unfold_pipeline.planner.frontier import FrontierPoint
 from unfold_pipeline.planner.planner import Solution
 from unfold_pipeline.problem.pipeline import Plan, count_by_hardware

@@ -23,7 +23,7 @@ from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
 from unfoldkit.serving.http.fast_path.connection import Connection
 from unfoldkit.serving.http.fast_path.head import FastPath, format_headers
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.origin_guard import is_private_host, reject_foreign_origins
+from unfoldkit.serving.http.host_header import is_private_host, reject_foreign_origins
 from unfoldkit.serving.http.startup import StartResult, record_start
 from unfoldkit.serving.http.workers import ending_signals
 from unfoldkit.serving.observability.access_log import Observer, observe_requests
