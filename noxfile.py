@@ -80,7 +80,8 @@ def docs(session: nox.Session) -> None:
     run_in("work", session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site))
     run_in("work", session, "python", "-m", "docs.web.check", str(site))
     run_tests(session, "work", "--doctest-modules", "src", "docs/generators", name="doctest")
-    run_tests(session, "work", *PARALLEL, "tests/docs", *session.posargs)
+    # pages are independent of each other
+    run_tests(session, "work", "-n", "2", "tests/docs", *session.posargs)
 
 
 @nox.session(requires=["work"])
