@@ -70,7 +70,7 @@ def test_the_page_moves_when_load_arrives(chromium: Any, total: Server, scheme: 
         assert total.ask(INFER, rows([1, 2, 3])).status == 200
     until(page, lambda: requests_shown(page) == "5")
     until(page, lambda: len(page.locator("svg path.k0").first.get_attribute("d")) > 20)
-    assert page.locator("svg").first.get_attribute("aria-label").startswith("answers by status: 200 ")
+    assert page.locator("svg").first.get_attribute("aria-label").startswith("responses by status: 200 ")
     assert page.screenshot(path=tmp_path / "after.png") != before
     assert told == []
 

@@ -115,7 +115,7 @@ def test_a_machine_that_slept_replaces_nobody() -> None:
                 os.kill(process, how)
             time.sleep(pause)
         assert children(server) == before
-        assert "does not answer" not in server.told()
+        assert "does not respond" not in server.told()
         assert server.end() == 0
 
 
@@ -124,7 +124,7 @@ def test_a_model_that_hangs_in_a_thread_is_given_up() -> None:
     with serving("total", "delay=0.01", "hung=1") as server:
         assert server.ask(INFER, rows([1, 1, 1])).status == 200
         reply = server.ask(INFER, rows([888, 0, 0]))
-        assert (reply.status, "does not come back" in reply.json["error"]) == (503, True)
+        assert (reply.status, "does not respond" in reply.json["error"]) == (503, True)
         assert server.ask(INFER, rows([1, 1, 1])).status == 503
         assert server.ask("/v2/health/live").status == server.ask("/v2/health/ready").status == 503
         assert [one["state"] for one in server.ask("/v2/repository/index", {}).json] == ["UNAVAILABLE"]
