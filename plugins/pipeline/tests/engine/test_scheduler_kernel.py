@@ -106,7 +106,7 @@ def test_steps_keep_budget_and_blocks(case: tuple[EngineRequests, EngineLimits])
 
 @given(cases())
 def test_requests_are_admitted_first_come_first_served(case: tuple[EngineRequests, EngineLimits]) -> None:
-    """Without preemption, first tokens come in order of arrival, up to requests of one step."""
+    """With one slot and without preemption, first tokens come in order of arrival."""
     requests, limits = case
     run = simulate(requests, limits, step_times())
     if not run.preemptions and limits.max_num_seqs == 1:
