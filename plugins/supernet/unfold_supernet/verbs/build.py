@@ -30,6 +30,7 @@ from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
 from unfoldkit.api import Run, dump, user_error
 from unfoldkit.arrivals import traces
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.safe_io.files import read_bytes
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
     record = read_record(run.directory)
     path = Path(run.options["replay"])
     path = path if path.is_file() else run.path(str(path))
-    arrivals = traces.read_trace(path, warn=run.log.warning)
+    arrivals = traces.read_trace(path, notation=TimeNotation(key=""), warn=run.log.warning)
     if len(arrivals) and arrivals[-1] <= arrivals[0]:
         message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
         raise user_error(message, file=str(path), hint="use a longer trace")
