@@ -12,6 +12,7 @@ from unfold_cascade.language_models.planning.call_log import Outcome, Route
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
+from unfold_cascade.planner.paired_test import upper_proportion
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
 
 SCHEMA = "unfold_cascade.routing/1"
@@ -69,7 +70,7 @@ def build_decision(solution: RoutingSolution) -> dict[str, Any]:
             "unit": problem.unit_name,
             "worse": step.worse,
             "better": step.better,
-            "disagreement": _disagreement(solution, route),
+            **_count_disagreement(solution, route),
         }
     return document
 
@@ -84,13 +85,15 @@ def _expect_costs(solution: RoutingSolution, route: Route) -> dict[str, float]:
     }
 
 
-def _disagreement(solution: RoutingSolution, route: Route) -> float | None:
-    """Return the share of certifying rows which are answered early by another text; ``None`` without texts."""
+def _count_disagreement(solution: RoutingSolution, route: Route) -> dict[str, float]:
+    """Return the share of certifying rows answered by another text, with its upper bound; nothing without texts."""
     log, rows = solution.problem.log, solution.problem.parts.certify
     if log.answer is None:
-        return None
+        return {}
     model = np.array(route.chain)[solution.outcome(route, rows).exit]
-    return float((log.answer[rows, model] != log.answer[rows, solution.reference]).mean())
+    differs = log.answer[rows, model] != log.answer[rows, solution.reference]
+    limit = upper_proportion(int(differs.sum()), len(rows), solution.problem.limits.delta)
+    return {"disagreement": float(differs.mean()), "disagreement_limit": limit}
 
 
 def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> str:
