@@ -221,6 +221,7 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
         promise=read_promise(decision, audits_labels=serve.judge == "labels"),
         plan_hash=fingerprint(decision)[:12],
         longest_prompt=decision.get("longest_prompt"),
+        largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
         of=source.of,
         sticky=serve.sticky == "conversation",
         trusts_filtered=serve.content_filter == "trust",

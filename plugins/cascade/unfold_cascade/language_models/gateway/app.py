@@ -8,7 +8,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation
-from unfold_cascade.language_models.gateway.upstream import UpstreamError, price_of
+from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -148,12 +148,9 @@ class GatewayApp:
             data = json.loads(await _read_body(scope, receive, self.plan.body_bytes))
         except (ValueError, RecursionError):
             raise RequestError(400, "the body is not valid JSON") from None
-        flags = [data.get(name) for name in ("is_correct", "reference_is_correct")] if isinstance(data, dict) else []
-        if (
-            not flags
-            or not all(isinstance(flag, bool) for flag in flags)
-            or not isinstance(data.get("request_id"), str)
-        ):
+        names = ("is_correct", "reference_is_correct")
+        flags = [data[name] for name in names if isinstance(data, dict) and isinstance(data.get(name), bool)]
+        if len(flags) < len(names) or not isinstance(data.get("request_id"), str):
             hint = '{"request_id": "...", "is_correct": true, "reference_is_correct": true}'
             raise RequestError(400, f"a label has the form {hint}")
         if not self.plan.audits_labels:
@@ -212,7 +209,13 @@ class GatewayApp:
             names = self.router.list_models(request, trace)
             reservation = self._reserve(client, request, names)
             request = self._bound_output(client, request, names)
-            is_whole = await self._send_answer(request, names, trace, exchange)
+
+            def settle() -> None:
+                if reservation is not None:
+                    self.router.largest_cost_usd = max(self.router.largest_cost_usd, trace.attempts.cost_usd)
+                    self.router.state.settle(reservation, trace.attempts.cost_usd)
+
+            is_whole = await self._send_answer(request, names, trace, exchange, settle)
             status = exchange.status
         except UpstreamError as error:
             status = error.status
@@ -255,8 +258,14 @@ class GatewayApp:
         return {**request, "max_tokens": min(self.plan.models[name].max_tokens for name in names)}
 
     async def _send_answer(
-        self, request: dict[str, Any], names: tuple[str, ...], trace: Trace, exchange: Exchange
+        self,
+        request: dict[str, Any],
+        names: tuple[str, ...],
+        trace: Trace,
+        exchange: Exchange,
+        settle: Callable[[], None],
     ) -> bool:
+        """Send the answer; the key is charged before the last byte, so that a client never sees an older balance."""
         model_name = request["model"]
         if not request.get("stream"):
             answer = await self.router.answer(request, names, trace)
@@ -264,6 +273,7 @@ class GatewayApp:
             assert answer.completion.body is not None  # noqa: S101
             (body,) = shape_chunks(answer.completion.body, request, model_name)
             self._finish(request, answer.completion, trace)
+            settle()
             await _send_json(exchange, body, self._headers(trace))
             return True
         answer = await self._wait_for_gate(request, names, trace, exchange)
@@ -276,6 +286,7 @@ class GatewayApp:
         else:
             await self._pass_on(answer.events, completion, request, trace, exchange)
         self._finish(request, completion, trace)
+        settle()
         comment = f": x-unfold-model={trace.model} x-unfold-cost-usd={trace.attempts.cost_usd:.9f}\n\n"
         await exchange.write(comment.encode("latin-1", "replace"))
         await exchange.write(b"data: [DONE]\n\n", more=False)
@@ -301,7 +312,7 @@ class GatewayApp:
 
     async def _pass_on(
         self,
-        events: AsyncIterator[dict[str, Any]],
+        events: Events,
         completion: Completion,
         request: dict[str, Any],
         trace: Trace,
@@ -315,7 +326,7 @@ class GatewayApp:
         except ValueError as problem:
             raise UpstreamError("broken", 502, "the upstream sent no chat completion") from problem
         finally:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
             model = self.plan.models[trace.model]
             trace.attempts.cost_usd += price_of(model, completion, request, trace.attempts)
 

@@ -1,9 +1,9 @@
 """The audit of a promise while it is served: an e-process with restarts, which revokes it when the loss is too large.
 
-For H0 ``E[d_t | past] <= epsilon``, ``prod(1 + g (d_i - epsilon))`` is a nonnegative supermartingale for every wager g in
-(0, 1 / (1 + epsilon)), and so is a mixture of wagers and of starting times with fixed weights. By Ville's inequality it
-ever reaches ``1 / alpha`` with probability at most alpha (Waudby-Smith and Ramdas 2024; Shin, Ramdas and Rinaldo 2022,
-E-detectors). Starts after the first make a change late in a run visible, which long good behaviour would else hide.
+For H0 ``E[d_t | past] <= epsilon``, ``prod(1 + g (d_i - epsilon))`` is a nonnegative supermartingale for every wager
+g in (0, 1 / (1 + epsilon)), and so is a mixture of wagers and of starting times with fixed weights. By Ville's
+inequality it ever reaches ``1 / alpha`` with probability at most alpha (Waudby-Smith and Ramdas 2024; Shin, Ramdas and
+Rinaldo 2022, E-detectors). Starts after the first make a late change visible, which long good behaviour would hide.
 """
 
 from __future__ import annotations

@@ -98,11 +98,11 @@ class Completion:
 
     def _add_choice(self, data: Any, key: str) -> None:
         if not isinstance(data, dict) or not isinstance(data.get("index", 0), int):
-            raise ValueError("not a choice of a chat completion")
+            raise ValueError("not a choice of a chat completion")  # noqa: TRY004 - the data is at fault
         choice = self.choices.setdefault(data.get("index", 0), Choice())
         message = data.get(key) or {}
         if not isinstance(message, dict):
-            raise ValueError("not a message of a chat completion")
+            raise ValueError("not a message of a chat completion")  # noqa: TRY004 - the data is at fault
         for name in ("content", "refusal"):
             if isinstance(message.get(name), str):
                 choice.text += message[name]

@@ -28,7 +28,7 @@ class ServedModel:
     url: str
     upstream_model: str
     key: str = field(default="", repr=False)
-    prices: TokenPrices = TokenPrices()
+    prices: TokenPrices = field(default_factory=TokenPrices)
     window: int | None = None
     max_tokens: int = 4096
     http2: bool = True
@@ -105,6 +105,7 @@ class GatewayPlan:
         limits: of upstreams.
         body_bytes: largest request.
         keys: of clients; empty if none is needed.
+        largest_cost_usd: of one request in the log; at least this is set aside for a request with a budget.
     """
 
     name: str
@@ -124,3 +125,4 @@ class GatewayPlan:
     limits: UpstreamLimits = UpstreamLimits()
     body_bytes: int = 4 << 20
     keys: tuple[ClientKey, ...] = ()
+    largest_cost_usd: float = 0.0

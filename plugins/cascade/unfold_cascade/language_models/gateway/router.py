@@ -43,6 +43,7 @@ class Trace:
     attempts: Attempts = field(default_factory=Attempts)
     started: float = field(default_factory=time.perf_counter)
     gate_ms: float = 0.0
+    is_gated: bool = False
     is_audited: bool = False
 
     def decide(self, model: str, step: str) -> None:
@@ -70,6 +71,7 @@ class Router:
     log: logging.Logger
     refused_until: dict[str, float] = field(default_factory=dict)
     remembered: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
+    largest_cost_usd: float = 0.0
 
     def list_models(self, request: Mapping[str, Any], trace: Trace) -> tuple[str, ...]:
         """List the models to try for a request, and note in the trace what is promised.
@@ -94,13 +96,14 @@ class Router:
         if not chat_request.is_covered(request, plan.longest_prompt):
             trace.promise = "unpromised"
             return (plan.reference,)
-        trace.promise = plan.promise.text if plan.promise is not None else "none"
+        trace.promise, trace.is_gated = plan.promise.text if plan.promise is not None else "none", True
         trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
         return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
 
     def worst_cost(self, request: Mapping[str, Any], names: tuple[str, ...]) -> float:
-        """Compute an upper bound of what one call of each model costs."""
-        return sum(worst_cost(self.plan.models[name], request) for name in names)
+        """Compute an upper bound of what one call of each model costs, and at least the largest cost seen so far."""
+        bound = sum(worst_cost(self.plan.models[name], request) for name in names)
+        return max(bound, self.largest_cost_usd, self.plan.largest_cost_usd)
 
     async def answer(self, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace) -> Answer:
         """Find the model that answers, and its answer; with a stream the answer of the last model is still arriving.
@@ -108,11 +111,10 @@ class Router:
         Raises:
             UpstreamError: no model answered, or the request itself is at fault.
         """
-        is_routed = request["model"] == self.plan.alias and names[: len(self.plan.chain)] == self.plan.chain
         error = UpstreamError("busy", 502, "no model could be called")
         for k, name in enumerate(names):
             model, gate = self.plan.models[name], None
-            if is_routed and k < len(self.plan.gates):
+            if trace.is_gated and k < len(self.plan.gates):
                 gate = self.plan.gates[k]
             has_next = k + 1 < len(names)
             if has_next and (skip := self._find_skip(model, request)):

@@ -28,7 +28,7 @@ def build_gateway(plan: GatewayPlan, folder: Path, log: logging.Logger) -> Servi
     app = build_app(plan, folder, log)
     return Service(
         name=plan.name,
-        app=app,  # type: ignore[arg-type]
+        app=app,
         paths=("/v1/chat/completions", "/v1/models", "/health", "/metrics"),
         body_bytes=plan.body_bytes,
         lines=tuple(_list_lines(plan, app)),

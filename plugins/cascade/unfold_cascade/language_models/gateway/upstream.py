@@ -22,6 +22,8 @@ CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context leng
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
 MAX_ERROR_BYTES = 64 << 10
+TEMPLATE_TOKENS = 32
+"""Tokens that a chat template may add to a request, and to each message."""
 Events = AsyncGenerator[dict[str, Any], None]
 FaultKind = Literal["client", "context", "refused", "busy", "broken"]
 
@@ -226,6 +228,7 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
         for name in ("messages", "tools", "functions", "response_format")
         if name in request
     )
+    size += TEMPLATE_TOKENS * (1 + len(request.get("messages", ())))
     limit = request.get("max_completion_tokens") or request.get("max_tokens") or model.max_tokens
     count = int(request.get("n") or 1)
     highest = max(model.prices.input, model.prices.cached, model.prices.written)

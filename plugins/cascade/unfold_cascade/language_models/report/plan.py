@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.language_models.planning.call_log import Outcome, Route
+from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
@@ -79,8 +79,10 @@ def _expect_costs(solution: RoutingSolution, route: Route) -> dict[str, float]:
     """Return the mean cost of a request and of the reference on rows that took no part in tuning."""
     parts = solution.problem.parts
     rows = np.concatenate([parts.certify, parts.test])
+    whole_chain = accumulate_chain(solution.problem.log, route.chain)[0][:, -1]
     return {
         "cost_usd": float(solution.outcome(route, rows).cost.mean()),
+        "largest_cost_usd": float(whole_chain.max()),
         "reference_cost_usd": float(solution.outcome(Route((solution.reference,), ()), rows).cost.mean()),
     }
 
