@@ -17,13 +17,19 @@ from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import internal_error
-from unfoldkit.serving.http.auth import OPEN_PATHS, expected_header, is_authorized, require_token
+from unfoldkit.serving.http.access_control import (
+    OPEN_PATHS,
+    expected_header,
+    is_authorized,
+    is_private_host,
+    reject_foreign_origins,
+    require_token,
+)
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
-from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
 from unfoldkit.serving.http.fast_path.connection import Connection
 from unfoldkit.serving.http.fast_path.head import FastPath, format_headers
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.host_header import is_private_host, reject_foreign_origins
+from unfoldkit.serving.http.fast_path.uvicorn_internals import find_incompatibility
 from unfoldkit.serving.http.startup import StartResult, record_start
 from unfoldkit.serving.http.workers import ending_signals
 from unfoldkit.serving.observability.access_log import Observer, observe_requests

@@ -16,7 +16,7 @@ Threat model. Clients are untrusted; they control every byte and their timing. A
 * DNS rebinding and cross-site requests: the Host header is checked as in the ASGI guard, and a head with
   Sec-Fetch-Site goes to uvicorn.
 * Memory: bodies are bounded by the limit of the model, heads by 16 KiB, cached heads by their number, and bytes that
-  run ahead of responses by :mod:`~.read_limits`, which uvicorn itself does not bound.
+  run ahead of responses by :mod:`~.uvicorn_internals`, which uvicorn itself does not bound.
 * Slow clients: a request that takes too long to arrive, or a response that is not read, closes the connection.
 * Response splitting: request ids are repeated only if they match a strict pattern.
 * Overload: :mod:`~.overload` rejects only complete requests with a known head; a partial or unusual request is passed

@@ -11,7 +11,7 @@ from typing import Any
 
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.fast_path.read_limits import ReadAheadLimit
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit
 from unfoldkit.serving.observability.access_log import RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
 

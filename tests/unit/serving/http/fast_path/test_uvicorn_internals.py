@@ -9,8 +9,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.unit.serving.client import rows, serving
-from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
 from unfoldkit.serving.http.fast_path.head import FastPath, parse_head
+from unfoldkit.serving.http.fast_path.uvicorn_internals import find_incompatibility
 
 
 def check() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, read, request, rows, serving
-from unfoldkit.serving.http.host_header import find_foreign_origin, is_private_host
+from unfoldkit.serving.http.access_control import find_foreign_origin, is_private_host
 
 INFER = "/v2/models/total/infer"
 SLOW = "/v2/models/total/versions/1/infer"
