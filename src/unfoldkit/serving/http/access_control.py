@@ -57,6 +57,11 @@ FOREIGN_HOST = (
     "use localhost or an address, let a proxy send such a Host, or set UNFOLD_TOKEN"
 )
 CROSS_SITE = "a service without a token rejects requests from pages of other sites; set UNFOLD_TOKEN"
+HOST_NEEDED = "an HTTP/1.1 request needs exactly one valid Host header"
+SAFE_SITES = frozenset((b"same-origin", b"same-site", b"none"))
+# RFC 3986, section 3.2.2 and 3.2.3: registered name or address, and port; empty if the target has no authority
+_HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
+_ORIGIN_SCHEME = re.compile(rb"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PORT = re.compile(rb":[0-9]*\Z")
 
 
@@ -75,14 +80,51 @@ def reject_foreign_origins(app: ASGIApp, open_paths: Iterable[str]) -> ASGIApp:
     return wrapped
 
 
+def require_host(app: ASGIApp) -> ASGIApp:
+    """Wrap ``app`` to reject (400) requests without exactly one valid ``Host`` (RFC 9112, section 3.2)."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not has_valid_host(scope["headers"], scope.get("http_version", "1.1")):
+            # a proxy may have read another host, so the connection is not reused
+            await send_reply(error_reply(400, HOST_NEEDED, ((b"connection", b"close"),)), send)
+        else:
+            await app(scope, receive, send)
+
+    return wrapped
+
+
+def has_valid_host(headers: Iterable[Header], http_version: str) -> bool:
+    """Whether the headers of a request have exactly one valid ``Host``; HTTP/1.0 needs none."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1:
+        return not hosts and http_version == "1.0"
+    return is_valid_host(hosts[0])
+
+
+def is_valid_host(host: bytes) -> bool:
+    """Whether a ``Host`` has the form that RFC 9110, section 7.2, demands."""
+    return _HOST.fullmatch(host) is not None
+
+
 def find_foreign_origin(headers: Iterable[Header]) -> str:
-    """Return why a request with these headers is rejected; empty if it is not."""
+    """Return why a request with these headers is rejected; empty if it is not.
+
+    Each header counts by itself: older browsers send ``Origin`` only, and no browser sends it with every request.
+    """
     for name, value in headers:
         if name == b"host" and not is_private_host(value):
             return FOREIGN_HOST
-        if name == b"sec-fetch-site" and value == b"cross-site":
+        if name == b"sec-fetch-site" and value.strip().lower() not in SAFE_SITES:
+            return CROSS_SITE
+        if name == b"origin" and not is_private_origin(value):
             return CROSS_SITE
     return ""
+
+
+def is_private_origin(origin: bytes) -> bool:
+    """Whether the page of an ``Origin`` is not one of the web; ``null`` (a sandboxed or local page) may be one."""
+    scheme = _ORIGIN_SCHEME.match(origin.strip())
+    return scheme is not None and is_private_host(origin.strip()[scheme.end() :])
 
 
 def is_private_host(host: bytes) -> bool:

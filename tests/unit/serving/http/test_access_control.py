@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,12 +48,62 @@ def test_a_name_that_anybody_may_buy_is_not_near(host: str, *, near: bool) -> No
     assert is_private_host(host.encode("latin-1")) == near
 
 
-def test_what_a_browser_says_of_its_page_is_heard() -> None:
-    """A request is refused for its Host or for the site of its page, and only for those."""
+@pytest.mark.parametrize(
+    ("name", "value", "foreign"),
+    [
+        ("sec-fetch-site", "same-origin", False),
+        ("sec-fetch-site", "Same-Site", False),
+        ("sec-fetch-site", "none", False),
+        ("sec-fetch-site", "cross-site", True),
+        ("sec-fetch-site", "Cross-Site", True),
+        ("sec-fetch-site", " CROSS-SITE", True),
+        ("sec-fetch-site", "something-new", True),
+        ("origin", "http://localhost:3000", False),
+        ("origin", "HTTP://LOCALHOST:3000", False),
+        ("origin", "https://127.0.0.1", False),
+        ("origin", "https://a.example", True),
+        ("origin", "HTTPS://A.EXAMPLE:8443", True),
+        ("origin", "null", True),
+        ("origin", "", True),
+        ("origin", "a.example", True),
+        ("host", "a.example", True),
+        ("accept", "cross-site", False),
+    ],
+)
+def test_each_mark_of_a_foreign_page_suffices(name: str, value: str, *, foreign: bool) -> None:
+    """A request is rejected for its Host, its Origin or the site of its page, each alone and in any case."""
     home = (b"host", b"localhost")
-    assert not find_foreign_origin([home, (b"sec-fetch-site", b"same-origin"), (b"origin", b"https://a.example")])
-    assert find_foreign_origin([home, (b"sec-fetch-site", b"cross-site")])
-    assert find_foreign_origin([(b"host", b"a.example")])
+    assert bool(find_foreign_origin([home, (name.encode(), value.encode())])) == foreign
+
+
+@pytest.mark.parametrize(
+    ("lines", "version", "status"),
+    [
+        ("host: a\r\n", "1.1", 200),
+        ("HOST: a:80\r\n", "1.1", 200),
+        ("host: [::1]:80\r\n", "1.1", 200),
+        ("host:\r\n", "1.1", 200),
+        ("", "1.1", 400),
+        ("host: a\r\nhost: a\r\n", "1.1", 400),
+        ("host: a\r\nHost: b\r\n", "1.1", 400),
+        ("host: a b\r\n", "1.1", 400),
+        ("host: a/b\r\n", "1.1", 400),
+        ("host: http://a\r\n", "1.1", 400),
+        ("host: a:8o\r\n", "1.1", 400),
+        ("host: u@a\r\n", "1.1", 400),
+        ("", "1.0", 200),
+        ("host: a\r\nhost: b\r\n", "1.0", 400),
+    ],
+)
+@pytest.mark.parametrize("path", [INFER, SLOW, "/v2/health/live"])
+def test_a_request_needs_one_host(total: Server, path: str, lines: str, version: str, status: int) -> None:
+    """A missing, repeated or malformed Host gives 400 on every path (RFC 9112, section 3.2)."""
+    body = b"" if path.endswith("live") else json.dumps(ROW).encode()
+    verb = "GET" if path.endswith("live") else "POST"
+    head = f"{verb} {path} HTTP/{version}\r\n{lines}content-length: {len(body)}\r\n\r\n".encode()
+    with total.connect() as wire:
+        wire.sendall(head + body)
+        assert read(wire).status == status
 
 
 @pytest.mark.parametrize(("path", "body"), [(INFER, ROW), (SLOW, ROW), ("/metrics", None), ("/events", None)])
@@ -60,8 +111,9 @@ def test_a_page_of_the_web_is_not_answered(total: Server, path: str, body: Any) 
     """A service without a token refuses what a page of the web can send, before a plain request and after it."""
     plain = request(path, body)
     foreign = plain.replace(b"host: test", b"host: a.example")
-    cross = request(path, body, headers="Sec-Fetch-Site: cross-site\r\n")
-    for said in (foreign, cross):
+    cross = request(path, body, headers="Sec-Fetch-Site: Cross-Site\r\n")
+    origin = request(path, body, headers="ORIGIN: https://a.example\r\n")
+    for said in (foreign, cross, origin):
         with total.connect() as wire:
             wire.sendall(said)
             assert read(wire).status == 403

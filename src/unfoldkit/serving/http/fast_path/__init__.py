@@ -13,7 +13,7 @@ Threat model. Clients are untrusted; they control every byte and their timing. A
   Content-Length, no Transfer-Encoding, Expect, Trailer or Content-Encoding. Bytes after the end of a request hand the
   connection to uvicorn before anything is answered. ``tests/unit/serving/http/fast_path`` compares both parsers.
 * Authentication: the same constant-time comparison as the ASGI guard; heads with a token are never cached.
-* DNS rebinding and cross-site requests: the Host header is checked as in the ASGI guard, and a head with
+* DNS rebinding and cross-site requests: the Host header is checked as in the ASGI guard, and a head with Origin or
   Sec-Fetch-Site goes to uvicorn.
 * Memory: bodies are bounded by the limit of the model, heads by 16 KiB, cached heads by their number, and bytes that
   run ahead of responses by :mod:`~.uvicorn_internals`, which uvicorn itself does not bound.

@@ -68,6 +68,10 @@ class ReadAheadLimit:
     count: int = 0
     has_length: bool = False
 
+    def held_bytes(self, inner: Any) -> int:
+        """Return how many bytes uvicorn holds of an incomplete head or trailer, and of pipelined requests."""
+        return self.count + _pipelined_bytes(inner)
+
     def feed(self, inner: Any, data: bytes) -> bool:
         """Pass bytes to uvicorn's protocol, and return whether the client exceeds the limits."""
         before = _body_size(inner)
