@@ -17,7 +17,6 @@ from unfold_cascade.report.certificate import (
     certificate_line,
     relaxation_settings,
 )
-from unfold_cascade.report.greedy_gap import list_gaps
 from unfold_cascade.report.quality import (
     accuracy,
     baseline_accuracy,
@@ -27,6 +26,7 @@ from unfold_cascade.report.quality import (
     class_skew,
     evaluate_test_rows,
     has_error_costs,
+    list_gaps,
     loss_points,
     saving_ratio,
     utility,
