@@ -28,7 +28,7 @@ from unfold_cascade.planner.policy import (
     marginal_cost,
 )
 from unfold_cascade.planner.score_tables import ScoreTable
-from unfold_cascade.report.sentences import FREE
+from unfold_cascade.report.sentences import FREE, MIN_ROUNDED_RATIO, short_saving
 
 SKEWED_SHARE = 0.9
 """From this share of one label on, accuracy hides errors on the other labels."""
@@ -114,9 +114,11 @@ def saving_ratio(baseline: float, cost: float) -> float | None:
 
 
 def saving_cell(baseline: float, cost: float) -> float | str:
-    """Return the saving as a cell of a table."""
+    """Return the saving as a cell of a table; a ratio near or below 1 is text, so that it is not rounded to 1.0."""
     ratio = saving_ratio(baseline, cost)
-    return FREE if ratio is None else ratio
+    if ratio is None:
+        return FREE
+    return ratio if ratio >= MIN_ROUNDED_RATIO else short_saving(ratio).removesuffix("x")
 
 
 def class_skew(solution: Solution, outcome: Outcome) -> ClassSkew | None:
