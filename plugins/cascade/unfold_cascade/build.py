@@ -21,6 +21,8 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
+MIN_SAVING = 1.05
+"""The saving that a cascade must have beside a loss, unless the spec says otherwise."""
 MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 
@@ -189,6 +191,7 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss=goal.max_loss,
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
+        min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
         confidence=goal.confidence,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),
