@@ -201,7 +201,7 @@ def list_baseline_prices(stages: Sequence[Stage]) -> Iterator[tuple[Path, float]
     """Yield the price of each model ``estimator: baseline`` that has one, with its path in the spec."""
     for s, stage in enumerate(stages):
         for m, model in enumerate(stage.models):
-            if model.estimator == "baseline" and model.price is not None:
+            if model.estimator == "baseline" and isinstance(model.price, float):
                 yield ("stages", s, "models", m, "price"), model.price
 
 
