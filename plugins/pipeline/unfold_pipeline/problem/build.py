@@ -18,9 +18,13 @@ from unfold_pipeline.problem.from_cascade import (
     summarize_cascade,
     write_routes,
 )
-from unfold_pipeline.problem.latency_profile import load_profile, load_profile_machine, require_profile
+from unfold_pipeline.problem.latency_profile import (
+    load_perf_analyzer_latencies,
+    load_profile,
+    load_profile_machine,
+    require_profile,
+)
 from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
-from unfold_pipeline.problem.perf_analyzer import load_latencies
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.problem import (
@@ -197,7 +201,7 @@ def _build_stage(
 ) -> Stage:
     stage = spec.stages_by_name[name]
     imported = {
-        hardware: load_latencies(files, f"stages.{name}.perf_analyzer.{hardware}", run)
+        hardware: load_perf_analyzer_latencies(files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for hardware, files in stage.perf_analyzer.items()
     }
     profile = {timing.batch: timing for timing in require_profile(name, run)} if _uses_profile(name, spec, run) else {}

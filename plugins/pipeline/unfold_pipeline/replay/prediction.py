@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.estimator.batch_jitter import draw_service_factors
 from unfold_pipeline.estimator.contention import ReplicaChange, SpeedTrace, simulate_contention
 from unfold_pipeline.estimator.replica_schedule import ReplicaSchedule, ScalingState, build_observed_schedule
 from unfold_pipeline.estimator.simulator import build_scaled_server, get_trace_duration, simulate_schedules
+from unfold_pipeline.estimator.uncertainty import draw_service_factors
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.sample import Sample

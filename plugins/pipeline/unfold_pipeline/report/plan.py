@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_pipeline.estimator.confidence_interval import ConfidenceInterval
 from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.estimator.uncertainty import ConfidenceInterval
 from unfold_pipeline.planner.coarse_grained import CoarseBaselines
 from unfold_pipeline.planner.diagnostics import RejectedSaving, StageTime
 from unfold_pipeline.planner.frontier import FrontierPoint
