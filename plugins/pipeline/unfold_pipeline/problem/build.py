@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from unfold_pipeline.problem.from_cascade import (
     write_routes,
 )
 from unfold_pipeline.problem.latency_profile import (
+    load_activation,
     load_perf_analyzer_latencies,
     load_profile,
     load_profile_machine,
@@ -34,6 +36,7 @@ from unfold_pipeline.problem.problem import (
     Problem,
     SearchBudget,
     TunerSettings,
+    compute_wait_bound,
 )
 from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
@@ -56,6 +59,7 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
     visits = _read_recorded_visits(resolved, pipeline, run)
     if visits is not None:
         pipeline = cap_shares(pipeline, visits)
+    activation_s = _read_activation([stage.name for stage in pipeline.stages], run)
     return Problem(
         name=spec.name,
         pipeline=pipeline,
@@ -70,14 +74,8 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         prices=prices,
         latency_sources=_trace_latencies(resolved, run),
         tuner_policy=spec.tuner.policy,
-        tuner=TunerSettings(
-            delay_s=spec.tuner.activation,
-            has_floor=spec.tuner.floor,
-            margin=spec.tuner.margin,
-            hold_s=spec.tuner.hold,
-            max_replicas=spec.tuner.most,
-            sheds=spec.slo.shed,
-        ),
+        tuner=_build_tuner_settings(spec, activation_s),
+        activation_s=activation_s,
         placement=build_placement(spec.placement),
         recorded_visits=visits,
         cascade=None
@@ -90,6 +88,31 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         ),
         serve_command=find_serve_command(spec),
     )
+
+
+def _read_activation(stages: Sequence[str], run: Run) -> dict[str, float]:
+    """Return the activation time of each stage that was measured in this run, or else when its plan was made."""
+    planned = ((run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
+    measured = {**(planned if isinstance(planned, Mapping) else {}), **load_activation(run)}
+    known = ((name, measured.get(name)) for name in stages)
+    return {name: float(seconds) for name, seconds in known if isinstance(seconds, (int, float)) and seconds > 0}
+
+
+def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float]) -> TunerSettings:
+    """Return the settings of the rules; an activation time that was measured replaces 5 s."""
+    settings = TunerSettings(
+        has_floor=spec.tuner.floor,
+        margin=spec.tuner.margin,
+        hold_s=spec.tuner.hold,
+        max_replicas=spec.tuner.most,
+        sheds=spec.slo.shed,
+        max_wait_s=compute_wait_bound(spec.slo.p99),
+    )
+    if spec.tuner.activation is not None:
+        return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")
+    if activation_s:
+        return replace(settings, delay_s=max(activation_s.values()), delay_source="measured")
+    return settings
 
 
 def build_pipeline(spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: Run) -> Pipeline:

@@ -15,6 +15,7 @@ from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.files import parse_object
 
 FOLDER = "profile"
+ACTIVATION_FILE = "activation.json"
 QUANTILES = 64
 COMPUTE_COLUMNS = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
 LOAD_COLUMNS = ("Concurrency", "Request Rate")
@@ -117,6 +118,20 @@ def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
             "this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first"
         )
     return timings
+
+
+def store_activation(seconds: Mapping[str, float], run: Run) -> None:
+    """Write the measured seconds from ordering a replica of each stage until it serves; 0 stands for unknown."""
+    known = {**load_activation(run), **{stage: round(value, 3) for stage, value in seconds.items() if value > 0}}
+    run.directory.write(ACTIVATION_FILE, (json.dumps(known, indent=1) + "\n").encode())
+
+
+def load_activation(run: Run) -> dict[str, float]:
+    """Return the measured seconds from ordering a replica until it serves by stage; empty if none was measured."""
+    if not run.directory.has(ACTIVATION_FILE):
+        return {}
+    with run.directory.decoding(ACTIVATION_FILE, "activation times") as data:
+        return {str(stage): float(seconds) for stage, seconds in parse_object(data).items()}
 
 
 def load_perf_analyzer_latencies(files: Mapping[int, str], key: str, run: Run) -> dict[int, float]:

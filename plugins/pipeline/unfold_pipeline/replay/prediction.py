@@ -31,6 +31,7 @@ class ReplaySetup:
     Attributes:
         pipeline, plan, sample: the stages, their configuration and the trace.
         deadlines_s: time since arrival after which a query is dropped at each stage; ``None`` if none is dropped.
+        sheds: whether queries are dropped when they can no longer meet the SLO.
         is_pinned: whether local replicas are pinned to cores.
         is_local: whether all replicas run on this machine.
         profiles: measured timings by stage.
@@ -42,6 +43,7 @@ class ReplaySetup:
     plan: Plan
     sample: Sample
     deadlines_s: tuple[float, ...] | None = None
+    sheds: bool = False
     is_pinned: bool = False
     is_local: bool = True
     profiles: Mapping[str, tuple[BatchTiming, ...]] = field(default_factory=dict)

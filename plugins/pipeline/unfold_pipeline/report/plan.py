@@ -68,7 +68,7 @@ def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalys
         ),
         lines=(*_list_plan_lines(problem, solution, analysis, tail_s), *list_cascade_lines(problem)),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s),
+        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),
