@@ -51,7 +51,7 @@ async def send_trace(
 
 def read_status(address: str) -> dict[str, Any]:
     """Return the status of a served pipeline."""
-    with urllib.request.urlopen(f"{address}/status", timeout=60) as response:
+    with urllib.request.urlopen(f"{address}/status", timeout=200) as response:
         return dict(json.load(response))
 
 

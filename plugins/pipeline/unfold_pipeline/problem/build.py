@@ -149,7 +149,8 @@ def build_placement(placement: Placement) -> PlacementPolicy:
 def build_live_sample(spec: PipelineSpec, problem: Problem, trace: Path, run: Run) -> Sample:
     """Return a trace as live traffic with newly drawn routes.
 
-    The trace is read with the columns and the text to match that the spec gives for its own traces, where it has them.
+    The trace is read with the columns, the unit and the text to match that the spec gives for its own traces, where it
+    has them and states none itself.
     """
     known = [traffic for _, traffic in label_arrivals(spec.arrivals)]
     match = next((t.match for t in known if t.match and _is_table(str(t.trace)) == _is_table(trace)), None)
@@ -157,6 +158,7 @@ def build_live_sample(spec: PipelineSpec, problem: Problem, trace: Path, run: Ru
         column=next((traffic.column for traffic in known if traffic.column), None),
         counts=next((traffic.counts for traffic in known if traffic.counts is not None), None),
         rates=next((traffic.rates for traffic in known if traffic.rates), None),
+        unit=next((traffic.unit for traffic in known if traffic.unit), None),
     )
     live = Arrivals(trace=str(trace.absolute()), match=match)
     times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), key="--replay", likely=likely)
