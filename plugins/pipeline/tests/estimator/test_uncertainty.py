@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator import batch_jitter
+from unfold_pipeline.estimator import uncertainty
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem import latency_profile
@@ -56,7 +56,7 @@ def test_constant_service_times_change_nothing(tmp_path: Path) -> None:
     checker = build_checker_for(spec, run)
     found = find_plan(checker, SearchBudget(), lambda *_: None)
     assert not isinstance(found, NoPlan)
-    assert batch_jitter.simulate_jitter(
+    assert uncertainty.simulate_jitter(
         checker, found.plan, build_problem(spec, run).latency_sources, run.seed
     ) == pytest.approx(checker.tail_latency(found.plan), rel=1e-9)
 
@@ -69,11 +69,11 @@ def test_variable_service_times_are_simulated(tmp_path: Path) -> None:
     assert not isinstance(found, NoPlan)
     (estimator,) = checker.estimators
     (choice,) = found.plan
-    drawn = batch_jitter.draw_service_factors(latency_profile.load_profile("nap", run), 0, run.seed)
+    drawn = uncertainty.draw_service_factors(latency_profile.load_profile("nap", run), 0, run.seed)
     arrivals = estimator.sample.arrivals
     ended, _ = reference.serve(arrivals, range(arrivals.size), (0.0, 0.02), choice.replicas, factor=drawn.tolist())
     seconds = [time - arrivals[item] for time, item in ended]
-    reported = batch_jitter.simulate_jitter(checker, found.plan, build_problem(spec, run).latency_sources, run.seed)
+    reported = uncertainty.simulate_jitter(checker, found.plan, build_problem(spec, run).latency_sources, run.seed)
     assert reported == pytest.approx(estimator.rank_percentile(np.array(seconds)), rel=1e-9)
     assert reported > 2 * checker.tail_latency(found.plan)
 
