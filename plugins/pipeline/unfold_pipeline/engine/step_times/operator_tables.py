@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.step_time import StepTimes, pad_axes
+from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
 from unfoldkit.api import CsvRow, csv_rows, user_error
 
 MICROSECOND = 1e-6
