@@ -33,7 +33,7 @@ DATA_TYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 BANDWIDTH_SHARE = 0.8
 KERNEL_LAUNCH_S = 2e-6
 SMALL_KERNELS = 5
-LARGEST_MEASURED_HEADS = 8
+TableCache = dict[Path, MeasuredTable]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +88,14 @@ def find_tables(folder: Path, system: str, backend: str) -> Mapping[str, Path]:
     return matches
 
 
-def read_database(files: Mapping[str, Path], *, system: str, backend: str, head: int) -> OperatorDatabase:
+def read_database(
+    files: Mapping[str, Path], tables: TableCache | None = None, *, system: str, backend: str, head: int
+) -> OperatorDatabase:
     """Read the operator tables of a GPU and backend.
 
     Args:
         files: the tables by the keys of ``TABLE_NAMES``.
+        tables: tables that were read before, which are not read again.
         system: GPU, for tables that hold several.
         backend: engine, for tables that hold several.
         head: values of an attention head.
@@ -100,11 +103,11 @@ def read_database(files: Mapping[str, Path], *, system: str, backend: str, head:
     Raises:
         UnfoldError: a table is damaged, or holds nothing of this GPU and backend.
     """
-    wanted = {"system": system, "backend": backend}
+    wanted, tables = {"system": system, "backend": backend}, {} if tables is None else tables
     return OperatorDatabase(
-        gemm=_read_gemm(files["gemm"], wanted),
-        context=_read_attention(files["context"], wanted, head, is_context=True),
-        generation=_read_attention(files["generation"], wanted, head, is_context=False),
+        gemm=_read_gemm(files["gemm"], wanted, tables),
+        context=_read_attention(files["context"], wanted, tables, head, is_context=True),
+        generation=_read_attention(files["generation"], wanted, tables, head, is_context=False),
         all_reduce=read_all_reduce(files["all_reduce"], wanted) if "all_reduce" in files else None,
         files=files,
     )
@@ -170,10 +173,16 @@ def _rows(table: MeasuredTable, wanted: Mapping[str, str]) -> MeasuredTable:
     return rows
 
 
+def _read_once(path: Path, required: Sequence[str], tables: TableCache) -> MeasuredTable:
+    if path not in tables:
+        tables[path] = read_table(path, required)
+    return tables[path]
+
+
 def _read_gemm(
-    path: Path, wanted: Mapping[str, str]
+    path: Path, wanted: Mapping[str, str], tables: TableCache
 ) -> dict[str, dict[tuple[int, int], tuple[FloatArray, FloatArray]]]:
-    table = _rows(read_table(path, ["gemm_dtype", "m", "n", "k"]), wanted)
+    table = _rows(_read_once(path, ["gemm_dtype", "m", "n", "k"], tables), wanted)
     keys = np.column_stack([table.numbers(name) for name in ("n", "k", "m")]).astype(np.int64)
     seconds = table.numbers(find_column(table, LATENCY_COLUMNS)) * MILLISECOND
     types = np.array(table.columns["gemm_dtype"])
@@ -266,9 +275,11 @@ def _all_reduce_seconds(database: OperatorDatabase, gpus: int, message_bytes: Fl
     return database.all_reduce.seconds(gpus, message_bytes)
 
 
-def _read_attention(path: Path, wanted: Mapping[str, str], head: int, *, is_context: bool) -> dict[str, AttentionTable]:
+def _read_attention(
+    path: Path, wanted: Mapping[str, str], tables: TableCache, head: int, *, is_context: bool
+) -> dict[str, AttentionTable]:
     """Read an attention table: by heads, the batch, the context and the seconds of a layer."""
-    table = _rows(read_table(path, ["num_heads", "num_key_value_heads"]), wanted)
+    table = _rows(_read_once(path, ["num_heads", "num_key_value_heads"], tables), wanted)
     table = _rows(table, {"head_dim": str(head)}) if "head_dim" in table.columns else table
     table = table.where({"window_size": "0", "beam_width": "1"})
     heads = np.column_stack([table.numbers(name, least=1) for name in ("num_heads", "num_key_value_heads")])
@@ -291,7 +302,7 @@ def _read_attention(path: Path, wanted: Mapping[str, str], head: int, *, is_cont
             )
             for pair in np.unique(pairs, axis=0)
         }
-        result[str(data_type)] = AttentionTable(path=path, points=points)  # type: ignore[arg-type]
+        result[str(data_type)] = AttentionTable(path=path, points=points)
     return result
 
 

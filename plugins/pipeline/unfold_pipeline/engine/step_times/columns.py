@@ -45,7 +45,8 @@ class MeasuredTable:
             values = np.array([_parse(cell) for cell in self.columns[name]])
         bad = np.flatnonzero(~(np.isfinite(values) & (values >= least)))
         if bad.size:
-            cell, line = str(self.columns[name][bad[0]])[:40], self.lines[bad[0]]
+            row = int(bad[0])
+            cell, line = str(self.columns[name][row])[:40], self.lines[row]
             raise user_error(
                 f"line {line}: {cell!r} is not a number of at least {least:g}", file=str(self.path), key=name
             )
@@ -53,7 +54,7 @@ class MeasuredTable:
 
     def select(self, keep: Sequence[bool] | Any) -> MeasuredTable:
         """Return the rows that ``keep`` marks."""
-        rows = np.flatnonzero(np.asarray(keep))
+        rows = [int(row) for row in np.flatnonzero(np.asarray(keep))]
         return MeasuredTable(
             self.path,
             {name: [cells[row] for row in rows] for name, cells in self.columns.items()},
