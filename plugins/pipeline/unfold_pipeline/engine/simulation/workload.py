@@ -22,6 +22,7 @@ class EngineRequests:
         content: (blocks,) content of every full block: equal numbers hold equal tokens after equal tokens.
         contents: number of different contents.
         block_tokens: tokens of a block.
+        is_shared: whether two requests may hold equal blocks.
     """
 
     arrival_s: FloatArray
@@ -31,6 +32,7 @@ class EngineRequests:
     content: CountArray
     contents: int
     block_tokens: int
+    is_shared: bool = True
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -83,4 +85,5 @@ def build_requests(
         content=content,
         contents=int(first[-1]),
         block_tokens=block_tokens,
+        is_shared=bool(shared_with is not None and (shared_with >= 0).any()),
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.step_time import StepTimes
-from unfold_pipeline.engine.workload import EngineRequests
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
 
 
 @dataclass(slots=True)

@@ -2,19 +2,15 @@
 
 The rules are those of ``scheduler_reference``, which a property test compares with this kernel. A step costs about a
 microsecond. State lies in a few arrays whose rows are named below: compiled code counts the references of every array
-of a tuple at every call, which would cost more than the step itself.
+of a tuple at every call, which would cost more than the step itself. Requests belong to one engine each, so engines
+share their state; block pools, queues and clocks are per engine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.step_time import StepTimes
-from unfold_pipeline.engine.workload import EngineRequests
 from unfoldkit.jit import compiled
 
 NONE = -1
@@ -23,138 +19,19 @@ INPUT, OUTPUT, COMPUTED, GENERATED, SEEN, ENTERED, HAVE, FIRST_BLOCK, FIRST_CONT
 # rows of the block pool: the free list, the users of a block, and the content of a full one
 BEFORE, AFTER, USERS, CONTENT, POOL_ROWS = range(5)
 # rows of the queues, and of the steps in flight
-RUNNING, RESUMED, QUEUES = range(3)
+RUNNING, RESUMED, ASSIGNED, QUEUES = range(4)
 REQUEST, TOKENS, HISTORY, STEP_ROWS = range(4)
-# rows of the counters; the first two are the lengths of the queues
-(_, _, ARRIVED, ADMITTED, FREE, FREE_HEAD, FREE_TAIL, PREEMPTIONS, HIT_TOKENS, STEPS, PREFILL_STEPS) = range(11)
-PEAK_RUNNING, PEAK_BLOCKS, LATE_FIRST, LATE_TOKEN, LATE_LAST, COUNTERS = range(11, 17)
+# rows of the counters; the first three are the lengths of the queues
+(_, _, _, ARRIVED, ADMITTED, FREE, FREE_HEAD, FREE_TAIL, PREEMPTIONS, HIT_TOKENS, STEPS, PREFILL_STEPS) = range(12)
+PEAK_RUNNING, PEAK_BLOCKS, WAITING_TOKENS, OLDEST, IN_FLIGHT, STALLED, FINISHED, COUNTERS = range(12, 20)
+# requests that miss a target, and how many may
+LATE_FIRST, LATE_TOKEN, LATE_LAST, MISSES = range(4)
 # limits, as numbers
-BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, ALLOWED, LIMITS = range(8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRun:
-    """What happened to each request, and what the engine did.
-
-    Attributes:
-        first_token_s: (n,) time of the first token; NaN where the simulation ended before.
-        last_token_s: (n,) time of the last token; NaN where the simulation ended before.
-        preemptions: preempted requests, counted each time.
-        hit_tokens: prompt tokens found in the prefix cache.
-        steps: iterations.
-        prefill_steps: iterations with a prefill chunk.
-        peak_running: largest number of running requests.
-        peak_blocks: largest number of blocks in use.
-        aborted: whether more requests missed a target than allowed.
-    """
-
-    first_token_s: FloatArray
-    last_token_s: FloatArray
-    preemptions: int
-    hit_tokens: int
-    steps: int
-    prefill_steps: int
-    peak_running: int
-    peak_blocks: int
-    aborted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyTargets:
-    """Targets whose misses end a simulation early; ``inf`` for none.
-
-    Attributes:
-        ttft_s: time to first token.
-        tpot_s: time per output token after the first.
-        latency_s: time to the last token.
-        allowed_misses: misses of one target that still meet it.
-    """
-
-    ttft_s: float = np.inf
-    tpot_s: float = np.inf
-    latency_s: float = np.inf
-    allowed_misses: int = np.iinfo(np.int64).max
-
-
-def simulate(
-    requests: EngineRequests, limits: EngineLimits, times: StepTimes, targets: LatencyTargets | None = None
-) -> EngineRun:
-    """Simulate one engine on its requests.
-
-    A step is scheduled when the step before the last one ends, as vLLM does while the last one runs. A simulation ends
-    early once more requests miss one target than its percentile allows, which is exact.
-
-    Args:
-        requests: arrivals, tokens and block contents.
-        limits: arguments of the engine.
-        times: duration of a step.
-        targets: latency targets for an early end.
-    """
-    count, goal = len(requests), targets or LatencyTargets()
-    counters = np.zeros(COUNTERS, dtype=np.int64)
-    first, last = np.full(count, np.nan), np.full(count, np.nan)
-    depth = 2 if limits.async_scheduling else 1
-    state = _request_state(requests)
-    _run(
-        requests.arrival_s,
-        state,
-        np.full(int(state[FIRST_BLOCK, -1]), NONE, dtype=np.int64),
-        _empty_pool(limits.num_blocks, counters),
-        requests.content,
-        np.full(requests.contents, NONE, dtype=np.int64),
-        np.zeros((QUEUES, max(count, limits.max_num_seqs) + 1), dtype=np.int64),
-        np.zeros((STEP_ROWS, depth, limits.max_num_seqs + 1), dtype=np.int64),
-        _limit_numbers(limits, requests.block_tokens, depth, goal.allowed_misses),
-        np.array([goal.ttft_s, goal.tpot_s, goal.latency_s]),
-        times.dense,
-        times.sequence,
-        times.axes,
-        times.axis_lengths,
-        times.attention,
-        times.scale,
-        times.overhead,
-        counters,
-        first,
-        last,
-    )
-    return EngineRun(
-        first_token_s=first,
-        last_token_s=last,
-        preemptions=int(counters[PREEMPTIONS]),
-        hit_tokens=int(counters[HIT_TOKENS]),
-        steps=int(counters[STEPS]),
-        prefill_steps=int(counters[PREFILL_STEPS]),
-        peak_running=int(counters[PEAK_RUNNING]),
-        peak_blocks=int(counters[PEAK_BLOCKS]),
-        aborted=int(counters[[LATE_FIRST, LATE_TOKEN, LATE_LAST]].max()) > goal.allowed_misses,
-    )
-
-
-def _request_state(requests: EngineRequests) -> CountArray:
-    """Return the state of requests before they arrive; a last column holds where all blocks end."""
-    state = np.zeros((REQUEST_ROWS, len(requests) + 1), dtype=np.int64)
-    state[INPUT, :-1], state[OUTPUT, :-1] = requests.input_tokens, requests.output_tokens
-    most = -(-(state[INPUT] + state[OUTPUT]) // requests.block_tokens)
-    state[FIRST_BLOCK, 1:] = np.cumsum(most)[:-1]
-    state[FIRST_CONTENT] = requests.first_content
-    return state
-
-
-def _empty_pool(blocks: int, counters: CountArray) -> CountArray:
-    """Return a pool whose blocks are all free."""
-    pool = np.zeros((POOL_ROWS, blocks), dtype=np.int64)
-    pool[BEFORE], pool[AFTER], pool[CONTENT] = np.arange(-1, blocks - 1), np.arange(1, blocks + 1), NONE
-    pool[AFTER, -1] = NONE
-    counters[FREE], counters[FREE_TAIL] = blocks, blocks - 1
-    return pool
-
-
-def _limit_numbers(limits: EngineLimits, block_tokens: int, depth: int, allowed: int) -> CountArray:
-    numbers = np.zeros(LIMITS, dtype=np.int64)
-    numbers[BUDGET], numbers[MAX_RUNNING] = limits.max_num_batched_tokens, limits.max_num_seqs
-    numbers[BLOCK_TOKENS], numbers[DEPTH], numbers[ALLOWED] = block_tokens, depth, allowed
-    numbers[CACHES], numbers[RESERVES] = limits.prefix_cache, limits.reserve_full_isl
-    return numbers
+BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, LIMITS = range(8)
+# rows of the clock of an engine
+NOW, BUSY_UNTIL, CLOCKS = range(3)
+# what a router does
+ROUND_ROBIN, LEAST_TOKENS = range(2)
 
 
 @compiled
@@ -282,7 +159,7 @@ def _admit(
     if counters[RESUMED] > 0:
         request = queues[RESUMED, counters[RESUMED] - 1]
     elif counters[ADMITTED] < counters[ARRIVED]:
-        request = counters[ADMITTED]
+        request = queues[ASSIGNED, counters[ADMITTED]]
     else:
         return False
     total = state[INPUT, request] + state[GENERATED, request]
@@ -300,6 +177,7 @@ def _admit(
         counters[RESUMED] -= 1
     else:
         counters[ADMITTED] += 1
+        counters[WAITING_TOKENS] -= state[INPUT, request]
     for index in range(hits):
         block = by_content[content[first + index]]
         _touch(block, pool, counters)
@@ -424,7 +302,7 @@ def _deliver(
     state: CountArray,
     steps: CountArray,
     goals: FloatArray,
-    counters: CountArray,
+    misses: CountArray,
     first: FloatArray,
 ) -> int:
     """Deliver the tokens of a step; return how many requests have their last one, listed in the row of histories."""
@@ -436,7 +314,7 @@ def _deliver(
             if state[SEEN, request] == 1:
                 first[request] = end
                 if end - arrivals[request] > goals[0]:
-                    counters[LATE_FIRST] += 1
+                    misses[LATE_FIRST] += 1
             if state[SEEN, request] == state[OUTPUT, request]:
                 steps[HISTORY, slot, finished] = request
                 finished += 1
@@ -456,6 +334,14 @@ def _remove(request: int, queues: CountArray, counters: CountArray) -> None:
 
 
 @compiled
+def _assign(request: int, state: CountArray, queues: CountArray, counters: CountArray) -> None:
+    """Put a request into the queue of an engine, at its arrival."""
+    queues[ASSIGNED, counters[ASSIGNED]] = request
+    counters[ASSIGNED] += 1
+    counters[WAITING_TOKENS] += state[INPUT, request]
+
+
+@compiled
 def _finish(
     ended: CountArray,
     end: float,
@@ -465,6 +351,8 @@ def _finish(
     pool: CountArray,
     queues: CountArray,
     goals: FloatArray,
+    misses: CountArray,
+    limits: CountArray,
     counters: CountArray,
     first: FloatArray,
     last: FloatArray,
@@ -474,15 +362,21 @@ def _finish(
         last[request] = end
         tokens = state[OUTPUT, request]
         if tokens > 1 and (end - first[request]) / (tokens - 1) > goals[1]:
-            counters[LATE_TOKEN] += 1
+            misses[LATE_TOKEN] += 1
         if end - arrivals[request] > goals[2]:
-            counters[LATE_LAST] += 1
+            misses[LATE_LAST] += 1
         _remove(request, queues, counters)
         _release(request, state, table, pool, counters)
+        counters[FINISHED] += 1
+        if limits[CLOSED] and counters[ASSIGNED] < arrivals.size:
+            # a client of a closed loop sends its next request when the last one is answered
+            arrivals[counters[ASSIGNED]] = end
+            _assign(counters[ASSIGNED], state, queues, counters)
 
 
 @compiled
-def _run(
+def _advance(
+    until: float,
     arrivals: FloatArray,
     state: CountArray,
     table: CountArray,
@@ -491,60 +385,195 @@ def _run(
     by_content: CountArray,
     queues: CountArray,
     steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clock: FloatArray,
     limits: CountArray,
     goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
     dense: FloatArray,
     sequence: FloatArray,
     axes: FloatArray,
     lengths: CountArray,
     attention: FloatArray,
-    scale: float,
-    overhead: float,
+    factors: FloatArray,
+    point: FloatArray,
     counters: CountArray,
     first: FloatArray,
     last: FloatArray,
-) -> None:
-    """Run the engine until every request is answered, or a target is missed too often."""
+) -> bool:
+    """Run one engine up to a moment; return whether a target is missed too often."""
     depth = limits[DEPTH]
-    counts, ends, point = np.zeros(depth, dtype=np.int64), np.zeros(depth), np.zeros(4)
-    now, busy_until, oldest, in_flight = 0.0, 0.0, 0, 0
     while True:
-        while in_flight < depth:
-            while counters[ARRIVED] < arrivals.size and arrivals[counters[ARRIVED]] <= now:
+        while counters[IN_FLIGHT] < depth and not counters[STALLED]:
+            while (
+                counters[ARRIVED] < counters[ASSIGNED] and arrivals[queues[ASSIGNED, counters[ARRIVED]]] <= clock[NOW]
+            ):
                 counters[ARRIVED] += 1
-            slot = (oldest + in_flight) % depth
+            slot = (counters[OLDEST] + counters[IN_FLIGHT]) % depth
             count = _schedule(slot, limits, state, table, pool, content, by_content, queues, steps, counters)
             if count == 0:
+                counters[STALLED] = 1
                 break
             total = _sum_tokens(count, slot, state, steps, point, counters)
             fixed = dense[min(total, dense.size - 1)] + sequence[min(count, sequence.size - 1)]
-            duration = scale * (fixed + _attention(point, axes, lengths, attention)) + overhead
-            busy_until = max(busy_until, now) + duration
-            counts[slot], ends[slot] = count, busy_until
+            duration = factors[0] * (fixed + _attention(point, axes, lengths, attention)) + factors[1]
+            clock[BUSY_UNTIL] = max(clock[BUSY_UNTIL], clock[NOW]) + duration
+            fills[slot], ends[slot] = count, clock[BUSY_UNTIL]
             counters[STEPS] += 1
-            in_flight += 1
-        if in_flight:
+            counters[IN_FLIGHT] += 1
+        if counters[IN_FLIGHT]:
+            oldest = counters[OLDEST]
+            if ends[oldest] >= until:
+                return False
             now = ends[oldest]
-            ended = _deliver(counts[oldest], oldest, now, arrivals, state, steps, goals, counters, first)
+            clock[NOW] = now
+            ended = _deliver(fills[oldest], oldest, now, arrivals, state, steps, goals, misses, first)
             if ended:
                 _finish(
-                    steps[HISTORY, oldest, :ended],
-                    now,
-                    arrivals,
-                    state,
-                    table,
-                    pool,
-                    queues,
-                    goals,
-                    counters,
-                    first,
-                    last,
-                )
-            oldest = (oldest + 1) % depth
-            in_flight -= 1
-            if max(counters[LATE_FIRST], counters[LATE_TOKEN], counters[LATE_LAST]) > limits[ALLOWED]:
-                return
-        elif counters[ARRIVED] < arrivals.size:
-            now = max(now, arrivals[counters[ARRIVED]])
+                    steps[HISTORY, oldest, :ended], now, arrivals, state, table, pool, queues, goals, misses, limits,
+                    counters, first, last,
+                )  # fmt: skip
+            counters[OLDEST] = (oldest + 1) % depth
+            counters[IN_FLIGHT] -= 1
+            counters[STALLED] = 0
+            if (misses > allowed).any():
+                return True
+        elif counters[ARRIVED] < counters[ASSIGNED] and arrivals[queues[ASSIGNED, counters[ARRIVED]]] < until:
+            clock[NOW] = max(clock[NOW], arrivals[queues[ASSIGNED, counters[ARRIVED]]])
+            counters[STALLED] = 0
         else:
-            return
+            return False
+
+
+@compiled
+def advance_engines(
+    until: float,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pools: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clocks: FloatArray,
+    limits: CountArray,
+    goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
+    dense: FloatArray,
+    sequence: FloatArray,
+    axes: FloatArray,
+    lengths: CountArray,
+    attention: FloatArray,
+    factors: FloatArray,
+    point: FloatArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> bool:
+    """Run every engine up to a moment; return whether a target is missed too often.
+
+    Args:
+        until: seconds; what ends then is left for later.
+        arrivals: (requests,) arrival times; those of a closed loop are written.
+        state: (REQUEST_ROWS, requests + 1) state of requests.
+        table: blocks of each request.
+        pools: (engines, POOL_ROWS, blocks) block pools.
+        content: content of each full block.
+        by_content: (engines or 1, contents) cached block of each content.
+        queues: (engines, QUEUES, requests + 1) queues.
+        steps: (engines, STEP_ROWS, depth, requests) steps in flight.
+        fills: (engines, depth) requests of each step.
+        ends: (engines, depth) when each step ends.
+        clocks: (engines, CLOCKS) clocks.
+        limits: (LIMITS,) limits of every engine.
+        goals: (MISSES,) targets in seconds.
+        allowed: (MISSES,) misses that still meet them.
+        misses: (MISSES,) misses so far.
+        dense: see :class:`StepTimes`, as for the next four.
+        sequence: by requests.
+        axes: of the attention table.
+        lengths: of the axes.
+        attention: the table.
+        factors: scale and overhead.
+        point: (4,) scratch.
+        counters: (engines, COUNTERS) counters.
+        first: (requests,) time of the first token.
+        last: (requests,) time of the last token.
+    """
+    for engine in range(pools.shape[0]):
+        if _advance(
+            until, arrivals, state, table, pools[engine], content, by_content[min(engine, by_content.shape[0] - 1)],
+            queues[engine], steps[engine], fills[engine], ends[engine], clocks[engine], limits, goals, allowed, misses,
+            dense, sequence, axes, lengths, attention, factors, point, counters[engine], first, last,
+        ):  # fmt: skip
+            return True
+    return False
+
+
+@compiled
+def route_requests(
+    begin: int,
+    end: int,
+    routing: int,
+    active: CountArray,
+    cursor: CountArray,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pools: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clocks: FloatArray,
+    limits: CountArray,
+    goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
+    dense: FloatArray,
+    sequence: FloatArray,
+    axes: FloatArray,
+    lengths: CountArray,
+    attention: FloatArray,
+    factors: FloatArray,
+    point: FloatArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> bool:
+    """Route the requests from ``begin`` to ``end`` to active engines; return whether a target is missed too often.
+
+    Round robin needs no state. Least tokens counts the KV cache in use and the prompts that wait, when a request
+    arrives; ties rotate, as the lowest number would become a hot replica. ``active`` is (engines,), not 0 for engines
+    that take requests; ``cursor`` holds the engine that is next.
+    """
+    engines, size = pools.shape[0], limits[BLOCK_TOKENS]
+    for request in range(begin, end):
+        if routing == LEAST_TOKENS and advance_engines(
+            arrivals[request], arrivals, state, table, pools, content, by_content, queues, steps, fills, ends, clocks,
+            limits, goals, allowed, misses, dense, sequence, axes, lengths, attention, factors, point, counters, first,
+            last,
+        ):  # fmt: skip
+            return True
+        choice, least = NONE, 0
+        for offset in range(engines):
+            engine = (cursor[0] + offset) % engines
+            if not active[engine]:
+                continue
+            if routing == ROUND_ROBIN:
+                choice = engine
+                break
+            load = (pools.shape[2] - counters[engine, FREE]) * size + counters[engine, WAITING_TOKENS]
+            if choice == NONE or load < least:
+                choice, least = engine, load
+        cursor[0] = (choice + 1) % engines
+        _assign(request, state, queues[choice], counters[choice])
+    return False
