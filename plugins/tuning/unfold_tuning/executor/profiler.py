@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.messages import describe_timeout
-from unfold_tuning.executor.watchdog import Watchdog
+from unfold_tuning.executor.monitor import Watchdog
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.job.search_space import sample_config
