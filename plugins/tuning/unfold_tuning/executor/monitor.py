@@ -102,7 +102,7 @@ class Monitor:
         if now - self.checked_at < CHECK_PERIOD_S:
             return
         self.checked_at = now
-        profile = scale_iteration(config.profile, math.exp(self.recovery.posterior.mu))
+        profile = scale_iteration(config.profile, self.recovery.estimate_time_factor(index))
         estimator = TimeEstimator(profile, config.machine)
         self._check_trials(jobs, estimator)
         stage_s, later = estimator.estimate_stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
