@@ -211,11 +211,13 @@ class Recovery:
     def build_remaining_model(self, index: int, plan: Plan) -> ExecutionModel:
         """Build the model of the job after a stage, under the corrected profile, with the instances that run."""
         config = self.config
+        # fewer may have been granted than planned
+        running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
         if config.paces is not None and index + 1 < len(config.stages):
-            return self._build_paced_model(index + 1, plan[index].instances)
+            return self._build_paced_model(index + 1, running_instances)
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index + 1, plan[index].instances)
+        remaining = model.select_remaining(index + 1, running_instances)
         return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
 
     # plans

@@ -440,13 +440,14 @@ def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
         is_spread=spec.placement.spread is not None,
         run_folder=run.directory.path,
         deadline_s=spec.deadline,
+        zones=spec.cloud.zones,
     )
 
 
 def _fingerprint_run(spec: TuningSpec, seed: int) -> str:
     """Fingerprint a job without its deadline, budget and limits: runs with other ones continue each other."""
     job = dump(spec)
-    job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None}}
+    job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None, "zones": ()}}
     job.get("trainable", {}).pop("timeout", None)
     job.pop("history", None)
     return fingerprint(job, seed)

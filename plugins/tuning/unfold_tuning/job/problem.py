@@ -81,6 +81,7 @@ class ClusterConfig:
         is_spread: Place a trial on the emptiest node instead of the fullest.
         run_folder: Folder of the run, with which instances are tagged.
         deadline_s: Deadline of the run, if any.
+        zones: Availability zones in the order in which they are tried; any zone if empty.
     """
 
     provider: str
@@ -91,6 +92,7 @@ class ClusterConfig:
     is_spread: bool
     run_folder: Path
     deadline_s: float | None
+    zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -189,7 +189,8 @@ def build_posterior(problem: Problem) -> PacePosterior | None:
 def build_models(problem: Problem) -> list[ExecutionModel]:
     """Build the model of a job on each of its machines, with common random numbers."""
     posterior, profile = build_posterior(problem), problem.profile
-    paces = posterior and posterior.predict(0, math.log(profile.iteration.mean), has_known_trials=False)
+    base = math.log(profile.iteration.mean)
+    paces = None if posterior is None else posterior.predict(0, base, has_known_trials=False)
     model = build_execution_model(problem.stages, profile, problem.machines[0], problem.samples, problem.seed, paces)
     return model.with_machines(problem.machines)
 

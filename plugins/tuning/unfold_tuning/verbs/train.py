@@ -58,7 +58,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     config = _build_config(problem, execution, trainable, run)
     cluster_config = build_cluster_config(spec, run)
     with open_ledger(run.directory.path / LEDGER_FILE, execution.machine, problem.fingerprint) as ledger:
-        provider = build_provider(cluster_config, execution.machine, ledger, run.log)
+        provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
         ledger.close_open_parts()
         provider.recover()
