@@ -10,6 +10,7 @@ from pydantic import Field
 from unfold_cascade.schema import temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec
 
@@ -65,7 +66,7 @@ class CascadeSpec(Spec):
         yield from validation.goal_problems(
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
-        yield from validation.split_problems(self.data.split)
+        yield from split_problems(self.data.split, is_bundled=self.data.source == "sklearn")
         yield from validation.name_problems(self.stages, self.baseline)
         if self.over_time:
             yield from temporal_rules.temporal_problems(

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
+from unfold_cascade.schema.splits import AnySplit, Split
+from unfold_cascade.schema.temporal import LongData, PhysioNetData
 from unfoldkit.api import Duration, Model, Name
 
 Label = str | int | bool | float
@@ -20,7 +21,7 @@ class SklearnData(Model):
 
     source: Literal["sklearn"]
     dataset: Literal["digits", "iris", "wine", "breast_cancer"]
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class TableData(Model):
@@ -39,7 +40,7 @@ class TableData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class RecordedData(Model):
@@ -54,7 +55,7 @@ class RecordedData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
