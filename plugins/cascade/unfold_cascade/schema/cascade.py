@@ -11,6 +11,7 @@ from unfold_cascade.schema import language_model_rules, temporal_rules, validati
 from unfold_cascade.schema.goals import Goal
 from unfold_cascade.schema.language_models import Collection, ConfidenceSource, GatewaySpec
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec
 
@@ -76,7 +77,7 @@ class CascadeSpec(Spec):
         yield from validation.goal_problems(
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
-        yield from validation.split_problems(self.data.split)
+        yield from split_problems(self.data.split, is_bundled=self.data.source == "sklearn")
         yield from validation.name_problems(self.stages, self.baseline)
         yield from language_model_rules.key_problems(self)
         if self.is_language_model:
