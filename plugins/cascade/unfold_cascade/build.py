@@ -107,6 +107,8 @@ def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
     data = spec.data
     if data.source == "sklearn":
         return TableSource(bundled=data.dataset)
+    if data.source == "endpoints":
+        raise user_error("a log of calls is read by the plan of language models only", key="data.source")
     return TableSource(
         path=data.path,
         locate=partial(run.path, data.path, key="data.path"),
