@@ -64,7 +64,7 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         name=spec.name,
         pipeline=pipeline,
         samples=_draw_samples(resolved, pipeline, visits, run),
-        slo_s=spec.slo.p99,
+        slo_s=spec.target_s,
         sheds=spec.slo.shed,
         seed=run.seed,
         budget=SearchBudget(

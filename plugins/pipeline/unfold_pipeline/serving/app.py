@@ -105,7 +105,12 @@ def list_paths(name: str) -> tuple[str, ...]:
 def _build_routes(model: ServedModel, gateway: InferenceGateway, server_metrics: Metrics) -> Application:
     log = logging.getLogger("unfoldkit")
     endpoint = Endpoint(
-        model, build_reader(model.inputs, model.outputs), build_writer(model), gateway, gateway.metrics, log
+        model,
+        build_reader(model.inputs, model.outputs, ("deadline_ms",)),
+        build_writer(model),
+        gateway,
+        gateway.metrics,
+        log,
     )
     app = assemble_application(
         [endpoint],

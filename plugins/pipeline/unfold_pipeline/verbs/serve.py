@@ -132,7 +132,8 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
     app = build_app(problem.name, problem.pipeline, runtime, deployment.rows.shape[1], settings, record)
     watch = build_watch(problem.name, runtime, record, planned, app.gateway.metrics.requests)
     posts, gates, max_bytes = app.app.answers, app.app.gates, app.app.body_bytes
-    return Service(problem.name, app, list_paths(problem.name), posts, max_bytes, watch=watch, gates=gates)
+    paths, registry = list_paths(problem.name), app.app.metrics.registry
+    return Service(problem.name, app, paths, posts, max_bytes, watch=watch, gates=gates, registry=registry)
 
 
 def _store_activation(seconds: Mapping[str, float], run: Run) -> None:
