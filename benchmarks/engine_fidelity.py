@@ -1,13 +1,13 @@
 """How close the engine simulator comes to measured engines: TTFT, TPOT and latency, mean and p99.
 
 Llama-3.1-8B, vLLM 0.19, 300 ShareGPT requests on each GPU; step times from operator tables. On RTX 4090 nothing is
-fitted. On RTX PRO 6000 one number is, an overhead of 1.5 ms a step, on the same run. ``unqueued`` are the requests that
-were scheduled within 0.3 s there, without the first three; LLMServingSim 2.0 has a median error of 28 % on them.
+fitted. On RTX PRO 6000 one number is, an overhead of 1.5 ms a step, on the same run. ``unqueued`` are the requests
+that were scheduled within 0.3 s there, without the first three; LLMServingSim 2.0 has a median error of 28 % on them.
 
 ``stages`` are ten vLLM runs on H100 at constant rates, from operator tables and one constant of 8 ms for the front
 end. ``silicon`` are closed-loop rows of H100 and H200, from operator tables alone; ``corrected`` divides each GPU,
-engine and precision by one factor. AIConfigurator's stored answers on 51 of the rows stand next to ours on the same rows. The
-interval is judged on each group from the other groups alone.
+engine and precision by one factor. AIConfigurator's stored answers on 51 of the rows stand next to ours on the same
+rows. The interval is judged on each group from the other groups alone.
 """
 
 from __future__ import annotations

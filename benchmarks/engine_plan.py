@@ -1,10 +1,10 @@
 """Price and attainment of planned LLM engines, next to sizing by steady state at mean and at peak load.
 
 Azure's conversation trace of 2023, Llama-3.1-70B in fp8 on H100 and H200, p99 TTFT 500 ms and TPOT 50 ms. Every plan
-is made on the first half of the trace and replayed on the second. Steady state is what AIConfigurator computes: requests
-of mean lengths, the largest concurrency whose mean TTFT and TPOT meet the targets, and as many engines as the load divided
-by that throughput; the load is the mean, or the busiest ten seconds. Real engines are not run: both sides are replayed
-by the same simulator.
+is made on the first half of the trace and replayed on the second. Steady state is what AIConfigurator computes:
+requests of mean lengths, the largest concurrency whose mean TTFT and TPOT meet the targets, and as many engines as
+the load divided by that throughput; the load is the mean, or the busiest ten seconds. Real engines are not run: both
+sides are replayed by the same simulator.
 """
 
 from __future__ import annotations

@@ -57,13 +57,16 @@ def test_a_plan_names_engines_price_interval_and_refusals(tmp_path: Path) -> Non
     assert report.verdict is Verdict.YES
     engine = (report.decision or {})["engines"]["chat"]
     assert engine["tensor_parallel"] == 1
-    assert report.metrics["ttft_p99_ms"].ok and report.metrics["tpot_p99_ms"].ok
+    assert report.metrics["ttft_p99_ms"].ok
+    assert report.metrics["tpot_p99_ms"].ok
     labels = [label for label, _ in report.lines]
     assert {"interval", "price range", "KV cache", "prefix hits", "search", "not predicted"} <= set(labels)
     low, high = (report.metrics[f"cost_per_hour_{end}"].value for end in ("low", "high"))
     cost = report.metrics["cost_per_hour"].value
     assert cost is not None
-    assert low is not None and low <= cost and (high is None or high >= cost)
+    assert low is not None
+    assert low <= cost
+    assert high is None or high >= cost
 
 
 def test_confidence_plans_for_the_upper_end(tmp_path: Path) -> None:
