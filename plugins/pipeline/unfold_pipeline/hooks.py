@@ -36,10 +36,10 @@ def unfold_renderers() -> Iterable[Renderer]:
         "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
     )
     yield Renderer(
-        "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.export_engine:export_vllm", (".sh",)
+        "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.engines.exports:export_vllm", (".sh",)
     )
     yield Renderer(
         "kubernetes",
         "a plan of LLM engines as Kubernetes Deployments",
-        "unfold_pipeline.report.export_engine:export_kubernetes",
+        "unfold_pipeline.report.engines.exports:export_kubernetes",
     )

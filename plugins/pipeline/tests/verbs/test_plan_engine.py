@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
-from unfold_pipeline.report.export_engine import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict

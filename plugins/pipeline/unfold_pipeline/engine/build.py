@@ -16,6 +16,7 @@ from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_c
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.simulation.limits import EngineLimits
 from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,
     TableCache,
@@ -92,6 +93,21 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         precision=engine.precision,
         kv_precision=engine.kv_precision,
     )
+
+
+def build_replay_requests(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> EngineRequests:
+    """Return the requests of a trace to replay.
+
+    Raises:
+        UnfoldError: the trace has no tokens, or a request does not fit the KV cache of an engine.
+    """
+    requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
+    longest = int((requests.input_tokens + requests.output_tokens).max())
+    least = min(option.kv_cache.tokens for option in problem.options)
+    if longest > least:
+        message = f"a request of {longest:,} tokens does not fit a KV cache of {least:,}"
+        raise user_error(message, file=str(trace), hint="engines with more memory")
+    return requests
 
 
 def find_engine(spec: PipelineSpec) -> tuple[str, EngineSpec]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from unfold_pipeline.report.export_engine import export_llm_services, has_engines
+from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unfold_pipeline.report.export_engine import export_ray_llm, has_engines
+from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
 from unfoldkit.api import Report
 from unfoldkit.io.yaml12 import to_yaml

@@ -12,7 +12,7 @@ from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, L
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
-from unfold_pipeline.report import engine_sentences as sentences
+from unfold_pipeline.report.engines import sentences
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
 from unfoldkit.arrivals.envelope import window_lengths
 
