@@ -93,10 +93,8 @@ def test_every_request_of_a_scaled_service_is_answered() -> None:
 def test_the_envelope_rule_follows_the_traffic() -> None:
     """Quiet traffic needs fewer engines than the plan, and the traffic of the plan no more than the margin."""
     case = problem(burst())
-    run = replay_rule(
-        "rule", case, CONFIG, build_envelope_rule(build_token_envelope(case.requests, 2, 10.0), case.requests, hold_s=10.0),
-        max_replicas=4,
-    )  # fmt: skip
+    rule = build_envelope_rule(build_token_envelope(case.requests, 2, 10.0), case.requests, hold_s=10.0)
+    run = replay_rule("rule", case, CONFIG, rule, max_replicas=4)
     assert run.engines.min() == 1
     assert run.engines.max() <= 3
 
