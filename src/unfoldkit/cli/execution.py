@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from unfoldkit import __version__
 from unfoldkit.catalog.cache import cache_folder
-from unfoldkit.cli import console, jit_progress, output, plugin_registry
+from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
@@ -242,7 +242,7 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
             start_s = run.clock()
             with loaded.locate_errors():
                 verb = resolve(function, extra=loaded.kind.extra)
-                with jit_progress.report_compilation(progress):
+                with console.report_compilation(progress):
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))

@@ -21,6 +21,7 @@ from models import Diary, Total
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.http.address import Address, bind_socket, open_listener
 from unfoldkit.serving.http.host import HostOptions, run_service
+from unfoldkit.serving.http.resource_limits import ResourceLimits
 from unfoldkit.serving.http.workers import Supervisor
 from unfoldkit.serving.observability.access_log import JsonLines, json_access_log
 from unfoldkit.serving.observability.dashboard import request_dashboard
@@ -87,6 +88,12 @@ def terms(given: dict[str, str]) -> HostOptions:
         request_timeout_s=float(given.get("patience", 30)),
         observer=observer,
         fast_path=given.get("fast_path", "1") == "1",
+        limits=ResourceLimits(
+            connections=int(given.get("connections", 0)),
+            head_bytes=int(given.get("head_bytes", 16 * 2**20)),
+            body_bytes=int(given.get("body_bytes", 64 * 2**20)),
+            client_share=float(given.get("client_share", 1)),
+        ),
     )
 
 

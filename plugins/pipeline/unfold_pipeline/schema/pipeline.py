@@ -49,7 +49,9 @@ class TunerSpec(Model):
     policy: Literal["calibrated", "table", "ratio", "paper", "fixed"] = Field(
         default="calibrated", description="the scaling rule in charge"
     )
-    activation: Duration = Field(default=5.0, description="from ordering a replica until it serves")
+    activation: Duration | None = Field(
+        default=None, description="from ordering a replica until it serves; default: as unfold serve measured, or 5 s"
+    )
     floor: bool = Field(default=True, description="paper and ratio never scale below the plan")
     margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="headroom of the table policy")
     hold: Duration = Field(default=60.0, description="how long demand must be lower before replicas are removed")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_pipeline.estimator.batch_jitter import simulate_jitter
-from unfold_pipeline.estimator.confidence_interval import bootstrap_interval
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
+from unfold_pipeline.estimator.uncertainty import bootstrap_interval, simulate_jitter
 from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
 from unfold_pipeline.planner.diagnostics import (
     list_rejected_savings,

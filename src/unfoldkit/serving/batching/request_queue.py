@@ -119,6 +119,11 @@ class DeadlineQueue:
     late: deque[QueuedRequest] = field(default_factory=deque)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    @property
+    def used_parameters(self) -> tuple[str, ...]:
+        """The parameters of a request which have an effect."""
+        return ("deadline_ms",)
+
     def __post_init__(self) -> None:
         """Create a heap for each level."""
         self.urgent, self.rows = [[] for _ in self.ways.hopeless], [0] * len(self.ways.hopeless)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import TYPE_CHECKING, Any, cast
 
-from unfoldkit.serving.http.auth import READY
+from unfoldkit.serving.http.access_control import READY
 from unfoldkit.serving.responses import error_reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 

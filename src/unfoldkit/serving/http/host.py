@@ -17,13 +17,21 @@ from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import internal_error
-from unfoldkit.serving.http.auth import OPEN_PATHS, expected_header, is_authorized, require_token
+from unfoldkit.serving.http.access_control import (
+    OPEN_PATHS,
+    expected_header,
+    is_authorized,
+    is_private_host,
+    reject_foreign_origins,
+    require_host,
+    require_token,
+)
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
-from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
 from unfoldkit.serving.http.fast_path.connection import Connection
 from unfoldkit.serving.http.fast_path.head import FastPath, format_headers
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.host_header import is_private_host, reject_foreign_origins
+from unfoldkit.serving.http.fast_path.uvicorn_internals import find_incompatibility
+from unfoldkit.serving.http.resource_limits import ResourceLimits, ResourceUsage, bound_bodies, has_descriptors
 from unfoldkit.serving.http.startup import StartResult, record_start
 from unfoldkit.serving.http.workers import ending_signals
 from unfoldkit.serving.observability.access_log import Observer, observe_requests
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 CHECK_EVERY_S = 1.0
 KEEP_ALIVE_S = 75
 REQUEST_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 2.0
 SWITCH_INTERVAL_S = 0.0005
 Heartbeat = Callable[[], object]
 
@@ -53,6 +62,7 @@ class HostOptions:
         observer: Receives a note of every request.
         own_log: The program has set up its log; uvicorn must not set up another.
         fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`.
+        limits: Bounds of what all connections hold.
     """
 
     token: str = ""
@@ -62,6 +72,7 @@ class HostOptions:
     observer: Observer | None = None
     own_log: bool = False
     fast_path: bool = True
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
 
 
 def run_service(service: Service, listener: socket.socket, options: HostOptions | None = None) -> None:
@@ -86,7 +97,11 @@ def freeze_objects() -> None:
 
 async def _serve(service: Service, listener: socket.socket, options: HostOptions) -> Signals | None:
     drain, start = Drain(), StartResult()
-    server = _build_server(replace(service, app=record_start(service.app, start)), options, drain)
+    usage = ResourceUsage(options.limits, logging.getLogger("unfoldkit.serving").warning)
+    if service.registry is not None:
+        service.registry.register(usage)
+    app = record_start(bound_bodies(service.app, usage), start)
+    server = _build_server(replace(service, app=app), options, drain, usage)
     for which in ending_signals():
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would replace these handlers, and raise the signal again at the end
@@ -103,11 +118,14 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
             await serving
         return drain.signal
     freeze_objects()
+    usage.refresh()
     while not serving.done() and not drain.started.is_set():
         _beat(service, options)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.started.wait(), CHECK_EVERY_S)
         _close_stalled(server, options.request_timeout_s)
+        usage.refresh()
+        _free_descriptors(server, usage)
     await stop_server(server, listener)
     await serving
     return drain.signal
@@ -128,11 +146,11 @@ def _beat(service: Service, options: HostOptions) -> None:
         options.heartbeat()
 
 
-def _build_server(service: Service, options: HostOptions, drain: Drain) -> uvicorn.Server:
+def _build_server(service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage) -> uvicorn.Server:
     import uvicorn
     from uvicorn.config import LOGGING_CONFIG
 
-    app = close_while_draining(wrap_application(service, options.token, drain), drain)
+    app = close_while_draining(require_host(wrap_application(service, options.token, drain)), drain)
     config = uvicorn.Config(
         observe_requests(app, options.observer),
         http="httptools",
@@ -151,12 +169,12 @@ def _build_server(service: Service, options: HostOptions, drain: Drain) -> uvico
     if problem := find_incompatibility(config):
         logging.getLogger("uvicorn.error").warning("fast path and read limits are off: %s", problem)
     else:
-        config.http_protocol_class = cast("Any", _connection_factory(server, service, options, drain))
+        config.http_protocol_class = cast("Any", _connection_factory(server, service, options, drain, usage))
     return server
 
 
 def _connection_factory(
-    server: uvicorn.Server, service: Service, options: HostOptions, drain: Drain
+    server: uvicorn.Server, service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage
 ) -> Callable[..., Connection]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -178,7 +196,7 @@ def _connection_factory(
 
     def connect(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
         inner = HttpToolsProtocol(config, server_state, app_state, _loop)
-        return Connection(inner, fast_path, server_state.connections, time.monotonic, rejecter)
+        return Connection(inner, fast_path, server_state.connections, time.monotonic, usage, rejecter)
 
     return connect
 
@@ -214,10 +232,20 @@ def _close_stalled(server: uvicorn.Server, timeout_s: float) -> None:
     now = time.monotonic()
     for connection in list(server.server_state.connections):
         if isinstance(connection, Connection) and connection.transport:
-            if connection.is_stalled(now - timeout_s):
+            if connection.is_stalled(now - (min(timeout_s, PROBE_TIMEOUT_S) if connection.is_probe else timeout_s)):
                 connection.abort()
             elif connection.is_idle(now - KEEP_ALIVE_S):
                 connection.transport.close()
+
+
+def _free_descriptors(server: uvicorn.Server, usage: ResourceUsage) -> None:
+    """Close the connections which have been idle longest if no descriptor is left: health checks need a few."""
+    if has_descriptors():
+        return
+    usage.reject("descriptors")
+    connections = [item for item in server.server_state.connections if isinstance(item, Connection) and item.is_free]
+    for connection in sorted(connections, key=lambda item: item.last_active_s)[: 2 * usage.limits.probes]:
+        connection.abort()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -18,7 +18,13 @@ from unfoldkit.serving.batching.batcher import Limits, build_batcher
 from unfoldkit.serving.batching.request_queue import FifoQueue, RequestQueue
 from unfoldkit.serving.model import Field, Model, ModelDescription
 from unfoldkit.serving.observability.dashboard import DashboardSource
-from unfoldkit.serving.observability.metrics import CONTENT_TYPE, Metrics, create_metrics, model_metrics
+from unfoldkit.serving.observability.metrics import (
+    CONTENT_TYPE,
+    CachedExposition,
+    Metrics,
+    create_metrics,
+    model_metrics,
+)
 from unfoldkit.serving.observability.multiprocess import PeerProcesses
 from unfoldkit.serving.oip import openapi
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
@@ -74,7 +80,8 @@ class Application:
     def share(self, folder: Path) -> Callable[[], object]:
         """Report the metrics of all processes with this folder; return what stores those of this process there."""
         peers, registry = PeerProcesses(folder), self.metrics.registry
-        self.gets["/metrics"] = lambda: Reply(200, peers.text(registry), CONTENT_TYPE.encode())
+        exposition = CachedExposition(lambda: peers.text(registry), self.metrics.requests)
+        self.gets["/metrics"] = lambda: Reply(200, exposition.read(), CONTENT_TYPE.encode())
         return lambda: peers.store(registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,6 +116,7 @@ class Application:
             kind = message["type"]
             if kind == "lifespan.shutdown":
                 for endpoint in self.endpoints.values():
+                    endpoint.decoder.close()
                     endpoint.batcher.close()
                 self.close()
             await send({"type": f"{kind}.complete"})
@@ -188,6 +196,7 @@ def build_service(
         gates=app.gates,
         share=app.share,
         healthy=lambda: app.healthy,
+        registry=app.metrics.registry,
     )
 
 
@@ -212,7 +221,8 @@ def _build_endpoint(
     model: Model, limits: Limits, line: RequestQueue, metrics: Metrics, clock: Callable[[], float], log: logging.Logger
 ) -> Endpoint:
     counted = model_metrics(metrics, model.name)
-    reader = build_reader(model.inputs, model.outputs)
+    used = (*getattr(model, "used_parameters", ()), *getattr(line, "used_parameters", ()))
+    reader = build_reader(model.inputs, model.outputs, used)
     return Endpoint(
         model, reader, build_writer(model), build_batcher(model, limits, counted, clock, line), counted, log
     )
@@ -221,12 +231,13 @@ def _build_endpoint(
 def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
     server = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
+    exposition = CachedExposition(app.metrics.text, app.metrics.requests)
     document = openapi.build_document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
         "/v2": lambda: json_reply(server),
         "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),
         "/v2/health/ready": lambda: json_reply({"ready": app.healthy}, 200 if app.healthy else 503),
-        "/metrics": lambda: Reply(200, app.metrics.text(), CONTENT_TYPE.encode()),
+        "/metrics": lambda: Reply(200, exposition.read(), CONTENT_TYPE.encode()),
         "/openapi.json": lambda: json_reply(document),
     }
 

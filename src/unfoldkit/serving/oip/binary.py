@@ -20,6 +20,9 @@ from unfoldkit.serving.responses import Header
 BINARY_TYPE = b"application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
 MAX_LENGTH_DIGITS = 10
+MAX_EXPANSION = 100
+FREE_EXPANSION_BYTES = 2**18
+"""A compressed body may grow to this size, or by ``MAX_EXPANSION``, whichever is more."""
 ZLIB_WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 RAW_DTYPES = {
     "BOOL": "?",
@@ -56,18 +59,20 @@ class BodyEncoding:
         """Return the decompressed body.
 
         Raises:
-            TooLarge: It has more than ``limit`` bytes.
+            TooLarge: It has more than ``limit`` bytes, or costs far more processor time than its size suggests.
             InvalidRequest: It is damaged.
         """
         if not self.window_bits:
             return body
+        max_bytes, limit = limit, min(limit, max(FREE_EXPANSION_BYTES, MAX_EXPANSION * len(body)))
         decompressor = zlib.decompressobj(self.window_bits)
         try:
             data = decompressor.decompress(body, limit + 1)
         except zlib.error as error:
             raise InvalidRequest("the body is not compressed as its content-encoding says") from error
         if len(data) > limit:
-            raise TooLarge(f"the decompressed body has more than {limit} bytes")
+            reason = "" if limit == max_bytes else f", {MAX_EXPANSION} times its compressed size"
+            raise TooLarge(f"the decompressed body has more than {limit} bytes{reason}")
         if not decompressor.eof or decompressor.unused_data:
             raise InvalidRequest("the compressed body does not end where it should")
         return data

@@ -137,7 +137,7 @@ def _request_schema(model: ModelDescription) -> dict[str, Any]:
 def _response_schema(model: ModelDescription) -> dict[str, Any]:
     text = {"type": "string"}
     outputs = {"type": "array", "items": {"anyOf": [_tensor(item, (item.datatype,)) for item in model.outputs]}}
-    ignored = {"type": "array", "items": {"enum": ["least_accuracy"]}}
+    ignored = {"type": "array", "items": text}
     parameters = {"type": "object", "properties": {"entity": text, "ignored": ignored}}
     return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text, parameters=parameters)
 

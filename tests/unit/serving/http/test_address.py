@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.serving.http.access_control import require_token
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, is_loopback, open_listener
-from unfoldkit.serving.http.auth import require_token
 
 
 @pytest.mark.parametrize(
