@@ -201,11 +201,20 @@ class Controller:
         self.reserve_log()
         state, row = self.table.state, self.table.task_rows[task.name]
         kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
+        self._keep_checkpoint(task, row)
         kernel.enqueue(state, row)
         self.view.requeue_gang(task)
         if self.sink is not None:
             self.sink.stop(task)
         self.read_log()
+
+    def _keep_checkpoint(self, task: Task, row: int) -> None:
+        """Shorten the next run of a preempted task by what its last checkpoint keeps."""
+        state = self.table.state
+        run_s = float(state.run_s[row, state.node_type[state.task_node[row]]])
+        if task.checkpoint_every and run_s > 0:
+            kept_s = task.kept_seconds(self.table.now - float(state.start_s[row]))
+            state.run_s[row] *= max(0.0, 1 - kept_s / run_s)
 
     def reserve_log(self) -> None:
         """Make room in the log for the entries that one step can write."""

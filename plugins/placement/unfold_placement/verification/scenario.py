@@ -13,6 +13,8 @@ from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import Node, Task
 from unfold_placement.verification.model import SLOT_MARK, Renaming
 
+TICK_S = 1e-12
+"""Time between two actions of a search in seconds."""
 ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
 """Codes of actions."""
 
@@ -174,7 +176,8 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
     Raises:
         UnfoldError: a policy raised, or loops within the instant.
     """
-    # the clock stands still, yet every action is an instant of its own
+    # the clock almost stands still: starts keep their order, and times round to equal values
+    controller.table.state.clock[0] += TICK_S
     controller.budget = InstantBudget()
     if action.code == END:
         rows = job_rows(controller, action.target)
