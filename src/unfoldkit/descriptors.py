@@ -36,6 +36,8 @@ class Kind:
         replay: ``plan`` and ``serve`` replay a trace.
         carries: ``train`` executes a plan.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
+        verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
+            ``counterexample`` of its decision holds a spec.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Kind:
     replay: bool = False
     carries: bool = False
     opens: str | None = None
+    verifies: str | None = None
 
     @property
     def verbs(self) -> tuple[str, ...]:

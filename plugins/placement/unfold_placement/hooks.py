@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         serve="unfold_placement.verbs.serve:serve",
         examples="unfold_placement:examples",
         opens="unfold_placement.verbs.check_inputs:check_inputs",
+        verifies="unfold_placement.verbs.verify:verify",
     )
 
 
