@@ -30,6 +30,11 @@ class CascadeSpec(Spec):
     moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
     alerts: Alerts | None = Field(default=None, description="over time: the alert rate of the last stage")
     drift: Drift | None = Field(default=None, description="thresholds of the drift check, and, over time, the audit")
+    durability: Literal["full", "normal"] | None = Field(
+        default=None,
+        description="over time: full syncs every answered hour to the disk; normal (default) may lose the last ones "
+        "when the machine loses power",
+    )
     goal: Goal
 
     @property
@@ -80,6 +85,7 @@ class CascadeSpec(Spec):
             cost=self.cost,
             moves=self.moves,
             alerts=self.alerts,
+            durability=self.durability,
         )
         yield from validation.repeated_stage_problems(self.stages)
         if not self.scored:
