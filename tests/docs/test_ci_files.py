@@ -102,8 +102,8 @@ def test_workflow_of_the_page_does_what_the_action_offers(tmp_path: Path) -> Non
 def test_action_installs_its_own_checkout() -> None:
     """The first step installs the folder of the action with the Python that was asked for."""
     step = parsed("action.yml")["runs"]["steps"][0]
-    assert step["env"] == {"PYTHON": "${{ inputs.python }}"}
-    assert '"$GITHUB_ACTION_PATH"' in step["run"]
+    assert step["env"] == {"PYTHON": "${{ inputs.python }}", "EXTRAS": "${{ inputs.extras }}"}
+    assert '"$GITHUB_ACTION_PATH${EXTRAS:+[$EXTRAS]}"' in step["run"]
 
 
 def test_hook_of_pre_commit_checks_files(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ class CascadeSpec(Spec):
     )
     collect: Collection | None = Field(default=None, description="language models: how profile collects the log")
     serve: GatewaySpec | None = Field(default=None, description="language models: how the gateway serves")
+    durability: Literal["full", "normal"] | None = Field(
+        default=None,
+        description="over time: full syncs every answered hour to the disk; normal (default) may lose the last ones "
+        "when the machine loses power",
+    )
     goal: Goal
 
     @property
@@ -97,6 +102,7 @@ class CascadeSpec(Spec):
             cost=self.cost,
             moves=self.moves,
             alerts=self.alerts,
+            durability=self.durability,
         )
         yield from validation.repeated_stage_problems(self.stages)
         if not self.scored:

@@ -123,6 +123,21 @@ class RequestReader:
             request = self.convert(inline_tensors(body, json_bytes)) if json_bytes else self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def read_data(self, data: Mapping[str, Any]) -> InferenceRequest:
+        """Read a request that came as plain data instead of JSON.
+
+        Raises:
+            InvalidRequest: See ``read``.
+        """
+        try:
+            request = self.convert(data)
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def _check(self, request: Any) -> InferenceRequest:
         if (row := self._read_single_row(request)) is not None:
             return InferenceRequest({self.inputs[0].name: row}, SINGLE_ROW, request.id or "", ())
         inputs = self._read_arrays(self._select_tensors(request.inputs))
