@@ -9,6 +9,7 @@ from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
 from unfold_supernet.training.accuracy import PairedDifference
 from unfold_supernet.training.problem import TrainingProblem, TrainingResult
+from unfold_supernet.training.verdict import FamilyVerdict
 from unfold_supernet.units import scale_column
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
@@ -22,23 +23,24 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
     """Build the report of a training."""
     gaps = [comparison.gap for comparison in result.comparisons.values()]
     tables = [_tabulate_subnets(result), _tabulate_classes(problem, result), _tabulate_switches(result)]
+    if result.calibration:
+        tables.insert(2, _tabulate_calibration(result))
     if gaps:
         tables.insert(1, _tabulate_gaps(result))
     accuracies = [quality.accuracy for quality in result.qualities.values()]
-    headline = sentences.state_training(
+    headline = _state_misses(result.verdict) or sentences.state_training(
         len(accuracies),
         min(accuracies),
         max(accuracies),
         len(result.front),
         describe_gap(gaps) if gaps else "",
-        result.switch_costs.route_p50_s * MICRO,
     )
     data = problem.data
     return Report(
         kind="supernet",
         verb="train",
         name=problem.name,
-        verdict=Verdict.YES,
+        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
         headline=headline,
         subtitle=(
             f"{len(accuracies)} subnets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
@@ -48,9 +50,32 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(_plot_front(result),),
         lines=_write_lines(result),
         notes=_write_notes(problem, result),
-        next="unfold plan SPEC",
+        next="unfold plan SPEC" if result.verdict.is_met else sentences.advise_training(_name_advice(result.verdict)),
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
+
+
+def _state_misses(verdict: FamilyVerdict) -> str:
+    """State why the answer is no; empty if it is yes."""
+    goal, misses = verdict.goal, list[str]()
+    if verdict.useless:
+        misses.append(sentences.state_useless_subnets(verdict.useless, verdict.majority))
+    if not verdict.grows:
+        misses.append(sentences.state_no_growth())
+    if verdict.misses_accuracy and goal.accuracy is not None:
+        misses.append(sentences.state_missed_accuracy(verdict.accuracy_bound, goal.accuracy))
+    if verdict.misses_sharing and goal.max_sharing_cost is not None and verdict.sharing_bound is not None:
+        misses.append(sentences.state_missed_sharing(verdict.sharing_bound, goal.max_sharing_cost))
+    return "; ".join(misses)
+
+
+def _name_advice(verdict: FamilyVerdict) -> str:
+    """Name the change that most likely turns a no into a yes."""
+    if verdict.useless:
+        return "useless"
+    if not verdict.grows:
+        return "growth"
+    return "accuracy" if verdict.misses_accuracy else "sharing"
 
 
 def describe_gap(gaps: Sequence[PairedDifference]) -> str:
@@ -71,10 +96,14 @@ def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
         "accuracy_min": Metric(min(accuracies), "%"),
         "accuracy_max": Metric(max(accuracies), "%"),
         "cost_of_sharing_points": Metric(result.largest_gap_points, "points"),
-        "switch_us_p50": Metric(costs.route_p50_s * MICRO, "µs", timed=True),
-        "switch_us_p99": Metric(costs.route_p99_s * MICRO, "µs", timed=True),
-        "reload_ratio": Metric(costs.reload_s / costs.route_p50_s, "x", timed=True),
-        "load_state_ratio": Metric(costs.load_state_s / costs.route_p50_s, "x", timed=True),
+        "majority_accuracy": Metric(result.verdict.majority, "%"),
+        "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
+        "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
+        "ece_points_max": Metric(_get_largest_error(result, "after"), "points"),
+        "ece_points_max_uncalibrated": Metric(_get_largest_error(result, "before"), "points"),
+        "switch_us_p50": Metric(costs.switch_p50_s * MICRO, "µs", timed=True),
+        "switch_us_p99": Metric(costs.switch_p99_s * MICRO, "µs", timed=True),
+        "view_ratio_max": Metric(max(costs.view_ratios.values()), "x", timed=True),
         "memory_ratio": Metric(costs.shared_bytes / costs.separate_bytes),
         "train_seconds": Metric(result.training_s, "s", timed=True),
     }
@@ -139,20 +168,24 @@ def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table
 
 def _tabulate_switches(result: TrainingResult) -> Table:
     costs = result.switch_costs
-    columns = (
-        Column("mechanism"),
-        Column("time", "µs", 2, timed=True),
-        Column("relative to routing", "x", 0, timed=True),
-    )
     mechanisms = (
-        ("routing (median)", costs.route_p50_s),
-        ("routing (p99)", costs.route_p99_s),
+        ("first inference after a switch (median)", costs.switch_p50_s),
+        ("first inference after a switch (p99)", costs.switch_p99_s),
         ("binding views anew", costs.bind_s),
         ("loading a state in place", costs.load_state_s),
-        ("building and loading a model", costs.reload_s),
     )
-    rows = tuple((name, seconds * MICRO, seconds / costs.route_p50_s) for name, seconds in mechanisms)
-    return Table("model switch", columns, rows)
+    rows = tuple((name, seconds * MICRO) for name, seconds in mechanisms)
+    return Table("model switch", (Column("mechanism"), Column("extra time", "µs", 2, timed=True)), rows)
+
+
+def _tabulate_calibration(result: TrainingResult) -> Table:
+    columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
+    rows = tuple((name, error.before, error.after) for name, error in result.calibration.items())
+    return Table("expected calibration error", columns, rows)
+
+
+def _get_largest_error(result: TrainingResult, moment: str) -> float | None:
+    return max((getattr(error, moment) for error in result.calibration.values()), default=None)
 
 
 def _plot_front(result: TrainingResult) -> Figure:
@@ -172,7 +205,9 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     lines = (
         ("front", sentences.describe_front(result.front)),
         ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
-        ("model switch", sentences.explain_switch()),
+        ("model switch", sentences.explain_switch(costs.switch_p50_s * MICRO)),
+        ("views", sentences.state_view_cost(max(costs.view_ratios.values()))),
+        ("constant", sentences.state_majority(result.verdict.majority)),
         ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
         ("files", sentences.list_files()),
     )

@@ -18,6 +18,18 @@ from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_pr
 from unfoldkit.api import Duration, Fraction, Model, Percent, Problem, Spec
 
 
+class GoalSpec(Model):
+    """What the trained family must reach; each bound holds at 95 %."""
+
+    accuracy: Annotated[Percent, Field(gt=0, lt=100)] | None = Field(
+        default=None, description="of the most accurate subnet on the test rows"
+    )
+    max_sharing_cost: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="largest accuracy that sharing weights may cost a subnet against a standalone model, in points",
+    )
+
+
 class ServingSpec(Model):
     """Serving under deadlines."""
 
@@ -59,6 +71,7 @@ class SupernetSpec(Spec):
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
+    goal: GoalSpec = GoalSpec()
     serving: ServingSpec | None = None
     accelerator: AcceleratorSpec | None = None
     queries: QueriesSpec = QueriesSpec()
@@ -71,9 +84,18 @@ class SupernetSpec(Spec):
             yield from find_data_problems(self.data, self.space.form)
             yield from find_training_problems(self.training, self.space.coupling)
             yield from find_count_problems(self.space)
+        yield from _find_goal_problems(self)
         yield from find_query_problems(self.queries)
         if self.accelerator is not None:
             yield from find_accelerator_problems(self.accelerator)
+
+
+def _find_goal_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    if spec.goal != GoalSpec() and spec.space is None:
+        yield Problem(("goal",), "nothing is trained that could reach a goal", hint="write space and data")
+    elif spec.goal.max_sharing_cost is not None and not spec.training.alone:
+        message, hint = "needs standalone models to compare with", "remove training.alone: false"
+        yield Problem(("goal", "max_sharing_cost"), message, hint=hint)
 
 
 def _find_family_problems(spec: SupernetSpec) -> Iterable[Problem]:

@@ -62,6 +62,10 @@ class TrainingSpec(Model):
     calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         default=4096, description="examples for the norm statistics"
     )
+    validation: Annotated[Fraction, Field(ge=0, lt=1)] = Field(
+        default=0.1,
+        description="fraction of the training rows held out to calibrate confidences; whole groups where rows have one",
+    )
     alone: bool = Field(
         default=True, description="also train smallest, middle and largest subnet as standalone models, to compare"
     )

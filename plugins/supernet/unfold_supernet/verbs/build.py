@@ -28,6 +28,7 @@ from unfold_supernet.schema.training import DataSpec, TrainingSpec
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
+from unfold_supernet.training.verdict import Goal
 from unfoldkit.api import Run, dump, user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
@@ -36,6 +37,8 @@ from unfoldkit.safe_io.files import read_bytes
 if TYPE_CHECKING:
     from unfold_supernet.serving.service import ServiceProblem
 
+MIN_GROUPS = 10
+"""Groups in the training rows from which validation holds out whole groups."""
 MIN_TILES = 2
 """Tiles in the dynamic buffer: one is computed while the next is transferred."""
 
@@ -55,8 +58,12 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         raise user_error(message, key=key, hint=hint)
     data = load_dataset(build_data_options(spec.data, run), run.seed, form=spec.space.form)
     space = build_space(build_space_options(spec.space), data.shape)
-    if spec.space.subnet_count > spec.space.search.above:
+    is_searched = spec.space.subnet_count > spec.space.search.above
+    if is_searched:
         data = hold_out_rows(data, spec.space.search.held, run.seed)
+    else:
+        # with few groups, a whole one would cost the training more than its fraction
+        data = hold_out_rows(data, spec.training.validation, run.seed, MIN_GROUPS)
     document = dump(spec)
     training = {key: value for key, value in document["training"].items() if key != "alone"}
     return TrainingProblem(
@@ -64,7 +71,9 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         form=spec.space.form,
         space=space,
         data=data,
+        is_searched=is_searched,
         options=build_training_options(spec.training),
+        goal=Goal(accuracy=spec.goal.accuracy, max_sharing_cost=spec.goal.max_sharing_cost),
         search=build_search_options(spec.space.search),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["space"], training),
