@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch
 pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-import itertools
 
 from torch import Tensor, nn  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class ElasticFamily:
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
         result: Tensor = functional_call(member.skeleton, tensors, (shrink_inputs(x, member.shrink),))
         return result
+
+    def keep(self, name: str) -> ElasticFamily:
+        """Keep a single member; the weights are still shared with this family."""
+        return replace(self, by_name={name: self.by_name[name]})
 
     def extract(self, name: str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""

@@ -1,7 +1,7 @@
 """Train a family in place: the sandwich rule, with the full network as teacher of its members.
 
-Each step sums the gradients of the largest, the smallest and random members (BigNAS, ECCV 2020). The largest learns
-from the targets; the others learn from the targets and from its outputs.
+Each step sums the gradients of all members of a short list; of a long one, of the largest, the smallest and random ones
+(BigNAS, ECCV 2020). The largest learns from the targets; the others learn from the targets and from its outputs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.nn import functional
 from unfold_supernet.modules.family import ElasticFamily
 from unfoldkit.api import user_error
 
+MAX_TOGETHER = 5
+"""Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 Task = Literal["classes", "labels", "values"]
 """One class a row, several labels a row (0 or 1 each), or real values."""
 
@@ -35,7 +37,7 @@ class FitOptions:
         optimizer: ``adamw``, or ``sgd`` with Nesterov momentum.
         decay: Weight decay.
         distill: Weight of the teacher's outputs in the loss of the smaller members, between 0 and 1.
-        samples: Random members in a step, beside the largest and the smallest.
+        samples: Random members in a step of a long list, beside the largest and the smallest.
         warmup: Fraction of the steps in which the rate rises.
         clip: Maximum gradient norm.
         class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
@@ -90,8 +92,7 @@ def fit(
         rows = torch.from_numpy(rng.permutation(len(x)))
         for index, chosen in enumerate(rows.split(options.batch)[:batches]):
             _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
-            middle = [str(name) for name in rng.choice(names, options.samples)] if len(names) > 2 else []
-            sample = list(dict.fromkeys((names[-1], names[0], *middle)))
+            sample = _draw_members(names, options.samples, rng)
             _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
         if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
@@ -99,6 +100,13 @@ def fit(
         progress(epoch + 1, options.epochs)
     rows = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(x))[: options.calibrate])
     family.calibrate(x[rows])
+
+
+def _draw_members(names: list[str], samples: int, rng: np.random.Generator) -> list[str]:
+    """Draw the members of a step, the largest first: all of a short list, else the largest, the smallest and others."""
+    if len(names) <= MAX_TOGETHER:
+        return names[::-1]
+    return [names[-1], names[0], *map(str, rng.choice(names[1:-1], samples, replace=False))]
 
 
 def _make_optimizer(family: ElasticFamily, options: FitOptions) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ In training, batch norms use the statistics of the batch and store none; afterwa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +57,8 @@ BoundSubnet = BoundConvNet | BoundTransformer
 class EscalationPair:
     """Two subnets: rows below ``threshold`` confidence in the small one are recomputed by the large one."""
 
-    small: BoundSubnet
-    large: BoundSubnet
+    small: Callable[[Tensor, Tensor], Tensor]
+    large: Callable[[Tensor, Tensor], Tensor]
     threshold: float
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:

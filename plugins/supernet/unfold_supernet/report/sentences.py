@@ -258,6 +258,27 @@ def describe_search(count: int, measured: int, rank_correlation: float) -> str:
     return f"{count:,} subnets, {measured:,} measured on held-out rows; rank correlation {rank_correlation:.2f}"
 
 
+def describe_module(source: str, groups: int, skippable: int) -> str:
+    """Describe which dimensions of a user's module are elastic."""
+    return f"{source}: {groups} groups of channels can be narrowed, {skippable} residual blocks skipped"
+
+
+def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
+    """List the parts of a module that every member shares in full, with the reason."""
+    listed = "; ".join(f"{path} ({reason})" for path, reason in parts)
+    return f"{listed}; {others} more" if others else listed
+
+
+def list_member_files() -> str:
+    """List the files that the training of a module leaves."""
+    return "family/module.safetensors holds the weights; subnets/ holds calibrated ONNX models"
+
+
+def note_unused_numbers(count: int) -> str:
+    """Note that the numbers beside the inputs do not reach a user's module."""
+    return f"The module receives x only; the {count} numbers in extra are not used."
+
+
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:
     """State which classes no subnet ever recognises."""
     remaining = len(names) - max_listed

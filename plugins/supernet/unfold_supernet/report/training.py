@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
-from unfold_supernet.training.accuracy import PairedDifference
-from unfold_supernet.training.problem import TrainingProblem, TrainingResult
+from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
+from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
 from unfold_supernet.units import scale_column
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
@@ -22,13 +23,17 @@ WEIGHT_BYTES = 4
 def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:
     """Build the report of a training."""
     gaps = [comparison.gap for comparison in result.comparisons.values()]
-    tables = [_tabulate_subnets(result), _tabulate_classes(problem, result), _tabulate_switches(result)]
+    tables = [
+        _tabulate_subnets(result),
+        tabulate_classes(problem.data.names, result.qualities),
+        _tabulate_switches(result),
+    ]
     if result.calibration:
-        tables.insert(2, _tabulate_calibration(result))
+        tables.insert(2, tabulate_calibration(result.calibration))
     if gaps:
-        tables.insert(1, _tabulate_gaps(result))
+        tables.insert(1, tabulate_gaps(result.comparisons))
     accuracies = [quality.accuracy for quality in result.qualities.values()]
-    headline = _state_misses(result.verdict) or sentences.state_training(
+    headline = state_misses(result.verdict) or sentences.state_training(
         len(accuracies),
         min(accuracies),
         max(accuracies),
@@ -50,12 +55,12 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(_plot_front(result),),
         lines=_write_lines(result),
         notes=_write_notes(problem, result),
-        next="unfold plan SPEC" if result.verdict.is_met else sentences.advise_training(_name_advice(result.verdict)),
+        next="unfold plan SPEC" if result.verdict.is_met else sentences.advise_training(name_advice(result.verdict)),
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
 
 
-def _state_misses(verdict: FamilyVerdict) -> str:
+def state_misses(verdict: FamilyVerdict) -> str:
     """State why the answer is no; empty if it is yes."""
     goal, misses = verdict.goal, list[str]()
     if verdict.useless:
@@ -69,7 +74,7 @@ def _state_misses(verdict: FamilyVerdict) -> str:
     return "; ".join(misses)
 
 
-def _name_advice(verdict: FamilyVerdict) -> str:
+def name_advice(verdict: FamilyVerdict) -> str:
     """Name the change that most likely turns a no into a yes."""
     if verdict.useless:
         return "useless"
@@ -99,8 +104,8 @@ def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
         "majority_accuracy": Metric(result.verdict.majority, "%"),
         "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
         "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
-        "ece_points_max": Metric(_get_largest_error(result, "after"), "points"),
-        "ece_points_max_uncalibrated": Metric(_get_largest_error(result, "before"), "points"),
+        "ece_points_max": Metric(get_largest_error(result.calibration, "after"), "points"),
+        "ece_points_max_uncalibrated": Metric(get_largest_error(result.calibration, "before"), "points"),
         "switch_us_p50": Metric(costs.switch_p50_s * MICRO, "µs", timed=True),
         "switch_us_p99": Metric(costs.switch_p99_s * MICRO, "µs", timed=True),
         "view_ratio_max": Metric(max(costs.view_ratios.values()), "x", timed=True),
@@ -136,7 +141,8 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
     return Table("subnets", columns, tuple(rows))
 
 
-def _tabulate_gaps(result: TrainingResult) -> Table:
+def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
+    """Tabulate the weight-sharing gap of the members that were compared."""
     columns = (
         Column("subnet"),
         Column("shared weights", "%", 2),
@@ -146,21 +152,21 @@ def _tabulate_gaps(result: TrainingResult) -> Table:
         Column("shared weights are"),
     )
     rows: list[tuple[Cell, ...]] = []
-    for name, comparison in result.comparisons.items():
+    for name, comparison in comparisons.items():
         gap = comparison.gap
         rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
         rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
     return Table("weight-sharing gap", columns, tuple(rows))
 
 
-def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table:
-    largest = list(result.qualities.values())[-1].sensitivity
-    # of many classes, those that the largest subnet recognises worst
+def tabulate_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> Table:
+    """Tabulate the sensitivity by class; of many classes, those that the largest member recognises worst."""
+    largest = list(qualities.values())[-1].sensitivity
     by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
     shown = sorted(by_sensitivity[:MAX_CLASSES])
-    columns = (Column("subnet"), *(Column(f"class {problem.data.names[index]}", "%", 1) for index in shown))
+    columns = (Column("subnet"), *(Column(f"class {names[index]}", "%", 1) for index in shown))
     rows: list[tuple[Cell, ...]] = []
-    for name, quality in result.qualities.items():
+    for name, quality in qualities.items():
         values = [quality.sensitivity[index] for index in shown]
         rows.append((name, *(None if math.isnan(value) else value * 100 for value in values)))
     return Table(sentences.title_classes(len(shown), len(largest)), columns, tuple(rows))
@@ -178,14 +184,16 @@ def _tabulate_switches(result: TrainingResult) -> Table:
     return Table("model switch", (Column("mechanism"), Column("extra time", "µs", 2, timed=True)), rows)
 
 
-def _tabulate_calibration(result: TrainingResult) -> Table:
+def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
+    """Tabulate the calibration error before and after the temperature."""
     columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
-    rows = tuple((name, error.before, error.after) for name, error in result.calibration.items())
+    rows = tuple((name, error.before, error.after) for name, error in calibration.items())
     return Table("expected calibration error", columns, rows)
 
 
-def _get_largest_error(result: TrainingResult, moment: str) -> float | None:
-    return max((getattr(error, moment) for error in result.calibration.values()), default=None)
+def get_largest_error(calibration: Mapping[str, CalibrationError], moment: str) -> float | None:
+    """Get the largest calibration error of a family ``before`` or ``after`` its temperatures."""
+    return max((getattr(error, moment) for error in calibration.values()), default=None)
 
 
 def _plot_front(result: TrainingResult) -> Figure:

@@ -81,7 +81,7 @@ def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
     yield from _find_split_problems(data)
     required = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
-    if form not in (required, "transformer"):
+    if form not in (required, "transformer", "module"):
         yield Problem(("space", "form"), f"{data.source} requires {required} or transformer")
 
 

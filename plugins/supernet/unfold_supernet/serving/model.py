@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unfold_supernet.modules.onnx_members import OnnxMember
 from unfold_supernet.networks.supernet import BoundSubnet, EscalationPair
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
@@ -51,7 +52,7 @@ class SupernetModel:
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
     profiles: tuple[SubnetProfile, ...]
-    bound: tuple[BoundSubnet | EscalationPair, ...]
+    bound: tuple[BoundSubnet | OnnxMember | EscalationPair, ...]
     count_batch: CountBatch
     clock: Callable[[], float]
     slowdown: Slowdown = field(default_factory=Slowdown)
