@@ -97,8 +97,18 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         features=features,
         split=spec.data.split,
         seed=run.seed,
+        recorded=_list_recorded_columns(spec),
+        groups_copies=getattr(spec.data, "duplicates", None) != "keep",
+        trusted=getattr(spec.data, "trusted", None) or (),
         identity=(dump(spec.data), _dump_targets(spec), {name: list(columns) for name, columns in features.items()}),
     )
+
+
+def _list_recorded_columns(spec: CascadeSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the columns of recorded models: those with numbers, and those with predictions."""
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    numbers = [column for each in recorded for column in (each.confidence, each.score, each.price) if column]
+    return tuple(numbers), tuple(each.prediction for each in recorded if each.prediction)
 
 
 def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.data.dataset import number_label_groups
+from unfold_cascade.data.leakage import is_oracle
 from unfold_cascade.gates import calibrated
 from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.compose import PolicyFront, search_policies
@@ -19,12 +20,15 @@ from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables
 from unfold_cascade.planner.select import (
+    LEAKED,
     Baseline,
     Selection,
+    count_units,
     price_as_served,
     retest_selection,
     select_baseline,
     select_cascade,
+    select_none,
     shortlist_points,
 )
 from unfoldkit.api import Run, fingerprint
@@ -59,9 +63,24 @@ def solve(problem: Problem, run: Run) -> Solution:
     # runs of earlier versions store every point
     front = price_as_served(tables, shortlist_points(_load_front(problem, tables, run)), labels, rows.train)
     baseline = select_baseline(tables, labels, rows.train)
+    if list_leaks(problem, tables):
+        none = select_none(goal, count_units(tables, rows.calibrate), LEAKED)
+        return Solution(problem, tables, front, baseline, none)
     selection = select_cascade(tables, front, baseline, labels, rows.train, rows.calibrate, goal, names)
     selection = retest_selection(tables, front, selection, baseline, labels, rows.train, rows.test, goal, names)
     return Solution(problem, tables, front, baseline, selection)
+
+
+def list_leaks(problem: Problem, tables: ScoreTables) -> tuple[str, ...]:
+    """List the columns that have seen the label: features that predict it, and confidences that separate errors."""
+    if not problem.is_recorded:
+        return problem.dataset.leaks
+    table, labels = tables.first_stage, problem.dataset.labels
+    return tuple(
+        model.confidence
+        for m, model in enumerate(problem.recorded)
+        if model.confidence not in problem.data.trusted and is_oracle(table.score[:, m], table.answer[:, m] == labels)
+    )
 
 
 def load_tables(problem: Problem, run: Run) -> ScoreTables:

@@ -12,6 +12,8 @@ from unfold_cascade.gates.chains import Order
 from unfold_cascade.gates.soft import LearntGates
 from unfold_cascade.models.zoo import ZooOptions
 
+COPIES = "copies"
+"""The name of the clusters of rows that repeat one another."""
 MEASURED_LATENCY = "latency"
 """The kind of cost that is measured, so that figures differ from run to run."""
 
@@ -133,8 +135,10 @@ class Problem:
 
     @property
     def cluster_column(self) -> str | None:
-        """The column of clusters, ``None`` for independent cases."""
-        return self.data.source.group or None
+        """The column of clusters, ``COPIES`` for copied rows without such a column, ``None`` for independent cases."""
+        if self.data.source.group:
+            return self.data.source.group
+        return None if self.dataset.clusters is None else COPIES
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.error_costs import ErrorWeights
+from unfold_cascade.planner.problem import COPIES
 
 FREE = "free"
 MIN_ROUNDED_RATIO = 1.1
@@ -104,6 +105,8 @@ def relaxations(options: Iterable[Iterable[tuple[str, float]]]) -> str:
 
 def units(cluster_column: str | None) -> str:
     """Name the independent units of a certificate."""
+    if cluster_column == COPIES:
+        return "distinct rows"
     return "cases" if cluster_column is None else f"groups by {cluster_column}"
 
 
@@ -121,7 +124,8 @@ def certificate(
     costs: str = "",
 ) -> str:
     """State the certified loss of a cascade, and the bounds on its ``costs``."""
-    average = "" if cluster_column is None else f" for the average {cluster_column}"
+    unit = "distinct row" if cluster_column == COPIES else cluster_column
+    average = "" if unit is None else f" for the average {unit}"
     text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
     text += f" and {costs}" if costs else ""
@@ -190,6 +194,20 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     """Describe the parts of the data."""
     how = "" if is_recorded else " (out of fold)"
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> str:
+    """State how many rows repeat others, and what is made of them."""
+    kinds = [f"{identical:,} identical"] * (identical > 0) + [f"{near:,} near-identical"] * (near > 0)
+    effect = "they share a part of the split and count once" if are_grouped else "each counts as a case of its own"
+    return f"{count_of(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
+
+
+def leaked_label(columns: Sequence[str]) -> str:
+    """State which columns predict the label, or the right answers, on their own."""
+    names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
+    verb = "predict" if len(columns) > 1 else "predicts"
+    return f"{names} {verb} the label without error, as a leaked label would; remove it, or list it in data.trusted"
 
 
 def unlabelled_rows(count: int, table: str) -> str:
