@@ -12,6 +12,7 @@ from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.models.zoo import BASELINE, ModelOptions, StageOptions, ZooOptions, name_candidate
+from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import CostOptions, DriftRule, GateOptions, Goal, Problem, RecordedModel
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.cells import label_text
@@ -202,7 +203,8 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
         min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
-        confidence=goal.confidence,
+        confidence=split_confidence(goal.confidence, goal.attempts or 1),
+        attempts=goal.attempts or 1,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),
     )

@@ -27,7 +27,8 @@ class Goal:
         max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
         budget: mean cost of a case that may be spent, instead of ``max_loss``.
         min_saving: how many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
-        confidence: of the certificate, 1 - delta.
+        confidence: of one certificate, 1 - delta; where several ``attempts`` share an error rate, higher than written.
+        attempts: how many certificates on the same data hold together with the confidence that the spec names.
         errors: costs of errors, ``None`` where each costs 1.
         document: the goal as plain data, for the plan.
     """
@@ -37,6 +38,7 @@ class Goal:
     budget: float | None = None
     min_saving: float | None = None
     confidence: float = 0.95
+    attempts: int = 1
     errors: ErrorWeights | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
 

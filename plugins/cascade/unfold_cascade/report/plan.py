@@ -149,6 +149,9 @@ def _build_figure(solution: Solution) -> Figure:
 def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str]]:
     problem, front = solution.problem, solution.front
     yield "certificate", certificate_line(solution, certified_loss_points(solution, outcome))
+    if solution.attempt is not None:
+        counts = solution.attempt
+        yield "attempt", sentences.attempt(counts.number, counts.joint_confidence, counts.allowed)
     bound = solution.selection.saving_bound
     if bound:
         ratio = saving_ratio(baseline_cost(solution), float(outcome.cost.mean()))

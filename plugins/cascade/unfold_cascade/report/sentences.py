@@ -54,7 +54,8 @@ def no_saving(min_saving: float | None) -> str:
 
 def uncertain_saving(unit_count: int, cluster_column: str | None, min_saving: float, confidence: float) -> str:
     """State that the cases do not certify the saving."""
-    return f"{unit_count} {units(cluster_column)} certify no saving of {min_saving:g}x with {confidence:.0%} confidence"
+    cases = f"{unit_count} {units(cluster_column)}"
+    return f"{cases} certify no saving of {min_saving:g}x with {percent(confidence)} confidence"
 
 
 def certified_costs(min_saving: float | None, budget: float | None, unit: str) -> str:
@@ -66,7 +67,7 @@ def certified_costs(min_saving: float | None, budget: float | None, unit: str) -
 def saving_bound(ratio: float | None, bound: float, confidence: float, cases: int) -> str:
     """State the saving on the test cases with its lower bound, or the bound of a larger cost."""
     least = f"at least {short_saving(bound)}" if bound >= 1 else f"at most {math.ceil(100 * (1 / bound - 1))} % more"
-    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {confidence:.0%} confidence"
+    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {percent(confidence)} confidence"
 
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
@@ -129,7 +130,7 @@ def certificate(
     text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
     text += f" and {costs}" if costs else ""
-    text += f" with {confidence:.0%} confidence"
+    text += f" with {percent(confidence)} confidence"
     text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
     return text + ("; cheaper cascades were not certified" if has_rejections else "")
 
@@ -139,7 +140,7 @@ def vacuous_certificate(
 ) -> str:
     """State that the certified loss is as large as any loss could be."""
     claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
-    return f"none: {claim} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
+    return f"none: {claim} with {percent(confidence)} confidence ({loss(test_loss_points)} on test)"
 
 
 def no_certificate(reason: str) -> str:
@@ -149,7 +150,7 @@ def no_certificate(reason: str) -> str:
 
 def cannot_certify(cluster_column: str | None, unit_count: int, allowed: str, confidence: float) -> str:
     """State that the data do not certify the allowed loss."""
-    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {confidence:.0%} confidence"
+    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {percent(confidence)} confidence"
 
 
 def too_few_units(refusal: str, cluster_column: str | None, smallest: float, needed: int) -> str:
@@ -194,6 +195,19 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     """Describe the parts of the data."""
     how = "" if is_recorded else " (out of fold)"
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def attempt(number: int, joint_confidence: float, allowed: int) -> str:
+    """State which attempt on the data a certificate is, and the confidence that all of them hold together."""
+    of_allowed = f" of {allowed:,}" if allowed > 1 else ""
+    text = f"{number:,}{of_allowed} on these data"
+    joint = f"certificates up to this one hold together with {percent(joint_confidence)} confidence"
+    return f"{text}; {joint}" if number > 1 or allowed > 1 else text
+
+
+def percent(share: float) -> str:
+    """Write a confidence: ``95%``, or ``99.75%`` where it is shared by several attempts."""
+    return f"{100 * share:.6g}%"
 
 
 def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> str:
