@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.engine_runs import RecordedRun, operator_times, recorded_run
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.scheduler_kernel import EngineRun, simulate
+from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
+from unfold_pipeline.engine.simulation.limits import EngineLimits
 
 ENGINES = {
     "RTX4090": (EngineLimits(num_blocks=2588, max_num_seqs=256), 0.0),

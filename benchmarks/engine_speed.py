@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.engine_fidelity import ENGINES
 from benchmarks.engine_runs import columns_of, counts, operator_times, recorded_run
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.scheduler_kernel import simulate
-from unfold_pipeline.engine.step_time import StepTimes
-from unfold_pipeline.engine.workload import EngineRequests, build_requests
+from unfold_pipeline.engine.simulation.cluster import simulate
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 REPLICAS = (1, 2, 4)
 

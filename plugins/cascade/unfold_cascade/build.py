@@ -21,6 +21,8 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
+MIN_SAVING = 1.05
+"""The saving that a cascade must have beside a loss, unless the spec says otherwise."""
 MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 
@@ -124,13 +126,18 @@ def build_recorded_models(spec: CascadeSpec) -> tuple[RecordedModel, ...]:
             score=model.recorded.score or "",
             correct_from=MIN_CORRECT_SCORE if model.recorded.right_from is None else model.recorded.right_from,
             confidence=model.recorded.confidence,
-            price=model.price or 0.0,
+            price=fixed_price(model),
             price_column=model.recorded.price,
             identity=dump(model),
         )
         for m, model in enumerate(models)
         if model.recorded is not None
     )
+
+
+def fixed_price(model: ModelSpec) -> float:
+    """Return the price of one call in the unit of the costs; token prices belong to language models."""
+    return model.price if isinstance(model.price, float) else 0.0
 
 
 def _build_zoo_options(spec: CascadeSpec, run: Run) -> ZooOptions:
@@ -159,7 +166,7 @@ def _build_stage(stage: Stage, s: int, run: Run, *, is_recorded: bool) -> StageO
 def _build_model(model: ModelSpec, key: str, run: Run) -> ModelOptions:
     is_baseline = model.estimator == BASELINE
     recipe = Recipe(BASELINE, {}) if is_baseline else resolve_recipe(model, run, key=key)
-    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=model.price or 0.0)
+    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=fixed_price(model))
 
 
 def _build_candidate(spec: CascadeSpec, candidate: Candidate, c: int, run: Run) -> ModelOptions:
@@ -189,6 +196,7 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss=goal.max_loss,
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
+        min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
         confidence=goal.confidence,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),

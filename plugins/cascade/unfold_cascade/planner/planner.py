@@ -18,7 +18,15 @@ from unfold_cascade.planner.policy import Policy, StagePolicy
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables
-from unfold_cascade.planner.select import Baseline, Selection, select_baseline, select_cascade, shortlist_points
+from unfold_cascade.planner.select import (
+    Baseline,
+    Selection,
+    price_as_served,
+    retest_selection,
+    select_baseline,
+    select_cascade,
+    shortlist_points,
+)
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import decoding, parse_object
 
@@ -44,22 +52,15 @@ class Solution:
 
 
 def solve(problem: Problem, run: Run) -> Solution:
-    """Fit the models that the run does not store, search the front on training rows, certify on calibration rows."""
+    """Fit the models that the run does not store, and search, certify and test on one part of the rows each."""
     tables = load_tables(problem, run)
-    dataset = problem.dataset
+    dataset, goal = problem.dataset, problem.goal
+    labels, names, rows = dataset.labels, dataset.names, dataset.rows
     # runs of earlier versions store every point
-    front = shortlist_points(_load_front(problem, tables, run))
-    baseline = select_baseline(tables, dataset.labels, dataset.rows.train)
-    selection = select_cascade(
-        tables,
-        front,
-        baseline,
-        dataset.labels,
-        dataset.rows.train,
-        dataset.rows.calibrate,
-        problem.goal,
-        dataset.names,
-    )
+    front = price_as_served(tables, shortlist_points(_load_front(problem, tables, run)), labels, rows.train)
+    baseline = select_baseline(tables, labels, rows.train)
+    selection = select_cascade(tables, front, baseline, labels, rows.train, rows.calibrate, goal, names)
+    selection = retest_selection(tables, front, selection, baseline, labels, rows.train, rows.test, goal, names)
     return Solution(problem, tables, front, baseline, selection)
 
 

@@ -24,6 +24,7 @@ class Goal:
         max_loss: accuracy that may be lost against the baseline, in [0, 1).
         max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
         budget: mean cost of a case that may be spent, instead of ``max_loss``.
+        min_saving: how many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
         confidence: of the certificate, 1 - delta.
         errors: costs of errors, ``None`` where each costs 1.
         document: the goal as plain data, for the plan.
@@ -32,6 +33,7 @@ class Goal:
     max_loss: float | None = None
     max_loss_of: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
+    min_saving: float | None = None
     confidence: float = 0.95
     errors: ErrorWeights | None = None
     document: Mapping[str, Any] = field(default_factory=dict)

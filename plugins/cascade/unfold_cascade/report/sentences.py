@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from unfold_cascade.data.error_costs import ErrorWeights
 
 FREE = "free"
+MIN_ROUNDED_RATIO = 1.1
+"""From this ratio on, one decimal says enough."""
+ROUNDING = 1e-9
 
 
 def count_of(count: int, noun: str) -> str:
@@ -21,15 +24,48 @@ def loss(points: float) -> str:
 
 
 def short_saving(ratio: float | None) -> str:
-    """Write a saving in one word; ``None`` means that the cascade costs nothing."""
-    return FREE if ratio is None else f"{ratio:,.1f}x"
+    """Write a saving in one word, a ratio below 1 never as 1.0x; ``None`` means that the cascade costs nothing."""
+    if ratio is None:
+        return FREE
+    return f"{ratio:,.1f}x" if ratio >= MIN_ROUNDED_RATIO else f"{math.floor(100 * ratio + ROUNDING) / 100:.2f}x"
 
 
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
     """Summarise a cascade that meets its goal."""
-    free = f"free instead of {baseline_cost:.4g} {unit} per case"
-    saving = free if ratio is None else f"{ratio:.1f}x cheaper"
+    if ratio is None:
+        saving = f"free instead of {baseline_cost:.4g} {unit} per case"
+    elif ratio < 1:
+        saving = f"costs {math.ceil(100 * (1 / ratio - 1)):.0f} % more than the baseline"
+    else:
+        saving = f"{short_saving(ratio)} cheaper"
     return f"{saving}, loss {loss(loss_points)} points · saved in {folder}"
+
+
+def use_baseline(name: str, reason: str) -> str:
+    """Recommend the baseline alone, with the reason."""
+    return f"use {name} alone: {reason}"
+
+
+def no_saving(min_saving: float | None) -> str:
+    """State that no cascade saves enough on the tuning cases."""
+    return "no cascade is cheaper" if min_saving is None else f"no cascade is {min_saving:g}x cheaper"
+
+
+def uncertain_saving(unit_count: int, cluster_column: str | None, min_saving: float, confidence: float) -> str:
+    """State that the cases do not certify the saving."""
+    return f"{unit_count} {units(cluster_column)} certify no saving of {min_saving:g}x with {confidence:.0%} confidence"
+
+
+def certified_costs(min_saving: float | None, budget: float | None, unit: str) -> str:
+    """State the bounds on the cost that a certificate covers."""
+    bounds = [] if budget is None else [f"cost ≤ {budget:g} {unit} per case"]
+    return " and ".join(bounds + ([] if min_saving is None else [f"saving ≥ {min_saving:g}x"]))
+
+
+def saving_bound(ratio: float | None, bound: float, confidence: float, cases: int) -> str:
+    """State the saving on the test cases with its lower bound, or the bound of a larger cost."""
+    least = f"at least {short_saving(bound)}" if bound >= 1 else f"at most {math.ceil(100 * (1 / bound - 1))} % more"
+    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {confidence:.0%} confidence"
 
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
@@ -41,11 +77,6 @@ def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> st
 def over_budget(budget: float, unit: str, cheapest: float) -> str:
     """State that every cascade exceeds the budget."""
     return f"every cascade exceeds the budget of {budget:g} {unit} per case; the cheapest costs {cheapest:.4g}"
-
-
-def no_cheaper_cascade(name: str) -> str:
-    """State that the baseline is the cheapest."""
-    return f"no cascade is cheaper than the baseline {name}"
 
 
 def not_certified(allowed: str, relaxation: str) -> str:
@@ -87,11 +118,13 @@ def certificate(
     method: str,
     test_loss_points: float,
     has_rejections: bool,
+    costs: str = "",
 ) -> str:
-    """State the certified loss of a cascade."""
+    """State the certified loss of a cascade, and the bounds on its ``costs``."""
     average = "" if cluster_column is None else f" for the average {cluster_column}"
     text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
+    text += f" and {costs}" if costs else ""
     text += f" with {confidence:.0%} confidence"
     text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
     return text + ("; cheaper cascades were not certified" if has_rejections else "")

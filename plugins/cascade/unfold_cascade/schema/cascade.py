@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from unfold_cascade.schema import temporal_rules, validation
+from unfold_cascade.schema import language_model_rules, temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
+from unfold_cascade.schema.language_models import Collection, ConfidenceSource, GatewaySpec
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec
@@ -35,6 +36,11 @@ class CascadeSpec(Spec):
         description="over time: full syncs every answered hour to the disk; normal (default) may lose the last ones "
         "when the machine loses power",
     )
+    confidence: ConfidenceSource | None = Field(
+        default=None, description="language models: where confidences come from"
+    )
+    collect: Collection | None = Field(default=None, description="language models: how profile collects the log")
+    serve: GatewaySpec | None = Field(default=None, description="language models: how the gateway serves")
     goal: Goal
 
     @property
@@ -45,7 +51,12 @@ class CascadeSpec(Spec):
     @property
     def group(self) -> str | None:
         """The column that names the cluster of each row."""
-        return self.data.group if self.data.source in ("table", "recorded") else None
+        return self.data.group if self.data.source in ("table", "recorded", "endpoints") else None
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the models answer by calls that a gateway can make; then token prices and the exact test apply."""
+        return self.data.source == "endpoints" or (self.scored and language_model_rules.has_language_model_keys(self))
 
     @property
     def scored(self) -> bool:
@@ -72,6 +83,11 @@ class CascadeSpec(Spec):
         )
         yield from validation.split_problems(self.data.split)
         yield from validation.name_problems(self.stages, self.baseline)
+        yield from language_model_rules.key_problems(self)
+        if self.is_language_model:
+            yield from language_model_rules.language_model_problems(self)
+            yield from validation.repeated_stage_problems(self.stages)
+            return
         if self.over_time:
             yield from temporal_rules.temporal_problems(
                 features=self.features, stages=self.stages, baseline=self.baseline, cost=self.cost

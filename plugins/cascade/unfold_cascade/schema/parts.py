@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from unfold_cascade.schema.language_models import CallPrice, Endpoint, Tokens
 from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
 from unfoldkit.api import Duration, Model, Name
 
@@ -54,10 +55,29 @@ class RecordedData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
+    prompt: str | None = Field(
+        default=None,
+        description="language models: the column of prompts; rows with the same prompt stay in one part of the split",
+    )
     split: Split = Split()
 
 
-Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
+class CallData(Model):
+    """Prompts that ``unfold profile`` sends to every endpoint; the log in the run is what ``plan`` reads."""
+
+    source: Literal["endpoints"]
+    prompts: str = Field(min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file")
+    prompt: str = Field(default="prompt", description="the column of prompts")
+    expected: str | None = Field(default=None, description="the column of expected answers, for scoring")
+    group: str | None = Field(
+        default=None, description="a column: rows with the same value stay in one part of the split"
+    )
+    split: Split = Split()
+
+
+Data = Annotated[
+    SklearnData | TableData | RecordedData | CallData | PhysioNetData | LongData, Field(discriminator="source")
+]
 
 
 class FeatureGroup(Model):
@@ -90,6 +110,18 @@ class Recorded(Model):
     right_from: float | None = Field(default=None, description="the smallest score of a right answer; 0.5 if omitted")
     confidence: str
     price: str | None = Field(default=None, description="the column with the cost of each call, instead of price")
+    price_of_confidence: str | None = Field(
+        default=None, description="language models: the column with the cost of each confidence"
+    )
+    tokens: Tokens | None = Field(default=None, description="language models: the columns of tokens, for token prices")
+    latency: str | None = Field(
+        default=None, description="language models: the column with the duration of each call, ms"
+    )
+    answer: str | None = Field(
+        default=None,
+        description="language models: the column with the text of each answer; where a score is missing, an answer "
+        "equal to that of the reference needs none",
+    )
 
 
 class Tune(Model):
@@ -112,7 +144,14 @@ class ModelSpec(Model):
     scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
     tune: Tune | None = Field(default=None, description="take the parameters of the winner of a tuning run")
     recorded: Recorded | None = None
-    price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
+    price: CallPrice | None = Field(
+        default=None,
+        description="of one call; for recorded models and cost by price. Language models: {in: 0.15, out: 0.6}",
+    )
+    price_of_confidence: CallPrice | None = Field(
+        default=None, description="language models: of the confidence (a self-check), paid only where a gate follows"
+    )
+    endpoint: Endpoint | None = Field(default=None, description="language models: where profile and serve call it")
 
 
 class Target(Model):

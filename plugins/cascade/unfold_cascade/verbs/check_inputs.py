@@ -8,6 +8,7 @@ from functools import partial
 from unfold_cascade.build import build_dataset_options, build_recorded_models
 from unfold_cascade.data.dataset import DatasetOptions, read_dataset
 from unfold_cascade.data.table import Frame, load_frame, resolve_columns
+from unfold_cascade.language_models.build import build_routing_problem
 from unfold_cascade.planner.recorded_scores import read_recorded_scores
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
@@ -48,6 +49,10 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
     if spec.over_time:
         problem = build_temporal_problem(spec, run)
         yield from _list_temporal_checks(problem, read_table(problem.source, run))
+        return
+    if spec.is_language_model:
+        if spec.data.source == "recorded":
+            yield partial(build_routing_problem, spec, run)
         return
     options = build_dataset_options(spec, run)
     frame = load_frame(options.source)

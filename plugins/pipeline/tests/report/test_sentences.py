@@ -15,7 +15,10 @@ NO_WORDS_OF_OURS = re.compile(
 )
 MAX_WORDS = 25
 PAGE: dict[str, list[str]] = {
-    "describe_activation": [sentences.describe_activation(5.0)],
+    "describe_activation": [
+        sentences.describe_activation(5.0, "default"),
+        sentences.describe_activation(2.31, "measured"),
+    ],
     "describe_attainment": [sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated")],
     "describe_autoscaler_settings": [sentences.describe_autoscaler_settings(100)],
     "describe_binding_quotas": [
@@ -77,7 +80,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess=""),
     ],
     "describe_rejected_saving": [sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35)],
-    "describe_rejection": [sentences.describe_rejection(0.12, 1.4, 0.31, 0.66)],
+    "describe_refusals": [sentences.describe_refusals(0.31, 1.4)],
     "describe_relative_cost": [
         sentences.describe_relative_cost(3.0, 2.0, misses_slo=False),
         sentences.describe_relative_cost(1.9, 2.0, misses_slo=True),

@@ -28,7 +28,7 @@ from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.sample import Sample, draw_sample, slice_sample
 from unfold_pipeline.tuner import autoscalers, rules, table_rule
 from unfold_pipeline.tuner.calibration import MAX_MISS_RATE, build_live_rule, calibrate_settings
-from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets, estimate_demand
+from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets
 from unfoldkit.arrivals import processes
 
 CPU = HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.02), (8, 0.09)]))
@@ -281,19 +281,10 @@ def test_live_rule_decides_as_in_the_replay(name: str, floor: bool) -> None:
     rule = build_live_rule(name, own, setting)
     now = rules.list_decision_times(live)
     found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
+    targets = getattr(rules if name != "table" else table_rule, f"compute_{name}_targets")(own, live, setting)
     if name == "table":
-        # without what a fluid queue says is waiting: a service sees its queues
-        need, steps = estimate_demand(own, live.arrivals, now, setting), build_context_table(own, setting)
-        wanted = table_rule._look_up_targets(own, steps, need, setting)
-        ahead = [
-            hold_maximum(counts, setting.hold_s, choice.replicas)
-            for counts, choice in zip(wanted.T, own.plan, strict=True)
-        ]
-        assert np.array_equal(
-            [step.batches for step in found], steps.look_up_batches(hold_maximum(need, setting.hold_s, 1.0))
-        )
-    else:
-        ahead = list(getattr(rules, f"compute_{name}_targets")(own, live, setting).replicas)
+        assert np.array_equal(np.array([step.batches for step in found]).T, np.array(targets.batches))
+    ahead = list(targets.replicas)
     assert np.array_equal(np.array([step.replicas for step in found]).T, np.array(ahead))
     assert max(np.ptp(counts) for counts in ahead) > 0
 

@@ -10,7 +10,7 @@ from unfold_pipeline.estimator.simulator import (
     ReactiveRule,
     SimulatedTrace,
     build_constant_targets,
-    compute_queueing_deadlines,
+    compute_service_deadlines,
     simulate_reactive_rule,
     simulate_targets,
 )
@@ -87,7 +87,7 @@ def _simulate_rule(
     name: str, context: ScalingContext, live: Sample, targets: ScalingTargets, settings: TunerSettings
 ) -> RuleTrace:
     pipeline, plan = context.pipeline, context.plan
-    deadlines_s = compute_queueing_deadlines(pipeline, plan, context.slo_s) if settings.sheds else None
+    deadlines_s = compute_service_deadlines(pipeline, plan, context.slo_s, sheds=settings.sheds)
     trace = simulate_targets(pipeline, live, plan, targets, settings.delay_s, deadlines_s=deadlines_s)
     return RuleTrace(name, plan, trace, settings)
 
@@ -113,7 +113,7 @@ def _simulate_units(checker: SloChecker, live: Sample, settings: TunerSettings) 
             max_units=max_units,
         )
         targets = ScalingTargets(tuple(units for _ in plan))
-        deadlines_s = compute_queueing_deadlines(checker.pipeline, plan, checker.slo_s) if settings.sheds else None
+        deadlines_s = compute_service_deadlines(checker.pipeline, plan, checker.slo_s, sheds=settings.sheds)
         trace = simulate_targets(checker.pipeline, live, plan, targets, settings.delay_s, deadlines_s=deadlines_s)
         yield RuleTrace(name, plan, trace, UnitSettings(plan[0].batch, headroom, UNIT_WINDOW_S, UNIT_HOLD_S))
 
@@ -122,7 +122,7 @@ def _simulate_autoscalers(
     checker: SloChecker, plan: Plan, live: Sample, settings: TunerSettings
 ) -> Iterator[RuleTrace]:
     pipeline = checker.pipeline
-    deadlines_s = compute_queueing_deadlines(pipeline, plan, checker.slo_s) if settings.sheds else None
+    deadlines_s = compute_service_deadlines(pipeline, plan, checker.slo_s, sheds=settings.sheds)
     rules: tuple[tuple[str, ReactiveRule], ...] = (
         ("Ray Serve", build_ray_serve_rule(plan, settings.max_replicas)),
         ("Knative", build_knative_rule(plan, settings.max_replicas)),

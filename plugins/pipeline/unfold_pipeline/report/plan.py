@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_pipeline.estimator.confidence_interval import ConfidenceInterval
 from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.estimator.uncertainty import ConfidenceInterval
 from unfold_pipeline.planner.coarse_grained import CoarseBaselines
 from unfold_pipeline.planner.diagnostics import RejectedSaving, StageTime
 from unfold_pipeline.planner.frontier import FrontierPoint
@@ -68,7 +68,7 @@ def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalys
         ),
         lines=(*_list_plan_lines(problem, solution, analysis, tail_s), *list_cascade_lines(problem)),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s),
+        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),

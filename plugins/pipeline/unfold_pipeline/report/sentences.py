@@ -269,9 +269,10 @@ def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rul
     return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
 
 
-def describe_activation(delay_s: float) -> str:
-    """Return how soon an ordered replica serves."""
-    return f"replicas serve {delay_s:g} s after the order"
+def describe_activation(delay_s: float, source: str) -> str:
+    """Return how soon an ordered replica serves; ``source`` is that of ``TunerSettings``."""
+    origin = {"measured": " (measured)", "default": " (assumed; unfold serve measures it)"}.get(source, "")
+    return f"replicas serve {delay_s:.3g} s after the order{origin}"
 
 
 def describe_shedding() -> str:
@@ -304,12 +305,10 @@ def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
     return f"{' · '.join(f'{name}: {quota}' for name, quota in quotas)} over all stages, shared in proportion to demand"
 
 
-def describe_rejection(waited: float, useful_s: float, rejected: float, attainment: float) -> str:
-    """Return what admission control would do under overload; all values but ``useful_s`` are fractions."""
-    return (
-        f"{waited * 100:.3g} % of queries take longer than {format_latency(useful_s)}; a service would reject about "
-        f"{rejected * 100:.3g} % (429) and answer {attainment * 100:.3g} % in time"
-    )
+def describe_refusals(refused: float, bound_s: float) -> str:
+    """Return the fraction of queries that a service refuses because they would wait beyond the bound."""
+    share = f"{refused * 100:.3g} % of the queries are refused (429)"
+    return f"{share}: their answers would come after {format_latency(bound_s)}, four times the target"
 
 
 def describe_comparison(miss_rate: float, other_miss_rate: float, cost_ratio: float) -> str:

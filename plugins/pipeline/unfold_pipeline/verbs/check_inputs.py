@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
-from unfold_pipeline.problem.perf_analyzer import load_latencies
+from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
 from unfold_pipeline.problem.pricing import price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import label_arrivals
@@ -44,7 +44,7 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
 def _list_stage_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     for name, stage in spec.stages_by_name.items():
         for hardware, files in stage.perf_analyzer.items():
-            yield partial(load_latencies, files, f"stages.{name}.perf_analyzer.{hardware}", run)
+            yield partial(load_perf_analyzer_latencies, files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for key in ("file", "rows"):
             if stage.model is not None and (text := getattr(stage.model, key)) is not None:
                 yield partial(run.path, text, key=f"stages.{name}.model.{key}")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_pipeline.estimator.batch_jitter import simulate_jitter
-from unfold_pipeline.estimator.confidence_interval import bootstrap_interval
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
+from unfold_pipeline.estimator.uncertainty import bootstrap_interval, simulate_jitter
 from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
 from unfold_pipeline.planner.diagnostics import (
     list_rejected_savings,
@@ -28,11 +27,14 @@ from unfold_pipeline.report.plan import PlanAnalysis, build_plan_report
 from unfold_pipeline.report.plan_file import parse_saved_plan, recheck_plan
 from unfold_pipeline.report.simulated_replay import build_replay_report
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.plan_engine import plan_engine
 from unfoldkit.api import Metric, Progress, Report, Run
 
 
 def plan(spec: PipelineSpec, run: Run) -> Report:
     """Find the cheapest configuration that meets the SLO; with ``--replay``, simulate a trace under it."""
+    if spec.engine_stage is not None:
+        return plan_engine(spec, run)
     start_s = run.clock()
     problem = build_problem(spec, run)
     checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)

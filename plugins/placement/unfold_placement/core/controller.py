@@ -208,6 +208,7 @@ class Controller:
         self.reserve_log()
         state, row = self.table.state, self.table.node_rows[node]
         state.is_up[row] = is_up
+        self.view.empty_cluster.rules_version += 1
         self.view.totals.clear()
         state.counters[kernel.FREED] += 1
         kernel.call_mark_dirty(state, row)
@@ -260,7 +261,7 @@ class Controller:
         if isinstance(operation, Put):
             return self._put(operation, policy)
         if isinstance(operation, Drop):
-            return self._drop(operation)
+            return self._drop(operation, policy)
         if isinstance(operation, Wake):
             heapq.heappush(self.timers, operation.at)
         elif isinstance(operation, Refuse):
@@ -271,19 +272,23 @@ class Controller:
 
     def _apply_bulk(self, operations: Sequence[Put | Drop], policy: Policy) -> bool:
         first, nodes = operations[0], [operation.node for operation in operations]
-        return self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes)
+        return (
+            self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes, policy)
+        )
 
     def _put_all(self, operation: Put, nodes: Sequence[str], policy: Policy) -> bool:
         owner = self._owner(operation.name, policy)
         changed = bulk.set_amounts(self.table, operation.name, nodes, operation.amount, owner=owner)
         self.table.state.counters[kernel.FREED] += len(changed) if policy.phase < types.PACK else 0
+        self.view.empty_cluster.rules_version += bool(changed) and policy.phase == types.STATIC
         if self.sink is not None:
             for node in changed:
                 self.sink.put(operation.name, node, operation.amount)
         return bool(changed)
 
-    def _drop_all(self, name: str, nodes: Sequence[str]) -> bool:
+    def _drop_all(self, name: str, nodes: Sequence[str], policy: Policy) -> bool:
         deleted = bulk.delete_resources(self.table, name, nodes)
+        self.view.empty_cluster.rules_version += bool(deleted) and policy.phase == types.STATIC
         if name not in self.table.entries:
             self.owners.pop(name, None)
         if self.sink is not None:
@@ -298,14 +303,18 @@ class Controller:
         name, node, amount = operation.name, operation.node, operation.amount
         owner = self._owner(name, policy)
         has_changed = self.table.set_amount(name, node, amount, owner=owner, until=operation.until)
-        self.table.state.counters[kernel.FREED] += has_changed and policy.phase < types.PACK
+        # the admission of a task makes room for no other
+        makes_room = has_changed and policy.phase < types.PACK and bool(node or not operation.until)
+        self.table.state.counters[kernel.FREED] += makes_room
+        self.view.empty_cluster.rules_version += has_changed and policy.phase == types.STATIC
         if has_changed and self.sink is not None:
             self.sink.put(name, node, amount)
         return has_changed
 
-    def _drop(self, operation: Drop) -> bool:
+    def _drop(self, operation: Drop, policy: Policy) -> bool:
         if operation.node not in self.table.entries.get(operation.name, {}):
             return False
+        self.view.empty_cluster.rules_version += policy.phase == types.STATIC
         holders = self.table.delete(operation.name, operation.node, force=operation.force)
         if operation.name not in self.table.entries:
             self.owners.pop(operation.name, None)
@@ -336,7 +345,8 @@ def build_controller(table: ResourceTable, policies: Sequence[Policy]) -> Contro
     gang_keys = (str(getattr(policy, "gathers", "")) for policy in ordered)
     gang_key = next((key for key in gang_keys if key), "")
     watched = frozenset(kind for policy in ordered for kind in policy.watches)
-    return Controller(table, ordered, View(table, gang_key), watched_kinds=watched)
+    patience_s = max((float(getattr(policy, "patience_s", 0.0)) for policy in ordered), default=0.0)
+    return Controller(table, ordered, View(table, gang_key, patience_s=patience_s), watched_kinds=watched)
 
 
 def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:

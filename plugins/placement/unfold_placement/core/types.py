@@ -180,6 +180,21 @@ class Refuse:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a policy does not admit a task.
+
+    Attributes:
+        reason: What the task waits for, as a predicate: ``waits for its turn``.
+        blocker: The task in its way; empty for none.
+        relation: How the blocker stands in its way: ``which is ahead and does not fit``.
+    """
+
+    reason: str
+    blocker: str = ""
+    relation: str = ""
+
+
 Operation = Put | Drop | Wake | Refuse
 Transactions = Iterator[Iterable[Operation]]
 """Operations of one transaction take effect together."""

@@ -73,6 +73,7 @@ class StageRun:
         total = len(self.waiting)
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
             self.recovery.watch()
+            self._grow_if_possible()
             self._start_waiting()
             for event in self.cluster.poll_events(POLL_S):
                 if event.message is None:
@@ -89,6 +90,12 @@ class StageRun:
         self.ledger.record_stage_end(self.index, self.config.wall(), survivors)
         return self.plan
 
+    def _grow_if_possible(self) -> None:
+        """Request again what was refused, as soon as an offer may be tried, if trials wait for it."""
+        instances = self.plan[self.index].instances
+        if self.waiting and self.cluster.can_grow(instances):
+            self._resize(instances)
+
     def _resize(self, instances: int) -> None:
         self.recovery.require_budget(instances)
         self.cluster.resize(instances, self.recovery.watch)
@@ -101,6 +108,10 @@ class StageRun:
     def _start_waiting(self) -> None:
         while self.waiting:
             node = self.cluster.find_node(self.waiting[0].workers)
+            if node is None and not self.running:
+                # fewer nodes were granted than the trial was to span
+                self.waiting[0] = replace(self.waiting[0], workers=self._select_workers_of_node())
+                node = self.cluster.find_node(self.waiting[0].workers)
             if node is None:
                 return
             job = restart_without_state(self.waiting.pop(0), self.config.log)
@@ -108,6 +119,12 @@ class StageRun:
             self.ledger.record_part_start(self.index, job.trial, node, self.config.wall(), job.workers)
             self.monitor.watchdog.record_progress(job.trial)
             self.cluster.start(node, job)
+
+    def _select_workers_of_node(self) -> int:
+        """Select the largest measured number of workers that fits into one node."""
+        accelerators = self.config.machine.accelerators
+        counts = self.config.profile.list_worker_counts(accelerators)
+        return max((count for count in counts if count <= accelerators), default=1)
 
     def _replace_node(self, node: str) -> None:
         """Continue without a lost node: plan the remaining job again at once, and hold what the plan says."""

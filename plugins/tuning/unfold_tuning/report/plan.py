@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.decision import encode_decision
+from unfold_tuning.planner.pace_posterior import MIN_JOBS
 from unfold_tuning.planner.planner import Comparison, Selection, Solution, compare_with_baselines
 from unfold_tuning.planner.sensitivity import (
     DeadlinePoint,
@@ -143,6 +144,10 @@ def _describe_sources(problem: Problem) -> Iterator[tuple[str, str]]:
         yield "record", problem.record
     if problem.samples < problem.requested_samples:
         yield "samples", sentences.describe_reduced_samples(problem.samples)
+    if problem.paces is not None:
+        # records of too few jobs are not used
+        jobs = len(problem.paces.history) if len(problem.paces.history) >= MIN_JOBS else 0
+        yield "paces", sentences.describe_posterior(jobs, problem.paces.profile.trials, problem.paces.measured_on)
     yield "prices", sentences.describe_prices(problem.machines)
 
 

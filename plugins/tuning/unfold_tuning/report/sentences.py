@@ -12,6 +12,8 @@ from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
+MIN_CONFORMAL_JOBS = 19
+"""With fewer exchangeable jobs, no distribution-free bound holds with 95 %."""
 
 
 def name_machine(machine: Machine) -> str:
@@ -216,6 +218,29 @@ def describe_failed(trials: Sequence[int], error: str) -> str:
 def describe_lost_nodes(count: int) -> str:
     """Describe the nodes that were lost."""
     return f"{format_count(count, 'node')}; the trials continued from their checkpoints"
+
+
+def describe_profiled_trials(trials: int, iters: int) -> str:
+    """Describe the extent of a profile."""
+    return f"the first {format_count(trials, 'trial')} of the search, {format_count(iters, 'iteration')} each"
+
+
+def describe_warm_up(warm_up_s: float) -> str:
+    """Describe the one-off time at the start of a trial."""
+    return f"{format_duration(warm_up_s)} at the start of a trial, not counted as iterations"
+
+
+def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
+    """Describe what the posterior over paces was learnt from, and what its margin is worth."""
+    where = f" on {measured_on}" if measured_on else ""
+    measured = f"{format_count(trials, 'trial')} measured{where}"
+    source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
+    return f"{measured}; {source}; {describe_margin(jobs)}"
+
+
+def describe_margin(jobs: int) -> str:
+    """Describe whether the margin could be distribution-free: that takes 19 exchangeable jobs for 95 %."""
+    return "the margin is modelled, not proven" if jobs < MIN_CONFORMAL_JOBS else "the margin is modelled"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

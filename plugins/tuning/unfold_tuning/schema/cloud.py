@@ -50,6 +50,9 @@ class Cloud(Model):
     )
     region: str = "us-east-1"
     instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
+    zones: Annotated[tuple[str, ...], Field(max_length=16)] = Field(
+        default=(), description="availability zones to try in this order; any zone of the region if left out"
+    )
     limit: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum number of instances")
     market: Literal["on-demand", "spot", "either"] = "on-demand"
     interruptions: Rate = Field(default=0.2 / 3600, description="of a spot instance, such as 0.2/h")

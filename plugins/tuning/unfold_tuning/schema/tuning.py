@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from unfold_tuning.schema.cloud import Cloud, check_cloud
-from unfold_tuning.schema.profile import ProfileSpec, check_profile
+from unfold_tuning.schema.profile import ProfileSpec, Recorded, check_profile
 from unfold_tuning.schema.search import Custom, Halving, Hyperband, RandomSearch, check_search, translate_search
 from unfold_tuning.schema.trainable import Trainable, check_trainable
 from unfoldkit.api import Duration, Fraction, Model, Money, Problem, Spec
@@ -56,6 +56,9 @@ class TuningSpec(Spec):
     on_time: Fraction = Field(default=0.95, description="required probability of meeting the deadline")
     cloud: Cloud
     profile: ProfileSpec | None = None
+    history: Annotated[tuple[Recorded, ...], Field(max_length=200)] = Field(
+        default=(), description="earlier jobs of this kind, from which changes of pace are learnt; at least four"
+    )
     placement: PlacementPolicy = Field(
         default=PlacementPolicy(), description="which node runs a trial; packed if left out"
     )

@@ -45,8 +45,8 @@ class RequestSink(Protocol):
     def full(self, rows: int) -> int:
         """Return 0 if ``rows`` more can wait, else the time in s after which to retry."""
 
-    def rest(self) -> None:
-        """Note that a request was rejected, and that more may follow."""
+    def rest(self, requests: int) -> None:
+        """Note that so many requests were rejected, and that more may follow."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Take the rows of a request; the loop calls ``done`` with its rows, a rejection or an error."""
@@ -155,7 +155,7 @@ class Endpoint:
 
     def _count_rejected(self, count: int) -> None:
         self.metrics.requests.refuse(count)
-        self.batcher.rest()
+        self.batcher.rest(count)
 
     def _admit(self, body: bytes, encoding: BodyEncoding, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: a rejection should cost as little as possible
