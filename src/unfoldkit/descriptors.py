@@ -41,6 +41,8 @@ class Kind:
         carries: ``train`` executes a plan.
         export: A ``(spec, Run) -> bytes`` that makes one ONNX graph of a run, for ``unfold export``.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
+        verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
+            ``counterexample`` of its decision holds a spec.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Kind:
     replay: bool = False
     carries: bool = False
     opens: str | None = None
+    verifies: str | None = None
     export: str | None = None
 
     @property

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_dataset
+from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
@@ -95,7 +96,7 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         is_scored=spec.scored,
         label_groups=None if groups is None else {name: tuple(map(label_text, ls)) for name, ls in groups.items()},
         features=features,
-        split=spec.data.split,
+        split=resolve_split(spec.data.split, run),
         seed=run.seed,
         identity=(dump(spec.data), _dump_targets(spec), {name: list(columns) for name, columns in features.items()}),
     )
@@ -106,6 +107,8 @@ def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
     data = spec.data
     if data.source == "sklearn":
         return TableSource(bundled=data.dataset)
+    if data.source == "endpoints":
+        raise user_error("a log of calls is read by the plan of language models only", key="data.source")
     return TableSource(
         path=data.path,
         locate=partial(run.path, data.path, key="data.path"),

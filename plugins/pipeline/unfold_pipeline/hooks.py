@@ -36,3 +36,11 @@ def unfold_renderers() -> Iterable[Renderer]:
     yield Renderer(
         "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
     )
+    yield Renderer(
+        "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.engines.exports:export_vllm", (".sh",)
+    )
+    yield Renderer(
+        "kubernetes",
+        "a plan of LLM engines as Kubernetes Deployments",
+        "unfold_pipeline.report.engines.exports:export_kubernetes",
+    )

@@ -19,6 +19,7 @@ def unfold_kinds() -> Iterable[Kind]:
         examples="unfold_placement:examples",
         extra="placement",
         opens="unfold_placement.verbs.check_inputs:check_inputs",
+        verifies="unfold_placement.verbs.verify:verify",
     )
 
 

@@ -209,6 +209,10 @@ def check(
     settings: options.Settings = None,
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="also search for violations, to a stated bound")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="with --verify: let the spec name code (module:function)")
+    ] = False,
     no_plugins: options.NoPlugins = False,
 ) -> None:
     """Validate specs and plans: every mistake at once, one per line."""
@@ -216,7 +220,14 @@ def check(
 
     _exit_with(
         lambda: action(
-            files, form, settings=settings or (), builtin_only=no_plugins, data=data, stdin=_read_stdin(*files)
+            files,
+            form,
+            settings=settings or (),
+            builtin_only=no_plugins,
+            data=data,
+            verify=verify,
+            allow_code=allow_code,
+            stdin=_read_stdin(*files),
         )
     )
 

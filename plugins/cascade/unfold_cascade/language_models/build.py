@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +10,17 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, TableSource, load_frame
+from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.language_models import QUANTILE_SHARES, ConfidenceSource, TokenPrice
+from unfold_cascade.schema.language_models import QUANTILE_SHARES, ConfidenceSource, GatewaySpec, TokenPrice
 from unfold_cascade.schema.parts import ModelSpec, Recorded
-from unfoldkit.api import Run, dump, user_error
+from unfoldkit.api import Run, fingerprint, user_error
 
 SMALL_LOG = 1000
 """Below this many rows, chains of three models promise less than pairs."""
@@ -191,9 +192,78 @@ def describe_confidence(source: ConfidenceSource) -> dict[str, Any]:
     return document
 
 
-def endpoint_documents(spec: CascadeSpec) -> list[Mapping[str, Any]]:
-    """List name, endpoint and price of each model as plain data; keys are named by their variables only."""
-    return [json.loads(json.dumps(dump(model))) for model in spec.stages[0].models]
+def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPlan:
+    """Resolve the stored plan of a run, and the endpoints and keys of the spec, for serving.
+
+    Raises:
+        UnfoldError: there is no plan, it is not of this spec, an endpoint is missing, or a key is not set.
+    """
+    decision, serve = plan.get("decision"), spec.serve or GatewaySpec()
+    if not isinstance(decision, Mapping) or not decision.get("chain"):
+        raise user_error("the run has no plan for language models", hint="run unfold plan SPEC first")
+    source = spec.confidence or ConfidenceSource()
+    if decision.get("confidence") != describe_confidence(source):
+        message = "the confidence of the spec is not that of the plan, which voids its promise"
+        raise user_error(message, key="confidence", hint="unfold plan SPEC again")
+    if source.source not in ("logprob", "column"):
+        message = f"the gateway reads log-probabilities; it does not take confidences from: {source.source}"
+        raise user_error(message, key="confidence.from", hint="from: logprob")
+    models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
+    chain, gates = read_route(decision, models)
+    timeouts = serve.timeouts
+    gateway = GatewayPlan(
+        name=spec.name,
+        alias=serve.alias,
+        models=models,
+        chain=chain,
+        gates=gates,
+        reference=str(decision["reference"]),
+        promise=read_promise(decision, audits_labels=serve.judge == "labels"),
+        plan_hash=fingerprint(decision)[:12],
+        longest_prompt=decision.get("longest_prompt"),
+        largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
+        of=source.of,
+        sticky=serve.sticky == "conversation",
+        trusts_filtered=serve.content_filter == "trust",
+        audit_share=serve.audit,
+        audits_labels=serve.judge == "labels",
+        limits=UpstreamLimits(
+            connect_s=timeouts.connect,
+            first_token_s=timeouts.first_token,
+            between_tokens_s=timeouts.between_tokens,
+            total_s=timeouts.total,
+            retries=serve.retries,
+            answer_bytes=serve.answer_limit,
+        ),
+        body_bytes=serve.body_limit,
+        keys=tuple(
+            ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+            for k, key in enumerate(serve.keys)
+        ),
+    )
+    check_gateway(gateway)
+    return gateway
+
+
+def _build_served_model(model: ModelSpec, m: int) -> ServedModel:
+    path, endpoint = f"stages[0].models[{m}]", model.endpoint
+    if endpoint is None:
+        hint = "endpoint: {url: https://host/v1, model: NAME, key_env: VARIABLE}"
+        raise user_error(f"{model.name} has no endpoint, so it cannot be served", key=path, hint=hint)
+    if model.price is None:
+        raise user_error(
+            f"{model.name} has no price, which budgets and costs need", key=path, hint="price: {in: 0.15, out: 0.6}"
+        )
+    return ServedModel(
+        name=model.name,
+        url=endpoint.url,
+        upstream_model=endpoint.model,
+        key=read_secret(endpoint.key_env, f"{path}.endpoint.key_env"),
+        prices=token_prices(model.price),
+        window=endpoint.window,
+        max_tokens=endpoint.max_tokens,
+        http2=endpoint.http2,
+    )
 
 
 def _profile_columns(model: ModelSpec) -> Recorded:

@@ -192,6 +192,17 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
 
 
+def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
+    """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
+    text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
+    return text if kept is None else f"{text}; {kept} of {sites} within the allowed loss"
+
+
+def utility_of_sites(lowest: float, highest: float) -> str:
+    """State the spread of the utility across sites."""
+    return f"; utility from {lowest:.3f} to {highest:.3f}"
+
+
 def unlabelled_rows(count: int, table: str) -> str:
     """State that rows without a label were skipped."""
     return f"skipped {count_of(count, 'row')} of {table} without a label"

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_cascade.schema.language_models import CallPrice, Endpoint, Tokens
-from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
+from unfold_cascade.schema.splits import AnySplit, Split
+from unfold_cascade.schema.temporal import LongData, PhysioNetData
 from unfoldkit.api import Duration, Model, Name
 
 Label = str | int | bool | float
@@ -21,7 +22,7 @@ class SklearnData(Model):
 
     source: Literal["sklearn"]
     dataset: Literal["digits", "iris", "wine", "breast_cancer"]
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class TableData(Model):
@@ -40,7 +41,7 @@ class TableData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class RecordedData(Model):
@@ -59,7 +60,7 @@ class RecordedData(Model):
         default=None,
         description="language models: the column of prompts; rows with the same prompt stay in one part of the split",
     )
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class CallData(Model):

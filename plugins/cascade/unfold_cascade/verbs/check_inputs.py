@@ -81,7 +81,8 @@ def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Ite
     """Yield the checks of the columns of one feature group (of all columns if ``name`` is empty)."""
     groups = {name: options.features[name]} if name else {}
     source = options.source
-    resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, source.group)
+    excluded = (source.group, "" if options.features else options.split.column)
+    resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, excluded)
     if _run_check(resolve):
         yield resolve
         return

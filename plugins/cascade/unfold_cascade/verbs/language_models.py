@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unfold_cascade.language_models.build import build_routing_problem
+from unfold_cascade.language_models.build import build_gateway_plan, build_routing_problem
+from unfold_cascade.language_models.gateway.service import build_gateway
 from unfold_cascade.language_models.planning.planner import solve_routing
 from unfold_cascade.language_models.report.plan import build_routing_report
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -25,8 +26,8 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
-    """Build the gateway of the plan that the run stores."""
-    raise user_error(f"{spec.name}: endpoints are needed to serve", file=str(run.directory.path))
+    """Build the gateway of the plan that the run stores; keys come from the environment."""
+    return build_gateway(build_gateway_plan(spec, run.options.get("plan") or {}), run.directory.path, run.log)
 
 
 def _plan(spec: CascadeSpec, run: Run, verb: str) -> Report:

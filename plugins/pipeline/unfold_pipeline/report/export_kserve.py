@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -23,6 +24,8 @@ def export_kserve(report: Report) -> str:
     Raises:
         UnfoldError: the pipeline has a join, which an InferenceGraph does not support.
     """
+    if has_engines(report):
+        return export_llm_services(report)
     plan = parse_exported_plan(report)
     for stage in plan.stages:
         if len(stage.after) > 1:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
 from unfoldkit.api import Report
 from unfoldkit.io.yaml12 import to_yaml
@@ -16,6 +17,8 @@ IMPORT_PATH = "unfold_pipeline.runtime.ray_serve:application"
 
 def export_ray_serve(report: Report) -> str:
     """Return a config with an application per stage, its model in ``args``, and the placement of the spec."""
+    if has_engines(report):
+        return export_ray_llm(report)
     plan = parse_exported_plan(report)
     applications = [
         _build_application(plan.name, stage, plan.placement.build_ray_options(stage.replicas)) for stage in plan.stages

@@ -38,6 +38,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
+    spec.refuse_engine("serve")
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"

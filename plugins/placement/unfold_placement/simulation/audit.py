@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core import kernel
+from unfold_placement.core.controller import LOGGED_KINDS
+from unfold_placement.core.policy import Policy, exception_error
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.metrics import START_CHANGE
 from unfold_placement.simulation.simulator import SimulationResult
+from unfoldkit.api import UnfoldError
 
 TIME_TOLERANCE_S = 1e-9
+AUDITED_APART = frozenset({"gang"})
+"""Policies with an audit over the whole replay instead of a check at every start."""
 Options = Mapping[str, Any]
 """Options of a policy, as in a spec."""
 
@@ -75,6 +80,60 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
     for rule in rules:
         if rule.name == "gang":
             yield from _check_gangs(result, starts, rule.options)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One event of a replay, for the ``audit`` of a policy.
+
+    Attributes:
+        time: Seconds.
+        kind: ``submitted``, ``started``, ``ended``, ``preempted`` or ``refused``.
+        task: The task.
+        node: Its node; None where it has none.
+    """
+
+    time: float
+    kind: str
+    task: Task
+    node: Node | None
+
+
+def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) -> Iterator[str]:
+    """Yield the violations that policies with an ``audit`` of their own report.
+
+    Raises:
+        UnfoldError: an audit raised.
+    """
+    events: list[AuditEvent] = []
+    for policy in policies:
+        audit = getattr(policy, "audit", None)
+        if audit is None:
+            continue
+        events = events or _list_events(result)
+        try:
+            yield from (str(violation) for violation in audit(events))
+        except UnfoldError:
+            raise
+        except Exception as error:
+            raise exception_error(policy, "audit", error) from error
+
+
+def list_unaudited(rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> list[str]:
+    """Return the names of the policies that no audit covers, as keys of the spec or as classes."""
+    known = [rule.name.replace("_", "-") for rule in rules if rule.name not in {*CHECKS, *AUDITED_APART, CUSTOM}]
+    package = __name__.partition(".")[0]
+    custom = [policy for policy in policies if not type(policy).__module__.startswith(f"{package}.policies")]
+    return [*known, *(type(policy).__name__ for policy in custom if not hasattr(policy, "audit"))]
+
+
+def _list_events(result: SimulationResult) -> list[AuditEvent]:
+    log = result.log
+    columns = (log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist())
+    return [
+        AuditEvent(time, LOGGED_KINDS[kind], result.tasks[row], result.nodes[node] if node >= 0 else None)
+        for time, kind, row, node in zip(*columns, strict=True)
+    ]
 
 
 def _check_start(

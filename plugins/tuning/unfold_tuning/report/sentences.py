@@ -110,6 +110,21 @@ def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
     return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
 
 
+def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
+    """Describe how a thrifty plan ends on time, and its bill at the 95 % quantile."""
+    return (
+        f"waits for spot while there is slack, then on demand: {format_percent(on_demand_fraction)} of the time; "
+        f"{format_money(cap_usd)} at 95 %"
+    )
+
+
+def describe_market(zones: int, days: float, interruptions_per_hour: float) -> str:
+    """Describe what the spot market was modelled from."""
+    if not zones:
+        return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
+    return f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
+
+
 def describe_total_loss(probability: float) -> str:
     """Describe P(on time) if all spot instances are lost."""
     return f"if all instances are lost at once, halfway between checkpoints: {format_percent(probability)} on time"

@@ -181,7 +181,7 @@ class AdmissionQueue:
         if not self.queues:
             return
         if self.shapes.revive(view) and view.reserved_unit:
-            yield from self._admit_reserved(view, is_allowed, on_admit)
+            yield from self.admit_reserved(view, is_allowed, on_admit)
         yield from self._admit_by_rank(Round(passing=backfill), rank, view, is_allowed, on_admit)
         if backfill:
             self._reserve_oldest(view, is_allowed, guard_rank)
@@ -299,8 +299,11 @@ class AdmissionQueue:
         progress.claimed |= short
         return bool(short)
 
-    def _admit_reserved(
-        self, view: View, is_allowed: Callable[[str, Unit], bool], on_admit: Callable[[str, Unit], None]
+    def admit_reserved(
+        self,
+        view: View,
+        is_allowed: Callable[[str, Unit], bool] = _allow_all,
+        on_admit: Callable[[str, Unit], None] = _ignore,
     ) -> Transactions:
         """Admit the unit for which nodes are reserved, if it fits by now."""
         unit = view.reserved_unit
