@@ -40,6 +40,7 @@ OTHER_KINDS = {
     "tuner": "pipeline",
     "fastswitch": "supernet",
     "scale": "serving",
+    "serve-abuse": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
