@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import os
 import socket
 import sys
 import tempfile
@@ -117,7 +118,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         data: Not used.
     """
     del data
-    seconds = 1.0 if quick else 3.0
+    seconds, load = 1.0 if quick else 3.0, os.getloadavg()[0]
     server_core, driver_core = cores()
     del driver_core
     with tempfile.TemporaryDirectory() as name:
@@ -138,6 +139,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         f"the most expensive byte is that of: {worst['attack']}",
         f"the client sends {RATE_PER_S} requests per second; in time is {IN_TIME_S * 1e3:g} ms from the schedule",
         "attackers and client share the second core, so a late request may be the fault of that core",
+        f"load of the machine before the run: {load:.1f} on {os.cpu_count()} cores",
     ]
     aims = {"good_client_goodput_share_min": ">= 0.9", "rss_growth_mib_max": "<= 200", "cost_oracle_max": "<= 10"}
     return {"metrics": metrics, "aims": aims, "tables": {"attacks": rows}, "notes": notes}

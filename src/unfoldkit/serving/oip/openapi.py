@@ -8,7 +8,7 @@ from typing import Any
 
 from unfoldkit.serving.model import Field, ModelDescription
 from unfoldkit.serving.oip.binary import BINARY_TYPE
-from unfoldkit.serving.oip.codec import MAX_DEADLINE_MS, MAX_ENTITY_LENGTH, NUMBER_TYPES, format_shape
+from unfoldkit.serving.oip.codec import MAX_DEADLINE_MS, MAX_ENTITY_LENGTH, MAX_ID_LENGTH, NUMBER_TYPES, format_shape
 
 JSON = "application/json"
 TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "integer"}
@@ -152,7 +152,12 @@ def _request_schema(model: ModelDescription) -> dict[str, Any]:
     output = _object({"name": {"enum": [item.name for item in model.outputs]}}, parameters=raw)
     outputs = {"type": ["array", "null"], "items": output}
     inputs = _list([_tensor(item, _accepted_datatypes(item)) for item in model.inputs])
-    return _object({"inputs": inputs}, id={"type": NULLABLE_TEXT}, parameters=parameters, outputs=outputs)
+    return _object(
+        {"inputs": inputs},
+        id={"type": NULLABLE_TEXT, "maxLength": MAX_ID_LENGTH},
+        parameters=parameters,
+        outputs=outputs,
+    )
 
 
 def _response_schema(model: ModelDescription) -> dict[str, Any]:
