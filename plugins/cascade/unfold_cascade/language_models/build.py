@@ -39,6 +39,7 @@ from unfold_cascade.schema.language_models import (
     TokenPrice,
 )
 from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 
 SMALL_LOG = 1000
@@ -49,6 +50,7 @@ TUNE, CERTIFY = 0.25, 0.60
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 MIN_SCORE = 0.5
+SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
 def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
@@ -60,6 +62,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     frame = load_log_frame(spec, run)
     log, longest = read_call_log(spec, frame)
     split = spec.data.split
+    if not isinstance(split, Split):
+        raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
     is_default = "split" not in spec.data.model_fields_set
     parts = split_units(
         log.unit,
