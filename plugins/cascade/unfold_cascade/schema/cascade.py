@@ -65,6 +65,7 @@ class CascadeSpec(Spec):
         yield from validation.goal_problems(
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
+        yield from validation.outcome_problems(self.goal, self.stages, over_time=self.over_time)
         yield from validation.split_problems(self.data.split)
         yield from validation.name_problems(self.stages, self.baseline)
         if self.over_time:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unfold_cascade.build import find_checked_spec
 from unfold_cascade.drift.temporal import check_drift
+from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan
 from unfold_cascade.temporal.build import build_temporal_problem
@@ -12,7 +13,7 @@ from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.report.profile import build_profile_report
-from unfold_cascade.temporal.search.planner import solve
+from unfold_cascade.temporal.search.planner import Solution, solve
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_service
 from unfoldkit.api import Report, Run, Service
@@ -29,7 +30,7 @@ def train(spec: CascadeSpec, run: Run) -> Report:
     run.log.info("searching the gates on %d hours", len(study.train.highest))
     solution = solve(study)
     write_exits(solution, run)
-    return build_plan_report(solution, "train", run.directory)
+    return build_plan_report(solution, "train", run.directory, _record(solution, run))
 
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
@@ -45,7 +46,7 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     run.log.info("searching the gates on %d hours", len(study.train.highest))
     solution = solve(study)
     write_exits(solution, run)
-    return build_plan_report(solution, "plan", run.directory)
+    return build_plan_report(solution, "plan", run.directory, _record(solution, run))
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -58,3 +59,11 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     problem = build_temporal_problem(spec, run)
     document = load_plan(problem.documents.spec, run, HOURS_FILE)
     return build_service(load_temporal_plan(problem, run, document), run)
+
+
+def _record(solution: Solution, run: Run) -> AttemptCount:
+    """Record the certificate, issued or refused, as an attempt on these data."""
+    problem, selection, digest = solution.problem, solution.selection, solution.study.digest
+    key = identify_attempt(problem.documents.spec, problem.seed, digest)
+    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
+    return record_attempt(attempt, digest, problem.goal.attempts, run)
