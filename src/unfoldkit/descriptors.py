@@ -14,7 +14,7 @@ from unfoldkit.errors import internal_error, user_error
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
 REPORT_TO_AUTHORS = "report this to the plugin's authors"
-VERBS = ("profile", "train", "plan", "serve")
+VERBS = ("profile", "train", "plan", "validate", "serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Kind:
         profile: The same for the function of this verb; ``None`` if the kind does not have it.
         train: As ``profile``.
         plan: As ``profile``.
+        validate: As ``profile``: compares what the plan of a run promised with new data, ``Run.options['data']``.
         serve: As ``profile``.
         examples: ``"package:folder"`` with YAML specs, the smallest first.
         extra: The optional dependency group that the kind needs, of the plugin's distribution or of unfoldkit.
@@ -35,6 +36,7 @@ class Kind:
         many: ``serve`` may run in several processes at once.
         replay: ``plan`` and ``serve`` replay a trace.
         carries: ``train`` executes a plan.
+        recalibrates: ``plan`` refits a stored plan on new data.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
     """
 
@@ -44,6 +46,7 @@ class Kind:
     profile: str | None = None
     train: str | None = None
     plan: str | None = None
+    validate: str | None = None
     serve: str | None = None
     examples: str | None = None
     extra: str | None = None
@@ -51,6 +54,7 @@ class Kind:
     many: bool = False
     replay: bool = False
     carries: bool = False
+    recalibrates: bool = False
     opens: str | None = None
 
     @property

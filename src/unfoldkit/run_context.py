@@ -33,6 +33,8 @@ class Options(TypedDict, total=False):
     cache: str
     replay: str
     baseline_plan: Mapping[str, Any]
+    data: str
+    recalibrate: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Run:
         progress: Receives progress.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
-            has them: ``replay`` is the path of a trace, and ``baseline_plan`` the plan to compare with.
+            has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
+            ``data`` the file to validate on, and ``recalibrate`` the file to refit the plan on.
         allow_code: Whether the spec may name code.
     """
 

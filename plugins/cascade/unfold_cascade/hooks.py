@@ -17,6 +17,7 @@ def unfold_kinds() -> Iterable[Kind]:
         profile="unfold_cascade.verbs:profile",
         train="unfold_cascade.verbs:train",
         plan="unfold_cascade.verbs:plan",
+        validate="unfold_cascade.verbs:validate",
         serve="unfold_cascade.verbs:serve",
         examples="unfold_cascade:examples",
         many=True,

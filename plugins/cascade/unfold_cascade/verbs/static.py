@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from unfold_cascade.build import build_dataset_options, build_problem, build_table_source, find_checked_spec
 from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_stored_dataset
-from unfold_cascade.drift.static import check_new_cases
+from unfold_cascade.drift.labelled_cases import validate_cases
 from unfold_cascade.models.onnx_runtime import load_probe
 from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.left_out_sites import evaluate_sites
@@ -55,6 +56,14 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     return add_left_out_sites(report, evaluate_sites(problem, run), problem.goal.max_loss)
 
 
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Compare the promises of the run's plan with new cases."""
+    plan_, path = run.options["plan"], run.options["data"]
+    problem = build_problem(spec, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
+    source = replace(build_table_source(spec, run), path=path, locate=partial(run.path, path), bundled="")
+    return validate_cases(load_stored_plan(problem, plan_, run.directory), source, run, "validate")
+
+
 def serve(spec: CascadeSpec, run: Run) -> Service:
     """Build the service of the plan that the run stores."""
     if spec.data.source == "recorded":
@@ -73,4 +82,4 @@ def _check(checked: CascadeSpec, spec: CascadeSpec, run: Run) -> Report:
     """Compare the data of ``spec`` with the data of the plan, which has the spec ``checked``."""
     plan_ = run.options["baseline_plan"]
     problem = build_problem(checked, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
-    return check_new_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run)
+    return validate_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run, "plan")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unfold_cascade.build import find_checked_spec
-from unfold_cascade.drift.temporal import check_drift
+from unfold_cascade.drift.labelled_hours import validate_hours
 from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan
@@ -40,8 +42,16 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     problem = build_temporal_problem(spec, run)
     checked = find_checked_spec(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
     if checked is not None:
-        return check_drift(problem, build_temporal_problem(checked, run), run)
+        return validate_hours(problem, build_temporal_problem(checked, run), run, "plan")
     return _plan(problem, run, "plan")
+
+
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Compare the promises of the run's plan with new patients."""
+    problem = build_temporal_problem(spec, run)
+    path = str(run.path(run.options["data"]).resolve())
+    renewed = replace(problem, source=replace(problem.source, path=path, split_column=""))
+    return validate_hours(renewed, problem, run, "validate")
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
