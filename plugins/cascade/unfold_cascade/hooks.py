@@ -20,6 +20,8 @@ def unfold_kinds() -> Iterable[Kind]:
         validate="unfold_cascade.verbs:validate",
         serve="unfold_cascade.verbs:serve",
         examples="unfold_cascade:examples",
+        extra="cascade",
         many=True,
+        export="unfold_cascade.verbs.export:export_onnx",
         opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

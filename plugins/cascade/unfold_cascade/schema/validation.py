@@ -21,6 +21,8 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
     if goal.max_loss is not None and goal.max_loss >= 1:
         yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
+    if goal.min_saving is not None and over_time:
+        yield Problem(("goal", "min_saving"), "applies to cases without time only", at_key=True)
     if goal.max_loss_of is not None:
         yield from _label_loss_problems(goal, over_time=over_time, scored=scored)
     if goal.errors is not None:
@@ -188,7 +190,7 @@ def list_baseline_prices(stages: Sequence[Stage]) -> Iterator[tuple[Path, float]
     """Yield the price of each model ``estimator: baseline`` that has one, with its path in the spec."""
     for s, stage in enumerate(stages):
         for m, model in enumerate(stage.models):
-            if model.estimator == "baseline" and model.price is not None:
+            if model.estimator == "baseline" and isinstance(model.price, float):
                 yield ("stages", s, "models", m, "price"), model.price
 
 

@@ -52,6 +52,7 @@ def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
         alerts=AlertBudget(alerts.per_100h, alerts.utility_margin, alerts.auprc_margin),
         drift=DriftRule(level=drift.level, margin=drift.margin),
         audit_share=drift.audit,
+        durability=spec.durability or "normal",
         goal=CascadeGoal(spec.goal.max_loss, spec.goal.budget, spec.goal.confidence),
         cost=CostOptions(spec.cost.by, spec.cost.batch, spec.cost.unit),
         gates=GateOptions(spec.gates.folds, spec.gates.order or "sorted", spec.gates.max_models, spec.gates.learnt),

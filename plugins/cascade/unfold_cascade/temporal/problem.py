@@ -193,7 +193,8 @@ class SpecDocuments:
 class TemporalProblem:
     """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with.
 
-    A server lets the baseline model decide ``audit_share`` of the entities as well.
+    A server lets the baseline model decide ``audit_share`` of the entities as well. ``durability`` is that of the
+    stored states of entities.
     """
 
     name: str
@@ -205,6 +206,7 @@ class TemporalProblem:
     alerts: AlertBudget
     drift: DriftRule
     audit_share: float
+    durability: Literal["full", "normal"]
     goal: CascadeGoal
     cost: CostOptions
     gates: GateOptions
