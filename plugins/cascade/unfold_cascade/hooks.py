@@ -22,6 +22,7 @@ def unfold_kinds() -> Iterable[Kind]:
         examples="unfold_cascade:examples",
         extra="cascade",
         many=True,
+        recalibrates=True,
         export="unfold_cascade.verbs.export:export_onnx",
         opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

@@ -63,13 +63,14 @@ def sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
     x = build_feature_matrix(table, plan.features)
     p = np.zeros((len(plan.slots), len(table)), dtype=np.float32)
     for model in plan.policy_models:
-        p[model] = _predict(plan, run, model, x)[:, -1]
-    baseline_p = _predict(plan, run, len(plan.slots) - 1, x)
+        p[model] = predict_rows(plan, run, model, x)[:, -1]
+    baseline_p = predict_rows(plan, run, len(plan.slots) - 1, x)
     p[-1] = baseline_p[:, -1]
     return _build_sample(plan, table.timeline, p, baseline_p)
 
 
-def _predict(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
+def predict_rows(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
+    """Predict (n, C) probabilities of one model of a plan for (n, d) features."""
     slot = plan.slots[model]
     engine = onnx_runtime.shrink_engine(onnx_runtime.build_native_engine(run, slot, "a whole table", dtype=np.float32))
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)

@@ -208,6 +208,7 @@ def utility_of_sites(lowest: float, highest: float) -> str:
     return f"; utility from {lowest:.3f} to {highest:.3f}"
 
 
+RECALIBRATED = "thresholds were refitted on local cases and certified on others of them; the models are unchanged"
 NOT_VALIDATED = "earlier or later periods and other sites: the intervals speak of cases drawn like these"
 NOT_CONCLUDED = "loss, utility, sensitivity and every other outcome that needs labels: any of them may have changed"
 
