@@ -36,7 +36,7 @@ from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
 SLO_S = 0.6
-START_S = 240.0
+START_S = 150.0
 SPEC = """
 version: 1
 kind: pipeline
