@@ -40,6 +40,7 @@ OTHER_KINDS = {
     "tuner": "pipeline",
     "fastswitch": "supernet",
     "scale": "serving",
+    "serve-abuse": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
@@ -211,8 +212,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     },
     "supernet-switch": {
         "memory_ratio": "memory of twelve members against separate copies",
-        "switch_us_p50": "lookup of another member, p50 µs",
+        "switch_us_p50": "first answer after a switch, extra p50 µs",
         "views_us": "building the views of a member, µs",
+        "view_ratio_max": "batch of 32 on views against contiguous copies, worst member",
     },
     "supernet-train": {
         "seconds": "training of the heart-beat family, s on one core",

@@ -14,7 +14,9 @@ from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.memory import BLOCK_TOKENS, KvCache, estimate_kv_cache
 from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.simulation.limits import EngineLimits
 from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,
     TableCache,
@@ -23,6 +25,8 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     read_database,
 )
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce, read_all_reduce
+from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
+from unfold_pipeline.engine.step_times.fit import fit_step_times
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE, StepInterval, build_interval
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
 from unfold_pipeline.engine.step_times.roofline import build_roofline
@@ -85,9 +89,25 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         price_sources={name: price.source for name, price in prices.items() if name in engine.steps},
         trace_sha256=hash_trace(trace),
         model=engine.model.config or f"{model.layers} layers, {model.hidden} wide",
+        model_name=engine.model.name or "",
         precision=engine.precision,
         kv_precision=engine.kv_precision,
     )
+
+
+def build_replay_requests(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> EngineRequests:
+    """Return the requests of a trace to replay.
+
+    Raises:
+        UnfoldError: the trace has no tokens, or a request does not fit the KV cache of an engine.
+    """
+    requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
+    longest = int((requests.input_tokens + requests.output_tokens).max())
+    least = min(option.kv_cache.tokens for option in problem.options)
+    if longest > least:
+        message = f"a request of {longest:,} tokens does not fit a KV cache of {least:,}"
+        raise user_error(message, file=str(trace), hint="engines with more memory")
+    return requests
 
 
 def find_engine(spec: PipelineSpec) -> tuple[str, EngineSpec]:
@@ -256,6 +276,8 @@ def _build_options(
                 too_small.append((name, parallel))
                 continue
             times, interval = reader(parallel)
+            if source.runs:
+                times, interval = _fit_runs(source, engine, times, interval, kv_cache, f"{key}.steps.{name}", run)
             options.append(
                 EngineOption(
                     hardware=name,
@@ -298,6 +320,36 @@ def _size_kv_cache(engine: EngineSpec, name: str, parallel: int, model: ModelSha
     )
 
 
+def _fit_runs(
+    source: StepSource,
+    engine: EngineSpec,
+    times: StepTimes,
+    interval: StepInterval,
+    kv_cache: KvCache,
+    key: str,
+    run: Run,
+) -> tuple[StepTimes, StepInterval]:
+    """Return step times fitted to benchmark results, with the interval of a measured engine."""
+    results = [read_benchmark(run.path(file, key=f"{key}.runs[{index}]")) for index, file in enumerate(source.runs)]
+    limits = EngineLimits(
+        num_blocks=kv_cache.num_blocks,
+        max_num_batched_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
+        max_num_seqs=max(_as_tuple(engine.max_num_seqs)),
+        prefix_cache=engine.prefix_cache,
+        reserve_full_isl=engine.reserve_full_isl,
+        async_scheduling=engine.async_scheduling,
+    )
+    longest = max(int((result.input_tokens + result.output_tokens).max()) for result in results)
+    if longest > kv_cache.tokens:
+        message = f"a request of {longest:,} tokens does not fit the KV cache of {kv_cache.tokens:,}"
+        raise user_error(message, key=f"{key}.runs", hint="kv_tokens: the measured size of the KV cache")
+    fitted = fit_step_times(results, times, limits, front_s=engine.front)
+    for note in fitted.notes:
+        run.log.warning("%s.runs: %s", key, note)
+    measured = build_interval("runs", interval.confidence, source.runs)
+    return fitted.times, replace(measured, low=measured.low * fitted.low, high=measured.high * fitted.high)
+
+
 def _calibrate(times: StepTimes, source: StepSource) -> StepTimes:
     if source.overhead is None and source.scale is None:
         return times
@@ -325,7 +377,7 @@ def _build_reader(
     all_reduce = (
         read_all_reduce(run.path(source.all_reduce, key=f"{key}.all_reduce"), {}) if source.all_reduce else None
     )
-    if source.roofline:
+    if source.roofline or (source.runs and not source.tables and not source.profile):
         return lambda parallel: (
             _read_roofline(gpu, model, engine, parallel, needed, all_reduce, key),
             build_interval("roofline", needed.confidence),

@@ -115,7 +115,7 @@ def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float])
         hold_s=spec.tuner.hold,
         max_replicas=spec.tuner.most,
         sheds=spec.slo.shed,
-        max_wait_s=compute_wait_bound(spec.slo.p99),
+        max_wait_s=compute_wait_bound(spec.target_s),
     )
     if spec.tuner.activation is not None:
         return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -24,6 +25,8 @@ def export_kserve(report: Report) -> str:
     Raises:
         UnfoldError: the pipeline has a join, which an InferenceGraph does not support, or a model that no server loads.
     """
+    if has_engines(report):
+        return export_llm_services(report)
     plan = parse_exported_plan(report)
     for stage in plan.stages:
         if len(stage.after) > 1:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, sort_exported_stages
 from unfold_pipeline.runtime.ray_ingress import INGRESS
 from unfoldkit.api import Report, user_error
@@ -22,9 +23,13 @@ LOADED_SUFFIXES = (".onnx", ".skops", ".ubj", ".json")
 def export_ray_serve(report: Report) -> str:
     """Return a config with one application: a deployment per stage, and the ingress that joins them.
 
+    A plan of LLM engines becomes a config of Ray Serve LLM.
+
     Raises:
         UnfoldError: a stage is named like the ingress, or its model is not exported with a file or code.
     """
+    if has_engines(report):
+        return export_ray_llm(report)
     plan = parse_exported_plan(report)
     stages = sort_exported_stages(plan.stages)
     for stage in stages:

@@ -19,6 +19,7 @@ SOURCE_KEYS = ("tables", "profile", "roofline")
 class EngineModel(Model):
     """The model of an engine: a Hugging Face config.json, or its sizes."""
 
+    name: str | None = Field(default=None, description="its name for exports, such as meta-llama/Llama-3.1-70B")
     config: str | None = Field(default=None, description="the config.json of the model, instead of its sizes")
     layers: Count | None = Field(default=None, description="decoder layers")
     hidden: Count | None = Field(default=None, description="width of the residual stream")
@@ -93,11 +94,14 @@ def validate_engine(
         if name not in hardware:
             yield Problem(key, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
         chosen = [word for word in SOURCE_KEYS if getattr(source, word)]
-        if len(chosen) != 1:
+        if len(chosen) != 1 and not (source.runs and not chosen):
             message = "two sources of step times" if chosen else "no source of step times"
             yield Problem(key, message, hint=f"one of: {', '.join(SOURCE_KEYS)}", at_key=True)
         if source.runs and (source.overhead is not None or source.scale is not None):
             yield Problem((*key, "runs"), "runs fit scale and overhead", hint="leave scale and overhead out")
+        if source.runs and isinstance(engine.tensor_parallel, tuple) and len(set(engine.tensor_parallel)) > 1:
+            message = "runs measure one tensor parallelism"
+            yield Problem((*key, "runs"), message, hint="tensor_parallel: that of the runs")
     for name in engine.kv_tokens:
         if name not in engine.steps:
             yield Problem((*path, "kv_tokens", name), "this hardware has no steps", at_key=True)

@@ -92,6 +92,17 @@ class PipelineSpec(Spec):
         """The name of the stage that is an LLM engine."""
         return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
 
+    def refuse_engine(self, verb: str) -> None:
+        """Reject a verb that runs models of its own, for a pipeline whose stage is an LLM engine.
+
+        Raises:
+            UnfoldError: a stage is an engine.
+        """
+        if self.engine_stage is not None:
+            message = f"unfold {verb} runs no LLM engine"
+            hint = "unfold plan SPEC --format vllm starts one; its benchmark goes to steps.NAME.runs"
+            raise user_error(message, key=f"stages.{self.engine_stage}.engine", hint=hint)
+
     @property
     def target_s(self) -> float:
         """The p99 target of a pipeline without an engine, in seconds."""
@@ -121,7 +132,7 @@ class PipelineSpec(Spec):
         if self.engine_stage is None:
             if self.slo.p99 is None:
                 yield Problem(("slo", "p99"), "the target is missing", hint="p99: 300 ms")
-            for key in ("ttft_p99", "tpot_p99"):
+            for key in ("ttft_p99", "tpot_p99", "confidence"):
                 if getattr(self.slo, key) is not None:
                     yield Problem(("slo", key), "no stage is an engine", hint="leave it out, or stages.NAME.engine")
             return

@@ -130,6 +130,10 @@ def _validate_engine_stage(
 
 def _validate_engine_count(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
     engines = [name for name, stage in stages.items() if stage.engine is not None]
+    if len(engines) == 1 and len(stages) > 1:
+        other = next(name for name in stages if name not in engines)
+        hint = f"plan {engines[0]} in a spec of its own, with less time in its targets"
+        yield Problem(("stages", other), "stages beside an engine are not planned together", hint=hint, at_key=True)
     for name in engines[1:]:
         yield Problem(("stages", name, "engine"), "a second engine", hint=f"plan {name} in a spec of its own")
 

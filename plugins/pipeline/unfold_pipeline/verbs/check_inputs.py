@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
 from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
@@ -32,6 +33,9 @@ def check_inputs(spec: PipelineSpec, run: Run) -> Iterator[Diagnostic]:
 def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     if isinstance(spec.stages, FromRun):
         yield partial(read_exits, spec.stages.run, run)
+    if spec.engine_stage is not None:
+        yield partial(build_engine_problem, spec, run)
+        return
     for key, traffic in label_arrivals(spec.arrivals):
         if traffic.trace is not None:
             yield partial(load_arrivals, traffic, run, np.random.default_rng(0), key=key)

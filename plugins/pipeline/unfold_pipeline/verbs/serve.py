@@ -39,6 +39,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
+    spec.refuse_engine("serve")
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"
@@ -133,7 +134,17 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
     watch = build_watch(problem.name, runtime, record, planned, app.gateway.metrics.requests)
     posts, gates, max_bytes = app.app.answers, app.app.gates, app.app.body_bytes
     paths, registry = list_paths(problem.name), app.app.metrics.registry
-    return Service(problem.name, app, paths, posts, max_bytes, watch=watch, gates=gates, registry=registry)
+    return Service(
+        problem.name,
+        app,
+        paths,
+        posts,
+        max_bytes,
+        watch=watch,
+        gates=gates,
+        registry=registry,
+        endpoints=app.app.endpoints,
+    )
 
 
 def _store_activation(seconds: Mapping[str, float], run: Run) -> None:

@@ -27,6 +27,7 @@ from unfold_tuning.planner.replan import (
     rescale_allocation,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob
@@ -210,15 +211,19 @@ class Recovery:
 
     def build_remaining_model(self, index: int, plan: Plan) -> ExecutionModel:
         """Build the model of the job after a stage, under the corrected profile, with the instances that run."""
-        config = self.config
         # fewer may have been granted than planned
         running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
-        if config.paces is not None and index + 1 < len(config.stages):
-            return self._build_paced_model(index + 1, running_instances)
+        return self.build_model_from(index + 1, running_instances)
+
+    def build_model_from(self, index: int, running_instances: int) -> ExecutionModel:
+        """Build the model of the stages from ``index`` on, under the corrected profile."""
+        config = self.config
+        if config.paces is not None and index < len(config.stages):
+            return self._build_paced_model(index, running_instances)
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index + 1, running_instances)
-        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
+        remaining = model.select_remaining(index, running_instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
 
     # plans
 
@@ -270,6 +275,9 @@ class Recovery:
 
     def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
         """Plan the remaining job again, and note a change or a lost guarantee."""
+        if self.config.machine.spot is not None:
+            # the slack for a change of place is no time to plan with
+            time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))

@@ -130,6 +130,7 @@ class EngineProblem:
         price_sources: origin of each price in words.
         trace_sha256: hash of the trace.
         model: the model in words.
+        model_name: its name for exports; empty if unknown.
         precision: precision of the weights.
         kv_precision: precision of the KV cache.
     """
@@ -145,6 +146,7 @@ class EngineProblem:
     price_sources: Mapping[str, str]
     trace_sha256: str
     model: str
+    model_name: str = ""
     precision: str = "bf16"
     kv_precision: str = "bf16"
 

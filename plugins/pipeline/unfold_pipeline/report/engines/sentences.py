@@ -141,6 +141,15 @@ def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> 
     return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h under {rule}"
 
 
+def describe_calibration(margin: float | None, hold_s: float | None) -> str:
+    """Return the settings of the rule in charge, or that the plan's engines are kept."""
+    if margin is None or hold_s is None:
+        return "on the traffic of the plan no envelope rule meets the targets for less: its engines are kept"
+    return (
+        f"margin {margin:g} and hold {format_seconds(hold_s)}, the cheapest that meet the targets on the plan's traffic"
+    )
+
+
 def describe_autoscaling(start_s: float) -> str:
     """Return how engines start and stop in a replay."""
     return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
@@ -148,7 +157,7 @@ def describe_autoscaling(start_s: float) -> str:
 
 def describe_hindsight(cost: float) -> str:
     """Return the cost of an autoscaler with perfect knowledge."""
-    return f"${cost:,.2f}/h with perfect knowledge of the trace: no rule with this engine is cheaper"
+    return f"${cost:,.2f}/h with engines ready in time for each slot, each of which meets its targets alone"
 
 
 def _pluralize(count: int, noun: str) -> str:

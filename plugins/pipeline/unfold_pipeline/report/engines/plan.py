@@ -12,7 +12,7 @@ from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, L
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
-from unfold_pipeline.report import engine_sentences as sentences
+from unfold_pipeline.report.engines import sentences
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
 from unfoldkit.arrivals.envelope import window_lengths
 
@@ -132,13 +132,20 @@ def format_decision(problem: EngineProblem, config: EngineConfig, outcome: Outco
                 "prefix_cache": settings.prefix_cache,
                 "async_scheduling": settings.async_scheduling,
                 "gpu_memory_utilization": settings.utilization,
-                "max_model_len": int((problem.requests.input_tokens + problem.requests.output_tokens).max()),
+                "max_model_len": _choose_model_length(problem, option),
                 "model": problem.model,
+                "model_name": problem.model_name,
             }
         },
         "envelope": {"windows_s": windows_s, "input_tokens": prompt, "all_tokens": total},
         "trace_sha256": problem.trace_sha256,
     }
+
+
+def _choose_model_length(problem: EngineProblem, option: EngineOption) -> int:
+    """Return the power of two above the longest request, as far as the KV cache holds it."""
+    longest = int((problem.requests.input_tokens + problem.requests.output_tokens).max())
+    return min(1 << (longest - 1).bit_length(), option.kv_cache.tokens)
 
 
 def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -> EngineConfig:
