@@ -13,6 +13,8 @@ from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import Node, Task
 from unfold_placement.verification.model import SLOT_MARK, Renaming
 
+KIND_END = "."
+"""Ends the name of a kind that was taken from a spec, so that a number can follow it."""
 TICK_S = 1e-12
 """Time between two actions of a search in seconds."""
 ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
@@ -56,7 +58,7 @@ class Action:
 
     def __str__(self) -> str:
         """Return a short form such as ``+small``; an ending job is shown by its kind."""
-        return f"{self.code}{self.target.split(SLOT_MARK)[0]}"
+        return f"{self.code}{self.target.split(SLOT_MARK)[0]}".replace(KIND_END, "")
 
 
 @dataclass(frozen=True, slots=True)
