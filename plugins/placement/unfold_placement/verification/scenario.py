@@ -128,7 +128,8 @@ class Jobs:
 
 def job_rows(controller: Controller, job: str) -> list[int]:
     """Return the rows of a job's tasks."""
-    table, rows = controller.table, []
+    table = controller.table
+    rows: list[int] = []
     while f"{job}-{len(rows)}" in table.task_rows:
         rows.append(table.task_rows[f"{job}-{len(rows)}"])
     return rows
@@ -201,9 +202,9 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         _submit(controller, job_rows(controller, names[0]))
         controller.process_events()
     else:
-        rows = [job_rows(controller, name) for name in names]
-        for index in range(max(map(len, rows))):
-            for job in rows:
+        tasks = [job_rows(controller, name) for name in names]
+        for index in range(max(len(job) for job in tasks)):
+            for job in tasks:
                 if index < len(job):
                     _submit(controller, [job[index]])
                     controller.process_events()

@@ -136,7 +136,7 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
     small = Kind("small", (_task(kind, 1, first),))
     other = Kind("other", (_task(kind, 1, second),))
     urgent = Kind("urgent", (_task(kind, 1, second, HIGH_PRIORITY),))
-    menu = []
+    menu: list[tuple[Kind, tuple[Kind, ...]]] = []
     for user in names:
         victims = [
             Kind("large", (_task(kind, GPUS_PER_NODE, user),)),
@@ -152,7 +152,7 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
 
 def _users(problem: Problem) -> tuple[str, str, tuple[str, ...]]:
     """Return two users of the fillers, and the victim's: teams with a quota where there are any."""
-    quotas = next((rule.options["quotas"] for rule in problem.rules if rule.name == "quota"), {})
+    quotas: dict[str, float] = next((rule.options["quotas"] for rule in problem.rules if rule.name == "quota"), {})
     teams = sorted(quotas)
     if not teams:
         return "a", "b", ("0", "z")
