@@ -150,6 +150,22 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "equal_miss_cost_ratio_any_hold_geomean": "the same, with a free choice of hold",
         "peak_cost_ratio_median": "price against a fixed plan for the peak (median)",
     },
+    "placement-guards": {
+        "longest_wait_s": "longest wait under fifo with its guard, s",
+        "used": "GPUs in use under fifo",
+        "longest_wait_none_s": "longest wait without a policy, s",
+        "used_none": "GPUs in use without a policy",
+        "longest_wait_drf_s": "longest wait under drf with backfill, s",
+        "used_drf": "GPUs in use under drf with backfill",
+    },
+    "placement-verify": {
+        "mutations_found": "seeded policy bugs found, of 30",
+        "false_alarms": "counterexamples for shipped policies",
+        "compositions_s": "all shipped queue policies, alone and with gangs, s",
+        "transitions_per_s": "transitions/s",
+        "four_jobs_s": "two nodes, three kinds, four jobs in flight, s",
+        "six_jobs_s": "the same with six jobs, s",
+    },
     "placement-kubernetes": {
         "bound_p95_ms": "waiting pod bound after its resource appears, p95 ms",
         "pods_per_s": "pods/s that request an ephemeral resource",
