@@ -122,6 +122,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "proven_share": "share of plans with a proof",
         "optimum_seconds_max": "longest search, s",
     },
+    "pipeline-promise": {
+        "kept_share_min": "fresh samples on which a plan with 90 % keeps its target, worst of 12 plans",
+        "kept_share_mean": "the same, mean",
+        "kept_share_without_min": "without a confidence, worst",
+        "kept_share_without_mean": "without a confidence, mean",
+        "expected_share_error_mean": "stated against observed share, mean difference",
+        "extra_cost_percent_mean": "price of the confidence, mean %",
+    },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
         "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",

@@ -13,6 +13,7 @@ from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.models.zoo import BASELINE, ModelOptions, StageOptions, ZooOptions, name_candidate
+from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import CostOptions, DriftRule, GateOptions, Goal, Problem, RecordedModel
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.cells import label_text
@@ -98,8 +99,18 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         features=features,
         split=resolve_split(spec.data.split, run),
         seed=run.seed,
+        recorded=_list_recorded_columns(spec),
+        groups_copies=getattr(spec.data, "duplicates", None) != "keep",
+        trusted=getattr(spec.data, "trusted", None) or (),
         identity=(dump(spec.data), _dump_targets(spec), {name: list(columns) for name, columns in features.items()}),
     )
+
+
+def _list_recorded_columns(spec: CascadeSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the columns of recorded models: those with numbers, and those with predictions."""
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    numbers = [column for each in recorded for column in (each.confidence, each.score, each.price) if column]
+    return tuple(numbers), tuple(each.prediction for each in recorded if each.prediction)
 
 
 def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
@@ -200,7 +211,8 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
         min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
-        confidence=goal.confidence,
+        confidence=split_confidence(goal.confidence, goal.attempts or 1),
+        attempts=goal.attempts or 1,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from unfoldkit import __version__
-from unfoldkit.catalog.cache import cache_folder
+from unfoldkit.catalog.cache import cache_folder, state_folder
 from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
@@ -113,7 +113,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         # after installed packages, so that no file beside the spec shadows a library
         sys.path.append(str(loaded.base.resolve()))
     plan = read_plan_for(request.plan, loaded) if request.plan else dict(loaded.plan)
-    options = Options(plan=plan, cache=str(cache_folder()))
+    options = Options(plan=plan, cache=str(cache_folder()), state=str(state_folder()))
     if request.replay:
         options["replay"] = str(request.replay)
     return Run(

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, TableSource, load_frame
+from unfold_cascade.language_models.collection.profiler import CHECK_PROMPT, CollectionTask
+from unfold_cascade.language_models.collection.scoring import (
+    Score,
+    build_pattern_score,
+    is_exact,
+    is_same_choice,
+    is_same_number,
+    load_function,
+)
 from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
@@ -18,7 +28,14 @@ from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.language_models import QUANTILE_SHARES, ConfidenceSource, GatewaySpec, TokenPrice
+from unfold_cascade.schema.language_models import (
+    QUANTILE_SHARES,
+    Collection,
+    ConfidenceSource,
+    GatewaySpec,
+    Scoring,
+    TokenPrice,
+)
 from unfold_cascade.schema.parts import ModelSpec, Recorded
 from unfoldkit.api import Run, fingerprint, user_error
 
@@ -121,7 +138,8 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]
         # a call without an answer gave no confidence either
         confidence = np.where(is_missing, np.nan, confidence)
     prompts, longest = _read_prompts(spec, frame)
-    groups = frame.text(spec.group, key="data.group") if spec.group else None
+    group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
+    groups = frame.text(group_column, key="data.group") if group_column else None
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
     unit = join_units(groups, prompts, len(frame))
     log = CallLog(
@@ -245,6 +263,51 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     return gateway
 
 
+def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
+    """Resolve what ``profile`` collects, with the identity of prompts, models and settings.
+
+    Raises:
+        UnfoldError: the prompts are missing, a key is not set, or the score is not as the spec says.
+    """
+    data = spec.data
+    if data.source != "endpoints":
+        raise user_error("recorded models cannot be measured: the spec has their prices", key="data.source")
+    frame = load_frame(TableSource(path=data.prompts, locate=lambda: run.path(data.prompts, key="data.prompts")))
+    options, source = spec.collect or Collection(), spec.confidence or ConfidenceSource()
+    models = tuple(_build_served_model(model, m) for m, model in enumerate(spec.stages[0].models))
+    judge = options.score.model if options.score.by == "judge" else None
+    task = CollectionTask(
+        prompts=tuple(map(str, frame.text(data.prompt, key="data.prompt"))),
+        expected=tuple(map(str, frame.text(data.expected, key="data.expected"))) if data.expected else (),
+        groups=tuple(map(str, frame.text(data.group, key="data.group"))) if data.group else (),
+        models=models,
+        rates=tuple(None if m.endpoint is None else m.endpoint.rate for m in spec.stages[0].models),
+        cap_usd=options.cap,
+        concurrency=options.concurrency,
+        max_tokens=options.max_tokens,
+        system=options.system or "",
+        source=source.source,
+        of=source.of,
+        samples=source.samples,
+        check_prompt=source.prompt or CHECK_PROMPT,
+        score=_build_score(options.score, run),
+        judge=next((model for model in models if model.name == judge), None),
+    )
+    settings = options.model_dump(mode="json", exclude={"cap", "concurrency", "retries"})
+    names = [[model.name, model.url, model.upstream_model] for model in models]
+    return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(source))
+
+
+def _build_score(scoring: Scoring, run: Run) -> Score:
+    if scoring.by == "regex":
+        return build_pattern_score(scoring.pattern or "")
+    if scoring.by == "function":
+        return load_function(scoring.function or "", allow_code=run.allow_code)
+    if scoring.by == "number":
+        return partial(is_same_number, tolerance=scoring.tolerance)
+    return is_same_choice if scoring.by == "choice" else is_exact
+
+
 def _build_served_model(model: ModelSpec, m: int) -> ServedModel:
     path, endpoint = f"stages[0].models[{m}]", model.endpoint
     if endpoint is None:
@@ -275,6 +338,7 @@ def _profile_columns(model: ModelSpec) -> Recorded:
             "price": f"{model.name}|cost_usd",
             "price_of_confidence": f"{model.name}|confidence_cost_usd",
             "latency": f"{model.name}|latency_ms",
+            "answer": f"{model.name}|answer",
         }
     )
 
@@ -364,7 +428,7 @@ def _read_answers(
 
 
 def _read_prompts(spec: CascadeSpec, frame: Frame) -> tuple[np.ndarray | None, int | None]:
-    column = spec.data.prompt if spec.data.source in ("recorded", "endpoints") else None
+    column = "prompt" if spec.data.source == "endpoints" else getattr(spec.data, "prompt", None)
     if column is None:
         return None, None
     prompts = frame.text(column, key="data.prompt")

@@ -43,6 +43,7 @@ BASELINE_IS_BETTER = "the baseline is within the budget and more accurate"
 NO_ADVANTAGE = "the cases certify neither a saving nor a gain in accuracy"
 OVER_BUDGET = "every cascade exceeds the budget"
 BUDGET_UNCERTAIN = "the cases certify no cascade within the budget"
+LEAKED = "a column predicts the label on its own"
 REFUTED = "the cases held back for evaluation contradict it"
 BUDGET_MARGINS = (12.0, 6.0, 3.0, 1.5)
 """Standard errors between the tuned cost of a candidate and the budget, from safe to bold."""
@@ -159,7 +160,7 @@ def select_cascade(
     points = np.flatnonzero(front.cost * (goal.min_saving or 1.0) <= baseline.cost)
     points = points[front.cost[points] < baseline.cost]
     if not len(points):
-        return _select_none(goal, count_units(tables, certify), NO_CHEAPER)
+        return select_none(goal, count_units(tables, certify), NO_CHEAPER)
     outcomes = [parts.follow(front.policies[point]) for point in points]
     guarantees = list(_list_guarantees(parts, outcomes, goal, names))
     if goal.min_saving is not None:
@@ -202,7 +203,7 @@ def retest_selection(
     if goal.budget is not None:
         is_refuted |= is_saving_refuted(fresh.over(goal.budget), 1.0, delta)
     if is_refuted:
-        return replace(_select_none(goal, selection.units, REFUTED), has_rejections=True)
+        return replace(select_none(goal, selection.units, REFUTED), has_rejections=True)
     bound = bound_saving(before, fresh, goal.confidence)
     reference = float(fresh.baseline.mean())
     return replace(selection, saving_bound=bound, cost_bound=reference / bound if bound > 0 else None)
@@ -345,9 +346,9 @@ def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget:
     affordable = np.flatnonzero(front.cost <= budget)
     is_baseline_affordable = baseline.cost <= budget
     if is_baseline_affordable and (not len(affordable) or baseline_loss < front.loss[affordable[-1]]):
-        return _select_none(goal, units, BASELINE_IS_BETTER)
+        return select_none(goal, units, BASELINE_IS_BETTER)
     if not len(affordable):
-        return _select_none(goal, units, OVER_BUDGET)
+        return select_none(goal, units, OVER_BUDGET)
     outcomes = {int(point): parts.follow(front.policies[point]) for point in affordable}
     samples = {point: parts.sample_costs(front.policies[point], each) for point, each in outcomes.items()}
     candidates = _list_budget_candidates(samples, budget, units)
@@ -366,7 +367,7 @@ def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget:
 
     passed = certificate.count_leading_passes(map(p_value, candidates), delta)
     if not passed:
-        return _select_none(goal, units, NO_ADVANTAGE if is_baseline_affordable else BUDGET_UNCERTAIN)
+        return select_none(goal, units, NO_ADVANTAGE if is_baseline_affordable else BUDGET_UNCERTAIN)
     point = candidates[passed - 1]
     tuning, differences = (
         parts.compare([outcome.answer], rows, costs)[0]
@@ -424,7 +425,8 @@ def _advantage_p_value(
     return 2.0 * min(float(compute_cost_tests([each], 1).certify[0]) for each in single)
 
 
-def _select_none(goal: Goal, units: int, reason: str) -> Selection:
+def select_none(goal: Goal, units: int, reason: str) -> Selection:
+    """Select no cascade, for a reason other than the lack of a certificate."""
     return Selection(
         point=None,
         certified_loss=0.0,

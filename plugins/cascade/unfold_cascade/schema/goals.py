@@ -95,6 +95,13 @@ class Goal(Model):
         "omitted",
     )
     confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
+    attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="plans on the same data, whichever goals and models they try, that hold together with this "
+        "confidence; 1 if omitted",
+    )
     errors: Errors | None = Field(
         default=None,
         description="costs of errors where they differ, for one stage without time. {sick: 20}: an error on that "

@@ -14,6 +14,13 @@ from unfoldkit.api import Duration, Model, Name
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
 Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "either", "evidential", "ensemble"]
+Duplicates = Annotated[
+    Literal["group", "keep"] | None,
+    Field(
+        description="rows that repeat others (features, or recorded predictions and confidences): group keeps "
+        "them in one part of the split and counts them once, keep takes each for a case of its own; group if omitted"
+    ),
+]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 
 
@@ -22,6 +29,7 @@ class SklearnData(Model):
 
     source: Literal["sklearn"]
     dataset: Literal["digits", "iris", "wine", "breast_cancer"]
+    duplicates: Duplicates = None
     split: AnySplit = Split()
 
 
@@ -41,6 +49,12 @@ class TableData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
+    duplicates: Duplicates = None
+    trusted: tuple[str, ...] | None = Field(
+        default=None,
+        description="columns that may predict the label, or the right answers, without error; any other such column is "
+        "taken for a leaked label, and nothing is certified",
+    )
     split: AnySplit = Split()
 
 
@@ -59,6 +73,12 @@ class RecordedData(Model):
     prompt: str | None = Field(
         default=None,
         description="language models: the column of prompts; rows with the same prompt stay in one part of the split",
+    )
+    duplicates: Duplicates = None
+    trusted: tuple[str, ...] | None = Field(
+        default=None,
+        description="columns that may predict the label, or the right answers, without error; any other such column is "
+        "taken for a leaked label, and nothing is certified",
     )
     split: AnySplit = Split()
 

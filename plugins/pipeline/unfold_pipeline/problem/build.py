@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from unfold_pipeline.problem.problem import (
     TunerSettings,
     compute_wait_bound,
 )
-from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
+from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -59,11 +60,12 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
     visits = _read_recorded_visits(resolved, pipeline, run)
     if visits is not None:
         pipeline = cap_shares(pipeline, visits)
+    samples = _draw_samples(resolved, pipeline, visits, run)
     activation_s = _read_activation([stage.name for stage in pipeline.stages], run)
     return Problem(
         name=spec.name,
         pipeline=pipeline,
-        samples=_draw_samples(resolved, pipeline, visits, run),
+        samples=samples,
         slo_s=spec.target_s,
         sheds=spec.slo.shed,
         seed=run.seed,
@@ -76,6 +78,8 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         tuner_policy=spec.tuner.policy,
         tuner=_build_tuner_settings(spec, activation_s),
         activation_s=activation_s,
+        samplers=_build_samplers(resolved, pipeline, samples, visits, run),
+        confidence=spec.slo.confidence,
         placement=build_placement(spec.placement),
         recorded_visits=visits,
         cascade=None
@@ -106,7 +110,7 @@ def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float])
         hold_s=spec.tuner.hold,
         max_replicas=spec.tuner.most,
         sheds=spec.slo.shed,
-        max_wait_s=compute_wait_bound(spec.slo.p99),
+        max_wait_s=compute_wait_bound(spec.target_s),
     )
     if spec.tuner.activation is not None:
         return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")
@@ -299,6 +303,23 @@ def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray |
         arrivals = load_arrivals(traffic, run, np.random.default_rng([run.seed, 1, index]), key=key)
         samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
     return tuple(samples)
+
+
+def _build_samplers(
+    spec: PipelineSpec, pipeline: Pipeline, samples: Sequence[Sample], recorded: CountArray | None, run: Run
+) -> tuple[Sampler, ...]:
+    """Return what draws a fresh sample of each traffic: anew, or in blocks of its trace; recorded routes are mixed."""
+
+    def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
+        is_trace = traffic.trace is not None
+        arrivals = resample_blocks(sample.arrivals, rng) if is_trace else load_arrivals(traffic, run, rng, key=key)
+        routes = None if recorded is None else recorded[rng.integers(0, len(recorded), len(recorded))]
+        return draw_sample(pipeline, arrivals, rng, routes)
+
+    labelled = label_arrivals(spec.arrivals)
+    return tuple(
+        partial(draw_fresh, key, traffic, sample) for (key, traffic), sample in zip(labelled, samples, strict=True)
+    )
 
 
 def _is_table(trace: str | Path) -> bool:

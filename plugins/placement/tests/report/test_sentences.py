@@ -37,7 +37,9 @@ SAMPLES: dict[str, list[str]] = {
         sentences.rejection_line(1, "a-0", "the work due by 60 s does not fit before it"),
         sentences.rejection_line(3, "a-0", "it comes after b, which was rejected"),
     ],
-    "explanation_line": [sentences.explanation_line("c-0", 330.0)],
+    "explanation_line": [
+        sentences.explanation_line("c-0", 330.0, "waits for its turn behind b-0, for which nodes are kept free")
+    ],
     "explanation_title": [sentences.explanation_title("c-0", 330.0)],
     "unplaceable_lines": sentences.unplaceable_lines(UNPLACEABLE),
     "counterexample_message": [sentences.counterexample_message(COUNTEREXAMPLE)],

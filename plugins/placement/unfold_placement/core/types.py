@@ -188,6 +188,10 @@ class Refuse:
     reason: str
 
 
+ROOM = "waits for room"
+"""The reason of a task that fits nowhere at present."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Why a policy does not admit a task.

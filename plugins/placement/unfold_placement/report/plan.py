@@ -208,8 +208,8 @@ def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], .
         name, reason = next(iter(rejections.items()))
         lines.append(("rejected", sentences.rejection_line(len(rejections), name, reason)))
     if solution.explanation:
-        task = solution.explanation.task.name
-        lines.append(("explained", sentences.explanation_line(task, solution.explanation.at_s)))
+        task, dominant = solution.explanation.task.name, solution.explanation.dominant
+        lines.append(("explained", sentences.explanation_line(task, solution.explanation.at_s, dominant)))
     return tuple(lines)
 
 

@@ -48,9 +48,9 @@ def rejection_line(count: int, first_task: str, reason: str) -> str:
     return f"{_count_tasks(count)}, the first is {first_task}: {reason}"
 
 
-def explanation_line(task: str, at_s: float) -> str:
-    """Return the line that points to the table of an explained wait."""
-    return f"{task} waits at {at_s:,.1f} s; its table lists what is missing (explain.task selects another task)"
+def explanation_line(task: str, at_s: float, dominant: str) -> str:
+    """Return the line with the dominant reason of an explained wait; its table lists every requirement."""
+    return f"at {at_s:,.1f} s {task} {dominant} (explain.task selects another)"
 
 
 def explanation_title(task: str, at_s: float) -> str:

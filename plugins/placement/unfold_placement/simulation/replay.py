@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.explain import Reason, describe_wait, explain_wait, format_wait, record_history
 from unfold_placement.core.types import Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_own_violations, find_violations, list_unaudited
@@ -75,11 +75,12 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class WaitExplanation:
-    """Why a task waits at a time (s)."""
+    """Why a task waits at a time (s): the dominant reason, and each of its requirements."""
 
     task: Task
     at_s: float
     reasons: tuple[Reason, ...]
+    dominant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     history = record_history(controller)
     count = len(problem.tasks)
     run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))
-    return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)))
+    dominant = format_wait(describe_wait(controller, task))
+    return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)), dominant)
 
 
 def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task, float] | None:

@@ -361,7 +361,7 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     return Machine(
         name=spec.type,
         accelerators=accelerators,
-        usd_per_hour=price,
+        usd_per_hour=price + cloud.disk,
         speed=spec.speed,
         max_instances=cloud.limit,
         billing=Billing(cloud.billing.increment, cloud.billing.minimum, cloud.billing.per),

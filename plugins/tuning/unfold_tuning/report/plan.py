@@ -173,6 +173,7 @@ def _build_metrics(analysis: PlanAnalysis) -> dict[str, Metric]:
         "gap_percent": Metric(analysis.gap_percent, "%"),
         "mean_seconds": Metric(plan.mean_seconds, "s"),
         "promised_seconds": Metric(plan.compute_guaranteed_seconds(goal.confidence), "s"),
+        "cost_usd_p95": Metric(plan.compute_cost_quantile_usd(CAP_LEVEL), "$"),
         "cost_usd_p90": Metric(plan.compute_cost_quantile_usd(0.9), "$"),
     }
 
@@ -234,6 +235,7 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
 def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     goal, plan, candidate = analysis.goal, analysis.plan, analysis.selected.candidate
     machine = analysis.selected.machine
+    yield "at most", sentences.describe_cap(plan.compute_cost_quantile_usd(CAP_LEVEL), analysis.problem.budget_usd)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)

@@ -82,6 +82,14 @@ def write_winner_headline(
 # lines of a plan
 
 
+def describe_cap(cap_usd: float, budget_usd: float | None) -> str:
+    """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
+    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, minimums, disks, data and head node included"
+    if budget_usd is None:
+        return f"{cap}; budget makes it a hard cap"
+    return f"{cap}; the run stops at {format_money(budget_usd)}"
+
+
 def describe_slack(slack_s: float, confidence: float) -> str:
     """Describe the time between the guaranteed end and the deadline."""
     return f"{format_duration(max(0.0, slack_s))} at {format_percent(confidence)}"

@@ -74,6 +74,7 @@ class Cloud(Model):
     billing: BillingSpec = BillingSpec()
     data: Bytes = Field(default=0, description="copied to every new instance")
     transfer: Money = Field(default=0.0, description="per GiB of data copied")
+    disk: Price = Field(default=0.0, description="of the disks of an instance, such as EBS volumes")
     head: Price = Field(default=0.0, description="of the head node, for the whole job")
     launch: Launch | None = Field(default=None, description="how train starts AWS instances")
     prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to query AWS")

@@ -166,3 +166,11 @@ def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) ->
         return "off: the log has no texts of answers to certify a disagreement with, and serve.judge is not labels"
     what = "labels sent to POST /v1/audit" if by_labels else "answers that differ from the reference"
     return f"{percent(share)} of requests; {what} revoke the promise if more than {points(audit_limit)} are lost"
+
+
+def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
+    """State how much of a log was collected, and what it cost."""
+    start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
+    if is_capped:
+        return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
+    return start if rows == prompts else f"{start}; run it again to call what failed"

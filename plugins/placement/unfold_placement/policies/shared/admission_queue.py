@@ -15,6 +15,7 @@ from unfold_placement.core.types import (
     QUEUE,
     QUIET,
     REFUSED,
+    ROOM,
     SUBMITTED,
     Ask,
     Event,
@@ -453,6 +454,6 @@ def _describe_pending(own: Unit, pending: Sequence[Unit], view: View) -> Wait | 
     if view.reserved_unit:
         return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
     if view.room(own, QUEUE) is None:
-        return Wait("waits for room")
+        return Wait(ROOM)
     ahead = next((unit for unit in pending if unit != own and view.room(unit, QUEUE) is None), ())
     return Wait("waits for its turn", ahead[0].name, "which is ahead and does not fit") if ahead else None
