@@ -268,6 +268,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "starlette_ratio": "ratio to a hand-built Starlette server",
         "p99_ms_half_load": "p99 at half load, ms",
     },
+    "serve-abuse": {
+        "cost_oracle_max": "processor time per byte of the dearest of 30 attacks, times that of a plain request",
+        "rss_growth_mib_max": "memory growth under attack, MiB",
+        "good_client_goodput_share_min": "requests of a well-behaved client in time, worst attack (busy machine)",
+    },
     "serve-overload": {
         "goodput_ratio": "goodput at five times the peak load, share of the peak",
         "rejected_p99_ms": "p99 of a rejection, ms",
