@@ -168,7 +168,7 @@ def plan_job(
     """Profile the first configurations of a run and evaluate every plan."""
     prior = build_pace_prior(STAGES, earlier, seed)
     level, drift = measure_profile(
-        record, truth.trials[0][:PROFILED_TRIALS], record.features[truth.trials[0]], prior.slopes
+        record, truth.trials[0][:PROFILED_TRIALS], record.select_features(truth.trials[0]), prior.slopes
     )
     profile = Profile(LogNormal(math.exp(level)), speedup, provision=WAIT, startup=STARTUP, sync=SYNC, error_cv=0.1)
     posterior = PacePosterior(prior=prior, level=level, observed={0: drift})

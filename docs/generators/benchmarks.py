@@ -41,6 +41,7 @@ OTHER_KINDS = {
     "tuner": "pipeline",
     "fastswitch": "supernet",
     "scale": "serving",
+    "serve-abuse": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
@@ -135,11 +136,35 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "proven_share": "share of plans with a proof",
         "optimum_seconds_max": "longest search, s",
     },
+    "pipeline-promise": {
+        "kept_share_min": "fresh samples on which a plan with 90 % keeps its target, worst of 12 plans",
+        "kept_share_mean": "the same, mean",
+        "kept_share_without_min": "without a confidence, worst",
+        "kept_share_without_mean": "without a confidence, mean",
+        "expected_share_error_mean": "stated against observed share, mean difference",
+        "extra_cost_percent_mean": "price of the confidence, mean %",
+    },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
         "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
         "equal_miss_cost_ratio_any_hold_geomean": "the same, with a free choice of hold",
         "peak_cost_ratio_median": "price against a fixed plan for the peak (median)",
+    },
+    "placement-guards": {
+        "longest_wait_s": "longest wait under fifo with its guard, s",
+        "used": "GPUs in use under fifo",
+        "longest_wait_none_s": "longest wait without a policy, s",
+        "used_none": "GPUs in use without a policy",
+        "longest_wait_drf_s": "longest wait under drf with backfill, s",
+        "used_drf": "GPUs in use under drf with backfill",
+    },
+    "placement-verify": {
+        "mutations_found": "seeded policy bugs found, of 30",
+        "false_alarms": "counterexamples for shipped policies",
+        "compositions_s": "all shipped queue policies, alone and with gangs, s",
+        "transitions_per_s": "transitions/s",
+        "four_jobs_s": "two nodes, three kinds, four jobs in flight, s",
+        "six_jobs_s": "the same with six jobs, s",
     },
     "placement-kubernetes": {
         "bound_p95_ms": "waiting pod bound after its resource appears, p95 ms",
@@ -217,8 +242,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     },
     "supernet-switch": {
         "memory_ratio": "memory of twelve members against separate copies",
-        "switch_us_p50": "lookup of another member, p50 µs",
+        "switch_us_p50": "first answer after a switch, extra p50 µs",
         "views_us": "building the views of a member, µs",
+        "view_ratio_max": "batch of 32 on views against contiguous copies, worst member",
     },
     "supernet-train": {
         "seconds": "training of the heart-beat family, s on one core",
@@ -241,6 +267,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "product_ratio": "ratio",
         "starlette_ratio": "ratio to a hand-built Starlette server",
         "p99_ms_half_load": "p99 at half load, ms",
+    },
+    "serve-abuse": {
+        "cost_oracle_max": "processor time per byte of the dearest of 30 attacks, times that of a plain request",
+        "rss_growth_mib_max": "memory growth under attack, MiB",
+        "good_client_goodput_share_min": "requests of a well-behaved client in time, worst attack (busy machine)",
     },
     "serve-overload": {
         "goodput_ratio": "goodput at five times the peak load, share of the peak",

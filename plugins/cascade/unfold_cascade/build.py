@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_dataset
+from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.models.zoo import BASELINE, ModelOptions, StageOptions, ZooOptions, name_candidate
+from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import CostOptions, DriftRule, GateOptions, Goal, Problem, RecordedModel
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.cells import label_text
@@ -95,10 +97,20 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         is_scored=spec.scored,
         label_groups=None if groups is None else {name: tuple(map(label_text, ls)) for name, ls in groups.items()},
         features=features,
-        split=spec.data.split,
+        split=resolve_split(spec.data.split, run),
         seed=run.seed,
+        recorded=_list_recorded_columns(spec),
+        groups_copies=getattr(spec.data, "duplicates", None) != "keep",
+        trusted=getattr(spec.data, "trusted", None) or (),
         identity=(dump(spec.data), _dump_targets(spec), {name: list(columns) for name, columns in features.items()}),
     )
+
+
+def _list_recorded_columns(spec: CascadeSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the columns of recorded models: those with numbers, and those with predictions."""
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    numbers = [column for each in recorded for column in (each.confidence, each.score, each.price) if column]
+    return tuple(numbers), tuple(each.prediction for each in recorded if each.prediction)
 
 
 def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
@@ -106,6 +118,8 @@ def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
     data = spec.data
     if data.source == "sklearn":
         return TableSource(bundled=data.dataset)
+    if data.source == "endpoints":
+        raise user_error("a log of calls is read by the plan of language models only", key="data.source")
     return TableSource(
         path=data.path,
         locate=partial(run.path, data.path, key="data.path"),
@@ -197,7 +211,8 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
         min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
-        confidence=goal.confidence,
+        confidence=split_confidence(goal.confidence, goal.attempts or 1),
+        attempts=goal.attempts or 1,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),
     )

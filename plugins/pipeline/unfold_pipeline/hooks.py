@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_pipeline.verbs.plan:plan",
         serve="unfold_pipeline.verbs.serve:serve",
         examples="unfold_pipeline:examples",
+        extra="pipeline",
         replay=True,
         opens="unfold_pipeline.verbs.check_inputs:check_inputs",
     )

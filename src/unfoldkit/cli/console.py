@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from unfoldkit.descriptors import explain_missing_packages
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, escape_unprintable, internal_error, shorten
 
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
@@ -88,7 +89,8 @@ def show_progress(environment: Mapping[str, str] = os.environ) -> Iterator[Calla
 def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
     """Run ``action``, and turn whatever it raises into a message and an exit code."""
     try:
-        code = action()
+        with explain_missing_packages(None):
+            code = action()
         sys.stdout.flush()
     except UnfoldError as error:
         print_message("\n".join(str(item) for item in error.diagnostics))

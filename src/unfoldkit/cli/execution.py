@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any, cast
 
 from unfoldkit import __version__
-from unfoldkit.catalog.cache import cache_folder
+from unfoldkit.catalog.cache import cache_folder, state_folder
 from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
+from unfoldkit.descriptors import (
+    REPORT_TO_AUTHORS,
+    Kind,
+    Renderer,
+    RunFinished,
+    explain_missing_packages,
+    find_distribution,
+    resolve,
+)
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -30,6 +38,7 @@ from unfoldkit.spec.resolve import ORIGIN, RUN_PLAN, RUN_SPEC, LoadedSpec, dump,
 
 REPORT = "report.json"
 CHECK = "check.json"
+VALIDATION = "validation.json"
 LIBRARIES = ("numpy", "scikit-learn", "xgboost")
 """Libraries on whose versions a result may depend."""
 
@@ -105,9 +114,15 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         # after installed packages, so that no file beside the spec shadows a library
         sys.path.append(str(loaded.base.resolve()))
     plan = read_plan_for(request.plan, loaded) if request.plan else dict(loaded.plan)
-    options = Options(plan=plan, cache=str(cache_folder()))
+    options = Options(plan=plan, cache=str(cache_folder()), state=str(state_folder()))
     if request.replay:
         options["replay"] = str(request.replay)
+    if request.data:
+        options["data"] = str(request.data)
+    if request.recalibrate:
+        options["recalibrate"] = str(request.recalibrate)
+    if request.data or request.recalibrate:
+        options["plan"] = _read_stored_plan(run_folder(request, loaded))
     return Run(
         directory=RunDir(run_folder(request, loaded)),
         engine=select_engine(request),
@@ -118,6 +133,17 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         allow_code=request.allow_code,
         progress=cast("Progress", progress) if progress else ignore_progress,
     )
+
+
+def _read_stored_plan(folder: Path) -> Mapping[str, Any]:
+    """Read the plan of a run.
+
+    Raises:
+        UnfoldError: The run stores none.
+    """
+    if not (folder / RUN_PLAN).is_file():
+        raise user_error("the run has no plan", file=str(folder), hint="unfold train SPEC makes one")
+    return read_plan(folder / RUN_PLAN)
 
 
 def read_plan_for(path: Path, loaded: LoadedSpec) -> Mapping[str, Any]:
@@ -178,7 +204,9 @@ def collect_versions(verb: str) -> Mapping[str, str]:
     import importlib.metadata
     import platform
 
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    # those of an extra may be absent
+    installed = [name for name in LIBRARIES if list(importlib.metadata.distributions(name=name))]
+    libraries = {name: importlib.metadata.version(name) for name in installed}
     plugin = find_distribution(verb)
     plugin_version = {plugin.name: plugin.version} if plugin else {}
     return {"unfoldkit": __version__, "python": platform.python_version(), **libraries} | plugin_version
@@ -193,7 +221,7 @@ def notify_observers(registry: Registry, report: Report, code: ExitCode) -> None
 def _protect_inputs(request: Request, renderer: Renderer, loaded: LoadedSpec) -> None:
     # a plan may replace the plan that it was made from
     spec = None if loaded.plan and renderer.name == "plan" else request.spec
-    output.refuse_overwrite(request.out, spec, request.plan, request.replay)
+    output.refuse_overwrite(request.out, spec, request.plan, request.replay, request.data, request.recalibrate)
 
 
 def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:
@@ -201,6 +229,12 @@ def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Ki
     for flag, value, problem, capable in (
         ("--replay", request.replay, "replays no trace", [each.name for each in kinds.values() if each.replay]),
         ("--plan", request.plan, "executes no plan", [each.name for each in kinds.values() if each.carries]),
+        (
+            "--recalibrate",
+            request.recalibrate,
+            "refits no plan",
+            [each.name for each in kinds.values() if each.recalibrates],
+        ),
     ):
         if value is not None and kind.name not in capable:
             hint = f"kinds that do: {', '.join(sorted(capable))}"
@@ -237,15 +271,19 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
             run = replace(run, options={**run.options, "baseline_plan": baseline})
         with run.directory.locked():
             check_run_kind(run, loaded.kind)
-            if baseline is None:
+            if baseline is None and request.verb != "validate":
                 store_spec(run, loaded.spec)
             start_s = run.clock()
-            with loaded.locate_errors():
+            with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
                 verb = resolve(function, extra=loaded.kind.extra)
                 with console.report_compilation(progress):
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))
+            if request.verb == "validate":
+                # the run keeps the report of its plan
+                run.directory.write(VALIDATION, _to_json(report))
+                return report
             if baseline is None:
                 _store_report(run.directory, report)
                 return report

@@ -62,6 +62,7 @@ class Service:
         share: Makes several processes one service: stores metrics in a common folder.
         healthy: Whether the models respond.
         registry: The metrics of the service, to which the host adds its own.
+        endpoints: By name, the models that are offered over gRPC too.
     """
 
     name: str
@@ -75,3 +76,4 @@ class Service:
     share: MetricsSharing | None = None
     healthy: Callable[[], bool] = is_always_healthy
     registry: CollectorRegistry | None = None
+    endpoints: Mapping[str, Any] = field(default_factory=dict)

@@ -29,7 +29,7 @@ SAMPLES: dict[str, list[str]] = {
     "not_certified": [sentences.not_certified("1 points", "max_loss: 2.3%")],
     "allowed_losses": [sentences.allowed_losses(0.01, {"ill": 0.05})],
     "relaxations": [sentences.relaxations([[("", 0.02)], [("", 0.01), ("ill", 0.06)]])],
-    "units": [sentences.units(None), sentences.units("patient")],
+    "units": [sentences.units(None), sentences.units("patient"), sentences.units("copies")],
     "certificate": [
         sentences.certificate(
             baseline="svc-1",
@@ -64,6 +64,17 @@ SAMPLES: dict[str, list[str]] = {
         sentences.error_costs({"sick": {"healthy": 20.0}, "other": 5.0}),
     ],
     "split": [sentences.split(898, 449, 450, is_recorded=False), sentences.split(898, 449, 450, is_recorded=True)],
+    "not_promised": [
+        sentences.not_promised(["a", "b", "c", "d", "e"], has_saving=True),
+        sentences.not_promised([], has_saving=False),
+    ],
+    "attempt": [sentences.attempt(1, 0.95, 1), sentences.attempt(3, 0.85, 1), sentences.attempt(3, 0.9925, 20)],
+    "percent": [sentences.percent(0.95), sentences.percent(0.9975)],
+    "copied_rows": [
+        sentences.copied_rows(840, 0, "own.csv", are_grouped=True),
+        sentences.copied_rows(1, 12, "own.csv", are_grouped=False),
+    ],
+    "leaked_label": [sentences.leaked_label(["a"]), sentences.leaked_label(["a", "b", "c", "d"])],
     "unlabelled_rows": [sentences.unlabelled_rows(1, "own.csv"), sentences.unlabelled_rows(6, "own.csv")],
     "models_measured": [sentences.models_measured(5, 256)],
     "served_policy": [

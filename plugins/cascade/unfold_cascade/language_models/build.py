@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, TableSource, load_frame
+from unfold_cascade.language_models.collection.profiler import CHECK_PROMPT, CollectionTask
+from unfold_cascade.language_models.collection.scoring import (
+    Score,
+    build_pattern_score,
+    is_exact,
+    is_same_choice,
+    is_same_number,
+    load_function,
+)
+from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
 from unfold_cascade.language_models.planning.walk import Limits
+from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.language_models import QUANTILE_SHARES, ConfidenceSource, TokenPrice
+from unfold_cascade.schema.language_models import (
+    QUANTILE_SHARES,
+    Collection,
+    ConfidenceSource,
+    GatewaySpec,
+    Scoring,
+    TokenPrice,
+)
 from unfold_cascade.schema.parts import ModelSpec, Recorded
-from unfoldkit.api import Run, dump, user_error
+from unfoldkit.api import Run, fingerprint, user_error
 
 SMALL_LOG = 1000
 """Below this many rows, chains of three models promise less than pairs."""
@@ -120,7 +140,8 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]
         # a call without an answer gave no confidence either
         confidence = np.where(is_missing, np.nan, confidence)
     prompts, longest = _read_prompts(spec, frame)
-    groups = frame.text(spec.group, key="data.group") if spec.group else None
+    group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
+    groups = frame.text(group_column, key="data.group") if group_column else None
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
     unit = join_units(groups, prompts, len(frame))
     log = CallLog(
@@ -191,9 +212,147 @@ def describe_confidence(source: ConfidenceSource) -> dict[str, Any]:
     return document
 
 
-def endpoint_documents(spec: CascadeSpec) -> list[Mapping[str, Any]]:
-    """List name, endpoint and price of each model as plain data; keys are named by their variables only."""
-    return [json.loads(json.dumps(dump(model))) for model in spec.stages[0].models]
+def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPlan:
+    """Resolve the stored plan of a run, and the endpoints and keys of the spec, for serving.
+
+    Raises:
+        UnfoldError: there is no plan, it is not of this spec, an endpoint is missing, or a key is not set.
+    """
+    decision, serve = plan.get("decision"), spec.serve or GatewaySpec()
+    if not isinstance(decision, Mapping) or not decision.get("chain"):
+        raise user_error("the run has no plan for language models", hint="run unfold plan SPEC first")
+    source = spec.confidence or ConfidenceSource()
+    if decision.get("confidence") != describe_confidence(source):
+        message = "the confidence of the spec is not that of the plan, which voids its promise"
+        raise user_error(message, key="confidence", hint="unfold plan SPEC again")
+    if source.source not in ("logprob", "column"):
+        message = f"the gateway reads log-probabilities; it does not take confidences from: {source.source}"
+        raise user_error(message, key="confidence.from", hint="from: logprob")
+    models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
+    chain, gates = read_route(decision, models)
+    timeouts = serve.timeouts
+    gateway = GatewayPlan(
+        name=spec.name,
+        alias=serve.alias,
+        models=models,
+        chain=chain,
+        gates=gates,
+        reference=str(decision["reference"]),
+        promise=read_promise(decision, audits_labels=serve.judge == "labels"),
+        plan_hash=fingerprint(decision)[:12],
+        longest_prompt=decision.get("longest_prompt"),
+        largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
+        of=source.of,
+        sticky=serve.sticky == "conversation",
+        trusts_filtered=serve.content_filter == "trust",
+        audit_share=serve.audit,
+        audits_labels=serve.judge == "labels",
+        limits=UpstreamLimits(
+            connect_s=timeouts.connect,
+            first_token_s=timeouts.first_token,
+            between_tokens_s=timeouts.between_tokens,
+            total_s=timeouts.total,
+            retries=serve.retries,
+            answer_bytes=serve.answer_limit,
+        ),
+        body_bytes=serve.body_limit,
+        keys=tuple(
+            ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+            for k, key in enumerate(serve.keys)
+        ),
+    )
+    check_gateway(gateway)
+    return gateway
+
+
+def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
+    """Resolve what ``profile`` collects, with the identity of prompts, models and settings.
+
+    Raises:
+        UnfoldError: the prompts are missing, a key is not set, or the score is not as the spec says.
+    """
+    data = spec.data
+    if data.source != "endpoints":
+        raise user_error("recorded models cannot be measured: the spec has their prices", key="data.source")
+    frame = load_frame(TableSource(path=data.prompts, locate=lambda: run.path(data.prompts, key="data.prompts")))
+    options, source = spec.collect or Collection(), spec.confidence or ConfidenceSource()
+    models = tuple(_build_served_model(model, m) for m, model in enumerate(spec.stages[0].models))
+    judge = options.score.model if options.score.by == "judge" else None
+    task = CollectionTask(
+        prompts=tuple(map(str, frame.text(data.prompt, key="data.prompt"))),
+        expected=tuple(map(str, frame.text(data.expected, key="data.expected"))) if data.expected else (),
+        groups=tuple(map(str, frame.text(data.group, key="data.group"))) if data.group else (),
+        models=models,
+        rates=tuple(None if m.endpoint is None else m.endpoint.rate for m in spec.stages[0].models),
+        cap_usd=options.cap,
+        concurrency=options.concurrency,
+        max_tokens=options.max_tokens,
+        system=options.system or "",
+        source=source.source,
+        of=source.of,
+        samples=source.samples,
+        check_prompt=source.prompt or CHECK_PROMPT,
+        score=_build_score(options.score, run),
+        judge=next((model for model in models if model.name == judge), None),
+    )
+    settings = options.model_dump(mode="json", exclude={"cap", "concurrency", "retries"})
+    names = [[model.name, model.url, model.upstream_model] for model in models]
+    return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(source))
+
+
+def list_exports(spec: CascadeSpec, solution: RoutingSolution) -> Iterator[tuple[str, str]]:
+    """Yield file names and texts of the certified route for other gateways; nothing if a model has no endpoint."""
+    models = {}
+    for model in spec.stages[0].models:
+        if model.endpoint is None:
+            return
+        prices, endpoint = token_prices(model.price), model.endpoint
+        models[model.name] = ExportedModel(
+            name=model.name,
+            url=endpoint.url,
+            upstream_model=endpoint.model,
+            key_env=endpoint.key_env,
+            input_usd=prices.input,
+            output_usd=prices.output,
+        )
+    route, names = solution.served_route, solution.problem.log.models
+    chain, alias = tuple(names[m] for m in route.chain), (spec.serve or GatewaySpec()).alias
+    yield "litellm.yaml", export_litellm(alias, chain, models)
+    calibrations = dict(zip(names, solution.calibrations, strict=True))
+    text = export_semantic_router(alias, chain, route.cuts, calibrations)
+    if text is not None and (spec.confidence or ConfidenceSource()).of == "mean":
+        yield "semantic-router.yaml", text
+
+
+def _build_score(scoring: Scoring, run: Run) -> Score:
+    if scoring.by == "regex":
+        return build_pattern_score(scoring.pattern or "")
+    if scoring.by == "function":
+        return load_function(scoring.function or "", allow_code=run.allow_code)
+    if scoring.by == "number":
+        return partial(is_same_number, tolerance=scoring.tolerance)
+    return is_same_choice if scoring.by == "choice" else is_exact
+
+
+def _build_served_model(model: ModelSpec, m: int) -> ServedModel:
+    path, endpoint = f"stages[0].models[{m}]", model.endpoint
+    if endpoint is None:
+        hint = "endpoint: {url: https://host/v1, model: NAME, key_env: VARIABLE}"
+        raise user_error(f"{model.name} has no endpoint, so it cannot be served", key=path, hint=hint)
+    if model.price is None:
+        raise user_error(
+            f"{model.name} has no price, which budgets and costs need", key=path, hint="price: {in: 0.15, out: 0.6}"
+        )
+    return ServedModel(
+        name=model.name,
+        url=endpoint.url,
+        upstream_model=endpoint.model,
+        key=read_secret(endpoint.key_env, f"{path}.endpoint.key_env"),
+        prices=token_prices(model.price),
+        window=endpoint.window,
+        max_tokens=endpoint.max_tokens,
+        http2=endpoint.http2,
+    )
 
 
 def _profile_columns(model: ModelSpec) -> Recorded:
@@ -205,6 +364,7 @@ def _profile_columns(model: ModelSpec) -> Recorded:
             "price": f"{model.name}|cost_usd",
             "price_of_confidence": f"{model.name}|confidence_cost_usd",
             "latency": f"{model.name}|latency_ms",
+            "answer": f"{model.name}|answer",
         }
     )
 
@@ -294,7 +454,7 @@ def _read_answers(
 
 
 def _read_prompts(spec: CascadeSpec, frame: Frame) -> tuple[np.ndarray | None, int | None]:
-    column = spec.data.prompt if spec.data.source in ("recorded", "endpoints") else None
+    column = "prompt" if spec.data.source == "endpoints" else getattr(spec.data, "prompt", None)
     if column is None:
         return None, None
     prompts = frame.text(column, key="data.prompt")

@@ -75,7 +75,8 @@ def tail_probabilities(total: int, n: int, discordance: FloatArray, epsilon: flo
     # index k holds P(T = k), and index -k holds P(T = -k)
     below = probability[:, points - n :].sum(axis=1) if total >= 0 else 0.0
     lower = probability[:, : total + 1] if total >= 0 else probability[:, points - n : points + total + 1]
-    return np.clip(below + lower.sum(axis=1), 0.0, 1.0) + ROUNDING
+    tails: FloatArray = np.clip(below + lower.sum(axis=1), 0.0, 1.0) + ROUNDING
+    return tails
 
 
 @lru_cache(maxsize=65_536)

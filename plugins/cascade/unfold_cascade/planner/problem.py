@@ -12,6 +12,8 @@ from unfold_cascade.gates.chains import Order
 from unfold_cascade.gates.soft import LearntGates
 from unfold_cascade.models.zoo import ZooOptions
 
+COPIES = "copies"
+"""The name of the clusters of rows that repeat one another."""
 MEASURED_LATENCY = "latency"
 """The kind of cost that is measured, so that figures differ from run to run."""
 
@@ -25,7 +27,8 @@ class Goal:
         max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
         budget: mean cost of a case that may be spent, instead of ``max_loss``.
         min_saving: how many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
-        confidence: of the certificate, 1 - delta.
+        confidence: of one certificate, 1 - delta; where several ``attempts`` share an error rate, higher than written.
+        attempts: how many certificates on the same data hold together with the confidence that the spec names.
         errors: costs of errors, ``None`` where each costs 1.
         document: the goal as plain data, for the plan.
     """
@@ -35,6 +38,7 @@ class Goal:
     budget: float | None = None
     min_saving: float | None = None
     confidence: float = 0.95
+    attempts: int = 1
     errors: ErrorWeights | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
 
@@ -133,8 +137,10 @@ class Problem:
 
     @property
     def cluster_column(self) -> str | None:
-        """The column of clusters, ``None`` for independent cases."""
-        return self.data.source.group or None
+        """The column of clusters, ``COPIES`` for copied rows without such a column, ``None`` for independent cases."""
+        if self.data.source.group:
+            return self.data.source.group
+        return None if self.dataset.clusters is None else COPIES
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import shlex
 import numpy as np
 
 from unfold_cascade.planner.certificate import cases_needed, smallest_certifiable
-from unfold_cascade.planner.planner import Solution
+from unfold_cascade.planner.planner import Solution, list_leaks
 from unfold_cascade.planner.policy import Outcome
-from unfold_cascade.planner.select import NO_CHEAPER, SAVING_UNCERTAIN, count_units, number_of_label
+from unfold_cascade.planner.select import LEAKED, NO_CHEAPER, SAVING_UNCERTAIN, count_units, number_of_label
 from unfold_cascade.report import sentences
 from unfold_cascade.report.quality import baseline_utility
 from unfoldkit.api import Cell, Column, Table
@@ -41,6 +41,8 @@ def certificate_line(solution: Solution, test_loss_points: float) -> str:
 def refusal_reason(solution: Solution) -> str:
     """State why the baseline alone should be used."""
     selection, goal, column = solution.selection, solution.problem.goal, solution.problem.cluster_column
+    if selection.reason == LEAKED:
+        return sentences.leaked_label(list_leaks(solution.problem, solution.tables))
     if selection.reason == NO_CHEAPER:
         return sentences.no_saving(goal.min_saving)
     if selection.reason == SAVING_UNCERTAIN and goal.min_saving is not None:

@@ -57,7 +57,7 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
         ),
         figures=(_build_figure(solution),),
         lines=tuple(_list_lines(solution, outcome)),
-        notes=list_notes(dataset.unlabelled, dataset.source),
+        notes=(*list_notes(dataset.unlabelled, dataset.source), *_list_leakage_notes(solution)),
         next=_next_command(solution, directory, verb),
         decision=_build_decision(solution),
         provenance={"inputs": {"data": dataset.digest}},
@@ -67,6 +67,12 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
 def list_notes(unlabelled: int, table: str) -> tuple[str, ...]:
     """List the notes of a report about rows that were skipped."""
     return (sentences.unlabelled_rows(unlabelled, table),) if unlabelled else ()
+
+
+def _list_leakage_notes(solution: Solution) -> Iterator[str]:
+    dataset, are_grouped = solution.problem.dataset, solution.problem.data.groups_copies
+    if dataset.copies:
+        yield sentences.copied_rows(dataset.identical, dataset.near, dataset.source, are_grouped=are_grouped)
 
 
 def _build_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:
@@ -143,6 +149,14 @@ def _build_figure(solution: Solution) -> Figure:
 def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str]]:
     problem, front = solution.problem, solution.front
     yield "certificate", certificate_line(solution, certified_loss_points(solution, outcome))
+    if solution.policy is not None:
+        open_labels = (
+            [] if problem.data.is_scored else [n for n in problem.dataset.names if n not in problem.goal.max_loss_of]
+        )
+        yield "not promised", sentences.not_promised(open_labels, has_saving=problem.goal.min_saving is not None)
+    if solution.attempt is not None:
+        counts = solution.attempt
+        yield "attempt", sentences.attempt(counts.number, counts.joint_confidence, counts.allowed)
     bound = solution.selection.saving_bound
     if bound:
         ratio = saving_ratio(baseline_cost(solution), float(outcome.cost.mean()))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.error_costs import ErrorWeights
+from unfold_cascade.planner.problem import COPIES
 
 FREE = "free"
 MIN_ROUNDED_RATIO = 1.1
@@ -53,7 +54,8 @@ def no_saving(min_saving: float | None) -> str:
 
 def uncertain_saving(unit_count: int, cluster_column: str | None, min_saving: float, confidence: float) -> str:
     """State that the cases do not certify the saving."""
-    return f"{unit_count} {units(cluster_column)} certify no saving of {min_saving:g}x with {confidence:.0%} confidence"
+    cases = f"{unit_count} {units(cluster_column)}"
+    return f"{cases} certify no saving of {min_saving:g}x with {percent(confidence)} confidence"
 
 
 def certified_costs(min_saving: float | None, budget: float | None, unit: str) -> str:
@@ -65,7 +67,7 @@ def certified_costs(min_saving: float | None, budget: float | None, unit: str) -
 def saving_bound(ratio: float | None, bound: float, confidence: float, cases: int) -> str:
     """State the saving on the test cases with its lower bound, or the bound of a larger cost."""
     least = f"at least {short_saving(bound)}" if bound >= 1 else f"at most {math.ceil(100 * (1 / bound - 1))} % more"
-    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {confidence:.0%} confidence"
+    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {percent(confidence)} confidence"
 
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
@@ -104,6 +106,8 @@ def relaxations(options: Iterable[Iterable[tuple[str, float]]]) -> str:
 
 def units(cluster_column: str | None) -> str:
     """Name the independent units of a certificate."""
+    if cluster_column == COPIES:
+        return "distinct rows"
     return "cases" if cluster_column is None else f"groups by {cluster_column}"
 
 
@@ -121,11 +125,12 @@ def certificate(
     costs: str = "",
 ) -> str:
     """State the certified loss of a cascade, and the bounds on its ``costs``."""
-    average = "" if cluster_column is None else f" for the average {cluster_column}"
+    unit = "distinct row" if cluster_column == COPIES else cluster_column
+    average = "" if unit is None else f" for the average {unit}"
     text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
     text += f" and {costs}" if costs else ""
-    text += f" with {confidence:.0%} confidence"
+    text += f" with {percent(confidence)} confidence"
     text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
     return text + ("; cheaper cascades were not certified" if has_rejections else "")
 
@@ -135,7 +140,7 @@ def vacuous_certificate(
 ) -> str:
     """State that the certified loss is as large as any loss could be."""
     claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
-    return f"none: {claim} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
+    return f"none: {claim} with {percent(confidence)} confidence ({loss(test_loss_points)} on test)"
 
 
 def no_certificate(reason: str) -> str:
@@ -145,7 +150,7 @@ def no_certificate(reason: str) -> str:
 
 def cannot_certify(cluster_column: str | None, unit_count: int, allowed: str, confidence: float) -> str:
     """State that the data do not certify the allowed loss."""
-    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {confidence:.0%} confidence"
+    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {percent(confidence)} confidence"
 
 
 def too_few_units(refusal: str, cluster_column: str | None, smallest: float, needed: int) -> str:
@@ -190,6 +195,82 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     """Describe the parts of the data."""
     how = "" if is_recorded else " (out of fold)"
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
+    """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
+    text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
+    return text if kept is None else f"{text}; {kept} of {sites} within the allowed loss"
+
+
+def utility_of_sites(lowest: float, highest: float) -> str:
+    """State the spread of the utility across sites."""
+    return f"; utility from {lowest:.3f} to {highest:.3f}"
+
+
+RECALIBRATED = "thresholds were refitted on local cases and certified on others of them; the models are unchanged"
+NOT_VALIDATED = "earlier or later periods and other sites: the intervals speak of cases drawn like these"
+NOT_CONCLUDED = "loss, utility, sensitivity and every other outcome that needs labels: any of them may have changed"
+
+
+def validation_headline(broken: Sequence[str], kept: Sequence[str], undecided: Sequence[str]) -> str:
+    """Summarise which promises are broken, kept and undecided."""
+    parts = [f"broken: {', '.join(broken)}"] if broken else []
+    parts += [f"kept: {', '.join(kept)}"] if kept else []
+    parts += [f"undecided: {', '.join(undecided)}"] if undecided else []
+    return " · ".join(parts)
+
+
+def intervals_of_validation(confidence: float) -> str:
+    """State what the intervals of a validation mean together."""
+    return f"all hold together with {100 * confidence:g}% confidence; undecided means that more cases are needed"
+
+
+def estimate_before(value: float, low: float, high: float) -> str:
+    """Write what the test data of a plan showed, with its interval."""
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if low == low else f"{value:.3g}"  # noqa: PLR0124 - NaN
+
+
+def concluded_without_labels(*, has_drifted: bool) -> str:
+    """State what data without labels show about a certificate."""
+    if has_drifted:
+        return "these cases differ from those of the plan, so its certificate does not cover them"
+    return "nothing that was compared speaks against these cases being like those of the plan"
+
+
+def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:
+    """List what the certificate does not cover; ``labels`` are those without a guarantee of their own."""
+    names = ", ".join(f'"{label}"' for label in labels[:4]) + ", ..." * (len(labels) > 4)
+    items = [f"the loss within {names}"] if labels else []
+    items += [] if has_saving else ["a saving"]
+    return ", ".join([*items, "other mixes of cases, other sites and later times"])
+
+
+def attempt(number: int, joint_confidence: float, allowed: int) -> str:
+    """State which attempt on the data a certificate is, and the confidence that all of them hold together."""
+    of_allowed = f" of {allowed:,}" if allowed > 1 else ""
+    text = f"{number:,}{of_allowed} on these data"
+    joint = f"certificates up to this one hold together with {percent(joint_confidence)} confidence"
+    return f"{text}; {joint}" if number > 1 or allowed > 1 else text
+
+
+def percent(share: float) -> str:
+    """Write a confidence: ``95%``, or ``99.75%`` where it is shared by several attempts."""
+    return f"{100 * share:.6g}%"
+
+
+def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> str:
+    """State how many rows repeat others, and what is made of them."""
+    kinds = [f"{identical:,} identical"] * (identical > 0) + [f"{near:,} near-identical"] * (near > 0)
+    effect = "they share a part of the split and count once" if are_grouped else "each counts as a case of its own"
+    return f"{count_of(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
+
+
+def leaked_label(columns: Sequence[str]) -> str:
+    """State which columns predict the label, or the right answers, on their own."""
+    names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
+    verb = "predict" if len(columns) > 1 else "predicts"
+    return f"{names} {verb} the label without error, as a leaked label would; remove it, or list it in data.trusted"
 
 
 def unlabelled_rows(count: int, table: str) -> str:

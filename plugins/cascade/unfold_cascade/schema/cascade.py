@@ -11,6 +11,7 @@ from unfold_cascade.schema import language_model_rules, temporal_rules, validati
 from unfold_cascade.schema.goals import Goal
 from unfold_cascade.schema.language_models import Collection, ConfidenceSource, GatewaySpec
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec
 
@@ -36,6 +37,11 @@ class CascadeSpec(Spec):
     )
     collect: Collection | None = Field(default=None, description="language models: how profile collects the log")
     serve: GatewaySpec | None = Field(default=None, description="language models: how the gateway serves")
+    durability: Literal["full", "normal"] | None = Field(
+        default=None,
+        description="over time: full syncs every answered hour to the disk; normal (default) may lose the last ones "
+        "when the machine loses power",
+    )
     goal: Goal
 
     @property
@@ -76,7 +82,8 @@ class CascadeSpec(Spec):
         yield from validation.goal_problems(
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
-        yield from validation.split_problems(self.data.split)
+        yield from validation.outcome_problems(self.goal, self.stages, over_time=self.over_time)
+        yield from split_problems(self.data.split, is_bundled=self.data.source == "sklearn")
         yield from validation.name_problems(self.stages, self.baseline)
         yield from language_model_rules.key_problems(self)
         if self.is_language_model:
@@ -96,6 +103,7 @@ class CascadeSpec(Spec):
             cost=self.cost,
             moves=self.moves,
             alerts=self.alerts,
+            durability=self.durability,
         )
         yield from validation.repeated_stage_problems(self.stages)
         if not self.scored:

@@ -98,7 +98,7 @@ def _price_problems(model: ModelSpec, columns: Recorded, path: Path) -> Iterator
     has_tokens = columns.tokens is not None
     if columns.price is None and model.price is None:
         yield Problem(path, "the price of one call is missing", "price: {in: 0.15, out: 0.60, per: 1M}")
-    if columns.price is not None and model.price is not None:
+    if columns.price is not None and model.price is not None and model.endpoint is None:
         yield Problem((*path, "price"), "recorded.price already names a column of prices", at_key=True)
     if isinstance(model.price, TokenPrice) and not has_tokens:
         yield Problem((*path, "recorded"), "a token price needs columns of tokens", "tokens: {in: COLUMN, out: COLUMN}")

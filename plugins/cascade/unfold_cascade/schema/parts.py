@@ -7,12 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_cascade.schema.language_models import CallPrice, Endpoint, Tokens
-from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
+from unfold_cascade.schema.splits import AnySplit, Split
+from unfold_cascade.schema.temporal import LongData, PhysioNetData
 from unfoldkit.api import Duration, Model, Name
 
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
 Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "either", "evidential", "ensemble"]
+Duplicates = Annotated[
+    Literal["group", "keep"] | None,
+    Field(
+        description="rows that repeat others (features, or recorded predictions and confidences): group keeps "
+        "them in one part of the split and counts them once, keep takes each for a case of its own; group if omitted"
+    ),
+]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 
 
@@ -21,7 +29,8 @@ class SklearnData(Model):
 
     source: Literal["sklearn"]
     dataset: Literal["digits", "iris", "wine", "breast_cancer"]
-    split: Split = Split()
+    duplicates: Duplicates = None
+    split: AnySplit = Split()
 
 
 class TableData(Model):
@@ -40,7 +49,13 @@ class TableData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
-    split: Split = Split()
+    duplicates: Duplicates = None
+    trusted: tuple[str, ...] | None = Field(
+        default=None,
+        description="columns that may predict the label, or the right answers, without error; any other such column is "
+        "taken for a leaked label, and nothing is certified",
+    )
+    split: AnySplit = Split()
 
 
 class RecordedData(Model):
@@ -59,7 +74,13 @@ class RecordedData(Model):
         default=None,
         description="language models: the column of prompts; rows with the same prompt stay in one part of the split",
     )
-    split: Split = Split()
+    duplicates: Duplicates = None
+    trusted: tuple[str, ...] | None = Field(
+        default=None,
+        description="columns that may predict the label, or the right answers, without error; any other such column is "
+        "taken for a leaked label, and nothing is certified",
+    )
+    split: AnySplit = Split()
 
 
 class CallData(Model):

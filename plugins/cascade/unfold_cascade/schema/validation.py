@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from unfold_cascade.schema.goals import Errors, Goal
 from unfold_cascade.schema.parts import Baseline, CostSpec, GateSpec, ModelSpec, Recorded, Stage, Target
-from unfold_cascade.schema.temporal import Split
 from unfoldkit.api import Problem, did_you_mean
 
 Path = tuple[str | int, ...]
@@ -28,6 +27,28 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
         yield from _label_loss_problems(goal, over_time=over_time, scored=scored)
     if goal.errors is not None:
         yield from _error_cost_problems(goal.errors, stages=stages, over_time=over_time, scored=scored)
+
+
+def outcome_problems(goal: Goal, stages: Sequence[Stage], *, over_time: bool) -> Iterator[Problem]:
+    """Yield outcomes that are incomplete, ambiguous, or about a stage that the spec does not have."""
+    names = [stage.name for stage in stages]
+    if goal.outcomes and not over_time:
+        yield Problem(("goal", "outcomes"), "applies to cases over time only", at_key=True)
+        return
+    if goal.outcomes and goal.max_loss is None:
+        yield Problem(("goal", "outcomes"), "requires max_loss", "max_loss: 1%", at_key=True)
+    for index, outcome in enumerate(goal.outcomes or ()):
+        path = ("goal", "outcomes", index)
+        kinds = ("sensitivity_within", "alerts_per_100h", "max_utility_loss", "label")
+        chosen = [kind for kind in kinds if getattr(outcome, kind) is not None]
+        if len(chosen) != 1:
+            yield Problem(path, f"give exactly one of {', '.join(kinds)}", "sensitivity_within: 6 h, max_loss: 5%")
+        elif outcome.max_loss is not None and chosen[0] not in ("sensitivity_within", "label"):
+            yield Problem((*path, "max_loss"), f"does not apply to {chosen[0]}", at_key=True)
+        for key, known in (("stage", names), ("label", ["none", *names])):
+            name = getattr(outcome, key)
+            if name is not None and name not in known:
+                yield Problem((*path, key), f'there is no stage "{name}"', did_you_mean(name, known))
 
 
 def _label_loss_problems(goal: Goal, *, over_time: bool, scored: bool) -> Iterator[Problem]:
@@ -56,16 +77,6 @@ def _error_cost_problems(errors: Errors, *, stages: int, over_time: bool, scored
     for label, cost in errors.items():
         if isinstance(cost, dict) and label in cost:
             yield Problem((*path, label, label), "a correct prediction costs nothing", at_key=True)
-
-
-def split_problems(split: Split) -> Iterator[Problem]:
-    """Yield shares that do not add up to 1, or leave a part empty."""
-    total = split.train + split.calibrate + split.test
-    if abs(total - 1) > 1e-9:
-        yield Problem(("data", "split"), f"the shares add up to {total:g}, not 1")
-    for name in ("train", "calibrate", "test"):
-        if getattr(split, name) <= 0:
-            yield Problem(("data", "split", name), "must be above 0")
 
 
 def name_problems(stages: Sequence[Stage], baseline: Baseline | None) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.planner.problem import DriftRule
 
@@ -22,19 +23,27 @@ BASELINE_MODEL = "monolith"
 
 @dataclass(frozen=True, slots=True)
 class PsvSource:
-    """Records of the PhysioNet/CinC Challenge 2019: one psv file per patient, at most ``max_patients`` of them."""
+    """Records of the PhysioNet/CinC Challenge 2019: one psv file per patient, at most ``max_patients`` of them.
+
+    ``split_column`` is a column of sites or times: one of the table, ``unit`` (from Unit1 and Unit2) or ``patient``.
+    """
 
     path: str
     max_patients: int | None = None
+    split_column: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LongSource:
-    """A table with one row per entity and time; ``entity`` and ``time`` name its key columns."""
+    """A table with one row per entity and time; ``entity`` and ``time`` name its key columns.
+
+    ``split_column`` is a column of sites or times, which need not hold numbers.
+    """
 
     path: str
     entity: str
     time: str
+    split_column: str = ""
 
 
 TableSource = PsvSource | LongSource
@@ -123,16 +132,40 @@ class AlertBudget:
     auprc_margin: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeGoal:
+    """One outcome that is guaranteed beside the loss; exactly one of ``within_h``, ``per_100h`` and ``label``, or none.
+
+    Attributes:
+        name: Its text in a report.
+        stage: The stage it is about, counted from 1.
+        within_h: Sensitivity: hours before the event in which an alert counts.
+        per_100h: Alerts allowed per 100 event-free hours.
+        label: The true stage, from 0, whose hours are compared.
+        allowed: What may be lost against the baseline; of utility, where the three above are ``None``.
+    """
+
+    name: str
+    stage: int
+    within_h: float | None = None
+    per_100h: float | None = None
+    label: int | None = None
+    allowed: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class CascadeGoal:
     """What the cascade must reach: a certified loss, or a cost budget per entity-hour.
 
-    Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is the certificate's.
+    Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is that of one
+    certificate, higher than written where several ``attempts`` share an error rate. ``outcomes`` are certified as well.
     """
 
     max_loss: float | None
     budget: float | None
     confidence: float
+    attempts: int = 1
+    outcomes: tuple[OutcomeGoal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +175,6 @@ class CostOptions:
     by: str
     batch_rows: int
     unit: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CohortShares:
-    """Shares of the entities: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
-
-    train: float = 0.5
-    calibrate: float = 0.25
-    test: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +217,8 @@ class SpecDocuments:
 class TemporalProblem:
     """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with.
 
-    A server lets the baseline model decide ``audit_share`` of the entities as well.
+    A server lets the baseline model decide ``audit_share`` of the entities as well. ``durability`` is that of the
+    stored states of entities.
     """
 
     name: str
@@ -205,10 +230,11 @@ class TemporalProblem:
     alerts: AlertBudget
     drift: DriftRule
     audit_share: float
+    durability: Literal["full", "normal"]
     goal: CascadeGoal
     cost: CostOptions
     gates: GateOptions
-    split: CohortShares
+    split: SplitRule
     seed: int
     documents: SpecDocuments
 

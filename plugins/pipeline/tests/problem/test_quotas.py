@@ -77,6 +77,8 @@ def drain_plainly(
             if ahead > work * wanted[tick, stage]:
                 need = math.ceil(ahead / (2.0 * work) + rate / work)
                 result[tick, stage] = min(50, max(wanted[tick, stage], need))
+            if bound_s < math.inf:
+                result[tick, stage] = max([result[tick, stage], *serving[tick + 1 : tick + delay]])
             serving[tick + delay] = result[tick, stage]
     return result
 
@@ -131,7 +133,7 @@ def test_no_rule_exceeds_a_quota() -> None:
     checker = build_slo_checker(GRAPH, [traffic([40.0] * 3)], 0.5)
     live = traffic([40.0, 400.0, 400.0, 40.0], seed=3)
     entries = list(simulated.simulate_rules(checker, PLAN, live, TunerSettings(delay_s=2.0, hold_s=5.0)))
-    assert len(entries) == 9
+    assert len(entries) == simulated.RULES
     for entry in entries:
         pairs = list(zip(GRAPH.stages, entry.plan, entry.trace.schedules, strict=True))
         used = np.zeros(60)

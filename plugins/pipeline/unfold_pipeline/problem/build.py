@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from unfold_pipeline.problem.problem import (
     TunerSettings,
     compute_wait_bound,
 )
-from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
+from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -59,11 +60,12 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
     visits = _read_recorded_visits(resolved, pipeline, run)
     if visits is not None:
         pipeline = cap_shares(pipeline, visits)
+    samples = _draw_samples(resolved, pipeline, visits, run)
     activation_s = _read_activation([stage.name for stage in pipeline.stages], run)
     return Problem(
         name=spec.name,
         pipeline=pipeline,
-        samples=_draw_samples(resolved, pipeline, visits, run),
+        samples=samples,
         slo_s=spec.target_s,
         sheds=spec.slo.shed,
         seed=run.seed,
@@ -76,6 +78,8 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         tuner_policy=spec.tuner.policy,
         tuner=_build_tuner_settings(spec, activation_s),
         activation_s=activation_s,
+        samplers=_build_samplers(resolved, pipeline, samples, visits, run),
+        confidence=spec.slo.confidence,
         placement=build_placement(spec.placement),
         recorded_visits=visits,
         cascade=None
@@ -91,9 +95,14 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
 
 
 def _read_activation(stages: Sequence[str], run: Run) -> dict[str, float]:
-    """Return the activation time of each stage that was measured in this run, or else when its plan was made."""
-    planned = ((run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
-    measured = {**(planned if isinstance(planned, Mapping) else {}), **load_activation(run)}
+    """Return the activation time of each stage that was measured in this run, or else when its plan was made.
+
+    A check of a committed plan takes the times of that plan: a machine that starts replicas sooner makes no other plan.
+    """
+    committed = run.options.get("baseline_plan")
+    saved = ((committed or run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
+    planned = saved if isinstance(saved, Mapping) else {}
+    measured = planned if committed else {**planned, **load_activation(run)}
     known = ((name, measured.get(name)) for name in stages)
     return {name: float(seconds) for name, seconds in known if isinstance(seconds, (int, float)) and seconds > 0}
 
@@ -299,6 +308,23 @@ def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray |
         arrivals = load_arrivals(traffic, run, np.random.default_rng([run.seed, 1, index]), key=key)
         samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
     return tuple(samples)
+
+
+def _build_samplers(
+    spec: PipelineSpec, pipeline: Pipeline, samples: Sequence[Sample], recorded: CountArray | None, run: Run
+) -> tuple[Sampler, ...]:
+    """Return what draws a fresh sample of each traffic: anew, or in blocks of its trace; recorded routes are mixed."""
+
+    def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
+        is_trace = traffic.trace is not None
+        arrivals = resample_blocks(sample.arrivals, rng) if is_trace else load_arrivals(traffic, run, rng, key=key)
+        routes = None if recorded is None else recorded[rng.integers(0, len(recorded), len(recorded))]
+        return draw_sample(pipeline, arrivals, rng, routes)
+
+    labelled = label_arrivals(spec.arrivals)
+    return tuple(
+        partial(draw_fresh, key, traffic, sample) for (key, traffic), sample in zip(labelled, samples, strict=True)
+    )
 
 
 def _is_table(trace: str | Path) -> bool:

@@ -12,7 +12,7 @@ from unfold_pipeline.problem.from_cascade import CascadeSummary
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice
-from unfold_pipeline.problem.sample import Sample
+from unfold_pipeline.problem.sample import Sample, Sampler
 
 WAIT_BOUND_MULTIPLE = 4.0
 DEFAULT_ACTIVATION_S = 5.0
@@ -149,6 +149,8 @@ class Problem:
         cascade: the cascade behind the stages, if they come from its run.
         serve_command: command that serves a plan; empty if the stages cannot be served.
         activation_s: measured seconds from ordering a replica until it serves, by stage.
+        samplers: draw a fresh sample of each traffic.
+        confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
     """
 
     name: str
@@ -168,3 +170,5 @@ class Problem:
     cascade: CascadeSummary | None
     serve_command: str
     activation_s: Mapping[str, float] = field(default_factory=dict)
+    samplers: tuple[Sampler, ...] = ()
+    confidence: float | None = None

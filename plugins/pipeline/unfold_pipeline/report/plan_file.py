@@ -84,7 +84,7 @@ def compute_planned_envelope(checker: SloChecker, plan: Plan) -> PlannedEnvelope
 def hash_samples(checker: SloChecker) -> str:
     """Return a hash of the arrivals and routes that a plan was made for."""
     digest = hashlib.sha256()
-    for sample in checker.samples:
+    for sample in checker.observed_samples:
         digest.update(sample.arrivals.tobytes())
         for visits in sample.visits:
             digest.update(visits.query.tobytes())

@@ -13,11 +13,12 @@ from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.replay.simulated import RuleTrace, UnitSettings
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan import Lines
+from unfold_pipeline.tuner.autoscalers import KnativeSettings, RayServeSettings
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
 TRAFFIC_BINS = 400
 MIN_ATTAINMENT = 0.99
-COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Knative")
+COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults", "Knative", "Knative, defaults")
 
 
 def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrace]) -> Report:
@@ -62,13 +63,17 @@ def describe_rule_settings(rule: RuleTrace) -> str:
     settings = rule.settings
     if isinstance(settings, UnitSettings):
         return sentences.describe_unit_settings(settings.batch, settings.headroom, settings.window_s, settings.hold_s)
+    if isinstance(settings, RayServeSettings):
+        return sentences.describe_ray_serve_settings(
+            settings.target_ongoing_requests, settings.upscale_delay_s, settings.downscale_delay_s
+        )
+    if isinstance(settings, KnativeSettings):
+        return sentences.describe_knative_settings(settings.target_utilization, settings.stable_window_s)
     if rule.name == "fixed":
         return ""
     if rule.name in ("paper", "ratio"):
         return sentences.describe_floor(has_floor=settings.has_floor)
-    if rule.name in ("table", "calibrated"):
-        return sentences.describe_settings(settings.margin, settings.hold_s, has_floor=settings.has_floor)
-    return sentences.describe_autoscaler_settings(settings.max_replicas)
+    return sentences.describe_settings(settings.margin, settings.hold_s, has_floor=settings.has_floor)
 
 
 def _build_subtitle(problem: Problem, live: Sample) -> tuple[str, ...]:

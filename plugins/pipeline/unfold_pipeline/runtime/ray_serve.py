@@ -415,16 +415,3 @@ def _list_running_replicas(apps: Sequence[str]) -> dict[str, set[str]]:
         for app in apps
         if app in details
     }
-
-
-def application(args: dict[str, Any]) -> Any:
-    """Build the application that an exported config names, for ``serve deploy``.
-
-    Args:
-        args: ``name``, ``batch``, ``wait`` in seconds, and ``path`` or ``code`` of the model.
-    """
-    from ray import serve
-
-    source = ModelSource(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
-    deployment = serve.deployment(RayReplica).options(name=str(args["name"]))
-    return deployment.bind(source, int(args["batch"]), float(args["wait"]))

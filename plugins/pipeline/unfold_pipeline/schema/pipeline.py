@@ -27,7 +27,9 @@ class Objective(Model):
         default=None, description="99 % of the requests take at most this time per later token, for an engine"
     )
     confidence: Annotated[Fraction, Field(ge=0.5, lt=1)] | None = Field(
-        default=None, description="the plan meets its targets at this end of the interval, not in the mean"
+        default=None,
+        description="share of fresh samples of the same traffic on which the plan meets p99; for an engine, the end of "
+        "the prediction interval at which it meets its targets",
     )
     shed: bool = Field(default=False, description="drop a query as soon as it can no longer meet its deadline")
 

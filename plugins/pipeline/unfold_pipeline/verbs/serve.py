@@ -9,7 +9,8 @@ from pathlib import Path
 
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.slo import build_slo_checker
-from unfold_pipeline.planner.planner import NoPlan, find_plan
+from unfold_pipeline.planner.confident_plan import find_confident_plan
+from unfold_pipeline.planner.planner import NoPlan
 from unfold_pipeline.problem.build import build_live_sample, build_problem, resolve_stages
 from unfold_pipeline.problem.latency_profile import store_activation
 from unfold_pipeline.problem.model_source import ModelSource, locate_model
@@ -65,12 +66,11 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
     problem = build_problem(resolved, run)
     plan = parse_saved_plan(run.options.get("plan"), problem.pipeline)
     if plan is None:
-        result = find_plan(
-            build_slo_checker(problem.pipeline, problem.samples, problem.slo_s), problem.budget, run.progress
-        )
+        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+        result = find_confident_plan(checker, problem, run.progress)
         if isinstance(result, NoPlan):
             raise _report_no_plan(problem.slo_s, result)
-        plan = result.plan
+        plan = result.solution.plan
     names = [stage.name for stage in problem.pipeline.stages]
     return build_deployment(problem, plan, {name: _locate_model(name, resolved, run) for name in names})
 
@@ -134,7 +134,17 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
     watch = build_watch(problem.name, runtime, record, planned, app.gateway.metrics.requests)
     posts, gates, max_bytes = app.app.answers, app.app.gates, app.app.body_bytes
     paths, registry = list_paths(problem.name), app.app.metrics.registry
-    return Service(problem.name, app, paths, posts, max_bytes, watch=watch, gates=gates, registry=registry)
+    return Service(
+        problem.name,
+        app,
+        paths,
+        posts,
+        max_bytes,
+        watch=watch,
+        gates=gates,
+        registry=registry,
+        endpoints=app.app.endpoints,
+    )
 
 
 def _store_activation(seconds: Mapping[str, float], run: Run) -> None:

@@ -68,7 +68,9 @@ class EmptyCluster:
 
         A unit that requests a resource which exists nowhere yet, such as the end of a stage, is not impossible.
         """
-        rows, state = self._task_rows(unit), self._refresh()
+        rows, state = self._task_rows(unit), self.table.state
+        if self.seen_version != self.rules_version:
+            self._refresh()
         is_standing = state.request_phase[rows] < QUEUE
         requested = np.where(is_standing, state.requested[rows], -1)
         key = state.demand[rows].tobytes() + requested.tobytes() + state.requested_amount[rows].tobytes()

@@ -131,6 +131,11 @@ class View:
         """Return a task's run time (s) on its fastest node type."""
         return float(self.table.state.run_s[self.table.task_rows[task.name]].min())
 
+    def lost_s(self, task: Task) -> float:
+        """Return the run time (s) that a running task would lose by a preemption now."""
+        elapsed_s = self.now - float(self.table.state.start_s[self.table.task_rows[task.name]])
+        return elapsed_s - task.kept_seconds(elapsed_s)
+
     def waiting(self) -> Iterator[Task]:
         """Yield the waiting tasks in queue order."""
         for row in self.queue_rows():

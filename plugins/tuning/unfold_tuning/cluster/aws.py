@@ -94,7 +94,12 @@ class AwsProvider:
 
     def __post_init__(self) -> None:
         """Open the book of offers."""
-        self.book = OfferBook(self.request.offers or (Offer(self.request.machine),))
+        is_thrifty = self.request.machine.spot is not None
+        self.book = OfferBook(self.request.offers or (Offer(self.request.machine),), not is_thrifty)
+
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
+        self.book.is_on_demand_allowed = True
 
     def can_rent(self) -> bool:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""

@@ -47,6 +47,9 @@ class Cluster(Protocol):
     def can_grow(self, count: int) -> bool:
         """Return whether fewer than ``count`` nodes are held and more may be had now."""
 
+    def allow_on_demand(self) -> None:
+        """Allow on-demand nodes from now on, where only spot instances were to be tried."""
+
     def find_node(self, workers: int) -> str | None:
         """Find a node with room for a trial of ``workers`` accelerators, by the placement policy."""
 

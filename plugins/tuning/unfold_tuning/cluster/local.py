@@ -79,6 +79,10 @@ class LocalCluster:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         return len(self.nodes) < count and self.provider.can_rent()
 
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.provider.allow_on_demand()
+
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         if workers > self.accelerators:

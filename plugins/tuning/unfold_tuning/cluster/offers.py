@@ -7,7 +7,7 @@ only delays. The error codes are those of the EC2 API reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unfold_tuning.job.profile import Machine
@@ -86,7 +86,26 @@ def list_offers(planned: Machine, machines: Sequence[Machine], zones: Sequence[s
         and (machine.name, machine.market) != (planned.name, planned.market)
     ]
     others.sort(key=lambda machine: (machine.name != planned.name, machine.usd_per_hour / machine.speed))
-    return tuple(Offer(machine, zone) for machine in (planned, *others) for zone in (zones or (None,)))
+    sides = [side for machine in (planned, *others) for side in _split_markets(machine)]
+    if planned.spot is not None:
+        # every spot offer comes before the first on demand, which waits for the slack to run out
+        sides.sort(key=lambda side: side.market != "spot")
+    return tuple(Offer(side, zone) for side in sides for zone in (zones or (None,)))
+
+
+def _split_markets(machine: Machine) -> tuple[Machine, ...]:
+    """Split a thrifty machine into its spot side and its on-demand side."""
+    if machine.spot is None:
+        return (machine,)
+    terms = machine.spot
+    spot = replace(
+        machine,
+        market="spot",
+        usd_per_hour=terms.usd_per_hour,
+        interruptions_per_hour=terms.interruptions_per_hour,
+        spot=None,
+    )
+    return spot, replace(machine, market="on-demand", spot=None)
 
 
 @dataclass(slots=True)
@@ -100,9 +119,16 @@ class OfferState:
 
 @dataclass(slots=True)
 class OfferBook:
-    """The offers of a run with their states."""
+    """The offers of a run with their states.
+
+    Attributes:
+        offers: What to try in order.
+        is_on_demand_allowed: Whether on-demand offers may be tried; a thrifty run allows them when slack runs out.
+        states: States by offer.
+    """
 
     offers: tuple[Offer, ...]
+    is_on_demand_allowed: bool = True
     states: dict[Offer, OfferState] = field(default_factory=dict)
 
     def select(self, now: float) -> Offer | None:
@@ -133,7 +159,8 @@ class OfferBook:
 
     def _is_awake(self, offer: Offer, now: float) -> bool:
         state = self._get(offer)
-        return not state.end_reason and state.sleeps_until <= now
+        is_allowed = self.is_on_demand_allowed or offer.machine.market == "spot"
+        return is_allowed and not state.end_reason and state.sleeps_until <= now
 
     def _get(self, offer: Offer) -> OfferState:
         return self.states.setdefault(offer, OfferState())

@@ -20,6 +20,9 @@ class NodeProvider(Protocol):
     def can_rent(self) -> bool:
         """Return whether a request for a node may be granted now; false while every offer sleeps after a refusal."""
 
+    def allow_on_demand(self) -> None:
+        """Allow on-demand nodes from now on, where only spot instances were to be tried."""
+
     def rent(self, count: int, watch: Callable[[], None], *, is_required: bool = True) -> list[str]:
         """Start up to ``count`` nodes and return the names of those that run; refusals are no errors.
 
@@ -50,6 +53,9 @@ class LocalProvider:
     def can_rent(self) -> bool:
         """See :class:`NodeProvider`: processes can always be started."""
         return True
+
+    def allow_on_demand(self) -> None:
+        """See :class:`NodeProvider`: there is no market."""
 
     def rent(self, count: int, watch: Callable[[], None], *, is_required: bool = True) -> list[str]:  # noqa: ARG002 - nothing to wait for
         """See :class:`NodeProvider`."""

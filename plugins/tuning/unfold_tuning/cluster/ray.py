@@ -81,6 +81,10 @@ class RayCluster:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         return len(self.devices) < count and self.provider.can_rent()
 
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.provider.allow_on_demand()
+
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         if workers > self.accelerators:

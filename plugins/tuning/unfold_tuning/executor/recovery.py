@@ -27,12 +27,15 @@ from unfold_tuning.planner.replan import (
     rescale_allocation,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import internal_error
 
 REPLAN_SAMPLES = 1000
+MAX_INTERVAL_S = 60.0
+"""Longer intervals between two checks of the budget, such as a suspended machine, are not expected again."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - not an error of the user: the cap did its job
@@ -98,11 +101,15 @@ class Recovery:
         config: The run.
         ledger: Its ledger.
         notes: What was planned again and why, for the report.
+        watched_at: Wall time of the last check of the budget.
+        max_interval_s: The longest interval between two checks.
     """
 
     config: ExecutionConfig
     ledger: Ledger
     notes: list[str] = field(default_factory=list)
+    watched_at: float = 0.0
+    max_interval_s: float = 0.0
 
     @property
     def store(self) -> PlanStore:
@@ -117,14 +124,18 @@ class Recovery:
         Raises:
             BudgetExceeded: The next moment would cost more than the cap allows.
         """
-        self.ledger.record_nodes_alive(self.config.wall())
+        now = self.config.wall()
+        if self.watched_at:
+            self.max_interval_s = max(self.max_interval_s, min(now - self.watched_at, MAX_INTERVAL_S))
+        self.watched_at = now
+        self.ledger.record_nodes_alive(now)
         self.require_budget(0)
 
     def require_budget(self, instances: int) -> None:
         """Require budget for growing to a number of instances.
 
-        The estimate is the bill so far, one more second or billing increment of all nodes, and the minimum charge of
-        new ones.
+        The estimate is the bill so far, the minimum charge of new nodes, and what all nodes cost until they are
+        released: two of the longest intervals between two checks, and at least a second or a billing increment.
 
         Raises:
             BudgetExceeded: It would cost more than the cap allows.
@@ -136,7 +147,7 @@ class Recovery:
         usd_per_second = sum(lifetime.price for lifetime in running) / 3600.0
         new = max(0, instances - len(running))
         minimum_usd = float(machine.billing.cost(0.0, machine.usd_per_hour)) * new
-        step_usd = usd_per_second * max(1.0, machine.billing.increment)
+        step_usd = usd_per_second * max(1.0, machine.billing.increment, 2 * self.max_interval_s)
         if self.ledger.compute_spent_usd() + step_usd + minimum_usd > budget_usd:
             raise BudgetExceeded(describe_budget_stop(budget_usd))
 
@@ -210,15 +221,19 @@ class Recovery:
 
     def build_remaining_model(self, index: int, plan: Plan) -> ExecutionModel:
         """Build the model of the job after a stage, under the corrected profile, with the instances that run."""
-        config = self.config
         # fewer may have been granted than planned
         running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
-        if config.paces is not None and index + 1 < len(config.stages):
-            return self._build_paced_model(index + 1, running_instances)
+        return self.build_model_from(index + 1, running_instances)
+
+    def build_model_from(self, index: int, running_instances: int) -> ExecutionModel:
+        """Build the model of the stages from ``index`` on, under the corrected profile."""
+        config = self.config
+        if config.paces is not None and index < len(config.stages):
+            return self._build_paced_model(index, running_instances)
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index + 1, running_instances)
-        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
+        remaining = model.select_remaining(index, running_instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
 
     # plans
 
@@ -270,6 +285,9 @@ class Recovery:
 
     def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
         """Plan the remaining job again, and note a change or a lost guarantee."""
+        if self.config.machine.spot is not None:
+            # the slack for a change of place is no time to plan with
+            time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))

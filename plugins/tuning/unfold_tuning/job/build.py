@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unfold_tuning.job import schedule
+from unfold_tuning.job.availability import AvailabilityLog, read_availability
 from unfold_tuning.job.pace_record import PaceRecord
 from unfold_tuning.job.paces import build_measured_record, build_planned_features, describe_hardware, read_history
 from unfold_tuning.job.problem import (
@@ -24,7 +25,7 @@ from unfold_tuning.job.problem import (
     ProfiledTrial,
     TrainableConfig,
 )
-from unfold_tuning.job.profile import LogNormal, Machine, Profile
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms
 from unfold_tuning.job.search_space import (
     Categorical,
     Dimension,
@@ -301,12 +302,34 @@ def build_machines(
         UnfoldError: An instance type or its price is unknown.
     """
     known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run, make_clients)
+    if cloud.market == "thrifty":
+        log = _load_availability(cloud, run)
+        indices = range(len(cloud.instances))
+        return [_build_thrifty_machine(cloud, index, known_prices, log) for index in indices]
     markets = {"on-demand": [False], "spot": [True], "either": [False, True]}[cloud.market]
     return [
         _build_machine(cloud, index, known_prices, is_spot=is_spot)
         for index in range(len(cloud.instances))
         for is_spot in markets
     ]
+
+
+def _load_availability(cloud: Cloud, run: Run) -> AvailabilityLog | None:
+    item = cloud.availability
+    if item is None:
+        return None
+    path = run.path(item.path, key="cloud.availability.path")
+    return read_availability(path, item.zones, item.tick, "cloud.availability.zones")
+
+
+def _build_thrifty_machine(
+    cloud: Cloud, index: int, known_prices: Catalog | None, log: AvailabilityLog | None
+) -> Machine:
+    """Build a machine at its on-demand price, with the terms of its spot market."""
+    on_demand, spot = (_build_machine(cloud, index, known_prices, is_spot=is_spot) for is_spot in (False, True))
+    terms = SpotTerms(spot.usd_per_hour, spot.interruptions_per_hour, log)
+    source = f"{on_demand.price_source}; spot {spot.price_source}"
+    return replace(on_demand, market="thrifty", spot=terms, price_source=source)
 
 
 def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients]) -> Catalog:
@@ -338,7 +361,7 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     return Machine(
         name=spec.type,
         accelerators=accelerators,
-        usd_per_hour=price,
+        usd_per_hour=price + cloud.disk,
         speed=spec.speed,
         max_instances=cloud.limit,
         billing=Billing(cloud.billing.increment, cloud.billing.minimum, cloud.billing.per),

@@ -34,6 +34,7 @@ from unfold_tuning.simulator.plan_cost import (
     SimulatedPlan,
     simulate_plans,
 )
+from unfold_tuning.simulator.spot_market import ThriftyRuns
 
 MAX_FRONTIER_PLANS = 600
 """Plans of a frontier that are simulated."""
@@ -122,12 +123,14 @@ class Solution:
         selected: The plan, or ``None`` if no plan meets the deadline or the budget.
         goal: The guarantee of the plan; without a deadline, that of its own guaranteed end.
         is_over_budget: Whether the cheapest plan on time exceeds the budget.
+        thrifty: The plan's runs on the thrifty market, if it leaves slack for spot instances.
     """
 
     candidates: tuple[Candidate, ...]
     selected: Selection | None
     goal: Goal | None
     is_over_budget: bool
+    thrifty: ThriftyRuns | None = None
 
     @property
     def all_plans(self) -> list[SimulatedPlan]:

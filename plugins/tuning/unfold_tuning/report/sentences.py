@@ -82,6 +82,14 @@ def write_winner_headline(
 # lines of a plan
 
 
+def describe_cap(cap_usd: float, budget_usd: float | None) -> str:
+    """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
+    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, minimums, disks, data and head node included"
+    if budget_usd is None:
+        return f"{cap}; budget makes it a hard cap"
+    return f"{cap}; the run stops at {format_money(budget_usd)}"
+
+
 def describe_slack(slack_s: float, confidence: float) -> str:
     """Describe the time between the guaranteed end and the deadline."""
     return f"{format_duration(max(0.0, slack_s))} at {format_percent(confidence)}"
@@ -108,6 +116,21 @@ def describe_frontier(steps: Mapping[str, str]) -> str:
 def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
     """Describe P(on time) under errors of the profile."""
     return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
+
+
+def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
+    """Describe how a thrifty plan ends on time, and its bill at the 95 % quantile."""
+    return (
+        f"waits for spot while there is slack, then on demand: {format_percent(on_demand_fraction)} of the time; "
+        f"{format_money(cap_usd)} at 95 %"
+    )
+
+
+def describe_market(zones: int, days: float, interruptions_per_hour: float) -> str:
+    """Describe what the spot market was modelled from."""
+    if not zones:
+        return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
+    return f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
 
 
 def describe_total_loss(probability: float) -> str:

@@ -77,6 +77,11 @@ class TuningSpec(Spec):
         if self.profile is not None:
             yield from check_profile(self.profile)
         yield from check_cloud(self.cloud)
+        if self.cloud.market == "thrifty" and self.deadline is None:
+            hint = "write deadline, or market: spot"
+            yield Problem(
+                ("cloud", "market"), "a thrifty plan needs a deadline: it waits for spot until then", hint=hint
+            )
         if self.placement.pack is not None and self.placement.spread is not None:
             hint = "write pack: node; packed nodes can be released"
             yield Problem(("placement",), "pack and spread exclude each other", hint=hint)

@@ -156,6 +156,10 @@ class ExecutionModel:
         drawn = None if paces is None else draw_paces(self.stages, paces, self.samples, seed)
         return self._replace(paces=drawn)
 
+    def with_drawn_paces(self, paces: tuple[PaceDraws, ...]) -> ExecutionModel:
+        """Return the same runs with paces that are drawn already, one item per stage."""
+        return self._replace(paces=paces)
+
     def with_profile(self, profile: Profile) -> ExecutionModel:
         """Return the same draws under another profile; the profile's error is redrawn from the same normals."""
         sigma = compute_log_sigma(profile.error_cv)

@@ -51,6 +51,10 @@ class PaceDraws:
         """Return some of the runs."""
         return PaceDraws(self.shift[rows], self.spread[rows])
 
+    def repeat(self, groups: int) -> PaceDraws:
+        """Return the paces of the first group for several groups of a trial each."""
+        return PaceDraws(np.repeat(self.shift[:, :1], groups, axis=1), np.repeat(self.spread[:, :1], groups, axis=1))
+
 
 def draw_paces(stages: Sequence[Stage], paces: StagePaces, samples: int, seed: int) -> tuple[PaceDraws, ...]:
     """Draw the shift and spread of each group in every run; equal seeds give equal draws.

@@ -17,7 +17,8 @@ from unfold_tuning.job.build import build_cluster_config, build_problem, has_mea
 from unfold_tuning.job.problem import Problem, TrainableConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.decision import decode_decision, encode_decision
-from unfold_tuning.planner.planner import build_models, build_posterior, solve
+from unfold_tuning.planner.planner import build_models, build_posterior
+from unfold_tuning.planner.thrifty import solve_job
 from unfold_tuning.report.exports import export_placement_spec, export_winner
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.report.run import report_run
@@ -116,7 +117,7 @@ def _select_execution(problem: Problem, run: Run) -> Execution | Report:
         machine, plan = decode_decision(decision, problem, MAX_INSTANCES if has_begun else None)
         model = build_models(replace(problem, machines=(machine,)))[0]
         return Execution(machine, plan, simulate_plan(model, plan))
-    solution = solve(problem, run.progress)
+    solution = solve_job(problem, run.progress)
     if solution.selected is None:
         return replace(report_infeasible(problem, solution), verb="train")
     machine, predicted = solution.selected.machine, solution.selected.plan

@@ -160,6 +160,23 @@ class ResourceUsage:
             self.total.connections -= 1
         self.forget(holding.client)
 
+    def hold_call(self, client: str, size: int) -> str:
+        """Record the bytes of a call over another protocol; return the exceeded bound, or an empty string.
+
+        A negative size gives them back; it must follow every call.
+        """
+        held = self.clients.setdefault(client, Held())
+        held.body_bytes += size
+        self.total.body_bytes += size
+        if size < 0:
+            self.forget(client)
+            return ""
+        limit = self.limits.body_bytes
+        if self.total.body_bytes <= limit and held.body_bytes <= limit * self.limits.client_share:
+            return ""
+        self.reject("body_bytes")
+        return "bytes"
+
     def forget(self, client: str) -> None:
         """Drop the record of a client that holds nothing."""
         if self.clients.get(client) == Held():

@@ -37,12 +37,14 @@ class Tally:
     codes: dict[int, int] = field(default_factory=lambda: {200: 0, 429: 0})
     buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
     seconds: float = 0.0
+    last_s: float = 0.0
 
     def count(self, code: int, seconds: float) -> None:
         """Count a request that ended with an HTTP status after so many seconds."""
         self.codes[code] = self.codes.get(code, 0) + 1
         self.buckets[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         self.seconds += seconds
+        self.last_s = time.time()
 
     def refuse(self, count: int = 1) -> None:
         """Count requests that were rejected at once; their response time would only distort the histogram."""

@@ -30,10 +30,13 @@ from unfoldkit.serving.oip import openapi
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import build_reader, build_writer
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply, read_body
+from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
+from unfoldkit.serving.oip.version1 import answer_predict
 from unfoldkit.serving.responses import Reply, error_reply, json_reply, send_reply
 from unfoldkit.serving.service import AdmissionCheck, Receive, Responder, Scope, Send, Service
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 MODEL_HANGS = "the model does not respond"
 
 
@@ -170,6 +173,8 @@ def assemble_application(
     app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)
+    app.gets["/v1/models"] = lambda: json_reply({"models": list(app.endpoints)})
+    app.gets["/v2/models/stats"] = lambda: json_reply({"model_stats": [*map(describe_statistics, endpoints)]})
     app.posts[openapi.INDEX] = functools.partial(_answer_index, app)
     return app
 
@@ -197,6 +202,7 @@ def build_service(
         share=app.share,
         healthy=lambda: app.healthy,
         registry=app.metrics.registry,
+        endpoints=app.endpoints,
     )
 
 
@@ -230,7 +236,11 @@ def _build_endpoint(
 
 def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
-    server = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
+    server = {
+        "name": "unfoldkit",
+        "version": version,
+        "extensions": list(EXTENSIONS),
+    }
     exposition = CachedExposition(app.metrics.text, app.metrics.requests)
     document = openapi.build_document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
@@ -248,6 +258,11 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
         app.posts[f"{path}/infer"] = endpoint.infer
         app.gets[path] = lambda: json_reply(describe_model(model))
         app.gets[f"{path}/ready"] = lambda: _ready_reply(endpoint)
+        app.gets[f"{path}/config"] = lambda: json_reply(describe_config(endpoint))
+        app.gets[f"{path}/stats"] = lambda: json_reply({"model_stats": [describe_statistics(endpoint)]})
+    first = f"/v1/models/{model.name}"
+    app.gets[first] = lambda: json_reply({"name": model.name, "ready": not endpoint.batcher.hung})
+    app.posts[f"{first}:predict"] = functools.partial(answer_predict, endpoint)
 
 
 class _IndexRequest(msgspec.Struct):

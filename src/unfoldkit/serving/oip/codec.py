@@ -27,6 +27,7 @@ MAX_DEADLINE_MS = 86_400_000
 MAX_ENTITY_LENGTH = 256
 MAX_EXACT_INTEGER = 2**53
 MAX_ITEM_BYTES = 8
+MAX_ID_LENGTH = 1024
 MAX_IGNORED = 16
 MAX_IGNORED_LENGTH = 64
 SPARE_VALUES = 4096
@@ -40,7 +41,9 @@ NUMBER_TYPES = frozenset(
 
 _PROTOCOL_PARAMETERS = ("binary_data_output",)
 # possessive: a string without an end must not be tried again from each of its characters
-_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SLICE_BYTES = 2**16
+_BACKSLASH = ord("\\")
 
 
 class RequestedOutput(msgspec.Struct):
@@ -123,6 +126,23 @@ class RequestReader:
             request = self.convert(inline_tensors(body, json_bytes)) if json_bytes else self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def read_data(self, data: Mapping[str, Any]) -> InferenceRequest:
+        """Read a request that came as plain data instead of JSON.
+
+        Raises:
+            InvalidRequest: See ``read``.
+        """
+        try:
+            request = self.convert(data)
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def _check(self, request: Any) -> InferenceRequest:
+        if request.id and len(request.id) > MAX_ID_LENGTH:
+            raise InvalidRequest(f"the id must be text of at most {MAX_ID_LENGTH} characters")
         if (row := self._read_single_row(request)) is not None:
             return InferenceRequest({self.inputs[0].name: row}, SINGLE_ROW, request.id or "", ())
         inputs = self._read_arrays(self._select_tensors(request.inputs))
@@ -279,13 +299,21 @@ def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...], used: It
 
 
 def count_values(text: bytes, enough: int) -> int:
-    """Return an upper bound of the JSON values in ``text``: its commas and opened lists and objects.
+    """Count the JSON values in ``text``: its commas and opened lists and objects outside of strings.
 
-    Commas and brackets inside of strings count too, unless they make the difference at ``enough``.
+    The count ends soon after ``enough``. It takes slices, so that other threads get their turn in between.
     """
-    count = _count_separators(text)
-    # a comma in a string is no separator
-    return count if count <= enough else _count_separators(_JSON_STRING.sub(b"", text))
+    count, start, is_in_string = 1, 0, False
+    while start < len(text) and count <= enough:
+        end = min(start + _SLICE_BYTES, len(text))
+        while end < len(text) and text[end - 1] == _BACKSLASH:
+            end += 1
+        part = _JSON_STRING.sub(b"", (b'"' if is_in_string else b"") + text[start:end])
+        # what is left of a quote on is a string that continues in the next slice
+        head, quote, _ = part.partition(b'"')
+        is_in_string, start = bool(quote), end
+        count += head.count(b",") + head.count(b"[") + head.count(b"{")
+    return count
 
 
 def build_writer(model: ModelDescription) -> ResponseWriter:
@@ -343,10 +371,6 @@ def read_call(parameters: Mapping[str, Any] | None, rows: int) -> Call:
         raise InvalidRequest("the parameter 'time' needs the parameter 'entity'")
     deadline_s, accuracy = _read_deadline(parameters.get("deadline_ms")), _read_accuracy(parameters)
     return Call(rows, entity, time, deadline_s, accuracy)
-
-
-def _count_separators(text: bytes) -> int:
-    return 1 + text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _read_flag(parameters: Mapping[str, Any] | None, name: str, *, default: bool) -> bool:

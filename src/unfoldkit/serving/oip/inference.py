@@ -128,6 +128,28 @@ class Endpoint:
         except (TooLarge, InvalidRequest, QueueFull) as problem:
             done(self._reject(problem, time.perf_counter() - start_s))
 
+    def submit(self, request: InferenceRequest, done: Callable[[Result], None]) -> None:
+        """Queue a request that came by another protocol, and count it; ``done`` receives its rows or the problem.
+
+        Args:
+            request: A request for this model.
+            done: Called once, now or after its batch.
+        """
+        start_s, max_rows = time.perf_counter(), self.batcher.limits.queue_rows
+
+        def finish(result: Result) -> None:
+            status = 200 if isinstance(result, tuple) else problem_reply(result).status
+            self.metrics.requests.count(status, time.perf_counter() - start_s)
+            done(result)
+
+        if request.call.rows > max_rows:
+            finish(TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted"))
+            return
+        try:
+            self.batcher.submit(request.inputs, request.call, finish)
+        except (TooLarge, InvalidRequest, QueueFull) as problem:
+            finish(problem)
+
     def _retry_after(self) -> int:
         return self.batcher.full(1)
 
@@ -146,11 +168,15 @@ class Endpoint:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
             return self._raw_reply(request, result) if request.raw else Reply(200, self.writer.write(request, *result))
-        if isinstance(result, UnfoldError):
-            self.log.error("%s: %s", self.model.name, result)
-        elif isinstance(result, Exception):
-            self.log.error("%s failed", self.model.name, exc_info=result)
+        self.log_problem(result)
         return self._reject(result, seconds)
+
+    def log_problem(self, problem: Exception | Rejection) -> None:
+        """Log the failure of a model, not the mistake of a client."""
+        if isinstance(problem, UnfoldError):
+            self.log.error("%s: %s", self.model.name, problem)
+        elif isinstance(problem, Exception) and not isinstance(problem, (InvalidRequest, TooLarge, QueueFull)):
+            self.log.error("%s failed", self.model.name, exc_info=problem)
 
     def _raw_reply(self, request: InferenceRequest, rows: RowSpan) -> Reply:
         json, raw_data = self.writer.write_raw(request, *rows)

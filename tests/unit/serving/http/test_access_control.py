@@ -139,3 +139,14 @@ def test_who_bears_the_token_is_heard_under_any_name(path: str) -> None:
         said = request(path, ROW, headers="authorization: Bearer sesame\r\n")
         wire.sendall(said.replace(b"host: test", b"host: a.example"))
         assert read(wire).status == 200
+
+
+def test_a_trailer_is_no_header(total: Server) -> None:
+    """What follows a chunked body does not count as a header of its request."""
+    body = json.dumps(ROW).encode()
+    head = f"POST {SLOW} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{len(body):x}\r\n".encode()
+    for trailer in (b"content-encoding: br", b"host: b", b"sec-fetch-site: cross-site", b"x-request-id: t"):
+        with total.connect() as wire:
+            wire.sendall(head + body + b"\r\n0\r\n" + trailer + b"\r\n\r\n")
+            reply = read(wire)
+            assert (reply.status, reply.headers.get("x-request-id")) == (200, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -195,13 +196,25 @@ def test_a_response_lists_parameters_without_effect() -> None:
     assert "parameters" not in json.loads(build_writer(Total()).write(plain, both, 0, 1))
 
 
-@pytest.mark.parametrize(
-    ("text", "most"),
-    [(b"[1,2,3]", 8), (b'["a,b,c,d"]', 8), (b'["' + b"," * 90 + b'","' + b"," * 90 + b'"]', 3), (b'"' + b"," * 99, 1)],
+CHARACTERS = 'a,[{"\\'
+VALUES = st.recursive(
+    st.none() | st.floats(allow_nan=False) | st.text(CHARACTERS, max_size=9),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(CHARACTERS, max_size=4), inner, max_size=4),
+    max_leaves=30,
 )
-def test_values_are_counted_without_what_strings_hold(text: bytes, most: int) -> None:
-    """The count of values is an upper bound which commas in strings do not raise beyond the bound."""
-    assert count_values(text, 8) <= most
+
+
+@given(VALUES, st.integers(65_500, 65_560))
+def test_values_are_counted_outside_of_strings(value: Any, padding: int) -> None:
+    """Strings add nothing to the count, wherever a slice ends in them."""
+    text = json.dumps([" " * padding + CHARACTERS * 3, value]).encode()
+    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", text)
+    assert count_values(text, 10**9) == 1 + sum(outside.count(sign) for sign in (b",", b"[", b"{"))
+
+
+def test_counting_ends_early() -> None:
+    """A long text of values is not read to its end."""
+    assert 100 < count_values(b"[" + b"0," * 10**6, 100) < 40_000
 
 
 def test_a_body_of_too_many_values_is_not_decoded() -> None:
@@ -210,3 +223,10 @@ def test_a_body_of_too_many_values_is_not_decoded() -> None:
         with pytest.raises(TooLarge, match="at most 1024 rows"):
             TOTAL.check_size(body(tensor(data=data)), 1024)
     TOTAL.check_size(body(tensor(shape=[1024, 3], data=[[0, 0, 0]] * 1024), id="," * 50_000), 1024)
+
+
+def test_an_id_is_short() -> None:
+    """An id comes back with the response, so a long one is refused."""
+    assert TOTAL.read(body(tensor(), id="x" * 1024)).id == "x" * 1024
+    with pytest.raises(InvalidRequest, match="at most 1024 characters"):
+        TOTAL.read(body(tensor(), id="x" * 1025))

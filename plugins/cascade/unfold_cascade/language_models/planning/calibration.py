@@ -169,6 +169,5 @@ def _transform(confidence: FloatArray, scale: Scale, transform: Transform) -> Fl
         log_p = np.minimum(np.nan_to_num(log_p, nan=-np.inf, posinf=0.0, neginf=-np.inf), 0.0)
         # log(1 - p), accurate on both sides of p = 1/2
         log_q = np.where(log_p > -LOG_2, np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
-        if transform == "one-sided":
-            return -log_q
-        return np.where(log_p > -LOG_2, -LOG_2 - log_q, LOG_2 + log_p)
+    two_sided: FloatArray = np.where(log_p > -LOG_2, -LOG_2 - log_q, LOG_2 + log_p)
+    return -log_q if transform == "one-sided" else two_sided

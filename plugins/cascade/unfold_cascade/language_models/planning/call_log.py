@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class CallLog:
 
     def take(self, rows: IntArray) -> CallLog:
         """Return some of the requests."""
-        arrays = {
+        arrays: dict[str, Any] = {
             name: None if (array := getattr(self, name)) is None else array[rows]
             for name in (field.name for field in fields(self))
             if name != "models"

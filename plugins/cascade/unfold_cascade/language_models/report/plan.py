@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.language_models.planning.call_log import Outcome, Route
+from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
+from unfold_cascade.planner.paired_test import upper_proportion
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
 
 SCHEMA = "unfold_cascade.routing/1"
@@ -69,7 +70,7 @@ def build_decision(solution: RoutingSolution) -> dict[str, Any]:
             "unit": problem.unit_name,
             "worse": step.worse,
             "better": step.better,
-            "disagreement": _disagreement(solution, route),
+            **_count_disagreement(solution, route),
         }
     return document
 
@@ -78,19 +79,23 @@ def _expect_costs(solution: RoutingSolution, route: Route) -> dict[str, float]:
     """Return the mean cost of a request and of the reference on rows that took no part in tuning."""
     parts = solution.problem.parts
     rows = np.concatenate([parts.certify, parts.test])
+    whole_chain = accumulate_chain(solution.problem.log, route.chain)[0][:, -1]
     return {
         "cost_usd": float(solution.outcome(route, rows).cost.mean()),
+        "largest_cost_usd": float(whole_chain.max()),
         "reference_cost_usd": float(solution.outcome(Route((solution.reference,), ()), rows).cost.mean()),
     }
 
 
-def _disagreement(solution: RoutingSolution, route: Route) -> float | None:
-    """Return the share of certifying rows which are answered early by another text; ``None`` without texts."""
+def _count_disagreement(solution: RoutingSolution, route: Route) -> dict[str, float]:
+    """Return the share of certifying rows answered by another text, with its upper bound; nothing without texts."""
     log, rows = solution.problem.log, solution.problem.parts.certify
     if log.answer is None:
-        return None
+        return {}
     model = np.array(route.chain)[solution.outcome(route, rows).exit]
-    return float((log.answer[rows, model] != log.answer[rows, solution.reference]).mean())
+    differs = log.answer[rows, model] != log.answer[rows, solution.reference]
+    limit = upper_proportion(int(differs.sum()), len(rows), solution.problem.limits.delta)
+    return {"disagreement": float(differs.mean()), "disagreement_limit": limit}
 
 
 def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> str:

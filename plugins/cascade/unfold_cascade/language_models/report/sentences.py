@@ -137,3 +137,40 @@ def reversed_scores(models: Sequence[str]) -> str:
 def weak_scores(models: Sequence[str]) -> str:
     """Warn of confidences which hardly tell correct answers from wrong ones."""
     return f"the confidence of {', '.join(models)} hardly separates correct answers from wrong ones (AUC below 0.6)"
+
+
+def served_alias(alias: str, chain: Sequence[str]) -> str:
+    """Describe what a gateway serves under its alias."""
+    return f'"{alias}" routes through {" → ".join(chain)}'
+
+
+def served_promise(max_loss: float, confidence: float, reference: str) -> str:
+    """Describe the promise of a gateway."""
+    return f"loses at most {limit(max_loss)} against {reference}, with {percent(confidence)} confidence"
+
+
+def withdrawn(reference: str, void_reason: str) -> str:
+    """State that a promise does not hold any more."""
+    why = f"void: {void_reason}" if void_reason else "revoked by the audit"
+    return f"{why}; all requests go to {reference}, plan again"
+
+
+def unpromised(reference: str) -> str:
+    """State that a gateway has nothing to promise."""
+    return f"none is certified; all requests go to {reference}"
+
+
+def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) -> str:
+    """Describe the audit of a gateway."""
+    if audit_limit is None:
+        return "off: the log has no texts of answers to certify a disagreement with, and serve.judge is not labels"
+    what = "labels sent to POST /v1/audit" if by_labels else "answers that differ from the reference"
+    return f"{percent(share)} of requests; {what} revoke the promise if more than {points(audit_limit)} are lost"
+
+
+def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
+    """State how much of a log was collected, and what it cost."""
+    start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
+    if is_capped:
+        return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
+    return start if rows == prompts else f"{start}; run it again to call what failed"

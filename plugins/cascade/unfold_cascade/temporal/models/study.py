@@ -75,6 +75,22 @@ class Cohort:
         """The number of entities."""
         return len(self.timeline.starts) - 1
 
+    def take(self, entities: int) -> Cohort:
+        """Return the cohort of the first entities."""
+        starts = self.timeline.starts[: entities + 1]
+        end = int(starts[-1])
+        since = self.since[:end]
+        return Cohort(
+            timeline=Timeline(starts, self.timeline.hour[:end]),
+            scores=ModelScores(np.ascontiguousarray(self.scores.p[:, :end]), self.scores.needs, self.scores.purchase),
+            entered=self.entered[:end],
+            since=since,
+            highest=self.highest[:end],
+            baseline_p={m: p[:end] for m, p in self.baseline_p.items()},
+            utility=compute_utility(since[:, -1]),
+            events=locate_events(since[:, -1], starts),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
@@ -159,7 +175,7 @@ def fit_study(problem: TemporalProblem, run: Run) -> Study:
     unseen = np.concatenate([rows.calibrate, rows.test])
     columns = build_online_features(features).columns
     store_probe(run, hours.digest, columns, unseen, hours.timeline.starts, load_table)
-    return _assemble(problem, hours, rows, slots, predictions)
+    return assemble_study(problem, hours, rows, slots, predictions)
 
 
 def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
@@ -174,13 +190,14 @@ def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
     return StoredStudy(hours, rows, tuple(slots), tuple(require_predictions(run, slots)), features)
 
 
-def _assemble(
+def assemble_study(
     problem: TemporalProblem,
     hours: LabelledHours,
     rows: Rows,
     slots: Sequence[ModelSlot],
     predictions: Sequence[Predictions],
 ) -> Study:
+    """Assemble a study from hours, the parts of their entities, and the predictions of all models for them."""
     check_operations(problem.cost.by, slots, predictions)
     purchase = build_purchase_terms(problem.features)
     needs = np.array([purchase.bit_mask(slot.feature_sets) for slot in slots], dtype=np.int64)
@@ -232,7 +249,14 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
         reached = f"{counts[-1]} of {len(highest)} cases reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
-    return split_rows(highest, problem.split, problem.seed)
+    if hours.part is None:
+        return split_rows(highest, problem.split, problem.seed)
+    rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
+    events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
+    if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
+        reached = f"{events} of {len(rows.train)} cases in the training part reach {problem.stages[-1].name}"
+        raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
+    return rows
 
 
 def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) -> IntArray:

@@ -128,11 +128,18 @@ class Wfq(FairQueuePolicy):
 
     def record_admission(self, user: str, unit: Unit) -> None:
         """Advance the user's finish tag and the virtual clock."""
-        self._join(user)
+        for name in {*self.queue.waiting_users(), user}:
+            self._join(name)
         self.finish_tags[user] += len(unit) / weight_of(self.weights, user)
         users = {*self.queue.waiting_users(), user}
         ideal = self.virtual_time + len(unit) / sum(weight_of(self.weights, name) for name in users)
         self.virtual_time = max(ideal, min(self.finish_tags[name] for name in users))
+
+    def state(self) -> tuple[tuple[str, float], ...]:
+        """Return what distinguishes two states for a search: finish tags relative to the virtual clock."""
+        tags = {user: round(tag - self.virtual_time, 6) for user, tag in self.finish_tags.items()}
+        relevant = {user: tag for user, tag in tags.items() if tag > 0 or user in self.backlogged}
+        return tuple(sorted(relevant.items()))
 
     def _join(self, user: str) -> None:
         if user not in self.backlogged:

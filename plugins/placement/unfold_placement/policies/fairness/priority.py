@@ -85,6 +85,10 @@ class Priority:
     def _admit_units(self, view: View) -> Transactions:
         yield from self.queue.admit(_rank_class, view, backfill=self.backfill, guard_rank=_rank_class)
 
+    def state(self) -> tuple[tuple[str, int], ...]:
+        """Return what distinguishes two states for a search: preemptions as far as they are bounded."""
+        return () if self.max_preemptions is None else tuple(sorted(self.preemptions.items()))
+
     def _candidates(self, level: int) -> Iterator[Task]:
         for task in self.queue.admitted_below(level):
             if self.max_preemptions is None or self.preemptions[task.name] < self.max_preemptions:

@@ -68,6 +68,10 @@ class Quota(FairQueuePolicy):
             self.preemptions.pop(event.task.name, None)
         if not self.queue.observe(event, view):
             return
+        if view.reserved_unit:
+            # also one that borrows: its nodes have drained, and nobody else may use them
+            view.check_reservation()
+            yield from self.queue.admit_reserved(view)
         yield from self.admit_units(view)
         entitled = self.entitled_teams(view)
         if self.reclaim and (victims := self.choose_victims(view)):

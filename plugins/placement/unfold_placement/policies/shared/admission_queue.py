@@ -15,6 +15,7 @@ from unfold_placement.core.types import (
     QUEUE,
     QUIET,
     REFUSED,
+    ROOM,
     SUBMITTED,
     Ask,
     Event,
@@ -181,7 +182,7 @@ class AdmissionQueue:
         if not self.queues:
             return
         if self.shapes.revive(view) and view.reserved_unit:
-            yield from self._admit_reserved(view, is_allowed, on_admit)
+            yield from self.admit_reserved(view, is_allowed, on_admit)
         yield from self._admit_by_rank(Round(passing=backfill), rank, view, is_allowed, on_admit)
         if backfill:
             self._reserve_oldest(view, is_allowed, guard_rank)
@@ -299,8 +300,11 @@ class AdmissionQueue:
         progress.claimed |= short
         return bool(short)
 
-    def _admit_reserved(
-        self, view: View, is_allowed: Callable[[str, Unit], bool], on_admit: Callable[[str, Unit], None]
+    def admit_reserved(
+        self,
+        view: View,
+        is_allowed: Callable[[str, Unit], bool] = _allow_all,
+        on_admit: Callable[[str, Unit], None] = _ignore,
     ) -> Transactions:
         """Admit the unit for which nodes are reserved, if it fits by now."""
         unit = view.reserved_unit
@@ -450,6 +454,6 @@ def _describe_pending(own: Unit, pending: Sequence[Unit], view: View) -> Wait | 
     if view.reserved_unit:
         return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
     if view.room(own, QUEUE) is None:
-        return Wait("waits for room")
+        return Wait(ROOM)
     ahead = next((unit for unit in pending if unit != own and view.room(unit, QUEUE) is None), ())
     return Wait("waits for its turn", ahead[0].name, "which is ahead and does not fit") if ahead else None

@@ -22,5 +22,6 @@ Threat model. Clients are untrusted; they control every byte and their timing. A
 * Overload: :mod:`~.overload` rejects only complete requests with a known head; a partial or unusual request is passed
   on untouched.
 
-Not covered: TLS, HTTP/2, rate limits per client. Use a proxy for these.
+Under TLS, which :mod:`~unfoldkit.serving.http.tls` sets up below all of this, requests take the fast path too, but not
+the bulk rejection, which reads from the descriptor. Not covered: HTTP/2, rate limits per client. Use a proxy for these.
 """

@@ -20,6 +20,7 @@ MAX_CACHED_HEADS = 1024
 MAX_LENGTH_DIGITS = 10
 # httptools accepts these, and other parsers in front of it may read them differently
 _NOT_CANONICAL = re.compile(rb"\r(?!\n)|(?<!\r)\n|\r\n[ \t]|[\x00\x7f]")
+_CANONICAL_START = re.compile(rb"POST [!-~]+ HTTP/1\.1\r\n")
 _UNSUPPORTED = frozenset(
     (
         *(b"transfer-encoding", b"expect", b"trailer", b"content-encoding"),
@@ -159,7 +160,7 @@ class _Request:
 
 
 def _parse(raw: bytes) -> _Request | None:
-    if _NOT_CANONICAL.search(raw):
+    if _CANONICAL_START.match(raw) is None or _NOT_CANONICAL.search(raw):
         return None
     request = _Request()
     parser = httptools.HttpRequestParser(request)

@@ -52,6 +52,29 @@ _CYCLE_BYTES = 4096
 _CHUNK_BYTES = 16
 
 
+def build_protocol_class() -> Any:
+    """Build uvicorn's protocol without its merging of trailers, and without copying a body for each of its chunks.
+
+    uvicorn adds the trailers of a chunked body to the headers of its request, which RFC 9110, section 6.5.1, forbids:
+    a client could send headers past a proxy that checks or removes them.
+    """
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Protocol(HttpToolsProtocol):
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            # what follows goes into a list that nobody reads
+            self.headers = []
+
+        def on_body(self, body: bytes) -> None:
+            if not isinstance(self.cycle.body, bytearray):
+                # it grows in place, where bytes are copied each time
+                self.cycle.body = bytearray(self.cycle.body)
+            super().on_body(body)
+
+    return Protocol
+
+
 @dataclass(slots=True)
 class ReadAheadLimit:
     """Counts the bytes since the last complete head that are not part of a body: heads and trailers.
