@@ -106,7 +106,8 @@ def _minimize_both(
 
     simplex = np.array([[0.0, 0.05], [0.2, 0.05], [0.0, 0.3]])
     options: Any = {"maxfev": 120, "xatol": 1e-3, "fatol": 1e-5, "initial_simplex": simplex}
-    result = optimize.minimize(
+    minimize: Any = optimize.minimize
+    result = minimize(
         lambda point: _error(runs, decode(point), limits, front_s),
         np.array([0.0, 0.05]),
         method="Nelder-Mead",
