@@ -160,7 +160,7 @@ def compare_stages(data: Path) -> list[dict[str, Any]]:
 def _compare_stage(row: Mapping[str, str], database: OperatorDatabase) -> dict[str, Any]:
     model, parallel = (LLAMA_2_70B, 4) if "70b" in row["run"] else (LLAMA_2_7B, 1)
     gpu = list_gpus()["h100_sxm"]
-    kinds = {"tensor_parallel": parallel, "precision": "bf16", "kv_precision": "bf16"}
+    kinds: dict[str, Any] = {"tensor_parallel": parallel, "precision": "bf16", "kv_precision": "bf16"}
     times = build_step_times(database, model, gpu, **kinds, max_tokens=2048, max_requests=128, max_context=4096)
     cache = estimate_kv_cache(model, gpu, **kinds, utilization=0.9)
     count = int(float(row["rate_per_s"]) * float(row["duration_s"]))

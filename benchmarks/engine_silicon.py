@@ -78,8 +78,8 @@ def _predict(rows: Sequence[Mapping[str, str]], folder: Path, seed: int, *, roof
             databases[system, backend] = read_database(files, tables, system=system, backend=backend, head=128)
         key = (system, backend, size, precision, parallel)
         database = databases[system, backend]
-        sizes = {"max_tokens": BUDGET, "max_requests": MAX_REQUESTS, "max_context": MAX_CONTEXT}
-        kinds = {"tensor_parallel": parallel, "precision": precision, "kv_precision": kv_precision}
+        sizes: dict[str, Any] = {"max_tokens": BUDGET, "max_requests": MAX_REQUESTS, "max_context": MAX_CONTEXT}
+        kinds: dict[str, Any] = {"tensor_parallel": parallel, "precision": precision, "kv_precision": kv_precision}
         if key not in times and roofline:
             times[key] = build_roofline(model, gpu, **kinds, **sizes, all_reduce=database.all_reduce)
         elif key not in times:

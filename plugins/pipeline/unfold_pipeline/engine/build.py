@@ -14,6 +14,7 @@ from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
 from unfold_pipeline.engine.hardware.memory import BLOCK_TOKENS, KvCache, estimate_kv_cache
 from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.limits import EngineLimits
 from unfold_pipeline.engine.simulation.step_time import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
@@ -95,7 +96,9 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     )
 
 
-def build_replay_requests(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> EngineRequests:
+def build_replay_requests(
+    spec: PipelineSpec, problem: EngineProblem, config: EngineConfig, trace: Path, run: Run
+) -> EngineRequests:
     """Return the requests of a trace to replay.
 
     Raises:
@@ -103,10 +106,10 @@ def build_replay_requests(spec: PipelineSpec, problem: EngineProblem, trace: Pat
     """
     requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
     longest = int((requests.input_tokens + requests.output_tokens).max())
-    least = min(option.kv_cache.tokens for option in problem.options)
+    least = problem.options[config.option].kv_cache.tokens
     if longest > least:
-        message = f"a request of {longest:,} tokens does not fit a KV cache of {least:,}"
-        raise user_error(message, file=str(trace), hint="engines with more memory")
+        message = f"a request of {longest:,} tokens does not fit the KV cache of {least:,} of the plan"
+        raise user_error(message, file=str(trace), hint="plan on this trace")
     return requests
 
 

@@ -11,6 +11,8 @@ from unfold_pipeline.schema.hardware import Hardware
 from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
 
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
+Slots = Annotated[int, Field(ge=1, le=1 << 14)]
+SlotCounts = Slots | Annotated[tuple[Slots, ...], Field(min_length=1)]
 Counts = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
 SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "inner", "vocabulary")
 SOURCE_KEYS = ("tables", "profile", "roofline")
@@ -59,7 +61,7 @@ class EngineSpec(Model):
     steps: dict[str, StepSource] = Field(min_length=1, description="by hardware: the source of step times")
     tensor_parallel: Counts = Field(default=(1, 2, 4, 8), description="GPUs of an engine that may be chosen")
     max_num_batched_tokens: Counts = Field(default=(1024, 2048, 4096, 8192), description="token budgets of a step")
-    max_num_seqs: Counts = Field(default=256, description="requests that may run at the same time")
+    max_num_seqs: SlotCounts = Field(default=256, description="requests that may run at the same time")
     routing: Literal["round_robin", "least_tokens"] = Field(
         default="round_robin", description="how requests are distributed to the engines"
     )
@@ -113,5 +115,7 @@ def _validate_model(path: tuple[str | int, ...], model: EngineModel) -> Iterable
         yield Problem(path, f"the model lacks {', '.join(missing)}", hint="or config: config.json", at_key=True)
     if model.config is not None and len(missing) < len(SHAPE_KEYS):
         yield Problem((*path, "config"), "the sizes are given twice", hint="leave config or the sizes out")
+    if model.heads and model.hidden and model.head is None and model.hidden < model.heads:
+        yield Problem((*path, "hidden"), f"{model.hidden} values for {model.heads} heads", hint="head: 128")
     if model.heads and model.kv_heads and model.heads % model.kv_heads:
         yield Problem((*path, "kv_heads"), f"{model.heads} heads are no multiple of {model.kv_heads}")

@@ -132,7 +132,7 @@ class PipelineSpec(Spec):
         if self.engine_stage is None:
             if self.slo.p99 is None:
                 yield Problem(("slo", "p99"), "the target is missing", hint="p99: 300 ms")
-            for key in ("ttft_p99", "tpot_p99", "confidence"):
+            for key in ("ttft_p99", "tpot_p99"):
                 if getattr(self.slo, key) is not None:
                     yield Problem(("slo", key), "no stage is an engine", hint="leave it out, or stages.NAME.engine")
             return

@@ -73,7 +73,7 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
         if solution.config is None:
             return build_no_engine_report(problem, solution)
         config = solution.config
-    live = replace(problem, requests=build_replay_requests(spec, problem, trace, run))
+    live = replace(problem, requests=build_replay_requests(spec, problem, config, trace, run))
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
     calibrated = None
     if spec.tuner.policy != "fixed":

@@ -102,7 +102,7 @@ class TokenEnvelope:
 def build_token_envelope(requests: EngineRequests, replicas: int, longest_s: float) -> TokenEnvelope:
     """Return the envelope of a trace, over windows from a second to the time that an engine takes to start."""
     doublings = max(1, math.ceil(math.log2(max(longest_s, 2 * SHORTEST_WINDOW_S) / SHORTEST_WINDOW_S)))
-    windows_s = SHORTEST_WINDOW_S * 2.0 ** np.arange(doublings + 1)
+    windows_s = np.array([SHORTEST_WINDOW_S * 2.0**index for index in range(doublings + 1)], dtype=np.float64)
     total = requests.input_tokens + requests.output_tokens
     return TokenEnvelope(
         windows_s=windows_s,

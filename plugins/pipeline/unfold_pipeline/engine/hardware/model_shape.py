@@ -85,10 +85,14 @@ def read_model_config(path: Path) -> ModelShape:
     if other is not None:
         raise user_error(f"the model's attention is not grouped-query attention ({other})", file=str(path))
     sizes = {name: _size(config, keys, path) for name, keys in CONFIG_KEYS.items()}
+    head = _count(config, "head_dim") or sizes["hidden"] // sizes["heads"]
+    if not head:
+        message = f"the model has {sizes['hidden']} values for {sizes['heads']} heads"
+        raise user_error(message, file=str(path), key="head_dim")
     return ModelShape(
         **sizes,
         kv_heads=_count(config, "num_key_value_heads") or sizes["heads"],
-        head=_count(config, "head_dim") or sizes["hidden"] // sizes["heads"],
+        head=head,
         is_tied=config.get("tie_word_embeddings") is True,
     )
 

@@ -224,6 +224,8 @@ def _build_run(
     if (first_s <= 0).any() or (last_s < first_s).any() or last_s.max() > MAX_SPAN_S or np.ptp(starts) > MAX_SPAN_S:
         message = "the times are of several clocks: a first token lies before its request, or weeks after it"
         raise user_error(message, file=str(path), hint="times of the client alone, in seconds")
+    if (outputs > 1).any() and not (last_s > first_s).any():
+        raise user_error("no time passes between tokens", file=str(path), hint="a streamed response")
     order = np.argsort(starts, kind="stable")
     run = BenchmarkRun(
         path=path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -103,11 +104,14 @@ def _minimize_both(
         scale = float(np.clip(math.exp(values[0]), *SCALES))
         return replace(times, scale=scale, overhead=max(0.0, float(values[1])) * step_s)
 
-    result = optimize.minimize(
+    simplex = np.array([[0.0, 0.05], [0.2, 0.05], [0.0, 0.3]])
+    options: Any = {"maxfev": 120, "xatol": 1e-3, "fatol": 1e-5, "initial_simplex": simplex}
+    minimize: Any = optimize.minimize
+    result = minimize(
         lambda point: _error(runs, decode(point), limits, front_s),
         np.array([0.0, 0.05]),
         method="Nelder-Mead",
-        options={"maxfev": 120, "xatol": 1e-3, "fatol": 1e-5, "initial_simplex": [[0, 0.05], [0.2, 0.05], [0, 0.3]]},
+        options=options,
     )
     return decode(result.x), float(result.fun)
 
