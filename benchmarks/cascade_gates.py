@@ -20,8 +20,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import fit_chain, score_chain, search_conditional
 from unfold_cascade.gates.chains import Chain, ChainFront, Order, list_chains, search_all_chains, select_chain_tables
-from unfold_cascade.gates.evaluate import evaluate_cuts
-from unfold_cascade.gates.exact import compute_bin_edges, search_exact_front
+from unfold_cascade.gates.exact import compute_bin_edges, evaluate_cuts, search_exact_front
 from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 
 ORDERS: tuple[Order, ...] = ("sorted", "all")

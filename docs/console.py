@@ -114,7 +114,9 @@ def check(path: Path) -> list[str]:
     """Run one page in a folder of its own that holds the shipped ``configs``."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "configs", Path(folder) / "configs")
-        return list(run(on_free_ports(path.read_text("utf-8")), Path(folder), surroundings(os.environ)))
+        # the attempts of a page are counted from 1
+        records = {"XDG_STATE_HOME": f"{folder}/.state"}
+        return list(run(on_free_ports(path.read_text("utf-8")), Path(folder), surroundings({**os.environ, **records})))
 
 
 def on_free_ports(page: str) -> str:

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
 
     plan: Mapping[str, Any]
     cache: str
+    state: str
     replay: str
     baseline_plan: Mapping[str, Any]
 
@@ -48,7 +49,8 @@ class Run:
         progress: Receives progress.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
-            has them: ``replay`` is the path of a trace, and ``baseline_plan`` the plan to compare with.
+            has them: ``replay`` is the path of a trace, and ``baseline_plan`` the plan to compare with. ``state``
+            is the user's folder of records that outlive runs.
         allow_code: Whether the spec may name code.
     """
 

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_dataset
+from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.models.zoo import BASELINE, ModelOptions, StageOptions, ZooOptions, name_candidate
+from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import CostOptions, DriftRule, GateOptions, Goal, Problem, RecordedModel
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.cells import label_text
@@ -21,6 +23,8 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
+MIN_SAVING = 1.05
+"""The saving that a cascade must have beside a loss, unless the spec says otherwise."""
 MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 
@@ -93,10 +97,20 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         is_scored=spec.scored,
         label_groups=None if groups is None else {name: tuple(map(label_text, ls)) for name, ls in groups.items()},
         features=features,
-        split=spec.data.split,
+        split=resolve_split(spec.data.split, run),
         seed=run.seed,
+        recorded=_list_recorded_columns(spec),
+        groups_copies=getattr(spec.data, "duplicates", None) != "keep",
+        trusted=getattr(spec.data, "trusted", None) or (),
         identity=(dump(spec.data), _dump_targets(spec), {name: list(columns) for name, columns in features.items()}),
     )
+
+
+def _list_recorded_columns(spec: CascadeSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the columns of recorded models: those with numbers, and those with predictions."""
+    recorded = [model.recorded for model in spec.stages[0].models if model.recorded is not None]
+    numbers = [column for each in recorded for column in (each.confidence, each.score, each.price) if column]
+    return tuple(numbers), tuple(each.prediction for each in recorded if each.prediction)
 
 
 def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
@@ -104,6 +118,8 @@ def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
     data = spec.data
     if data.source == "sklearn":
         return TableSource(bundled=data.dataset)
+    if data.source == "endpoints":
+        raise user_error("a log of calls is read by the plan of language models only", key="data.source")
     return TableSource(
         path=data.path,
         locate=partial(run.path, data.path, key="data.path"),
@@ -124,13 +140,18 @@ def build_recorded_models(spec: CascadeSpec) -> tuple[RecordedModel, ...]:
             score=model.recorded.score or "",
             correct_from=MIN_CORRECT_SCORE if model.recorded.right_from is None else model.recorded.right_from,
             confidence=model.recorded.confidence,
-            price=model.price or 0.0,
+            price=fixed_price(model),
             price_column=model.recorded.price,
             identity=dump(model),
         )
         for m, model in enumerate(models)
         if model.recorded is not None
     )
+
+
+def fixed_price(model: ModelSpec) -> float:
+    """Return the price of one call in the unit of the costs; token prices belong to language models."""
+    return model.price if isinstance(model.price, float) else 0.0
 
 
 def _build_zoo_options(spec: CascadeSpec, run: Run) -> ZooOptions:
@@ -159,7 +180,7 @@ def _build_stage(stage: Stage, s: int, run: Run, *, is_recorded: bool) -> StageO
 def _build_model(model: ModelSpec, key: str, run: Run) -> ModelOptions:
     is_baseline = model.estimator == BASELINE
     recipe = Recipe(BASELINE, {}) if is_baseline else resolve_recipe(model, run, key=key)
-    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=model.price or 0.0)
+    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=fixed_price(model))
 
 
 def _build_candidate(spec: CascadeSpec, candidate: Candidate, c: int, run: Run) -> ModelOptions:
@@ -189,7 +210,9 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss=goal.max_loss,
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
-        confidence=goal.confidence,
+        min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
+        confidence=split_confidence(goal.confidence, goal.attempts or 1),
+        attempts=goal.attempts or 1,
         errors=goal.errors,
         document=goal.model_dump(mode="json", exclude_none=True),
     )

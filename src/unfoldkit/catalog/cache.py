@@ -41,6 +41,11 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfoldkit"
 
 
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of records that outlive runs, in the XDG state folder of the user."""
+    return Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "unfoldkit"
+
+
 def load_cached_book(folder: Path, region: str) -> PriceBook | None:
     """Load the cached book of a region; ``None`` if none was stored."""
     path = cache_file(folder, region)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import list_chains, search_all_chains, search_chains, select_chain_tables
-from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.exact import evaluate_cuts
 from unfold_cascade.gates.reference import list_points, select_non_dominated
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]

@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.evaluate import compute_outcomes, evaluate_cuts, route_rows
-from unfold_cascade.gates.exact import compute_bin_edges, search_exact_front
+from unfold_cascade.gates.exact import (
+    compute_bin_edges,
+    compute_outcomes,
+    evaluate_cuts,
+    route_rows,
+    search_exact_front,
+)
 from unfold_cascade.gates.pareto import Front
 from unfold_cascade.gates.reference import list_points, run_cascade, select_non_dominated
 

@@ -10,10 +10,8 @@ from scipy.optimize import check_grad
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import search_chains
-from unfold_cascade.gates.evaluate import evaluate_cuts
-from unfold_cascade.gates.exact import search_exact_front
-from unfold_cascade.gates.induction import find_best_interval, induce_gates
-from unfold_cascade.gates.soft import expected_value, learn_cuts, learn_gates
+from unfold_cascade.gates.exact import evaluate_cuts, search_exact_front
+from unfold_cascade.gates.soft import expected_value, find_best_interval, induce_gates, learn_cuts, learn_gates
 
 SEEDS = range(12)
 

@@ -33,9 +33,9 @@ HEAD = "prompt,small,small_p,small|total_cost,large,large_p,large|total_cost"
 
 
 def _table(seed: int = 3) -> list[list[Any]]:
-    """Return 400 prompts, long ones dear for both models; the small one is right as often as it is sure."""
+    """Return 1,200 prompts, long ones dear for both models; the small one is right as often as it is sure."""
     rng, rows = np.random.default_rng(seed), []
-    for number in range(400):
+    for number in range(1200):
         sure, tokens = rng.uniform(0.3, 1), rng.lognormal(5, 1)
         small, large = float(rng.random() < sure), float(rng.random() < 0.9)
         rows.append([f"q{number}", small, sure, 1e-6 * tokens, large, 0.9, 2e-5 * tokens])

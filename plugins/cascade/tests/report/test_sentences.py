@@ -13,18 +13,23 @@ from unfold_cascade.report import sentences
 SAMPLES: dict[str, list[str]] = {
     "count_of": [sentences.count_of(1, "cascade"), sentences.count_of(1024, "cascade")],
     "loss": [sentences.loss(-0.01), sentences.loss(1.26)],
-    "short_saving": [sentences.short_saving(None), sentences.short_saving(3.52)],
+    "short_saving": [sentences.short_saving(ratio) for ratio in (None, 3.52, 1.04, 0.997, 0.95)],
     "headline": [
         sentences.headline(8.04, 100.0, "FLOPs", 0.2, "runs/digits"),
         sentences.headline(None, 6.0, "$", 0.5, "runs/own"),
+        sentences.headline(0.997, 6.0, "$", 0.5, "runs/own"),
     ],
     "baseline_is_better": [sentences.baseline_is_better("svc-1", 0.951, 3.0, "$")],
     "over_budget": [sentences.over_budget(0.5, "$", 1.2)],
-    "no_cheaper_cascade": [sentences.no_cheaper_cascade("svc-1")],
+    "use_baseline": [sentences.use_baseline("svc-1", sentences.no_saving(1.05))],
+    "no_saving": [sentences.no_saving(1.05), sentences.no_saving(None)],
+    "uncertain_saving": [sentences.uncertain_saving(449, None, 1.05, 0.95)],
+    "certified_costs": [sentences.certified_costs(1.05, None, "$"), sentences.certified_costs(1.05, 6.0, "$")],
+    "saving_bound": [sentences.saving_bound(ratio, bound, 0.95, 450) for ratio, bound in ((2.1, 1.9), (1.0, 0.93))],
     "not_certified": [sentences.not_certified("1 points", "max_loss: 2.3%")],
     "allowed_losses": [sentences.allowed_losses(0.01, {"ill": 0.05})],
     "relaxations": [sentences.relaxations([[("", 0.02)], [("", 0.01), ("ill", 0.06)]])],
-    "units": [sentences.units(None), sentences.units("patient")],
+    "units": [sentences.units(None), sentences.units("patient"), sentences.units("copies")],
     "certificate": [
         sentences.certificate(
             baseline="svc-1",
@@ -36,8 +41,12 @@ SAMPLES: dict[str, list[str]] = {
             method="betting",
             test_loss_points=0.2,
             has_rejections=has_rejections,
+            costs=costs,
         )
-        for column, of_labels, has_rejections in ((None, {}, False), ("patient", {"ill": 0.05}, True))
+        for column, of_labels, has_rejections, costs in (
+            (None, {}, False, "saving ≥ 1.05x"),
+            ("patient", {"ill": 0.05}, True, ""),
+        )
     ],
     "vacuous_certificate": [sentences.vacuous_certificate("svc-1", None, 30, 0.95, 1.2)],
     "no_certificate": [sentences.no_certificate("no cascade is cheaper")],
@@ -55,6 +64,13 @@ SAMPLES: dict[str, list[str]] = {
         sentences.error_costs({"sick": {"healthy": 20.0}, "other": 5.0}),
     ],
     "split": [sentences.split(898, 449, 450, is_recorded=False), sentences.split(898, 449, 450, is_recorded=True)],
+    "attempt": [sentences.attempt(1, 0.95, 1), sentences.attempt(3, 0.85, 1), sentences.attempt(3, 0.9925, 20)],
+    "percent": [sentences.percent(0.95), sentences.percent(0.9975)],
+    "copied_rows": [
+        sentences.copied_rows(840, 0, "own.csv", are_grouped=True),
+        sentences.copied_rows(1, 12, "own.csv", are_grouped=False),
+    ],
+    "leaked_label": [sentences.leaked_label(["a"]), sentences.leaked_label(["a", "b", "c", "d"])],
     "unlabelled_rows": [sentences.unlabelled_rows(1, "own.csv"), sentences.unlabelled_rows(6, "own.csv")],
     "models_measured": [sentences.models_measured(5, 256)],
     "served_policy": [
@@ -68,6 +84,17 @@ SAMPLES: dict[str, list[str]] = {
 }
 PRIVATE = re.compile(r"\b(told|tells?|whose?|whom|nobody|asked|sure|dear(er|est)?|monolith|luck|worth|stakes)\b")
 MAX_WORDS = 25
+
+
+def test_a_ratio_below_one_never_reads_as_no_change() -> None:
+    """A cascade which costs more is not rounded into one which costs the same."""
+    assert [sentences.short_saving(ratio) for ratio in (0.9999, 0.96, 1.0, 1.04)] == [
+        "0.99x",
+        "0.96x",
+        "1.00x",
+        "1.04x",
+    ]
+    assert sentences.headline(0.9999, 6.0, "$", 0.5, "runs/own").startswith("costs 1 % more than the baseline")
 
 
 def test_every_sentence_has_a_sample() -> None:

@@ -8,21 +8,23 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
+from unfold_cascade.data.splits import SplitRule, UnitTable, list_sites, split_units
 from unfold_cascade.data.table import (
     Frame,
     Rows,
-    SplitShares,
     TableSource,
     build_matrix,
     load_frame,
+    most_common_labels,
     resolve_columns,
-    split_clusters,
-    split_rows,
+    select_cluster_rows,
 )
 from unfold_cascade.schema import cells
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
@@ -30,6 +32,8 @@ from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
 DATASET_FILE = "cases.npz"
+READER_VERSION = 2
+"""Increase it when tables are read or split in another way, so that stored data sets are read again."""
 MIN_CASES_PER_LABEL = 8
 MIN_FOLDS = 2
 MIN_CLUSTERS = 10
@@ -44,7 +48,9 @@ class DatasetOptions:
     """What defines a data set: the table, the label column, groups of labels, feature groups, split and seed.
 
     ``label_groups`` are the labels of each group that the first stage decides, or ``None`` for one stage. ``features``
-    are patterns of columns by feature group. ``identity`` is plain data that fingerprints the data set.
+    are patterns of columns by feature group. ``recorded`` are the columns of recorded models: numbers, and words.
+    ``groups_copies`` keeps rows that repeat others in one part of the split; ``trusted`` columns may predict the label
+    on their own. ``identity`` is plain data that fingerprints the data set.
     """
 
     source: TableSource
@@ -54,9 +60,12 @@ class DatasetOptions:
     is_scored: bool
     label_groups: Mapping[str, tuple[str, ...]] | None
     features: Mapping[str, tuple[str, ...]]
-    split: SplitShares
+    split: SplitRule
     seed: int
     identity: tuple[Any, ...]
+    recorded: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    groups_copies: bool = True
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,10 @@ class Dataset:
         order: all columns, in the order of the feature matrix.
         digest: hash of the table.
         source: name of the table.
-        clusters: (n,) numbers from 0, shared by rows of one ``data.group``; ``None`` for independent rows.
+        clusters: (n,) numbers from 0, shared by rows of one ``data.group`` and by copies; ``None`` if there are none.
+        identical: rows that repeat an earlier one.
+        near: further rows that repeat one, but for one column or for tiny differences.
+        leaks: columns that predict the label on their own.
     """
 
     rows: Rows
@@ -83,6 +95,14 @@ class Dataset:
     source: str
     unlabelled: int = 0
     clusters: IntArray | None = None
+    identical: int = 0
+    near: int = 0
+    leaks: tuple[str, ...] = ()
+
+    @property
+    def copies(self) -> int:
+        """The number of rows that repeat another one."""
+        return self.identical + self.near
 
     def column_numbers(self, groups: Sequence[str] | None) -> IntArray:
         """Number the columns of the named feature groups; of all groups if ``None``."""
@@ -118,17 +138,29 @@ def load_stored_dataset(directory: RunDir) -> Dataset:
 
 def dataset_fingerprint(options: DatasetOptions) -> str:
     """Compute the fingerprint of everything that defines the data set, its table included."""
-    return fingerprint(*options.identity, options.seed, source_digest(options.source))
+    split_file = options.split.locate
+    # added only where there is one, so that stored data sets keep their fingerprints
+    extra = [] if split_file is None else [hash_file(split_file(), options.split.path, "data.split.file")]
+    return fingerprint(*options.identity, options.seed, source_digest(options.source), READER_VERSION, *extra)
 
 
 def source_digest(source: TableSource) -> str:
     """Identify the version of a table without parsing it."""
     if source.locate is None:
         return importlib.metadata.version("scikit-learn")
+    return hash_file(source.locate(), source.path, "data.path")
+
+
+def hash_file(file: Path, written: str, key: str) -> str:
+    """Hash a file; ``written`` is its name in the spec.
+
+    Raises:
+        UnfoldError: it cannot be read.
+    """
     try:
-        return hashlib.sha256(read_bytes(source.locate())).hexdigest()
+        return hashlib.sha256(read_bytes(file)).hexdigest()
     except OSError as error:
-        raise user_error(f"cannot read: {error.strerror}", file=source.path, key="data.path") from error
+        raise user_error(f"cannot read: {error.strerror}", file=written, key=key) from error
 
 
 def read_labels(options: DatasetOptions, frame: Frame) -> np.ndarray:
@@ -188,15 +220,57 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     if not options.is_scored:
         # recorded models are not fitted, so their labels may be arbitrarily rare
         _check_labels(text, names, column, min_cases=1 if options.is_recorded else MIN_CASES_PER_LABEL)
-    clusters = _select_clusters(read_clusters(options.source.group, frame), is_labelled)
-    rows = _split(options, text, clusters)
-    if not options.is_recorded:
-        _check_training_part(labels, rows.train, names, column, clusters)
     columns = {} if options.is_recorded else _resolve_feature_columns(options, frame)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
+    copies = _find_copies(options, frame, order, is_labelled)
+    clusters = _select_clusters(read_clusters(options.source.group, frame), is_labelled)
+    if copies is not None and options.groups_copies:
+        clusters = copies.unit if clusters is None else join_groups(clusters, copies.unit)
+    rows = _split(options, text, clusters, _build_units(options, frame, is_labelled, clusters))
+    if not options.is_recorded:
+        _check_training_part(labels, rows.train, names, column, clusters, is_random=options.split.kind == "random")
     words = tuple(map(str, names))
     number_label_groups(options.label_groups, words)
-    return Dataset(rows, labels.astype(np.int64), words, columns, order, frame.digest, frame.name, unlabelled, clusters)
+    return Dataset(
+        rows,
+        labels.astype(np.int64),
+        words,
+        columns,
+        order,
+        frame.digest,
+        frame.name,
+        unlabelled,
+        clusters,
+        copies.identical if copies else 0,
+        copies.near if copies else 0,
+        _find_leaks(options, frame, order, labels, is_labelled),
+    )
+
+
+def _find_copies(options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray) -> Copies | None:
+    """Find copies among the selected rows: by their features, or by what recorded models returned for them."""
+    if not options.is_recorded:
+        return find_copies(build_matrix(frame, order, key="features")[selected]) if order else None
+    numbers, words = options.recorded
+    present = [[name for name in dict.fromkeys(names) if name in frame.columns] for names in (numbers, words)]
+    if not present[0]:
+        return None
+    values = np.column_stack([frame.numbers_or_flags(name, key="data.path") for name in present[0]])
+    texts = [frame.text(name, key="data.path")[selected] for name in present[1]]
+    labels = [] if options.is_scored else [read_labels(options, frame)[selected]]
+    return find_copies(values[selected], [*texts, *labels])
+
+
+def _find_leaks(
+    options: DatasetOptions, frame: Frame, order: Sequence[str], labels: IntArray, selected: BoolArray
+) -> tuple[str, ...]:
+    """Find the feature columns that predict the label on their own, except for trusted ones."""
+    if options.is_recorded:
+        return ()
+    columns = {
+        name: frame.numbers_or_flags(name, key="features")[selected] for name in order if name not in options.trusted
+    }
+    return find_label_columns(columns, labels)
 
 
 def read_clusters(column: str, frame: Frame) -> IntArray | None:
@@ -220,25 +294,57 @@ def _select_clusters(clusters: IntArray | None, selected: BoolArray) -> IntArray
     return None if clusters is None else np.unique(clusters[selected], return_inverse=True)[1].astype(np.int64)
 
 
-def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None) -> Rows:
-    """Split the cases, clusters as a whole.
+def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None, units: UnitTable) -> Rows:
+    """Split the cases by whole units; random parts are stratified by the most common label of a unit.
 
     Raises:
-        UnfoldError: there are too few clusters for three parts.
+        UnfoldError: there are too few clusters for three parts, or the table is not as the split needs it.
     """
     if clusters is None:
-        return split_rows(text, options.split, options.seed)
-    count = int(clusters.max()) + 1
+        return split_units(options.split, text, units, options.seed)
+    count = len(units.names)
     if count < MIN_CLUSTERS:
-        message = f'the column "{options.source.group}" has {count} groups; at least {MIN_CLUSTERS} are needed'
+        source = f'the column "{options.source.group}" has' if options.source.group else "the rows are copies of"
+        what = "groups" if options.source.group else "distinct rows"
+        message = f"{source} {count} {what}; at least {MIN_CLUSTERS} are needed"
         raise user_error(message, key="data.group", hint="rows are split and certified by whole groups")
-    return split_clusters(text, clusters, options.split, options.seed)
+    strata = most_common_labels(text, clusters)
+    return select_cluster_rows(clusters, split_units(options.split, strata, units, options.seed))
+
+
+def list_dataset_sites(options: DatasetOptions, dataset: Dataset) -> tuple[str, ...]:
+    """List the sites that ``data.split`` leaves out in turn.
+
+    Raises:
+        UnfoldError: the column is missing, or a site is too small.
+    """
+    frame = load_frame(options.source)
+    units = _build_units(options, frame, is_case(options, frame), dataset.clusters)
+    return list_sites(options.split.column, units)[1]
+
+
+def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, clusters: IntArray | None) -> UnitTable:
+    """Describe what is split as a whole: the labelled rows, or their clusters."""
+    numbers = np.flatnonzero(is_labelled) + 1
+    unit = np.arange(len(numbers)) if clusters is None else clusters
+    # without a group column, a unit is named by its first row
+    words = frame.text(options.source.group, key="data.group")[is_labelled] if options.source.group else numbers
+    names = list(map(str, words[np.unique(unit, return_index=True)[1]].tolist()))
+
+    def read(column: str) -> np.ndarray:
+        frame.text(column, key="data.split")
+        return np.asarray(frame.columns[column])[is_labelled]
+
+    noun = "row" if clusters is None else "group"
+    return UnitTable(unit=unit, names=names, read=read, noun=noun, table=frame.name, key=options.source.group)
 
 
 def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str, tuple[str, ...]]:
     """Resolve the columns of each feature group and check that they hold numbers."""
     source = options.source
-    columns = resolve_columns(frame, options.features, options.label_column, source.categories, source.group)
+    # without feature groups all other columns are features, but neither the site nor the time of a split
+    unused = "" if options.features else options.split.column
+    columns = resolve_columns(frame, options.features, options.label_column, source.categories, (source.group, unused))
     for column in dict.fromkeys(name for group in columns.values() for name in group):
         # an indicator of a category is numeric by construction
         if column in frame.columns:
@@ -276,7 +382,13 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
 
 
 def _check_training_part(
-    labels: IntArray, train: IntArray, names: np.ndarray, column: str, clusters: IntArray | None
+    labels: IntArray,
+    train: IntArray,
+    names: np.ndarray,
+    column: str,
+    clusters: IntArray | None,
+    *,
+    is_random: bool,
 ) -> None:
     """Raise when a label is too rare in the training part for out-of-fold predictions."""
     if clusters is not None:
@@ -290,8 +402,8 @@ def _check_training_part(
         raise user_error(
             f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
             f"each needs at least {MIN_FOLDS} there",
-            key="data.split.train",
-            hint=f"train: {enough}% puts {MIN_FOLDS} there; or add cases of this label",
+            key="data.split.train" if is_random else "data.split",
+            hint=(f"train: {enough}% puts {MIN_FOLDS} there; or " if is_random else "") + "add cases of this label",
         )
 
 
@@ -313,6 +425,9 @@ def _pack(dataset: Dataset) -> bytes:
         "digest": dataset.digest,
         "source": dataset.source,
         "unlabelled": dataset.unlabelled,
+        "identical": dataset.identical,
+        "near": dataset.near,
+        "leaks": dataset.leaks,
     }
     arrays = {"train": dataset.rows.train, "calibrate": dataset.rows.calibrate, "test": dataset.rows.test}
     if dataset.clusters is not None:
@@ -336,4 +451,7 @@ def _unpack(data: bytes) -> Dataset:
         facts["source"],
         facts.get("unlabelled", 0),
         stored.get("clusters"),
+        facts.get("identical", 0),
+        facts.get("near", 0),
+        tuple(facts.get("leaks", ())),
     )

@@ -75,7 +75,7 @@ def check_new_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Report
         baseline_answer=candidates.answer[:, candidates.models.index(loaded.baseline.name)],
         before=np.concatenate([dataset.rows.calibrate, dataset.rows.test]),
         now=len(dataset.labels) + np.arange(len(frame)),
-        clusters=_join_clusters(dataset.clusters, read_clusters(source.group, frame)),
+        clusters=_join_clusters(dataset.clusters, read_clusters(source.group, frame), len(frame)),
     )
     changes = list_changes(case, problem.drift, run.seed)
     subtitle = (f"{len(frame):,} new cases",)
@@ -99,9 +99,11 @@ def list_changes(case: DriftCase, rule: DriftRule, seed: int) -> list[Change]:
     return changes
 
 
-def _join_clusters(before: IntArray | None, now: IntArray | None) -> IntArray | None:
-    """Join the clusters of both tables; a cluster that occurs in both counts as two."""
-    return None if before is None or now is None else np.concatenate([before, int(before.max()) + 1 + now])
+def _join_clusters(before: IntArray | None, now: IntArray | None, rows: int) -> IntArray | None:
+    """Join the clusters of both tables; a cluster that occurs in both counts as two. New rows may have none."""
+    if before is None:
+        return None
+    return np.concatenate([before, int(before.max()) + 1 + (np.arange(rows) if now is None else now)])
 
 
 def _extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:

@@ -18,6 +18,8 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 
 Method = Literal["binomial", "betting", "hoeffding-bentkus"]
+MIXTURE = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
+"""Wagers of the mixture, as shares of the largest possible one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,28 @@ def betting_p_value(d: FloatArray, epsilon: float, wager: float) -> float:
     if not 0.0 <= wager <= 1.0 / (1.0 - epsilon):
         raise ValueError(f"wager must be from 0 to 1 / (1 - epsilon), not {wager}")
     return math.exp(min(0.0, -_log_wealth(_check_differences(d), epsilon, wager)))
+
+
+def mean_log_wealth(d: FloatArray, epsilon: float, wager: float) -> float:
+    """Compute the growth of a wager's wealth per case, the power of the betting test on such cases."""
+    return _log_wealth(_check_differences(d), epsilon, wager) / d.size
+
+
+def mixture_p_value(d: FloatArray, epsilon: float) -> float:
+    """Compute the p-value of a betting test whose wealth is the mean over a fixed grid of wagers.
+
+    It needs no tuning split, so it also tests what tuning rows did not suggest: that a promise is broken.
+
+    Args:
+        d: (n,) differences in [-1, 1].
+        epsilon: Allowed loss, in (-1, 1).
+    """
+    wagers = np.array(MIXTURE) / (1.0 - epsilon)
+    logs = np.array([_log_wealth(_check_differences(d), epsilon, float(wager)) for wager in wagers])
+    highest = float(logs.max())
+    if highest == -math.inf:
+        return 1.0
+    return math.exp(min(0.0, math.log(len(wagers)) - highest - math.log(float(np.exp(logs - highest).sum()))))
 
 
 def hoeffding_bentkus_p_value(d: FloatArray, epsilon: float) -> float:

@@ -12,7 +12,6 @@ from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
 
 GRID = 1000
-MAX_LOSS = (GRID - 1) / GRID
 Relaxation = tuple[tuple[str, float], ...]
 """Losses, by label (empty: of all cases), that must be allowed together."""
 
@@ -22,11 +21,12 @@ class Guarantee:
     """A bound on the loss against the baseline, and what it is tested on.
 
     Attributes:
-        label: the label that it covers, empty for all cases.
+        label: the label that it covers, empty for all cases; for a guarantee on the cost, its name.
         allowed: the loss that is allowed.
         tune: (m, n) paired differences of m points on tuning units, as shares of the ``largest`` loss of a case.
         certify: the same on certifying units.
         largest: the largest loss of a case, so that differences are in [-1, 1].
+        is_cost: whether it bounds the cost, which no relaxation touches.
     """
 
     label: str
@@ -34,6 +34,7 @@ class Guarantee:
     tune: FloatArray
     certify: FloatArray
     largest: float = 1.0
+    is_cost: bool = False
 
     @property
     def epsilon(self) -> float:
@@ -55,13 +56,42 @@ def certify_points(cost: FloatArray, guarantees: Sequence[Guarantee], delta: flo
 
     Args:
         cost: (m,) costs of the points.
-        guarantees: at least one.
+        guarantees: at least one on a loss; others may bound the cost.
         delta: chance of a false certificate.
     """
-    rules = [[certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune] for each in guarantees]
-    tuning = np.array([_max_p_value(guarantees, rules, point, certify=False) for point in range(len(cost))])
-    order = np.lexsort((-cost, tuning)).tolist()
-    p_values = (_max_p_value(guarantees, rules, point, certify=True) for point in order)
+    return _certify_losses(cost, _losses_of(guarantees), compute_cost_tests(guarantees, len(cost)), delta)
+
+
+@dataclass(frozen=True, slots=True)
+class CostTests:
+    """The (m,) largest p-values of the guarantees on the cost: on tuning units, and on certifying units."""
+
+    tune: FloatArray
+    certify: FloatArray
+
+
+def compute_cost_tests(guarantees: Sequence[Guarantee], points: int) -> CostTests:
+    """Test the guarantees on the cost of some points; p-values are 0 where there is no such guarantee."""
+    tune, certify = np.zeros(points), np.zeros(points)
+    for each in (guarantee for guarantee in guarantees if guarantee.is_cost):
+        rules = [certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune]
+        for part, rows in ((tune, each.tune), (certify, each.certify)):
+            p_values = [certificate.p_value(d, each.epsilon, rule) for d, rule in zip(rows, rules, strict=True)]
+            np.maximum(part, p_values, out=part)
+    return CostTests(tune, certify)
+
+
+def _losses_of(guarantees: Sequence[Guarantee]) -> list[Guarantee]:
+    return [guarantee for guarantee in guarantees if not guarantee.is_cost]
+
+
+def _certify_losses(
+    cost: FloatArray, losses: Sequence[Guarantee], tests: CostTests, delta: float
+) -> list[tuple[int, Rule]]:
+    rules = [[certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune] for each in losses]
+    tuning = [max(_max_p_value(losses, rules, point, certify=False), tests.tune[point]) for point in range(len(cost))]
+    order = np.lexsort((-cost, np.array(tuning))).tolist()
+    p_values = (max(_max_p_value(losses, rules, point, certify=True), tests.certify[point]) for point in order)
     return [(point, rules[0][point]) for point in order[: certificate.count_leading_passes(p_values, delta)]]
 
 
@@ -75,28 +105,33 @@ def _max_p_value(
 
 
 def find_relaxations(cost: FloatArray, guarantees: Sequence[Guarantee], delta: float) -> tuple[Relaxation, ...]:
-    """Find the minimal losses, in tenths of a point, that certify some point.
+    """Find the minimal losses, in tenths of a point, that certify some point; none if the cost stands in the way.
 
-    Each guarantee is relaxed alone; if none of these suffices, all are relaxed together.
+    Each guarantee on a loss is relaxed alone; if none of these suffices, all are relaxed together.
     """
-    single = [(each.label, _min_loss(cost, guarantees, (index,), delta)) for index, each in enumerate(guarantees)]
+    losses, tests = _losses_of(guarantees), compute_cost_tests(guarantees, len(cost))
+    single = [(each.label, _min_loss(cost, losses, tests, (index,), delta)) for index, each in enumerate(losses)]
     sufficient = tuple(((label, loss),) for label, loss in single if loss is not None)
     if sufficient:
         return sufficient
-    joint = _min_loss(cost, guarantees, range(len(guarantees)), delta) or MAX_LOSS
-    return (tuple((each.label, max(joint, each.allowed)) for each in guarantees),)
+    joint = _min_loss(cost, losses, tests, range(len(losses)), delta)
+    if joint is None:
+        return ()
+    return (tuple((each.label, max(joint, each.allowed)) for each in losses),)
 
 
-def _min_loss(cost: FloatArray, guarantees: Sequence[Guarantee], relaxed: Sequence[int], delta: float) -> float | None:
+def _min_loss(
+    cost: FloatArray, losses: Sequence[Guarantee], tests: CostTests, relaxed: Sequence[int], delta: float
+) -> float | None:
     """Find the minimal loss that certifies some point if the ``relaxed`` guarantees allow it; ``None`` if none does."""
-    low, high = int(min(guarantees[index].allowed for index in relaxed) * GRID), GRID - 1
+    low, high = int(min(losses[index].allowed for index in relaxed) * GRID), GRID - 1
 
     def is_certified(tenths: int) -> bool:
         wide = [
             replace(each, allowed=max(each.allowed, tenths / GRID)) if index in relaxed else each
-            for index, each in enumerate(guarantees)
+            for index, each in enumerate(losses)
         ]
-        return bool(certify_points(cost, wide, delta))
+        return bool(_certify_losses(cost, wide, tests, delta))
 
     if not is_certified(high):
         return None

@@ -11,14 +11,27 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.data.dataset import number_label_groups
+from unfold_cascade.data.leakage import is_oracle
 from unfold_cascade.gates import calibrated
 from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.compose import PolicyFront, search_policies
+from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.planner.policy import Policy, StagePolicy
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables
-from unfold_cascade.planner.select import Baseline, Selection, select_baseline, select_cascade, shortlist_points
+from unfold_cascade.planner.select import (
+    LEAKED,
+    Baseline,
+    Selection,
+    count_units,
+    price_as_served,
+    retest_selection,
+    select_baseline,
+    select_cascade,
+    select_none,
+    shortlist_points,
+)
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import decoding, parse_object
 
@@ -36,6 +49,7 @@ class Solution:
     front: PolicyFront
     baseline: Baseline
     selection: Selection
+    attempt: AttemptCount | None = None
 
     @property
     def policy(self) -> Policy | None:
@@ -44,23 +58,45 @@ class Solution:
 
 
 def solve(problem: Problem, run: Run) -> Solution:
-    """Fit the models that the run does not store, search the front on training rows, certify on calibration rows."""
+    """Fit the models that the run does not store, and search, certify and test on one part of the rows each."""
     tables = load_tables(problem, run)
-    dataset = problem.dataset
+    dataset, goal = problem.dataset, problem.goal
+    labels, names, rows = dataset.labels, dataset.names, dataset.rows
     # runs of earlier versions store every point
-    front = shortlist_points(_load_front(problem, tables, run))
-    baseline = select_baseline(tables, dataset.labels, dataset.rows.train)
-    selection = select_cascade(
-        tables,
-        front,
-        baseline,
-        dataset.labels,
-        dataset.rows.train,
-        dataset.rows.calibrate,
-        problem.goal,
-        dataset.names,
+    front = price_as_served(tables, shortlist_points(_load_front(problem, tables, run)), labels, rows.train)
+    baseline = select_baseline(tables, labels, rows.train)
+    if list_leaks(problem, tables):
+        selection = select_none(goal, count_units(tables, rows.calibrate), LEAKED)
+    else:
+        selection = select_cascade(tables, front, baseline, labels, rows.train, rows.calibrate, goal, names)
+        selection = retest_selection(tables, front, selection, baseline, labels, rows.train, rows.test, goal, names)
+    attempt = _record(problem, front, selection, run)
+    return Solution(problem, tables, front, baseline, selection, attempt)
+
+
+def _record(problem: Problem, front: PolicyFront, selection: Selection, run: Run) -> AttemptCount:
+    """Record the certificate, issued or refused, as an attempt on these data."""
+    policy = None if selection.point is None else front.policies[selection.point]
+    decision = None if policy is None else [_write_stage(stage) for stage in _stages_of(policy)]
+    key = identify_attempt(problem.identity, problem.data.seed, problem.dataset.digest, decision)
+    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.point is not None)
+    return record_attempt(attempt, problem.dataset.digest, problem.goal.attempts, run)
+
+
+def _stages_of(policy: Policy) -> list[StagePolicy]:
+    return [policy.first_stage, *(policy.second_stage[number] for number in sorted(policy.second_stage))]
+
+
+def list_leaks(problem: Problem, tables: ScoreTables) -> tuple[str, ...]:
+    """List the columns that have seen the label: features that predict it, and confidences that separate errors."""
+    if not problem.is_recorded:
+        return problem.dataset.leaks
+    table, labels = tables.first_stage, problem.dataset.labels
+    return tuple(
+        model.confidence
+        for m, model in enumerate(problem.recorded)
+        if model.confidence not in problem.data.trusted and is_oracle(table.score[:, m], table.answer[:, m] == labels)
     )
-    return Solution(problem, tables, front, baseline, selection)
 
 
 def load_tables(problem: Problem, run: Run) -> ScoreTables:

@@ -12,6 +12,8 @@ from unfold_cascade.gates.chains import Order
 from unfold_cascade.gates.soft import LearntGates
 from unfold_cascade.models.zoo import ZooOptions
 
+COPIES = "copies"
+"""The name of the clusters of rows that repeat one another."""
 MEASURED_LATENCY = "latency"
 """The kind of cost that is measured, so that figures differ from run to run."""
 
@@ -24,7 +26,9 @@ class Goal:
         max_loss: accuracy that may be lost against the baseline, in [0, 1).
         max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
         budget: mean cost of a case that may be spent, instead of ``max_loss``.
-        confidence: of the certificate, 1 - delta.
+        min_saving: how many times cheaper than the baseline a cascade must be; ``None`` requires no saving.
+        confidence: of one certificate, 1 - delta; where several ``attempts`` share an error rate, higher than written.
+        attempts: how many certificates on the same data hold together with the confidence that the spec names.
         errors: costs of errors, ``None`` where each costs 1.
         document: the goal as plain data, for the plan.
     """
@@ -32,7 +36,9 @@ class Goal:
     max_loss: float | None = None
     max_loss_of: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
+    min_saving: float | None = None
     confidence: float = 0.95
+    attempts: int = 1
     errors: ErrorWeights | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,8 +137,10 @@ class Problem:
 
     @property
     def cluster_column(self) -> str | None:
-        """The column of clusters, ``None`` for independent cases."""
-        return self.data.source.group or None
+        """The column of clusters, ``COPIES`` for copied rows without such a column, ``None`` for independent cases."""
+        if self.data.source.group:
+            return self.data.source.group
+        return None if self.dataset.clusters is None else COPIES
 
     @property
     def group_names(self) -> tuple[str, ...]:

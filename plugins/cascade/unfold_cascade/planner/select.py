@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
+from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.compose import PolicyFront
-from unfold_cascade.planner.guarantees import Guarantee, Relaxation, certify_points, find_relaxations
-from unfold_cascade.planner.policy import Policy, follow
+from unfold_cascade.planner.guarantees import (
+    Guarantee,
+    Relaxation,
+    certify_points,
+    compute_cost_tests,
+    find_relaxations,
+)
+from unfold_cascade.planner.policy import Outcome, Policy, follow
 from unfold_cascade.planner.problem import Goal
+from unfold_cascade.planner.saving import (
+    CostSample,
+    average_by_unit,
+    bound_saving,
+    budget_guarantee,
+    is_saving_refuted,
+    longest_path_costs,
+    saving_guarantee,
+)
 from unfold_cascade.planner.score_tables import ScoreTables, find_best_candidate
 from unfoldkit.api import did_you_mean, user_error
 
@@ -21,8 +38,17 @@ MAX_POINTS = 64
 WAGER_MARGIN = 0.01
 LABEL_LOSS_KEY = "goal.max_loss_of"
 NO_CHEAPER = "no cascade is cheaper"
+SAVING_UNCERTAIN = "the cases do not certify the saving"
 BASELINE_IS_BETTER = "the baseline is within the budget and more accurate"
+NO_ADVANTAGE = "the cases certify neither a saving nor a gain in accuracy"
 OVER_BUDGET = "every cascade exceeds the budget"
+BUDGET_UNCERTAIN = "the cases certify no cascade within the budget"
+LEAKED = "a column predicts the label on its own"
+REFUTED = "the cases held back for evaluation contradict it"
+BUDGET_MARGINS = (12.0, 6.0, 3.0, 1.5)
+"""Standard errors between the tuned cost of a candidate and the budget, from safe to bold."""
+ADVANTAGE_SAVING = 1.05
+"""The saving that counts as an advantage over a baseline that is within the budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,11 @@ class Baseline:
     answer: IntArray
     cost: float
     latency_us: float
+
+    def costs(self, tables: ScoreTables, rows: IntArray) -> FloatArray:
+        """Return the (n,) costs of some rows."""
+        prices = tables.candidates.call_prices
+        return np.full(len(rows), self.cost) if prices is None else prices[rows, self.index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +81,8 @@ class Selection:
         has_rejections: whether a cheaper point was tested and rejected.
         reason: why no cascade was selected, other than for the lack of a certificate.
         relaxations: minimal losses, any one of which would have to be allowed.
+        saving_bound: a lower bound of the saving on the test rows, which nothing before has read.
+        cost_bound: the same of the mean cost, an upper bound.
     """
 
     point: int | None
@@ -61,6 +94,8 @@ class Selection:
     has_rejections: bool = False
     reason: str = ""
     relaxations: tuple[Relaxation, ...] = ()
+    saving_bound: float | None = None
+    cost_bound: float | None = None
 
 
 def select_baseline(tables: ScoreTables, labels: IntArray, rows: IntArray) -> Baseline:
@@ -79,6 +114,19 @@ def shortlist_points(front: PolicyFront, limit: int = MAX_POINTS) -> PolicyFront
     return front.take(np.unique([int(np.abs(front.loss - loss).argmin()) for loss in targets]))
 
 
+def price_as_served(tables: ScoreTables, front: PolicyFront, labels: IntArray, rows: IntArray) -> PolicyFront:
+    """Price the cascades of a front as they would be served: with the curves that were fitted on all tuning rows.
+
+    The search scores each row by curves that have not seen it, so a cascade may cost and lose something else in
+    service. Points that another one then dominates are dropped.
+    """
+    outcomes = [follow(tables, policy, rows) for policy in front.policies]
+    loss = np.array([float(tables.error_costs.losses(each.answer, labels[rows]).mean()) for each in outcomes])
+    cost = np.array([float(each.cost.mean()) for each in outcomes])
+    served = PolicyFront(loss, cost, front.policies)
+    return served.take(find_pareto_points(loss, cost))
+
+
 def select_cascade(
     tables: ScoreTables,
     front: PolicyFront,
@@ -91,27 +139,74 @@ def select_cascade(
 ) -> Selection:
     """Select a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
-    If the baseline is within the budget and more accurate than any such cascade, no cascade is selected. The
-    certificate is fixed-sequence testing (Angelopoulos et al. 2021, Learn then Test) on ``certify``, rows that took no
-    part in the search. The order of the points and the test of each depend on ``tune`` only.
+    Costs are certified like losses: the saving ``goal.min_saving``, or the budget. If the baseline is within the
+    budget and more accurate than any such cascade, no cascade is selected. The certificate is fixed-sequence testing
+    (Angelopoulos et al. 2021, Learn then Test) on ``certify``, rows that took no part in the search. The order of
+    the points and the test of each depend on ``tune`` only.
 
     Args:
         tables: the score tables of all n rows.
-        front: the cascades.
+        front: the cascades, priced as served.
         baseline: the baseline model.
         labels: (n,) true labels.
         tune: the rows that the front was searched on.
         certify: rows of the certificate.
-        goal: the loss or the budget.
+        goal: the loss or the budget, and the saving.
         names: (C,) labels, for ``goal.max_loss_of``.
     """
+    parts = _Parts(tables, baseline, labels, tune, certify)
     if goal.budget is not None:
-        return _select_within_budget(tables, front, baseline, labels, tune, certify, goal, goal.budget)
-    points = np.flatnonzero(front.cost < baseline.cost)
+        return _select_within_budget(parts, front, goal, goal.budget)
+    points = np.flatnonzero(front.cost * (goal.min_saving or 1.0) <= baseline.cost)
+    points = points[front.cost[points] < baseline.cost]
     if not len(points):
-        return _select_none(goal, count_units(tables, certify), NO_CHEAPER)
-    guarantees = list(_list_guarantees(tables, front, points, baseline, labels, (tune, certify), goal, names))
+        return select_none(goal, count_units(tables, certify), NO_CHEAPER)
+    outcomes = [parts.follow(front.policies[point]) for point in points]
+    guarantees = list(_list_guarantees(parts, outcomes, goal, names))
+    if goal.min_saving is not None:
+        samples = [
+            parts.sample_costs(front.policies[point], each) for point, each in zip(points, outcomes, strict=True)
+        ]
+        guarantees.append(saving_guarantee(goal.min_saving, samples))
     return _select_within_loss(points, front.cost[points], guarantees, goal)
+
+
+def retest_selection(
+    tables: ScoreTables,
+    front: PolicyFront,
+    selection: Selection,
+    baseline: Baseline,
+    labels: IntArray,
+    tune: IntArray,
+    test: IntArray,
+    goal: Goal,
+    names: Sequence[str] = (),
+) -> Selection:
+    """Test the selected cascade once more on ``test``, rows that were used neither to fit nor to choose it.
+
+    These rows bound its saving and cost. If they show, with the confidence of the goal, that a promise is broken,
+    such as after a change over time, no cascade is selected.
+    """
+    if selection.point is None:
+        return selection
+    parts, policy, delta = (
+        _Parts(tables, baseline, labels, tune, test),
+        front.policies[selection.point],
+        1 - goal.confidence,
+    )
+    outcomes = parts.follow(policy)
+    before, fresh = parts.sample_costs(policy, outcomes)
+    losses = [] if goal.max_loss is None else list(_list_guarantees(parts, [outcomes], goal, names, is_retest=True))
+    is_refuted = any(certificate.mixture_p_value(-each.certify[0], -each.epsilon) <= delta for each in losses)
+    if goal.min_saving is not None:
+        is_refuted |= is_saving_refuted(fresh, goal.min_saving, delta)
+    if goal.budget is not None:
+        is_refuted |= is_saving_refuted(fresh.over(goal.budget), 1.0, delta)
+    if is_refuted:
+        return replace(select_none(goal, selection.units, REFUTED), has_rejections=True)
+    bound = bound_saving(before, fresh, goal.confidence)
+    reference = float(fresh.baseline.mean())
+    return replace(selection, saving_bound=bound, cost_bound=reference / bound if bound > 0 else None)
 
 
 def number_of_label(label: str, names: Sequence[str]) -> int:
@@ -139,13 +234,52 @@ def paired_differences(
     With clusters there is one column per cluster, the mean of its rows. ``error_costs`` replace those of the tables.
     """
     costs = tables.error_costs if error_costs is None else error_costs
-    policies = (front.policies[point] for point in points)
-    return np.array([_policy_differences(tables, policy, baseline, labels, rows, costs) for policy in policies])
+    answers = (follow(tables, front.policies[point], rows).answer for point in points)
+    return np.array([_differences(tables, answer, baseline, labels, rows, costs) for answer in answers])
 
 
 def count_units(tables: ScoreTables, rows: IntArray) -> int:
     """Count the independent draws among some rows: cases, or clusters of them."""
     return len(rows) if tables.clusters is None else len(np.unique(tables.clusters[rows]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The rows that a cascade is tuned on and those that it is tested on, with what is needed to compare it there."""
+
+    tables: ScoreTables
+    baseline: Baseline
+    labels: IntArray
+    tune: IntArray
+    fresh: IntArray
+
+    @property
+    def both(self) -> tuple[IntArray, IntArray]:
+        """Both parts of the rows."""
+        return self.tune, self.fresh
+
+    def follow(self, policy: Policy) -> tuple[Outcome, Outcome]:
+        """Send both parts through a cascade."""
+        return follow(self.tables, policy, self.tune), follow(self.tables, policy, self.fresh)
+
+    def sample_costs(self, policy: Policy, outcomes: tuple[Outcome, Outcome]) -> tuple[CostSample, CostSample]:
+        """Pair the costs of a cascade with those of the baseline, on both parts."""
+        first, second = (
+            CostSample(
+                average_by_unit(outcome.cost, self._clusters(rows)),
+                average_by_unit(self.baseline.costs(self.tables, rows), self._clusters(rows)),
+                average_by_unit(longest_path_costs(self.tables, policy, rows), self._clusters(rows)),
+            )
+            for outcome, rows in zip(outcomes, self.both, strict=True)
+        )
+        return first, second
+
+    def compare(self, answers: Sequence[IntArray], rows: IntArray, costs: ErrorCosts) -> FloatArray:
+        """Compute the (m, n) loss differences of m cascades with (n,) ``answers`` to ``rows``."""
+        return np.array([_differences(self.tables, each, self.baseline, self.labels, rows, costs) for each in answers])
+
+    def _clusters(self, rows: IntArray) -> IntArray | None:
+        return None if self.tables.clusters is None else self.tables.clusters[rows]
 
 
 def _select_within_loss(points: IntArray, cost: FloatArray, guarantees: Sequence[Guarantee], goal: Goal) -> Selection:
@@ -159,9 +293,10 @@ def _select_within_loss(points: IntArray, cost: FloatArray, guarantees: Sequence
             certified_loss=0.0,
             confidence=goal.confidence,
             units=guarantees[0].units,
-            min_certifiable_loss=dict(relaxations[0]).get("", max_loss),
+            min_certifiable_loss=dict(relaxations[0]).get("", max_loss) if relaxations else 1.0,
             method="none",
             has_rejections=True,
+            reason="" if relaxations else SAVING_UNCERTAIN,
             relaxations=relaxations,
         )
     # all certified points hold together, so the cheapest of them may be selected
@@ -178,53 +313,70 @@ def _select_within_loss(points: IntArray, cost: FloatArray, guarantees: Sequence
 
 
 def _list_guarantees(
-    tables: ScoreTables,
-    front: PolicyFront,
-    points: IntArray,
-    baseline: Baseline,
-    labels: IntArray,
-    parts: tuple[IntArray, IntArray],
+    parts: _Parts,
+    outcomes: Sequence[tuple[Outcome, Outcome]],
     goal: Goal,
     names: Sequence[str],
+    *,
+    is_retest: bool = False,
 ) -> Iterator[Guarantee]:
-    """Yield the guarantees of a goal: over all cases, and over the cases of some labels. ``parts``: tune, certify."""
-    tune, certify = (paired_differences(tables, front, points, baseline, labels, rows) for rows in parts)
-    yield Guarantee("", goal.max_loss or 0.0, tune, certify, tables.error_costs.maximum)
+    """Yield the guarantees of a goal for m cascades: over all cases, and over the cases of some labels."""
+    answers = [[pair[part].answer for pair in outcomes] for part in (0, 1)]
+    costs, labels = parts.tables.error_costs, parts.labels
+    tune, fresh = (parts.compare(each, rows, costs) for each, rows in zip(answers, parts.both, strict=True))
+    yield Guarantee("", goal.max_loss or 0.0, tune, fresh, costs.maximum)
     for label, allowed in goal.max_loss_of.items():
         number = number_of_label(label, names)
-        label_rows = [rows[labels[rows] == number] for rows in parts]
-        if not all(map(len, label_rows)):
+        masks = [labels[rows] == number for rows in parts.both]
+        if not all(mask.any() for mask in masks):
+            if is_retest:
+                continue
             raise user_error(f'no case of the label "{label}" to tune or to certify on', key=LABEL_LOSS_KEY)
-        tune, certify = (
-            paired_differences(tables, front, points, baseline, labels, rows, EQUAL_COSTS) for rows in label_rows
+        tune, fresh = (
+            parts.compare([answer[mask] for answer in each], rows[mask], EQUAL_COSTS)
+            for each, rows, mask in zip(answers, parts.both, masks, strict=True)
         )
-        yield Guarantee(label, allowed, tune, certify)
+        yield Guarantee(label, allowed, tune, fresh)
 
 
-def _select_within_budget(
-    tables: ScoreTables,
-    front: PolicyFront,
-    baseline: Baseline,
-    labels: IntArray,
-    tune: IntArray,
-    certify: IntArray,
-    goal: Goal,
-    budget: float,
-) -> Selection:
-    costs = tables.error_costs
+def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget: float) -> Selection:
+    tables, baseline, labels = parts.tables, parts.baseline, parts.labels
+    costs, units = tables.error_costs, count_units(tables, parts.fresh)
+    baseline_loss = float(costs.losses(baseline.answer[parts.tune], labels[parts.tune]).mean())
     affordable = np.flatnonzero(front.cost <= budget)
-    point = int(affordable[-1]) if len(affordable) else None
-    baseline_loss = float(costs.losses(baseline.answer[tune], labels[tune]).mean())
-    units = count_units(tables, certify)
-    if baseline.cost <= budget and (point is None or baseline_loss < front.loss[point]):
-        return _select_none(goal, units, BASELINE_IS_BETTER)
-    if point is None:
-        return _select_none(goal, units, OVER_BUDGET)
-    tuning = _policy_differences(tables, front.policies[point], baseline, labels, tune, costs)
+    is_baseline_affordable = baseline.cost <= budget
+    if is_baseline_affordable and (not len(affordable) or baseline_loss < front.loss[affordable[-1]]):
+        return select_none(goal, units, BASELINE_IS_BETTER)
+    if not len(affordable):
+        return select_none(goal, units, OVER_BUDGET)
+    outcomes = {int(point): parts.follow(front.policies[point]) for point in affordable}
+    samples = {point: parts.sample_costs(front.policies[point], each) for point, each in outcomes.items()}
+    candidates = _list_budget_candidates(samples, budget, units)
+    delta = 1 - goal.confidence
+
+    def p_value(point: int) -> float:
+        guarantees = [budget_guarantee(budget, [samples[point]])]
+        if goal.min_saving is not None:
+            guarantees.append(saving_guarantee(goal.min_saving, [samples[point]]))
+        largest = float(compute_cost_tests(guarantees, 1).certify[0])
+        return (
+            max(largest, _advantage_p_value(parts, outcomes[point], samples[point]))
+            if is_baseline_affordable
+            else largest
+        )
+
+    passed = certificate.count_leading_passes(map(p_value, candidates), delta)
+    if not passed:
+        return select_none(goal, units, NO_ADVANTAGE if is_baseline_affordable else BUDGET_UNCERTAIN)
+    point = candidates[passed - 1]
+    tuning, differences = (
+        parts.compare([outcome.answer], rows, costs)[0]
+        for outcome, rows in zip(outcomes[point], parts.both, strict=True)
+    )
     # a wager against a loss close to the observed one gains nothing
     rule = certificate.choose_rule(tuning, max(float(tuning.mean()), 0.0) + WAGER_MARGIN, units)
-    differences = _policy_differences(tables, front.policies[point], baseline, labels, certify, costs)
-    bound = certificate.upper_bound(differences, goal.confidence, rule) * costs.maximum
+    # the candidate was chosen on the same cases, so the bound holds for all of them together
+    bound = certificate.upper_bound(differences, 1 - delta / len(candidates), rule) * costs.maximum
     return Selection(
         point=point,
         certified_loss=bound,
@@ -232,10 +384,49 @@ def _select_within_budget(
         units=len(differences),
         min_certifiable_loss=bound,
         method=rule.method,
+        has_rejections=passed < len(candidates),
     )
 
 
-def _select_none(goal: Goal, units: int, reason: str) -> Selection:
+def _list_budget_candidates(
+    samples: Mapping[int, tuple[CostSample, CostSample]], budget: float, units: int
+) -> list[int]:
+    """List a few points by ascending cost, at several margins below the budget; the last is the most accurate.
+
+    ``samples`` are by ascending cost and descending loss, so the last point within a margin is the most accurate.
+    """
+    upper = {
+        point: [
+            float(tune.cascade.mean()) + margin * float(tune.cascade.std()) / math.sqrt(units)
+            for margin in BUDGET_MARGINS
+        ]
+        for point, (tune, _) in samples.items()
+    }
+    cheapest = next(iter(samples))
+    by_margin = [
+        max((point for point in samples if upper[point][index] <= budget), default=cheapest)
+        for index in range(len(BUDGET_MARGINS))
+    ]
+    return sorted(set(by_margin))
+
+
+def _advantage_p_value(
+    parts: _Parts, outcomes: tuple[Outcome, Outcome], samples: tuple[CostSample, CostSample]
+) -> float:
+    """Compute the p-value that a cascade is neither more accurate nor cheaper than a baseline within the budget."""
+    tables = parts.tables
+    answers = [[outcome.answer] for outcome in outcomes]
+    tune, fresh = (
+        parts.compare(each, rows, tables.error_costs) for each, rows in zip(answers, parts.both, strict=True)
+    )
+    gain = Guarantee("", 0.0, tune, fresh, is_cost=True)
+    single = [gain, saving_guarantee(ADVANTAGE_SAVING, [samples])]
+    # twice the smaller one: either advantage is enough (Bonferroni)
+    return 2.0 * min(float(compute_cost_tests([each], 1).certify[0]) for each in single)
+
+
+def select_none(goal: Goal, units: int, reason: str) -> Selection:
+    """Select no cascade, for a reason other than the lack of a certificate."""
     return Selection(
         point=None,
         certified_loss=0.0,
@@ -247,10 +438,10 @@ def _select_none(goal: Goal, units: int, reason: str) -> Selection:
     )
 
 
-def _policy_differences(
-    tables: ScoreTables, policy: Policy, baseline: Baseline, labels: IntArray, rows: IntArray, costs: ErrorCosts
+def _differences(
+    tables: ScoreTables, answer: IntArray, baseline: Baseline, labels: IntArray, rows: IntArray, costs: ErrorCosts
 ) -> FloatArray:
-    cascade = costs.losses(follow(tables, policy, rows).answer, labels[rows])
+    cascade = costs.losses(answer, labels[rows])
     reference = costs.losses(baseline.answer[rows], labels[rows])
     differences: FloatArray = (cascade - reference) / costs.maximum
     return differences if tables.clusters is None else certificate.per_cluster(differences, tables.clusters[rows])

@@ -8,9 +8,9 @@ import shlex
 import numpy as np
 
 from unfold_cascade.planner.certificate import cases_needed, smallest_certifiable
-from unfold_cascade.planner.planner import Solution
+from unfold_cascade.planner.planner import Solution, list_leaks
 from unfold_cascade.planner.policy import Outcome
-from unfold_cascade.planner.select import count_units, number_of_label
+from unfold_cascade.planner.select import LEAKED, NO_CHEAPER, SAVING_UNCERTAIN, count_units, number_of_label
 from unfold_cascade.report import sentences
 from unfold_cascade.report.quality import baseline_utility
 from unfoldkit.api import Cell, Column, Table
@@ -34,7 +34,20 @@ def certificate_line(solution: Solution, test_loss_points: float) -> str:
         method=selection.method,
         test_loss_points=test_loss_points,
         has_rejections=selection.has_rejections,
+        costs=sentences.certified_costs(goal.min_saving, goal.budget, solution.tables.unit),
     )
+
+
+def refusal_reason(solution: Solution) -> str:
+    """State why the baseline alone should be used."""
+    selection, goal, column = solution.selection, solution.problem.goal, solution.problem.cluster_column
+    if selection.reason == LEAKED:
+        return sentences.leaked_label(list_leaks(solution.problem, solution.tables))
+    if selection.reason == NO_CHEAPER:
+        return sentences.no_saving(goal.min_saving)
+    if selection.reason == SAVING_UNCERTAIN and goal.min_saving is not None:
+        return sentences.uncertain_saving(selection.units, column, goal.min_saving, goal.confidence)
+    return selection.reason
 
 
 def allowed_losses(solution: Solution) -> str:
@@ -86,7 +99,7 @@ def _label_row(solution: Solution, outcome: Outcome, label: str, allowed: float)
 def _refusal_line(solution: Solution) -> str:
     selection, goal, column = solution.selection, solution.problem.goal, solution.problem.cluster_column
     if selection.reason or goal.max_loss is None:
-        return sentences.no_certificate(selection.reason)
+        return sentences.no_certificate(refusal_reason(solution))
     refusal = sentences.cannot_certify(column, selection.units, allowed_losses(solution), goal.confidence)
     if goal.max_loss_of:
         return refusal

@@ -9,15 +9,15 @@ import numpy as np
 
 from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Outcome
-from unfold_cascade.planner.select import BASELINE_IS_BETTER
+from unfold_cascade.planner.select import BASELINE_IS_BETTER, OVER_BUDGET
 from unfold_cascade.report import sentences
 from unfold_cascade.report.certificate import (
     allowed_losses,
     build_label_tables,
     certificate_line,
+    refusal_reason,
     relaxation_settings,
 )
-from unfold_cascade.report.greedy_gap import list_gaps
 from unfold_cascade.report.quality import (
     accuracy,
     baseline_accuracy,
@@ -27,6 +27,7 @@ from unfold_cascade.report.quality import (
     class_skew,
     evaluate_test_rows,
     has_error_costs,
+    list_gaps,
     loss_points,
     saving_ratio,
     utility,
@@ -56,7 +57,7 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
         ),
         figures=(_build_figure(solution),),
         lines=tuple(_list_lines(solution, outcome)),
-        notes=list_notes(dataset.unlabelled, dataset.source),
+        notes=(*list_notes(dataset.unlabelled, dataset.source), *_list_leakage_notes(solution)),
         next=_next_command(solution, directory, verb),
         decision=_build_decision(solution),
         provenance={"inputs": {"data": dataset.digest}},
@@ -66,6 +67,12 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
 def list_notes(unlabelled: int, table: str) -> tuple[str, ...]:
     """List the notes of a report about rows that were skipped."""
     return (sentences.unlabelled_rows(unlabelled, table),) if unlabelled else ()
+
+
+def _list_leakage_notes(solution: Solution) -> Iterator[str]:
+    dataset, are_grouped = solution.problem.dataset, solution.problem.data.groups_copies
+    if dataset.copies:
+        yield sentences.copied_rows(dataset.identical, dataset.near, dataset.source, are_grouped=are_grouped)
 
 
 def _build_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:
@@ -82,6 +89,7 @@ def _build_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:
             ok=None if target is None else solution.policy is not None,
             timed=timed,
         ),
+        "saving_lower_bound": Metric(solution.selection.saving_bound, "x", timed=timed),
         "baseline_accuracy": Metric(baseline_accuracy(solution), timed=False),
         "cascade_accuracy": Metric(accuracy(solution, outcome.answer), timed=timed),
         "baseline_cost": Metric(baseline_cost(solution), unit, timed=timed),
@@ -141,6 +149,13 @@ def _build_figure(solution: Solution) -> Figure:
 def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str]]:
     problem, front = solution.problem, solution.front
     yield "certificate", certificate_line(solution, certified_loss_points(solution, outcome))
+    if solution.attempt is not None:
+        counts = solution.attempt
+        yield "attempt", sentences.attempt(counts.number, counts.joint_confidence, counts.allowed)
+    bound = solution.selection.saving_bound
+    if bound:
+        ratio = saving_ratio(baseline_cost(solution), float(outcome.cost.mean()))
+        yield "saving", sentences.saving_bound(ratio, bound, problem.goal.confidence, len(outcome.cost))
     ends = (sentences.short_saving(saving_ratio(solution.baseline.cost, float(front.cost[end]))) for end in (-1, 0))
     yield "front", sentences.front_range(len(front.cost), *ends)
     gaps = list(list_gaps(solution))
@@ -167,10 +182,10 @@ def _headline(solution: Solution, outcome: Outcome, directory: RunDir) -> str:
         return sentences.headline(ratio, cost, unit, loss_points(solution, outcome), str(directory.path))
     if goal.budget is not None and selection.reason == BASELINE_IS_BETTER:
         return sentences.baseline_is_better(baseline.name, baseline_accuracy(solution), baseline.cost, unit)
-    if goal.budget is not None:
+    if goal.budget is not None and selection.reason == OVER_BUDGET:
         return sentences.over_budget(goal.budget, unit, float(solution.front.cost[0]))
     if selection.reason:
-        return sentences.no_cheaper_cascade(baseline.name)
+        return sentences.use_baseline(baseline.name, refusal_reason(solution))
     return sentences.not_certified(allowed_losses(solution), sentences.relaxations(selection.relaxations))
 
 

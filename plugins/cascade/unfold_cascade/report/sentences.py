@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.error_costs import ErrorWeights
+from unfold_cascade.planner.problem import COPIES
 
 FREE = "free"
+MIN_ROUNDED_RATIO = 1.1
+"""From this ratio on, one decimal says enough."""
+ROUNDING = 1e-9
 
 
 def count_of(count: int, noun: str) -> str:
@@ -21,15 +25,49 @@ def loss(points: float) -> str:
 
 
 def short_saving(ratio: float | None) -> str:
-    """Write a saving in one word; ``None`` means that the cascade costs nothing."""
-    return FREE if ratio is None else f"{ratio:,.1f}x"
+    """Write a saving in one word, a ratio below 1 never as 1.0x; ``None`` means that the cascade costs nothing."""
+    if ratio is None:
+        return FREE
+    return f"{ratio:,.1f}x" if ratio >= MIN_ROUNDED_RATIO else f"{math.floor(100 * ratio + ROUNDING) / 100:.2f}x"
 
 
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
     """Summarise a cascade that meets its goal."""
-    free = f"free instead of {baseline_cost:.4g} {unit} per case"
-    saving = free if ratio is None else f"{ratio:.1f}x cheaper"
+    if ratio is None:
+        saving = f"free instead of {baseline_cost:.4g} {unit} per case"
+    elif ratio < 1:
+        saving = f"costs {math.ceil(100 * (1 / ratio - 1)):.0f} % more than the baseline"
+    else:
+        saving = f"{short_saving(ratio)} cheaper"
     return f"{saving}, loss {loss(loss_points)} points · saved in {folder}"
+
+
+def use_baseline(name: str, reason: str) -> str:
+    """Recommend the baseline alone, with the reason."""
+    return f"use {name} alone: {reason}"
+
+
+def no_saving(min_saving: float | None) -> str:
+    """State that no cascade saves enough on the tuning cases."""
+    return "no cascade is cheaper" if min_saving is None else f"no cascade is {min_saving:g}x cheaper"
+
+
+def uncertain_saving(unit_count: int, cluster_column: str | None, min_saving: float, confidence: float) -> str:
+    """State that the cases do not certify the saving."""
+    cases = f"{unit_count} {units(cluster_column)}"
+    return f"{cases} certify no saving of {min_saving:g}x with {percent(confidence)} confidence"
+
+
+def certified_costs(min_saving: float | None, budget: float | None, unit: str) -> str:
+    """State the bounds on the cost that a certificate covers."""
+    bounds = [] if budget is None else [f"cost ≤ {budget:g} {unit} per case"]
+    return " and ".join(bounds + ([] if min_saving is None else [f"saving ≥ {min_saving:g}x"]))
+
+
+def saving_bound(ratio: float | None, bound: float, confidence: float, cases: int) -> str:
+    """State the saving on the test cases with its lower bound, or the bound of a larger cost."""
+    least = f"at least {short_saving(bound)}" if bound >= 1 else f"at most {math.ceil(100 * (1 / bound - 1))} % more"
+    return f"{short_saving(ratio)} on {cases:,} test cases, {least} with {percent(confidence)} confidence"
 
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
@@ -41,11 +79,6 @@ def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> st
 def over_budget(budget: float, unit: str, cheapest: float) -> str:
     """State that every cascade exceeds the budget."""
     return f"every cascade exceeds the budget of {budget:g} {unit} per case; the cheapest costs {cheapest:.4g}"
-
-
-def no_cheaper_cascade(name: str) -> str:
-    """State that the baseline is the cheapest."""
-    return f"no cascade is cheaper than the baseline {name}"
 
 
 def not_certified(allowed: str, relaxation: str) -> str:
@@ -73,6 +106,8 @@ def relaxations(options: Iterable[Iterable[tuple[str, float]]]) -> str:
 
 def units(cluster_column: str | None) -> str:
     """Name the independent units of a certificate."""
+    if cluster_column == COPIES:
+        return "distinct rows"
     return "cases" if cluster_column is None else f"groups by {cluster_column}"
 
 
@@ -87,12 +122,15 @@ def certificate(
     method: str,
     test_loss_points: float,
     has_rejections: bool,
+    costs: str = "",
 ) -> str:
-    """State the certified loss of a cascade."""
-    average = "" if cluster_column is None else f" for the average {cluster_column}"
+    """State the certified loss of a cascade, and the bounds on its ``costs``."""
+    unit = "distinct row" if cluster_column == COPIES else cluster_column
+    average = "" if unit is None else f" for the average {unit}"
     text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
-    text += f" with {confidence:.0%} confidence"
+    text += f" and {costs}" if costs else ""
+    text += f" with {percent(confidence)} confidence"
     text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
     return text + ("; cheaper cascades were not certified" if has_rejections else "")
 
@@ -102,7 +140,7 @@ def vacuous_certificate(
 ) -> str:
     """State that the certified loss is as large as any loss could be."""
     claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
-    return f"none: {claim} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
+    return f"none: {claim} with {percent(confidence)} confidence ({loss(test_loss_points)} on test)"
 
 
 def no_certificate(reason: str) -> str:
@@ -112,7 +150,7 @@ def no_certificate(reason: str) -> str:
 
 def cannot_certify(cluster_column: str | None, unit_count: int, allowed: str, confidence: float) -> str:
     """State that the data do not certify the allowed loss."""
-    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {confidence:.0%} confidence"
+    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {percent(confidence)} confidence"
 
 
 def too_few_units(refusal: str, cluster_column: str | None, smallest: float, needed: int) -> str:
@@ -157,6 +195,44 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     """Describe the parts of the data."""
     how = "" if is_recorded else " (out of fold)"
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
+    """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
+    text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
+    return text if kept is None else f"{text}; {kept} of {sites} within the allowed loss"
+
+
+def utility_of_sites(lowest: float, highest: float) -> str:
+    """State the spread of the utility across sites."""
+    return f"; utility from {lowest:.3f} to {highest:.3f}"
+
+
+def attempt(number: int, joint_confidence: float, allowed: int) -> str:
+    """State which attempt on the data a certificate is, and the confidence that all of them hold together."""
+    of_allowed = f" of {allowed:,}" if allowed > 1 else ""
+    text = f"{number:,}{of_allowed} on these data"
+    joint = f"certificates up to this one hold together with {percent(joint_confidence)} confidence"
+    return f"{text}; {joint}" if number > 1 or allowed > 1 else text
+
+
+def percent(share: float) -> str:
+    """Write a confidence: ``95%``, or ``99.75%`` where it is shared by several attempts."""
+    return f"{100 * share:.6g}%"
+
+
+def copied_rows(identical: int, near: int, table: str, *, are_grouped: bool) -> str:
+    """State how many rows repeat others, and what is made of them."""
+    kinds = [f"{identical:,} identical"] * (identical > 0) + [f"{near:,} near-identical"] * (near > 0)
+    effect = "they share a part of the split and count once" if are_grouped else "each counts as a case of its own"
+    return f"{count_of(identical + near, 'row')} of {table} repeat others ({' and '.join(kinds)}): {effect}"
+
+
+def leaked_label(columns: Sequence[str]) -> str:
+    """State which columns predict the label, or the right answers, on their own."""
+    names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
+    verb = "predict" if len(columns) > 1 else "predicts"
+    return f"{names} {verb} the label without error, as a leaked label would; remove it, or list it in data.trusted"
 
 
 def unlabelled_rows(count: int, table: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from unfold_cascade.schema.language_models import MaxLatency
 from unfoldkit.api import Model, Percent
 
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
@@ -21,6 +22,16 @@ def parse_budget(value: Any) -> float:
         number = re.fullmatch(r"[0-9.]+", str(value).strip())
         hint = f'write "{value} per case"' if number else 'write "3.0 per case"'
         raise PydanticCustomError("unit", '"{value}" is not a budget', {"value": str(value)[:60], "hint": hint})
+    return float(match[1])
+
+
+def parse_saving(value: Any) -> float:
+    """Parse a saving such as ``1.05x``, or its number."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*x?\s*", str(value)) if not isinstance(value, bool) else None
+    if match is None:
+        raise PydanticCustomError(
+            "unit", '"{value}" is not a saving', {"value": str(value)[:60], "hint": 'write "1.05x"'}
+        )
     return float(match[1])
 
 
@@ -37,6 +48,20 @@ Budget = Annotated[
     PlainSerializer(lambda value: f"{value!r} per case"),
     WithJsonSchema(
         {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case(-hour)?\s*$", "examples": ["3.0 per case"]}
+    ),
+]
+Saving = Annotated[
+    float,
+    BeforeValidator(parse_saving),
+    Field(ge=1.0, le=1e6),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 1, "maximum": 1e6},
+                {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]*)?\s*x?\s*$"},
+            ],
+            "examples": ["1.05x", 2],
+        }
     ),
 ]
 Losses = Annotated[dict[str, Percent], BeforeValidator(_with_label_keys)]
@@ -63,11 +88,30 @@ class Goal(Model):
         "{sick: 5%} bounds the loss of sensitivity for sick; each error counts alike",
     )
     budget: Budget | None = Field(default=None, description="mean cost of a case")
+    min_saving: Saving | None = Field(
+        default=None,
+        description="certified together with the loss, without time: how many times cheaper than the baseline the "
+        "cascade is on average. 1.05x if omitted beside max_loss; below it the verdict is no. Beside budget, none if "
+        "omitted",
+    )
     confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
+    attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="plans on the same data, whichever goals and models they try, that hold together with this "
+        "confidence; 1 if omitted",
+    )
     errors: Errors | None = Field(
         default=None,
         description="costs of errors where they differ, for one stage without time. {sick: 20}: an error on that "
         "label; {sick: {healthy: 20}}: that label predicted as another; any other error costs 1. balanced: each label "
         "has the same total weight. Models then predict the label of least expected cost, and max_loss is a share of "
         "the worst possible cost",
+    )
+    max_latency: MaxLatency | None = Field(
+        default=None, description="language models: a limit on the latency, such as {p95: 2 s}, certified with the loss"
+    )
+    test: Literal["exact", "betting", "binomial"] | None = Field(
+        default=None, description="language models: the test of the loss; by default the strongest on tuning rows"
     )

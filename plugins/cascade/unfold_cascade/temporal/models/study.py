@@ -1,4 +1,4 @@
-"""The study: all hours of a problem with the predictions of all models, split into three cohorts."""
+"""The study: all hours of a problem with the predictions of all models, split into cohorts and training folds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.data.table import Rows
+from unfold_cascade.data.table import Rows, split_rows
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
 from unfold_cascade.temporal.data.holdout import store_probe
 from unfold_cascade.temporal.data.labels import LabelledHours, label_hours, load_hours
@@ -24,12 +24,14 @@ from unfold_cascade.temporal.models.predictions import (
     require_predictions,
 )
 from unfold_cascade.temporal.models.slots import ModelSlot, build_slots
-from unfold_cascade.temporal.models.splits import assign_folds, split_entities
 from unfold_cascade.temporal.models.training import fit_models
 from unfold_cascade.temporal.problem import BASELINE, FeatureSet, TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.trajectories import ModelScores
-from unfoldkit.api import Run
+from unfoldkit.api import Run, user_error
+
+MIN_EVENTS = 8
+MIN_ENTITIES = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,3 +219,40 @@ def _select_cohort(
         utility=compute_utility(since[:, -1]),
         events=locate_events(since[:, -1], starts),
     )
+
+
+def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
+    """Split the entities, stratified by the highest stage that each reaches.
+
+    Raises:
+        UnfoldError: Too few entities, or too few that reach the last stage.
+    """
+    highest = np.maximum.reduceat(hours.highest, hours.timeline.starts[:-1])
+    counts = np.bincount(highest, minlength=len(problem.stages) + 1)
+    if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
+        reached = f"{counts[-1]} of {len(highest)} cases reach {problem.stages[-1].name}"
+        raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
+    if hours.part is None:
+        return split_rows(highest, problem.split, problem.seed)
+    rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
+    events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
+    if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
+        reached = f"{events} of {len(rows.train)} cases in the training part reach {problem.stages[-1].name}"
+        raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
+    return rows
+
+
+def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) -> IntArray:
+    """Assign (n,) a fold to each row: entities stay whole, rows outside ``entities`` get -1.
+
+    Args:
+        timeline: The hours of all entities.
+        entities: The training cohort.
+        folds: Number of folds.
+        seed: Seed of the assignment.
+    """
+    order = np.random.default_rng([seed, 0xF01D]).permutation(entities)
+    fold_of_entity = np.full(len(timeline.starts) - 1, -1, dtype=np.int64)
+    fold_of_entity[order] = np.arange(len(order)) % folds
+    fold: IntArray = fold_of_entity[index_entities(timeline.starts)]
+    return fold

@@ -15,9 +15,8 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.gates.chains import Chain, list_chains
 from unfold_cascade.gates.exact import search_exact_front
-from unfold_cascade.gates.induction import induce_gates
 from unfold_cascade.gates.pareto import find_pareto_points, thin_front
-from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, learn_gates
+from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, induce_gates, learn_gates
 from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions, Transitions

@@ -1,0 +1,144 @@
+"""Laws of leakage: copies are grouped, coincidences are not, and a leaked label certifies nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plugins.cascade.tests.runs import OWN, recorded_spec, run_in, spec_of
+from unfold_cascade._types import FloatArray
+from unfold_cascade.data.leakage import find_copies, find_label_columns, is_oracle, join_groups
+from unfold_cascade.verbs import plan
+from unfold_cascade.verbs.check_inputs import check_inputs
+from unfoldkit.api import Report, Verdict
+
+RNG = np.random.default_rng
+PATIENTS, VISITS = 75, 12
+
+
+def _copy(rows: FloatArray) -> FloatArray:
+    return np.repeat(rows, VISITS, axis=0)
+
+
+def _visits(seed: int) -> FloatArray:
+    rows = _copy(RNG(seed).normal(size=(PATIENTS, 4)))
+    rows[:, 2] = np.tile(np.arange(VISITS), PATIENTS)
+    return rows
+
+
+COPIED: dict[str, Callable[[int], FloatArray]] = {
+    "equal": lambda seed: _copy(RNG(seed).normal(size=(PATIENTS, 3))),
+    "one column": lambda seed: _copy(RNG(seed).normal(size=(PATIENTS, 1))),
+    "two digits": lambda seed: _copy(RNG(seed).uniform(size=(PATIENTS, 4)).round(2)),
+    "whole numbers": lambda seed: _copy(RNG(seed).integers(0, 500, (PATIENTS, 4)).astype(float)),
+    "jitter": lambda seed: _copy(RNG(seed).normal(size=(PATIENTS, 5))) + 1e-3 * RNG(seed).normal(size=(900, 5)),
+    "visit number": _visits,
+}
+INDEPENDENT: dict[str, Callable[[int], FloatArray]] = {
+    "continuous": lambda seed: RNG(seed).normal(size=(900, 3)),
+    "one column": lambda seed: RNG(seed).uniform(size=(900, 1)).round(3),
+    "three levels": lambda seed: RNG(seed).integers(0, 3, (900, 4)).astype(float),
+    "one digit": lambda seed: RNG(seed).uniform(size=(900, 3)).round(1),
+    "saturated": lambda seed: np.minimum(
+        RNG(seed).normal(1, 0.2, (900, 1)) + 0.02 * RNG(seed).normal(size=(900, 3)), 1
+    ),
+    "many columns": lambda seed: RNG(seed).normal(size=(900, 30)),
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_are_found(name: str, seed: int) -> None:
+    """Of 900 rows that repeat 75, no more than 75 count."""
+    copies = find_copies(COPIED[name](seed)[RNG(seed).permutation(900)])
+    assert copies is not None
+    assert copies.distinct <= PATIENTS
+    assert copies.identical + copies.near == 900 - copies.distinct
+    assert (copies.near > 0) == (name in ("jitter", "visit number"))
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("seed", range(3))
+def test_coincidences_are_no_copies(name: str, seed: int) -> None:
+    """Rows of a coarse or saturated table that are equal by chance stay cases of their own."""
+    copies = find_copies(INDEPENDENT[name](seed))
+    assert copies is None or copies.distinct > 0.98 * 900
+
+
+def test_groups_are_joined_through_shared_rows() -> None:
+    """A row that two groupings place with different rows joins them all."""
+    joined = join_groups(np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 8]))
+    assert joined.tolist() == [0, 0, 0, 1, 2]
+
+
+def test_only_a_column_that_predicts_the_label_without_error_is_leaked() -> None:
+    """Codes and thresholds of the label are found; good features are not."""
+    rng = RNG(1)
+    labels = rng.integers(0, 3, 600)
+    columns = {
+        "code": np.array([7.0, 1.0, 4.0])[labels],
+        "shifted": labels + 0.4 * rng.uniform(size=600),
+        "good": labels + 0.5 * rng.normal(size=600),
+        "noise": rng.normal(size=600),
+    }
+    assert find_label_columns(columns, labels) == ("code", "shifted")
+    right = rng.random(600) < 0.8
+    assert is_oracle(right + 0.1 * rng.uniform(size=600), right)
+    assert not is_oracle(right + rng.normal(size=600), right)
+
+
+def _plan_table(folder: Path, rows: FloatArray, labels: FloatArray, *settings: str) -> Report:
+    lines = [f"{a:.6f},{b:.6f},{int(y)}" for (a, b), y in zip(rows, labels, strict=True)]
+    (folder / "own.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    text = OWN.replace(
+        "models: [{name: m, estimator: logistic-regression}]",
+        "models: [{name: m, estimator: decision-tree}, {name: n, estimator: random-forest}]",
+    ).replace("{estimator: logistic-regression}]", "{estimator: random-forest, params: {n_estimators: 50}}]")
+    (folder / "own.yaml").write_text(text.replace("1%", "5%"))
+    return plan(spec_of(folder / "own.yaml", *settings), run_in(folder / "run", base=folder))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_labels_with_copies_are_never_certified(tmp_path: Path, seed: int) -> None:
+    """Twelve copies a patient: grouped, they certify nothing; each as a case of its own, the models have seen them."""
+    rng = RNG(seed)
+    rows, labels = _copy(rng.normal(size=(PATIENTS, 2))), np.repeat(rng.integers(0, 2, PATIENTS), VISITS)
+    report = _plan_table(tmp_path, rows, labels)
+    assert report.verdict is Verdict.NO
+    assert "825 rows of own.csv repeat others (825 identical)" in report.notes[0]
+    assert "distinct rows" in dict(report.lines)["certificate"]
+    kept = _plan_table(tmp_path, rows, labels, "data.duplicates=keep")
+    assert float(kept.metrics["baseline_accuracy"].value or 0) > 0.95
+    assert "each counts as a case of its own" in kept.notes[0]
+
+
+def test_a_leaked_label_certifies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A column that holds the label refuses the plan, names itself, and passes once it is trusted."""
+    rng = RNG(3)
+    labels = rng.integers(0, 2, 600)
+    rows = np.column_stack([labels + 0.1 * rng.uniform(size=600), rng.normal(size=600)])
+    report = _plan_table(tmp_path, rows, labels)
+    assert report.verdict is Verdict.NO
+    assert '"a" predicts the label without error' in report.headline
+    assert "leaked label" not in _plan_table(tmp_path, rows, labels, "data.trusted=[a]").headline
+    with caplog.at_level(logging.WARNING):
+        assert not list(check_inputs(spec_of(tmp_path / "own.yaml"), run_in(tmp_path / "new", base=tmp_path)))
+    assert '"a" predicts the label' in caplog.text
+
+
+def test_copied_recorded_rows_count_once(tmp_path: Path) -> None:
+    """Sixty distinct recorded rows stay sixty, however often each was written."""
+    rng = RNG(4)
+    labels = rng.integers(0, 2, 60)
+    answers = [np.where(rng.random(60) < accuracy, labels, 1 - labels) for accuracy in (0.9, 0.97)]
+    values = zip(labels, answers[0], rng.uniform(size=60), answers[1], rng.uniform(size=60), strict=True)
+    lines = [f"{y},{a},{qa:.3f},{b},{qb:.3f}" for y, a, qa, b, qb in values] * 15
+    (tmp_path / "log.csv").write_text("y,a,qa,b,qb\n" + "\n".join(lines) + "\n")
+    (tmp_path / "log.yaml").write_text(recorded_spec("copied", "5%"))
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    assert report.verdict is Verdict.NO
+    assert " distinct rows cannot certify" in dict(report.lines)["certificate"]

@@ -1,0 +1,294 @@
+"""Leakage in a table: rows that repeat others, which must share a part of the split, and columns that hold the label.
+
+Copies are told from coincidences. Two rows of a coarse table (three categories, confidences of one digit) are often
+equal by chance, and stay independent cases. Copies share a value that no other row has, or occur equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+
+MAX_COLUMNS = 64
+"""Columns whose values are counted; of wider tables, evenly spread ones."""
+TREE_COLUMNS = 4
+SPECIFIC_SHARE = 0.5
+MIN_REPEATED_SHARE = 0.2
+"""Share of repeated rows from which rows that differ in one column only count as copies."""
+RADII = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Distances, in standard deviations of each column, up to which rows may be near-identical."""
+MAX_NEIGHBOURS = 64
+SAMPLE = 500
+MIN_CASES = 20
+MIN_LABEL_SCORE = 0.995
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Rows that repeat others: the (n,) number of the distinct row that each row repeats, and how many repeat one.
+
+    ``identical`` rows repeat an earlier one in every column, ``near`` ones in all but one, or up to a tiny difference.
+    """
+
+    unit: IntArray
+    identical: int
+    near: int
+
+    @property
+    def distinct(self) -> int:
+        """The number of distinct rows."""
+        return int(self.unit.max()) + 1
+
+
+def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = ()) -> Copies | None:
+    """Find the rows of a table that are copies of others; ``None`` if there are none.
+
+    Args:
+        numbers: (n, d) numeric columns, NaN where a value is missing.
+        words: columns of (n,) words, such as recorded answers.
+    """
+    if len(numbers) < 2:
+        return None
+    # a constant column says nothing about a row
+    numbers = numbers[:, (numbers != numbers[0]).any(axis=0)]
+    if not numbers.shape[1]:
+        return None
+    keys = _hash_columns(numbers, words)
+    whole = keys.sum(axis=1, dtype=np.uint64)
+    exact = np.unique(whole, return_inverse=True)[1]
+    is_copied = _mark_copies(numbers, exact)
+    unit = _number(np.where(is_copied, exact, exact.max() + 1 + np.arange(len(exact))))
+    identical = len(unit) - int(unit.max()) - 1
+    near = join_groups(unit, _find_near_copies(numbers, words, unit))
+    near = join_groups(near, _find_copies_but_one(numbers, keys, whole))
+    extra = int(unit.max()) - int(near.max())
+    return Copies(near, identical, extra) if identical + extra else None
+
+
+def find_label_columns(columns: Mapping[str, FloatArray], labels: IntArray) -> tuple[str, ...]:
+    """Find the columns that predict the label on their own, nearly without error: the label has probably leaked.
+
+    A small tree on one column is fitted on half of the rows. It must predict every label of the other half.
+
+    Args:
+        columns: (n,) values by name.
+        labels: (n,) label numbers.
+    """
+    from sklearn.tree import DecisionTreeClassifier
+
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < MIN_CASES or (counts > 0).sum() < 2:
+        return ()
+    half = np.random.default_rng(0).permutation(len(labels)) % 2 == 0
+    target = labels[~half]
+    leaves = 2 * int((counts > 0).sum())
+    suspects = []
+    for name, values in columns.items():
+        x = np.nan_to_num(values, nan=-1e300)[:, None]
+        if not _is_separating(x[:, 0], labels, leaves):
+            continue
+        tree = DecisionTreeClassifier(max_leaf_nodes=max(leaves, 2), random_state=0).fit(x[half], labels[half])
+        is_right = tree.predict(x[~half]) == target
+        if min(float(is_right[target == label].mean()) for label in np.unique(target)) >= MIN_LABEL_SCORE:
+            suspects.append(name)
+    return tuple(suspects)
+
+
+def is_oracle(confidence: FloatArray, is_right: BoolArray) -> bool:
+    """Whether a recorded confidence separates right from wrong answers without any error: it has seen the label.
+
+    Args:
+        confidence: (n,) confidences; rows without one (minus infinity) are ignored.
+        is_right: (n,) whether the answer is right.
+    """
+    has_confidence = np.isfinite(confidence)
+    right, wrong = confidence[has_confidence & is_right], confidence[has_confidence & ~is_right]
+    return min(len(right), len(wrong)) >= MIN_CASES and bool(right.min() > wrong.max())
+
+
+def _is_separating(values: FloatArray, labels: IntArray, leaves: int) -> bool:
+    """Whether the label changes rarely along the sorted column, so that few intervals could predict it."""
+    order = np.lexsort((labels, values))
+    changes = int((np.diff(labels[order]) != 0).sum())
+    return changes <= leaves + 0.02 * len(labels)
+
+
+def _hash_columns(numbers: FloatArray, words: Sequence[np.ndarray]) -> np.ndarray:
+    """Hash each cell into (n, k) 64-bit keys; rows with equal sums of keys are equal."""
+    with np.errstate(over="ignore"):
+        seeds = np.arange(1, numbers.shape[1] + len(words) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        # one form for every NaN, and for both zeros
+        bits = np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)
+        codes = [np.unique(np.asarray(column, dtype=str), return_inverse=True)[1].astype(np.uint64) for column in words]
+        cells = np.column_stack([bits, *codes]) if codes else bits
+        return _mix(cells ^ seeds)
+
+
+def _mix(keys: np.ndarray) -> np.ndarray:
+    """Mix the bits of 64-bit keys (SplitMix64)."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = keys ^ (keys >> np.uint64(31))
+    return mixed
+
+
+def _mark_copies(numbers: FloatArray, row: IntArray) -> BoolArray:
+    """Mark the rows whose equality with others is no coincidence; ``row`` (n,) numbers the distinct rows."""
+    first = np.unique(row, return_index=True)[1]
+    count = np.bincount(row)
+    is_repeated = count > 1
+    if not is_repeated.any():
+        return np.zeros(len(row), dtype=np.bool_)
+    if numbers.shape[1] == 1 and _count_chance_repeats(numbers[first, 0], len(row)) < 0.1 * (len(row) - len(first)):
+        return is_repeated[row]
+    is_specific = _mark_specific(numbers[first])
+    is_even = is_repeated.sum() >= MIN_CASES and count.mean() >= 3 and count.var() < 0.5 * count.mean()
+    if is_even or 2 * (is_repeated & is_specific).sum() >= is_repeated.sum():
+        return is_repeated[row]
+    return (is_repeated & is_specific)[row]
+
+
+def _count_chance_repeats(distinct: FloatArray, rows: int) -> float:
+    """Estimate how many of some rows repeat another by chance, from the resolution of their one column."""
+    values = np.unique(distinct[np.isfinite(distinct)])
+    if len(values) < 2:
+        return float(rows)
+    cells = (values[-1] - values[0]) / float(np.diff(values).min())
+    return float(rows * rows / (2.0 * cells))
+
+
+def _mark_specific(distinct: FloatArray) -> BoolArray:
+    """Mark the distinct rows with a value that no other row has, in a column where most rows have such a value."""
+    is_specific = np.zeros(len(distinct), dtype=np.bool_)
+    if distinct.shape[1] < 2:
+        return is_specific
+    for column in _select_columns(distinct).T:
+        _, index, count = np.unique(column, return_inverse=True, return_counts=True)
+        is_unique = count[index] == 1
+        if is_unique.mean() >= SPECIFIC_SHARE:
+            is_specific |= is_unique
+    return is_specific
+
+
+def _find_copies_but_one(numbers: FloatArray, keys: np.ndarray, whole: np.ndarray) -> IntArray:
+    """Number rows that are equal in all columns but one, such as a visit number, if many are, and not by chance."""
+    columns = range(min(keys.shape[1], MAX_COLUMNS)) if numbers.shape[1] > 2 else ()
+    for column in columns:
+        row = np.unique(whole - keys[:, column], return_inverse=True)[1]
+        count = np.bincount(row)
+        if (count[row] > 1).mean() < MIN_REPEATED_SHARE:
+            continue
+        others = np.delete(numbers, column, axis=1) if column < numbers.shape[1] else numbers
+        is_copied = _mark_copies(others, row)
+        if is_copied.mean() >= MIN_REPEATED_SHARE:
+            return _number(np.where(is_copied, row, row.max() + 1 + np.arange(len(row))))
+    return np.arange(len(numbers))
+
+
+def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: IntArray) -> IntArray:
+    """Number rows that differ from others by far less than rows do by chance.
+
+    With a growing radius, chance joins more and more rows (2^d times as many at twice the radius, in d columns), while
+    copies are joined at once. The radius is the largest at which twice the radius joins hardly more rows.
+    """
+    first = np.unique(unit, return_index=True)[1]
+    alone = np.arange(len(numbers))
+    is_fine = np.array([_is_continuous(column) for column in numbers[first].T], dtype=np.bool_)
+    if len(first) < MIN_CASES or is_fine.sum() < 2:
+        return alone
+    block = _number_blocks(numbers[:, ~is_fine], words)[first]
+    points = _standardise(numbers[first][:, is_fine])
+    best = None
+    pairs, distance, listed = _list_close_pairs(points, block)
+    for radius in (each for each in RADII if each <= listed):
+        near, wide = (_connect(len(first), pairs[distance <= scale * radius]) for scale in (1.0, 2.0))
+        joined, more = (len(first) - int(group.max()) - 1 for group in (near, wide))
+        largest = int(np.bincount(near).max())
+        is_stable = joined > 0 and joined >= 0.8 * more and largest <= max(0.05 * len(first), MIN_CASES)
+        if is_stable and _are_compact(near, pairs[distance <= 2.0 * radius]):
+            best = near
+    if best is None:
+        return alone
+    group: IntArray = best[_number(unit)]
+    return group
+
+
+def _is_continuous(column: FloatArray) -> bool:
+    count = np.unique(column, return_counts=True)[1]
+    return bool((count == 1).sum() >= SPECIFIC_SHARE * len(column))
+
+
+def _number_blocks(coarse: FloatArray, words: Sequence[np.ndarray]) -> IntArray:
+    if not coarse.shape[1] and not words:
+        return np.zeros(len(coarse), dtype=np.int64)
+    keys = _hash_columns(coarse, words).sum(axis=1, dtype=np.uint64)
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _standardise(values: FloatArray) -> FloatArray:
+    filled = np.where(np.isfinite(values), values, np.nan)
+    with np.errstate(invalid="ignore"):
+        spread = np.nanstd(filled, axis=0)
+    standard = np.nan_to_num(filled / np.where(spread > 0, spread, 1.0), nan=-1e3)
+    return np.asarray(standard, dtype=np.float64)
+
+
+def _list_close_pairs(points: FloatArray, block: IntArray) -> tuple[IntArray, FloatArray, float]:
+    """List (m, 2) pairs of (n, d) points of one block and their (m,) largest difference, up to twice the last radius.
+
+    Where more pairs are close than copies could explain, the radius is smaller; it is returned too, 0 for none.
+    """
+    from scipy.spatial import cKDTree
+
+    narrow = _select_columns(points, TREE_COLUMNS)
+    located = np.column_stack([narrow, block * 10.0])
+    tree, sample = cKDTree(located), located[:: max(len(points) // SAMPLE, 1)]
+    for radius in reversed(RADII):
+        neighbours = tree.query_ball_point(sample, 2.0 * radius, p=np.inf, return_length=True)
+        if neighbours.mean() > MAX_NEIGHBOURS:
+            continue
+        pairs: IntArray = tree.query_pairs(2.0 * radius, p=np.inf, output_type="ndarray").astype(np.int64)
+        distance = np.abs(points[pairs[:, 0]] - points[pairs[:, 1]]).max(axis=1, initial=0.0)
+        is_close = distance <= 2.0 * radius
+        return pairs[is_close], distance[is_close], radius
+    return np.zeros((0, 2), dtype=np.int64), np.zeros(0), 0.0
+
+
+def _are_compact(group: IntArray, pairs: IntArray) -> bool:
+    """Whether nearly all joined rows belong to groups in which every row is close to every other: no chains."""
+    size = np.bincount(group)
+    inner = np.bincount(group[pairs[:, 0]][group[pairs[:, 0]] == group[pairs[:, 1]]], minlength=len(size))
+    is_compact = inner == size * (size - 1) // 2
+    return bool(size[is_compact & (size > 1)].sum() >= 0.9 * size[size > 1].sum())
+
+
+def _connect(size: int, pairs: IntArray) -> IntArray:
+    """Number the (size,) groups that (m, 2) pairs connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    groups: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups
+
+
+def _select_columns(values: FloatArray, limit: int = MAX_COLUMNS) -> FloatArray:
+    """Select up to ``limit`` columns, evenly spread."""
+    width = values.shape[1]
+    return values if width <= limit else values[:, np.linspace(0, width - 1, limit).astype(np.int64)]
+
+
+def join_groups(a: IntArray, b: IntArray) -> IntArray:
+    """Number the (n,) groups of rows that share a group in ``a`` or in ``b``, directly or through other rows."""
+    a, b = _number(a), _number(b)
+    width = int(a.max()) + 1
+    return _number(_connect(width + int(b.max()) + 1, np.column_stack([a, width + b]))[a])
+
+
+def _number(groups: IntArray) -> IntArray:
+    numbered: IntArray = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return numbered
