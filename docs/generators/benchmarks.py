@@ -35,6 +35,7 @@ TITLES = {
 }
 OTHER_KINDS = {
     "engine-fidelity": "pipeline",
+    "engine-plan": "pipeline",
     "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
@@ -101,9 +102,22 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "rtx4090_error_percent_max": "error of mean and p99, vLLM on RTX 4090, nothing fitted, worst %",
         "rtxpro6000_error_percent_max": "the same on RTX PRO 6000, one number fitted",
         "unqueued_ttft_error_percent_median": "error of a request's TTFT where nothing queues, median %",
+        "stages_ttft_p50_error_percent": "error of p50 TTFT, ten stages on H100 with one constant, %",
+        "stages_tpot_error_percent": "error of TPOT there, %",
+        "stages_latency_error_percent": "error of mean latency there, %",
+        "silicon_tpot_error_percent": "error of TPOT, 354 closed-loop rows, operator tables alone, %",
+        "silicon_tpot_corrected_error_percent": "the same with one factor for each GPU, engine and precision, %",
+        "silicon_ttft_error_percent": "error of TTFT there, %",
+        "interval_groups_covered": "groups of four that the interval of the other three covers",
+    },
+    "engine-plan": {
+        "saving_against_peak_percent": "cheaper than the cheapest steady-state peak that attains as much, %",
+        "attainment_percent": "both targets attained on the other half of the trace, %",
+        "attained_first_half_percent": "both targets attained on the traffic of the plan, %",
     },
     "engine-speed": {
         "requests_per_s": "simulated requests/s, Azure conversation trace",
+        "plan_seconds": "plan over 140 engines on 19,366 requests, processor s",
         "rtx4090_ms": "300 requests on RTX 4090, ms",
     },
     "pipeline-fidelity": {
@@ -245,6 +259,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "product_ratio": "ratio",
         "starlette_ratio": "ratio to a hand-built Starlette server",
         "p99_ms_half_load": "p99 at half load, ms",
+    },
+    "serve-abuse": {
+        "cost_oracle_max": "processor time per byte of the dearest of 30 attacks, times that of a plain request",
+        "rss_growth_mib_max": "memory growth under attack, MiB",
+        "good_client_goodput_share_min": "requests of a well-behaved client in time, worst attack (busy machine)",
     },
     "serve-overload": {
         "goodput_ratio": "goodput at five times the peak load, share of the peak",
