@@ -158,14 +158,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "longest_wait_drf_s": "longest wait under drf with backfill, s",
         "used_drf": "GPUs in use under drf with backfill",
     },
-    "placement-verify": {
-        "mutations_found": "seeded policy bugs found, of 30",
-        "false_alarms": "counterexamples for shipped policies",
-        "compositions_s": "all shipped queue policies, alone and with gangs, s",
-        "transitions_per_s": "transitions/s",
-        "four_jobs_s": "two nodes, three kinds, four jobs in flight, s",
-        "six_jobs_s": "the same with six jobs, s",
-    },
     "placement-kubernetes": {
         "bound_p95_ms": "waiting pod bound after its resource appears, p95 ms",
         "pods_per_s": "pods/s that request an ephemeral resource",

@@ -70,7 +70,7 @@ def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
     spec = validate(PlacementSpec, parse(text, "mine.yaml"))
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
     assert report.metrics["violations"].value == 0
-    assert report.metrics["fifo_violations"].value == 2
+    assert report.metrics["fifo_violations"].value == 3
     assert any(label == "explained" for label, _ in report.lines)
 
 

@@ -240,8 +240,11 @@ def _judge_state(
     can_end = running_jobs(controller, only_whole=scenario.has_gangs)
     if waiting and not can_end and len(jobs.arrived) and graph.running_count[number]:
         yield _finding(TORN, waiting[0][0], graph, number)
-    if fitting and not can_end and not graph.running_count[number]:
-        yield _finding(STUCK, fitting[0][0], graph, number)
+    if not graph.running_count[number]:
+        # the cluster is empty: whatever can run at all must fit, whoever has a reservation
+        possible = [kind for kind, unit in waiting if _is_possible(controller, unit)]
+        if possible:
+            yield _finding(STUCK, possible[0], graph, number)
     elif fitting:
         running_kinds = {job.split(SLOT_MARK)[0] for job in running_jobs(controller, only_whole=False)}
         for kind, _ in fitting:
@@ -255,15 +258,24 @@ def _finding(name: str, victim: str, graph: Graph, number: int) -> Finding:
 
 def _would_fit(controller: Controller, unit: Unit) -> bool:
     """Return whether a waiting unit would fit now, and no policy has set it aside."""
+    return controller.view.room(unit, QUEUE) is not None and not _is_set_aside(controller, unit)
+
+
+def _is_possible(controller: Controller, unit: Unit) -> bool:
+    """Return whether a waiting unit would fit on the empty cluster, and lacks nothing else."""
     view = controller.view
-    if view.room(unit, QUEUE) is None:
-        return False
+    lacks = view.missing_resource(unit, QUEUE) is not None or view.short_resources(unit, QUEUE)
+    return not lacks and not view.why_impossible(unit) and not _is_set_aside(controller, unit)
+
+
+def _is_set_aside(controller: Controller, unit: Unit) -> bool:
+    view = controller.view
     for policy in controller.policies:
         describe = getattr(policy, "describe_wait", None)
         wait = describe(unit[0], view) if describe is not None else None
         if wait is not None and wait.reason.startswith("set aside"):
-            return False
-    return True
+            return True
+    return False
 
 
 def find_fair_loop(graph: Graph, victim: str) -> Finding | None:
