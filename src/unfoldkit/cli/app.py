@@ -265,11 +265,14 @@ def init(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
     ] = None,
+    example: Annotated[
+        str | None, typer.Option("--example", metavar="NAME", help="another example, by its name or a part of it")
+    ] = None,
 ) -> None:
     """Print a commented spec to start from."""
     from unfoldkit.cli.commands.authoring import write_starter
 
-    _exit_with(lambda: write_starter(kind, out))
+    _exit_with(lambda: write_starter(kind, out, example))
 
 
 def plugins(context: typer.Context, form: TextOrJson = "text") -> None:

@@ -26,6 +26,7 @@ from unfold_cascade.planner.select import (
     Selection,
     count_units,
     price_as_served,
+    refuse_drift,
     retest_selection,
     select_baseline,
     select_cascade,
@@ -77,6 +78,8 @@ def certify_front(problem: Problem, tables: ScoreTables, front: PolicyFront, bas
     else:
         selection = select_cascade(tables, front, baseline, labels, rows.train, rows.calibrate, goal, names)
         selection = retest_selection(tables, front, selection, baseline, labels, rows.train, rows.test, goal, names)
+        unseen = np.concatenate([rows.calibrate, rows.test])
+        selection = refuse_drift(tables, front, selection, baseline, labels, unseen, goal)
     attempt = _record(problem, front, selection, run)
     return Solution(problem, tables, front, baseline, selection, attempt)
 

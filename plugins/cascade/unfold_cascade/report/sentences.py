@@ -238,6 +238,14 @@ def concluded_without_labels(*, has_drifted: bool) -> str:
     return "nothing that was compared speaks against these cases being like those of the plan"
 
 
+def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:
+    """List what the certificate does not cover; ``labels`` are those without a guarantee of their own."""
+    names = ", ".join(f'"{label}"' for label in labels[:4]) + ", ..." * (len(labels) > 4)
+    items = [f"the loss within {names}"] if labels else []
+    items += [] if has_saving else ["a saving"]
+    return ", ".join([*items, "other mixes of cases, other sites and later times"])
+
+
 def attempt(number: int, joint_confidence: float, allowed: int) -> str:
     """State which attempt on the data a certificate is, and the confidence that all of them hold together."""
     of_allowed = f" of {allowed:,}" if allowed > 1 else ""

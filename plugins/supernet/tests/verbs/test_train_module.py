@@ -95,6 +95,14 @@ def test_report_states_members_and_calibration(trained: Path) -> None:
     assert "shared in full" in dict(report["lines"])
 
 
+def test_missed_goal_is_a_no(trained: Path) -> None:
+    """A goal beyond what the family reaches ends with exit code 1 and names both figures."""
+    (trained / "high.yaml").write_text(SPEC + "goal: {accuracy: 99.9%}\n", "utf-8")
+    done = unfold(trained, "train", "high.yaml", "--allow-code")
+    assert done.returncode == 1, done.stderr
+    assert "99.9 % required" in " ".join(done.stdout.split())
+
+
 def test_second_training_reads_the_stored_weights(trained: Path) -> None:
     """Training again changes no prediction."""
     before = (trained / "runs" / "mine" / "answers.npz").read_bytes()

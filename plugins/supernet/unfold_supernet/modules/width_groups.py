@@ -202,7 +202,7 @@ def _has_heads(module: nn.Module, path: str) -> bool:
 
 def _runs_narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], shape: torch.Size) -> bool:
     try:
-        return _run(narrow(module, example, groups, TRIAL_WIDTH), example).shape == shape
+        return bool(_run(narrow(module, example, groups, TRIAL_WIDTH), example).shape == shape)
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False

@@ -22,7 +22,7 @@ from unfoldkit.api import Duration, Fraction, Model, Percent, Problem, Spec
 class GoalSpec(Model):
     """What the trained family must reach; each bound holds at 95 %."""
 
-    accuracy: Annotated[Percent, Field(gt=0, lt=100)] | None = Field(
+    accuracy: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
         default=None, description="of the most accurate subnet on the test rows"
     )
     max_sharing_cost: Annotated[float, Field(gt=0, le=100)] | None = Field(

@@ -24,7 +24,7 @@ from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import read_targets
 from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
 from unfold_supernet.schema.space import SearchSpec, SpaceSpec
-from unfold_supernet.schema.supernet import ServingSpec, SupernetSpec
+from unfold_supernet.schema.supernet import GoalSpec, ServingSpec, SupernetSpec
 from unfold_supernet.schema.training import DataSpec, TrainingSpec
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
@@ -74,7 +74,7 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         data=data,
         is_searched=is_searched,
         options=build_training_options(spec.training),
-        goal=Goal(accuracy=spec.goal.accuracy, max_sharing_cost=spec.goal.max_sharing_cost),
+        goal=build_goal(spec.goal),
         search=build_search_options(spec.space.search),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["space"], training),
@@ -113,10 +113,15 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
         data=data,
         options=build_training_options(spec.training),
         has_rate="rate" in spec.training.model_fields_set,
-        goal=Goal(accuracy=spec.goal.accuracy, max_sharing_cost=spec.goal.max_sharing_cost),
+        goal=build_goal(spec.goal),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["model"], training, digest),
     )
+
+
+def build_goal(spec: GoalSpec) -> Goal:
+    """Resolve what the family must reach, in percent and points."""
+    return Goal(None if spec.accuracy is None else spec.accuracy * 100, spec.max_sharing_cost)
 
 
 def build_dataset(spec: SupernetSpec, run: Run) -> Dataset:
