@@ -39,6 +39,7 @@ from unfold_cascade.schema.language_models import (
     TokenPrice,
 )
 from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 
 SMALL_LOG = 1000
@@ -60,6 +61,9 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     frame = load_log_frame(spec, run)
     log, longest = read_call_log(spec, frame)
     split = spec.data.split
+    if not isinstance(split, Split):
+        hint = "split: {train: 40%, calibrate: 40%, test: 20%}"
+        raise user_error("the prompts of language models are split by shares", key="data.split", hint=hint)
     is_default = "split" not in spec.data.model_fields_set
     parts = split_units(
         log.unit,
