@@ -61,7 +61,7 @@ def main() -> None:
         def log_message(self, *_args: Any) -> None:
             """Stay silent."""
 
-        def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+        def do_POST(self) -> None:
             """Answer a chat request."""
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             events = build_reply(request, options.skill)

@@ -50,6 +50,7 @@ TUNE, CERTIFY = 0.25, 0.60
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 MIN_SCORE = 0.5
+SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
 def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
@@ -62,8 +63,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     log, longest = read_call_log(spec, frame)
     split = spec.data.split
     if not isinstance(split, Split):
-        hint = "split: {train: 40%, calibrate: 40%, test: 20%}"
-        raise user_error("the prompts of language models are split by shares", key="data.split", hint=hint)
+        raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
     is_default = "split" not in spec.data.model_fields_set
     parts = split_units(
         log.unit,

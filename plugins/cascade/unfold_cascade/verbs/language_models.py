@@ -14,7 +14,7 @@ from unfold_cascade.language_models.planning.planner import solve_routing
 from unfold_cascade.language_models.report.plan import build_routing_report
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.language_models import Collection
-from unfoldkit.api import Report, Run, Service
+from unfoldkit.api import Report, Run, Service, user_error
 
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
@@ -31,6 +31,16 @@ def train(spec: CascadeSpec, run: Run) -> Report:
 def plan(spec: CascadeSpec, run: Run) -> Report:
     """Find the cheapest certified route through the models of a log."""
     return _plan(spec, run, "plan")
+
+
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Reject the verb: a route is validated by a plan on the new log, or by the audit of its gateway.
+
+    Raises:
+        UnfoldError: always.
+    """
+    hint = f"unfold plan SPEC --set data.path={run.options['data']} certifies on the new log; the gateway audits itself"
+    raise user_error(f"{spec.name}: routes of language models are not validated on other data", key="data", hint=hint)
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
