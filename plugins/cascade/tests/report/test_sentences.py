@@ -76,6 +76,15 @@ SAMPLES: dict[str, list[str]] = {
     ],
     "leaked_label": [sentences.leaked_label(["a"]), sentences.leaked_label(["a", "b", "c", "d"])],
     "unlabelled_rows": [sentences.unlabelled_rows(1, "own.csv"), sentences.unlabelled_rows(6, "own.csv")],
+    "left_out_sites": [sentences.left_out_sites(3, -0.2, 4.1, 2), sentences.left_out_sites(3, -0.2, 4.1, None)],
+    "utility_of_sites": [sentences.utility_of_sites(0.2, 0.37)],
+    "validation_headline": [sentences.validation_headline(["loss"], ["saving"], ["accuracy"])],
+    "intervals_of_validation": [sentences.intervals_of_validation(0.95)],
+    "estimate_before": [sentences.estimate_before(0.37, 0.33, 0.41)],
+    "concluded_without_labels": [
+        sentences.concluded_without_labels(has_drifted=True),
+        sentences.concluded_without_labels(has_drifted=False),
+    ],
     "models_measured": [sentences.models_measured(5, 256)],
     "served_policy": [
         sentences.served_policy("svc-1", is_cascade=True),
