@@ -157,6 +157,12 @@ class LimitKeeper:
         """
         return self._fits(0, [*open_steps, self.min_steps], begun + 1)
 
+    def note_limit(self) -> None:
+        """Note once that a limit was reached."""
+        note = "a limit was reached: the trials stopped with their last report"
+        if note not in self.notes:
+            self.notes.append(note)
+
     def note_fewer_trials(self, begun: int) -> None:
         """Note that no further trial fits."""
         self.notes.append(f"stage 1: {begun} of {self.trials} trials, more would be late")
