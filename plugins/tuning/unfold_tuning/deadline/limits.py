@@ -170,7 +170,9 @@ class LimitKeeper:
     def warm_up(self) -> None:
         """Load compiled code before the clock starts."""
         example = {-1 - trial: [(1.0, 1.0), (2.0, 1.0)] for trial in range(MIN_PROFILED)}
-        replace(self, steps=example).estimate_probability(0, [self.min_steps] * 2, 2)
+        # more trials than slots, which need the compiled schedule
+        count = self.slots + 1
+        replace(self, steps=example).estimate_probability(0, [self.min_steps] * count, count)
 
     def count_survivors(self, stage: int, candidates: int) -> int:
         """Count the trials that continue into a stage: as planned if they fit, otherwise fewer, and at least one.
