@@ -64,6 +64,10 @@ SAMPLES: dict[str, list[str]] = {
         sentences.error_costs({"sick": {"healthy": 20.0}, "other": 5.0}),
     ],
     "split": [sentences.split(898, 449, 450, is_recorded=False), sentences.split(898, 449, 450, is_recorded=True)],
+    "not_promised": [
+        sentences.not_promised(["a", "b", "c", "d", "e"], has_saving=True),
+        sentences.not_promised([], has_saving=False),
+    ],
     "attempt": [sentences.attempt(1, 0.95, 1), sentences.attempt(3, 0.85, 1), sentences.attempt(3, 0.9925, 20)],
     "percent": [sentences.percent(0.95), sentences.percent(0.9975)],
     "copied_rows": [

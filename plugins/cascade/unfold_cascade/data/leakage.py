@@ -24,6 +24,7 @@ RADII = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 MAX_NEIGHBOURS = 64
 SAMPLE = 500
 MIN_CASES = 20
+MIN_STEPS = 500
 MIN_LABEL_SCORE = 0.995
 
 
@@ -218,8 +219,9 @@ def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: In
 
 
 def _is_continuous(column: FloatArray) -> bool:
-    count = np.unique(column, return_counts=True)[1]
-    return bool((count == 1).sum() >= SPECIFIC_SHARE * len(column))
+    """Whether a column has a fine resolution: its range holds many steps of its smallest difference."""
+    values = np.unique(column[np.isfinite(column)])
+    return len(values) >= MIN_CASES and bool(values[-1] - values[0] >= MIN_STEPS * float(np.diff(values).min()))
 
 
 def _number_blocks(coarse: FloatArray, words: Sequence[np.ndarray]) -> IntArray:

@@ -44,7 +44,13 @@ NO_ADVANTAGE = "the cases certify neither a saving nor a gain in accuracy"
 OVER_BUDGET = "every cascade exceeds the budget"
 BUDGET_UNCERTAIN = "the cases certify no cascade within the budget"
 LEAKED = "a column predicts the label on its own"
+DRIFTED = "its loss grows from the first to the last rows of the table, so later cases would lose more"
 REFUTED = "the cases held back for evaluation contradict it"
+ORDER_Z = 2.71
+"""Quantile of the normal distribution for a level of 0.01, shared by three cuts."""
+ORDER_SHARES = (0.5, 2 / 3, 5 / 6)
+"""Where a table is cut to compare its later rows with its earlier ones."""
+MIN_ORDERED = 60
 BUDGET_MARGINS = (12.0, 6.0, 3.0, 1.5)
 """Standard errors between the tuned cost of a candidate and the budget, from safe to bold."""
 ADVANTAGE_SAVING = 1.05
@@ -241,6 +247,51 @@ def paired_differences(
 def count_units(tables: ScoreTables, rows: IntArray) -> int:
     """Count the independent draws among some rows: cases, or clusters of them."""
     return len(rows) if tables.clusters is None else len(np.unique(tables.clusters[rows]))
+
+
+def refuse_drift(
+    tables: ScoreTables,
+    front: PolicyFront,
+    selection: Selection,
+    baseline: Baseline,
+    labels: IntArray,
+    rows: IntArray,
+    goal: Goal,
+) -> Selection:
+    """Select no cascade if its loss grows along the table, as logs are often written in the order of time.
+
+    A random split hides such a change: each part holds early and late rows. The later rows of three cuts are compared
+    with the earlier ones (one-sided z-test, level 0.01 for all). Tables that are sorted by label have no such order.
+
+    Args:
+        tables: the score tables.
+        front: the cascades.
+        selection: the selected one.
+        baseline: the baseline model.
+        labels: (n,) true labels, in the order of the table.
+        rows: the rows that the cascade was not tuned on.
+        goal: the loss that is allowed.
+    """
+    if selection.point is None or goal.max_loss is None or len(rows) < MIN_ORDERED or _are_sorted(labels):
+        return selection
+    rows = np.sort(rows)
+    answer = follow(tables, front.policies[selection.point], rows).answer
+    costs = tables.error_costs
+    d = costs.losses(answer, labels[rows]) - costs.losses(baseline.answer[rows], labels[rows])
+    for share in ORDER_SHARES:
+        early, late = np.split(d, [int(share * len(d))])
+        error = math.sqrt(float(early.var() / len(early) + late.var() / len(late)))
+        growth = float(late.mean() - early.mean())
+        if late.mean() > goal.max_loss and error > 0 and growth / error > ORDER_Z:
+            return replace(select_none(goal, selection.units, DRIFTED), has_rejections=True)
+    return selection
+
+
+def _are_sorted(labels: IntArray) -> bool:
+    """Whether equal labels stand together more than half as often again as by chance."""
+    shares = np.bincount(labels) / len(labels)
+    changes = float((np.diff(labels) != 0).mean()) if len(labels) > 1 else 0.0
+    return changes < 0.5 * (1.0 - float((shares**2).sum()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,11 @@ def _build_figure(solution: Solution) -> Figure:
 def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str]]:
     problem, front = solution.problem, solution.front
     yield "certificate", certificate_line(solution, certified_loss_points(solution, outcome))
+    if solution.policy is not None:
+        open_labels = (
+            [] if problem.data.is_scored else [n for n in problem.dataset.names if n not in problem.goal.max_loss_of]
+        )
+        yield "not promised", sentences.not_promised(open_labels, has_saving=problem.goal.min_saving is not None)
     if solution.attempt is not None:
         counts = solution.attempt
         yield "attempt", sentences.attempt(counts.number, counts.joint_confidence, counts.allowed)

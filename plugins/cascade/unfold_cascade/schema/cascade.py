@@ -82,6 +82,7 @@ class CascadeSpec(Spec):
         yield from validation.goal_problems(
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
+        yield from validation.outcome_problems(self.goal, self.stages, over_time=self.over_time)
         yield from split_problems(self.data.split, is_bundled=self.data.source == "sklearn")
         yield from validation.name_problems(self.stages, self.baseline)
         yield from language_model_rules.key_problems(self)

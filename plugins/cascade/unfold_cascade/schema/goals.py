@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag
 from pydantic_core import PydanticCustomError
 
 from unfold_cascade.schema.language_models import MaxLatency
-from unfoldkit.api import Model, Percent
+from unfoldkit.api import Duration, Model, Percent
 
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
@@ -78,6 +78,22 @@ Errors = Annotated[
 ]
 
 
+class PromisedOutcome(Model):
+    """An outcome over time that is certified beside the loss, by patient: exactly one of four kinds.
+
+    ``sensitivity_within`` with ``max_loss``: how much less often than the baseline the cascade alerts within so many
+    hours before the event. ``alerts_per_100h``: alerts per 100 event-free hours. ``max_utility_loss``: against the
+    baseline. ``label`` with ``max_loss``: the loss in hours whose true stage this is (``none`` before the first).
+    """
+
+    stage: str | None = Field(default=None, description="the stage that alerts; the last one if omitted")
+    label: str | None = Field(default=None, description="a stage, or none: only hours in this true stage count")
+    sensitivity_within: Duration | None = None
+    max_loss: Percent | None = Field(default=None, description="with sensitivity_within or label; 0 if omitted")
+    alerts_per_100h: Annotated[float, Field(gt=0, lt=100)] | None = None
+    max_utility_loss: Annotated[float, Field(ge=0, lt=10)] | None = None
+
+
 class Goal(Model):
     """The cheapest cascade within a loss, or the most accurate within a budget."""
 
@@ -95,6 +111,9 @@ class Goal(Model):
         "omitted",
     )
     confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
+    outcomes: tuple[PromisedOutcome, ...] | None = Field(
+        default=None, max_length=8, description="over time: what is guaranteed together with max_loss"
+    )
     attempts: int | None = Field(
         default=None,
         ge=1,

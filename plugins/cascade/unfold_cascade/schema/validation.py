@@ -29,6 +29,28 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
         yield from _error_cost_problems(goal.errors, stages=stages, over_time=over_time, scored=scored)
 
 
+def outcome_problems(goal: Goal, stages: Sequence[Stage], *, over_time: bool) -> Iterator[Problem]:
+    """Yield outcomes that are incomplete, ambiguous, or about a stage that the spec does not have."""
+    names = [stage.name for stage in stages]
+    if goal.outcomes and not over_time:
+        yield Problem(("goal", "outcomes"), "applies to cases over time only", at_key=True)
+        return
+    if goal.outcomes and goal.max_loss is None:
+        yield Problem(("goal", "outcomes"), "requires max_loss", "max_loss: 1%", at_key=True)
+    for index, outcome in enumerate(goal.outcomes or ()):
+        path = ("goal", "outcomes", index)
+        kinds = ("sensitivity_within", "alerts_per_100h", "max_utility_loss", "label")
+        chosen = [kind for kind in kinds if getattr(outcome, kind) is not None]
+        if len(chosen) != 1:
+            yield Problem(path, f"give exactly one of {', '.join(kinds)}", "sensitivity_within: 6 h, max_loss: 5%")
+        elif outcome.max_loss is not None and chosen[0] not in ("sensitivity_within", "label"):
+            yield Problem((*path, "max_loss"), f"does not apply to {chosen[0]}", at_key=True)
+        for key, known in (("stage", names), ("label", ["none", *names])):
+            name = getattr(outcome, key)
+            if name is not None and name not in known:
+                yield Problem((*path, key), f'there is no stage "{name}"', did_you_mean(name, known))
+
+
 def _label_loss_problems(goal: Goal, *, over_time: bool, scored: bool) -> Iterator[Problem]:
     path = ("goal", "max_loss_of")
     if over_time:

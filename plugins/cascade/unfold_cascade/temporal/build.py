@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.learners.estimators import select_inspection
 from unfold_cascade.models.tuned_params import resolve_recipe
+from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import DriftRule
 from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.goals import PromisedOutcome
 from unfold_cascade.schema.parts import Baseline, FeatureGroup, ModelSpec, Rival, Stage
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfold_cascade.temporal.problem import (
@@ -24,6 +26,7 @@ from unfold_cascade.temporal.problem import (
     GateOptions,
     LongSource,
     ModelTask,
+    OutcomeGoal,
     PsvSource,
     SpecDocuments,
     StageTarget,
@@ -53,7 +56,7 @@ def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
         drift=DriftRule(level=drift.level, margin=drift.margin),
         audit_share=drift.audit,
         durability=spec.durability or "normal",
-        goal=CascadeGoal(spec.goal.max_loss, spec.goal.budget, spec.goal.confidence),
+        goal=_goal(spec),
         cost=CostOptions(spec.cost.by, spec.cost.batch, spec.cost.unit),
         gates=GateOptions(spec.gates.folds, spec.gates.order or "sorted", spec.gates.max_models, spec.gates.learnt),
         split=split,
@@ -124,6 +127,33 @@ def _model_task(
         price=getattr(model, "price", None) or 0.0,
         inspection=confidence,
     )
+
+
+def _goal(spec: CascadeSpec) -> CascadeGoal:
+    goal, attempts = spec.goal, spec.goal.attempts or 1
+    stages = [stage.name for stage in spec.stages]
+    outcomes = tuple(_outcome(outcome, stages) for outcome in goal.outcomes or ())
+    confidence = split_confidence(goal.confidence, attempts)
+    return CascadeGoal(goal.max_loss, goal.budget, confidence, attempts, outcomes)
+
+
+def _outcome(outcome: PromisedOutcome, stages: list[str]) -> OutcomeGoal:
+    stage = stages.index(outcome.stage) + 1 if outcome.stage else len(stages)
+    allowed = outcome.max_loss or 0.0
+    of_stage = f" of {stages[stage - 1]}"
+    if outcome.sensitivity_within is not None:
+        within_h = outcome.sensitivity_within / HOUR_S
+        name = f"sensitivity{of_stage} within {within_h:g} h: loss ≤ {100 * allowed:g} points"
+        return OutcomeGoal(name=name, stage=stage, within_h=within_h, allowed=allowed)
+    if outcome.alerts_per_100h is not None:
+        name = f"alerts{of_stage} ≤ {outcome.alerts_per_100h:g} per 100 h"
+        return OutcomeGoal(name=name, stage=stage, per_100h=outcome.alerts_per_100h)
+    if outcome.label is not None:
+        label = stages.index(outcome.label) + 1 if outcome.label in stages else 0
+        name = f"loss in hours of {outcome.label} ≤ {100 * allowed:g} points"
+        return OutcomeGoal(name=name, stage=stage, label=label, allowed=allowed)
+    lost = outcome.max_utility_loss or 0.0
+    return OutcomeGoal(name=f"utility: loss ≤ {lost:g}", stage=stage, allowed=lost)
 
 
 def _transitions(moves: Moves) -> Transitions:

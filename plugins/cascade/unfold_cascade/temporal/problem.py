@@ -132,16 +132,40 @@ class AlertBudget:
     auprc_margin: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeGoal:
+    """One outcome that is guaranteed beside the loss; exactly one of ``within_h``, ``per_100h`` and ``label``, or none.
+
+    Attributes:
+        name: Its text in a report.
+        stage: The stage it is about, counted from 1.
+        within_h: Sensitivity: hours before the event in which an alert counts.
+        per_100h: Alerts allowed per 100 event-free hours.
+        label: The true stage, from 0, whose hours are compared.
+        allowed: What may be lost against the baseline; of utility, where the three above are ``None``.
+    """
+
+    name: str
+    stage: int
+    within_h: float | None = None
+    per_100h: float | None = None
+    label: int | None = None
+    allowed: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class CascadeGoal:
     """What the cascade must reach: a certified loss, or a cost budget per entity-hour.
 
-    Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is the certificate's.
+    Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is that of one
+    certificate, higher than written where several ``attempts`` share an error rate. ``outcomes`` are certified as well.
     """
 
     max_loss: float | None
     budget: float | None
     confidence: float
+    attempts: int = 1
+    outcomes: tuple[OutcomeGoal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from unfold_cascade.language_models.build import build_collection, build_gateway_plan, build_routing_problem
+from unfold_cascade.language_models.build import (
+    build_collection,
+    build_gateway_plan,
+    build_routing_problem,
+    list_exports,
+)
 from unfold_cascade.language_models.collection.report import collect_log
 from unfold_cascade.language_models.gateway.service import build_gateway
 from unfold_cascade.language_models.planning.planner import solve_routing
@@ -34,4 +39,8 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
 
 
 def _plan(spec: CascadeSpec, run: Run, verb: str) -> Report:
-    return build_routing_report(solve_routing(build_routing_problem(spec, run)), run.directory, verb)
+    solution = solve_routing(build_routing_problem(spec, run))
+    if solution.route is not None:
+        for name, text in list_exports(spec, solution):
+            run.directory.write(f"exports/{name}", text.encode())
+    return build_routing_report(solution, run.directory, verb)

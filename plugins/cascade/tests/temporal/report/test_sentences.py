@@ -27,6 +27,12 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             loss_points=4.2, confidence=0.95, patients=5082, method="betting", refused_points=0.1
         ),
     ),
+    "describe_outcomes": (
+        sentences.describe_outcomes(["alerts of sepsis ≤ 12 per 100 h", "utility: loss ≤ 0.02"], [], 0.95),
+        sentences.describe_outcomes([], ["utility: loss ≤ 0.02"], 0.95),
+    ),
+    "describe_not_promised": (sentences.describe_not_promised(["lead time", "saving"]),),
+    "describe_attempt": (sentences.describe_attempt(1, 0.95, 1), sentences.describe_attempt(3, 0.9925, 20)),
     "describe_loss": (sentences.describe_loss(-1.57, (-2.04, -1.13)),),
     "describe_quality": tuple(
         sentences.describe_quality(

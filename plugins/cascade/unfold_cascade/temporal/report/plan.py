@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_cascade.planner.ledger import AttemptCount
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.report.tables import (
     CURRENCIES,
@@ -24,13 +25,14 @@ from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
 MetricValue = tuple[float | None, str]
 
 
-def build_plan_report(solution: Solution, verb: str, directory: RunDir) -> Report:
+def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt: AttemptCount) -> Report:
     """Report a solution. Every figure is from the test cohort unless its name says otherwise.
 
     Args:
         solution: What was found.
         verb: ``train`` or ``plan``.
         directory: The run, for messages.
+        attempt: Which certificate on these data it is.
     """
     return Report(
         kind="cascade",
@@ -48,7 +50,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir) -> Repor
             build_alarm_table(solution),
         ),
         figures=(_front_figure(solution),),
-        lines=_lines(solution),
+        lines=_lines(solution, attempt),
         next=_next_command(solution, directory),
         decision=_decision(solution),
         provenance={"inputs": {"data": solution.study.digest}},
@@ -211,7 +213,7 @@ def _front_figure(solution: Solution) -> Figure:
     return Figure("front", title, "cost per case-hour, relative to the baseline", "accuracy %", series, log_x=True)
 
 
-def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
+def _lines(solution: Solution, attempt: AttemptCount) -> tuple[tuple[str, str], ...]:
     quality, base, intervals = solution.cascade.quality, solution.latched.quality, solution.intervals
     alerts, base_alerts = solution.cascade.alerts, solution.latched.alerts
     loss_interval = (100 * intervals.loss[0], 100 * intervals.loss[1])
@@ -230,15 +232,35 @@ def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
         sensitivity=alerts.sensitivity,
         baseline_sensitivity=base_alerts.sensitivity,
     )
-    study = solution.study
+    study, goal, selection = solution.study, solution.problem.goal, solution.selection
+    promised = [outcome.name for outcome in goal.outcomes]
+    outcomes = sentences.describe_outcomes(promised, selection.refused_outcomes, goal.confidence)
+    is_covered = selection.is_certified or bool(selection.refused_outcomes)
     return (
         ("certificate", _certificate_line(solution)),
+        *((("outcomes", outcomes),) if promised and is_covered else ()),
+        ("attempt", sentences.describe_attempt(attempt.number, attempt.joint_confidence, attempt.allowed)),
+        ("not promised", sentences.describe_not_promised(_list_not_promised(solution))),
         ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
         ("quality", change),
         ("lead time", lead),
         ("saving", sentences.describe_savings(intervals.price_saving, intervals.flops_saving)),
         ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
     )
+
+
+def _list_not_promised(solution: Solution) -> list[str]:
+    """List the outcomes that the certificate of this solution does not cover."""
+    goals = solution.problem.goal.outcomes if solution.selection.is_certified else ()
+    covered = {
+        "sensitivity": any(goal.within_h is not None for goal in goals),
+        "alert rate": any(goal.per_100h is not None for goal in goals),
+        "utility": any(goal.within_h is goal.per_100h is goal.label is None for goal in goals),
+        "loss of each stage": any(goal.label is not None for goal in goals),
+        "lead time": False,
+        "saving": False,
+    }
+    return [name for name, is_covered in covered.items() if not is_covered]
 
 
 def _certificate_line(solution: Solution) -> str:

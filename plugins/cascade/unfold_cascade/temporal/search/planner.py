@@ -133,7 +133,8 @@ def evaluate_solution(search: SearchResult) -> Solution:
     tuning = baselines.decode_both(study.train, study)
     certifying = baselines.decode_both(study.calibrate, study)
     latched_stages, argmax_stages = (
-        BaselineStages(train.stage, calibrate.stage) for train, calibrate in zip(tuning, certifying, strict=True)
+        BaselineStages(train.stage, calibrate.stage, train.alert, calibrate.alert)
+        for train, calibrate in zip(tuning, certifying, strict=True)
     )
     selection = select_cascade(study, search.front.points, latched_stages)
     argmax_selection = select_cascade(study, search.front.relaxed_points, argmax_stages)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
+from unfold_cascade.planner.guarantees import Guarantee, compute_cost_tests
 from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
+from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.api import user_error
+
+PLAUSIBLE = 0.5
+"""Largest p-value of the outcomes on tuning patients at which a cascade is still tested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,7 @@ class Selection:
         certified_loss: The loss of the average patient that the cascade is certified for.
         cases: Number of patients in the certificate.
         method: Name of the statistical test.
+        refused_outcomes: Outcomes of the goal that the patients do not certify for this cascade.
     """
 
     point: FrontPoint
@@ -33,14 +40,17 @@ class Selection:
     certified_loss: float
     cases: int
     method: str
+    refused_outcomes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineStages:
-    """A baseline's (n,) stages on the tuning and the certifying cohort."""
+    """A baseline's (n,) stages and (n,) alerts on the tuning and the certifying cohort."""
 
     train: IntArray
     calibrate: IntArray
+    train_alert: BoolArray
+    calibrate_alert: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +81,20 @@ def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: Basel
     within = [point for point in points if point.loss <= baseline_loss + epsilon] or [
         min(points, key=lambda point: point.loss)
     ]
+    delta = 1 - target.confidence
+    outcomes = _build_outcomes(study, within, baseline)
+    if outcomes:
+        plausible = compute_cost_tests(outcomes, len(within)).tune
+        kept = np.flatnonzero(plausible <= max(PLAUSIBLE, float(plausible.min())))
+        within = [within[index] for index in kept]
+        outcomes = [replace(each, tune=each.tune[kept], certify=each.certify[kept]) for each in outcomes]
     tuning = np.array([compare_on_cohort(study, study.train, point.policy, baseline.train) for point in within])
     certifying = np.array(
         [compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate) for point in within]
     )
     cost = np.array([point.cost for point in within])
-    tests = certify_sequence(cost, tuning, certifying, epsilon, 1 - target.confidence)
+    others = compute_cost_tests(outcomes, len(within)).certify
+    tests = certify_sequence(cost, tuning, certifying, epsilon, delta, others)
     if tests.last_certified is not None:
         return Selection(
             point=within[tests.order[tests.last_certified]],
@@ -86,11 +104,40 @@ def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: Basel
             method=tests.rules[tests.last_certified].method,
         )
     strongest = tests.order[0]
-    return _bound_loss(study, within[strongest], tuning[strongest], certifying[strongest], is_certified=False)
+    refused = [each.label for each in outcomes if compute_cost_tests([each], len(within)).certify[strongest] > delta]
+    bound = _bound_loss(study, within[strongest], tuning[strongest], certifying[strongest], is_certified=False)
+    return replace(bound, refused_outcomes=tuple(refused))
+
+
+def _build_outcomes(study: Study, points: Sequence[FrontPoint], baseline: BaselineStages) -> list[Guarantee]:
+    """Build the guarantees on outcomes over some points; none without outcomes in the goal."""
+    goals = study.problem.goal.outcomes
+    if not goals:
+        return []
+    parts = (
+        (study.train, Conduct(baseline.train, baseline.train_alert)),
+        (study.calibrate, Conduct(baseline.calibrate, baseline.calibrate_alert)),
+    )
+    tune, fresh = (
+        CohortConduct(cohort, conduct, [_follow(study, cohort, point.policy) for point in points])
+        for cohort, conduct in parts
+    )
+    return build_outcome_guarantees(goals, tune, fresh)
+
+
+def _follow(study: Study, cohort: Cohort, policy: Policy) -> Conduct:
+    arrays = build_policy_arrays(policy, study.parallel)
+    stage = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions).stage.astype(np.int64)
+    return Conduct(stage, stage == len(policy))
 
 
 def certify_sequence(
-    cost: FloatArray, tuning: FloatArray, certifying: FloatArray, epsilon: float, delta: float
+    cost: FloatArray,
+    tuning: FloatArray,
+    certifying: FloatArray,
+    epsilon: float,
+    delta: float,
+    others: FloatArray | None = None,
 ) -> TestSequence:
     """Certify points one after the other until the first fails.
 
@@ -103,10 +150,17 @@ def certify_sequence(
         certifying: (m, Q) loss differences of the certifying patients.
         epsilon: Loss allowed.
         delta: Chance of a false certificate.
+        others: (m,) largest p-values of further guarantees on the certifying patients, which must hold as well
+            (intersection-union test, Berger 1982).
     """
     order = order_tests(cost, tuning, epsilon)
     rules = [certificate.choose_rule(tuning[point], epsilon, certifying.shape[1]) for point in order]
-    return TestSequence(order, rules, certificate.fixed_sequence(certifying[order], epsilon, delta, rules))
+    p_values = (
+        max(certificate.p_value(certifying[point], epsilon, rule), 0.0 if others is None else float(others[point]))
+        for point, rule in zip(order, rules, strict=True)
+    )
+    passed = certificate.count_leading_passes(p_values, delta)
+    return TestSequence(order, rules, passed - 1 if passed else None)
 
 
 def order_tests(cost: FloatArray, tuning: FloatArray, epsilon: float) -> list[int]:

@@ -1,0 +1,127 @@
+"""Guarantees on outcomes over time: sensitivity, alert rate, utility, and the loss within one stage.
+
+Each is a mean over patients, so that the certificate counts patients and no hours. Rates and utilities are ratios of
+sums over hours. ``A / B <= x`` is tested as ``E[a - x * b] <= 0``, where a and b are the sums of one patient. A patient
+of the certifying cohort with more than twice the largest sum of the tuning cohort refuses the guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.planner.guarantees import Guarantee
+from unfold_cascade.planner.saving import average_by_unit
+from unfold_cascade.temporal.data.warning_metrics import LABEL_LEAD_H
+from unfold_cascade.temporal.models.study import Cohort
+from unfold_cascade.temporal.problem import OutcomeGoal
+
+HEADROOM = 2.0
+TINY = 1e-300
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """What a policy or a baseline does on a cohort: (n,) stages and (n,) alerts of the last stage."""
+
+    stage: IntArray
+    alert: BoolArray
+
+    def has_reached(self, stage: int, stages: int) -> BoolArray:
+        """Mark the (n,) hours at which it places the patient in ``stage`` or later; the last stage is the alert."""
+        reached: BoolArray = self.alert if stage == stages else self.stage >= stage
+        return reached
+
+
+@dataclass(frozen=True, slots=True)
+class CohortConduct:
+    """A cohort, what the baseline does on it, and what each of m cascades does."""
+
+    cohort: Cohort
+    baseline: Conduct
+    cascades: Sequence[Conduct]
+
+
+def build_outcome_guarantees(
+    goals: Sequence[OutcomeGoal], tune: CohortConduct, fresh: CohortConduct
+) -> list[Guarantee]:
+    """Build one guarantee for each outcome of a goal, over m cascades."""
+    return [_build_guarantee(goal, tune, fresh) for goal in goals]
+
+
+def measure_sensitivity(cohort: Cohort, conduct: Conduct, stage: int, within_h: float) -> FloatArray:
+    """Compute (P,) whether each patient that enters a stage is placed there at most ``within_h`` before the event.
+
+    The event of a stage is its onset, ``LABEL_LEAD_H`` after the label of the last stage. Patients without an hour in
+    the window are left out.
+    """
+    stages = cohort.entered.shape[1]
+    lead_h = LABEL_LEAD_H if stage == stages else 0.0
+    since = cohort.since[:, stage - 1]
+    until = np.where(np.isfinite(since), lead_h - since, np.inf) if stage == stages else _hours_until(cohort, stage)
+    is_window = (until >= 0) & (until <= within_h)
+    patients, index = np.unique(cohort.entity[is_window], return_inverse=True)
+    caught = np.zeros(len(patients))
+    np.maximum.at(caught, index, conduct.has_reached(stage, stages)[is_window].astype(np.float64))
+    return caught
+
+
+def _hours_until(cohort: Cohort, stage: int) -> FloatArray:
+    """Compute (n,) the hours until a patient enters ``stage``, negative afterwards and infinite where it never does."""
+    entered, entity = cohort.entered[:, stage - 1], cohort.entity
+    hour = np.arange(len(entity)) - cohort.timeline.starts[entity]
+    entry = np.full(cohort.entities, np.inf)
+    np.minimum.at(entry, entity[entered], hour[entered])
+    until: FloatArray = entry[entity] - hour
+    return until
+
+
+def _build_guarantee(goal: OutcomeGoal, tune: CohortConduct, fresh: CohortConduct) -> Guarantee:
+    if goal.within_h is not None or goal.label is not None:
+        before, after = (_compare(goal, part) for part in (tune, fresh))
+        return Guarantee(goal.name, goal.allowed, before, after, is_cost=True)
+    before, after = (_sum_excess(goal, part) for part in (tune, fresh))
+    scaled = [_scale(*pair) for pair in zip(before, after, strict=True)]
+    parts = (np.array([pair[part] for pair in scaled]) for part in (0, 1))
+    return Guarantee(goal.name, 0.0, *parts, is_cost=True)
+
+
+def _compare(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
+    """Compute (m, P) how much more each cascade misses than the baseline: events, or hours of one true stage."""
+    cohort = part.cohort
+    if goal.within_h is not None:
+        base = measure_sensitivity(cohort, part.baseline, goal.stage, goal.within_h)
+        missed = [base - measure_sensitivity(cohort, each, goal.stage, goal.within_h) for each in part.cascades]
+        return np.array(missed)
+    is_label = cohort.highest == goal.label
+    clusters, truth = cohort.entity[is_label], cohort.highest[is_label]
+    base = (part.baseline.stage[is_label] != truth).astype(np.float64)
+    differences = [(each.stage[is_label] != truth) - base for each in part.cascades]
+    return np.array([average_by_unit(each, clusters) for each in differences])
+
+
+def _sum_excess(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
+    """Compute (m, P) the sum over hours of what each cascade has too much: alerts, or utility lost."""
+    cohort, count = part.cohort, part.cohort.entities
+    if goal.per_100h is not None:
+        free = cohort.events.event_free if goal.stage == cohort.entered.shape[1] else ~cohort.entered[:, goal.stage - 1]
+        stages = cohort.entered.shape[1]
+        alerts = [each.has_reached(goal.stage, stages) for each in part.cascades]
+        hours = [np.where(free, alert - goal.per_100h / 100.0, 0.0) for alert in alerts]
+        return np.array([np.bincount(cohort.entity, each, count) for each in hours])
+    gain = cohort.utility.alert - cohort.utility.silence
+    possible = np.where(cohort.utility.optimal, gain, 0.0)
+    base = gain * part.baseline.alert
+    lost = [base - gain * each.alert - goal.allowed * possible for each in part.cascades]
+    return np.array([np.bincount(cohort.entity, each, count) for each in lost])
+
+
+def _scale(tune: FloatArray, fresh: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Scale sums to [-1, 1] by twice the largest sum of the tuning cohort; a larger one refuses the guarantee."""
+    largest = max(HEADROOM * float(np.abs(tune).max()), TINY)
+    if fresh.max() > largest:
+        return tune / largest, np.ones(len(fresh))
+    return tune / largest, np.maximum(fresh / largest, -1.0)
