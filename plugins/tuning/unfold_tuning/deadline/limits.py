@@ -157,6 +157,12 @@ class LimitKeeper:
         """
         return self._fits(0, [*open_steps, self.min_steps], begun + 1)
 
+    def note_limit(self) -> None:
+        """Note once that a limit was reached."""
+        note = "a limit was reached: the trials stopped with their last report"
+        if note not in self.notes:
+            self.notes.append(note)
+
     def note_fewer_trials(self, begun: int) -> None:
         """Note that no further trial fits."""
         self.notes.append(f"stage 1: {begun} of {self.trials} trials, more would be late")
@@ -164,7 +170,9 @@ class LimitKeeper:
     def warm_up(self) -> None:
         """Load compiled code before the clock starts."""
         example = {-1 - trial: [(1.0, 1.0), (2.0, 1.0)] for trial in range(MIN_PROFILED)}
-        replace(self, steps=example).estimate_probability(0, [self.min_steps] * 2, 2)
+        # more trials than slots, which need the compiled schedule
+        count = self.slots + 1
+        replace(self, steps=example).estimate_probability(0, [self.min_steps] * count, count)
 
     def count_survivors(self, stage: int, candidates: int) -> int:
         """Count the trials that continue into a stage: as planned if they fit, otherwise fewer, and at least one.

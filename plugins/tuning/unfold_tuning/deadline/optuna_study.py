@@ -290,7 +290,7 @@ class StudyRun:
         errors = [item for item in self.trials.values() if item.error is not None]
         if errors or self.keeper.is_over():
             if not errors:
-                self.keeper.notes.append("a limit was reached: the trials stopped with their last report")
+                self.keeper.note_limit()
             self.is_ending = True
             self.changed.notify_all()
 

@@ -220,6 +220,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
                 tune_controller.stop_trial(trial)
 
     def _stop_all(self, tune_controller: Any) -> None:
+        """Stop whatever waits, as a limit is reached; running trials stop with their next result."""
+        self.keeper.note_limit()
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
                 self.ended.add(trial.trial_id)

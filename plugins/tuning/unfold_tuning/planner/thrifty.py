@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unfold_tuning.job.availability import BoolArray
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.job.profile import SpotTerms
 from unfold_tuning.planner.planner import Candidate, Selection, Solution, solve, thin_indices
@@ -17,7 +18,6 @@ from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.simulator.spot_market import (
     NET_CHANGES,
     STEP_S,
-    BoolArray,
     ThriftyRuns,
     estimate_change_s,
     measure_progress,
