@@ -30,6 +30,8 @@ RERUN = ("--reruns", "1")
 EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser")
 FOLDERS_OF_OTHER_SESSIONS = ("docs", "browser", "faults", "thirdparty")
 
+KINDS = ("aws", "cascade", "pipeline", "placement", "plot", "serve", "supernet", "tuning")
+
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
@@ -43,7 +45,7 @@ def work(session: nox.Session) -> None:
         return
     session.install("hatchling")
     session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(emptied(DIST)), silent=True)
-    session.install(*groups("dev"), wheel_path())
+    session.install(*groups("dev"), wheel_with("kinds"))
     session.install("--force-reinstall", "--no-deps", wheel_path())
     mark_current(session)
 
@@ -53,7 +55,7 @@ def extras(session: nox.Session) -> None:
     """Install the wheel with every extra in the environment that the external tests share."""
     if is_current(session):
         return
-    session.install(*groups("test", "faults", "browser"), f"unfoldkit[all] @ {Path(wheel_path()).as_uri()}")
+    session.install(*groups("test", "faults", "browser"), wheel_with("all"))
     session.install("--force-reinstall", "--no-deps", wheel_path())
     mark_current(session)
 
@@ -86,10 +88,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(requires=["work"])
 def wheel(session: nox.Session) -> None:
-    """Compare the wheel with the folders, and use it in a clean environment outside the checkout."""
+    """Compare the wheel with the folders, and use it without extras in a clean environment outside the checkout."""
     run_in("work", session, "python", "-m", "tests.wheels", "held", wheel_path())
     session.install(wheel_path(), "pip", "pytest")
     session.install("--force-reinstall", "--no-deps", wheel_path())
+    session.run("python", "-m", "tests.wheels", "slim", env=ENVIRONMENT)
     session.run("python", "-m", "tests.wheels", "used", env=ENVIRONMENT)
 
 
@@ -135,7 +138,7 @@ def minimums(session: nox.Session) -> None:
     """Run the unit tests of core and plugins with the lowest versions that pyproject.toml allows."""
     constraints = files_of(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
-    session.install(*groups("test"), "--constraint", str(constraints), wheel_path())
+    session.install(*groups("test"), "--constraint", str(constraints), wheel_with("kinds"))
     selected = without("shared", "e2e", "smoke", *EXTERNAL)
     run_tests(session, "", *PARALLEL, "tests/unit", "plugins", "-m", selected, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
@@ -168,7 +171,7 @@ def browser(session: nox.Session) -> None:
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def targets(session: nox.Session) -> None:
     """Test exported plans against the clients of KServe and Triton."""
-    session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_path())
+    session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_with("kinds"))
     run_tests(session, "", "-m", "targets", *folders_marked("targets"), *session.posargs)
 
 
@@ -200,7 +203,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def audit(session: nox.Session) -> None:
     """Look every dependency up in the database of known vulnerabilities, where it can be reached."""
-    session.install(wheel_path())
+    session.install(wheel_with("all"))
     code = "import importlib.metadata as m; [print(f'{d.name}=={d.version}') for d in m.distributions()]"
     frozen = str(session.run("python", "-c", code, silent=True))
     wanted = files_of(session) / "installed.txt"
@@ -270,6 +273,11 @@ def groups(*names: str) -> list[str]:
 def wheel_path() -> str:
     """Return the wheel of this checkout."""
     return str(next(DIST.glob("*.whl")))
+
+
+def wheel_with(extra: str) -> str:
+    """Return the requirement of the wheel of this checkout with an extra."""
+    return f"unfoldkit[{extra}] @ {Path(wheel_path()).as_uri()}"
 
 
 def without(*markers: str) -> str:
@@ -357,8 +365,10 @@ def lines_of(path: Path) -> list[str]:
 
 
 def lower_bounds() -> Iterator[str]:
-    """Yield ``name==version`` for every lower bound of the dependencies."""
-    for line in PROJECT["project"]["dependencies"]:
+    """Yield ``name==version`` for every lower bound of the dependencies of all kinds."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *(line for name in KINDS for line in extras[name])]
+    for line in sorted({line for line in lines if not line.startswith("unfoldkit[")}):
         bound = re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", line)
         if bound is None:
             raise ValueError(f"{line!r} has no lower bound")

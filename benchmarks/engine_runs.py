@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.operator_tables import read_operator_tables
-from unfold_pipeline.engine.step_time import StepTimes
-from unfold_pipeline.engine.workload import EngineRequests, build_requests
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
+from unfold_pipeline.engine.step_times.operator_tables import read_operator_tables
 
 LAYERS = 32
 MAX_REQUESTS = 256

@@ -109,7 +109,7 @@ def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
     """Yield a row for each rate, squared coefficient of variation and target of a pipeline."""
     spec = spec_of(name)
     pipeline = pipeline_of(spec)
-    slo = spec.slo.p99
+    slo = spec.target_s
     grid = ((100.0,), (4.0,), (slo, 2 * slo)) if quick else (RATES, SCVS, tuple(sorted({*TIGHT, slo, 2 * slo})))
     for rate, scv, limit in itertools.product(*grid):
         arrivals = processes.gamma_arrivals(

@@ -1,4 +1,4 @@
-"""What it costs to answer by another net: routing to views of shared weights, against loading a model.
+"""What it costs to answer by another subnet of shared weights, against loading a model.
 
 Twelve nets (four widths, three depths) in one set of untrained weights, of the shape of the heart-beat family; weights
 do not matter to the time. Every way alternates between nets in one process, on one thread.
@@ -48,12 +48,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     }
     cost = measure_switch_costs(supernet.Supernet(space, weights, bound), 5_000 if quick else 50_000)
     metrics = {
-        "switch_us_p50": cost.route_p50_s * MICRO,
-        "switch_us_p99": cost.route_p99_s * MICRO,
+        "switch_us_p50": cost.switch_p50_s * MICRO,
+        "switch_us_p99": cost.switch_p99_s * MICRO,
         "views_us": cost.bind_s * MICRO,
-        "reload_ratio": cost.reload_s / cost.route_p50_s,
-        "load_state_ratio": cost.load_state_s / cost.route_p50_s,
-        "views_reload_ratio": cost.reload_s / cost.bind_s,
+        "view_ratio_max": max(cost.view_ratios.values()),
         "memory_ratio": cost.shared_bytes / cost.separate_bytes,
     }
     peers = {
@@ -61,11 +59,11 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         "build_and_load": {"switch_us_p50": cost.reload_s * MICRO},
     }
     aims = {
-        "switch_us_p50": "≤ 5", "switch_us_p99": "≤ 50", "reload_ratio": "≥ 1,000", "load_state_ratio": "≥ 50",
-        "memory_ratio": "≤ 0.4",
+        "switch_us_p50": "≤ 10", "memory_ratio": "≤ 0.5",
     }  # fmt: skip
     notes = [
-        "A switch is to look up a net whose views were bound at the start; views_us is to bind them anew.",
+        "A switch is the first answer after a change of subnet, less the next answer of the same subnet (one row).",
+        "view_ratio_max: the time of a batch of 32 on views over that on contiguous copies, the worst subnet.",
         "Memory counts weights and statistics, not the Python objects of the views.",
         "build_and_load builds the largest net's modules and reads its safetensors from memory.",
     ]

@@ -119,7 +119,7 @@ def case(name: str, times: np.ndarray, seed: int, _setting: TunerSettings) -> tu
     pipeline = pipeline_of(spec)
     first, rest = traces.split_trace(times, 0.25)
     checker = build_slo_checker(
-        pipeline, [draw_sample(pipeline, first, np.random.default_rng([seed, 2]))], spec.slo.p99
+        pipeline, [draw_sample(pipeline, first, np.random.default_rng([seed, 2]))], spec.target_s
     )
     outcome = planner.find_plan(checker, SearchBudget(prove=False), lambda _step, _done, _total: None)
     live = draw_sample(pipeline, rest, np.random.default_rng([seed, 5]))

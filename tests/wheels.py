@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -15,7 +16,15 @@ from typing import Any
 from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[1]
-USE = "usage: python -m tests.wheels held WHEEL | used | alone FOLDER"
+USE = "usage: python -m tests.wheels held WHEEL | slim | used | alone FOLDER"
+MAX_INSTALLED_MIB = 200
+EXTRA_OF_SPEC = {
+    "cascade/digits.yaml": "cascade",
+    "pipeline/digits.yaml": "pipeline",
+    "placement/gangs.yaml": "placement",
+    "supernet/digits.yaml": "supernet",
+    "tuning/small.yaml": "tuning",
+}
 
 
 def main(words: list[str]) -> None:
@@ -27,6 +36,9 @@ def main(words: list[str]) -> None:
         case ["used"]:
             with tempfile.TemporaryDirectory() as away:
                 use(Path(away))
+        case ["slim"]:
+            with tempfile.TemporaryDirectory() as away:
+                use_without_extras(Path(away))
         case ["alone", folder]:
             for plugin in plugin_folders():
                 build_alone(plugin, Path(folder) / plugin.name)
@@ -70,6 +82,30 @@ def use(away: Path) -> None:
     run(away, "unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")))
     run(away, "unfold", "plugins", "new", "x")
     run(away, sys.executable, "-m", "docs.console", "--installs", env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def use_without_extras(away: Path) -> None:
+    """Run the command as installed without extras: small, checks everything, and names the extra of what it lacks."""
+    size_mib = sum(map(installed_bytes, importlib.metadata.distributions())) / 2**20
+    if size_mib > MAX_INSTALLED_MIB:
+        sys.exit(f"{size_mib:.0f} MiB are installed, more than {MAX_INSTALLED_MIB}")
+    configs = shutil.copytree(ROOT / "configs", away / "configs")
+    run(away, "unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")))
+    run(away, "unfold", "schema", stdout=subprocess.DEVNULL)
+    run(away, "unfold", "plan", "configs/echo/hello.yaml", stdout=subprocess.DEVNULL)
+    for file, extra in EXTRA_OF_SPEC.items():
+        words = ["unfold", "plan", f"configs/{file}"]
+        done = subprocess.run(words, cwd=away, capture_output=True, text=True, check=False)
+        command = f"pip install 'unfoldkit[{extra}]'"
+        if done.returncode != 2 or command not in done.stderr or len(done.stderr.splitlines()) != 1:
+            sys.exit(f"{' '.join(words)} ended with {done.returncode} and not with {command}:\n{done.stderr}")
+    print(f"{size_mib:.0f} MiB are installed without extras")
+
+
+def installed_bytes(distribution: importlib.metadata.Distribution) -> int:
+    """Return the bytes of the files of a distribution."""
+    paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or ())
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def build_alone(plugin: Path, out: Path) -> None:

@@ -40,6 +40,7 @@ OTHER_KINDS = {
     "tuner": "pipeline",
     "fastswitch": "supernet",
     "scale": "serving",
+    "serve-abuse": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
@@ -120,6 +121,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "greedy_excess_percent_max": "greedy plan above the optimum, worst %",
         "proven_share": "share of plans with a proof",
         "optimum_seconds_max": "longest search, s",
+    },
+    "pipeline-promise": {
+        "kept_share_min": "fresh samples on which a plan with 90 % keeps its target, worst of 12 plans",
+        "kept_share_mean": "the same, mean",
+        "kept_share_without_min": "without a confidence, worst",
+        "kept_share_without_mean": "without a confidence, mean",
+        "expected_share_error_mean": "stated against observed share, mean difference",
+        "extra_cost_percent_mean": "price of the confidence, mean %",
     },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
@@ -203,8 +212,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     },
     "supernet-switch": {
         "memory_ratio": "memory of twelve members against separate copies",
-        "switch_us_p50": "lookup of another member, p50 µs",
+        "switch_us_p50": "first answer after a switch, extra p50 µs",
         "views_us": "building the views of a member, µs",
+        "view_ratio_max": "batch of 32 on views against contiguous copies, worst member",
     },
     "supernet-train": {
         "seconds": "training of the heart-beat family, s on one core",

@@ -10,6 +10,7 @@ import os
 import secrets
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -222,11 +223,9 @@ class RunDir:
         Raises:
             UnfoldError: Another process holds the lock, or the folder is not writable.
         """
-        import fcntl
-
         with self._lock_file() as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock.fileno())
             except OSError as error:
                 raise user_error(
                     "another process is using this run", file=str(self.path), hint="wait, or --run DIR"
@@ -254,6 +253,22 @@ class RunDir:
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
 
 
+def _lock(descriptor: int) -> None:
+    """Lock a file for this process until it is closed.
+
+    Raises:
+        OSError: Another process has it.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _is_of_another_version(manifest: Any) -> bool:
     schema = str(manifest.get("schema"))
     return schema != MANIFEST_SCHEMA and schema.startswith(MANIFEST_SCHEMA.partition("/")[0] + "/")
@@ -268,6 +283,9 @@ def _remove_stale_parts(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        # Windows opens no folder, and journals names by itself
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -102,7 +102,7 @@ def test_an_open_address_needs_a_token(tmp_path: Path, spec: Path, unfold: Unfol
     refused = unfold("serve", "a.yaml", "--host", "0.0.0.0", "--port", "0")  # noqa: S104 - that it is refused is the test
     assert refused.code == 2
     assert "a token is needed (set UNFOLD_TOKEN, or leave --host out)" in refused.err
-    with serving(tmp_path, "--host", "0.0.0.0", token="secret") as (process, place):  # noqa: S104, S106 - as above
+    with serving(tmp_path, "--host", "0.0.0.0", "--insecure", token="secret") as (process, place):  # noqa: S104, S106 - as above
         local = place.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - as above
         assert answer(local + "/")[0] == 401
         assert answer(local + "/", "wrong")[0] == 401

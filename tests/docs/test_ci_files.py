@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -18,6 +19,7 @@ import yaml
 
 from docs.console import surroundings
 from tests.wheels import check_contents, expected
+from unfoldkit import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,8 +104,8 @@ def test_workflow_of_the_page_does_what_the_action_offers(tmp_path: Path) -> Non
 def test_action_installs_its_own_checkout() -> None:
     """The first step installs the folder of the action with the Python that was asked for."""
     step = parsed("action.yml")["runs"]["steps"][0]
-    assert step["env"] == {"PYTHON": "${{ inputs.python }}"}
-    assert '"$GITHUB_ACTION_PATH"' in step["run"]
+    assert step["env"] == {"PYTHON": "${{ inputs.python }}", "EXTRAS": "${{ inputs.extras }}"}
+    assert '"$GITHUB_ACTION_PATH${EXTRAS:+[$EXTRAS]}"' in step["run"]
 
 
 def test_hook_of_pre_commit_checks_files(tmp_path: Path) -> None:
@@ -169,3 +171,73 @@ def test_a_wheel_with_other_files_than_the_checkout_is_told(tmp_path: Path) -> N
     told = re.escape(f"not in the wheel: {[lacking]}; not in the checkout: {['stray.py']}")
     with pytest.raises(SystemExit, match=told):
         check_contents(tmp_path / "a.whl")
+
+
+def test_the_version_has_one_source() -> None:
+    """The build reads the version of the package, and the citation names the same one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["hatch"]["version"]["path"] == "src/unfoldkit/__init__.py"
+    assert parsed("CITATION.cff")["version"] == __version__
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_have_few_rights(path: Path) -> None:
+    """Each workflow reads only, unless a job asks for more; its sessions of nox exist; no secret but its own token."""
+    workflow = yaml.safe_load(path.read_text("utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    text = path.read_text("utf-8")
+    assert set(re.findall(r"secrets\.(\w+)", text)) <= {"GITHUB_TOKEN"}
+    assert set(re.findall(r"nox -s (\w+)", text)) <= every_session()
+    for job in workflow["jobs"].values():
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+        # what a stranger can name must not become a part of a command
+        assert not any("github.event" in step.get("run", "") for step in job["steps"])
+
+
+def manifests() -> dict[str, Any]:
+    folder = ROOT / "deploy/kustomize"
+    names = parsed("deploy/kustomize/kustomization.yaml")["resources"]
+    assert sorted(names) == sorted(path.name for path in folder.glob("*.yaml") if path.stem != "kustomization")
+    return {item["kind"]: item for item in (parsed(f"deploy/kustomize/{name}") for name in names)}
+
+
+def test_the_deployment_meets_the_restricted_level() -> None:
+    """Every container of the base is unprivileged and read-only; probes, budget and selector fit the service."""
+    found = manifests()
+    assert found["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in (*pod["initContainers"], *pod["containers"]):
+        rights = container["securityContext"]
+        assert rights["allowPrivilegeEscalation"] is False
+        assert rights["readOnlyRootFilesystem"] is True
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert "memory" in container["resources"]["limits"]
+    serve = pod["containers"][0]
+    paths = {serve[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert paths == {"/v2/health/ready", "/v2/health/live"}
+    ports = {port["name"] for port in serve["ports"]}
+    assert {port["targetPort"] for port in found["Service"]["spec"]["ports"]} <= ports
+    assert found["PodDisruptionBudget"]["spec"]["minAvailable"] < found["Deployment"]["spec"]["replicas"]
+
+
+def test_the_deployment_starts_the_command_with_options_that_exist() -> None:
+    """The arguments of the container parse."""
+    import typer
+
+    from unfoldkit.cli.app import build_app
+
+    words = manifests()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    root: Any = typer.main.get_command(build_app())
+    root.commands[words[0]].make_context(words[0], words[1:], parent=root.make_context("unfold", [words[0]]))
+
+
+def test_the_image_runs_as_an_ordinary_user() -> None:
+    """The last stage of the container file has a numeric user other than root, and no build tools of the first."""
+    last = (ROOT / "Containerfile").read_text("utf-8").rpartition("\nFROM ")[2]
+    user = re.search(r"^USER (\d+):(\d+)$", last, re.MULTILINE)
+    assert user
+    assert "0" not in user.groups()
+    assert "RUN " not in last

@@ -239,7 +239,7 @@ def tensor(shape: Any, data: Any, datatype: str = "FP64") -> bytes:
         tensor([1, 3], [1, 2, 3], "COMPLEX"),
         tensor([1, 3], []),
         b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP64","data":[1,2,1e999]}]}',
-        b"[" * 100_000,
+        b"[" * 1000,
         b"\xff\xfe",
         b"null",
         b"",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.descriptors import Kind, find_distribution, resolve
+from unfoldkit.descriptors import Kind, explain_missing_packages, find_distribution, find_extra, resolve
 from unfoldkit.errors import ExitCode, UnfoldError
 
 
@@ -26,6 +26,38 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
         resolve("nonesuch.module:thing", extra=extra)
     assert caught.value.code is ExitCode.USAGE
     assert caught.value.diagnostics[0].hint == hint
+
+
+@pytest.mark.parametrize(
+    ("module", "preferred", "extra"),
+    [
+        ("boto3", None, "aws"),
+        ("botocore", "cascade", "aws"),
+        ("matplotlib", None, "plot"),
+        ("httptools", None, "serve"),
+        ("sklearn", "cascade", "cascade"),
+        ("sklearn", "supernet", "supernet"),
+        ("numba", "placement", "placement"),
+        ("nonesuch", "cascade", ""),
+    ],
+)
+def test_a_module_has_an_extra_that_brings_it(module: str, preferred: str | None, extra: str) -> None:
+    """The extra of the running kind is named if it brings the package, otherwise the smallest one."""
+    assert find_extra(module, preferred) == extra
+
+
+def test_an_import_that_fails_in_a_verb_names_the_extra() -> None:
+    """A package of an extra is the caller's to install; any other missing module is a fault of the code."""
+    with pytest.raises(UnfoldError, match=r"'sklearn'.*pip install 'unfoldkit\[cascade\]'") as caught:
+        fail_to_import("sklearn.svm")
+    assert caught.value.code is ExitCode.USAGE
+    with pytest.raises(ModuleNotFoundError):
+        fail_to_import("nonesuch")
+
+
+def fail_to_import(name: str) -> None:
+    with explain_missing_packages("cascade"):
+        raise ModuleNotFoundError(name=name)
 
 
 @pytest.mark.parametrize(

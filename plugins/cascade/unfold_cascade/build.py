@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_dataset
+from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.data.table import TableSource
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.tuned_params import resolve_recipe
@@ -96,7 +97,7 @@ def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:
         is_scored=spec.scored,
         label_groups=None if groups is None else {name: tuple(map(label_text, ls)) for name, ls in groups.items()},
         features=features,
-        split=spec.data.split,
+        split=resolve_split(spec.data.split, run),
         seed=run.seed,
         recorded=_list_recorded_columns(spec),
         groups_copies=getattr(spec.data, "duplicates", None) != "keep",
@@ -117,6 +118,8 @@ def build_table_source(spec: CascadeSpec, run: Run) -> TableSource:
     data = spec.data
     if data.source == "sklearn":
         return TableSource(bundled=data.dataset)
+    if data.source == "endpoints":
+        raise user_error("a log of calls is read by the plan of language models only", key="data.source")
     return TableSource(
         path=data.path,
         locate=partial(run.path, data.path, key="data.path"),
@@ -137,13 +140,18 @@ def build_recorded_models(spec: CascadeSpec) -> tuple[RecordedModel, ...]:
             score=model.recorded.score or "",
             correct_from=MIN_CORRECT_SCORE if model.recorded.right_from is None else model.recorded.right_from,
             confidence=model.recorded.confidence,
-            price=model.price or 0.0,
+            price=fixed_price(model),
             price_column=model.recorded.price,
             identity=dump(model),
         )
         for m, model in enumerate(models)
         if model.recorded is not None
     )
+
+
+def fixed_price(model: ModelSpec) -> float:
+    """Return the price of one call in the unit of the costs; token prices belong to language models."""
+    return model.price if isinstance(model.price, float) else 0.0
 
 
 def _build_zoo_options(spec: CascadeSpec, run: Run) -> ZooOptions:
@@ -172,7 +180,7 @@ def _build_stage(stage: Stage, s: int, run: Run, *, is_recorded: bool) -> StageO
 def _build_model(model: ModelSpec, key: str, run: Run) -> ModelOptions:
     is_baseline = model.estimator == BASELINE
     recipe = Recipe(BASELINE, {}) if is_baseline else resolve_recipe(model, run, key=key)
-    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=model.price or 0.0)
+    return ModelOptions(key=key, name=model.name, recipe=recipe, features=model.features, price=fixed_price(model))
 
 
 def _build_candidate(spec: CascadeSpec, candidate: Candidate, c: int, run: Run) -> ModelOptions:

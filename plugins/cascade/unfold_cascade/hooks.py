@@ -19,6 +19,8 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_cascade.verbs:plan",
         serve="unfold_cascade.verbs:serve",
         examples="unfold_cascade:examples",
+        extra="cascade",
         many=True,
+        export="unfold_cascade.verbs.export:export_onnx",
         opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_pipeline.verbs.plan:plan",
         serve="unfold_pipeline.verbs.serve:serve",
         examples="unfold_pipeline:examples",
+        extra="pipeline",
         replay=True,
         opens="unfold_pipeline.verbs.check_inputs:check_inputs",
     )
@@ -34,4 +35,12 @@ def unfold_renderers() -> Iterable[Renderer]:
     )
     yield Renderer(
         "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
+    )
+    yield Renderer(
+        "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.engines.exports:export_vllm", (".sh",)
+    )
+    yield Renderer(
+        "kubernetes",
+        "a plan of LLM engines as Kubernetes Deployments",
+        "unfold_pipeline.report.engines.exports:export_kubernetes",
     )

@@ -17,7 +17,9 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_placement.verbs.plan:plan",
         serve="unfold_placement.verbs.serve:serve",
         examples="unfold_placement:examples",
+        extra="placement",
         opens="unfold_placement.verbs.check_inputs:check_inputs",
+        verifies="unfold_placement.verbs.verify:verify",
     )
 
 

@@ -1,1 +1,59 @@
-"""The kind ``supernet``: one set of weights, many models."""
+"""Plugin of kind ``supernet``: models of several sizes in one set of weights, and accelerators that cache them.
+
+``elastic(module, example)`` turns a torch module into a family, without a command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unfold_supernet.modules.family import ElasticFamily
+
+__all__ = ["elastic", "fit"]
+
+
+def elastic(
+    module: Any,
+    example: Any,
+    *,
+    widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    depths: Sequence[float] = (1.0,),
+    resolutions: Sequence[float] = (1.0,),
+) -> ElasticFamily:
+    """Turn a torch module into a family of members that share its weights.
+
+    The lists are combined entry by entry; a list of one entry applies to every member.
+
+    Args:
+        module: A ``torch.nn.Module`` that maps inputs to one tensor of outputs.
+        example: Inputs (n, *size) on which its layers are traced.
+        widths: Fractions of the channels.
+        depths: Fractions of the residual blocks.
+        resolutions: Fractions 1/n of the input's edges.
+
+    Raises:
+        UnfoldError: Nothing of the module is elastic in a dimension that was asked for, or it fails on the example.
+    """
+    from unfold_supernet.modules import family
+
+    return family.elastic(module, example, widths=widths, depths=depths, resolutions=resolutions)
+
+
+def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
+    """Train a family in place; ``options`` are the fields of :class:`unfold_supernet.modules.training.FitOptions`.
+
+    Args:
+        family: The family.
+        x: Inputs (n, *size).
+        y: Classes (n), labels (n, labels) or values (n, values).
+        options: How it is trained.
+
+    Raises:
+        UnfoldError: Training diverged.
+    """
+    from unfold_supernet.modules.training import FitOptions
+    from unfold_supernet.modules.training import fit as train
+
+    train(family, x, y, FitOptions(**options))

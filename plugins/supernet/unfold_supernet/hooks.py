@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_supernet.verbs.plan:plan",
         serve="unfold_supernet.verbs.serve:serve",
         examples="unfold_supernet:examples",
+        extra="supernet",
         many=True,
         replay=True,
         opens="unfold_supernet.verbs.check_inputs:check_inputs",

@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         train="unfold_tuning.verbs.train:train",
         plan="unfold_tuning.verbs.plan:plan",
         examples="unfold_tuning:examples",
+        extra="tuning",
         carries=True,
         opens="unfold_tuning.verbs.check_inputs:check_inputs",
     )

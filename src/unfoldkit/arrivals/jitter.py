@@ -5,19 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers.timestamps import Times
+from unfoldkit.arrivals.readers.timestamps import FIRST_EPOCH_S, MIN_REPEATED, Times
 from unfoldkit.errors import user_error
 
 MAX_ARRIVALS = 100_000_000
 """Counts may stand for so many arrivals; more would not fit into memory beside their plan."""
-FIRST_EPOCH_S = 6e8
-"""From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
 _STAMP_RESOLUTIONS_S = (60.0, 1.0)
 _SAME_GAP = 0.5
 _MIN_ROWS = 10
-_MIN_REPEATED = 0.2
-_DAY_S, _HOUR_S = 86_400.0, 3600.0
-_SPARSE_GAP_S = 5.0
 
 
 def spread_rounded_times(times: Times, rng: np.random.Generator, *, unit_s: float = 0.0) -> Times:
@@ -71,8 +66,8 @@ def expand_rates(times: Times, rates: Times, rng: np.random.Generator, *, file: 
 def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
     """Describe how sorted arrivals may have been misread; empty if nothing looks suspicious.
 
-    Rows at a regular interval are usually counts. Whole numbers over days, or over hours if they are sparse, may be
-    milliseconds. Repeated whole seconds are usually rounded.
+    Rows at a regular interval are usually counts, and repeated whole seconds are usually rounded. Numbers without any
+    unit are checked before, see :func:`~unfoldkit.arrivals.readers.timestamps.describe_unit_doubt`.
 
     Args:
         times: Sorted times in s.
@@ -83,11 +78,7 @@ def describe_suspicion(times: Times, *, has_unit: bool = False) -> str:
         return f"a row every {gaps[0]:,.6g} s, each read as one arrival; arrivals.counts names a column of counts"
     if has_unit or times[0] >= FIRST_EPOCH_S or (times % 1).any():
         return ""
-    span = float(times[-1] - times[0])
-    if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
-        duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
-        return f"read as seconds: {times.size:,} arrivals in {duration}; for milliseconds, set arrivals.unit: ms"
-    if times.size > _MIN_ROWS and (gaps == 0).mean() >= _MIN_REPEATED:
+    if times.size > _MIN_ROWS and (gaps == 0).mean() >= MIN_REPEATED:
         return "whole seconds, many of them repeated; if they are rounded, set arrivals.unit: s to spread them"
     return ""
 

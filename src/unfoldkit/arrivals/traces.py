@@ -210,7 +210,10 @@ def _convert_array(numbers: Times, name: str, notation: TimeNotation, path: Path
         return np.cumsum(times)
     if unit_s is None and times.size and is_ambiguous(float(times[0])):
         raise user_error(f"{times[0]:g} is not a time", file=str(path), key=name, hint=notation.number_hint)
-    return times if notation.unit else epoch_to_seconds(times)
+    if notation.unit:
+        return times
+    is_doubtful = unit_s is None and times.size > 0
+    return notation.convert_numbers(times, name, str(path)) if is_doubtful else epoch_to_seconds(times)
 
 
 def _flatten(data: np.ndarray, path: Path) -> Times:

@@ -63,7 +63,7 @@ def build_app(width: int = HELP_WIDTH) -> typer.Typer:
         },
     )
     app.callback()(root)
-    for command in (profile, train, plan, serve, check, schema, init, doctor, report):
+    for command in (profile, train, plan, serve, export, check, schema, init, doctor, report):
         app.command(epilog=EPILOG)(command)
     app.add_typer(_group("List the plugins, or start a new one.", plugins, new=new), name="plugins")
     text = "List instance types and prices, or request current ones from AWS."
@@ -140,22 +140,68 @@ def serve(
     fast_path: Annotated[
         bool, typer.Option("--fast-path/--no-fast-path", help="answer plain requests without ASGI")
     ] = True,
+    grpc_port: Annotated[
+        int, typer.Option("--grpc-port", metavar="PORT", min=0, max=65535, help="also offer gRPC on this port; 0: not")
+    ] = 0,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="certificate chain (PEM); SIGHUP reloads it")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="its private key (PEM)")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-client-ca", metavar="FILE", help="clients need a certificate of these authorities"),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="let the token cross the network in plain text, as to a proxy")
+    ] = False,
+    max_connections: Annotated[
+        int,
+        typer.Option("--max-connections", metavar="N", min=0, help="per process; 0: as the descriptors allow"),
+    ] = 0,
     log_json: Annotated[bool, typer.Option("--log-json", help="log to stderr as JSON, one line per request")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace against the service")
     ] = None,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
-    from unfoldkit.cli.commands.serve import ServeOptions
-    from unfoldkit.cli.commands.serve import serve as action
-
-    # files that hold secrets end with a line break
-    token = os.environ.get("UNFOLD_TOKEN", "").strip()
-    serving = ServeOptions(
-        host=host, port=port, token=token, processes=processes, log_json=log_json, fast_path=fast_path
-    )
     request = _request("serve", spec, shared, replay=replay)
-    _exit_with(lambda: action(request, serving, _read_stdin(spec)))
+
+    def run() -> int:
+        from unfoldkit.cli.commands.serve import ServeOptions, build_tls
+        from unfoldkit.cli.commands.serve import serve as action
+
+        serving = ServeOptions(
+            host=host,
+            port=port,
+            # files that hold secrets end with a line break
+            token=os.environ.get("UNFOLD_TOKEN", "").strip(),
+            processes=processes,
+            log_json=log_json,
+            fast_path=fast_path,
+            tls=build_tls(tls_cert, tls_key, tls_client_ca),
+            is_insecure=insecure,
+            max_connections=max_connections,
+            grpc_port=grpc_port,
+        )
+        return action(request, serving, _read_stdin(spec))
+
+    _exit_with(run)
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="the folder of a trained run")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="onnx: one graph for any runtime")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE; default NAME.onnx")
+    ] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="let the spec name code (module:function)")] = False,
+    no_plugins: options.NoPlugins = False,
+) -> None:
+    """Write what a run serves as one file that other servers load."""
+    from unfoldkit.cli.commands.export import export as action
+
+    request = Request(verb="export", spec=run, allow_code=allow_code, builtin_only=no_plugins)
+    _exit_with(lambda: action(request, form, out))
 
 
 def check(
@@ -163,6 +209,10 @@ def check(
     settings: options.Settings = None,
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="also search for violations, to a stated bound")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="with --verify: let the spec name code (module:function)")
+    ] = False,
     no_plugins: options.NoPlugins = False,
 ) -> None:
     """Validate specs and plans: every mistake at once, one per line."""
@@ -170,7 +220,14 @@ def check(
 
     _exit_with(
         lambda: action(
-            files, form, settings=settings or (), builtin_only=no_plugins, data=data, stdin=_read_stdin(*files)
+            files,
+            form,
+            settings=settings or (),
+            builtin_only=no_plugins,
+            data=data,
+            verify=verify,
+            allow_code=allow_code,
+            stdin=_read_stdin(*files),
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.execution import execute, load_request, notify_observers, perform, run_folder
@@ -12,7 +13,6 @@ from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_error
 from unfoldkit.registry import Registry
-from unfoldkit.render import combine
 from unfoldkit.report import Report
 from unfoldkit.run_directory import encode_text, write_atomically
 from unfoldkit.spec.resolve import LoadedSpec, spec_hash
@@ -44,7 +44,7 @@ class Batch:
     @property
     def is_document(self) -> bool:
         """Whether the pages form one document, which can be written only when all are there."""
-        return self.request.out is not None or self.renderer.name in combine.DOCUMENTS
+        return self.request.out is not None or self.renderer.name in DOCUMENTS
 
     def plan(self, spec: str) -> ExitCode:
         """Plan one spec, and write or collect its report, or its mistakes if the format can hold them.
@@ -71,7 +71,7 @@ class Batch:
         """Write the document, if there is one."""
         if not self.is_document:
             return
-        content = combine.join_pages(self.renderer.name, self.pages)
+        content = join_pages(self.renderer.name, self.pages)
         if self.request.out is None:
             console.write_report(content)
         else:
@@ -92,7 +92,7 @@ class Batch:
             self.pages.append(resolve(self.renderer.render)(report))
             return
         if self.pages:
-            console.write_report(combine.SEPARATORS[self.renderer.name])
+            console.write_report(SEPARATORS[self.renderer.name])
         self.pages.append("")
         output.deliver(report, self.renderer, None)
 
@@ -114,8 +114,8 @@ def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
     output.refuse_overwrite(request.out, *specs, request.replay)
     registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
     renderer = output.select_renderer(registry, request.format, request.out)
-    if renderer.name not in combine.SEPARATORS:
-        hint = f"for several: {', '.join(combine.SEPARATORS)}"
+    if renderer.name not in SEPARATORS:
+        hint = f"for several: {', '.join(SEPARATORS)}"
         raise user_error(f"--format {renderer.name} takes one spec", hint=hint)
     batch = Batch(request, registry, renderer, stdin)
     codes: list[int] = []
@@ -145,3 +145,23 @@ def _summarize(specs: Sequence[str], codes: Sequence[int]) -> str:
         if code
     ]
     return " · ".join([f"{len(codes)} specs, {codes.count(ExitCode.YES)} yes", *others])
+
+
+SEPARATORS = {"text": "\n", "md": "\n", "github": "", "json": ",\n", "junit": ""}
+DOCUMENTS = ("json", "junit")
+
+
+def join_pages(name: str, pages: Sequence[str]) -> str:
+    """Join pages: a list in JSON, one file with a suite per report in JUnit, else one page after another."""
+    if name == "json":
+        return "[" + SEPARATORS[name].join(page.rstrip("\n") for page in pages) + "]\n"
+    return _join_suites(pages) if name == "junit" else SEPARATORS[name].join(pages)
+
+
+def _join_suites(pages: Sequence[str]) -> str:
+    root = ET.Element("testsuites")
+    for page in pages:
+        # our own renderer has just written it
+        root.extend(ET.fromstring(encode_text(page)))  # noqa: S314
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from unfoldkit.descriptors import explain_missing_packages
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, escape_unprintable, internal_error, shorten
 
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
@@ -88,7 +89,8 @@ def show_progress(environment: Mapping[str, str] = os.environ) -> Iterator[Calla
 def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
     """Run ``action``, and turn whatever it raises into a message and an exit code."""
     try:
-        code = action()
+        with explain_missing_packages(None):
+            code = action()
         sys.stdout.flush()
     except UnfoldError as error:
         print_message("\n".join(str(item) for item in error.diagnostics))
@@ -144,3 +146,31 @@ def _summarize(error: BaseException) -> str:
     position = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace else "?"
     text = escape_unprintable(f"{type(error).__name__}: {error}".splitlines()[0])
     return f"unfold: unexpected {text} (in {position}; UNFOLD_TRACEBACK=1 shows the traceback)"
+
+
+COMPILATION_STEP = "compile, the first time only"
+
+
+# Numba compiles silently for up to half a minute
+@contextmanager
+def report_compilation(progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Report to ``progress`` each loop that is compiled meanwhile; nothing for code that is cached."""
+    events = sys.modules.get("numba.core.event")
+    if events is None:
+        # the verb does not use Numba, and importing it here would take a while itself
+        yield
+        return
+    with events.install_listener("numba:compile", _build_listener(events.Listener, progress)):
+        yield
+
+
+def _build_listener(base: Any, progress: Callable[[str, int, int], None]) -> Any:
+    # a loop compiles those that it calls: the first to start is the last to end
+    counts = {"started": 0, "ended": 0}
+
+    def count(event: str) -> None:
+        counts[event] += 1
+        progress(COMPILATION_STEP, counts["ended"], counts["started"])
+
+    methods = {"on_start": lambda _self, _event: count("started"), "on_end": lambda _self, _event: count("ended")}
+    return type("CompileListener", (base,), methods)()

@@ -14,10 +14,18 @@ from typing import Any, cast
 
 from unfoldkit import __version__
 from unfoldkit.catalog.cache import cache_folder, state_folder
-from unfoldkit.cli import console, jit_progress, output, plugin_registry
+from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Kind, Renderer, RunFinished, find_distribution, resolve
+from unfoldkit.descriptors import (
+    REPORT_TO_AUTHORS,
+    Kind,
+    Renderer,
+    RunFinished,
+    explain_missing_packages,
+    find_distribution,
+    resolve,
+)
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -178,7 +186,9 @@ def collect_versions(verb: str) -> Mapping[str, str]:
     import importlib.metadata
     import platform
 
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    # those of an extra may be absent
+    installed = [name for name in LIBRARIES if list(importlib.metadata.distributions(name=name))]
+    libraries = {name: importlib.metadata.version(name) for name in installed}
     plugin = find_distribution(verb)
     plugin_version = {plugin.name: plugin.version} if plugin else {}
     return {"unfoldkit": __version__, "python": platform.python_version(), **libraries} | plugin_version
@@ -240,9 +250,9 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
             if baseline is None:
                 store_spec(run, loaded.spec)
             start_s = run.clock()
-            with loaded.locate_errors():
+            with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
                 verb = resolve(function, extra=loaded.kind.extra)
-                with jit_progress.report_compilation(progress):
+                with console.report_compilation(progress):
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))

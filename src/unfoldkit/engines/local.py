@@ -82,9 +82,10 @@ def _pass_on(index: int, result: Any, notify: Callable[[int, Any], None]) -> Any
 
 def start_worker(parent: int) -> None:
     """Initialize a worker process: it dies with its parent and uses one thread."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        # a terminal sends them to all processes at once, and the parent ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        # a terminal sends them to all processes at once, and the parent ends its workers; Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     limit_threads()
     _die_with_parent(parent)
 

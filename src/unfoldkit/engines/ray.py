@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from unfoldkit.errors import UnfoldError, internal_error, user_error
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ def connect_ray(address: str | None) -> ModuleType:
             "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
         ) from error
     if not ray.is_initialized():
+        is_main = threading.current_thread() is threading.main_thread()
+        handlers = {which: signal.getsignal(which) for which in SIGNALS} if is_main else {}
         try:
             # without an address, Ray would look for the last cluster of this machine, which may have ended
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
@@ -60,6 +66,10 @@ def connect_ray(address: str | None) -> ModuleType:
         except Exception as error:  # Ray has no exception class for a node that does not start in time
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise internal_error(f"Ray does not start on this machine: {reason}", hint="is it too busy?") from error
+        finally:
+            # Ray ends the process at SIGTERM, while a service must drain first
+            for which, handler in handlers.items():
+                signal.signal(which, handler)
     return ray  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
-from unfoldkit.render.controls import strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Verdict
 
 

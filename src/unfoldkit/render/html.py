@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unfoldkit.format import format_number
 from unfoldkit.render import formatting
-from unfoldkit.render.controls import strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 

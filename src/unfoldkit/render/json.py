@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from unfoldkit.render.controls import escape_controls
+from unfoldkit.render.formatting import escape_controls
 from unfoldkit.report import Report, to_data
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
-from unfoldkit.render.controls import strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Verdict
 
 

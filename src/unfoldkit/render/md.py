@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unfoldkit.render import formatting
-from unfoldkit.render.controls import strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Table
 
 

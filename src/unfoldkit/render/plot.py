@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unfoldkit.errors import user_error
-from unfoldkit.render.controls import strip_controls
+from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Figure, Report, Series
 
 if TYPE_CHECKING:

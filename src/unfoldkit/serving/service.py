@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from unfoldkit.serving.observability.dashboard import DashboardSource
 
 Scope = MutableMapping[str, Any]
@@ -59,6 +61,8 @@ class Service:
         gates: By path, admission checks that precede the responders.
         share: Makes several processes one service: stores metrics in a common folder.
         healthy: Whether the models respond.
+        registry: The metrics of the service, to which the host adds its own.
+        endpoints: By name, the models that are offered over gRPC too.
     """
 
     name: str
@@ -71,3 +75,5 @@ class Service:
     gates: Mapping[str, AdmissionCheck] = field(default_factory=dict)
     share: MetricsSharing | None = None
     healthy: Callable[[], bool] = is_always_healthy
+    registry: CollectorRegistry | None = None
+    endpoints: Mapping[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unfoldkit.arrivals import traces
@@ -168,11 +169,6 @@ def test_logs_may_hold_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     ("rows", "note"),
     [
         ([f"{index * 60},7" for index in range(20)], "a row every 60 s, each read as one arrival"),
-        (
-            [f"{index * 60_007 + index % 3},7" for index in range(20)],
-            "read as seconds: 20 arrivals in 13.2 days; for m",
-        ),
-        ([f"{index * 607 + index % 3},7" for index in range(20)], "read as seconds: 20 arrivals in 3.2 hours; for m"),
         ([f"{index * 2 + index % 2},7" for index in range(4000)], ""),
         ([f"{index * 60_007.5 + index % 3},7" for index in range(20)], ""),
         ([f"{index * 0.25},7" for index in range(20)], ""),
@@ -184,6 +180,39 @@ def test_suspicious_readings_are_reported(tmp_path: Path, rows: list[str], note:
     traces.read_trace(tmp_path / "a.csv", warn=notes.append)
     assert len(notes) == bool(note)
     assert all(note in each for each in notes)
+
+
+DOUBTFUL = [
+    ([index * 60_007 + index % 3 for index in range(20)], "20 arrivals would last 13.2 days"),
+    ([index * 607 + index % 3 for index in range(20)], "20 arrivals would last 3.2 hours"),
+    ([(index * 7 // 3) * 5 for index in range(40)], "all times are multiples of 5"),
+    ([index // 3 for index in range(60)], "whole numbers, many of them repeated"),
+]
+
+
+@pytest.mark.parametrize(("times", "doubt"), DOUBTFUL)
+@pytest.mark.parametrize("form", ["csv", "npz", "bare"])
+def test_unclear_units_are_refused(tmp_path: Path, times: list[int], doubt: str, form: str) -> None:
+    """Whole numbers that may be milliseconds, or are rounded, need a unit: of the spec or in the name of the column."""
+
+    def write(name: str) -> Path:
+        if form == "npz":
+            np.savez(tmp_path / "a.npz", **{name: np.array(times)})
+            return tmp_path / "a.npz"
+        head = [f"{name},bytes"] if form == "csv" else []
+        (tmp_path / "a.csv").write_text("\n".join([*head, *(f"{moment},x" for moment in times)]))
+        return tmp_path / "a.csv"
+
+    with pytest.raises(UnfoldError, match=doubt) as caught:
+        traces.read_trace(write("timestamp"))
+    assert caught.value.code == 2
+    assert "arrivals.unit" in caught.value.diagnostics[0].hint
+    found = traces.read_trace(write("timestamp"), notation=TimeNotation(unit="ms"))
+    assert found[-1] == pytest.approx(times[-1] / 1e3)
+    likely = traces.read_trace(write("timestamp"), notation=TimeNotation(likely_unit="ms"))
+    assert np.array_equal(found, likely)
+    if form != "bare":
+        assert np.array_equal(traces.read_trace(write("time_ms")), found)
 
 
 def test_counts_may_be_written_in_thousands(tmp_path: Path) -> None:

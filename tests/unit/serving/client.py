@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -34,9 +35,11 @@ class Server:
     process: subprocess.Popen[str]
     port: int
     log: IO[str]
+    tls: ssl.SSLContext | None = None
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        wire = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return wire if self.tls is None else self.tls.wrap_socket(wire, server_hostname="localhost")
 
     def ask(self, path: str, body: Any = None, *, headers: str = "", method: str = "") -> Reply:
         with self.connect() as wire:
@@ -54,17 +57,17 @@ class Server:
 
 
 @contextmanager
-def serving(*words: str) -> Iterator[Server]:
+def serving(*words: str, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     with TemporaryFile("w+") as log:
         command = [sys.executable, str(SERVER), *words]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        yield from _started(process, log)
+        yield from _started(process, log, tls)
 
 
-def _started(process: subprocess.Popen[str], log: IO[str]) -> Iterator[Server]:
+def _started(process: subprocess.Popen[str], log: IO[str], tls: ssl.SSLContext | None) -> Iterator[Server]:
     assert process.stdout is not None
     try:
-        server = Server(process, int(process.stdout.readline().split()[0]), log)
+        server = Server(process, int(process.stdout.readline().split()[0]), log, tls)
         wait_until_ready(server)
         yield server
     finally:

@@ -21,6 +21,8 @@ from models import Diary, Total
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.http.address import Address, bind_socket, open_listener
 from unfoldkit.serving.http.host import HostOptions, run_service
+from unfoldkit.serving.http.resource_limits import ResourceLimits
+from unfoldkit.serving.http.tls import TlsFiles
 from unfoldkit.serving.http.workers import Supervisor
 from unfoldkit.serving.observability.access_log import JsonLines, json_access_log
 from unfoldkit.serving.observability.dashboard import request_dashboard
@@ -43,7 +45,7 @@ def service(name: str, given: dict[str, str]) -> Service:
     if name == "total":
         model = Total(delay_s=float(given.get("delay", 0)))
     else:
-        store = open_store(Path(given["store"]), made_from="diary")
+        store = open_store(Path(given["store"]), made_from="diary", durability=given.get("durability", "normal"))
         model, close = EntityStateModel(Diary(), store), store.close
     app = build_application([model], limits=limits, close=close)
     watch = request_dashboard(name, "toy", app.metrics)
@@ -87,6 +89,16 @@ def terms(given: dict[str, str]) -> HostOptions:
         request_timeout_s=float(given.get("patience", 30)),
         observer=observer,
         fast_path=given.get("fast_path", "1") == "1",
+        tls=TlsFiles(Path(given["cert"]), Path(given["key"]), Path(given["ca"]) if "ca" in given else None)
+        if "cert" in given
+        else None,
+        grpc_address=f"127.0.0.1:{given['grpc']}" if "grpc" in given else "",
+        limits=ResourceLimits(
+            connections=int(given.get("connections", 0)),
+            head_bytes=int(given.get("head_bytes", 16 * 2**20)),
+            body_bytes=int(given.get("body_bytes", 64 * 2**20)),
+            client_share=float(given.get("client_share", 1)),
+        ),
     )
 
 

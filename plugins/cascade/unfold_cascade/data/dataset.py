@@ -8,22 +8,23 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.leakage import Copies, find_copies, find_label_columns, join_groups
+from unfold_cascade.data.splits import SplitRule, UnitTable, list_sites, split_units
 from unfold_cascade.data.table import (
     Frame,
     Rows,
-    SplitShares,
     TableSource,
     build_matrix,
     load_frame,
+    most_common_labels,
     resolve_columns,
-    split_clusters,
-    split_rows,
+    select_cluster_rows,
 )
 from unfold_cascade.schema import cells
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
@@ -59,7 +60,7 @@ class DatasetOptions:
     is_scored: bool
     label_groups: Mapping[str, tuple[str, ...]] | None
     features: Mapping[str, tuple[str, ...]]
-    split: SplitShares
+    split: SplitRule
     seed: int
     identity: tuple[Any, ...]
     recorded: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
@@ -137,17 +138,29 @@ def load_stored_dataset(directory: RunDir) -> Dataset:
 
 def dataset_fingerprint(options: DatasetOptions) -> str:
     """Compute the fingerprint of everything that defines the data set, its table included."""
-    return fingerprint(*options.identity, options.seed, source_digest(options.source), READER_VERSION)
+    split_file = options.split.locate
+    # added only where there is one, so that stored data sets keep their fingerprints
+    extra = [] if split_file is None else [hash_file(split_file(), options.split.path, "data.split.file")]
+    return fingerprint(*options.identity, options.seed, source_digest(options.source), READER_VERSION, *extra)
 
 
 def source_digest(source: TableSource) -> str:
     """Identify the version of a table without parsing it."""
     if source.locate is None:
         return importlib.metadata.version("scikit-learn")
+    return hash_file(source.locate(), source.path, "data.path")
+
+
+def hash_file(file: Path, written: str, key: str) -> str:
+    """Hash a file; ``written`` is its name in the spec.
+
+    Raises:
+        UnfoldError: it cannot be read.
+    """
     try:
-        return hashlib.sha256(read_bytes(source.locate())).hexdigest()
+        return hashlib.sha256(read_bytes(file)).hexdigest()
     except OSError as error:
-        raise user_error(f"cannot read: {error.strerror}", file=source.path, key="data.path") from error
+        raise user_error(f"cannot read: {error.strerror}", file=written, key=key) from error
 
 
 def read_labels(options: DatasetOptions, frame: Frame) -> np.ndarray:
@@ -213,9 +226,9 @@ def read_dataset(options: DatasetOptions) -> Dataset:
     clusters = _select_clusters(read_clusters(options.source.group, frame), is_labelled)
     if copies is not None and options.groups_copies:
         clusters = copies.unit if clusters is None else join_groups(clusters, copies.unit)
-    rows = _split(options, text, clusters)
+    rows = _split(options, text, clusters, _build_units(options, frame, is_labelled, clusters))
     if not options.is_recorded:
-        _check_training_part(labels, rows.train, names, column, clusters)
+        _check_training_part(labels, rows.train, names, column, clusters, is_random=options.split.kind == "random")
     words = tuple(map(str, names))
     number_label_groups(options.label_groups, words)
     return Dataset(
@@ -281,27 +294,57 @@ def _select_clusters(clusters: IntArray | None, selected: BoolArray) -> IntArray
     return None if clusters is None else np.unique(clusters[selected], return_inverse=True)[1].astype(np.int64)
 
 
-def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None) -> Rows:
-    """Split the cases, clusters as a whole.
+def _split(options: DatasetOptions, text: np.ndarray, clusters: IntArray | None, units: UnitTable) -> Rows:
+    """Split the cases by whole units; random parts are stratified by the most common label of a unit.
 
     Raises:
-        UnfoldError: there are too few clusters for three parts.
+        UnfoldError: there are too few clusters for three parts, or the table is not as the split needs it.
     """
     if clusters is None:
-        return split_rows(text, options.split, options.seed)
-    count = int(clusters.max()) + 1
+        return split_units(options.split, text, units, options.seed)
+    count = len(units.names)
     if count < MIN_CLUSTERS:
         source = f'the column "{options.source.group}" has' if options.source.group else "the rows are copies of"
         what = "groups" if options.source.group else "distinct rows"
         message = f"{source} {count} {what}; at least {MIN_CLUSTERS} are needed"
         raise user_error(message, key="data.group", hint="rows are split and certified by whole groups")
-    return split_clusters(text, clusters, options.split, options.seed)
+    strata = most_common_labels(text, clusters)
+    return select_cluster_rows(clusters, split_units(options.split, strata, units, options.seed))
+
+
+def list_dataset_sites(options: DatasetOptions, dataset: Dataset) -> tuple[str, ...]:
+    """List the sites that ``data.split`` leaves out in turn.
+
+    Raises:
+        UnfoldError: the column is missing, or a site is too small.
+    """
+    frame = load_frame(options.source)
+    units = _build_units(options, frame, is_case(options, frame), dataset.clusters)
+    return list_sites(options.split.column, units)[1]
+
+
+def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, clusters: IntArray | None) -> UnitTable:
+    """Describe what is split as a whole: the labelled rows, or their clusters."""
+    numbers = np.flatnonzero(is_labelled) + 1
+    unit = np.arange(len(numbers)) if clusters is None else clusters
+    # without a group column, a unit is named by its first row
+    words = frame.text(options.source.group, key="data.group")[is_labelled] if options.source.group else numbers
+    names = list(map(str, words[np.unique(unit, return_index=True)[1]].tolist()))
+
+    def read(column: str) -> np.ndarray:
+        frame.text(column, key="data.split")
+        return np.asarray(frame.columns[column])[is_labelled]
+
+    noun = "row" if clusters is None else "group"
+    return UnitTable(unit=unit, names=names, read=read, noun=noun, table=frame.name, key=options.source.group)
 
 
 def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str, tuple[str, ...]]:
     """Resolve the columns of each feature group and check that they hold numbers."""
     source = options.source
-    columns = resolve_columns(frame, options.features, options.label_column, source.categories, source.group)
+    # without feature groups all other columns are features, but neither the site nor the time of a split
+    unused = "" if options.features else options.split.column
+    columns = resolve_columns(frame, options.features, options.label_column, source.categories, (source.group, unused))
     for column in dict.fromkeys(name for group in columns.values() for name in group):
         # an indicator of a category is numeric by construction
         if column in frame.columns:
@@ -339,7 +382,13 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
 
 
 def _check_training_part(
-    labels: IntArray, train: IntArray, names: np.ndarray, column: str, clusters: IntArray | None
+    labels: IntArray,
+    train: IntArray,
+    names: np.ndarray,
+    column: str,
+    clusters: IntArray | None,
+    *,
+    is_random: bool,
 ) -> None:
     """Raise when a label is too rare in the training part for out-of-fold predictions."""
     if clusters is not None:
@@ -353,8 +402,8 @@ def _check_training_part(
         raise user_error(
             f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
             f"each needs at least {MIN_FOLDS} there",
-            key="data.split.train",
-            hint=f"train: {enough}% puts {MIN_FOLDS} there; or add cases of this label",
+            key="data.split.train" if is_random else "data.split",
+            hint=(f"train: {enough}% puts {MIN_FOLDS} there; or " if is_random else "") + "add cases of this label",
         )
 
 

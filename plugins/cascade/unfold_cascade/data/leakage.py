@@ -210,7 +210,8 @@ def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: In
         joined, more = (len(first) - int(group.max()) - 1 for group in (near, wide))
         largest = int(np.bincount(near).max())
         is_stable = joined > 0 and joined >= 0.8 * more and largest <= max(0.05 * len(first), MIN_CASES)
-        if is_stable and _are_compact(near, pairs[distance <= 2.0 * radius]):
+        is_like_copies = _are_compact(near, pairs[distance <= 2.0 * radius]) and _are_specific(near, points, radius)
+        if is_stable and is_like_copies:
             best = near
     if best is None:
         return alone
@@ -266,6 +267,13 @@ def _are_compact(group: IntArray, pairs: IntArray) -> bool:
     inner = np.bincount(group[pairs[:, 0]][group[pairs[:, 0]] == group[pairs[:, 1]]], minlength=len(size))
     is_compact = inner == size * (size - 1) // 2
     return bool(size[is_compact & (size > 1)].sum() >= 0.9 * size[size > 1].sum())
+
+
+def _are_specific(group: IntArray, points: FloatArray, radius: float) -> bool:
+    """Whether most joined rows have a value, up to the radius, that no other group has: no common value such as 1.0."""
+    _, first, size = np.unique(group, return_index=True, return_counts=True)
+    is_specific = _mark_specific(np.round(points[first] / (2.0 * radius)))
+    return bool(2 * (is_specific & (size > 1)).sum() >= (size > 1).sum())
 
 
 def _connect(size: int, pairs: IntArray) -> IntArray:

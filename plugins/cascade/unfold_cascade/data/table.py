@@ -162,7 +162,7 @@ def resolve_columns(
     groups: Mapping[str, Sequence[str]],
     label: str,
     categories: Sequence[str] = (),
-    cluster: str = "",
+    excluded: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
     """Resolve the patterns of each feature group into columns; without groups, one group holds every named column.
 
@@ -171,13 +171,13 @@ def resolve_columns(
         groups: names or patterns of columns, by feature group.
         label: the label column, which is not a feature.
         categories: names or patterns of categorical columns; each is replaced by indicators ``COLUMN=WORD``.
-        cluster: the column of clusters, which is not a feature.
+        excluded: other columns that are not features, such as that of clusters.
 
     Raises:
         UnfoldError: a pattern matches no column, or a category has too many values.
     """
     # a column without a name holds the row numbers of pandas
-    usable = [column for column in frame.columns if column not in ("", label, cluster)]
+    usable = [column for column in frame.columns if column not in ("", label, *excluded)]
     indicators = {
         column: _list_indicators(frame, column)
         for column in _match_columns(frame, usable, "data.categories", categories)
@@ -206,12 +206,21 @@ def split_rows(labels: np.ndarray, split: SplitShares, seed: int) -> Rows:
 
 def split_clusters(labels: np.ndarray, clusters: IntArray, split: SplitShares, seed: int) -> Rows:
     """Split rows by whole clusters, stratified by the most common label of each cluster."""
+    return select_cluster_rows(clusters, split_rows(most_common_labels(labels, clusters), split, seed))
+
+
+def most_common_labels(labels: np.ndarray, clusters: IntArray) -> np.ndarray:
+    """Find the most common of the (n,) labels in each cluster."""
     classes, label = np.unique(labels, return_inverse=True)
     count = np.zeros((int(clusters.max()) + 1, len(classes)), dtype=np.int64)
     np.add.at(count, (clusters, label), 1)
-    by_cluster = split_rows(count.argmax(axis=1), split, seed)
-    parts = (by_cluster.train, by_cluster.calibrate, by_cluster.test)
-    return Rows(*(np.flatnonzero(np.isin(clusters, part)) for part in parts))
+    common: np.ndarray = classes[count.argmax(axis=1)]
+    return common
+
+
+def select_cluster_rows(clusters: IntArray, parts: Rows) -> Rows:
+    """Select the rows of the clusters in each part."""
+    return Rows(*(np.flatnonzero(np.isin(clusters, part)) for part in (parts.train, parts.calibrate, parts.test)))
 
 
 def _match_columns(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:

@@ -59,8 +59,8 @@ def evidential_confidence(model: Any, x: Matrix) -> FloatArray:
     Raises:
         TypeError: the model has no leaves that count rows.
     """
-    trees = _list_trees(model)
-    leaves = [tree.tree_.weighted_n_node_samples[tree.apply(np.asarray(x, dtype=np.float32))] for tree in trees]
+    trees, rows = _list_trees(model), _drop_names(x)
+    leaves = [tree.tree_.weighted_n_node_samples[tree.apply(rows)] for tree in trees]
     evidence, classes = np.mean(leaves, axis=0), len(model.classes_)
     confidence: FloatArray = 1.0 - classes / (evidence + classes)
     return confidence
@@ -104,5 +104,13 @@ def _predict_members(model: Any, x: Matrix) -> Iterator[FloatArray]:
     trees = list(np.ravel(getattr(model, "estimators_", [])))
     if not trees or hasattr(model, "init_") or not hasattr(trees[0], "predict_proba"):
         raise TypeError(f"{type(model).__name__} has no members; a forest or XGBClassifier has")
+    rows = _drop_names(x)
     for tree in trees:
-        yield np.asarray(tree.predict_proba(x), dtype=np.float64)
+        yield np.asarray(tree.predict_proba(rows), dtype=np.float64)
+
+
+def _drop_names(x: Any) -> Any:
+    """Convert a data frame to the array that the trees of a forest were fitted on; sparse matrices stay."""
+    from scipy.sparse import issparse
+
+    return x if issparse(x) else np.asarray(x, dtype=np.float32)

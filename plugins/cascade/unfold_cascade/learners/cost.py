@@ -34,14 +34,18 @@ def count_flops(model: Any, features: int) -> float:
 
 def measure_latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
     """Measure the median time of one row, in µs, when ``batch`` rows are predicted together."""
-    rows = x[np.resize(np.arange(len(x)), batch)]
-    predict(rows)
+    return measure_call_us(predict, x[np.resize(np.arange(len(x)), batch)], clock) / batch
+
+
+def measure_call_us(predict: Callable[[Any], Any], x: Any, clock: Callable[[], float]) -> float:
+    """Measure the median time of one call on ``x``, in µs, after a call that warms up."""
+    predict(x)
     times = []
     for _ in range(REPEATS):
         start = clock()
-        predict(rows)
+        predict(x)
         times.append(clock() - start)
-    return float(np.median(times)) / batch * 1e6
+    return float(np.median(times)) * 1e6
 
 
 def _list_steps(model: Any) -> list[Any]:

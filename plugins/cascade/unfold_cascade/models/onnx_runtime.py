@@ -8,7 +8,7 @@ equal and no confidence differs by more than ``TOLERANCE``.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_features
 from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators, onnx_svm
 from unfold_cascade.models.zoo import ModelSlot, Predictions
-from unfoldkit.api import Run, RunDir, fingerprint
+from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
 
 PROBE_FILE = "serving/probe.npz"
@@ -28,6 +28,8 @@ TOLERANCE = 1e-5
 ONNX = "ONNX Runtime"
 NATIVE = "native"
 RAW_SCORES = "raw scores"
+OPSET, ML_OPSET = 17, 3
+"""The versions of the operators of ONNX and of its machine learning domain in an exported graph."""
 CONVERSION_VERSION = 1
 """Increase it when the conversion changes, so that stored ONNX files are converted again."""
 
@@ -59,6 +61,16 @@ class Engine:
     name: str
     reason: str
     inspect: Predict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedModel:
+    """A model as ONNX graph: its number type and classes, and whether it outputs raw scores."""
+
+    graph: Any
+    dtype: type[Any]
+    classes: int
+    has_raw_scores: bool
 
 
 class StoredModel(Protocol):
@@ -144,6 +156,21 @@ def shrink_engine(engine: Engine) -> Engine:
     return replace(engine, predict=lambda x: shrink_to_uniform(predict(x), inspect(x)))
 
 
+def convert_model(run: Run, slot: StoredModel, dtype: type[Any]) -> ConvertedModel:
+    """Convert a model for a graph that holds several: all have the same versions of the operators.
+
+    Raises:
+        UnfoldError: The stored model was changed, or cannot be converted.
+    """
+    import onnx
+
+    data = _convert(run, slot, dtype, {"": OPSET, "ai.onnx.ml": ML_OPSET})
+    if not data:
+        raise user_error(f"the model {slot.place} has no form in ONNX")
+    model = onnx.load_model_from_string(data)
+    return ConvertedModel(model, dtype, slot.classes, model.doc_string == RAW_SCORES)
+
+
 def conversion_fingerprint(slot: StoredModel) -> str:
     """Compute the fingerprint of a converted model: of the model and of the converters."""
     return fingerprint(slot.made_from, CONVERSION_VERSION, _converter_versions())
@@ -173,7 +200,7 @@ def _convert_once(run: Run, slot: StoredModel, dtype: type[Any]) -> bytes:
     return run.directory.once(name, conversion_fingerprint(slot), lambda: _convert(run, slot, dtype))
 
 
-def _convert(run: Run, slot: StoredModel, dtype: type[Any]) -> bytes:
+def _convert(run: Run, slot: StoredModel, dtype: type[Any], opset: Mapping[str, int] | None = None) -> bytes:
     import warnings
 
     data = run.directory.read(slot.model_file)
@@ -183,21 +210,23 @@ def _convert(run: Run, slot: StoredModel, dtype: type[Any]) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return convert(model, len(slot.columns), dtype)
+            return convert(model, len(slot.columns), dtype, opset)
     except Exception as error:  # noqa: BLE001 - converters raise whatever their parsers raise
         run.log.info("%s: no ONNX form: %s", slot.place, str(error)[:200])
         return b""
 
 
-def _convert_xgboost(model: Any, columns: int, _dtype: type[Any]) -> bytes:
+def _convert_xgboost(model: Any, columns: int, _dtype: type[Any], opset: Mapping[str, int] | None) -> bytes:
     import onnxmltools
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     types = [("x", FloatTensorType([None, columns]))]
-    return bytes(onnxmltools.convert_xgboost(model, initial_types=types).SerializeToString())
+    # its trees need nothing newer
+    options = {"target_opset": 15} if opset else {}
+    return bytes(onnxmltools.convert_xgboost(model, initial_types=types, **options).SerializeToString())
 
 
-def _convert_sklearn(model: Any, columns: int, dtype: type[Any]) -> bytes:
+def _convert_sklearn(model: Any, columns: int, dtype: type[Any], opset: Mapping[str, int] | None) -> bytes:
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
@@ -208,7 +237,9 @@ def _convert_sklearn(model: Any, columns: int, dtype: type[Any]) -> bytes:
     options: dict[str, Any] = {"zipmap": False}
     if not hasattr(steps[-1], "predict_proba"):
         options["raw_scores"] = True
-    converted = skl2onnx.to_onnx(model, initial_types=[("x", tensor)], options={id(steps[-1]): options})
+    versions = dict(opset) if opset else None
+    types = [("x", tensor)]
+    converted = skl2onnx.to_onnx(model, initial_types=types, options={id(steps[-1]): options}, target_opset=versions)
     return _mark_raw_scores(converted) if "raw_scores" in options else bytes(converted.SerializeToString())
 
 

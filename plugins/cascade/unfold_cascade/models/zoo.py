@@ -243,7 +243,10 @@ def _build_slot(
     how = [recipe.estimator, dict(recipe.params), recipe.scale, options.seed, options.folds, options.batch]
     inspection = select_inspection(options.confidence, recipe.estimator) if stage != BASELINE else None
     # omitted where there is none, so that stored models keep their fingerprints
-    made_from = fingerprint(facts, how, library_versions(), *([inspection] if inspection else []))
+    extra = [inspection] if inspection else []
+    # a split file is not part of the spec
+    extra += [dataset.rows.train.tolist()] if "file" in source["split"] else []
+    made_from = fingerprint(facts, how, library_versions(), *extra)
     labels = np.where(in_scope, number[truth], -1)
     return ModelSlot(
         model.key, stage, group, model.name, recipe, columns, in_scope, labels, answers, made_from, inspection

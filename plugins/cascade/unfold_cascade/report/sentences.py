@@ -205,6 +205,17 @@ def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:
     return ", ".join([*items, "other mixes of cases, other sites and later times"])
 
 
+def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
+    """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
+    text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
+    return text if kept is None else f"{text}; {kept} of {sites} within the allowed loss"
+
+
+def utility_of_sites(lowest: float, highest: float) -> str:
+    """State the spread of the utility across sites."""
+    return f"; utility from {lowest:.3f} to {highest:.3f}"
+
+
 def attempt(number: int, joint_confidence: float, allowed: int) -> str:
     """State which attempt on the data a certificate is, and the confidence that all of them hold together."""
     of_allowed = f" of {allowed:,}" if allowed > 1 else ""

@@ -7,9 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from unfold_cascade.schema import temporal_rules, validation
+from unfold_cascade.schema import language_model_rules, temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
+from unfold_cascade.schema.language_models import Collection, ConfidenceSource, GatewaySpec
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfoldkit.api import Problem, Spec
 
@@ -30,6 +32,16 @@ class CascadeSpec(Spec):
     moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
     alerts: Alerts | None = Field(default=None, description="over time: the alert rate of the last stage")
     drift: Drift | None = Field(default=None, description="thresholds of the drift check, and, over time, the audit")
+    confidence: ConfidenceSource | None = Field(
+        default=None, description="language models: where confidences come from"
+    )
+    collect: Collection | None = Field(default=None, description="language models: how profile collects the log")
+    serve: GatewaySpec | None = Field(default=None, description="language models: how the gateway serves")
+    durability: Literal["full", "normal"] | None = Field(
+        default=None,
+        description="over time: full syncs every answered hour to the disk; normal (default) may lose the last ones "
+        "when the machine loses power",
+    )
     goal: Goal
 
     @property
@@ -40,7 +52,12 @@ class CascadeSpec(Spec):
     @property
     def group(self) -> str | None:
         """The column that names the cluster of each row."""
-        return self.data.group if self.data.source in ("table", "recorded") else None
+        return self.data.group if self.data.source in ("table", "recorded", "endpoints") else None
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the models answer by calls that a gateway can make; then token prices and the exact test apply."""
+        return self.data.source == "endpoints" or (self.scored and language_model_rules.has_language_model_keys(self))
 
     @property
     def scored(self) -> bool:
@@ -66,8 +83,13 @@ class CascadeSpec(Spec):
             self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
         )
         yield from validation.outcome_problems(self.goal, self.stages, over_time=self.over_time)
-        yield from validation.split_problems(self.data.split)
+        yield from split_problems(self.data.split, is_bundled=self.data.source == "sklearn")
         yield from validation.name_problems(self.stages, self.baseline)
+        yield from language_model_rules.key_problems(self)
+        if self.is_language_model:
+            yield from language_model_rules.language_model_problems(self)
+            yield from validation.repeated_stage_problems(self.stages)
+            return
         if self.over_time:
             yield from temporal_rules.temporal_problems(
                 features=self.features, stages=self.stages, baseline=self.baseline, cost=self.cost
@@ -81,6 +103,7 @@ class CascadeSpec(Spec):
             cost=self.cost,
             moves=self.moves,
             alerts=self.alerts,
+            durability=self.durability,
         )
         yield from validation.repeated_stage_problems(self.stages)
         if not self.scored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ HINTS: Mapping[str, str] = {
 }
 _DECORATION = re.compile(r"[,_'$€£¥\s]")
 """Currency signs and thousands separators."""
+_BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
+_PARTIAL_DATES = ("%Y-%m", "%Y")
 _INTEGRAL = re.compile(r"([-+]?\d+)\.0+")
 
 
@@ -114,6 +117,32 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
             raise source.error(text, row, "is not a date, unlike the others", "")
         seconds[row] = date
     return seconds
+
+
+def parse_bound(text: str) -> tuple[str, bool] | None:
+    """Parse a bound such as ``< 2025-01``: the limit, and whether it is included; ``None`` if it is no bound."""
+    match = _BOUND.fullmatch(text)
+    return None if match is None else (match[2], match[1] == "<=")
+
+
+def parse_date(text: str) -> float | None:
+    """Parse an ISO date, with or without a time, or a month or a year, as seconds since 1970 (UTC without a zone)."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moments = (_parse_partial_date(text, form) for form in _PARTIAL_DATES)
+        first = next((each for each in moments if each is not None), None)
+        if first is None:
+            return None
+        moment = first
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_partial_date(text: str, form: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, form).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _parse_number(cell: Any) -> float:

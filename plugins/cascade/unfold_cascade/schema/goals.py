@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from unfold_cascade.schema.language_models import MaxLatency
 from unfoldkit.api import Duration, Model, Percent
 
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
@@ -126,4 +127,10 @@ class Goal(Model):
         "label; {sick: {healthy: 20}}: that label predicted as another; any other error costs 1. balanced: each label "
         "has the same total weight. Models then predict the label of least expected cost, and max_loss is a share of "
         "the worst possible cost",
+    )
+    max_latency: MaxLatency | None = Field(
+        default=None, description="language models: a limit on the latency, such as {p95: 2 s}, certified with the loss"
+    )
+    test: Literal["exact", "betting", "binomial"] | None = Field(
+        default=None, description="language models: the test of the loss; by default the strongest on tuning rows"
     )

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
+from unfold_cascade.schema.language_models import CallPrice, Endpoint, Tokens
+from unfold_cascade.schema.splits import AnySplit, Split
+from unfold_cascade.schema.temporal import LongData, PhysioNetData
 from unfoldkit.api import Duration, Model, Name
 
 Label = str | int | bool | float
@@ -28,7 +30,7 @@ class SklearnData(Model):
     source: Literal["sklearn"]
     dataset: Literal["digits", "iris", "wine", "breast_cancer"]
     duplicates: Duplicates = None
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class TableData(Model):
@@ -53,7 +55,7 @@ class TableData(Model):
         description="columns that may predict the label, or the right answers, without error; any other such column is "
         "taken for a leaked label, and nothing is certified",
     )
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class RecordedData(Model):
@@ -68,16 +70,35 @@ class RecordedData(Model):
         description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
         "and the certificate covers the average group",
     )
+    prompt: str | None = Field(
+        default=None,
+        description="language models: the column of prompts; rows with the same prompt stay in one part of the split",
+    )
     duplicates: Duplicates = None
     trusted: tuple[str, ...] | None = Field(
         default=None,
         description="columns that may predict the label, or the right answers, without error; any other such column is "
         "taken for a leaked label, and nothing is certified",
     )
+    split: AnySplit = Split()
+
+
+class CallData(Model):
+    """Prompts that ``unfold profile`` sends to every endpoint; the log in the run is what ``plan`` reads."""
+
+    source: Literal["endpoints"]
+    prompts: str = Field(min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file")
+    prompt: str = Field(default="prompt", description="the column of prompts")
+    expected: str | None = Field(default=None, description="the column of expected answers, for scoring")
+    group: str | None = Field(
+        default=None, description="a column: rows with the same value stay in one part of the split"
+    )
     split: Split = Split()
 
 
-Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
+Data = Annotated[
+    SklearnData | TableData | RecordedData | CallData | PhysioNetData | LongData, Field(discriminator="source")
+]
 
 
 class FeatureGroup(Model):
@@ -110,6 +131,18 @@ class Recorded(Model):
     right_from: float | None = Field(default=None, description="the smallest score of a right answer; 0.5 if omitted")
     confidence: str
     price: str | None = Field(default=None, description="the column with the cost of each call, instead of price")
+    price_of_confidence: str | None = Field(
+        default=None, description="language models: the column with the cost of each confidence"
+    )
+    tokens: Tokens | None = Field(default=None, description="language models: the columns of tokens, for token prices")
+    latency: str | None = Field(
+        default=None, description="language models: the column with the duration of each call, ms"
+    )
+    answer: str | None = Field(
+        default=None,
+        description="language models: the column with the text of each answer; where a score is missing, an answer "
+        "equal to that of the reference needs none",
+    )
 
 
 class Tune(Model):
@@ -132,7 +165,14 @@ class ModelSpec(Model):
     scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
     tune: Tune | None = Field(default=None, description="take the parameters of the winner of a tuning run")
     recorded: Recorded | None = None
-    price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
+    price: CallPrice | None = Field(
+        default=None,
+        description="of one call; for recorded models and cost by price. Language models: {in: 0.15, out: 0.6}",
+    )
+    price_of_confidence: CallPrice | None = Field(
+        default=None, description="language models: of the confidence (a self-check), paid only where a gate follows"
+    )
+    endpoint: Endpoint | None = Field(default=None, description="language models: where profile and serve call it")
 
 
 class Target(Model):

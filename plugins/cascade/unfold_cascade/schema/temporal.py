@@ -6,15 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Fraction, Model, Percent
-
-
-class Split(Model):
-    """Shares of the cases: ``train`` fits and tunes, ``calibrate`` certifies, ``test`` is reported."""
-
-    train: Fraction = 0.5
-    calibrate: Fraction = 0.25
-    test: Fraction = 0.25
+from unfold_cascade.schema.splits import AnySplit, Split
+from unfoldkit.api import Model, Percent
 
 
 class PhysioNetData(Model):
@@ -24,7 +17,7 @@ class PhysioNetData(Model):
     path: str = Field(min_length=1, description="a folder of .psv files, a .zip or a .tar(.xz), relative to the spec")
     group: Literal["patient"] = Field(default="patient", description="the unit of the split and of the certificate")
     patients: int | None = Field(default=None, ge=24, description="read only this many patients, for a quick look")
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 class LongData(Model):
@@ -36,7 +29,7 @@ class LongData(Model):
     )
     entity: str = Field(description="the column that names the entity of a row")
     time: str = Field(description="the column of the time: hours as numbers, or dates")
-    split: Split = Split()
+    split: AnySplit = Split()
 
 
 TimedData = PhysioNetData | LongData

@@ -22,9 +22,10 @@ def keys_of_time_problems(
     cost: CostSpec,
     moves: Moves | None,
     alerts: Alerts | None,
+    durability: str | None,
 ) -> Iterator[Problem]:
     """Yield every key of time in a spec without data over time."""
-    for key, value in (("moves", moves), ("alerts", alerts)):
+    for key, value in (("moves", moves), ("alerts", alerts), ("durability", durability)):
         if value is not None:
             yield Problem((key,), NEEDS_TIME, at_key=True)
     for name, group in features.items():

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from unfold_cascade.schema.goals import Errors, Goal
 from unfold_cascade.schema.parts import Baseline, CostSpec, GateSpec, ModelSpec, Recorded, Stage, Target
-from unfold_cascade.schema.temporal import Split
 from unfoldkit.api import Problem, did_you_mean
 
 Path = tuple[str | int, ...]
@@ -78,16 +77,6 @@ def _error_cost_problems(errors: Errors, *, stages: int, over_time: bool, scored
     for label, cost in errors.items():
         if isinstance(cost, dict) and label in cost:
             yield Problem((*path, label, label), "a correct prediction costs nothing", at_key=True)
-
-
-def split_problems(split: Split) -> Iterator[Problem]:
-    """Yield shares that do not add up to 1, or leave a part empty."""
-    total = split.train + split.calibrate + split.test
-    if abs(total - 1) > 1e-9:
-        yield Problem(("data", "split"), f"the shares add up to {total:g}, not 1")
-    for name in ("train", "calibrate", "test"):
-        if getattr(split, name) <= 0:
-            yield Problem(("data", "split", name), "must be above 0")
 
 
 def name_problems(stages: Sequence[Stage], baseline: Baseline | None) -> Iterator[Problem]:
@@ -223,7 +212,7 @@ def list_baseline_prices(stages: Sequence[Stage]) -> Iterator[tuple[Path, float]
     """Yield the price of each model ``estimator: baseline`` that has one, with its path in the spec."""
     for s, stage in enumerate(stages):
         for m, model in enumerate(stage.models):
-            if model.estimator == "baseline" and model.price is not None:
+            if model.estimator == "baseline" and isinstance(model.price, float):
                 yield ("stages", s, "models", m, "price"), model.price
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade.data.dataset import number_label_groups
-from unfold_cascade.models.onnx_runtime import Engine, Probe, choose_slot_engine, load_probe
+from unfold_cascade.models.onnx_runtime import (
+    ConvertedModel,
+    Engine,
+    Probe,
+    choose_slot_engine,
+    convert_model,
+    load_probe,
+)
 from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.planner.policy import StagePolicy, describe_policy, follow
 from unfold_cascade.planner.score_tables import ScoreTable, select_confidence
@@ -138,6 +145,22 @@ def _build_link_model(
         return ServedBaseline(model, identity, is_normalised=False, answers=np.arange(len(identity)))
     count = int(group_of_label.max()) + 1
     return ServedBaseline(model, np.eye(count)[group_of_label], is_normalised=False, answers=np.arange(count))
+
+
+def build_model_finder(loaded: LoadedPlan, run: Run, engines: Engines) -> Callable[[Link], ConvertedModel]:
+    """Build what finds the converted model of a link: the slot of its engine, converted for one graph."""
+    slots = {}
+    for table, stage in loaded.evaluated_stages():
+        for m in stage.chain:
+            key = loaded.stored_key(table, m)
+            slots[id(engines["/".join(key)])] = loaded.models[key][0]
+
+    def find(link: Link) -> ConvertedModel:
+        served = link.model.model if isinstance(link.model, ServedBaseline) else link.model
+        slot = slots[id(served.engine)]
+        return convert_model(run, slot, served.engine.dtype)
+
+    return find
 
 
 def _describe_service(loaded: LoadedPlan, engines: Engines) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from unfold_cascade.data.splits import resolve_split
 from unfold_cascade.learners.estimators import select_inspection
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.planner.ledger import split_confidence
@@ -20,7 +21,6 @@ from unfold_cascade.temporal.problem import (
     WINDOW_H,
     AlertBudget,
     CascadeGoal,
-    CohortShares,
     CostOptions,
     FeatureSet,
     GateOptions,
@@ -44,10 +44,10 @@ def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
     Raises:
         UnfoldError: A tuning run is missing, has no winner, or tuned another estimator.
     """
-    alerts, drift, split = spec.alerts or Alerts(), spec.drift or Drift(), spec.data.split
+    alerts, drift, split = spec.alerts or Alerts(), spec.drift or Drift(), resolve_split(spec.data.split, run)
     return TemporalProblem(
         name=spec.name,
-        source=_table_source(spec),
+        source=_table_source(spec, split.column),
         features={name: build_feature_set(group) for name, group in spec.features.items()},
         stages=tuple(_stage_task(spec, run, number, stage) for number, stage in enumerate(spec.stages)),
         baselines=tuple(_baseline_tasks(spec, run)),
@@ -55,10 +55,11 @@ def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
         alerts=AlertBudget(alerts.per_100h, alerts.utility_margin, alerts.auprc_margin),
         drift=DriftRule(level=drift.level, margin=drift.margin),
         audit_share=drift.audit,
+        durability=spec.durability or "normal",
         goal=_goal(spec),
         cost=CostOptions(spec.cost.by, spec.cost.batch, spec.cost.unit),
         gates=GateOptions(spec.gates.folds, spec.gates.order or "sorted", spec.gates.max_models, spec.gates.learnt),
-        split=CohortShares(split.train, split.calibrate, split.test),
+        split=split,
         seed=run.seed,
         documents=SpecDocuments(
             dump(spec),
@@ -81,11 +82,11 @@ def build_feature_set(group: FeatureGroup) -> FeatureSet:
     )
 
 
-def _table_source(spec: CascadeSpec) -> TableSource:
+def _table_source(spec: CascadeSpec, split_column: str) -> TableSource:
     if isinstance(spec.data, PhysioNetData):
-        return PsvSource(spec.data.path, spec.data.patients)
+        return PsvSource(spec.data.path, spec.data.patients, split_column)
     if isinstance(spec.data, LongData):
-        return LongSource(spec.data.path, spec.data.entity, spec.data.time)
+        return LongSource(spec.data.path, spec.data.entity, spec.data.time, split_column)
     raise TypeError(f"data without time: {spec.data.source}")
 
 

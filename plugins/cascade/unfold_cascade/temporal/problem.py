@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.planner.problem import DriftRule
 
@@ -22,19 +23,27 @@ BASELINE_MODEL = "monolith"
 
 @dataclass(frozen=True, slots=True)
 class PsvSource:
-    """Records of the PhysioNet/CinC Challenge 2019: one psv file per patient, at most ``max_patients`` of them."""
+    """Records of the PhysioNet/CinC Challenge 2019: one psv file per patient, at most ``max_patients`` of them.
+
+    ``split_column`` is a column of sites or times: one of the table, ``unit`` (from Unit1 and Unit2) or ``patient``.
+    """
 
     path: str
     max_patients: int | None = None
+    split_column: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LongSource:
-    """A table with one row per entity and time; ``entity`` and ``time`` name its key columns."""
+    """A table with one row per entity and time; ``entity`` and ``time`` name its key columns.
+
+    ``split_column`` is a column of sites or times, which need not hold numbers.
+    """
 
     path: str
     entity: str
     time: str
+    split_column: str = ""
 
 
 TableSource = PsvSource | LongSource
@@ -169,15 +178,6 @@ class CostOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class CohortShares:
-    """Shares of the entities: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
-
-    train: float = 0.5
-    calibrate: float = 0.25
-    test: float = 0.25
-
-
-@dataclass(frozen=True, slots=True)
 class GateOptions:
     """Limits of the gate search: folds of the predictions, chain order and length, and the learnt starting points."""
 
@@ -217,7 +217,8 @@ class SpecDocuments:
 class TemporalProblem:
     """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with.
 
-    A server lets the baseline model decide ``audit_share`` of the entities as well.
+    A server lets the baseline model decide ``audit_share`` of the entities as well. ``durability`` is that of the
+    stored states of entities.
     """
 
     name: str
@@ -229,10 +230,11 @@ class TemporalProblem:
     alerts: AlertBudget
     drift: DriftRule
     audit_share: float
+    durability: Literal["full", "normal"]
     goal: CascadeGoal
     cost: CostOptions
     gates: GateOptions
-    split: CohortShares
+    split: SplitRule
     seed: int
     documents: SpecDocuments
 

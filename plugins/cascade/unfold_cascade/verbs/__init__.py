@@ -58,6 +58,10 @@ def _select_verbs(spec: CascadeSpec) -> Verbs:
         from unfold_cascade.verbs import temporal
 
         return temporal
+    if spec.is_language_model:
+        from unfold_cascade.verbs import language_models
+
+        return language_models
     from unfold_cascade.verbs import static
 
     return static

@@ -8,6 +8,7 @@ from functools import partial
 from unfold_cascade.build import build_dataset_options, build_recorded_models
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, read_dataset
 from unfold_cascade.data.table import Frame, load_frame, resolve_columns
+from unfold_cascade.language_models.build import build_routing_problem
 from unfold_cascade.planner.recorded_scores import read_recorded_scores
 from unfold_cascade.report import sentences
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -50,6 +51,10 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
         problem = build_temporal_problem(spec, run)
         yield from _list_temporal_checks(problem, read_table(problem.source, run))
         return
+    if spec.is_language_model:
+        if spec.data.source == "recorded":
+            yield partial(build_routing_problem, spec, run)
+        return
     options = build_dataset_options(spec, run)
     frame = load_frame(options.source)
     if options.is_recorded:
@@ -89,7 +94,8 @@ def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Ite
     """Yield the checks of the columns of one feature group (of all columns if ``name`` is empty)."""
     groups = {name: options.features[name]} if name else {}
     source = options.source
-    resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, source.group)
+    excluded = (source.group, "" if options.features else options.split.column)
+    resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, excluded)
     if _run_check(resolve):
         yield resolve
         return

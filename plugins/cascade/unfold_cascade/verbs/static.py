@@ -9,9 +9,11 @@ from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_
 from unfold_cascade.drift.static import check_new_cases
 from unfold_cascade.models.onnx_runtime import load_probe
 from unfold_cascade.models.zoo import fit_models
+from unfold_cascade.planner.left_out_sites import evaluate_sites
 from unfold_cascade.planner.planner import FRONT_FILE, solve
 from unfold_cascade.planner.score_tables import build_tables
 from unfold_cascade.report.handoff import write_handoff
+from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.report.plan import build_plan_report
 from unfold_cascade.report.profile import build_profile_report
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -37,7 +39,8 @@ def train(spec: CascadeSpec, run: Run) -> Report:
     if not problem.is_recorded:
         load_probe(problem.data, problem.dataset, run.directory)
     write_handoff(solution, run)
-    return build_plan_report(solution, run.directory, "train")
+    report = build_plan_report(solution, run.directory, "train")
+    return add_left_out_sites(report, evaluate_sites(problem, run), problem.goal.max_loss)
 
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
@@ -45,9 +48,11 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     checked = find_checked_spec(spec, run, FRONT_FILE, lambda: _is_same_data(spec, run))
     if checked is not None:
         return _check(checked, spec, run)
-    solution = solve(build_problem(spec, run), run)
+    problem = build_problem(spec, run)
+    solution = solve(problem, run)
     write_handoff(solution, run)
-    return build_plan_report(solution, run.directory, "plan")
+    report = build_plan_report(solution, run.directory, "plan")
+    return add_left_out_sites(report, evaluate_sites(problem, run), problem.goal.max_loss)
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:

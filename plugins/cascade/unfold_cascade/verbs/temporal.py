@@ -5,14 +5,17 @@ from __future__ import annotations
 from unfold_cascade.build import find_checked_spec
 from unfold_cascade.drift.temporal import check_drift
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
+from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
 from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
+from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.report.profile import build_profile_report
+from unfold_cascade.temporal.search.left_out_sites import evaluate_patient_sites
 from unfold_cascade.temporal.search.planner import Solution, solve
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_service
@@ -26,11 +29,8 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit all models, find the cheapest cascade that is certified, and save it in the run."""
-    study = fit_study(build_temporal_problem(spec, run), run)
-    run.log.info("searching the gates on %d hours", len(study.train.highest))
-    solution = solve(study)
-    write_exits(solution, run)
-    return build_plan_report(solution, "train", run.directory, _record(solution, run))
+    problem = build_temporal_problem(spec, run)
+    return _plan(problem, run, "train")
 
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
@@ -42,11 +42,7 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     checked = find_checked_spec(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
     if checked is not None:
         return check_drift(problem, build_temporal_problem(checked, run), run)
-    study = fit_study(problem, run)
-    run.log.info("searching the gates on %d hours", len(study.train.highest))
-    solution = solve(study)
-    write_exits(solution, run)
-    return build_plan_report(solution, "plan", run.directory, _record(solution, run))
+    return _plan(problem, run, "plan")
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -67,3 +63,12 @@ def _record(solution: Solution, run: Run) -> AttemptCount:
     key = identify_attempt(problem.documents.spec, problem.seed, digest)
     attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
     return record_attempt(attempt, digest, problem.goal.attempts, run)
+
+
+def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
+    study = fit_study(problem, run)
+    run.log.info("searching the gates on %d hours", len(study.train.highest))
+    solution = solve(study)
+    write_exits(solution, run)
+    report = build_plan_report(solution, verb, run.directory, _record(solution, run))
+    return add_left_out_sites(report, evaluate_patient_sites(problem, run), problem.goal.max_loss)

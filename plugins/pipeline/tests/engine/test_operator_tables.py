@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.limits import EngineLimits
-from unfold_pipeline.engine.operator_tables import DENSE_OPERATORS, read_operator_tables
-from unfold_pipeline.engine.scheduler_kernel import simulate
-from unfold_pipeline.engine.step_time import StepTimes
-from unfold_pipeline.engine.workload import build_requests
+from unfold_pipeline.engine.simulation.cluster import simulate
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import build_requests
+from unfold_pipeline.engine.step_times.operator_tables import DENSE_OPERATORS, read_operator_tables
 from unfoldkit.api import UnfoldError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.workload import build_requests
+from unfold_pipeline.engine.simulation.workload import build_requests
 from unfoldkit.api import UnfoldError
 
 

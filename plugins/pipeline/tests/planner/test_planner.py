@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugins.pipeline.tests.helpers import build_checker, chain, diamond, ignore_progress, option
-from unfold_pipeline.estimator.confidence_interval import bootstrap_interval
 from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.estimator.uncertainty import bootstrap_interval
 from unfold_pipeline.planner import coarse_grained, diagnostics, greedy, infeasibility, planner
 from unfold_pipeline.planner.bounds import ReplicaBounds, compute_remaining_times, is_infeasible_prefix
 from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from unfold_pipeline._types import CountArray
+from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.problem import quotas
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
@@ -18,7 +18,7 @@ from unfold_pipeline.problem.sample import Sample, draw_sample
 from unfold_pipeline.replay import simulated
 from unfold_pipeline.tuner import rules
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfold_pipeline.tuner.table_rule import decide_table_state
+from unfold_pipeline.tuner.table_rule import build_table_rule
 from unfoldkit.arrivals import processes
 
 GPU = HardwareOption("gpu", 1.0, interpolate_latency([(1, 0.03), (8, 0.1)]))
@@ -28,6 +28,7 @@ GRAPH = Pipeline(
     quotas=(("gpu", 7), ("cpu", 40)),
 )
 PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 1), StageConfig(0, 4, 2))
+ONE, ALONE = Pipeline(GRAPH.stages[:1]), PLAN[:1]
 
 
 def traffic(rates: list[float], seed: int = 0) -> Sample:
@@ -61,43 +62,55 @@ def test_stages_share_a_quota_by_demand(seed: int) -> None:
     assert got[3] == min(wanted[3], 4)
 
 
-def plainly(fluid: quotas.FluidQueue, wanted: CountArray) -> CountArray:
-    """The fluid queue of stages without quotas, a stage at a time in plain Python."""
+def drain_plainly(
+    wanted: CountArray, came: FloatArray, mu: FloatArray, start: CountArray, delay: int, bound_s: float
+) -> CountArray:
+    """The fluid queue of stages without quotas and at most 50 replicas, a stage at a time in plain Python."""
     result = wanted.copy()
     for stage in range(wanted.shape[1]):
-        given = np.full(len(wanted) + fluid.delay_ticks + 1, fluid.start_replicas[stage])
+        serving = np.full(len(wanted) + delay + 1, start[stage])
         backlog = 0.0
-        for tick, (came, mu) in enumerate(
-            zip(fluid.arrival_rates[:, stage], fluid.service_rates[:, stage], strict=True)
-        ):
-            backlog = max(0.0, backlog + came - given[tick] * mu)
-            ahead = backlog + fluid.delay_ticks * (came - given[tick] * mu) if backlog > mu else 0.0
-            if ahead > mu * wanted[tick, stage]:
-                need = math.ceil(ahead / (2.0 * mu) + came / mu)
-                result[tick, stage] = min(fluid.max_replicas, max(wanted[tick, stage], need))
-            given[tick + fluid.delay_ticks] = result[tick, stage]
+        for tick, (rate, work) in enumerate(zip(came[:, stage], mu[:, stage], strict=True)):
+            most = bound_s * serving[tick] * work
+            backlog = min(max(0.0, backlog + rate - serving[tick] * work), most)
+            ahead = min(backlog + delay * (rate - serving[tick] * work) if backlog > work else 0.0, most)
+            if ahead > work * wanted[tick, stage]:
+                need = math.ceil(ahead / (2.0 * work) + rate / work)
+                result[tick, stage] = min(50, max(wanted[tick, stage], need))
+            serving[tick + delay] = result[tick, stage]
     return result
 
 
+@pytest.mark.parametrize("bound_s", [math.inf, 3.0])
 @pytest.mark.parametrize("seed", range(10))
-def test_fluid_queues_equal_the_reference(seed: int) -> None:
-    """The compiled queues equal plain Python without a binding quota, and respect a binding one."""
+def test_fluid_queues_equal_the_reference(seed: int, bound_s: float) -> None:
+    """The compiled queues equal plain Python without a binding quota, in parts too, and respect a binding one."""
     rng = np.random.default_rng(seed)
     came = rng.gamma(0.5, 20.0, (200, 3))
     mu = rng.choice([3.0, 5.0, 9.0], (200, 3))
-    fluid = quotas.FluidQueue(
-        arrival_rates=came,
-        service_rates=mu,
-        start_replicas=np.array([2, 1, 1]),
-        delay_ticks=int(rng.integers(1, 6)),
-        max_replicas=50,
-    )
+    start, delay = np.array([2, 1, 1]), int(rng.integers(1, 6))
     wanted = rng.integers(1, 4, (200, 3))
+    free, quota = (quotas.build_quota_limits(graph, PLAN) for graph in (replace(GRAPH, quotas=()), GRAPH))
+    expected = drain_plainly(wanted, came, mu, start, delay, bound_s)
     assert np.array_equal(
-        fluid.raise_targets(wanted, quotas.build_quota_limits(replace(GRAPH, quotas=()), PLAN)), plainly(fluid, wanted)
+        quotas.build_fluid_queue(start, delay, 50, bound_s).raise_targets(wanted, came, mu, free), expected
     )
-    bound = fluid.raise_targets(wanted, quotas.build_quota_limits(GRAPH, PLAN))
+    parts, queue = np.split(np.arange(200), [1, 2, 60]), quotas.build_fluid_queue(start, delay, 50, bound_s)
+    found = [queue.raise_targets(wanted[part], came[part], mu[part], free) for part in parts]
+    assert np.array_equal(np.concatenate(found), expected)
+    bound = quotas.build_fluid_queue(start, delay, 50, bound_s).raise_targets(wanted, came, mu, quota)
     assert (bound[:, 0] + bound[:, 2]).max() == 7
+
+
+def test_changed_delay_keeps_what_was_ordered() -> None:
+    """A longer delay holds the last order back, and a shorter one drops what lies beyond it."""
+    queue = quotas.build_fluid_queue(np.array([1]), 2, 50)
+    queue.raise_targets(np.array([[2], [3]]), np.zeros((2, 1)), np.ones((2, 1)), quotas.build_quota_limits(ONE, ALONE))
+    assert queue.arriving_replicas[:, 0].tolist() == [2, 3]
+    queue.set_delay(4)
+    assert queue.arriving_replicas[:, 0].tolist() == [2, 3, 3, 3]
+    queue.set_delay(1)
+    assert queue.arriving_replicas[:, 0].tolist() == [2]
 
 
 def test_table_looks_up_many_factors_at_once() -> None:
@@ -118,7 +131,7 @@ def test_no_rule_exceeds_a_quota() -> None:
     checker = build_slo_checker(GRAPH, [traffic([40.0] * 3)], 0.5)
     live = traffic([40.0, 400.0, 400.0, 40.0], seed=3)
     entries = list(simulated.simulate_rules(checker, PLAN, live, TunerSettings(delay_s=2.0, hold_s=5.0)))
-    assert len(entries) == 9
+    assert len(entries) == simulated.RULES
     for entry in entries:
         pairs = list(zip(GRAPH.stages, entry.plan, entry.trace.schedules, strict=True))
         used = np.zeros(60)
@@ -138,10 +151,11 @@ def test_live_rule_respects_the_quota() -> None:
     own = rules.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
     steps = ReplicaTable((1.0, 8.0), ((2, 1, 2), (20, 10, 20)), ((4, 4, 4), (8, 4, 8)))
     busy = np.linspace(0.0, 10.0, 8000)
-    wanted = decide_table_state(own, busy, 10.0, TunerSettings(), steps)
-    assert wanted.replicas[::2] == (54, 54)
+    free = replace(own, pipeline=replace(GRAPH, quotas=()))
+    wanted = build_table_rule(free, TunerSettings(max_wait_s=1.0), steps)(busy, 10.0)
+    assert min(wanted.replicas[::2]) >= 54
     assert wanted.batches == (8, 4, 8)
-    assert quotas.build_quota_limits(GRAPH, PLAN).share_replicas(wanted.replicas)[::2] == (4, 3)
+    assert build_table_rule(own, TunerSettings(max_wait_s=1.0), steps)(busy, 10.0).replicas[::2] == (4, 3)
 
 
 def test_units_fit_into_the_quotas() -> None:

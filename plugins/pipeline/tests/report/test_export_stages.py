@@ -30,11 +30,15 @@ print(read.max_batch_size, read.instance_group[0].count, read.dynamic_batching.m
 
 
 def test_ray_serve_config_matches_the_plan(tmp_path: Path) -> None:
-    """Each stage is an application with the plan's replicas and batch size."""
+    """Each stage is a deployment with the plan's replicas, batch size and hardware; an ingress joins them."""
     report = plan_report(tmp_path)
-    apps = yaml.safe_load(export_ray_serve(report))["applications"]
-    found = {app["args"]["name"]: (app["args"]["batch"], app["deployments"][0]["num_replicas"]) for app in apps}
-    assert found == list_configs(report)
+    (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
+    counts = {item["name"]: item["num_replicas"] for item in app["deployments"]}
+    assert counts.pop("ingress") == 1
+    batches = {stage["name"]: stage["batch"] for stage in app["args"]["stages"]}
+    assert {name: (batches[name], counts[name]) for name in counts} == list_configs(report)
+    gpus = {item["name"]: item["ray_actor_options"].get("num_gpus") for item in app["deployments"]}
+    assert gpus == {"ingress": None, "enter": None, "left": 1, "right_one": None, "last": None}
 
 
 @pytest.mark.ray
@@ -44,8 +48,8 @@ def test_ray_serve_accepts_the_config(tmp_path: Path) -> None:
     schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
     report = plan_report(tmp_path)
     read = schema.ServeDeploySchema.model_validate(yaml.safe_load(export_ray_serve(report)))
-    counts = {app.deployments[0].name: app.deployments[0].num_replicas for app in read.applications}
-    assert counts == {name: count for name, (_, count) in list_configs(report).items()}
+    counts = {item.name: item.num_replicas for item in read.applications[0].deployments}
+    assert counts == {"ingress": 1, **{name: count for name, (_, count) in list_configs(report).items()}}
 
 
 def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
@@ -90,6 +94,17 @@ def test_kserve_notes_what_a_graph_cannot_express(tmp_path: Path, caplog: pytest
     assert [record.getMessage() for record in caplog.records] == [f"kserve: {line}" for line in notes]
 
 
+def test_model_that_a_target_cannot_load_is_refused(tmp_path: Path) -> None:
+    """Neither KServe nor Triton loads .skops; the error names the stage and the way out."""
+    text = EXPORT_SPEC.replace("wait: 2 ms", "wait: 2 ms, model: {file: a.skops}")
+    report = plan_report(tmp_path, text)
+    for export in (export_kserve, export_triton):
+        with pytest.raises(UnfoldError, match=r"stages.enter.model.file: .*\.skops") as caught:
+            export(report)
+        assert caught.value.code == 2
+    assert "a.skops" in export_ray_serve(report)
+
+
 def test_labels_are_valid_in_kubernetes() -> None:
     """Every stage name becomes a valid Kubernetes name, and no two are equal."""
     found = assign_labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
@@ -121,7 +136,8 @@ def test_names_are_escaped_for_each_server(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", item) for item in labels)
     steps = documents[-1]["spec"]["nodes"]["pre-process-next"]["steps"]
     assert [step["condition"] for step in steps] == ['[@this].#(next=="2nd \\"pass\\"")', '[@this].#(next=="class")']
-    code = [app["args"]["code"] for app in yaml.safe_load(export_ray_serve(report))["applications"]]
+    (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
+    code = [stage["code"] for stage in app["args"]["stages"]]
     assert code == ["models:Pre_process", "models:stage_2nd__pass_", "models:stage_class"]
 
 

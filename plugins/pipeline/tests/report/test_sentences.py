@@ -15,9 +15,11 @@ NO_WORDS_OF_OURS = re.compile(
 )
 MAX_WORDS = 25
 PAGE: dict[str, list[str]] = {
-    "describe_activation": [sentences.describe_activation(5.0)],
+    "describe_activation": [
+        sentences.describe_activation(5.0, "default"),
+        sentences.describe_activation(2.31, "measured"),
+    ],
     "describe_attainment": [sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated")],
-    "describe_autoscaler_settings": [sentences.describe_autoscaler_settings(100)],
     "describe_binding_quotas": [
         sentences.describe_binding_quotas([("k80", 14)]),
         sentences.describe_binding_quotas([("k80", 14), ("v100", 3)]),
@@ -47,6 +49,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_interval(0.232, 0.328, 2, 3),
     ],
     "describe_jitter": [sentences.describe_jitter(0.21, 0.35), sentences.describe_jitter(0.4, 0.35)],
+    "describe_knative_settings": [sentences.describe_knative_settings(0.7, 60.0)],
     "describe_known_plan": [sentences.describe_known_plan(0.4, 3.1)],
     "describe_measured": [
         sentences.describe_measured(["detect", "classify"], "core", "8 cores of EPYC 7763"),
@@ -65,11 +68,21 @@ PAGE: dict[str, list[str]] = {
     "describe_outage": [sentences.describe_outage(["detect", "classify"])],
     "describe_overload": [sentences.describe_overload([("detect", 4.01)])],
     "describe_overridden": [sentences.describe_overridden(["detect"], "core")],
+    "describe_confident_share": [
+        sentences.describe_confident_share(59, 60, 0.92, 0.65, is_reached=True),
+        sentences.describe_confident_share(40, 60, 0.57, 0.0, is_reached=False),
+    ],
+    "describe_expected_share": [sentences.describe_expected_share(13, 24, 0.39)],
+    "describe_plan_on_samples": [
+        sentences.describe_plan_on_samples(2.7, 0.35, 0.54, None),
+        sentences.describe_plan_on_samples(2.7, 0.35, 0.98, 0.9),
+    ],
     "describe_plan": [sentences.describe_plan(2.7, 0.35)],
     "describe_price_change": [sentences.describe_price_change(3.1, 2.7)],
     "describe_prices": [sentences.describe_prices([("cpu", 0.05, "spec"), ("k80", 0.65, "p2.xlarge on demand")])],
     "describe_profile": [sentences.describe_profile(1, 2, "core", "runs/mine")],
     "describe_quota_violations": [sentences.describe_quota_violations([("k80", 14, 12)])],
+    "describe_ray_serve_settings": [sentences.describe_ray_serve_settings(2.0, 30.0, 600.0)],
     "describe_recheck": [
         sentences.describe_recheck(0.35, 0.4, misses_slo=True, violations="", excess=""),
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="14 k80 used, the quota is 12", excess=""),
@@ -77,7 +90,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess=""),
     ],
     "describe_rejected_saving": [sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35)],
-    "describe_rejection": [sentences.describe_rejection(0.12, 1.4, 0.31, 0.66)],
+    "describe_refusals": [sentences.describe_refusals(0.31, 1.4)],
     "describe_relative_cost": [
         sentences.describe_relative_cost(3.0, 2.0, misses_slo=False),
         sentences.describe_relative_cost(1.9, 2.0, misses_slo=True),

@@ -21,14 +21,15 @@ from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import Sample, draw_sample
-from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, replay_trace
+from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
+from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.schema.placement import Placement
 from unfold_pipeline.tuner import rules
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfold_pipeline.tuner.table_rule import decide_table_state
+from unfold_pipeline.tuner.table_rule import build_table_rule
 from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connect_ray
 
@@ -248,7 +249,7 @@ def test_rule_scales_with_the_traffic(make: Make) -> None:
     brief = rules.build_scaling_context(PIPE, PLAN, [planned], 0.2)
     steps = ReplicaTable((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
     setting = TunerSettings(hold_s=2.0)
-    tuner = LiveTuner(lambda past, now: decide_table_state(brief, past, now, setting, steps), SHARED)
+    tuner = LiveTuner(rule=build_table_rule(brief, setting, steps), limits=SHARED)
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
     assert measured.timeline[0][1].replicas[0] == 1

@@ -14,6 +14,7 @@ from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, St
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime import ray_serve
+from unfold_pipeline.runtime.ray_replica import RowAnswer
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
 
@@ -30,12 +31,12 @@ class Mortal:
     deaths: int = 0
     inside: list[asyncio.Future[float]] = field(default_factory=list)
 
-    async def remote(self, row: Any, _batch: int, _alone: bool) -> float:
+    async def remote(self, row: Any, _batch: int, _alone: bool) -> RowAnswer:
         """Answer a row, some milliseconds after it came."""
         futures: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.inside.append(futures)
         asyncio.get_running_loop().call_later(0.01, self._answer, futures, float(row[0]))
-        return await futures
+        return RowAnswer(await futures, 1, 0.01)
 
     def _answer(self, futures: asyncio.Future[float], value: float) -> None:
         if futures.done():

@@ -20,8 +20,8 @@ from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.quotas import QuotaLimits
-from unfold_pipeline.replay.load_generator import LiveTuner
 from unfold_pipeline.report.plan_file import PlannedEnvelope
+from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import MAX_CONSECUTIVE_FAILURES, LocalRuntime
 from unfold_pipeline.runtime.replica import Replica, launch_replica
 from unfold_pipeline.runtime.stage import read_clock
@@ -358,7 +358,7 @@ def test_rule_that_fails_once_is_retried(tmp_path: Path, monkeypatch: pytest.Mon
             raise ValueError("no rule for that")
         return ScalingState((2,), (8,))
 
-    tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+    tuner = LiveTuner(rule=rule, limits=QuotaLimits(*[np.zeros(0, np.int64)] * 3))
     app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, tuner))
 
     async def scene() -> None:

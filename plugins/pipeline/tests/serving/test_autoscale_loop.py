@@ -19,7 +19,8 @@ from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, St
 from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample
-from unfold_pipeline.replay.load_generator import LiveTuner, replay_trace
+from unfold_pipeline.replay.load_generator import replay_trace
+from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import Query
 from unfold_pipeline.serving.app import build_app
@@ -77,19 +78,19 @@ def test_slow_rule_delays_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         time.sleep(3.0)
         return ScalingState((2,), (1,))
 
-    tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+    tuner = LiveTuner(rule=rule, limits=QuotaLimits(*[np.zeros(0, np.int64)] * 3))
     app = build_app("pipe", ONE, running, 2, ServiceSettings(0, tuner), diary)
     ticks = list[int]()
 
     async def receive() -> dict[str, object]:
-        if diary.arrivals:
+        if diary.arrivals.total:
             while running.serving_replicas() != (2,):
                 await asyncio.sleep(0.05)
                 ticks.append(1)
         return {"type": "lifespan"}
 
     async def send(_message: object) -> None:
-        diary.record_arrival()
+        diary.arrivals.record()
 
     asyncio.run(asyncio.wait_for(app({"type": "lifespan"}, receive, send), 60))
     assert len(ticks) > 20
@@ -107,7 +108,7 @@ def test_replay_with_a_failing_rule_fails(tmp_path: Path) -> None:
         await running.start()
         sample = draw_sample(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
         try:
-            tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+            tuner = LiveTuner(rule=rule, limits=QuotaLimits(*[np.zeros(0, np.int64)] * 3))
             await replay_trace(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_progress: None)
         finally:
             await running.stop()

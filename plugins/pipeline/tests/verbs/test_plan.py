@@ -170,11 +170,14 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
 
 
 def test_replay_of_overload_reports_rejections(tmp_path: Path) -> None:
-    """Only if queries wait longer than is useful does the report state how many a service would reject."""
+    """A simulated service refuses what it would answer too late, and the report states how much that is."""
     calm = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
     dense = planned(GOOD + "tuner: {policy: fixed}\n", tmp_path, replay=str(trace(tmp_path, 240.0)))
     assert "overload" not in dict(calm.lines)
-    assert "a service would reject about" in dict(dense.lines)["overload"]
+    assert "of the queries are refused (429)" in dict(dense.lines)["overload"]
+    assert calm.metrics["refused"].value == 0
+    assert 0.3 < (dense.metrics["refused"].value or 0) < 0.9
+    assert (dense.metrics["p99_ms"].value or np.inf) <= 4e3 * 0.35
 
 
 def test_committed_plan_is_checked_against_new_traffic(tmp_path: Path) -> None:

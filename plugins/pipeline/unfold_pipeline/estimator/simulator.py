@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray, IndexArray
+from unfold_pipeline.estimator.admission import ADMITTED_FRACTION
 from unfold_pipeline.estimator.estimator import build_server, feeds_one_child, queue_arrivals
 from unfold_pipeline.estimator.replica_schedule import (
     TICK_S,
@@ -22,6 +23,7 @@ from unfold_pipeline.estimator.replica_schedule import (
     compute_instance_seconds,
 )
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig, compute_unavoidable_time
+from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.routing import count_flows
 from unfold_pipeline.problem.sample import Sample
 from unfoldkit.queueing import kernel
@@ -144,12 +146,14 @@ def compute_queueing_deadlines(pipeline: Pipeline, plan: Plan, slo_s: float) -> 
     return tuple(max(slo_s - loaded, (slo_s - least) / 2) for loaded, least in zip(loaded_s, min_s, strict=True))
 
 
-def compute_admission_deadlines(pipeline: Pipeline, plan: Plan, useful_wait_s: float) -> tuple[float, ...]:
+def compute_admission_deadlines(pipeline: Pipeline, plan: Plan, max_wait_s: float) -> tuple[float, ...]:
     """Return the deadline of each stage that stands for a service with admission control.
 
-    The service rejects queries that it would answer after ``useful_wait_s`` seconds on arrival. Here a stage drops a
-    query that would complete later, with full batches on the longest path. Both admit what the slowest stage can serve.
+    The service refuses queries on arrival that it would answer after nearly ``max_wait_s`` seconds. Here a stage drops
+    a query that would complete later, with full batches on the longest path. Both admit what the slowest stage can
+    serve.
     """
+    useful_wait_s = ADMITTED_FRACTION * max_wait_s
     options = pipeline.chosen_options(plan)
     batch_s = [float(option.latency_s[config.batch]) for option, config in zip(options, plan, strict=True)]
     ends: list[float] = []
@@ -157,6 +161,17 @@ def compute_admission_deadlines(pipeline: Pipeline, plan: Plan, useful_wait_s: f
         ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + seconds)
     longest = max(ends)
     return tuple(max(0.0, useful_wait_s - longest + end - seconds) for end, seconds in zip(ends, batch_s, strict=True))
+
+
+def compute_service_deadlines(pipeline: Pipeline, plan: Plan, slo_s: float, *, sheds: bool) -> tuple[float, ...]:
+    """Return the time since its arrival after which a service drops a query at each stage, in seconds.
+
+    With ``sheds`` that is when the query can no longer meet the SLO, otherwise when it could not be answered within the
+    waiting bound.
+    """
+    if sheds:
+        return compute_queueing_deadlines(pipeline, plan, slo_s)
+    return compute_admission_deadlines(pipeline, plan, compute_wait_bound(slo_s))
 
 
 def build_constant_targets(plan: Plan, sample: Sample) -> ScalingTargets:

@@ -18,16 +18,25 @@ from unfold_pipeline.problem.sample import Sample
 
 @dataclass(frozen=True, slots=True)
 class SloChecker:
-    """A pipeline, an estimator per sample, and the seconds that the percentile may take on each of them."""
+    """A pipeline, an estimator per sample, and the seconds that the percentile may take on each of them.
+
+    The last ``scenarios`` of the estimators are those of fresh samples, on which a plan must meet the SLO too.
+    """
 
     pipeline: Pipeline
     estimators: tuple[Estimator, ...]
     slo_s: float
+    scenarios: int = 0
 
     @property
     def samples(self) -> tuple[Sample, ...]:
         """The samples that a plan must serve."""
         return tuple(estimator.sample for estimator in self.estimators)
+
+    @property
+    def observed_samples(self) -> tuple[Sample, ...]:
+        """The samples of the spec's own traffic."""
+        return self.samples[: len(self.estimators) - self.scenarios]
 
     @property
     def simulated_items(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,14 @@ from unfold_pipeline.problem.from_cascade import (
     summarize_cascade,
     write_routes,
 )
-from unfold_pipeline.problem.latency_profile import load_profile, load_profile_machine, require_profile
+from unfold_pipeline.problem.latency_profile import (
+    load_activation,
+    load_perf_analyzer_latencies,
+    load_profile,
+    load_profile_machine,
+    require_profile,
+)
 from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
-from unfold_pipeline.problem.perf_analyzer import load_latencies
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.problem import (
@@ -30,8 +37,9 @@ from unfold_pipeline.problem.problem import (
     Problem,
     SearchBudget,
     TunerSettings,
+    compute_wait_bound,
 )
-from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
+from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -52,11 +60,13 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
     visits = _read_recorded_visits(resolved, pipeline, run)
     if visits is not None:
         pipeline = cap_shares(pipeline, visits)
+    samples = _draw_samples(resolved, pipeline, visits, run)
+    activation_s = _read_activation([stage.name for stage in pipeline.stages], run)
     return Problem(
         name=spec.name,
         pipeline=pipeline,
-        samples=_draw_samples(resolved, pipeline, visits, run),
-        slo_s=spec.slo.p99,
+        samples=samples,
+        slo_s=spec.target_s,
         sheds=spec.slo.shed,
         seed=run.seed,
         budget=SearchBudget(
@@ -66,14 +76,10 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         prices=prices,
         latency_sources=_trace_latencies(resolved, run),
         tuner_policy=spec.tuner.policy,
-        tuner=TunerSettings(
-            delay_s=spec.tuner.activation,
-            has_floor=spec.tuner.floor,
-            margin=spec.tuner.margin,
-            hold_s=spec.tuner.hold,
-            max_replicas=spec.tuner.most,
-            sheds=spec.slo.shed,
-        ),
+        tuner=_build_tuner_settings(spec, activation_s),
+        activation_s=activation_s,
+        samplers=_build_samplers(resolved, pipeline, samples, visits, run),
+        confidence=spec.slo.confidence,
         placement=build_placement(spec.placement),
         recorded_visits=visits,
         cascade=None
@@ -86,6 +92,31 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         ),
         serve_command=find_serve_command(spec),
     )
+
+
+def _read_activation(stages: Sequence[str], run: Run) -> dict[str, float]:
+    """Return the activation time of each stage that was measured in this run, or else when its plan was made."""
+    planned = ((run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
+    measured = {**(planned if isinstance(planned, Mapping) else {}), **load_activation(run)}
+    known = ((name, measured.get(name)) for name in stages)
+    return {name: float(seconds) for name, seconds in known if isinstance(seconds, (int, float)) and seconds > 0}
+
+
+def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float]) -> TunerSettings:
+    """Return the settings of the rules; an activation time that was measured replaces 5 s."""
+    settings = TunerSettings(
+        has_floor=spec.tuner.floor,
+        margin=spec.tuner.margin,
+        hold_s=spec.tuner.hold,
+        max_replicas=spec.tuner.most,
+        sheds=spec.slo.shed,
+        max_wait_s=compute_wait_bound(spec.target_s),
+    )
+    if spec.tuner.activation is not None:
+        return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")
+    if activation_s:
+        return replace(settings, delay_s=max(activation_s.values()), delay_source="measured")
+    return settings
 
 
 def build_pipeline(spec: PipelineSpec, prices: Mapping[str, ReplicaPrice], run: Run) -> Pipeline:
@@ -122,7 +153,8 @@ def build_placement(placement: Placement) -> PlacementPolicy:
 def build_live_sample(spec: PipelineSpec, problem: Problem, trace: Path, run: Run) -> Sample:
     """Return a trace as live traffic with newly drawn routes.
 
-    The trace is read with the columns and the text to match that the spec gives for its own traces, where it has them.
+    The trace is read with the columns, the unit and the text to match that the spec gives for its own traces, where it
+    has them and states none itself.
     """
     known = [traffic for _, traffic in label_arrivals(spec.arrivals)]
     match = next((t.match for t in known if t.match and _is_table(str(t.trace)) == _is_table(trace)), None)
@@ -130,6 +162,7 @@ def build_live_sample(spec: PipelineSpec, problem: Problem, trace: Path, run: Ru
         column=next((traffic.column for traffic in known if traffic.column), None),
         counts=next((traffic.counts for traffic in known if traffic.counts is not None), None),
         rates=next((traffic.rates for traffic in known if traffic.rates), None),
+        unit=next((traffic.unit for traffic in known if traffic.unit), None),
     )
     live = Arrivals(trace=str(trace.absolute()), match=match)
     times = load_arrivals(live, run, np.random.default_rng([run.seed, 4]), key="--replay", likely=likely)
@@ -197,7 +230,7 @@ def _build_stage(
 ) -> Stage:
     stage = spec.stages_by_name[name]
     imported = {
-        hardware: load_latencies(files, f"stages.{name}.perf_analyzer.{hardware}", run)
+        hardware: load_perf_analyzer_latencies(files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for hardware, files in stage.perf_analyzer.items()
     }
     profile = {timing.batch: timing for timing in require_profile(name, run)} if _uses_profile(name, spec, run) else {}
@@ -270,6 +303,23 @@ def _draw_samples(spec: PipelineSpec, pipeline: Pipeline, recorded: CountArray |
         arrivals = load_arrivals(traffic, run, np.random.default_rng([run.seed, 1, index]), key=key)
         samples.append(draw_sample(pipeline, arrivals, np.random.default_rng([run.seed, 2, index]), recorded))
     return tuple(samples)
+
+
+def _build_samplers(
+    spec: PipelineSpec, pipeline: Pipeline, samples: Sequence[Sample], recorded: CountArray | None, run: Run
+) -> tuple[Sampler, ...]:
+    """Return what draws a fresh sample of each traffic: anew, or in blocks of its trace; recorded routes are mixed."""
+
+    def draw_fresh(key: str, traffic: Arrivals, sample: Sample, rng: np.random.Generator) -> Sample:
+        is_trace = traffic.trace is not None
+        arrivals = resample_blocks(sample.arrivals, rng) if is_trace else load_arrivals(traffic, run, rng, key=key)
+        routes = None if recorded is None else recorded[rng.integers(0, len(recorded), len(recorded))]
+        return draw_sample(pipeline, arrivals, rng, routes)
+
+    labelled = label_arrivals(spec.arrivals)
+    return tuple(
+        partial(draw_fresh, key, traffic, sample) for (key, traffic), sample in zip(labelled, samples, strict=True)
+    )
 
 
 def _is_table(trace: str | Path) -> bool:

@@ -1,4 +1,4 @@
-"""Measured latencies: what ``unfold profile`` stores in a run, and what the planner reads from it."""
+"""Measured latencies: what ``unfold profile`` stores in a run, and what NVIDIA's perf_analyzer wrote to CSV files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from unfoldkit.api import Run, user_error
+from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.files import parse_object
 
 FOLDER = "profile"
+ACTIVATION_FILE = "activation.json"
 QUANTILES = 64
+COMPUTE_COLUMNS = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
+LOAD_COLUMNS = ("Concurrency", "Request Rate")
+MICROSECOND = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,46 @@ def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
             "this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first"
         )
     return timings
+
+
+def store_activation(seconds: Mapping[str, float], run: Run) -> None:
+    """Write the measured seconds from ordering a replica of each stage until it serves; 0 stands for unknown."""
+    known = {**load_activation(run), **{stage: round(value, 3) for stage, value in seconds.items() if value > 0}}
+    run.directory.write(ACTIVATION_FILE, (json.dumps(known, indent=1) + "\n").encode())
+
+
+def load_activation(run: Run) -> dict[str, float]:
+    """Return the measured seconds from ordering a replica until it serves by stage; empty if none was measured."""
+    if not run.directory.has(ACTIVATION_FILE):
+        return {}
+    with run.directory.decoding(ACTIVATION_FILE, "activation times") as data:
+        return {str(stage): float(seconds) for stage, seconds in parse_object(data).items()}
+
+
+def load_perf_analyzer_latencies(files: Mapping[int, str], key: str, run: Run) -> dict[int, float]:
+    """Return the seconds of a batch by its size, one file per size; ``key`` locates the files in the spec.
+
+    Raises:
+        UnfoldError: a file is missing or was not written by perf_analyzer.
+    """
+    return {batch: read_perf_analyzer_latency(run.path(name, key=f"{key}.{batch}")) for batch, name in files.items()}
+
+
+def read_perf_analyzer_latency(path: Path) -> float:
+    """Return the mean compute seconds at the lowest load; queueing is what the estimator adds.
+
+    Raises:
+        UnfoldError: a column or a figure is missing.
+    """
+    rows = list(csv_rows(path, COMPUTE_COLUMNS, hint="perf_analyzer -m MODEL -b BATCH -f FILE writes it"))
+    if not rows:
+        raise UnfoldError(Diagnostic("the file holds no measurement", str(path), 1, 1))
+    load = next((name for name in LOAD_COLUMNS if name in rows[0].cells), None)
+    row = min(rows, key=lambda measured: measured.number(load) if load else 0.0)
+    seconds = sum(row.number(name) for name in COMPUTE_COLUMNS) * MICROSECOND
+    if seconds <= 0:
+        raise row.wrong("a batch takes more than 0 s", COMPUTE_COLUMNS[1])
+    return seconds
 
 
 def _file_name(stage: str) -> str:

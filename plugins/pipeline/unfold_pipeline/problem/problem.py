@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from unfold_pipeline._types import CountArray
 from unfold_pipeline.problem.from_cascade import CascadeSummary
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice
-from unfold_pipeline.problem.sample import Sample
+from unfold_pipeline.problem.sample import Sample, Sampler
+
+WAIT_BOUND_MULTIPLE = 4.0
+DEFAULT_ACTIVATION_S = 5.0
+
+
+def compute_wait_bound(slo_s: float) -> float:
+    """Return the seconds after which an answer with target ``slo_s`` is useless: a service answers none later."""
+    return WAIT_BOUND_MULTIPLE * slo_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +46,25 @@ class TunerSettings:
 
     Attributes:
         delay_s: from ordering a replica until it serves.
+        delay_source: where that time comes from.
         has_floor: whether replica counts never fall below the plan.
         margin: factor on the demand.
         hold_s: how long demand must be lower before replicas are removed.
         max_replicas: maximum replicas of a stage.
         sheds: whether queries that cannot meet their deadline are dropped in a replay.
         min_window_s: windows of the envelope below this length are ignored by the table rule.
+        max_wait_s: the waiting bound of the service; what would wait for longer is refused and never queues.
     """
 
-    delay_s: float = 5.0
+    delay_s: float = DEFAULT_ACTIVATION_S
+    delay_source: Literal["spec", "measured", "default"] = "default"
     has_floor: bool = True
     margin: float = 1.15
     hold_s: float = 60.0
     max_replicas: int = 100
     sheds: bool = False
     min_window_s: float = 0.0
+    max_wait_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +148,9 @@ class Problem:
         recorded_visits: visits of recorded queries, shape (rows, stages), if routes are recorded.
         cascade: the cascade behind the stages, if they come from its run.
         serve_command: command that serves a plan; empty if the stages cannot be served.
+        activation_s: measured seconds from ordering a replica until it serves, by stage.
+        samplers: draw a fresh sample of each traffic.
+        confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
     """
 
     name: str
@@ -153,3 +169,6 @@ class Problem:
     recorded_visits: CountArray | None
     cascade: CascadeSummary | None
     serve_command: str
+    activation_s: Mapping[str, float] = field(default_factory=dict)
+    samplers: tuple[Sampler, ...] = ()
+    confidence: float | None = None

@@ -39,33 +39,68 @@ class QuotaLimits:
         return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FluidQueue:
-    """A fluid queue per stage.
+    """A fluid queue per stage, which remembers its backlog and the replicas on their way between calls.
 
     Attributes:
-        arrival_rates: items that arrive per second, shape (seconds, stages).
-        service_rates: items per second that one replica serves, shape (seconds, stages).
-        start_replicas: replicas at first, shape (stages,).
-        delay_ticks: seconds from ordering a replica until it serves.
+        arriving_replicas: replicas that serve in each of the next seconds, shape (delay, stages).
+        backlog: items that wait, shape (stages,).
         max_replicas: maximum replicas of a stage.
+        max_wait_s: items that would wait for longer are refused and never queue.
     """
 
-    arrival_rates: FloatArray
-    service_rates: FloatArray
-    start_replicas: CountArray
-    delay_ticks: int
+    arriving_replicas: CountArray
+    backlog: FloatArray
     max_replicas: int
+    max_wait_s: float = math.inf
 
-    def raise_targets(self, targets: CountArray, limits: QuotaLimits) -> CountArray:
-        """Return targets, within the quotas, that empty the queues two seconds after an order serves."""
+    def raise_targets(
+        self, targets: CountArray, arrival_rates: FloatArray, service_rates: FloatArray, limits: QuotaLimits
+    ) -> CountArray:
+        """Return targets, within the quotas, that empty the queues two seconds after an order serves.
+
+        Args:
+            targets: replicas at successive seconds, shape (seconds, stages).
+            arrival_rates: items that arrive per second, shape (seconds, stages).
+            service_rates: items per second that one replica serves, shape (seconds, stages).
+            limits: the quotas.
+        """
         result = np.ascontiguousarray(targets).copy()
-        rates = np.ascontiguousarray(self.service_rates)
+        delay_ticks = len(self.arriving_replicas)
+        serving = np.empty((len(result) + delay_ticks, result.shape[1]), dtype=np.int64)
+        serving[:delay_ticks] = self.arriving_replicas
         _raise_targets(
-            result, self.arrival_rates, rates, self.start_replicas, self.delay_ticks, self.max_replicas,
-            limits.group, limits.quota, limits.planned,
+            result, np.ascontiguousarray(arrival_rates), np.ascontiguousarray(service_rates), serving, self.backlog,
+            self.max_replicas, self.max_wait_s, limits.group, limits.quota, limits.planned,
         )  # fmt: skip
+        self.arriving_replicas = serving[len(result) :].copy()
         return result
+
+    def set_delay(self, delay_ticks: int) -> None:
+        """Let orders serve after so many seconds from now on; what was ordered last serves as long as need be."""
+        rows = np.minimum(np.arange(delay_ticks), len(self.arriving_replicas) - 1)
+        self.arriving_replicas = self.arriving_replicas[rows]
+
+
+def build_fluid_queue(
+    start_replicas: CountArray, delay_ticks: int, max_replicas: int, max_wait_s: float = math.inf
+) -> FluidQueue:
+    """Return empty queues before the first second.
+
+    Args:
+        start_replicas: replicas that serve, shape (stages,).
+        delay_ticks: seconds from ordering a replica until it serves.
+        max_replicas: maximum replicas of a stage.
+        max_wait_s: the waiting bound of the service.
+    """
+    arriving = np.tile(np.asarray(start_replicas, dtype=np.int64), (max(1, delay_ticks), 1))
+    return FluidQueue(
+        arriving_replicas=arriving,
+        backlog=np.zeros(arriving.shape[1]),
+        max_replicas=max_replicas,
+        max_wait_s=max_wait_s,
+    )
 
 
 def build_quota_limits(pipeline: Pipeline, plan: Plan) -> QuotaLimits:
@@ -115,23 +150,24 @@ def _raise_targets(
     targets: CountArray,
     arrival_rates: FloatArray,
     service_rates: FloatArray,
-    start_replicas: CountArray,
-    delay_ticks: int,
+    serving: CountArray,
+    backlog: FloatArray,
     max_replicas: int,
+    max_wait_s: float,
     group: CountArray,
     quota: CountArray,
     planned: CountArray,
 ) -> None:
     ticks, stages = targets.shape
-    serving = np.empty((ticks + delay_ticks + 1, stages), dtype=np.int64)
-    serving[:] = start_replicas
-    backlog = np.zeros(stages)
+    delay_ticks = serving.shape[0] - ticks
     for tick in range(ticks):
         for stage in range(stages):
             rate, work = arrival_rates[tick, stage], service_rates[tick, stage]
-            growth = rate - serving[tick, stage] * work
-            backlog[stage] = max(0.0, backlog[stage] + rate - serving[tick, stage] * work)
+            capacity = serving[tick, stage] * work
+            growth = rate - capacity
+            backlog[stage] = min(max(0.0, backlog[stage] + rate - capacity), max_wait_s * capacity)
             expected = backlog[stage] + delay_ticks * growth if backlog[stage] > work else 0.0
+            expected = min(expected, max_wait_s * capacity)
             if expected > work * targets[tick, stage]:
                 required = math.ceil(expected / (2.0 * work) + rate / work)
                 targets[tick, stage] = min(max_replicas, max(targets[tick, stage], required))

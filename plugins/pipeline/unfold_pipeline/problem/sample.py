@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,10 @@ class Sample:
         return float(self.visits[stage].query.size) / self.size
 
 
+Sampler = Callable[[np.random.Generator], Sample]
+"""Draws a fresh sample of one traffic."""
+
+
 def draw_sample(
     pipeline: Pipeline, arrivals: FloatArray, rng: np.random.Generator, recorded: CountArray | None = None
 ) -> Sample:
@@ -92,6 +96,31 @@ def _slice_visits(visits: Visits, index: int, bounds: Sequence[CountArray], star
         first_child={p: visits.first_child[p][kept] - np.int32(items.start) for p, kept in parents.items()},
         child_count={p: visits.child_count[p][kept] for p, kept in parents.items()},
     )
+
+
+def resample_blocks(arrivals: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return arrivals of the same span, each block of them taken from the neighbourhood of its place.
+
+    The local block bootstrap of Paparoditis and Politis (Journal of Time Series Analysis, 2002) keeps bursts within a
+    block, and the shape of the day.
+
+    Args:
+        arrivals: sorted times in seconds from 0 on, shape (queries,).
+        rng: source of randomness.
+    """
+    span_s = float(arrivals[-1])
+    # about the cube root of the sample in blocks, as is usual, and at least ten
+    blocks = max(10, round(arrivals.size ** (1 / 3)))
+    length_s, reach_s = span_s / blocks, span_s / 4
+    parts = []
+    for index in range(blocks):
+        begin_s = index * length_s
+        low_s, high_s = max(0.0, begin_s - reach_s), min(span_s - length_s, begin_s + reach_s)
+        source_s = rng.uniform(low_s, max(low_s, high_s))
+        start, stop = np.searchsorted(arrivals, [source_s, source_s + length_s])
+        parts.append(arrivals[start:stop] - source_s + begin_s)
+    times = np.sort(np.concatenate(parts))
+    return times - times[0] if times.size > 1 and times[-1] > times[0] else arrivals
 
 
 def cap_shares(pipeline: Pipeline, recorded: CountArray) -> Pipeline:

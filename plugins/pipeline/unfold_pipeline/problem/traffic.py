@@ -69,7 +69,7 @@ def _read_trace(traffic: Arrivals, path: Path, likely: Arrivals, run: Run) -> Fl
         match=traffic.match or "",
         rates=traffic.rates,
         likely_rates=likely.rates,
-        notation=TimeNotation(traffic.time_format, traffic.unit),
+        notation=TimeNotation(traffic.time_format, traffic.unit, likely_unit=likely.unit),
         warn=run.log.warning,
     )
 

@@ -15,36 +15,18 @@ import numpy as np
 from unfold_pipeline._types import FloatArray, RowArray
 from unfold_pipeline.estimator.replica_schedule import TICK_S, ScalingState
 from unfold_pipeline.problem.pipeline import Pipeline
-from unfold_pipeline.problem.quotas import QuotaLimits
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.runtime.affinity import shorten_time_slice
+from unfold_pipeline.runtime.live_tuner import LiveTuner, apply_state
 from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.query_gate import QueryGate
 from unfold_pipeline.runtime.stage import CompletedBatch, Query, read_clock
-from unfold_pipeline.tuner.calibration import ScalingRule
 
 POLL_INTERVAL_S = 0.1
 START_DELAY_S = 0.05
 QUERIES_PER_PROGRESS = 64
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveTuner:
-    """The scaling rule in charge, and the quotas that limit it."""
-
-    rule: ScalingRule
-    limits: QuotaLimits
-
-    def adjust(self, runtime: PipelineRuntime, arrivals: FloatArray, now_s: float) -> None:
-        """Let the rule change replicas and batch sizes; ``arrivals`` are all until ``now_s``, in seconds."""
-        if arrivals.size:
-            self.apply_targets(runtime, self.rule(arrivals, float(math.floor(now_s))))
-
-    def apply_targets(self, runtime: PipelineRuntime, targets: ScalingState) -> None:
-        """Set the targets of a rule, within the quotas."""
-        for stage, count in enumerate(self.limits.share_replicas(targets.replicas)):
-            runtime.set_target(stage, count, targets.batches[stage])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +41,8 @@ class MeasuredTrace:
         timeline: replicas and batch sizes that serve, each second and when they change.
         shed: number of queries that were shed.
         batches: answered batches, their start relative to the trace; empty if the engine does not report them.
+        refused: number of queries that admission control refused.
+        activation_s: measured seconds from ordering a replica until it serves; 0 if unknown.
     """
 
     latencies: FloatArray
@@ -68,11 +52,13 @@ class MeasuredTrace:
     timeline: tuple[tuple[float, ScalingState], ...] = ()
     shed: int = 0
     batches: tuple[CompletedBatch, ...] = ()
+    refused: int = 0
+    activation_s: float = 0.0
 
     @property
     def lost(self) -> int:
-        """Queries without an answer that were not shed."""
-        return int(np.isinf(self.latencies).sum()) - self.shed
+        """Admitted queries without an answer that were not shed."""
+        return int(np.isinf(self.latencies).sum()) - self.shed - self.refused
 
 
 async def replay_trace(
@@ -83,6 +69,7 @@ async def replay_trace(
     tuner: LiveTuner | None,
     progress: Progress,
     deadline_s: float = math.inf,
+    max_wait_s: float = math.inf,
 ) -> MeasuredTrace:
     """Send each query at its time, whatever became of those before, and wait for all answers.
 
@@ -96,16 +83,17 @@ async def replay_trace(
         tuner: the rule that changes replicas, if any.
         progress: receives the number of queries sent.
         deadline_s: a query that cannot be answered within this time is shed.
+        max_wait_s: a query that would be answered later is refused, as by the service.
     """
-    session = _TraceReplay(runtime, pipeline, sample, rows, progress, deadline_s)
+    gate = QueryGate(pipeline=pipeline, runtime=runtime, max_wait_s=max_wait_s)
+    session = _TraceReplay(gate, sample, rows, progress, deadline_s)
     return await session.run(tuner)
 
 
 # not frozen: answers arrive over time
 @dataclass(slots=True)
 class _TraceReplay:
-    runtime: PipelineRuntime
-    pipeline: Pipeline
+    gate: QueryGate
     sample: Sample
     rows: RowArray
     progress: Progress
@@ -124,10 +112,10 @@ class _TraceReplay:
     async def run(self, tuner: LiveTuner | None) -> MeasuredTrace:
         loop = asyncio.get_running_loop()
         finished = loop.create_future()
-        routes = build_routes(self.pipeline, self.sample)
+        routes = build_routes(self.gate.pipeline, self.sample)
         self.start_s = read_clock() + START_DELAY_S
         batches: list[CompletedBatch] = []
-        self.runtime.subscribe(batches.append)
+        self.gate.runtime.subscribe(batches.append)
         monitor = asyncio.create_task(self._monitor_replicas(tuner))
 
         def send_query(number: int) -> None:
@@ -139,7 +127,11 @@ class _TraceReplay:
                 due_s=self.start_s + self.sample.arrivals[number] + self.deadline_s,
             )
             self.in_flight[number] = query
-            self.runtime.submit(query)
+            if self.gate.compute_retry_delay():
+                self.gate.refuse()
+                self._record_answer(finished, number, None)
+            else:
+                self.gate.submit(query)
             if number % QUERIES_PER_PROGRESS == 0:
                 self.progress("replay", number, self.sample.size)
 
@@ -155,11 +147,13 @@ class _TraceReplay:
         return MeasuredTrace(
             latencies=self.latencies,
             sender_lateness_s=lateness_s,
-            replaced=self.runtime.count_replaced(),
-            final_replicas=self.runtime.serving_replicas(),
+            replaced=self.gate.runtime.count_replaced(),
+            final_replicas=self.gate.runtime.serving_replicas(),
             timeline=tuple(self.timeline),
             shed=self.shed,
             batches=tuple(replace(batch, start_s=batch.start_s - self.start_s) for batch in batches),
+            refused=self.gate.refused,
+            activation_s=max(self.gate.runtime.activation_times(), default=0.0),
         )
 
     def _record_answer(self, finished: asyncio.Future[None], number: int, answers: dict[str, object] | None) -> None:
@@ -178,12 +172,14 @@ class _TraceReplay:
         arrivals = self.sample.arrivals
         while True:
             now_s = read_clock() - self.start_s
-            state = ScalingState(self.runtime.serving_replicas(), self.runtime.batch_sizes())
+            state = ScalingState(self.gate.runtime.serving_replicas(), self.gate.runtime.batch_sizes())
             if not self.timeline or self.timeline[-1][1] != state or now_s - self.timeline[-1][0] >= TICK_S:
                 self.timeline.append((now_s, state))
             if tuner is not None and math.floor(now_s) > last_decision_s:
                 last_decision_s = math.floor(now_s)
-                tuner.adjust(self.runtime, arrivals[: int(np.searchsorted(arrivals, now_s))], now_s)
+                if last_decision_s >= 0:
+                    tuner.follow_activation(self.gate.runtime)
+                    apply_state(self.gate.runtime, tuner.decide(arrivals, float(last_decision_s)))
             await asyncio.sleep(POLL_INTERVAL_S)
 
 

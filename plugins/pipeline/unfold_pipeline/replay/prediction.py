@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.estimator.batch_jitter import draw_service_factors
 from unfold_pipeline.estimator.contention import ReplicaChange, SpeedTrace, simulate_contention
 from unfold_pipeline.estimator.replica_schedule import ReplicaSchedule, ScalingState, build_observed_schedule
 from unfold_pipeline.estimator.simulator import build_scaled_server, get_trace_duration, simulate_schedules
+from unfold_pipeline.estimator.uncertainty import draw_service_factors
 from unfold_pipeline.problem.latency_profile import BatchTiming
 from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.sample import Sample
@@ -31,6 +31,7 @@ class ReplaySetup:
     Attributes:
         pipeline, plan, sample: the stages, their configuration and the trace.
         deadlines_s: time since arrival after which a query is dropped at each stage; ``None`` if none is dropped.
+        sheds: whether queries are dropped when they can no longer meet the SLO.
         is_pinned: whether local replicas are pinned to cores.
         is_local: whether all replicas run on this machine.
         profiles: measured timings by stage.
@@ -42,6 +43,7 @@ class ReplaySetup:
     plan: Plan
     sample: Sample
     deadlines_s: tuple[float, ...] | None = None
+    sheds: bool = False
     is_pinned: bool = False
     is_local: bool = True
     profiles: Mapping[str, tuple[BatchTiming, ...]] = field(default_factory=dict)

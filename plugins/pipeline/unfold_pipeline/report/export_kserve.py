@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
-MODEL_FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost", ".skops": "sklearn"}
+MODEL_FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost"}
 
 
 def export_kserve(report: Report) -> str:
@@ -21,13 +23,18 @@ def export_kserve(report: Report) -> str:
     InferenceGraph cannot express is logged, and stands in comments at the top.
 
     Raises:
-        UnfoldError: the pipeline has a join, which an InferenceGraph does not support.
+        UnfoldError: the pipeline has a join, which an InferenceGraph does not support, or a model that no server loads.
     """
+    if has_engines(report):
+        return export_llm_services(report)
     plan = parse_exported_plan(report)
     for stage in plan.stages:
         if len(stage.after) > 1:
             message = f"an InferenceGraph supports no joins, and {stage.name} is one"
             raise user_error(message, key=f"stages.{stage.name}.after")
+        if stage.model_suffix == ".skops":
+            message = "KServe's sklearnserver loads no .skops, only pickled models"
+            raise user_error(message, key=f"stages.{stage.name}.model.file", hint="export the model to ONNX")
     documents = [*map(_build_service, plan.stages), _build_graph(plan.name, plan.stages)]
     notes = list(_list_notes(plan.stages))
     for note in notes:
@@ -60,6 +67,9 @@ def _build_service(stage: ExportedStage) -> dict[str, Any]:
         predictor["model"] = {"modelFormat": {"name": MODEL_FORMATS[stage.model_suffix]}, "storageUri": storage}
     else:
         predictor["containers"] = [{"name": "kserve-container", "image": f"{stage.label}:latest"}]
+    if stage.gpus:
+        container = predictor["model"] if "model" in predictor else predictor["containers"][0]
+        container["resources"] = {"limits": {"nvidia.com/gpu": math.ceil(stage.gpus)}}
     if stage.instance:
         predictor["nodeSelector"] = {"node.kubernetes.io/instance-type": stage.instance}
     return {

@@ -7,36 +7,81 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
-from unfoldkit.api import Report
+from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
+from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, sort_exported_stages
+from unfold_pipeline.runtime.ray_ingress import INGRESS
+from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
-IMPORT_PATH = "unfold_pipeline.runtime.ray_serve:application"
+IMPORT_PATH = "unfold_pipeline.runtime.ray_ingress:application"
+# the ingress only waits for the stages
+INGRESS_CPUS = 0.1
+QUERIES_PER_INGRESS = 1024
+LOADED_SUFFIXES = (".onnx", ".skops", ".ubj", ".json")
 
 
 def export_ray_serve(report: Report) -> str:
-    """Return a config with an application per stage, its model in ``args``, and the placement of the spec."""
+    """Return a config with one application: a deployment per stage, and the ingress that joins them.
+
+    A plan of LLM engines becomes a config of Ray Serve LLM.
+
+    Raises:
+        UnfoldError: a stage is named like the ingress, or its model is not exported with a file or code.
+    """
+    if has_engines(report):
+        return export_ray_llm(report)
     plan = parse_exported_plan(report)
-    applications = [
-        _build_application(plan.name, stage, plan.placement.build_ray_options(stage.replicas)) for stage in plan.stages
-    ]
-    return str(to_yaml({"applications": applications}))
+    stages = sort_exported_stages(plan.stages)
+    for stage in stages:
+        _check_stage(stage)
+    deployments = [_build_deployment(stage, plan.placement.build_ray_options(stage.replicas)) for stage in stages]
+    ingress = {
+        "name": INGRESS,
+        "num_replicas": 1,
+        "max_ongoing_requests": QUERIES_PER_INGRESS,
+        "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+    }
+    application = {
+        "name": plan.name,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "args": {"name": plan.name, "stages": [_describe_stage(stage) for stage in stages]},
+        "deployments": [*deployments, ingress],
+    }
+    return str(to_yaml({"applications": [application]}))
 
 
-def _build_application(pipeline: str, stage: ExportedStage, placement: Mapping[str, Any]) -> dict[str, Any]:
-    args: dict[str, Any] = {"name": stage.name, "batch": stage.batch, "wait": stage.max_wait_s}
-    deployment = {
+def _check_stage(stage: ExportedStage) -> None:
+    if stage.name == INGRESS:
+        message = f"the deployment that joins the stages has the name {INGRESS}"
+        raise user_error(message, key=f"stages.{stage.name}", hint="another name for the stage")
+    if stage.model_file is not None and stage.model_suffix not in LOADED_SUFFIXES:
+        message = f"Ray Serve cannot load a model in {stage.model_suffix}"
+        raise user_error(message, key=f"stages.{stage.name}.model.file", hint="a file that unfold serve loads")
+
+
+def _build_deployment(stage: ExportedStage, placement: Mapping[str, Any]) -> dict[str, Any]:
+    resources: dict[str, Any] = {"num_cpus": 1}
+    if stage.gpus:
+        resources["num_gpus"] = round(stage.gpus, 4)
+    return {
         "name": stage.name,
         "num_replicas": stage.replicas,
         "max_ongoing_requests": 2 * stage.batch,
+        "ray_actor_options": resources,
         **placement,
     }
+
+
+def _describe_stage(stage: ExportedStage) -> dict[str, Any]:
     return {
-        "name": f"{pipeline}-{stage.name}",
-        "route_prefix": f"/{stage.name}",
-        "import_path": IMPORT_PATH,
-        "args": args | _locate_model(stage),
-        "deployments": [deployment],
+        "name": stage.name,
+        "after": dict(stage.after),
+        "share": stage.share,
+        "fan_out": stage.fan_out,
+        "batch": stage.batch,
+        "wait": stage.max_wait_s,
+        **_locate_model(stage),
     }
 
 

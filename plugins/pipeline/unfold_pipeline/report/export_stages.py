@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import graphlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,8 @@ from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
-from unfoldkit.api import Report, user_error
+from unfoldkit.api import Report, UnfoldError, user_error
+from unfoldkit.catalog.bundled import load_catalog
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -34,6 +37,7 @@ class ExportedStage:
         model_file, model_code: the model, if the spec names one.
         hardware: its hardware in the spec.
         instance: its instance type; empty if the spec gives a price.
+        gpus: GPUs of a replica, by the instance type; 0 without one.
         batch: maximum batch size.
         replicas: number of replicas.
     """
@@ -48,6 +52,7 @@ class ExportedStage:
     model_code: str | None
     hardware: str
     instance: str
+    gpus: float
     batch: int
     replicas: int
 
@@ -84,6 +89,13 @@ def parse_exported_plan(report: Report) -> ExportedPlan:
     return ExportedPlan(report.name, stages, build_placement(spec.placement))
 
 
+def sort_exported_stages(stages: Sequence[ExportedStage]) -> list[ExportedStage]:
+    """Return the stages in topological order; ties keep the order of the spec."""
+    by_name = {stage.name: stage for stage in stages}
+    order = graphlib.TopologicalSorter({name: list(stage.after) for name, stage in by_name.items()})
+    return [by_name[name] for name in order.static_order()]
+
+
 def assign_labels(names: Iterable[str]) -> dict[str, str]:
     """Return a name that Kubernetes accepts for each stage; a name that is taken gets a number."""
     taken, labels = {"root"}, {}
@@ -105,6 +117,7 @@ def to_label(name: str) -> str:
 
 def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str, Any]) -> ExportedStage:
     stage, hardware = spec.stages_by_name[name], spec.hardware[config["hardware"]]
+    instance = "" if hardware.price is not None else hardware.instance or config["hardware"]
     return ExportedStage(
         name=name,
         label=label,
@@ -115,7 +128,15 @@ def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str,
         model_file=stage.model.file if stage.model else None,
         model_code=stage.model.code if stage.model else None,
         hardware=config["hardware"],
-        instance="" if hardware.price is not None else hardware.instance or config["hardware"],
+        instance=instance,
+        gpus=_count_gpus(instance or hardware.instance or "", spec.region) / hardware.per_instance,
         batch=config["batch"],
         replicas=config["replicas"],
     )
+
+
+def _count_gpus(instance: str, region: str) -> int:
+    """Return the GPUs of an instance type of the catalog; 0 if it is not known."""
+    with contextlib.suppress(UnfoldError):
+        return load_catalog(region).find(instance).gpus if instance else 0
+    return 0

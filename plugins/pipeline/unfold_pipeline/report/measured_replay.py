@@ -77,7 +77,7 @@ def build_measured_report(
             size, ENGINE_NAMES[replay.is_local], comparison.attainment, slo_s, trace.lost
         ),
         subtitle=(f"{size:,} queries", f"{replay.sample.rate:.3g}/s", sentences.format_slo(slo_s)),
-        metrics=_build_metrics(comparison, trace, sheds=replay.deadlines_s is not None),
+        metrics=_build_metrics(comparison, trace, sheds=replay.sheds),
         tables=(_build_table(comparison, is_fixed=is_fixed),),
         figures=(_build_latency_figure(comparison), _build_replica_figure(replay, trace)),
         lines=(
@@ -102,9 +102,9 @@ def _build_metrics(comparison: LatencyComparison, trace: MeasuredTrace, *, sheds
         paced_ms = _compute_quantile(comparison.at_measured_speed, MIN_ATTAINMENT) * 1e3
         metrics["paced_p99_ms"] = Metric(paced_ms, "ms", timed=True)
     metrics["lost"] = Metric(trace.lost, "", target="0", ok=trace.lost == 0)
-    if sheds:
-        metrics["shed"] = Metric(trace.shed / trace.latencies.size, timed=True)
-        metrics["estimated_shed"] = Metric(float(np.isinf(comparison.estimated).mean()), timed=True)
+    name = "shed" if sheds else "refused"
+    metrics[name] = Metric((trace.shed + trace.refused) / trace.latencies.size, timed=True)
+    metrics[f"estimated_{name}"] = Metric(float(np.isinf(comparison.estimated).mean()), timed=True)
     metrics["replaced"] = Metric(trace.replaced, "replicas", timed=True)
     metrics["sender_lateness_ms"] = Metric(trace.sender_lateness_s * 1e3, "ms", timed=True)
     return metrics

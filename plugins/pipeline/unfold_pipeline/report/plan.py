@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_pipeline.estimator.confidence_interval import ConfidenceInterval
 from unfold_pipeline.estimator.slo import SloChecker
+from unfold_pipeline.estimator.uncertainty import ConfidenceInterval
 from unfold_pipeline.planner.coarse_grained import CoarseBaselines
+from unfold_pipeline.planner.confident_plan import ConfidentPlan
 from unfold_pipeline.planner.diagnostics import RejectedSaving, StageTime
 from unfold_pipeline.planner.frontier import FrontierPoint
 from unfold_pipeline.planner.planner import Solution
@@ -46,18 +47,22 @@ class PlanAnalysis:
     jitter_s: float | None
 
 
-def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalysis) -> Report:
-    """Return the report of a plan that meets the SLO."""
+def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: PlanAnalysis) -> Report:
+    """Return the report of a plan that meets the SLO on its sample, and on enough fresh ones if that is required."""
+    solution = confident.solution
     checker, plan = solution.checker, solution.plan
     tail_s = checker.tail_latency(plan)
     return Report(
         kind="pipeline",
         verb="plan",
         name=problem.name,
-        verdict=Verdict.YES,
-        headline=sentences.describe_plan(solution.hourly_cost, checker.slo_s),
+        verdict=Verdict.YES if confident.is_reached else Verdict.NO,
+        headline=_describe_verdict(problem, confident),
         subtitle=build_subtitle(problem),
-        metrics=build_metrics(solution, tail_s, analysis.baselines),
+        metrics={
+            **build_metrics(solution, tail_s, analysis.baselines),
+            **_build_share_metric(problem, confident),
+        },
         tables=(
             build_stage_table(checker, plan, analysis.stage_times),
             build_plan_table(solution, tail_s, analysis.baselines),
@@ -66,9 +71,13 @@ def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalys
             _build_frontier_figure(analysis.frontier, solution),
             *_build_stage_figures(checker, analysis.stage_times, plan),
         ),
-        lines=(*_list_plan_lines(problem, solution, analysis, tail_s), *list_cascade_lines(problem)),
+        lines=(
+            *_list_share_lines(problem, confident),
+            *_list_plan_lines(problem, solution, analysis, tail_s),
+            *list_cascade_lines(problem),
+        ),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s),
+        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),
@@ -76,6 +85,35 @@ def build_plan_report(problem: Problem, solution: Solution, analysis: PlanAnalys
                 **list_cascade_inputs(problem),
             }
         },
+    )
+
+
+def _describe_verdict(problem: Problem, confident: ConfidentPlan) -> str:
+    cost, slo_s, share = confident.solution.hourly_cost, problem.slo_s, confident.share
+    if share is None:
+        return sentences.describe_plan(cost, slo_s)
+    return sentences.describe_plan_on_samples(cost, slo_s, share.share, problem.confidence)
+
+
+def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[str, Metric]:
+    if confident.share is None:
+        return {}
+    if problem.confidence is None:
+        return {"fresh_share": Metric(confident.share.share)}
+    target = f"≥ {problem.confidence:g}"
+    return {"fresh_share": Metric(confident.share.share, target=target, ok=confident.is_reached)}
+
+
+def _list_share_lines(problem: Problem, confident: ConfidentPlan) -> Lines:
+    share = confident.share
+    if share is None:
+        return ()
+    counts = (share.kept, share.draws, share.lower_bound)
+    if problem.confidence is None:
+        return (("fresh samples", sentences.describe_expected_share(*counts)),)
+    extra_cost = confident.solution.hourly_cost - confident.base_cost
+    return (
+        ("fresh samples", sentences.describe_confident_share(*counts, extra_cost, is_reached=confident.is_reached)),
     )
 
 

@@ -26,8 +26,13 @@ class PlannedEnvelope:
     queries: CountArray
 
 
-def format_decision(checker: SloChecker, plan: Plan, hourly_cost: float, tail_s: float) -> dict[str, Any]:
-    """Return a plan as plain data, with the envelope of the traffic that it was made for."""
+def format_decision(
+    checker: SloChecker, plan: Plan, hourly_cost: float, tail_s: float, activation_s: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return a plan as plain data, with the envelope of the traffic that it was made for.
+
+    ``activation_s`` are measured seconds from ordering a replica until it serves, by stage.
+    """
     stages = {
         stage.name: {
             "hardware": stage.options[config.option].hardware,
@@ -45,6 +50,7 @@ def format_decision(checker: SloChecker, plan: Plan, hourly_cost: float, tail_s:
             "windows_s": [round(float(length), 9) for length in planned.windows_s],
             "queries": [int(count) for count in planned.queries],
         },
+        **({"activation_s": dict(activation_s)} if activation_s else {}),
         "sample_sha256": hash_samples(checker),
     }
 
@@ -78,7 +84,7 @@ def compute_planned_envelope(checker: SloChecker, plan: Plan) -> PlannedEnvelope
 def hash_samples(checker: SloChecker) -> str:
     """Return a hash of the arrivals and routes that a plan was made for."""
     digest = hashlib.sha256()
-    for sample in checker.samples:
+    for sample in checker.observed_samples:
         digest.update(sample.arrivals.tobytes())
         for visits in sample.visits:
             digest.update(visits.query.tobytes())

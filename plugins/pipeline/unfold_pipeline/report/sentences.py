@@ -40,6 +40,30 @@ def describe_plan(hourly_cost: float, slo_s: float) -> str:
     return f"${hourly_cost:,.2f}/h meets {format_slo(slo_s)}"
 
 
+def describe_plan_on_samples(hourly_cost: float, slo_s: float, share: float, confidence: float | None) -> str:
+    """Return the headline of a plan with the share of fresh samples on which it meets the target."""
+    plan = describe_plan(hourly_cost, slo_s)
+    if confidence is None:
+        return f"{plan} on this sample, and on {share * 100:.0f} % of fresh samples"
+    return f"{plan} on {share * 100:.0f} % of fresh samples; {confidence * 100:.0f} % required"
+
+
+def describe_expected_share(kept: int, draws: int, lower_bound: float) -> str:
+    """Return on how many fresh samples a plan for one sample meets the target, and how to plan for more."""
+    observed = (
+        f"the plan meets the target on {kept} of {draws} fresh samples, at least {lower_bound * 100:.0f} % of all"
+    )
+    return f"{observed} with 90 % certainty; slo.confidence plans for more"
+
+
+def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_cost: float, *, is_reached: bool) -> str:
+    """Return on how many fresh samples a plan meets the target, and what that costs beside the plan for one sample."""
+    observed = f"{kept} of {draws} fresh samples, at least {lower_bound * 100:.0f} % of all with 90 % certainty"
+    if is_reached:
+        return f"{observed}; ${extra_cost:,.2f}/h more than the plan for this sample alone"
+    return f"only {observed}; no plan within the quotas and the search meets more"
+
+
 def describe_stages(count: int) -> str:
     """Return the number of stages."""
     return _pluralize(count, "stage")
@@ -269,9 +293,10 @@ def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rul
     return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
 
 
-def describe_activation(delay_s: float) -> str:
-    """Return how soon an ordered replica serves."""
-    return f"replicas serve {delay_s:g} s after the order"
+def describe_activation(delay_s: float, source: str) -> str:
+    """Return how soon an ordered replica serves; ``source`` is that of ``TunerSettings``."""
+    origin = {"measured": " (measured)", "default": " (assumed; unfold serve measures it)"}.get(source, "")
+    return f"replicas serve {delay_s:.3g} s after the order{origin}"
 
 
 def describe_shedding() -> str:
@@ -294,9 +319,14 @@ def describe_unit_settings(batch: int, headroom: float, window_s: float, hold_s:
     return f"batch {batch}, headroom {headroom:.2f}, window {window_s:g} s, hold {hold_s:g} s"
 
 
-def describe_autoscaler_settings(max_replicas: int) -> str:
-    """Return the settings of an autoscaler with default values."""
-    return f"defaults, at most {max_replicas} per stage"
+def describe_ray_serve_settings(target: float, upscale_s: float, downscale_s: float) -> str:
+    """Return the settings of Ray Serve's policy."""
+    return f"target {target:g}, up after {upscale_s:g} s, down after {downscale_s:g} s"
+
+
+def describe_knative_settings(utilization: float, window_s: float) -> str:
+    """Return the settings of Knative's policy."""
+    return f"target utilization {utilization:g}, window {window_s:g} s"
 
 
 def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
@@ -304,12 +334,10 @@ def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
     return f"{' · '.join(f'{name}: {quota}' for name, quota in quotas)} over all stages, shared in proportion to demand"
 
 
-def describe_rejection(waited: float, useful_s: float, rejected: float, attainment: float) -> str:
-    """Return what admission control would do under overload; all values but ``useful_s`` are fractions."""
-    return (
-        f"{waited * 100:.3g} % of queries take longer than {format_latency(useful_s)}; a service would reject about "
-        f"{rejected * 100:.3g} % (429) and answer {attainment * 100:.3g} % in time"
-    )
+def describe_refusals(refused: float, bound_s: float) -> str:
+    """Return the fraction of queries that a service refuses because they would wait beyond the bound."""
+    share = f"{refused * 100:.3g} % of the queries are refused (429)"
+    return f"{share}: their answers would come after {format_latency(bound_s)}, four times the target"
 
 
 def describe_comparison(miss_rate: float, other_miss_rate: float, cost_ratio: float) -> str:

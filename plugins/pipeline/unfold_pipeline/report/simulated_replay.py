@@ -6,23 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unfold_pipeline.estimator.admission import compute_useful_wait
 from unfold_pipeline.estimator.replica_schedule import list_serving_counts
-from unfold_pipeline.estimator.simulator import (
-    compute_admission_deadlines,
-    get_trace_duration,
-    simulate_schedules,
-)
-from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.estimator.simulator import get_trace_duration
+from unfold_pipeline.problem.problem import Problem, compute_wait_bound
 from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.replay.simulated import RuleTrace, UnitSettings
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan import Lines
+from unfold_pipeline.tuner.autoscalers import KnativeSettings, RayServeSettings
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
 TRAFFIC_BINS = 400
 MIN_ATTAINMENT = 0.99
-COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Knative")
+COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults", "Knative", "Knative, defaults")
 
 
 def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrace]) -> Report:
@@ -36,7 +32,7 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
     chosen = next(rule for rule in rules if rule.name == problem.tuner_policy)
     slo_s, trace = problem.slo_s, chosen.trace
     attainment, tail_s = 1 - trace.miss_rate(slo_s), trace.tail_latency()
-    is_met = tail_s <= slo_s and (not problem.sheds or attainment >= MIN_ATTAINMENT)
+    is_met = tail_s <= slo_s and attainment >= MIN_ATTAINMENT
     target = f"≤ {sentences.format_latency(slo_s)}"
     return Report(
         kind="pipeline",
@@ -49,12 +45,12 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
             "attainment": Metric(attainment, "", target="≥ 0.99", ok=is_met),
             "cost_per_hour": Metric(trace.hourly_cost, "$/h"),
             "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=tail_s <= slo_s),
-            **({"shed": Metric(trace.shed_rate)} if problem.sheds else {}),
+            "shed" if problem.sheds else "refused": Metric(trace.shed_rate),
         },
         tables=(_build_table(rules, slo_s, chosen.name),),
         figures=(_build_replica_figure(problem, chosen, live), _build_traffic_figure(live)),
         lines=(
-            *_list_overload(problem, live, chosen),
+            *_list_overload(problem, chosen),
             *_list_quotas(problem, chosen),
             *_list_comparisons(rules, chosen, slo_s),
         ),
@@ -67,13 +63,17 @@ def describe_rule_settings(rule: RuleTrace) -> str:
     settings = rule.settings
     if isinstance(settings, UnitSettings):
         return sentences.describe_unit_settings(settings.batch, settings.headroom, settings.window_s, settings.hold_s)
+    if isinstance(settings, RayServeSettings):
+        return sentences.describe_ray_serve_settings(
+            settings.target_ongoing_requests, settings.upscale_delay_s, settings.downscale_delay_s
+        )
+    if isinstance(settings, KnativeSettings):
+        return sentences.describe_knative_settings(settings.target_utilization, settings.stable_window_s)
     if rule.name == "fixed":
         return ""
     if rule.name in ("paper", "ratio"):
         return sentences.describe_floor(has_floor=settings.has_floor)
-    if rule.name in ("table", "calibrated"):
-        return sentences.describe_settings(settings.margin, settings.hold_s, has_floor=settings.has_floor)
-    return sentences.describe_autoscaler_settings(settings.max_replicas)
+    return sentences.describe_settings(settings.margin, settings.hold_s, has_floor=settings.has_floor)
 
 
 def _build_subtitle(problem: Problem, live: Sample) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def _build_subtitle(problem: Problem, live: Sample) -> tuple[str, ...]:
         f"{live.size:,} queries",
         f"{get_trace_duration(live):,.0f} s",
         f"{live.rate:.3g}/s",
-        sentences.describe_activation(problem.tuner.delay_s),
+        sentences.describe_activation(problem.tuner.delay_s, problem.tuner.delay_source),
         *((sentences.describe_shedding(),) if problem.sheds else ()),
     )
 
@@ -116,17 +116,11 @@ def _list_quotas(problem: Problem, chosen: RuleTrace) -> Lines:
     return (("quota", sentences.describe_shared_quotas(quotas)),) if quotas else ()
 
 
-def _list_overload(problem: Problem, live: Sample, chosen: RuleTrace) -> Lines:
-    """Return what a service would do where queues grow until it rejects queries; nothing where they do not."""
-    useful_s = compute_useful_wait(problem.slo_s)
-    waited = np.isfinite(chosen.trace.latencies) & (chosen.trace.latencies > useful_s)
-    if not waited.any():
+def _list_overload(problem: Problem, chosen: RuleTrace) -> Lines:
+    """Return what a service refuses where queues would grow too long; nothing where they do not."""
+    if problem.sheds or not chosen.trace.shed_rate:
         return ()
-    deadlines_s = compute_admission_deadlines(problem.pipeline, chosen.plan, useful_s)
-    served = simulate_schedules(problem.pipeline, live, chosen.plan, chosen.trace.schedules, deadlines_s=deadlines_s)
-    attainment = 1 - served.miss_rate(problem.slo_s)
-    text = sentences.describe_rejection(float(waited.mean()), useful_s, served.shed_rate, attainment)
-    return (("overload", text),)
+    return (("overload", sentences.describe_refusals(chosen.trace.shed_rate, compute_wait_bound(problem.slo_s))),)
 
 
 def _list_comparisons(rules: Sequence[RuleTrace], chosen: RuleTrace, slo_s: float) -> Lines:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.estimator.replica_schedule import ScalingState
-from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_queueing_deadlines
+from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_service_deadlines
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem
@@ -44,11 +44,10 @@ class Deployment:
         return ScalingState(tuple(config.replicas for config in self.plan), tuple(config.batch for config in self.plan))
 
     @property
-    def queueing_deadlines_s(self) -> tuple[float, ...] | None:
-        """Time since arrival after which a query is dropped at each stage; ``None`` if none is dropped."""
-        if not self.problem.sheds:
-            return None
-        return compute_queueing_deadlines(self.problem.pipeline, self.plan, self.problem.slo_s)
+    def queueing_deadlines_s(self) -> tuple[float, ...]:
+        """Time since arrival after which a query is dropped at each stage, or would not have been admitted."""
+        problem = self.problem
+        return compute_service_deadlines(problem.pipeline, self.plan, problem.slo_s, sheds=problem.sheds)
 
     @property
     def hang_timeouts_s(self) -> tuple[float, ...]:
@@ -62,6 +61,7 @@ class Deployment:
         names = [stage.name for stage in pipeline.stages]
         waits_s = [stage.max_wait_s for stage in pipeline.stages]
         remaining_s = compute_min_remaining_times(pipeline, self.plan)
+        latencies_s = [option.latency_s for option in pipeline.chosen_options(self.plan)]
         if isinstance(engine, RayEngine):
             return RayRuntime(
                 names,
@@ -72,6 +72,7 @@ class Deployment:
                 min_remaining_s=remaining_s,
                 hang_timeouts_s=self.hang_timeouts_s,
                 placement=placement,
+                batch_latencies_s=latencies_s,
             )
         return LocalRuntime(
             names,
@@ -82,6 +83,7 @@ class Deployment:
             max_waits_s=waits_s,
             hang_timeouts_s=self.hang_timeouts_s,
             max_slacks_s=[(self.problem.slo_s - seconds) / 2 for seconds in remaining_s],
+            batch_latencies_s=latencies_s,
         )
 
 

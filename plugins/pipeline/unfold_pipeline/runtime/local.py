@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unfold_pipeline._types import RowArray
+from unfold_pipeline._types import FloatArray, RowArray
+from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.runtime.affinity import CoreAllocator, pin_process, shorten_time_slice
@@ -76,6 +77,12 @@ class PipelineRuntime(Protocol):
     def subscribe(self, listener: BatchListener) -> None:
         """Report each batch from now on, if this engine forms the batches."""
 
+    def measure_loads(self) -> list[StageLoad]:
+        """Return what waits at each stage and what serves it."""
+
+    def activation_times(self) -> tuple[float, ...]:
+        """Return the measured seconds from ordering a replica of each stage until it serves; 0 if unknown."""
+
 
 class LocalRuntime:
     """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each replica is pinned to one of them."""
@@ -93,6 +100,7 @@ class LocalRuntime:
         max_waits_s: Sequence[float] = (),
         hang_timeouts_s: Sequence[float] = (),
         max_slacks_s: Sequence[float] = (),
+        batch_latencies_s: Sequence[FloatArray] = (),
     ) -> None:
         zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
@@ -105,8 +113,9 @@ class LocalRuntime:
                 max_wait_s=wait_s,
                 hang_timeout_s=timeout_s,
                 max_slack_s=slack_s,
+                speed=BatchSpeed(planned_s),
             )
-            for name, source, config, remaining_s, wait_s, timeout_s, slack_s in zip(
+            for name, source, config, remaining_s, wait_s, timeout_s, slack_s, planned_s in zip(
                 names,
                 sources,
                 plan,
@@ -114,6 +123,7 @@ class LocalRuntime:
                 max_waits_s or zeros,
                 hang_timeouts_s or never,
                 max_slacks_s or zeros,
+                batch_latencies_s or [np.empty(0)] * len(names),
                 strict=True,
             )
         ]
@@ -179,9 +189,7 @@ class LocalRuntime:
 
     def serving_replicas(self) -> tuple[int, ...]:
         """Return how many replicas of each stage are ready and stay."""
-        return tuple(
-            sum(worker.is_ready and not worker.is_leaving for worker in stage.workers) for stage in self.stages
-        )
+        return tuple(stage.ready_replicas for stage in self.stages)
 
     def count_replaced(self) -> int:
         """Return how many replicas died and were replaced."""
@@ -194,6 +202,14 @@ class LocalRuntime:
     def subscribe(self, listener: BatchListener) -> None:
         """Call ``listener`` with each batch that is answered from now on."""
         self._listener = listener
+
+    def measure_loads(self) -> list[StageLoad]:
+        """Return what waits at each stage and what serves it."""
+        return [stage.measure_load() for stage in self.stages]
+
+    def activation_times(self) -> tuple[float, ...]:
+        """Return the measured seconds from ordering a replica of each stage until it serves; 0 if unknown."""
+        return tuple(stage.activation.seconds for stage in self.stages)
 
     def _adjust_replicas(self, stage: StageRuntime) -> None:
         if stage.restart_timer is not None:
@@ -247,6 +263,7 @@ class LocalRuntime:
             self._handle_answer(stage, worker, message)
         elif message == READY:
             worker.is_ready = True
+            stage.activation.observe(read_clock() - worker.launched_s)
             self._check_started()
         elif self._has_started():
             self._handle_death(stage, worker, str(message))
@@ -259,6 +276,8 @@ class LocalRuntime:
         stage.model_s += answer.model_s
         stage.cpu_s += answer.cpu_s
         stage.served += len(batch)
+        if batch:
+            stage.speed.observe(len(batch), read_clock() - worker.batch_start_s)
         if self._listener is not None:
             self._listener(
                 CompletedBatch(
@@ -311,6 +330,8 @@ class LocalRuntime:
         reason = reason or worker.replica.describe_end(0.05)
         self._remove_worker(stage, worker)
         stage.replaced += 1
+        for queued in batch if stage.ready_replicas else (*batch, *stage.queue, *stage.retry_queue):
+            queued.query.has_lost_replica = True
         if batch:
             _log_failure(stage, f"a replica was lost with a batch of {len(batch)}", BatchFailure(reason))
             self._retry_rows(stage, batch, reason, weight)

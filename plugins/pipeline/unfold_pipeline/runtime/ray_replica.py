@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,15 @@ EXIT_DELAY_S = 0.2
 @dataclass(frozen=True, slots=True)
 class ModelHung:
     """Stands for an answer: the model did not finish the batch of a row in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowAnswer:
+    """The answer to one row, and what the batch that it was in took: rows, and seconds from start to end."""
+
+    value: Any
+    batch_rows: int
+    batch_s: float
 
 
 class RayReplica:
@@ -46,7 +56,7 @@ class RayReplica:
         self._is_free = asyncio.Lock()
 
     async def __call__(self, row: RowArray, batch: int = 0, is_alone: bool = False) -> Any:
-        """Return the answer to one row.
+        """Return the answer to one row as :class:`RowAnswer`, or :class:`ModelHung`.
 
         Args:
             row: the numbers of the query.
@@ -68,9 +78,15 @@ class RayReplica:
     async def _answer(self, rows: RowArray) -> list[Any]:
         """Return the answer to each row; the model runs one batch at a time."""
         async with self._is_free:
+            start_s = time.perf_counter()
             try:
                 outputs = asyncio.to_thread(_answer_rows, self._predict, rows)
-                return await asyncio.wait_for(outputs, self._hang_timeout_s)
+                answers = await asyncio.wait_for(outputs, self._hang_timeout_s)
+                seconds = time.perf_counter() - start_s
+                return [
+                    answer if isinstance(answer, BatchFailure) else RowAnswer(answer, len(rows), seconds)
+                    for answer in answers
+                ]
             except TimeoutError:
                 # exit only after the callers have received the answer
                 asyncio.get_running_loop().call_later(EXIT_DELAY_S, os._exit, 1)

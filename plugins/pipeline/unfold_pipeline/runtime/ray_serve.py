@@ -19,13 +19,17 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
-from unfold_pipeline.runtime.stage import Query, read_clock
+from unfold_pipeline.runtime.stage import ActivationTime, Query, read_clock
 from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connect_ray
 
@@ -56,6 +60,9 @@ class StageDeployment:
         ready, open, served, failed: counters of replicas and queries.
         known_replicas: replicas that ran when they were last listed.
         retry_lock: held by the one query that is sent again after its replica died.
+        speed: how long its batches take.
+        activation: how long its replicas take to start.
+        ordered_s: when more replicas were ordered than serve, on :func:`read_clock`; ``None`` while none is awaited.
     """
 
     name: str
@@ -76,6 +83,34 @@ class StageDeployment:
     failed: int = 0
     known_replicas: set[str] = field(default_factory=set)
     retry_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    speed: BatchSpeed = field(default_factory=BatchSpeed)
+    activation: ActivationTime = field(default_factory=ActivationTime)
+    ordered_s: float | None = None
+
+    def measure_load(self) -> StageLoad:
+        """Return what waits here and what serves it, as far as the listings show."""
+        return StageLoad(
+            items=self.open,
+            replicas=self.ready,
+            max_batch=self.max_batch,
+            speed=self.speed,
+            restart_s=self.activation.seconds,
+        )
+
+    def update_replicas(self, current: set[str]) -> int:
+        """Take over a listing of the running replicas; return how many have died since the one before.
+
+        The activation time counts from an order to the first listing in which all that was ordered serves.
+        """
+        previous = self.known_replicas
+        died = len(previous - current) - max(0, len(previous) - self.target_replicas)
+        self.known_replicas, self.ready = current, len(current)
+        if self.ready < self.target_replicas:
+            self.ordered_s = read_clock() if self.ordered_s is None else self.ordered_s
+        elif self.ordered_s is not None:
+            self.activation.observe(read_clock() - self.ordered_s)
+            self.ordered_s = None
+        return max(0, died)
 
     def record_failure(self, query: Query) -> None:
         """Count a query on which the model failed."""
@@ -99,6 +134,7 @@ class RayRuntime:
         min_remaining_s: Sequence[float] = (),
         hang_timeouts_s: Sequence[float] = (),
         placement: PlacementPolicy | None = None,
+        batch_latencies_s: Sequence[FloatArray] = (),
     ) -> None:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         zeros, never = [0.0] * len(names), [math.inf] * len(names)
@@ -115,14 +151,16 @@ class RayRuntime:
                 placement=placement or PlacementPolicy(),
                 min_remaining_s=remaining_s,
                 hang_timeout_s=timeout_s,
+                speed=BatchSpeed(planned_s),
             )
-            for name, source, config, wait_s, remaining_s, timeout_s in zip(
+            for name, source, config, wait_s, remaining_s, timeout_s, planned_s in zip(
                 names,
                 sources,
                 plan,
                 max_waits_s or zeros,
                 min_remaining_s or zeros,
                 hang_timeouts_s or never,
+                batch_latencies_s or [np.empty(0)] * len(names),
                 strict=True,
             )
         ]
@@ -149,7 +187,9 @@ class RayRuntime:
         try:
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
             for stage in self.stages:
+                start_s = read_clock()
                 await self._deploy(stage)
+                stage.activation.observe(read_clock() - start_s)
         except RuntimeError as error:
             await self.stop()
             raise internal_error(f"Ray Serve does not start the pipeline: {error}") from error
@@ -184,6 +224,8 @@ class RayRuntime:
         gangs = deployment.placement.round_up_replicas(max(1, count), deployment.gang_size)
         target = self._limit_to_nodes(deployment, gangs)
         if target != deployment.target_replicas:
+            if target > deployment.target_replicas:
+                deployment.ordered_s = read_clock()
             deployment.target_replicas = target
             self._start_task(self._deploy(deployment))
 
@@ -213,6 +255,14 @@ class RayRuntime:
             }
             for stage in self.stages
         ]
+
+    def measure_loads(self) -> list[StageLoad]:
+        """Return what waits at each stage and what serves it, as far as the listings show."""
+        return [stage.measure_load() for stage in self.stages]
+
+    def activation_times(self) -> tuple[float, ...]:
+        """Return the measured seconds from ordering a replica of each stage until it serves; 0 if unknown."""
+        return tuple(stage.activation.seconds for stage in self.stages)
 
     def subscribe(self, listener: BatchListener) -> None:
         """Do nothing: Ray Serve forms its batches itself and reports them in its own metrics."""
@@ -290,14 +340,19 @@ class RayRuntime:
                 return stage.record_failure(query)
             except self._ray.exceptions.ActorDiedError:
                 query.process_failures += has_died
+                query.has_lost_replica = True
+                # the next listing may take a second to show it
+                stage.ready = stage.ready if stage.ready > 1 else 0
                 deadline_s, is_alone, has_died = read_clock() + RETRY_TIMEOUT_S, True, True
                 await asyncio.sleep(POLL_INTERVAL_S)
                 continue
             except (self._ray.exceptions.RayError, RayServeException):
+                query.has_lost_replica = True
                 await asyncio.sleep(POLL_INTERVAL_S)
                 continue
             if not isinstance(answer, ModelHung):
-                return answer
+                stage.speed.observe(answer.batch_rows, answer.batch_s)
+                return answer.value
             if is_alone:
                 return stage.record_failure(query)
             deadline_s, is_alone = read_clock() + RETRY_TIMEOUT_S, True
@@ -317,10 +372,7 @@ class RayRuntime:
         running = await asyncio.to_thread(_list_running_replicas, [stage.app for stage in self.stages])
         self._nodes = await asyncio.to_thread(_count_nodes, self._ray)
         for stage in self.stages:
-            current, previous = running.get(stage.app, set()), stage.known_replicas
-            died = len(previous - current) - max(0, len(previous) - stage.target_replicas)
-            self._replaced += max(0, died)
-            stage.known_replicas, stage.ready = current, len(current)
+            self._replaced += stage.update_replicas(running.get(stage.app, set()))
 
 
 def _run_deployment(stage: StageDeployment) -> Any:
@@ -363,16 +415,3 @@ def _list_running_replicas(apps: Sequence[str]) -> dict[str, set[str]]:
         for app in apps
         if app in details
     }
-
-
-def application(args: dict[str, Any]) -> Any:
-    """Build the application that an exported config names, for ``serve deploy``.
-
-    Args:
-        args: ``name``, ``batch``, ``wait`` in seconds, and ``path`` or ``code`` of the model.
-    """
-    from ray import serve
-
-    source = ModelSource(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
-    deployment = serve.deployment(RayReplica).options(name=str(args["name"]))
-    return deployment.bind(source, int(args["batch"]), float(args["wait"]))

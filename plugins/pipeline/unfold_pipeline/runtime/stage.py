@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from unfold_pipeline._types import RowArray
+from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.routing import Item, Routes
 from unfold_pipeline.runtime.replica import Replica
 
 SLACK_QUANTILE = 0.95
 SLACK_STEP = 0.05
+ACTIVATION_STEP = 0.3
 
 OnFinished = Callable[[dict[str, Any] | None], None]
 """Receives the answers of the stages, or ``None`` if the query has no answer."""
@@ -42,6 +44,7 @@ class Query:
         failed_stage: the stage with the model that raised an error on it.
         process_failures: processes that ended while they served nothing else.
         batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
+        has_lost_replica: whether a replica was lost that served it, or that it waited for; it is answered all the same.
     """
 
     row: RowArray
@@ -54,6 +57,7 @@ class Query:
     failed_stage: str = ""
     process_failures: int = 0
     batched_at: list[tuple[StageRuntime, float]] = field(default_factory=list)
+    has_lost_replica: bool = False
 
     def complete(self) -> None:
         """Deliver the answers, and let the stages learn how long the query took from their batches on."""
@@ -70,9 +74,13 @@ class Query:
         is_over = self.is_shed or bool(self.failed_stage)
         if is_over or read_clock() + remaining_s <= self.due_s:
             return is_over
+        self.shed()
+        return True
+
+    def shed(self) -> None:
+        """End the query without an answer, because it would come too late."""
         self.is_shed = True
         self.on_finished(None)
-        return True
 
     def fail_at(self, stage: str) -> None:
         """End the query without an answer, because the model of ``stage`` raised an error on it."""
@@ -115,6 +123,7 @@ class Worker:
 
     Attributes:
         replica: process and pipe.
+        launched_s: when its process was started, on :func:`read_clock`.
         is_ready: whether the model is loaded.
         is_leaving: whether it ends with its batch.
         core: the core to which it is pinned.
@@ -124,6 +133,7 @@ class Worker:
     """
 
     replica: Replica
+    launched_s: float = field(default_factory=read_clock)
     is_ready: bool = False
     is_leaving: bool = False
     core: int | None = None
@@ -138,6 +148,19 @@ class Worker:
             self.hang_timer = None
         batch, self.batch = self.batch, []
         return batch
+
+
+@dataclass(slots=True)
+class ActivationTime:
+    """The measured seconds from ordering a replica until it serves: an exponential average, 0 before the first."""
+
+    seconds: float = 0.0
+    count: int = 0
+
+    def observe(self, seconds: float) -> None:
+        """Learn from a replica that has just become ready."""
+        self.count += 1
+        self.seconds += max(1.0 / self.count, ACTIVATION_STEP) * (seconds - self.seconds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,6 +187,8 @@ class StageRuntime:
         logged_s: when an error was logged last.
         wait_timer: fires when the oldest item has waited for ``max_wait_s``.
         restart_timer: fires when replicas may be started again after too many failures.
+        speed: how long its batches take.
+        activation: how long its replicas take to start.
     """
 
     name: str
@@ -189,6 +214,24 @@ class StageRuntime:
     logged_s: float = -math.inf
     wait_timer: TimerHandle | None = None
     restart_timer: TimerHandle | None = None
+    speed: BatchSpeed = field(default_factory=BatchSpeed)
+    activation: ActivationTime = field(default_factory=ActivationTime)
+
+    @property
+    def ready_replicas(self) -> int:
+        """Replicas that serve and stay."""
+        return sum(worker.is_ready and not worker.is_leaving for worker in self.workers)
+
+    def measure_load(self) -> StageLoad:
+        """Return what waits here and what serves it."""
+        in_service = sum(len(worker.batch) for worker in self.workers)
+        return StageLoad(
+            items=len(self.queue) + len(self.retry_queue) + in_service,
+            replicas=self.ready_replicas,
+            max_batch=self.max_batch,
+            speed=self.speed,
+            restart_s=self.activation.seconds,
+        )
 
     def learn_remaining_time(self, seconds: float) -> None:
         """Track the time that nearly all queries take beyond the least: a quantile by stochastic approximation."""

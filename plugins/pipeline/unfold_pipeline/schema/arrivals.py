@@ -47,6 +47,12 @@ class Arrivals(Model):
     unit: Literal["ns", "us", "ms", "s", "min", "h", "d"] | None = Field(
         default=None, description="the unit of numeric times in the trace, from any origin"
     )
+    input: Annotated[int, Field(ge=1, le=1 << 24)] | str | None = Field(
+        default=None, description="prompt tokens of a request, for an engine: a column of the trace, or a number"
+    )
+    output: Annotated[int, Field(ge=1, le=1 << 24)] | str | None = Field(
+        default=None, description="generated tokens of a request, for an engine: a column of the trace, or a number"
+    )
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="replay the trace this many times faster")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate and keep the length")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")

@@ -7,7 +7,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from unfoldkit.api import Model, Price, Problem
+from unfoldkit.api import Bandwidth, Bytes, Model, Price, Problem
+
+
+class GpuSheet(Model):
+    """The data sheet of a GPU that is not known by name."""
+
+    memory: Annotated[Bytes, Field(gt=0)]
+    bandwidth: Annotated[Bandwidth, Field(gt=0)] = Field(description="of the memory")
+    bf16_tflops: Annotated[float, Field(gt=0)] = Field(description="dense peak rate in 16 bits")
+    fp8_tflops: Annotated[float, Field(gt=0)] | None = Field(default=None, description="dense peak rate in 8 bits")
 
 
 class Hardware(Model):
@@ -19,7 +28,12 @@ class Hardware(Model):
         default=1, description="replicas, of any stages, that share one instance; whole instances are billed"
     )
     spot: bool = Field(default=False, description="use the spot price of the catalog")
-    quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="maximum replicas over all stages")
+    quota: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="maximum replicas over all stages; GPUs for an engine"
+    )
+    gpu: str | GpuSheet | None = Field(
+        default=None, description="GPU of an engine: a known name or its data sheet; default: the name of the hardware"
+    )
 
 
 def validate_hardware(name: str, hardware: Hardware) -> Iterable[Problem]:

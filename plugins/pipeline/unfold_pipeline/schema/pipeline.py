@@ -11,13 +11,26 @@ from unfold_pipeline.schema.arrivals import Arrivals, validate_arrivals
 from unfold_pipeline.schema.hardware import Hardware, validate_hardware
 from unfold_pipeline.schema.placement import Placement, validate_placement
 from unfold_pipeline.schema.stages import FromRun, StageSpec, validate_stages
-from unfoldkit.api import Duration, Model, Problem, Spec, did_you_mean
+from unfoldkit.api import Duration, Fraction, Model, Problem, Spec, did_you_mean, user_error
 
 
 class Objective(Model):
     """The service-level objective."""
 
-    p99: Annotated[Duration, Field(gt=0)] = Field(description="99 % of the queries are answered within this time")
+    p99: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="99 % of the queries are answered within this time"
+    )
+    ttft_p99: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="99 % of the requests get their first token within this time, for an engine"
+    )
+    tpot_p99: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="99 % of the requests take at most this time per later token, for an engine"
+    )
+    confidence: Annotated[Fraction, Field(ge=0.5, lt=1)] | None = Field(
+        default=None,
+        description="share of fresh samples of the same traffic on which the plan meets p99; for an engine, the end of "
+        "the prediction interval at which it meets its targets",
+    )
     shed: bool = Field(default=False, description="drop a query as soon as it can no longer meet its deadline")
 
 
@@ -38,7 +51,9 @@ class TunerSpec(Model):
     policy: Literal["calibrated", "table", "ratio", "paper", "fixed"] = Field(
         default="calibrated", description="the scaling rule in charge"
     )
-    activation: Duration = Field(default=5.0, description="from ordering a replica until it serves")
+    activation: Duration | None = Field(
+        default=None, description="from ordering a replica until it serves; default: as unfold serve measured, or 5 s"
+    )
     floor: bool = Field(default=True, description="paper and ratio never scale below the plan")
     margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="headroom of the table policy")
     hold: Duration = Field(default=60.0, description="how long demand must be lower before replicas are removed")
@@ -73,6 +88,29 @@ class PipelineSpec(Spec):
         return {} if isinstance(self.stages, FromRun) else self.stages
 
     @property
+    def engine_stage(self) -> str | None:
+        """The name of the stage that is an LLM engine."""
+        return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
+
+    def refuse_engine(self, verb: str) -> None:
+        """Reject a verb that runs models of its own, for a pipeline whose stage is an LLM engine.
+
+        Raises:
+            UnfoldError: a stage is an engine.
+        """
+        if self.engine_stage is not None:
+            message = f"unfold {verb} runs no LLM engine"
+            hint = "unfold plan SPEC --format vllm starts one; its benchmark goes to steps.NAME.runs"
+            raise user_error(message, key=f"stages.{self.engine_stage}.engine", hint=hint)
+
+    @property
+    def target_s(self) -> float:
+        """The p99 target of a pipeline without an engine, in seconds."""
+        if self.slo.p99 is None:
+            raise user_error("no target", key="slo.p99", hint="p99: 300 ms")
+        return self.slo.p99
+
+    @property
     def local_hardware(self) -> str:
         """The name of the hardware that this machine is."""
         return self.machine if self.machine is not None else next(iter(self.hardware))
@@ -80,6 +118,7 @@ class PipelineSpec(Spec):
     def problems(self) -> Iterable[Problem]:
         """Yield the contradictions between the parts of the spec."""
         yield from validate_arrivals(self.arrivals)
+        yield from self._validate_targets()
         yield from validate_stages(self.stages_by_name, self.hardware)
         if isinstance(self.stages, FromRun) and self.visits is not None:
             yield Problem(("visits",), "the routes come from the cascade's run", hint="leave it out")
@@ -88,3 +127,18 @@ class PipelineSpec(Spec):
         yield from validate_placement(self.placement)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
+
+    def _validate_targets(self) -> Iterable[Problem]:
+        if self.engine_stage is None:
+            if self.slo.p99 is None:
+                yield Problem(("slo", "p99"), "the target is missing", hint="p99: 300 ms")
+            for key in ("ttft_p99", "tpot_p99", "confidence"):
+                if getattr(self.slo, key) is not None:
+                    yield Problem(("slo", key), "no stage is an engine", hint="leave it out, or stages.NAME.engine")
+            return
+        if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
+            yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        if self.slo.shed:
+            yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
+        if not isinstance(self.arrivals, Arrivals):
+            yield Problem(("arrivals",), "an engine is planned on one trace", hint="leave the others out")

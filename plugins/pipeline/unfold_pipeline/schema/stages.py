@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from unfold_pipeline.schema.engine import EngineSpec, validate_engine
 from unfold_pipeline.schema.hardware import Hardware
 from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
 
@@ -51,6 +52,7 @@ class StageSpec(Model):
         default={}, description="by hardware: CSV files of perf_analyzer by batch size"
     )
     model: ModelSpec | None = Field(default=None, description="the model, to profile and to serve")
+    engine: EngineSpec | None = Field(default=None, description="an LLM engine with continuous batching")
     wait: Duration = Field(default=0.0, description="how long a batch that is not full may be delayed")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
 
@@ -67,6 +69,9 @@ def validate_stages(stages: Mapping[str, StageSpec], hardware: Mapping[str, Hard
     for name, stage in stages.items():
         yield from _validate_stage(name, stage, stages)
         yield from _validate_latencies(("stages", name), stage, hardware)
+        if stage.engine is not None:
+            yield from _validate_engine_stage(("stages", name), stage, hardware)
+    yield from _validate_engine_count(stages)
     yield from _validate_graph(stages)
 
 
@@ -101,13 +106,36 @@ def _validate_stage(name: str, stage: StageSpec, stages: Mapping[str, StageSpec]
         yield Problem((*path, "after"), "no query reaches this stage", hint="a share above 0")
     if stage.fan_out != 1 and len(stage.after) != 1:
         yield Problem((*path, "fan_out"), "fan_out needs exactly one upstream stage")
-    if not stage.latency and not stage.perf_analyzer and stage.model is None:
+    if not stage.latency and not stage.perf_analyzer and stage.model is None and stage.engine is None:
         hint = "latency: {cpu: {1: 10 ms, 8: 60 ms}}, or a model to profile"
         yield Problem(path, "has no latency", hint=hint, at_key=True)
     if stage.model is not None:
         sources = [key for key in MODEL_KEYS if getattr(stage.model, key) is not None]
         if len(sources) != 1:
             yield Problem((*path, "model"), "needs exactly one of file, code, estimator")
+
+
+def _validate_engine_stage(
+    path: tuple[str, ...], stage: StageSpec, hardware: Mapping[str, Hardware]
+) -> Iterable[Problem]:
+    if stage.engine is None:
+        return
+    for key in ("latency", "perf_analyzer", "model", "max_batch"):
+        if getattr(stage, key):
+            yield Problem((*path, key), "has no meaning beside an engine", hint="leave one of them out")
+    if stage.fan_out != 1 or stage.wait:
+        yield Problem((*path, "engine"), "an engine has neither fan_out nor wait", at_key=True)
+    yield from validate_engine((*path, "engine"), stage.engine, hardware)
+
+
+def _validate_engine_count(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    engines = [name for name, stage in stages.items() if stage.engine is not None]
+    if len(engines) == 1 and len(stages) > 1:
+        other = next(name for name in stages if name not in engines)
+        hint = f"plan {engines[0]} in a spec of its own, with less time in its targets"
+        yield Problem(("stages", other), "stages beside an engine are not planned together", hint=hint, at_key=True)
+    for name in engines[1:]:
+        yield Problem(("stages", name, "engine"), "a second engine", hint=f"plan {name} in a spec of its own")
 
 
 def _validate_latencies(path: tuple[str, ...], stage: StageSpec, hardware: Mapping[str, Hardware]) -> Iterable[Problem]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.estimator.admission import CompletionRate, compute_useful_wait
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.routing import RouteDrawer
 from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.query_gate import QueryGate
 from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.serving.autoscale_loop import run_lifespan
 from unfold_pipeline.serving.dashboard import ServiceRecord
@@ -28,6 +28,8 @@ from unfoldkit.serving.responses import json_reply
 from unfoldkit.serving.service import Receive, Scope, Send
 
 MAX_ROWS_IN_FLIGHT = 1024
+DEMAND_WINDOW_S = 10.0
+DECISIONS_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +80,14 @@ def build_app(
         limits: maximum rows in flight and body size.
     """
     server_metrics = create_metrics()
+    record = record or ServiceRecord(read_clock())
     gateway = InferenceGateway(
-        pipeline=pipeline,
-        runtime=runtime,
+        gate=QueryGate(pipeline=pipeline, runtime=runtime, max_wait_s=settings.max_wait_s, arrivals=record.arrivals),
         settings=settings,
-        record=record or ServiceRecord(read_clock()),
+        record=record,
         limits=limits or Limits(queue_rows=MAX_ROWS_IN_FLIGHT),
         metrics=model_metrics(server_metrics, name),
         routes=RouteDrawer(pipeline, np.random.default_rng([settings.seed, 7])),
-        completion_rate=CompletionRate(compute_useful_wait(settings.slo_s)),
     )
     gateway.metrics.queue.set_function(lambda: gateway.in_flight)
     runtime.subscribe(build_batch_listener(server_metrics, name))
@@ -104,9 +105,18 @@ def list_paths(name: str) -> tuple[str, ...]:
 def _build_routes(model: ServedModel, gateway: InferenceGateway, server_metrics: Metrics) -> Application:
     log = logging.getLogger("unfoldkit")
     endpoint = Endpoint(
-        model, build_reader(model.inputs, model.outputs), build_writer(model), gateway, gateway.metrics, log
+        model,
+        build_reader(model.inputs, model.outputs, ("deadline_ms",)),
+        build_writer(model),
+        gateway,
+        gateway.metrics,
+        log,
     )
-    app = assemble_application([endpoint], server_metrics, more={"/status": "queue and replicas of each stage"})
+    app = assemble_application(
+        [endpoint],
+        server_metrics,
+        more={"/status": "queues, replicas, demand and scaling decisions"},
+    )
 
     def report_readiness(identity: dict[str, Any]) -> Any:
         is_ready = all(gateway.runtime.serving_replicas())
@@ -114,5 +124,24 @@ def _build_routes(model: ServedModel, gateway: InferenceGateway, server_metrics:
 
     app.gets["/v2/health/ready"] = lambda: report_readiness({})
     app.gets[f"/v2/models/{model.name}/ready"] = lambda: report_readiness({"name": model.name})
-    app.gets["/status"] = lambda: json_reply({"name": model.name, "stages": gateway.runtime.list_status()})
+    app.gets["/status"] = lambda: json_reply(_describe_status(model.name, gateway))
     return app
+
+
+def _describe_status(name: str, gateway: InferenceGateway) -> dict[str, Any]:
+    """Return the stages, the demand of the last seconds, and the last targets of the scaling rule, second by second."""
+    status: dict[str, Any] = {"name": name, "stages": gateway.runtime.list_status()}
+    arrivals, tuner = gateway.record.arrivals, gateway.settings.tuner
+    now_s = read_clock() - gateway.record.start_s
+    recent_s = min(DEMAND_WINDOW_S, max(now_s, 1e-9))
+    status["demand"] = {
+        "queries": arrivals.total,
+        "queries_per_second": round(arrivals.list_arrivals(now_s - recent_s).size / recent_s, 3),
+        "refused": gateway.gate.refused,
+    }
+    if tuner is not None:
+        status["decisions"] = [
+            {"second": second, "replicas": state.replicas, "batches": state.batches}
+            for second, state in list(tuner.decisions)[-DECISIONS_SHOWN:]
+        ]
+    return status

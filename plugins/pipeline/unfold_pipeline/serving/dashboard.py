@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,17 +12,17 @@ from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import HardwareOption, Plan, compute_hourly_cost
 from unfold_pipeline.report.plan_file import PlannedEnvelope, compute_planned_envelope
 from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.query_gate import ArrivalLog
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfoldkit.arrivals.envelope import compute_envelope
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Distribution, Grid, Tile, TimeSeries
 from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, Tally
 
-MAX_ARRIVALS = 1 << 17
 WINDOWS_SHOWN = 7
 RECENT_S = 300.0
 # ratio of neighbouring latency buckets, and the number of buckets below and above the SLO
 BUCKET_RATIO, BUCKETS_BELOW, BUCKETS_ABOVE = 1.1, 80, 40
-OUTCOMES = ("in time", "late", "shed", "failed", "lost")
+OUTCOMES = ("in time", "late", "refused", "shed", "failed", "lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class ServiceRecord:
         start_s: start of the service, on :func:`read_clock`.
         bucket_bounds_s: upper bounds of the latency buckets.
         answers: answers per bucket; the last bucket has no upper bound.
-        arrivals: the last arrivals, in seconds since the start.
+        arrivals: all demand of the last minutes, refused queries included.
         outcomes: number of queries by outcome.
         spent_usd: cost so far.
         billed_until_s: time up to which replicas are billed, on :func:`read_clock`.
@@ -75,23 +74,24 @@ class ServiceRecord:
     start_s: float
     bucket_bounds_s: tuple[float, ...] = LATENCY_BUCKETS_S
     answers: list[int] = field(init=False)
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ARRIVALS))
+    arrivals: ArrivalLog = field(init=False)
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     spent_usd: float = 0.0
     billed_until_s: float = field(default_factory=read_clock)
 
     def __post_init__(self) -> None:
         self.answers = [0] * (len(self.bucket_bounds_s) + 1)
+        self.arrivals = ArrivalLog(self.start_s)
 
     @property
     def attainment(self) -> float | None:
-        """Fraction of the queries that were answered in time; ``None`` before the first has ended."""
+        """Fraction of all queries, refused ones included, that were answered in time; ``None`` before the first."""
         total = sum(self.outcomes.values())
         return self.outcomes["in time"] / total if total else None
 
-    def record_arrival(self) -> None:
-        """Record that a query arrives now."""
-        self.arrivals.append(read_clock() - self.start_s)
+    def record_refusal(self, rows: int) -> None:
+        """Record that admission control refused so many queries."""
+        self.outcomes["refused"] += rows
 
     def record_outcome(self, query: Query, seconds: float, slo_s: float, *, is_answered: bool) -> None:
         """Record how a query ended."""
@@ -161,6 +161,7 @@ def _build_tiles(
     return (
         Tile("attainment", "–" if attainment is None else f"{attainment:.2%}", target, is_attained),
         Tile("queries", f"{sum(outcomes.values()):,}"),
+        Tile("refused", f"{outcomes['refused']:,}", "", not outcomes["refused"]),
         Tile("lost", f"{lost:,}", f"{outcomes['shed']:,} of them shed" if lost else "", not lost),
         Tile(
             "failed",
@@ -187,8 +188,7 @@ def _format_cell(value: object) -> str:
 
 def _build_traffic(record: ServiceRecord, planned: PlannedService) -> tuple[Tile, Grid]:
     """Return the maximum queries in any window of the last minutes compared with those of the plan."""
-    arrivals = np.array(record.arrivals)
-    recent = arrivals[arrivals >= read_clock() - record.start_s - RECENT_S]
+    recent = record.arrivals.list_arrivals(read_clock() - record.start_s - RECENT_S)
     windows_s, limits = planned.envelope.windows_s, planned.envelope.queries
     counts = compute_envelope(recent, windows_s)
     exceeded = int((counts > limits).sum())

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from unfold_pipeline.estimator.admission import CompletionRate
 from unfold_pipeline.problem.pipeline import Pipeline
+from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.routing import RouteDrawer
-from unfold_pipeline.replay.load_generator import LiveTuner
+from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import PipelineRuntime
+from unfold_pipeline.runtime.query_gate import QueryGate
 from unfold_pipeline.runtime.stage import Query, read_clock
 from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord
 from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result
@@ -24,8 +24,14 @@ from unfoldkit.serving.observability.metrics import ModelMetrics
 
 Answer = dict[str, Any] | None
 INPUT_NAME = "x"
+REQUEST_STEP = 0.05
 SHED = Rejection(503, "shed: the deadline could not be met")
+TOO_MANY_ROWS = Rejection(413, "so many rows would be answered too late; send fewer rows per request")
 UNAVAILABLE = Rejection(503, "a stage cannot be served")
+
+
+def ignore_activation(_seconds: Mapping[str, float]) -> None:
+    """Do nothing: a service without a run has no place for what it measures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,60 +43,78 @@ class ServiceSettings:
         tuner: the scaling rule in charge, if any.
         planned: what the plan guarantees.
         sheds: whether queries are dropped when they can no longer meet the SLO.
+        store_activation: receives the measured activation times, by stage name, at the start and at the end.
     """
 
     seed: int
     tuner: LiveTuner | None = None
     planned: PlannedService | None = None
     sheds: bool = False
+    store_activation: Callable[[Mapping[str, float]], object] = ignore_activation
 
     @property
     def slo_s(self) -> float:
         """The target in seconds; infinite without a plan."""
         return self.planned.slo_s if self.planned else math.inf
 
+    @property
+    def max_wait_s(self) -> float:
+        """The waiting bound: no query is answered later."""
+        return compute_wait_bound(self.slo_s)
+
 
 @dataclass(slots=True, kw_only=True)
 class InferenceGateway:
-    """Admits requests to the pipeline, row by row.
+    """Passes requests to the pipeline, row by row.
 
     It stands where the server of a single model has its batcher.
 
     Attributes:
-        pipeline, runtime: the stages and their replicas.
+        gate: the entrance of the pipeline.
         settings: how the pipeline is served.
         record: receives arrivals and outcomes.
         limits: maximum rows in flight and maximum body size.
         metrics: metrics of the server.
         routes: draws a route for each query.
-        completion_rate: predicts the queueing delay for admission control.
-        in_flight: rows in the pipeline.
+        rows_per_request: mean rows of a request; one that is refused by its head counts as so many queries.
         hung: whether the pipeline does not answer any more; never, as hung replicas are replaced.
     """
 
-    pipeline: Pipeline
-    runtime: PipelineRuntime
+    gate: QueryGate
     settings: ServiceSettings
     record: ServiceRecord
     limits: Limits
     metrics: ModelMetrics
     routes: RouteDrawer
-    completion_rate: CompletionRate
-    in_flight: int = 0
+    rows_per_request: float = 1.0
     hung: bool = False
 
     @property
-    def capacity(self) -> int:
-        """Rows that the replicas can serve at once."""
-        return sum(map(operator.mul, self.runtime.serving_replicas(), self.runtime.batch_sizes()))
+    def pipeline(self) -> Pipeline:
+        """The stages."""
+        return self.gate.pipeline
+
+    @property
+    def runtime(self) -> PipelineRuntime:
+        """The replicas."""
+        return self.gate.runtime
+
+    @property
+    def in_flight(self) -> int:
+        """Rows in the pipeline."""
+        return self.gate.in_flight
 
     def full(self, rows: int) -> int:
         """Return 0 if the rows can be admitted, otherwise the seconds after which to retry."""
-        wait_s = self.completion_rate.predict_excess_wait(self.in_flight, self.capacity, read_clock())
+        wait_s = self.gate.compute_retry_delay(rows)
         return max(math.ceil(wait_s), int(self.in_flight + rows > self.limits.queue_rows))
 
-    def rest(self) -> None:
-        """Do nothing: the event loop also serves the replicas, so it must not pause after a rejection."""
+    def rest(self, requests: int) -> None:
+        """Count the rows of refused requests as demand.
+
+        The loop does not pause: it also serves the replicas.
+        """
+        self._refuse_rows(max(1, round(requests * self.rows_per_request)))
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Admit the rows of a request; ``done`` is called with their answer or a refusal.
@@ -98,17 +122,17 @@ class InferenceGateway:
         Raises:
             Full: too many rows are in flight, or the queueing delay is too long.
         """
+        self.rows_per_request += REQUEST_STEP * (call.rows - self.rows_per_request)
         if retry_s := self.full(call.rows):
+            self._refuse_rows(call.rows)
+            if self.in_flight == 0 and call.rows > 1:
+                done(TOO_MANY_ROWS)
+                return
             raise QueueFull(retry_s)
         PendingRequest(self, done, [None] * call.rows).submit_rows(inputs[INPUT_NAME], call.deadline)
 
     def close(self) -> None:
         """Do nothing: the server has drained its requests before."""
-
-    def release_row(self) -> None:
-        """Count a row that has left the pipeline."""
-        self.in_flight -= 1
-        self.completion_rate.record_completion(self.in_flight, self.capacity, read_clock())
 
     def build_query(self, row: Array, on_finished: Callable[[Answer], None], deadline_s: float | None) -> Query:
         """Return a query to submit now; a deadline of the request replaces that of the SLO."""
@@ -116,6 +140,10 @@ class InferenceGateway:
         slo_s = self.settings.slo_s if self.settings.sheds else math.inf
         due_s = read_clock() + (slo_s if deadline_s is None else deadline_s)
         return Query(row, routes, number, on_finished, due_s=due_s)
+
+    def _refuse_rows(self, rows: int) -> None:
+        self.gate.refuse(rows)
+        self.record.record_refusal(rows)
 
 
 @dataclass(slots=True)
@@ -132,20 +160,13 @@ class PendingRequest:
     def submit_rows(self, rows: Array, deadline_s: float | None) -> None:
         """Submit each row as a query."""
         self.open_rows = len(rows)
-        self.gateway.in_flight += self.open_rows
         for index, row in enumerate(rows):
             self._submit_row(index, row, deadline_s)
 
     def _submit_row(self, index: int, row: Array, deadline_s: float | None) -> None:
-        start_s, has_ended = read_clock(), False
-        gateway = self.gateway
-        gateway.record.record_arrival()
+        start_s, gateway = read_clock(), self.gateway
 
         def finish(answer: Answer) -> None:
-            nonlocal has_ended
-            if has_ended:
-                return
-            has_ended = True
             self.is_shed |= query.is_shed
             self.failed_stage = self.failed_stage or query.failed_stage
             seconds = read_clock() - start_s
@@ -153,12 +174,11 @@ class PendingRequest:
             self._finish_row(index, answer)
 
         query = gateway.build_query(row, finish, deadline_s)
-        gateway.runtime.submit(query)
+        gateway.gate.submit(query)
 
     def _finish_row(self, index: int, answer: Answer) -> None:
         self.answers[index] = answer
         self.open_rows -= 1
-        self.gateway.release_row()
         if self.open_rows == 0:
             self.done(self._build_result())
 

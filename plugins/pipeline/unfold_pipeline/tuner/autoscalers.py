@@ -1,7 +1,9 @@
 """Common autoscalers for comparison: the default rules of Ray Serve and Knative per stage, AutoScale for whole units.
 
 Ray Serve and Knative count the queries in flight. The numbers are the defaults of their documentation (Ray Serve:
-AutoscalingConfig; Knative: KPA). ``max_replicas`` caps them, because they read a backlog of seconds as demand.
+AutoscalingConfig; Knative: KPA). ``max_replicas`` caps them, because they read a backlog of seconds as demand. Both
+start warm: their windows hold the queries that the planned traffic keeps in flight. A window that starts empty reads as
+no demand, and would halve the plan at once.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from unfold_pipeline.tuner.rules import list_decision_times
 
 
 @dataclass(frozen=True, slots=True)
-class RayServeDefaults:
+class RayServeSettings:
     """Ray Serve: ongoing requests per replica, look-back period, and how long a demand must last, in seconds."""
 
     target_ongoing_requests: float = 2.0
@@ -32,7 +34,7 @@ class RayServeDefaults:
 
 @dataclass(slots=True)
 class _RayServeStage:
-    in_flight_history: deque[int] = field(default_factory=deque)
+    in_flight_history: deque[float] = field(default_factory=deque)
     upscale_s: float = 0.0
     downscale_s: float = 0.0
 
@@ -43,29 +45,29 @@ class RayServeRule:
 
     stages: list[_RayServeStage]
     max_replicas: int
-    defaults: RayServeDefaults = field(default_factory=RayServeDefaults)
+    settings: RayServeSettings = field(default_factory=RayServeSettings)
 
     def __call__(self, _now_s: float, in_flight: Sequence[int], ordered: Sequence[int]) -> list[int]:
         """Return the target replicas of each stage."""
         return [self._scale_stage(*state) for state in zip(self.stages, in_flight, ordered, strict=True)]
 
     def _scale_stage(self, stage: _RayServeStage, in_flight: int, ordered: int) -> int:
-        history, defaults = stage.in_flight_history, self.defaults
+        history, settings = stage.in_flight_history, self.settings
         history.append(in_flight)
-        while len(history) > defaults.look_back_period_s / TICK_S:
+        while len(history) > settings.look_back_period_s / TICK_S:
             history.popleft()
         mean = sum(history) / len(history)
-        target = min(self.max_replicas, max(1, math.ceil(mean / defaults.target_ongoing_requests)))
+        target = min(self.max_replicas, max(1, math.ceil(mean / settings.target_ongoing_requests)))
         stage.upscale_s = stage.upscale_s + TICK_S if target > ordered else 0.0
         stage.downscale_s = stage.downscale_s + TICK_S if target < ordered else 0.0
-        if stage.upscale_s > defaults.upscale_delay_s or stage.downscale_s > defaults.downscale_delay_s:
+        if stage.upscale_s > settings.upscale_delay_s or stage.downscale_s > settings.downscale_delay_s:
             stage.upscale_s = stage.downscale_s = 0.0
             return target
         return ordered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnativeDefaults:
+class KnativeSettings:
     """Knative's KPA: windows in seconds, panic threshold, target utilization, and rates of change."""
 
     stable_window_s: float = 60.0
@@ -80,7 +82,7 @@ class KnativeDefaults:
 @dataclass(slots=True)
 class _KnativeStage:
     target_concurrency: float
-    in_flight_history: deque[int] = field(default_factory=deque)
+    in_flight_history: deque[float] = field(default_factory=deque)
     panic_until_s: float = -1.0
     peak: int = 0
 
@@ -91,25 +93,25 @@ class KnativeRule:
 
     stages: list[_KnativeStage]
     max_replicas: int
-    defaults: KnativeDefaults = field(default_factory=KnativeDefaults)
+    settings: KnativeSettings = field(default_factory=KnativeSettings)
 
     def __call__(self, now_s: float, in_flight: Sequence[int], ordered: Sequence[int]) -> list[int]:
         """Return the target replicas of each stage."""
         return [self._scale_stage(now_s, *state) for state in zip(self.stages, in_flight, ordered, strict=True)]
 
     def _scale_stage(self, now_s: float, stage: _KnativeStage, in_flight: int, ordered: int) -> int:
-        history, defaults = stage.in_flight_history, self.defaults
+        history, settings = stage.in_flight_history, self.settings
         history.append(in_flight)
-        while len(history) > defaults.stable_window_s / TICK_S:
+        while len(history) > settings.stable_window_s / TICK_S:
             history.popleft()
-        if now_s % defaults.tick_s:
+        if now_s % settings.tick_s:
             return ordered
-        recent = list(history)[-int(defaults.panic_window_s / TICK_S) :]
+        recent = list(history)[-int(settings.panic_window_s / TICK_S) :]
         stable = self._limit_target(sum(history) / len(history), stage, ordered)
         panic = self._limit_target(sum(recent) / len(recent), stage, ordered)
-        if panic >= defaults.panic_threshold * ordered:
+        if panic >= settings.panic_threshold * ordered:
             stage.peak = ordered if now_s >= stage.panic_until_s else stage.peak
-            stage.panic_until_s = now_s + defaults.stable_window_s
+            stage.panic_until_s = now_s + settings.stable_window_s
         if now_s >= stage.panic_until_s:
             return stable
         stage.peak = max(stage.peak, panic, stable)
@@ -117,20 +119,46 @@ class KnativeRule:
 
     def _limit_target(self, concurrency: float, stage: _KnativeStage, ordered: int) -> int:
         target = math.ceil(concurrency / stage.target_concurrency - 1e-9)
-        minimum = math.floor(ordered / self.defaults.max_scale_down_rate)
-        maximum = math.ceil(ordered * self.defaults.max_scale_up_rate)
+        minimum = math.floor(ordered / self.settings.max_scale_down_rate)
+        maximum = math.ceil(ordered * self.settings.max_scale_up_rate)
         return min(self.max_replicas, max(1, minimum, min(target, maximum)))
 
 
-def build_ray_serve_rule(plan: Plan, max_replicas: int) -> RayServeRule:
-    """Return Ray Serve's rule at the start of a trace."""
-    return RayServeRule([_RayServeStage() for _ in plan], max_replicas)
+RAY_SERVE_GRID = tuple(
+    RayServeSettings(target_ongoing_requests=target, upscale_delay_s=delay_s, downscale_delay_s=60.0)
+    for target in (0.5, 1.0, 2.0, 4.0, 8.0)
+    for delay_s in (1.0, 30.0)
+)
+"""Settings of Ray Serve that a user with hindsight would try."""
+KNATIVE_GRID = tuple(
+    KnativeSettings(target_utilization=utilization, stable_window_s=window_s)
+    for utilization in (0.2, 0.35, 0.5, 0.7, 1.0)
+    for window_s in (30.0, 60.0)
+)
+"""Settings of Knative that a user with hindsight would try."""
 
 
-def build_knative_rule(plan: Plan, max_replicas: int) -> KnativeRule:
-    """Return Knative's rule at the start of a trace."""
-    utilization = KnativeDefaults().target_utilization
-    return KnativeRule([_KnativeStage(max(1.0, config.batch * utilization)) for config in plan], max_replicas)
+def build_ray_serve_rule(
+    plan: Plan, max_replicas: int, in_flight: Sequence[float], settings: RayServeSettings | None = None
+) -> RayServeRule:
+    """Return Ray Serve's rule at the start of a trace; ``in_flight`` are the queries that each stage had in flight."""
+    settings = settings or RayServeSettings()
+    ticks = int(settings.look_back_period_s / TICK_S)
+    stages = [_RayServeStage(deque([queries] * ticks)) for queries, _ in zip(in_flight, plan, strict=True)]
+    return RayServeRule(stages, max_replicas, settings)
+
+
+def build_knative_rule(
+    plan: Plan, max_replicas: int, in_flight: Sequence[float], settings: KnativeSettings | None = None
+) -> KnativeRule:
+    """Return Knative's rule at the start of a trace; ``in_flight`` are the queries that each stage had in flight."""
+    settings = settings or KnativeSettings()
+    ticks = int(settings.stable_window_s / TICK_S)
+    stages = [
+        _KnativeStage(max(1.0, config.batch * settings.target_utilization), deque([queries] * ticks))
+        for config, queries in zip(plan, in_flight, strict=True)
+    ]
+    return KnativeRule(stages, max_replicas, settings)
 
 
 def scale_pipeline_units(

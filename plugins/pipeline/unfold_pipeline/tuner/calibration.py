@@ -10,8 +10,8 @@ from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.simulator import simulate_targets
 from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfold_pipeline.tuner.rules import ScalingContext, build_trigger
-from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets, decide_table_state
+from unfold_pipeline.tuner.rules import EnvelopeTrigger, ScalingContext, build_trigger
+from unfold_pipeline.tuner.table_rule import TableRule, build_context_table, build_table_rule, compute_table_targets
 
 MAX_MISS_RATE = 0.003
 MARGINS = (1.0, 1.15, 1.3, 1.5)
@@ -58,11 +58,11 @@ def _try_settings(context: ScalingContext, settings: TunerSettings, table: Repli
     return _Trial(miss_rate, sum(trace.hourly_cost for trace in traces) / len(traces), settings)
 
 
-def build_live_rule(policy: str, context: ScalingContext, settings: TunerSettings) -> ScalingRule:
+def build_live_rule(policy: str, context: ScalingContext, settings: TunerSettings) -> EnvelopeTrigger | TableRule:
     """Return a rule by its name in the spec (not ``fixed``), as a running service calls it."""
     if policy in ("paper", "ratio"):
         return build_trigger(context, settings, is_literal=policy == "paper")
     table = build_context_table(context, settings)
     if policy == "calibrated":
         settings = calibrate_settings(context, settings, table)
-    return lambda arrivals, now_s: decide_table_state(context, arrivals, now_s, settings, table)
+    return build_table_rule(context, settings, table)

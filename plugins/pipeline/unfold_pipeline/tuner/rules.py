@@ -141,6 +141,9 @@ class EnvelopeTrigger:
         signal = self._read_signals(recent, np.array([now_s - TICK_S, now_s]))[-1]
         return ScalingState(self._decide(signal), tuple(config.batch for config in self.context.plan))
 
+    def set_delay(self, _delay_s: float) -> None:
+        """Do nothing: InferLine's tuner does not look ahead."""
+
     def decide_all(self, arrivals: FloatArray, times_s: FloatArray) -> list[tuple[int, ...]]:
         """Return the target replicas of each stage at successive times."""
         return [self._decide(signal) for signal in self._read_signals(arrivals, times_s)]

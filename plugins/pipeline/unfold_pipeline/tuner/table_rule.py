@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.estimator.replica_schedule import TICK_S, ScalingState, ScalingTargets, hold_maximum
+from unfold_pipeline.estimator.replica_schedule import TICK_S, ScalingState, ScalingTargets
 from unfold_pipeline.problem.problem import TunerSettings
-from unfold_pipeline.problem.quotas import FluidQueue, build_quota_limits
+from unfold_pipeline.problem.quotas import FluidQueue, QuotaLimits, build_fluid_queue, build_quota_limits
 from unfold_pipeline.problem.sample import Sample
 from unfold_pipeline.tuner.replica_table import ReplicaTable, build_replica_table
 from unfold_pipeline.tuner.rules import ScalingContext, list_decision_times
@@ -23,44 +25,101 @@ def build_context_table(context: ScalingContext, settings: TunerSettings) -> Rep
     return build_replica_table(context.pipeline, context.plan, context.samples, context.slo_s, settings.max_replicas)
 
 
-def compute_table_targets(
-    context: ScalingContext, live: Sample, settings: TunerSettings, table: ReplicaTable | None = None
-) -> ScalingTargets:
-    """Return the targets of the table rule for a whole trace.
+@dataclass(slots=True, kw_only=True)
+class TableRule:
+    """The table rule and its state: each trace or service needs its own.
 
     Demand is the largest ratio of a live window to that of the sample, without a trigger. Where the rate rises, it is
     extrapolated to the time when an order would serve. Replicas and batch sizes come from the table, plus what empties
     the queue of a fluid model. Replicas are removed after ``hold_s`` of lower demand. Stages that want more of a
     hardware than its quota share it in proportion.
+
+    Attributes:
+        context: what the planner hands over.
+        settings: settings of the rule.
+        table: replicas and batch sizes by demand.
+        limits: the quotas.
+        queue: the fluid queues of the stages.
+        recent_counts: replicas that the last seconds needed, shape (hold - 1, stages).
+        recent_demand: demand of the last seconds, shape (hold - 1,).
+        next_s: the next second to decide.
     """
-    table = table or build_context_table(context, settings)
-    demand = estimate_demand(context, live.arrivals, list_decision_times(live), settings)
-    counts = _look_up_targets(context, table, demand, settings)
-    batches = table.look_up_batches(hold_maximum(demand, settings.hold_s, 1.0))
-    retained = [
-        hold_maximum(stage_counts, settings.hold_s, config.replicas)
-        for stage_counts, config in zip(counts.T, context.plan, strict=True)
-    ]
-    drained = _drain_queues(context, live, settings, np.stack(retained, axis=1), batches)
-    return ScalingTargets(tuple(drained.T), tuple(batches.T))
+
+    context: ScalingContext
+    settings: TunerSettings
+    table: ReplicaTable
+    limits: QuotaLimits
+    queue: FluidQueue
+    recent_counts: CountArray
+    recent_demand: FloatArray
+    next_s: float = 0.0
+
+    def __call__(self, arrivals: FloatArray, now_s: float) -> ScalingState:
+        """Return the targets at ``now_s`` from the arrivals so far. A running service calls this once a second.
+
+        Seconds since the call before are decided too, so a service that was busy decides as one that was not.
+        """
+        times_s = np.arange(min(self.next_s, now_s), now_s + TICK_S / 2, TICK_S)
+        recent = arrivals[np.searchsorted(arrivals, times_s[0] - 2 * envelope.LONGEST_WINDOW_S) :]
+        counts, batches = self.decide_all(recent, times_s)
+        return ScalingState(tuple(counts[-1].tolist()), tuple(batches[-1].tolist()))
+
+    def decide_all(self, arrivals: FloatArray, times_s: FloatArray) -> tuple[CountArray, CountArray]:
+        """Return replicas and batch sizes at successive seconds, each of shape (seconds, stages)."""
+        context, settings, table = self.context, self.settings, self.table
+        # a reading covers the time since the reading before, so one that precedes the first is dropped
+        demand = estimate_demand(context, arrivals, np.append(times_s[0] - TICK_S, times_s), settings)[1:]
+        needed = np.concatenate([self.recent_counts, _look_up_targets(context, table, demand, settings)])
+        held_demand = np.concatenate([self.recent_demand, demand])
+        width = len(self.recent_demand) + 1
+        counts = np.lib.stride_tricks.sliding_window_view(needed, width, axis=0).max(axis=2)
+        batches = table.look_up_batches(np.lib.stride_tricks.sliding_window_view(held_demand, width).max(axis=1))
+        self.recent_counts, self.recent_demand = needed[len(demand) :], held_demand[len(demand) :]
+        self.next_s = float(times_s[-1]) + TICK_S
+        return self._drain_queues(arrivals, times_s, counts, batches), batches
+
+    def set_delay(self, delay_s: float) -> None:
+        """Expect ordered replicas to serve after ``delay_s`` from now on."""
+        self.settings = replace(self.settings, delay_s=delay_s)
+        self.queue.set_delay(_count_delay_ticks(delay_s))
+
+    def _drain_queues(
+        self, arrivals: FloatArray, times_s: FloatArray, targets: CountArray, batches: CountArray
+    ) -> CountArray:
+        """Raise targets so that the fluid queues of the stages are empty two seconds after an order serves."""
+        options = self.context.pipeline.chosen_options(self.context.plan)
+        arrived = np.diff(np.searchsorted(arrivals, np.append(times_s[0] - TICK_S, times_s), "right"))
+        service_rates = [np.take(option.throughputs, sizes) for option, sizes in zip(options, batches.T, strict=True)]
+        return self.queue.raise_targets(
+            targets, arrived[:, None] * np.array(self.context.shares), np.stack(service_rates, axis=1), self.limits
+        )
 
 
-def decide_table_state(
-    context: ScalingContext, arrivals: FloatArray, now_s: float, settings: TunerSettings, table: ReplicaTable
-) -> ScalingState:
-    """Return the targets of the table rule at ``now_s`` from the arrivals so far.
+def build_table_rule(context: ScalingContext, settings: TunerSettings, table: ReplicaTable) -> TableRule:
+    """Return the table rule at the start of a trace or service."""
+    planned = context.planned_replicas
+    width = max(1, round(settings.hold_s / TICK_S))
+    return TableRule(
+        context=context,
+        settings=settings,
+        table=table,
+        limits=build_quota_limits(context.pipeline, context.plan),
+        queue=build_fluid_queue(
+            planned, _count_delay_ticks(settings.delay_s), settings.max_replicas, settings.max_wait_s
+        ),
+        # before the first second the rule has observed nothing, and the plan stays
+        recent_counts=np.tile(planned, (width - 1, 1)),
+        recent_demand=np.ones(width - 1),
+    )
 
-    A running service calls this once a second. The fluid queue is left out, because a service observes its queues.
-    """
-    begin_s = now_s - max(1, round(settings.hold_s / TICK_S)) * TICK_S
-    times_s = np.arange(max(-TICK_S, begin_s), now_s + TICK_S / 2, TICK_S)
-    recent = arrivals[np.searchsorted(arrivals, begin_s - 2 * envelope.LONGEST_WINDOW_S) :]
-    # a reading covers the time since the reading before, so the first one covers too much
-    demand = estimate_demand(context, recent, times_s, settings)[1:].max(keepdims=True)
-    counts = _look_up_targets(context, table, demand, settings)
-    if begin_s < -TICK_S:
-        counts, demand = np.maximum(counts, context.planned_replicas), np.maximum(demand, 1.0)
-    return ScalingState(tuple(counts[0].tolist()), tuple(table.look_up_batches(demand)[0].tolist()))
+
+def compute_table_targets(
+    context: ScalingContext, live: Sample, settings: TunerSettings, table: ReplicaTable | None = None
+) -> ScalingTargets:
+    """Return the targets of the table rule for a whole trace: what a service decides that sees its arrivals."""
+    rule = build_table_rule(context, settings, table or build_context_table(context, settings))
+    counts, batches = rule.decide_all(live.arrivals, list_decision_times(live))
+    return ScalingTargets(tuple(counts.T), tuple(batches.T))
 
 
 def estimate_demand(
@@ -93,19 +152,5 @@ def _estimate_growth(arrivals: FloatArray, times_s: FloatArray, delay_s: float) 
     return result
 
 
-def _drain_queues(
-    context: ScalingContext, live: Sample, settings: TunerSettings, targets: CountArray, batches: CountArray
-) -> CountArray:
-    """Raise targets so that the fluid queues of the stages are empty two seconds after an order serves."""
-    options = context.pipeline.chosen_options(context.plan)
-    arrived = np.searchsorted(live.arrivals, np.arange(len(targets)) * TICK_S, "right")
-    queue = FluidQueue(
-        arrival_rates=np.diff(arrived, prepend=0)[:, None] * np.array(context.shares),
-        service_rates=np.stack(
-            [np.take(option.throughputs, sizes) for option, sizes in zip(options, batches.T, strict=True)], axis=1
-        ),
-        start_replicas=context.planned_replicas,
-        delay_ticks=max(1, round(settings.delay_s / TICK_S)),
-        max_replicas=settings.max_replicas,
-    )
-    return queue.raise_targets(targets, build_quota_limits(context.pipeline, context.plan))
+def _count_delay_ticks(delay_s: float) -> int:
+    return max(1, round(delay_s / TICK_S))

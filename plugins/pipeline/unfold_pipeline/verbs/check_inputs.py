@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 
+from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
-from unfold_pipeline.problem.perf_analyzer import load_latencies
+from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
 from unfold_pipeline.problem.pricing import price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import label_arrivals
@@ -32,6 +33,9 @@ def check_inputs(spec: PipelineSpec, run: Run) -> Iterator[Diagnostic]:
 def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     if isinstance(spec.stages, FromRun):
         yield partial(read_exits, spec.stages.run, run)
+    if spec.engine_stage is not None:
+        yield partial(build_engine_problem, spec, run)
+        return
     for key, traffic in label_arrivals(spec.arrivals):
         if traffic.trace is not None:
             yield partial(load_arrivals, traffic, run, np.random.default_rng(0), key=key)
@@ -44,7 +48,7 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
 def _list_stage_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     for name, stage in spec.stages_by_name.items():
         for hardware, files in stage.perf_analyzer.items():
-            yield partial(load_latencies, files, f"stages.{name}.perf_analyzer.{hardware}", run)
+            yield partial(load_perf_analyzer_latencies, files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for key in ("file", "rows"):
             if stage.model is not None and (text := getattr(stage.model, key)) is not None:
                 yield partial(run.path, text, key=f"stages.{name}.model.{key}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_pipeline.estimator.batch_jitter import simulate_jitter
-from unfold_pipeline.estimator.confidence_interval import bootstrap_interval
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
+from unfold_pipeline.estimator.uncertainty import bootstrap_interval, simulate_jitter
 from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
+from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident_plan, measure_plan_share
 from unfold_pipeline.planner.diagnostics import (
     list_rejected_savings,
     measure_stage_times,
@@ -18,7 +18,7 @@ from unfold_pipeline.planner.diagnostics import (
 )
 from unfold_pipeline.planner.frontier import FrontierPoint, adopt_cheaper_plan, compute_frontier
 from unfold_pipeline.planner.infeasibility import explain_infeasibility
-from unfold_pipeline.planner.planner import NoPlan, Solution, find_plan
+from unfold_pipeline.planner.planner import NoPlan, Solution
 from unfold_pipeline.problem.build import build_live_sample, build_problem
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.problem.sample import Sample
@@ -28,11 +28,14 @@ from unfold_pipeline.report.plan import PlanAnalysis, build_plan_report
 from unfold_pipeline.report.plan_file import parse_saved_plan, recheck_plan
 from unfold_pipeline.report.simulated_replay import build_replay_report
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.plan_engine import plan_engine
 from unfoldkit.api import Metric, Progress, Report, Run
 
 
 def plan(spec: PipelineSpec, run: Run) -> Report:
     """Find the cheapest configuration that meets the SLO; with ``--replay``, simulate a trace under it."""
+    if spec.engine_stage is not None:
+        return plan_engine(spec, run)
     start_s = run.clock()
     problem = build_problem(spec, run)
     checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
@@ -41,19 +44,29 @@ def plan(spec: PipelineSpec, run: Run) -> Report:
     recheck = recheck_plan(problem.name, checker, run.options.get("baseline_plan"))
     if recheck is not None:
         return recheck
-    result = find_plan(checker, problem.budget, run.progress)
+    result = find_confident_plan(checker, problem, run.progress)
     planning_seconds = Metric(run.clock() - start_s, "s", timed=True)
     report = _report_result(problem, result, run.progress, checker)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 
-def _report_result(problem: Problem, result: Solution | NoPlan, progress: Progress, checker: SloChecker) -> Report:
+def _report_result(problem: Problem, result: ConfidentPlan | NoPlan, progress: Progress, checker: SloChecker) -> Report:
     if isinstance(result, NoPlan):
         obstacle = explain_infeasibility(checker, problem.budget.max_simulated_queries)
         return build_infeasible_report(problem, result, obstacle)
-    points = compute_frontier(result, problem.frontier_slos_s, problem.budget, progress)
-    solution = adopt_cheaper_plan(result, points)
-    return build_plan_report(problem, solution, analyze_plan(problem, solution, points))
+    points = compute_frontier(result.solution, problem.frontier_slos_s, problem.budget, progress)
+    solution = adopt_cheaper_plan(result.solution, points)
+    if solution.plan != result.solution.plan:
+        result = _adopt_plan(problem, result, solution, checker)
+    analysis = analyze_plan(problem, result.solution, points)
+    return build_plan_report(problem, result, analysis)
+
+
+def _adopt_plan(problem: Problem, result: ConfidentPlan, solution: Solution, checker: SloChecker) -> ConfidentPlan:
+    """Return the cheaper solution, unless it meets the SLO on fewer fresh samples than the confidence requires."""
+    share = measure_plan_share(checker, problem, solution.plan)
+    is_enough = share is None or problem.confidence is None or share.lower_bound >= problem.confidence
+    return replace(result, solution=solution, share=share) if is_enough else result
 
 
 def analyze_plan(problem: Problem, solution: Solution, frontier: tuple[FrontierPoint, ...]) -> PlanAnalysis:
@@ -74,11 +87,11 @@ def analyze_plan(problem: Problem, solution: Solution, frontier: tuple[FrontierP
 def _replay_trace(problem: Problem, checker: SloChecker, live: Sample, run: Run) -> Report:
     configs = parse_saved_plan(run.options.get("plan"), problem.pipeline)
     if configs is None:
-        result = find_plan(checker, problem.budget, run.progress)
+        result = find_confident_plan(checker, problem, run.progress)
         if isinstance(result, NoPlan):
             obstacle = explain_infeasibility(checker, problem.budget.max_simulated_queries)
             return build_infeasible_report(problem, result, obstacle)
-        configs = result.plan
+        configs = result.solution.plan
     rules = []
     for rule in simulate_rules(checker, configs, live, problem.tuner):
         rules.append(rule)

@@ -19,6 +19,7 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     Raises:
         UnfoldError: no stage has a model, or a model cannot be loaded.
     """
+    spec.refuse_engine("profile")
     jobs = build_jobs(resolve_stages(spec, run, check_profiles=False), run)
     fresh = 0
     for index, job in enumerate(jobs):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.slo import build_slo_checker
-from unfold_pipeline.planner.planner import NoPlan, find_plan
+from unfold_pipeline.planner.confident_plan import find_confident_plan
+from unfold_pipeline.planner.planner import NoPlan
 from unfold_pipeline.problem.build import build_live_sample, build_problem, resolve_stages
+from unfold_pipeline.problem.latency_profile import store_activation
 from unfold_pipeline.problem.model_source import ModelSource, locate_model
+from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample
-from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, replay_trace
+from unfold_pipeline.replay.load_generator import MeasuredTrace, replay_trace
 from unfold_pipeline.replay.prediction import ReplaySetup
 from unfold_pipeline.report.measured_replay import build_measured_report
 from unfold_pipeline.report.plan_file import parse_saved_plan
 from unfold_pipeline.report.sentences import describe_no_plan
 from unfold_pipeline.runtime.deployment import Deployment, build_deployment
+from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.stage import read_clock
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
@@ -35,6 +39,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
+    spec.refuse_engine("serve")
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"
@@ -61,12 +66,11 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
     problem = build_problem(resolved, run)
     plan = parse_saved_plan(run.options.get("plan"), problem.pipeline)
     if plan is None:
-        result = find_plan(
-            build_slo_checker(problem.pipeline, problem.samples, problem.slo_s), problem.budget, run.progress
-        )
+        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+        result = find_confident_plan(checker, problem, run.progress)
         if isinstance(result, NoPlan):
             raise _report_no_plan(problem.slo_s, result)
-        plan = result.plan
+        plan = result.solution.plan
     names = [stage.name for stage in problem.pipeline.stages]
     return build_deployment(problem, plan, {name: _locate_model(name, resolved, run) for name in names})
 
@@ -81,6 +85,7 @@ def build_replay_setup(
         plan=deployment.plan,
         sample=sample,
         deadlines_s=deployment.queueing_deadlines_s,
+        sheds=problem.sheds,
         is_pinned=problem.placement.is_pinned,
         is_local=run.engine.name == "local",
         profiles=problem.latency_sources.profiles,
@@ -96,7 +101,10 @@ def build_live_tuner(deployment: Deployment) -> LiveTuner | None:
         return None
     context = build_scaling_context(problem.pipeline, deployment.plan, problem.samples, problem.slo_s)
     rule = build_live_rule(problem.tuner_policy, context, problem.tuner)
-    return LiveTuner(rule, build_quota_limits(problem.pipeline, deployment.plan))
+    limits = build_quota_limits(problem.pipeline, deployment.plan)
+    # what the spec states is not replaced by what is measured
+    delay_s = math.inf if problem.tuner.delay_source == "spec" else problem.tuner.delay_s
+    return LiveTuner(rule=rule, limits=limits, set_delay=rule.set_delay, delay_s=delay_s)
 
 
 def _build_service(deployment: Deployment, run: Run) -> Service:
@@ -115,11 +123,36 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
         build_slo_checker(problem.pipeline, problem.samples, problem.slo_s), deployment.plan
     )
     record = ServiceRecord(read_clock(), build_latency_buckets(planned.slo_s))
-    settings = ServiceSettings(problem.seed, build_live_tuner(deployment), planned, problem.sheds)
+    settings = ServiceSettings(
+        problem.seed,
+        build_live_tuner(deployment),
+        planned,
+        problem.sheds,
+        lambda seconds: _store_activation(seconds, run),
+    )
     app = build_app(problem.name, problem.pipeline, runtime, deployment.rows.shape[1], settings, record)
     watch = build_watch(problem.name, runtime, record, planned, app.gateway.metrics.requests)
     posts, gates, max_bytes = app.app.answers, app.app.gates, app.app.body_bytes
-    return Service(problem.name, app, list_paths(problem.name), posts, max_bytes, watch=watch, gates=gates)
+    paths, registry = list_paths(problem.name), app.app.metrics.registry
+    return Service(
+        problem.name,
+        app,
+        paths,
+        posts,
+        max_bytes,
+        watch=watch,
+        gates=gates,
+        registry=registry,
+        endpoints=app.app.endpoints,
+    )
+
+
+def _store_activation(seconds: Mapping[str, float], run: Run) -> None:
+    """Keep measured activation times for the next plan; a run folder that cannot be written ends no service."""
+    try:
+        store_activation(seconds, run)
+    except UnfoldError as error:
+        run.log.warning("the activation time is not stored: %s", error)
 
 
 async def _measure_trace(deployment: Deployment, live: Sample, run: Run) -> MeasuredTrace:
@@ -128,8 +161,19 @@ async def _measure_trace(deployment: Deployment, live: Sample, run: Run) -> Meas
     try:
         await runtime.start()
         deadline_s = problem.slo_s if problem.sheds else math.inf
-        return await replay_trace(runtime, problem.pipeline, live, deployment.rows, tuner, run.progress, deadline_s)
+        return await replay_trace(
+            runtime,
+            problem.pipeline,
+            live,
+            deployment.rows,
+            tuner,
+            run.progress,
+            deadline_s,
+            compute_wait_bound(problem.slo_s),
+        )
     finally:
+        names = [stage.name for stage in problem.pipeline.stages]
+        _store_activation(dict(zip(names, runtime.activation_times(), strict=True)), run)
         await runtime.stop()
 
 

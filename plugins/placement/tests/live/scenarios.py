@@ -83,6 +83,7 @@ def _written() -> dict[str, Written]:
         "limit": (job("a", 5, run=3), _fixed(limit={"most": 2}), four),
         "priority": ([*job("low", 12, run=9), *job("high", 2, run=3, at=2, priority=5)], _fixed(priority={}), four),
         "wfq": (users, _fixed(wfq={"weights": {"a": 2.0}}), cluster(1)),
+        "fifo": (users, _fixed(fifo={}), cluster(1)),
         "drf": (users, _fixed(drf={}), cluster(1)),
         "hierarchy": (
             [replace(task, user=f"{'x' if task.job == 'a' else 'y'}/{task.job}") for task in users],

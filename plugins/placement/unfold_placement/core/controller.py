@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.policy import Policy
+from unfold_placement.core.policy import MAX_TRANSACTIONS, InstantBudget, Policy, exception_error, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import grow_log
-from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Wake
+from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Transactions, Wake
 from unfold_placement.core.view import View
-from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.api import UnfoldError
 
 NO_CHANGE = kernel.ALL_PHASES
 LOGGED_KINDS = (types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED)
@@ -62,6 +62,8 @@ class Controller:
         owners: Class of the policy that created a resource, by resource name.
         watched_kinds: Event kinds that some policy watches.
         has_begun: ``begin`` was called.
+        budget: What has happened within the instant.
+        active_policy: The policy whose operations are applied.
         deferred_phase: While departures are dispatched: the earliest phase that changed something.
     """
 
@@ -79,6 +81,8 @@ class Controller:
     owners: dict[str, str] = field(default_factory=dict)
     watched_kinds: frozenset[str] = frozenset()
     has_begun: bool = False
+    budget: InstantBudget = field(default_factory=InstantBudget)
+    active_policy: Policy | None = None
     deferred_phase: int | None = None
 
     @property
@@ -120,6 +124,7 @@ class Controller:
         while self.timers and self.timers[0] <= self.table.now:
             heapq.heappop(self.timers)
             is_due = True
+        self.budget.count_wake(self.table.now, self.active_policy)
         for expired in self.table.expire_leases():
             if self.sink is not None:
                 self.sink.drop(expired.name, expired.node)
@@ -174,7 +179,7 @@ class Controller:
         """
         if not isinstance(operations, Iterable):
             raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
-        transaction = list(operations)
+        transaction, self.active_policy = list(operations), policy
         if bulk.is_uniform(transaction):
             changes = [self._apply_bulk(transaction, policy)]
         else:
@@ -187,15 +192,29 @@ class Controller:
             self._notify_created(policy.phase)
 
     def preempt(self, task: Task) -> None:
-        """Stop a running task and enqueue it again."""
+        """Stop a running task and enqueue it again.
+
+        Raises:
+            UnfoldError: a policy stops and starts the task for ever at this instant.
+        """
+        self.budget.count_stop(self.table.now, task, self.active_policy)
         self.reserve_log()
         state, row = self.table.state, self.table.task_rows[task.name]
         kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
+        self._keep_checkpoint(task, row)
         kernel.enqueue(state, row)
         self.view.requeue_gang(task)
         if self.sink is not None:
             self.sink.stop(task)
         self.read_log()
+
+    def _keep_checkpoint(self, task: Task, row: int) -> None:
+        """Shorten the next run of a preempted task by what its last checkpoint keeps."""
+        state = self.table.state
+        run_s = float(state.run_s[row, state.node_type[state.task_node[row]]])
+        if task.checkpoint_every and run_s > 0:
+            kept_s = task.kept_seconds(self.table.now - float(state.start_s[row]))
+            state.run_s[row] *= max(0.0, 1 - kept_s / run_s)
 
     def reserve_log(self) -> None:
         """Make room in the log for the entries that one step can write."""
@@ -206,8 +225,10 @@ class Controller:
     def set_node_up(self, node: str, *, is_up: bool) -> None:
         """Add a node to the cluster again, or remove it and preempt what runs there."""
         self.reserve_log()
+        self.active_policy = None
         state, row = self.table.state, self.table.node_rows[node]
         state.is_up[row] = is_up
+        self.view.empty_cluster.rules_version += 1
         self.view.totals.clear()
         state.counters[kernel.FREED] += 1
         kernel.call_mark_dirty(state, row)
@@ -253,14 +274,26 @@ class Controller:
                 self._react(policy, event)
 
     def _react(self, policy: Policy, event: Event) -> None:
-        for operations in policy.react(event, self.view):
+        transactions = iter(_call_policy(policy, event, self.view))
+        bound = MAX_TRANSACTIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
+        while bound > 0:
+            try:
+                operations = next(transactions)
+            except StopIteration:
+                return
+            except UnfoldError:
+                raise
+            except Exception as error:
+                raise exception_error(policy, "react", error) from error
             self.apply(operations, policy)
+            bound -= 1
+        raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
 
     def _apply_one(self, operation: Operation, policy: Policy) -> bool:
         if isinstance(operation, Put):
             return self._put(operation, policy)
         if isinstance(operation, Drop):
-            return self._drop(operation)
+            return self._drop(operation, policy)
         if isinstance(operation, Wake):
             heapq.heappush(self.timers, operation.at)
         elif isinstance(operation, Refuse):
@@ -271,19 +304,23 @@ class Controller:
 
     def _apply_bulk(self, operations: Sequence[Put | Drop], policy: Policy) -> bool:
         first, nodes = operations[0], [operation.node for operation in operations]
-        return self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes)
+        return (
+            self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes, policy)
+        )
 
     def _put_all(self, operation: Put, nodes: Sequence[str], policy: Policy) -> bool:
         owner = self._owner(operation.name, policy)
         changed = bulk.set_amounts(self.table, operation.name, nodes, operation.amount, owner=owner)
         self.table.state.counters[kernel.FREED] += len(changed) if policy.phase < types.PACK else 0
+        self.view.empty_cluster.rules_version += bool(changed) and policy.phase == types.STATIC
         if self.sink is not None:
             for node in changed:
                 self.sink.put(operation.name, node, operation.amount)
         return bool(changed)
 
-    def _drop_all(self, name: str, nodes: Sequence[str]) -> bool:
+    def _drop_all(self, name: str, nodes: Sequence[str], policy: Policy) -> bool:
         deleted = bulk.delete_resources(self.table, name, nodes)
+        self.view.empty_cluster.rules_version += bool(deleted) and policy.phase == types.STATIC
         if name not in self.table.entries:
             self.owners.pop(name, None)
         if self.sink is not None:
@@ -298,14 +335,18 @@ class Controller:
         name, node, amount = operation.name, operation.node, operation.amount
         owner = self._owner(name, policy)
         has_changed = self.table.set_amount(name, node, amount, owner=owner, until=operation.until)
-        self.table.state.counters[kernel.FREED] += has_changed and policy.phase < types.PACK
+        # the admission of a task makes room for no other
+        makes_room = has_changed and policy.phase < types.PACK and bool(node or not operation.until)
+        self.table.state.counters[kernel.FREED] += makes_room
+        self.view.empty_cluster.rules_version += has_changed and policy.phase == types.STATIC
         if has_changed and self.sink is not None:
             self.sink.put(name, node, amount)
         return has_changed
 
-    def _drop(self, operation: Drop) -> bool:
+    def _drop(self, operation: Drop, policy: Policy) -> bool:
         if operation.node not in self.table.entries.get(operation.name, {}):
             return False
+        self.view.empty_cluster.rules_version += policy.phase == types.STATIC
         holders = self.table.delete(operation.name, operation.node, force=operation.force)
         if operation.name not in self.table.entries:
             self.owners.pop(operation.name, None)
@@ -336,7 +377,8 @@ def build_controller(table: ResourceTable, policies: Sequence[Policy]) -> Contro
     gang_keys = (str(getattr(policy, "gathers", "")) for policy in ordered)
     gang_key = next((key for key in gang_keys if key), "")
     watched = frozenset(kind for policy in ordered for kind in policy.watches)
-    return Controller(table, ordered, View(table, gang_key), watched_kinds=watched)
+    patience_s = max((float(getattr(policy, "patience_s", 0.0)) for policy in ordered), default=0.0)
+    return Controller(table, ordered, View(table, gang_key, patience_s=patience_s), watched_kinds=watched)
 
 
 def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:
@@ -345,7 +387,16 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
     Raises:
         UnfoldError: a policy requests something that is no ``Ask``.
     """
-    return [(_check_ask(ask, policy), policy.phase) for policy in policies for ask in policy.request(task)]
+    requests: list[tuple[Ask, int]] = []
+    for policy in policies:
+        try:
+            asks = list(policy.request(task))
+        except UnfoldError:
+            raise
+        except Exception as error:
+            raise exception_error(policy, "request", error) from error
+        requests += [(_check_ask(ask, policy), policy.phase) for ask in asks]
+    return requests
 
 
 def _check_ask(ask: object, policy: Policy) -> Ask:
@@ -356,4 +407,16 @@ def _check_ask(ask: object, policy: Policy) -> Ask:
 
 def _misuse_error(policy: Policy, method: str, value: object, expected: str) -> UnfoldError:
     hint = f"{type(policy).__name__}.{method} returned {str(value)[:60]!r}"
-    return user_error(f"{method} of a policy must return {expected}", key="policy.own.policy", hint=hint)
+    return policy_error(policy, method, f"{method} of a policy must return {expected}", hint=hint)
+
+
+def _call_policy(policy: Policy, event: Event, view: View) -> Transactions:
+    try:
+        transactions = policy.react(event, view)
+    except UnfoldError:
+        raise
+    except Exception as error:
+        raise exception_error(policy, "react", error) from error
+    if not isinstance(transactions, Iterable):
+        raise _misuse_error(policy, "react", transactions, "lists of operations: yield [Put(name, node)]")
+    return transactions

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.types import ANYWHERE, MILLI, Ask, EphemeralResource, Task
+from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
+from unfold_placement.core.view import Unit
 
 MAX_NAMES = 4
 """Names that a list shows before it is abbreviated."""
@@ -71,6 +72,59 @@ def explain_wait(controller: Controller, task: Task, history: History) -> list[R
     )
     requests = [(policy, ask) for policy in controller.policies for ask in policy.request(task)]
     return [demand, *(_explain_ask(controller, ask, task, type(policy).__name__, history) for policy, ask in requests)]
+
+
+def describe_wait(controller: Controller, task: Task) -> Wait:
+    """Describe the dominant reason for which a task waits, and the task that stands in its way.
+
+    What no departure can change comes first: an impossible demand, an incomplete gang, a resource that does not exist.
+    Then come the order of the queue and reservations, and the lack of room last.
+    """
+    view = controller.view
+    unit = view.unit(task)
+    if unit is None and view.gang_key:
+        gang = task.key(view.gang_key)
+        arrived = len(view.members.get(gang, {})) + view.finished[gang]
+        if arrived < task.size:
+            return Wait(f"waits for its gang: {arrived} of {task.size} tasks have arrived")
+    members = unit or (task,)
+    if reason := view.why_impossible(members):
+        return Wait(f"set aside: {reason}")
+    for policy in controller.policies:
+        describe = getattr(policy, "describe_wait", None)
+        wait: Wait | None = describe(task, view) if describe is not None else None
+        if wait is not None and wait.reason != ROOM:
+            return wait
+    return _describe_room(controller, task, members)
+
+
+def format_wait(wait: Wait) -> str:
+    """Return a wait as one phrase: ``waits for its turn behind x-0, which is ahead and does not fit``."""
+    return f"{wait.reason} behind {wait.blocker}, {wait.relation}" if wait.blocker else wait.reason
+
+
+def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
+    view = controller.view
+    if (missing := view.missing_resource(members, QUEUE)) is not None:
+        return Wait(f"waits for {view.resource_name(missing)}, which exists nowhere yet")
+    if view.room(members, QUEUE) is not None:
+        return Wait("waits for a decision of its policies")
+    if view.reserved_unit and view.reserved_unit != members:
+        return Wait("waits for its turn", view.reserved_unit[0].name, "for which nodes are kept free")
+    holder = _find_holder(controller, task)
+    return Wait(ROOM, holder, "which runs where it would fit") if holder else Wait(ROOM)
+
+
+def _find_holder(controller: Controller, task: Task) -> str:
+    """Return the task that has run longest on a node with enough capacity for another; empty for none."""
+    nodes = {
+        node.name
+        for node in controller.view.nodes
+        if all(node.capacity.get(kind, 0) >= amount for kind, amount in task.demand.items())
+    }
+    kinds = [kind for kind, amount in task.demand.items() if amount]
+    running = controller.view.running()
+    return next((t.name for t, node, _ in running if node in nodes and any(t.demand.get(k) for k in kinds)), "")
 
 
 def abbreviate_names(names: Sequence[str], total: int) -> str:

@@ -102,8 +102,8 @@ def has_cluster_resources(state: StateArrays, task: int, phase: int) -> bool:
 
 @compiled
 def has_node_resources(state: StateArrays, task: int, node: int, phase: int) -> bool:
-    """Return whether a node is up and has the resources that a task requests in phases before ``phase``."""
-    if state.is_up[node] == 0:
+    """Return whether a node is up, not reserved for others, and has what a task requests in phases before ``phase``."""
+    if state.is_up[node] == 0 or (state.is_reserved[node] == 1 and state.is_owner[task] == 0):
         return False
     for index in range(state.requested.shape[1]):
         resource = state.requested[task, index]
@@ -207,6 +207,70 @@ def next_candidate(
                 return index
             hopeless[shape[index], level[index]] = 1
     return -1
+
+
+@compiled
+def next_admissible(
+    state: StateArrays, rows: Int32Array, shape: Int32Array, is_removed: MaskArray, low: int, phase: int,
+    pending: Int32Array, samples: Int32Array, hopeless: MaskArray,
+) -> int:  # fmt: skip
+    """Return the first index from ``low`` on of a unit that may fit or waits no longer, or -1.
+
+    Args:
+        state: The arrays.
+        rows: [units] row of each unit's first task.
+        shape: [units] shape ids.
+        is_removed: [units] not 0 where a unit was removed.
+        low: Where the search begins.
+        phase: Requests of earlier phases must be available.
+        pending: [shapes] number of pending units of each shape.
+        samples: [shapes] row of a task of each shape.
+        hopeless: [shapes, levels] 1 where a shape is known to fit nowhere; level 0 is used.
+    """
+    is_any_fitting = False
+    for number in range(pending.size):
+        if pending[number] > 0 and hopeless[number, 0] == 0:
+            if first_fit(state, samples[number], phase, state.is_up) >= 0:
+                is_any_fitting = True
+                break
+            hopeless[number, 0] = 1
+    if not is_any_fitting:
+        return -1
+    for index in range(low, rows.size):
+        if is_removed[index] != 0:
+            continue
+        if state.status[rows[index]] != WAITING:
+            return index
+        if hopeless[shape[index], 0] == 0:
+            if first_fit(state, rows[index], phase, state.is_up) >= 0:
+                return index
+            hopeless[shape[index], 0] = 1
+    return -1
+
+
+@compiled
+def revive_shapes(
+    state: StateArrays, cursor: int, nodes: Int32Array, samples: Int32Array, is_single: MaskArray, hopeless: MaskArray
+) -> None:
+    """Let the shapes be tried again that fit on a node which a task has left since a log entry, or on further nodes.
+
+    Args:
+        state: The arrays.
+        cursor: First log entry to read.
+        nodes: Rows of the further nodes.
+        samples: [shapes] row of a task of each shape.
+        is_single: [shapes] 1 where the units of a shape are single tasks.
+        hopeless: [shapes, levels] 1 where a shape is known to fit nowhere; level 0 is reset here.
+    """
+    for step in range(cursor - nodes.size, state.counters[LOGGED]):
+        if step >= cursor and state.log_kind[step] != LOG_ENDED and state.log_kind[step] != LOG_PREEMPTED:
+            continue
+        node = nodes[step - cursor + nodes.size] if step < cursor else state.log_node[step]
+        for shape in range(samples.size):
+            if hopeless[shape, 0] == 1 and (
+                is_single[shape] == 0 or fits_demand(state.demand, state.free, samples[shape], node)
+            ):
+                hopeless[shape, 0] = 0
 
 
 @compiled
@@ -472,6 +536,8 @@ def advance(state: StateArrays, until: float, watched: int) -> int:  # noqa: C90
 
 
 # plain Python calls these many times a task, without numba's check of every array's type
+call_next_admissible = without_dispatch(next_admissible)
+call_revive_shapes = without_dispatch(revive_shapes)
 call_advance = without_dispatch(advance)
 call_start_fitting = without_dispatch(start_fitting)
 call_mark_dirty = without_dispatch(mark_dirty)

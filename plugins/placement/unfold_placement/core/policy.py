@@ -1,12 +1,30 @@
-"""The protocol of a placement policy (see docs/how-to/write-a-policy.md)."""
+"""The protocol of a placement policy (see docs/how-to/write-a-policy.md), and the bounds that keep one from looping.
+
+Nothing within one instant may go on for ever. A policy that stops a task it has just started, yields transactions
+without end, or wakes itself at once is reported with its file and line.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb
 from typing import Protocol
 
 from unfold_placement.core.types import Ask, Event, Task, Transactions
 from unfold_placement.core.view import View
+from unfoldkit.api import Diagnostic, UnfoldError
+
+MAX_STOPS = 10
+"""Preemptions of one task within one instant."""
+MAX_WAKES = 1000
+"""Timers that fire within one instant."""
+MAX_TRANSACTIONS = 1000
+"""Transactions with which a policy may respond to one event, besides ten per task and node."""
 
 
 class Policy(Protocol):
@@ -14,6 +32,10 @@ class Policy(Protocol):
 
     ``request`` depends on the task alone. ``react`` yields transactions: the operations of one take effect together,
     and tasks that can start then do so before the next transaction is computed.
+
+    A policy may have three more methods. ``describe_wait(task, view)`` returns a ``Wait``: why it does not admit a
+    task. ``audit(log)`` yields violations of its rules in a replay, given as :class:`AuditEvent` objects. ``state()``
+    returns a hashable value that replaces the policy's fields in ``unfold check --verify``.
     """
 
     @property
@@ -29,3 +51,69 @@ class Policy(Protocol):
 
     def react(self, event: Event, view: View) -> Transactions:
         """Yield the transactions with which the policy responds to an event."""
+
+
+@dataclass(slots=True)
+class InstantBudget:
+    """Counts what happens within one instant, and raises where it goes on for ever.
+
+    Attributes:
+        instant_s: The instant in seconds.
+        stops: Preemptions of each task at it.
+        wakes: Timers that fired at it.
+    """
+
+    instant_s: float = math.nan
+    stops: Counter[str] = field(default_factory=Counter)
+    wakes: int = 0
+
+    def count_stop(self, now: float, task: Task, policy: Policy | None) -> None:
+        """Count a preemption.
+
+        Raises:
+            UnfoldError: the policy has stopped the task too often at this instant.
+        """
+        self._enter(now)
+        self.stops[task.name] += 1
+        if self.stops[task.name] > MAX_STOPS and policy is not None:
+            raise policy_error(policy, "react", f"it stops and starts {task.name} for ever at {now:g} s")
+
+    def count_wake(self, now: float, policy: Policy | None) -> None:
+        """Count a timer.
+
+        Raises:
+            UnfoldError: too many timers fire at this instant.
+        """
+        self._enter(now)
+        self.wakes += 1
+        if self.wakes > MAX_WAKES and policy is not None:
+            raise policy_error(policy, "react", f"it wakes itself for ever at {now:g} s")
+
+    def _enter(self, now: float) -> None:
+        if now != self.instant_s:
+            self.instant_s, self.wakes = now, 0
+            self.stops.clear()
+
+
+def policy_error(policy: Policy, method: str, message: str, *, line: int = 0, hint: str = "") -> UnfoldError:
+    """Build the error of a policy that misbehaves, with the file and line of its method."""
+    file, first_line = _find_source(policy, method)
+    name = type(policy).__name__
+    return UnfoldError(Diagnostic(f"policy {name}: {message}", file, line or first_line, key="policy", hint=hint))
+
+
+def exception_error(policy: Policy, method: str, error: Exception) -> UnfoldError:
+    """Build the error of a policy that raised, with the line of its file that did."""
+    file, _ = _find_source(policy, method)
+    lines = [frame.lineno or 0 for frame in extract_tb(error.__traceback__) if frame.filename == file]
+    text = f"{method} raised {type(error).__name__}: {error}"
+    return policy_error(policy, method, text, line=lines[-1] if lines else 0)
+
+
+def _find_source(policy: Policy, method: str) -> tuple[str, int]:
+    try:
+        function = inspect.unwrap(getattr(type(policy), method))
+        file, line = inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1]
+    except (AttributeError, OSError, TypeError):
+        return "", 0
+    return (file, line) if Path(file).exists() else ("", 0)

@@ -21,7 +21,7 @@ COUNTERS = 9
 """Length of :attr:`StateArrays.counters`; ``kernel.py`` names its entries."""
 TASK_FILL = {
     "demand": 0, "requested": -1, "requested_amount": 0, "request_phase": 0, "run_s": 0.0, "arrival_s": 0.0,
-    "status": 0, "task_node": -1, "start_s": 0.0, "end_s": 0.0, "recheck": 0, "queue": 0,
+    "status": 0, "task_node": -1, "start_s": 0.0, "end_s": 0.0, "recheck": 0, "is_owner": 0, "queue": 0,
 }  # fmt: skip
 """Arrays with a row per task, and the value of a row in which no task is."""
 RESOURCE_FILL = {"column": -1, "scope": 0, "pool": 0}
@@ -46,6 +46,7 @@ class StateArrays(NamedTuple):
         end_s: [tasks] expected end of the last start.
         recheck: [tasks] which nodes the matcher examines next: ``ALL_NODES``, ``DIRTY_NODES_ONLY`` or none
             (``BLOCKED``).
+        is_owner: [tasks] 1 where a task may use reserved nodes.
         free: [nodes, kinds] free capacity.
         free_tree: [2 x leaves, kinds] maxima of ``free`` over subtrees, root at 1; node ``n`` is leaf ``leaves + n``.
             A leaf without a node holds -1, so that nothing fits there.
@@ -54,6 +55,7 @@ class StateArrays(NamedTuple):
         terminating: [nodes, columns] 1 where a resource was deleted while tasks hold it.
         node_type: [nodes] index of the node type.
         is_up: [nodes] 1 where tasks may start.
+        is_reserved: [nodes] 1 where only the tasks of ``is_owner`` may start.
         is_dirty: [nodes] 1 where capacity was freed or created since the last match.
         dirty_nodes: [nodes] rows of the dirty nodes.
         column: [resources] column in ``available``, -1 where the resource is on no node.
@@ -82,6 +84,7 @@ class StateArrays(NamedTuple):
     start_s: FloatArray
     end_s: FloatArray
     recheck: MaskArray
+    is_owner: MaskArray
     free: Int64Array
     free_tree: Int64Array
     available: Int64Array
@@ -89,6 +92,7 @@ class StateArrays(NamedTuple):
     terminating: MaskArray
     node_type: Int32Array
     is_up: MaskArray
+    is_reserved: MaskArray
     is_dirty: MaskArray
     dirty_nodes: Int32Array
     column: Int32Array
@@ -125,6 +129,7 @@ def allocate_state(nodes: Sequence[Node], resource_kinds: Sequence[str]) -> Stat
         start_s=zeros(0),
         end_s=zeros(0),
         recheck=zeros(0, np.uint8),
+        is_owner=zeros(0, np.uint8),
         free=free,
         free_tree=build_max_tree(free),
         available=zeros((count, 4), np.int64),
@@ -132,6 +137,7 @@ def allocate_state(nodes: Sequence[Node], resource_kinds: Sequence[str]) -> Stat
         terminating=zeros((count, 4), np.uint8),
         node_type=np.array([node_types.index(node.labels.get("type", "")) for node in nodes], np.int32),
         is_up=np.ones(count, np.uint8),
+        is_reserved=zeros(count, np.uint8),
         is_dirty=zeros(count, np.uint8),
         dirty_nodes=zeros(count, np.int32),
         column=np.full(8, -1, np.int32),

@@ -14,6 +14,7 @@ MANY = 1 << 30
 """Amount of an ephemeral resource without a limit: more than any task requests."""
 PODS = "pods"
 """Pod slots of a node (Kubernetes). Scheduled like any resource but excluded from fair-share accounting."""
+CHECKPOINT_TOLERANCE = 1e-9
 ANYWHERE = ""
 """Node of a cluster-scoped ephemeral resource, which is counted once for the whole cluster."""
 
@@ -60,6 +61,7 @@ class Task:
         data: Blocks of data that it reads.
         run_on: Run times in seconds by node type, where they differ from ``run``.
         types: Node types on which it can run; empty means any.
+        checkpoint_every: Seconds of run time after which a preemption loses nothing before; 0 for no checkpoints.
     """
 
     name: str
@@ -78,6 +80,12 @@ class Task:
     data: tuple[str, ...] = ()
     run_on: Mapping[str, float] = field(default_factory=dict)
     types: tuple[str, ...] = ()
+    checkpoint_every: float = 0.0
+
+    def kept_seconds(self, elapsed_s: float) -> float:
+        """Return the part of an interrupted run that its last checkpoint keeps, in seconds."""
+        every = self.checkpoint_every
+        return math.floor(elapsed_s / every + CHECKPOINT_TOLERANCE) * every if every else 0.0
 
     def run_seconds(self, node: Node) -> float:
         """Return the run time on a node, which may depend on the node's type."""
@@ -178,6 +186,25 @@ class Refuse:
 
     task: str
     reason: str
+
+
+ROOM = "waits for room"
+"""The reason of a task that fits nowhere at present."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a policy does not admit a task.
+
+    Attributes:
+        reason: What the task waits for, as a predicate: ``waits for its turn``.
+        blocker: The task in its way; empty for none.
+        relation: How the blocker stands in its way: ``which is ahead and does not fit``.
+    """
+
+    reason: str
+    blocker: str = ""
+    relation: str = ""
 
 
 Operation = Put | Drop | Wake | Refuse

@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_placement._types import Int32Array, Int64Array, MaskArray
 from unfold_placement.core import kernel
+from unfold_placement.core.feasibility import EmptyCluster
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import QUEUE, Node, Task
 
@@ -29,6 +30,12 @@ class View:
         totals: Cached capacity of the cluster by kind.
         finished: Number of finished tasks of each gang.
         label_groups: [nodes] cached group number of each node, by label.
+        patience_s: How long (s) a gang may be passed before nodes are reserved for it; policy ``gang`` sets it.
+        reserved_unit: The unit for which nodes are kept free; empty for none.
+        reserved_under: Version of the rules and nodes under which they were chosen.
+        released_nodes: Rows of the nodes of every ended reservation, in order.
+        releases: Number of ended reservations.
+        empty_cluster: The cluster as if nothing ran; None until it is needed.
     """
 
     table: ResourceTable
@@ -37,6 +44,15 @@ class View:
     totals: dict[str, int] = field(default_factory=dict)
     finished: Counter[str] = field(default_factory=Counter)
     label_groups: dict[str, Int64Array] = field(default_factory=dict)
+    patience_s: float = 0.0
+    reserved_unit: Unit = ()
+    reserved_under: int = 0
+    released_nodes: list[int] = field(default_factory=list)
+    releases: int = 0
+    empty_cluster: EmptyCluster = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.empty_cluster = EmptyCluster(self.table)
 
     @property
     def now(self) -> float:
@@ -115,6 +131,11 @@ class View:
         """Return a task's run time (s) on its fastest node type."""
         return float(self.table.state.run_s[self.table.task_rows[task.name]].min())
 
+    def lost_s(self, task: Task) -> float:
+        """Return the run time (s) that a running task would lose by a preemption now."""
+        elapsed_s = self.now - float(self.table.state.start_s[self.table.task_rows[task.name]])
+        return elapsed_s - task.kept_seconds(elapsed_s)
+
     def waiting(self) -> Iterator[Task]:
         """Yield the waiting tasks in queue order."""
         for row in self.queue_rows():
@@ -154,6 +175,51 @@ class View:
             return None
         return [table.nodes[node].name for node in assigned]
 
+    def why_impossible(self, unit: Unit) -> str:
+        """Return why a unit cannot run even on the empty cluster under the present standing rules; empty if it can."""
+        return self.empty_cluster.why_impossible(unit)
+
+    def reserve(self, unit: Unit) -> bool:
+        """Keep nodes free for a unit that does not fit now: no other unit starts there until it has started.
+
+        The nodes stay the same until ``release_reservation``. Only one unit has a reservation.
+
+        Returns:
+            Whether some nodes suffice for the unit when they are empty.
+        """
+        if unit == self.reserved_unit:
+            return True
+        self.release_reservation()
+        mask = self.empty_cluster.choose_nodes(unit)
+        if mask is None:
+            return False
+        state = self.table.state
+        state.is_reserved[:] = mask
+        state.is_owner[[self.table.task_rows[task.name] for task in unit]] = 1
+        self.reserved_unit, self.reserved_under = unit, self.empty_cluster.rules_version
+        return True
+
+    def release_reservation(self) -> None:
+        """Let every unit use the reserved nodes again."""
+        if not self.reserved_unit:
+            return
+        state = self.table.state
+        nodes = np.flatnonzero(state.is_reserved).tolist()
+        for node in nodes:
+            kernel.call_mark_dirty(state, node)
+        self.released_nodes += nodes
+        self.releases += 1
+        state.is_reserved[:] = 0
+        state.is_owner[[self.table.task_rows[task.name] for task in self.reserved_unit]] = 0
+        state.counters[kernel.FREED] += 1
+        self.reserved_unit = ()
+
+    def check_reservation(self) -> None:
+        """Release the reservation if its unit no longer waits as a whole, or if it does not suffice any more."""
+        unit = self.reserved_unit
+        if unit and not (all(self.is_waiting(task) for task in unit) and self._is_reservation_up()):
+            self.release_reservation()
+
     def fits(self, task: Task, phase: int) -> list[str]:
         """Return every node on which a task fits."""
         return [self.table.nodes[row].name for row in np.flatnonzero(self.fit_mask(task, phase))]
@@ -188,10 +254,14 @@ class View:
     def has_cluster_resources(self, unit: Unit, phase: int) -> bool:
         """Return whether the cluster-scoped resources that the tasks request are available: they are admitted."""
         state, table = self.table.state, self.table
+        if len(unit) == 1:
+            return bool(kernel.call_has_cluster_resources(state, table.task_rows[unit[0].name], phase))
         return all(kernel.call_has_cluster_resources(state, table.task_rows[task.name], phase) for task in unit)
 
     def missing_resource(self, unit: Unit, phase: int) -> int | None:
         """Return the id of a resource that a unit requests in an earlier phase and that exists nowhere, or None."""
+        if self.has_cluster_resources(unit, phase):
+            return None
         state, table = self.table.state, self.table
         for row in [table.task_rows[task.name] for task in unit]:
             phases = state.request_phase[row].tolist()
@@ -201,6 +271,30 @@ class View:
                 if request_phase < phase and not self.exists(resource):
                     return int(resource)
         return None
+
+    def cluster_requests(self, unit: Unit, phase: int) -> set[int]:
+        """Return the ids of the shared cluster-scoped resources that a unit requests in an earlier phase."""
+        return set(self._cluster_amounts(unit, phase))
+
+    def short_resources(self, unit: Unit, phase: int) -> set[int]:
+        """Return the ids of the shared cluster-scoped resources of which less is left than a unit requests."""
+        pool = self.table.state.pool
+        return {resource for resource, amount in self._cluster_amounts(unit, phase).items() if pool[resource] < amount}
+
+    def _cluster_amounts(self, unit: Unit, phase: int) -> Counter[int]:
+        state, amounts = self.table.state, Counter[int]()
+        for row in [self.table.task_rows[task.name] for task in unit]:
+            for index in range(state.requested.shape[1]):
+                resource = int(state.requested[row, index])
+                if resource < 0:
+                    break
+                if state.request_phase[row, index] < phase and state.scope[resource] == kernel.SHARED:
+                    amounts[resource] += int(state.requested_amount[row, index])
+        return amounts
+
+    def resource_name(self, resource: int) -> str:
+        """Return the name of the resource with an id."""
+        return next(name for name, number in self.table.name_ids.items() if number == resource)
 
     def exists(self, resource: int) -> bool:
         """Return whether the resource with an id exists anywhere."""
@@ -271,6 +365,13 @@ class View:
         finally:
             for mates in removed.values():
                 self._change_allocation(mates, kernel.call_allocate)
+
+    def _is_reservation_up(self) -> bool:
+        state = self.table.state
+        if self.reserved_under == self.empty_cluster.rules_version:
+            return True
+        self.reserved_under = self.empty_cluster.rules_version
+        return bool((state.is_up[state.is_reserved > 0] > 0).all())
 
     def _spare_unneeded(self, unit: Unit, removed: dict[str, list[Task]]) -> list[Task]:
         for name in reversed(list(removed)):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.explain import History, Reason, explain_wait
-from unfold_placement.core.types import Task
+from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
+from unfold_placement.core.types import Task, Wait
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Grid, Tile, TimeSeries
@@ -23,6 +23,7 @@ class WaitingTask:
     task: Task
     waited_s: float
     reasons: tuple[Reason, ...]
+    wait: Wait
 
     @property
     def missing(self) -> str:
@@ -78,6 +79,8 @@ def status_to_json(status: Status) -> dict[str, Any]:
         {
             "task": waiting.task.name,
             "since_s": round(waiting.waited_s, 3),
+            "why": format_wait(waiting.wait),
+            "blocked_by": waiting.wait.blocker,
             "lacks": waiting.missing,
             "needs": [_reason_to_json(reason) for reason in waiting.reasons],
         }
@@ -91,6 +94,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
     ]
     return {
         "leads": status.is_leader,
+        "role": "leader" if status.is_leader else "standby",
         "nodes": list(status.nodes),
         "waiting": status.waiting_count,
         "waits": waits,
@@ -106,7 +110,8 @@ def build_dashboard(name: str, loop: ControlLoop) -> DashboardSource:
 
 def _explain(controller: Controller, task: Task, history: History) -> WaitingTask:
     waited_s = controller.table.now - task.arrival
-    return WaitingTask(task, waited_s, tuple(explain_wait(controller, task, history)))
+    reasons = tuple(explain_wait(controller, task, history))
+    return WaitingTask(task, waited_s, reasons, describe_wait(controller, task))
 
 
 def _reason_to_json(reason: Reason) -> dict[str, str]:

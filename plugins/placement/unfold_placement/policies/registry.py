@@ -23,6 +23,7 @@ CLASSES: Mapping[str, str] = {
     "servers": "affinity.servers:Servers",
     "barrier": "ordering.barrier:Barrier",
     "limit": "fairness.quota:Limit",
+    "fifo": "fairness.priority:Fifo",
     "priority": "fairness.priority:Priority",
     "wfq": "fairness.fair_share:Wfq",
     "drf": "fairness.fair_share:Drf",

@@ -11,6 +11,7 @@ from unfold_placement.report import sentences
 from unfold_placement.simulation.metrics import count_running
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
+from unfold_placement.simulation.starvation import Starvation
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
 
 REPLAY_COLUMNS = (
@@ -43,7 +44,9 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
     """Build the report of a plan."""
     policy, baseline = solution.policy, solution.baseline
     problem = screening.problem
-    is_good = not policy.result.stuck and not policy.violations and not screening.reasons
+    starvation = solution.starvation
+    starves = starvation is not None and not starvation.is_by_design
+    is_good = not policy.result.stuck and not policy.violations and not screening.reasons and not starves
     rows = (_replay_row(problem.policy_names, policy), _replay_row(BASELINE, baseline))
     tables = [Table("replay", REPLAY_COLUMNS, rows, accent=0)]
     if solution.explanation:
@@ -53,9 +56,9 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if is_good else Verdict.NO,
-        headline=_headline(policy, baseline, screening.reasons),
+        headline=_headline(policy, baseline, screening.reasons, starvation if starves else None),
         subtitle=_subtitle(problem.policy_names, policy.result),
-        metrics=plan_metrics(policy, baseline, screening.reasons),
+        metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
         tables=tuple(tables),
         figures=(timeline_figure(policy.result), wait_figure(policy.result, baseline.result)),
         lines=_lines(screening, solution),
@@ -84,6 +87,9 @@ def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -
         "utilisation": Metric(figures.utilisation),
         "fragmentation": Metric(figures.fragmentation),
         "preemptions": Metric(figures.preemptions),
+        "restarts": Metric(figures.restarts),
+        "lost_gpu_hours": Metric(figures.lost_hours.get("gpu", 0.0), "h"),
+        "lost_cpu_hours": Metric(figures.lost_hours.get("cpu", 0.0), "h"),
         "refused": Metric(len(result.rejections)),
         "deadlines_missed": Metric(figures.missed_deadlines),
         "fifo_makespan_s": Metric(baseline.metrics.makespan_s, "s"),
@@ -168,12 +174,14 @@ def _subtitle(policy_names: str, result: SimulationResult) -> tuple[str, ...]:
     return (f"{len(result.nodes):,} nodes", f"{len(result.tasks):,} tasks", f"{jobs:,} jobs", policy_names)
 
 
-def _headline(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -> str:
+def _headline(policy: Replay, baseline: Replay, reasons: Mapping[str, str], starvation: Starvation | None) -> str:
     stuck = policy.result.stuck
     if stuck:
         return sentences.stuck_headline(len(stuck), stuck[0].name)
     if policy.violations:
         return sentences.violation_headline(len(policy.violations), policy.violations[0])
+    if starvation is not None:
+        return sentences.starvation_headline(starvation.task.name)
     placed = len(policy.result.tasks) - len(policy.result.rejections)
     makespan_s = policy.metrics.makespan_s
     if reasons:
@@ -187,15 +195,29 @@ def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], .
         ("bottleneck", sentences.bottleneck_line(policy.metrics.bottleneck, policy.metrics.utilisation)),
         ("no policy", sentences.baseline_line(baseline.violations[0] if baseline.violations else "")),
     ]
+    if solution.starvation is not None:
+        lines.append(("starvation", _starvation_line(solution.starvation)))
+    if policy.metrics.preemptions:
+        lost = policy.metrics.lost_hours
+        lines.append(("preemptions", sentences.preemption_line(policy.metrics.preemptions, lost)))
+    if policy.unaudited:
+        lines.append(("not audited", sentences.unaudited_line(policy.unaudited)))
     lines += [("never runs", line) for line in sentences.unplaceable_lines(screening.reasons)]
     rejections = policy.result.rejections
     if rejections:
         name, reason = next(iter(rejections.items()))
         lines.append(("rejected", sentences.rejection_line(len(rejections), name, reason)))
     if solution.explanation:
-        task = solution.explanation.task.name
-        lines.append(("explained", sentences.explanation_line(task, solution.explanation.at_s)))
+        task, dominant = solution.explanation.task.name, solution.explanation.dominant
+        lines.append(("explained", sentences.explanation_line(task, solution.explanation.at_s, dominant)))
     return tuple(lines)
+
+
+def _starvation_line(starvation: Starvation) -> str:
+    if starvation.is_by_design:
+        return sentences.class_starvation_line(starvation.task.name)
+    waits = tuple(zip(starvation.waits_s, starvation.lengths_s, strict=True))
+    return sentences.starvation_line(starvation.task.name, waits[0], waits[-1])
 
 
 def _explanation_table(explanation: WaitExplanation) -> Table:

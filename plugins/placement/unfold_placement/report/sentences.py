@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
@@ -48,9 +48,9 @@ def rejection_line(count: int, first_task: str, reason: str) -> str:
     return f"{_count_tasks(count)}, the first is {first_task}: {reason}"
 
 
-def explanation_line(task: str, at_s: float) -> str:
-    """Return the line that points to the table of an explained wait."""
-    return f"{task} waits at {at_s:,.1f} s; its table lists what is missing (explain.task selects another task)"
+def explanation_line(task: str, at_s: float, dominant: str) -> str:
+    """Return the line with the dominant reason of an explained wait; its table lists every requirement."""
+    return f"at {at_s:,.1f} s {task} {dominant} (explain.task selects another)"
 
 
 def explanation_title(task: str, at_s: float) -> str:
@@ -97,9 +97,74 @@ def format_seconds(value: float) -> str:
     return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
+def starvation_headline(task: str) -> str:
+    """Return the headline of a replay in which the wait of a task grows with the trace."""
+    return f"{task} starves: it starts only when no more tasks arrive, and waits longer in a longer trace"
+
+
+def starvation_line(task: str, shorter: tuple[float, float], whole: tuple[float, float]) -> str:
+    """Return the line about a growing wait: pairs of wait and length of the trace in seconds."""
+    waits = f"{format_seconds(shorter[0])} in a trace of {format_seconds(shorter[1])}"
+    return f"{task} waits {waits}, and {format_seconds(whole[0])} in one of {format_seconds(whole[1])}"
+
+
+def class_starvation_line(task: str) -> str:
+    """Return the line about a task that waits for a stream of higher classes."""
+    return f"{task} waits until no more tasks of higher classes arrive; strict priority means that"
+
+
+def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
+    """Return the line about preemptions and the work that they discarded, by kind."""
+    lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
+    return f"{count:,} preemptions discarded {lost or 'no work'}"
+
+
+def unaudited_line(policies: Sequence[str]) -> str:
+    """Return the line about policies whose rules no audit checks."""
+    return f"violations do not cover {', '.join(policies)}"
+
+
 def _count_tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count:,} tasks"
 
 
 def _count_violations(count: int) -> str:
     return "1 violation" if count == 1 else f"{count:,} violations"
+
+
+def counterexample_headline(property_name: str, victim: str, length: int) -> str:
+    """Return the headline of a verification with a counterexample."""
+    return f"{property_name}: {length} actions lead to a violation for {victim}, and the replay confirms it"
+
+
+def verified_headline(jobs: int, nodes: int, states: int) -> str:
+    """Return the headline of a complete verification without a counterexample."""
+    count = "1 node" if nodes == 1 else f"{nodes} nodes"
+    return f"no violation with up to {count} and {jobs} jobs in flight, in any order of ends ({states:,} states)"
+
+
+def incomplete_headline(states: int) -> str:
+    """Return the headline of a verification that found nothing and did not reach every state."""
+    return f"nothing found in {states:,} states, but the search is incomplete and claims nothing"
+
+
+def bound_line(jobs: int, nodes: int) -> str:
+    """Return the line about the extent of a verification."""
+    return f"up to {nodes} nodes and {jobs} jobs at a time; larger cases are not covered"
+
+
+def by_design_line(property_name: str) -> str:
+    """Return the line about a consequence of a strict order or of classes."""
+    if property_name == "head of line":
+        return "a strict order leaves capacity idle behind a task that does not fit; backfill: true uses it"
+    return f"a stream of a higher class causes {property_name} in lower ones; strict priority means that"
+
+
+def time_dependent_line(policy: str) -> str:
+    """Return the line about a policy of which the state never recurs."""
+    return f"{policy} depends on real time: the search covers it without time, so the result proves nothing"
+
+
+def unconfirmed_line(count: int) -> str:
+    """Return the line about findings that the simulator did not show."""
+    return f"{count} {'finding' if count == 1 else 'findings'} of the search did not appear in the replay"

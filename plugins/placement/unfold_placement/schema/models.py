@@ -127,6 +127,9 @@ class TaskSpec(Model):
     avoids: str = Field(default="", description="job that it avoids: it never joins that job on a node (policy avoid)")
     types: tuple[str, ...] = Field(default=(), description="node types on which it can run (policy types)")
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
+    checkpoint_every: Duration = Field(
+        default=0.0, description="run time after which a preemption loses nothing before"
+    )
     data: tuple[str, ...] = Field(default=(), description="blocks of data that it reads (policy locality)")
 
 

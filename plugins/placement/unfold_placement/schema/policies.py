@@ -14,8 +14,11 @@ from unfoldkit.api import Duration, Model, Problem, did_you_mean, user_error
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(max_length=10_000)]
-QUEUE_POLICIES = ("priority", "wfq", "drf", "hierarchy", "history", "quota", "edf")
+QUEUE_POLICIES = ("fifo", "priority", "wfq", "drf", "hierarchy", "history", "quota", "edf")
 """Policies that order the queue; a spec has at most one of them."""
+Guard = Literal["reserve", "none"]
+GUARD_TEXT = "with backfill, reserve nodes for the task that waits longest, or nothing (none)"
+Preemptions = Annotated[int, Field(ge=0, le=1000)]
 GROUP_FIELDS = ("job", "user", "role", "name", "priority")
 """Task fields by which policies may group tasks."""
 
@@ -90,7 +93,7 @@ class GangOptions(Model):
     """All tasks of a job start at once, or none does."""
 
     by: Literal["job"] = Field(default="job", description="task field that names the gang")
-    patience: Duration = Field(default=0.0, description="how long other gangs may pass one that does not fit")
+    patience: Duration = Field(default=0.0, description="how long others may pass a gang that does not fit")
 
 
 class PackOptions(Model):
@@ -102,11 +105,22 @@ class PackOptions(Model):
     )
 
 
+class FifoOptions(Model):
+    """First come, first served; others may pass a task that does not fit."""
+
+    backfill: bool = True
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
+
+
 class PriorityOptions(Model):
     """Higher classes first."""
 
     preempt: bool = True
     backfill: bool = False
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
+    max_preemptions: Preemptions | None = Field(
+        default=None, description="preemptions after which a task runs to its end; no bound by default"
+    )
 
 
 class FairOptions(Model):
@@ -114,7 +128,8 @@ class FairOptions(Model):
 
     by: str = "user"
     weights: Weights = Field(default_factory=dict)
-    backfill: bool = Field(default=False, description="other users may pass one if its next task does not fit")
+    backfill: bool = Field(default=False, description="other tasks may pass one that does not fit")
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class HierarchyOptions(Model):
@@ -122,6 +137,7 @@ class HierarchyOptions(Model):
 
     weights: Weights = Field(default_factory=dict)
     backfill: bool = False
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class HistoryOptions(Model):
@@ -131,6 +147,7 @@ class HistoryOptions(Model):
     by: str = "user"
     weights: Weights = Field(default_factory=dict)
     backfill: bool = False
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class QuotaOptions(Model):
@@ -141,8 +158,10 @@ class QuotaOptions(Model):
     by: str = "user"
     borrow: bool = True
     reclaim: bool = True
-    backfill: bool = Field(
-        default=True, description="teams within their quota may pass one if its next task does not fit"
+    backfill: bool = Field(default=True, description="tasks of teams within their quota may pass one that does not fit")
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
+    max_preemptions: Preemptions | None = Field(
+        default=3, description="preemptions after which a borrowing task runs to its end; null for no bound"
     )
 
 
@@ -151,6 +170,7 @@ class EdfOptions(Model):
 
     admit: bool = Field(default=True, description="reject tasks on arrival that cannot be on time")
     backfill: bool = False
+    guard: Guard = Field(default="reserve", description=GUARD_TEXT)
 
 
 class ValueOptions(Model):
@@ -197,6 +217,7 @@ class PolicySpec(Model):
     servers: ServersOptions | None = None
     barrier: BarrierOptions | None = None
     limit: LimitOptions | None = None
+    fifo: FifoOptions | None = None
     priority: PriorityOptions | None = None
     wfq: FairOptions | None = None
     drf: FairOptions | None = None

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_placement.core import kernel
+from unfold_placement.core.controller import LOGGED_KINDS
+from unfold_placement.core.policy import Policy, exception_error
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.metrics import START_CHANGE
 from unfold_placement.simulation.simulator import SimulationResult
+from unfoldkit.api import UnfoldError
 
 TIME_TOLERANCE_S = 1e-9
+ORDER_FIELDS: Mapping[str, str] = {
+    "fifo": "", "priority": "priority", "drf": "user", "wfq": "user", "hierarchy": "user", "history": "user",
+    "quota": "user", "edf": "",
+}  # fmt: skip
+"""Task field within which each queue policy keeps the order of tasks that are alike."""
+AUDITED_APART = frozenset({"gang", "pack", *ORDER_FIELDS})
+"""Policies with an audit over the whole replay instead of a check at every start."""
 Options = Mapping[str, Any]
 """Options of a policy, as in a spec."""
 
@@ -72,9 +83,67 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
             yield from _check_start(state, used[node.name], task, node, checks)
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
             used[node.name].subtract(task.demand)
-    for rule in rules:
+    for rule in sorted(rules, key=lambda rule: rule.name != "gang"):
         if rule.name == "gang":
             yield from _check_gangs(result, starts, rule.options)
+        if rule.name == "pack" and any(other.name == "gang" for other in rules):
+            yield from _check_packing(result, rule.options)
+        if rule.name in ORDER_FIELDS:
+            yield from _check_order(result, starts, rule, is_alone=len(rules) == 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One event of a replay, for the ``audit`` of a policy.
+
+    Attributes:
+        time: Seconds.
+        kind: ``submitted``, ``started``, ``ended``, ``preempted`` or ``refused``.
+        task: The task.
+        node: Its node; None where it has none.
+    """
+
+    time: float
+    kind: str
+    task: Task
+    node: Node | None
+
+
+def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) -> Iterator[str]:
+    """Yield the violations that policies with an ``audit`` of their own report.
+
+    Raises:
+        UnfoldError: an audit raised.
+    """
+    events: list[AuditEvent] = []
+    for policy in policies:
+        audit = getattr(policy, "audit", None)
+        if audit is None:
+            continue
+        events = events or _list_events(result)
+        try:
+            yield from (str(violation) for violation in audit(events))
+        except UnfoldError:
+            raise
+        except Exception as error:
+            raise exception_error(policy, "audit", error) from error
+
+
+def list_unaudited(rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> list[str]:
+    """Return the names of the policies that no audit covers, as keys of the spec or as classes."""
+    known = [rule.name.replace("_", "-") for rule in rules if rule.name not in {*CHECKS, *AUDITED_APART, CUSTOM}]
+    package = __name__.partition(".")[0]
+    custom = [policy for policy in policies if not type(policy).__module__.startswith(f"{package}.policies")]
+    return [*known, *(type(policy).__name__ for policy in custom if not hasattr(policy, "audit"))]
+
+
+def _list_events(result: SimulationResult) -> list[AuditEvent]:
+    log = result.log
+    columns = (log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist())
+    return [
+        AuditEvent(time, LOGGED_KINDS[kind], result.tasks[row], result.nodes[node] if node >= 0 else None)
+        for time, kind, row, node in zip(*columns, strict=True)
+    ]
 
 
 def _check_start(
@@ -120,6 +189,51 @@ def _check_gangs(result: SimulationResult, starts: Mapping[str, list[float]], op
             expected = len(members) if is_first_start else sum(end > time for _, end in members)
             if count != expected:
                 yield f"{time:g} s: {count} of the {expected} tasks of gang {gang} start"
+
+
+def _check_packing(result: SimulationResult, options: Options) -> Iterator[str]:
+    """Check that the tasks of a gang which was never preempted start within one group, or after a fallback's wait."""
+    preempted = set(result.log.tasks[result.log.kinds == kernel.LOG_PREEMPTED].tolist())
+    gangs: dict[str, list[int]] = defaultdict(list)
+    for row, task in enumerate(result.tasks):
+        gangs[task.job].append(row)
+    for gang, rows in gangs.items():
+        nodes = [result.nodes[result.node_rows[row]] for row in rows if result.node_rows[row] >= 0]
+        if not nodes or preempted.intersection(rows):
+            continue
+        start_s = max(float(result.start_s[row]) for row in rows)
+        waited_s = start_s - max(result.tasks[row].arrival for row in rows)
+        wider = [level for level, after_s in options["fallback"].items() if waited_s >= after_s - TIME_TOLERANCE_S]
+        levels = [options["level"], *wider]
+        if not any(_is_one_group(nodes, level) for level in levels):
+            yield f"{start_s:g} s: the tasks of gang {gang} start on more than one {levels[-1]}"
+
+
+def _is_one_group(nodes: Sequence[Node], level: str) -> bool:
+    return len({node.name if level == "node" else node.labels.get(level, "") for node in nodes}) == 1
+
+
+def _check_order(
+    result: SimulationResult, starts: Mapping[str, list[float]], rule: PolicyRule, *, is_alone: bool
+) -> Iterator[str]:
+    """Check that of single tasks that are alike, within a user, class or team, the older one starts first.
+
+    Under ``edf`` the nearer deadline does. Tasks that were preempted, and those that wait for others, do not count.
+    """
+    by = str(rule.options.get("by", ORDER_FIELDS[rule.name]))
+    alike: dict[tuple[object, ...], list[tuple[float, float, Task]]] = defaultdict(list)
+    for task in result.tasks:
+        if task.size > 1 or len(starts[task.name]) != 1 or task.follows or task.avoids or task.after or task.data:
+            continue
+        shape = (tuple(sorted(task.demand.items())), task.types, task.role, "" if is_alone else task.job)
+        rank = task.deadline if rule.name == "edf" else 0.0
+        alike[task.key(by) if by else "", *shape].append((rank, task.arrival, task))
+    for members in alike.values():
+        members.sort(key=lambda member: member[:2])
+        for (rank, arrival, task), (later_rank, later_arrival, later) in itertools.pairwise(members):
+            was_there = arrival < later_arrival or (rank < later_rank and arrival <= starts[later.name][0])
+            if was_there and starts[later.name][0] < starts[task.name][0] and arrival <= starts[later.name][0]:
+                yield f"{starts[later.name][0]:g} s: {later.name} starts before {task.name}, which is ahead of it"
 
 
 def _check_spread(options: Options, state: AuditState, task: Task, node: Node) -> str:

@@ -89,7 +89,7 @@ def _group_alike(jobs: Mapping[str, Sequence[Task]]) -> list[list[str]]:
     """Group jobs with equal tasks, apart from names and times, in order of appearance."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for job, members in jobs.items():
-        groups.setdefault(_job_signature(members), []).append(job)
+        groups.setdefault(job_signature(members), []).append(job)
     return list(groups.values())
 
 
@@ -129,7 +129,8 @@ def _with_dependencies(jobs: dict[str, list[Task]], names: Sequence[str]) -> lis
     return closure
 
 
-def _job_signature(members: Sequence[Task]) -> tuple[object, ...]:
+def job_signature(members: Sequence[Task]) -> tuple[object, ...]:
+    """Return what makes jobs alike: everything of their tasks that policies use, apart from names and times."""
     return tuple(
         (tuple(sorted(t.demand.items())), t.user, t.role, t.priority, t.follows, t.avoids, t.after, t.data, t.types)
         for t in members

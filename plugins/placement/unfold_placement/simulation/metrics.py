@@ -10,13 +10,14 @@ import numpy as np
 
 from unfold_placement._types import FloatArray, Int64Array
 from unfold_placement.core import kernel
-from unfold_placement.core.types import PODS, Task
+from unfold_placement.core.types import MILLI, PODS, Task
 from unfold_placement.simulation.simulator import SimulationResult
 
 MAX_INSTANTS = 48
 """Instants at which fragmentation is measured."""
 MAX_DEMANDS = 64
 """Distinct demands, the commonest ones, by which fragmentation is measured."""
+SECONDS_PER_HOUR = 3600.0
 START_CHANGE: Mapping[int, int] = {kernel.LOG_STARTED: 1, kernel.LOG_ENDED: -1, kernel.LOG_PREEMPTED: -1}
 """Change of the number of running tasks by logged kind."""
 
@@ -34,6 +35,8 @@ class ReplayMetrics:
         fragmentation: Fraction of the bottleneck's free capacity that typical tasks cannot use.
         bottleneck: The kind with the highest utilisation.
         preemptions: Number of preemptions.
+        restarts: Number of starts beyond each task's first.
+        lost_hours: Hours of work that preemptions discarded, times the amount, by kind.
         missed_deadlines: Number of tasks that end after their deadline.
     """
 
@@ -45,6 +48,8 @@ class ReplayMetrics:
     fragmentation: float
     bottleneck: str
     preemptions: int
+    restarts: int
+    lost_hours: Mapping[str, float]
     missed_deadlines: int
 
 
@@ -52,8 +57,9 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
     """Compute the metrics of a replay; tasks that never ran count in none of them."""
     arrival_s = np.array([task.arrival for task in result.tasks])
     has_run = np.isfinite(result.end_s)
-    waits_s = (result.start_s - arrival_s)[has_run]
-    bottleneck, utilisation = compute_utilisation(result)
+    pieces = list_pieces(result)
+    waits_s = _waited_seconds(result, pieces)[has_run]
+    bottleneck, utilisation = compute_utilisation(result, pieces)
     return ReplayMetrics(
         makespan_s=float(result.end_s[has_run].max() - arrival_s.min()) if has_run.any() else 0.0,
         wait_mean_s=float(waits_s.mean()) if waits_s.size else 0.0,
@@ -63,14 +69,67 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
         fragmentation=compute_fragmentation(result, bottleneck),
         bottleneck=bottleneck,
         preemptions=int((result.log.kinds == kernel.LOG_PREEMPTED).sum()),
+        restarts=len(pieces) - len({piece.row for piece in pieces}),
+        lost_hours=_lost_hours(result, pieces),
         missed_deadlines=sum(end > task.deadline for task, end in zip(result.tasks, result.end_s, strict=True)),
     )
 
 
-def compute_utilisation(result: SimulationResult) -> tuple[str, float]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One run of a task: from a start to an end or a preemption.
+
+    Attributes:
+        row: The task.
+        start_s: Start in seconds.
+        end_s: End in seconds.
+        useful_s: Seconds that were not discarded.
+    """
+
+    row: int
+    start_s: float
+    end_s: float
+    useful_s: float
+
+
+def list_pieces(result: SimulationResult) -> list[Piece]:
+    """Return the runs of all tasks that ended or were preempted, in order of their end."""
+    started: dict[int, float] = {}
+    pieces, log = [], result.log
+    for time, kind, row in zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), strict=True):
+        if kind == kernel.LOG_STARTED:
+            started[row] = time
+        elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
+            elapsed_s = time - started[row]
+            useful_s = elapsed_s if kind == kernel.LOG_ENDED else result.tasks[row].kept_seconds(elapsed_s)
+            pieces.append(Piece(row, started[row], time, useful_s))
+    return pieces
+
+
+def _waited_seconds(result: SimulationResult, pieces: Sequence[Piece]) -> FloatArray:
+    """Return the [tasks] seconds between arrival and last end in which a task did not run."""
+    ran_s = np.zeros(len(result.tasks))
+    for piece in pieces:
+        ran_s[piece.row] += piece.end_s - piece.start_s
+    arrival_s = np.array([task.arrival for task in result.tasks])
+    # rounding: a task that starts at once has not waited
+    has_restarted = np.bincount([piece.row for piece in pieces], minlength=len(result.tasks)) > 1
+    return np.where(has_restarted, result.end_s - arrival_s - ran_s, result.start_s - arrival_s)
+
+
+def _lost_hours(result: SimulationResult, pieces: Sequence[Piece]) -> dict[str, float]:
+    lost: dict[str, float] = defaultdict(float)
+    for piece in pieces:
+        lost_s = piece.end_s - piece.start_s - piece.useful_s
+        for kind, amount in result.tasks[piece.row].demand.items() if lost_s else ():
+            lost[kind] += lost_s * amount / MILLI / SECONDS_PER_HOUR
+    return dict(lost)
+
+
+def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tuple[str, float]:
     """Compute the kind with the highest utilisation and its used fraction, from first arrival to last start.
 
-    Work that a preemption discarded does not count.
+    Work that a preemption discarded does not count; what a checkpoint kept does.
     """
     kinds = result.table.resource_kinds
     has_run = np.isfinite(result.end_s)
@@ -79,6 +138,9 @@ def compute_utilisation(result: SimulationResult) -> tuple[str, float]:
     begin_s, until_s = min(task.arrival for task in result.tasks), float(result.start_s[has_run].max())
     until_s = until_s if until_s > begin_s else float(result.end_s[has_run].max())
     run_s = np.where(has_run, np.minimum(result.end_s, until_s) - np.minimum(result.start_s, until_s), 0.0)
+    for piece in pieces:
+        if piece.useful_s < piece.end_s - piece.start_s:
+            run_s[piece.row] += piece.useful_s
     used = (result.table.state.demand[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
     fractions = used / np.maximum(_total_capacity(result) * (until_s - begin_s), 1e-9)
     fractions[[kind == PODS for kind in kinds]] = 0.0

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.explain import Reason, describe_wait, explain_wait, format_wait, record_history
 from unfold_placement.core.types import Task
 from unfold_placement.policies.registry import PolicyRule
-from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.audit import find_own_violations, find_violations, list_unaudited
 from unfold_placement.simulation.deadlock_check import Counterexample, find_blocking_pair, find_counterexample
 from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics
 from unfold_placement.simulation.problem import Problem
@@ -19,6 +19,7 @@ from unfold_placement.simulation.simulator import (
     prepare_simulation,
     run_simulation,
 )
+from unfold_placement.simulation.starvation import Starvation, find_starvation
 from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfoldkit.api import did_you_mean, user_error
 
@@ -55,30 +56,41 @@ class Screening:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A simulated workload with its metrics, its violations of the policies, and the elapsed seconds."""
+    """A simulated workload.
+
+    Attributes:
+        result: The result.
+        metrics: Its metrics.
+        violations: Its violations of the policies.
+        elapsed_s: Seconds that the replay took.
+        unaudited: Policies that no audit covers.
+    """
 
     result: SimulationResult
     metrics: ReplayMetrics
     violations: tuple[str, ...]
     elapsed_s: float
+    unaudited: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WaitExplanation:
-    """Why a task waits at a time (s)."""
+    """Why a task waits at a time (s): the dominant reason, and each of its requirements."""
 
     task: Task
     at_s: float
     reasons: tuple[Reason, ...]
+    dominant: str
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The replay under the policies, the one without any, and the explained wait."""
+    """The replay under the policies, the one without any, the explained wait, and a task that starves."""
 
     policy: Replay
     baseline: Replay
     explanation: WaitExplanation | None
+    starvation: Starvation | None = None
 
 
 def screen_tasks(problem: Problem) -> Screening:
@@ -106,7 +118,8 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
     if problem.explained_task in screening.reasons:
         reason = screening.reasons[problem.explained_task]
         raise user_error(f"{problem.explained_task} can never run: {reason}", key="explain.task")
-    return Solution(policy, baseline, explain_task(problem, policy.result, monitor))
+    starvation = find_starvation(problem.nodes, policy.result, problem.new_policies)
+    return Solution(policy, baseline, explain_task(problem, policy.result, monitor), starvation)
 
 
 def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[PolicyRule, ...] | None = None) -> Replay:
@@ -119,7 +132,9 @@ def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[Pol
     result = collect_result(controller)
     elapsed_s = monitor.clock() - began_s
     rules = problem.rules if audited_rules is None else audited_rules
-    return Replay(result, compute_metrics(result), tuple(find_violations(result, rules)), elapsed_s)
+    violations = [*find_violations(result, rules), *find_own_violations(result, controller.policies)]
+    unaudited = tuple(list_unaudited(rules, controller.policies))
+    return Replay(result, compute_metrics(result), tuple(violations), elapsed_s, unaudited)
 
 
 def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -> WaitExplanation | None:
@@ -136,7 +151,8 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     history = record_history(controller)
     count = len(problem.tasks)
     run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))
-    return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)))
+    dominant = format_wait(describe_wait(controller, task))
+    return WaitExplanation(task, at_s, tuple(explain_wait(controller, task, history)), dominant)
 
 
 def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task, float] | None:

@@ -198,6 +198,7 @@ def _build_task(group: TaskSpec, arrival_s: float, number: int, size: int) -> Ta
         data=group.data,
         run_on=group.run_on,
         types=group.types,
+        checkpoint_every=group.checkpoint_every,
     )
 
 

@@ -46,3 +46,24 @@ def test_picked_subnets_reach_the_minimum_accuracy(
         assert found.serves[way] >= level
     alone = [net for net in nets if net.accuracy_fraction >= min(least, best)]
     assert (picked is None) == (make(alone)(slack, rows) is None)
+
+
+@given(nets=families(), slack=st.floats(0, 10), rows=st.integers(9, 400))
+def test_split_requests_run_on_the_most_accurate_subnet_in_time(
+    nets: tuple[SubnetProfile, ...], slack: float, rows: int
+) -> None:
+    """A request with more rows than a batch runs on the most accurate subnet that computes all parts in time."""
+    levels = build_accuracy_levels(nets, lambda some: ADAPTIVE["steady"](some, SLO), Slowdown())
+    assert levels.pick_split is not None
+    choice = levels.pick_split(slack, rows, 0)
+    fitting = [net.accuracy for net in nets if net.estimate_split_latency(rows) <= slack]
+    assert (choice is None) == (not fitting)
+    if choice is not None:
+        assert choice[1] == rows
+        assert nets[choice[0]].accuracy == max(fitting)
+
+
+def test_split_latency_sums_full_batches_and_the_remainder() -> None:
+    """Parts of the largest measured batch take its time; the remainder is interpolated."""
+    profile = SubnetProfile("a", 90.0, ((1, 1.0), (8, 2.0)))
+    assert [profile.estimate_split_latency(rows) for rows in (1, 8, 16, 17)] == [1.0, 2.0, 4.0, 5.0]

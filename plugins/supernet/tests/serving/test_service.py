@@ -236,3 +236,12 @@ def test_another_space_is_refused(copied: Path) -> None:
     done = unfold(copied, "serve", "tiny.yaml", "--port", "0", "--set", "space.depth=[1, 2, 2]")
     assert done.returncode == 2
     assert "another space" in done.stderr
+
+
+def test_large_request_with_time_runs_on_the_most_accurate_subnet(server_url: str) -> None:
+    """A request with more rows than any measured batch is computed in parts, on the best subnet if its time allows."""
+    largest = max(read_subnets(server_url).items(), key=lambda item: item[1]["expected_accuracy"])[0]
+    outputs = infer(server_url, load_rows(513), deadline_ms=60_000)
+    assert set(outputs["net"]) == {largest}
+    assert len(outputs["label"]) == 513
+    assert outputs["label"][:5] == infer(server_url, load_rows(5), deadline_ms=60_000)["label"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,10 +26,16 @@ from unfoldkit.safe_io.files import decoding
 WEIGHTS_FILE = "family/weights.safetensors"
 NORMS_FILE = "family/norms.safetensors"
 CHECKPOINT_FILE = "family/checkpoint.safetensors"
+TEMPERATURE = "temperature"
 
 
 def write_supernet(
-    directory: RunDir, space: Space, weights: Weights, norms: dict[str, Statistics], made_from: str
+    directory: RunDir,
+    space: Space,
+    weights: Weights,
+    norms: Mapping[str, Statistics],
+    made_from: str,
+    temperatures: Mapping[str, float] | None = None,
 ) -> None:
     """Write a supernet into a run.
 
@@ -38,6 +45,7 @@ def write_supernet(
         weights: The shared weights.
         norms: Norm statistics by subnet.
         made_from: Fingerprint of everything that the weights depend on.
+        temperatures: Temperature by subnet; 1 where absent.
     """
     flat = {
         f"{name}/{layer}/{moment}": tensor.contiguous()
@@ -45,6 +53,7 @@ def write_supernet(
         for layer, pair in enumerate(statistics)
         for moment, tensor in zip(("mean", "variance"), pair, strict=True)
     }
+    flat |= {f"{name}/{TEMPERATURE}": torch.tensor(value) for name, value in (temperatures or {}).items()}
     directory.write(WEIGHTS_FILE, save(weights), made_from=made_from)
     directory.write(NORMS_FILE, save(flat), made_from=made_from)
     directory.write(SPACE_FILE, (json.dumps(asdict(space)) + "\n").encode(), made_from=made_from)
@@ -60,7 +69,10 @@ def read_supernet(directory: RunDir) -> Supernet:
     weights, flat = (_read_tensors(directory, name) for name in (WEIGHTS_FILE, NORMS_FILE))
     with decoding(str(directory.path / WEIGHTS_FILE), "the weights of this supernet"):
         bound = {
-            subnet.name: bind_subnet(space, weights, subnet, _select_norms(flat, subnet)) for subnet in space.subnets
+            subnet.name: bind_subnet(
+                space, weights, subnet, _select_norms(flat, subnet), _read_temperature(flat, subnet)
+            )
+            for subnet in space.subnets
         }
     return Supernet(space, weights, bound)
 
@@ -75,10 +87,18 @@ def _read_tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
 
 
 def _select_norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:
-    layers = len({key for key in flat if key.startswith(f"{subnet.name}/")}) // 2
+    layers = sum(key.startswith(f"{subnet.name}/") and key.endswith("/mean") for key in flat)
     return tuple(
         (flat[f"{subnet.name}/{layer}/mean"], flat[f"{subnet.name}/{layer}/variance"]) for layer in range(layers)
     )
+
+
+def _read_temperature(flat: dict[str, Tensor], subnet: Subnet) -> float:
+    """Read a subnet's temperature; runs of versions that did not calibrate have none."""
+    temperature = float(flat.get(f"{subnet.name}/{TEMPERATURE}", torch.tensor(1.0)))
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise ValueError(f"temperature of {subnet.name} is {temperature}")
+    return temperature
 
 
 class StandaloneConvNet(torch.nn.Module):  # type: ignore[misc,unused-ignore]
@@ -138,7 +158,8 @@ def _extract_conv_net(space: Space, bound: BoundConvNet) -> StandaloneConvNet:
                 strict=True,
             ):
                 target.copy_(source)
-        weight, extra_weight, bias = bound.head
+        # the exported head holds the temperature: every runtime returns calibrated logits
+        weight, extra_weight, bias = (tensor / bound.temperature for tensor in bound.head)
         module.head.weight.copy_(torch.cat([weight, extra_weight], 1))
         module.head.bias.copy_(bias)
     return module

@@ -59,7 +59,7 @@ class Dataset:
         test: Rows to test on.
         digest: SHA-256 of the source.
         about: Description for reports.
-        holdout: Training rows held out to select subnets.
+        holdout: Training rows held out to select subnets and to calibrate confidences.
         groups: Group of each row, if known.
     """
 
@@ -91,7 +91,9 @@ def load_dataset(options: DataOptions, seed: int, *, form: str = "conv1d") -> Da
     content, file = read_bytes(options.path), str(options.path)
     digest = hashlib.sha256(content).hexdigest()
     if options.source == "mitbih":
-        return _check_split(_select_beats(options, read_archive(content, file, MITBIH_ARRAYS), seed, digest), file)
+        return _check_split(
+            _select_beats(options, read_archive(content, file, (*MITBIH_ARRAYS, "record")), seed, digest), file
+        )
     user_data = load_user_data(options.user, options.path, content, form)
     return _check_split(_split_user_data(options, user_data, seed, digest), file)
 
@@ -120,9 +122,11 @@ def split_by_group(groups: IntArray, fraction: float, seed: int) -> tuple[IntArr
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def hold_out_rows(data: Dataset, fraction: float, seed: int) -> Dataset:
-    """Hold out a fraction of the training rows; entire groups if the rows have groups."""
-    if data.groups is not None and len(np.unique(data.groups[data.train])) > 1:
+def hold_out_rows(data: Dataset, fraction: float, seed: int, min_groups: int = 2) -> Dataset:
+    """Hold out a fraction of the training rows; entire groups if the training rows have ``min_groups`` or more."""
+    if not fraction:
+        return data
+    if data.groups is not None and len(np.unique(data.groups[data.train])) >= min_groups:
         train, holdout = split_by_group(data.groups[data.train], fraction, seed)
         return replace(data, train=data.train[train], holdout=data.train[holdout])
     rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
@@ -165,6 +169,7 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
         ds1_normal = normal[is_ds1[normal]][: NORMAL_BEATS // 2]
         rows = np.concatenate([ds1_normal, rare[is_ds1[rare]], np.flatnonzero(~is_ds1 & (y < 4))])
         train, test = np.flatnonzero(is_ds1[rows]), np.flatnonzero(~is_ds1[rows])
+    by_patient = options.split != "random" and "record" in arrays
     return Dataset(
         x=beats[rows][:, None],
         extra=np.clip(intervals[rows], 0, MAX_RR_RATIO),
@@ -174,6 +179,7 @@ def _select_beats(options: DataOptions, arrays: dict[str, Any], seed: int, diges
         test=test,
         digest=digest,
         about=f"MIT-BIH beats, {options.split} split",
+        groups=arrays["record"][rows].astype(np.int64) if by_patient else None,
     )
 
 

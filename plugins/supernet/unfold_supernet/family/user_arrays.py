@@ -185,11 +185,13 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
 
 
 def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) -> Float32Array:
-    """Arrange inputs as (n, channels, *size) for a form of subnets.
+    """Arrange inputs as (n, channels, *size) for a form of subnets; a user's module gets them as they are stored.
 
     Raises:
         UnfoldError: The inputs lack the axes that the form needs, or the channel axis is ambiguous.
     """
+    if form == "module":
+        return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if channels == "last" and x.ndim > 2 else x
     if form == "mlp":
         if not math.prod(x.shape):
             hint = "add columns beside the label, or choose another target"

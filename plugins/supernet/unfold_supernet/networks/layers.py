@@ -45,17 +45,19 @@ def downsample(x: Tensor, shrink: int) -> Tensor:
     return total / len(offsets)
 
 
-def compute_logits(x: Tensor, extra: Tensor, head: Head) -> Tensor:
+def compute_logits(x: Tensor, extra: Tensor, head: Head, temperature: float = 1.0) -> Tensor:
     """Pool the last feature map and apply the head.
 
     Args:
         x: Features (n, channels, *size).
         extra: Numbers that join at the head (n, extra).
         head: Weights for exactly these channels.
+        temperature: Divides the logits, so that their softmax is calibrated (Guo et al., ICML 2017).
 
     Returns:
         Logits (n, classes).
     """
     weight, extra_weight, bias = head
     pooled = x.flatten(2).mean(2)
-    return functional.linear(torch.cat([pooled, extra], 1), torch.cat([weight, extra_weight], 1), bias)
+    logits = functional.linear(torch.cat([pooled, extra], 1), torch.cat([weight, extra_weight], 1), bias)
+    return logits if temperature == 1 else logits / temperature

@@ -6,7 +6,7 @@ In training, batch norms use the statistics of the batch and store none; afterwa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class BoundConvNet:
     statistics: Statistics
     head: Head
     shrink: int = 1
+    temperature: float = 1.0
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
         """Compute logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
@@ -45,7 +46,7 @@ class BoundConvNet:
             out = _convolve(conv, x, weight)
             out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
             x = functional.relu(out + x if conv.identity else out)
-        return compute_logits(x, extra, self.head)
+        return compute_logits(x, extra, self.head, self.temperature)
 
 
 BoundSubnet = BoundConvNet | BoundTransformer
@@ -56,8 +57,8 @@ BoundSubnet = BoundConvNet | BoundTransformer
 class EscalationPair:
     """Two subnets: rows below ``threshold`` confidence in the small one are recomputed by the large one."""
 
-    small: BoundSubnet
-    large: BoundSubnet
+    small: Callable[[Tensor, Tensor], Tensor]
+    large: Callable[[Tensor, Tensor], Tensor]
     threshold: float
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
@@ -203,14 +204,31 @@ def _split_batches(x: Tensor, batch: int) -> list[Tensor]:
     return batches if len(batches[-1]) > 1 else [*batches[:-2], x[-batch - 1 :]]
 
 
-def bind_subnet(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> BoundSubnet:
-    """Bind a subnet to views of the shared weights; nothing is copied."""
+def bind_subnet(
+    space: Space, weights: Weights, subnet: Subnet, statistics: Statistics, temperature: float = 1.0
+) -> BoundSubnet:
+    """Bind a subnet to views of the shared weights; nothing is copied.
+
+    Args:
+        space: The search space.
+        weights: The shared weights.
+        subnet: Which subnet to bind.
+        statistics: Mean and variance of its batch norms; empty for a transformer.
+        temperature: Divides its logits.
+    """
     if space.attention:
-        return transformer.bind_transformer(space, weights, subnet)
+        return transformer.bind_transformer(space, weights, subnet, temperature)
     convs = list_convolutions(space, subnet)
     views = tuple(slice_convolution(weights, conv) for conv in convs)
     head = slice_head(weights, convs[-1].out)
-    return BoundConvNet(convs=convs, views=views, statistics=statistics, head=head, shrink=subnet.shrink)
+    return BoundConvNet(
+        convs=convs,
+        views=views,
+        statistics=statistics,
+        head=head,
+        shrink=subnet.shrink,
+        temperature=temperature,
+    )
 
 
 def slice_convolution(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,6 +41,7 @@ class BoundTransformer:
     attention: Attention
     shrink: int = 1
     statistics: Statistics = ()
+    temperature: float = 1.0
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
         """Compute logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
@@ -49,16 +50,25 @@ class BoundTransformer:
         for tensors in blocks:
             x = apply_block(x, tensors, self.attention.heads)
         x = functional.layer_norm(x, x.shape[2:], gamma, beta, EPSILON)
-        return compute_logits(x.transpose(1, 2), extra, self.head)
+        return compute_logits(x.transpose(1, 2), extra, self.head, self.temperature)
 
 
-def bind_transformer(space: Space, weights: Mapping[str, Tensor], subnet: Subnet) -> BoundTransformer:
+def bind_transformer(
+    space: Space, weights: Mapping[str, Tensor], subnet: Subnet, temperature: float = 1.0
+) -> BoundTransformer:
     """Bind a transformer subnet to views of the shared weights."""
     assert space.attention is not None  # noqa: S101 - the caller checks the form
     convs = list_convolutions(space, subnet)
     views = slice_transformer(weights, convs, compute_token_grid(space, subnet))
     head = slice_head(weights, space.attention.width)
-    return BoundTransformer(convs=convs, views=views, head=head, attention=space.attention, shrink=subnet.shrink)
+    return BoundTransformer(
+        convs=convs,
+        views=views,
+        head=head,
+        attention=space.attention,
+        shrink=subnet.shrink,
+        temperature=temperature,
+    )
 
 
 def slice_transformer(weights: Mapping[str, Tensor], convs: tuple[Conv, ...], tokens: tuple[int, ...]) -> Views:

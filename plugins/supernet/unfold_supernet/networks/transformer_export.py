@@ -62,7 +62,7 @@ class StandaloneTransformer(torch.nn.Module):  # type: ignore[misc,unused-ignore
 def extract_transformer(space: Space, bound: BoundTransformer) -> StandaloneTransformer:
     """Copy a transformer subnet into a standalone module."""
     module: StandaloneTransformer = StandaloneTransformer(space, bound).eval()
-    weight, extra_weight, bias = bound.head
+    weight, extra_weight, bias = (tensor / bound.temperature for tensor in bound.head)
     sources = [*(tensor for view in bound.views for tensor in view), torch.cat([weight, extra_weight], 1), bias]
     with torch.no_grad():
         for target, source in zip(module.parameters(), sources, strict=True):

@@ -9,6 +9,7 @@ import torch
 
 from unfold_supernet._types import IntArray
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.modules.onnx_members import OnnxFamily
 from unfold_supernet.networks.supernet import Supernet
 from unfold_supernet.replay.baselines import NamedPolicy, PolicyResult
 from unfold_supernet.replay.player import RealServer, replay_with_targets
@@ -25,7 +26,7 @@ WARM_UP, TIMED = 2, 5
 
 def measure_replay(
     problem: ReplayProblem,
-    supernet: Supernet,
+    supernet: Supernet | OnnxFamily,
     data: Dataset,
     clock: Callable[[], float],
     progress: Progress,
@@ -73,7 +74,9 @@ def _measure_policy(problem: ReplayProblem, policy: NamedPolicy, batch_runner: _
 class _BatchRunner:
     """Runs batches of test rows and tracks the ratio of measured to profiled latency."""
 
-    def __init__(self, problem: ReplayProblem, supernet: Supernet, data: Dataset, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, problem: ReplayProblem, supernet: Supernet | OnnxFamily, data: Dataset, clock: Callable[[], float]
+    ) -> None:
         self.profiles, self.clock = problem.profiles, clock
         self.slowdown, self.slowdowns = Slowdown(), list[float]()
         self.count = len(data.test)

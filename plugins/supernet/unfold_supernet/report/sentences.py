@@ -154,13 +154,53 @@ def propose_deadline(deadline_ms: float, accuracy: float) -> str:
 # Training.
 
 
-def state_training(count: int, low: float, high: float, front: int, gap: str, switch_us: float) -> str:
+def state_training(count: int, low: float, high: float, front: int, gap: str) -> str:
     """State the result of a training; ``gap`` is empty without standalone models."""
     compared = f", {gap}" if gap else ""
-    return (
-        f"{count} subnets in one set of weights, {low:.1f} to {high:.1f} % accurate, "
-        f"{front} on the front{compared}; a model switch takes {switch_us:.1f} µs"
-    )
+    return f"{count} subnets in one set of weights, {low:.1f} to {high:.1f} % accurate, {front} on the front{compared}"
+
+
+def state_useless_subnets(names: Sequence[str], majority: float) -> str:
+    """State which subnets do not beat the classifier that always predicts the commonest class."""
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    verb = "does" if len(names) == 1 else "do"
+    return f"{listed} {verb} not beat always predicting the commonest class ({majority:.1f} %)"
+
+
+def state_no_growth() -> str:
+    """State that larger subnets are not significantly better than the smallest."""
+    return "no larger subnet is significantly more accurate than the smallest"
+
+
+def state_missed_accuracy(bound: float, goal: float) -> str:
+    """State by how much the family misses its accuracy goal."""
+    return f"at least {bound:.1f} % accurate (95 %), {goal:g} % required"
+
+
+def state_missed_sharing(bound: float, goal: float) -> str:
+    """State by how much the weight-sharing gap may exceed its limit."""
+    return f"sharing weights may cost {bound:.2f} points (95 %), {goal:g} allowed"
+
+
+def advise_training(reason: str) -> str:
+    """Advise which change most likely turns a no into a yes."""
+    advice = {
+        "useless": "raise training.epochs, lower training.rate, or remove the smallest entries of space",
+        "growth": "serve the smallest subnet alone, widen space.stages, or use more test rows (data.test)",
+        "accuracy": "raise training.epochs, widen space.stages, or lower goal.accuracy",
+        "sharing": "raise training.epochs, remove the smallest entries of space, or use more test rows (data.test)",
+    }
+    return advice[reason]
+
+
+def state_majority(majority: float) -> str:
+    """State the accuracy of the classifier that every subnet must beat."""
+    return f"always predicting the commonest class is {majority:.1f} % accurate"
+
+
+def state_view_cost(ratio: float) -> str:
+    """State the cost of views of shared weights against contiguous copies."""
+    return f"a batch of 32 takes up to {ratio:.2f}x the time of contiguous copies"
 
 
 def state_no_gap() -> str:
@@ -198,9 +238,9 @@ def describe_steps(steps: Mapping[str, int], max_listed: int) -> str:
     return f"{ordered[0]:,} to {ordered[-1]:,} a subnet, median {ordered[len(ordered) // 2]:,}"
 
 
-def explain_switch() -> str:
-    """Explain what a model switch is."""
-    return "a lookup: every subnet is bound to views of the shared weights once"
+def explain_switch(penalty_us: float) -> str:
+    """Explain what a model switch costs: the first inference against the next one of the same subnet."""
+    return f"the first inference after a switch takes {penalty_us:.1f} µs longer than the next one, under load"
 
 
 def state_memory(shared_bytes: int, separate_bytes: int) -> str:
@@ -216,6 +256,27 @@ def list_files() -> str:
 def describe_search(count: int, measured: int, rank_correlation: float) -> str:
     """Describe a subnet search."""
     return f"{count:,} subnets, {measured:,} measured on held-out rows; rank correlation {rank_correlation:.2f}"
+
+
+def describe_module(source: str, groups: int, skippable: int) -> str:
+    """Describe which dimensions of a user's module are elastic."""
+    return f"{source}: {groups} groups of channels can be narrowed, {skippable} residual blocks skipped"
+
+
+def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
+    """List the parts of a module that every member shares in full, with the reason."""
+    listed = "; ".join(f"{path} ({reason})" for path, reason in parts)
+    return f"{listed}; {others} more" if others else listed
+
+
+def list_member_files() -> str:
+    """List the files that the training of a module leaves."""
+    return "family/module.safetensors holds the weights; subnets/ holds calibrated ONNX models"
+
+
+def note_unused_numbers(count: int) -> str:
+    """Note that the numbers beside the inputs do not reach a user's module."""
+    return f"The module receives x only; the {count} numbers in extra are not used."
 
 
 def state_missed_classes(names: Sequence[str], max_listed: int) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
-from unfold_supernet.training.accuracy import PairedDifference
-from unfold_supernet.training.problem import TrainingProblem, TrainingResult
+from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
+from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
+from unfold_supernet.training.verdict import FamilyVerdict
 from unfold_supernet.units import scale_column
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
@@ -21,24 +23,29 @@ WEIGHT_BYTES = 4
 def build_training_report(problem: TrainingProblem, result: TrainingResult) -> Report:
     """Build the report of a training."""
     gaps = [comparison.gap for comparison in result.comparisons.values()]
-    tables = [_tabulate_subnets(result), _tabulate_classes(problem, result), _tabulate_switches(result)]
+    tables = [
+        _tabulate_subnets(result),
+        tabulate_classes(problem.data.names, result.qualities),
+        _tabulate_switches(result),
+    ]
+    if result.calibration:
+        tables.insert(2, tabulate_calibration(result.calibration))
     if gaps:
-        tables.insert(1, _tabulate_gaps(result))
+        tables.insert(1, tabulate_gaps(result.comparisons))
     accuracies = [quality.accuracy for quality in result.qualities.values()]
-    headline = sentences.state_training(
+    headline = state_misses(result.verdict) or sentences.state_training(
         len(accuracies),
         min(accuracies),
         max(accuracies),
         len(result.front),
         describe_gap(gaps) if gaps else "",
-        result.switch_costs.route_p50_s * MICRO,
     )
     data = problem.data
     return Report(
         kind="supernet",
         verb="train",
         name=problem.name,
-        verdict=Verdict.YES,
+        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
         headline=headline,
         subtitle=(
             f"{len(accuracies)} subnets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
@@ -48,9 +55,32 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(_plot_front(result),),
         lines=_write_lines(result),
         notes=_write_notes(problem, result),
-        next="unfold plan SPEC",
+        next="unfold plan SPEC" if result.verdict.is_met else sentences.advise_training(name_advice(result.verdict)),
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
+
+
+def state_misses(verdict: FamilyVerdict) -> str:
+    """State why the answer is no; empty if it is yes."""
+    goal, misses = verdict.goal, list[str]()
+    if verdict.useless:
+        misses.append(sentences.state_useless_subnets(verdict.useless, verdict.majority))
+    if not verdict.grows:
+        misses.append(sentences.state_no_growth())
+    if verdict.misses_accuracy and goal.accuracy is not None:
+        misses.append(sentences.state_missed_accuracy(verdict.accuracy_bound, goal.accuracy))
+    if verdict.misses_sharing and goal.max_sharing_cost is not None and verdict.sharing_bound is not None:
+        misses.append(sentences.state_missed_sharing(verdict.sharing_bound, goal.max_sharing_cost))
+    return "; ".join(misses)
+
+
+def name_advice(verdict: FamilyVerdict) -> str:
+    """Name the change that most likely turns a no into a yes."""
+    if verdict.useless:
+        return "useless"
+    if not verdict.grows:
+        return "growth"
+    return "accuracy" if verdict.misses_accuracy else "sharing"
 
 
 def describe_gap(gaps: Sequence[PairedDifference]) -> str:
@@ -71,10 +101,14 @@ def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
         "accuracy_min": Metric(min(accuracies), "%"),
         "accuracy_max": Metric(max(accuracies), "%"),
         "cost_of_sharing_points": Metric(result.largest_gap_points, "points"),
-        "switch_us_p50": Metric(costs.route_p50_s * MICRO, "µs", timed=True),
-        "switch_us_p99": Metric(costs.route_p99_s * MICRO, "µs", timed=True),
-        "reload_ratio": Metric(costs.reload_s / costs.route_p50_s, "x", timed=True),
-        "load_state_ratio": Metric(costs.load_state_s / costs.route_p50_s, "x", timed=True),
+        "majority_accuracy": Metric(result.verdict.majority, "%"),
+        "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
+        "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
+        "ece_points_max": Metric(get_largest_error(result.calibration, "after"), "points"),
+        "ece_points_max_uncalibrated": Metric(get_largest_error(result.calibration, "before"), "points"),
+        "switch_us_p50": Metric(costs.switch_p50_s * MICRO, "µs", timed=True),
+        "switch_us_p99": Metric(costs.switch_p99_s * MICRO, "µs", timed=True),
+        "view_ratio_max": Metric(max(costs.view_ratios.values()), "x", timed=True),
         "memory_ratio": Metric(costs.shared_bytes / costs.separate_bytes),
         "train_seconds": Metric(result.training_s, "s", timed=True),
     }
@@ -107,7 +141,8 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
     return Table("subnets", columns, tuple(rows))
 
 
-def _tabulate_gaps(result: TrainingResult) -> Table:
+def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
+    """Tabulate the weight-sharing gap of the members that were compared."""
     columns = (
         Column("subnet"),
         Column("shared weights", "%", 2),
@@ -117,21 +152,21 @@ def _tabulate_gaps(result: TrainingResult) -> Table:
         Column("shared weights are"),
     )
     rows: list[tuple[Cell, ...]] = []
-    for name, comparison in result.comparisons.items():
+    for name, comparison in comparisons.items():
         gap = comparison.gap
         rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
         rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
     return Table("weight-sharing gap", columns, tuple(rows))
 
 
-def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table:
-    largest = list(result.qualities.values())[-1].sensitivity
-    # of many classes, those that the largest subnet recognises worst
+def tabulate_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> Table:
+    """Tabulate the sensitivity by class; of many classes, those that the largest member recognises worst."""
+    largest = list(qualities.values())[-1].sensitivity
     by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
     shown = sorted(by_sensitivity[:MAX_CLASSES])
-    columns = (Column("subnet"), *(Column(f"class {problem.data.names[index]}", "%", 1) for index in shown))
+    columns = (Column("subnet"), *(Column(f"class {names[index]}", "%", 1) for index in shown))
     rows: list[tuple[Cell, ...]] = []
-    for name, quality in result.qualities.items():
+    for name, quality in qualities.items():
         values = [quality.sensitivity[index] for index in shown]
         rows.append((name, *(None if math.isnan(value) else value * 100 for value in values)))
     return Table(sentences.title_classes(len(shown), len(largest)), columns, tuple(rows))
@@ -139,20 +174,26 @@ def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table
 
 def _tabulate_switches(result: TrainingResult) -> Table:
     costs = result.switch_costs
-    columns = (
-        Column("mechanism"),
-        Column("time", "µs", 2, timed=True),
-        Column("relative to routing", "x", 0, timed=True),
-    )
     mechanisms = (
-        ("routing (median)", costs.route_p50_s),
-        ("routing (p99)", costs.route_p99_s),
+        ("first inference after a switch (median)", costs.switch_p50_s),
+        ("first inference after a switch (p99)", costs.switch_p99_s),
         ("binding views anew", costs.bind_s),
         ("loading a state in place", costs.load_state_s),
-        ("building and loading a model", costs.reload_s),
     )
-    rows = tuple((name, seconds * MICRO, seconds / costs.route_p50_s) for name, seconds in mechanisms)
-    return Table("model switch", columns, rows)
+    rows = tuple((name, seconds * MICRO) for name, seconds in mechanisms)
+    return Table("model switch", (Column("mechanism"), Column("extra time", "µs", 2, timed=True)), rows)
+
+
+def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
+    """Tabulate the calibration error before and after the temperature."""
+    columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
+    rows = tuple((name, error.before, error.after) for name, error in calibration.items())
+    return Table("expected calibration error", columns, rows)
+
+
+def get_largest_error(calibration: Mapping[str, CalibrationError], moment: str) -> float | None:
+    """Get the largest calibration error of a family ``before`` or ``after`` its temperatures."""
+    return max((getattr(error, moment) for error in calibration.values()), default=None)
 
 
 def _plot_front(result: TrainingResult) -> Figure:
@@ -172,7 +213,9 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     lines = (
         ("front", sentences.describe_front(result.front)),
         ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
-        ("model switch", sentences.explain_switch()),
+        ("model switch", sentences.explain_switch(costs.switch_p50_s * MICRO)),
+        ("views", sentences.state_view_cost(max(costs.view_ratios.values()))),
+        ("constant", sentences.state_majority(result.verdict.majority)),
         ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
         ("files", sentences.list_files()),
     )

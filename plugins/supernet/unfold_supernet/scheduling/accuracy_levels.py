@@ -18,7 +18,8 @@ def build_accuracy_levels(
 
     Level 0 allows every subnet, the highest level only the most accurate one. That one also serves requests above its
     own accuracy (SUSHI: if no subnet qualifies, use the nearest). A request that cannot be in time is served by the
-    first subnet, or by the fastest one that is accurate enough.
+    first subnet, or by the fastest one that is accurate enough. A request with more rows than the largest measured
+    batch is computed in parts by the most accurate subnet that answers all of them in time.
 
     Args:
         profiles: The subnets.
@@ -37,7 +38,14 @@ def build_accuracy_levels(
         choice = policies[level](slack, rows)
         return None if choice is None else (allowed[level][choice.subnet], choice.batch)
 
-    return ExecutionPaths(pick, levels, tuple(fastest), _make_level_lookup(accuracies))
+    def pick_split(slack: float, rows: int, level: int) -> tuple[int, int] | None:
+        by_accuracy = sorted(allowed[level], key=lambda index: profiles[index].accuracy, reverse=True)
+        for index in by_accuracy:
+            if profiles[index].estimate_split_latency(rows) * slowdown.p90 <= slack:
+                return index, rows
+        return None
+
+    return ExecutionPaths(pick, levels, tuple(fastest), _make_level_lookup(accuracies), pick_split)
 
 
 def _make_level_lookup(accuracies: Sequence[float]) -> Callable[[Call], int]:

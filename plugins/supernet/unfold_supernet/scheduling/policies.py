@@ -44,6 +44,11 @@ class SubnetProfile:
         (size, time), (larger, longer) = self.seconds[index - 1], self.seconds[index]
         return time + (longer - time) * (batch - size) / (larger - size)
 
+    def estimate_split_latency(self, rows: int) -> float:
+        """Estimate the latency of any number of rows, computed in parts of the largest measured batch, in seconds."""
+        parts, remaining = divmod(rows, self.max_batch)
+        return parts * self.seconds[-1][1] + (self.estimate_latency(remaining) if remaining else 0.0)
+
     @property
     def accuracy_fraction(self) -> float:
         """Accuracy between 0 and 1."""

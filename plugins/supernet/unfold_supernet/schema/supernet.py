@@ -13,9 +13,22 @@ from unfold_supernet.schema.accelerator import (
     find_accelerator_problems,
     find_query_problems,
 )
+from unfold_supernet.schema.module import ModuleSpec, find_module_problems
 from unfold_supernet.schema.space import SpaceSpec, find_count_problems, find_space_problems
 from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_problems, find_training_problems
 from unfoldkit.api import Duration, Fraction, Model, Percent, Problem, Spec
+
+
+class GoalSpec(Model):
+    """What the trained family must reach; each bound holds at 95 %."""
+
+    accuracy: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="of the most accurate subnet on the test rows"
+    )
+    max_sharing_cost: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="largest accuracy that sharing weights may cost a subnet against a standalone model, in points",
+    )
 
 
 class ServingSpec(Model):
@@ -56,9 +69,11 @@ class SupernetSpec(Spec):
     layers: str | None = Field(
         default=None, description="a CSV with the layers of your own subnets, for the accelerator only"
     )
+    model: ModuleSpec | None = Field(default=None, description="your own torch module, to train")
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
+    goal: GoalSpec = GoalSpec()
     serving: ServingSpec | None = None
     accelerator: AcceleratorSpec | None = None
     queries: QueriesSpec = QueriesSpec()
@@ -71,17 +86,41 @@ class SupernetSpec(Spec):
             yield from find_data_problems(self.data, self.space.form)
             yield from find_training_problems(self.training, self.space.coupling)
             yield from find_count_problems(self.space)
+        if self.model is not None:
+            yield from find_module_problems(self.model)
+            yield from find_data_problems(self.data, "module")
+            yield from _find_unused_training(self.training)
+        yield from _find_goal_problems(self)
         yield from find_query_problems(self.queries)
         if self.accelerator is not None:
             yield from find_accelerator_problems(self.accelerator)
 
 
+def _find_unused_training(training: TrainingSpec) -> Iterable[Problem]:
+    """Yield the keys of ``training`` that a user's module does not go by."""
+    defaults = TrainingSpec()
+    for key in ("rule", "samples", "delay", "sort", "warmup", "smoothing", "noise", "shift"):
+        if getattr(training, key) != getattr(defaults, key):
+            yield Problem(("training", key), "has no effect on a module of your own", hint=f"remove {key}")
+
+
+def _find_goal_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    if spec.goal != GoalSpec() and spec.space is None and spec.model is None:
+        yield Problem(("goal",), "nothing is trained that could reach a goal", hint="write space and data")
+    elif spec.goal.max_sharing_cost is not None and not spec.training.alone:
+        message, hint = "needs standalone models to compare with", "remove training.alone: false"
+        yield Problem(("goal", "max_sharing_cost"), message, hint=hint)
+
+
 def _find_family_problems(spec: SupernetSpec) -> Iterable[Problem]:
-    sources = [key for key in ("family", "layers", "space") if getattr(spec, key) is not None]
+    sources = [key for key in ("family", "layers", "space", "model") if getattr(spec, key) is not None]
     if not sources:
-        hint = "write family: ofa-resnet50, layers: nets.csv, or a space to train"
+        hint = "write family: ofa-resnet50, layers: nets.csv, or a space or model to train"
         yield Problem(("family",), "no subnets are defined", hint=hint)
-    if sources == ["family", "space"]:
+    if "model" in sources and len(sources) > 1:
+        hint = f"remove {' or '.join(sources)}"
+        yield Problem(("model",), "another section already defines the subnets", hint=hint)
+    elif sources == ["family", "space"]:
         yield Problem(("family",), "a published family has its own space", hint="remove family or space")
     elif len(sources) > 1:
         hint = f"remove {' or '.join(key for key in sources if key != 'layers')}"

@@ -62,6 +62,10 @@ class TrainingSpec(Model):
     calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         default=4096, description="examples for the norm statistics"
     )
+    validation: Annotated[Fraction, Field(ge=0, lt=1)] = Field(
+        default=0.1,
+        description="fraction of the training rows held out to calibrate confidences; whole groups where rows have one",
+    )
     alone: bool = Field(
         default=True, description="also train smallest, middle and largest subnet as standalone models, to compare"
     )
@@ -77,7 +81,7 @@ def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
     yield from _find_split_problems(data)
     required = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
-    if form not in (required, "transformer"):
+    if form not in (required, "transformer", "module"):
         yield Problem(("space", "form"), f"{data.source} requires {required} or transformer")
 
 

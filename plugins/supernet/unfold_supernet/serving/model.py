@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unfold_supernet.modules.onnx_members import OnnxMember
 from unfold_supernet.networks.supernet import BoundSubnet, EscalationPair
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
@@ -51,7 +52,7 @@ class SupernetModel:
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
     profiles: tuple[SubnetProfile, ...]
-    bound: tuple[BoundSubnet | EscalationPair, ...]
+    bound: tuple[BoundSubnet | OnnxMember | EscalationPair, ...]
     count_batch: CountBatch
     clock: Callable[[], float]
     slowdown: Slowdown = field(default_factory=Slowdown)
@@ -67,7 +68,7 @@ class SupernetModel:
         profile = self.profiles[subnet]
         if batch.turn is not None and not batch.trial:
             # from the selection: the hand-over to the worker thread is part of the latency
-            self.slowdown.update(profile.estimate_latency(batch.rows), end - batch.turn.picked)
+            self.slowdown.update(profile.estimate_split_latency(batch.rows), end - batch.turn.picked)
             self.count_batch(subnet, in_time)
         enough = [profile.accuracy_fraction >= call.least_accuracy for call in batch.calls]
         rows = [call.rows for call in batch.calls]
@@ -85,6 +86,11 @@ class SupernetModel:
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
         x = torch.from_numpy(inputs["x"].astype(np.float32))
         extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
+        part, model = self.profiles[subnet].max_batch, self.bound[subnet]
         with torch.inference_mode():
-            shares: Array = torch.softmax(self.bound[subnet](x, torch.from_numpy(extra)), 1).numpy()
+            parts = [
+                torch.softmax(model(x[start : start + part], torch.from_numpy(extra[start : start + part])), 1).numpy()
+                for start in range(0, len(x), part)
+            ]
+        shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares

@@ -14,8 +14,9 @@ import torch
 from unfold_supernet.family.artifacts import SPACE_FILE, SupernetRecord
 from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
 from unfold_supernet.family.space_builder import InputShape, SpaceOptions, build_space
+from unfold_supernet.modules.onnx_members import MEMBERS_FILE, OnnxFamily, locate_member, read_members
 from unfold_supernet.networks.space import Space
-from unfold_supernet.networks.supernet import EscalationPair
+from unfold_supernet.networks.supernet import EscalationPair, Supernet
 from unfold_supernet.replay.baselines import make_adaptive
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.report import sentences
@@ -43,7 +44,7 @@ class ServiceProblem:
     Attributes:
         name: Name of the spec.
         options: How requests are served.
-        space_options: The spec's search space, which the run's must match.
+        space_options: The spec's search space, which the run's must match; ``None`` for a user's module.
         record: Measurements of the trained supernet.
         profiles: Subnets and escalation pairs that meet the guard.
         directory: The run.
@@ -53,7 +54,7 @@ class ServiceProblem:
 
     name: str
     options: ServingOptions
-    space_options: SpaceOptions
+    space_options: SpaceOptions | None
     record: SupernetRecord
     profiles: tuple[SubnetProfile, ...]
     directory: RunDir
@@ -95,18 +96,17 @@ def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
         UnfoldError: As :func:`build_service`.
     """
     directory, options = problem.directory, problem.options
-    if not directory.has(SPACE_FILE):
-        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
-    supernet = read_supernet(directory)
-    _check_space(problem.space_options, supernet.space)
+    supernet = _read_family(problem)
+    is_module = isinstance(supernet, OnnxFamily)
+    files = [locate_member(name) for name in supernet.bound] if is_module else [WEIGHTS_FILE, NORMS_FILE]
     models = tuple(
         supernet.select(get_small_subnet(profile), profile.fallback, options.escalate_below)
         for profile in problem.profiles
     )
     model = SupernetModel(
         name=problem.name,
-        version=fingerprint(*(directory.read(name).hex() for name in (WEIGHTS_FILE, NORMS_FILE)))[:12],
-        inputs=_describe_inputs(supernet.space),
+        version=fingerprint(*(directory.read(name).hex() for name in files))[:12],
+        inputs=_describe_inputs(supernet),
         facts={},
         classes=problem.record.classes,
         profiles=problem.profiles,
@@ -117,6 +117,18 @@ def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
     profiles = tuple(measure_profile(model, index) for index in range(len(problem.profiles)))
     facts = _describe_facts(options, profiles, problem.record.classes)
     return replace(model, profiles=profiles, facts=facts)
+
+
+def _read_family(problem: ServiceProblem) -> Supernet | OnnxFamily:
+    """Read the members of the run: views of shared weights, or the ONNX models of a user's module."""
+    directory, is_module = problem.directory, problem.space_options is None
+    if not directory.has(MEMBERS_FILE if is_module else SPACE_FILE):
+        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
+    if problem.space_options is None:
+        return read_members(directory)
+    supernet = read_supernet(directory)
+    _check_space(problem.space_options, supernet.space)
+    return supernet
 
 
 def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
@@ -156,7 +168,10 @@ def _check_space(options: SpaceOptions, stored: Space) -> None:
         raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
 
 
-def _describe_inputs(space: Space) -> tuple[Field, ...]:
+def _describe_inputs(family: Supernet | OnnxFamily) -> tuple[Field, ...]:
+    if isinstance(family, OnnxFamily):
+        return (Field("x", "FP64", family.size),)
+    space = family.space
     x = Field("x", "FP64", (space.channels, *space.size))
     return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)
 

@@ -14,9 +14,15 @@ from unfold_supernet.networks.space import Subnet, count_macs
 from unfold_supernet.networks.supernet import Supernet
 from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
 from unfold_supernet.training import latency
-from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions, select_front
+from unfold_supernet.training.calibration import (
+    CalibrationError,
+    compute_calibration_error,
+    compute_confidence,
+)
 from unfold_supernet.training.family import train_standalone, train_supernet
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
+from unfold_supernet.training.verdict import judge_family
 from unfoldkit.api import Progress, RunDir
 
 
@@ -55,11 +61,22 @@ def train_and_evaluate(
             for subnet in extremes
         }
     _export_subnets(supernet, subnets, data, directory)
+    macs = [float(count_macs(supernet.space, subnet)) for subnet in subnets]
+    verdict = judge_family(
+        qualities,
+        [subnets[index].name for index in select_front(macs, list(qualities.values()))],
+        [comparison.gap for comparison in comparisons.values()],
+        data.y[data.train],
+        data.y[data.test],
+        problem.goal,
+    )
     result = TrainingResult(
         space=supernet.space,
         qualities=qualities,
         seconds_by_batch=seconds_by_batch,
         comparisons=comparisons,
+        calibration=_measure_calibration(supernet, data) if len(data.holdout) else {},
+        verdict=verdict,
         switch_costs=latency.measure_switch_costs(supernet),
         steps=trained.steps,
         training_s=trained.training_s,
@@ -92,6 +109,22 @@ def evaluate_subnets(tested: SubnetPredictions, classes: int) -> dict[str, Subne
         name: evaluate_predictions(row, tested.labels, classes)
         for name, row in zip(tested.names, tested.predictions, strict=True)
     }
+
+
+def _measure_calibration(supernet: Supernet, data: Dataset) -> dict[str, CalibrationError]:
+    """Measure the calibration error of every subnet on the test rows, without and with its temperature."""
+    errors = {}
+    for subnet in sort_by_macs(supernet):
+        bound = supernet.bound[subnet.name]
+        logits = latency.compute_all_logits(bound, data, data.test)
+        correct = logits.argmax(1) == data.y[data.test]
+        # the bound subnet divides by its temperature
+        before, after = (
+            compute_calibration_error(compute_confidence(logits, divisor), correct)
+            for divisor in (1 / bound.temperature, 1.0)
+        )
+        errors[subnet.name] = CalibrationError(before, after)
+    return errors
 
 
 def _export_subnets(supernet: Supernet, subnets: list[Subnet], data: Dataset, directory: RunDir) -> None:

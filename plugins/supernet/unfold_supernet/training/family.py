@@ -19,8 +19,9 @@ from unfold_supernet.networks.layers import Statistics, Weights
 from unfold_supernet.networks.space import Space, Subnet
 from unfold_supernet.networks.supernet import Supernet, bind_subnet, calibrate_norms, init_weights
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.calibration import fit_temperature
 from unfold_supernet.training.curriculum import build_phases, count_epochs
-from unfold_supernet.training.latency import predict_classes
+from unfold_supernet.training.latency import compute_all_logits, predict_classes
 from unfold_supernet.training.problem import SearchResult, TrainingProblem
 from unfold_supernet.training.subnet_search import search_subnets
 from unfold_supernet.training.trainer import TrainingState, run_training
@@ -60,11 +61,15 @@ def train_supernet(
     space, made_from = problem.space, compute_fingerprint(problem)
     start = clock()
     state = _train_subnets(problem, space.subnets, directory, progress, made_from, checkpoint.CHECKPOINT_FILE)
-    search = _search(problem, state.weights) if len(problem.data.holdout) else None
+    search = _search(problem, state.weights) if problem.is_searched else None
     members = space if search is None else replace(space, subnets=search.subnets)
     if not directory.has(SPACE_FILE, made_from=made_from):
         norms = {subnet.name: _calibrate(problem, members, state.weights, subnet) for subnet in members.subnets}
-        checkpoint.write_supernet(directory, members, state.weights, norms, made_from)
+        temperatures = {
+            subnet.name: _fit_temperature(problem, members, state.weights, subnet, norms[subnet.name])
+            for subnet in members.subnets
+        }
+        checkpoint.write_supernet(directory, members, state.weights, norms, made_from, temperatures)
     return TrainedSupernet(checkpoint.read_supernet(directory), state.steps, clock() - start, search)
 
 
@@ -133,6 +138,17 @@ def _calibrate(problem: TrainingProblem, space: Space, weights: Weights, subnet:
     data = problem.data
     rows = np.random.default_rng(0xCA1).permutation(data.train)[: problem.options.calibrate]
     return calibrate_norms(space, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
+
+
+def _fit_temperature(
+    problem: TrainingProblem, space: Space, weights: Weights, subnet: Subnet, statistics: Statistics
+) -> float:
+    """Fit a subnet's temperature on the held-out rows, which no weight depends on."""
+    data = problem.data
+    if not len(data.holdout):
+        return 1.0
+    logits = compute_all_logits(bind_subnet(space, weights, subnet, statistics), data, data.holdout)
+    return fit_temperature(logits, data.y[data.holdout])
 
 
 def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:

@@ -24,6 +24,7 @@ Model = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
+VIEW_BATCH = 32
 ENOUGH_S = 0.5
 """Seconds of rounds after which a batch size is measured well enough: slow subnets need few rounds."""
 
@@ -31,6 +32,12 @@ ENOUGH_S = 0.5
 def predict_classes(model: Model, data: Dataset, rows: IntArray) -> IntArray:
     """Predict the classes of some rows."""
     return predict_with_confidence(model, data, rows)[0]
+
+
+def compute_all_logits(model: Model, data: Dataset, rows: IntArray) -> Float32Array:
+    """Compute the logits (n, classes) of some rows."""
+    with torch.inference_mode():
+        return np.concatenate([model(x, extra).numpy() for x, extra in _iterate_chunks(data, rows)])
 
 
 def predict_with_confidence(model: Model, data: Dataset, rows: IntArray) -> tuple[IntArray, Float32Array]:
@@ -60,9 +67,8 @@ def measure_latencies(
 
 
 def measure_switch_costs(supernet: Supernet, rounds: int = 2000) -> SwitchCosts:
-    """Measure the mechanisms of a model switch, alternating between the subnets."""
+    """Measure what a model switch costs under load, and the mechanisms that views of shared weights replace."""
     names = list(supernet.bound)
-    routes = _time_lookups(supernet, names, rounds)
     largest = supernet.bound[names[-1]]
     models = {name: extract_model(supernet.space, bound) for name, bound in supernet.bound.items()}
     files = {name: serialise_state(model) for name, model in models.items()}
@@ -76,10 +82,11 @@ def measure_switch_costs(supernet: Supernet, rounds: int = 2000) -> SwitchCosts:
     load_times = time_rounds(lambda: target.load_state_dict(state), slow_rounds)
     reload_times = time_rounds(lambda: _reload(supernet, largest, files[names[-1]]), slow_rounds)
     norm_tensors = [tensor for bound in supernet.bound.values() for pair in bound.statistics for tensor in pair]
-    p50, p99 = compute_percentiles(routes)
+    p50, p99 = compute_percentiles(_time_switches(supernet, names, rounds))
     return SwitchCosts(
-        route_p50_s=p50,
-        route_p99_s=p99,
+        switch_p50_s=p50,
+        switch_p99_s=p99,
+        view_ratios={name: _compare_with_copy(supernet, name, models[name], slow_rounds) for name in names},
         bind_s=float(np.median(bind_times)),
         load_state_s=float(np.median(load_times)),
         reload_s=float(np.median(reload_times)),
@@ -98,15 +105,37 @@ def time_rounds(call: Callable[[], object], rounds: int, enough_s: float = math.
     return np.array(seconds)
 
 
-def _time_lookups(supernet: Supernet, names: Sequence[str], rounds: int) -> FloatArray:
-    """Time the lookup from a name to a bound subnet; nothing is built, copied or set."""
-    clock, bound, seconds = time.perf_counter, supernet.bound, np.empty(rounds)
-    for index in range(rounds):
-        name = names[index % len(names)]
-        start = clock()
-        _ = bound[name]
-        seconds[index] = clock() - start
-    return seconds
+def _time_switches(supernet: Supernet, names: Sequence[str], rounds: int) -> FloatArray:
+    """Time the first answer after each change of subnet, less the next answer of the same subnet."""
+    clock, bound = time.perf_counter, supernet.bound
+    x, extra = _make_inputs(supernet, 1)
+    order = np.random.default_rng(rounds).integers(len(names), size=rounds)
+    penalties = np.empty(rounds)
+    with torch.inference_mode():
+        for index, choice in enumerate(order):
+            model = bound[names[choice]]
+            start = clock()
+            model(x, extra)
+            middle = clock()
+            model(x, extra)
+            penalties[index] = (middle - start) - (clock() - middle)
+    return penalties[np.flatnonzero(np.diff(order)) + 1] if len(names) > 1 else penalties
+
+
+def _compare_with_copy(supernet: Supernet, name: str, copy: StandaloneModel, rounds: int) -> float:
+    """Compare the time of a batch on views with that of a model with contiguous tensors; rounds alternate."""
+    x, extra = _make_inputs(supernet, VIEW_BATCH)
+    views, copies = [], []
+    with torch.inference_mode():
+        for _ in range(rounds):
+            views += time_rounds(lambda: supernet.bound[name](x, extra), 1).tolist()
+            copies += time_rounds(lambda: copy(x, extra), 1).tolist()
+    return float(np.median(views) / np.median(copies))
+
+
+def _make_inputs(supernet: Supernet, rows: int) -> tuple[Tensor, Tensor]:
+    space = supernet.space
+    return torch.zeros((rows, space.channels, *space.size)), torch.zeros((rows, space.extra))
 
 
 def _reload(supernet: Supernet, bound: BoundSubnet, file: bytes) -> StandaloneModel:

@@ -9,6 +9,8 @@ from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Space, Subnet, count_macs
 from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality, compare_paired, select_front
+from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +81,10 @@ class TrainingProblem:
         name: Name of the spec.
         form: Form of the subnets.
         space: All candidate subnets.
-        data: Examples; with a hold-out, the space is searched.
+        data: Examples; the hold-out selects subnets and calibrates confidences.
+        is_searched: Whether the space is too large to train every subnet.
         options: Training options.
+        goal: What the family must reach.
         search: Search options.
         seed: Of weights, batches and search.
         fingerprint_parts: Sections of the spec on which the weights depend.
@@ -90,7 +94,9 @@ class TrainingProblem:
     form: str
     space: Space
     data: Dataset
+    is_searched: bool
     options: TrainingOptions
+    goal: Goal
     search: SearchOptions
     seed: int
     fingerprint_parts: tuple[object, ...]
@@ -119,8 +125,10 @@ class SwitchCosts:
     """What a model switch costs, by mechanism.
 
     Attributes:
-        route_p50_s: Median time to look up a bound subnet.
-        route_p99_s: 99th percentile of the same.
+        switch_p50_s: Median penalty of the first answer after a change of subnet, against the next answer of the same
+            subnet; one row each, back to back.
+        switch_p99_s: 99th percentile of the same.
+        view_ratios: Time of a batch on views over that on contiguous copies, by subnet.
         bind_s: Time to bind the views anew.
         load_state_s: Time to copy a state from memory into an existing model.
         reload_s: Time to build a model and read its file's bytes.
@@ -128,8 +136,9 @@ class SwitchCosts:
         separate_bytes: Bytes of its subnets as separate models.
     """
 
-    route_p50_s: float
-    route_p99_s: float
+    switch_p50_s: float
+    switch_p99_s: float
+    view_ratios: dict[str, float]
     bind_s: float
     load_state_s: float
     reload_s: float
@@ -159,6 +168,8 @@ class TrainingResult:
         qualities: Quality on the test rows.
         seconds_by_batch: Latency by batch size.
         comparisons: Comparison with standalone models.
+        calibration: Calibration error by subnet; empty without held-out rows.
+        verdict: What the test rows say of the family.
         switch_costs: Cost of a model switch.
         steps: Training steps.
         training_s: Seconds of training; about 0 if the run was already trained.
@@ -169,6 +180,8 @@ class TrainingResult:
     qualities: dict[str, SubnetQuality]
     seconds_by_batch: dict[str, dict[int, float]]
     comparisons: dict[str, StandaloneComparison]
+    calibration: dict[str, CalibrationError]
+    verdict: FamilyVerdict
     switch_costs: SwitchCosts
     steps: dict[str, int]
     training_s: float

@@ -17,17 +17,19 @@ from unfold_supernet.family.artifacts import read_predictions, read_record, read
 from unfold_supernet.family.datasets import DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
 from unfold_supernet.family.user_arrays import UserDataOptions
+from unfold_supernet.modules.problem import ModuleProblem, ModuleSource
 from unfold_supernet.networks.space import Attention
 from unfold_supernet.replay.problem import AcceleratorTarget, ReplayProblem, ServingOptions, select_candidates
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import read_targets
 from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
 from unfold_supernet.schema.space import SearchSpec, SpaceSpec
-from unfold_supernet.schema.supernet import ServingSpec, SupernetSpec
+from unfold_supernet.schema.supernet import GoalSpec, ServingSpec, SupernetSpec
 from unfold_supernet.schema.training import DataSpec, TrainingSpec
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
+from unfold_supernet.training.verdict import Goal
 from unfoldkit.api import Run, dump, user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
@@ -36,6 +38,8 @@ from unfoldkit.safe_io.files import read_bytes
 if TYPE_CHECKING:
     from unfold_supernet.serving.service import ServiceProblem
 
+MIN_GROUPS = 10
+"""Groups in the training rows from which validation holds out whole groups."""
 MIN_TILES = 2
 """Tiles in the dynamic buffer: one is computed while the next is transferred."""
 
@@ -55,8 +59,12 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         raise user_error(message, key=key, hint=hint)
     data = load_dataset(build_data_options(spec.data, run), run.seed, form=spec.space.form)
     space = build_space(build_space_options(spec.space), data.shape)
-    if spec.space.subnet_count > spec.space.search.above:
+    is_searched = spec.space.subnet_count > spec.space.search.above
+    if is_searched:
         data = hold_out_rows(data, spec.space.search.held, run.seed)
+    else:
+        # with few groups, a whole one would cost the training more than its fraction
+        data = hold_out_rows(data, spec.training.validation, run.seed, MIN_GROUPS)
     document = dump(spec)
     training = {key: value for key, value in document["training"].items() if key != "alone"}
     return TrainingProblem(
@@ -64,11 +72,56 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
         form=spec.space.form,
         space=space,
         data=data,
+        is_searched=is_searched,
         options=build_training_options(spec.training),
+        goal=build_goal(spec.goal),
         search=build_search_options(spec.space.search),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["space"], training),
     )
+
+
+def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
+    """Load the data and locate the user's module; nothing of it runs yet.
+
+    Raises:
+        UnfoldError: The spec may not name code, or a file is missing or invalid.
+    """
+    model = spec.model
+    assert model is not None  # noqa: S101 - the caller checks
+    if not run.allow_code:
+        hint = "--allow-code permits it; only for specs that you trust"
+        raise user_error(f"{model.source} is code, which a spec may not run", key="model.from", hint=hint)
+    data = hold_out_rows(build_dataset(spec, run), spec.training.validation, run.seed, MIN_GROUPS)
+    module, _, function = model.source.partition(":")
+    weights = None if model.weights is None else run.path(model.weights, key="model.weights")
+    document = dump(spec)
+    training = {key: value for key, value in document["training"].items() if key != "alone"}
+    digest = hashlib.sha256(read_bytes(weights)).hexdigest() if weights else ""
+    return ModuleProblem(
+        name=spec.name,
+        source=ModuleSource(
+            module=module,
+            function=function,
+            folder=run.base.absolute(),
+            arguments=dict(model.arguments),
+            weights=weights,
+        ),
+        widths=model.widths,
+        depths=model.depths,
+        resolutions=model.resolutions,
+        data=data,
+        options=build_training_options(spec.training),
+        has_rate="rate" in spec.training.model_fields_set,
+        goal=build_goal(spec.goal),
+        seed=run.seed,
+        fingerprint_parts=(document["data"], document["model"], training, digest),
+    )
+
+
+def build_goal(spec: GoalSpec) -> Goal:
+    """Resolve what the family must reach, in percent and points."""
+    return Goal(None if spec.accuracy is None else spec.accuracy * 100, spec.max_sharing_cost)
 
 
 def build_dataset(spec: SupernetSpec, run: Run) -> Dataset:
@@ -78,7 +131,7 @@ def build_dataset(spec: SupernetSpec, run: Run) -> Dataset:
         UnfoldError: A file is missing or invalid.
     """
     assert spec.data is not None  # noqa: S101 - the caller checks
-    form = spec.space.form if spec.space is not None else ""
+    form = "module" if spec.model is not None else spec.space.form if spec.space is not None else ""
     return load_dataset(build_data_options(spec.data, run), run.seed, form=form)
 
 
@@ -264,14 +317,14 @@ def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
     """
     from unfold_supernet.serving.service import ServiceProblem
 
-    if spec.space is None:
+    if spec.space is None and spec.model is None:
         message, hint = "subnets known by their layers only cannot be served", "write space and data, and train"
         raise user_error(message, key="family", hint=hint)
     options = build_serving_options(spec.serving)
     return ServiceProblem(
         name=spec.name,
         options=options,
-        space_options=build_space_options(spec.space),
+        space_options=None if spec.space is None else build_space_options(spec.space),
         record=read_record(run.directory),
         profiles=_select_profiles(options, run),
         directory=run.directory,

@@ -20,9 +20,11 @@ def serve(spec: SupernetSpec, run: Run) -> Service | Report:
 
         return build_service(build_service_problem(spec, run))
     from unfold_supernet.family.checkpoint import read_supernet
+    from unfold_supernet.modules.onnx_members import read_members
     from unfold_supernet.replay.measured import measure_replay
     from unfold_supernet.report.replay import build_measured_report
 
     problem = build_replay_problem(spec, run)
-    supernet, data = read_supernet(run.directory), build_dataset(spec, run)
-    return build_measured_report(measure_replay(problem, supernet, data, run.clock, run.progress))
+    family = read_supernet(run.directory) if spec.model is None else read_members(run.directory)
+    data = build_dataset(spec, run)
+    return build_measured_report(measure_replay(problem, family, data, run.clock, run.progress))

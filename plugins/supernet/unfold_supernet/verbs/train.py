@@ -6,7 +6,7 @@ import importlib.util
 
 from unfold_supernet.report.training import build_training_report
 from unfold_supernet.schema.supernet import SupernetSpec
-from unfold_supernet.verbs.build import build_training_problem
+from unfold_supernet.verbs.build import build_module_problem, build_training_problem
 from unfoldkit.api import Report, Run, user_error
 
 
@@ -17,19 +17,30 @@ def train(spec: SupernetSpec, run: Run) -> Report:
         UnfoldError: There is no space to train, torch is missing, or the data is invalid.
     """
     require_torch()
+    if spec.model is not None:
+        return _train_module(spec, run)
     problem = build_training_problem(spec, run)
     from unfold_supernet.training.evaluation import train_and_evaluate
 
     return build_training_report(problem, train_and_evaluate(problem, run.directory, run.progress, run.clock))
 
 
-def require_torch() -> None:
-    """Check that torch and safetensors are installed.
+def _train_module(spec: SupernetSpec, run: Run) -> Report:
+    require_torch("torch_pruning", "onnxscript")
+    problem = build_module_problem(spec, run)
+    from unfold_supernet.modules.evaluation import train_module
+    from unfold_supernet.report.module import build_module_report
+
+    return build_module_report(problem, train_module(problem, run.directory, run.progress, run.clock))
+
+
+def require_torch(*others: str) -> None:
+    """Check that torch, safetensors and other packages of the extra are installed.
 
     Raises:
         UnfoldError: One of them is not (exit code 2; the hint names the extra).
     """
-    for name in ("torch", "safetensors"):
+    for name in ("torch", "safetensors", *others):
         if importlib.util.find_spec(name) is None:
             hint = "pip install '.[torch]'"
             raise user_error(f"a supernet needs the package {name!r}, which is not installed", hint=hint)

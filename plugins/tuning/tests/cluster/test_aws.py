@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from unfold_tuning.cluster import orphans
 from unfold_tuning.cluster.aws import (
@@ -30,6 +30,7 @@ from unfold_tuning.cluster.aws import (
     parse_termination_time,
 )
 from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.offers import Offer, OfferBook, list_offers
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
 from unfold_tuning.job.allocation import Allocation
@@ -270,14 +271,118 @@ def test_termination_times_are_parsed_from_sentences() -> None:
     assert parse_termination_time({**gone, "State": {"Name": "running"}}) is None
 
 
+def raise_refusals(ec2: Any, *codes: str) -> Any:
+    """Return a client whose first requests for instances are refused with these codes."""
+    client = UnreliableClient(ec2, lost=0)
+    client.refusals = list(codes)
+    return client
+
+
+def test_a_refused_offer_is_followed_by_the_next(ec2: Any, tmp_path: Path) -> None:
+    """Without capacity in one zone the next one is tried, and the capacity log holds both attempts."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(raise_refusals(ec2, *["InsufficientInstanceCapacity"] * 2), ledger)
+        zones = [Offer(MACHINE, "us-east-1a"), Offer(MACHINE, "us-east-1b")]
+        provider.book = OfferBook(tuple(zones))
+        assert len(provider.rent(2, do_nothing)) == 2
+        zone = {item["Placement"]["AvailabilityZone"] for item in list_instances(ec2, "running")}
+        assert zone == {"us-east-1b"}
+        assert [(probe.offer, probe.is_granted) for probe in ledger.list_capacity()] == [
+            ("g5.xlarge on-demand in us-east-1a", False),
+            ("g5.xlarge on-demand in us-east-1b", True),
+        ]
+        provider.close()
+
+
+def test_throttling_repeats_the_same_request(ec2: Any, tmp_path: Path) -> None:
+    """A throttled request is sent again with the same token and the same parameters."""
+    client = raise_refusals(ec2, "RequestLimitExceeded", "Unavailable")
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        assert len(provider.rent(1, do_nothing)) == 1
+        assert len(client.requests) == 3
+        assert client.requests[0] == client.requests[1] == client.requests[2]
+        provider.close()
+
+
+def test_a_partial_grant_is_used(ec2: Any, tmp_path: Path) -> None:
+    """Fewer instances than requested are used at once, and the offer rests before it is tried again."""
+    client = UnreliableClient(ec2, lost=0)
+    client.max_grant = 1
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(client, ledger)
+        assert len(provider.rent(3, do_nothing)) == 1
+        assert not provider.can_rent()
+        provider.close()
+        assert not list_instances(ec2, "running", "pending")
+
+
+def test_a_refusal_releases_no_healthy_node(ec2: Any, tmp_path: Path) -> None:
+    """Growth that is refused for good is no error while a node is held, and the node stays."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(ec2, ledger)
+        held = provider.rent(1, do_nothing)
+        provider.ec2 = raise_refusals(ec2, *["VcpuLimitExceeded"] * 2)
+        assert provider.rent(2, do_nothing, is_required=False) == []
+        assert [item["InstanceId"] for item in list_instances(ec2, "running")] == held
+        provider.close()
+
+
+def test_refused_everywhere_without_a_node_is_an_error(ec2: Any, tmp_path: Path) -> None:
+    """If no offer can ever be granted and nothing is held, the run ends with the reasons."""
+    with open_ledger(tmp_path / "l.sqlite", MACHINE, "a") as ledger:
+        provider = build_provider(raise_refusals(ec2, "InvalidAMIID.NotFound"), ledger)
+        with pytest.raises(UnfoldError, match=r"InvalidAMIID\.NotFound"):
+            provider.rent(1, do_nothing)
+
+
+def test_refusals_sleep_longer_and_longer() -> None:
+    """Refused offers sleep 5, 10, then 20 minutes; a grant begins anew."""
+    offer = Offer(MACHINE)
+    book = OfferBook((offer,))
+    assert [book.record_refusal(offer, 0.0) for _ in range(4)] == [300, 600, 1200, 1200]
+    assert book.select(1199.0) is None
+    assert book.select(1200.0) is offer
+    book.record_grant(offer)
+    assert book.record_refusal(offer, 2000.0) == 2300.0
+
+
+def test_offers_are_ordered_by_zone_market_and_price() -> None:
+    """All zones of the planned machine come first, then its other market, then equal sizes by price per work."""
+    spot = replace(MACHINE, market="spot", usd_per_hour=1.0)
+    slow, quick = (
+        replace(MACHINE, name="g4", speed=0.5, usd_per_hour=2.0),
+        replace(MACHINE, name="g6", usd_per_hour=3.0),
+    )
+    large = replace(MACHINE, name="p4", accelerators=8)
+    offers = list_offers(spot, [MACHINE, spot, slow, quick, large], ["a", "b"])
+    names = [(offer.machine.name, offer.machine.market, offer.zone) for offer in offers[::2]]
+    assert names == [
+        ("g5.xlarge", "spot", "a"),
+        ("g5.xlarge", "on-demand", "a"),
+        ("g6", "on-demand", "a"),
+        ("g4", "on-demand", "a"),
+    ]
+
+
 class UnreliableClient:
     """A client that runs requests for instances, but loses ``lost`` responses, or runs requests ``twice``."""
 
     def __init__(self, ec2: Any, lost: int, *, twice: bool = False) -> None:
         self.ec2, self.lost, self.twice = ec2, lost, twice
+        self.refusals: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.max_grant = 1000
 
     def run_instances(self, **parameters: Any) -> Any:
-        """Rent, and perhaps lose the response."""
+        """Rent, and perhaps refuse or lose the response."""
+        self.requests.append(dict(parameters))
+        if self.refusals:
+            code = self.refusals.pop(0)
+            raise ClientError({"Error": {"Code": code, "Message": "refused"}}, "RunInstances")
+        if parameters["MinCount"] > self.max_grant:
+            raise ClientError({"Error": {"Code": "InsufficientInstanceCapacity", "Message": "full"}}, "RunInstances")
+        parameters["MaxCount"] = min(parameters["MaxCount"], self.max_grant)
         response = self.ec2.run_instances(**parameters)
         if self.twice:
             return self.ec2.run_instances(**parameters)

@@ -28,7 +28,7 @@ def test_spare_configurations_replace_failed_ones(tmp_path: Path) -> None:
     assert report.verdict is Verdict.YES
     assert "too low" in dict(report.lines)["failed configurations"]
     assert (tmp_path / "profile.json").exists()
-    assert report.metrics["steps"].value == 8 * 3
+    assert report.metrics["steps"].value == 8 * 12
 
 
 def test_a_profile_without_any_trial_is_an_error(tmp_path: Path) -> None:

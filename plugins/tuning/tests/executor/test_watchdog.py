@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tuning_runs import SPEC, profile_spec, train_spec
 
-from unfold_tuning.executor.watchdog import MIN_SILENCE_S, Watchdog
+from unfold_tuning.executor.monitor import MIN_SILENCE_S, Watchdog
 from unfoldkit.api import UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
@@ -23,7 +23,7 @@ def test_a_hanging_trial_is_reported_and_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A trial without a checkpoint is reported, killed thrice at the timeout and dropped; the run succeeds."""
-    monkeypatch.setattr("unfold_tuning.executor.watchdog.MIN_SILENCE_S", 0.6)
+    monkeypatch.setattr("unfold_tuning.executor.monitor.MIN_SILENCE_S", 0.6)
     with caplog.at_level(logging.WARNING, "unfoldkit"):
         report = train_spec(tmp_path, _hanging_spec(2.5))
     assert report.verdict is Verdict.YES

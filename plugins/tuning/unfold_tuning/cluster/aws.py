@@ -1,5 +1,8 @@
 """EC2 instances through boto3: requested once, tagged, and terminated at the end and after a crash.
 
+A request that is refused, throttled or only partly granted moves on to the next offer; see
+:mod:`unfold_tuning.cluster.offers`.
+
 The ledger holds a request before it is sent, and every instance carries the run and the request as tags from its first
 moment. Whatever a lost response, a retry or a killed driver leaves behind is therefore found again. A client token
 alone would not suffice: it covers a repeated request, not a driver that is gone.
@@ -16,10 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_tuning.cluster.offers import Offer, OfferBook, classify_refusal
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import internal_error, user_error
+from unfoldkit.api import UnfoldError, internal_error, user_error
 from unfoldkit.catalog.sanity import find_implausibility
 
 RUN_TAG = "unfold-run"
@@ -30,8 +34,9 @@ ALIVE_STATES = ("pending", "running", "stopping", "stopped")
 ENDED_STATES = ("shutting-down", "terminated")
 MAX_TAG_LENGTH = 256
 POLL_S = 1.0
-MAX_ATTEMPTS = 3
-START_TIMEOUT_S = 900.0
+MAX_ATTEMPTS = 5
+MAX_TERMINATIONS = 8
+START_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,7 @@ class LaunchRequest:
         head_address: Address of the driver's Ray head.
         folder: Folder of the run.
         expires_at: Wall time at which a forgotten instance shuts itself down.
+        offers: What to try in order; only the machine, in any zone, if empty.
     """
 
     machine: Machine
@@ -51,6 +57,7 @@ class LaunchRequest:
     head_address: str
     folder: str
     expires_at: float
+    offers: tuple[Offer, ...] = ()
 
 
 @dataclass(slots=True)
@@ -64,6 +71,8 @@ class AwsProvider:
         ledger: The ledger of the run.
         wall: The wall clock.
         poll_s: Seconds between two queries.
+        sleep: Waits for some seconds.
+        book: The offers and which of them may be tried.
         log: Receives warnings.
     """
 
@@ -73,6 +82,8 @@ class AwsProvider:
     ledger: Ledger
     wall: Callable[[], float] = time.time
     poll_s: float = POLL_S
+    sleep: Callable[[float], None] = time.sleep
+    book: OfferBook = field(init=False)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
 
     @property
@@ -81,36 +92,94 @@ class AwsProvider:
         self.ledger.record_fact("aws-region", self.region)
         return str(self.ledger.record_fact("aws-run", uuid.uuid4().hex))
 
-    def rent(self, count: int, watch: Callable[[], None]) -> list[str]:
+    def __post_init__(self) -> None:
+        """Open the book of offers."""
+        is_thrifty = self.request.machine.spot is not None
+        self.book = OfferBook(self.request.offers or (Offer(self.request.machine),), not is_thrifty)
+
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
+        self.book.is_on_demand_allowed = True
+
+    def can_rent(self) -> bool:
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
+        return self.book.select(self.wall()) is not None
+
+    def rent(self, count: int, watch: Callable[[], None], *, is_required: bool = True) -> list[str]:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`.
 
         Raises:
-            UnfoldError: The price is implausible, AWS refused, or an instance did not start.
+            UnfoldError: The price is implausible, or no node is held and every offer has ended for the run.
         """
-        if count <= 0:
-            return []
-        reason = find_implausibility(self.request.machine.usd_per_hour)
-        if reason:
-            raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
-        token = f"{self.run_id}-{len(self.ledger.list_orders())}"
-        self.ledger.record_order(token, count, self.wall())
+        names: list[str] = []
         try:
-            names = self._request_instances(token, count)
-            self._wait_until_running(names, watch)
+            while len(names) < count:
+                offer = self.book.select(self.wall())
+                if offer is not None:
+                    names += self._rent_from(offer, count - len(names), watch)
+                elif names or not is_required:
+                    break
+                else:
+                    self._require_hope()
+                    watch()
+                    self.sleep(self.poll_s)
         except BaseException:
-            # these instances are in no other record, and cost money from now on
-            self._terminate(list(self._list_alive(ORDER_TAG, token)))
+            self._terminate(names)
             raise
         return names
 
+    def _require_hope(self) -> None:
+        """Require that some offer may still be granted before the run expires."""
+        if not self.book.has_any():
+            reasons = "; ".join(self.book.list_end_reasons())
+            hint = "name other types, zones or markets, or raise a quota: unfold catalog, aws service-quotas"
+            raise user_error(f"AWS refused every offer: {reasons}", key="cloud.instances", hint=hint)
+        if self.wall() > self.request.expires_at:
+            hint = "the same command continues the run"
+            raise user_error("AWS had no capacity until the run expired", key="cloud.instances", hint=hint)
+
+    def _rent_from(self, offer: Offer, count: int, watch: Callable[[], None]) -> list[str]:
+        """Rent from one offer; fewer instances, or none, if it is refused or they do not start."""
+        reason = find_implausibility(offer.machine.usd_per_hour)
+        if reason:
+            raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
+        names, refusal = self._order(offer, count, count, watch)
+        if refusal and count > 1:
+            # as many as there are: with an equal minimum the whole request is refused
+            names, refusal = self._order(offer, count, 1, watch)
+        self.ledger.record_capacity(offer.name, bool(names), self.wall())
+        if names:
+            self.book.record_grant(offer)
+        if len(names) < count:
+            self.log.warning("%s: %d of %d granted", offer.name, len(names), count)
+            # the rest is requested from the next offer
+            is_ended = refusal and classify_refusal(refusal) != "capacity"
+            self.book.record_refusal(offer, self.wall(), end_reason=f"{offer.name}: {refusal}" if is_ended else "")
+        return names
+
+    def _order(self, offer: Offer, count: int, min_count: int, watch: Callable[[], None]) -> tuple[list[str], str]:
+        """Order instances and return those that run, and the code with which AWS refused, if it did."""
+        token = f"{self.run_id}-{len(self.ledger.list_orders())}"
+        self.ledger.record_order(token, count, self.wall())
+        try:
+            requested, refusal = self._request_instances(offer, token, count, min_count, watch)
+            return self._wait_until_running(offer, requested, watch), refusal
+        except BaseException:
+            # these instances are in no other record, and cost money from now on
+            self._terminate(self._find_ordered(token))
+            raise
+
     def release(self, name: str) -> None:
-        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`."""
-        self._terminate([name])
+        """See :class:`~unfold_tuning.cluster.provider.NodeProvider`; what cannot be ended now is ended by ``close``."""
+        try:
+            self._terminate([name])
+        except UnfoldError as error:
+            self.log.warning("%s", error)
 
     def recover(self) -> None:
         """Terminate what an earlier attempt left; an instance missing from the ledger is billed from its launch."""
         recorded = {lifetime.id for lifetime in self.ledger.list_lifetimes()}
-        for instance in describe_instances(self.ec2, [{"Name": f"tag:{RUN_TAG}", "Values": [self.run_id]}]):
+        for instance in self._describe_run():
             name = instance["InstanceId"]
             if name not in recorded:
                 launched_at = instance["LaunchTime"].timestamp()
@@ -121,76 +190,134 @@ class AwsProvider:
             elif instance["State"]["Name"] not in ENDED_STATES:
                 self._terminate([name])
 
+    def _describe_run(self) -> list[Any]:
+        """Describe every instance of the run, with some patience."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        for attempt in range(MAX_TERMINATIONS):
+            try:
+                return list(describe_instances(self.ec2, [{"Name": f"tag:{RUN_TAG}", "Values": [self.run_id]}]))
+            except (BotoCoreError, ClientError) as error:
+                self.log.warning("the instances of the run cannot be listed: %s", error)
+                self.sleep(self.poll_s * 2**attempt)
+        hint = "wait until AWS responds, then run the same command again"
+        raise internal_error("the instances that an earlier attempt left cannot be listed", hint=hint)
+
     def close(self) -> None:
         """See :class:`~unfold_tuning.cluster.provider.NodeProvider`.
 
         Raises:
             UnfoldError: An instance may still run; the message names it.
         """
-        self._terminate(list(self._list_alive(RUN_TAG, self.run_id)))
+        from botocore.exceptions import BotoCoreError, ClientError
 
-    def _request_instances(self, token: str, count: int) -> list[str]:
-        from botocore.exceptions import ClientError, HTTPClientError
+        for attempt in range(MAX_TERMINATIONS):
+            try:
+                names = list(self._list_alive(RUN_TAG, self.run_id))
+            except (BotoCoreError, ClientError) as error:
+                self.log.warning("the instances of the run cannot be listed: %s", error)
+                self.sleep(self.poll_s * 2**attempt)
+                continue
+            self._terminate(names)
+            return
+        hint = "unfold doctor lists what a run has left; the same command terminates it"
+        raise internal_error("instances of this run may still run and cost money", hint=hint)
 
+    def _request_instances(
+        self, offer: Offer, token: str, count: int, min_count: int, watch: Callable[[], None]
+    ) -> tuple[list[str], str]:
+        """Request instances with one token, and the same parameters however often.
+
+        Returns:
+            The instances, and the code of a refusal.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        parameters = self._build_parameters(offer, token, count, min_count)
         names: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
             try:
-                response = self.ec2.run_instances(**self._build_parameters(token, count))
+                response = self.ec2.run_instances(**parameters)
                 names = [instance["InstanceId"] for instance in response["Instances"]]
                 break
             except ClientError as error:
-                hint = "another type or region, or a quota: aws service-quotas list-service-quotas --service-code ec2"
-                raise user_error(f"AWS refused {count} x {self.request.machine.name}: {error}", hint=hint) from error
-            except HTTPClientError as error:
+                code = error.response["Error"]["Code"]
+                self.log.warning("AWS refused %d x %s: %s", count, offer.name, error)
+                if classify_refusal(code) != "throttled":
+                    return [], code
+            except BotoCoreError as error:
                 # the response is lost, but the instances may exist
-                names = list(self._list_alive(ORDER_TAG, token))
+                self.log.warning("AWS does not respond: %s", error)
+                names = self._find_ordered(token)
                 if names:
                     break
-                if attempt == MAX_ATTEMPTS - 1:
-                    raise user_error(f"AWS does not respond: {error}") from error
-        return self._terminate_surplus(token, count, names)
+            self._pause(attempt, watch)
+        # even after the last attempt: a lost response may have been a granted one
+        return self._terminate_surplus(token, count, names or self._find_ordered(token)), ""
+
+    def _pause(self, attempt: int, watch: Callable[[], None]) -> None:
+        """Wait before another attempt, longer each time, while the run is watched."""
+        for _ in range(2**attempt):
+            watch()
+            self.sleep(self.poll_s)
+
+    def _find_ordered(self, token: str) -> list[str]:
+        """Find the instances of an order by their tag; none if AWS does not respond."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return list(self._list_alive(ORDER_TAG, token))
+        except (BotoCoreError, ClientError) as error:
+            self.log.warning("the order %s cannot be looked up: %s", token, error)
+            return []
 
     def _terminate_surplus(self, token: str, count: int, names: list[str]) -> list[str]:
-        names = [*names, *(name for name in self._list_alive(ORDER_TAG, token) if name not in names)]
+        names = [*names, *(name for name in self._find_ordered(token) if name not in names)]
         surplus = names[count:]
         if surplus:
             self.log.warning("AWS started %d instances too many; they are terminated", len(surplus))
             self._terminate(surplus)
         return names[:count]
 
-    def _wait_until_running(self, names: Sequence[str], watch: Callable[[], None]) -> None:
-        waiting, began = set(names), self.wall()
+    def _wait_until_running(self, offer: Offer, names: Sequence[str], watch: Callable[[], None]) -> list[str]:
+        """Wait for instances and return those that run; one that ends or stays pending is given up."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        waiting, running, began = set(names), set[str](), self.wall()
         while waiting:
-            # by filter: a query by id may fail for an instance that is a second old
-            for instance in describe_instances(self.ec2, [{"Name": "instance-id", "Values": sorted(waiting)}]):
-                if self._record_if_running(instance):
-                    waiting.discard(instance["InstanceId"])
+            try:
+                # by filter: a query by id may fail for an instance that is a second old
+                filters = [{"Name": "instance-id", "Values": sorted(waiting)}]
+                for instance in describe_instances(self.ec2, filters):
+                    name, state = instance["InstanceId"], instance["State"]["Name"]
+                    if state in ENDED_STATES:
+                        reason = instance.get("StateReason", {}).get("Message", "no reason given")
+                        self.log.warning("%s ended before it ran: %s", name, reason)
+                        waiting.discard(name)
+                    elif state == "running":
+                        self.ledger.record_node_start(name, offer.machine.usd_per_hour, self.wall())
+                        running.add(name)
+                        waiting.discard(name)
+            except (BotoCoreError, ClientError) as error:
+                self.log.warning("the state of new instances cannot be queried: %s", error)
             if waiting and self.wall() - began > START_TIMEOUT_S:
-                raise user_error(f"{len(waiting)} instances are still pending after {START_TIMEOUT_S:g} s", key="cloud")
+                self.log.warning("%d instances are still pending after %g s", len(waiting), START_TIMEOUT_S)
+                self._terminate(sorted(waiting))
+                break
             watch()
             if waiting:
-                time.sleep(self.poll_s)
-
-    def _record_if_running(self, instance: Any) -> bool:
-        state = instance["State"]["Name"]
-        if state in ENDED_STATES:
-            reason = instance.get("StateReason", {}).get("Message", "no reason given")
-            hint = "another type, region or market"
-            raise user_error(f"{instance['InstanceId']} ended before it ran: {reason}", hint=hint)
-        if state != "running":
-            return False
-        self.ledger.record_node_start(instance["InstanceId"], self.request.machine.usd_per_hour, self.wall())
-        return True
+                self.sleep(self.poll_s)
+        return [name for name in names if name in running]
 
     def _terminate(self, names: Sequence[str]) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for attempt in range(MAX_ATTEMPTS if names else 0):
+        for attempt in range(MAX_TERMINATIONS if names else 0):
             try:
                 terminated = self.ec2.terminate_instances(InstanceIds=list(names))["TerminatingInstances"]
             except (BotoCoreError, ClientError) as error:
                 self.log.warning("terminating %s: %s", " ".join(names), error)
-                time.sleep(self.poll_s * attempt)
+                self.sleep(self.poll_s * 2**attempt)
                 continue
             for instance in terminated:
                 self.ledger.record_node_end(instance["InstanceId"], self.wall())
@@ -206,18 +333,19 @@ class AwsProvider:
         ]
         yield from (instance["InstanceId"] for instance in describe_instances(self.ec2, filters))
 
-    def _build_parameters(self, token: str, count: int) -> dict[str, Any]:
-        launch, machine = self.request.launch, self.request.machine
+    def _build_parameters(self, offer: Offer, token: str, count: int, min_count: int) -> dict[str, Any]:
+        launch, machine = self.request.launch, offer.machine
         optional = {
             "SubnetId": launch.subnet,
             "SecurityGroupIds": list(launch.security_groups) or None,
             "IamInstanceProfile": {"Name": launch.role} if launch.role else None,
+            "Placement": {"AvailabilityZone": offer.zone} if offer.zone else None,
             "InstanceMarketOptions": _build_spot_options() if machine.market == "spot" else None,
         }
         return {
             "ImageId": launch.image,
             "InstanceType": machine.name,
-            "MinCount": count,
+            "MinCount": min_count,
             "MaxCount": count,
             "ClientToken": token,
             "UserData": build_user_data(self.request, self.wall()),

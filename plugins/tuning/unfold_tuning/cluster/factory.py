@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from unfold_tuning.cluster.aws import AwsProvider, LaunchRequest, make_ec2_client
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.offers import list_offers
 from unfold_tuning.cluster.provider import NodeProvider, build_local_provider
 from unfold_tuning.cluster.ray import RayCluster
 from unfold_tuning.cluster.ray_nodes import LocalRayNodes, RemoteRayNodes
@@ -18,7 +20,9 @@ from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.api import user_error
 
 
-def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log: logging.Logger) -> NodeProvider:
+def build_provider(
+    config: ClusterConfig, machine: Machine, ledger: Ledger, log: logging.Logger, machines: Sequence[Machine] = ()
+) -> NodeProvider:
     """Build the provider of nodes: this machine, or AWS.
 
     Args:
@@ -26,6 +30,7 @@ def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log:
         machine: The instance type.
         ledger: Records the nodes and their bill.
         log: Receives warnings.
+        machines: All machines that may take the place of the planned one.
 
     Raises:
         UnfoldError: The spec lacks something that AWS needs.
@@ -45,6 +50,7 @@ def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log:
         head_address=config.ray_address,
         folder=str(config.run_folder.resolve()),
         expires_at=time.time() + (config.deadline_s or 0.0) + config.launch.grace_s,
+        offers=list_offers(machine, machines, config.zones),
     )
     return AwsProvider(make_ec2_client(config.region), request, config.region, ledger, log=log)
 

@@ -35,12 +35,20 @@ class Cluster(Protocol):
         """Connect, before the clock starts and before anything is rented."""
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
-        """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released.
+        """Grow or shrink towards ``count`` nodes and wait until they are ready; only idle nodes are released.
+
+        Fewer nodes are no error as long as there is one: what was refused is requested again later.
 
         Args:
             count: Nodes to hold.
             watch: Called several times a second meanwhile; an exception from it ends the wait.
         """
+
+    def can_grow(self, count: int) -> bool:
+        """Return whether fewer than ``count`` nodes are held and more may be had now."""
+
+    def allow_on_demand(self) -> None:
+        """Allow on-demand nodes from now on, where only spot instances were to be tried."""
 
     def find_node(self, workers: int) -> str | None:
         """Find a node with room for a trial of ``workers`` accelerators, by the placement policy."""

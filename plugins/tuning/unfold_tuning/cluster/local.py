@@ -61,14 +61,27 @@ class LocalCluster:
         for node in idle[: max(0, len(self.nodes) - count)]:
             self._release(node)
         for _ in range(MAX_START_ATTEMPTS):
-            started = [self._launch(name) for name in self.provider.rent(count - len(self.nodes), watch)]
+            started = [self._launch(name) for name in self._rent(count, watch)]
             for node in started:
                 if not all(_wait_until_ready(pipe, watch) for _, pipe in node.processes):
                     self._release(node)
-            if len(self.nodes) >= count:
+            if len(self.nodes) >= count or (self.nodes and not self.provider.can_rent()):
                 return
+        if self.nodes:
+            return
         hint = "its error is above; out of memory?"
         raise internal_error(f"a worker ended {MAX_START_ATTEMPTS} times before it was ready", hint=hint)
+
+    def _rent(self, count: int, watch: Callable[[], None]) -> list[str]:
+        return self.provider.rent(count - len(self.nodes), watch, is_required=not self.nodes)
+
+    def can_grow(self, count: int) -> bool:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        return len(self.nodes) < count and self.provider.can_rent()
+
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.provider.allow_on_demand()
 
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""

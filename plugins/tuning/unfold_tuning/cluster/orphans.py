@@ -38,8 +38,11 @@ class TaggedInstance:
 
 def check_orphans() -> CheckResult:
     """Check for orphans in the configured region and in those of the runs below the working directory."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        return CheckResult(ok=True, message="boto3 is not installed, so nothing was rented: not checked")
 
     session = boto3.Session()
     if session.get_credentials() is None:

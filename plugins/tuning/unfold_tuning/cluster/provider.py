@@ -17,12 +17,19 @@ from unfold_tuning.trial.ledger import Ledger
 class NodeProvider(Protocol):
     """Provides nodes by name, and records the start and the end of their bill in the ledger at once."""
 
-    def rent(self, count: int, watch: Callable[[], None]) -> list[str]:
-        """Start ``count`` nodes and return their names when they run.
+    def can_rent(self) -> bool:
+        """Return whether a request for a node may be granted now; false while every offer sleeps after a refusal."""
+
+    def allow_on_demand(self) -> None:
+        """Allow on-demand nodes from now on, where only spot instances were to be tried."""
+
+    def rent(self, count: int, watch: Callable[[], None], *, is_required: bool = True) -> list[str]:
+        """Start up to ``count`` nodes and return the names of those that run; refusals are no errors.
 
         Args:
             count: How many.
             watch: Called several times a second meanwhile; an exception from it ends the wait.
+            is_required: Wait until at least one node runs.
         """
 
     def release(self, name: str) -> None:
@@ -43,7 +50,14 @@ class LocalProvider:
     on_release: Callable[[str, float], None]
     wall: Callable[[], float] = time.time
 
-    def rent(self, count: int, watch: Callable[[], None]) -> list[str]:  # noqa: ARG002 - nothing to wait for
+    def can_rent(self) -> bool:
+        """See :class:`NodeProvider`: processes can always be started."""
+        return True
+
+    def allow_on_demand(self) -> None:
+        """See :class:`NodeProvider`: there is no market."""
+
+    def rent(self, count: int, watch: Callable[[], None], *, is_required: bool = True) -> list[str]:  # noqa: ARG002 - nothing to wait for
         """See :class:`NodeProvider`."""
         names = [f"node-{uuid.uuid4().hex[:12]}" for _ in range(count)]
         for name in names:

@@ -70,10 +70,20 @@ class RayCluster:
             self.devices |= {name: detect_device(name) for name in names}
             for name in self._find_broken_nodes(names, watch):
                 self._release(name)
-            if len(self.devices) >= count:
+            if len(self.devices) >= count or (self.devices and not self.provider.can_rent()):
                 return
+        if self.devices:
+            return
         hint = "can its workers import the dependencies of the trainable?"
         raise internal_error(f"a node was not ready {MAX_START_ATTEMPTS} times", hint=hint)
+
+    def can_grow(self, count: int) -> bool:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        return len(self.devices) < count and self.provider.can_rent()
+
+    def allow_on_demand(self) -> None:
+        """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
+        self.provider.allow_on_demand()
 
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
@@ -171,10 +181,12 @@ class RayCluster:
         """Rent nodes and add them to Ray; nodes that start one after another are rented in turn, as they are billed."""
         names: list[str] = []
         for size in [count] if self.ray_nodes.starts_together else [1] * count:
-            rented = self.provider.rent(size, watch)
+            rented = self.provider.rent(size, watch, is_required=not self.devices)
             self.devices |= dict.fromkeys(rented, "")
-            self.ray_nodes.start(rented, watch)
-            names += rented
+            joined = self.ray_nodes.start(rented, watch)
+            for name in set(rented) - joined:
+                self._release(name)
+            names += [name for name in rented if name in joined]
         return names
 
     def _find_broken_nodes(self, names: list[str], watch: Callable[[], None]) -> list[str]:

@@ -25,8 +25,8 @@ class RayNodes(Protocol):
     def open(self) -> None:
         """Connect before anything is rented, so that nothing is billed if Ray is unreachable."""
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
-        """Return when every node has joined."""
+    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
+        """Wait for nodes to join, and return those that did."""
 
     def stop(self, name: str) -> None:
         """Stop a node's raylet, whatever runs on it."""
@@ -53,14 +53,14 @@ class LocalRayNodes:
             self.supervisor = start_supervisor(_do_nothing)
             ray.init(address=self.supervisor.address, **INIT_OPTIONS)
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
+    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
         """See :class:`RayNodes`."""
         for name in names:
             self.names.add(name)
             resources = {name_node_resource(name): float(self.accelerators)}
             self._send(NodeCommand("add", name, self.accelerators, resources))
             watch()
-        wait_for_nodes(names, watch)
+        return wait_for_nodes(names, watch)
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`."""
@@ -98,9 +98,9 @@ class RemoteRayNodes:
                 hint = "ray start --head; if it requires a token: RAY_AUTH_MODE=token unfold ..."
                 raise user_error(f"no Ray cluster responds at {self.address}", hint=hint) from error
 
-    def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
+    def start(self, names: Sequence[str], watch: Callable[[], None]) -> set[str]:
         """See :class:`RayNodes`."""
-        wait_for_nodes(names, watch)
+        return wait_for_nodes(names, watch)
 
     def stop(self, name: str) -> None:
         """See :class:`RayNodes`: the raylet ends with its instance."""
@@ -110,19 +110,22 @@ class RemoteRayNodes:
         import_ray().shutdown()
 
 
-def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> None:
-    """Wait until nodes are part of the cluster.
+def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> set[str]:
+    """Wait until nodes are part of the cluster, and return those that joined in time.
 
     Raises:
-        UnfoldError: They do not join in time.
+        UnfoldError: None of them does, and no other node is part of it.
     """
     began = time.monotonic()
     while missing := set(names) - list_alive_nodes():
         if time.monotonic() - began > JOIN_TIMEOUT_S:
-            hint = "does the image have the driver's version of Ray, and can it reach the head?"
-            raise internal_error(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
+            if not list_alive_nodes():
+                hint = "does the image have the driver's version of Ray, and can it reach the head?"
+                raise internal_error(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
+            break
         watch()
         time.sleep(POLL_S)
+    return set(names) & list_alive_nodes()
 
 
 def list_alive_nodes() -> set[str]:

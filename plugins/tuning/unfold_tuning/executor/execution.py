@@ -12,6 +12,7 @@ from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Stage
+from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.trial.ledger import Trial
 
 
@@ -35,6 +36,7 @@ class ExecutionConfig:
         deadline_s: Deadline from the start of the run, if any.
         budget_usd: Hard cap on the bill, if any.
         confidence: Required probability of meeting the deadline.
+        paces: Posterior over the job's paces before the first stage, if its profile was measured.
         is_replanning: Whether the remaining job is planned again at barriers and after losses.
         wall: The wall clock.
         progress: Receives a line and the finished and total trials of the stage.
@@ -52,6 +54,7 @@ class ExecutionConfig:
     deadline_s: float | None = None
     budget_usd: float | None = None
     confidence: float = 0.95
+    paces: PacePosterior | None = None
     is_replanning: bool = True
     wall: Callable[[], float] = time.time
     progress: Callable[[str, int, int], None] = _ignore_progress

@@ -59,6 +59,11 @@ def describe_budget_stop(budget_usd: float) -> str:
     return f"the next step would exceed the budget of {format_money(budget_usd)}"
 
 
+def describe_fallback(slack_s: float) -> str:
+    """Describe that the run rents on demand from now on."""
+    return f"on demand from now on: {format_duration(max(0.0, slack_s))} of slack are left"
+
+
 def describe_timeout(timeout_s: float) -> str:
     """Describe why a hanging trial was killed."""
     return f"no checkpoint in {format_duration(timeout_s)}"

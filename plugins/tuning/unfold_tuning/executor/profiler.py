@@ -11,16 +11,21 @@ import numpy as np
 
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.messages import describe_timeout
-from unfold_tuning.executor.watchdog import Watchdog
-from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.executor.monitor import Watchdog
+from unfold_tuning.job.problem import ProfiledTrial, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Profile
-from unfold_tuning.job.search_space import sample_config
-from unfold_tuning.trial.worker import TrialJob, WorkerMessage
+from unfold_tuning.job.search_space import sample_bracket_configs
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage, name_trial_folder
 from unfoldkit.api import format_count, internal_error, user_error
 
 TRIALS = 8
 SPARE_TRIALS = 8
+ITERS = 12
+"""Iterations of a profiled trial: from the fifth on they resemble the later ones."""
 CHECKPOINTS = 3
+"""Checkpoints that a trial runs at least, and on several accelerators at most."""
+WARM_UP_FACTOR = 2.0
+"""A first checkpoint that takes more than this many times the median of the others holds a warm-up."""
 POLL_S = 1.0
 LOCAL_SYNC_S = 0.05
 MEASURED_ERROR = 0.1
@@ -32,7 +37,11 @@ class ProfileSamples:
     """Measured seconds.
 
     Attributes:
-        iterations: Seconds of an iteration by (workers, trial), one per checkpoint.
+        iterations: Seconds of an iteration by (workers, trial), one per checkpoint, without the warm-up.
+        metrics: Ranking scores, like ``iterations``.
+        configs: The measured configurations by trial.
+        checkpoint_iters: Iterations between two checkpoints.
+        warm_ups: Seconds by which the first checkpoint of each trial exceeds the others: compilation, caches.
         startups: Seconds of starting a node.
         starts: Seconds that a trial takes besides its steps.
         saves: Seconds of writing a checkpoint.
@@ -40,6 +49,10 @@ class ProfileSamples:
     """
 
     iterations: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    metrics: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    configs: dict[int, dict[str, object]] = field(default_factory=dict)
+    checkpoint_iters: int = 1
+    warm_ups: list[float] = field(default_factory=list)
     startups: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
     saves: list[float] = field(default_factory=list)
@@ -50,24 +63,57 @@ class ProfileSamples:
         """Number of configurations that were measured."""
         return len({trial for _, trial in self.iterations})
 
+    @property
+    def warm_up_s(self) -> float:
+        """Mean warm-up of a trial; it counts as part of the trial's start, whenever its process starts."""
+        return float(np.mean(self.warm_ups)) if self.warm_ups else 0.0
+
+    @property
+    def iters(self) -> int:
+        """Iterations that the longest measured trial ran."""
+        return self.checkpoint_iters * max(len(values) for values in self.iterations.values())
+
     def summarize(self) -> Profile:
         """Summarize the samples as a profile."""
-        by_trial = [values for (workers, _), values in self.iterations.items() if workers == 1]
-        means = np.array([np.mean(values) for values in by_trial])
+        by_trial = {trial: values for (workers, trial), values in self.iterations.items() if workers == 1}
+        means = np.array([np.mean(values) for values in by_trial.values()])
         mean = float(means.mean())
         sizes = sorted({workers for workers, _ in self.iterations})
+        starts = np.array(self.starts) + self.warm_up_s
         return Profile(
-            iteration=LogNormal(mean, float(np.mean([np.std(values) for values in by_trial]))),
-            speedup=tuple((workers, mean / self._average_size(workers) if workers > 1 else 1.0) for workers in sizes),
+            iteration=LogNormal(mean, float(np.mean([np.std(values) for values in by_trial.values()]))),
+            speedup=tuple((workers, self._measure_speedup(workers)) for workers in sizes),
             startup=LogNormal(float(np.mean(self.startups)), float(np.std(self.startups))),
-            start=LogNormal(float(np.mean(self.starts)), float(np.std(self.starts))),
+            start=LogNormal(float(np.mean(starts)), float(np.std(starts))),
             sync=LogNormal(LOCAL_SYNC_S),
             trial_cv=float(means.std() / mean),
             error_cv=MEASURED_ERROR,
         )
 
-    def _average_size(self, workers: int) -> float:
-        return float(np.mean([np.mean(values) for (size, _), values in self.iterations.items() if size == workers]))
+    def list_trials(self) -> list[ProfiledTrial]:
+        """List the trials on one accelerator, in the order in which they were drawn."""
+        step = self.checkpoint_iters
+        return [
+            ProfiledTrial(
+                ends=tuple(step * (index + 1) for index in range(len(values))),
+                seconds=tuple(values),
+                metrics=tuple(self.metrics[workers, trial]),
+                config=self.configs.get(trial, {}),
+            )
+            for (workers, trial), values in sorted(self.iterations.items())
+            if workers == 1
+        ]
+
+    def _measure_speedup(self, workers: int) -> float:
+        """Measure the speed-up over one accelerator on the same iterations of the same trials."""
+        pairs = [
+            (self.iterations[1, trial], values)
+            for (size, trial), values in self.iterations.items()
+            if size == workers and (1, trial) in self.iterations
+        ]
+        if workers == 1 or not pairs:
+            return 1.0
+        return sum(sum(single[: len(values)]) for single, values in pairs) / sum(sum(values) for _, values in pairs)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +126,8 @@ class Profiler:
         accelerators: Accelerators of its node.
         checkpoint_iters: Iterations between two checkpoints.
         seed: Seed of the configurations and trials.
+        bracket: The bracket whose first trials are measured: they belong to the search.
+        max_iters: Iterations that a trial of the search runs at most.
         folder: Folder of the trials' states.
         clock: A monotonic clock.
         progress: Receives a step, and how much of it is done.
@@ -92,6 +140,8 @@ class Profiler:
     accelerators: int
     checkpoint_iters: int
     seed: int
+    bracket: int
+    max_iters: int
     folder: Path
     clock: Callable[[], float]
     progress: Callable[[str, int, int], None]
@@ -104,8 +154,8 @@ class Profiler:
         Raises:
             UnfoldError: The function failed for every configuration, hangs, or a worker died.
         """
-        rng = np.random.default_rng([self.seed, 31])
-        configs = [sample_config(self.trainable.space, rng) for _ in range(TRIALS + SPARE_TRIALS)]
+        configs = sample_bracket_configs(self.trainable.space, self.seed, self.bracket, TRIALS + SPARE_TRIALS)
+        self.samples = ProfileSamples(configs=dict(enumerate(configs)), checkpoint_iters=self.checkpoint_iters)
         workers = 1
         while workers <= self.accelerators:
             cluster = self.build_cluster()
@@ -124,18 +174,37 @@ class Profiler:
                 cluster.close()
             self.progress("profile", workers, self.accelerators)
             workers *= 2
+        self._separate_warm_ups()
         return self.samples
+
+    def _separate_warm_ups(self) -> None:
+        """Move what the first checkpoint of a trial takes longer than the others to its warm-up, if that is much."""
+        for values in self.samples.iterations.values():
+            if len(values) < CHECKPOINTS:
+                continue
+            usual_s = float(np.median(values[1:]))
+            is_warm_up = values[0] > WARM_UP_FACTOR * usual_s
+            self.samples.warm_ups.append((values[0] - usual_s) * self.checkpoint_iters if is_warm_up else 0.0)
+            if is_warm_up:
+                values[0] = usual_s
+
+    def _count_iters(self, workers: int) -> int:
+        """Count the iterations of a measured trial: whole checkpoints, and no more than the search ever runs."""
+        step = self.checkpoint_iters
+        wanted = CHECKPOINTS * step if workers > 1 else max(CHECKPOINTS * step, -(-ITERS // step) * step)
+        return max(step, min(wanted, self.max_iters // step * step))
 
     def _build_job(self, trial: int, config: dict[str, object], workers: int) -> TrialJob:
         return TrialJob(
             trial=trial,
             config=config,
             done=0,
-            target=CHECKPOINTS * self.checkpoint_iters,
+            target=self._count_iters(workers),
             checkpoint_iters=self.checkpoint_iters,
             workers=workers,
             seed=self.seed,
-            folder=self.folder / f"{workers}-{trial}",
+            # the state on one accelerator is where the search continues
+            folder=self.folder / (name_trial_folder(trial + 1) if workers == 1 else f"profile-{workers}-{trial}"),
         )
 
     def _measure_jobs(self, cluster: Cluster, jobs: Sequence[TrialJob], workers: int) -> None:
@@ -182,6 +251,7 @@ class Profiler:
         self.samples.saves.append(message.save_s)
         iteration_s = message.seconds / job.checkpoint_iters
         self.samples.iterations.setdefault((job.workers, job.trial), []).append(iteration_s)
+        self.samples.metrics.setdefault((job.workers, job.trial), []).append(message.metric)
 
     def _drop_config(self, job: TrialJob, error: str) -> None:
         """Drop a failed configuration with its samples: they are not those of a complete trial."""

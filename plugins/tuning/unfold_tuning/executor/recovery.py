@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from unfold_tuning.executor.deadline import list_late_options
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.messages import describe_budget_stop, describe_lost_guarantee, describe_replan
-from unfold_tuning.executor.plan_store import PlanStore
 from unfold_tuning.executor.ranking import list_entrants
-from unfold_tuning.job.allocation import Plan
+from unfold_tuning.executor.stage_paces import measure_entrants, measure_stage
+from unfold_tuning.job.allocation import Allocation, Plan
+from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.planner.replan import (
     Posterior,
     build_prior,
@@ -22,14 +27,60 @@ from unfold_tuning.planner.replan import (
     rescale_allocation,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel, TrialSlowdowns, build_execution_model
+from unfold_tuning.simulator.spot_market import NET_CHANGES, estimate_change_s
+from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob
+from unfoldkit.api import internal_error
 
 REPLAN_SAMPLES = 1000
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - not an error of the user: the cap did its job
     """The next step would cost more than the cap allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStore:
+    """Plans from each stage on, and the allocation of each stage that has begun, as facts of the ledger.
+
+    A resumed run continues with the allocations that it began with.
+    """
+
+    config: ExecutionConfig
+    ledger: Ledger
+
+    def load_plan(self, index: int) -> Plan | None:
+        """Load the plan from a stage on, made for the same deadline and limit."""
+        stored = self.ledger.read_fact(self._build_plan_key(index))
+        return tuple(Allocation(*row) for row in stored) if stored else None
+
+    def store_plan(self, index: int, plan: Plan) -> None:
+        """Store the plan from a stage on."""
+        self.ledger.record_fact(self._build_plan_key(index), [_encode(allocation) for allocation in plan])
+
+    def begin_stage(self, index: int, planned: Allocation) -> Allocation:
+        """Store the allocation that a stage begins with, and return the one that it has, if it began before."""
+        self.ledger.record_fact(f"deal-{index}", _encode(planned))
+        return self.load_allocation(index)
+
+    def load_allocation(self, index: int) -> Allocation:
+        """Load the allocation of a stage that has begun, as it is since the last loss of a node."""
+        rescalings = self._count_rescalings(index)
+        key = f"deal-{index} after {rescalings}" if rescalings else f"deal-{index}"
+        return Allocation(*self.ledger.read_fact(key))
+
+    def rescale_stage(self, index: int, allocation: Allocation) -> None:
+        """Store the allocation that a running stage continues with."""
+        self.ledger.record_fact(f"deal-{index} after {self._count_rescalings(index) + 1}", _encode(allocation))
+
+    def _count_rescalings(self, index: int) -> int:
+        """Count how often a stage continued with another number of instances."""
+        keys = ((count, f"deal-{index} after {count + 1}") for count in itertools.count())
+        return next(count for count, key in keys if self.ledger.read_fact(key) is None)
+
+    def _build_plan_key(self, index: int) -> str:
+        return f"plan-{index} by {self.config.deadline_s} on {self.config.machine.max_instances}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +177,53 @@ class Recovery:
         ratios = [timings[trial.id].ratio for trial in entrants]
         return estimate_slowdowns(ratios, groups[0].done, self.config.profile, self.posterior)
 
+    def estimate_time_factor(self, index: int) -> float:
+        """Estimate how much longer than profiled the iterations of a stage take."""
+        if self.config.paces is None:
+            return math.exp(self.posterior.mu)
+        paces = self._observe_paces(index).predict(index, self._base, has_known_trials=False)
+        groups = len(self.config.stages[index].groups)
+        return math.exp(float(np.mean(paces.mean[:groups])))
+
+    @property
+    def _base(self) -> float:
+        return math.log(self.config.profile.iteration.mean)
+
+    def _observe_paces(self, index: int) -> PacePosterior:
+        """Return the posterior over paces from the stages before ``index``."""
+        if self.config.paces is None:
+            raise internal_error("a job without measured trials has no posterior over paces")
+        posterior, stages = self.config.paces, self.config.stages
+        for stage in range(index):
+            posterior = posterior.observe_stage(stage, measure_stage(self.config, self.ledger, stages[stage]))
+        return posterior
+
+    def _build_paced_model(self, index: int, running_instances: int) -> ExecutionModel:
+        """Build the model of the stages from ``index`` on, from the measured paces of the earlier ones."""
+        config = self.config
+        model = build_execution_model(config.stages, config.profile, config.machine, REPLAN_SAMPLES, config.seed)
+        remaining = model.select_remaining(index, running_instances)
+        known = measure_entrants(config, self.ledger, config.stages[index])
+        slowdowns = TrialSlowdowns(tuple(math.exp(pace - self._base) for pace in known)) if known else None
+        posterior = self._observe_paces(index)
+        paces = posterior.predict(index, self._base, has_known_trials=slowdowns is not None)
+        return remaining.with_slowdowns(slowdowns).with_paces(paces, config.seed)
+
     def build_remaining_model(self, index: int, plan: Plan) -> ExecutionModel:
         """Build the model of the job after a stage, under the corrected profile, with the instances that run."""
+        # fewer may have been granted than planned
+        running_instances = min(plan[index].instances, self.ledger.count_running() or plan[index].instances)
+        return self.build_model_from(index + 1, running_instances)
+
+    def build_model_from(self, index: int, running_instances: int) -> ExecutionModel:
+        """Build the model of the stages from ``index`` on, under the corrected profile."""
         config = self.config
+        if config.paces is not None and index < len(config.stages):
+            return self._build_paced_model(index, running_instances)
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.select_remaining(index + 1, plan[index].instances)
-        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
+        remaining = model.select_remaining(index, running_instances)
+        return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index))
 
     # plans
 
@@ -160,9 +251,11 @@ class Recovery:
             return plan
         config = self.config
         stages = (build_remaining_stage(jobs), *config.stages[index + 1 :])
-        profile = self.posterior.apply_to(config.profile)
+        profile = self.posterior.apply_to(config.profile) if config.paces is None else config.profile
         model = build_execution_model(stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
         remaining = replace(model, running_instances=self.ledger.count_running())
+        if config.paces is not None:
+            remaining = replace(remaining, paces=self._draw_paces_in_stage(index, jobs))
         occasion = f"in stage {index + 1}, a node was lost"
         changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began), occasion)
         if changed == plan[index:]:
@@ -171,8 +264,20 @@ class Recovery:
         self.store.rescale_stage(index, allocation)
         return (*plan[:index], allocation, *changed[1:])
 
+    def _draw_paces_in_stage(self, index: int, jobs: Sequence[TrialJob]) -> tuple[PaceDraws, ...]:
+        """Draw the paces of the rest of a running stage, whose trials are groups of their own, and of later stages."""
+        config = self.config
+        paces = self._observe_paces(index).predict(index, self._base, has_known_trials=False)
+        draws = draw_paces(config.stages[index:], paces, REPLAN_SAMPLES, config.seed)
+        targets = [group.done + group.iters for group in config.stages[index].groups]
+        columns = [targets.index(job.target) if job.target in targets else 0 for job in jobs]
+        return (PaceDraws(draws[0].shift[:, columns], draws[0].spread[:, columns]), *draws[1:])
+
     def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
         """Plan the remaining job again, and note a change or a lost guarantee."""
+        if self.config.machine.spot is not None:
+            # the slack for a change of place is no time to plan with
+            time_left_s -= NET_CHANGES * estimate_change_s(self.config.profile)
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))
@@ -193,3 +298,7 @@ class Recovery:
 
     def _compute_time_left_s(self, began: float) -> float:
         return began + (self.config.deadline_s or 0.0) - self.config.wall()
+
+
+def _encode(allocation: Allocation) -> list[int]:
+    return [allocation.instances, allocation.workers, allocation.slots]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from unfold_tuning.cluster.interface import Cluster, ClusterEvent
 from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.fallback import SpotFallback
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import list_open_jobs, rank_trials
 from unfold_tuning.executor.recovery import Recovery
@@ -36,6 +37,7 @@ class StageRun:
         waiting: Jobs that wait for a slot.
         running: Jobs by trial.
         failures: Failures of each trial since its last checkpoint.
+        fallback: Allows on-demand nodes when a thrifty run has no more slack.
     """
 
     index: int
@@ -48,6 +50,11 @@ class StageRun:
     waiting: list[TrialJob] = field(default_factory=list)
     running: dict[int, TrialJob] = field(default_factory=dict)
     failures: Counter[int] = field(default_factory=Counter)
+    fallback: SpotFallback = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin to watch the slack."""
+        self.fallback = SpotFallback(self.recovery, self.cluster, self.index, self.began)
 
     @property
     def config(self) -> ExecutionConfig:
@@ -68,11 +75,12 @@ class StageRun:
         """
         stage, allocation = self.config.stages[self.index], self.plan[self.index]
         self.ledger.record_stage_start(self.index, self.config.wall())
-        self._resize(allocation.instances)
         self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
+        self._resize(allocation.instances)
         total = len(self.waiting)
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
-            self.recovery.watch()
+            self._watch()
+            self._grow_if_possible()
             self._start_waiting()
             for event in self.cluster.poll_events(POLL_S):
                 if event.message is None:
@@ -89,9 +97,20 @@ class StageRun:
         self.ledger.record_stage_end(self.index, self.config.wall(), survivors)
         return self.plan
 
+    def _grow_if_possible(self) -> None:
+        """Request again what was refused, as soon as an offer may be tried, if trials wait for it."""
+        instances = self.plan[self.index].instances
+        if self.waiting and self.cluster.can_grow(instances):
+            self._resize(instances)
+
     def _resize(self, instances: int) -> None:
         self.recovery.require_budget(instances)
-        self.cluster.resize(instances, self.recovery.watch)
+        self.cluster.resize(instances, self._watch)
+
+    def _watch(self) -> None:
+        """Guard the budget, and the time for which a thrifty run may wait for spot instances."""
+        self.recovery.watch()
+        self.fallback.check(self.plan, [*self.waiting, *self.running.values()])
 
     def _admit_replacements(self, workers: int) -> bool:
         """Admit the next best trials in place of dropped ones; return whether there are any."""
@@ -101,6 +120,10 @@ class StageRun:
     def _start_waiting(self) -> None:
         while self.waiting:
             node = self.cluster.find_node(self.waiting[0].workers)
+            if node is None and not self.running:
+                # fewer nodes were granted than the trial was to span
+                self.waiting[0] = replace(self.waiting[0], workers=self._select_workers_of_node())
+                node = self.cluster.find_node(self.waiting[0].workers)
             if node is None:
                 return
             job = restart_without_state(self.waiting.pop(0), self.config.log)
@@ -108,6 +131,16 @@ class StageRun:
             self.ledger.record_part_start(self.index, job.trial, node, self.config.wall(), job.workers)
             self.monitor.watchdog.record_progress(job.trial)
             self.cluster.start(node, job)
+
+    def _is_on_spot(self) -> bool:
+        machine = self.config.machine
+        return machine.spot is not None or machine.interruptions_per_hour > 0
+
+    def _select_workers_of_node(self) -> int:
+        """Select the largest measured number of workers that fits into one node."""
+        accelerators = self.config.machine.accelerators
+        counts = self.config.profile.list_worker_counts(accelerators)
+        return max((count for count in counts if count <= accelerators), default=1)
 
     def _replace_node(self, node: str) -> None:
         """Continue without a lost node: plan the remaining job again at once, and hold what the plan says."""
@@ -151,7 +184,7 @@ class StageRun:
 
     def _retry_or_drop(self, job: TrialJob, message: WorkerMessage | None) -> None:
         kill_reason = self.monitor.watchdog.forget(job.trial)
-        is_preemption = message is None and not kill_reason and bool(self.config.machine.interruptions_per_hour)
+        is_preemption = message is None and not kill_reason and self._is_on_spot()
         reason = kill_reason or (message.error if message else "its node was lost")
         job = self._stop(job.trial)
         self.failures[job.trial] += 1

@@ -13,9 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from unfold_tuning.job import schedule
-from unfold_tuning.job.problem import BUNDLED_DATASETS, ClusterConfig, LaunchConfig, Problem, TrainableConfig
-from unfold_tuning.job.profile import LogNormal, Machine, Profile
-from unfold_tuning.job.search_space import Categorical, Dimension, IntegerRange, LogUniform, Uniform
+from unfold_tuning.job.availability import AvailabilityLog, read_availability
+from unfold_tuning.job.pace_record import PaceRecord
+from unfold_tuning.job.paces import build_measured_record, build_planned_features, describe_hardware, read_history
+from unfold_tuning.job.problem import (
+    BUNDLED_DATASETS,
+    ClusterConfig,
+    LaunchConfig,
+    MeasuredPaces,
+    Problem,
+    ProfiledTrial,
+    TrainableConfig,
+)
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms
+from unfold_tuning.job.search_space import (
+    Categorical,
+    Dimension,
+    IntegerRange,
+    LogUniform,
+    Uniform,
+    sample_bracket_configs,
+)
 from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
 from unfold_tuning.schema import search as search_schema
 from unfold_tuning.schema import trainable as trainable_schema
@@ -48,11 +66,13 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
     """
     spec, record = resolve_record(spec, run)
     stages = build_stages(spec.search)
+    profile_spec = _load_profile(spec, run)
+    _require_same_hardware(spec.cloud, profile_spec.measured_on)
     return Problem(
         name=spec.name,
         stages=stages,
         machines=tuple(build_machines(spec.cloud, run)),
-        profile=_load_profile(spec, run),
+        profile=_build_profile(profile_spec),
         deadline_s=spec.deadline,
         budget_usd=spec.budget,
         confidence=spec.on_time,
@@ -63,6 +83,7 @@ def build_problem(spec: TuningSpec, run: Run) -> Problem:
         trainable=build_trainable(spec.trainable) if spec.trainable else None,
         record=record,
         fingerprint=_fingerprint_run(spec, run.seed),
+        paces=_build_measured_paces(spec, profile_spec, stages, run),
     )
 
 
@@ -130,18 +151,72 @@ def _to_names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
 
 
-def _load_profile(spec: TuningSpec, run: Run) -> Profile:
+def _load_profile(spec: TuningSpec, run: Run) -> ProfileSpec:
     """Load the profile of the spec, or the one that ``unfold profile`` measured in this run folder."""
     if spec.profile is not None:
-        return _build_profile(spec.profile)
+        return spec.profile
     if has_measured_profile(spec, run):
         with run.directory.decoding(PROFILE_FILE, "a profile") as data:
-            return parse_profile(data)
+            return ProfileSpec.model_validate_json(data)
     hint = "write profile: {iteration: {mean: 12 s}}" + (", or run unfold profile SPEC" if spec.trainable else "")
     message = "no profile: the duration of an iteration is unknown"
     if run.directory.has(PROFILE_FILE):
         message, hint = "the profile measured here is of another trainable or other nodes", "run unfold profile SPEC"
     raise user_error(message, key="profile", hint=hint)
+
+
+def _require_same_hardware(cloud: Cloud, measured_on: str | None) -> None:
+    """Require that a profile was measured on the planned hardware, unless a speed relates the two.
+
+    Raises:
+        UnfoldError: It was measured elsewhere, and an instance type has no ``speed``.
+    """
+    if measured_on is None:
+        return
+    for index, item in enumerate(cloud.instances):
+        name, has_speed = (item, False) if isinstance(item, str) else (item.type, "speed" in item.model_fields_set)
+        hardware = describe_hardware() if cloud.provider == "local" else name
+        if hardware != measured_on and not has_speed:
+            message = f"the profile was measured on {measured_on}, not on {hardware}"
+            hint = f"measure it there, or write {{type: {name}, speed: 2}} if an accelerator is twice as fast there"
+            raise user_error(message, key=f"cloud.instances[{index}]", hint=hint)
+
+
+def _build_measured_paces(
+    spec: TuningSpec, profile: ProfileSpec, stages: Sequence[schedule.Stage], run: Run
+) -> MeasuredPaces | None:
+    """Build the records of a profile's trials and of earlier jobs; ``None`` if the profile has no trials."""
+    history = read_histories(spec, run)
+    if not profile.trials:
+        return None
+    record = build_measured_record([(trial.ends, trial.seconds, trial.config) for trial in profile.trials])
+    space = build_trainable(spec.trainable).space if spec.trainable else {}
+    group = stages[0].groups[0]
+    planned = sample_bracket_configs(space, run.seed, group.bracket, group.trials) if space else []
+    return MeasuredPaces(
+        profile=record,
+        planned=build_planned_features(record, planned),
+        history=history,
+        measured_on=profile.measured_on or "",
+    )
+
+
+def read_histories(spec: TuningSpec, run: Run) -> tuple[PaceRecord, ...]:
+    """Read every earlier job that the spec names.
+
+    Raises:
+        UnfoldError: A record cannot be read.
+    """
+    speedups = spec.profile.speedup if spec.profile else {1: 1.0}
+    return tuple(
+        read_history(
+            run.path(item.path, key=f"history[{index}].path"),
+            replace(build_log_source(item), key=f"history[{index}]"),
+            speedups,
+            item.accelerators,
+        )
+        for index, item in enumerate(spec.history)
+    )
 
 
 def has_measured_profile(spec: TuningSpec, run: Run) -> bool:
@@ -154,7 +229,7 @@ def parse_profile(data: bytes | str) -> Profile:
     return _build_profile(ProfileSpec.model_validate_json(data))
 
 
-def encode_profile(profile: Profile) -> str:
+def encode_profile(profile: Profile, trials: Sequence[ProfiledTrial] = (), measured_on: str = "") -> str:
     """Encode a measured profile in the form of the spec's ``profile``, as JSON."""
     encoded = {
         "iteration": _encode_time(profile.iteration),
@@ -165,8 +240,16 @@ def encode_profile(profile: Profile) -> str:
         "sync": _encode_time(profile.sync),
         "trial_spread": round(min(MAX_VARIATION, profile.trial_cv), 4),
         "error": profile.error_cv,
+        "trials": [
+            {
+                "ends": trial.ends,
+                "seconds": [round(max(seconds, 1e-9), 9) for seconds in trial.seconds],
+                "config": dict(trial.config),
+            }
+            for trial in trials
+        ],
     }
-    return json.dumps(encoded, indent=1)
+    return json.dumps(encoded | ({"measured_on": measured_on} if measured_on else {}), indent=1)
 
 
 def _encode_time(time: LogNormal) -> dict[str, str]:
@@ -219,12 +302,34 @@ def build_machines(
         UnfoldError: An instance type or its price is unknown.
     """
     known_prices = None if cloud.provider == "local" else _load_catalog(cloud, run, make_clients)
+    if cloud.market == "thrifty":
+        log = _load_availability(cloud, run)
+        indices = range(len(cloud.instances))
+        return [_build_thrifty_machine(cloud, index, known_prices, log) for index in indices]
     markets = {"on-demand": [False], "spot": [True], "either": [False, True]}[cloud.market]
     return [
         _build_machine(cloud, index, known_prices, is_spot=is_spot)
         for index in range(len(cloud.instances))
         for is_spot in markets
     ]
+
+
+def _load_availability(cloud: Cloud, run: Run) -> AvailabilityLog | None:
+    item = cloud.availability
+    if item is None:
+        return None
+    path = run.path(item.path, key="cloud.availability.path")
+    return read_availability(path, item.zones, item.tick, "cloud.availability.zones")
+
+
+def _build_thrifty_machine(
+    cloud: Cloud, index: int, known_prices: Catalog | None, log: AvailabilityLog | None
+) -> Machine:
+    """Build a machine at its on-demand price, with the terms of its spot market."""
+    on_demand, spot = (_build_machine(cloud, index, known_prices, is_spot=is_spot) for is_spot in (False, True))
+    terms = SpotTerms(spot.usd_per_hour, spot.interruptions_per_hour, log)
+    source = f"{on_demand.price_source}; spot {spot.price_source}"
+    return replace(on_demand, market="thrifty", spot=terms, price_source=source)
 
 
 def _load_catalog(cloud: Cloud, run: Run, make_clients: Callable[[str], AwsClients]) -> Catalog:
@@ -256,7 +361,7 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     return Machine(
         name=spec.type,
         accelerators=accelerators,
-        usd_per_hour=price,
+        usd_per_hour=price + cloud.disk,
         speed=spec.speed,
         max_instances=cloud.limit,
         billing=Billing(cloud.billing.increment, cloud.billing.minimum, cloud.billing.per),
@@ -358,12 +463,14 @@ def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:
         is_spread=spec.placement.spread is not None,
         run_folder=run.directory.path,
         deadline_s=spec.deadline,
+        zones=spec.cloud.zones,
     )
 
 
 def _fingerprint_run(spec: TuningSpec, seed: int) -> str:
     """Fingerprint a job without its deadline, budget and limits: runs with other ones continue each other."""
     job = dump(spec)
-    job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None}}
+    job |= {"budget": None, "deadline": None, "cloud": {**job["cloud"], "limit": None, "zones": ()}}
     job.get("trainable", {}).pop("timeout", None)
+    job.pop("history", None)
     return fingerprint(job, seed)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from unfold_tuning._types import FloatArray
+from unfold_tuning.job.pace_record import PaceRecord
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.job.search_space import Dimension
@@ -78,6 +81,7 @@ class ClusterConfig:
         is_spread: Place a trial on the emptiest node instead of the fullest.
         run_folder: Folder of the run, with which instances are tagged.
         deadline_s: Deadline of the run, if any.
+        zones: Availability zones in the order in which they are tried; any zone if empty.
     """
 
     provider: str
@@ -88,6 +92,41 @@ class ClusterConfig:
     is_spread: bool
     run_folder: Path
     deadline_s: float | None
+    zones: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledTrial:
+    """A trial of a profile on one accelerator: one item per checkpoint, warm-up excluded.
+
+    Attributes:
+        ends: Iterations that it had run.
+        seconds: Mean seconds of an iteration since the checkpoint before.
+        metrics: Its ranking score.
+        config: Its configuration.
+    """
+
+    ends: tuple[int, ...]
+    seconds: tuple[float, ...]
+    metrics: tuple[float, ...]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPaces:
+    """Measured trials of the job, and what is known of the others.
+
+    Attributes:
+        profile: Paces of the profiled trials.
+        planned: Hyper-parameters of all trials of the first stage, named as in ``profile``: [trials, names].
+        history: Paces of earlier jobs.
+        measured_on: The hardware of the measurement, or empty.
+    """
+
+    profile: PaceRecord
+    planned: FloatArray
+    history: tuple[PaceRecord, ...] = ()
+    measured_on: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +147,7 @@ class Problem:
         is_spread: Whether trials go to the emptiest node.
         trainable: What trials train, if the spec says so.
         record: Summary of the record that iteration times come from, or empty.
+        paces: Measured trials, if the profile has any; else its stated error counts.
         fingerprint: Identifies the job: runs with equal fingerprints may continue each other.
     """
 
@@ -125,3 +165,4 @@ class Problem:
     trainable: TrainableConfig | None
     record: str
     fingerprint: str
+    paces: MeasuredPaces | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from unfold_tuning.job.availability import AvailabilityLog
 from unfoldkit.catalog.billing import Billing
 
 Speedups = tuple[tuple[int, float], ...]
@@ -75,6 +76,15 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class SpotTerms:
+    """The spot market of a machine: its price, its hazard, and a log of its availability if there is one."""
+
+    usd_per_hour: float
+    interruptions_per_hour: float
+    log: AvailabilityLog | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """An instance type on one market, as the planner sees it.
 
@@ -90,7 +100,8 @@ class Machine:
         interruptions_per_hour: Spot interruptions per instance; 0 on demand.
         checkpoint_iters: Iterations between two checkpoints.
         price_source: Where the price comes from.
-        market: ``on-demand`` or ``spot``.
+        market: ``on-demand``, ``spot``, or ``thrifty``: spot while there is slack, on demand when it runs out.
+        spot: The spot side of a thrifty machine, of which the price is that on demand.
     """
 
     name: str
@@ -105,6 +116,7 @@ class Machine:
     checkpoint_iters: int = 1
     price_source: str = ""
     market: str = "on-demand"
+    spot: SpotTerms | None = None
 
     @property
     def has_coarse_billing(self) -> bool:

@@ -67,3 +67,9 @@ class Categorical:
 def sample_config(space: Mapping[str, Dimension], rng: np.random.Generator) -> dict[str, Any]:
     """Draw one configuration, dimension by dimension in the order of the space."""
     return {name: dimension.sample(rng) for name, dimension in space.items()}
+
+
+def sample_bracket_configs(space: Mapping[str, Dimension], seed: int, bracket: int, count: int) -> list[dict[str, Any]]:
+    """Draw the configurations of a bracket's trials; a larger count begins with those of a smaller one."""
+    rng = np.random.default_rng([seed, 1000 + bracket])
+    return [sample_config(space, rng) for _ in range(count)]

@@ -40,6 +40,7 @@ class TrialLogSource:
         seconds: Column of the seconds of one iteration.
         iters: Iterations between two rows if no column counts them.
         where: Values by column that a row must have.
+        key: The key of the spec that names the record, for messages.
     """
 
     path: str
@@ -49,6 +50,7 @@ class TrialLogSource:
     seconds: tuple[str, ...] = ()
     iters: int = 1
     where: Mapping[str, str | int] = field(default_factory=dict)
+    key: str = "profile.recorded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +94,7 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLogSummary:
     Raises:
         UnfoldError: The record has no trials or times, or a cell cannot be read.
     """
-    by_trial: dict[str, list[float]] = {}
-    for file in _list_files(path):
-        for trial, seconds in _read_iterations(file, source, is_single_trial=path.is_dir()):
-            by_trial.setdefault(trial, []).append(seconds)
-    if not by_trial:
-        raise user_error("no iteration of any trial is recorded here", file=str(path), key="profile.recorded")
+    by_trial = {trial: [seconds for _, seconds in steps] for trial, steps in read_trial_steps(path, source).items()}
     means = np.array([np.mean(seconds) for seconds in by_trial.values()])
     within = [np.std(seconds, ddof=1) for seconds in by_trial.values() if len(seconds) > 1]
     if means.mean() <= 0:
@@ -111,6 +108,21 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLogSummary:
     )
 
 
+def read_trial_steps(path: Path, source: TrialLogSource) -> dict[str, list[tuple[float, float]]]:
+    """Read every trial's steps: the iterations run by the end of each, and the mean seconds of one of its iterations.
+
+    Raises:
+        UnfoldError: The record has no trials or times, or a cell cannot be read.
+    """
+    by_trial: dict[str, list[tuple[float, float]]] = {}
+    for file in _list_files(path):
+        for trial, end, seconds in _read_iterations(file, source, is_single_trial=path.is_dir()):
+            by_trial.setdefault(trial, []).append((end, seconds))
+    if not by_trial:
+        raise user_error("no iteration of any trial is recorded here", file=str(path), key=source.key)
+    return by_trial
+
+
 def _list_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
@@ -122,8 +134,10 @@ def _list_files(path: Path) -> list[Path]:
     raise user_error(f"no {' or '.join(RAY_FILES)} in this folder", file=str(path), hint=hint)
 
 
-def _read_iterations(path: Path, source: TrialLogSource, *, is_single_trial: bool) -> Iterator[tuple[str, float]]:
-    """Yield ``(trial, seconds of an iteration)`` of a file.
+def _read_iterations(
+    path: Path, source: TrialLogSource, *, is_single_trial: bool
+) -> Iterator[tuple[str, float, float]]:
+    """Yield ``(trial, iterations run, seconds of an iteration)`` of a file.
 
     A file of a single trial may repeat iterations after a restart; the last repetition counts.
     """
@@ -144,8 +158,8 @@ def _read_iterations(path: Path, source: TrialLogSource, *, is_single_trial: boo
             checkpoints = _drop_repeated(checkpoints)
         else:
             checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.iters)
-        for seconds in _compute_iteration_seconds(trial, checkpoints, timing):
-            yield trial, seconds
+        for end, seconds in _compute_iteration_seconds(trial, checkpoints, timing):
+            yield trial, end, seconds
 
 
 def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> _Timing:
@@ -157,7 +171,7 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
             "profile.recorded.elapsed names the seconds since a trial began, or profile.recorded.seconds; "
             f"there are {', '.join(columns[:12])}"
         )
-        raise user_error("no column of times is known here", file=str(path), key="profile.recorded.elapsed", hint=hint)
+        raise user_error("no column of times is known here", file=str(path), key=f"{source.key}.elapsed", hint=hint)
     return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters)
 
 
@@ -181,8 +195,10 @@ def _drop_repeated(checkpoints: Sequence[_Checkpoint]) -> list[_Checkpoint]:
     return valid
 
 
-def _compute_iteration_seconds(trial: str, checkpoints: Sequence[_Checkpoint], timing: _Timing) -> Iterator[float]:
-    """Yield the mean seconds of an iteration between every two checkpoints of a trial."""
+def _compute_iteration_seconds(
+    trial: str, checkpoints: Sequence[_Checkpoint], timing: _Timing
+) -> Iterator[tuple[float, float]]:
+    """Yield the iterations run and the mean seconds of an iteration between every two checkpoints of a trial."""
     done = previous_s = 0.0
     if checkpoints and checkpoints[0].iters == 0:
         previous_s = _parse_seconds(checkpoints[0].row, timing.time) if timing.is_elapsed else 0.0
@@ -195,7 +211,7 @@ def _compute_iteration_seconds(trial: str, checkpoints: Sequence[_Checkpoint], t
         seconds = _parse_seconds(checkpoint.row, timing.time)
         # clocks of surrogates and of resumed runs may go backwards
         step_s = max(0.0, seconds - previous_s) if timing.is_elapsed else seconds
-        yield step_s / (checkpoint.iters - done)
+        yield checkpoint.iters, step_s / (checkpoint.iters - done)
         done, previous_s = checkpoint.iters, max(previous_s, seconds)
 
 
@@ -213,7 +229,7 @@ def _find_columns(source: TrialLogSource, role: str, columns: Sequence[str]) -> 
     for name in names:
         if name not in columns:
             hint = did_you_mean(name, columns) or f"there are {', '.join(columns[:12])}"
-            raise user_error(f"no column {name!r}", file=source.path, key=f"profile.recorded.{role}", hint=hint)
+            raise user_error(f"no column {name!r}", file=source.path, key=f"{source.key}.{role}", hint=hint)
     by_lower_name = {name.lower(): name for name in reversed(columns)}
     return names or tuple(by_lower_name[name] for name in DEFAULT_COLUMNS[role] if name in by_lower_name)[:1]
 

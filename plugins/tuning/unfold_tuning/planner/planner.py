@@ -26,6 +26,7 @@ from unfold_tuning.planner.frontier import Frontier, StageCosts, build_stage_cos
 from unfold_tuning.planner.local_search import refine_plan
 from unfold_tuning.planner.lower_bound import compute_lower_bound
 from unfold_tuning.planner.minimum_charge import search_exact_frontier
+from unfold_tuning.planner.pace_posterior import PacePosterior, build_pace_posterior
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model
 from unfold_tuning.simulator.plan_cost import (
     CONFIDENCE_TOLERANCE,
@@ -33,6 +34,7 @@ from unfold_tuning.simulator.plan_cost import (
     SimulatedPlan,
     simulate_plans,
 )
+from unfold_tuning.simulator.spot_market import ThriftyRuns
 
 MAX_FRONTIER_PLANS = 600
 """Plans of a frontier that are simulated."""
@@ -121,12 +123,14 @@ class Solution:
         selected: The plan, or ``None`` if no plan meets the deadline or the budget.
         goal: The guarantee of the plan; without a deadline, that of its own guaranteed end.
         is_over_budget: Whether the cheapest plan on time exceeds the budget.
+        thrifty: The plan's runs on the thrifty market, if it leaves slack for spot instances.
     """
 
     candidates: tuple[Candidate, ...]
     selected: Selection | None
     goal: Goal | None
     is_over_budget: bool
+    thrifty: ThriftyRuns | None = None
 
     @property
     def all_plans(self) -> list[SimulatedPlan]:
@@ -144,15 +148,7 @@ class Comparison:
 
 def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Solution:
     """Find the cheapest plan that meets the deadline, or without a deadline the fastest within the budget."""
-    candidates = evaluate_machines(
-        problem.stages,
-        problem.profile,
-        problem.machines,
-        problem.confidence,
-        problem.samples,
-        problem.seed,
-        progress,
-    )
+    candidates = evaluate_models(build_models(problem), problem.confidence, progress)
     goal, is_over_budget, budget_usd = None, False, problem.budget_usd
     if problem.deadline_s is not None:
         selected = select_refined(candidates, problem.deadline_s)
@@ -182,9 +178,32 @@ def evaluate_machines(
         progress: Called after each stage on each machine.
     """
     model = build_execution_model(stages, profile, machines[0], samples, seed)
-    total, done = len(stages) * len(machines), count(1)
+    return evaluate_models(model.with_machines(machines), confidence, progress)
+
+
+def build_posterior(problem: Problem) -> PacePosterior | None:
+    """Build the posterior over paces before the first stage; ``None`` if no trial was measured."""
+    paces = problem.paces
+    if paces is None:
+        return None
+    return build_pace_posterior(problem.stages, paces.profile, paces.planned, paces.history, problem.seed)
+
+
+def build_models(problem: Problem) -> list[ExecutionModel]:
+    """Build the model of a job on each of its machines, with common random numbers."""
+    posterior, profile = build_posterior(problem), problem.profile
+    base = math.log(profile.iteration.mean)
+    paces = None if posterior is None else posterior.predict(0, base, has_known_trials=False)
+    model = build_execution_model(problem.stages, profile, problem.machines[0], problem.samples, problem.seed, paces)
+    return model.with_machines(problem.machines)
+
+
+def evaluate_models(
+    models: Sequence[ExecutionModel], confidence: float, progress: Callable[[str, int, int], None]
+) -> list[Candidate]:
+    """Compute the frontier of every model and the time that each of its plans guarantees."""
+    total, done = sum(len(model.stages) for model in models), count(1)
     progress("frontier", 0, total)
-    models = model.with_machines(machines)
     return [evaluate_machine(item, confidence, lambda: progress("frontier", next(done), total)) for item in models]
 
 

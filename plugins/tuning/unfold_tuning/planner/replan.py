@@ -25,6 +25,8 @@ HYSTERESIS = 0.1
 """A plan on time is replaced only if this fraction of its cost is saved."""
 MIN_GAIN = 0.01
 """A late plan is replaced only if the probability of being on time grows by more."""
+MAX_REQUIRED = 0.99
+"""A plan is never kept only because it is on time with more than this probability."""
 NEAR_BEST = 0.02
 """Probabilities of being on time within this distance of the best count as equal."""
 
@@ -122,9 +124,9 @@ def update_provision(profile: Profile, measured_s: float) -> Profile:
 
 
 def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, confidence: float) -> Replan:
-    """Keep the plan of the remaining stages if it still gives the guarantee and no plan is much cheaper.
+    """Keep the plan of the remaining stages if it still gives the guarantee and no plan as sure is much cheaper.
 
-    If no plan gives the guarantee any more, take the cheapest of those that are most likely to be on time.
+    Otherwise take the cheapest plan that gives it, or the cheapest of those that are nearly the most likely.
 
     Args:
         remaining: The remaining job under the corrected profile, with the instances that run.
@@ -133,24 +135,38 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
         confidence: Probability of the guarantee.
     """
     current, candidate = simulate_plan(remaining, plan), evaluate_machine(remaining, confidence)
-    cheapest = candidate.select_cheapest(time_left_s)
     before = current.estimate_on_time_probability(time_left_s)
-    is_late = cheapest is None
-    if cheapest is None:
-        likely = _select_most_likely(candidate, time_left_s)
-        selected = likely if likely.estimate_on_time_probability(time_left_s) > before + MIN_GAIN else current
-        is_changed = selected is not current
+    cheapest = candidate.select_cheapest(time_left_s)
+    if before >= confidence:
+        # P(on time) of a kept plan is a martingale: exchanging a sure plan for one that is just sure enough at every
+        # barrier would end below the guarantee
+        required = max(confidence, min(before, MAX_REQUIRED))
+        exchange = _select_cheapest_exchange(candidate, current, time_left_s, required)
+        selected = exchange or current
+    elif cheapest is not None:
+        selected = cheapest
     else:
-        is_good = before >= confidence and cheapest.mean_cost_usd > (1 - HYSTERESIS) * current.mean_cost_usd
-        selected = current if is_good else cheapest
-        is_changed = selected.plan != plan
+        likely = _select_most_likely(candidate, time_left_s)
+        is_better = likely.estimate_on_time_probability(time_left_s) > before + MIN_GAIN
+        selected = likely if is_better else current
+    is_changed = selected.plan != plan
     return Replan(
         plan=selected.plan,
         is_changed=is_changed,
         on_time_before=before,
         on_time_after=selected.estimate_on_time_probability(time_left_s),
-        is_late=is_late,
+        is_late=cheapest is None and before < confidence,
     )
+
+
+def _select_cheapest_exchange(
+    candidate: Candidate, current: SimulatedPlan, time_left_s: float, required: float
+) -> SimulatedPlan | None:
+    """Select the cheapest plan that is as sure as required, if it is much cheaper than the current one."""
+    limit_usd = (1 - HYSTERESIS) * current.mean_cost_usd
+    cheaper = [plan for plan in candidate.plans if plan.mean_cost_usd <= limit_usd]
+    sure = [plan for plan in cheaper if plan.estimate_on_time_probability(time_left_s) >= required]
+    return min(sure, key=lambda plan: plan.mean_cost_usd, default=None)
 
 
 def _select_most_likely(candidate: Candidate, time_left_s: float) -> SimulatedPlan:

@@ -35,8 +35,9 @@ def simulate_profile_errors(model: ExecutionModel, plan: Plan, goal: Goal) -> li
     changes = {
         "iterations 3 % slower": scale_iteration(profile, 1.03),
         "provisioning twice as long": replace(profile, provision=LogNormal(2 * provision.mean, 2 * provision.std)),
-        "variation 50 % larger": _widen(profile),
     }
+    if model.paces is None:
+        changes["variation 50 % larger"] = _widen(profile)
     return [
         (name, simulate_plan(model.with_profile(changed), plan).estimate_on_time_probability(goal.deadline_s))
         for name, changed in changes.items()
@@ -62,7 +63,11 @@ def sweep_deadlines(candidates: Sequence[Candidate], goal: Goal, seed: int) -> l
     """Plan exactly and greedily at deadlines from the earliest possible to where one instance is enough."""
     first = candidates[0].model
     samples = min(CURVE_SAMPLES, first.samples)
-    small = build_execution_model(first.stages, first.profile, first.machine, samples, seed)
+    small = (
+        build_execution_model(first.stages, first.profile, first.machine, samples, seed)
+        if first.paces is None
+        else first.select_first_runs(samples)
+    )
     earliest_s = min(float(candidate.guaranteed_s.min()) for candidate in candidates)
     latest_s = max(float(candidate.guaranteed_s.max()) for candidate in candidates)
     deadlines = np.geomspace(earliest_s * 1.001, max(latest_s, earliest_s * 1.01), CURVE_POINTS)

@@ -6,9 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from unfold_tuning.job.problem import Problem
+from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.decision import encode_decision
+from unfold_tuning.planner.pace_posterior import MIN_JOBS
 from unfold_tuning.planner.planner import Comparison, Selection, Solution, compare_with_baselines
 from unfold_tuning.planner.sensitivity import (
     DeadlinePoint,
@@ -20,6 +24,7 @@ from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_cluster, draw_frontier
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
+from unfold_tuning.simulator.spot_market import ThriftyRuns
 from unfoldkit.api import (
     Cell,
     Column,
@@ -52,6 +57,7 @@ PLAN_COLUMNS = (
     Column("vs. this plan"),
 )
 MIN_GAP_PERCENT = 0.05
+CAP_LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +149,10 @@ def _describe_sources(problem: Problem) -> Iterator[tuple[str, str]]:
         yield "record", problem.record
     if problem.samples < problem.requested_samples:
         yield "samples", sentences.describe_reduced_samples(problem.samples)
+    if problem.paces is not None:
+        # records of too few jobs are not used
+        jobs = len(problem.paces.history) if len(problem.paces.history) >= MIN_JOBS else 0
+        yield "paces", sentences.describe_posterior(jobs, problem.paces.profile.trials, problem.paces.measured_on)
     yield "prices", sentences.describe_prices(problem.machines)
 
 
@@ -163,6 +173,7 @@ def _build_metrics(analysis: PlanAnalysis) -> dict[str, Metric]:
         "gap_percent": Metric(analysis.gap_percent, "%"),
         "mean_seconds": Metric(plan.mean_seconds, "s"),
         "promised_seconds": Metric(plan.compute_guaranteed_seconds(goal.confidence), "s"),
+        "cost_usd_p95": Metric(plan.compute_cost_quantile_usd(CAP_LEVEL), "$"),
         "cost_usd_p90": Metric(plan.compute_cost_quantile_usd(0.9), "$"),
     }
 
@@ -224,6 +235,7 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
 def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     goal, plan, candidate = analysis.goal, analysis.plan, analysis.selected.candidate
     machine = analysis.selected.machine
+    yield "at most", sentences.describe_cap(plan.compute_cost_quantile_usd(CAP_LEVEL), analysis.problem.budget_usd)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)
@@ -237,8 +249,11 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     fastest_s = min(item.mean_seconds for item in analysis.solution.all_plans)
     yield "earliest", sentences.describe_earliest(earliest_s, fastest_s)
     yield "frontier", sentences.describe_frontier(_summarize_frontier(analysis.points))
-    errors = simulate_profile_errors(candidate.model, plan.plan, goal)
-    yield "sensitivity", sentences.describe_sensitivity(errors)
+    if analysis.solution.thrifty is not None:
+        yield from _describe_thrifty(machine, analysis.solution.thrifty)
+    else:
+        errors = simulate_profile_errors(candidate.model, plan.plan, goal)
+        yield "sensitivity", sentences.describe_sensitivity(errors)
     if machine.interruptions_per_hour:
         yield "spot", sentences.describe_total_loss(simulate_total_loss(candidate, plan.plan, goal))
     if machine.has_coarse_billing:
@@ -248,6 +263,15 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     gap_percent = analysis.gap_percent
     if gap_percent is not None and gap_percent > MIN_GAP_PERCENT:
         yield "lower bound", sentences.describe_lower_bound(analysis.comparison.lower_bound_usd)
+
+
+def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str, str]]:
+    fraction = float(runs.on_demand_fraction.mean())
+    yield "spot", sentences.describe_thrifty(fraction, float(np.quantile(runs.cost_usd, CAP_LEVEL)))
+    if machine.spot is not None:
+        log = machine.spot.log
+        zones, days = (len(log.zones), len(log.select_trailing().states[0]) * log.tick_s / 86400) if log else (0, 0.0)
+        yield "market", sentences.describe_market(zones, days, machine.spot.interruptions_per_hour)
 
 
 def _summarize_frontier(points: Sequence[DeadlinePoint]) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_tuning.executor.profiler import CHECKPOINTS, ProfileSamples
+from unfold_tuning.executor.profiler import ProfileSamples
 from unfold_tuning.job.profile import Profile
 from unfold_tuning.report import sentences
-from unfoldkit.api import Column, Metric, Report, Table, Verdict, format_count
+from unfoldkit.api import Column, Metric, Report, Table, Verdict
 
 COLUMNS = (
     Column("accelerators"),
@@ -16,13 +16,15 @@ COLUMNS = (
 )
 
 
-def report_profile(name: str, profile: Profile, samples: ProfileSamples) -> Report:
+def report_profile(name: str, profile: Profile, samples: ProfileSamples, measured_on: str, spent_usd: float) -> Report:
     """Report a profile and the samples that it was made from.
 
     Args:
         name: Name of the spec.
         profile: The profile as it was stored.
         samples: The samples.
+        measured_on: The hardware.
+        spent_usd: What the measurement cost.
     """
     rows = tuple((workers, profile.iteration.mean / speedup, speedup) for workers, speedup in profile.speedup)
     return Report(
@@ -31,10 +33,10 @@ def report_profile(name: str, profile: Profile, samples: ProfileSamples) -> Repo
         name=name,
         verdict=Verdict.YES,
         headline=sentences.write_profile_headline(profile.iteration.mean),
-        subtitle=(f"{format_count(samples.trials, 'trial')} of {CHECKPOINTS} checkpoints",),
-        metrics=_build_metrics(profile, samples),
+        subtitle=(sentences.describe_profiled_trials(samples.trials, samples.iters),),
+        metrics=_build_metrics(profile, samples) | {"spent_usd": Metric(spent_usd, "$", timed=True)},
         tables=(Table("speed-up", COLUMNS, rows),),
-        lines=_list_failures(samples),
+        lines=(*_list_conditions(samples, measured_on), *_list_failures(samples)),
         next="unfold plan SPEC",
     )
 
@@ -46,9 +48,18 @@ def _build_metrics(profile: Profile, samples: ProfileSamples) -> dict[str, Metri
         "startup_s": Metric(float(np.mean(samples.startups)), "s", timed=True),
         "trial_start_s": Metric(float(np.mean(samples.starts)), "s", timed=True),
         "checkpoint_s": Metric(float(np.mean(samples.saves)), "s", timed=True),
+        "warm_up_s": Metric(samples.warm_up_s, "s", timed=True),
         "trial_spread": Metric(profile.trial_cv, timed=True),
         "steps": Metric(sum(len(seconds) for seconds in samples.iterations.values())),
     }
+
+
+def _list_conditions(samples: ProfileSamples, measured_on: str) -> tuple[tuple[str, str], ...]:
+    """List where the profile was measured and what does not count as an iteration."""
+    lines = [("measured on", measured_on)]
+    if samples.warm_up_s:
+        lines.append(("warm-up", sentences.describe_warm_up(samples.warm_up_s)))
+    return tuple(lines)
 
 
 def _list_failures(samples: ProfileSamples) -> tuple[tuple[str, str], ...]:

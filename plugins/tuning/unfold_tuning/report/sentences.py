@@ -12,6 +12,8 @@ from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
+MIN_CONFORMAL_JOBS = 19
+"""With fewer exchangeable jobs, no distribution-free bound holds with 95 %."""
 
 
 def name_machine(machine: Machine) -> str:
@@ -80,6 +82,14 @@ def write_winner_headline(
 # lines of a plan
 
 
+def describe_cap(cap_usd: float, budget_usd: float | None) -> str:
+    """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
+    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, minimums, disks, data and head node included"
+    if budget_usd is None:
+        return f"{cap}; budget makes it a hard cap"
+    return f"{cap}; the run stops at {format_money(budget_usd)}"
+
+
 def describe_slack(slack_s: float, confidence: float) -> str:
     """Describe the time between the guaranteed end and the deadline."""
     return f"{format_duration(max(0.0, slack_s))} at {format_percent(confidence)}"
@@ -106,6 +116,21 @@ def describe_frontier(steps: Mapping[str, str]) -> str:
 def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
     """Describe P(on time) under errors of the profile."""
     return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
+
+
+def describe_thrifty(on_demand_fraction: float, cap_usd: float) -> str:
+    """Describe how a thrifty plan ends on time, and its bill at the 95 % quantile."""
+    return (
+        f"waits for spot while there is slack, then on demand: {format_percent(on_demand_fraction)} of the time; "
+        f"{format_money(cap_usd)} at 95 %"
+    )
+
+
+def describe_market(zones: int, days: float, interruptions_per_hour: float) -> str:
+    """Describe what the spot market was modelled from."""
+    if not zones:
+        return f"no log of availability: {interruptions_per_hour:g} losses an hour assumed, capacity always"
+    return f"modelled from the last {days:.1f} days of {format_count(zones, 'zone')}, begun in their present state"
 
 
 def describe_total_loss(probability: float) -> str:
@@ -216,6 +241,29 @@ def describe_failed(trials: Sequence[int], error: str) -> str:
 def describe_lost_nodes(count: int) -> str:
     """Describe the nodes that were lost."""
     return f"{format_count(count, 'node')}; the trials continued from their checkpoints"
+
+
+def describe_profiled_trials(trials: int, iters: int) -> str:
+    """Describe the extent of a profile."""
+    return f"the first {format_count(trials, 'trial')} of the search, {format_count(iters, 'iteration')} each"
+
+
+def describe_warm_up(warm_up_s: float) -> str:
+    """Describe the one-off time at the start of a trial."""
+    return f"{format_duration(warm_up_s)} at the start of a trial, not counted as iterations"
+
+
+def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
+    """Describe what the posterior over paces was learnt from, and what its margin is worth."""
+    where = f" on {measured_on}" if measured_on else ""
+    measured = f"{format_count(trials, 'trial')} measured{where}"
+    source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
+    return f"{measured}; {source}; {describe_margin(jobs)}"
+
+
+def describe_margin(jobs: int) -> str:
+    """Describe whether the margin could be distribution-free: that takes 19 exchangeable jobs for 95 %."""
+    return "the margin is modelled, not proven" if jobs < MIN_CONFORMAL_JOBS else "the margin is modelled"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

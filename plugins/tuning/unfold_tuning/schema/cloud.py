@@ -42,6 +42,17 @@ class Launch(Model):
     grace: Duration = Field(default=3600.0, description="an instance shuts itself down this long after the deadline")
 
 
+class Availability(Model):
+    """A log of spot availability: one row a tick, one column a zone, 1 where an instance could be had and 0 where not.
+
+    Its last row is the present. Only the last three days count.
+    """
+
+    path: str
+    zones: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = Field(description="the columns to use")
+    tick: Annotated[Duration, Field(gt=0)] = Field(default=300.0, description="time between two rows")
+
+
 class Cloud(Model):
     """What can be rented, and how it is billed."""
 
@@ -50,13 +61,20 @@ class Cloud(Model):
     )
     region: str = "us-east-1"
     instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
+    zones: Annotated[tuple[str, ...], Field(max_length=16)] = Field(
+        default=(), description="availability zones to try in this order; any zone of the region if left out"
+    )
     limit: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum number of instances")
-    market: Literal["on-demand", "spot", "either"] = "on-demand"
+    market: Literal["on-demand", "spot", "either", "thrifty"] = Field(
+        default="on-demand", description="thrifty: spot or wait while there is slack, on demand when it runs out"
+    )
+    availability: Availability | None = Field(default=None, description="log of the spot market, for thrifty plans")
     interruptions: Rate = Field(default=0.2 / 3600, description="of a spot instance, such as 0.2/h")
     checkpoint_iters: Count = Field(default=1, description="iterations between two checkpoints")
     billing: BillingSpec = BillingSpec()
     data: Bytes = Field(default=0, description="copied to every new instance")
     transfer: Money = Field(default=0.0, description="per GiB of data copied")
+    disk: Price = Field(default=0.0, description="of the disks of an instance, such as EBS volumes")
     head: Price = Field(default=0.0, description="of the head node, for the whole job")
     launch: Launch | None = Field(default=None, description="how train starts AWS instances")
     prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to query AWS")
@@ -64,6 +82,9 @@ class Cloud(Model):
 
 def check_cloud(cloud: Cloud) -> Iterable[Problem]:
     """Yield instances without a price, and markets that a provider does not have."""
+    if cloud.availability is not None and cloud.market != "thrifty":
+        hint = "write market: thrifty"
+        yield Problem(("cloud", "availability"), "only thrifty plans use a log of availability", hint=hint)
     if cloud.provider in ("gcp", "azure"):
         yield from _check_given_prices(cloud)
     if cloud.provider == "local":

@@ -56,6 +56,14 @@ class Recorded(Model):
     )
 
 
+class MeasuredTrial(Model):
+    """A trial of a profile: the iterations with which its checkpoints end, and the seconds of one iteration before."""
+
+    ends: Annotated[tuple[Count, ...], Field(min_length=1)]
+    seconds: Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)]
+    config: dict[str, float | int | str | bool] = Field(default_factory=dict, description="its configuration")
+
+
 class ProfileSpec(Model):
     """Timings of the job; ``unfold profile`` measures them if they are left out."""
 
@@ -75,7 +83,15 @@ class ProfileSpec(Model):
     sync: Time = Field(default=10.0, description="between two stages: rank, checkpoint, move")
     trial_spread: Variation = Field(default=0.05, description="lasting variation of speed between trials")
     worker_spread: Variation = Field(default=0.0, description="variation between the workers of one trial")
-    error: Fraction = Field(default=0.1, description="how wrong the profile itself may be")
+    error: Fraction = Field(
+        default=0.1, description="how wrong written times may be; measured trials have a posterior over paces instead"
+    )
+    measured_on: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="hardware of the measurement; a plan for other hardware needs cloud.instances speed"
+    )
+    trials: tuple[MeasuredTrial, ...] = Field(
+        default=(), description="measured trials on one accelerator, as unfold profile stores them"
+    )
 
 
 def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
@@ -90,5 +106,9 @@ def check_profile(profile: ProfileSpec) -> Iterable[Problem]:
         for accelerators, speedup in table.items():
             if accelerators < 1 or speedup <= 0:
                 yield Problem(("profile", key, accelerators), "accelerators and speed-up must be positive", at_key=True)
+    for index, trial in enumerate(profile.trials):
+        if len(trial.ends) != len(trial.seconds) or list(trial.ends) != sorted(set(trial.ends)):
+            message = "a trial needs ascending ends, and seconds for each of them"
+            yield Problem(("profile", "trials", index), message, hint="write {ends: [4, 12], seconds: [1.2, 0.9]}")
     if profile.speedup.get(1) != 1.0:
         yield Problem(("profile", "speedup"), "the speed-up of one accelerator is 1", hint="write {1: 1, 2: 1.9}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from unfold_tuning.schema.cloud import Cloud, check_cloud
-from unfold_tuning.schema.profile import ProfileSpec, check_profile
+from unfold_tuning.schema.profile import ProfileSpec, Recorded, check_profile
 from unfold_tuning.schema.search import Custom, Halving, Hyperband, RandomSearch, check_search, translate_search
 from unfold_tuning.schema.trainable import Trainable, check_trainable
 from unfoldkit.api import Duration, Fraction, Model, Money, Problem, Spec
@@ -56,6 +56,9 @@ class TuningSpec(Spec):
     on_time: Fraction = Field(default=0.95, description="required probability of meeting the deadline")
     cloud: Cloud
     profile: ProfileSpec | None = None
+    history: Annotated[tuple[Recorded, ...], Field(max_length=200)] = Field(
+        default=(), description="earlier jobs of this kind, from which changes of pace are learnt; at least four"
+    )
     placement: PlacementPolicy = Field(
         default=PlacementPolicy(), description="which node runs a trial; packed if left out"
     )
@@ -74,6 +77,11 @@ class TuningSpec(Spec):
         if self.profile is not None:
             yield from check_profile(self.profile)
         yield from check_cloud(self.cloud)
+        if self.cloud.market == "thrifty" and self.deadline is None:
+            hint = "write deadline, or market: spot"
+            yield Problem(
+                ("cloud", "market"), "a thrifty plan needs a deadline: it waits for spot until then", hint=hint
+            )
         if self.placement.pack is not None and self.placement.spread is not None:
             hint = "write pack: node; packed nodes can be released"
             yield Problem(("placement",), "pack and spread exclude each other", hint=hint)

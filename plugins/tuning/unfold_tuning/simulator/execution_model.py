@@ -22,6 +22,7 @@ from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_s
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.simulator.kernels import schedule_trials
 from unfold_tuning.simulator.preemption import sample_delay
+from unfold_tuning.simulator.stage_paces import PaceDraws, StagePaces, draw_paces, list_trial_groups
 
 TRIAL_CACHE_SIZE = 4
 QUADRATURE_NODES = np.arange(0.5, 512) / 512
@@ -86,6 +87,8 @@ class ExecutionModel:
         profile_error: Factor by which the profile is wrong in each run: [samples].
         running_instances: Instances that run when the first stage begins, if a remaining job is planned again.
         slowdowns: Slowdowns of the trials that continue, if they are known.
+        paces: Pace of each group of trials, one item per stage; it replaces the variation between trials and the error
+            that the profile states.
         stage_cache: Stage durations by (stage, workers, slots); with 0 slots, busy accelerator-seconds.
         trial_cache: The last few trial times, which are large, by (stage, workers).
         startup_cache: Start-up times by (stage, new instances).
@@ -99,6 +102,7 @@ class ExecutionModel:
     profile_error: FloatArray
     running_instances: int = 0
     slowdowns: TrialSlowdowns | None = None
+    paces: tuple[PaceDraws, ...] | None = None
     stage_cache: dict[tuple[int, int, int], FloatArray] = field(default_factory=dict, compare=False, repr=False)
     trial_cache: dict[tuple[int, int], FloatArray] = field(default_factory=dict, compare=False, repr=False)
     startup_cache: dict[tuple[int, int], FloatArray] = field(default_factory=dict, compare=False, repr=False)
@@ -116,7 +120,11 @@ class ExecutionModel:
         """Whether the trials of a stage differ by chance."""
         profile, machine = self.profile, self.machine
         spreads = (profile.iteration.std, profile.start.std, profile.trial_cv, profile.worker_cv)
-        return any(spreads) or bool(machine.interruptions_per_hour) or self.slowdowns is not None
+        return any(spreads) or bool(machine.interruptions_per_hour) or self._has_sampled_paces
+
+    @property
+    def _has_sampled_paces(self) -> bool:
+        return self.slowdowns is not None or self.paces is not None
 
     def with_machine(self, machine: Machine) -> ExecutionModel:
         """Return the same runs on another machine; caches that do not depend on it are kept."""
@@ -134,11 +142,23 @@ class ExecutionModel:
 
     def select_remaining(self, index: int, running_instances: int) -> ExecutionModel:
         """Return the job from stage ``index`` on, with the instances that run already."""
-        return self._replace(stages=self.stages[index:], draws=self.draws[index:], running_instances=running_instances)
+        paces = self.paces[index:] if self.paces is not None else None
+        return self._replace(
+            stages=self.stages[index:], draws=self.draws[index:], paces=paces, running_instances=running_instances
+        )
 
     def with_slowdowns(self, slowdowns: TrialSlowdowns | None) -> ExecutionModel:
         """Return the same runs with known slowdowns of the trials."""
         return self._replace(slowdowns=slowdowns)
+
+    def with_paces(self, paces: StagePaces | None, seed: int) -> ExecutionModel:
+        """Return the same runs with other paces of their stages."""
+        drawn = None if paces is None else draw_paces(self.stages, paces, self.samples, seed)
+        return self._replace(paces=drawn)
+
+    def with_drawn_paces(self, paces: tuple[PaceDraws, ...]) -> ExecutionModel:
+        """Return the same runs with paces that are drawn already, one item per stage."""
+        return self._replace(paces=paces)
 
     def with_profile(self, profile: Profile) -> ExecutionModel:
         """Return the same draws under another profile; the profile's error is redrawn from the same normals."""
@@ -157,7 +177,8 @@ class ExecutionModel:
     def _select_samples(self, rows: slice) -> ExecutionModel:
         names = ("lasting", "noise", "start", "worker", "preemption", "provision", "startup", "sync")
         draws = tuple(replace(stage, **{name: getattr(stage, name)[rows] for name in names}) for stage in self.draws)
-        return self._replace(draws=draws, profile_error=self.profile_error[rows])
+        paces = None if self.paces is None else tuple(stage.select(rows) for stage in self.paces)
+        return self._replace(draws=draws, profile_error=self.profile_error[rows], paces=paces)
 
     def _replace(self, **changes: Any) -> ExecutionModel:
         """Return the model with other facts and empty caches."""
@@ -216,7 +237,8 @@ class ExecutionModel:
         if profile.worker_cv:
             sigma = compute_log_sigma(profile.worker_cv)
             seconds = seconds * np.exp(sigma * to_slowest(draws.worker, workers) - sigma**2 / 2)
-        seconds = seconds * self.profile_error[:, None]
+        if self.paces is None:
+            seconds = seconds * self.profile_error[:, None]
         if profile.start.mean:
             seconds = seconds + to_lognormal(profile.start, draws.start)
         if self.machine.interruptions_per_hour:
@@ -225,6 +247,8 @@ class ExecutionModel:
 
     def _sample_trial_factors(self, index: int) -> FloatArray:
         """Sample a trial's lasting factor times that of the mean of its iterations: a log-normal of mean 1."""
+        if self.paces is not None:
+            return self._sample_paced_factors(index, self.paces[index])
         draws, iteration = self.draws[index], self.profile.iteration
         cv = iteration.std / iteration.mean
         slowdowns = self.slowdowns if self.slowdowns and self._has_known_trials(index) else None
@@ -232,6 +256,14 @@ class ExecutionModel:
         noise = np.log1p(cv * cv / np.maximum(draws.iterations, 1))
         factor = np.asarray(np.exp(lasting * draws.lasting + np.sqrt(noise) * draws.noise - (lasting**2 + noise) / 2))
         return factor * slowdowns.sample(self.samples, factor.shape[1]) if slowdowns else factor
+
+    def _sample_paced_factors(self, index: int, paces: PaceDraws) -> FloatArray:
+        """Sample the factors of trials from the pace and the spread of their groups, and their own known pace."""
+        groups = list_trial_groups(self.stages[index])
+        factor = np.exp(paces.shift[:, groups] + paces.spread[:, groups] * self.draws[index].noise)
+        if self.slowdowns is None or not self._has_known_trials(index):
+            return np.asarray(factor)
+        return np.asarray(factor * self.slowdowns.sample(self.samples, factor.shape[1]))
 
     def _has_known_trials(self, index: int) -> bool:
         """Return whether the trials of a stage are among those with known slowdowns: no new bracket began by then."""
@@ -251,7 +283,12 @@ class ExecutionModel:
 
 
 def build_execution_model(
-    stages: Sequence[Stage], profile: Profile, machine: Machine, samples: int, seed: int
+    stages: Sequence[Stage],
+    profile: Profile,
+    machine: Machine,
+    samples: int,
+    seed: int,
+    paces: StagePaces | None = None,
 ) -> ExecutionModel:
     """Draw all random quantities of ``samples`` runs of a job; equal seeds give equal draws."""
     sigma = compute_log_sigma(profile.error_cv)
@@ -261,7 +298,8 @@ def build_execution_model(
     draws = tuple(
         _draw_stage(stage, lasting, samples, np.random.default_rng([seed, index])) for index, stage in enumerate(stages)
     )
-    return ExecutionModel(tuple(stages), profile, machine, draws, profile_error)
+    drawn = None if paces is None else draw_paces(stages, paces, samples, seed)
+    return ExecutionModel(tuple(stages), profile, machine, draws, profile_error, paces=drawn)
 
 
 def _build_speed_key(machine: Machine) -> tuple[float, ...]:

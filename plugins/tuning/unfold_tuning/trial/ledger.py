@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS steps (trial INTEGER NOT NULL, iters INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS parts (stage INTEGER NOT NULL, trial INTEGER NOT NULL, node TEXT NOT NULL,
     began REAL NOT NULL, ended REAL, gang INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE IF NOT EXISTS orders (token TEXT PRIMARY KEY, count INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS capacity (at REAL NOT NULL, offer TEXT NOT NULL, granted INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS stages (stage INTEGER PRIMARY KEY, began REAL NOT NULL, ended REAL, survivors TEXT);
 """
 
@@ -66,6 +67,14 @@ class InstanceOrder(NamedTuple):
     token: str
     instances: int
     at: float
+
+
+class CapacityProbe(NamedTuple):
+    """An attempt at an offer, in seconds of the wall clock, and whether it was granted."""
+
+    at: float
+    offer: str
+    is_granted: bool
 
 
 class Checkpoint(NamedTuple):
@@ -134,6 +143,15 @@ class Ledger:
         """Record a request for instances before it is sent, so that no instance is ever unknown."""
         self._write("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", (token, count, now))
 
+    def record_capacity(self, offer: str, granted: bool, now: float) -> None:
+        """Record whether an offer had capacity: the log from which its availability is modelled."""
+        self._write("INSERT INTO capacity VALUES (?, ?, ?)", (now, offer, int(granted)))
+
+    def list_capacity(self) -> list[CapacityProbe]:
+        """List every attempt at an offer, oldest first."""
+        rows = self.base.execute("SELECT at, offer, granted FROM capacity ORDER BY at")
+        return [CapacityProbe(at, offer, bool(granted)) for at, offer, granted in rows]
+
     def list_orders(self) -> list[InstanceOrder]:
         """List every request for instances, oldest first."""
         return [InstanceOrder(*row) for row in self.base.execute("SELECT * FROM orders ORDER BY at")]
@@ -153,12 +171,14 @@ class Ledger:
     def compute_spent_usd(self) -> float:
         """Compute the bill so far; open lifetimes count up to when they were last seen.
 
-        The head node is billed from the start to the last moment at which an instance was seen.
+        The head node is billed from the start to the last moment at which an instance was seen. A profile that the run
+        uses counts too.
         """
         lifetimes, machine = self.list_lifetimes(), self.machine
         last_seen = max((lifetime.seen for lifetime in lifetimes), default=0.0)
         head_s = max(0.0, last_seen - float(self.read_fact("began") or 0.0))
         base_usd = len(lifetimes) * machine.ingress_usd + head_s * machine.head_usd_per_hour / 3600.0
+        base_usd += float(self.read_fact("profile-usd") or 0.0)
         if machine.billing.per == "function":
             return base_usd + sum(self._list_busy_seconds()) * machine.usd_per_second / machine.accelerators
         bills = (

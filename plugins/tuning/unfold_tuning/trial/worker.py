@@ -188,6 +188,11 @@ def save_state(job: TrialJob, iters: int, state: bytes) -> None:
     write_atomically(get_state_path(job.folder, iters), state)
 
 
+def name_trial_folder(trial: int) -> str:
+    """Name the folder of the states of a trial of the ledger, which numbers them from 1."""
+    return f"trial-{trial:05d}"
+
+
 def get_state_path(folder: Path, iters: int) -> Path:
     """Return the path of a trial's state after ``iters`` iterations."""
     return folder / f"{iters}.state"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unfold_tuning.job.build import build_problem
-from unfold_tuning.planner.planner import solve
+from unfold_tuning.planner.thrifty import solve_job
 from unfold_tuning.report.plan import report_plan
 from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import Metric, Report, Run
@@ -15,7 +15,7 @@ def plan(spec: TuningSpec, run: Run) -> Report:
     """Find the cheapest plan that meets the deadline, or the fastest within the budget."""
     began = run.clock()
     problem = build_problem(spec, run)
-    solution = solve(problem, run.progress)
+    solution = solve_job(problem, run.progress)
     run.progress("baselines and bound", 0, 1)
     report = report_plan(problem, solution)
     run.progress("baselines and bound", 1, 1)

@@ -1,50 +1,89 @@
-"""The verb ``profile``: measures the times of the real trainable on this machine's nodes."""
+"""The verb ``profile``: measures the times of the real trainable, on this machine or on a rented instance."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import dataclasses
+import json
 
-from unfold_tuning.cluster.factory import build_cluster
-from unfold_tuning.cluster.provider import LocalProvider
+from unfold_tuning.cluster.factory import build_cluster, build_provider
 from unfold_tuning.executor.profiler import Profiler
 from unfold_tuning.job.build import (
     PROFILE_FILE,
     build_cluster_config,
     build_machines,
+    build_stages,
     encode_profile,
     fingerprint_profile_inputs,
     parse_profile,
     resolve_trainable,
 )
+from unfold_tuning.job.paces import describe_hardware
+from unfold_tuning.job.problem import ProfiledTrial
 from unfold_tuning.report.profile import report_profile
 from unfold_tuning.schema.tuning import TuningSpec
+from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfoldkit.api import Report, Run
 
+LEDGER_FILE = "profile.sqlite"
+TRIALS_FILE = "profiled-trials.json"
+
 
 def profile(spec: TuningSpec, run: Run) -> Report:
-    """Measure iteration time and its spread, speed-up, start-up and the start of a trial; store them for ``plan``."""
+    """Measure the first trials of the search, their speed-up and start; store them for ``plan`` and ``train``.
+
+    With ``--engine ray --ray-address`` and an AWS spec, one instance of the first type is rented for it.
+    """
     trainable = resolve_trainable(spec, run)
     machine = build_machines(spec.cloud, run)[0]
-    cluster_config = build_cluster_config(spec, run)
-    setup, provider = WorkerSetup(trainable, run.seed), LocalProvider(_ignore, _ignore)
-    with tempfile.TemporaryDirectory() as folder:
+    cluster_config, stages = build_cluster_config(spec, run), build_stages(spec.search)
+    is_rented = spec.cloud.provider == "aws" and cluster_config.ray_address is not None
+    if not is_rented:
+        cluster_config = dataclasses.replace(cluster_config, provider="local")
+    first, made_from = stages[0].groups[0], fingerprint_profile_inputs(spec)
+    groups = [group for stage in stages for group in stage.groups if group.bracket == first.bracket]
+    with open_ledger(run.directory.path / LEDGER_FILE, machine, "profile") as ledger:
+        provider = build_provider(cluster_config, machine, ledger, run.log)
+        provider.recover()
+        ledger.close_open_lifetimes()
         samples = Profiler(
             trainable=trainable,
-            build_cluster=lambda: build_cluster(cluster_config, setup, machine.accelerators, provider),
+            build_cluster=lambda: build_cluster(
+                cluster_config, WorkerSetup(trainable, run.seed), machine.accelerators, provider
+            ),
             accelerators=machine.accelerators,
             checkpoint_iters=spec.cloud.checkpoint_iters,
             seed=run.seed,
-            folder=Path(folder),
+            bracket=first.bracket,
+            max_iters=max(group.done + group.iters for group in groups),
+            folder=run.directory.path / "trials",
             clock=run.clock,
             progress=run.progress,
             log=run.log,
         ).run()
-    encoded = encode_profile(samples.summarize())
-    run.directory.write(PROFILE_FILE, encoded.encode(), made_from=fingerprint_profile_inputs(spec))
-    return report_profile(spec.name, parse_profile(encoded), samples)
+        spent_usd = ledger.compute_spent_usd()
+    trials = samples.list_trials()
+    measured_on = machine.name if is_rented else describe_hardware()
+    encoded = encode_profile(samples.summarize(), trials, measured_on)
+    run.directory.write(PROFILE_FILE, encoded.encode(), made_from=made_from)
+    stored = json.dumps({"spent_usd": spent_usd, "trials": [dataclasses.asdict(trial) for trial in trials]})
+    run.directory.write(TRIALS_FILE, stored.encode(), made_from=made_from)
+    return report_profile(spec.name, parse_profile(encoded), samples, measured_on, spent_usd)
 
 
-def _ignore(_node: str, _now: float) -> None:
-    return None
+def load_profiled_trials(spec: TuningSpec, run: Run) -> tuple[float, list[ProfiledTrial]]:
+    """Load the dollars and the trials of the profile in the run folder; 0 and none if there is none for this spec."""
+    if not run.directory.has(TRIALS_FILE, made_from=fingerprint_profile_inputs(spec)):
+        return 0.0, []
+    with run.directory.decoding(TRIALS_FILE, "profiled trials") as data:
+        stored = json.loads(data)
+        trials = [
+            ProfiledTrial(
+                ends=tuple(int(end) for end in item["ends"]),
+                seconds=tuple(float(seconds) for seconds in item["seconds"]),
+                metrics=tuple(float(metric) for metric in item["metrics"]),
+                config=dict(item["config"]),
+            )
+            for item in stored["trials"]
+        ]
+        return float(stored["spent_usd"]), trials

@@ -11,21 +11,22 @@ from unfold_tuning.cluster.factory import build_cluster, build_provider
 from unfold_tuning.executor.deadline import MAX_INSTANCES
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.ranking import adopt_profiled_trials
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.build import build_cluster_config, build_problem, has_measured_profile, resolve_trainable
 from unfold_tuning.job.problem import Problem, TrainableConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.decision import decode_decision, encode_decision
-from unfold_tuning.planner.planner import solve
+from unfold_tuning.planner.planner import build_models, build_posterior
+from unfold_tuning.planner.thrifty import solve_job
 from unfold_tuning.report.exports import export_placement_spec, export_winner
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.report.run import report_run
 from unfold_tuning.schema.tuning import TuningSpec
-from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfold_tuning.verbs.profile import profile
+from unfold_tuning.verbs.profile import load_profiled_trials, profile
 from unfoldkit.api import Report, Run, user_error
 from unfoldkit.safe_io.files import parse_object
 
@@ -58,11 +59,15 @@ def train(spec: TuningSpec, run: Run) -> Report:
     config = _build_config(problem, execution, trainable, run)
     cluster_config = build_cluster_config(spec, run)
     with open_ledger(run.directory.path / LEDGER_FILE, execution.machine, problem.fingerprint) as ledger:
-        provider = build_provider(cluster_config, execution.machine, ledger, run.log)
+        provider = build_provider(cluster_config, execution.machine, ledger, run.log, problem.machines)
         ledger.retry_if_all_failed()
         ledger.close_open_parts()
         provider.recover()
         ledger.close_open_lifetimes()
+        if spec.profile is None:
+            profile_usd, profiled = load_profiled_trials(spec, run)
+            ledger.record_fact("profile-usd", profile_usd)
+            adopt_profiled_trials(config, ledger, profiled)
         setup = WorkerSetup(trainable, run.seed)
         cluster = build_cluster(cluster_config, setup, execution.machine.accelerators, provider)
         outcome = Executor(config, ledger, cluster).run()
@@ -94,6 +99,7 @@ def _build_config(problem: Problem, execution: Execution, trainable: TrainableCo
         deadline_s=problem.deadline_s,
         budget_usd=problem.budget_usd,
         confidence=problem.confidence,
+        paces=build_posterior(problem),
         progress=run.progress,
         log=run.log,
     )
@@ -109,9 +115,9 @@ def _select_execution(problem: Problem, run: Run) -> Execution | Report:
     if decision:
         # a run that continues under a smaller limit is planned again for it
         machine, plan = decode_decision(decision, problem, MAX_INSTANCES if has_begun else None)
-        model = build_execution_model(problem.stages, problem.profile, machine, problem.samples, problem.seed)
+        model = build_models(replace(problem, machines=(machine,)))[0]
         return Execution(machine, plan, simulate_plan(model, plan))
-    solution = solve(problem, run.progress)
+    solution = solve_job(problem, run.progress)
     if solution.selected is None:
         return replace(report_infeasible(problem, solution), verb="train")
     machine, predicted = solution.selected.machine, solution.selected.plan

@@ -234,8 +234,13 @@ def _is_row_number(counts: Times) -> bool:
     return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
 
 
-def _read_times(rows: Rows, index: int, name: str, notation: TimeNotation, path: Path) -> Times:
-    """Read a column of times; its first cell decides whether the column holds numbers or dates."""
+def _read_times(
+    rows: Rows, index: int, name: str, notation: TimeNotation, path: Path, *, is_single: bool = True
+) -> Times:
+    """Read a column of times; its first cell decides whether the column holds numbers or dates.
+
+    ``is_single`` states that each is one arrival: counts lie on a grid.
+    """
     cells = _read_cells(rows, index, path)
     line, text = next(cells, (0, ""))
     if not line:
@@ -253,7 +258,7 @@ def _read_times(rows: Rows, index: int, name: str, notation: TimeNotation, path:
         return epoch_to_seconds(to_seconds(times, unit_s)) if notation.unit is None else to_seconds(times, unit_s)
     if is_ambiguous(float(times[0]), text):
         _raise_not_a_time(text, line, path, notation.number_hint)
-    return epoch_to_seconds(times)
+    return notation.convert_numbers(times, name, str(path)) if is_single else epoch_to_seconds(times)
 
 
 def _parse_date(text: str, path: Path, line: int, notation: TimeNotation) -> float:
@@ -279,7 +284,7 @@ def _read_amounts(
             amounts.append(parse(cell, amount.name, path, line))
             yield line, row
 
-    times = _read_times(collect(), index, name, notation, path)
+    times = _read_times(collect(), index, name, notation, path, is_single=False)
     return times, np.array(amounts)
 
 

@@ -39,6 +39,14 @@ MAX_RELATIVE_S = 1e8
 _EPOCH_RANGE_S = (6e8, 2e9)
 """Times since 1970 that are recognised: 1989 to 2033. Beyond, digits are often a date such as 2034010112."""
 _EPOCH_PARTS = (1.0, 1e3, 1e6, 1e9)
+FIRST_EPOCH_S = 6e8
+"""From here on (1989) times count from 1970: they are stamps of a clock, not of a load generator."""
+MIN_DOUBTFUL = 10
+"""Fewer numbers say nothing about their unit."""
+_DAY_S, _HOUR_S = 86_400.0, 3600.0
+_SPARSE_GAP_S = 5.0
+MIN_REPEATED = 0.2
+"""Fraction of equal neighbours from which on times look rounded."""
 _CLF_STAMP = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)?(?: ([+-]\d{4}))?"
 _CLF = re.compile(rf"\[{_CLF_STAMP}\]")
 _CLF_CELL = re.compile(rf"\[?{_CLF_STAMP}\]?")
@@ -77,11 +85,13 @@ class TimeNotation:
         format: Directives of ``strptime`` for dates that are neither ISO 8601 nor common log format.
         unit: Unit of numbers, a key of ``UNITS_S``; without it, a column's name or the size of the numbers decides.
         key: The section of the spec that has the keys ``time_format`` and ``unit``, for hints; empty if none has.
+        likely_unit: Unit of numbers whose unit nothing else states: that of a related trace.
     """
 
     format: str | None = None
     unit: str | None = None
     key: str = "arrivals"
+    likely_unit: str | None = None
 
     def check(self) -> None:
         """Check format and unit before a file is read.
@@ -102,6 +112,19 @@ class TimeNotation:
     def unit_s(self) -> float | None:
         """The stated unit in s."""
         return None if self.unit is None else UNITS_S[self.unit]
+
+    def convert_numbers(self, times: Times, column: str, file: str) -> Times:
+        """Convert numbers of which neither the spec nor a column states the unit: times since 1970, or seconds.
+
+        Raises:
+            UnfoldError: They are whole numbers that would last too long as seconds, or lie on a coarse grid.
+        """
+        if self.likely_unit is not None and float(times[0]) < FIRST_EPOCH_S:
+            return to_seconds(times, UNITS_S[self.likely_unit])
+        if self.key and (doubt := describe_unit_doubt(times)):
+            hint = f"set {self.key}.unit, such as ms, or name the column after its unit: time_ms, time_s"
+            raise user_error(f"the unit of the times is unclear: {doubt}", file=file, key=column, hint=hint)
+        return epoch_to_seconds(times)
 
     @property
     def hint(self) -> str:
@@ -180,6 +203,31 @@ def is_ambiguous(number: float, text: str = "") -> bool:
         return True
     low, high = _EPOCH_RANGE_S
     return number >= MAX_RELATIVE_S and not any(low * parts <= number < high * parts for parts in _EPOCH_PARTS)
+
+
+def describe_unit_doubt(times: Times) -> str:
+    """Describe why numbers without a unit may be milliseconds, or rounded; empty if they are plainly seconds.
+
+    Load generators and tracers write whole milliseconds from 0 on. Read as seconds, minutes become days. On a grid of
+    more than one unit, or with many equal times, the resolution is coarser than a second or the unit is a smaller one.
+
+    Args:
+        times: Sorted numbers as written; those since 1970 are in no doubt.
+    """
+    if times.size < MIN_DOUBTFUL or not 0 <= times[0] < FIRST_EPOCH_S or (times % 1).any():
+        return ""
+    span = float(times[-1] - times[0])
+    if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
+        duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
+        return f"as seconds, {times.size:,} arrivals would last {duration}"
+    gaps = np.diff(times).astype(np.int64)
+    grid = int(np.gcd.reduce(gaps))
+    # rows at a regular interval are rather counts
+    if grid > 1 and np.ptp(gaps) > 0:
+        return f"all times are multiples of {grid}"
+    if (gaps == 0).mean() >= MIN_REPEATED:
+        return "whole numbers, many of them repeated"
+    return ""
 
 
 def is_time(text: str) -> bool:

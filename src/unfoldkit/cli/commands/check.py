@@ -19,7 +19,10 @@ from unfoldkit.errors import (
     user_error,
     with_default_file,
 )
+from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry
+from unfoldkit.render.text import render as render_text
+from unfoldkit.report import Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
 FORMATS = ("text", "json", "github", "junit")
@@ -33,6 +36,8 @@ def check(
     builtin_only: bool = False,
     stdin: str = "",
     data: bool = False,
+    verify: bool = False,
+    allow_code: bool = False,
 ) -> ExitCode:
     """Validate specs and plans, and print their mistakes on stdout.
 
@@ -43,9 +48,12 @@ def check(
         builtin_only: Load the built-in plugins only.
         stdin: The text of stdin.
         data: Also check the files that specs name.
+        verify: Also search the specs for violations. A counterexample is printed on stdout as a spec, the report on
+            stderr; without one the report is printed on stdout.
+        allow_code: Code that a spec names may run in the search.
 
     Returns:
-        0 if all files are valid, else 2.
+        0 if all files are valid, 2 if one is not, and 1 if a search finds a violation or is incomplete.
     """
     if form not in FORMATS:
         raise user_error(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
@@ -54,7 +62,32 @@ def check(
     mistakes = [item for items in by_file.values() for item in items]
     console.write_report(_render(mistakes, form))
     console.print_message(_summarize(by_file))
-    return ExitCode.USAGE if mistakes else ExitCode.YES
+    if mistakes or not verify:
+        return ExitCode.USAGE if mistakes else ExitCode.YES
+    verdicts = [_verify(registry, file, stdin, settings=settings, allow_code=allow_code) for file in files]
+    return ExitCode.YES if all(verdicts) else ExitCode.NO
+
+
+def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str], allow_code: bool) -> bool:
+    """Search a valid spec for violations and print the result; return whether there is none.
+
+    Raises:
+        UnfoldError: The kind has no such search, or it failed.
+    """
+    loaded = load_spec(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
+    if loaded.kind.verifies is None:
+        raise user_error(f"kind {loaded.kind.name} has nothing to verify", file=_display_name(file))
+    with loaded.locate_errors(), console.show_progress() as progress:
+        run = build_run(Request(verb="plan", spec=file, allow_code=allow_code), loaded, progress)
+        report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
+    text = render_text(report)
+    if report.decision is None:
+        console.write_report(text)
+    else:
+        console.print_message(text)
+        header = f"# {escape_unprintable(report.headline)}\n"
+        console.write_report(header + to_yaml(report.decision["counterexample"]))
+    return report.verdict is Verdict.YES
 
 
 def find_mistakes(

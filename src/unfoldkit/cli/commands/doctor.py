@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import re
 import shutil
@@ -18,7 +17,6 @@ from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
 from unfoldkit.registry import Registry, find_misspelt_hooks
 
-EXTRAS = {"ray": "ray", "kubernetes": "kubernetes", "torch": "torch", "parquet": "pyarrow"}
 GIB = 1024**3
 MIN_PYTHON = (3, 11)
 
@@ -76,7 +74,7 @@ def _check_packages() -> CheckResult:
     missing = []
     for line in importlib.metadata.requires("unfoldkit") or ():
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        if "extra ==" not in line and not list(importlib.metadata.distributions(name=name)):
+        if "extra ==" not in line and not _is_installed(name):
             missing.append(name)
     message = f"missing: {', '.join(missing)}" if missing else "all installed"
     return CheckResult(not missing, message, "pip install unfoldkit")
@@ -94,10 +92,22 @@ def _check_disk() -> CheckResult:
 
 
 def _list_extras() -> CheckResult:
-    installed = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
-    absent = [name for name in EXTRAS if name not in installed]
+    """List the extras of which every package is installed."""
+    packages: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("unfoldkit") or ():
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra == ['\"]([\w-]+)", marker)
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if extra and name != "unfoldkit":
+            packages.setdefault(extra[1], []).append(name)
+    installed = [name for name, parts in packages.items() if all(map(_is_installed, parts))]
+    absent = [name for name in packages if name not in installed]
     message = f"installed: {', '.join(installed) or 'none'}; not installed: {', '.join(absent) or 'none'}"
     return CheckResult(ok=True, message=message)
+
+
+def _is_installed(distribution: str) -> bool:
+    return bool(list(importlib.metadata.distributions(name=distribution)))
 
 
 def _format(name: str, item: CheckResult) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unfoldkit.cli import console, plugin_registry
 from unfoldkit.cli.execution import (
@@ -22,11 +23,12 @@ from unfoldkit.cli.execution import (
 )
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import resolve
+from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.run_context import Run
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, open_listener
-from unfoldkit.serving.http.host import Heartbeat, HostOptions, run_service
+from unfoldkit.serving.http.resource_limits import ResourceLimits
+from unfoldkit.serving.http.tls import TlsFiles
 from unfoldkit.serving.http.workers import Supervisor
 from unfoldkit.serving.observability.access_log import (
     JsonLines,
@@ -37,6 +39,10 @@ from unfoldkit.serving.observability.access_log import (
 )
 from unfoldkit.serving.service import Service, is_always_healthy
 from unfoldkit.spec.resolve import RUN_PLAN, LoadedSpec
+
+if TYPE_CHECKING:
+    # the HTTP stack belongs to an extra; what the kind itself lacks is reported first
+    from unfoldkit.serving.http.host import Heartbeat, HostOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,10 @@ class ServeOptions:
         processes: How many processes share the port.
         log_json: Log to stderr as JSON, with one line per request.
         fast_path: Answer plain requests without ASGI.
+        tls: The files of TLS; ``None`` for plain HTTP.
+        is_insecure: A token may cross the network in plain text.
+        max_connections: The bound of open connections per process; 0 for as many as the descriptors allow.
+        grpc_port: The port of gRPC; 0 for HTTP only.
     """
 
     host: str = "127.0.0.1"
@@ -58,11 +68,22 @@ class ServeOptions:
     processes: int = 1
     log_json: bool = False
     fast_path: bool = True
+    tls: TlsFiles | None = None
+    is_insecure: bool = False
+    max_connections: int = 0
+    grpc_port: int = 0
 
     @property
     def address(self) -> Address:
         """Where to listen."""
-        return Address(self.host, self.port, self.token)
+        return Address(
+            host=self.host,
+            port=self.port,
+            token=self.token,
+            is_encrypted=self.tls is not None,
+            knows_clients=self.tls is not None and self.tls.client_ca is not None,
+            is_insecure=self.is_insecure,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +119,10 @@ class WorkerProcess:
         # only when all is ready: the kernel would assign connections to a process that does not accept them yet
         with open_listener(self.options.address, many=True) as listener:
             if number == 0:
-                url = f"http://{self.options.address.place}"
+                url = self.options.address.url
                 _print_service(service, url, _message_printer(log_json=self.options.log_json), has_page=False)
+            from unfoldkit.serving.http.host import run_service
+
             run_service(replace(service, watch=None), listener, _host_options(self.options, beat))
         return ExitCode.YES
 
@@ -114,6 +137,11 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         # a replay ends, and leaves a report like that of any other verb
         return perform(request, stdin)
     _reject_report_options(request)
+    if sys.platform == "win32":
+        raise user_error("unfold serve does not run on Windows", hint="serve from Linux, macOS, WSL or a container")
+    if options.tls is not None:
+        # before a large model is loaded
+        options.tls.build_context()
     registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry, stdin)
     run = _build_run(request, loaded, log_json=options.log_json)
@@ -125,9 +153,11 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         if loaded.run is None:
             store_spec(run, loaded.spec)
         options = replace(options, port=listener.getsockname()[1])
-        url, print_message = f"http://{options.address.place}", _message_printer(log_json=options.log_json)
+        url, print_message = options.address.url, _message_printer(log_json=options.log_json)
         print_message(_title(service.name, loaded, url, run_folder(request, loaded)))
         _print_service(service, url, print_message, has_page=service.watch is not None)
+        from unfoldkit.serving.http.host import run_service
+
         with loaded.locate_errors():
             run_service(service, listener, _host_options(options))
     return ExitCode.YES
@@ -165,11 +195,12 @@ def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> Exi
             store_spec(run, loaded.spec)
         options = replace(options, port=reserved.getsockname()[1])
         print_message = _message_printer(log_json=options.log_json)
-        url = f"http://{options.address.place}"
+        url = options.address.url
         print_message(_title(loaded.spec.name, loaded, url, run_folder(worker.request, loaded)))
         if is_shared:
             print_message("  another service listens on this port: each new connection goes to one of the two")
         supervisor = Supervisor(replace(worker, options=options, folder=Path(folder)), options.processes, print_message)
+        supervisor.reloads = options.tls is not None
         if supervisor.run() == SIGINT:
             raise KeyboardInterrupt
     # the process that found the mistake has printed it
@@ -179,7 +210,7 @@ def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> Exi
 def _start_service(loaded: LoadedSpec, run: Run) -> Service:
     function = verb_reference(loaded.kind, "serve")
     run = replace(run, options={**run.options, "plan": find_plan(run, loaded)})
-    with loaded.locate_errors():
+    with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
         service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
     return service
 
@@ -196,6 +227,8 @@ def _build_run(request: Request, loaded: LoadedSpec, *, log_json: bool) -> Run:
 
 def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> HostOptions:
     """Build the options of the host; the observers are the JSON log and OpenTelemetry, if they are set up."""
+    from unfoldkit.serving.http.host import HostOptions
+
     observers = [json_access_log(_open_json_log())] if options.log_json else []
     tracer = request_tracer()
     observer: Observer | None = combine_observers([*observers, *([tracer] if tracer else [])])
@@ -205,6 +238,9 @@ def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> 
         observer=observer,
         own_log=options.log_json,
         fast_path=options.fast_path,
+        limits=ResourceLimits(connections=options.max_connections),
+        tls=options.tls,
+        grpc_address=replace(options.address, port=options.grpc_port).place if options.grpc_port else "",
     )
 
 
@@ -236,3 +272,16 @@ def _print_service(service: Service, url: str, print_message: Callable[[str], No
     facts = [f"  {title:<{width}}   {text}" for title, text in service.lines]
     page = [f"  {url}/ shows the live page"] if has_page else []
     print_message("\n".join([*facts, *page, *(f"  {url}{path}" for path in service.paths)]))
+
+
+def build_tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    """Return the files of TLS, or ``None`` if no option names one.
+
+    Raises:
+        UnfoldError: The certificate or its key is missing.
+    """
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise user_error("--tls-cert and --tls-key go together", hint="a chain and its key, both as PEM")
+    return TlsFiles(certificate, key, client_ca)

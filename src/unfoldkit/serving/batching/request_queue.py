@@ -85,12 +85,15 @@ class ExecutionPaths:
         serves: By path, the highest level that it answers.
         hopeless: By level, the path for requests that cannot be answered in time.
         level: Returns the level of a request.
+        pick_split: Chooses a path for a request with more rows than any batch, which the model computes in parts; it
+            takes that request's rows. By default such a request counts as late.
     """
 
     pick: PathPolicy
     serves: tuple[int, ...]
     hopeless: tuple[int, ...] = (0,)
     level: Callable[[Call], int] = _lowest_level
+    pick_split: PathPolicy | None = None
 
 
 @dataclass(slots=True)
@@ -119,6 +122,11 @@ class DeadlineQueue:
     late: deque[QueuedRequest] = field(default_factory=deque)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    @property
+    def used_parameters(self) -> tuple[str, ...]:
+        """The parameters of a request which have an effect."""
+        return ("deadline_ms",)
+
     def __post_init__(self) -> None:
         """Create a heap for each level."""
         self.urgent, self.rows = [[] for _ in self.ways.hopeless], [0] * len(self.ways.hopeless)
@@ -138,6 +146,10 @@ class DeadlineQueue:
             if choice is not None and first.call.rows <= choice[1]:
                 batch = self._take_urgent(first, self.ways.serves[choice[0]], min(choice[1], most))
                 return batch, _path_choice(choice[0], batch, now)
+            split = self.ways.pick_split and self.ways.pick_split(first.due - now, first.call.rows, first.level)
+            if split:
+                batch = [self._pop(first)]
+                return batch, _path_choice(split[0], batch, now)
             self.late.append(self._pop(first))
         return self._take_late(most) if self.late else ([], None)
 

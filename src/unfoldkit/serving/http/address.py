@@ -1,4 +1,4 @@
-"""Where a service listens: loopback without a token, any address with one."""
+"""Where a service listens: loopback without a token, any address with one, which TLS keeps secret on its way."""
 
 from __future__ import annotations
 
@@ -15,11 +15,28 @@ _PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a service listens. A ``host`` that other machines can reach needs a ``token``."""
+    """Where a service listens. A ``host`` that other machines can reach needs a ``token`` or certificates of clients.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 for a free one.
+        token: The bearer token of the service; empty for none.
+        is_encrypted: The service speaks TLS.
+        knows_clients: Clients need a certificate.
+        is_insecure: A token may cross the network in plain text, for example to a proxy that ends TLS.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     token: str = ""
+    is_encrypted: bool = False
+    knows_clients: bool = False
+    is_insecure: bool = False
+
+    @property
+    def url(self) -> str:
+        """The beginning of the URLs of the service."""
+        return f"{'https' if self.is_encrypted else 'http'}://{self.place}"
 
     @property
     def place(self) -> str:
@@ -89,10 +106,16 @@ def _family(address: Address) -> socket.AddressFamily:
 
 
 def _check(address: Address) -> None:
-    if not is_loopback(address.host) and not address.token:
+    is_public = not is_loopback(address.host)
+    if is_public and not address.token and not address.knows_clients:
         raise user_error(
             f"{address.host} can be reached from other machines, so a token is needed",
             hint="set UNFOLD_TOKEN, or leave --host out",
+        )
+    if is_public and address.token and not address.is_encrypted and not address.is_insecure:
+        raise user_error(
+            f"the token would cross the network in plain text on {address.host}",
+            hint="--tls-cert and --tls-key, or --insecure where a proxy or a mesh encrypts",
         )
     if not address.token.isprintable():
         message = "the token holds characters that no header can carry"

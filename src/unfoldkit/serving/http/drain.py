@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import TYPE_CHECKING, Any, cast
 
-from unfoldkit.serving.http.auth import READY
+from unfoldkit.serving.http.access_control import READY
 from unfoldkit.serving.responses import error_reply, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,7 +74,7 @@ async def _stop_listening(server: uvicorn.Server, listener: socket.socket) -> No
     for connection in late:
         protocol_class = cast("Callable[..., Any]", config.http_protocol_class)
         protocol = functools.partial(protocol_class, config, server.server_state, server.lifespan.state)
-        await loop.connect_accepted_socket(cast("Any", protocol), connection)
+        await loop.connect_accepted_socket(cast("Any", protocol), connection, ssl=config.ssl)
 
 
 def _accept_pending(listener: socket.socket) -> Iterator[socket.socket]:

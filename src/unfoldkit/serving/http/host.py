@@ -16,16 +16,25 @@ from dataclasses import dataclass, field, replace
 from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
-from unfoldkit.errors import internal_error
-from unfoldkit.serving.http.auth import OPEN_PATHS, expected_header, is_authorized, require_token
+from unfoldkit.errors import internal_error, user_error
+from unfoldkit.serving.http.access_control import (
+    OPEN_PATHS,
+    expected_header,
+    is_authorized,
+    is_private_host,
+    reject_foreign_origins,
+    require_host,
+    require_token,
+)
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
-from unfoldkit.serving.http.fast_path.compatibility import find_incompatibility
 from unfoldkit.serving.http.fast_path.connection import Connection
 from unfoldkit.serving.http.fast_path.head import FastPath, format_headers
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.host_header import is_private_host, reject_foreign_origins
+from unfoldkit.serving.http.fast_path.uvicorn_internals import build_protocol_class, find_incompatibility
+from unfoldkit.serving.http.resource_limits import ResourceLimits, ResourceUsage, bound_bodies, has_descriptors
 from unfoldkit.serving.http.startup import StartResult, record_start
-from unfoldkit.serving.http.workers import ending_signals
+from unfoldkit.serving.http.tls import TlsFiles, reload_certificate
+from unfoldkit.serving.http.workers import ending_signals, hangup_signal
 from unfoldkit.serving.observability.access_log import Observer, observe_requests
 from unfoldkit.serving.observability.live_page import serve_events, serve_page
 from unfoldkit.serving.responses import Header
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 CHECK_EVERY_S = 1.0
 KEEP_ALIVE_S = 75
 REQUEST_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 2.0
 SWITCH_INTERVAL_S = 0.0005
 Heartbeat = Callable[[], object]
 
@@ -53,6 +63,9 @@ class HostOptions:
         observer: Receives a note of every request.
         own_log: The program has set up its log; uvicorn must not set up another.
         fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`.
+        limits: Bounds of what all connections hold.
+        tls: The files of TLS; ``None`` for plain HTTP.
+        grpc_address: Host and port for gRPC; empty for HTTP only.
     """
 
     token: str = ""
@@ -62,6 +75,9 @@ class HostOptions:
     observer: Observer | None = None
     own_log: bool = False
     fast_path: bool = True
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+    tls: TlsFiles | None = None
+    grpc_address: str = ""
 
 
 def run_service(service: Service, listener: socket.socket, options: HostOptions | None = None) -> None:
@@ -86,9 +102,16 @@ def freeze_objects() -> None:
 
 async def _serve(service: Service, listener: socket.socket, options: HostOptions) -> Signals | None:
     drain, start = Drain(), StartResult()
-    server = _build_server(replace(service, app=record_start(service.app, start)), options, drain)
-    for which in ending_signals():
-        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
+    usage = ResourceUsage(options.limits, _service_log().warning)
+    if service.registry is not None:
+        service.registry.register(usage)
+    app = record_start(bound_bodies(service.app, usage), start)
+    server = _build_server(replace(service, app=app), options, drain, usage)
+    loop, hangup = asyncio.get_running_loop(), hangup_signal()
+    for which in ending_signals(reloads=options.tls is not None):
+        loop.add_signal_handler(which, drain.begin, which)
+    if options.tls is not None and hangup is not None and (context := server.config.ssl) is not None:
+        loop.add_signal_handler(hangup, reload_certificate, options.tls, context, _service_log().warning)
     # uvicorn would replace these handlers, and raise the signal again at the end
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     # the first heartbeat precedes the first request, which may block this process: its silence is then noticed
@@ -102,15 +125,46 @@ async def _serve(service: Service, listener: socket.socket, options: HostOptions
         with contextlib.suppress(asyncio.CancelledError):
             await serving
         return drain.signal
+    grpc_server = await _start_grpc(service, options, drain, usage) if options.grpc_address else None
     freeze_objects()
+    usage.refresh()
     while not serving.done() and not drain.started.is_set():
         _beat(service, options)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.started.wait(), CHECK_EVERY_S)
         _close_stalled(server, options.request_timeout_s)
-    await stop_server(server, listener)
+        usage.refresh()
+        _free_descriptors(server, usage)
+    if grpc_server is not None:
+        # it takes no new calls, and answers those under way, while HTTP drains
+        stopping = asyncio.create_task(grpc_server.stop(options.drain_s))
+        await stop_server(server, listener)
+        await stopping
+    else:
+        await stop_server(server, listener)
     await serving
     return drain.signal
+
+
+async def _start_grpc(service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage) -> Any:
+    """Start the gRPC server with the token, the TLS and the bounds of HTTP.
+
+    Raises:
+        UnfoldError: The service has no models, or the address cannot be bound.
+    """
+    from unfoldkit.serving.grpc.server import GrpcOptions, start_grpc_server
+
+    if not service.endpoints:
+        raise user_error(f"{service.name} has no models to offer over gRPC", hint="leave --grpc-port out")
+    is_token = functools.partial(is_authorized, expected_header(options.token))
+    grpc_options = GrpcOptions(
+        address=options.grpc_address,
+        is_authorized=is_token if options.token else None,
+        credentials=options.tls.build_grpc_credentials() if options.tls else None,
+        hold_body=usage.hold_call,
+        is_draining=drain.started.is_set,
+    )
+    return await start_grpc_server(service.endpoints, grpc_options)
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket, start: StartResult) -> None:
@@ -123,16 +177,20 @@ async def _run(server: uvicorn.Server, listener: socket.socket, start: StartResu
         raise start.error
 
 
+def _service_log() -> logging.Logger:
+    return logging.getLogger("unfoldkit.serving")
+
+
 def _beat(service: Service, options: HostOptions) -> None:
     if options.heartbeat is not None and service.healthy():
         options.heartbeat()
 
 
-def _build_server(service: Service, options: HostOptions, drain: Drain) -> uvicorn.Server:
+def _build_server(service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage) -> uvicorn.Server:
     import uvicorn
     from uvicorn.config import LOGGING_CONFIG
 
-    app = close_while_draining(wrap_application(service, options.token, drain), drain)
+    app = close_while_draining(require_host(wrap_application(service, options.token, drain)), drain)
     config = uvicorn.Config(
         observe_requests(app, options.observer),
         http="httptools",
@@ -151,15 +209,18 @@ def _build_server(service: Service, options: HostOptions, drain: Drain) -> uvico
     if problem := find_incompatibility(config):
         logging.getLogger("uvicorn.error").warning("fast path and read limits are off: %s", problem)
     else:
-        config.http_protocol_class = cast("Any", _connection_factory(server, service, options, drain))
+        config.http_protocol_class = cast("Any", _connection_factory(server, service, options, drain, usage))
+    if options.tls is not None:
+        if not config.loaded:
+            config.load()
+        config.ssl = options.tls.build_context()
     return server
 
 
 def _connection_factory(
-    server: uvicorn.Server, service: Service, options: HostOptions, drain: Drain
+    server: uvicorn.Server, service: Service, options: HostOptions, drain: Drain, usage: ResourceUsage
 ) -> Callable[..., Connection]:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+    protocol_class = build_protocol_class()
     is_token = functools.partial(is_authorized, expected_header(options.token))
     fast_path = FastPath(
         responders=service.posts if options.fast_path else {},
@@ -171,14 +232,15 @@ def _connection_factory(
         admission_checks=service.gates,
         is_allowed_host=(lambda _host: True) if options.token else is_private_host,
     )
-    # an observer sees each request in turn; only Linux has epoll
-    rejects_early = options.fast_path and options.observer is None and hasattr(select, "epoll")
+    # an observer sees each request in turn; only Linux has epoll; TLS cannot be read from the descriptor
+    is_plain = options.observer is None and options.tls is None
+    rejects_early = options.fast_path and is_plain and hasattr(select, "epoll")
     call_soon = asyncio.get_running_loop().call_soon
     rejecter = OverloadRejecter(fast_path.rejection_for, call_soon, time.monotonic) if rejects_early else None
 
     def connect(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
-        inner = HttpToolsProtocol(config, server_state, app_state, _loop)
-        return Connection(inner, fast_path, server_state.connections, time.monotonic, rejecter)
+        inner = protocol_class(config, server_state, app_state, _loop)
+        return Connection(inner, fast_path, server_state.connections, time.monotonic, usage, rejecter)
 
     return connect
 
@@ -214,10 +276,20 @@ def _close_stalled(server: uvicorn.Server, timeout_s: float) -> None:
     now = time.monotonic()
     for connection in list(server.server_state.connections):
         if isinstance(connection, Connection) and connection.transport:
-            if connection.is_stalled(now - timeout_s):
+            if connection.is_stalled(now - (min(timeout_s, PROBE_TIMEOUT_S) if connection.is_probe else timeout_s)):
                 connection.abort()
             elif connection.is_idle(now - KEEP_ALIVE_S):
                 connection.transport.close()
+
+
+def _free_descriptors(server: uvicorn.Server, usage: ResourceUsage) -> None:
+    """Close the connections which have been idle longest if no descriptor is left: health checks need a few."""
+    if has_descriptors():
+        return
+    usage.reject("descriptors")
+    connections = [item for item in server.server_state.connections if isinstance(item, Connection) and item.is_free]
+    for connection in sorted(connections, key=lambda item: item.last_active_s)[: 2 * usage.limits.probes]:
+        connection.abort()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

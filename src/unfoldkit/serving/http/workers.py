@@ -26,10 +26,20 @@ Work = Callable[[int, Callable[[], object]], object]
 """What a process does, given its number and a heartbeat to call while it is well. Must be picklable."""
 
 
-def ending_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that end a service; SIGHUP (a closed terminal) only if it is not ignored (nohup)."""
-    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hangs_up else ()))
+def ending_signals(*, reloads: bool = False) -> tuple[signal.Signals, ...]:
+    """Return the signals that end a service.
+
+    SIGHUP (a closed terminal) is one of them where the system has it, unless it is ignored (nohup) or reloads the
+    certificate.
+    """
+    hangup = hangup_signal()
+    ends = hangup is not None and not reloads and signal.getsignal(hangup) is not signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *((hangup,) if hangup and ends else ()))
+
+
+def hangup_signal() -> signal.Signals | None:
+    """Return SIGHUP, which Windows lacks."""
+    return getattr(signal, "SIGHUP", None)
 
 
 @dataclass(slots=True)
@@ -55,12 +65,14 @@ class Supervisor:
         work: What each process does.
         count: The number of processes.
         notify: Receives messages for the user.
+        reloads: SIGHUP is passed on to the processes, which reload their certificate.
         heartbeat_timeout_s: A ready process without a heartbeat for so long is replaced.
     """
 
     work: Work
     count: int
     notify: Callable[[str], object]
+    reloads: bool = False
     heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
     workers: dict[int, Worker] = field(default_factory=dict)
     early_exits: int = 0
@@ -74,7 +86,7 @@ class Supervisor:
         Raises:
             UnfoldError: The processes end repeatedly before they serve.
         """
-        with _handle_signals(self._note_signal):
+        with _handle_signals(self._note_signal, reloads=self.reloads):
             try:
                 while not self.signal and not self.rejected:
                     self._start_missing()
@@ -85,7 +97,12 @@ class Supervisor:
         return self.signal
 
     def _note_signal(self, number: int, _frame: Any) -> None:
-        self.signal = number
+        if not self.reloads or number != hangup_signal():
+            self.signal = number
+            return
+        for worker in list(self.workers.values()):
+            if worker.is_ready and worker.process.pid:
+                os.kill(worker.process.pid, number)
 
     def _start_missing(self) -> None:
         """Start what is missing; the first process alone, since the others use what it prepares on disk."""
@@ -164,9 +181,11 @@ def _run_worker(work: Work, number: int, child_conn: Connection) -> None:
 
 
 @contextmanager
-def _handle_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle the ending signals while the supervisor runs, then restore the previous handlers."""
-    previous = {number: signal.signal(number, handler) for number in ending_signals()}
+def _handle_signals(handler: Callable[[int, Any], None], *, reloads: bool) -> Iterator[None]:
+    """Handle the signals of the supervisor while it runs, then restore the previous handlers."""
+    hangup = hangup_signal()
+    numbers = (*ending_signals(reloads=reloads), *((hangup,) if reloads and hangup else ()))
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

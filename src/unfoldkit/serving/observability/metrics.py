@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import (
@@ -35,12 +37,14 @@ class Tally:
     codes: dict[int, int] = field(default_factory=lambda: {200: 0, 429: 0})
     buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
     seconds: float = 0.0
+    last_s: float = 0.0
 
     def count(self, code: int, seconds: float) -> None:
         """Count a request that ended with an HTTP status after so many seconds."""
         self.codes[code] = self.codes.get(code, 0) + 1
         self.buckets[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         self.seconds += seconds
+        self.last_s = time.time()
 
     def refuse(self, count: int = 1) -> None:
         """Count requests that were rejected at once; their response time would only distort the histogram."""
@@ -85,6 +89,34 @@ class Metrics:
     def text(self) -> bytes:
         """Return all metrics in the exposition format of Prometheus."""
         return bytes(generate_latest(self.registry))
+
+
+@dataclass(slots=True)
+class CachedExposition:
+    """The text of all metrics, which takes a millisecond to write: a flood of scrapes gets the same text again.
+
+    It is written anew after ``max_age_s``, or as soon as a request was counted.
+
+    Args:
+        write: Writes the text.
+        requests: The tallies of all models.
+        now: A monotonic clock in s.
+    """
+
+    write: Callable[[], bytes]
+    requests: RequestCollector
+    now: Callable[[], float] = time.monotonic
+    max_age_s: float = 0.1
+    text: bytes = b""
+    written_s: float = -math.inf
+    count: int = -1
+
+    def read(self) -> bytes:
+        """Return the text."""
+        count = sum(sum(tally.codes.values()) for tally in self.requests.tallies)
+        if count != self.count or self.now() - self.written_s > self.max_age_s:
+            self.text, self.count, self.written_s = self.write(), count, self.now()
+        return self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

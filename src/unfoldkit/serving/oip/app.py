@@ -18,16 +18,25 @@ from unfoldkit.serving.batching.batcher import Limits, build_batcher
 from unfoldkit.serving.batching.request_queue import FifoQueue, RequestQueue
 from unfoldkit.serving.model import Field, Model, ModelDescription
 from unfoldkit.serving.observability.dashboard import DashboardSource
-from unfoldkit.serving.observability.metrics import CONTENT_TYPE, Metrics, create_metrics, model_metrics
+from unfoldkit.serving.observability.metrics import (
+    CONTENT_TYPE,
+    CachedExposition,
+    Metrics,
+    create_metrics,
+    model_metrics,
+)
 from unfoldkit.serving.observability.multiprocess import PeerProcesses
 from unfoldkit.serving.oip import openapi
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import build_reader, build_writer
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply, read_body
+from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
+from unfoldkit.serving.oip.version1 import answer_predict
 from unfoldkit.serving.responses import Reply, error_reply, json_reply, send_reply
 from unfoldkit.serving.service import AdmissionCheck, Receive, Responder, Scope, Send, Service
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 MODEL_HANGS = "the model does not respond"
 
 
@@ -74,7 +83,8 @@ class Application:
     def share(self, folder: Path) -> Callable[[], object]:
         """Report the metrics of all processes with this folder; return what stores those of this process there."""
         peers, registry = PeerProcesses(folder), self.metrics.registry
-        self.gets["/metrics"] = lambda: Reply(200, peers.text(registry), CONTENT_TYPE.encode())
+        exposition = CachedExposition(lambda: peers.text(registry), self.metrics.requests)
+        self.gets["/metrics"] = lambda: Reply(200, exposition.read(), CONTENT_TYPE.encode())
         return lambda: peers.store(registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,6 +119,7 @@ class Application:
             kind = message["type"]
             if kind == "lifespan.shutdown":
                 for endpoint in self.endpoints.values():
+                    endpoint.decoder.close()
                     endpoint.batcher.close()
                 self.close()
             await send({"type": f"{kind}.complete"})
@@ -162,6 +173,8 @@ def assemble_application(
     app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)
+    app.gets["/v1/models"] = lambda: json_reply({"models": list(app.endpoints)})
+    app.gets["/v2/models/stats"] = lambda: json_reply({"model_stats": [*map(describe_statistics, endpoints)]})
     app.posts[openapi.INDEX] = functools.partial(_answer_index, app)
     return app
 
@@ -188,6 +201,8 @@ def build_service(
         gates=app.gates,
         share=app.share,
         healthy=lambda: app.healthy,
+        registry=app.metrics.registry,
+        endpoints=app.endpoints,
     )
 
 
@@ -212,7 +227,8 @@ def _build_endpoint(
     model: Model, limits: Limits, line: RequestQueue, metrics: Metrics, clock: Callable[[], float], log: logging.Logger
 ) -> Endpoint:
     counted = model_metrics(metrics, model.name)
-    reader = build_reader(model.inputs, model.outputs)
+    used = (*getattr(model, "used_parameters", ()), *getattr(line, "used_parameters", ()))
+    reader = build_reader(model.inputs, model.outputs, used)
     return Endpoint(
         model, reader, build_writer(model), build_batcher(model, limits, counted, clock, line), counted, log
     )
@@ -220,13 +236,18 @@ def _build_endpoint(
 
 def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
-    server = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
+    server = {
+        "name": "unfoldkit",
+        "version": version,
+        "extensions": list(EXTENSIONS),
+    }
+    exposition = CachedExposition(app.metrics.text, app.metrics.requests)
     document = openapi.build_document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
         "/v2": lambda: json_reply(server),
         "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),
         "/v2/health/ready": lambda: json_reply({"ready": app.healthy}, 200 if app.healthy else 503),
-        "/metrics": lambda: Reply(200, app.metrics.text(), CONTENT_TYPE.encode()),
+        "/metrics": lambda: Reply(200, exposition.read(), CONTENT_TYPE.encode()),
         "/openapi.json": lambda: json_reply(document),
     }
 
@@ -237,6 +258,11 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
         app.posts[f"{path}/infer"] = endpoint.infer
         app.gets[path] = lambda: json_reply(describe_model(model))
         app.gets[f"{path}/ready"] = lambda: _ready_reply(endpoint)
+        app.gets[f"{path}/config"] = lambda: json_reply(describe_config(endpoint))
+        app.gets[f"{path}/stats"] = lambda: json_reply({"model_stats": [describe_statistics(endpoint)]})
+    first = f"/v1/models/{model.name}"
+    app.gets[first] = lambda: json_reply({"name": model.name, "ready": not endpoint.batcher.hung})
+    app.posts[f"{first}:predict"] = functools.partial(answer_predict, endpoint)
 
 
 class _IndexRequest(msgspec.Struct):

@@ -20,6 +20,9 @@ from unfoldkit.serving.responses import Header
 BINARY_TYPE = b"application/octet-stream"
 JSON_LENGTH = b"inference-header-content-length"
 MAX_LENGTH_DIGITS = 10
+MAX_EXPANSION = 100
+FREE_EXPANSION_BYTES = 2**18
+"""A compressed body may grow to this size, or by ``MAX_EXPANSION``, whichever is more."""
 ZLIB_WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 RAW_DTYPES = {
     "BOOL": "?",
@@ -56,18 +59,20 @@ class BodyEncoding:
         """Return the decompressed body.
 
         Raises:
-            TooLarge: It has more than ``limit`` bytes.
+            TooLarge: It has more than ``limit`` bytes, or costs far more processor time than its size suggests.
             InvalidRequest: It is damaged.
         """
         if not self.window_bits:
             return body
+        max_bytes, limit = limit, min(limit, max(FREE_EXPANSION_BYTES, MAX_EXPANSION * len(body)))
         decompressor = zlib.decompressobj(self.window_bits)
         try:
             data = decompressor.decompress(body, limit + 1)
         except zlib.error as error:
             raise InvalidRequest("the body is not compressed as its content-encoding says") from error
         if len(data) > limit:
-            raise TooLarge(f"the decompressed body has more than {limit} bytes")
+            reason = "" if limit == max_bytes else f", {MAX_EXPANSION} times its compressed size"
+            raise TooLarge(f"the decompressed body has more than {limit} bytes{reason}")
         if not decompressor.eof or decompressor.unused_data:
             raise InvalidRequest("the compressed body does not end where it should")
         return data
@@ -129,7 +134,7 @@ def inline_tensors(body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
         if type(size) is not int or not 0 <= size <= len(body) - start:
             message = f"input {tensor.name!r}: binary_data_size {size!r}, and {len(body) - start} bytes remain"
             raise InvalidRequest(message)
-        tensor.data = _decode_values(tensor, bytes(body[start : start + size]))
+        tensor.data = decode_values(tensor.name, tensor.datatype, bytes(body[start : start + size]))
         start += size
     if start < len(body):
         raise InvalidRequest(f"{len(body) - start} bytes follow the last tensor")
@@ -151,34 +156,39 @@ def encode_tensor(datatype: str, data: bytes) -> bytes | None:
     return values.astype(dtype).tobytes()
 
 
-def _decode_values(tensor: Tensor, raw: bytes) -> Sequence[Any]:
-    if tensor.datatype == "BYTES":
-        return _decode_texts(tensor, raw)
-    dtype = RAW_DTYPES.get(tensor.datatype)
+def decode_values(name: str, datatype: str, raw: bytes) -> Sequence[Any]:
+    """Decode the bytes of a tensor to its values, with ``None`` for NaN.
+
+    Raises:
+        InvalidRequest: They are not a tensor of this datatype, or hold an infinite number.
+    """
+    if datatype == "BYTES":
+        return _decode_texts(name, raw)
+    dtype = RAW_DTYPES.get(datatype)
     if dtype is None or len(raw) % np.dtype(dtype).itemsize:
-        raise InvalidRequest(f"input {tensor.name!r}: {len(raw)} bytes are not a tensor of {tensor.datatype}")
+        raise InvalidRequest(f"input {name!r}: {len(raw)} bytes are not a tensor of {datatype}")
     data = np.frombuffer(raw, dtype)
     values: list[Any] = data.tolist()
     if data.dtype.kind != "f" or np.isfinite(data).all():
         return values
     if np.isinf(data).any():
-        raise InvalidRequest(f"input {tensor.name!r} holds an infinite number")
+        raise InvalidRequest(f"input {name!r} holds an infinite number")
     # JSON represents NaN as null
     return [None if math.isnan(value) else value for value in values]
 
 
-def _decode_texts(tensor: Tensor, raw: bytes) -> list[str]:
+def _decode_texts(name: str, raw: bytes) -> list[str]:
     """Decode texts, each preceded by its length in four bytes."""
     texts, end = [], 0
     while end < len(raw):
         start = end + 4
         end = start + int.from_bytes(raw[end:start], "little")
         if end > len(raw):
-            raise InvalidRequest(f"input {tensor.name!r}: a text is longer than the bytes that remain")
+            raise InvalidRequest(f"input {name!r}: a text is longer than the bytes that remain")
         try:
             texts.append(raw[start:end].decode())
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"input {tensor.name!r} holds a text that is not UTF-8") from error
+            raise InvalidRequest(f"input {name!r} holds a text that is not UTF-8") from error
     return texts
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -18,19 +19,31 @@ import msgspec
 import numpy as np
 
 from unfoldkit.serving.model import DTYPES, Array, Call, EncodedRows, Field, ModelDescription, encode
-from unfoldkit.serving.oip.binary import InvalidRequest, encode_tensor, inline_tensors
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge, encode_tensor, inline_tensors
 
 Scalar = str | int | float | bool
 SINGLE_ROW = Call(1)
 MAX_DEADLINE_MS = 86_400_000
 MAX_ENTITY_LENGTH = 256
 MAX_EXACT_INTEGER = 2**53
+MAX_ITEM_BYTES = 8
+MAX_ID_LENGTH = 1024
+MAX_IGNORED = 16
+MAX_IGNORED_LENGTH = 64
+SPARE_VALUES = 4096
+"""JSON values that a request may hold besides its rows: names, shapes, parameters, and some rows too many."""
 ACCURACY_OUTPUT = "accurate_enough"
 """The output of a model that respects ``least_accuracy``: whether a response reaches it."""
 FLOAT_TYPES = frozenset({"FP32", "FP64"})
 NUMBER_TYPES = frozenset(
     {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
 )
+
+_PROTOCOL_PARAMETERS = ("binary_data_output",)
+# possessive: a string without an end must not be tried again from each of its characters
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SLICE_BYTES = 2**16
+_BACKSLASH = ord("\\")
 
 
 class RequestedOutput(msgspec.Struct):
@@ -51,6 +64,7 @@ class InferenceRequest:
         id: The id to repeat; empty for none.
         outputs: The requested outputs; all if empty.
         raw: The outputs that are requested as bytes.
+        ignored: The parameters which have no effect; ``OUTPUT.NAME`` for those of an output.
     """
 
     inputs: Mapping[str, Array]
@@ -58,6 +72,7 @@ class InferenceRequest:
     id: str
     outputs: tuple[str, ...]
     raw: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +85,8 @@ class RequestReader:
         nulls: Whether an input may hold null.
         decode: Decodes a JSON body.
         convert: Converts plain data to a request.
+        used: The parameters which have an effect on the response.
+        values_per_row: JSON values per row of all inputs, counting each list of a row.
         pack: Packs one row of a model with a single FP64 input; ``None`` for other models.
         shape: The shape of such a row, with its batch dimension.
     """
@@ -79,8 +96,25 @@ class RequestReader:
     nulls: bool
     decode: Callable[[bytes | bytearray], Any]
     convert: Callable[[Any], Any]
+    used: frozenset[str]
+    values_per_row: int
     pack: Callable[..., bytes] | None
     shape: list[int]
+
+    def check_size(self, body: bytes, max_rows: int, json_bytes: int = 0) -> None:
+        """Count the JSON values of a body before it is decoded, which takes about fifty times as long.
+
+        Raises:
+            TooLarge: The body holds more values than ``max_rows`` rows have.
+        """
+        text = body[:json_bytes] if json_bytes else body
+        max_values = max_rows * self.values_per_row + SPARE_VALUES
+        has_texts = any(item.datatype == "BYTES" for item in self.inputs)
+        if json_bytes and not has_texts and len(body) - json_bytes > MAX_ITEM_BYTES * max_values:
+            raise TooLarge(f"the tensors have {len(body) - json_bytes} bytes; at most {max_rows} rows are accepted")
+        # no body holds more values than bytes
+        if len(text) > max_values and count_values(text, max_values) > max_values:
+            raise TooLarge(f"the body holds more than {max_values} values; at most {max_rows} rows are accepted")
 
     def read(self, body: bytes | bytearray, json_bytes: int = 0) -> InferenceRequest:
         """Read a request; tensors may follow the first ``json_bytes`` as bytes (0: all is JSON).
@@ -92,12 +126,30 @@ class RequestReader:
             request = self.convert(inline_tensors(body, json_bytes)) if json_bytes else self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def read_data(self, data: Mapping[str, Any]) -> InferenceRequest:
+        """Read a request that came as plain data instead of JSON.
+
+        Raises:
+            InvalidRequest: See ``read``.
+        """
+        try:
+            request = self.convert(data)
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(str(error)) from error
+        return self._check(request)
+
+    def _check(self, request: Any) -> InferenceRequest:
+        if request.id and len(request.id) > MAX_ID_LENGTH:
+            raise InvalidRequest(f"the id must be text of at most {MAX_ID_LENGTH} characters")
         if (row := self._read_single_row(request)) is not None:
             return InferenceRequest({self.inputs[0].name: row}, SINGLE_ROW, request.id or "", ())
         inputs = self._read_arrays(self._select_tensors(request.inputs))
         call = read_call(request.parameters, len(inputs[self.inputs[0].name]))
         outputs = self._read_outputs(request.outputs) if request.outputs else ()
-        return InferenceRequest(inputs, call, request.id or "", outputs, self._raw_outputs(request))
+        ignored = self._list_ignored(request) if request.parameters or request.outputs else ()
+        return InferenceRequest(inputs, call, request.id or "", outputs, self._raw_outputs(request), ignored)
 
     def _read_single_row(self, request: Any) -> Array | None:
         """Read the most frequent request quickly: one row of plain numbers for a model with one input."""
@@ -149,6 +201,14 @@ class RequestReader:
                 raise InvalidRequest(f"no such output: {name!r}; this model gives {available}")
         return names
 
+    def _list_ignored(self, request: Any) -> tuple[str, ...]:
+        """List the parameters without effect, at most a few and shortened: the client chose the names."""
+        names = [name for name, value in (request.parameters or {}).items() if value is not None]
+        ignored = [name for name in names if name not in self.used]
+        for output in request.outputs or ():
+            ignored += [f"{output.name}.{name}" for name in output.parameters or () if name != "binary_data"]
+        return tuple(name[:MAX_IGNORED_LENGTH] for name in ignored[:MAX_IGNORED])
+
     def _raw_outputs(self, request: Any) -> frozenset[str]:
         default = _read_flag(request.parameters, "binary_data_output", default=False)
         if not request.outputs:
@@ -190,16 +250,22 @@ class ResponseWriter:
         return json, b"".join(raw_data)
 
     def _encode_parameters(self, request: InferenceRequest) -> bytes:
-        """Encode the id and entity of a request, and the parameters that this model ignores."""
+        """Encode the id and entity of a request, and its parameters without effect."""
         text, call = b',"id":' + encode(request.id) if request.id else b"", request.call
         parameters: dict[str, Any] = {"entity": call.entity} if call.entity else {}
-        if call.least_accuracy and ACCURACY_OUTPUT not in self.fields:
-            parameters["ignored"] = ["least_accuracy"]
+        if request.ignored:
+            parameters["ignored"] = request.ignored
         return text + b',"parameters":' + encode(parameters) if parameters else text
 
 
-def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> RequestReader:
-    """Build the reader for a model with these inputs and outputs."""
+def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...], used: Iterable[str] = ()) -> RequestReader:
+    """Build the reader for a model.
+
+    Args:
+        inputs: The inputs of the model.
+        outputs: Its outputs.
+        used: The parameters of a request that have an effect; others are listed in the response.
+    """
     cell: Any = float if {item.datatype for item in inputs} <= FLOAT_TYPES else Scalar
     nulls = any(item.missing for item in inputs)
     cell = cell | None if nulls else cell
@@ -225,9 +291,29 @@ def build_reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> Reque
         nulls=nulls,
         decode=msgspec.json.Decoder(request).decode,
         convert=functools.partial(msgspec.convert, type=request),
+        used=frozenset((*used, *_PROTOCOL_PARAMETERS, *_accuracy_parameters(outputs))),
+        values_per_row=sum(math.prod(item.shape) + 1 for item in inputs),
         pack=struct.Struct(f"{math.prod(first.shape)}d").pack if is_plain else None,
         shape=[1, *first.shape],
     )
+
+
+def count_values(text: bytes, enough: int) -> int:
+    """Count the JSON values in ``text``: its commas and opened lists and objects outside of strings.
+
+    The count ends soon after ``enough``. It takes slices, so that other threads get their turn in between.
+    """
+    count, start, is_in_string = 1, 0, False
+    while start < len(text) and count <= enough:
+        end = min(start + _SLICE_BYTES, len(text))
+        while end < len(text) and text[end - 1] == _BACKSLASH:
+            end += 1
+        part = _JSON_STRING.sub(b"", (b'"' if is_in_string else b"") + text[start:end])
+        # what is left of a quote on is a string that continues in the next slice
+        head, quote, _ = part.partition(b'"')
+        is_in_string, start = bool(quote), end
+        count += head.count(b",") + head.count(b"[") + head.count(b"{")
+    return count
 
 
 def build_writer(model: ModelDescription) -> ResponseWriter:
@@ -328,6 +414,10 @@ def _convert_exactly(data: Sequence[Any], item: Field, dtype: type[Any]) -> Arra
     with np.errstate(over="raise"):
         result[:] = [math.nan if value is None else value for value in data]
     return result
+
+
+def _accuracy_parameters(outputs: Sequence[Field]) -> tuple[str, ...]:
+    return ("least_accuracy",) if any(item.name == ACCURACY_OUTPUT for item in outputs) else ()
 
 
 def _read_deadline(deadline_ms: Any) -> float | None:

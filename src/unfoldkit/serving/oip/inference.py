@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from unfoldkit.errors import UnfoldError
 from unfoldkit.serving.batching.batcher import Done, Limits, QueueFull, Result, RowSpan
+from unfoldkit.serving.batching.worker_thread import WorkerThread
 from unfoldkit.serving.model import Array, Call, ModelDescription, Rejection
 from unfoldkit.serving.observability.metrics import ModelMetrics
 from unfoldkit.serving.oip.binary import (
@@ -26,6 +27,8 @@ from unfoldkit.serving.responses import Reply, error_reply, send_reply, too_many
 from unfoldkit.serving.service import AdmissionCheck, Receive, Scope, Send
 
 PLAIN_JSON = BodyEncoding()
+LARGE_BODY_BYTES = 2**17
+"""Larger bodies, and compressed ones, are decoded in a thread: they would hold up the event loop for milliseconds."""
 
 
 class RequestSink(Protocol):
@@ -42,8 +45,8 @@ class RequestSink(Protocol):
     def full(self, rows: int) -> int:
         """Return 0 if ``rows`` more can wait, else the time in s after which to retry."""
 
-    def rest(self) -> None:
-        """Note that a request was rejected, and that more may follow."""
+    def rest(self, requests: int) -> None:
+        """Note that so many requests were rejected, and that more may follow."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Take the rows of a request; the loop calls ``done`` with its rows, a rejection or an error."""
@@ -62,6 +65,7 @@ class Endpoint:
     batcher: RequestSink
     metrics: ModelMetrics
     log: logging.Logger
+    decoder: WorkerThread = field(default_factory=lambda: WorkerThread("unfold-decode"))
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST to ``/v2/models/NAME/infer``."""
@@ -83,24 +87,75 @@ class Endpoint:
     def answer(self, body: bytes, done: Callable[[Reply], None], encoding: BodyEncoding = PLAIN_JSON) -> None:
         """Answer the body of an admitted request; ``done`` is called once, now or after its batch."""
         start_s = time.perf_counter()
+        if len(body) <= LARGE_BODY_BYTES and not encoding.window_bits:
+            self._submit(self._decode(body, encoding), done, start_s)
+            return
+        loop = asyncio.get_running_loop()
+
+        def finish(decoded: InferenceRequest | Exception) -> None:
+            loop.call_soon_threadsafe(self._submit, decoded, done, start_s)
+
+        self.decoder.run(lambda: self._decode(body, encoding), finish)
+
+    def _decode(self, body: bytes, encoding: BodyEncoding) -> InferenceRequest | Exception:
+        """Decode a body, or return what is wrong with it."""
         try:
             data = encoding.decompress(body, self.batcher.limits.body_bytes)
+            max_rows = self.batcher.limits.queue_rows
+            self.reader.check_size(data, max_rows, encoding.json_bytes)
             request = self.reader.read(data, encoding.json_bytes)
-            self._check_rows(request)
+        except (TooLarge, InvalidRequest) as problem:
+            return problem
+        except Exception as error:
+            # in a thread nobody else would answer the request
+            self.log.exception("cannot decode a request for %s", self.model.name)
+            return error
+        rows = request.call.rows
+        message = f"{rows} rows in one request; at most {max_rows} are accepted"
+        return TooLarge(message) if rows > max_rows else request
 
-            def finish(result: Result) -> None:
-                done(self._reply(request, result, time.perf_counter() - start_s))
+    def _submit(self, decoded: InferenceRequest | Exception, done: Callable[[Reply], None], start_s: float) -> None:
+        """Queue a decoded request, or reject it."""
+        if isinstance(decoded, Exception):
+            done(self._reject(decoded, time.perf_counter() - start_s))
+            return
 
-            self.batcher.submit(request.inputs, request.call, finish)
+        def finish(result: Result) -> None:
+            done(self._reply(decoded, result, time.perf_counter() - start_s))
+
+        try:
+            self.batcher.submit(decoded.inputs, decoded.call, finish)
         except (TooLarge, InvalidRequest, QueueFull) as problem:
             done(self._reject(problem, time.perf_counter() - start_s))
+
+    def submit(self, request: InferenceRequest, done: Callable[[Result], None]) -> None:
+        """Queue a request that came by another protocol, and count it; ``done`` receives its rows or the problem.
+
+        Args:
+            request: A request for this model.
+            done: Called once, now or after its batch.
+        """
+        start_s, max_rows = time.perf_counter(), self.batcher.limits.queue_rows
+
+        def finish(result: Result) -> None:
+            status = 200 if isinstance(result, tuple) else problem_reply(result).status
+            self.metrics.requests.count(status, time.perf_counter() - start_s)
+            done(result)
+
+        if request.call.rows > max_rows:
+            finish(TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted"))
+            return
+        try:
+            self.batcher.submit(request.inputs, request.call, finish)
+        except (TooLarge, InvalidRequest, QueueFull) as problem:
+            finish(problem)
 
     def _retry_after(self) -> int:
         return self.batcher.full(1)
 
     def _count_rejected(self, count: int) -> None:
         self.metrics.requests.refuse(count)
-        self.batcher.rest()
+        self.batcher.rest(count)
 
     def _admit(self, body: bytes, encoding: BodyEncoding, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: a rejection should cost as little as possible
@@ -109,20 +164,19 @@ class Endpoint:
         else:
             self.answer(body, done, encoding)
 
-    def _check_rows(self, request: InferenceRequest) -> None:
-        max_rows = self.batcher.limits.queue_rows
-        if request.call.rows > max_rows:
-            raise TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted")
-
     def _reply(self, request: InferenceRequest, result: Result, seconds: float) -> Reply:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
             return self._raw_reply(request, result) if request.raw else Reply(200, self.writer.write(request, *result))
-        if isinstance(result, UnfoldError):
-            self.log.error("%s: %s", self.model.name, result)
-        elif isinstance(result, Exception):
-            self.log.error("%s failed", self.model.name, exc_info=result)
+        self.log_problem(result)
         return self._reject(result, seconds)
+
+    def log_problem(self, problem: Exception | Rejection) -> None:
+        """Log the failure of a model, not the mistake of a client."""
+        if isinstance(problem, UnfoldError):
+            self.log.error("%s: %s", self.model.name, problem)
+        elif isinstance(problem, Exception) and not isinstance(problem, (InvalidRequest, TooLarge, QueueFull)):
+            self.log.error("%s failed", self.model.name, exc_info=problem)
 
     def _raw_reply(self, request: InferenceRequest, rows: RowSpan) -> Reply:
         json, raw_data = self.writer.write_raw(request, *rows)
@@ -160,14 +214,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are accepted")
-    parts: list[bytes] = []
-    size, has_more = 0, True
+    # not a list of parts, each of which may be one byte in an object of forty
+    body, has_more = bytearray(), True
     while has_more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise InvalidRequest("the client disconnected")
-        parts.append(message.get("body", b""))
-        size, has_more = size + len(parts[-1]), message.get("more_body", False)
-        if size > limit:
+        body += message.get("body", b"")
+        has_more = message.get("more_body", False)
+        if len(body) > limit:
             raise TooLarge(f"the body has more than {limit} bytes")
-    return b"".join(parts)
+    return bytes(body)

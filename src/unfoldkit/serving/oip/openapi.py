@@ -8,7 +8,7 @@ from typing import Any
 
 from unfoldkit.serving.model import Field, ModelDescription
 from unfoldkit.serving.oip.binary import BINARY_TYPE
-from unfoldkit.serving.oip.codec import MAX_DEADLINE_MS, MAX_ENTITY_LENGTH, NUMBER_TYPES, format_shape
+from unfoldkit.serving.oip.codec import MAX_DEADLINE_MS, MAX_ENTITY_LENGTH, MAX_ID_LENGTH, NUMBER_TYPES, format_shape
 
 JSON = "application/json"
 TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "integer"}
@@ -20,7 +20,7 @@ ERRORS = {
     "413": "the body is too large, or has too many rows",
     "429": "too many rows are waiting; Retry-After holds the time to retry",
     "500": "the model failed",
-    "503": "the model does not respond, or the server is about to stop",
+    "503": "the model does not respond, the server is about to stop, or it holds as much as it may",
 }
 ERROR = {"$ref": "#/components/schemas/Error"}
 # optional values may be null
@@ -50,12 +50,15 @@ def build_document(
         READY: {"get": _health("whether the server accepts requests", "ready")},
         "/metrics": {"get": _get("metrics for Prometheus", "text/plain")},
         INDEX: {"post": _index()},
+        "/v1/models": {"get": _get("the models of the server")},
+        "/v2/models/stats": {"get": _get("statistics of all models")},
         "/openapi.json": {"get": _get("this document")},
         **{path: {"get": _get(text)} for path, text in (more or {}).items()},
     }
     for model in models:
         path = f"/v2/models/{model.name}"
         paths |= _model_paths(model, path) | _model_paths(model, f"{path}/versions/{model.version}")
+        paths |= _version1_paths(model)
     for path, item in paths.items():
         _complete_operations(path, item)
     return {"openapi": "3.1.0", "info": _info(version), "paths": paths, "components": _components()}
@@ -91,9 +94,27 @@ def _model_paths(model: ModelDescription, path: str) -> dict[str, Any]:
     }
     return {
         path: {"get": _get(f"inputs, outputs and facts of {model.name}")},
+        f"{path}/config": {"get": _get(f"configuration of {model.name}")},
+        f"{path}/stats": {"get": _get(f"statistics of {model.name}")},
         f"{path}/ready": {"get": _health(f"whether {model.name} accepts requests", "ready")},
         f"{path}/infer": {"post": infer},
     }
+
+
+def _version1_paths(model: ModelDescription) -> dict[str, Any]:
+    predictions = _object({"predictions": {"type": "array"}})
+    parameters = {"type": ["object", "null"]}
+    request = _object({"instances": {"type": "array", "minItems": 1}}, parameters=parameters)
+    predict = {
+        "summary": f"predict with {model.name}, in version 1 of the protocol",
+        "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
+        "responses": {
+            "200": _json_response("one prediction per instance", predictions),
+            **{code: _error(code) for code in ERRORS},
+        },
+    }
+    path = f"/v1/models/{model.name}"
+    return {path: {"get": _get(f"whether {model.name} responds")}, f"{path}:predict": {"post": predict}}
 
 
 def _index() -> dict[str, Any]:
@@ -131,13 +152,18 @@ def _request_schema(model: ModelDescription) -> dict[str, Any]:
     output = _object({"name": {"enum": [item.name for item in model.outputs]}}, parameters=raw)
     outputs = {"type": ["array", "null"], "items": output}
     inputs = _list([_tensor(item, _accepted_datatypes(item)) for item in model.inputs])
-    return _object({"inputs": inputs}, id={"type": NULLABLE_TEXT}, parameters=parameters, outputs=outputs)
+    return _object(
+        {"inputs": inputs},
+        id={"type": NULLABLE_TEXT, "maxLength": MAX_ID_LENGTH},
+        parameters=parameters,
+        outputs=outputs,
+    )
 
 
 def _response_schema(model: ModelDescription) -> dict[str, Any]:
     text = {"type": "string"}
     outputs = {"type": "array", "items": {"anyOf": [_tensor(item, (item.datatype,)) for item in model.outputs]}}
-    ignored = {"type": "array", "items": {"enum": ["least_accuracy"]}}
+    ignored = {"type": "array", "items": text}
     parameters = {"type": "object", "properties": {"entity": text, "ignored": ignored}}
     return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text, parameters=parameters)
 

@@ -92,6 +92,11 @@ class EntityStateModel:
         return (*self.stepper.outputs, Field("time", "INT64"))
 
     @property
+    def used_parameters(self) -> tuple[str, ...]:
+        """The parameters of a request which have an effect."""
+        return ("entity", "time")
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """The metadata of the stepper."""
         return self.stepper.facts

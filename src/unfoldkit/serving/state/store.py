@@ -1,7 +1,9 @@
 """A persistent store of entity states in SQLite: a small state at a logical time for each entity.
 
 The file is in WAL mode, and every commit reaches the kernel before a request is answered, so a killed process loses
-nothing that it answered for. A machine that loses power may lose its last moments; clients can send those rows again.
+nothing that it answered for. When a machine loses power, durability ``full`` loses nothing either: each commit is
+synced to the disk (``PRAGMA synchronous=FULL``). With ``normal`` the last commits may be lost, all after some moment
+and none before it; clients can send those rows again. https://www.sqlite.org/pragma.html#pragma_synchronous
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unfoldkit.errors import internal_error, user_error
 from unfoldkit.safe_io.files import require_regular
@@ -23,6 +26,8 @@ CREATE TABLE IF NOT EXISTS entities (
 ) WITHOUT ROWID;
 """
 _ENTITIES_PER_QUERY = 500
+_SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
+Durability = Literal["full", "normal"]
 LOCK_TIMEOUT_S = 10.0
 
 
@@ -109,12 +114,13 @@ class Store:
                 raise internal_error(f"cannot use the entity states: {error}", file=str(self.file)) from error
 
 
-def open_store(file: Path, *, made_from: str) -> Store:
+def open_store(file: Path, *, made_from: str, durability: Durability = "normal") -> Store:
     """Open or create the store of a plan.
 
     Args:
         file: The SQLite file.
         made_from: Fingerprint of what the states mean.
+        durability: What survives a machine that loses power: ``full`` for every commit, ``normal`` for most.
 
     Raises:
         UnfoldError: The file is not such a store, or another plan wrote its states.
@@ -125,7 +131,7 @@ def open_store(file: Path, *, made_from: str) -> Store:
             require_regular(file)
         connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
         try:
-            stored = _prepare(connection, made_from)
+            stored = _prepare(connection, made_from, durability)
         except sqlite3.Error:
             connection.close()
             raise
@@ -138,9 +144,9 @@ def open_store(file: Path, *, made_from: str) -> Store:
     return Store(file, connection, threading.RLock())
 
 
-def _prepare(connection: sqlite3.Connection, made_from: str) -> str:
+def _prepare(connection: sqlite3.Connection, made_from: str, durability: Durability) -> str:
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
     connection.executescript(_TABLES)
     connection.execute("INSERT OR IGNORE INTO about VALUES ('made_from', ?)", (made_from,))
     return str(connection.execute("SELECT value FROM about WHERE key = 'made_from'").fetchone()[0])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.serving.http.access_control import require_token
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, is_loopback, open_listener
-from unfoldkit.serving.http.auth import require_token
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,11 @@ def test_an_open_address_needs_a_token() -> None:
     with pytest.raises(UnfoldError, match=r"a token is needed.*UNFOLD_TOKEN") as caught:
         open_listener(Address("0.0.0.0", 0))  # noqa: S104 - that it is refused is the test
     assert caught.value.code is ExitCode.USAGE
-    open_listener(Address("0.0.0.0", 0, "secret")).close()  # noqa: S104 - as above
+    with pytest.raises(UnfoldError, match=r"plain text.*--tls-cert.*--insecure"):
+        open_listener(Address("0.0.0.0", 0, "secret"))  # noqa: S104 - as above
+    for more in ({"is_encrypted": True}, {"is_insecure": True}):
+        open_listener(Address("0.0.0.0", 0, "secret", **more)).close()  # noqa: S104 - as above
+    open_listener(Address("0.0.0.0", 0, is_encrypted=True, knows_clients=True)).close()  # noqa: S104 - as above
 
 
 def test_a_port_in_use_is_told() -> None:
@@ -59,7 +63,7 @@ def test_an_address_of_version_6_stands_in_brackets() -> None:
 def test_a_host_that_is_none_is_told_apart_from_a_port_in_use() -> None:
     """Another port does not help where the address is not of this machine."""
     with pytest.raises(UnfoldError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host takes an address"):
-        open_listener(Address("192.0.2.1", 0, "secret"))
+        open_listener(Address("192.0.2.1", 0, "secret", is_insecure=True))
 
 
 def test_a_token_that_no_header_can_carry_is_refused() -> None:

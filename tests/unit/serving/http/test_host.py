@@ -62,7 +62,7 @@ def test_an_answer(total: Server) -> None:
     assert fast.status == slow.status == odd.status == 200
     assert fast.json == slow.json == odd.json
     assert fast.json["outputs"][0] == {"name": "total", "datatype": "FP64", "shape": [2], "data": [6, 15]}
-    assert (fast.json["id"], fast.json["parameters"]) == ("a", {"entity": "p"})
+    assert (fast.json["id"], fast.json["parameters"]) == ("a", {"entity": "p", "ignored": ["entity"]})
     assert "date" in fast.headers
 
 
@@ -202,6 +202,11 @@ def test_metrics_are_named_by_convention(total: Server) -> None:
         "unfold_batch_rows",
         "unfold_predict_duration_seconds",
         "unfold_queue_rows",
+        "unfold_connections",
+        "unfold_connections_limit",
+        "unfold_head_bytes",
+        "unfold_body_bytes",
+        "unfold_resource_rejections",
     }
     assert _metric(total, r'unfold_requests_total\{code="200",model="total"\}') == before + 1
     assert 'unfold_request_duration_seconds_bucket{le="+Inf",model="total"}' in text

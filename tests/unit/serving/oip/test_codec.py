@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.unit.serving.models import Total
 from unfoldkit.serving.model import Call, CategoricalColumn, Field, encode_rows
-from unfoldkit.serving.oip.binary import InvalidRequest
-from unfoldkit.serving.oip.codec import ACCURACY_OUTPUT, InferenceRequest, build_reader, build_writer
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
+from unfoldkit.serving.oip.codec import ACCURACY_OUTPUT, InferenceRequest, build_reader, build_writer, count_values
 
 TOTAL = build_reader(Total().inputs, Total().outputs)
 GAPS = build_reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())
@@ -177,16 +177,56 @@ def test_a_client_gets_the_outputs_that_it_wants() -> None:
     assert [output["name"] for output in answer["outputs"]] == ["twice"]
 
 
-def test_an_answer_says_what_was_not_heeded() -> None:
-    """A model that goes by no accuracy tells whoever asked for one; one that does, and who asks not, hear nothing."""
-    columns, asked = encode_rows({"total": np.array([1.0])}), Call(1, "p", least_accuracy=0.9)
-    plain = build_writer(Total())
-    heeding = replace(plain, fields={**plain.fields, ACCURACY_OUTPUT: Field(ACCURACY_OUTPUT, "BOOL")})
-    for wrote, call, told in (
-        (plain, asked, {"entity": "p", "ignored": ["least_accuracy"]}),
-        (plain, Call(1, least_accuracy=0.9), {"ignored": ["least_accuracy"]}),
-        (plain, Call(1), None),
-        (heeding, asked, {"entity": "p"}),
+def test_a_response_lists_parameters_without_effect() -> None:
+    """What a client sends and no model uses is listed, shortened; null, and what has an effect, is not."""
+    outputs = (*Total().outputs, Field(ACCURACY_OUTPUT, "BOOL"))
+    columns = encode_rows({"total": np.array([1.0])})
+    everything = {"entity": "p", "time": 1, "deadline_ms": 5, "least_accuracy": 0.9, "priority": None, "x" * 99: 1}
+    long = "x" * 64
+    for reader, ignored in (
+        (TOTAL, ["entity", "time", "deadline_ms", "least_accuracy", long]),
+        (build_reader(Total().inputs, outputs, ("entity", "time")), ["deadline_ms", long]),
     ):
-        answer = json.loads(wrote.write(InferenceRequest({}, call, "", ("total",)), columns, 0, 1))
-        assert answer.get("parameters") == told
+        wanted = [{"name": "total", "parameters": {"classification": 1, "binary_data": False}}]
+        found = reader.read(body(tensor(), parameters=everything, outputs=wanted))
+        answer = json.loads(build_writer(Total()).write(found, columns, 0, 1))
+        assert answer["parameters"] == {"entity": "p", "ignored": [*ignored, "total.classification"]}
+    plain = TOTAL.read(body(tensor(), parameters={"binary_data_output": False, "entity": None}))
+    both = encode_rows({"total": np.array([1.0]), "twice": np.array([[1.0, 1.0]])})
+    assert "parameters" not in json.loads(build_writer(Total()).write(plain, both, 0, 1))
+
+
+CHARACTERS = 'a,[{"\\'
+VALUES = st.recursive(
+    st.none() | st.floats(allow_nan=False) | st.text(CHARACTERS, max_size=9),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(CHARACTERS, max_size=4), inner, max_size=4),
+    max_leaves=30,
+)
+
+
+@given(VALUES, st.integers(65_500, 65_560))
+def test_values_are_counted_outside_of_strings(value: Any, padding: int) -> None:
+    """Strings add nothing to the count, wherever a slice ends in them."""
+    text = json.dumps([" " * padding + CHARACTERS * 3, value]).encode()
+    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", text)
+    assert count_values(text, 10**9) == 1 + sum(outside.count(sign) for sign in (b",", b"[", b"{"))
+
+
+def test_counting_ends_early() -> None:
+    """A long text of values is not read to its end."""
+    assert 100 < count_values(b"[" + b"0," * 10**6, 100) < 40_000
+
+
+def test_a_body_of_too_many_values_is_not_decoded() -> None:
+    """A body with more values than any accepted request has is rejected for its commas and brackets alone."""
+    for data in ([0] * 20_000, [[]] * 20_000, [[0, 0, 0]] * 6_000):
+        with pytest.raises(TooLarge, match="at most 1024 rows"):
+            TOTAL.check_size(body(tensor(data=data)), 1024)
+    TOTAL.check_size(body(tensor(shape=[1024, 3], data=[[0, 0, 0]] * 1024), id="," * 50_000), 1024)
+
+
+def test_an_id_is_short() -> None:
+    """An id comes back with the response, so a long one is refused."""
+    assert TOTAL.read(body(tensor(), id="x" * 1024)).id == "x" * 1024
+    with pytest.raises(InvalidRequest, match="at most 1024 characters"):
+        TOTAL.read(body(tensor(), id="x" * 1025))

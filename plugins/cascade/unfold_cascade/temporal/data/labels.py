@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.dataset import hash_file
+from unfold_cascade.data.splits import UnitTable, list_sites, split_units
+from unfold_cascade.data.table import Rows
 from unfold_cascade.temporal.data.features import expand_patterns, has_pattern
 from unfold_cascade.temporal.data.readers import list_psv_files
-from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since, index_entities
 from unfold_cascade.temporal.data.targets import label_stages
 from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
 from unfoldkit.api import Run, fingerprint
@@ -34,6 +37,8 @@ class LabelledHours:
         highest: (n,) highest stage entered, 0 for none.
         digest: Hash of the table.
         columns: Columns of the table, from which features can be made.
+        part: (P,) part of each entity, 0 to 2 for train, calibrate and test, unless parts are drawn at random.
+        sites: Values of the column of sites that are left out in turn.
     """
 
     timeline: Timeline
@@ -42,6 +47,8 @@ class LabelledHours:
     highest: IntArray
     digest: str
     columns: tuple[str, ...]
+    part: IntArray | None = None
+    sites: tuple[str, ...] = ()
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
@@ -80,23 +87,50 @@ def _unpack(data: bytes) -> LabelledHours:
         arrays["highest"],
         facts["digest"],
         tuple(facts.get("columns", ())),
+        arrays.get("part"),
+        tuple(facts.get("sites", ())),
     )
 
 
 def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
-    facts = json.dumps({"digest": table.digest, "columns": table.columns}).encode()
+    rule, units = problem.split, _describe_units(table)
+    sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
+    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites}).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
+    if rule.kind not in ("random", "leave-out"):
+        strata = np.maximum.reduceat(highest, table.starts[:-1])
+        arrays["part"] = _number_parts(split_units(rule, strata, units, problem.seed))
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, facts=np.frombuffer(facts, dtype=np.uint8), **arrays)
     return stream.getvalue()
 
 
+def _describe_units(table: EntityTable) -> UnitTable:
+    # a split file names the entities; other splits read one column
+    values = np.repeat(table.ids, np.diff(table.starts)) if table.split_values is None else table.split_values
+    unit = index_entities(table.starts)
+    return UnitTable(unit=unit, names=table.ids, read=lambda _: values, noun="patient", table=table.name)
+
+
+def _number_parts(rows: Rows) -> IntArray:
+    """Number the part of each entity; the order within a part is lost, and has no meaning."""
+    parts = (rows.train, rows.calibrate, rows.test)
+    part = np.zeros(sum(map(len, parts)), dtype=np.int64)
+    for number, entities in enumerate(parts):
+        part[entities] = number
+    return part
+
+
 def _made_from(problem: TemporalProblem, run: Run) -> str:
     # added only where it is read, so that the hours of older runs stay valid
     extra = ["columns"] if has_pattern(problem.features) else []
-    documents = problem.documents
+    documents, split_file = problem.documents, problem.split.locate
+    if split_file is not None:
+        extra.append(hash_file(split_file(), problem.split.path, "data.split.file"))
+    if problem.split.kind in ("column", "time"):
+        extra.append(str(problem.seed))
     return fingerprint(documents.data, documents.targets, _hash_source(problem.source.path, run), *extra)
 
 

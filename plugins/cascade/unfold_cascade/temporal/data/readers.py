@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from unfoldkit.api import Diagnostic, Run, UnfoldError, user_error
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"
+UNIT_COLUMN = "unit"
+UNITS = {"Unit1": "MICU", "Unit2": "SICU"}
+"""Indicator columns of the care units in PhysioNet 2019, and the units: medical and surgical intensive care."""
 FILES_PER_CHUNK = 512
 NamedContent = tuple[str, bytes]
 
@@ -33,8 +37,21 @@ def read_table(source: TableSource, run: Run) -> EntityTable:
     """
     path = run.path(source.path, key="data.path")
     if isinstance(source, PsvSource):
-        return read_psv(path, max_patients=source.max_patients)
+        table = read_psv(path, max_patients=source.max_patients)
+        return replace(table, split_values=_read_split_values(table, source.split_column))
     return read_long(path, source)
+
+
+def _read_split_values(table: EntityTable, column: str) -> np.ndarray | None:
+    """Read the (n,) cells of a column of psv files; ``unit`` names the care unit, ``patient`` the file."""
+    if not column:
+        return None
+    if column == "patient":
+        return np.repeat(table.ids, np.diff(table.starts))
+    if column == UNIT_COLUMN and not set(UNITS) - set(table.columns):
+        is_in_unit = table.values[:, [table.columns.index(unit) for unit in UNITS]] == 1.0
+        return np.select(list(is_in_unit.T), list(UNITS.values()), "unknown")
+    return table.values[:, table.column_index(column, key="data.split")].astype(np.float64)
 
 
 def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
@@ -83,11 +100,23 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
     order = np.lexsort((hour, number))
     timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
     columns, unreadable = _read_columns(frame, {source.entity, source.time})
+    split_values = None
+    if source.split_column:
+        frame.text(source.split_column, key="data.split")
+        split_values = np.asarray(frame.columns[source.split_column])[order]
     values = np.array([column[order] for column in columns.values()], dtype=np.float32).T.reshape(len(order), -1)
     names = tuple(map(str, ids))
     check_hour_order(timeline, names, path.name, "data.time")
     return EntityTable(
-        names, timeline.starts, timeline.hour, tuple(columns), values, frame.digest, path.name, unreadable
+        ids=names,
+        starts=timeline.starts,
+        hour=timeline.hour,
+        columns=tuple(columns),
+        values=values,
+        digest=frame.digest,
+        name=path.name,
+        unreadable=unreadable,
+        split_values=split_values,
     )
 
 

@@ -32,6 +32,7 @@ class EntityTable:
         digest: Hash of the file contents.
         name: File name for messages.
         unreadable: By column that is not numeric, the diagnostic of its first bad cell.
+        split_values: (n,) cells of the column of sites or times that the split reads, if it reads one.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class EntityTable:
     digest: str
     name: str
     unreadable: Mapping[str, Diagnostic] = field(default_factory=dict)
+    split_values: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Count the rows."""

@@ -84,10 +84,10 @@ def _iterate_slots(problem: TemporalProblem, hours: LabelledHours, layout: Featu
     for s, stage in enumerate(problem.stages):
         rows = _select_training_rows(stage, hours, s)
         for task in stage.models:
-            yield _build_slot(problem, task, hours.digest, layout, rows)
+            yield _build_slot(problem, task, hours, layout, rows)
     every_hour = np.ones(len(hours.highest), dtype=np.bool_)
     for task in problem.baselines:
-        yield _build_slot(problem, task, hours.digest, layout, TrainingRows(every_hour, hours.highest.astype(np.int64)))
+        yield _build_slot(problem, task, hours, layout, TrainingRows(every_hour, hours.highest.astype(np.int64)))
 
 
 def _select_training_rows(stage: StageTask, hours: LabelledHours, s: int) -> TrainingRows:
@@ -120,7 +120,7 @@ def select_rows_in_stage(
 
 
 def _build_slot(
-    problem: TemporalProblem, task: ModelTask, digest: str, layout: FeatureLayout, rows: TrainingRows
+    problem: TemporalProblem, task: ModelTask, hours: LabelledHours, layout: FeatureLayout, rows: TrainingRows
 ) -> ModelSlot:
     columns = layout.column_numbers(task.feature_sets)
     names = [layout.names[column] for column in columns]
@@ -130,8 +130,9 @@ def _build_slot(
     # added only where they exist, so that the models of older runs stay valid
     extra = [task.inspection] if task.inspection else []
     extra += [] if rows.weight is None else [_hash_array(rows.weight)]
+    extra += [] if hours.part is None else [_hash_array(hours.part)]
     made_from = fingerprint(
-        digest, names, settings, _hash_array(rows.mask), _hash_array(rows.labels), library_versions(), *extra
+        hours.digest, names, settings, _hash_array(rows.mask), _hash_array(rows.labels), library_versions(), *extra
     )
     return ModelSlot(
         key=task.key,

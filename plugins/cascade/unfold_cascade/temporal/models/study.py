@@ -232,7 +232,14 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
         reached = f"{counts[-1]} of {len(highest)} cases reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data")
-    return split_rows(highest, problem.split, problem.seed)
+    if hours.part is None:
+        return split_rows(highest, problem.split, problem.seed)
+    rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
+    events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
+    if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
+        reached = f"{events} of {len(rows.train)} cases in the training part reach {problem.stages[-1].name}"
+        raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
+    return rows
 
 
 def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) -> IntArray:

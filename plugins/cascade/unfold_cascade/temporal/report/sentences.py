@@ -121,9 +121,9 @@ def describe_audit(share: float) -> str:
     return f"the baseline model also decides {share:.0%} of the cases"
 
 
-def describe_memory(cases: int, file: str) -> str:
-    """How many entities the server has stored, and where."""
-    return f"{cases:,} cases in {file}"
+def describe_memory(cases: int, file: str, *, is_synced: bool = False) -> str:
+    """How many entities the server has stored, where, and whether every hour reaches the disk."""
+    return f"{cases:,} cases in {file}" + (", every answered hour synced" if is_synced else "")
 
 
 def name_cost_unit(unit: str | None) -> str:

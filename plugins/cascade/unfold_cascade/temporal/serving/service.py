@@ -54,12 +54,14 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     metrics = build_metrics(plan, registry)
     model = build_model(plan, run, metrics)
     verify_replay(plan, model)
-    store = open_store(run.directory.path / STATE_FILE, made_from=model.version)
+    store = open_store(run.directory.path / STATE_FILE, made_from=model.version, durability=plan.problem.durability)
     metrics.export_entity_count(registry, store.count)
     stateful = EntityStateModel(model, store, round(1.0 / model.tick_h))
     app = build_application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
     metrics.enable()
-    memory = sentences.describe_memory(store.count(), str(run.directory.path / STATE_FILE))
+    memory = sentences.describe_memory(
+        store.count(), str(run.directory.path / STATE_FILE), is_synced=plan.problem.durability == "full"
+    )
     lines = (*_describe_service(plan, model), ("memory", memory))
     counters = read_dashboard(registry, name_cost_unit(plan.problem.cost))
     watch = request_dashboard(plan.problem.name, "cascade", app.metrics, counters)

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.fair_queue import FairQueuePolicy, weight_of
 
+MAX_LEVELS = 16
+"""Levels of a path that count."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Drf(FairQueuePolicy):
@@ -19,10 +22,10 @@ class Drf(FairQueuePolicy):
 
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, str]:
+    def rank(self, user: str, unit: Unit, view: View) -> float:
         """Return the user's weighted dominant share."""
         del unit
-        return self.queue.dominant_share(user, view) / weight_of(self.weights, user), user
+        return self.queue.dominant_share(user, view) / weight_of(self.weights, user)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,13 +40,15 @@ class Hierarchy(FairQueuePolicy):
 
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    def rank(self, user: str, unit: Unit, view: View) -> list[tuple[float, str]]:
-        """Return the weighted share of each group on the path to a user, then the user's own."""
+    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, ...]:
+        """Return the weighted share of each group on the path to a user, then the user's own, repeated."""
         segments = user.split("/")
         paths = ["/".join(segments[: depth + 1]) for depth in range(len(segments))]
         kind = self.queue.dominant_resource(unit, view)
         shares = [*(self.group_share(path, kind, view) for path in paths[:-1]), self.queue.dominant_share(user, view)]
-        return [(share / weight_of(self.weights, path), path) for share, path in zip(shares, paths, strict=True)]
+        weighted = [share / weight_of(self.weights, path) for share, path in zip(shares, paths, strict=True)]
+        # of two paths with equal shares the shorter one has no advantage
+        return (*weighted, *weighted[-1:] * (MAX_LEVELS - len(weighted)))
 
     def group_share(self, path: str, kind: str, view: View) -> float:
         """Return the fraction of a kind that all users below a path hold."""
@@ -79,11 +84,11 @@ class History(FairQueuePolicy):
             self.decayed_use[user] = self.decayed_use.get(user, 0.0) * decay + share * gain
         self.updated_s = view.now
 
-    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, float, str]:
+    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, float]:
         """Return the weighted decayed use, then the weighted current share."""
         del unit
         weight = weight_of(self.weights, user)
-        return self.decayed_use.get(user, 0.0) / weight, self.queue.dominant_share(user, view) / weight, user
+        return self.decayed_use.get(user, 0.0) / weight, self.queue.dominant_share(user, view) / weight
 
 
 TAG_TOLERANCE = 1e-9
@@ -113,19 +118,30 @@ class Wfq(FairQueuePolicy):
         del view
         self.backlogged &= set(self.queue.waiting_users())
 
-    def rank(self, user: str, unit: Unit, view: View) -> tuple[bool, float, str]:
-        """Return eligibility (eligible users first), virtual finish and name."""
+    def rank(self, user: str, unit: Unit, view: View) -> tuple[bool, float]:
+        """Return eligibility (eligible users first) and virtual finish."""
         del view
-        if user not in self.backlogged:
-            self.backlogged.add(user)
-            self.finish_tags[user] = max(self.virtual_time, self.finish_tags.get(user, 0.0))
+        self._join(user)
         start_tag = self.finish_tags[user]
         is_ineligible = start_tag > self.virtual_time + TAG_TOLERANCE
-        return is_ineligible, start_tag + len(unit) / weight_of(self.weights, user), user
+        return is_ineligible, start_tag + len(unit) / weight_of(self.weights, user)
 
     def record_admission(self, user: str, unit: Unit) -> None:
         """Advance the user's finish tag and the virtual clock."""
+        for name in {*self.queue.waiting_users(), user}:
+            self._join(name)
         self.finish_tags[user] += len(unit) / weight_of(self.weights, user)
         users = {*self.queue.waiting_users(), user}
         ideal = self.virtual_time + len(unit) / sum(weight_of(self.weights, name) for name in users)
         self.virtual_time = max(ideal, min(self.finish_tags[name] for name in users))
+
+    def state(self) -> tuple[tuple[str, float], ...]:
+        """Return what distinguishes two states for a search: finish tags relative to the virtual clock."""
+        tags = {user: round(tag - self.virtual_time, 6) for user, tag in self.finish_tags.items()}
+        relevant = {user: tag for user, tag in tags.items() if tag > 0 or user in self.backlogged}
+        return tuple(sorted(relevant.items()))
+
+    def _join(self, user: str) -> None:
+        if user not in self.backlogged:
+            self.backlogged.add(user)
+            self.finish_tags[user] = max(self.virtual_time, self.finish_tags.get(user, 0.0))

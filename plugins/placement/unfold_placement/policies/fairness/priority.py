@@ -1,14 +1,34 @@
-"""Strict priority: no task starts while one of a higher class waits; optionally lower classes are preempted."""
+"""First come, first served; and strict priority, which optionally preempts lower classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Drop, Event, Task, Transactions
+from unfold_placement.core.types import ENDED, QUEUE, REFUSED, Ask, Drop, Event, Task, Transactions, Wait
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, AdmissionQueue, admission_resource
+from unfold_placement.policies.shared.admission_queue import (
+    QUEUE_EVENTS,
+    RESERVE,
+    AdmissionQueue,
+    admission_resource,
+)
+from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
+
+
+@dataclass(slots=True, kw_only=True)
+class Fifo(FairQueuePolicy):
+    """The oldest unit is next; others may pass it on nodes that are not reserved for it."""
+
+    by: str = ""
+    backfill: bool = True
+
+    def rank(self, user: str, unit: Unit, view: View) -> int:
+        """Rank all units alike: the oldest is first."""
+        del user, unit, view
+        return 0
 
 
 @dataclass(slots=True)
@@ -17,17 +37,27 @@ class Priority:
 
     Attributes:
         preempt: Preempt tasks of lower classes where that makes room.
-        backfill: Lower classes may pass a unit that does not fit.
+        backfill: Any unit may pass one that does not fit.
+        guard: Where units may pass, nodes are reserved for the oldest of the highest class (``reserve``), or not
+            (``none``). Nothing protects a class from higher ones.
+        max_preemptions: Preemptions after which a task runs to its end; None for no bound.
         queue: The pending units by class.
+        preemptions: Number of preemptions of each task that has not ended.
         hopeless: A unit for which preemption made no room, and the change counters at that time.
     """
 
     preempt: bool = True
     backfill: bool = False
-    queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("priority"))
+    guard: str = RESERVE
+    max_preemptions: int | None = None
+    queue: AdmissionQueue = field(init=False)
+    preemptions: Counter[str] = field(default_factory=Counter)
     hopeless: tuple[Unit, tuple[int, int]] | None = None
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = QUEUE_EVENTS
+
+    def __post_init__(self) -> None:
+        self.queue = AdmissionQueue("priority", guard=self.guard)
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Request the task's admission."""
@@ -35,6 +65,8 @@ class Priority:
 
     def react(self, event: Event, view: View) -> Transactions:
         """Admit units from the highest class down; preempt the lowest class, latest first, where that makes room."""
+        if event.kind in {ENDED, REFUSED} and event.task is not None:
+            self.preemptions.pop(event.task.name, None)
         if not self.queue.observe(event, view):
             return
         yield from self._admit_units(view)
@@ -43,11 +75,29 @@ class Priority:
         level = max(self.queue.waiting_users(), key=int)
         attempt = unit, _ = self.queue.first_unit(level), view.change_counters()
         is_hopeless = attempt == self.hopeless
-        victims = None if is_hopeless else view.victims(unit, self.queue.admitted_below(int(level)))
+        victims = None if is_hopeless else view.victims(unit, self._candidates(int(level)))
         self.hopeless = None if victims else attempt
         if victims:
+            self.preemptions.update(task.name for task in victims)
             yield [Drop(admission_resource(task), force=True) for task in victims]
             yield from self._admit_units(view)
 
     def _admit_units(self, view: View) -> Transactions:
-        yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)
+        yield from self.queue.admit(_rank_class, view, backfill=self.backfill, guard_rank=_rank_class)
+
+    def state(self) -> tuple[tuple[str, int], ...]:
+        """Return what distinguishes two states for a search: preemptions as far as they are bounded."""
+        return () if self.max_preemptions is None else tuple(sorted(self.preemptions.items()))
+
+    def _candidates(self, level: int) -> Iterator[Task]:
+        for task in self.queue.admitted_below(level):
+            if self.max_preemptions is None or self.preemptions[task.name] < self.max_preemptions:
+                yield task
+
+    def describe_wait(self, task: Task, view: View) -> Wait | None:
+        """Return why a task is not admitted; None if it is."""
+        return self.queue.describe_wait(task, view)
+
+
+def _rank_class(level: str, _unit: Unit) -> int:
+    return -int(level)

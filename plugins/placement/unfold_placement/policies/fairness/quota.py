@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import MILLI, STATIC, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions
+from unfold_placement.core.types import (
+    ENDED,
+    MILLI,
+    REFUSED,
+    STATIC,
+    SUBMITTED,
+    Ask,
+    Drop,
+    Event,
+    Put,
+    Task,
+    Transactions,
+)
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.admission_queue import admission_resource
+from unfold_placement.policies.shared.admission_queue import AdmissionQueue, admission_resource
 from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
 
 QUOTA_TOLERANCE = 1e-9
@@ -25,6 +38,9 @@ class Quota(FairQueuePolicy):
         resource: The kind that quotas limit.
         borrow: Teams may exceed their quota while no team within its quota waits.
         reclaim: Borrowed capacity is preempted for teams within their quota.
+        max_preemptions: Preemptions after which a borrowing task runs to its end, so that no large one is stopped for
+            every small one; None for no bound.
+        preemptions: Number of preemptions of each task that has not ended.
     """
 
     quotas: Mapping[str, float]
@@ -32,24 +48,44 @@ class Quota(FairQueuePolicy):
     borrow: bool = True
     reclaim: bool = True
     backfill: bool = True
+    max_preemptions: int | None = 3
+    preemptions: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.queue = AdmissionQueue(self.by, guard=self.guard, why_never=None if self.borrow else self.why_never)
+
+    def why_never(self, team: str, unit: Unit) -> str:
+        """Return why a team can never start a unit; empty if it can."""
+        demand = sum(task.demand.get(self.resource, 0) for task in unit) / MILLI
+        quota = self.quotas.get(team, 0.0)
+        if demand <= quota + QUOTA_TOLERANCE:
+            return ""
+        return f"it demands {demand:g} {self.resource}, and the quota of {team or 'its team'} is {quota:g}"
 
     def react(self, event: Event, view: View) -> Transactions:
         """Admit units within quota, reclaim borrowed capacity where one does not fit, then lend what remains."""
+        if event.kind in {ENDED, REFUSED} and event.task is not None:
+            self.preemptions.pop(event.task.name, None)
         if not self.queue.observe(event, view):
             return
+        if view.reserved_unit:
+            # also one that borrows: its nodes have drained, and nobody else may use them
+            view.check_reservation()
+            yield from self.queue.admit_reserved(view)
         yield from self.admit_units(view)
         entitled = self.entitled_teams(view)
         if self.reclaim and (victims := self.choose_victims(view)):
             # other entitled teams follow when the ends of these tasks are reported
+            self.preemptions.update(task.name for task in victims)
             yield [Drop(admission_resource(task), force=True) for task in victims]
             yield from self.admit_units(view)
         if self.borrow and not entitled:
-            yield from self.queue.admit(lambda user, unit: (self.excess(user, unit), user), view, backfill=True)
+            yield from self.queue.admit(self.excess, view, backfill=True)
 
-    def rank(self, user: str, unit: Unit, view: View) -> tuple[float, str]:
+    def rank(self, user: str, unit: Unit, view: View) -> float:
         """Return the team's dominant share."""
         del unit
-        return self.queue.dominant_share(user, view), user
+        return self.queue.dominant_share(user, view)
 
     def admit_units(self, view: View) -> Transactions:
         """Admit units of teams that stay within their quota."""
@@ -64,7 +100,8 @@ class Quota(FairQueuePolicy):
         """Return the teams that stay within their quota with their first unit, by rank."""
         first_units = [(user, self.queue.first_unit(user)) for user in self.queue.waiting_users()]
         entitled = [(user, unit) for user, unit in first_units if self.excess(user, unit) <= 0]
-        return [user for user, _ in sorted(entitled, key=lambda pair: self.rank(pair[0], pair[1], view))]
+        ranks = {user: (self.rank(user, unit, view), self.queue.age(unit)) for user, unit in entitled}
+        return sorted(ranks, key=ranks.__getitem__)
 
     def choose_victims(self, view: View) -> list[Task]:
         """Choose borrowed capacity to preempt for the first entitled team that then fits; empty for none."""
@@ -81,7 +118,8 @@ class Quota(FairQueuePolicy):
             team = task.key(self.by)
             if amount and excess.get(team, 0.0) > QUOTA_TOLERANCE:
                 excess[team] -= amount
-                borrowing.append(task)
+                if self.max_preemptions is None or self.preemptions[task.name] < self.max_preemptions:
+                    borrowing.append(task)
         return borrowing
 
     def excess(self, user: str, unit: Unit = ()) -> float:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, SUBMITTED, Ask, Event, Refuse, Task, Transactions
+from unfold_placement.core.types import QUEUE, SUBMITTED, Ask, Event, Refuse, Task, Transactions, Wait
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.ordering.barrier import completion_resource
-from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, AdmissionQueue
+from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, RESERVE, AdmissionQueue
 
 TIME_TOLERANCE_S = 1e-9
 
@@ -26,16 +26,21 @@ class Edf:
     Attributes:
         admit: Reject units on submission that cannot be on time.
         backfill: Later deadlines may pass a unit that does not fit.
-        queue: The pending units, each a user of its own.
+        guard: Where they may, nodes are reserved for the nearest deadline (``reserve``), or not (``none``).
+        queue: The pending units, by deadline.
         rejected_jobs: Jobs with a rejected unit.
     """
 
     admit: bool = True
     backfill: bool = False
+    guard: str = RESERVE
     queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("name", _deadline_rank))
     rejected_jobs: set[str] = field(default_factory=set)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = QUEUE_EVENTS
+
+    def __post_init__(self) -> None:
+        self.queue.guard = self.guard
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Request the task's admission."""
@@ -44,15 +49,24 @@ class Edf:
     def react(self, event: Event, view: View) -> Transactions:
         """Admit units by deadline, and reject a submitted unit that cannot be on time."""
         if self.queue.observe(event, view):
-            yield from self.queue.admit(lambda _, unit: _deadline_rank(unit), view, backfill=self.backfill)
+            yield from self.queue.admit(
+                lambda _, unit: _deadline_rank(unit),
+                view,
+                backfill=self.backfill,
+                guard_rank=lambda _, unit: _deadline_rank(unit),
+            )
         unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
         if unit and self.admit and (reason := self.rejection_reason(unit, view)):
-            self.queue.remove_first(unit[0].name)
+            self.queue.discard(unit, view)
             yield [Refuse(task.name, reason) for task in unit]
             yield from self.reject_dependents(unit[0].job, view)
         elif unit and len(unit) >= unit[0].size:
             # a rejected job was submitted again
             self.rejected_jobs.discard(unit[0].job)
+
+    def describe_wait(self, task: Task, view: View) -> Wait | None:
+        """Return why a task is not admitted; None if it is."""
+        return self.queue.describe_wait(task, view)
 
     def rejection_reason(self, unit: Unit, view: View) -> str:
         """Return why a unit is rejected; empty if it is admitted."""

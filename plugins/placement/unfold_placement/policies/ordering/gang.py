@@ -11,6 +11,7 @@ from unfold_placement.core.types import (
     CREATED,
     ENDED,
     GANG,
+    PACK,
     PREEMPTED,
     QUIET,
     SUBMITTED,
@@ -30,7 +31,8 @@ class Gang:
 
     Attributes:
         by: Task field that names the gang.
-        patience: Seconds for which others may pass a gang that does not fit.
+        patience: Seconds for which others may pass a gang that does not fit. Then nodes are reserved for the oldest
+            such gang, in whatever phase it waits; others start on other nodes only.
         complete_units: Complete gangs that wait, with the time (s) since which they do.
         slots: Slot resources (name, node) of each started gang, and its remaining members.
         is_placing: Slots of a gang are being created.
@@ -45,6 +47,11 @@ class Gang:
     has_missed_event: bool = False
     phase: ClassVar[int] = GANG
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, PREEMPTED, CREATED, QUIET})
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which others may pass a gang; the view reads it so that queue policies keep it too."""
+        return self.patience
 
     @property
     def gathers(self) -> str:
@@ -74,12 +81,13 @@ class Gang:
 
     def _place_gangs(self, view: View) -> Transactions:
         """Create the slots of every gang that fits, in the order in which gangs became complete."""
+        view.check_reservation()
         for key, (complete_unit, since_s) in list(self.complete_units.items()):
             unit = view.remaining_unit(complete_unit)
             if unit is None:
                 del self.complete_units[key]
                 continue
-            nodes = view.room(unit, GANG) if view.has_cluster_resources(unit, GANG) else []
+            nodes = view.room(unit, GANG) if view.has_cluster_resources(unit, GANG) else None
             if nodes:
                 del self.complete_units[key]
                 counts = Counter((self._slot_name(task), node) for task, node in zip(unit, nodes, strict=True))
@@ -87,8 +95,16 @@ class Gang:
                 self.is_placing = True
                 yield [Put(name, node, count) for (name, node), count in counts.items()]
                 self.is_placing = False
-            elif nodes is None and view.now - since_s >= self.patience:
-                break
+                if view.reserved_unit == unit:
+                    view.release_reservation()
+                    self.has_missed_event = True
+            elif not view.reserved_unit and view.now - since_s >= self.patience and self._lacks_only_room(unit, view):
+                view.reserve(unit)
+
+    def _lacks_only_room(self, unit: Unit, view: View) -> bool:
+        """Return whether a gang is admitted, and neither impossible nor without what earlier phases give at once."""
+        is_admitted = view.has_cluster_resources(unit, PACK) and view.missing_resource(unit, PACK) is None
+        return is_admitted and not view.short_resources(unit, PACK) and not view.why_impossible(unit)
 
     def _remove_member(self, key: str, *, is_preempted: bool) -> list[Drop]:
         """Delete the slots of a gang with its last member, or when a member is preempted."""

@@ -9,34 +9,12 @@ import numpy as np
 
 from unfold_placement._types import BoolArray, FloatArray, Int32Array, MaskArray
 from unfold_placement.core import kernel
+from unfold_placement.core.feasibility import forecast_free_times
 from unfold_placement.core.kernel import LOGGED, RUNNING, WAITING
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import UnitShapes
 from unfoldkit.jit import compiled
-
-
-@compiled
-def forecast_free_times(state: StateArrays, task: int, now: float, running: Int32Array, free_at: FloatArray) -> None:
-    """Write when each node has room for a task.
-
-    Args:
-        state: The arrays.
-        task: Row of the task.
-        now: The current time in seconds.
-        running: Rows of the running tasks, ordered by end.
-        free_at: [nodes] receives times in seconds, infinity for never.
-    """
-    free = state.free.copy()
-    free_at[:] = np.inf
-    for step in range(-free.shape[0], running.size):
-        node = step + free.shape[0] if step < 0 else state.task_node[running[step]]
-        fits = free_at[node] == np.inf
-        for kind in range(free.shape[1]):
-            free[node, kind] += state.demand[running[step], kind] if step >= 0 else 0
-            fits = fits and state.demand[task, kind] <= free[node, kind]
-        if fits:
-            free_at[node] = state.end_s[running[step]] if step >= 0 else now
 
 
 @compiled

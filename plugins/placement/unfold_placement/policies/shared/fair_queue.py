@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions
+from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions, Wait
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, AdmissionQueue
+from unfold_placement.policies.shared.admission_queue import QUEUE_EVENTS, RESERVE, AdmissionQueue
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,18 +17,20 @@ class FairQueuePolicy:
 
     Attributes:
         by: Task field that names the user.
-        backfill: Other users may pass one if its unit does not fit.
+        backfill: Any unit may pass one that does not fit.
+        guard: Where units may pass, nodes are reserved for the one that waits longest (``reserve``), or not (``none``).
         queue: The pending units.
     """
 
     by: str = "user"
     backfill: bool = False
+    guard: str = RESERVE
     queue: AdmissionQueue = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = QUEUE_EVENTS
 
     def __post_init__(self) -> None:
-        self.queue = AdmissionQueue(self.by)
+        self.queue = AdmissionQueue(self.by, guard=self.guard)
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Request the task's admission."""
@@ -46,8 +48,12 @@ class FairQueuePolicy:
             lambda user, unit: self.rank(user, unit, view), view, backfill=self.backfill, on_admit=self.record_admission
         )
 
+    def describe_wait(self, task: Task, view: View) -> Wait | None:
+        """Return why a task is not admitted; None if it is."""
+        return self.queue.describe_wait(task, view)
+
     def rank(self, user: str, unit: Unit, view: View) -> object:
-        """Return the order of a user with its first unit: the lowest is admitted first."""
+        """Return the order of a user with its next unit: the lowest is admitted first, of equal ones the oldest."""
         raise NotImplementedError
 
     def update(self, view: View) -> None:

@@ -32,6 +32,11 @@ class UnitShapes:
         task_shapes: [tasks] cached shape of each task as a unit of its own, -1 where unknown.
         hopeless: [shapes, fallback levels] 1 where the shape fits nowhere.
         freed_count: Value of the kernel's counter of freed capacity to which ``hopeless`` refers.
+        sample_rows: [shapes] row of a task of each shape.
+        is_single: [shapes] 1 where units are single tasks.
+        log_cursor: First log entry that ``revive`` has not read.
+        seen_releases: Number of ended reservations that it has read.
+        seen_nodes: Number of their nodes that it has read.
     """
 
     phase: int
@@ -39,16 +44,51 @@ class UnitShapes:
     task_shapes: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     hopeless: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
     freed_count: int = -1
+    sample_rows: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
+    is_single: MaskArray = field(default_factory=lambda: np.zeros(64, np.uint8))
+    log_cursor: int = 0
+    seen_releases: int = 0
+    seen_nodes: int = 0
 
     def shape_number(self, rows: Sequence[int], view: View) -> int:
         """Return the shape of a unit, given as task rows; a new shape gets a new number."""
         state = view.table.state
-        is_earlier = state.request_phase[rows] < self.phase
-        requested = np.where(is_earlier, state.requested[rows], -1).tobytes()
-        amounts = np.where(is_earlier, state.requested_amount[rows], 0).tobytes()
-        number = self.numbers.setdefault(state.demand[rows].tobytes() + requested + amounts, len(self.numbers))
-        self.hopeless = grow_rows(self.hopeless, len(self.numbers), 0)
+        index = rows[0] if len(rows) == 1 else rows
+        is_earlier = state.request_phase[index] < self.phase
+        requested = np.where(is_earlier, state.requested[index], -1).tobytes()
+        amounts = np.where(is_earlier, state.requested_amount[index], 0).tobytes()
+        number = self.numbers.setdefault(state.demand[index].tobytes() + requested + amounts, len(self.numbers))
+        if len(self.numbers) > self.sample_rows.size or number == len(self.numbers) - 1:
+            self.hopeless = grow_rows(self.hopeless, len(self.numbers), 0)
+            self.sample_rows = grow_rows(self.sample_rows, len(self.numbers), 0)
+            self.is_single = grow_rows(self.is_single, len(self.numbers), 0)
+            self.sample_rows[number], self.is_single[number] = rows[0], len(rows) == 1
         return number
+
+    def revive(self, view: View) -> bool:
+        """Let the shapes be tried again that may fit since the last call; return whether capacity was freed at all.
+
+        After departures and ended reservations these are the shapes that fit on their nodes; after any other change of
+        capacity they are all.
+        """
+        state = view.table.state
+        freed_count, logged = int(state.counters[kernel.FREED]), int(state.counters[kernel.LOGGED])
+        has_changed = freed_count != self.freed_count
+        if has_changed:
+            kinds = state.log_kind[self.log_cursor : logged]
+            departures = np.count_nonzero((kinds == kernel.LOG_ENDED) | (kinds == kernel.LOG_PREEMPTED))
+            explained = self.freed_count + departures + view.releases - self.seen_releases
+            if explained == freed_count and logged >= self.log_cursor:
+                count = len(self.numbers)
+                nodes = np.array(view.released_nodes[self.seen_nodes :], np.int32)
+                kernel.call_revive_shapes(
+                    state, self.log_cursor, nodes, self.sample_rows[:count], self.is_single[:count], self.hopeless
+                )
+            else:
+                self.hopeless[:] = 0
+        self.freed_count, self.log_cursor = freed_count, logged
+        self.seen_releases, self.seen_nodes = view.releases, len(view.released_nodes)
+        return has_changed
 
     def single_task_shapes(self, rows: Int32Array, view: View) -> Int32Array:
         """Return the [tasks] shapes of task rows, each task taken as a unit."""

@@ -13,14 +13,15 @@ Threat model. Clients are untrusted; they control every byte and their timing. A
   Content-Length, no Transfer-Encoding, Expect, Trailer or Content-Encoding. Bytes after the end of a request hand the
   connection to uvicorn before anything is answered. ``tests/unit/serving/http/fast_path`` compares both parsers.
 * Authentication: the same constant-time comparison as the ASGI guard; heads with a token are never cached.
-* DNS rebinding and cross-site requests: the Host header is checked as in the ASGI guard, and a head with
+* DNS rebinding and cross-site requests: the Host header is checked as in the ASGI guard, and a head with Origin or
   Sec-Fetch-Site goes to uvicorn.
 * Memory: bodies are bounded by the limit of the model, heads by 16 KiB, cached heads by their number, and bytes that
-  run ahead of responses by :mod:`~.read_limits`, which uvicorn itself does not bound.
+  run ahead of responses by :mod:`~.uvicorn_internals`, which uvicorn itself does not bound.
 * Slow clients: a request that takes too long to arrive, or a response that is not read, closes the connection.
 * Response splitting: request ids are repeated only if they match a strict pattern.
 * Overload: :mod:`~.overload` rejects only complete requests with a known head; a partial or unusual request is passed
   on untouched.
 
-Not covered: TLS, HTTP/2, rate limits per client. Use a proxy for these.
+Under TLS, which :mod:`~unfoldkit.serving.http.tls` sets up below all of this, requests take the fast path too, but not
+the bulk rejection, which reads from the descriptor. Not covered: HTTP/2, rate limits per client. Use a proxy for these.
 """

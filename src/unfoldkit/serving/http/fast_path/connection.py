@@ -11,11 +11,14 @@ from typing import Any
 
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.fast_path.read_limits import ReadAheadLimit
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit
+from unfoldkit.serving.http.resource_limits import Holding, ResourceUsage, overload_reply
 from unfoldkit.serving.observability.access_log import RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
 
 _CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
+MAX_PROBE_BYTES = 4096
+PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +30,7 @@ class Connection:
         fast_path: What is answered here.
         connections: The open connections of the server.
         now: A monotonic clock in s.
+        usage: What all connections of the process hold.
         rejecter: Rejects requests under overload; ``None`` without one.
         transport: The transport while the connection is open.
         is_uvicorns: The connection belongs to uvicorn for good.
@@ -34,7 +38,9 @@ class Connection:
         is_ending: The connection ends with its next response.
         is_write_paused: The client does not read its responses.
         is_read_paused: Nothing is read from the client.
-        data: Bytes of an incomplete request.
+        buffer: Bytes of an incomplete request.
+        pending: The head of that request, if it is a plain one.
+        holding: What this connection holds; ``None`` if it was not admitted.
         last_active_s: When a request was last complete.
         began_s: When the current request, or the write pause, began; 0 for none.
         request_id: The id of the request that is answered.
@@ -50,6 +56,7 @@ class Connection:
     fast_path: FastPath
     connections: set[Any]
     now: Callable[[], float]
+    usage: ResourceUsage
     rejecter: OverloadRejecter | None = None
     transport: asyncio.Transport | None = None
     is_uvicorns: bool = False
@@ -57,7 +64,9 @@ class Connection:
     is_ending: bool = False
     is_write_paused: bool = False
     is_read_paused: bool = False
-    data: bytes = b""
+    buffer: bytearray = field(default_factory=bytearray)
+    pending: Head | None = None
+    holding: Holding | None = None
     last_active_s: float = 0.0
     began_s: float = 0.0
     request_id: str = ""
@@ -68,18 +77,32 @@ class Connection:
     descriptor: int = -1
     read_ahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether the connection exceeds the bound and is there for a health check only."""
+        return self.holding is not None and self.holding.is_probe
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Replace uvicorn's protocol in the set of connections, which is used for the shutdown."""
         self.transport, self.last_active_s = transport, self.now()
         self.inner.connection_made(transport)
         self.connections.discard(self.inner)
         self.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self.holding = self.usage.admit(peer[0] if isinstance(peer, tuple) else "", self.abort)
+        if self.holding is None:
+            self._refuse()
+        elif self.is_probe:
+            self.began_s = self.last_active_s
 
     def connection_lost(self, error: Exception | None) -> None:
         """Inform uvicorn's protocol."""
         self.connections.discard(self)
         self._unwatch()
         self.transport = None
+        if self.holding is not None:
+            self.holding.release()
+            self.holding = None
         # the client cannot receive the responses to pipelined requests
         self.inner.pipeline.clear()
         self.inner.connection_lost(error)
@@ -89,16 +112,19 @@ class Connection:
         self.is_quiet = False
         if self.is_uvicorns:
             self._pass_on(data)
-            return
-        if self.skip_bytes:
-            data = self._skip(data)
-            if not data:
-                return
-        self.data = self.data + data if self.data else data
-        if not self.is_busy and not self.is_write_paused:
-            self._process()
-        else:
+        elif self.skip_bytes:
+            if remaining := self._skip(data):
+                self._begin(remaining)
+        elif self.is_busy or self.is_write_paused:
+            self.buffer += data
             self._pause_reading()
+        elif self.pending is not None:
+            self.buffer += data
+            self._continue(self.pending)
+        elif self.holding is None or self.is_probe:
+            self._answer_probe(data)
+        else:
+            self._begin(data)
 
     def eof_received(self) -> bool:
         """Keep the connection open while a response is due."""
@@ -123,13 +149,13 @@ class Connection:
     def shutdown(self) -> None:
         """End the connection after the response that is due."""
         self.is_ending, self.is_quiet = True, False
-        if not self.is_busy and not self.data and not self.skip_bytes:
+        if not self.is_busy and not self.buffer and not self.skip_bytes:
             self.inner.shutdown()
 
     def check_quiet(self) -> bool:
         """Whether nothing is under way in either direction; the result is kept in ``is_quiet``."""
         is_active = self.is_uvicorns or self.is_busy or self.is_write_paused or self.is_ending
-        if is_active or self.skip_bytes or self.data or self.transport is None or self.transport.is_closing():
+        if is_active or self.skip_bytes or self.buffer or self.transport is None or self.transport.is_closing():
             return False
         self.is_quiet = self.transport.get_write_buffer_size() == 0
         return self.is_quiet
@@ -144,6 +170,13 @@ class Connection:
         """Whether no request came since then; uvicorn has its own timer for its connections."""
         return not self.is_uvicorns and not self.is_busy and not self.skip_bytes and self.last_active_s < since_s
 
+    @property
+    def is_free(self) -> bool:
+        """Whether no request is under way."""
+        cycle = self.inner.cycle
+        is_answering = self.is_busy or (cycle is not None and not cycle.response_complete)
+        return not is_answering and not self.buffer and not self.skip_bytes
+
     def is_stalled(self, since_s: float) -> bool:
         """Whether a request has been arriving, or a response has not been read, since then."""
         if self.is_write_paused:
@@ -155,7 +188,7 @@ class Connection:
                 self.began_s = self.now()
                 return False
             return self.began_s < since_s
-        return bool(self.data or self.skip_bytes) and not self.is_busy and self.began_s < since_s
+        return bool(self.buffer or self.skip_bytes or self.is_probe) and not self.is_busy and self.began_s < since_s
 
     def abort(self) -> None:
         """Close the connection now and drop what is still to be written."""
@@ -172,27 +205,79 @@ class Connection:
         """Pass bytes to uvicorn, and abort if the client runs too far ahead."""
         if self.read_ahead.feed(self.inner, data):
             self.abort()
+        elif self.holding is not None and self.holding.hold(self.read_ahead.held_bytes(self.inner), 0):
+            self.usage.reject("head_bytes")
+            self.abort()
 
-    def _process(self) -> None:
-        head = parse_head(self.data, self.fast_path)
-        if head is None or len(self.data) > head.end:
-            self.is_uvicorns, self.began_s = True, self.now()
-            self._unwatch()
-            data, self.data = self.data, b""
-            self._pass_on(data)
-        elif len(self.data) == head.end:
-            data, self.data = self.data, b""
-            if retry_s := head.admission.ask():
-                self._reject(head, retry_s)
-                return
-            self.is_busy = True
-            self._start_request(head)
-            head.responder(data[head.body_start :], self._reply)
-        elif not self.began_s:
+    def _give_to_uvicorn(self, data: bytes) -> None:
+        """Leave the connection to uvicorn for good, with what the client has sent so far."""
+        self.is_uvicorns, self.began_s = True, self.now()
+        self.pending, self.buffer = None, bytearray()
+        self._unwatch()
+        self._hold_body(0)
+        self._pass_on(data)
+
+    def _begin(self, data: bytes) -> None:
+        """Process the first bytes of a request."""
+        head = parse_head(data, self.fast_path)
+        if head is None or len(data) > head.end:
+            self._give_to_uvicorn(data)
+        elif len(data) == head.end:
+            self._complete(head, data)
+        else:
             self.began_s = self.now()
             if retry_s := head.admission.ask():
                 self.rejected = (head, retry_s)
-                self.skip_bytes, self.data = head.end - len(self.data), b""
+                self.skip_bytes = head.end - len(data)
+            else:
+                self.pending, self.buffer = head, bytearray(data)
+                self._hold_body(len(data))
+
+    def _continue(self, head: Head) -> None:
+        """Wait for the rest of a body, or process the request which is complete now."""
+        if len(self.buffer) < head.end:
+            self._hold_body(len(self.buffer))
+            return
+        data, self.pending, self.buffer = bytes(self.buffer), None, bytearray()
+        if len(data) > head.end:
+            self._give_to_uvicorn(data)
+        else:
+            self._complete(head, data)
+
+    def _complete(self, head: Head, data: bytes) -> None:
+        if retry_s := head.admission.ask():
+            self._hold_body(0)
+            self._reject(head, retry_s)
+            return
+        self.is_busy = True
+        self._start_request(head)
+        head.responder(data[head.body_start :], self._reply)
+
+    def _hold_body(self, size: int) -> None:
+        """Record the bytes of a body that is held until its response, and refuse what exceeds the bounds."""
+        if self.holding is not None and self.holding.hold(0, size):
+            self.usage.reject("body_bytes")
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Answer with 503, and close the connection."""
+        self.pending, self.buffer, self.is_ending = None, bytearray(), True
+        if self.holding is not None:
+            self.holding.hold(0, 0)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(format_response(overload_reply(), self.fast_path.default_headers(), is_last=True))
+            self.transport.close()
+
+    def _answer_probe(self, data: bytes) -> None:
+        """Pass a health check to uvicorn, and refuse any other request."""
+        self.buffer += data
+        if self.buffer.startswith(PROBE_LINES) and len(self.buffer) <= MAX_PROBE_BYTES:
+            if b"\r\n\r\n" in self.buffer:
+                self.is_ending = True
+                self._give_to_uvicorn(bytes(self.buffer))
+                self.inner.shutdown()
+        elif not any(line.startswith(self.buffer[: len(line)]) for line in PROBE_LINES):
+            self._refuse()
 
     def _start_request(self, head: Head) -> None:
         self.last_active_s, self.began_s = self.now(), 0.0
@@ -232,6 +317,7 @@ class Connection:
 
     def _reply(self, reply: Reply) -> None:
         self.is_busy = False
+        self._hold_body(0)
         self._notify(reply.status)
         if self.transport is None or self.transport.is_closing():
             return
@@ -257,5 +343,8 @@ class Connection:
         self.is_read_paused = False
         if self.transport is not None:
             self.transport.resume_reading()
-        if self.data:
-            self._process()
+        if self.pending is not None:
+            self._continue(self.pending)
+        elif self.buffer:
+            data, self.buffer = bytes(self.buffer), bytearray()
+            self._begin(data)

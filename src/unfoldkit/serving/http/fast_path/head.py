@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 import httptools
 
+from unfoldkit.serving.http.access_control import is_valid_host
 from unfoldkit.serving.http.fast_path.overload import BulkRejection
 from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, sanitize_id
 from unfoldkit.serving.responses import Header, Reply, too_many_requests
@@ -19,10 +20,11 @@ MAX_CACHED_HEADS = 1024
 MAX_LENGTH_DIGITS = 10
 # httptools accepts these, and other parsers in front of it may read them differently
 _NOT_CANONICAL = re.compile(rb"\r(?!\n)|(?<!\r)\n|\r\n[ \t]|[\x00\x7f]")
+_CANONICAL_START = re.compile(rb"POST [!-~]+ HTTP/1\.1\r\n")
 _UNSUPPORTED = frozenset(
     (
         *(b"transfer-encoding", b"expect", b"trailer", b"content-encoding"),
-        *(b"inference-header-content-length", b"sec-fetch-site"),
+        *(b"inference-header-content-length", b"sec-fetch-site", b"origin"),
     )
 )
 # a client may offer an upgrade with its first request, which a server may ignore
@@ -158,7 +160,7 @@ class _Request:
 
 
 def _parse(raw: bytes) -> _Request | None:
-    if _NOT_CANONICAL.search(raw):
+    if _CANONICAL_START.match(raw) is None or _NOT_CANONICAL.search(raw):
         return None
     request = _Request()
     parser = httptools.HttpRequestParser(request)
@@ -185,7 +187,7 @@ def _accept(request: _Request, raw: bytes, fast_path: FastPath) -> Head | None:
     if not size.isdigit() or len(size) > MAX_LENGTH_DIGITS or int(size) > fast_path.max_body_bytes:
         return None
     options = [option.strip() for value in headers.get(b"connection", ()) for option in value.lower().split(b",")]
-    if not _CONNECTION_OPTIONS.issuperset(options) or not fast_path.is_allowed_host(host):
+    if not _CONNECTION_OPTIONS.issuperset(options) or not (is_valid_host(host) and fast_path.is_allowed_host(host)):
         return None
     tokens = headers.get(b"authorization", [])
     if len(tokens) > 1 or not fast_path.is_authorized(tokens[0] if tokens else b""):

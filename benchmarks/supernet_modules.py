@@ -1,0 +1,149 @@
+"""Which networks become a family without code of the user's, and whether ONNX Runtime returns what torch returns.
+
+Ten networks of four kinds: residual, mobile and dense CNNs of torchvision, a vision transformer of timm, a BERT-style
+encoder, a one-dimensional CNN and a multi-layer perceptron. None is trained: the weights are those of a fresh network.
+A network counts as elastic if narrower members run and return outputs of the same shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frame import need
+
+WIDTHS = (0.25, 0.5, 1.0)
+DEPTHS = (0.5, 1.0, 1.0)
+CLASSES, EDGE, ROWS = 10, 64, 6
+QUICK = ("mobilenet_v3_small", "encoder", "cnn_1d", "mlp")
+
+
+def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - needs no data
+    """Make a family of each network, and compare every member with its ONNX export.
+
+    Args:
+        quick: Four small networks.
+        seed: Of weights and inputs.
+        data: Not needed.
+
+    Returns:
+        ``metrics``, ``tables``, ``aims``, ``versions`` and ``notes``.
+    """
+    for module in ("torch", "torch_pruning", "onnxscript"):
+        need(module, "torch")
+    import torch
+
+    torch.set_num_threads(1)
+    rows = []
+    for name, build in list_networks().items():
+        if quick and name not in QUICK:
+            continue
+        torch.manual_seed(seed)
+        network, example = build()
+        rows.append({"network": name, **measure(network.eval(), example)})
+    elastic = [row for row in rows if not row["error"]]
+    metrics = {
+        "elastic_networks": len(elastic),
+        "networks": len(rows),
+        "onnx_difference_max": max(row["onnx_difference"] for row in elastic),
+        "trace_seconds_max": max(row["seconds"] for row in elastic),
+    }
+    return {
+        "metrics": metrics,
+        "tables": {"networks": rows},
+        "aims": {"elastic_networks": "≥ 9", "onnx_difference_max": "≤ 1e-5"},
+        "versions": {"torch": torch.__version__},
+        "notes": [
+            "onnx_difference is the largest difference of an output, over the largest output of that member.",
+            "smallest: multiply-accumulates of the smallest member over those of the full network.",
+        ],
+    }
+
+
+def measure(network: Any, example: Any) -> dict[str, Any]:
+    """Make a family and compare its members with ONNX Runtime."""
+    import onnxruntime
+    import torch
+
+    from unfold_supernet import elastic
+    from unfoldkit.api import UnfoldError
+
+    start = time.perf_counter()
+    for depths in (DEPTHS, (1.0,)):
+        try:
+            family = elastic(network, example, widths=WIDTHS, depths=depths)
+            break
+        except UnfoldError as error:
+            message = str(error)
+    else:
+        return {"error": message, "seconds": 0.0, "members": 0, "smallest": 1.0, "onnx_difference": 0.0}
+    seconds = time.perf_counter() - start
+    rows, differences = torch.cat([example] * (ROWS // len(example))), []
+    for member in family.members():
+        session = onnxruntime.InferenceSession(family.export("onnx", member.name))
+        with torch.no_grad():
+            expected = family(member.name, rows).numpy()
+        difference = abs(session.run(None, {"x": rows.numpy()})[0] - expected).max()
+        differences.append(float(difference / max(abs(expected).max(), 1e-6)))
+    members = family.members()
+    return {
+        "error": "",
+        "seconds": seconds,
+        "members": len(members),
+        "smallest": members[0].macs / members[-1].macs,
+        "onnx_difference": max(differences),
+    }
+
+
+def list_networks() -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """List the networks by name; each builds itself and an example input."""
+    import torch
+    from torch import nn
+
+    def image(name: str) -> Callable[[], tuple[Any, Any]]:
+        def build() -> tuple[Any, Any]:
+            import torchvision
+
+            return getattr(torchvision.models, name)(num_classes=CLASSES), torch.randn(2, 3, EDGE, EDGE)
+
+        return build
+
+    def vit() -> tuple[Any, Any]:
+        import timm
+
+        network = timm.create_model("vit_tiny_patch16_224", img_size=EDGE, num_classes=CLASSES)
+        return network, torch.randn(2, 3, EDGE, EDGE)
+
+    class Encoder(nn.Module):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+            self.embed, self.head = nn.Embedding(1000, 64), nn.Linear(64, CLASSES)
+            self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+        def forward(self, tokens: Any) -> Any:
+            return self.head(self.encoder(self.embed(tokens)).mean(1))
+
+    def encoder() -> tuple[Any, Any]:
+        return Encoder(), torch.randint(0, 1000, (2, 24))
+
+    def cnn_1d() -> tuple[Any, Any]:
+        layers = [nn.Conv1d(2, 16, 7, 2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 5), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, CLASSES)), torch.randn(
+            2, 2, 128
+        )
+
+    def mlp() -> tuple[Any, Any]:
+        layers = [nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES)]
+        return nn.Sequential(*layers), torch.randn(2, 20)
+
+    names = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121")
+    return {
+        **{name: image(name) for name in names},
+        "vit_tiny": vit,
+        "encoder": encoder,
+        "cnn_1d": cnn_1d,
+        "mlp": mlp,
+    }

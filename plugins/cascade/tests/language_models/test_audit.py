@@ -1,0 +1,80 @@
+"""The audit: its false alarms at the limit, its delay, and its state over restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_cascade.language_models.gateway.audit import ALPHA, AuditProcess, parse_audit
+from unfold_cascade.language_models.gateway.state import GatewayState
+from unfoldkit.api import UnfoldError
+
+
+def test_the_evidence_is_an_e_value_at_the_limit() -> None:
+    """At the limit the evidence has mean 1 at a fixed time, and it reaches 1 / alpha in at most alpha of the runs."""
+    rng = np.random.default_rng(2)
+    values, revoked = [], 0
+    for _ in range(300):
+        audit = AuditProcess(0.02)
+        for d in rng.choice([1.0, -1.0, 0.0], size=400, p=[0.05, 0.03, 0.92]):
+            audit.observe(float(d))
+        values.append(audit.evidence())
+        revoked += audit.is_revoked
+    assert np.mean(values) < 1.3
+    assert revoked / 300 <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
+
+
+def test_a_broken_endpoint_is_found_soon_also_after_good_behaviour() -> None:
+    """At 30 points of loss after 500 good audits, the median delay is below 100 audits."""
+    delays = []
+    for seed in range(20):
+        rng, audit = np.random.default_rng(seed), AuditProcess(0.02)
+        for _ in range(500):
+            audit.observe(float(rng.random() < 0.005))
+        while not audit.is_revoked:
+            audit.observe(float(rng.random() < 0.3))
+        delays.append(audit.audits - 500)
+    assert np.median(delays) < 100
+
+
+def test_the_state_survives_as_json() -> None:
+    """A process that is stored and read goes on as if it had not stopped."""
+    rng = np.random.default_rng(0)
+    audit, other = AuditProcess(0.05), AuditProcess(0.05)
+    for d in (rng.random(200) < 0.1).astype(float):
+        audit.observe(d)
+        other = parse_audit(json.loads(json.dumps(other.to_document())))
+        other.observe(d)
+    assert audit.evidence() == pytest.approx(other.evidence())
+    with pytest.raises(ValueError, match="difference"):
+        audit.observe(2.0)
+
+
+def test_the_state_is_shared_and_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    """Two processes see one audit; repeated requests count once; another plan starts anew."""
+    path = tmp_path / "gateway" / "state.sqlite"
+    first, second = (GatewayState(path, "plan", 0.02) for _ in "ab")
+    for k in range(40):
+        first.observe(f"r{k}", 1.0)
+        second.observe(f"r{k}", 1.0)
+    assert second.audit().audits == 40
+    assert GatewayState(path, "plan", 0.02).is_revoked
+    assert not GatewayState(path, "other", 0.02).is_revoked
+    broken = tmp_path / "b.sqlite"
+    broken.write_bytes(b"not a database" * 100)
+    with pytest.raises(UnfoldError, match="cannot be used"):
+        GatewayState(broken, "plan", 0.02)
+
+
+def test_money_of_a_killed_process_counts_as_spent(tmp_path: Path) -> None:
+    """What was set aside by a process that is gone was perhaps charged."""
+    path = tmp_path / "state.sqlite"
+    state = GatewayState(path, "plan", None)
+    assert state.reserve("a", 0.4, 1.0) is not None
+    assert state.reserve("a", 0.7, 1.0) is None
+    state.close()
+    again = GatewayState(path, "plan", None)
+    assert again.spent("a") == pytest.approx(0.4)

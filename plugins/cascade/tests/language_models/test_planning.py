@@ -1,0 +1,252 @@
+"""Calibration, search, conversations, labels and the certificate of routes through language models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plugins.cascade.tests.language_models.synthetic_logs import make_log
+from plugins.cascade.tests.runs import run_in, spec_of
+from unfold_cascade.language_models.build import join_units, token_prices
+from unfold_cascade.language_models.planning.calibration import fit_calibration, parse_calibration
+from unfold_cascade.language_models.planning.call_log import Route, follow_route, score_log
+from unfold_cascade.language_models.planning.problem import split_units
+from unfold_cascade.language_models.planning.proposals import search_chain
+from unfold_cascade.language_models.planning.walk import (
+    Limits,
+    certify_sequence,
+    choose_sequence,
+    list_sequences,
+    row_differences,
+)
+from unfold_cascade.schema.language_models import TokenPrice
+from unfold_cascade.verbs import plan
+from unfoldkit.api import UnfoldError, Verdict
+from unfoldkit.render.text import render
+
+SPEC = """
+version: 1
+kind: cascade
+name: judged
+data: {source: recorded, path: log.csv}
+stages:
+  - name: answer
+    models:
+      - name: small
+        price: {in: 0.15, cached: 0.075, out: 0.60, per: 1M}
+        recorded: {score: small, confidence: small_logp, tokens: {in: small_in, out: small_out}, latency: small_ms}
+      - name: large
+        price: {in: 2.5, out: 10, per: 1M}
+        recorded: {score: large, confidence: large_logp, tokens: {in: large_in, out: large_out}, latency: large_ms}
+goal: {max_loss: 5%}
+"""
+
+
+def write_log(folder: Path, rows: int = 1200, *, seed: int = 4, lift: float = 0.02) -> None:
+    """Write a log with token counts and the spec for it."""
+    rng = np.random.default_rng(seed)
+    log = make_log(rng, rows, lift=lift)
+    head = "small,small_logp,small_in,small_out,small_ms,large,large_logp,large_in,large_out,large_ms"
+    lines = [
+        ",".join(
+            str(cell)
+            for m in range(2)
+            for cell in (int(log.is_correct[i, m]), log.confidence[i, m], 100 + i % 7, 20 + i % 5, log.latency_ms[i, m])
+        )
+        for i in range(rows)
+    ]
+    (folder / "log.csv").write_text("\n".join([head, *lines]) + "\n")
+    (folder / "log.yaml").write_text(SPEC)
+
+
+def test_calibration_recovers_probabilities_of_either_sign() -> None:
+    """The score is close to the true probability, also where the confidence points the wrong way."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(4, 2, 5000)
+    is_correct = rng.random(5000) < p
+    for confidence in (np.log(p), np.log1p(-p)):
+        fit = fit_calibration(confidence, is_correct)
+        assert np.abs(fit.probabilities(confidence) - p).mean() < 0.03
+        assert parse_calibration(fit.to_document()) == fit
+
+
+def test_confidences_that_are_infinite_or_missing_are_never_sure() -> None:
+    """A missing confidence opens no gate, and an infinite one does not set the scale of the others."""
+    confidence = np.array([-0.1, -2.0, -np.inf, np.nan, 0.0] * 20)
+    is_correct = np.array([True, False, False, True, True] * 20)
+    fit = fit_calibration(confidence, is_correct)
+    score = fit.probabilities(confidence[:5])
+    assert score[2] == score[3] == -np.inf
+    assert np.isfinite(score[[0, 1, 4]]).all()
+    assert score[4] > score[1]
+    assert fit.probability(None) == -np.inf
+
+
+def test_one_class_and_constant_confidences_do_not_fail() -> None:
+    """A model which is always correct, or a confidence without variation, gives a finite score."""
+    assert 0.9 < fit_calibration(np.linspace(-1, -0.01, 50), np.ones(50, dtype=bool)).probability(-0.5) <= 1.0
+    assert fit_calibration(np.full(50, -0.3), np.arange(50) % 2 == 0).probability(-0.3) == pytest.approx(0.5, abs=0.02)
+
+
+def test_cost_and_exit_equal_a_walk_request_by_request() -> None:
+    """The price of a confidence is paid at gates only, not by the last model."""
+    rng = np.random.default_rng(1)
+    log = replace(make_log(rng, 200), confidence_cost=rng.random((200, 2)))
+    score = score_log(log, [fit_calibration(log.confidence[:, m], log.is_correct[:, m]) for m in range(2)])
+    outcome = follow_route(log, score, Route((0, 1), (0.8,)))
+    for i in range(200):
+        trusted = score[i, 0] >= 0.8
+        cost = log.cost[i, 0] + log.confidence_cost[i, 0] + (0.0 if trusted else log.cost[i, 1])
+        assert outcome.cost[i] == pytest.approx(cost)
+        assert outcome.loss[i] == 1.0 - log.is_correct[i, 0 if trusted else 1]
+    assert (follow_route(log, score, Route((1,), ())).cost == log.cost[:, 1]).all()
+
+
+def test_later_turns_stay_with_the_model_of_the_first() -> None:
+    """In a sticky conversation the first turn decides, and only it pays the calls before."""
+    rng = np.random.default_rng(2)
+    unit = np.repeat(np.arange(50), 4)
+    log = replace(make_log(rng, 200, unit=unit), turn=np.tile(np.arange(4), 50))
+    score = score_log(log, [fit_calibration(log.confidence[:, m], log.is_correct[:, m]) for m in range(2)])
+    outcome = follow_route(log, score, Route((0, 1), (0.85,)))
+    for i in range(200):
+        opener = 4 * (i // 4)
+        model = 0 if score[opener, 0] >= 0.85 else 1
+        assert outcome.exit[i] == model
+        whole = log.cost[i, model] + (log.cost[i, 0] if i == opener and model == 1 else 0.0)
+        assert outcome.cost[i] == pytest.approx(whole)
+
+
+def test_promises_hold_on_new_populations() -> None:
+    """Of 120 plans at a limit between the true losses, at most 5 % (and noise) lose more than promised."""
+    broken = plans = 0
+    for seed in range(120):
+        rng = np.random.default_rng([9, seed])
+        tune, certify, truth = (make_log(rng, rows, lift=0.06) for rows in (200, 500, 20_000))
+        fits = [fit_calibration(tune.confidence[:, m], tune.is_correct[:, m]) for m in range(2)]
+        sequences = list_sequences(tune, score_log(tune, fits), [(0,), (0, 1)], 1)
+        sequence = choose_sequence(sequences, 0.03, float(tune.cost[:, 1].mean()))
+        assert sequence is not None
+        steps = certify_sequence(sequence, certify, score_log(certify, fits), 1, Limits(max_loss=0.03, delta=0.05))
+        passed = [step.route for step in steps if step.p_value <= 0.05]
+        if passed:
+            plans += 1
+            broken += float(row_differences(truth, score_log(truth, fits), passed[-1], 1).mean()) > 0.03 + 0.002
+    assert plans > 20
+    assert broken <= 0.05 * 120 + 3 * np.sqrt(120 * 0.05 * 0.95)
+
+
+def test_unlabelled_rows_count_against_the_plan_unless_answers_agree() -> None:
+    """Equal answers differ by nothing without a label; other unlabelled answers count as made worse."""
+    rng = np.random.default_rng(6)
+    log = make_log(rng, 8)
+    log = replace(
+        log,
+        is_correct=np.tile([True, True], (8, 1)),
+        answer=np.array([[0, 0], [0, 1]] * 4),
+        is_unlabelled=np.array([[True, True], [True, True], [False, False], [False, False]] * 2),
+    )
+    d = row_differences(log, np.ones((8, 2)), Route((0, 1), (0.5,)), 1)
+    assert d.tolist() == [0.0, 1.0, 0.0, 0.0] * 2
+
+
+def test_search_leaves_no_model_that_never_answers() -> None:
+    """Gates which trust all or none are resolved, so that no chain pays for a model in vain."""
+    log = make_log(np.random.default_rng(3), 300)
+    score = score_log(log, [fit_calibration(log.confidence[:, m], log.is_correct[:, m]) for m in range(2)])
+    routes = search_chain(log, score, (0, 1))
+    assert all(np.isfinite(route.cuts).all() for route in routes)
+    assert {len(route.chain) for route in routes} == {1, 2}
+
+
+def test_rows_with_one_prompt_or_group_are_one_unit() -> None:
+    """Prompts are compared without case and spacing; units join through either key."""
+    unit = join_units(np.array(["a", "a", "b", ""]), np.array(["x", "y", " Y ", "z"]), 4)
+    assert len(set(unit[:3])) == 1
+    assert unit[3] != unit[0]
+    parts = split_units(np.repeat(np.arange(40), 3), 0.25, 0.6, 0, min_tuning=0)
+    sizes = [len(part) for part in (parts.tune, parts.certify, parts.test)]
+    assert sizes == [30, 72, 18]
+    assert sorted(np.concatenate([parts.tune, parts.certify, parts.test])) == list(range(120))
+
+
+def test_token_prices_count_cached_and_written_tokens_once() -> None:
+    """Cached and written tokens are part of the input, each at its own price."""
+    prices = token_prices(
+        TokenPrice.model_validate({"in": 1.0, "cached": 0.1, "written": 1.25, "out": 4.0, "per": "1M"})
+    )
+    assert prices.cost(1000, 100, cached=600, written=200) == pytest.approx((200 + 60 + 250 + 400) / 1e6)
+    assert prices.cost(100, 0, cached=600) >= 0.0
+
+
+def test_a_plan_states_promise_costs_and_calibration(tmp_path: Path) -> None:
+    """The plan names chain, cuts, calibrations and promise; costs are those of the tokens."""
+    write_log(tmp_path)
+    report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    assert report.verdict is Verdict.YES
+    decision = report.decision
+    assert decision is not None
+    assert decision["chain"][-1] in ("small", "large")
+    assert decision["promise"]["max_loss"] == 0.05
+    assert report.metrics["cost_ratio"].value is not None
+    assert report.metrics["cost_ratio"].value < 1
+    assert "certificate" in dict(report.lines)
+    assert "nan" not in str(render(report)).lower()
+
+
+def test_a_refusal_states_the_limit_that_would_pass_and_the_rows_needed(tmp_path: Path) -> None:
+    """Set to the stated limit, the same log is certified; at a tenth of a point less it is not."""
+    write_log(tmp_path, lift=0.1)
+    refused = plan(spec_of(tmp_path / "log.yaml", "goal.max_loss=0.2%"), run_in(tmp_path / "a", base=tmp_path))
+    assert refused.verdict is Verdict.NO
+    assert refused.decision is not None
+    assert refused.decision["chain"] == ["large"]
+    smallest = refused.metrics["smallest_limit_points"].value
+    assert smallest is not None
+    assert "needed" in dict(refused.lines)
+    relaxed = plan(
+        spec_of(tmp_path / "log.yaml", f"goal.max_loss={smallest + 0.1:g}%"), run_in(tmp_path / "b", base=tmp_path)
+    )
+    assert relaxed.verdict is Verdict.YES
+
+
+def test_a_latency_limit_is_certified_or_its_smallest_value_stated(tmp_path: Path) -> None:
+    """A deadline which cannot be met is refused with the one that can."""
+    write_log(tmp_path)
+    spec = spec_of(tmp_path / "log.yaml", "goal.max_latency={p95: 100 ms}")
+    refused = plan(spec, run_in(tmp_path / "a", base=tmp_path))
+    assert refused.verdict is Verdict.NO
+    assert "the smallest limit" in dict(refused.lines)["deadline"]
+    kept = plan(spec_of(tmp_path / "log.yaml", "goal.max_latency={p95: 60 s}"), run_in(tmp_path / "b", base=tmp_path))
+    assert kept.verdict is Verdict.YES
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("small_in, out", "missing_column, out", "missing_column"),
+        ("latency: small_ms", "latency: other_ms", "other_ms"),
+        ("score: small,", "score: nothing,", "nothing"),
+    ],
+)
+def test_missing_columns_are_named(tmp_path: Path, before: str, after: str, message: str) -> None:
+    """An error names the column that the log lacks."""
+    write_log(tmp_path)
+    (tmp_path / "log.yaml").write_text(SPEC.replace(before, after))
+    with pytest.raises(UnfoldError, match=message):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_unknown_usage_is_not_zero_usage(tmp_path: Path) -> None:
+    """A call without a count of tokens is an error, not a free call."""
+    write_log(tmp_path)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    cells = lines[7].split(",")
+    cells[2] = ""
+    lines[7] = ",".join(cells)
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UnfoldError, match="row 7"):
+        plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))

@@ -1,0 +1,456 @@
+"""Resolve a spec of language models: the only module of this package which reads specs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.data.table import Frame, TableSource, load_frame
+from unfold_cascade.language_models.collection.profiler import CHECK_PROMPT, CollectionTask
+from unfold_cascade.language_models.collection.scoring import (
+    Score,
+    build_pattern_score,
+    is_exact,
+    is_same_choice,
+    is_same_number,
+    load_function,
+)
+from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
+from unfold_cascade.language_models.planning.calibration import Scale
+from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.prices import TokenPrices
+from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
+from unfold_cascade.language_models.planning.walk import Limits
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.language_models import (
+    QUANTILE_SHARES,
+    Collection,
+    ConfidenceSource,
+    GatewaySpec,
+    Scoring,
+    TokenPrice,
+)
+from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfoldkit.api import Run, fingerprint, user_error
+
+SMALL_LOG = 1000
+"""Below this many rows, chains of three models promise less than pairs."""
+SMALL_CHAIN = 2
+TUNE, CERTIFY = 0.25, 0.60
+"""Default shares of the rows of a log; the remainder is for the report."""
+PREPARED_LOG = "calls/log.csv"
+"""The log that ``profile`` leaves in the run."""
+MIN_SCORE = 0.5
+
+
+def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
+    """Resolve a spec of language models and read its log.
+
+    Raises:
+        UnfoldError: the log is missing, or a column of it is not as the spec says.
+    """
+    frame = load_log_frame(spec, run)
+    log, longest = read_call_log(spec, frame)
+    split = spec.data.split
+    is_default = "split" not in spec.data.model_fields_set
+    parts = split_units(
+        log.unit,
+        TUNE if is_default else split.train,
+        CERTIFY if is_default else split.calibrate,
+        run.seed,
+        min_tuning=MIN_TUNING_UNITS if is_default else 0,
+    )
+    quantile, deadline_ms, late_share = _read_latency_limit(spec)
+    is_small = len(log) < SMALL_LOG
+    return RoutingProblem(
+        name=spec.name,
+        log=log,
+        source=frame.name,
+        digest=frame.digest,
+        parts=parts,
+        max_models=SMALL_CHAIN
+        if is_small and "max_models" not in spec.gates.model_fields_set
+        else spec.gates.max_models,
+        order=spec.gates.order or "sorted",
+        limits=Limits(
+            max_loss=spec.goal.max_loss or 0.0,
+            delta=1.0 - spec.goal.confidence,
+            test=spec.goal.test,
+            deadline_ms=deadline_ms,
+            late_share=late_share,
+        ),
+        quantile=quantile,
+        scale=_confidence_scale(spec),
+        unit_name=_unit_name(spec),
+        longest_prompt=longest,
+        confidence=describe_confidence(spec.confidence or ConfidenceSource()),
+        goal=spec.goal.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def load_log_frame(spec: CascadeSpec, run: Run) -> Frame:
+    """Load the log: the table of the spec, or what ``profile`` left in the run.
+
+    Raises:
+        UnfoldError: there is none.
+    """
+    data = spec.data
+    if data.source == "endpoints":
+        path = run.directory.path / PREPARED_LOG
+        if not path.exists():
+            raise user_error("the run has no log of calls", key="data", hint="run unfold profile SPEC first")
+        return load_frame(TableSource(path=str(path), locate=lambda: path))
+    if data.source != "recorded":
+        raise user_error("language models need a log of calls", key="data.source")
+    path_text = data.path
+    return load_frame(TableSource(path=path_text, locate=lambda: run.path(path_text, key="data.path")))
+
+
+def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]:
+    """Read the log of a spec, and the length of its longest prompt in characters.
+
+    Raises:
+        UnfoldError: a column is missing or no number, or a price is missing.
+    """
+    models = spec.stages[0].models
+    columns = [_profile_columns(model) if model.recorded is None else model.recorded for model in models]
+    keys = [f"stages[0].models[{m}].recorded" for m in range(len(models))]
+    pairs = list(zip(columns, keys, strict=True))
+    scores = [frame.numbers_or_flags(c.score or "", key=f"{key}.score") for c, key in pairs]
+    threshold = [MIN_SCORE if c.right_from is None else c.right_from for c in columns]
+    is_correct = np.column_stack([np.nan_to_num(s, nan=-np.inf) >= t for s, t in zip(scores, threshold, strict=True)])
+    is_missing = np.column_stack([np.isnan(score) for score in scores])
+    confidence = np.column_stack([_read_confidence(frame, c, key) for c, key in pairs])
+    cost = np.column_stack(
+        [
+            _read_cost(frame, model, c, key, is_missing[:, m])
+            for m, (model, (c, key)) in enumerate(zip(models, pairs, strict=True))
+        ]
+    )
+    answer, is_unlabelled = _read_answers(frame, columns, keys, is_missing)
+    if is_unlabelled is None:
+        # a call without an answer gave no confidence either
+        confidence = np.where(is_missing, np.nan, confidence)
+    prompts, longest = _read_prompts(spec, frame)
+    group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
+    groups = frame.text(group_column, key="data.group") if group_column else None
+    is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
+    unit = join_units(groups, prompts, len(frame))
+    log = CallLog(
+        models=tuple(model.name for model in models),
+        is_correct=is_correct,
+        confidence=confidence,
+        cost=cost,
+        confidence_cost=np.column_stack(
+            [_read_confidence_cost(frame, model, c, key) for model, (c, key) in zip(models, pairs, strict=True)]
+        ),
+        latency_ms=np.column_stack([_read_latency(frame, c, key) for c, key in pairs]),
+        unit=unit,
+        turn=np.arange(len(frame)) if is_sticky else None,
+        answer=answer,
+        is_unlabelled=is_unlabelled,
+    )
+    if spec.goal.max_latency is not None and not log.has_latency:
+        rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
+        raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
+    return log, longest
+
+
+def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
+    """Number the independent units: rows which share a group or a prompt, directly or through others, are one.
+
+    Args:
+        groups: (n,) text of the group of each row; an empty text is a group of its own.
+        prompts: (n,) prompts; equal after removing white space and case at the ends counts as the same.
+        rows: n.
+    """
+    parent = list(range(rows))
+
+    def find_root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for texts in (groups, prompts):
+        seen: dict[str, int] = {}
+        for row, text in enumerate(texts if texts is not None else ()):
+            key = " ".join(str(text).split()).casefold()
+            if key:
+                parent[find_root(row)] = find_root(seen.setdefault(key, row))
+    _, unit = np.unique([find_root(row) for row in range(rows)], return_inverse=True)
+    return unit.astype(np.int64)
+
+
+def token_prices(price: float | TokenPrice | None) -> TokenPrices:
+    """Resolve a price of the spec to dollars per token."""
+    if price is None:
+        return TokenPrices()
+    if not isinstance(price, TokenPrice):
+        return TokenPrices(fixed=price)
+    cached, written = (price.input if value is None else value for value in (price.cached, price.written))
+    per = price.per
+    return TokenPrices(
+        input=price.input / per, cached=cached / per, written=written / per, output=price.out / per, fixed=price.fixed
+    )
+
+
+def describe_confidence(source: ConfidenceSource) -> dict[str, Any]:
+    """Describe the source of confidences, with a hash of its prompt; another description voids a promise."""
+    document = source.model_dump(mode="json", exclude_none=True, by_alias=True)
+    prompt = document.pop("prompt", None)
+    if prompt is not None:
+        document["prompt_sha256"] = hashlib.sha256(prompt.encode()).hexdigest()
+    return document
+
+
+def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPlan:
+    """Resolve the stored plan of a run, and the endpoints and keys of the spec, for serving.
+
+    Raises:
+        UnfoldError: there is no plan, it is not of this spec, an endpoint is missing, or a key is not set.
+    """
+    decision, serve = plan.get("decision"), spec.serve or GatewaySpec()
+    if not isinstance(decision, Mapping) or not decision.get("chain"):
+        raise user_error("the run has no plan for language models", hint="run unfold plan SPEC first")
+    source = spec.confidence or ConfidenceSource()
+    if decision.get("confidence") != describe_confidence(source):
+        message = "the confidence of the spec is not that of the plan, which voids its promise"
+        raise user_error(message, key="confidence", hint="unfold plan SPEC again")
+    if source.source not in ("logprob", "column"):
+        message = f"the gateway reads log-probabilities; it does not take confidences from: {source.source}"
+        raise user_error(message, key="confidence.from", hint="from: logprob")
+    models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
+    chain, gates = read_route(decision, models)
+    timeouts = serve.timeouts
+    gateway = GatewayPlan(
+        name=spec.name,
+        alias=serve.alias,
+        models=models,
+        chain=chain,
+        gates=gates,
+        reference=str(decision["reference"]),
+        promise=read_promise(decision, audits_labels=serve.judge == "labels"),
+        plan_hash=fingerprint(decision)[:12],
+        longest_prompt=decision.get("longest_prompt"),
+        largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
+        of=source.of,
+        sticky=serve.sticky == "conversation",
+        trusts_filtered=serve.content_filter == "trust",
+        audit_share=serve.audit,
+        audits_labels=serve.judge == "labels",
+        limits=UpstreamLimits(
+            connect_s=timeouts.connect,
+            first_token_s=timeouts.first_token,
+            between_tokens_s=timeouts.between_tokens,
+            total_s=timeouts.total,
+            retries=serve.retries,
+            answer_bytes=serve.answer_limit,
+        ),
+        body_bytes=serve.body_limit,
+        keys=tuple(
+            ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+            for k, key in enumerate(serve.keys)
+        ),
+    )
+    check_gateway(gateway)
+    return gateway
+
+
+def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
+    """Resolve what ``profile`` collects, with the identity of prompts, models and settings.
+
+    Raises:
+        UnfoldError: the prompts are missing, a key is not set, or the score is not as the spec says.
+    """
+    data = spec.data
+    if data.source != "endpoints":
+        raise user_error("recorded models cannot be measured: the spec has their prices", key="data.source")
+    frame = load_frame(TableSource(path=data.prompts, locate=lambda: run.path(data.prompts, key="data.prompts")))
+    options, source = spec.collect or Collection(), spec.confidence or ConfidenceSource()
+    models = tuple(_build_served_model(model, m) for m, model in enumerate(spec.stages[0].models))
+    judge = options.score.model if options.score.by == "judge" else None
+    task = CollectionTask(
+        prompts=tuple(map(str, frame.text(data.prompt, key="data.prompt"))),
+        expected=tuple(map(str, frame.text(data.expected, key="data.expected"))) if data.expected else (),
+        groups=tuple(map(str, frame.text(data.group, key="data.group"))) if data.group else (),
+        models=models,
+        rates=tuple(None if m.endpoint is None else m.endpoint.rate for m in spec.stages[0].models),
+        cap_usd=options.cap,
+        concurrency=options.concurrency,
+        max_tokens=options.max_tokens,
+        system=options.system or "",
+        source=source.source,
+        of=source.of,
+        samples=source.samples,
+        check_prompt=source.prompt or CHECK_PROMPT,
+        score=_build_score(options.score, run),
+        judge=next((model for model in models if model.name == judge), None),
+    )
+    settings = options.model_dump(mode="json", exclude={"cap", "concurrency", "retries"})
+    names = [[model.name, model.url, model.upstream_model] for model in models]
+    return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(source))
+
+
+def _build_score(scoring: Scoring, run: Run) -> Score:
+    if scoring.by == "regex":
+        return build_pattern_score(scoring.pattern or "")
+    if scoring.by == "function":
+        return load_function(scoring.function or "", allow_code=run.allow_code)
+    if scoring.by == "number":
+        return partial(is_same_number, tolerance=scoring.tolerance)
+    return is_same_choice if scoring.by == "choice" else is_exact
+
+
+def _build_served_model(model: ModelSpec, m: int) -> ServedModel:
+    path, endpoint = f"stages[0].models[{m}]", model.endpoint
+    if endpoint is None:
+        hint = "endpoint: {url: https://host/v1, model: NAME, key_env: VARIABLE}"
+        raise user_error(f"{model.name} has no endpoint, so it cannot be served", key=path, hint=hint)
+    if model.price is None:
+        raise user_error(
+            f"{model.name} has no price, which budgets and costs need", key=path, hint="price: {in: 0.15, out: 0.6}"
+        )
+    return ServedModel(
+        name=model.name,
+        url=endpoint.url,
+        upstream_model=endpoint.model,
+        key=read_secret(endpoint.key_env, f"{path}.endpoint.key_env"),
+        prices=token_prices(model.price),
+        window=endpoint.window,
+        max_tokens=endpoint.max_tokens,
+        http2=endpoint.http2,
+    )
+
+
+def _profile_columns(model: ModelSpec) -> Recorded:
+    """Name the columns that ``profile`` writes for a model."""
+    return Recorded.model_validate(
+        {
+            "score": f"{model.name}|correct",
+            "confidence": f"{model.name}|confidence",
+            "price": f"{model.name}|cost_usd",
+            "price_of_confidence": f"{model.name}|confidence_cost_usd",
+            "latency": f"{model.name}|latency_ms",
+            "answer": f"{model.name}|answer",
+        }
+    )
+
+
+def _read_confidence(frame: Frame, columns: Recorded, key: str) -> FloatArray:
+    """Read (n,) confidences; ``-inf`` is a log-probability of an impossible answer, never sure."""
+    key = f"{key}.confidence"
+    if columns.confidence not in frame.columns:
+        return frame.numbers(columns.confidence, key=key)
+    cells = frame.columns[columns.confidence]
+    if cells.dtype.kind in "fiub":
+        return np.where(np.isfinite(cells.astype(np.float64)), cells.astype(np.float64), np.nan)
+    is_infinite = np.array([str(cell).strip().lower() in ("-inf", "-infinity") for cell in cells])
+    cleaned = np.where(is_infinite, "", cells).astype(object)
+    return Frame({columns.confidence: cleaned}, frame.digest, frame.name).numbers(columns.confidence, key=key)
+
+
+def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_missing: BoolArray) -> FloatArray:
+    if columns.price is not None:
+        return _read_prices(frame, columns.price, f"{key}.price", is_missing)
+    prices = token_prices(model.price)
+    if columns.tokens is None:
+        return np.full(len(frame), prices.fixed)
+    tokens = columns.tokens
+    counts = {
+        name: _read_tokens(frame, getattr(tokens, name), f"{key}.tokens.{name}", is_missing)
+        for name in ("input", "out", "cached", "written")
+    }
+    return prices.costs(counts["input"], counts["out"], counts["cached"], counts["written"])
+
+
+def _read_confidence_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str) -> FloatArray:
+    if columns.price_of_confidence is not None:
+        no_call = np.ones(len(frame), dtype=np.bool_)
+        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", no_call)
+    prices = token_prices(model.price_of_confidence)
+    if not isinstance(model.price_of_confidence, TokenPrice) or columns.tokens is None:
+        return np.full(len(frame), prices.fixed)
+    is_missing = np.ones(len(frame), dtype=np.bool_)
+    read = [
+        _read_tokens(frame, column, f"{key}.tokens", is_missing)
+        for column in (columns.tokens.input, columns.tokens.out)
+    ]
+    zero = np.zeros(len(frame))
+    # a self-check reads prompt and answer, and writes one token
+    return prices.costs(read[0] + read[1], np.ones(len(frame)), zero, zero)
+
+
+def _read_prices(frame: Frame, column: str, key: str, may_be_empty: BoolArray) -> FloatArray:
+    price = frame.numbers(column, key=key)
+    invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~may_be_empty))
+    if len(invalid):
+        message = f'{frame.name}: row {int(invalid[0]) + 1} of column "{column}" has no price'
+        raise user_error(message, key=key, hint="an empty cell is unknown, not free; write 0 for a free call")
+    return np.nan_to_num(price)
+
+
+def _read_tokens(frame: Frame, column: str | None, key: str, may_be_empty: BoolArray) -> FloatArray:
+    if column is None:
+        return np.zeros(len(frame))
+    tokens = frame.numbers(column, key=key)
+    invalid = np.flatnonzero((tokens < 0) | (np.isnan(tokens) & ~may_be_empty))
+    if len(invalid):
+        message = f'{frame.name}: row {int(invalid[0]) + 1} of column "{column}" has no count of tokens'
+        raise user_error(message, key=key, hint="unknown usage is not zero usage: remove the row, or fill in the count")
+    return np.nan_to_num(tokens)
+
+
+def _read_latency(frame: Frame, columns: Recorded, key: str) -> FloatArray:
+    if columns.latency is None:
+        return np.full(len(frame), np.nan)
+    return frame.numbers(columns.latency, key=f"{key}.latency")
+
+
+def _read_answers(
+    frame: Frame, columns: list[Recorded], keys: list[str], is_missing: BoolArray
+) -> tuple[IntArray | None, BoolArray | None]:
+    """Number the texts of answers, and mark the answers whose correctness is unknown."""
+    if any(column.answer is None for column in columns):
+        return None, None
+    texts = [frame.text(c.answer or "", key=f"{key}.answer") for c, key in zip(columns, keys, strict=True)]
+    stripped = [np.char.strip(text) for text in texts]
+    _, number = np.unique(np.concatenate(stripped), return_inverse=True)
+    is_unlabelled = is_missing & np.column_stack([text != "" for text in stripped])
+    answer = number.reshape(len(columns), len(frame)).T.astype(np.int64)
+    return answer, is_unlabelled if is_unlabelled.any() else None
+
+
+def _read_prompts(spec: CascadeSpec, frame: Frame) -> tuple[np.ndarray | None, int | None]:
+    column = "prompt" if spec.data.source == "endpoints" else getattr(spec.data, "prompt", None)
+    if column is None:
+        return None, None
+    prompts = frame.text(column, key="data.prompt")
+    return prompts, int(np.char.str_len(prompts).max())
+
+
+def _read_latency_limit(spec: CascadeSpec) -> tuple[str, float | None, float]:
+    limit = spec.goal.max_latency
+    if limit is None:
+        return "", None, 0.05
+    quantile, seconds = next(iter((name, value) for name, value in limit if value is not None))
+    return quantile, 1000.0 * seconds, QUANTILE_SHARES[quantile]
+
+
+def _confidence_scale(spec: CascadeSpec) -> Scale | None:
+    source = spec.confidence
+    if source is None or source.source == "column":
+        return None
+    return "logprob" if source.source == "logprob" else "probability"
+
+
+def _unit_name(spec: CascadeSpec) -> str:
+    if spec.group:
+        return "conversation" if spec.serve is not None and spec.serve.sticky else spec.group
+    return "prompt" if spec.data.source in ("recorded", "endpoints") and spec.data.prompt else "request"

@@ -1,0 +1,1 @@
+"""Collecting a log of calls from endpoints."""

@@ -1,0 +1,435 @@
+"""The ASGI application of the gateway: OpenAI's chat completions and models, health, metrics and audit labels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_cascade.language_models.gateway.chat_request import RequestError, parse_chat_request
+from unfold_cascade.language_models.gateway.completion import Completion
+from unfold_cascade.language_models.gateway.idempotency import Entry, ReplyStore, StoredReply, hash_body
+from unfold_cascade.language_models.gateway.metrics import GatewayMetrics
+from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
+from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
+from unfold_cascade.language_models.gateway.state import Reservation
+from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+KEEP_ALIVE_S = 10.0
+"""A stream that waits for the gate gets a comment this often."""
+MAX_KEY = 255
+HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its reply; what is sent is recorded if it may be replayed."""
+
+    send: Send
+    is_recorded: bool = False
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head of the reply."""
+        self.status, self.headers = status, headers
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send a part of the body."""
+        if self.is_recorded:
+            self.body += data
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+@dataclass(slots=True)
+class GatewayApp:
+    """Answers HTTP requests by a router."""
+
+    plan: GatewayPlan
+    router: Router
+    metrics: GatewayMetrics
+    close: Callable[[], Awaitable[None]]
+    replies: ReplyStore = field(default_factory=ReplyStore)
+    background: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or handle the start and the end of the service."""
+        if scope["type"] == "lifespan":
+            await self._handle_lifespan(receive, send)
+        elif scope["type"] == "http":
+            exchange = Exchange(send)
+            try:
+                await self._dispatch(scope, receive, exchange)
+            except RequestError as error:
+                await _send_error(exchange, error, [])
+
+    async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                for task in list(self.background):
+                    task.cancel()
+                await asyncio.gather(*self.background, return_exceptions=True)
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        path, method = scope["path"].rstrip("/") or "/", scope["method"]
+        if path in HEALTH_PATHS and method in ("GET", "HEAD"):
+            await _send_json(exchange, {"status": "ok", "promise": self._current_promise()})
+        elif path == "/metrics" and method == "GET":
+            await self._send_metrics(exchange)
+        elif path in ("/v1/models", "/models") and method == "GET":
+            self._authenticate(scope)
+            await _send_json(exchange, self._list_models())
+        elif path in ("/v1/chat/completions", "/chat/completions"):
+            _require_post(method)
+            await self._chat(scope, receive, exchange)
+        elif path == "/v1/audit":
+            _require_post(method)
+            await self._observe_label(scope, receive, exchange)
+        else:
+            message = f"there is no {method} {path[:100]}; this gateway serves /v1/chat/completions and /v1/models"
+            raise RequestError(404, message, code="not_found")
+
+    def _current_promise(self) -> str:
+        state = self.router.state
+        if state.is_revoked:
+            return "revoked"
+        return "void" if state.void_reason else self.plan.promise.text if self.plan.promise else "none"
+
+    def _list_models(self) -> dict[str, Any]:
+        names = (self.plan.alias, *self.plan.models)
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "unfold"} for name in names],
+        }
+
+    async def _send_metrics(self, exchange: Exchange) -> None:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        data = generate_latest(self.metrics.registry)
+        await exchange.start(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())])
+        await exchange.write(data, more=False)
+
+    def _authenticate(self, scope: Scope) -> ClientKey:
+        """Find the key of the client; compared in constant time.
+
+        Raises:
+            RequestError: keys are needed, and none matches.
+        """
+        if not self.plan.keys:
+            return ClientKey(name="anonymous", key="")
+        headers = dict(scope["headers"])
+        shown = headers.get(b"x-api-key") or headers.get(b"authorization", b"").partition(b" ")[2]
+        matches = [key for key in self.plan.keys if hmac.compare_digest(shown.strip(), key.key.encode())]
+        if not matches:
+            raise RequestError(401, "the API key is missing or unknown", "authentication_error", code="invalid_api_key")
+        return matches[0]
+
+    async def _observe_label(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        """Count a label of an audited request; only requests that the coin drew count."""
+        self._authenticate(scope)
+        try:
+            data = json.loads(await _read_body(scope, receive, self.plan.body_bytes))
+        except (ValueError, RecursionError):
+            raise RequestError(400, "the body is not valid JSON") from None
+        names = ("is_correct", "reference_is_correct")
+        flags = [data[name] for name in names if isinstance(data, dict) and isinstance(data.get(name), bool)]
+        if len(flags) < len(names) or not isinstance(data.get("request_id"), str):
+            hint = '{"request_id": "...", "is_correct": true, "reference_is_correct": true}'
+            raise RequestError(400, f"a label has the form {hint}")
+        if not self.plan.audits_labels:
+            raise RequestError(400, "this gateway audits by disagreement, not by labels", code="not_by_labels")
+        is_drawn = self.router.is_drawn(data["request_id"])
+        if is_drawn:
+            self.router.state.observe(data["request_id"], float(flags[1]) - float(flags[0]))
+        await _send_json(exchange, {"counted": is_drawn, "promise": self._current_promise()})
+
+    async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        client = self._authenticate(scope)
+        body = await _read_body(scope, receive, self.plan.body_bytes)
+        key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
+        if len(key) > MAX_KEY:
+            raise RequestError(400, f"Idempotency-Key is longer than {MAX_KEY} characters")
+        work = self._answer_once(client, key, body, exchange) if key else self._answer(client, body, exchange)
+        task = asyncio.create_task(work)
+        watch = asyncio.create_task(_wait_for_hang_up(receive))
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        finally:
+            task.cancel()
+            watch.cancel()
+
+    async def _answer_once(self, client: ClientKey, key: str, body: bytes, exchange: Exchange) -> None:
+        """Answer a request with an idempotency key: replay, wait, or answer and store."""
+        while (entry := self.replies.find(client.name, key)) is not None:
+            if entry.body_hash != hash_body(body):
+                message = "this Idempotency-Key was used with another body"
+                raise RequestError(409, message, "idempotency_error", code="idempotency_key_reused")
+            if await _replay(entry, exchange):
+                return
+        self.replies.open(client.name, key, body)
+        exchange.is_recorded, is_stored = True, False
+        try:
+            is_whole = await self._answer(client, body, exchange)
+            if is_whole and exchange.status == 200:
+                self.replies.complete(client.name, key, StoredReply(200, exchange.headers, bytes(exchange.body)))
+                is_stored = True
+        finally:
+            if not is_stored:
+                self.replies.drop(client.name, key)
+
+    async def _answer(self, client: ClientKey, body: bytes, exchange: Exchange) -> bool:
+        """Answer a chat request, and return whether the answer is whole."""
+        request = parse_chat_request(body)
+        deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
+        trace = Trace(request_id=f"unfold-{os.urandom(12).hex()}", deadline=deadline)
+        begin, status = time.perf_counter(), 499
+        reservation: Reservation | None = None
+        try:
+            names = self.router.list_models(request, trace)
+            reservation = self._reserve(client, request, names)
+            request = self._bound_output(client, request, names)
+
+            def settle() -> None:
+                if reservation is not None:
+                    self.router.largest_cost_usd = max(self.router.largest_cost_usd, trace.attempts.cost_usd)
+                    self.router.state.settle(reservation, trace.attempts.cost_usd)
+
+            is_whole = await self._send_answer(request, names, trace, exchange, settle)
+            status = exchange.status
+        except UpstreamError as error:
+            status = error.status
+            if exchange.status:
+                await _write_stream_error(exchange, error)
+            else:
+                await _send_error(exchange, _as_request_error(error), self._headers(trace))
+            return False
+        except RequestError as error:
+            status = error.status
+            await _send_error(exchange, error, self._headers(trace))
+            return False
+        else:
+            return is_whole
+        finally:
+            if reservation is not None:
+                self.router.state.settle(reservation, trace.attempts.cost_usd)
+            self.metrics.count(trace, status, time.perf_counter() - begin)
+
+    def _reserve(self, client: ClientKey, request: Mapping[str, Any], names: tuple[str, ...]) -> Reservation | None:
+        """Set aside the largest cost of a request.
+
+        Raises:
+            RequestError: the budget of the key does not suffice.
+        """
+        if not self.plan.keys:
+            return None
+        worst = self.router.worst_cost(request, names)
+        reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
+        if reservation is None:
+            message = "the budget of this key does not suffice for the largest cost of this request"
+            raise RequestError(429, message, "insufficient_quota", code="insufficient_quota")
+        return reservation
+
+    def _bound_output(self, client: ClientKey, request: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+        """Set the output limit which the reservation assumed, if the client set none and has a budget."""
+        has_limit = request.get("max_tokens") is not None or request.get("max_completion_tokens") is not None
+        if client.budget_usd is None or has_limit:
+            return request
+        return {**request, "max_tokens": min(self.plan.models[name].max_tokens for name in names)}
+
+    async def _send_answer(
+        self,
+        request: dict[str, Any],
+        names: tuple[str, ...],
+        trace: Trace,
+        exchange: Exchange,
+        settle: Callable[[], None],
+    ) -> bool:
+        """Send the answer; the key is charged before the last byte, so that a client never sees an older balance."""
+        model_name = request["model"]
+        if not request.get("stream"):
+            answer = await self.router.answer(request, names, trace)
+            assert answer.completion is not None  # noqa: S101 - without stream the answer is whole
+            assert answer.completion.body is not None  # noqa: S101
+            (body,) = shape_chunks(answer.completion.body, request, model_name)
+            self._finish(request, answer.completion, trace)
+            settle()
+            await _send_json(exchange, body, self._headers(trace))
+            return True
+        answer = await self._wait_for_gate(request, names, trace, exchange)
+        if not exchange.status:
+            await exchange.start(200, [*_stream_headers(), *self._headers(trace)])
+        completion = answer.completion or Completion()
+        if answer.events is None:
+            for chunk in completion.chunks:
+                await _write_chunks(exchange, chunk, request, model_name)
+        else:
+            await self._pass_on(answer.events, completion, request, trace, exchange)
+        self._finish(request, completion, trace)
+        settle()
+        comment = f": x-unfold-model={trace.model} x-unfold-cost-usd={trace.attempts.cost_usd:.9f}\n\n"
+        await exchange.write(comment.encode("latin-1", "replace"))
+        await exchange.write(b"data: [DONE]\n\n", more=False)
+        return True
+
+    async def _wait_for_gate(
+        self, request: dict[str, Any], names: tuple[str, ...], trace: Trace, exchange: Exchange
+    ) -> Answer:
+        """Wait for the decision; if it takes long, begin the reply and send comments that keep it open."""
+        task = asyncio.create_task(self.router.answer(request, names, trace))
+        try:
+            while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
+                if not exchange.status:
+                    pending = [*_stream_headers(), *self._headers(trace, is_pending=True)]
+                    await exchange.start(200, pending)
+                await exchange.write(b": waiting\n\n")
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UpstreamError):
+                    await task
+
+    async def _pass_on(
+        self,
+        events: Events,
+        completion: Completion,
+        request: dict[str, Any],
+        trace: Trace,
+        exchange: Exchange,
+    ) -> None:
+        """Pass the chunks of the last model on as they come; what a break leaves is priced too."""
+        try:
+            async for chunk in events:
+                completion.add_chunk(chunk)
+                await _write_chunks(exchange, chunk, request, request["model"])
+        except ValueError as problem:
+            raise UpstreamError("broken", 502, "the upstream sent no chat completion") from problem
+        finally:
+            await events.aclose()
+            model = self.plan.models[trace.model]
+            trace.attempts.cost_usd += price_of(model, completion, request, trace.attempts)
+
+    def _finish(self, request: dict[str, Any], completion: Completion, trace: Trace) -> None:
+        """Remember who answered, and start the audit of a drawn request."""
+        self.router.check_identity(trace.model, completion)
+        self.router.remember(request, completion, trace.model)
+        if trace.is_audited and not self.plan.audits_labels and self.router.state.audit_limit is not None:
+            task = asyncio.create_task(self.router.audit(request, completion.texts, trace))
+            self.background.add(task)
+            task.add_done_callback(self.background.discard)
+
+    def _headers(self, trace: Trace, *, is_pending: bool = False) -> list[tuple[bytes, bytes]]:
+        values = {
+            "model": "pending" if is_pending else trace.model or "none",
+            "route": "pending" if is_pending else ",".join(trace.steps) or "none",
+            "calls": str(trace.attempts.calls),
+            "cost-usd": f"{trace.attempts.cost_usd:.9f}",
+            "plan": self.plan.plan_hash,
+            "promise": trace.promise,
+            "request-id": trace.request_id,
+            "gate-ms": f"{trace.gate_ms:.1f}",
+        }
+        return [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
+
+
+def _require_post(method: str) -> None:
+    if method != "POST":
+        raise RequestError(405, "use POST", code="method_not_allowed")
+
+
+async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Read the body of a request up to a limit.
+
+    Raises:
+        RequestError: it is too long, or the client hung up.
+    """
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    too_long = RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
+    if length.isdigit() and int(length) > limit:
+        raise too_long
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError(400, "the client hung up")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_long
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+async def _wait_for_hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _replay(entry: Entry, exchange: Exchange) -> bool:
+    """Send the stored reply of an entry once it is complete; return whether there is one."""
+    reply = await asyncio.shield(entry.reply)
+    if reply is None:
+        return False
+    await exchange.start(reply.status, [*reply.headers, (b"x-unfold-replayed", b"true")])
+    await exchange.write(reply.body, more=False)
+    return True
+
+
+async def _send_json(exchange: Exchange, data: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    body = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+    length = (b"content-length", b"%d" % len(body))
+    await exchange.start(200, [(b"content-type", b"application/json"), length, *(headers or [])])
+    await exchange.write(body, more=False)
+
+
+async def _send_error(exchange: Exchange, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
+    body = error.body()
+    retry = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % max(round(error.retry_after_s), 1))]
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await exchange.start(error.status, [*head, *retry, *headers])
+    await exchange.write(body, more=False)
+
+
+async def _write_chunks(exchange: Exchange, chunk: dict[str, Any], request: Mapping[str, Any], model: str) -> None:
+    for shaped in shape_chunks(chunk, request, model):
+        await exchange.write(b"data: " + json.dumps(shaped, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n")
+
+
+async def _write_stream_error(exchange: Exchange, error: UpstreamError) -> None:
+    """End a stream that has begun with an error event, and without ``[DONE]``."""
+    await exchange.write(b"data: " + _as_request_error(error).body() + b"\n\n", more=False)
+
+
+def _as_request_error(error: UpstreamError) -> RequestError:
+    kind = (
+        "rate_limit_error"
+        if error.status == 429
+        else "invalid_request_error"
+        if error.status < 500
+        else "upstream_error"
+    )
+    return RequestError(error.status, error.message, kind, code=error.code, retry_after_s=error.retry_after_s)
+
+
+def _stream_headers() -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]

@@ -1,0 +1,123 @@
+"""A chat request of a client: checked for what the gateway reads, and passed on unchanged otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_CHOICES = 128
+MAX_TOKENS = 10_000_000
+LONGER = 3
+"""A prompt this many times longer than any logged one is not covered by the promise."""
+
+
+@dataclass(slots=True)
+class RequestError(Exception):
+    """A request is answered with an error in OpenAI's form."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def body(self) -> bytes:
+        """Return the body of the reply."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+
+def parse_chat_request(body: bytes) -> dict[str, Any]:
+    """Parse the body of a chat request.
+
+    Raises:
+        RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the body is not valid JSON") from None
+    if not isinstance(request, dict):
+        raise RequestError(400, "the body must be a JSON object")
+    if not isinstance(request.get("model"), str) or not request["model"]:
+        raise RequestError(400, "model must be the name of a model", param="model")
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise RequestError(400, "messages must be a list of messages, each with a role", param="messages")
+    for name, highest in (("n", MAX_CHOICES), ("max_tokens", MAX_TOKENS), ("max_completion_tokens", MAX_TOKENS)):
+        value = request.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest):
+            raise RequestError(400, f"{name} must be an integer from 1 to {highest}", param=name)
+    for name in ("stream", "logprobs"):
+        if request.get(name) is not None and not isinstance(request[name], bool):
+            raise RequestError(400, f"{name} must be true or false", param=name)
+    options = request.get("stream_options")
+    if options is not None and not (isinstance(options, dict) and request.get("stream")):
+        raise RequestError(400, "stream_options must be an object, and needs stream: true", param="stream_options")
+    return request
+
+
+def prompt_length(request: Mapping[str, Any]) -> int:
+    """Count the characters of all texts of a request."""
+    return sum(len(text) for text in _list_texts(request))
+
+
+def has_media(request: Mapping[str, Any]) -> bool:
+    """Whether a message holds something else than text, such as an image or audio."""
+    parts = (
+        part
+        for message in request["messages"]
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+    return any(not isinstance(part, dict) or part.get("type") not in ("text", "refusal") for part in parts)
+
+
+def is_covered(request: Mapping[str, Any], longest_prompt: int | None) -> bool:
+    """Whether a log of text prompts, of which the longest had so many characters, covers a request."""
+    if has_media(request):
+        return False
+    return longest_prompt is None or prompt_length(request) <= LONGER * longest_prompt
+
+
+def pending_tool_call_ids(request: Mapping[str, Any]) -> list[str]:
+    """List the ids of the tool calls whose results a request carries at its end."""
+    ids: list[str] = []
+    for message in reversed(request["messages"]):
+        if message.get("role") != "tool":
+            break
+        ids.append(str(message.get("tool_call_id", "")))
+    return ids
+
+
+def conversation_hash(messages: list[Any], answer: str | None = None) -> bytes:
+    """Hash the messages of a conversation, with the answer appended if there is one; texts alone count."""
+    digest = hashlib.sha256()
+    for message in messages:
+        digest.update(json.dumps([message.get("role"), message.get("content")], sort_keys=True).encode())
+    if answer is not None:
+        digest.update(json.dumps(["assistant", answer]).encode())
+    return digest.digest()
+
+
+def last_answered(messages: list[Any]) -> list[Any]:
+    """Return the messages up to the last one of the assistant; empty for a first turn."""
+    positions = [k for k, message in enumerate(messages) if message.get("role") == "assistant"]
+    return messages[: positions[-1] + 1] if positions else []
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str)
+
+
+def _list_texts(request: Mapping[str, Any]) -> Iterator[str]:
+    for message in request["messages"]:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            yield from (str(part.get("text", "")) for part in content if isinstance(part, dict))

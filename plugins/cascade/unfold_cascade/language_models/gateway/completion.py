@@ -1,0 +1,221 @@
+"""A chat completion, whole or collected from a stream, and what the gate reads in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TRUSTED_FINISHES = frozenset({"stop", "tool_calls", "function_call"})
+JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice: its text, tool calls, log-probabilities of its tokens and finish reason."""
+
+    text: str = ""
+    tool_calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Completion:
+    """What an upstream answered so far.
+
+    Attributes:
+        choices: by index.
+        usage: the usage object, ``None`` while unknown.
+        model: the name that the upstream reports.
+        fingerprint: its system fingerprint.
+        chunks: data of the stream, in order; empty for an answer which was not streamed.
+        body: the answer which was not streamed.
+    """
+
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: Mapping[str, Any] | None = None
+    model: str = ""
+    fingerprint: str = ""
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    body: dict[str, Any] | None = None
+
+    def add_chunk(self, chunk: dict[str, Any]) -> None:
+        """Add the data of one event of a stream.
+
+        Raises:
+            ValueError: it is no chunk of a completion.
+        """
+        if not isinstance(chunk, dict) or not isinstance(chunk.get("choices", []), list):
+            raise ValueError("not a chunk of a chat completion")  # noqa: TRY004 - the data is at fault
+        self._read_head(chunk)
+        for choice in chunk.get("choices") or []:
+            self._add_choice(choice, "delta")
+
+    def read_body(self, body: dict[str, Any]) -> None:
+        """Read an answer which was not streamed.
+
+        Raises:
+            ValueError: it is no completion.
+        """
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
+            raise ValueError("not a chat completion")
+        self.body = body
+        self._read_head(body)
+        for choice in body["choices"]:
+            self._add_choice(choice, "message")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Text and tool calls of every choice, for comparison."""
+        return tuple(
+            choice.text + "".join(json.dumps(call, sort_keys=True) for _, call in sorted(choice.tool_calls.items()))
+            for _, choice in sorted(self.choices.items())
+        )
+
+    @property
+    def tool_call_ids(self) -> list[str]:
+        """The ids of all tool calls."""
+        calls = (call for choice in self.choices.values() for call in choice.tool_calls.values())
+        return [call["id"] for call in calls if call.get("id")]
+
+    def _read_head(self, data: Mapping[str, Any]) -> None:
+        if isinstance(data.get("usage"), dict):
+            self.usage = data["usage"]
+        self.model = data["model"] if isinstance(data.get("model"), str) else self.model
+        fingerprint = data.get("system_fingerprint")
+        self.fingerprint = fingerprint if isinstance(fingerprint, str) else self.fingerprint
+
+    def _add_choice(self, data: Any, key: str) -> None:
+        if not isinstance(data, dict) or not isinstance(data.get("index", 0), int):
+            raise ValueError("not a choice of a chat completion")  # noqa: TRY004 - the data is at fault
+        choice = self.choices.setdefault(data.get("index", 0), Choice())
+        message = data.get(key) or {}
+        if not isinstance(message, dict):
+            raise ValueError("not a message of a chat completion")  # noqa: TRY004 - the data is at fault
+        for name in ("content", "refusal"):
+            if isinstance(message.get(name), str):
+                choice.text += message[name]
+        for position, call in enumerate(message.get("tool_calls") or []):
+            _add_tool_call(choice, call, position)
+        logprobs = data.get("logprobs")
+        tokens = (logprobs.get("content") or []) if isinstance(logprobs, dict) else []
+        choice.logprobs += [float(t["logprob"]) for t in tokens if isinstance(t, dict) and is_number(t.get("logprob"))]
+        choice.finish_reason = data.get("finish_reason") or choice.finish_reason
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, NaN and truth values excluded."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _add_tool_call(choice: Choice, call: Any, position: int) -> None:
+    if not isinstance(call, dict):
+        raise ValueError("not a tool call")  # noqa: TRY004 - the data is at fault
+    number = call.get("index", position)
+    known = choice.tool_calls.setdefault(number if isinstance(number, int) else position, {"name": "", "arguments": ""})
+    if isinstance(call.get("id"), str) and call["id"]:
+        known["id"] = call["id"]
+    function = call.get("function") if isinstance(call.get("function"), dict) else {}
+    for name in ("name", "arguments"):
+        if isinstance(function, dict) and isinstance(function.get(name), str):
+            known[name] += function[name]
+
+
+def read_confidence(completion: Completion, of: str) -> float | None:
+    """Read the confidence of the least sure choice; ``None`` if any choice has no log-probabilities.
+
+    Args:
+        completion: the answer.
+        of: ``mean``, ``sum``, ``min`` or ``first`` of the tokens' log-probabilities.
+    """
+    values = [_combine(choice.logprobs, of) for choice in completion.choices.values()]
+    return None if not values or any(value is None for value in values) else min(v for v in values if v is not None)
+
+
+def _combine(logprobs: Sequence[float], of: str) -> float | None:
+    if not logprobs:
+        return None
+    if of == "first":
+        return logprobs[0]
+    total = min(logprobs) if of == "min" else math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else -math.inf
+    return total / len(logprobs) if of == "mean" else total
+
+
+def find_distrust(completion: Completion, request: Mapping[str, Any], *, trusts_filtered: bool) -> str:
+    """Return why an answer must not be trusted whatever its confidence; empty if it may be."""
+    if not completion.choices or len(completion.choices) < int(request.get("n") or 1):
+        return "empty"
+    tools = _tool_schemas(request)
+    for choice in completion.choices.values():
+        if choice.finish_reason == "content_filter" and trusts_filtered:
+            continue
+        if choice.finish_reason not in TRUSTED_FINISHES:
+            return choice.finish_reason or "unfinished"
+        if not choice.text.strip() and not choice.tool_calls:
+            return "empty"
+        if not all(_is_valid_call(call, tools) for call in choice.tool_calls.values()):
+            return "tool"
+    return ""
+
+
+def _tool_schemas(request: Mapping[str, Any]) -> dict[str, Any]:
+    tools = request.get("tools")
+    functions = (
+        [tool.get("function") for tool in tools or [] if isinstance(tool, dict)] if isinstance(tools, list) else []
+    )
+    return {f["name"]: f.get("parameters") for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)}
+
+
+def _is_valid_call(call: Mapping[str, str], schemas: Mapping[str, Any]) -> bool:
+    try:
+        arguments = json.loads(call["arguments"] or "{}")
+    except ValueError:
+        return False
+    return call["name"] in schemas and isinstance(arguments, dict) and matches_schema(arguments, schemas[call["name"]])
+
+
+def matches_schema(value: Any, schema: Any, depth: int = 0) -> bool:
+    """Whether a value fits the types, required keys, properties, items and enumerations of a JSON schema."""
+    if not isinstance(schema, dict) or depth > 20:
+        return True
+    kinds = schema.get("type")
+    names = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+    if names and not any(_has_type(value, name) for name in names):
+        return False
+    if isinstance(schema.get("enum"), list) and value not in schema["enum"]:
+        return False
+    if isinstance(value, dict):
+        return _matches_object(value, schema, depth)
+    if isinstance(value, list) and isinstance(schema.get("items"), dict):
+        return all(matches_schema(item, schema["items"], depth + 1) for item in value)
+    return True
+
+
+def _matches_object(value: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> bool:
+    required = schema.get("required")
+    properties = schema.get("properties") if isinstance(schema.get("properties"), dict) else {}
+    assert isinstance(properties, dict)  # noqa: S101 - for the type checker
+    if isinstance(required, list) and not all(name in value for name in required):
+        return False
+    if schema.get("additionalProperties") is False and not set(value) <= set(properties):
+        return False
+    return all(matches_schema(value[name], properties[name], depth + 1) for name in value if name in properties)
+
+
+def _has_type(value: Any, name: Any) -> bool:
+    if name in ("number", "integer") and isinstance(value, bool):
+        return False
+    if name == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return name not in JSON_TYPES or isinstance(value, JSON_TYPES[name])

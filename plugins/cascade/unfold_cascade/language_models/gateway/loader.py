@@ -1,0 +1,75 @@
+"""Resolve a stored decision and the endpoints of its models into a gateway plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unfold_cascade.language_models.gateway.plan import Gate, GatewayPlan, Promise, ServedModel
+from unfold_cascade.language_models.planning.calibration import parse_calibration
+from unfoldkit.api import user_error
+
+
+def read_route(
+    decision: Mapping[str, Any], models: Mapping[str, ServedModel]
+) -> tuple[tuple[str, ...], tuple[Gate, ...]]:
+    """Read the chain of a decision and its gates.
+
+    Raises:
+        UnfoldError: the decision is no route through these models.
+    """
+    try:
+        chain = tuple(str(name) for name in decision["chain"])
+        cuts = [float(cut) for cut in decision["cuts"]]
+        gates = tuple(
+            Gate(cut, parse_calibration(decision["calibrations"][name]))
+            for name, cut in zip(chain[:-1], cuts, strict=True)
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        raise user_error("the plan holds no route through language models", hint="unfold plan SPEC") from problem
+    unknown = [name for name in (*chain, str(decision.get("reference"))) if name not in models]
+    if not chain or unknown:
+        raise user_error(f"the plan names models without endpoints: {', '.join(unknown)}", key="stages[0].models")
+    return chain, gates
+
+
+def read_promise(decision: Mapping[str, Any], *, audits_labels: bool) -> Promise | None:
+    """Read the promise of a decision; its audit is against the loss, or against the certified disagreement."""
+    promise = decision.get("promise")
+    if not isinstance(promise, Mapping):
+        return None
+    audit_limit = promise["max_loss"] if audits_labels else promise.get("disagreement_limit")
+    return Promise(
+        max_loss=float(promise["max_loss"]),
+        confidence=float(promise["confidence"]),
+        audit_limit=None if audit_limit is None else float(audit_limit),
+    )
+
+
+def read_secret(variable: str | None, key: str) -> str:
+    """Read a key from the environment; it goes to no file.
+
+    Raises:
+        UnfoldError: the variable is not set.
+    """
+    if variable is None:
+        return ""
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise user_error(f"the environment variable {variable} is not set", key=key, hint=f"export {variable}=...")
+    return value
+
+
+def check_gateway(plan: GatewayPlan) -> None:
+    """Raise if two models or keys cannot be told apart.
+
+    Raises:
+        UnfoldError: two clients have the same key.
+    """
+    _check_unique([key.key for key in plan.keys])
+
+
+def _check_unique(keys: Sequence[str]) -> None:
+    if len(set(keys)) < len(keys):
+        raise user_error("two clients have the same key", key="serve.keys")

@@ -1,0 +1,128 @@
+"""What a gateway serves: the route of a plan, the endpoints of its models, and the limits of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from unfold_cascade.language_models.planning.calibration import Calibration
+from unfold_cascade.language_models.planning.prices import TokenPrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        name: in the plan.
+        url: base of the endpoint, from the spec only.
+        upstream_model: its name at the endpoint.
+        key: API key, from the environment; empty for none. Never stored, never shown.
+        prices: of its tokens.
+        window: context length in tokens, ``None`` if unknown.
+        max_tokens: output assumed where a request sets no limit.
+        http2: whether to offer HTTP/2.
+    """
+
+    name: str
+    url: str
+    upstream_model: str
+    key: str = field(default="", repr=False)
+    prices: TokenPrices = field(default_factory=TokenPrices)
+    window: int | None = None
+    max_tokens: int = 4096
+    http2: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Trusts an answer from this probability of being correct upwards."""
+
+    cut: float
+    calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientKey:
+    """A client's key and what it may spend in dollars; ``None`` without a limit."""
+
+    name: str
+    key: str = field(repr=False)
+    budget_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamLimits:
+    """Times in seconds and sizes in bytes that an upstream is allowed."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 30.0
+    between_tokens_s: float = 20.0
+    total_s: float = 120.0
+    retries: int = 2
+    answer_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """The promise of a plan.
+
+    Attributes:
+        max_loss: accuracy that may be lost against the reference.
+        confidence: of the certificate.
+        audit_limit: mean of the audited differences that the promise allows; ``None`` if it cannot be audited.
+    """
+
+    max_loss: float
+    confidence: float
+    audit_limit: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The promise as a header: ``2pt@95``."""
+        return f"{100 * self.max_loss:g}pt@{100 * self.confidence:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayPlan:
+    """A plan, ready to be served.
+
+    Attributes:
+        name: of the service.
+        alias: the model name which takes the route.
+        models: by name.
+        chain: names of the models of the route; the last one is always trusted.
+        gates: of every model of the chain but the last.
+        reference: name of the reference.
+        promise: ``None`` without a certificate.
+        plan_hash: identifies the plan.
+        longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
+        of: how log-probabilities of tokens become one number.
+        sticky: later turns stay with the model of the first.
+        trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
+        audit_share: share of requests which are audited.
+        audits_labels: whether audits wait for labels instead of comparing texts.
+        limits: of upstreams.
+        body_bytes: largest request.
+        keys: of clients; empty if none is needed.
+        largest_cost_usd: of one request in the log; at least this is set aside for a request with a budget.
+    """
+
+    name: str
+    alias: str
+    models: Mapping[str, ServedModel]
+    chain: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    reference: str
+    promise: Promise | None
+    plan_hash: str
+    longest_prompt: int | None = None
+    of: str = "mean"
+    sticky: bool = False
+    trusts_filtered: bool = True
+    audit_share: float = 0.02
+    audits_labels: bool = False
+    limits: UpstreamLimits = UpstreamLimits()
+    body_bytes: int = 4 << 20
+    keys: tuple[ClientKey, ...] = ()
+    largest_cost_usd: float = 0.0

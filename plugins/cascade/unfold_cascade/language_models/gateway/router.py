@@ -1,0 +1,265 @@
+"""Routes a request along the chain: which model answers, decided before the first byte goes to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_cascade.language_models.gateway import chat_request
+from unfold_cascade.language_models.gateway.completion import Completion, find_distrust, read_confidence
+from unfold_cascade.language_models.gateway.plan import GatewayPlan, ServedModel
+from unfold_cascade.language_models.gateway.state import GatewayState
+from unfold_cascade.language_models.gateway.upstream import (
+    OPTIONAL_WORDS,
+    Attempts,
+    Events,
+    UpstreamError,
+    Upstreams,
+    estimate_tokens,
+    worst_cost,
+)
+
+REFUSED_FOR_S = 60.0
+"""How long a model is left out after its endpoint refused the gateway."""
+REMEMBERED = 20_000
+"""Tool calls and conversations whose model is remembered."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one request, for headers, metrics and audit; it holds no text of prompt or answer."""
+
+    request_id: str
+    deadline: float
+    promise: str = "none"
+    model: str = ""
+    steps: list[str] = field(default_factory=list)
+    attempts: Attempts = field(default_factory=Attempts)
+    started: float = field(default_factory=time.perf_counter)
+    gate_ms: float = 0.0
+    is_gated: bool = False
+    is_audited: bool = False
+
+    def decide(self, model: str, step: str) -> None:
+        """Note the model that answers and the time of the decision."""
+        self.model = model
+        self.steps.append(step)
+        self.gate_ms = 1000.0 * (time.perf_counter() - self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer: whole (``completion``), or as a stream that is passed on while it arrives (``events``)."""
+
+    completion: Completion | None = None
+    events: Events | None = None
+
+
+@dataclass(slots=True)
+class Router:
+    """Routes requests by a plan."""
+
+    plan: GatewayPlan
+    upstreams: Upstreams
+    state: GatewayState
+    log: logging.Logger
+    refused_until: dict[str, float] = field(default_factory=dict)
+    remembered: OrderedDict[bytes, str] = field(default_factory=OrderedDict)
+    largest_cost_usd: float = 0.0
+
+    def list_models(self, request: Mapping[str, Any], trace: Trace) -> tuple[str, ...]:
+        """List the models to try for a request, and note in the trace what is promised.
+
+        Raises:
+            RequestError: there is no such model.
+        """
+        plan = self.plan
+        if request["model"] in plan.models:
+            return (request["model"],)
+        if request["model"] != plan.alias:
+            message = f"there is no model {request['model'][:100]!r}; GET /v1/models lists them"
+            raise chat_request.RequestError(404, message, param="model", code="model_not_found")
+        bound = self._find_bound_model(request)
+        if bound:
+            trace.promise = plan.promise.text if plan.promise and not self._withdrawn() else self._withdrawn() or "none"
+            return (bound,) if bound == plan.reference else (bound, plan.reference)
+        withdrawn = self._withdrawn()
+        if withdrawn:
+            trace.promise = withdrawn
+            return (plan.reference,)
+        if not chat_request.is_covered(request, plan.longest_prompt):
+            trace.promise = "unpromised"
+            return (plan.reference,)
+        trace.promise, trace.is_gated = plan.promise.text if plan.promise is not None else "none", True
+        trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
+        return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
+
+    def worst_cost(self, request: Mapping[str, Any], names: tuple[str, ...]) -> float:
+        """Compute an upper bound of what one call of each model costs, and at least the largest cost seen so far."""
+        bound = sum(worst_cost(self.plan.models[name], request) for name in names)
+        return max(bound, self.largest_cost_usd, self.plan.largest_cost_usd)
+
+    async def answer(self, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace) -> Answer:
+        """Find the model that answers, and its answer; with a stream the answer of the last model is still arriving.
+
+        Raises:
+            UpstreamError: no model answered, or the request itself is at fault.
+        """
+        error = UpstreamError("busy", 502, "no model could be called")
+        for k, name in enumerate(names):
+            model, gate = self.plan.models[name], None
+            if trace.is_gated and k < len(self.plan.gates):
+                gate = self.plan.gates[k]
+            has_next = k + 1 < len(names)
+            if has_next and (skip := self._find_skip(model, request)):
+                trace.steps.append(f"{name}:{skip}")
+                continue
+            try:
+                if gate is None:
+                    return await self._call_last(model, request, trace)
+                completion = await self._call_gated(model, request, trace)
+            except UpstreamError as problem:
+                error = problem
+                self._note_failure(name, problem, request, trace, has_next=has_next)
+                continue
+            probability = gate.calibration.probability(read_confidence(completion, self.plan.of))
+            distrust = find_distrust(completion, request, trusts_filtered=self.plan.trusts_filtered)
+            shown = f"{probability:.2f}" if probability >= 0.0 else "none"
+            if probability >= gate.cut and not distrust:
+                trace.decide(name, f"{name}:{shown}>={gate.cut:.2f}")
+                return Answer(completion=completion)
+            trace.steps.append(f"{name}:{distrust}" if distrust else f"{name}:{shown}<{gate.cut:.2f}")
+        raise error
+
+    def remember(self, request: Mapping[str, Any], completion: Completion, model: str) -> None:
+        """Remember which model made tool calls, and which one answers a sticky conversation."""
+        keys = [b"tool:" + call.encode("utf-8", "replace") for call in completion.tool_call_ids]
+        if self.plan.sticky and completion.choices:
+            text = completion.choices[min(completion.choices)].text
+            keys.append(chat_request.conversation_hash(request["messages"], text))
+        for key in keys:
+            self.remembered[key] = model
+            self.remembered.move_to_end(key)
+        while len(self.remembered) > REMEMBERED:
+            self.remembered.popitem(last=False)
+
+    def check_identity(self, model: str, completion: Completion) -> None:
+        """Void the promise if an upstream reports another model or fingerprint than at first."""
+        if not completion.model and not completion.fingerprint:
+            return
+        value = f"{completion.model} {completion.fingerprint}".strip()
+        if self.plan.promise is not None and not self.state.void_reason and not self.state.check_identity(model, value):
+            self.log.error("the promise is void: %s; plan again", self.state.void_reason)
+
+    def is_drawn(self, request_id: str) -> bool:
+        """Whether a request is audited: a coin from its id and a secret, whatever its content."""
+        digest = hmac.digest(self.state.secret, request_id.encode(), "sha256")
+        return int.from_bytes(digest[:8], "big") < self.plan.audit_share * 2.0**64
+
+    async def audit(self, request: Mapping[str, Any], answer: tuple[str, ...], trace: Trace) -> None:
+        """Compare an answer with that of the reference, and count the difference against the promise."""
+        if trace.model == self.plan.reference:
+            self._observe(trace.request_id, 0.0)
+            return
+        plain = {name: value for name, value in request.items() if name not in ("stream", "stream_options", "logprobs")}
+        deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
+        try:
+            completion = await self.upstreams.complete(
+                self.plan.models[self.plan.reference], plain, deadline, Attempts()
+            )
+        except UpstreamError as problem:
+            self.log.warning("an audit got no answer of the reference: %s", problem.message)
+            return
+        self.check_identity(self.plan.reference, completion)
+        self._observe(trace.request_id, 0.0 if _are_equal(answer, completion.texts) else 1.0)
+
+    def _observe(self, request_id: str, difference: float) -> None:
+        was_revoked = self.state.is_revoked
+        if self.state.observe(request_id, difference) and not was_revoked:
+            self.log.error("the promise is revoked: audits show a larger loss; all requests go to the reference")
+
+    def _withdrawn(self) -> str:
+        self.state.refresh()
+        if self.state.is_revoked:
+            return "revoked"
+        return "void" if self.state.void_reason else ""
+
+    def _find_bound_model(self, request: Mapping[str, Any]) -> str:
+        """Return the model that a request must stay with: that of its tool calls, or of its conversation."""
+        for call in chat_request.pending_tool_call_ids(request):
+            return self.remembered.get(b"tool:" + call.encode("utf-8", "replace"), self.plan.reference)
+        if not self.plan.sticky:
+            return ""
+        earlier = chat_request.last_answered(request["messages"])
+        return self.remembered.get(chat_request.conversation_hash(earlier), "") if earlier else ""
+
+    def _find_skip(self, model: ServedModel, request: Mapping[str, Any]) -> str:
+        if self.refused_until.get(model.name, 0.0) > time.monotonic():
+            return "off"
+        return "window" if model.window is not None and estimate_tokens(request) > model.window else ""
+
+    async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Completion:
+        completion = await self.upstreams.complete(
+            model, {**with_usage(request), "logprobs": True}, trace.deadline, trace.attempts
+        )
+        self.check_identity(model.name, completion)
+        return completion
+
+    async def _call_last(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Answer:
+        prepared, attempts = with_usage(request), trace.attempts
+        if request.get("stream"):
+            events = await self.upstreams.open_stream(model, prepared, trace.deadline, attempts)
+            trace.decide(model.name, model.name)
+            return Answer(events=events)
+        completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts)
+        self.check_identity(model.name, completion)
+        trace.decide(model.name, model.name)
+        return Answer(completion=completion)
+
+    def _note_failure(
+        self, name: str, problem: UpstreamError, request: Mapping[str, Any], trace: Trace, *, has_next: bool
+    ) -> None:
+        """Note why a model did not answer; raise if no other model may be tried."""
+        if problem.kind == "refused":
+            self.refused_until[name] = time.monotonic() + REFUSED_FOR_S
+            self.log.error("the endpoint of %s refused the gateway: check its key, URL and model", name)
+        is_ours = any(word in problem.message for word in OPTIONAL_WORDS if word not in request)
+        trace.steps.append(f"{name}:{problem.kind}")
+        if (problem.kind == "client" and not is_ours) or not has_next:
+            trace.model = name
+            raise problem
+
+
+def with_usage(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a stream for its usage, whether or not the client wants it."""
+    if not request.get("stream"):
+        return dict(request)
+    return {**request, "stream_options": {**(request.get("stream_options") or {}), "include_usage": True}}
+
+
+def shape_chunks(chunk: dict[str, Any], request: Mapping[str, Any], model: str) -> Iterator[dict[str, Any]]:
+    """Give a chunk (or body) the form that the client asked for: its model name, and no fields it did not ask for."""
+    shaped = {**chunk, "model": model}
+    if not request.get("logprobs"):
+        shaped["choices"] = [
+            {name: value for name, value in choice.items() if name != "logprobs"}
+            if isinstance(choice, dict)
+            else choice
+            for choice in chunk.get("choices") or []
+        ]
+    wants_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+    if request.get("stream") and not wants_usage:
+        if not chunk.get("choices") and "usage" in chunk:
+            return
+        shaped.pop("usage", None)
+    yield shaped
+
+
+def _are_equal(answer: tuple[str, ...], reference: tuple[str, ...]) -> bool:
+    return [" ".join(text.split()) for text in answer] == [" ".join(text.split()) for text in reference]

@@ -1,0 +1,341 @@
+"""Calls to OpenAI-compatible endpoints: one attempt, its faults by class, and retries within the time of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from unfold_cascade.language_models.gateway.completion import Completion
+from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
+
+if TYPE_CHECKING:
+    import httpx
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+REFUSED = frozenset({401, 403, 404})
+CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context length", "context size", "maximum context")
+OPTIONAL_WORDS = ("logprobs", "stream_options")
+BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
+MAX_ERROR_BYTES = 64 << 10
+TEMPLATE_TOKENS = 32
+"""Tokens that a chat template may add to a request, and to each message."""
+Events = AsyncGenerator[dict[str, Any], None]
+FaultKind = Literal["client", "context", "refused", "busy", "broken"]
+
+
+@dataclass(slots=True)
+class UpstreamError(Exception):
+    """An endpoint did not answer.
+
+    Attributes:
+        kind: ``client``: the request is at fault. ``context``: it is too long for this model. ``refused``: key, model
+            or path is wrong. ``busy``: may be tried again. ``broken``: the answer broke off or is no completion.
+        status: of the reply to the client, should no other model answer.
+        message: for the client; it holds no address and no key.
+        code: error code, if the upstream gave one.
+        retry_after_s: time to wait that the upstream named.
+        is_billed: whether the upstream may charge for the attempt.
+        partial: what arrived before a break.
+    """
+
+    kind: FaultKind
+    status: int
+    message: str
+    code: str | None = None
+    retry_after_s: float | None = None
+    is_billed: bool = False
+    partial: Completion | None = None
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Counts the calls of one request, and what they cost."""
+
+    calls: int = 0
+    cost_usd: float = 0.0
+    unpriced: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upstreams:
+    """The endpoints, and one pool of connections for all."""
+
+    client: httpx.AsyncClient
+    limits: UpstreamLimits
+    jitter: random.Random = field(default_factory=random.Random)
+
+    async def complete(
+        self, model: ServedModel, request: Mapping[str, Any], deadline: float, attempts: Attempts
+    ) -> Completion:
+        """Send a request and collect the whole answer, streamed or not.
+
+        Args:
+            model: the model to call.
+            request: the body, without the name of the model.
+            deadline: time of the event loop at which the request of the client ends.
+            attempts: counts the calls.
+
+        Raises:
+            UpstreamError: no attempt succeeded.
+        """
+        for attempt in range(self.limits.retries + 1):
+            completion = Completion()
+            try:
+                async with asyncio.timeout_at(deadline), aclosing(self._events(model, request, attempts)) as events:
+                    async for data in events:
+                        if request.get("stream"):
+                            completion.chunks.append(data)
+                            completion.add_chunk(data)
+                        else:
+                            completion.read_body(data)
+                _check_choices(completion)
+            except asyncio.CancelledError:
+                # the client hung up; what the upstream has generated so far may be charged
+                lost = UpstreamError("broken", 499, "the client hung up", is_billed=True, partial=completion)
+                settle_failure(model, request, lost, attempts)
+                raise
+            except (UpstreamError, TimeoutError, ValueError) as problem:
+                error = as_upstream_error(problem, completion)
+                settle_failure(model, request, error, attempts)
+                await self._wait_before_retry(error, attempt, deadline)
+                continue
+            attempts.cost_usd += price_of(model, completion, request, attempts)
+            return completion
+        raise UpstreamError("busy", 502, "the upstream did not answer")
+
+    async def open_stream(
+        self, model: ServedModel, request: Mapping[str, Any], deadline: float, attempts: Attempts
+    ) -> Events:
+        """Send a request and return its events once the first has arrived; until then faults are retried.
+
+        Raises:
+            UpstreamError: no attempt succeeded; while iterating, the stream broke off.
+        """
+        for attempt in range(self.limits.retries + 1):
+            events = self._events(model, request, attempts)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    first = await anext(events)
+            except (UpstreamError, TimeoutError, ValueError, StopAsyncIteration) as problem:
+                await events.aclose()
+                error = as_upstream_error(problem, Completion())
+                settle_failure(model, request, error, attempts)
+                await self._wait_before_retry(error, attempt, deadline)
+                continue
+            return _continue_stream(first, events, deadline)
+        raise UpstreamError("busy", 502, "the upstream did not answer")
+
+    async def _wait_before_retry(self, error: UpstreamError, attempt: int, deadline: float) -> None:
+        """Wait before the next attempt, or raise the error if there is none."""
+        if error.kind not in ("busy", "broken") or attempt >= self.limits.retries:
+            raise error
+        pause = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * (0.5 + self.jitter.random())
+        if error.retry_after_s is not None:
+            pause = max(pause, error.retry_after_s)
+        if pause > MAX_RETRY_AFTER_S or asyncio.get_running_loop().time() + pause >= deadline:
+            raise error
+        await asyncio.sleep(pause)
+
+    async def _events(self, model: ServedModel, request: Mapping[str, Any], attempts: Attempts) -> Events:
+        """Send one attempt and yield the JSON of its answer, or of each event of its stream."""
+        import httpx
+
+        attempts.calls += 1
+        body = json.dumps({**request, "model": model.upstream_model}, ensure_ascii=False).encode("utf-8", "replace")
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if request.get("stream") else "application/json",
+        }
+        if model.key:
+            headers["authorization"] = f"Bearer {model.key}"
+        limits = self.limits
+        timeout = httpx.Timeout(limits.first_token_s, connect=limits.connect_s)
+        stream = self.client.stream(
+            "POST", f"{model.url.rstrip('/')}/chat/completions", content=body, headers=headers, timeout=timeout
+        )
+        try:
+            async with stream as response:
+                if response.status_code != 200:
+                    raise await _read_error(response)
+                if not request.get("stream"):
+                    yield _parse_json(await _read_bounded(response, limits.answer_bytes))
+                    return
+                async with aclosing(_read_events(response, limits)) as events:
+                    async for data in events:
+                        yield data
+        except httpx.TimeoutException as problem:
+            is_sent = not isinstance(problem, (httpx.ConnectTimeout, httpx.PoolTimeout))
+            raise UpstreamError("busy", 504, "the upstream took too long", is_billed=is_sent) from problem
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as problem:
+            is_sent = not isinstance(problem, httpx.ConnectError)
+            raise UpstreamError("busy", 502, "the connection to the upstream failed", is_billed=is_sent) from problem
+
+
+def _check_choices(completion: Completion) -> None:
+    if not completion.choices:
+        raise UpstreamError("broken", 502, "the upstream sent an answer without choices", is_billed=True)
+
+
+def as_upstream_error(problem: BaseException, partial: Completion) -> UpstreamError:
+    """Convert the fault of an attempt."""
+    if isinstance(problem, UpstreamError):
+        problem.partial = problem.partial or partial
+        return problem
+    if isinstance(problem, TimeoutError):
+        return UpstreamError("busy", 504, "the request took too long", is_billed=True, partial=partial)
+    return UpstreamError("broken", 502, "the upstream sent no chat completion", is_billed=True, partial=partial)
+
+
+def settle_failure(model: ServedModel, request: Mapping[str, Any], error: UpstreamError, attempts: Attempts) -> None:
+    """Count the cost of a failed attempt, which upstreams charge once tokens have been generated."""
+    if not error.is_billed:
+        return
+    if error.partial is not None and (error.partial.usage is not None or error.partial.choices):
+        attempts.cost_usd += price_of(model, error.partial, request, attempts)
+    else:
+        attempts.unpriced += 1
+
+
+def price_of(model: ServedModel, completion: Completion, request: Mapping[str, Any], attempts: Attempts) -> float:
+    """Compute the cost of an answer from its usage; without usage it is estimated, and counted as unpriced."""
+    usage = completion.usage
+    if usage is None:
+        attempts.unpriced += 1
+        characters = sum(len(text) for text in completion.texts)
+        return model.prices.cost(estimate_tokens(request), characters / 4)
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
+    written = _count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
+    return model.prices.cost(
+        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), cached, written
+    )
+
+
+def estimate_tokens(request: Mapping[str, Any]) -> float:
+    """Estimate the input tokens of a request: four bytes each, as usual for English."""
+    return len(json.dumps(request.get("messages", []), ensure_ascii=False).encode("utf-8", "replace")) / 4
+
+
+def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
+    """Compute an upper bound of the cost of one call: a token has at least one byte, and the output its limit."""
+    size = sum(
+        len(json.dumps(request[name], ensure_ascii=False).encode("utf-8", "replace"))
+        for name in ("messages", "tools", "functions", "response_format")
+        if name in request
+    )
+    size += TEMPLATE_TOKENS * (1 + len(request.get("messages", ())))
+    limit = request.get("max_completion_tokens") or request.get("max_tokens") or model.max_tokens
+    count = int(request.get("n") or 1)
+    highest = max(model.prices.input, model.prices.cached, model.prices.written)
+    return size * highest + limit * count * model.prices.output + model.prices.fixed
+
+
+def _count(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 0.0
+
+
+async def _continue_stream(first: dict[str, Any], events: Events, deadline: float) -> Events:
+    try:
+        yield first
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    data = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as problem:
+                raise UpstreamError("busy", 504, "the request took too long", is_billed=True) from problem
+            yield data
+    finally:
+        await events.aclose()
+
+
+async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
+    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
+    size, lines = 0, response.aiter_lines()
+    while True:
+        try:
+            line = await asyncio.wait_for(anext(lines), limits.between_tokens_s if size else limits.first_token_s)
+        except StopAsyncIteration:
+            raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
+        except TimeoutError:
+            raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
+        size += len(line) + 1
+        if size > limits.answer_bytes:
+            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
+        if not line.startswith("data:"):
+            continue
+        text = line[5:].strip()
+        if text == "[DONE]":
+            return
+        data = _parse_json(text.encode("utf-8", "replace"))
+        if "error" in data and "choices" not in data:
+            raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
+        yield data
+
+
+async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
+    data = bytearray()
+    async for part in response.aiter_bytes():
+        data += part
+        if len(data) > limit:
+            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
+    return bytes(data)
+
+
+def _parse_json(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UpstreamError("broken", 502, "the upstream sent broken JSON", is_billed=True)
+    return value
+
+
+async def _read_error(response: httpx.Response) -> UpstreamError:
+    """Classify a reply with an error status."""
+    status = response.status_code
+    try:
+        body = json.loads(await _read_bounded(response, MAX_ERROR_BYTES))
+    except (ValueError, RecursionError, UpstreamError):
+        body = None
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    text = message if isinstance(message, str) else f"the upstream answered with status {status}"
+    kind_text = error.get("type") if isinstance(error, dict) else ""
+    code = error.get("code") if isinstance(error, dict) else None
+    whole = f"{text} {kind_text} {code}".lower()
+    if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
+        return UpstreamError("context", 400, text[:500], "context_length_exceeded")
+    if status in REFUSED:
+        # the text may name the key or the account: it is not for the client
+        return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
+    if status in RETRIED or status >= 500:
+        return UpstreamError("busy", status, text[:500], str(code) if code else None, _retry_after(response.headers))
+    return UpstreamError("client", status if 400 <= status < 500 else 502, text[:500], str(code) if code else None)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Parse Retry-After, in seconds or as a date, and retry-after-ms."""
+    for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(float(headers[name]) * factor, 0.0)
+        except (KeyError, ValueError):
+            continue
+    if "retry-after" not in headers:
+        return None
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        moment = parsedate_to_datetime(headers["retry-after"])
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)

@@ -1,0 +1,130 @@
+"""A log of calls: correctness, confidence, cost and latency of every model, and routes followed through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.language_models.planning.calibration import Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLog:
+    """The calls of M models on n requests.
+
+    Attributes:
+        models: names.
+        is_correct: (n, M) whether the answer was correct.
+        confidence: (n, M) recorded confidences; NaN where a model gave none.
+        cost: (n, M) cost of the call.
+        confidence_cost: (n, M) cost of the confidence, paid only where a gate follows.
+        latency_ms: (n, M) duration of the call; NaN where it was not recorded.
+        unit: (n,) number of the independent unit of each request: a conversation, or all requests of one prompt.
+        turn: (n,) position of the request within its unit; 0 where each request is routed for itself.
+        answer: (n, M) number of the text of each answer, equal for equal texts; ``None`` where no texts were recorded.
+        is_unlabelled: (n, M) whether it is unknown if the answer was correct; ``None`` where all is known.
+    """
+
+    models: tuple[str, ...]
+    is_correct: BoolArray
+    confidence: FloatArray
+    cost: FloatArray
+    confidence_cost: FloatArray
+    latency_ms: FloatArray
+    unit: IntArray
+    turn: IntArray | None = None
+    answer: IntArray | None = None
+    is_unlabelled: BoolArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.is_correct)
+
+    def take(self, rows: IntArray) -> CallLog:
+        """Return some of the requests."""
+        arrays: dict[str, Any] = {
+            name: None if (array := getattr(self, name)) is None else array[rows]
+            for name in (field.name for field in fields(self))
+            if name != "models"
+        }
+        return replace(self, **arrays)
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether the duration of every call was recorded."""
+        return bool(np.isfinite(self.latency_ms).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A chain of models and the probability from which each gate trusts; the last model is always trusted."""
+
+    chain: tuple[int, ...]
+    cuts: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What n requests cost under a route: (n,) position in the chain of the answer, loss, cost and latency."""
+
+    exit: IntArray
+    loss: FloatArray
+    cost: FloatArray
+    latency_ms: FloatArray
+
+
+def score_log(log: CallLog, calibrations: Sequence[Calibration]) -> FloatArray:
+    """Compute the (n, M) calibrated probabilities of correct answers."""
+    columns = [calibration.probabilities(log.confidence[:, m]) for m, calibration in enumerate(calibrations)]
+    return np.column_stack(columns)
+
+
+def follow_route(log: CallLog, score: FloatArray, route: Route) -> Outcome:
+    """Follow a route on every request; a request in a conversation keeps the route of its first turn."""
+    chain = np.array(route.chain)
+    passes = score[:, chain[:-1]] >= np.array(route.cuts)
+    exits = np.where(passes.any(axis=1), passes.argmax(axis=1), len(chain) - 1) if len(chain) > 1 else None
+    rows = np.arange(len(log))
+    exits = np.zeros(len(log), dtype=np.int64) if exits is None else exits
+    if log.turn is not None and len(chain) > 1:
+        return _follow_conversations(log, route, exits)
+    cost, latency = accumulate_chain(log, route.chain)
+    loss = 1.0 - log.is_correct[rows, chain[exits]]
+    return Outcome(exits, loss, cost[rows, exits], latency[rows, exits])
+
+
+def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+    """Compute the (n, K) cost and latency of a request which exits at each position of a chain."""
+    models = list(chain)
+    gate_cost = log.confidence_cost[:, models].copy()
+    gate_cost[:, -1] = 0.0
+    return np.cumsum(log.cost[:, models] + gate_cost, axis=1), np.cumsum(log.latency_ms[:, models], axis=1)
+
+
+def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcome:
+    """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
+    assert log.turn is not None  # noqa: S101 - the caller has checked it
+    order = np.lexsort((log.turn, log.unit))
+    _, start, number = np.unique(log.unit[order], return_index=True, return_inverse=True)
+    opener = np.empty(len(log), dtype=np.int64)
+    opener[order] = order[start][number]
+    exits = exits[opener]
+    rows = np.arange(len(log))
+    model = np.array(route.chain)[exits]
+    cost, latency = accumulate_chain(log, route.chain)
+    is_opener = opener == rows
+    return Outcome(
+        exits,
+        1.0 - log.is_correct[rows, model],
+        np.where(is_opener, cost[rows, exits], log.cost[rows, model]),
+        np.where(is_opener, latency[rows, exits], log.latency_ms[rows, model]),
+    )
+
+
+def select_reference(log: CallLog, rows: IntArray) -> int:
+    """Select the model with the most correct answers on some rows; of equals the cheapest."""
+    accuracy, cost = log.is_correct[rows].mean(axis=0), log.cost[rows].mean(axis=0)
+    return int(np.lexsort((cost, -accuracy))[0])

@@ -1,0 +1,181 @@
+"""The planner of language models: calibrate, search, choose a chain, and certify the cheapest route that passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.gates.chains import list_chains
+from unfold_cascade.language_models.planning.calibration import Calibration, fit_calibration
+from unfold_cascade.language_models.planning.call_log import CallLog, Outcome, Route, follow_route, select_reference
+from unfold_cascade.language_models.planning.loss_test import is_ternary
+from unfold_cascade.language_models.planning.problem import RoutingProblem
+from unfold_cascade.language_models.planning.walk import (
+    RouteSequence,
+    Step,
+    certify_sequence,
+    choose_sequence,
+    count_rows_to_label,
+    estimate_rows_needed,
+    find_smallest_limit,
+    list_sequences,
+    unit_differences,
+)
+from unfold_cascade.planner.paired_test import MAX_CASES, smallest_excluded_loss
+from unfoldkit.api import user_error
+
+MIN_UNITS = 20
+"""Units that tuning and certifying need at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSolution:
+    """The certified route, or why there is none.
+
+    Attributes:
+        problem: the problem.
+        calibrations: of each model.
+        score: (n, M) calibrated probabilities of all rows.
+        reference: the model to compare with.
+        sequence: routes of the chosen chain by falling cost, ``None`` if no route is cheaper than the reference.
+        steps: the tests, up to the first failure.
+        uncertified: the cheapest route within the limit as counted on tuning rows, without a test.
+        smallest_limit: of a refusal, the smallest loss that would pass.
+        units_needed: of a refusal, about how many certifying units would do.
+        rows_to_label: unlabelled rows whose labels could help.
+    """
+
+    problem: RoutingProblem
+    calibrations: tuple[Calibration, ...]
+    score: FloatArray
+    reference: int
+    sequence: RouteSequence | None
+    steps: tuple[Step, ...]
+    uncertified: Route | None
+    smallest_limit: float | None
+    units_needed: int | None
+    rows_to_label: int
+
+    @property
+    def step(self) -> Step | None:
+        """The test of the selected route: the last one that passed."""
+        passed = [step for step in self.steps if step.p_value <= self.problem.limits.delta]
+        return passed[-1] if passed else None
+
+    @property
+    def route(self) -> Route | None:
+        """The selected route; ``None`` if none is certified."""
+        return None if self.step is None else self.step.route
+
+    @property
+    def served_route(self) -> Route:
+        """The route to serve: the certified one, or the reference alone."""
+        return self.route or Route((self.reference,), ())
+
+    @property
+    def certifying_units(self) -> int:
+        """The number of independent units of the certificate."""
+        problem = self.problem
+        return len(np.unique(problem.log.unit[problem.parts.certify]))
+
+    def bound(self) -> float | None:
+        """Return the upper confidence bound of the loss by the exact test; ``None`` without a certified route."""
+        step, units = self.step, self.certifying_units
+        if step is None or units > MAX_CASES:
+            return None
+        return smallest_excluded_loss(step.worse, step.better, units, self.problem.limits.delta)
+
+    def outcome(self, route: Route, rows: IntArray) -> Outcome:
+        """Follow a route on some rows."""
+        return follow_route(self.problem.log.take(rows), self.score[rows], route)
+
+
+def solve_routing(problem: RoutingProblem) -> RoutingSolution:
+    """Find the cheapest certified route.
+
+    Raises:
+        UnfoldError: too few rows to tune or to certify on.
+    """
+    log, parts, limits = problem.log, problem.parts, problem.limits
+    tune_rows = _labelled_rows(log, parts.tune)
+    _check_size(problem, tune_rows)
+    calibrations = fit_calibrations(log.take(tune_rows), problem)
+    score = score_with(log, calibrations)
+    tune, certify = log.take(tune_rows), log.take(parts.certify)
+    reference = select_reference(log, tune_rows)
+    chains = [
+        chain
+        for chain in list_chains(tune.cost.mean(axis=0), order=problem.order, max_models=problem.max_models)
+        if chain != (reference,)
+    ]
+    reference_cost = float(tune.cost[:, reference].mean())
+    sequences = list_sequences(tune, score[tune_rows], chains, reference)
+    sequence = choose_sequence(sequences, limits.max_loss, reference_cost)
+    if sequence is None:
+        return RoutingSolution(
+            problem=problem, calibrations=calibrations, score=score, reference=reference, sequence=None, steps=(),
+            uncertified=None, smallest_limit=None, units_needed=None, rows_to_label=0,
+        )  # fmt: skip
+    steps = certify_sequence(sequence, certify, score[parts.certify], reference, limits)
+    is_refused = steps[0].p_value > limits.delta
+    return RoutingSolution(
+        problem=problem,
+        calibrations=calibrations,
+        score=score,
+        reference=reference,
+        sequence=sequence,
+        steps=tuple(steps),
+        uncertified=_choose_uncertified(sequence, limits.max_loss),
+        smallest_limit=_relax(sequence, certify, score[parts.certify], reference, problem) if is_refused else None,
+        units_needed=estimate_rows_needed(sequence, reference_cost, limits) if is_refused else None,
+        rows_to_label=count_rows_to_label(certify, score[parts.certify], [step.route for step in steps], reference),
+    )
+
+
+def fit_calibrations(tune: CallLog, problem: RoutingProblem) -> tuple[Calibration, ...]:
+    """Fit the calibration of each model on tuning rows."""
+    columns = range(len(tune.models))
+    return tuple(fit_calibration(tune.confidence[:, m], tune.is_correct[:, m], problem.scale) for m in columns)
+
+
+def score_with(log: CallLog, calibrations: tuple[Calibration, ...]) -> FloatArray:
+    """Compute the (n, M) calibrated probabilities of correct answers."""
+    return np.column_stack([each.probabilities(log.confidence[:, m]) for m, each in enumerate(calibrations)])
+
+
+def has_fractions(solution: RoutingSolution) -> bool:
+    """Whether some certifying unit has a loss that is no multiple of 1."""
+    problem, route = solution.problem, solution.served_route
+    rows = problem.parts.certify
+    return not is_ternary(unit_differences(problem.log.take(rows), solution.score[rows], route, solution.reference))
+
+
+def _choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None:
+    within = [k for k, d in enumerate(sequence.difference) if float(d.mean()) <= max_loss]
+    return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
+
+
+def _relax(
+    sequence: RouteSequence, certify: CallLog, score: FloatArray, reference: int, problem: RoutingProblem
+) -> float | None:
+    return find_smallest_limit(sequence, certify, score, reference, problem.limits)
+
+
+def _labelled_rows(log: CallLog, rows: IntArray) -> IntArray:
+    """Keep the rows whose correctness is known for every model: others cannot be tuned on."""
+    return rows if log.is_unlabelled is None else rows[~log.is_unlabelled[rows].any(axis=1)]
+
+
+def _check_size(problem: RoutingProblem, tune_rows: IntArray) -> None:
+    parts, unit = problem.parts, problem.log.unit
+    for name, rows in (("tune", tune_rows), ("certify", parts.certify)):
+        units = len(np.unique(unit[rows]))
+        if units < MIN_UNITS:
+            message = (
+                f"{problem.source} leaves {units} {problem.unit_name}s to {name} on; at least {MIN_UNITS} are needed"
+            )
+            raise user_error(message, key="data.path", file="")
+    if len(parts.test) == 0:
+        raise user_error(f"{problem.source} leaves no rows for the report", key="data.split")

@@ -1,0 +1,81 @@
+"""The problem of routing among language models: a spec and its log, resolved once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade._types import IntArray
+from unfold_cascade.gates.chains import Order
+from unfold_cascade.language_models.planning.calibration import Scale
+from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.walk import Limits
+
+MIN_TUNING_UNITS = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Row numbers of the parts of a log; whole units each."""
+
+    tune: IntArray
+    certify: IntArray
+    test: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingProblem:
+    """A routing problem, ready to be solved.
+
+    Attributes:
+        name: of the spec.
+        log: the calls.
+        source: name of the table.
+        digest: hash of the table.
+        parts: rows to tune, to certify and to report on.
+        max_models: the longest chain.
+        order: the orders of models to search.
+        limits: what is to be promised.
+        quantile: the quantile of the latency limit, such as p95, or empty.
+        scale: unit of the confidences, ``None`` to detect it.
+        unit_name: what an independent unit is called: request, prompt or conversation.
+        longest_prompt: characters of the longest prompt of the log, or ``None``.
+        confidence: source of the confidences, as plain data.
+        goal: the goal, as plain data.
+    """
+
+    name: str
+    log: CallLog
+    source: str
+    digest: str
+    parts: Parts
+    max_models: int
+    order: Order
+    limits: Limits
+    quantile: str
+    scale: Scale | None
+    unit_name: str
+    longest_prompt: int | None
+    confidence: Mapping[str, Any]
+    goal: Mapping[str, Any]
+
+
+def split_units(unit: IntArray, tune: float, certify: float, seed: int, *, min_tuning: int = 0) -> Parts:
+    """Split rows at random by whole units.
+
+    Args:
+        unit: (n,) number of the unit of each row.
+        tune: share of the units to tune on.
+        certify: share of the units to certify on; the remainder is for the report.
+        seed: of the permutation.
+        min_tuning: units to tune on at least, up to one half.
+    """
+    units = np.unique(unit)
+    order = np.random.default_rng([seed, 0x77A9]).permutation(units)
+    first = max(round(tune * len(units)), min(min_tuning, len(units) // 2))
+    second = first + round((len(units) - first) * certify / max(1.0 - tune, 1e-9))
+    names = np.split(order, [first, min(second, len(units) - 1)])
+    return Parts(*(np.flatnonzero(np.isin(unit, part)) for part in names))

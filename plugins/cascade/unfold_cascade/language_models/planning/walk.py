@@ -1,0 +1,264 @@
+"""The certificate: a sequence of routes, tested from expensive to cheap until the first failure.
+
+The chain is chosen and the sequence is ordered on tuning rows alone, so testing in a fixed sequence needs no correction
+(Angelopoulos et al. 2021, Learn then Test): with probability ``1 - delta`` no route tested before the first failure
+loses more than epsilon. Routes of one chain share most of their decisions, so their p-values rise slowly with falling
+cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade._types import FloatArray
+from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route
+from unfold_cascade.language_models.planning.loss_test import (
+    CHEAP,
+    MAX_ROWS_NEEDED,
+    LossTest,
+    choose_test,
+    count_discordant,
+    expected_counts,
+    late_p_value,
+    loss_p_value,
+    mean_per_unit,
+)
+from unfold_cascade.language_models.planning.proposals import search_chain
+from unfold_cascade.planner.paired_test import exact_paired_p_value
+
+SEQUENCE = 100
+"""Routes of a sequence."""
+GRID = 1000
+"""Relaxed limits are searched in steps of 1 / GRID."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What is promised: the loss, with which probability of a false promise, and the latency.
+
+    Attributes:
+        max_loss: accuracy that may be lost against the reference, in [0, 1).
+        delta: probability of a false certificate.
+        test: the test of the loss, ``None`` to choose it on tuning rows.
+        deadline_ms: latency that at most ``late_share`` of requests may exceed, ``None`` without a limit.
+        late_share: share of requests.
+    """
+
+    max_loss: float
+    delta: float
+    test: LossTest | None = None
+    deadline_ms: float | None = None
+    late_share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSequence:
+    """(m,) routes of one chain by falling cost, and their (m, units) differences and costs on tuning rows."""
+
+    routes: tuple[Route, ...]
+    cost: FloatArray
+    difference: tuple[FloatArray, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The test of one route.
+
+    Attributes:
+        route: the route.
+        test: the test of its loss.
+        p_value: the largest p-value of its limits.
+        worse: certifying units which the route makes worse.
+        better: units which it makes better.
+        late: certifying requests above the deadline.
+    """
+
+    route: Route
+    test: LossTest
+    p_value: float
+    worse: int
+    better: int
+    late: int
+
+
+def list_sequences(
+    log: CallLog, score: FloatArray, chains: Sequence[tuple[int, ...]], reference: int
+) -> dict[tuple[int, ...], RouteSequence]:
+    """Search every chain on tuning rows; routes which cost as much as the reference are left out."""
+    limit = float(log.cost[:, reference].mean())
+    sequences = {chain: _build_sequence(log, score, chain, reference, limit) for chain in chains}
+    return {chain: sequence for chain, sequence in sequences.items() if sequence.routes}
+
+
+def choose_sequence(
+    sequences: Mapping[tuple[int, ...], RouteSequence], max_loss: float, reference_cost: float
+) -> RouteSequence | None:
+    """Choose the chain of least mean cost over the losses up to the limit, as counted on tuning rows.
+
+    One point of a front is noise at some hundred rows; its mean over several losses is steadier.
+
+    Returns:
+        ``None`` if no chain is cheaper than the reference.
+    """
+    levels = np.linspace(0.0, max_loss, 4)
+
+    def mean_cost(sequence: RouteSequence) -> float:
+        loss = np.maximum.accumulate([float(d.mean()) for d in sequence.difference])
+        count = np.searchsorted(loss, levels + 1e-12, side="right")
+        return float(np.mean([sequence.cost[k - 1] if k else reference_cost for k in count]))
+
+    return min(sequences.values(), key=mean_cost, default=None)
+
+
+def certify_sequence(
+    sequence: RouteSequence, log: CallLog, score: FloatArray, reference: int, limits: Limits
+) -> list[Step]:
+    """Test the routes from expensive to cheap on certifying rows; the last step is the first failure, if any.
+
+    Args:
+        sequence: the routes.
+        log: the certifying rows.
+        score: (n, M) calibrated probabilities.
+        reference: the model to compare with.
+        limits: what is promised.
+    """
+    steps: list[Step] = []
+    units = len(np.unique(log.unit))
+    for route, tuning in zip(sequence.routes, sequence.difference, strict=True):
+        test = limits.test or choose_test(tuning, limits.max_loss, units, limits.delta)
+        steps.append(run_test(route, test, log, score, reference, limits))
+        if steps[-1].p_value > limits.delta:
+            break
+    return steps
+
+
+def run_test(route: Route, test: LossTest, log: CallLog, score: FloatArray, reference: int, limits: Limits) -> Step:
+    """Test one route. With a latency limit the p-value is the larger of two (Berger 1982, intersection-union test)."""
+    d = unit_differences(log, score, route, reference)
+    worse, better = count_discordant(d)
+    p_value, late = loss_p_value(d, limits.max_loss, test), 0
+    if limits.deadline_ms is not None:
+        lateness = mean_per_unit(is_late(log, score, route, limits.deadline_ms), log.unit)
+        late = int((lateness > 0).sum())
+        p_value = max(p_value, late_p_value(late, lateness.size, limits.late_share))
+    return Step(route=route, test=test, p_value=p_value, worse=worse, better=better, late=late)
+
+
+def is_late(log: CallLog, score: FloatArray, route: Route, deadline_ms: float) -> FloatArray:
+    """Mark the (n,) requests which a route answers after the deadline with 1."""
+    return (follow_route(log, score, route).latency_ms > deadline_ms).astype(np.float64)
+
+
+def unit_differences(log: CallLog, score: FloatArray, route: Route, reference: int) -> FloatArray:
+    """Compute the loss of a route minus that of the reference, per independent unit."""
+    return mean_per_unit(row_differences(log, score, route, reference), log.unit)
+
+
+def row_differences(log: CallLog, score: FloatArray, route: Route, reference: int) -> FloatArray:
+    """Compute the (n,) loss of a route minus that of the reference.
+
+    Where a correctness is unknown, equal answers differ by nothing, and other answers count as made worse.
+    """
+    outcome = follow_route(log, score, route)
+    loss = outcome.loss - (1.0 - log.is_correct[:, reference])
+    if log.is_unlabelled is None or log.answer is None:
+        return loss
+    rows, model = np.arange(len(log)), np.array(route.chain)[outcome.exit]
+    is_unknown = log.is_unlabelled[rows, model], log.is_unlabelled[:, reference]
+    worst = np.where(is_unknown[0], 1.0, outcome.loss) - np.where(
+        is_unknown[1], 0.0, 1.0 - log.is_correct[:, reference]
+    )
+    is_equal = log.answer[rows, model] == log.answer[:, reference]
+    return np.where(is_unknown[0] | is_unknown[1], np.where(is_equal, 0.0, worst), loss)
+
+
+def count_rows_to_label(log: CallLog, score: FloatArray, routes: Sequence[Route], reference: int) -> int:
+    """Count the unlabelled requests which some route answers otherwise than the reference: only these need labels."""
+    if log.is_unlabelled is None or log.answer is None or not routes:
+        return 0
+    rows, needed = np.arange(len(log)), np.zeros(len(log), dtype=np.bool_)
+    for route in routes:
+        model = np.array(route.chain)[follow_route(log, score, route).exit]
+        is_unknown = log.is_unlabelled[rows, model] | log.is_unlabelled[:, reference]
+        needed |= is_unknown & (log.answer[rows, model] != log.answer[:, reference])
+    return int(needed.sum())
+
+
+def find_smallest_limit(
+    sequence: RouteSequence, log: CallLog, score: FloatArray, reference: int, limits: Limits
+) -> float | None:
+    """Find the smallest loss, in tenths of a point, that the first route of the sequence would pass.
+
+    Returns:
+        ``None`` if no loss below one half suffices, or the latency is what fails.
+    """
+    route = sequence.routes[0]
+    if find_smallest_deadline(route, log, score, limits) is not None:
+        return None
+    d = unit_differences(log, score, route, reference)
+    tuning = sequence.difference[0]
+
+    def passes(step: int) -> bool:
+        epsilon = step / GRID
+        test = limits.test or choose_test(tuning, epsilon, d.size, limits.delta)
+        return loss_p_value(d, epsilon, test) <= limits.delta
+
+    low = int(limits.max_loss * GRID)
+    return next((step / GRID for step in range(low + 1, GRID // 2) if passes(step)), None)
+
+
+def find_smallest_deadline(route: Route, log: CallLog, score: FloatArray, limits: Limits) -> float | None:
+    """Find the smallest deadline in ms that a route would keep, if it misses the one which is promised.
+
+    Returns:
+        ``None`` if the deadline is kept, or there is none; infinity if there are too few units for any.
+    """
+    if limits.deadline_ms is None:
+        return None
+    latency_ms = follow_route(log, score, route).latency_ms
+    _, index = np.unique(log.unit, return_inverse=True)
+    slowest = np.zeros(index.max() + 1)
+    np.maximum.at(slowest, index, latency_ms)
+    late = int((slowest > limits.deadline_ms).sum())
+    if late_p_value(late, slowest.size, limits.late_share) <= limits.delta:
+        return None
+    falling = np.sort(slowest)[::-1]
+    allowed = next(
+        (k for k in range(late, -1, -1) if late_p_value(k, falling.size, limits.late_share) <= limits.delta), -1
+    )
+    return float(falling[allowed]) if allowed >= 0 else float("inf")
+
+
+def estimate_rows_needed(sequence: RouteSequence, reference_cost: float, limits: Limits) -> int | None:
+    """Estimate how many certifying units would certify a saving, if they resemble the tuning rows.
+
+    Returns:
+        the number, in steps of one fifth; ``None`` if no number up to 100,000 would.
+    """
+    points = np.flatnonzero(sequence.cost <= CHEAP * reference_cost)
+    if not points.size:
+        return None
+    # the first saving point of the sequence is the one to reach
+    tuning = sequence.difference[int(points[0])]
+    if float(tuning.mean()) >= limits.max_loss:
+        return None
+    units = 100.0
+    while units <= MAX_ROWS_NEEDED:
+        worse, better = expected_counts(tuning, int(units))
+        if exact_paired_p_value(worse, better, int(units), limits.max_loss) <= limits.delta:
+            return int(units)
+        units *= 1.2
+    return None
+
+
+def _build_sequence(
+    log: CallLog, score: FloatArray, chain: tuple[int, ...], reference: int, limit: float
+) -> RouteSequence:
+    routes = search_chain(log, score, chain, SEQUENCE)
+    cost = np.array([follow_route(log, score, route).cost.mean() for route in routes])
+    order = [int(k) for k in np.argsort(-cost, kind="stable") if cost[k] < limit]
+    differences = tuple(unit_differences(log, score, routes[k], reference) for k in order)
+    return RouteSequence(tuple(routes[k] for k in order), cost[order], differences)

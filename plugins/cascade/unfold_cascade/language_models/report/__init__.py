@@ -1,0 +1,1 @@
+"""Reports of cascades of language models."""

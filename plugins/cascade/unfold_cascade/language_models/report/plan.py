@@ -1,0 +1,322 @@
+"""The report of a cascade of language models, and the plan in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain
+from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
+from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
+from unfold_cascade.language_models.report import sentences
+from unfold_cascade.planner.paired_test import upper_proportion
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
+
+SCHEMA = "unfold_cascade.routing/1"
+INTERVAL = 0.95
+Z = 1.959964
+WEAK_AUC = 0.6
+
+
+def build_routing_report(solution: RoutingSolution, directory: RunDir, verb: str) -> Report:
+    """Build the report on the test rows, which nothing before has read."""
+    problem = solution.problem
+    outcome = solution.outcome(solution.served_route, problem.parts.test)
+    reference = solution.outcome(Route((solution.reference,), ()), problem.parts.test)
+    return Report(
+        kind="cascade",
+        verb=verb,
+        name=problem.name,
+        verdict=Verdict.YES if solution.route is not None else Verdict.NO,
+        headline=_headline(solution, outcome, reference),
+        subtitle=(f"{len(problem.log.models)} models", f"{len(problem.log):,} requests"),
+        metrics=_build_metrics(solution, outcome, reference),
+        tables=(_build_model_table(solution), *_build_route_tables(solution, outcome)),
+        figures=_build_figures(solution),
+        lines=tuple(_list_lines(solution, outcome, reference)),
+        next=_next_command(solution, directory),
+        decision=build_decision(solution),
+        provenance={"inputs": {"data": problem.digest}},
+    )
+
+
+def build_decision(solution: RoutingSolution) -> dict[str, Any]:
+    """Build the plan: the chain, its cuts and calibrations, and what is promised. It holds no key and no prompt."""
+    problem, route = solution.problem, solution.served_route
+    names = problem.log.models
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "models": list(names),
+        "reference": names[solution.reference],
+        "chain": [names[m] for m in route.chain],
+        "cuts": list(route.cuts),
+        "calibrations": {names[m]: solution.calibrations[m].to_document() for m in route.chain[:-1]},
+        "confidence": dict(problem.confidence),
+        "goal": dict(problem.goal),
+        "longest_prompt": problem.longest_prompt,
+        "expected": _expect_costs(solution, route),
+        "promise": None,
+    }
+    step = solution.step
+    if step is not None:
+        document["promise"] = {
+            "max_loss": problem.limits.max_loss,
+            "confidence": 1.0 - problem.limits.delta,
+            "test": step.test,
+            "units": solution.certifying_units,
+            "unit": problem.unit_name,
+            "worse": step.worse,
+            "better": step.better,
+            **_count_disagreement(solution, route),
+        }
+    return document
+
+
+def _expect_costs(solution: RoutingSolution, route: Route) -> dict[str, float]:
+    """Return the mean cost of a request and of the reference on rows that took no part in tuning."""
+    parts = solution.problem.parts
+    rows = np.concatenate([parts.certify, parts.test])
+    whole_chain = accumulate_chain(solution.problem.log, route.chain)[0][:, -1]
+    return {
+        "cost_usd": float(solution.outcome(route, rows).cost.mean()),
+        "largest_cost_usd": float(whole_chain.max()),
+        "reference_cost_usd": float(solution.outcome(Route((solution.reference,), ()), rows).cost.mean()),
+    }
+
+
+def _count_disagreement(solution: RoutingSolution, route: Route) -> dict[str, float]:
+    """Return the share of certifying rows answered by another text, with its upper bound; nothing without texts."""
+    log, rows = solution.problem.log, solution.problem.parts.certify
+    if log.answer is None:
+        return {}
+    model = np.array(route.chain)[solution.outcome(route, rows).exit]
+    differs = log.answer[rows, model] != log.answer[rows, solution.reference]
+    limit = upper_proportion(int(differs.sum()), len(rows), solution.problem.limits.delta)
+    return {"disagreement": float(differs.mean()), "disagreement_limit": limit}
+
+
+def _headline(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> str:
+    limits, name = solution.problem.limits, solution.problem.log.models[solution.reference]
+    if solution.route is not None:
+        saving = 1.0 - float(outcome.cost.mean()) / float(reference.cost.mean())
+        return sentences.headline(saving, name, float(reference.cost.mean()), limits.max_loss, 1.0 - limits.delta)
+    if solution.sequence is None:
+        return sentences.no_cheaper(name)
+    return sentences.refusal(limits.max_loss, 1.0 - limits.delta, name, solution.smallest_limit)
+
+
+def _build_metrics(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> dict[str, Metric]:
+    limits, cost, whole = solution.problem.limits, float(outcome.cost.mean()), float(reference.cost.mean())
+    low, high = saving_interval(outcome.cost, reference.cost, _test_units(solution))
+    bound = solution.bound()
+    metrics = {
+        "cost_ratio": Metric(cost / whole if whole else None),
+        "saving_low": Metric(low),
+        "saving_high": Metric(high),
+        "cost_usd": Metric(cost, "$"),
+        "reference_cost_usd": Metric(whole, "$"),
+        "loss_points": Metric(round(100 * _test_loss(solution), 9), "points"),
+        "certified_loss_points": Metric(
+            100 * limits.max_loss if solution.route is not None else None,
+            "points",
+            target=f"≤ {100 * limits.max_loss:g}",
+            ok=solution.route is not None,
+        ),
+        "loss_bound_points": Metric(None if bound is None else round(100 * bound, 6), "points"),
+        "accuracy": Metric(1.0 - float(outcome.loss.mean())),
+        "reference_accuracy": Metric(1.0 - float(reference.loss.mean())),
+        "certifying_units": Metric(solution.certifying_units),
+    }
+    if solution.problem.log.has_latency:
+        metrics["latency_p95_ms"] = Metric(float(np.quantile(outcome.latency_ms, 0.95)), "ms")
+        metrics["reference_latency_p95_ms"] = Metric(float(np.quantile(reference.latency_ms, 0.95)), "ms")
+    if solution.route is None:
+        smallest = solution.smallest_limit
+        metrics["smallest_limit_points"] = Metric(None if smallest is None else 100 * smallest, "points")
+        metrics["units_needed"] = Metric(solution.units_needed)
+    return metrics
+
+
+def saving_interval(cost: FloatArray, reference: FloatArray, unit: IntArray) -> tuple[float, float]:
+    """Compute the 95 % interval of one minus the ratio of mean costs, by the delta method on independent units.
+
+    Args:
+        cost: (n,) cost of each request.
+        reference: (n,) cost of the reference.
+        unit: (n,) number of the unit of each request.
+    """
+    _, index = np.unique(unit, return_inverse=True)
+    paid, whole = np.bincount(index, cost), np.bincount(index, reference)
+    if whole.sum() <= 0.0 or len(paid) < 2:
+        return 0.0, 0.0
+    ratio = paid.sum() / whole.sum()
+    deviation = float(np.std(paid - ratio * whole, ddof=1)) / float(whole.mean()) / np.sqrt(len(paid))
+    return float(1.0 - ratio - Z * deviation), float(min(1.0 - ratio + Z * deviation, 1.0))
+
+
+def area_under_curve(confidence: FloatArray, is_correct: BoolArray) -> float | None:
+    """Compute the probability that a correct answer has the higher confidence (ties count half)."""
+    usable = ~np.isnan(confidence)
+    value, good = confidence[usable], is_correct[usable]
+    if not 0 < int(good.sum()) < good.size:
+        return None
+    _, rank, count = np.unique(value, return_inverse=True, return_counts=True)
+    middle = np.cumsum(count) - (count - 1) / 2
+    positive = int(good.sum())
+    return float((middle[rank][good].sum() - positive * (positive + 1) / 2) / (positive * (good.size - positive)))
+
+
+def _test_units(solution: RoutingSolution) -> IntArray:
+    return solution.problem.log.unit[solution.problem.parts.test]
+
+
+def _test_loss(solution: RoutingSolution) -> float:
+    rows = solution.problem.parts.test
+    log = solution.problem.log.take(rows)
+    return float(row_differences(log, solution.score[rows], solution.served_route, solution.reference).mean())
+
+
+def _build_model_table(solution: RoutingSolution) -> Table:
+    log, rows = solution.problem.log, solution.problem.parts.tune
+    columns = (
+        Column("model"),
+        Column("correct", "%", 1),
+        Column("cost of a call", "$ per 1,000", 4),
+        Column("of a confidence", "$ per 1,000", 4),
+        Column("AUC of the confidence", "", 2),
+        Column("mean latency", "ms", 0),
+    )
+    table = tuple(
+        (
+            name,
+            100 * float(log.is_correct[rows, m].mean()),
+            1000 * float(log.cost[rows, m].mean()),
+            1000 * float(log.confidence_cost[rows, m].mean()),
+            area_under_curve(log.confidence[rows, m], log.is_correct[rows, m]),
+            float(log.latency_ms[rows, m].mean()) if log.has_latency else None,
+        )
+        for m, name in enumerate(log.models)
+    )
+    return Table("models (tuning rows)", columns, table, accent=solution.reference)
+
+
+def _build_route_tables(solution: RoutingSolution, outcome: Outcome) -> Iterator[Table]:
+    route, log = solution.served_route, solution.problem.log
+    cuts: list[float | None] = [*route.cuts, None]
+    rows: list[tuple[Cell, ...]] = [
+        (log.models[m], cuts[k], 100 * float((outcome.exit == k).mean())) for k, m in enumerate(route.chain)
+    ]
+    columns = (Column("model"), Column("trusted from P(correct)", "", 3), Column("answers", "%", 1))
+    yield Table("route (test rows)", columns, tuple(rows))
+
+
+def _build_figures(solution: RoutingSolution) -> tuple[Figure, ...]:
+    sequence, problem = solution.sequence, solution.problem
+    if sequence is None:
+        return ()
+    rows = problem.parts.test
+    outcomes = [solution.outcome(route, rows) for route in sequence.routes]
+    cost = tuple(1000 * float(each.cost.mean()) for each in outcomes)
+    correct = tuple(100 * (1.0 - float(each.loss.mean())) for each in outcomes)
+    reference = solution.outcome(Route((solution.reference,), ()), rows)
+    point = (1000 * float(reference.cost.mean()),), (100 * (1.0 - float(reference.loss.mean())),)
+    series = [
+        Series("routes of the chain, test rows", cost, correct, "line"),
+        Series(f"{problem.log.models[solution.reference]} alone", *point, "points"),
+    ]
+    if solution.route is not None:
+        k = sequence.routes.index(solution.route)
+        series.append(Series("selected", (cost[k],), (correct[k],), "points"))
+    title = f"{problem.name}: correct answers and cost"
+    return (Figure("routes", title, "$ per 1,000 requests", "correct %", tuple(series)),)
+
+
+def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> Iterator[tuple[str, str]]:
+    problem, limits = solution.problem, solution.problem.limits
+    yield from _certificate_lines(solution)
+    low, high = saving_interval(outcome.cost, reference.cost, _test_units(solution))
+    yield "saving", sentences.saving_interval(low, high, INTERVAL, len(problem.parts.test))
+    if solution.uncertified is not None:
+        yield "uncertified", _uncertified_line(solution, solution.uncertified)
+    if problem.log.has_latency:
+        figures = [
+            f(each.latency_ms) for each in (outcome, reference) for f in (np.mean, lambda x: np.quantile(x, 0.95))
+        ]
+        yield "latency", sentences.latency(*map(float, figures))
+    if limits.deadline_ms is not None and solution.route is not None:
+        yield "deadline", sentences.certified_latency(problem.quantile, limits.deadline_ms, 1.0 - limits.delta)
+    yield from _score_lines(solution)
+    if solution.rows_to_label:
+        yield "labels", sentences.labels(solution.rows_to_label)
+    if problem.max_models == 2 and len(problem.log.models) > 2:
+        yield "chains", sentences.chain_length(len(problem.log), 1000)
+    yield (
+        "split",
+        sentences.split(*(len(part) for part in (problem.parts.tune, problem.parts.certify, problem.parts.test))),
+    )
+
+
+def _certificate_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
+    problem, units, step = solution.problem, solution.certifying_units, solution.step
+    if step is not None:
+        test, counts = step.test, (step.worse, step.better)
+        yield (
+            "certificate",
+            sentences.certificate(test, units, problem.unit_name, *counts, step.p_value, solution.bound()),
+        )
+        if has_fractions(solution) or problem.unit_name != "request":
+            yield "covers", sentences.average_unit(problem.unit_name)
+    elif solution.steps:
+        first, limits = solution.steps[0], problem.limits
+        counts = (first.worse, first.better)
+        yield (
+            "certificate",
+            sentences.failed_certificate(first.test, units, problem.unit_name, *counts, first.p_value),
+        )
+        if _smallest_deadline(solution) is None:
+            yield "needed", sentences.units_needed(solution.units_needed, problem.unit_name, units)
+        smallest_ms = _smallest_deadline(solution)
+        if limits.deadline_ms is not None and smallest_ms is not None:
+            refusal = sentences.refused_latency(first.late, units, problem.quantile, limits.deadline_ms, smallest_ms)
+            yield "deadline", refusal
+
+
+def _smallest_deadline(solution: RoutingSolution) -> float | None:
+    """Return the smallest deadline that the first route keeps; ``None`` if the latency is not what fails."""
+    rows = solution.problem.parts.certify
+    log, score = solution.problem.log.take(rows), solution.score[rows]
+    return find_smallest_deadline(solution.steps[0].route, log, score, solution.problem.limits)
+
+
+def _uncertified_line(solution: RoutingSolution, route: Route) -> str:
+    rows = solution.problem.parts.certify
+    log, score = solution.problem.log.take(rows), solution.score[rows]
+    cost = solution.outcome(route, rows).cost.mean()
+    whole = solution.outcome(Route((solution.reference,), ()), rows).cost.mean()
+    loss = float(unit_differences(log, score, route, solution.reference).mean())
+    return sentences.uncertified(1.0 - float(cost / whole), loss)
+
+
+def _score_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
+    log, rows = solution.problem.log, solution.problem.parts.tune
+    auc = [area_under_curve(log.confidence[rows, m], log.is_correct[rows, m]) for m in range(len(log.models))]
+    reversed_models = [name for name, each in zip(log.models, solution.calibrations, strict=True) if each.slope < 0]
+    weak = [name for name, area in zip(log.models, auc, strict=True) if area is not None and 0.4 < area < WEAK_AUC]
+    if reversed_models:
+        yield "confidence", sentences.reversed_scores(reversed_models)
+    if weak:
+        yield "confidence", sentences.weak_scores(weak)
+
+
+def _next_command(solution: RoutingSolution, directory: RunDir) -> str:
+    if solution.route is None and solution.smallest_limit is not None:
+        return f"unfold plan {directory.word} --set goal.max_loss={100 * solution.smallest_limit:g}%"
+    if solution.steps and solution.route is None:
+        smallest_ms, quantile = _smallest_deadline(solution), solution.problem.quantile
+        if smallest_ms is not None and smallest_ms < float("inf"):
+            limit = f"goal.max_latency.{quantile}='{np.ceil(smallest_ms):.0f} ms'"
+            return f"unfold plan {directory.word} --set {limit}"
+    return f"unfold serve {directory.word}" if solution.route is not None else ""

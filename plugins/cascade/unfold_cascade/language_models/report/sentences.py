@@ -1,0 +1,176 @@
+"""Every user-visible sentence about cascades of language models, as functions of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TESTS = {
+    "exact": "exact paired test",
+    "betting": "betting test, mixture of wagers",
+    "binomial": "binomial test of the requests made worse",
+}
+
+
+def dollars(per_request: float) -> str:
+    """Write a cost per request as dollars per 1,000 requests."""
+    return f"${1000 * per_request:,.4g} per 1,000 requests"
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage with three digits at most."""
+    return f"{100 * share:.3g}%"
+
+
+def points(loss: float) -> str:
+    """Write a loss in points; one that rounds to zero has no sign."""
+    value = round(100 * loss, 1) + 0.0
+    return f"{value:.1f} point" if abs(value) == 1.0 else f"{value:.1f} points"
+
+
+def limit(loss: float) -> str:
+    """Write an allowed loss in points."""
+    return f"{100 * loss:g} point" if loss == 0.01 else f"{100 * loss:g} points"
+
+
+def headline(saving: float, reference: str, cost: float, max_loss: float, confidence: float) -> str:
+    """State what a certified route saves."""
+    start = f"saves {percent(saving)} of the cost of {reference} alone ({dollars(cost)})"
+    return f"{start}, and loses at most {limit(max_loss)} with {percent(confidence)} confidence"
+
+
+def refusal(max_loss: float, confidence: float, reference: str, smallest: float | None) -> str:
+    """State that no route is certified, and the smallest limit that these rows would have certified."""
+    promise = f"to lose at most {limit(max_loss)} against {reference} with {percent(confidence)} confidence"
+    start = f"no cheaper route is certified {promise}"
+    if smallest is None:
+        return start
+    return f"{start}; the smallest limit that would pass on these rows is {limit(smallest)}"
+
+
+def no_cheaper(reference: str) -> str:
+    """State that the reference is already the cheapest."""
+    return f"no route is cheaper than {reference} alone, which is also the most accurate model"
+
+
+def certificate(test: str, units: int, unit: str, worse: int, better: int, p_value: float, bound: float | None) -> str:
+    """Describe the certificate of the selected route."""
+    tail = "" if bound is None else f"; by the exact test it loses less than {points(max(bound, 0.0))}"
+    counts = f"{worse:,} made worse and {better:,} made better"
+    return f"{TESTS[test]} on {units:,} {unit}s: {counts}, p = {p_value:.3f}{tail}"
+
+
+def average_unit(unit: str) -> str:
+    """State that the promise covers the average unit."""
+    return f"the promise covers the average {unit}, however many requests each has"
+
+
+def failed_certificate(test: str, units: int, unit: str, worse: int, better: int, p_value: float) -> str:
+    """Describe the failed test of the first route."""
+    counts = f"{worse:,} made worse and {better:,} made better, p = {p_value:.3f}"
+    return f"{TESTS[test]} of the first route on {units:,} {unit}s: {counts}"
+
+
+def units_needed(count: int | None, unit: str, units: int) -> str:
+    """State how many certifying units would do."""
+    if count is None:
+        return f"the tuning rows show no saving within the limit, so more {unit}s alone would not help"
+    if count <= units:
+        return f"{units:,} {unit}s would do if they resembled the tuning rows; these do not"
+    return f"about {count:,} certifying {unit}s are needed if they resemble the tuning rows; this log has {units:,}"
+
+
+def refused_latency(late: int, units: int, quantile: str, deadline_ms: float, smallest_ms: float) -> str:
+    """State that the latency limit is what fails, and the smallest one that would pass."""
+    start = f"{late:,} of {units:,} are above the limit of {deadline_ms:,.0f} ms for {quantile}"
+    if smallest_ms == float("inf"):
+        return f"{start}; there are too few to certify any limit"
+    return f"{start}; the smallest limit that would pass on these rows is {smallest_ms:,.0f} ms"
+
+
+def saving_interval(low: float, high: float, confidence: float, rows: int) -> str:
+    """State the interval of the saving."""
+    return f"{percent(low)} to {percent(high)} with {percent(confidence)} confidence (delta method, {rows:,} test rows)"
+
+
+def uncertified(saving: float, lost: float) -> str:
+    """Describe the threshold that is tuned without a test."""
+    start = f"the threshold of least cost on the tuning rows saves {percent(saving)}"
+    return f"{start}, and loses {points(lost)} on certifying rows; nothing bounds that loss"
+
+
+def latency(mean_ms: float, p95_ms: float, reference_mean_ms: float, reference_p95_ms: float) -> str:
+    """Compare latencies with the reference on test rows."""
+    return (
+        f"mean {mean_ms:,.0f} ms and p95 {p95_ms:,.0f} ms, against {reference_mean_ms:,.0f} ms and "
+        f"{reference_p95_ms:,.0f} ms of the reference; recorded without load"
+    )
+
+
+def certified_latency(quantile: str, deadline_ms: float, confidence: float) -> str:
+    """State the certified limit on the latency."""
+    return f"{quantile} at most {deadline_ms:,.0f} ms, with {percent(confidence)} confidence together with the loss"
+
+
+def chain_length(rows: int, small: int) -> str:
+    """State why only pairs were searched."""
+    return (
+        f"pairs only: the log has {rows:,} rows, and longer chains promise less below {small:,}; see gates.max_models"
+    )
+
+
+def labels(count: int) -> str:
+    """State how many rows need a label."""
+    start = f"{count:,} rows answer early and differ from the reference without a label"
+    return f"{start}; they count as made worse until they are labelled"
+
+
+def split(tune: int, certify: int, test: int) -> str:
+    """State the sizes of the parts."""
+    return f"{tune:,} rows tune, {certify:,} certify, {test:,} are reported"
+
+
+def reversed_scores(models: Sequence[str]) -> str:
+    """Warn of confidences which fall where answers are more often correct."""
+    return f"the confidence of {', '.join(models)} is higher where answers are wrong; it is turned round"
+
+
+def weak_scores(models: Sequence[str]) -> str:
+    """Warn of confidences which hardly tell correct answers from wrong ones."""
+    return f"the confidence of {', '.join(models)} hardly separates correct answers from wrong ones (AUC below 0.6)"
+
+
+def served_alias(alias: str, chain: Sequence[str]) -> str:
+    """Describe what a gateway serves under its alias."""
+    return f'"{alias}" routes through {" → ".join(chain)}'
+
+
+def served_promise(max_loss: float, confidence: float, reference: str) -> str:
+    """Describe the promise of a gateway."""
+    return f"loses at most {limit(max_loss)} against {reference}, with {percent(confidence)} confidence"
+
+
+def withdrawn(reference: str, void_reason: str) -> str:
+    """State that a promise does not hold any more."""
+    why = f"void: {void_reason}" if void_reason else "revoked by the audit"
+    return f"{why}; all requests go to {reference}, plan again"
+
+
+def unpromised(reference: str) -> str:
+    """State that a gateway has nothing to promise."""
+    return f"none is certified; all requests go to {reference}"
+
+
+def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) -> str:
+    """Describe the audit of a gateway."""
+    if audit_limit is None:
+        return "off: the log has no texts of answers to certify a disagreement with, and serve.judge is not labels"
+    what = "labels sent to POST /v1/audit" if by_labels else "answers that differ from the reference"
+    return f"{percent(share)} of requests; {what} revoke the promise if more than {points(audit_limit)} are lost"
+
+
+def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
+    """State how much of a log was collected, and what it cost."""
+    start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
+    if is_capped:
+        return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
+    return start if rows == prompts else f"{start}; run it again to call what failed"

@@ -1,0 +1,170 @@
+"""The parts of a spec for cascades of language models: token prices, endpoints, confidence, collection and serving."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from unfoldkit.api import Duration, Model, Percent
+
+UNITS = {"1": 1.0, "1k": 1e3, "1K": 1e3, "1M": 1e6, "1000": 1e3, "1000000": 1e6}
+Quantile = Literal["p50", "p90", "p95", "p99"]
+QUANTILE_SHARES: Mapping[str, float] = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
+
+
+def parse_token_count(value: Any) -> float:
+    """Parse the number of tokens that a price is for, such as ``1M``."""
+    unit = UNITS.get(re.sub(r"[\s_,]", "", str(value)))
+    if unit is None:
+        raise PydanticCustomError("unit", '"{value}" is not 1, 1k or 1M', {"value": str(value)[:20], "hint": "per: 1M"})
+    return unit
+
+
+def format_token_count(value: float) -> str:
+    """Write a number of tokens as the spec does."""
+    return {1.0: "1", 1e3: "1k"}.get(value, "1M")
+
+
+TokenCount = Annotated[
+    float,
+    BeforeValidator(parse_token_count),
+    PlainSerializer(format_token_count),
+    WithJsonSchema({"type": "string", "enum": ["1", "1k", "1M"]}),
+]
+Dollars = Annotated[float, Field(ge=0.0, le=1e9)]
+
+
+class TokenPrice(Model):
+    """The price of a call by its tokens: ``in`` includes ``cached`` and ``written`` tokens, as in OpenAI's usage."""
+
+    input: Dollars = Field(alias="in", description="of an input token")
+    cached: Dollars | None = Field(default=None, description="of an input token read from the cache; in if omitted")
+    written: Dollars | None = Field(default=None, description="of an input token written to the cache; in if omitted")
+    out: Dollars = Field(description="of an output token, reasoning included")
+    fixed: Dollars = Field(default=0.0, description="of each call, beside its tokens")
+    per: TokenCount = Field(default=1e6, description="tokens that in, cached, written and out are for: 1, 1k or 1M")
+
+
+CallPrice = Annotated[
+    Annotated[Dollars, Tag("call")] | Annotated[TokenPrice, Tag("tokens")],
+    Discriminator(lambda value: "tokens" if isinstance(value, (Mapping, TokenPrice)) else "call"),
+]
+
+
+class Tokens(Model):
+    """Columns of token counts; ``in`` includes the cached and written tokens."""
+
+    input: str = Field(alias="in")
+    cached: str | None = None
+    written: str | None = None
+    out: str
+
+
+class Timeouts(Model):
+    """How long an upstream may take."""
+
+    connect: Duration = Field(default=5.0, gt=0.0)
+    first_token: Duration = Field(default=30.0, gt=0.0, description="until the first byte of the answer")
+    between_tokens: Duration = Field(default=20.0, gt=0.0)
+    total: Duration = Field(default=120.0, gt=0.0, description="of one request over the whole chain")
+
+
+class Endpoint(Model):
+    """An OpenAI-compatible server. Keys come from environment variables and are never stored."""
+
+    url: str = Field(
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=500, description="the base, such as https://host/v1"
+    )
+    model: str = Field(min_length=1, max_length=200, description="the name of the model at the endpoint")
+    key_env: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the environment variable with the API key"
+    )
+    window: int | None = Field(default=None, ge=1, description="context length in tokens; longer prompts skip it")
+    max_tokens: int = Field(
+        default=4096, ge=1, le=1_000_000, description="output assumed where a request sets no limit"
+    )
+    rate: float | None = Field(default=None, gt=0.0, description="requests per second that profile may send")
+    http2: bool = Field(default=True, description="offer HTTP/2 over TLS")
+
+
+class ConfidenceSource(Model):
+    """Where a confidence comes from. The plan names it; a change voids the promise."""
+
+    source: Literal["logprob", "votes", "check", "column"] = Field(
+        default="logprob",
+        alias="from",
+        description="logprob: mean log-probability of the answer's tokens. votes: share of the most frequent of "
+        "several samples. check: a second call that asks whether the answer is correct. column: of the log only",
+    )
+    of: Literal["mean", "sum", "min", "first"] = Field(
+        default="mean", description="logprob: how the tokens' log-probabilities become one number"
+    )
+    samples: int = Field(default=5, ge=2, le=20, description="votes: answers per request")
+    prompt: str | None = Field(
+        default=None, max_length=4000, description="check: the question; {prompt} and {answer} are filled in"
+    )
+
+
+class MaxLatency(Model):
+    """A limit on a quantile of the latency over the whole chain, certified with the loss."""
+
+    p50: Duration | None = Field(default=None, gt=0.0)
+    p90: Duration | None = Field(default=None, gt=0.0)
+    p95: Duration | None = Field(default=None, gt=0.0)
+    p99: Duration | None = Field(default=None, gt=0.0)
+
+
+class GatewayKey(Model):
+    """A client's key, from an environment variable, and what it may spend."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    budget: Dollars | None = Field(default=None, description="dollars that the key may spend in all")
+
+
+class GatewaySpec(Model):
+    """How the gateway serves."""
+
+    alias: str = Field(default="auto", min_length=1, max_length=100, description="the model name that clients ask for")
+    audit: Percent = Field(default=0.02, ge=0.0, le=1.0, description="share of requests that also ask the reference")
+    judge: Literal["disagreement", "labels"] = Field(
+        default="disagreement",
+        description="disagreement: an audited answer that differs from the reference's counts against the certified "
+        "disagreement. labels: POST /v1/audit reports which answers were right",
+    )
+    sticky: Literal["conversation"] | None = Field(
+        default=None, description="conversation: the first turn is routed, later turns stay with its model"
+    )
+    retries: int = Field(default=2, ge=0, le=10, description="of one upstream, before the next model")
+    content_filter: Literal["trust", "escalate"] = Field(default="trust", description="an answer which was filtered")
+    timeouts: Timeouts = Timeouts()
+    keys: tuple[GatewayKey, ...] = Field(default=(), max_length=1000, description="of clients; none: no key is needed")
+    body_limit: int = Field(default=4 << 20, ge=1024, le=64 << 20, description="bytes of a request")
+    answer_limit: int = Field(default=16 << 20, ge=1024, le=256 << 20, description="bytes of an answer")
+
+
+class Scoring(Model):
+    """How ``profile`` decides whether an answer is correct."""
+
+    by: Literal["exact", "number", "choice", "regex", "function", "judge"] = "exact"
+    pattern: str | None = Field(default=None, max_length=1000, description="regex: group 1, or the match, is compared")
+    function: str | None = Field(
+        default=None, description="module:function of (answer, expected) -> bool; --allow-code"
+    )
+    model: str | None = Field(default=None, description="judge: the name of a model of the stage")
+    tolerance: float = Field(default=1e-6, ge=0.0, description="number: relative difference")
+
+
+class Collection(Model):
+    """How ``profile`` collects the log."""
+
+    cap: Dollars = Field(default=5.0, description="dollars that profile may spend in all")
+    concurrency: int = Field(default=8, ge=1, le=256)
+    retries: int = Field(default=4, ge=0, le=20)
+    max_tokens: int = Field(default=256, ge=1, le=100_000)
+    system: str | None = Field(default=None, max_length=10_000, description="a system message before each prompt")
+    score: Scoring = Scoring()

@@ -1,0 +1,37 @@
+"""The verbs of cascades of language models: a few lines each."""
+
+from __future__ import annotations
+
+from unfold_cascade.language_models.build import build_collection, build_gateway_plan, build_routing_problem
+from unfold_cascade.language_models.collection.report import collect_log
+from unfold_cascade.language_models.gateway.service import build_gateway
+from unfold_cascade.language_models.planning.planner import solve_routing
+from unfold_cascade.language_models.report.plan import build_routing_report
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.language_models import Collection
+from unfoldkit.api import Report, Run, Service
+
+
+def profile(spec: CascadeSpec, run: Run) -> Report:
+    """Call every endpoint on every prompt, within a spending cap, and leave the log in the run."""
+    task, identity = build_collection(spec, run)
+    return collect_log(spec.name, task, identity, (spec.collect or Collection()).retries, run)
+
+
+def train(spec: CascadeSpec, run: Run) -> Report:
+    """Plan: nothing is fitted but the calibrations."""
+    return _plan(spec, run, "train")
+
+
+def plan(spec: CascadeSpec, run: Run) -> Report:
+    """Find the cheapest certified route through the models of a log."""
+    return _plan(spec, run, "plan")
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Build the gateway of the plan that the run stores; keys come from the environment."""
+    return build_gateway(build_gateway_plan(spec, run.options.get("plan") or {}), run.directory.path, run.log)
+
+
+def _plan(spec: CascadeSpec, run: Run, verb: str) -> Report:
+    return build_routing_report(solve_routing(build_routing_problem(spec, run)), run.directory, verb)

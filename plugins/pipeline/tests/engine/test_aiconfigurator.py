@@ -1,0 +1,131 @@
+"""Operator tables of AIConfigurator: sums over layers, holes that are errors, heads that stand for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.engine.hardware.gpu import find_gpu
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.step_times.aiconfigurator import (
+    KERNEL_LAUNCH_S,
+    SMALL_KERNELS,
+    build_step_times,
+    find_tables,
+    read_database,
+)
+from unfoldkit.api import UnfoldError
+
+MODEL = ModelShape(layers=2, hidden=512, heads=8, kv_heads=2, head=64, inner=1024, vocabulary=2048)
+
+
+def write_tables(folder: Path, *, hole: bool = False, all_reduce: bool = True) -> Path:
+    """Write tables in which a product of n and k takes n k / 1e6 ms, and attention one microsecond a token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = (256, 512, 1024, 2048)
+    gemm = [
+        f"h,vllm,{kind},{m},{n},{k},{n * k / 1e6}"
+        for kind in ("bfloat16", "fp8")
+        for m in (1, 8, 64)
+        for n in sizes
+        for k in sizes
+        if not (hole and (n, k) == (2048, 512))
+    ]
+    context = [
+        f"h,vllm,bfloat16,bfloat16,{heads},{kv},{isl},{isl / 1e3}"
+        for heads, kv in ((8, 2), (4, 1))
+        for isl in (1, 16, 64, 256)
+    ]
+    generation = [
+        f"h,vllm,bfloat16,{heads},{kv},{batch},{step},{batch / 1e3}"
+        for heads, kv in ((8, 2), (4, 1))
+        for batch in (1, 2, 4, 8)
+        for step in (1, 63, 255)
+    ]
+    texts = {
+        "gemm.csv": ["system,backend,gemm_dtype,m,n,k,latency_ms", *gemm],
+        "context_attention.csv": [
+            "system,backend,attn_dtype,kv_cache_dtype,num_heads,num_key_value_heads,isl,latency_ms",
+            *context,
+        ],
+        "generation_attention.csv": [
+            "system,backend,kv_cache_dtype,num_heads,num_key_value_heads,batch_size,step,latency_ms",
+            *generation,
+        ],
+    }
+    if all_reduce:
+        messages = [f"h,vllm,2,{size},{0.01}" for size in (128, 1 << 20)]
+        texts["allreduce.csv"] = ["system,backend,num_gpus,message_size,latency_ms", *messages]
+    for name, lines in texts.items():
+        (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def build(folder: Path, *, tensor_parallel: int = 1, backend: str = "vllm") -> StepTimes:
+    gpu = find_gpu("H100")
+    assert gpu is not None
+    database = read_database(find_tables(folder, "h", backend), system="h", backend=backend, head=64)
+    return build_step_times(
+        database,
+        MODEL,
+        gpu,
+        tensor_parallel=tensor_parallel,
+        precision="bf16",
+        kv_precision="bf16",
+        max_tokens=64,
+        max_requests=8,
+        max_context=256,
+    )
+
+
+def test_a_step_is_the_sum_of_its_operators(tmp_path: Path) -> None:
+    """Four products a layer, the LM head a request, and attention that counts tokens."""
+    times = build(write_tables(tmp_path))
+    products = (768 * 512 + 512 * 512 + 2048 * 512 + 512 * 1024) / 1e9
+    small = 2 * SMALL_KERNELS * KERNEL_LAUNCH_S
+    assert times.dense[1] == pytest.approx(2 * products + small, rel=0.01)
+    assert times.sequence[3] == pytest.approx(2048 * 512 / 1e9)
+    decodes = int(np.flatnonzero(times.axes[2] == 4)[0])
+    assert times.attention[0, 0, decodes, 1] == pytest.approx(2 * 4e-6)
+    chunk = int(np.flatnonzero(times.axes[0] == 64)[0])
+    assert times.attention[chunk, 0, 0, 0] == pytest.approx(2 * 64e-6)
+
+
+def test_tensor_parallel_adds_measured_all_reduces(tmp_path: Path) -> None:
+    """2 L + 1 all-reduces a step come from the table, and nothing replaces a missing one."""
+    one, two = build(write_tables(tmp_path / "a")), build(write_tables(tmp_path / "a"), tensor_parallel=2)
+    assert two.dense[1] > 5 * 1e-5
+    assert one.dense[1] != two.dense[1]
+    with pytest.raises(UnfoldError, match="no all-reduce between 2 GPUs was measured"):
+        build(write_tables(tmp_path / "b", all_reduce=False), tensor_parallel=2)
+    with pytest.raises(UnfoldError, match="no all-reduce between 4 GPUs was measured"):
+        build(write_tables(tmp_path / "c"), tensor_parallel=4)
+
+
+def test_a_hole_in_the_needed_range_is_an_error(tmp_path: Path) -> None:
+    """A shape without its four corners is named."""
+    with pytest.raises(UnfoldError, match="hole at n 2048, k 512"):
+        build(write_tables(tmp_path, hole=True))
+
+
+def test_another_backend_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    """Rows of another engine never stand for this one."""
+    with pytest.raises(UnfoldError, match="no rows of h trtllm") as error:
+        build(write_tables(tmp_path), backend="trtllm")
+    assert "h vllm" in error.value.diagnostics[0].hint
+
+
+def test_parquet_and_csv_give_the_same_times(tmp_path: Path) -> None:
+    """The tables may be Parquet files in the folders of their source."""
+    pytest.importorskip("pyarrow")
+    from pyarrow import csv, parquet
+
+    folder = write_tables(tmp_path / "csv")
+    for path in folder.glob("*.csv"):
+        target = tmp_path / "data" / "h" / path.stem / "vllm" / "0.19.0" / f"{path.stem}_perf.parquet"
+        target.parent.mkdir(parents=True)
+        parquet.write_table(csv.read_csv(path), target)
+    np.testing.assert_allclose(build(tmp_path / "data" / "h").dense, build(folder).dense)

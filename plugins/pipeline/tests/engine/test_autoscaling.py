@@ -1,0 +1,116 @@
+"""Scaling rules see the past only; engines that stop finish their requests; what runs is paid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from plugins.pipeline.tests.engine.test_cluster import step_times
+from unfold_pipeline.engine.autoscaling.replay import compute_hindsight_cost, replay_rule
+from unfold_pipeline.engine.autoscaling.rules import (
+    HPA_STABILIZATION_S,
+    Observation,
+    build_envelope_rule,
+    build_hpa_rule,
+    build_keda_rule,
+    build_token_envelope,
+    keep_replicas,
+)
+from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
+from unfold_pipeline.engine.simulation.cluster import EngineLoad
+from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
+from unfold_pipeline.engine.step_times.interval import StepInterval
+
+CONFIG = EngineConfig(option=0, replicas=2, budget=64, max_seqs=8)
+
+
+def burst(count: int = 900, seed: int = 0) -> EngineRequests:
+    """Return traffic that is quiet, busy for a while, and quiet again."""
+    rng = np.random.default_rng(seed)
+    rate = np.where((np.arange(count) > 150) & (np.arange(count) < 750), 12.0, 1.0)
+    return build_requests(
+        np.cumsum(rng.exponential(1 / rate)), rng.integers(20, 120, count), rng.integers(2, 40, count), block_tokens=4
+    )
+
+
+def problem(requests: EngineRequests) -> EngineProblem:
+    option = EngineOption(
+        hardware="g",
+        gpu="g",
+        tensor_parallel=1,
+        usd_per_gpu_hour=2.0,
+        gpus_per_node=1,
+        quota=None,
+        kv_cache=KvCache(num_blocks=300, is_measured=False),
+        times=replace(step_times(), scale=3.0),
+        interval=StepInterval(source="tables", groups=4, low=1.0, high=1.0),
+    )
+    return EngineProblem(
+        name="burst", stage="chat", requests=requests, options=(option,), too_small=(),
+        settings=EngineSettings(budgets=(64,), max_seqs=(8,), start_s=10.0),
+        targets=Targets(ttft_s=0.5, tpot_s=0.1), confidence=None, price_sources={}, trace_sha256="", model="m",
+    )  # fmt: skip
+
+
+def seen(now_s: float, *, running: int, waiting: int, active: int = 1) -> Observation:
+    load = EngineLoad(
+        running=np.array([running]), waiting=np.array([waiting]), blocks=np.array([0]), unfinished=np.array([running])
+    )
+    return Observation(now_s=now_s, arrived=0, load=load, active=active)
+
+
+def test_a_rule_that_keeps_the_plan_equals_the_plan() -> None:
+    """The replay in slices gives the latencies of the simulation at once, and its price."""
+    case = problem(burst())
+    run = replay_rule("fixed", case, CONFIG, keep_replicas(2), max_replicas=4)
+    outcome = evaluate(case, CONFIG, complete=True)
+    # engines beyond the plan are off, so round robin alternates between the same two
+    np.testing.assert_allclose(
+        np.sort(run.latencies.latency_s), np.sort(outcome.run.last_token_s - outcome.run.arrival_s)
+    )
+    assert run.usd_per_hour == 4.0
+
+
+def test_every_request_of_a_scaled_service_is_answered() -> None:
+    """Draining engines finish what they hold, started ones take requests, and counts stay within bounds."""
+    case = problem(burst())
+    envelope = build_token_envelope(case.requests, 2, 10.0)
+    for rule in (
+        build_envelope_rule(envelope, case.requests, hold_s=10.0),
+        build_hpa_rule(4.0),
+        build_keda_rule(),
+    ):
+        run = replay_rule("rule", case, CONFIG, rule, max_replicas=4)
+        assert np.isfinite(run.latencies.latency_s).all()
+        assert run.engines.min() >= 1
+        assert run.paid.max() <= 4
+        assert (run.paid >= run.engines).all()
+
+
+def test_the_envelope_rule_follows_the_traffic() -> None:
+    """Quiet traffic needs fewer engines than the plan, and the traffic of the plan no more than the margin."""
+    case = problem(burst())
+    rule = build_envelope_rule(build_token_envelope(case.requests, 2, 10.0), case.requests, hold_s=10.0)
+    run = replay_rule("rule", case, CONFIG, rule, max_replicas=4)
+    assert run.engines.min() == 1
+    assert run.engines.max() <= 3
+
+
+def test_hpa_scales_up_at_once_and_down_after_its_window() -> None:
+    """The largest wish of five minutes holds, and 10 % around the target change nothing."""
+    rule = build_hpa_rule(10.0)
+    assert rule(seen(0.0, running=30, waiting=10)) == 4
+    assert rule(seen(15.0, running=0, waiting=0, active=4)) == 4
+    assert rule(seen(15.0 + HPA_STABILIZATION_S + 1, running=1, waiting=0, active=4)) == 1
+    steady = build_hpa_rule(10.0)
+    assert steady(seen(0.0, running=21, waiting=0, active=2)) == 2
+
+
+def test_perfect_knowledge_needs_no_more_than_the_plan_where_it_meets_the_targets() -> None:
+    """Slots of equal traffic cost as much as the plan at most."""
+    case = problem(burst(300))
+    cost = compute_hindsight_cost(case, CONFIG, 20.0)
+    assert cost is None or cost > 0

@@ -1,0 +1,125 @@
+"""A plan with a confidence holds on fresh samples; without one, the share to expect is stated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plugins.pipeline.tests.helpers import ignore_progress
+from unfold_pipeline.estimator.estimator import Estimator
+from unfold_pipeline.estimator.fresh_samples import bound_share, count_draws, count_required
+from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.planner.confident_plan import ConfidentPlan, find_confident_plan
+from unfold_pipeline.problem.build import build_problem
+from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.problem.sample import resample_blocks
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfoldkit.api import Run, RunDir, Verdict
+from unfoldkit.arrivals import processes
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+SPEC = """
+version: 1
+kind: pipeline
+name: two
+slo: {p99: 300 ms}
+arrivals: {process: gamma, rate: 60/s, cv: 2, duration: 30 s}
+hardware: {cpu: {price: $0.05/h}}
+stages:
+  first: {latency: {cpu: {1: 10 ms, 8: 66 ms}}}
+  second: {after: {first: 50%}, latency: {cpu: {1: 30 ms, 8: 120 ms}}}
+"""
+FRESH = 40
+
+
+def problem_of(text: str, folder: Path, seed: int = 0) -> Problem:
+    """The problem of a spec."""
+    spec = validate(PipelineSpec, parse(text, "two.yaml"))
+    return build_problem(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder, seed=seed))
+
+
+def solve(problem: Problem) -> ConfidentPlan:
+    """The plan of a problem."""
+    checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+    result = find_confident_plan(checker, problem, ignore_progress)
+    assert isinstance(result, ConfidentPlan)
+    return result
+
+
+def kept_share(problem: Problem, result: ConfidentPlan) -> float:
+    """The share of samples that the planner has not seen on which its plan meets the SLO."""
+    samples = [problem.samplers[0](np.random.default_rng([99, draw])) for draw in range(FRESH)]
+    tails = [Estimator(problem.pipeline, sample).tail_latency(result.solution.plan) for sample in samples]
+    return float(np.mean([tail <= problem.slo_s for tail in tails]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confident_plan_holds_on_fresh_samples(tmp_path: Path, seed: int) -> None:
+    """With 90 %, the plan meets the SLO on at least 85 % of samples that the planner has not seen."""
+    sure = problem_of(SPEC.replace("300 ms", "300 ms, confidence: 90%"), tmp_path, seed)
+    result = solve(sure)
+    assert result.is_reached
+    assert kept_share(sure, result) >= 0.85
+    assert result.solution.hourly_cost >= result.base_cost
+
+
+def test_expected_share_is_that_of_fresh_samples(tmp_path: Path) -> None:
+    """Without a confidence, the stated share is that which fresh samples show, within its noise."""
+    shares = []
+    for seed in range(6):
+        problem = problem_of(SPEC, tmp_path, seed)
+        result = solve(problem)
+        assert result.share is not None
+        shares.append((result.share.share, kept_share(problem, result)))
+    stated, observed = np.array(shares).T
+    assert np.abs(stated - observed).max() < 0.35
+    assert abs(stated.mean() - observed.mean()) < 0.12
+
+
+def test_trace_is_resampled_in_blocks(tmp_path: Path) -> None:
+    """A trace keeps span, rate and burstiness; its plan has a share, and a confidence is met."""
+    times = processes.gamma_arrivals(60.0, 40.0, np.random.default_rng(5), scv=4.0)
+    fresh = [resample_blocks(times - times[0], np.random.default_rng(seed)) for seed in range(20)]
+    spread = [float(np.diff(item).std() / np.diff(item).mean()) for item in fresh]
+    assert np.mean([item.size for item in fresh]) == pytest.approx(times.size, rel=0.05)
+    assert np.mean(spread) == pytest.approx(2.0, rel=0.25)
+    assert max(float(item[-1]) for item in fresh) <= float(times[-1] - times[0])
+    np.savez(tmp_path / "t.npz", arrival_s=times)
+    text = SPEC.replace("{process: gamma, rate: 60/s, cv: 2, duration: 30 s}", "{trace: t.npz}")
+    result = solve(problem_of(text.replace("300 ms", "300 ms, confidence: 80%"), tmp_path))
+    assert result.is_reached
+    assert result.share is not None
+    assert result.share.lower_bound >= 0.8
+
+
+def test_quota_that_allows_no_confident_plan_is_a_no(tmp_path: Path) -> None:
+    """If the quota leaves no plan for enough samples, the answer is no, with the share that is met."""
+    base = solve(problem_of(SPEC, tmp_path))
+    used = sum(config.replicas for config in base.solution.plan)
+    text = SPEC.replace("$0.05/h", f"$0.05/h, quota: {used}").replace("300 ms", "300 ms, confidence: 99%")
+    spec = validate(PipelineSpec, parse(text, "two.yaml"))
+    report = plan(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
+    assert report.verdict is Verdict.NO
+    assert "only" in dict(report.lines)["fresh samples"]
+    plain = plan(validate(PipelineSpec, parse(SPEC, "t")), Run(RunDir(tmp_path / "b"), LocalEngine(1), base=tmp_path))
+    assert "on this sample, and on" in plain.headline
+
+
+def test_bound_is_that_of_clopper_and_pearson() -> None:
+    """If all draws are kept, the bound is a root of the uncertainty; the required number is the least that shows it."""
+    assert bound_share(22, 22) == pytest.approx(0.1 ** (1 / 22), abs=1e-9)
+    assert bound_share(0, 22) == 0.0
+    draws = count_draws(0.9)
+    required = count_required(0.9, draws)
+    assert bound_share(required, draws) >= 0.9 > bound_share(required - 1, draws)
+    assert count_required(0.99, 24) == 24
+    # a share of exactly the bound is observed so often or more in one of ten cases
+    share = bound_share(50, draws)
+    tail = sum(math.comb(draws, k) * share**k * (1 - share) ** (draws - k) for k in range(50, draws + 1))
+    assert tail == pytest.approx(0.1, abs=1e-6)

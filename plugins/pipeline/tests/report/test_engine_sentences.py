@@ -1,0 +1,68 @@
+"""Every sentence of a report on LLM engines, with sample values: plain, short English."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import pytest
+
+from plugins.pipeline.tests.report.test_sentences import MAX_WORDS, NO_WORDS_OF_OURS
+from unfold_pipeline.report.engines import sentences
+
+PAGE: dict[str, list[str]] = {
+    "describe_autoscaling": [sentences.describe_autoscaling(180.0)],
+    "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
+    "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
+    "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
+    "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
+    "describe_hindsight": [sentences.describe_hindsight(41.2)],
+    "describe_interval": [
+        sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9),
+        sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9),
+    ],
+    "describe_kv": [
+        sentences.describe_kv(0.17, 0, 229_744, is_measured=False),
+        sentences.describe_kv(0.99, 1, 229_744, is_measured=True),
+    ],
+    "describe_no_plan": [sentences.describe_no_plan("p99 TTFT ≤ 500 ms")],
+    "describe_no_sure_plan": [sentences.describe_no_sure_plan("p99 TTFT ≤ 500 ms", 0.9)],
+    "describe_nodes": [sentences.describe_nodes(1, "h100", 8, 6), sentences.describe_nodes(2, "h100", 8, 16)],
+    "describe_plan": [sentences.describe_plan(55.04, 3, 6, "h100"), sentences.describe_plan(1.86, 1, 1, "l40s")],
+    "describe_prefix": [sentences.describe_prefix(0.84)],
+    "describe_price_range": [sentences.describe_price_range(55.04, 110.08), sentences.describe_price_range(4.0, None)],
+    "describe_profile_value": [
+        sentences.describe_profile_value(55.04, 110.08),
+        sentences.describe_profile_value(55.04, 55.04),
+    ],
+    "describe_recheck": [
+        sentences.describe_recheck("p99 TTFT ≤ 500 ms", meets=True, excess=""),
+        sentences.describe_recheck("p99 TTFT ≤ 500 ms", meets=False, excess=""),
+        sentences.describe_recheck(
+            "p99 TTFT ≤ 500 ms", meets=True, excess="9 input tokens in 1 s exceed the planned 8"
+        ),
+    ],
+    "describe_refusal": [sentences.describe_refusal("h100", 2, 2, "ttft", 0.687)],
+    "describe_replay": [sentences.describe_replay(0.9937, "p99 TTFT ≤ 500 ms", 55.04, "fixed plan")],
+    "describe_search": [sentences.describe_search(16, 139_022)],
+    "describe_steps": [sentences.describe_steps(0.04, 25)],
+    "describe_targets": [sentences.describe_targets(0.5, 0.05, float("inf"))],
+    "describe_token_excess": [sentences.describe_token_excess("input", 1.0, 12_000, 9_000)],
+    "describe_too_small": [sentences.describe_too_small([("h100", 1)])],
+}
+
+
+def test_every_sentence_is_on_the_page() -> None:
+    """A sentence without a sample would not be read here."""
+    functions = inspect.getmembers(sys.modules[sentences.__name__], inspect.isfunction)
+    named = {name for name, function in functions if function.__module__ == sentences.__name__}
+    assert {name for name in named if name.startswith("describe_")} == set(PAGE)
+
+
+@pytest.mark.parametrize("name", sorted(PAGE))
+def test_sentences_are_short_and_use_the_terms_of_the_field(name: str) -> None:
+    """At most 25 words between stops, and none of the words that the vocabulary retired."""
+    for text in [*PAGE[name], sentences.NO_PREFIX, sentences.UNPREDICTED]:
+        assert not NO_WORDS_OF_OURS.search(text), text
+        assert all(len(part.split()) <= MAX_WORDS for part in text.replace(";", ".").split(". ")), text
+        assert "  " not in text

@@ -1,0 +1,83 @@
+"""A pipeline served on Ray: a killed replica is replaced, what was admitted is answered, and SIGTERM drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from plugins.pipeline.tests.live_load import Response, read_status, send_trace, step_trace
+from tests.served import rest, serving, unfold
+
+SPEC = """
+version: 1
+kind: pipeline
+name: steps
+slo: {p99: 700 ms}
+arrivals: {process: poisson, rate: 1/s, duration: 60 s}
+hardware: {core: {price: $0.05/h, quota: 1}}
+stages:
+  only_stage_here: {latency: {core: {1: 100 ms}}, model: {code: "served:nap", features: 2}}
+tuner: {hold: 10 s}
+"""
+CODE = "import time\n\ndef nap(rows):\n    time.sleep(0.1 * len(rows))\n    return rows.sum(axis=1)\n"
+PATIENCE_S = 240
+
+
+def find_replica() -> int | None:
+    """Return the process of the replica, which Ray names after its deployment."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes()
+            if b"ray::ServeReplica" in line and b"only_stage" in line:
+                return int(path.parent.name)
+    return None
+
+
+@pytest.mark.e2e
+@pytest.mark.ray
+def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
+    """Each admitted query is answered once the replica has started again, and SIGTERM ends the service cleanly."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    (tmp_path / "served.py").write_text(CODE)
+    (tmp_path / "steps.yaml").write_text(SPEC)
+    assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
+    with serving(tmp_path, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (process, address):
+        assert read_status(address)["stages"][0]["ready"] == 1
+
+        async def kill_under_load() -> tuple[list[Response], float]:
+            load = asyncio.create_task(send_trace(address, "steps", step_trace([4.0], 4.0), [1.0, 2.0], PATIENCE_S))
+            await asyncio.sleep(1.5)
+            victim = find_replica()
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            killed_s = time.monotonic()
+            responses = await load
+            statuses = [0]
+            while statuses[-1] != 200:
+                answers = await send_trace(address, "steps", [0.2], [1.0, 2.0], PATIENCE_S)
+                statuses.append(answers[0].status)
+            return responses, time.monotonic() - killed_s
+
+        responses, resumed_s = asyncio.run(kill_under_load())
+        assert {response.status for response in responses} <= {200, 429}
+        assert sum(response.status == 200 for response in responses) >= 5
+        # the restart itself is what Ray takes to start a process on this machine
+        assert resumed_s < 120
+
+        async def drain() -> list[Response]:
+            load = asyncio.create_task(send_trace(address, "steps", [0.0, 0.05, 0.1], [1.0, 2.0]))
+            await asyncio.sleep(0.4)
+            process.send_signal(signal.SIGTERM)
+            return await load
+
+        assert [response.status for response in asyncio.run(drain())] == [200, 200, 200]
+        told = rest(process)
+        assert process.returncode == 0, told
+        assert "SystemExit" not in told
+        assert "Traceback" not in told

@@ -1,0 +1,162 @@
+"""``unfold plan`` for LLM engines: reports, verdicts with confidence, exports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plugins.pipeline.tests.engine.test_aiconfigurator import write_tables
+from unfold_pipeline.report.engines.exports import export_kubernetes, export_llm_services, export_ray_llm, export_vllm
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.report import from_data, to_data
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
+
+TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"{index * 0.05:.3f},{100 + 7 * (index % 40)},{5 + index % 23}\n" for index in range(200)
+)
+SPEC = """
+version: 1
+kind: pipeline
+name: chat
+slo: {ttft_p99: 300 ms, tpot_p99: 40 ms}
+arrivals: {trace: trace.csv}
+hardware: {h100: {price: $4/h}, l4: {price: $0.8/h}}
+stages:
+  chat:
+    engine:
+      model: {name: org/model, layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256}
+      tensor_parallel: 1
+      max_num_batched_tokens: [512, 2048]
+      max_num_seqs: [16, 64]
+      steps: {h100: {roofline: true}, l4: {roofline: true}}
+"""
+
+
+def plan_spec(folder: Path, *changes: tuple[str, str], trace: str = TRACE, **options: Any) -> Report:
+    text = SPEC
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "trace.csv").write_text(trace, "utf-8")
+    spec = validate(PipelineSpec, parse(text, "chat.yaml"))
+    run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, options=options)  # type: ignore[arg-type]
+    return from_data(to_data(plan(spec, run)))
+
+
+def test_a_plan_names_engines_price_interval_and_refusals(tmp_path: Path) -> None:
+    """The report holds the cheapest engines, latencies at both ends, the price range and why less is refused."""
+    report = plan_spec(tmp_path)
+    assert report.verdict is Verdict.YES
+    engine = (report.decision or {})["engines"]["chat"]
+    assert engine["tensor_parallel"] == 1
+    assert report.metrics["ttft_p99_ms"].ok
+    assert report.metrics["tpot_p99_ms"].ok
+    labels = [label for label, _ in report.lines]
+    assert {"interval", "price range", "KV cache", "prefix hits", "search", "not predicted"} <= set(labels)
+    low, high = (report.metrics[f"cost_per_hour_{end}"].value for end in ("low", "high"))
+    cost = report.metrics["cost_per_hour"].value
+    assert cost is not None
+    assert low is not None
+    assert low <= cost
+    assert high is None or high >= cost
+
+
+def test_confidence_plans_for_the_upper_end(tmp_path: Path) -> None:
+    """With a confidence the plan meets its targets at the upper end of the interval, and costs at least as much."""
+    plain = plan_spec(tmp_path).metrics["cost_per_hour"].value or 0.0
+    sure = plan_spec(tmp_path, ("tpot_p99: 40 ms", "tpot_p99: 40 ms, confidence: 90%"))
+    assert sure.verdict is Verdict.YES
+    assert (sure.metrics["cost_per_hour"].value or 0.0) >= plain
+    latencies = next(table for table in sure.tables if table.name == "latencies")
+    column = [item.name for item in latencies.columns].index("p99 high")
+    assert latencies.rows[0][column] <= 300  # type: ignore[operator]
+
+
+def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
+    """A target below one step excludes every option, whatever the number of engines."""
+    report = plan_spec(tmp_path, ("tpot_p99: 40 ms", "tpot_p99: 1 ms"))
+    assert report.verdict is Verdict.NO
+    assert sum(label == "excluded" for label, _ in report.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "trace", "message"),
+    [
+        ((), "TIMESTAMP\n1\n2\n3\n", "the trace has no prompt tokens"),
+        ((), "TIMESTAMP,ContextTokens\n1,5\n2,5\n3,5\n", "the trace has no generated tokens"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,0\n2,5,3\n", "is no number of tokens"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,2.5\n2,5,3\n", "is no number of tokens"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,900000,2\n2,5,3\n", "the model fits no GPU"),
+        ((("trace: trace.csv", "trace: trace.csv, input: Prompt"),), TRACE, "no column Prompt"),
+        ((("trace: trace.csv", "process: poisson, rate: 3/s"),), TRACE, "requests of an engine have no tokens"),
+        ((("layers: 32", "layers: 800"),), TRACE, "the model fits no GPU .* tried h100 tp1, l4 tp1"),
+        ((("tensor_parallel: 1", "tensor_parallel: 2"),), TRACE, "no all-reduce between 2 GPUs was measured"),
+        ((("h100: {price: $4/h}", "h100: {price: $4/h, gpu: h1000}"),), TRACE, "the GPU h1000 is not known"),
+        ((("l4: {roofline: true}", "l4: {profile: gone}"),), TRACE, "no such file or folder"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...], trace: str, message: str) -> None:
+    """Traces without tokens, models that fit no GPU and missing all-reduces are errors of the user (exit code 2)."""
+    with pytest.raises(UnfoldError, match=message) as error:
+        plan_spec(tmp_path, *changes, trace=trace)
+    assert int(error.value.code) == 2
+
+
+def test_a_table_with_holes_is_refused(tmp_path: Path) -> None:
+    """A shape of the model that the operator tables lack is named."""
+    write_tables(tmp_path / "tables", hole=True)
+    model = "layers: 2, hidden: 512, heads: 8, kv_heads: 2, inner: 1024, vocabulary: 2048"
+    with pytest.raises(UnfoldError, match="hole at n 2048, k 512"):
+        plan_spec(
+            tmp_path,
+            ("layers: 32, hidden: 4096, heads: 32, kv_heads: 8, inner: 14336, vocabulary: 128256", model),
+            ("h100: {roofline: true}", "h100: {tables: tables, system: h}"),
+            ("max_num_batched_tokens: [512, 2048]", "max_num_batched_tokens: 64"),
+        )
+
+
+def test_a_committed_plan_is_checked_on_new_traffic(tmp_path: Path) -> None:
+    """The same trace plans again; ten times the traffic exceeds the envelope of tokens or the targets."""
+    report = plan_spec(tmp_path)
+    saved = {"decision": report.decision}
+    assert plan_spec(tmp_path, baseline_plan=saved).verdict is Verdict.YES
+    faster = plan_spec(tmp_path, ("trace: trace.csv", "trace: trace.csv, compress: 10"), baseline_plan=saved)
+    assert faster.verdict is Verdict.NO
+
+
+def test_exports_carry_the_plan(tmp_path: Path) -> None:
+    """Every export holds model, parallelism and limits of the plan."""
+    report = plan_spec(tmp_path)
+    engine = (report.decision or {})["engines"]["chat"]
+    command = export_vllm(report)
+    assert f"--max-num-batched-tokens {engine['max_num_batched_tokens']}" in command
+    assert "vllm serve org/model" in command
+    deployment, service = yaml.safe_load_all(export_kubernetes(report))
+    assert deployment["spec"]["replicas"] == engine["replicas"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert yaml.safe_load(export_llm_services(report))["spec"]["model"]["name"] == "org/model"
+    config = yaml.safe_load(export_ray_llm(report))["applications"][0]["args"]["llm_configs"][0]
+    assert config["engine_kwargs"]["max_num_seqs"] == engine["max_num_seqs"]
+    empty = Report(kind="pipeline", verb="plan", name="x", verdict=Verdict.NO, headline="none")
+    with pytest.raises(UnfoldError, match="no plan of LLM engines"):
+        export_vllm(empty)
+
+
+def test_a_trace_of_hashed_blocks_shares_prefixes(tmp_path: Path) -> None:
+    """Mooncake's hash_ids make prompts that repeat hit the prefix cache."""
+    lines = [
+        json.dumps({"timestamp": index * 50, "input_length": 1200, "output_length": 8, "hash_ids": [1, 2, 10 + index]})
+        for index in range(100)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    report = plan_spec(tmp_path, ("trace: trace.csv", "trace: t.jsonl"))
+    hits = dict(report.lines)["prefix hits"]
+    assert hits.startswith(("84 %", "85 %"))

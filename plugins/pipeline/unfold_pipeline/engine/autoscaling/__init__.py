@@ -1,0 +1,1 @@
+"""Engines that follow the traffic: scaling rules, and a trace replayed under them."""

@@ -1,0 +1,216 @@
+"""A trace under a scaling rule: the simulator in slices, engines that start, drain and stop, and what they cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.autoscaling.rules import (
+    TICK_S,
+    Observation,
+    ScalingRule,
+    TokenEnvelope,
+    build_envelope_rule,
+)
+from unfold_pipeline.engine.planner.problem import (
+    EngineOption,
+    EngineProblem,
+    Latencies,
+    measure_latencies,
+    percentile,
+)
+from unfold_pipeline.engine.planner.search import (
+    COST_TOLERANCE,
+    EngineConfig,
+    build_limits,
+    find_cheapest_engines,
+)
+from unfold_pipeline.engine.simulation.cluster import EngineCluster
+from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
+
+OFF, STARTING, ACTIVE, DRAINING = range(4)
+SLOTS = 60
+MARGINS = (1.15, 1.4)
+HOLD_STARTS = (1.0, 3.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscaledRun:
+    """A trace under a scaling rule.
+
+    Attributes:
+        name: of the rule.
+        latencies: of all requests.
+        attainment: fraction of the requests that meets every target.
+        usd_per_hour: mean price over the trace, from order to stop of each engine.
+        time_s: (ticks,) moments.
+        engines: (ticks,) engines that take requests.
+        paid: (ticks,) engines that are paid.
+    """
+
+    name: str
+    latencies: Latencies
+    attainment: float
+    usd_per_hour: float
+    time_s: FloatArray
+    engines: CountArray
+    paid: CountArray
+
+
+class _Fleet:
+    """The engines of a replay and their states."""
+
+    def __init__(self, slots: int, first: int, start_s: float) -> None:
+        self.states = np.array([ACTIVE] * first + [OFF] * (slots - first))
+        self.ready_s = np.zeros(slots)
+        self.start_s = start_s
+
+    def update(self, now_s: float, unfinished: CountArray) -> None:
+        """Let started engines take requests, and stop drained ones."""
+        self.states[(self.states == STARTING) & (self.ready_s <= now_s)] = ACTIVE
+        self.states[(self.states == DRAINING) & (unfinished == 0)] = OFF
+
+    def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
+        """Order engines or drain some: draining ones return first, starting ones are canceled first."""
+        present = int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
+        for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
+            self.states[engine] = ACTIVE
+            present += 1
+        for engine in np.flatnonzero(self.states == OFF)[: max(0, wanted - present)]:
+            self.states[engine], self.ready_s[engine] = STARTING, now_s + self.start_s
+            present += 1
+        for engine in np.flatnonzero(self.states == STARTING)[::-1][: max(0, present - wanted)]:
+            self.states[engine] = OFF
+            present -= 1
+        active = np.flatnonzero(self.states == ACTIVE)
+        spare = min(max(0, present - wanted), active.size - 1)
+        for engine in active[np.argsort(unfinished[active], kind="stable")][:spare]:
+            self.states[engine] = DRAINING
+
+
+def replay_rule(
+    name: str, problem: EngineProblem, config: EngineConfig, rule: ScalingRule, *, max_replicas: int
+) -> AutoscaledRun:
+    """Replay the requests of a problem under a rule, from the engines of a plan on.
+
+    Args:
+        name: of the rule.
+        problem: engines, targets and the requests to replay.
+        config: the plan.
+        rule: how many engines it wants.
+        max_replicas: engines that may exist at a time.
+    """
+    option, requests = problem.options[config.option], problem.requests
+    slots = max(max_replicas, config.replicas)
+    cluster = EngineCluster(
+        requests,
+        build_limits(problem, option, config.budget, config.max_seqs),
+        option.times,
+        engines=slots,
+        routing=problem.settings.routing,
+    )
+    fleet = _Fleet(slots, config.replicas, problem.settings.start_s)
+    end_s = float(requests.arrival_s[-1])
+    moments = np.arange(0.0, end_s + TICK_S, TICK_S)
+    engines, paid = np.zeros(moments.size, dtype=np.int64), np.zeros(moments.size, dtype=np.int64)
+    for index, moment in enumerate(moments):
+        cluster.active[:] = fleet.states == ACTIVE
+        arrived = int(np.searchsorted(requests.arrival_s, moment, side="right"))
+        cluster.route(arrived)
+        cluster.advance(math.nextafter(float(moment), math.inf))
+        load = cluster.load()
+        fleet.update(float(moment), load.unfinished)
+        active = int((fleet.states == ACTIVE).sum())
+        seen = Observation(now_s=float(moment), arrived=arrived, load=load, active=active)
+        fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
+        engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
+    cluster.advance(math.inf)
+    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s)
+    return AutoscaledRun(
+        name=name,
+        latencies=latencies,
+        attainment=compute_attainment(problem, latencies),
+        usd_per_hour=float(np.mean([option.cost(int(count)) for count in paid])),
+        time_s=moments,
+        engines=engines,
+        paid=paid,
+    )
+
+
+def calibrate_envelope_rule(
+    problem: EngineProblem, config: EngineConfig, envelope: TokenEnvelope, *, max_replicas: int
+) -> tuple[float, float] | None:
+    """Return margin and hold of the cheapest envelope rule that meets the targets on the traffic of the plan.
+
+    ``None`` if every one misses or costs more than the plan: the plan's engines are then kept.
+    """
+    choices = []
+    for margin, hold_starts in itertools.product(MARGINS, HOLD_STARTS):
+        hold_s = hold_starts * problem.settings.start_s
+        rule = build_envelope_rule(envelope, problem.requests, hold_s=hold_s, margin=margin)
+        run = replay_rule("", problem, config, rule, max_replicas=max_replicas)
+        if meets_targets(problem, run.latencies):
+            choices.append((run.usd_per_hour, -run.attainment, margin, hold_s))
+    plan_cost = problem.options[config.option].cost(config.replicas)
+    if not choices or min(choices)[0] >= plan_cost - COST_TOLERANCE:
+        return None
+    _, _, margin, hold_s = min(choices)
+    return margin, hold_s
+
+
+def meets_targets(problem: EngineProblem, latencies: Latencies) -> bool:
+    """Return whether the p99 of every measure meets its target."""
+    targets, tail = problem.targets, problem.settings.tail
+    pairs = (
+        (latencies.ttft_s, targets.ttft_s),
+        (latencies.tpot_s, targets.tpot_s),
+        (latencies.latency_s, targets.latency_s),
+    )
+    return all(percentile(values, 0.99, tail) <= target for values, target in pairs)
+
+
+def compute_attainment(problem: EngineProblem, latencies: Latencies) -> float:
+    """Return the fraction of the requests that meets every target."""
+    meets = (latencies.ttft_s <= problem.targets.ttft_s) & (latencies.latency_s <= problem.targets.latency_s)
+    several = problem.requests.output_tokens > 1
+    meets[several] &= latencies.tpot_s <= problem.targets.tpot_s
+    return float(meets.mean())
+
+
+def compute_hindsight_cost(problem: EngineProblem, config: EngineConfig, slot_s: float) -> float | None:
+    """Return the mean price with perfect knowledge, by the least engines of the plan's kind in each slot.
+
+    Each slot meets the targets on its requests alone, with engines that are ready in time and stop at once. That is
+    stricter than a percentile over the whole trace. ``None`` where no number of engines does in a slot.
+    """
+    option, requests = problem.options[config.option], problem.requests
+    end_s = float(requests.arrival_s[-1])
+    count = max(1, min(SLOTS, round(end_s / slot_s)))
+    borders = np.linspace(0.0, math.nextafter(end_s, math.inf), count + 1)
+    total = 0.0
+    for begin, end in itertools.pairwise(borders):
+        rows = (requests.arrival_s >= begin) & (requests.arrival_s < end)
+        if rows.any():
+            cost = _cost_of_slot(problem, option, config, requests, rows)
+            if cost is None:
+                return None
+            total += cost
+    return total / count
+
+
+def _cost_of_slot(
+    problem: EngineProblem, option: EngineOption, config: EngineConfig, requests: EngineRequests, rows: FloatArray
+) -> float | None:
+    part = build_requests(
+        requests.arrival_s[rows] - requests.arrival_s[rows][0],
+        requests.input_tokens[rows],
+        requests.output_tokens[rows],
+        block_tokens=requests.block_tokens,
+    )
+    settings = replace(problem.settings, budgets=(config.budget,), max_seqs=(config.max_seqs,))
+    solution = find_cheapest_engines(replace(problem, requests=part, options=(option,), settings=settings))
+    return None if solution.config is None else option.cost(solution.config.replicas)

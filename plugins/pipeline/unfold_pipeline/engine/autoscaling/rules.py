@@ -1,0 +1,154 @@
+"""Scaling rules of LLM engines: token envelopes of the plan, and what operators run today.
+
+A rule maps what a moment shows to the engines that it wants. It sees the past only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.simulation.cluster import EngineLoad
+from unfold_pipeline.engine.simulation.workload import EngineRequests
+
+TICK_S = 5.0
+HPA_PERIOD_S = 15.0
+HPA_TOLERANCE = 0.1
+HPA_STABILIZATION_S = 300.0
+KEDA_WAITING = 5
+ENVELOPE_MARGIN = 1.15
+SHORTEST_WINDOW_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a rule sees at a moment.
+
+    Attributes:
+        now_s: the moment.
+        arrived: requests that arrived so far.
+        load: what the engines hold.
+        active: engines that take requests.
+    """
+
+    now_s: float
+    arrived: int
+    load: EngineLoad
+    active: int
+
+
+ScalingRule = Callable[[Observation], int]
+
+
+def keep_replicas(replicas: int) -> ScalingRule:
+    """Return the rule that keeps a number of engines."""
+    return lambda _observation: replicas
+
+
+def build_hpa_rule(target_requests: float) -> ScalingRule:
+    """Return Kubernetes' HorizontalPodAutoscaler on the requests inside an engine, waiting or running.
+
+    Source: the algorithm of its documentation: ``ceil(current * value / target)`` every 15 s, a tolerance of 10 %, and
+    the largest wish of the last five minutes before it scales down.
+    """
+    return _stabilize(lambda seen: float((seen.load.running + seen.load.waiting).sum()) / target_requests)
+
+
+def build_keda_rule(target_waiting: int = KEDA_WAITING) -> ScalingRule:
+    """Return KEDA on ``vllm:num_requests_waiting``: an engine more for each ``target_waiting`` requests that wait."""
+    return _stabilize(lambda seen: float(seen.load.waiting.sum()) / target_waiting)
+
+
+def _stabilize(compute_ratio: Callable[[Observation], float]) -> ScalingRule:
+    """Return a rule of the HorizontalPodAutoscaler; the ratio is the metric over its target per engine."""
+    wishes: list[tuple[float, int]] = []
+    last = [-math.inf, 1.0]
+
+    def decide(seen: Observation) -> int:
+        if seen.now_s - last[0] >= HPA_PERIOD_S:
+            last[0] = seen.now_s
+            ratio, current = compute_ratio(seen), max(seen.active, 1)
+            within = abs(ratio / current - 1) <= HPA_TOLERANCE
+            wishes.append((seen.now_s, current if within else max(1, math.ceil(ratio - 1e-9))))
+            while wishes[0][0] < seen.now_s - HPA_STABILIZATION_S:
+                wishes.pop(0)
+            last[1] = float(wishes[-1][1] if wishes[-1][1] >= current else max(wish for _, wish in wishes))
+        return int(last[1])
+
+    return decide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEnvelope:
+    """The most tokens in any window of some lengths, over the traffic of a plan.
+
+    Attributes:
+        windows_s: (windows,) lengths.
+        prompt: (windows,) prompt tokens.
+        total: (windows,) prompt and generated tokens, which the KV cache holds.
+        replicas: engines of the plan.
+    """
+
+    windows_s: FloatArray
+    prompt: FloatArray
+    total: FloatArray
+    replicas: int
+
+
+def build_token_envelope(requests: EngineRequests, replicas: int, longest_s: float) -> TokenEnvelope:
+    """Return the envelope of a trace, over windows from a second to the time that an engine takes to start."""
+    doublings = max(1, math.ceil(math.log2(max(longest_s, 2 * SHORTEST_WINDOW_S) / SHORTEST_WINDOW_S)))
+    windows_s = SHORTEST_WINDOW_S * 2.0 ** np.arange(doublings + 1)
+    total = requests.input_tokens + requests.output_tokens
+    return TokenEnvelope(
+        windows_s=windows_s,
+        prompt=np.array([count_most_tokens(requests.arrival_s, requests.input_tokens, w) for w in windows_s], float),
+        total=np.array([count_most_tokens(requests.arrival_s, total, w) for w in windows_s], float),
+        replicas=replicas,
+    )
+
+
+def count_most_tokens(arrival_s: FloatArray, tokens: CountArray, length_s: float) -> int:
+    """Return the most tokens in any window of a length."""
+    sums = np.concatenate([[0], np.cumsum(tokens)])
+    ends = np.searchsorted(arrival_s, arrival_s + length_s, side="left")
+    return int((sums[ends] - sums[:-1]).max()) if arrival_s.size else 0
+
+
+def build_envelope_rule(
+    envelope: TokenEnvelope, live: EngineRequests, *, hold_s: float, margin: float = ENVELOPE_MARGIN
+) -> ScalingRule:
+    """Return the rule of the plan: engines in proportion to the envelope that recent traffic fills.
+
+    The plan serves its envelope with its engines, so traffic that fills a fraction of it at every window needs that
+    fraction of them, and a margin for the time that an engine takes to start.
+
+    Args:
+        envelope: of the traffic that was planned for.
+        live: the requests that arrive; only those of the past are read.
+        hold_s: how long a fraction counts after its window.
+        margin: factor on the fraction.
+    """
+    sums = [
+        np.concatenate([[0], np.cumsum(tokens)])
+        for tokens in (live.input_tokens, live.input_tokens + live.output_tokens)
+    ]
+    fractions: list[tuple[float, float]] = []
+
+    def decide(seen: Observation) -> int:
+        fraction = 0.0
+        for length, *planned in zip(envelope.windows_s, envelope.prompt, envelope.total, strict=True):
+            first = int(np.searchsorted(live.arrival_s, seen.now_s - length))
+            for column, limit in zip(sums, planned, strict=True):
+                fraction = max(fraction, float(column[seen.arrived] - column[min(first, seen.arrived)]) / limit)
+        fractions.append((seen.now_s, fraction))
+        while fractions[0][0] < seen.now_s - hold_s:
+            fractions.pop(0)
+        wanted = max(value for _, value in fractions) * margin * envelope.replicas
+        return max(1, math.ceil(wanted - 1e-9))
+
+    return decide

@@ -1,0 +1,447 @@
+"""Resolve the engine of a spec into an :class:`EngineProblem`: files, prices, GPUs, memory and step times."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
+from unfold_pipeline.engine.hardware.memory import BLOCK_TOKENS, KvCache, estimate_kv_cache
+from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
+from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
+from unfold_pipeline.engine.step_times.aiconfigurator import (
+    OperatorDatabase,
+    TableCache,
+    build_step_times,
+    find_tables,
+    read_database,
+)
+from unfold_pipeline.engine.step_times.all_reduce import AllReduce, read_all_reduce
+from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
+from unfold_pipeline.engine.step_times.fit import fit_step_times
+from unfold_pipeline.engine.step_times.interval import CONFIDENCE, StepInterval, build_interval
+from unfold_pipeline.engine.step_times.operator_tables import read_profile
+from unfold_pipeline.engine.step_times.roofline import build_roofline
+from unfold_pipeline.engine.trace.token_trace import (
+    COLUMN_HINT,
+    TokenTrace,
+    constant_tokens,
+    is_json_lines,
+    read_tokens,
+)
+from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
+from unfold_pipeline.problem.traffic import load_arrivals
+from unfold_pipeline.schema.arrivals import Arrivals
+from unfold_pipeline.schema.engine import Count, Counts, EngineModel, EngineSpec, StepSource
+from unfold_pipeline.schema.hardware import GpuSheet, Hardware
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfoldkit.api import Run, did_you_mean, user_error
+
+SLOTS_HEADROOM = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRange:
+    """The range over which step times are needed, and the confidence of their interval."""
+
+    max_tokens: int
+    max_requests: int
+    max_context: int
+    confidence: float = CONFIDENCE
+
+
+def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
+    """Read every file that an engine names and return the planning problem.
+
+    Raises:
+        UnfoldError: a file is missing or damaged, the trace has no tokens, the tables have a hole, a tensor
+            parallelism has no measured all-reduce, or the model fits no GPU.
+    """
+    stage, engine = find_engine(spec)
+    key = f"stages.{stage}.engine"
+    trace = load_token_trace(spec, run)
+    prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
+    model = read_model(engine.model, f"{key}.model", run)
+    settings = _build_settings(engine)
+    requests = trace.build_requests(BLOCK_TOKENS)
+    options, too_small = _build_options(spec, engine, model, prices, trace, key, run)
+    return EngineProblem(
+        name=spec.name,
+        stage=stage,
+        requests=requests,
+        options=options,
+        too_small=too_small,
+        settings=settings,
+        targets=Targets(
+            ttft_s=spec.slo.ttft_p99 or math.inf,
+            tpot_s=spec.slo.tpot_p99 or math.inf,
+            latency_s=spec.slo.p99 or math.inf,
+        ),
+        confidence=spec.slo.confidence,
+        price_sources={name: price.source for name, price in prices.items() if name in engine.steps},
+        trace_sha256=hash_trace(trace),
+        model=engine.model.config or f"{model.layers} layers, {model.hidden} wide",
+        model_name=engine.model.name or "",
+        precision=engine.precision,
+        kv_precision=engine.kv_precision,
+    )
+
+
+def build_replay_requests(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> EngineRequests:
+    """Return the requests of a trace to replay.
+
+    Raises:
+        UnfoldError: the trace has no tokens, or a request does not fit the KV cache of an engine.
+    """
+    requests = load_token_trace(spec, run, replay=trace).build_requests(BLOCK_TOKENS)
+    longest = int((requests.input_tokens + requests.output_tokens).max())
+    least = min(option.kv_cache.tokens for option in problem.options)
+    if longest > least:
+        message = f"a request of {longest:,} tokens does not fit a KV cache of {least:,}"
+        raise user_error(message, file=str(trace), hint="engines with more memory")
+    return requests
+
+
+def find_engine(spec: PipelineSpec) -> tuple[str, EngineSpec]:
+    """Return the stage that is an engine.
+
+    Raises:
+        UnfoldError: no stage is.
+    """
+    for name, stage in spec.stages_by_name.items():
+        if stage.engine is not None:
+            return name, stage.engine
+    raise user_error("no stage is an engine", key="stages", hint="stages.NAME.engine")
+
+
+def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None) -> TokenTrace:
+    """Return the requests of a spec, or of the trace that a replay names, with their tokens.
+
+    Raises:
+        UnfoldError: the trace cannot be read or has no tokens.
+    """
+    traffic = spec.arrivals
+    if not isinstance(traffic, Arrivals):
+        raise user_error("an engine is planned on one trace", key="arrivals", hint="leave the others out")
+    if replay is not None:
+        keep = {name: getattr(traffic, name) for name in ("input", "output", "match", "unit", "time_format")}
+        likely = Arrivals(column=traffic.column)
+        live = Arrivals(trace=str(replay.absolute()), **keep)
+        return _read_live(live, likely, run)
+    return _read_traffic(traffic, "arrivals", run)
+
+
+def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
+    path = Path(str(live.trace))
+    if is_json_lines(path):
+        return read_tokens(path, None, prompt=None, generated=None)
+    times = load_arrivals(
+        live.model_copy(update={"counts": ""}), run, np.random.default_rng([run.seed, 4]), "--replay", likely
+    )
+    names = _columns_of_other_trace(live)
+    return read_tokens(path, times, prompt=names[0], generated=names[1], match=live.match or "")
+
+
+def _columns_of_other_trace(live: Arrivals) -> tuple[str | int | None, str | int | None]:
+    """Return the columns of tokens of a trace that may be another file than that of the spec: usual names count too."""
+    from unfoldkit.api import csv_rows
+
+    first = next(iter(csv_rows(Path(str(live.trace)))), None)
+    held = set(first.cells) if first is not None else set()
+    prompt, generated = (name if isinstance(name, int) or name in held else None for name in (live.input, live.output))
+    return prompt, generated
+
+
+def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
+    rng = np.random.default_rng([run.seed, 1, 0])
+    if traffic.trace is None:
+        if not isinstance(traffic.input, int) or not isinstance(traffic.output, int):
+            message = "requests of an engine have no tokens"
+            raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, or a trace with columns")
+        return constant_tokens(load_arrivals(traffic, run, rng, key=key), traffic.input, traffic.output)
+    path = run.path(traffic.trace, key=f"{key}.trace")
+    if is_json_lines(path):
+        trace = read_tokens(path, None, prompt=traffic.input, generated=traffic.output)
+    else:
+        if traffic.counts or traffic.rates:
+            message = "a trace of counts has no tokens of single requests"
+            raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
+        # compress, scale and share apply to requests with their tokens, not to times alone
+        plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
+        times = load_arrivals(plain, run, rng, key=key)
+        trace = read_tokens(path, times, prompt=traffic.input, generated=traffic.output, match=traffic.match or "")
+    trace = trace.compress(traffic.compress)
+    trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
+    if traffic.share < 1:
+        trace = trace.cut(0.0, float(trace.arrival_s[-1]) * traffic.share)
+    if len(trace) < 2 or trace.arrival_s[-1] <= trace.arrival_s[0]:
+        raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
+    return trace
+
+
+def hash_trace(trace: TokenTrace) -> str:
+    """Return a hash of arrivals and tokens."""
+    digest = hashlib.sha256()
+    for column in (trace.arrival_s, trace.input_tokens, trace.output_tokens, trace.shared_tokens):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def read_model(model: EngineModel, key: str, run: Run) -> ModelShape:
+    """Return the shape of a model, from its config.json or its sizes."""
+    if model.config is not None:
+        return read_model_config(run.path(model.config, key=f"{key}.config"))
+    sizes = {name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")}
+    head = model.head or sizes["hidden"] // sizes["heads"]
+    return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
+
+
+def resolve_gpu(name: str, hardware: Hardware) -> Gpu:
+    """Return the GPU of a hardware.
+
+    Raises:
+        UnfoldError: its name is not known.
+    """
+    if isinstance(hardware.gpu, GpuSheet):
+        sheet = hardware.gpu
+        bf16 = sheet.bf16_tflops * 1e12
+        return Gpu(
+            name=name,
+            memory_bytes=float(sheet.memory),
+            bytes_per_s=sheet.bandwidth,
+            bf16_flops=bf16,
+            fp8_flops=bf16 if sheet.fp8_tflops is None else sheet.fp8_tflops * 1e12,
+        )
+    wanted = hardware.gpu or name
+    gpu = find_gpu(wanted)
+    if gpu is None:
+        hint = did_you_mean(wanted, list_gpus()) or "gpu: {memory: 80 GB, bandwidth: 2 TB/s, bf16_tflops: 300}"
+        raise user_error(f"the GPU {wanted} is not known", key=f"hardware.{name}.gpu", hint=hint)
+    return gpu
+
+
+def _build_settings(engine: EngineSpec) -> EngineSettings:
+    return EngineSettings(
+        budgets=_as_tuple(engine.max_num_batched_tokens),
+        max_seqs=_as_tuple(engine.max_num_seqs),
+        routing=engine.routing,
+        prefix_cache=engine.prefix_cache,
+        async_scheduling=engine.async_scheduling,
+        reserve_full_isl=engine.reserve_full_isl,
+        front_s=engine.front,
+        tail=engine.tail,
+        start_s=engine.start,
+        max_replicas=engine.max_replicas,
+        utilization=engine.gpu_memory_utilization,
+    )
+
+
+def _as_tuple(values: Counts) -> tuple[Count, ...]:
+    return tuple(sorted(set(values))) if isinstance(values, tuple) else (values,)
+
+
+def _build_options(
+    spec: PipelineSpec,
+    engine: EngineSpec,
+    model: ModelShape,
+    prices: Mapping[str, ReplicaPrice],
+    trace: TokenTrace,
+    key: str,
+    run: Run,
+) -> tuple[tuple[EngineOption, ...], tuple[tuple[str, int], ...]]:
+    longest = int((trace.input_tokens + trace.output_tokens).max())
+    needed = StepRange(
+        max_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
+        max_requests=max(_as_tuple(engine.max_num_seqs)) + SLOTS_HEADROOM,
+        max_context=longest,
+        confidence=spec.slo.confidence or CONFIDENCE,
+    )
+    tables: TableCache = {}
+    options: list[EngineOption] = []
+    too_small: list[tuple[str, int]] = []
+    for name, source in engine.steps.items():
+        gpu, hardware = resolve_gpu(name, spec.hardware[name]), spec.hardware[name]
+        reader = _build_reader(source, gpu, model, engine, f"{key}.steps.{name}", needed, tables, run)
+        for parallel in _list_degrees(engine, model, hardware):
+            kv_cache = _size_kv_cache(engine, name, parallel, model, gpu)
+            if kv_cache.tokens < longest:
+                too_small.append((name, parallel))
+                continue
+            times, interval = reader(parallel)
+            if source.runs:
+                times, interval = _fit_runs(source, engine, times, interval, kv_cache, f"{key}.steps.{name}", run)
+            options.append(
+                EngineOption(
+                    hardware=name,
+                    gpu=gpu.name,
+                    tensor_parallel=parallel,
+                    usd_per_gpu_hour=prices[name].usd_per_hour,
+                    gpus_per_node=1 if hardware.price is not None else hardware.per_instance,
+                    quota=hardware.quota,
+                    kv_cache=kv_cache,
+                    times=_calibrate(times, source),
+                    interval=interval,
+                )
+            )
+    if not options:
+        tried = ", ".join(f"{name} tp{parallel}" for name, parallel in too_small) or "no GPU"
+        message = f"the model fits no GPU with a request of {longest:,} tokens: tried {tried}"
+        raise user_error(message, key=f"{key}.tensor_parallel", hint="a larger tensor_parallel, fp8, or another GPU")
+    return tuple(options), tuple(too_small)
+
+
+def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> Iterator[int]:
+    """Yield the degrees of tensor parallelism that divide the heads and stay within a node."""
+    for parallel in _as_tuple(engine.tensor_parallel):
+        fits = hardware.price is not None or parallel <= hardware.per_instance
+        if fits and model.heads % parallel == 0 and model.inner % parallel == 0:
+            yield parallel
+
+
+def _size_kv_cache(engine: EngineSpec, name: str, parallel: int, model: ModelShape, gpu: Gpu) -> KvCache:
+    measured = engine.kv_tokens.get(name, {}).get(parallel)
+    if measured is not None:
+        return KvCache(num_blocks=measured // BLOCK_TOKENS, is_measured=True)
+    return estimate_kv_cache(
+        model,
+        gpu,
+        tensor_parallel=parallel,
+        precision=engine.precision,
+        kv_precision=engine.kv_precision,
+        utilization=engine.gpu_memory_utilization,
+    )
+
+
+def _fit_runs(
+    source: StepSource,
+    engine: EngineSpec,
+    times: StepTimes,
+    interval: StepInterval,
+    kv_cache: KvCache,
+    key: str,
+    run: Run,
+) -> tuple[StepTimes, StepInterval]:
+    """Return step times fitted to benchmark results, with the interval of a measured engine."""
+    results = [read_benchmark(run.path(file, key=f"{key}.runs[{index}]")) for index, file in enumerate(source.runs)]
+    limits = EngineLimits(
+        num_blocks=kv_cache.num_blocks,
+        max_num_batched_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
+        max_num_seqs=max(_as_tuple(engine.max_num_seqs)),
+        prefix_cache=engine.prefix_cache,
+        reserve_full_isl=engine.reserve_full_isl,
+        async_scheduling=engine.async_scheduling,
+    )
+    longest = max(int((result.input_tokens + result.output_tokens).max()) for result in results)
+    if longest > kv_cache.tokens:
+        message = f"a request of {longest:,} tokens does not fit the KV cache of {kv_cache.tokens:,}"
+        raise user_error(message, key=f"{key}.runs", hint="kv_tokens: the measured size of the KV cache")
+    fitted = fit_step_times(results, times, limits, front_s=engine.front)
+    for note in fitted.notes:
+        run.log.warning("%s.runs: %s", key, note)
+    measured = build_interval("runs", interval.confidence, source.runs)
+    return fitted.times, replace(measured, low=measured.low * fitted.low, high=measured.high * fitted.high)
+
+
+def _calibrate(times: StepTimes, source: StepSource) -> StepTimes:
+    if source.overhead is None and source.scale is None:
+        return times
+    return replace(
+        times,
+        overhead=times.overhead if source.overhead is None else source.overhead,
+        scale=times.scale if source.scale is None else source.scale,
+    )
+
+
+Reader = Callable[[int], tuple[StepTimes, StepInterval]]
+
+
+def _build_reader(
+    source: StepSource,
+    gpu: Gpu,
+    model: ModelShape,
+    engine: EngineSpec,
+    key: str,
+    needed: StepRange,
+    tables: TableCache,
+    run: Run,
+) -> Reader:
+    """Return a function from tensor parallelism to step times; files are read once, at the first call."""
+    all_reduce = (
+        read_all_reduce(run.path(source.all_reduce, key=f"{key}.all_reduce"), {}) if source.all_reduce else None
+    )
+    if source.roofline or (source.runs and not source.tables and not source.profile):
+        return lambda parallel: (
+            _read_roofline(gpu, model, engine, parallel, needed, all_reduce, key),
+            build_interval("roofline", needed.confidence),
+        )
+    if source.profile is not None:
+        folder = run.path(source.profile, key=f"{key}.profile")
+        return lambda parallel: (
+            read_profile(
+                folder,
+                layers=model.layers,
+                hidden=model.hidden,
+                tensor_parallel=parallel,
+                max_tokens=needed.max_tokens,
+                max_requests=needed.max_requests,
+                all_reduce=all_reduce,
+            ),
+            build_interval("profile", needed.confidence, (source.profile or "",)),
+        )
+    folder = run.path(source.tables or "", key=f"{key}.tables")
+    system = source.system or gpu.name
+    databases: list[OperatorDatabase] = []
+
+    def read_tables(parallel: int) -> tuple[StepTimes, StepInterval]:
+        if not databases:
+            files = find_tables(folder, system, source.backend)
+            read = read_database(files, tables, system=system, backend=source.backend, head=model.head)
+            databases.append(replace(read, all_reduce=all_reduce or read.all_reduce))
+        times = build_step_times(
+            databases[0],
+            model,
+            gpu,
+            tensor_parallel=parallel,
+            precision=engine.precision,
+            kv_precision=engine.kv_precision,
+            max_tokens=needed.max_tokens,
+            max_requests=needed.max_requests,
+            max_context=needed.max_context,
+        )
+        names = tuple(path.name for path in databases[0].files.values())
+        return times, build_interval("tables", needed.confidence, names)
+
+    return read_tables
+
+
+def _read_roofline(
+    gpu: Gpu,
+    model: ModelShape,
+    engine: EngineSpec,
+    parallel: int,
+    needed: StepRange,
+    all_reduce: AllReduce | None,
+    key: str,
+) -> StepTimes:
+    if parallel > 1 and (all_reduce is None or parallel not in all_reduce.bytes_by_gpus):
+        hint = f"{key}.all_reduce: a measured table of num_gpus, message_size, latency_ms; or tensor_parallel: 1"
+        raise user_error(f"no all-reduce between {parallel} GPUs was measured", key=key, hint=hint)
+    return build_roofline(
+        model,
+        gpu,
+        tensor_parallel=parallel,
+        precision=engine.precision,
+        kv_precision=engine.kv_precision,
+        max_tokens=needed.max_tokens,
+        max_requests=needed.max_requests,
+        max_context=needed.max_context,
+        all_reduce=all_reduce,
+    )

@@ -1,0 +1,72 @@
+"""GPUs by name: memory, bandwidth and peak rate, from the vendors' data sheets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: its name.
+        memory_bytes: memory that a process sees.
+        bytes_per_s: bandwidth of the memory.
+        bf16_flops: dense peak rate in 16 bits.
+        fp8_flops: dense peak rate in 8 bits; the 16-bit rate where the GPU has no 8-bit units.
+    """
+
+    name: str
+    memory_bytes: float
+    bytes_per_s: float
+    bf16_flops: float
+    fp8_flops: float
+
+    def flops(self, precision: str) -> float:
+        """Return the peak rate of a precision."""
+        return self.fp8_flops if precision == "fp8" else self.bf16_flops
+
+
+def list_gpus() -> Mapping[str, Gpu]:
+    """Return the GPUs that are known by name.
+
+    Source: data sheets of the vendors; memory as ``nvidia-smi`` reports it.
+    """
+    # name: MiB, GB/s, TFLOPS in 16 bits, TFLOPS in 8 bits
+    sheets = {
+        "a100_40gb": (40_960, 1_555, 312, 312),
+        "a100_sxm": (81_920, 2_039, 312, 312),
+        "a10g": (23_028, 600, 70, 70),
+        "b200_sxm": (183_359, 8_000, 2_250, 4_500),
+        "h100_nvl": (95_830, 3_938, 835, 1_671),
+        "h100_pcie": (81_559, 2_039, 756, 1_513),
+        "h100_sxm": (81_559, 3_352, 989, 1_979),
+        "h200_sxm": (143_771, 4_800, 989, 1_979),
+        "l4": (23_034, 300, 121, 242),
+        "l40s": (46_068, 864, 362, 733),
+        "mi300x": (196_592, 5_300, 1_307, 2_615),
+        "rtx4090": (24_564, 1_008, 165, 330),
+        "rtxpro6000": (97_887, 1_792, 504, 1_007),
+    }
+    return {
+        name: Gpu(name=name, memory_bytes=mib * MIB, bytes_per_s=gb * 1e9, bf16_flops=bf16 * 1e12, fp8_flops=fp8 * 1e12)
+        for name, (mib, gb, bf16, fp8) in sheets.items()
+    }
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """Return a GPU by its name, or by the only part of it that matters: ``H100`` is ``h100_sxm``."""
+    gpus, key = list_gpus(), _normalize(name)
+    exact = [gpu for gpu_name, gpu in gpus.items() if _normalize(gpu_name) == key]
+    if exact:
+        return exact[0]
+    return next((gpus[known] for known in gpus if known.endswith("_sxm") and known.removesuffix("_sxm") == key), None)
+
+
+def _normalize(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))

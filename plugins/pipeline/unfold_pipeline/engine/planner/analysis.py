@@ -1,0 +1,159 @@
+"""What explains a plan of engines: percentiles at both ends of the interval, other replica counts, load over time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
+from unfold_pipeline.engine.planner.search import (
+    EngineConfig,
+    EngineSolution,
+    Outcome,
+    Progress,
+    build_limits,
+    describe_run,
+    evaluate,
+    find_cheapest_engines,
+    list_latencies,
+    scale_problem,
+)
+from unfold_pipeline.engine.simulation.cluster import EngineCluster
+
+QUANTILES = (0.5, 0.9, 0.99)
+SLICES = 240
+MAX_NEIGHBORS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Percentiles of one measure in seconds: by quantile, at the lower end, predicted, and at the upper end."""
+
+    low: tuple[float, ...]
+    predicted: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSeries:
+    """What the engines hold over time.
+
+    Attributes:
+        time_s: (slices,) moments.
+        kv_share: (slices,) fraction of all KV blocks in use.
+        running: (slices,) running requests.
+        waiting: (slices,) waiting requests.
+    """
+
+    time_s: FloatArray
+    kv_share: FloatArray
+    running: FloatArray
+    waiting: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAnalysis:
+    """What explains a plan.
+
+    Attributes:
+        ttft: percentiles of the time to first token.
+        tpot: percentiles of the time per later token.
+        latency: percentiles of the time to the last token.
+        low: the plan if steps are as fast as the interval allows.
+        high: the plan if they are as slow; without an outcome if none exists.
+        by_gpu: the plan if GPUs could be rented one by one; ``None`` where they are.
+        neighbors: complete outcomes by replica count around the plan.
+        load: load over time.
+    """
+
+    ttft: Percentiles
+    tpot: Percentiles
+    latency: Percentiles
+    low: EngineSolution
+    high: EngineSolution
+    by_gpu: EngineSolution | None
+    neighbors: tuple[Outcome, ...]
+    load: LoadSeries
+
+
+def scale_to_end(problem: EngineProblem, *, high: bool) -> EngineProblem:
+    """Return the problem at one end of the interval of its step times."""
+    ends = tuple(option.interval.high if high else option.interval.low for option in problem.options)
+    return scale_problem(problem, ends)
+
+
+def analyze_plan(
+    problem: EngineProblem, config: EngineConfig, solutions: tuple[EngineSolution, EngineSolution], progress: Progress
+) -> EngineAnalysis:
+    """Return what explains a plan.
+
+    Args:
+        problem: with the predicted step times.
+        config: the plan.
+        solutions: the plans at the lower and at the upper end.
+        progress: receives progress.
+    """
+    ends = [scale_to_end(problem, high=False), problem, scale_to_end(problem, high=True)]
+    runs = [list(_list_percentiles(end, config)) for end in ends]
+    ttft, tpot, latency = (
+        Percentiles(low=runs[0][kind], predicted=runs[1][kind], high=runs[2][kind]) for kind in range(3)
+    )
+    by_gpu = None
+    if any(option.gpus_per_node > 1 for option in problem.options):
+        options = tuple(replace(option, gpus_per_node=1) for option in problem.options)
+        by_gpu = find_cheapest_engines(replace(problem, options=options), progress)
+    return EngineAnalysis(
+        ttft=ttft,
+        tpot=tpot,
+        latency=latency,
+        low=solutions[0],
+        high=solutions[1],
+        by_gpu=by_gpu,
+        neighbors=_simulate_neighbors(problem, config),
+        load=record_load(problem, config),
+    )
+
+
+def _list_percentiles(problem: EngineProblem, config: EngineConfig) -> list[tuple[float, ...]]:
+    outcome = evaluate(problem, config, complete=True)
+    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
+    return [
+        tuple(percentile(values, quantile, problem.settings.tail) for quantile in QUANTILES)
+        for values in list_latencies(latencies)
+    ]
+
+
+def _simulate_neighbors(problem: EngineProblem, config: EngineConfig) -> tuple[Outcome, ...]:
+    limit = problem.options[config.option].max_replicas(problem.settings.max_replicas)
+    first, last = max(1, config.replicas - MAX_NEIGHBORS), min(config.replicas + MAX_NEIGHBORS, limit)
+    return tuple(evaluate(problem, replace(config, replicas=count), complete=True) for count in range(first, last + 1))
+
+
+def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
+    """Simulate a plan in slices and record KV cache, running and waiting requests at the end of each."""
+    option, arrivals = problem.options[config.option], problem.requests.arrival_s
+    cluster = EngineCluster(
+        problem.requests,
+        build_limits(problem, option, config.budget, config.max_seqs),
+        option.times,
+        engines=config.replicas,
+        routing=problem.settings.routing,
+    )
+    moments = np.linspace(0.0, float(arrivals[-1]), SLICES + 1)[1:]
+    rows = []
+    for moment in moments:
+        cluster.route(int(np.searchsorted(arrivals, moment, side="right")))
+        cluster.advance(math.nextafter(float(moment), math.inf))
+        load = cluster.load()
+        blocks = float(load.blocks.sum()) / (option.kv_cache.num_blocks * config.replicas)
+        rows.append((blocks, float(load.running.sum()), float(load.waiting.sum())))
+    columns = np.array(rows).T
+    return LoadSeries(time_s=moments, kv_share=columns[0], running=columns[1], waiting=columns[2])
+
+
+def judge(problem: EngineProblem, config: EngineConfig) -> Outcome:
+    """Return the complete outcome of a configuration on the trace of a problem."""
+    return describe_run(problem, config, evaluate(problem, config, complete=True).run)

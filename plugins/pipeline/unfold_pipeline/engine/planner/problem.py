@@ -1,0 +1,209 @@
+"""What to plan: requests, engines that may be rented, and targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.simulation.cluster import EngineRun, LatencyTargets, Routing
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
+from unfold_pipeline.engine.step_times.interval import StepInterval
+
+QUANTILE = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOption:
+    """A GPU type with a degree of tensor parallelism.
+
+    Attributes:
+        hardware: name in the spec.
+        gpu: name of the GPU.
+        tensor_parallel: GPUs of an engine.
+        usd_per_gpu_hour: price of a GPU.
+        gpus_per_node: GPUs of a node, which is paid as a whole; 1 where GPUs are rented one by one.
+        quota: maximum GPUs.
+        kv_cache: memory for the KV cache.
+        times: duration of a step.
+        interval: interval of the factor on the duration, and its source.
+    """
+
+    hardware: str
+    gpu: str
+    tensor_parallel: int
+    usd_per_gpu_hour: float
+    gpus_per_node: int
+    quota: int | None
+    kv_cache: KvCache
+    times: StepTimes
+    interval: StepInterval
+
+    @property
+    def replicas_per_node(self) -> int:
+        """Engines that a node holds; an engine stays within its node."""
+        return max(1, self.gpus_per_node // self.tensor_parallel)
+
+    def count_nodes(self, replicas: int) -> int:
+        """Return the nodes that must be rented, or the GPUs where they are rented one by one."""
+        if self.gpus_per_node == 1:
+            return replicas * self.tensor_parallel
+        return -(-replicas // self.replicas_per_node)
+
+    def cost(self, replicas: int) -> float:
+        """Return the $/h of whole nodes."""
+        return self.count_nodes(replicas) * self.gpus_per_node * self.usd_per_gpu_hour
+
+    def cost_by_gpu(self, replicas: int) -> float:
+        """Return the $/h if only the GPUs in use were paid."""
+        return replicas * self.tensor_parallel * self.usd_per_gpu_hour
+
+    def max_replicas(self, limit: int) -> int:
+        """Return the engines that quota and limit allow."""
+        return limit if self.quota is None else min(limit, self.quota // self.tensor_parallel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Targets at the client; ``inf`` for none.
+
+    Attributes:
+        ttft_s: p99 time to first token.
+        tpot_s: p99 time per output token after the first.
+        latency_s: p99 time to the last token.
+    """
+
+    ttft_s: float = math.inf
+    tpot_s: float = math.inf
+    latency_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Limits that every engine shares.
+
+    Attributes:
+        budgets: token budgets that may be chosen.
+        max_seqs: limits of running requests that may be chosen.
+        routing: how requests are distributed.
+        prefix_cache: whether blocks are reused by content.
+        async_scheduling: whether steps are scheduled ahead.
+        reserve_full_isl: whether a request is admitted with room for its whole prompt only.
+        front_s: time before the engine, at the client.
+        tail: measured over simulated p99, above the median.
+        start_s: from ordering an engine until it serves.
+        max_replicas: maximum engines.
+        utilization: fraction of the memory that an engine uses.
+    """
+
+    budgets: tuple[int, ...]
+    max_seqs: tuple[int, ...]
+    routing: Routing = "round_robin"
+    prefix_cache: bool = True
+    async_scheduling: bool = True
+    reserve_full_isl: bool = True
+    front_s: float = 0.0
+    tail: float = 1.0
+    start_s: float = 180.0
+    max_replicas: int = 64
+    utilization: float = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProblem:
+    """A trace, engines and targets.
+
+    Attributes:
+        name: name of the spec.
+        stage: name of the stage.
+        requests: the trace.
+        options: what can be rented and holds the model.
+        too_small: hardware and tensor parallelism whose memory does not hold the longest request.
+        settings: limits of every engine.
+        targets: p99 targets.
+        confidence: how sure the plan must be; ``None`` for the point estimate.
+        price_sources: origin of each price in words.
+        trace_sha256: hash of the trace.
+        model: the model in words.
+        model_name: its name for exports; empty if unknown.
+        precision: precision of the weights.
+        kv_precision: precision of the KV cache.
+    """
+
+    name: str
+    stage: str
+    requests: EngineRequests
+    options: tuple[EngineOption, ...]
+    too_small: tuple[tuple[str, int], ...]
+    settings: EngineSettings
+    targets: Targets
+    confidence: float | None
+    price_sources: Mapping[str, str]
+    trace_sha256: str
+    model: str
+    model_name: str = ""
+    precision: str = "bf16"
+    kv_precision: str = "bf16"
+
+    @property
+    def later_tokens(self) -> FloatArray:
+        """Tokens after the first of each request."""
+        return np.asarray(self.requests.output_tokens - 1, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """Latencies at the client, in seconds, of the requests that have them."""
+
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    latency_s: FloatArray
+
+
+def measure_latencies(requests: EngineRequests, run: EngineRun, front_s: float) -> Latencies:
+    """Return the latencies of a run with the time of the front end."""
+    several = requests.output_tokens > 1
+    later = np.maximum(requests.output_tokens - 1, 1)
+    return Latencies(
+        ttft_s=run.first_token_s - run.arrival_s + front_s,
+        tpot_s=((run.last_token_s - run.first_token_s) / later)[several],
+        latency_s=run.last_token_s - run.arrival_s + front_s,
+    )
+
+
+def count_allowed_misses(count: int, quantile: float = QUANTILE) -> int:
+    """Return how many of some requests may miss a target that a quantile of them must meet."""
+    return math.floor((1 - quantile) * count + 1e-9)
+
+
+def percentile(values: FloatArray, quantile: float, tail: float = 1.0) -> float:
+    """Return the least value that all but the allowed misses reach, with a tail factor above the median.
+
+    Args:
+        values: (n,) latencies; NaN counts as endless.
+        quantile: the fraction that must not exceed the value.
+        tail: factor on the distance from the median.
+    """
+    if not values.size:
+        return 0.0
+    ordered = np.sort(np.where(np.isnan(values), np.inf, values))
+    value = float(ordered[values.size - 1 - count_allowed_misses(values.size, quantile)])
+    median = float(ordered[values.size - 1 - count_allowed_misses(values.size, 0.5)])
+    return value if tail == 1 or value <= median or math.isinf(value) else median + tail * (value - median)
+
+
+def build_abort_targets(problem: EngineProblem) -> LatencyTargets:
+    """Return the misses that end a simulation: a run with more of them cannot meet the targets."""
+    targets, several = problem.targets, int((problem.requests.output_tokens > 1).sum())
+    return LatencyTargets(
+        ttft_s=targets.ttft_s - problem.settings.front_s,
+        tpot_s=targets.tpot_s,
+        latency_s=targets.latency_s - problem.settings.front_s,
+        allowed_misses=count_allowed_misses(len(problem.requests)),
+        allowed_tpot_misses=count_allowed_misses(several),
+    )

@@ -1,0 +1,579 @@
+"""The compiled scheduler of vLLM V1: token budget, chunked prefill, prefix cache, asynchronous scheduling.
+
+The rules are those of ``scheduler_reference``, which a property test compares with this kernel. A step costs about a
+microsecond. State lies in a few arrays whose rows are named below: compiled code counts the references of every array
+of a tuple at every call, which would cost more than the step itself. Requests belong to one engine each, so engines
+share their state; block pools, queues and clocks are per engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfoldkit.jit import compiled
+
+NONE = -1
+# rows of the state of requests: tokens, blocks, and where their blocks and contents begin
+INPUT, OUTPUT, COMPUTED, GENERATED, SEEN, ENTERED, HAVE, FIRST_BLOCK, FIRST_CONTENT, REQUEST_ROWS = range(10)
+# rows of the block pool: the free list, the users of a block, and the content of a full one
+BEFORE, AFTER, USERS, CONTENT, POOL_ROWS = range(5)
+# rows of the queues, and of the steps in flight
+RUNNING, RESUMED, ASSIGNED, QUEUES = range(4)
+REQUEST, TOKENS, HISTORY, STEP_ROWS = range(4)
+# rows of the counters; the first three are the lengths of the queues
+(_, _, _, ARRIVED, ADMITTED, FREE, FREE_HEAD, FREE_TAIL, PREEMPTIONS, HIT_TOKENS, STEPS, PREFILL_STEPS) = range(12)
+PEAK_RUNNING, PEAK_BLOCKS, WAITING_TOKENS, OLDEST, IN_FLIGHT, STALLED, FINISHED, COUNTERS = range(12, 20)
+# requests that miss a target, and how many may
+LATE_FIRST, LATE_TOKEN, LATE_LAST, MISSES = range(4)
+# limits, as numbers
+BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, LIMITS = range(8)
+# rows of the clock of an engine
+NOW, BUSY_UNTIL, CLOCKS = range(3)
+# what a router does
+ROUND_ROBIN, LEAST_TOKENS = range(2)
+
+
+@compiled
+def _take(pool: CountArray, by_content: CountArray, counters: CountArray) -> int:
+    """Take the block that was freed longest ago, and forget its content."""
+    block = counters[FREE_HEAD]
+    head = pool[AFTER, block]
+    counters[FREE_HEAD] = head
+    if head == NONE:
+        counters[FREE_TAIL] = NONE
+    else:
+        pool[BEFORE, head] = NONE
+    counters[FREE] -= 1
+    if pool[CONTENT, block] != NONE:
+        by_content[pool[CONTENT, block]] = NONE
+        pool[CONTENT, block] = NONE
+    pool[USERS, block] = 1
+    return int(block)
+
+
+@compiled
+def _touch(block: int, pool: CountArray, counters: CountArray) -> None:
+    """Use a cached block once more; an idle one leaves the free list."""
+    if pool[USERS, block] == 0:
+        before, after = pool[BEFORE, block], pool[AFTER, block]
+        if before == NONE:
+            counters[FREE_HEAD] = after
+        else:
+            pool[AFTER, before] = after
+        if after == NONE:
+            counters[FREE_TAIL] = before
+        else:
+            pool[BEFORE, after] = before
+        counters[FREE] -= 1
+    pool[USERS, block] += 1
+
+
+@compiled
+def _release(request: int, state: CountArray, table: CountArray, pool: CountArray, counters: CountArray) -> None:
+    """Free the blocks of a request, the last one first, so that prefixes live longest."""
+    for index in range(state[HAVE, request] - 1, -1, -1):
+        block = table[state[FIRST_BLOCK, request] + index]
+        pool[USERS, block] -= 1
+        if pool[USERS, block] == 0:
+            tail = counters[FREE_TAIL]
+            pool[BEFORE, block], pool[AFTER, block] = tail, NONE
+            if tail == NONE:
+                counters[FREE_HEAD] = block
+            else:
+                pool[AFTER, tail] = block
+            counters[FREE_TAIL] = block
+            counters[FREE] += 1
+    state[HAVE, request] = 0
+
+
+@compiled
+def _compute(
+    position: int,
+    stop: int,
+    fill: int,
+    budget: int,
+    slot: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    counters: CountArray,
+) -> tuple[int, int, int]:
+    """Schedule running requests from ``position`` up to one that lacks blocks; return position, requests, budget."""
+    size, caches = limits[BLOCK_TOKENS], limits[CACHES]
+    while position < stop and budget > 0:
+        request = queues[RUNNING, position]
+        if state[GENERATED, request] < state[OUTPUT, request]:
+            history, total = state[COMPUTED, request], state[INPUT, request] + state[GENERATED, request]
+            count = min(total - history, budget)
+            end = history + count
+            have = state[HAVE, request]
+            if end > have * size:
+                needed = (end + size - 1) // size
+                if needed - have > counters[FREE]:
+                    break
+                for index in range(have, needed):
+                    table[state[FIRST_BLOCK, request] + index] = _take(pool, by_content, counters)
+                state[HAVE, request] = needed
+            state[COMPUTED, request] = end
+            known = min(end, state[INPUT, request] + state[SEEN, request])
+            while caches and (state[ENTERED, request] + 1) * size <= known:
+                item = content[state[FIRST_CONTENT, request] + state[ENTERED, request]]
+                # the first block of a content answers for it
+                if by_content[item] == NONE:
+                    block = table[state[FIRST_BLOCK, request] + state[ENTERED, request]]
+                    by_content[item] = block
+                    pool[CONTENT, block] = item
+                state[ENTERED, request] += 1
+            steps[REQUEST, slot, fill], steps[HISTORY, slot, fill] = request, history
+            # a negative count marks a chunk that gives no token
+            steps[TOKENS, slot, fill] = -count
+            if end == total:
+                state[GENERATED, request] += 1
+                steps[TOKENS, slot, fill] = count
+            fill += 1
+            budget -= count
+        position += 1
+    return position, fill, budget
+
+
+@compiled
+def _admit(
+    budget: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    counters: CountArray,
+) -> bool:
+    """Admit the first waiting request if it has room, with the blocks that the cache holds of it."""
+    size = limits[BLOCK_TOKENS]
+    if counters[RESUMED] > 0:
+        request = queues[RESUMED, counters[RESUMED] - 1]
+    elif counters[ADMITTED] < counters[ARRIVED]:
+        request = queues[ASSIGNED, counters[ADMITTED]]
+    else:
+        return False
+    total = state[INPUT, request] + state[GENERATED, request]
+    first, hits, idle = state[FIRST_CONTENT, request], 0, 0
+    if limits[CACHES]:
+        most = min((total - 1) // size, state[FIRST_CONTENT, request + 1] - first)
+        while hits < most and by_content[content[first + hits]] != NONE:
+            if pool[USERS, by_content[content[first + hits]]] == 0:
+                idle += 1
+            hits += 1
+    end = total if limits[RESERVES] else hits * size + min(total - hits * size, budget)
+    if (end + size - 1) // size - hits + idle > counters[FREE]:
+        return False
+    if counters[RESUMED] > 0:
+        counters[RESUMED] -= 1
+    else:
+        counters[ADMITTED] += 1
+        counters[WAITING_TOKENS] -= state[INPUT, request]
+    for index in range(hits):
+        block = by_content[content[first + index]]
+        _touch(block, pool, counters)
+        table[state[FIRST_BLOCK, request] + index] = block
+    state[HAVE, request] = state[ENTERED, request] = hits
+    state[COMPUTED, request] = hits * size
+    counters[HIT_TOKENS] += hits * size
+    queues[RUNNING, counters[RUNNING]] = request
+    counters[RUNNING] += 1
+    return True
+
+
+@compiled
+def _schedule(
+    slot: int,
+    limits: CountArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    counters: CountArray,
+) -> int:
+    """Choose the tokens of the next step; return the number of its requests."""
+    budget, fill, position, preempted = limits[BUDGET], 0, 0, False
+    while True:
+        position, fill, budget = _compute(
+            position, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content, by_content, queues,
+            steps, counters,
+        )  # fmt: skip
+        if position >= counters[RUNNING] or budget <= 0:
+            break
+        counters[RUNNING] -= 1
+        victim = queues[RUNNING, counters[RUNNING]]
+        # the last one that was admitted: it stands last where this step has scheduled it
+        if fill and steps[REQUEST, slot, fill - 1] == victim:
+            fill -= 1
+            budget += abs(steps[TOKENS, slot, fill])
+            if steps[TOKENS, slot, fill] > 0:
+                state[GENERATED, victim] -= 1
+        _release(victim, state, table, pool, counters)
+        state[COMPUTED, victim] = state[ENTERED, victim] = 0
+        queues[RESUMED, counters[RESUMED]] = victim
+        counters[RESUMED] += 1
+        counters[PREEMPTIONS] += 1
+        preempted = True
+    while not preempted and budget > 0 and counters[RUNNING] < limits[MAX_RUNNING]:
+        if not _admit(budget, limits, state, table, pool, content, by_content, queues, counters):
+            break
+        _, fill, budget = _compute(
+            counters[RUNNING] - 1, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content,
+            by_content, queues, steps, counters,
+        )  # fmt: skip
+    counters[PEAK_RUNNING] = max(counters[PEAK_RUNNING], counters[RUNNING])
+    counters[PEAK_BLOCKS] = max(counters[PEAK_BLOCKS], pool.shape[1] - counters[FREE])
+    return fill
+
+
+@compiled
+def _attention(point: FloatArray, axes: FloatArray, lengths: CountArray, values: FloatArray) -> float:
+    """Return the attention time of a step by multilinear interpolation; the edge cells continue outside the table."""
+    low0, low1, low2, low3 = 0, 0, 0, 0
+    while low0 < lengths[0] - 2 and axes[0, low0 + 1] <= point[0]:
+        low0 += 1
+    while low1 < lengths[1] - 2 and axes[1, low1 + 1] <= point[1]:
+        low1 += 1
+    while low2 < lengths[2] - 2 and axes[2, low2 + 1] <= point[2]:
+        low2 += 1
+    while low3 < lengths[3] - 2 and axes[3, low3 + 1] <= point[3]:
+        low3 += 1
+    weight0 = (point[0] - axes[0, low0]) / (axes[0, low0 + 1] - axes[0, low0])
+    weight1 = (point[1] - axes[1, low1]) / (axes[1, low1 + 1] - axes[1, low1])
+    weight2 = (point[2] - axes[2, low2]) / (axes[2, low2 + 1] - axes[2, low2])
+    weight3 = (point[3] - axes[3, low3]) / (axes[3, low3 + 1] - axes[3, low3])
+    result = 0.0
+    for bit0 in range(2):
+        part0 = weight0 if bit0 else 1 - weight0
+        for bit1 in range(2):
+            part1 = part0 * (weight1 if bit1 else 1 - weight1)
+            if part1 != 0.0:
+                low = values[low0 + bit0, low1 + bit1, low2]
+                high = values[low0 + bit0, low1 + bit1, low2 + 1]
+                at_low = (1 - weight3) * low[low3] + weight3 * low[low3 + 1]
+                at_high = (1 - weight3) * high[low3] + weight3 * high[low3 + 1]
+                result += part1 * ((1 - weight2) * at_low + weight2 * at_high)
+    return result
+
+
+@compiled
+def _sum_tokens(
+    count: int, slot: int, state: CountArray, steps: CountArray, point: FloatArray, counters: CountArray
+) -> int:
+    """Set the attention point of a step (chunk, history, decodes, context) and return its tokens."""
+    total, decodes, contexts, chunk, work = 0, 0, 0, 0, 0.0
+    for index in range(count):
+        tokens, history = abs(steps[TOKENS, slot, index]), steps[HISTORY, slot, index]
+        total += tokens
+        if tokens == 1 and history >= state[INPUT, steps[REQUEST, slot, index]]:
+            decodes += 1
+            contexts += history + 1
+        else:
+            chunk += tokens
+            work += tokens * (history + tokens / 2)
+    point[0], point[1], point[2], point[3] = chunk, 0.0, decodes, contexts / decodes if decodes else 0.0
+    if chunk > 0:
+        counters[PREFILL_STEPS] += 1
+        # several chunks are one of equal work
+        point[1] = work / chunk - chunk / 2
+        if point[1] < 0:
+            point[0], point[1] = np.sqrt(2 * work), 0.0
+    return total
+
+
+@compiled
+def _deliver(
+    count: int,
+    slot: int,
+    end: float,
+    arrivals: FloatArray,
+    state: CountArray,
+    steps: CountArray,
+    goals: FloatArray,
+    misses: CountArray,
+    first: FloatArray,
+) -> int:
+    """Deliver the tokens of a step; return how many requests have their last one, listed in the row of histories."""
+    finished = 0
+    for index in range(count):
+        request = steps[REQUEST, slot, index]
+        if steps[TOKENS, slot, index] > 0:
+            state[SEEN, request] += 1
+            if state[SEEN, request] == 1:
+                first[request] = end
+                if end - arrivals[request] > goals[0]:
+                    misses[LATE_FIRST] += 1
+            if state[SEEN, request] == state[OUTPUT, request]:
+                steps[HISTORY, slot, finished] = request
+                finished += 1
+    return finished
+
+
+@compiled
+def _remove(request: int, queues: CountArray, counters: CountArray) -> None:
+    """Take a finished request out of the running ones, or out of the queue if it was preempted meanwhile."""
+    for row in range(2):
+        for index in range(counters[row]):
+            if queues[row, index] == request:
+                for behind in range(index, counters[row] - 1):
+                    queues[row, behind] = queues[row, behind + 1]
+                counters[row] -= 1
+                return
+
+
+@compiled
+def _assign(request: int, state: CountArray, queues: CountArray, counters: CountArray) -> None:
+    """Put a request into the queue of an engine, at its arrival."""
+    queues[ASSIGNED, counters[ASSIGNED]] = request
+    counters[ASSIGNED] += 1
+    counters[WAITING_TOKENS] += state[INPUT, request]
+
+
+@compiled
+def _finish(
+    ended: CountArray,
+    end: float,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    queues: CountArray,
+    goals: FloatArray,
+    misses: CountArray,
+    limits: CountArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> None:
+    """Release the requests that are complete, in order of request, as the reference does."""
+    for request in np.sort(ended):
+        last[request] = end
+        tokens = state[OUTPUT, request]
+        if tokens > 1 and (end - first[request]) / (tokens - 1) > goals[1]:
+            misses[LATE_TOKEN] += 1
+        if end - arrivals[request] > goals[2]:
+            misses[LATE_LAST] += 1
+        _remove(request, queues, counters)
+        _release(request, state, table, pool, counters)
+        counters[FINISHED] += 1
+        if limits[CLOSED] and counters[ASSIGNED] < arrivals.size:
+            # a client of a closed loop sends its next request when the last one is answered
+            arrivals[counters[ASSIGNED]] = end
+            _assign(counters[ASSIGNED], state, queues, counters)
+
+
+@compiled
+def _advance(
+    until: float,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pool: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clock: FloatArray,
+    limits: CountArray,
+    goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
+    dense: FloatArray,
+    sequence: FloatArray,
+    axes: FloatArray,
+    lengths: CountArray,
+    attention: FloatArray,
+    factors: FloatArray,
+    point: FloatArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> bool:
+    """Run one engine up to a moment; return whether a target is missed too often."""
+    depth = limits[DEPTH]
+    while True:
+        while counters[IN_FLIGHT] < depth and not counters[STALLED]:
+            while (
+                counters[ARRIVED] < counters[ASSIGNED] and arrivals[queues[ASSIGNED, counters[ARRIVED]]] <= clock[NOW]
+            ):
+                counters[ARRIVED] += 1
+            slot = (counters[OLDEST] + counters[IN_FLIGHT]) % depth
+            count = _schedule(slot, limits, state, table, pool, content, by_content, queues, steps, counters)
+            if count == 0:
+                counters[STALLED] = 1
+                break
+            total = _sum_tokens(count, slot, state, steps, point, counters)
+            fixed = dense[min(total, dense.size - 1)] + sequence[min(count, sequence.size - 1)]
+            duration = factors[0] * (fixed + _attention(point, axes, lengths, attention)) + factors[1]
+            clock[BUSY_UNTIL] = max(clock[BUSY_UNTIL], clock[NOW]) + duration
+            fills[slot], ends[slot] = count, clock[BUSY_UNTIL]
+            counters[STEPS] += 1
+            counters[IN_FLIGHT] += 1
+        if counters[IN_FLIGHT]:
+            oldest = counters[OLDEST]
+            if ends[oldest] >= until:
+                return False
+            now = ends[oldest]
+            clock[NOW] = now
+            ended = _deliver(fills[oldest], oldest, now, arrivals, state, steps, goals, misses, first)
+            if ended:
+                _finish(
+                    steps[HISTORY, oldest, :ended], now, arrivals, state, table, pool, queues, goals, misses, limits,
+                    counters, first, last,
+                )  # fmt: skip
+            counters[OLDEST] = (oldest + 1) % depth
+            counters[IN_FLIGHT] -= 1
+            counters[STALLED] = 0
+            if (misses > allowed).any():
+                return True
+        elif counters[ARRIVED] < counters[ASSIGNED] and arrivals[queues[ASSIGNED, counters[ARRIVED]]] < until:
+            clock[NOW] = max(clock[NOW], arrivals[queues[ASSIGNED, counters[ARRIVED]]])
+            counters[STALLED] = 0
+        else:
+            return False
+
+
+@compiled
+def advance_engines(
+    until: float,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pools: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clocks: FloatArray,
+    limits: CountArray,
+    goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
+    dense: FloatArray,
+    sequence: FloatArray,
+    axes: FloatArray,
+    lengths: CountArray,
+    attention: FloatArray,
+    factors: FloatArray,
+    point: FloatArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> bool:
+    """Run every engine up to a moment; return whether a target is missed too often.
+
+    Args:
+        until: seconds; what ends then is left for later.
+        arrivals: (requests,) arrival times; those of a closed loop are written.
+        state: (REQUEST_ROWS, requests + 1) state of requests.
+        table: blocks of each request.
+        pools: (engines, POOL_ROWS, blocks) block pools.
+        content: content of each full block.
+        by_content: (engines or 1, contents) cached block of each content.
+        queues: (engines, QUEUES, requests + 1) queues.
+        steps: (engines, STEP_ROWS, depth, requests) steps in flight.
+        fills: (engines, depth) requests of each step.
+        ends: (engines, depth) when each step ends.
+        clocks: (engines, CLOCKS) clocks.
+        limits: (LIMITS,) limits of every engine.
+        goals: (MISSES,) targets in seconds.
+        allowed: (MISSES,) misses that still meet them.
+        misses: (MISSES,) misses so far.
+        dense: see :class:`StepTimes`, as for the next four.
+        sequence: by requests.
+        axes: of the attention table.
+        lengths: of the axes.
+        attention: the table.
+        factors: scale and overhead.
+        point: (4,) scratch.
+        counters: (engines, COUNTERS) counters.
+        first: (requests,) time of the first token.
+        last: (requests,) time of the last token.
+    """
+    for engine in range(pools.shape[0]):
+        if _advance(
+            until, arrivals, state, table, pools[engine], content, by_content[min(engine, by_content.shape[0] - 1)],
+            queues[engine], steps[engine], fills[engine], ends[engine], clocks[engine], limits, goals, allowed, misses,
+            dense, sequence, axes, lengths, attention, factors, point, counters[engine], first, last,
+        ):  # fmt: skip
+            return True
+    return False
+
+
+@compiled
+def route_requests(
+    begin: int,
+    end: int,
+    routing: int,
+    active: CountArray,
+    cursor: CountArray,
+    arrivals: FloatArray,
+    state: CountArray,
+    table: CountArray,
+    pools: CountArray,
+    content: CountArray,
+    by_content: CountArray,
+    queues: CountArray,
+    steps: CountArray,
+    fills: CountArray,
+    ends: FloatArray,
+    clocks: FloatArray,
+    limits: CountArray,
+    goals: FloatArray,
+    allowed: CountArray,
+    misses: CountArray,
+    dense: FloatArray,
+    sequence: FloatArray,
+    axes: FloatArray,
+    lengths: CountArray,
+    attention: FloatArray,
+    factors: FloatArray,
+    point: FloatArray,
+    counters: CountArray,
+    first: FloatArray,
+    last: FloatArray,
+) -> bool:
+    """Route the requests from ``begin`` to ``end`` to active engines; return whether a target is missed too often.
+
+    Round robin needs no state. Least tokens counts the KV cache in use and the prompts that wait, when a request
+    arrives; ties rotate, as the lowest number would become a hot replica. ``active`` is (engines,), not 0 for engines
+    that take requests; ``cursor`` holds the engine that is next.
+    """
+    engines, size = pools.shape[0], limits[BLOCK_TOKENS]
+    for request in range(begin, end):
+        if routing == LEAST_TOKENS and advance_engines(
+            arrivals[request], arrivals, state, table, pools, content, by_content, queues, steps, fills, ends, clocks,
+            limits, goals, allowed, misses, dense, sequence, axes, lengths, attention, factors, point, counters, first,
+            last,
+        ):  # fmt: skip
+            return True
+        choice, least = NONE, 0
+        for offset in range(engines):
+            engine = (cursor[0] + offset) % engines
+            if not active[engine]:
+                continue
+            if routing == ROUND_ROBIN:
+                choice = engine
+                break
+            load = (pools.shape[2] - counters[engine, FREE]) * size + counters[engine, WAITING_TOKENS]
+            if choice == NONE or load < least:
+                choice, least = engine, load
+        cursor[0] = (choice + 1) % engines
+        _assign(request, state, queues[choice], counters[choice])
+    return False

@@ -1,0 +1,303 @@
+"""The scheduler of vLLM V1 in plain Python: the reference of ``scheduler_kernel``, rule by rule and without speed.
+
+Rules: LLMServingSim 2.0, ``docs/continuous-batching.md``, checked against vLLM 0.19 runs. A step first continues the
+running requests in order of admission, and preempts the last of them where blocks are missing; then it admits waiting
+requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.workload import EngineRequests
+
+
+@dataclass(slots=True)
+class Step:
+    """One iteration: what it computes, and which requests it gives a token."""
+
+    chunks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By request: scheduled tokens, and the history before them."""
+    produces: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class ReferenceRun:
+    """What happened to each request, and what the engine did."""
+
+    first_token_s: list[float]
+    last_token_s: list[float]
+    preemptions: int = 0
+    hit_tokens: int = 0
+    steps: int = 0
+    prefill_steps: int = 0
+    peak_running: int = 0
+    peak_blocks: int = 0
+
+
+class ReferencePool:
+    """Blocks of the KV cache: a freed block keeps its content until it is taken from the head of the free list."""
+
+    def __init__(self, blocks: int) -> None:
+        self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
+        self.references = [0] * blocks
+        self.content: list[int | None] = [None] * blocks
+        self.by_content: dict[int, int] = {}
+
+    def take(self) -> int:
+        """Take the block that was freed longest ago, and forget its content."""
+        block, _ = self.free.popitem(last=False)
+        known = self.content[block]
+        if known is not None:
+            del self.by_content[known]
+            self.content[block] = None
+        self.references[block] = 1
+        return block
+
+    def touch(self, block: int) -> None:
+        """Use a cached block once more."""
+        if self.references[block] == 0:
+            del self.free[block]
+        self.references[block] += 1
+
+    def release(self, blocks: list[int]) -> None:
+        """Free the blocks of a request, the last one first, so that prefixes live longest."""
+        for block in reversed(blocks):
+            self.references[block] -= 1
+            if self.references[block] == 0:
+                self.free[block] = None
+
+    def enter(self, block: int, content: int) -> None:
+        """Record the content of a full block; the first block of a content answers for it."""
+        if content not in self.by_content:
+            self.by_content[content] = block
+            self.content[block] = content
+
+
+class ReferenceEngine:
+    """State of one engine between steps."""
+
+    def __init__(self, requests: EngineRequests, limits: EngineLimits) -> None:
+        count = len(requests)
+        self.requests, self.limits = requests, limits
+        self.pool = ReferencePool(limits.num_blocks)
+        self.computed = [0] * count
+        self.generated = [0] * count
+        self.seen = [0] * count
+        self.entered = [0] * count
+        self.blocks: list[list[int]] = [[] for _ in range(count)]
+        self.running: list[int] = []
+        self.waiting: deque[int] = deque()
+        self.run = ReferenceRun([math.nan] * count, [math.nan] * count)
+
+    def total(self, request: int) -> int:
+        """Return the tokens whose KV a request needs before its next token."""
+        return int(self.requests.input_tokens[request]) + self.generated[request]
+
+    def schedule(self) -> Step:
+        """Choose the tokens of the next step."""
+        step, budget, preempted = Step(), self.limits.max_num_batched_tokens, False
+        position = 0
+        while position < len(self.running) and budget > 0:
+            request = self.running[position]
+            if self.generated[request] >= int(self.requests.output_tokens[request]):
+                position += 1
+                continue
+            tokens = min(self.total(request) - self.computed[request], budget)
+            evicted_itself = False
+            while self.missing_blocks(request, self.computed[request] + tokens) > len(self.pool.free):
+                victim = self.running.pop()
+                budget += self.preempt(victim, step)
+                preempted = True
+                if victim == request:
+                    evicted_itself = True
+                    break
+            if evicted_itself:
+                break
+            self.compute(request, tokens, step)
+            budget -= tokens
+            position += 1
+        if not preempted:
+            self.admit(step, budget)
+        self.run.peak_running = max(self.run.peak_running, len(self.running))
+        self.run.peak_blocks = max(self.run.peak_blocks, self.limits.num_blocks - len(self.pool.free))
+        return step
+
+    def admit(self, step: Step, budget: int) -> None:
+        """Admit waiting requests in order, while tokens, slots and blocks last."""
+        size = self.requests.block_tokens
+        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
+            request = self.waiting[0]
+            total = self.total(request)
+            hits = self.cached_prefix(request, (total - 1) // size)
+            tokens = min(total - len(hits) * size, budget)
+            end = total if self.limits.reserve_full_isl else len(hits) * size + tokens
+            idle_hits = sum(self.pool.references[block] == 0 for block in hits)
+            if math.ceil(end / size) - len(hits) + idle_hits > len(self.pool.free):
+                break
+            self.waiting.popleft()
+            for block in hits:
+                self.pool.touch(block)
+            self.blocks[request] = hits
+            self.computed[request] = len(hits) * size
+            self.entered[request] = len(hits)
+            self.run.hit_tokens += len(hits) * size
+            self.running.append(request)
+            self.compute(request, tokens, step)
+            budget -= tokens
+
+    def cached_prefix(self, request: int, most: int) -> list[int]:
+        """Return the leading blocks of a request that the cache holds."""
+        hits: list[int] = []
+        if self.limits.prefix_cache:
+            first = int(self.requests.first_content[request])
+            full = int(self.requests.first_content[request + 1]) - first
+            for index in range(min(most, full)):
+                block = self.pool.by_content.get(int(self.requests.content[first + index]))
+                if block is None:
+                    break
+                hits.append(block)
+        return hits
+
+    def missing_blocks(self, request: int, tokens: int) -> int:
+        """Return the blocks that a request lacks for some tokens."""
+        return math.ceil(tokens / self.requests.block_tokens) - len(self.blocks[request])
+
+    def compute(self, request: int, tokens: int, step: Step) -> None:
+        """Schedule tokens of a request, with the blocks that they need."""
+        history = self.computed[request]
+        for _ in range(self.missing_blocks(request, history + tokens)):
+            self.blocks[request].append(self.pool.take())
+        step.chunks[request] = (tokens, history)
+        self.computed[request] += tokens
+        if self.limits.prefix_cache:
+            self.enter_blocks(request)
+        if self.computed[request] == self.total(request):
+            self.generated[request] += 1
+            step.produces.add(request)
+
+    def enter_blocks(self, request: int) -> None:
+        """Enter the full blocks of a request whose tokens are known by now."""
+        known = min(self.computed[request], int(self.requests.input_tokens[request]) + self.seen[request])
+        first = int(self.requests.first_content[request])
+        for index in range(self.entered[request], known // self.requests.block_tokens):
+            self.pool.enter(self.blocks[request][index], int(self.requests.content[first + index]))
+            self.entered[request] = index + 1
+
+    def preempt(self, request: int, step: Step) -> int:
+        """Put a running request back at the head of the queue, and return the budget that this frees."""
+        freed = 0
+        if request in step.chunks:
+            freed, _ = step.chunks.pop(request)
+            if request in step.produces:
+                step.produces.remove(request)
+                self.generated[request] -= 1
+        self.pool.release(self.blocks[request])
+        self.blocks[request] = []
+        self.computed[request] = self.entered[request] = 0
+        self.waiting.appendleft(request)
+        self.run.preemptions += 1
+        return freed
+
+    def finish_step(self, step: Step, end_s: float) -> None:
+        """Deliver the tokens of a step, and release the requests that are complete."""
+        for request in sorted(step.produces):
+            self.seen[request] += 1
+            if self.seen[request] == 1:
+                self.run.first_token_s[request] = end_s
+            if self.seen[request] == int(self.requests.output_tokens[request]):
+                self.run.last_token_s[request] = end_s
+                if request in self.running:
+                    self.running.remove(request)
+                else:
+                    self.waiting.remove(request)
+                self.pool.release(self.blocks[request])
+                self.blocks[request] = []
+
+
+def step_seconds(step: Step, times: StepTimes, requests: EngineRequests) -> float:
+    """Return the duration of a step.
+
+    Several prefill chunks are one of equal work; decodes have the mean of their contexts.
+    """
+    tokens = sum(count for count, _ in step.chunks.values())
+    decodes = [
+        history + 1
+        for request, (count, history) in step.chunks.items()
+        if _is_decode(requests, request, count, history)
+    ]
+    chunks = [
+        (count, history)
+        for request, (count, history) in step.chunks.items()
+        if not _is_decode(requests, request, count, history)
+    ]
+    chunk, past = 0.0, 0.0
+    if chunks:
+        work = sum(count * (history + count / 2) for count, history in chunks)
+        chunk = float(sum(count for count, _ in chunks))
+        past = work / chunk - chunk / 2
+        if past < 0:
+            chunk, past = math.sqrt(2 * work), 0.0
+    context = sum(decodes) / len(decodes) if decodes else 0.0
+    attention = interpolate((chunk, past, float(len(decodes)), context), times)
+    dense = times.dense[min(tokens, times.dense.size - 1)]
+    sequence = times.sequence[min(len(step.chunks), times.sequence.size - 1)]
+    return float(times.scale * (dense + sequence + attention) + times.overhead)
+
+
+def _is_decode(requests: EngineRequests, request: int, count: int, history: int) -> bool:
+    return count == 1 and history >= int(requests.input_tokens[request])
+
+
+def interpolate(point: tuple[float, float, float, float], times: StepTimes) -> float:
+    """Return the attention time at a point by multilinear interpolation; outside the table the edge cells continue."""
+    lower, weight = [], []
+    for axis, value in enumerate(point):
+        values = times.axes[axis, : times.axis_lengths[axis]]
+        index = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, values.size - 2))
+        lower.append(index)
+        weight.append((value - values[index]) / (values[index + 1] - values[index]))
+    result = 0.0
+    for corner in np.ndindex(2, 2, 2, 2):
+        share = math.prod(w if bit else 1 - w for w, bit in zip(weight, corner, strict=True))
+        result += share * times.attention[tuple(i + bit for i, bit in zip(lower, corner, strict=True))]
+    return float(result)
+
+
+def simulate_reference(requests: EngineRequests, limits: EngineLimits, times: StepTimes) -> ReferenceRun:
+    """Simulate one engine; see ``scheduler_kernel.simulate`` for the rules of time."""
+    engine = ReferenceEngine(requests, limits)
+    in_flight: deque[tuple[Step, float]] = deque()
+    depth = 2 if limits.async_scheduling else 1
+    arrived, now, busy_until, count = 0, 0.0, 0.0, len(requests)
+
+    def schedule() -> bool:
+        nonlocal arrived, busy_until
+        while arrived < count and requests.arrival_s[arrived] <= now:
+            engine.waiting.append(arrived)
+            arrived += 1
+        step = engine.schedule()
+        if not step.chunks:
+            return False
+        busy_until = max(busy_until, now) + step_seconds(step, times, requests)
+        in_flight.append((step, busy_until))
+        engine.run.steps += 1
+        engine.run.prefill_steps += any(not _is_decode(requests, r, c, h) for r, (c, h) in step.chunks.items())
+        return True
+
+    while True:
+        while len(in_flight) < depth and schedule():
+            pass
+        if in_flight:
+            step, now = in_flight.popleft()
+            engine.finish_step(step, now)
+        elif arrived < count:
+            now = max(now, float(requests.arrival_s[arrived]))
+        else:
+            return engine.run

@@ -1,0 +1,89 @@
+"""Requests of an LLM engine: arrivals, token counts, and which prompt blocks hold the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfoldkit.api import user_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequests:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrival_s: (n,) seconds, ascending.
+        input_tokens: (n,) prompt tokens, at least 1.
+        output_tokens: (n,) generated tokens, at least 1.
+        first_content: (n + 1,) where the blocks of each request begin in ``content``.
+        content: (blocks,) content of every full block: equal numbers hold equal tokens after equal tokens.
+        contents: number of different contents.
+        block_tokens: tokens of a block.
+        is_shared: whether two requests may hold equal blocks.
+    """
+
+    arrival_s: FloatArray
+    input_tokens: CountArray
+    output_tokens: CountArray
+    first_content: CountArray
+    content: CountArray
+    contents: int
+    block_tokens: int
+    is_shared: bool = True
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+
+def build_requests(
+    arrival_s: FloatArray,
+    input_tokens: CountArray,
+    output_tokens: CountArray,
+    *,
+    block_tokens: int = 16,
+    shared_tokens: CountArray | None = None,
+    shared_with: CountArray | None = None,
+) -> EngineRequests:
+    """Build the requests of a trace.
+
+    Args:
+        arrival_s: (n,) seconds.
+        input_tokens: (n,) prompt tokens.
+        output_tokens: (n,) generated tokens.
+        block_tokens: tokens of a block of the KV cache.
+        shared_tokens: (n,) leading prompt tokens equal to those of the earlier request ``shared_with``.
+        shared_with: (n,) index of that request, or -1.
+
+    Raises:
+        UnfoldError: lengths differ, times descend, or a token count is below 1.
+    """
+    sizes = {arrival_s.size, input_tokens.size, output_tokens.size}
+    if len(sizes) != 1 or not arrival_s.size:
+        raise user_error("arrivals, input tokens and output tokens need one value per request")
+    if (np.diff(arrival_s) < 0).any():
+        raise user_error("the arrivals are not in order")
+    if min(int(input_tokens.min()), int(output_tokens.min())) < 1:
+        raise user_error("every request needs at least one input and one output token")
+    full_blocks = (input_tokens + output_tokens) // block_tokens
+    first = np.concatenate([[0], np.cumsum(full_blocks)]).astype(np.int64)
+    content = np.arange(first[-1], dtype=np.int64)
+    if shared_tokens is not None and shared_with is not None:
+        for request in np.flatnonzero(shared_with >= 0):
+            other = int(shared_with[request])
+            count = (
+                min(int(shared_tokens[request]), int(input_tokens[request]), int(input_tokens[other])) // block_tokens
+            )
+            content[first[request] : first[request] + count] = content[first[other] : first[other] + count]
+    return EngineRequests(
+        arrival_s=np.ascontiguousarray(arrival_s, dtype=np.float64),
+        input_tokens=np.ascontiguousarray(input_tokens, dtype=np.int64),
+        output_tokens=np.ascontiguousarray(output_tokens, dtype=np.int64),
+        first_content=first,
+        content=content,
+        contents=int(first[-1]),
+        block_tokens=block_tokens,
+        is_shared=bool(shared_with is not None and (shared_with >= 0).any()),
+    )

@@ -1,0 +1,1 @@
+"""Sources of step times: operator tables, recorded benchmarks, and a roofline."""

@@ -1,0 +1,98 @@
+"""Time of an all-reduce between the GPUs of an engine, from a measured table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.step_times.columns import MeasuredTable, read_table
+from unfoldkit.api import user_error
+
+MILLISECOND = 1e-3
+BYTES_PER_ELEMENT = 2
+LATENCY_COLUMNS = ("latency_ms", "latency")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllReduce:
+    """Measured all-reduces by number of GPUs.
+
+    Attributes:
+        bytes_by_gpus: message sizes in bytes, ascending.
+        seconds_by_gpus: time of each message.
+    """
+
+    bytes_by_gpus: Mapping[int, FloatArray]
+    seconds_by_gpus: Mapping[int, FloatArray]
+
+    def seconds(self, gpus: int, message_bytes: FloatArray) -> FloatArray:
+        """Return the time of messages, log-linear between measured sizes and by bandwidth beyond them.
+
+        Raises:
+            KeyError: nothing was measured with that many GPUs.
+        """
+        sizes, seconds = self.bytes_by_gpus[gpus], self.seconds_by_gpus[gpus]
+        message = np.maximum(message_bytes, 1.0)
+        inside = np.exp(np.interp(np.log(message), np.log(sizes), np.log(seconds)))
+        result: FloatArray = np.where(message > sizes[-1], seconds[-1] * message / sizes[-1], inside)
+        return result
+
+
+def read_all_reduce(path: Path, wanted: Mapping[str, str]) -> AllReduce:
+    """Read a table with ``num_gpus``, ``message_size`` in 16-bit elements (or ``bytes``) and ``latency_ms``.
+
+    AIConfigurator's ``message_size`` counts elements: as bytes, its largest messages would move at half the bandwidth
+    of NVLink.
+
+    Args:
+        path: the table.
+        wanted: cells that the rows must have, where the table has such columns.
+
+    Raises:
+        UnfoldError: a column is missing, or no row is left.
+    """
+    table = prefer_graph_mode(read_table(path, ["num_gpus"]).where(wanted))
+    latency = find_column(table, LATENCY_COLUMNS)
+    size = find_column(table, ("message_size", "bytes"))
+    if not len(table):
+        raise user_error(f"no row has {_describe(wanted)}", file=str(path))
+    gpus = table.numbers("num_gpus", least=2).astype(np.int64)
+    message = table.numbers(size, least=1) * (1 if size == "bytes" else BYTES_PER_ELEMENT)
+    seconds = table.numbers(latency) * MILLISECOND
+    sizes, times = {}, {}
+    for count in np.unique(gpus):
+        chosen = gpus == count
+        sizes[int(count)] = np.unique(message[chosen])
+        times[int(count)] = np.array(
+            [max(float(np.median(seconds[chosen & (message == value)])), 1e-9) for value in sizes[int(count)]]
+        )
+    return AllReduce(bytes_by_gpus=sizes, seconds_by_gpus=times)
+
+
+def prefer_graph_mode(table: MeasuredTable) -> MeasuredTable:
+    """Return the rows measured inside CUDA graphs, as engines run them, if the table marks any."""
+    for cells in table.columns.values():
+        marked = ["graph" in cell.lower() and "eager" not in cell.lower() for cell in cells]
+        if any(marked) and not all(marked):
+            return table.select(marked)
+    return table
+
+
+def find_column(table: MeasuredTable, names: tuple[str, ...]) -> str:
+    """Return the first of some names that a table has.
+
+    Raises:
+        UnfoldError: it has none of them.
+    """
+    column = next((name for name in names if name in table.columns), None)
+    if column is None:
+        raise user_error(f"no column {' or '.join(names)}", file=str(table.path))
+    return column
+
+
+def _describe(wanted: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in wanted.items()) or "a value"

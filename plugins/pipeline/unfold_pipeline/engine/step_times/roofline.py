@@ -1,0 +1,66 @@
+"""Step times without any measurement: the larger of bytes over bandwidth and operations over peak rate.
+
+Both reach a fraction of the data sheet's figure. This is the least certain source; its interval is the widest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unfold_pipeline.engine.hardware.gpu import Gpu
+from unfold_pipeline.engine.hardware.model_shape import BYTES_PER_VALUE, ModelShape
+from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
+from unfold_pipeline.engine.step_times.aiconfigurator import KERNEL_LAUNCH_S
+from unfold_pipeline.engine.step_times.all_reduce import AllReduce
+from unfoldkit.api import user_error
+
+BANDWIDTH_SHARE = 0.8
+FLOPS_SHARE = 0.6
+KERNELS_PER_LAYER = 10
+
+
+def build_roofline(
+    model: ModelShape,
+    gpu: Gpu,
+    *,
+    tensor_parallel: int,
+    precision: str,
+    kv_precision: str,
+    max_tokens: int,
+    max_requests: int,
+    max_context: int,
+    all_reduce: AllReduce | None = None,
+) -> StepTimes:
+    """Build step times from the data sheet of a GPU.
+
+    Source: Williams et al., Roofline, CACM 2009; the shares are typical of serving engines.
+
+    Raises:
+        UnfoldError: several GPUs without a measured all-reduce.
+    """
+    if tensor_parallel > 1 and (all_reduce is None or tensor_parallel not in all_reduce.bytes_by_gpus):
+        hint = "all_reduce: a measured table of num_gpus, message_size, latency_ms"
+        raise user_error(f"no all-reduce between {tensor_parallel} GPUs was measured", hint=hint)
+    bytes_per_s, flops = gpu.bytes_per_s * BANDWIDTH_SHARE, gpu.flops(precision) * FLOPS_SHARE
+    tokens, requests = np.arange(1, max_tokens + 1.0), np.arange(1, max_requests + 1.0)
+    dense, sequence = np.zeros(max_tokens + 1), np.zeros(max_requests + 1)
+    parameters = model.linear_parameters / tensor_parallel
+    dense[1:] = np.maximum(parameters * BYTES_PER_VALUE[precision] / bytes_per_s, 2 * parameters * tokens / flops)
+    values = model.layers * (8 * model.hidden + 3 * model.inner / tensor_parallel)
+    dense[1:] += 2 * values * tokens / bytes_per_s + model.layers * KERNELS_PER_LAYER * KERNEL_LAUNCH_S
+    if all_reduce is not None and tensor_parallel > 1:
+        dense[1:] += (2 * model.layers + 1) * all_reduce.seconds(tensor_parallel, tokens * model.hidden * 2)
+    head = model.vocabulary * model.hidden / tensor_parallel
+    bf16_flops = gpu.bf16_flops * FLOPS_SHARE
+    sequence[1:] = np.maximum(2 * head / bytes_per_s, 2 * head * requests / bf16_flops)
+    chunks, history = np.array([0.0, max_tokens]), np.array([0.0, max(max_context, 1)])
+    decodes, contexts = np.array([0.0, max_requests]), np.array([0.0, max(max_context, 1)])
+    # attention is bilinear in chunk and history but for the triangle of the chunk, which a finer axis follows
+    chunks = np.unique(np.r_[0.0, np.geomspace(1, max(max_tokens, 2), 24)])
+    query = 4 * model.layers * model.heads / tensor_parallel * model.head
+    prefill = query * chunks[:, None] * (history[None, :] + chunks[:, None] / 2) / bf16_flops
+    kv_bytes = model.kv_bytes_per_token(tensor_parallel, kv_precision)
+    decode = decodes[:, None] * contexts[None, :] * kv_bytes / bytes_per_s
+    padded, lengths = pad_axes([chunks, history, decodes, contexts])
+    attention = np.ascontiguousarray(prefill[:, :, None, None] + decode[None, None, :, :])
+    return StepTimes(dense=dense, sequence=sequence, axes=padded, axis_lengths=lengths, attention=attention)

@@ -1,0 +1,1 @@
+"""Reports and exports of plans of LLM engines."""

@@ -1,0 +1,168 @@
+"""A plan of LLM engines as arguments of vLLM, Kubernetes Deployments, KServe's LLMInferenceService, Ray Serve LLM."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from unfoldkit.api import Report, user_error
+from unfoldkit.io.yaml12 import to_yaml
+
+MODEL = "MODEL"
+"""Stands for the name of a model whose spec gives sizes only."""
+IMAGE = "vllm/vllm-openai:latest"
+PORT = 8000
+DATA_TYPES = {"bf16": "bfloat16", "fp8": "bfloat16"}
+
+
+def has_engines(report: Report) -> bool:
+    """Return whether a report holds a plan of engines."""
+    return bool((report.decision or {}).get("engines"))
+
+
+def export_vllm(report: Report) -> str:
+    """Return the command that starts each engine.
+
+    Raises:
+        UnfoldError: the report holds no plan of engines.
+    """
+    lines = []
+    for stage, engine in _list_engines(report).items():
+        gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
+        lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")
+        lines.append(shlex.join(["vllm", "serve", *list_arguments(engine)]))
+    return "\n".join(lines) + "\n"
+
+
+def export_kubernetes(report: Report) -> str:
+    """Return a Deployment and a Service for each stage.
+
+    Raises:
+        UnfoldError: the report holds no plan of engines.
+    """
+    documents: list[dict[str, Any]] = []
+    for stage, engine in _list_engines(report).items():
+        labels = {"app": _to_label(stage)}
+        container = {
+            "name": "vllm",
+            "image": IMAGE,
+            "args": list_arguments(engine),
+            "ports": [{"containerPort": PORT}],
+            "resources": {"limits": {"nvidia.com/gpu": str(engine["tensor_parallel"])}},
+            "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}},
+        }
+        template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+        documents += [
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": labels["app"], "labels": labels},
+                "spec": {"replicas": engine["replicas"], "selector": {"matchLabels": labels}, "template": template},
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": labels["app"], "labels": labels},
+                "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": PORT}]},
+            },
+        ]
+    return "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def export_llm_services(report: Report) -> str:
+    """Return an LLMInferenceService of KServe, which llm-d routes to, for each stage."""
+    documents = []
+    for stage, engine in _list_engines(report).items():
+        name, *arguments = list_arguments(engine)
+        parallel = engine["tensor_parallel"]
+        container = {
+            "name": "main",
+            "args": arguments,
+            "resources": {"limits": {"nvidia.com/gpu": str(parallel)}},
+        }
+        documents.append(
+            {
+                "apiVersion": "serving.kserve.io/v1alpha1",
+                "kind": "LLMInferenceService",
+                "metadata": {"name": _to_label(stage)},
+                "spec": {
+                    "model": {"uri": f"hf://{name}", "name": name},
+                    "replicas": engine["replicas"],
+                    "parallelism": {"tensor": parallel},
+                    "router": {"route": {}, "gateway": {}, "scheduler": {}},
+                    "template": {"containers": [container]},
+                },
+            }
+        )
+    return "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def export_ray_llm(report: Report) -> str:
+    """Return the config of an application of Ray Serve LLM."""
+    configs = []
+    for engine in _list_engines(report).values():
+        name = _name_model(engine)
+        configs.append(
+            {
+                "model_loading_config": {"model_id": name, "model_source": name},
+                "accelerator_type": str(engine["gpu"]).split("_", maxsplit=1)[0].upper(),
+                "deployment_config": {
+                    "autoscaling_config": {"min_replicas": engine["replicas"], "max_replicas": engine["replicas"]}
+                },
+                "engine_kwargs": _build_arguments(engine),
+            }
+        )
+    application = {
+        "name": _to_label(report.name),
+        "route_prefix": "/",
+        "import_path": "ray.serve.llm:build_openai_app",
+        "args": {"llm_configs": configs},
+    }
+    return str(to_yaml({"applications": [application]}))
+
+
+def list_arguments(engine: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of ``vllm serve`` for an engine, the model first."""
+    arguments = [_name_model(engine)]
+    for key, value in _build_arguments(engine).items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            arguments += [flag, str(value)]
+    return arguments
+
+
+def _build_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = {
+        "tensor_parallel_size": engine["tensor_parallel"],
+        "max_num_batched_tokens": engine["max_num_batched_tokens"],
+        "max_num_seqs": engine["max_num_seqs"],
+        "gpu_memory_utilization": engine["gpu_memory_utilization"],
+        "max_model_len": engine["max_model_len"],
+        "enable_prefix_caching": engine["prefix_cache"],
+        "async_scheduling": engine["async_scheduling"],
+        "dtype": DATA_TYPES[engine["precision"]],
+    }
+    if engine["precision"] == "fp8":
+        arguments["quantization"] = "fp8"
+    if engine["kv_precision"] == "fp8":
+        arguments["kv_cache_dtype"] = "fp8"
+    return arguments
+
+
+def _list_engines(report: Report) -> Mapping[str, Mapping[str, Any]]:
+    engines = (report.decision or {}).get("engines")
+    if not engines:
+        hint = "unfold plan, for a spec with stages.NAME.engine"
+        raise user_error("the report holds no plan of LLM engines", hint=hint)
+    return dict(engines)
+
+
+def _name_model(engine: Mapping[str, Any]) -> str:
+    return str(engine.get("model_name") or MODEL)
+
+
+def _to_label(name: str) -> str:
+    return "".join(char if char.isalnum() else "-" for char in name.lower()).strip("-")[:60] or "engine"

@@ -1,0 +1,389 @@
+"""The report of a plan of LLM engines: chosen engines, latencies with their interval, and why nothing is cheaper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
+from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
+from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
+from unfold_pipeline.engine.step_times.interval import CONFIDENCE
+from unfold_pipeline.report.engines import sentences
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
+from unfoldkit.arrivals.envelope import window_lengths
+
+MAX_REFUSALS = 8
+
+
+def build_engine_report(
+    problem: EngineProblem, solution: EngineSolution, outcome: Outcome, analysis: EngineAnalysis
+) -> Report:
+    """Return the report of a plan that meets the targets."""
+    config = outcome.config
+    option = problem.options[config.option]
+    gpus = config.replicas * option.tensor_parallel
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES,
+        headline=sentences.describe_plan(option.cost(config.replicas), config.replicas, gpus, option.hardware),
+        subtitle=build_subtitle(problem),
+        metrics=build_metrics(problem, outcome, analysis),
+        tables=(_build_engine_table(problem, config), _build_latency_table(analysis), _build_neighbor_table(analysis)),
+        figures=(_build_neighbor_figure(problem, analysis), *_build_load_figures(analysis.load)),
+        lines=tuple(_list_lines(problem, solution, outcome, analysis)),
+        next="unfold plan SPEC --replay TRACE",
+        decision=format_decision(problem, config, outcome),
+        provenance={
+            "inputs": {
+                "trace_sha256": problem.trace_sha256,
+                "prices": dict(problem.price_sources),
+                "step_times": {item.hardware: list(item.interval.files) for item in problem.options},
+            }
+        },
+    )
+
+
+def build_no_engine_report(problem: EngineProblem, solution: EngineSolution) -> Report:
+    """Return the report of a problem without a plan: which target each option misses."""
+    targets = _format_targets(problem)
+    headline = (
+        sentences.describe_no_plan(targets)
+        if problem.confidence is None
+        else sentences.describe_no_sure_plan(targets, problem.confidence)
+    )
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.NO,
+        headline=headline,
+        subtitle=build_subtitle(problem),
+        metrics={"simulations": Metric(float(solution.simulations))},
+        lines=tuple(_list_refusals(problem, solution)),
+        next="unfold plan SPEC --set 'slo.ttft_p99=1 s'" if math.isfinite(problem.targets.ttft_s) else "",
+    )
+
+
+def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
+    """Return the facts beside the title."""
+    requests = problem.requests
+    span = float(requests.arrival_s[-1] - requests.arrival_s[0])
+    rate = len(requests) / span if span else 0.0
+    tokens = f"{requests.input_tokens.mean():,.0f} in, {requests.output_tokens.mean():,.0f} out"
+    return f"{len(requests):,} requests", f"{rate:.3g}/s", tokens, _format_targets(problem)
+
+
+def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
+    """Return the figures of a plan."""
+    config, targets = outcome.config, problem.targets
+    option = problem.options[config.option]
+    measures = (
+        ("ttft_p99_ms", analysis.ttft, targets.ttft_s),
+        ("tpot_p99_ms", analysis.tpot, targets.tpot_s),
+        ("latency_p99_ms", analysis.latency, targets.latency_s),
+    )
+    is_sure = problem.confidence is not None
+    values = {name: (item.high if is_sure else item.predicted)[-1] for name, item, _ in measures}
+    return {
+        "cost_per_hour": Metric(option.cost(config.replicas), "$/h"),
+        "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h"),
+        "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h"),
+        "gpus": Metric(float(config.replicas * option.tensor_parallel)),
+        "replicas": Metric(float(config.replicas)),
+        **{
+            name: Metric(
+                values[name] * 1e3,
+                "ms",
+                target=f"≤ {sentences.format_seconds(target)}" if math.isfinite(target) else None,
+                ok=values[name] <= target if math.isfinite(target) else None,
+            )
+            for name, _, target in measures
+        },
+    }
+
+
+def format_decision(problem: EngineProblem, config: EngineConfig, outcome: Outcome) -> dict[str, Any]:
+    """Return a plan as plain data, with the envelopes of the tokens that it was made for."""
+    option, settings = problem.options[config.option], problem.settings
+    windows_s, prompt, total = compute_token_envelope(problem)
+    return {
+        "cost_per_hour": round(option.cost(config.replicas), 9),
+        "ttft_p99_ms": _round_ms(outcome.ttft_s),
+        "tpot_p99_ms": _round_ms(outcome.tpot_s),
+        "latency_p99_ms": _round_ms(outcome.latency_s),
+        "engines": {
+            problem.stage: {
+                "hardware": option.hardware,
+                "gpu": option.gpu,
+                "tensor_parallel": option.tensor_parallel,
+                "replicas": config.replicas,
+                "nodes": option.count_nodes(config.replicas),
+                "max_num_batched_tokens": config.budget,
+                "max_num_seqs": config.max_seqs,
+                "routing": settings.routing,
+                "precision": problem.precision,
+                "kv_precision": problem.kv_precision,
+                "prefix_cache": settings.prefix_cache,
+                "async_scheduling": settings.async_scheduling,
+                "gpu_memory_utilization": settings.utilization,
+                "max_model_len": _choose_model_length(problem, option),
+                "model": problem.model,
+                "model_name": problem.model_name,
+            }
+        },
+        "envelope": {"windows_s": windows_s, "input_tokens": prompt, "all_tokens": total},
+        "trace_sha256": problem.trace_sha256,
+    }
+
+
+def _choose_model_length(problem: EngineProblem, option: EngineOption) -> int:
+    """Return the power of two above the longest request, as far as the KV cache holds it."""
+    longest = int((problem.requests.input_tokens + problem.requests.output_tokens).max())
+    return min(1 << (longest - 1).bit_length(), option.kv_cache.tokens)
+
+
+def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -> EngineConfig:
+    """Return the plan that :func:`format_decision` wrote.
+
+    Raises:
+        UnfoldError: the plan has another engine than the spec offers.
+    """
+    engines = decision.get("engines")
+    saved = engines.get(problem.stage) if isinstance(engines, Mapping) else None
+    try:
+        index = next(
+            position
+            for position, option in enumerate(problem.options)
+            if (option.hardware, option.tensor_parallel) == (saved["hardware"], saved["tensor_parallel"])  # type: ignore[index]
+        )
+        config = EngineConfig(
+            option=index,
+            replicas=int(saved["replicas"]),  # type: ignore[index]
+            budget=int(saved["max_num_batched_tokens"]),  # type: ignore[index]
+            max_seqs=int(saved["max_num_seqs"]),  # type: ignore[index]
+        )
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
+        message = "the plan has another engine than the spec"
+        raise user_error(message, key=f"stages.{problem.stage}", hint="plan again") from error
+    settings = problem.settings
+    if config.replicas < 1 or config.budget > max(settings.budgets) or config.max_seqs > max(settings.max_seqs):
+        raise user_error("the plan does not fit the spec", key=f"stages.{problem.stage}", hint="plan again")
+    return config
+
+
+def compute_token_envelope(problem: EngineProblem) -> tuple[list[float], list[int], list[int]]:
+    """Return window lengths in seconds, and the maximum prompt tokens and all tokens that arrive in any such window."""
+    requests = problem.requests
+    windows = [float(length) for length in window_lengths(min(1.0, problem.targets.ttft_s))]
+    prompt = [_most_in_window(requests.arrival_s, requests.input_tokens, length) for length in windows]
+    total = requests.input_tokens + requests.output_tokens
+    return windows, prompt, [_most_in_window(requests.arrival_s, total, length) for length in windows]
+
+
+def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], outcome: Outcome) -> Report:
+    """Return whether a committed plan still meets its targets on new traffic."""
+    config, targets = outcome.config, _format_targets(problem)
+    option, meets = problem.options[config.option], outcome.meets(problem)
+    excess = _find_token_excess(problem, decision.get("envelope", {}))
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES if meets and not excess else Verdict.NO,
+        headline=sentences.describe_recheck(targets, meets=meets, excess=excess),
+        subtitle=build_subtitle(problem),
+        metrics={
+            "ttft_p99_ms": Metric(outcome.ttft_s * 1e3, "ms"),
+            "tpot_p99_ms": Metric(outcome.tpot_s * 1e3, "ms"),
+            "latency_p99_ms": Metric(outcome.latency_s * 1e3, "ms"),
+            "cost_per_hour": Metric(option.cost(config.replicas), "$/h"),
+        },
+        lines=(("envelope", excess),) if excess else (),
+        next="unfold plan SPEC",
+        decision=decision,
+    )
+
+
+def _find_token_excess(problem: EngineProblem, saved: Mapping[str, Any]) -> str:
+    windows = [float(length) for length in saved.get("windows_s", [])]
+    requests = problem.requests
+    total = requests.input_tokens + requests.output_tokens
+    for kind, key, tokens in (("input", "input_tokens", requests.input_tokens), ("KV", "all_tokens", total)):
+        for length, planned in zip(windows, saved.get(key, []), strict=False):
+            arrived = _most_in_window(requests.arrival_s, tokens, length)
+            if arrived > int(planned):
+                return sentences.describe_token_excess(kind, length, arrived, int(planned))
+    return ""
+
+
+def _most_in_window(arrival_s: Any, tokens: Any, length_s: float) -> int:
+    sums = np.concatenate([[0], np.cumsum(tokens)])
+    ends = np.searchsorted(arrival_s, arrival_s + length_s, side="left")
+    return int((sums[ends] - sums[:-1]).max())
+
+
+def _format_targets(problem: EngineProblem) -> str:
+    targets = problem.targets
+    return sentences.describe_targets(targets.ttft_s, targets.tpot_s, targets.latency_s)
+
+
+def _round_ms(seconds: float) -> float:
+    return round(seconds * 1e3, 6)
+
+
+def _cost(problem: EngineProblem, solution: EngineSolution) -> float | None:
+    config = solution.config
+    return None if config is None else problem.options[config.option].cost(config.replicas)
+
+
+def _build_engine_table(problem: EngineProblem, config: EngineConfig) -> Table:
+    option = problem.options[config.option]
+    columns = (
+        Column("stage"),
+        Column("hardware"),
+        Column("tp"),
+        Column("engines"),
+        Column("nodes" if option.gpus_per_node > 1 else "GPUs"),
+        Column("max_num_batched_tokens"),
+        Column("max_num_seqs"),
+        Column("price", "$/h", 2),
+    )
+    row: tuple[Cell, ...] = (
+        problem.stage,
+        option.hardware,
+        option.tensor_parallel,
+        config.replicas,
+        option.count_nodes(config.replicas),
+        config.budget,
+        config.max_seqs,
+        option.cost(config.replicas),
+    )
+    return Table("engines", columns, (row,))
+
+
+def _build_latency_table(analysis: EngineAnalysis) -> Table:
+    names = [f"p{round(quantile * 100)}" for quantile in QUANTILES]
+    columns = [Column("measure")]
+    for name in names:
+        columns += [Column(name, "ms", 1), Column(f"{name} low", "ms", 1), Column(f"{name} high", "ms", 1)]
+    rows = []
+    for name, item in (("TTFT", analysis.ttft), ("TPOT", analysis.tpot), ("latency", analysis.latency)):
+        rows.append((name, *_list_cells(item)))
+    return Table("latencies", tuple(columns), tuple(rows))
+
+
+def _list_cells(item: Percentiles) -> Iterator[Cell]:
+    for predicted, low, high in zip(item.predicted, item.low, item.high, strict=True):
+        yield from (value * 1e3 if math.isfinite(value) else None for value in (predicted, low, high))
+
+
+def _build_neighbor_table(analysis: EngineAnalysis) -> Table:
+    columns = (
+        Column("engines"),
+        Column("p99 TTFT", "ms", 1),
+        Column("p99 TPOT", "ms", 1),
+        Column("p99 latency", "ms", 0),
+        Column("preemptions"),
+    )
+    rows = tuple(
+        (item.config.replicas, item.ttft_s * 1e3, item.tpot_s * 1e3, item.latency_s * 1e3, item.run.preemptions)
+        for item in analysis.neighbors
+    )
+    return Table("engines of this kind", columns, rows)
+
+
+def _build_neighbor_figure(problem: EngineProblem, analysis: EngineAnalysis) -> Figure:
+    counts = tuple(float(item.config.replicas) for item in analysis.neighbors)
+    series = [
+        Series("p99 TTFT", counts, tuple(item.ttft_s * 1e3 for item in analysis.neighbors), "line"),
+        Series("p99 TPOT", counts, tuple(item.tpot_s * 1e3 for item in analysis.neighbors), "line"),
+    ]
+    if math.isfinite(problem.targets.ttft_s) and len(counts) > 1:
+        target_ms = problem.targets.ttft_s * 1e3
+        series.append(Series("TTFT target", (counts[0], counts[-1]), (target_ms, target_ms), "line"))
+    return Figure("replicas", "Latency by number of engines", "engines", "ms", tuple(series), log_y=True)
+
+
+def _build_load_figures(load: LoadSeries) -> tuple[Figure, Figure]:
+    unit, unit_s = time_axis(float(load.time_s[-1]))
+    times = tuple(float(time) for time in load.time_s / unit_s)
+    kv = Series("KV cache", times, tuple(float(share) * 100 for share in load.kv_share), "line")
+    running = Series("running", times, tuple(float(count) for count in load.running), "line")
+    waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "line")
+    return (
+        Figure("kv", "KV cache in use", f"time {unit}", "%", (kv,)),
+        Figure("load", "Requests in the engines", f"time {unit}", "requests", (running, waiting)),
+    )
+
+
+def _list_lines(
+    problem: EngineProblem, solution: EngineSolution, outcome: Outcome, analysis: EngineAnalysis
+) -> Iterator[tuple[str, str]]:
+    config, run = outcome.config, outcome.run
+    option = problem.options[config.option]
+    used = config.replicas * option.tensor_parallel
+    if option.gpus_per_node > 1:
+        nodes = option.count_nodes(config.replicas)
+        yield "nodes", sentences.describe_nodes(nodes, option.hardware, option.gpus_per_node, used)
+    yield from _list_by_gpu(problem, analysis)
+    interval, confidence = option.interval, problem.confidence or CONFIDENCE
+    yield (
+        "interval",
+        sentences.describe_interval(interval.source, interval.groups, interval.low, interval.high, confidence),
+    )
+    low, high = _cost(problem, analysis.low), _cost(problem, analysis.high)
+    yield "price range", sentences.describe_price_range(low, high)
+    yield "a profile", sentences.describe_profile_value(low, high)
+    peak = run.peak_blocks / option.kv_cache.num_blocks
+    yield (
+        "KV cache",
+        sentences.describe_kv(peak, run.preemptions, option.kv_cache.tokens, is_measured=option.kv_cache.is_measured),
+    )
+    yield "prefix hits", _describe_prefix(problem, outcome)
+    yield "steps", sentences.describe_steps(run.prefill_steps / max(run.steps, 1), run.peak_running)
+    yield "front end", sentences.describe_front(problem.settings.front_s, problem.settings.tail)
+    yield from _list_refusals(problem, solution)
+    yield "search", sentences.describe_search(solution.simulations, solution.simulated_requests)
+    yield "not predicted", sentences.UNPREDICTED
+
+
+def _list_by_gpu(problem: EngineProblem, analysis: EngineAnalysis) -> Iterator[tuple[str, str]]:
+    solution = analysis.by_gpu
+    if solution is None or solution.config is None:
+        return
+    option: EngineOption = problem.options[solution.config.option]
+    replicas = solution.config.replicas
+    cost = option.cost_by_gpu(replicas)
+    yield "by GPU", sentences.describe_by_gpu(cost, option.hardware, replicas, option.tensor_parallel)
+
+
+def _describe_prefix(problem: EngineProblem, outcome: Outcome) -> str:
+    if not problem.requests.is_shared:
+        return sentences.NO_PREFIX
+    return sentences.describe_prefix(outcome.run.hit_tokens / float(problem.requests.input_tokens.sum()))
+
+
+def _list_refusals(problem: EngineProblem, solution: EngineSolution) -> Iterator[tuple[str, str]]:
+    for refusal in solution.refusals[:MAX_REFUSALS]:
+        option = problem.options[refusal.config.option]
+        yield (
+            "refused",
+            sentences.describe_refusal(
+                option.hardware, option.tensor_parallel, refusal.config.replicas, refusal.obstacle, refusal.value_s
+            ),
+        )
+    for option, bounds in zip(problem.options, solution.bounds, strict=True):
+        if all(bound.obstacle for bound in bounds):
+            bound = min(bounds, key=lambda item: item.value_s)
+            yield (
+                "excluded",
+                sentences.describe_excluded(option.hardware, option.tensor_parallel, bound.obstacle, bound.value_s),
+            )
+    if problem.too_small:
+        yield "too small", sentences.describe_too_small(problem.too_small)

@@ -1,0 +1,75 @@
+"""The report of a replay: a fixed plan and scaling rules on a trace, next to perfect knowledge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from unfold_pipeline.engine.autoscaling.replay import AutoscaledRun, meets_targets
+from unfold_pipeline.engine.planner.problem import EngineProblem, percentile
+from unfold_pipeline.report.engines import sentences
+from unfold_pipeline.report.engines.plan import build_subtitle
+from unfoldkit.api import Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+
+REQUIRED_ATTAINMENT = 0.99
+
+
+def build_engine_replay_report(
+    problem: EngineProblem,
+    runs: Sequence[AutoscaledRun],
+    calibrated: tuple[float, float] | None,
+    hindsight_cost: float | None,
+) -> Report:
+    """Return the report of a replay; the first run is the rule in charge.
+
+    Args:
+        problem: with the requests of the replay.
+        runs: the trace under each rule.
+        calibrated: margin and hold of the token envelope; ``None`` if the plan's engines are kept.
+        hindsight_cost: price with perfect knowledge.
+    """
+    margin, hold_s = calibrated or (None, None)
+    targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
+    ruling = runs[0]
+    unit, unit_s = time_axis(float(ruling.time_s[-1]))
+    times = tuple(float(time) for time in ruling.time_s / unit_s)
+    series = tuple(Series(run.name, times, tuple(float(count) for count in run.engines), "steps") for run in runs)
+    hindsight = [] if hindsight_cost is None else [("perfect knowledge", sentences.describe_hindsight(hindsight_cost))]
+    return Report(
+        kind="pipeline",
+        verb="plan",
+        name=problem.name,
+        verdict=Verdict.YES if meets_targets(problem, ruling.latencies) else Verdict.NO,
+        headline=sentences.describe_replay(ruling.attainment, targets, ruling.usd_per_hour, ruling.name),
+        subtitle=build_subtitle(problem),
+        metrics={
+            "attainment": Metric(ruling.attainment * 100, "%", target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %"),
+            "cost_per_hour": Metric(ruling.usd_per_hour, "$/h"),
+            "hindsight_cost_per_hour": Metric(hindsight_cost, "$/h"),
+        },
+        tables=(_build_rule_table(runs),),
+        figures=(Figure("engines", "Engines over time", f"time {unit}", "engines", series),),
+        lines=(
+            ("rule", sentences.describe_calibration(margin, hold_s)),
+            ("simulated", sentences.describe_autoscaling(problem.settings.start_s)),
+            *hindsight,
+        ),
+        next="unfold plan SPEC",
+    )
+
+
+def _build_rule_table(runs: Sequence[AutoscaledRun]) -> Table:
+    columns = (
+        Column("rule"),
+        Column("attained", "%", 2),
+        Column("p99 TTFT", "ms", 0),
+        Column("p99 TPOT", "ms", 1),
+        Column("mean price", "$/h", 2),
+        Column("most engines"),
+    )
+    rows = []
+    for run in runs:
+        ttft_s, tpot_s = percentile(run.latencies.ttft_s, 0.99), percentile(run.latencies.tpot_s, 0.99)
+        cells = [value * 1e3 if math.isfinite(value) else None for value in (ttft_s, tpot_s)]
+        rows.append((run.name, run.attainment * 100, *cells, run.usd_per_hour, int(run.paid.max())))
+    return Table("rules", columns, tuple(rows), accent=0)

@@ -1,0 +1,164 @@
+"""Every sentence of a report on LLM engines, so that one reader can edit the English in one sitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from unfoldkit.api import format_duration
+
+SOURCES = {
+    "tables": "operator tables",
+    "profile": "an operator profile of this GPU",
+    "runs": "your own benchmark runs",
+    "roofline": "the data sheet alone",
+}
+MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}
+NO_PREFIX = "none: the trace records no prompts that repeat"
+UNPREDICTED = "at low load, tails longer than simulated are normal: drift of host and client is not simulated"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return seconds as text."""
+    return format_duration(seconds, style="latency") if math.isfinite(seconds) else "endless"
+
+
+def describe_targets(ttft_s: float, tpot_s: float, latency_s: float) -> str:
+    """Return the targets in words."""
+    pairs = (("TTFT", ttft_s), ("TPOT", tpot_s), ("latency", latency_s))
+    return ", ".join(f"p99 {name} ≤ {format_seconds(value)}" for name, value in pairs if math.isfinite(value))
+
+
+def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str) -> str:
+    """Return the headline of a plan."""
+    return f"${hourly_cost:,.2f}/h: {_pluralize(replicas, 'engine')} of {_pluralize(gpus, f'{hardware} GPU')}"
+
+
+def describe_no_plan(targets: str) -> str:
+    """Return the headline of a problem without a plan."""
+    return f"no choice of engines meets {targets}"
+
+
+def describe_no_sure_plan(targets: str, confidence: float) -> str:
+    """Return the headline of a problem without a plan at the upper end of the interval."""
+    return f"no choice of engines meets {targets} at {confidence * 100:.0f} % confidence"
+
+
+def describe_nodes(nodes: int, hardware: str, gpus: int, used: int) -> str:
+    """Return the nodes to rent and the GPUs that are left."""
+    rented = f"{_pluralize(nodes, f'{hardware} node')} of {gpus} GPUs"
+    spare = nodes * gpus - used
+    return f"{rented}, {_pluralize(spare, 'GPU')} left for other stages" if spare else f"{rented}, all in use"
+
+
+def describe_by_gpu(cost: float, hardware: str, replicas: int, tensor_parallel: int) -> str:
+    """Return the cheapest plan if GPUs were rented one by one."""
+    return f"${cost:,.2f}/h if GPUs were rented one by one: {replicas} × {hardware} tp{tensor_parallel}"
+
+
+def describe_interval(source: str, groups: int, low: float, high: float, confidence: float) -> str:
+    """Return how wrong step times may be, and what that rests on."""
+    origin = SOURCES[source]
+    factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.0f} %"
+    if source == "runs":
+        return f"{origin}: {factor} for this engine"
+    return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+
+
+def describe_price_range(low: float | None, high: float | None) -> str:
+    """Return the price at both ends of the interval."""
+    texts = ["no plan" if cost is None else f"${cost:,.2f}/h" for cost in (low, high)]
+    return f"{texts[0]} if steps are as fast as the interval allows, {texts[1]} if as slow"
+
+
+def describe_profile_value(low: float | None, high: float | None) -> str:
+    """Return what measuring the engine would decide."""
+    if low is not None and low == high:
+        return "both ends cost the same: measuring the engine would not change the price"
+    return "the two ends differ: benchmark runs of this engine (steps: runs) would decide between them"
+
+
+def describe_kv(peak_share: float, preemptions: int, tokens: int, *, is_measured: bool) -> str:
+    """Return the use of the KV cache."""
+    origin = "measured" if is_measured else "estimated from memory"
+    cache = f"{tokens:,} tokens an engine, {origin}"
+    return f"{cache}; peak {peak_share * 100:.0f} %, {_pluralize(preemptions, 'preemption')}"
+
+
+def describe_prefix(hit_share: float) -> str:
+    """Return the prompt tokens that the prefix cache holds."""
+    return f"{hit_share * 100:.0f} % of the prompt tokens, by the prefixes that the trace records"
+
+
+def describe_steps(prefill_share: float, peak_running: int) -> str:
+    """Return what the steps of the engines did."""
+    return f"{prefill_share * 100:.0f} % of the steps hold prefill; at most {peak_running} requests run on an engine"
+
+
+def describe_refusal(hardware: str, tensor_parallel: int, replicas: int, obstacle: str, value_s: float) -> str:
+    """Return why a cheaper candidate is refused."""
+    return f"{replicas} × {hardware} tp{tensor_parallel}: {MEASURES[obstacle]} {format_seconds(value_s)}"
+
+
+def describe_excluded(hardware: str, tensor_parallel: int, obstacle: str, value_s: float) -> str:
+    """Return why no number of engines of an option is enough."""
+    return f"{hardware} tp{tensor_parallel}: {MEASURES[obstacle]} of a single request is {format_seconds(value_s)}"
+
+
+def describe_too_small(options: Sequence[tuple[str, int]]) -> str:
+    """Return the options whose memory does not hold the model with the longest request."""
+    names = ", ".join(f"{hardware} tp{parallel}" for hardware, parallel in options)
+    return f"{names}: too little memory for the model and the longest request"
+
+
+def describe_search(simulations: int, requests: int) -> str:
+    """Return the effort of the search."""
+    return f"{_pluralize(simulations, 'simulation')}, {requests:,} requests to their end; no choice is cheaper"
+
+
+def describe_front(front_s: float, tail: float) -> str:
+    """Return what is added to the engine's own times."""
+    tails = f"; tails × {tail:g} above the median" if tail > 1 else ""
+    return f"{format_seconds(front_s)} of client, HTTP and tokenizer are added to every request{tails}"
+
+
+def describe_recheck(targets: str, *, meets: bool, excess: str) -> str:
+    """Return the headline of a check of a committed plan."""
+    if not meets:
+        return f"on the new traffic the committed plan misses {targets}"
+    if excess:
+        return f"the committed plan meets {targets}, but {excess}"
+    return f"on the new traffic the committed plan meets {targets}"
+
+
+def describe_token_excess(kind: str, window_s: float, tokens: int, planned: int) -> str:
+    """Return the first window with more tokens than planned."""
+    return f"{tokens:,} {kind} tokens in {format_seconds(window_s)} exceed the planned {planned:,}"
+
+
+def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> str:
+    """Return the headline of a simulated replay."""
+    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h under {rule}"
+
+
+def describe_calibration(margin: float | None, hold_s: float | None) -> str:
+    """Return the settings of the rule in charge, or that the plan's engines are kept."""
+    if margin is None or hold_s is None:
+        return "on the traffic of the plan no envelope rule meets the targets for less: its engines are kept"
+    return (
+        f"margin {margin:g} and hold {format_seconds(hold_s)}, the cheapest that meet the targets on the plan's traffic"
+    )
+
+
+def describe_autoscaling(start_s: float) -> str:
+    """Return how engines start and stop in a replay."""
+    return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
+
+
+def describe_hindsight(cost: float) -> str:
+    """Return the cost of an autoscaler with perfect knowledge."""
+    return f"${cost:,.2f}/h with engines ready in time for each slot, each of which meets its targets alone"
+
+
+def _pluralize(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

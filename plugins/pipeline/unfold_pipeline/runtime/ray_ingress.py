@@ -1,0 +1,140 @@
+"""The HTTP ingress of an exported pipeline on Ray Serve: it takes requests and joins the answers of the stages.
+
+It speaks the JSON of the Open Inference Protocol, as ``unfold serve`` does: rows of numbers in, the answer of each
+stage as JSON text out. Each row takes a route that is drawn by the probabilities of the plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Edge, Pipeline, Stage
+from unfold_pipeline.problem.routing import Item, RouteDrawer, Routes
+from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
+
+INGRESS = "ingress"
+INPUT = "x"
+
+
+class InvalidBodyError(ValueError):
+    """The body of a request is not an inference request for this pipeline."""
+
+
+class PipelineIngress:
+    """Routes the rows of a request through the stages.
+
+    Args:
+        name: name of the pipeline.
+        stages: ``name``, ``after``, ``share`` and ``fan_out`` of each stage, in topological order.
+        handles: handle of the deployment of each stage, in the same order.
+        seed: seed of the routes.
+    """
+
+    def __init__(self, name: str, stages: Sequence[Mapping[str, Any]], *handles: Any, seed: int | None = None) -> None:
+        self._name = name
+        self._pipeline = build_flow_graph(stages)
+        self._handles = handles
+        self._routes = RouteDrawer(self._pipeline, np.random.default_rng(seed))
+
+    async def __call__(self, request: Any) -> Any:
+        """Answer an HTTP request: 200 with the outputs, 400 for a body that is none, 500 if a model fails."""
+        from starlette.responses import JSONResponse
+
+        try:
+            rows = parse_rows(await request.body())
+        except InvalidBodyError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        try:
+            answers = await asyncio.gather(*(self.answer_row(row) for row in rows))
+        except Exception as error:  # noqa: BLE001  # Ray wraps what a model raises in errors of its own
+            return JSONResponse({"error": f"a model failed: {type(error).__name__}"}, 500)
+        return JSONResponse({"model_name": self._name, "outputs": self._build_outputs(answers)})
+
+    async def answer_row(self, row: RowArray) -> dict[str, Any]:
+        """Return the answer of each stage that the row visits; a join waits for all its parents."""
+        routes, number = self._routes.draw_next()
+        answers: dict[str, Any] = {}
+        await asyncio.gather(*(self._follow(routes, item, row, answers) for item in routes.find_entries(number)))
+        return answers
+
+    async def _follow(self, routes: Routes, item: Item, row: RowArray, answers: dict[str, Any]) -> None:
+        answer = await self._handles[item[0]].remote(row)
+        if isinstance(answer, ModelHung):
+            raise TimeoutError(f"the model of {self._pipeline.stages[item[0]].name} did not answer")
+        answers[self._pipeline.stages[item[0]].name] = answer.value
+        children = list(routes.release_children(item))
+        await asyncio.gather(*(self._follow(routes, child, row, answers) for child in children))
+
+    def _build_outputs(self, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": stage.name,
+                "datatype": "BYTES",
+                "shape": [len(answers)],
+                "data": [json.dumps(answer.get(stage.name)) for answer in answers],
+            }
+            for stage in self._pipeline.stages
+        ]
+
+
+def build_flow_graph(stages: Sequence[Mapping[str, Any]]) -> Pipeline:
+    """Return the stages with their edges and no hardware; ``stages`` are those of an exported config."""
+    positions = {str(stage["name"]): index for index, stage in enumerate(stages)}
+    return Pipeline(
+        tuple(
+            Stage(
+                str(stage["name"]),
+                tuple(Edge(positions[parent], float(share)) for parent, share in stage["after"].items() if share > 0),
+                (),
+                float(stage["share"]),
+                float(stage["fan_out"]),
+            )
+            for stage in stages
+        )
+    )
+
+
+def parse_rows(body: bytes) -> RowArray:
+    """Return the rows of an inference request, shape (rows, features).
+
+    Raises:
+        InvalidBodyError: the body is no JSON, has no input ``x``, or its data does not fill its shape.
+    """
+    try:
+        inputs = json.loads(body)["inputs"]
+        given = next(item for item in inputs if item["name"] == INPUT)
+        shape = [int(size) for size in given["shape"]]
+        rows: RowArray = np.array(given["data"], dtype=np.float32).reshape(shape)
+    except (ValueError, KeyError, TypeError, StopIteration, AttributeError) as error:
+        message = (
+            'the body must be like {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0, 1]}]}'
+        )
+        raise InvalidBodyError(message) from error
+    if rows.ndim != 2 or not rows.size:
+        raise InvalidBodyError(f"the input has shape {shape}; it must be rows of numbers")
+    return rows
+
+
+def application(args: dict[str, Any]) -> Any:
+    """Build the application that an exported config names, for ``serve deploy``.
+
+    Args:
+        args: ``name``, and ``stages`` with ``name``, ``after``, ``share``, ``fan_out``, ``batch``, ``wait`` in seconds,
+            and ``path`` or ``code`` of the model.
+    """
+    from ray import serve
+
+    handles = []
+    for stage in args["stages"]:
+        source = ModelSource(path=str(stage.get("path", "")), code=str(stage.get("code", "")), folder=".")
+        deployment = serve.deployment(RayReplica).options(name=str(stage["name"]))
+        handles.append(deployment.bind(source, int(stage["batch"]), float(stage["wait"])))
+    ingress = serve.deployment(PipelineIngress).options(name=INGRESS)
+    return ingress.bind(str(args["name"]), args["stages"], *handles)

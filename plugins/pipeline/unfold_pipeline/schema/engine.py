@@ -1,0 +1,117 @@
+"""The ``engine`` of a stage: an LLM engine with continuous batching, and the sources of its step times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfold_pipeline.schema.hardware import Hardware
+from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
+
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+Counts = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
+SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "inner", "vocabulary")
+SOURCE_KEYS = ("tables", "profile", "roofline")
+
+
+class EngineModel(Model):
+    """The model of an engine: a Hugging Face config.json, or its sizes."""
+
+    name: str | None = Field(default=None, description="its name for exports, such as meta-llama/Llama-3.1-70B")
+    config: str | None = Field(default=None, description="the config.json of the model, instead of its sizes")
+    layers: Count | None = Field(default=None, description="decoder layers")
+    hidden: Count | None = Field(default=None, description="width of the residual stream")
+    heads: Count | None = Field(default=None, description="query heads")
+    kv_heads: Count | None = Field(default=None, description="key and value heads")
+    head: Count | None = Field(default=None, description="values of one head; default: hidden / heads")
+    inner: Count | None = Field(default=None, description="width of the gated MLP")
+    vocabulary: Count | None = Field(default=None, description="tokens of the vocabulary")
+    tied: bool = Field(default=False, description="the embedding is the LM head")
+
+
+class StepSource(Model):
+    """Where the step times of an engine on a GPU come from: operator tables, a profile, or the data sheet."""
+
+    tables: str | None = Field(default=None, description="folder with the operator tables of AIConfigurator")
+    system: str | None = Field(default=None, description="rows of the tables to use; default: the name of the GPU")
+    backend: str = Field(default="vllm", description="rows of the tables to use: vllm, trtllm or sglang")
+    profile: str | None = Field(default=None, description="folder with an LLMServingSim profile: tp1, tp2 and so on")
+    roofline: bool = Field(default=False, description="the data sheet of the GPU; the widest interval")
+    all_reduce: str | None = Field(
+        default=None, description="a CSV of measured all-reduces: num_gpus, message_size or bytes, latency_ms"
+    )
+    runs: tuple[str, ...] = Field(
+        default=(), description="benchmark results of this engine, which fit scale and overhead"
+    )
+    overhead: Duration | None = Field(default=None, description="constant time of a step, measured")
+    scale: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, description="factor on step times")
+
+
+class EngineSpec(Model):
+    """An LLM engine with the scheduler of vLLM V1, and what may be chosen for it."""
+
+    scheduler: Literal["vllm"] = Field(default="vllm", description="the rules of scheduling: those of vLLM V1")
+    model: EngineModel
+    precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the weights")
+    kv_precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the KV cache")
+    steps: dict[str, StepSource] = Field(min_length=1, description="by hardware: the source of step times")
+    tensor_parallel: Counts = Field(default=(1, 2, 4, 8), description="GPUs of an engine that may be chosen")
+    max_num_batched_tokens: Counts = Field(default=(1024, 2048, 4096, 8192), description="token budgets of a step")
+    max_num_seqs: Counts = Field(default=256, description="requests that may run at the same time")
+    routing: Literal["round_robin", "least_tokens"] = Field(
+        default="round_robin", description="how requests are distributed to the engines"
+    )
+    prefix_cache: bool = Field(default=True, description="full blocks of the KV cache are reused by content")
+    async_scheduling: bool = Field(default=True, description="a step is scheduled while the one before it runs")
+    reserve_full_isl: bool = Field(
+        default=True, description="a request is admitted with room for its whole prompt only"
+    )
+    gpu_memory_utilization: Annotated[Fraction, Field(gt=0)] = Field(
+        default=0.9, description="fraction of the GPU's memory that the engine may use"
+    )
+    kv_tokens: dict[str, dict[Count, Count]] = Field(
+        default={}, description="by hardware and tensor parallel: measured size of the KV cache in tokens"
+    )
+    front: Duration = Field(default=0.0, description="time of client, HTTP and tokenizer before the engine")
+    tail: Annotated[float, Field(ge=1, le=100)] = Field(
+        default=1.0, description="measured p99 over simulated p99, above the median"
+    )
+    start: Annotated[Duration, Field(gt=0)] = Field(
+        default=180.0, description="from ordering an engine until it serves"
+    )
+    max_replicas: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum engines")
+
+
+def validate_engine(
+    path: tuple[str | int, ...], engine: EngineSpec, hardware: Mapping[str, Hardware]
+) -> Iterable[Problem]:
+    """Yield the contradictions of an engine."""
+    yield from _validate_model((*path, "model"), engine.model)
+    for name, source in engine.steps.items():
+        key = (*path, "steps", name)
+        if name not in hardware:
+            yield Problem(key, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
+        chosen = [word for word in SOURCE_KEYS if getattr(source, word)]
+        if len(chosen) != 1 and not (source.runs and not chosen):
+            message = "two sources of step times" if chosen else "no source of step times"
+            yield Problem(key, message, hint=f"one of: {', '.join(SOURCE_KEYS)}", at_key=True)
+        if source.runs and (source.overhead is not None or source.scale is not None):
+            yield Problem((*key, "runs"), "runs fit scale and overhead", hint="leave scale and overhead out")
+        if source.runs and isinstance(engine.tensor_parallel, tuple) and len(set(engine.tensor_parallel)) > 1:
+            message = "runs measure one tensor parallelism"
+            yield Problem((*key, "runs"), message, hint="tensor_parallel: that of the runs")
+    for name in engine.kv_tokens:
+        if name not in engine.steps:
+            yield Problem((*path, "kv_tokens", name), "this hardware has no steps", at_key=True)
+
+
+def _validate_model(path: tuple[str | int, ...], model: EngineModel) -> Iterable[Problem]:
+    missing = [key for key in SHAPE_KEYS if getattr(model, key) is None]
+    if model.config is None and missing:
+        yield Problem(path, f"the model lacks {', '.join(missing)}", hint="or config: config.json", at_key=True)
+    if model.config is not None and len(missing) < len(SHAPE_KEYS):
+        yield Problem((*path, "config"), "the sizes are given twice", hint="leave config or the sizes out")
+    if model.heads and model.kv_heads and model.heads % model.kv_heads:
+        yield Problem((*path, "kv_heads"), f"{model.heads} heads are no multiple of {model.kv_heads}")

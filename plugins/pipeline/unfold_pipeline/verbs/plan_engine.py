@@ -1,0 +1,114 @@
+"""The verb ``plan`` for a pipeline whose stage is an LLM engine: the cheapest GPUs that keep TTFT and TPOT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from unfold_pipeline.engine.autoscaling.replay import (
+    AutoscaledRun,
+    calibrate_envelope_rule,
+    compute_hindsight_cost,
+    replay_rule,
+)
+from unfold_pipeline.engine.autoscaling.rules import (
+    ENVELOPE_MARGIN,
+    ScalingRule,
+    TokenEnvelope,
+    build_envelope_rule,
+    build_hpa_rule,
+    build_keda_rule,
+    build_token_envelope,
+    keep_replicas,
+)
+from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
+from unfold_pipeline.engine.planner.analysis import analyze_plan, judge, scale_to_end
+from unfold_pipeline.engine.planner.problem import EngineProblem
+from unfold_pipeline.engine.planner.search import EngineConfig, find_cheapest_engines
+from unfold_pipeline.report.engines.plan import (
+    build_engine_report,
+    build_no_engine_report,
+    parse_engine_decision,
+    recheck_engine_plan,
+)
+from unfold_pipeline.report.engines.replay import build_engine_replay_report
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfoldkit.api import Metric, Report, Run
+
+HPA_UTILIZATION = 0.8
+MAX_GROWTH = 4
+RULES = 4
+
+
+def plan_engine(spec: PipelineSpec, run: Run) -> Report:
+    """Find the cheapest engines that meet the targets; with ``slo.confidence``, at the upper end of the interval."""
+    problem = build_engine_problem(spec, run)
+    if trace := run.options.get("replay"):
+        return _replay_trace(spec, problem, Path(trace), run)
+    committed = (run.options.get("baseline_plan") or {}).get("decision", {})
+    if committed and committed.get("trace_sha256") != problem.trace_sha256:
+        return recheck_engine_plan(problem, committed, judge(problem, parse_engine_decision(committed, problem)))
+    start_s = run.clock()
+    predicted = find_cheapest_engines(problem, run.progress)
+    planning_seconds = Metric(run.clock() - start_s, "s", timed=True)
+    low = find_cheapest_engines(scale_to_end(problem, high=False), run.progress)
+    high = find_cheapest_engines(scale_to_end(problem, high=True), run.progress)
+    solution = predicted if problem.confidence is None else high
+    if solution.config is None:
+        return build_no_engine_report(problem, solution)
+    analysis = analyze_plan(problem, solution.config, (low, high), run.progress)
+    report = build_engine_report(problem, solution, judge(problem, solution.config), analysis)
+    return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
+
+
+def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> Report:
+    """Replay a trace under the saved plan, or under a new one, with engines that follow the traffic."""
+    saved = (run.options.get("plan") or {}).get("decision")
+    if saved:
+        config = parse_engine_decision(saved, problem)
+    else:
+        planned = problem if problem.confidence is None else scale_to_end(problem, high=True)
+        solution = find_cheapest_engines(planned, run.progress)
+        if solution.config is None:
+            return build_no_engine_report(problem, solution)
+        config = solution.config
+    live = replace(problem, requests=build_replay_requests(spec, problem, trace, run))
+    envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
+    calibrated = None
+    if spec.tuner.policy != "fixed":
+        most = _limit_replicas(problem, config)
+        calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=most)
+    runs = []
+    for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated):
+        runs.append(autoscaled)
+        run.progress("replay", len(runs), RULES)
+    if calibrated is None:
+        runs[:2] = runs[1::-1]
+    slot_s = max(problem.settings.start_s, 60.0)
+    return build_engine_replay_report(live, runs, calibrated, compute_hindsight_cost(live, config, slot_s))
+
+
+def _limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
+    option = problem.options[config.option]
+    return min(option.max_replicas(problem.settings.max_replicas), MAX_GROWTH * config.replicas)
+
+
+def _simulate_rules(
+    problem: EngineProblem,
+    live: EngineProblem,
+    config: EngineConfig,
+    envelope: TokenEnvelope,
+    calibrated: tuple[float, float] | None,
+) -> Iterator[AutoscaledRun]:
+    settings, most = problem.settings, _limit_replicas(problem, config)
+    peak_running = judge(problem, config).run.peak_running
+    margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
+    rules: tuple[tuple[str, ScalingRule], ...] = (
+        ("token envelope", build_envelope_rule(envelope, live.requests, hold_s=hold_s, margin=margin)),
+        ("fixed plan", keep_replicas(config.replicas)),
+        ("HPA on requests inside", build_hpa_rule(HPA_UTILIZATION * peak_running)),
+        ("KEDA on waiting requests", build_keda_rule()),
+    )
+    for name, rule in rules:
+        yield replay_rule(name, live, config, rule, max_replicas=most)

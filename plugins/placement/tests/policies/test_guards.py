@@ -1,0 +1,130 @@
+"""No task that can run waits for ever, and none that cannot run blocks another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job, policy, starts
+from unfold_placement.core.types import Task
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.simulation.simulator import prepare_simulation, run_simulation, simulate
+
+ROUNDS = 20
+GANG: dict[str, Any] = {"gang": {}}
+ORDERS: dict[str, dict[str, Any]] = {
+    "fifo": {"fifo": {}},
+    "drf": {"drf": {}},
+    "drf-backfill": {"drf": {"backfill": True}},
+    "hierarchy": {"hierarchy": {}},
+    "hierarchy-backfill": {"hierarchy": {"backfill": True}},
+    "wfq": {"wfq": {}},
+    "wfq-backfill": {"wfq": {"backfill": True}},
+    "history": {"history": {}},
+    "history-backfill": {"history": {"backfill": True}},
+    "priority": {"priority": {}},
+    "priority-backfill": {"priority": {"backfill": True}},
+    "edf": {"edf": {"admit": False}},
+    "edf-backfill": {"edf": {"admit": False, "backfill": True}},
+    "quota": {"quota": {"quotas": {"a": 2, "b": 2, "0": 4, "z": 4}}},
+}
+
+
+def stream(user: str, rounds: int = ROUNDS) -> list[Task]:
+    """Return tasks of one GPU that overlap, so that one runs at every time."""
+    return [task for index in range(rounds) for task in job(f"s{index}", 1, run=90, at=60.0 * index, user=user)]
+
+
+@pytest.mark.parametrize("user", ["0", "z"])
+@pytest.mark.parametrize("extra", [{}, {"value": {}}, {"pack": {"fallback": ["any after 1 s"]}}])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_gang_starts_before_the_stream_of_small_tasks_ends(order: str, extra: dict[str, Any], user: str) -> None:
+    """A gang as large as the cluster starts within three rounds, whether its user's name sorts first or last."""
+    tasks = [*stream("a"), *job("g", 4, run=600, at=30, user=user)]
+    found = starts(simulate(cluster(2, 2), tasks, build_policies(policy(**ORDERS[order], **GANG, **extra))))
+    assert found["g-0"] <= 60 * 4
+
+
+@pytest.mark.parametrize("user", ["0", "z"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_large_task_starts_before_the_stream_of_small_tasks_ends(order: str, user: str) -> None:
+    """The same holds for a single task that needs a whole node."""
+    tasks = [*stream("a"), *job("g", 1, run=600, at=30, user=user, demand={"gpu": 2000})]
+    found = starts(simulate(cluster(1, 2), tasks, build_policies(policy(**ORDERS[order]))))
+    assert found["g-0"] <= 60 * 4
+
+
+@pytest.mark.parametrize("gang", [{}, GANG])
+@pytest.mark.parametrize("user", ["0", "a", "z"])
+@pytest.mark.parametrize("order", [*ORDERS, "none"])
+def test_an_impossible_task_blocks_no_other(order: str, user: str, gang: dict[str, Any]) -> None:
+    """A task larger than any node, first in the queue and in rank, is passed by its own user and by others."""
+    first = {"priority": 9, "deadline": 50.0}
+    impossible = job("i", 1, user=user, demand={"gpu": 3000}, **first)
+    tasks = [*impossible, *job("s", 1, at=1, user="a"), *job("t", 1, at=1, user="b"), *job("g", 4, at=2, user="b")]
+    tasks = [replace(task, deadline=min(task.deadline, 900.0)) for task in tasks]
+    found = starts(simulate(cluster(2, 2), tasks, build_policies(policy(**ORDERS.get(order, {}), **gang))))
+    assert (found["s-0"], found["t-0"]) == (1.0, 1.0)
+    assert found["g-0"] <= 11.0
+
+
+@pytest.mark.parametrize("order", [name for name in ORDERS if name != "quota"])
+def test_a_gang_larger_than_the_cluster_or_its_limit_blocks_no_other(order: str) -> None:
+    """A gang of six tasks on four GPUs, and one of three tasks with two licences, are set aside."""
+    for extra, count in (({}, 6), ({"limit": {"most": 2, "by": "user"}}, 3)):
+        tasks = [*job("i", count, user="z", priority=9, deadline=50.0), *job("s", 1, at=1, user="a", deadline=900.0)]
+        found = starts(simulate(cluster(2, 2), tasks, build_policies(policy(**ORDERS[order], **GANG, **extra))))
+        assert found["s-0"] == 1.0
+
+
+def test_a_task_without_quota_blocks_nobody_of_its_team() -> None:
+    """Where nothing is lent, a task above its team's whole quota is set aside with the reason."""
+    tasks = [*job("i", 1, user="a", demand={"gpu": 2000}), *job("s", 1, at=1, user="a")]
+    loop = prepare_simulation(cluster(1, 2), tasks, build_policies(policy(quota={"quotas": {"a": 1}, "borrow": False})))
+    run_simulation(loop)
+    (quota,) = loop.policies
+    wait = quota.describe_wait(tasks[0], loop.view)  # type: ignore[attr-defined]
+    assert loop.table.state.start_s[1] == 1.0
+    assert wait.reason == "set aside: it demands 2 gpu, and the quota of a is 1"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_task_that_was_set_aside_runs_when_a_larger_node_joins(order: str) -> None:
+    """What was impossible is looked at again when the nodes change."""
+    nodes = [*cluster(1, 2), replace(cluster(1, 4)[0], name="big")]
+    tasks = [*job("i", 1, user="a", demand={"gpu": 3000}, run=5), *job("s", 1, at=1, user="b")]
+    loop = prepare_simulation(nodes, tasks, build_policies(policy(**ORDERS[order])))
+    loop.begin()
+    loop.set_node_up("big", is_up=False)
+    run_simulation(loop, until=20.0)
+    assert loop.table.state.start_s[1] == 1.0
+    loop.set_node_up("big", is_up=True)
+    run_simulation(loop)
+    assert loop.table.state.start_s[0] == 20.0
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+def test_a_used_up_limit_blocks_its_own_group_only(order: str) -> None:
+    """A task that lacks its user's licence is passed by another user's, whatever the order."""
+    tasks = [
+        *job("a", 1, user="a", run=50), *job("b", 1, at=1, user="a", priority=5, deadline=99.0),
+        *job("c", 1, at=2, user="b", deadline=900.0),
+    ]  # fmt: skip
+    rules = policy(**ORDERS[order], limit={"most": 1, "by": "user"})
+    assert starts(simulate(cluster(2, 2), tasks, build_policies(rules)))["c-0"] == 2.0
+
+
+def test_a_borrowing_gang_is_stopped_a_few_times_at_most() -> None:
+    """A team's gang above its quota is preempted three times at most, then it runs to its end."""
+    quotas = {"quotas": {"a": 1, "b": 1, "z": 2}}
+    tasks = [
+        *(task for index in range(30) for task in job(f"s{index}", 1, run=10, at=60.0 * index, user="a")),
+        *job("g", 4, run=200, at=30, user="z"),
+    ]
+    found = simulate(cluster(2, 2), tasks, build_policies(policy(quota=quotas, gang={})))
+    stops = sum(
+        kind == 3 and found.tasks[row].job == "g" for kind, row in zip(found.log.kinds, found.log.tasks, strict=True)
+    )
+    assert (stops, starts(found)["g-0"] < 60 * 10) == (12, True)

@@ -1,0 +1,195 @@
+"""The empty cluster: whether a unit could run on it, and which nodes to keep free for a unit that waits.
+
+A unit that would not fit on the empty cluster under the present standing rules is *set aside*: it can block no other.
+A unit that would fit, but does not fit now, can have nodes reserved. They drain until it fits (Lifka, 1995, reserves
+nodes for the head of the queue; without run times nobody may use them meanwhile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfold_placement._types import FloatArray, Int32Array, Int64Array, MaskArray
+from unfold_placement.core import kernel
+from unfold_placement.core.resources import ResourceTable
+from unfold_placement.core.state import StateArrays, build_max_tree
+from unfold_placement.core.types import ANYWHERE, MANY, MILLI, QUEUE, Task
+from unfoldkit.jit import compiled
+
+
+@compiled
+def forecast_free_times(state: StateArrays, task: int, now: float, running: Int32Array, free_at: FloatArray) -> None:
+    """Write when each node has room for a task.
+
+    Args:
+        state: The arrays.
+        task: Row of the task.
+        now: The current time in seconds.
+        running: Rows of the running tasks, ordered by end.
+        free_at: [nodes] receives times in seconds, infinity for never.
+    """
+    free = state.free.copy()
+    free_at[:] = np.inf
+    for step in range(-free.shape[0], running.size):
+        node = step + free.shape[0] if step < 0 else state.task_node[running[step]]
+        fits = free_at[node] == np.inf
+        for kind in range(free.shape[1]):
+            free[node, kind] += state.demand[running[step], kind] if step >= 0 else 0
+            fits = fits and state.demand[task, kind] <= free[node, kind]
+        if fits:
+            free_at[node] = state.end_s[running[step]] if step >= 0 else now
+
+
+@dataclass(slots=True)
+class EmptyCluster:
+    """The cluster as if nothing ran, under the present standing rules.
+
+    Attributes:
+        table: Nodes, tasks and ephemeral resources.
+        rules_version: Changes of nodes and of standing rules so far; the controller counts them.
+        seen_version: The version to which ``state`` and ``reasons`` refer.
+        capacity: [nodes, kinds] capacity in thousandths.
+        state: The arrays of the empty cluster; None until they are needed.
+        reasons: Why units cannot run, by their demands and requests; empty where they can.
+    """
+
+    table: ResourceTable
+    rules_version: int = 0
+    seen_version: int = -1
+    capacity: Int64Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    state: StateArrays | None = None
+    reasons: dict[bytes, str] = field(default_factory=dict)
+
+    def why_impossible(self, unit: Sequence[Task]) -> str:
+        """Return why a unit cannot run even on the empty cluster; empty if it can.
+
+        A unit that requests a resource which exists nowhere yet, such as the end of a stage, is not impossible.
+        """
+        rows, state = self._task_rows(unit), self.table.state
+        if self.seen_version != self.rules_version:
+            self._refresh()
+        is_standing = state.request_phase[rows] < QUEUE
+        requested = np.where(is_standing, state.requested[rows], -1)
+        key = state.demand[rows].tobytes() + requested.tobytes() + state.requested_amount[rows].tobytes()
+        if key not in self.reasons:
+            self.reasons[key] = self._find_reason(unit, rows, requested)
+        return self.reasons[key]
+
+    def choose_nodes(self, unit: Sequence[Task]) -> MaskArray | None:
+        """Return the [nodes] mask of the nodes to keep free for a unit: those with room soonest, then the emptiest.
+
+        None means that no nodes suffice.
+        """
+        rows, empty, state = self._task_rows(unit), self._refresh(), self.table.state
+        fitting = np.zeros(len(self.table.nodes), np.uint8)
+        marks, free_at = np.empty_like(fitting), np.full(fitting.size, np.inf)
+        running = np.flatnonzero(state.status[: len(self.table.tasks)] == kernel.RUNNING).astype(np.int32)
+        running = running[np.argsort(state.end_s[running], kind="stable")]
+        ready = np.empty(fitting.size)
+        for row in self._distinct_rows(rows):
+            kernel.call_mark_fitting(empty, row, QUEUE, marks)
+            fitting |= marks
+            forecast_free_times(state, row, self.table.now, running, ready)
+            free_at = np.minimum(free_at, np.where(marks, ready, np.inf))
+        # the run time of a task on a live cluster may be unknown: its end is then in the past
+        free_at = np.maximum(free_at, self.table.now)
+        demanded = state.demand[rows].sum(axis=0) > 0
+        free = (state.free / np.maximum(self.capacity, 1))[:, demanded].sum(axis=1)
+        candidates = np.flatnonzero(fitting)
+        candidates = candidates[np.lexsort((-free[candidates], free_at[candidates]))]
+        return self._shortest_prefix(rows, candidates)
+
+    def _shortest_prefix(self, rows: Int32Array, candidates: Int64Array) -> MaskArray | None:
+        """Return the mask of the fewest first candidates on which the unit fits when they are empty."""
+        low, high = 1, candidates.size
+        if not high or not self._fits_within(rows, candidates):
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            if self._fits_within(rows, candidates[:middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return self._mask(candidates[:high])
+
+    def _fits_within(self, rows: Int32Array, nodes: Int64Array) -> bool:
+        assigned = np.empty(rows.size, np.int32)
+        return bool(kernel.call_assign_unit(self._refresh(), rows, QUEUE, self._mask(nodes), assigned))
+
+    def _mask(self, nodes: Int64Array) -> MaskArray:
+        mask = np.zeros(len(self.table.nodes), np.uint8)
+        mask[nodes] = 1
+        return mask
+
+    def _task_rows(self, unit: Sequence[Task]) -> Int32Array:
+        return np.array([self.table.task_rows[task.name] for task in unit], np.int32)
+
+    def _distinct_rows(self, rows: Int32Array) -> list[int]:
+        state = self.table.state
+        alike = {state.demand[row].tobytes() + state.requested[row].tobytes(): int(row) for row in rows}
+        return list(alike.values())
+
+    def _refresh(self) -> StateArrays:
+        """Return the arrays of the empty cluster; the tasks' arrays are those of the table."""
+        table, state = self.table, self.table.state
+        if not self.capacity.size:
+            rows = [[node.capacity.get(kind, 0) for kind in table.resource_kinds] for node in table.nodes]
+            self.capacity = np.array(rows, np.int64).reshape(len(table.nodes), -1)
+        if self.seen_version != self.rules_version or self.state is None:
+            self.seen_version, self.reasons = self.rules_version, {}
+            free = np.where(state.is_up[:, None] > 0, self.capacity, -1)
+            self.state = state._replace(
+                free=free,
+                free_tree=build_max_tree(free),
+                available=np.where(state.terminating > 0, 0, state.capacity),
+                pool=np.where(state.scope > 0, MANY * MILLI, 0),
+                is_reserved=np.zeros_like(state.is_reserved),
+            )
+        elif (
+            self.state.demand is not state.demand
+            or self.state.column is not state.column
+            or self.state.available.shape != state.available.shape
+        ):
+            self.seen_version = -1
+            return self._refresh()
+        return self.state
+
+    def _find_reason(self, unit: Sequence[Task], rows: Int32Array, requested: Int32Array) -> str:
+        table, state = self.table, self._refresh()
+        names = dict(enumerate(table.name_ids))
+        totals: dict[int, int] = {}
+        for resource, amount in zip(
+            requested.ravel().tolist(), state.requested_amount[rows].ravel().tolist(), strict=True
+        ):
+            if resource >= 0:
+                if state.scope[resource] == 0 and state.column[resource] < 0:
+                    return ""
+                totals[resource] = totals.get(resource, 0) + amount
+        for resource, amount in totals.items():
+            entry = table.entries.get(names[resource], {}).get(ANYWHERE)
+            if state.scope[resource] == kernel.SHARED and entry is not None and amount > entry.amount * MILLI:
+                return f"it needs {amount / MILLI:g} of {names[resource]}, of which there are {entry.amount}"
+        if not state.is_up.any():
+            return ""
+        marks = np.empty(len(table.nodes), np.uint8)
+        for task, row, wanted in zip(unit, rows.tolist(), requested.tolist(), strict=True):
+            kernel.call_mark_fitting(state, row, QUEUE, marks)
+            if not marks.any():
+                return self._describe_shortage(task, [names[resource] for resource in wanted if resource >= 0])
+        if len(unit) > 1 and not self._fits_within(rows, np.arange(len(table.nodes))):
+            return f"its {len(unit)} tasks do not fit together on the empty cluster"
+        return ""
+
+    def _describe_shortage(self, task: Task, names: Sequence[str]) -> str:
+        is_up = self.table.state.is_up > 0
+        demand = " + ".join(f"{amount / MILLI:g} {kind}" for kind, amount in task.demand.items()) or "nothing"
+        for kind, amount in task.demand.items():
+            column = self.table.resource_kinds.index(kind)
+            largest = int(self.capacity[is_up, column].max())
+            if largest < amount:
+                return f"no node has {amount / MILLI:g} {kind}, the largest has {largest / MILLI:g}"
+        where = f" with {' and '.join(names)}" if names else ""
+        return f"no node{where} has {demand}"

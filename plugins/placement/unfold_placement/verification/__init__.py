@@ -1,0 +1,1 @@
+"""Verification of policies: explicit-state search over the running controller and policy objects."""

@@ -1,0 +1,222 @@
+"""What a search varies: a small cluster, kinds of jobs with slots, and the actions that change a state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from unfold_placement.core import kernel
+from unfold_placement.core.controller import Controller, build_controller, collect_requests
+from unfold_placement.core.policy import InstantBudget, Policy
+from unfold_placement.core.resources import build_resource_table
+from unfold_placement.core.types import Node, Task
+from unfold_placement.verification.model import SLOT_MARK, Renaming
+
+TICK_S = 1e-12
+"""Time between two actions of a search in seconds."""
+ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
+"""Codes of actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Jobs that are alike.
+
+    Attributes:
+        name: Name of the kind, without a slot mark.
+        tasks: The tasks of one job, in order.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    def slot_tasks(self, slot: int) -> list[Task]:
+        """Return the tasks of the job in a slot."""
+        job = f"{self.name}{SLOT_MARK}{slot}"
+        return [
+            replace(task, name=f"{job}-{index}", job=job, size=len(self.tasks), arrival=0.0)
+            for index, task in enumerate(self.tasks)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One change: a job of a kind arrives, two arrive task by task, a running job ends, or a node leaves or returns.
+
+    Attributes:
+        code: ``ARRIVE``, ``INTERLEAVE``, ``END``, ``LOSE`` or ``RETURN``.
+        target: Kind or kinds, job or node.
+        index: Index of the ending job among those that may end, in order of start.
+    """
+
+    code: str
+    target: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        """Return a short form such as ``+small``; an ending job is shown by its kind."""
+        return f"{self.code}{self.target.split(SLOT_MARK)[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A small cluster and the jobs that may come to it.
+
+    Attributes:
+        nodes: The nodes.
+        kinds: The kinds of jobs.
+        victim: The kind that arrives once and must end.
+        jobs_in_flight: Jobs in the system at a time, the victim included.
+        has_gangs: Several tasks of a job end together.
+        node_losses: Nodes that may leave at all.
+    """
+
+    nodes: tuple[Node, ...]
+    kinds: tuple[Kind, ...]
+    victim: str
+    jobs_in_flight: int = 3
+    has_gangs: bool = True
+    node_losses: int = 0
+
+    def kind(self, name: str) -> Kind:
+        """Return a kind by name."""
+        return next(kind for kind in self.kinds if kind.name == name)
+
+
+def build_initial(scenario: Scenario, policies: Sequence[Policy]) -> Controller:
+    """Build the controller of an empty cluster, with the rows of all slots, as a live backend drives it."""
+    controller = build_controller(build_resource_table(scenario.nodes), policies)
+    controller.knows_end_times = False
+    tasks = [
+        task
+        for kind in scenario.kinds
+        for slot in range(1 if kind.name == scenario.victim else scenario.jobs_in_flight)
+        for task in kind.slot_tasks(slot)
+    ]
+    controller.table.add_tasks(tasks, [collect_requests(controller.policies, task) for task in tasks])
+    controller.begin()
+    return controller
+
+
+@dataclass(slots=True)
+class Jobs:
+    """The living jobs of a state in order of arrival, and which of them run.
+
+    Attributes:
+        arrived: Jobs in order of arrival.
+        victim_came: The victim has arrived.
+        losses: Nodes that have left so far.
+    """
+
+    arrived: tuple[str, ...] = ()
+    victim_came: bool = False
+    losses: int = 0
+
+    def renaming(self) -> Renaming:
+        """Return the names of the jobs by kind and rank."""
+        counts = Counter[str]()
+        names = {}
+        for job in self.arrived:
+            kind = job.split(SLOT_MARK)[0]
+            names[job] = f"{kind}{SLOT_MARK}{counts[kind]}"
+            counts[kind] += 1
+        return Renaming(names)
+
+
+def job_rows(controller: Controller, job: str) -> list[int]:
+    """Return the rows of a job's tasks."""
+    table, rows = controller.table, []
+    while f"{job}-{len(rows)}" in table.task_rows:
+        rows.append(table.task_rows[f"{job}-{len(rows)}"])
+    return rows
+
+
+def running_jobs(controller: Controller, *, only_whole: bool) -> list[str]:
+    """Return the jobs that may end, in order of start: with ``only_whole`` those of which every task runs."""
+    jobs = dict.fromkeys(task.job for task, _, _ in controller.view.running())
+    status = controller.table.state.status
+    return [
+        job for job in jobs if not only_whole or all(status[row] == kernel.RUNNING for row in job_rows(controller, job))
+    ]
+
+
+def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs) -> Iterator[Action]:
+    """Yield the actions that are possible in a state."""
+    for index, job in enumerate(running_jobs(controller, only_whole=scenario.has_gangs)):
+        yield Action(END, job, index)
+    yield from _list_arrivals(scenario, jobs)
+    is_up = controller.table.state.is_up
+    for row, node in enumerate(scenario.nodes):
+        if is_up[row] and jobs.losses < scenario.node_losses and is_up.sum() > 1:
+            yield Action(LOSE, node.name)
+        elif not is_up[row]:
+            yield Action(RETURN, node.name)
+
+
+def _list_arrivals(scenario: Scenario, jobs: Jobs) -> Iterator[Action]:
+    room = scenario.jobs_in_flight - len(jobs.arrived)
+    # a place is kept for the victim
+    room_for_others = room - (not jobs.victim_came)
+    for kind in scenario.kinds:
+        is_victim = kind.name == scenario.victim
+        if (not jobs.victim_came and room > 0) if is_victim else room_for_others > 0:
+            yield Action(ARRIVE, kind.name)
+    if not scenario.has_gangs or room < 2 or jobs.victim_came or len(scenario.kind(scenario.victim).tasks) < 2:
+        return
+    for kind in scenario.kinds:
+        if kind.name != scenario.victim and len(kind.tasks) > 1:
+            yield Action(INTERLEAVE, f"{kind.name},{scenario.victim}")
+            yield Action(INTERLEAVE, f"{scenario.victim},{kind.name}")
+
+
+def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action: Action) -> Jobs:
+    """Apply an action to a controller and return its living jobs.
+
+    Raises:
+        UnfoldError: a policy raised, or loops within the instant.
+    """
+    # the clock almost stands still: starts keep their order, and times round to equal values
+    controller.table.state.clock[0] += TICK_S
+    controller.budget = InstantBudget()
+    if action.code == END:
+        rows = job_rows(controller, action.target)
+        controller.reserve_log()
+        for row in rows:
+            if controller.table.state.status[row] == kernel.RUNNING:
+                kernel.finish_task(controller.table.state, row, kernel.LOG_ENDED)
+        controller.process_events()
+        status = controller.table.state.status
+        has_ended = all(status[row] == kernel.DONE for row in rows)
+        arrived = tuple(job for job in jobs.arrived if not (job == action.target and has_ended))
+        return replace(jobs, arrived=arrived)
+    if action.code in {LOSE, RETURN}:
+        controller.set_node_up(action.target, is_up=action.code == RETURN)
+        return replace(jobs, losses=jobs.losses + (action.code == LOSE))
+    kinds = action.target.split(",")
+    names = [_free_slot(kind, jobs) for kind in kinds]
+    if action.code == ARRIVE:
+        _submit(controller, job_rows(controller, names[0]))
+        controller.process_events()
+    else:
+        rows = [job_rows(controller, name) for name in names]
+        for index in range(max(map(len, rows))):
+            for job in rows:
+                if index < len(job):
+                    _submit(controller, [job[index]])
+                    controller.process_events()
+    return replace(jobs, arrived=(*jobs.arrived, *names), victim_came=jobs.victim_came or scenario.victim in kinds)
+
+
+def _free_slot(kind: str, jobs: Jobs) -> str:
+    slot = 0
+    while f"{kind}{SLOT_MARK}{slot}" in jobs.arrived:
+        slot += 1
+    return f"{kind}{SLOT_MARK}{slot}"
+
+
+def _submit(controller: Controller, rows: Sequence[int]) -> None:
+    controller.reserve_log()
+    for row in rows:
+        kernel.enqueue(controller.table.state, row)
+        kernel.log_event(controller.table.state, kernel.LOG_SUBMITTED, row, -1)

@@ -1,0 +1,383 @@
+"""Explicit-state search for stuck states, torn gangs, loops within an instant, and starvation as a fair loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfold_placement.core import kernel
+from unfold_placement.core.controller import Controller
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import QUEUE
+from unfold_placement.core.view import Unit
+from unfold_placement.verification.model import canonical_key, copy_controller
+from unfold_placement.verification.scenario import (
+    SLOT_MARK,
+    Action,
+    Jobs,
+    Scenario,
+    apply_action,
+    build_initial,
+    job_rows,
+    list_actions,
+    running_jobs,
+)
+from unfoldkit.api import UnfoldError
+
+STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE = (
+    "stuck", "torn gang", "livelock", "starvation", "preemption loop", "head of line",
+)  # fmt: skip
+"""Properties that a search decides."""
+GONE = -1
+"""In an edge: the job has ended or was stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A violated property and how to get there.
+
+    Attributes:
+        property_name: One of the properties above.
+        victim: Kind of the job that suffers.
+        prefix: Actions from the empty cluster.
+        loop: Actions that may repeat for ever; empty where the state itself is the violation.
+        message: What a policy raised; empty otherwise.
+        used: Fraction of the scarcest kind of capacity in use, on average over the loop or at the end.
+    """
+
+    property_name: str
+    victim: str
+    prefix: tuple[Action, ...]
+    loop: tuple[Action, ...] = ()
+    message: str = ""
+    used: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Number of actions."""
+        return len(self.prefix) + len(self.loop)
+
+
+@dataclass(slots=True)
+class Edge:
+    """A transition.
+
+    Attributes:
+        target: Number of the next state.
+        action: The action.
+        successors: Index in the next state's running jobs of each running job, or ``GONE``.
+    """
+
+    target: int
+    action: Action
+    successors: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Graph:
+    """The states that were reached.
+
+    Attributes:
+        edges: Transitions by state.
+        parents: State and action from which each state was reached first.
+        has_victim: Whether the victim waits or runs, by state.
+        running_count: Number of running jobs, by state.
+        used: Fraction of capacity in use, by state.
+        transitions: Number of transitions.
+        is_complete: Every reachable state was expanded.
+    """
+
+    edges: list[list[Edge]] = field(default_factory=list)
+    parents: list[tuple[int, Action] | None] = field(default_factory=list)
+    has_victim: list[bool] = field(default_factory=list)
+    running_count: list[int] = field(default_factory=list)
+    used: list[float] = field(default_factory=list)
+    transitions: int = 0
+    is_complete: bool = True
+
+    def path(self, state: int) -> tuple[Action, ...]:
+        """Return the actions from the empty cluster to a state."""
+        actions: list[Action] = []
+        while (parent := self.parents[state]) is not None:
+            state, action = parent
+            actions.append(action)
+        return tuple(reversed(actions))
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The findings of one search, the shortest of each property, and its extent."""
+
+    findings: tuple[Finding, ...]
+    states: int
+    transitions: int
+    is_complete: bool
+
+
+def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> SearchResult:
+    """Search all orders of arrivals and ends for violations.
+
+    Args:
+        scenario: Cluster and kinds of jobs.
+        policies: New policies.
+        max_states: States after which the search stops, incomplete.
+    """
+    graph, findings = Graph(), {}
+    try:
+        initial = build_initial(scenario, policies)
+    except UnfoldError as error:
+        message = error.diagnostics[0].message
+        return SearchResult((Finding(property_name=LIVELOCK, victim="", prefix=(), message=message),), 0, 0, False)
+    numbers: dict[Hashable, int] = {}
+    queue: deque[tuple[int, Controller, Jobs]] = deque()
+    _add_state(graph, numbers, queue, scenario, initial, Jobs(), None)
+    while queue:
+        number, controller, jobs = queue.popleft()
+        actions = list(list_actions(scenario, controller, jobs))
+        for action in actions:
+            following = copy_controller(controller) if action is not actions[-1] else controller
+            before = running_jobs(following, only_whole=False)
+            cursor = int(following.table.state.counters[kernel.LOGGED])
+            graph.transitions += 1
+            try:
+                new_jobs = apply_action(scenario, following, jobs, action)
+            except UnfoldError as error:
+                finding = Finding(
+                    property_name=LIVELOCK,
+                    victim=scenario.victim,
+                    prefix=(*graph.path(number), action),
+                    message=error.diagnostics[0].message,
+                )
+                findings.setdefault(LIVELOCK, finding)
+                continue
+            target, is_new = _add_state(graph, numbers, queue, scenario, following, new_jobs, (number, action))
+            after = running_jobs(following, only_whole=False)
+            stopped = _stopped_jobs(following, cursor)
+            successors = tuple(after.index(job) if job in after and job not in stopped else GONE for job in before)
+            graph.edges[number].append(Edge(target, action, successors))
+            if is_new:
+                for finding in _judge_state(scenario, following, new_jobs, graph, target):
+                    findings.setdefault(finding.property_name, finding)
+        if len(graph.parents) > max_states:
+            graph.is_complete = False
+            break
+    loop = find_fair_loop(graph, scenario.victim) if _runs_alone(scenario, graph) else None
+    if loop is not None:
+        findings[loop.property_name] = loop
+    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, graph.is_complete)
+
+
+def _add_state(
+    graph: Graph,
+    numbers: dict[Hashable, int],
+    queue: deque[tuple[int, Controller, Jobs]],
+    scenario: Scenario,
+    controller: Controller,
+    jobs: Jobs,
+    parent: tuple[int, Action] | None,
+) -> tuple[int, bool]:
+    arrived = tuple(job.split(SLOT_MARK)[0] for job in jobs.arrived)
+    key = canonical_key(controller, jobs.renaming()), arrived, jobs.victim_came, jobs.losses
+    if key in numbers:
+        return numbers[key], False
+    number = numbers[key] = len(numbers)
+    graph.edges.append([])
+    graph.parents.append(parent)
+    graph.has_victim.append(any(job.split(SLOT_MARK)[0] == scenario.victim for job in jobs.arrived))
+    graph.running_count.append(len(running_jobs(controller, only_whole=False)))
+    graph.used.append(_used_fraction(controller))
+    queue.append((number, controller, jobs))
+    return number, True
+
+
+def _runs_alone(scenario: Scenario, graph: Graph) -> bool:
+    """Return whether the victim starts at once on the empty cluster: one that cannot run does not starve."""
+    arrivals = [edge.target for edge in graph.edges[0] if edge.action == Action("+", scenario.victim)]
+    return bool(arrivals) and graph.running_count[arrivals[0]] > 0
+
+
+def _used_fraction(controller: Controller) -> float:
+    state, view = controller.table.state, controller.view
+    fractions = [
+        1 - float(state.free[:, column].sum()) / total
+        for column, kind in enumerate(controller.table.resource_kinds)
+        if (total := view.total_capacity(kind))
+    ]
+    return max(fractions, default=0.0)
+
+
+def _stopped_jobs(controller: Controller, cursor: int) -> set[str]:
+    """Return the jobs of which a task was preempted since a log entry."""
+    table = controller.table
+    logged = int(table.state.counters[kernel.LOGGED])
+    return {
+        table.tasks[table.state.log_task[entry]].job
+        for entry in range(cursor, logged)
+        if table.state.log_kind[entry] == kernel.LOG_PREEMPTED
+    }
+
+
+def _judge_state(
+    scenario: Scenario, controller: Controller, jobs: Jobs, graph: Graph, number: int
+) -> Iterator[Finding]:
+    """Yield the properties that a state violates by itself."""
+    status, view = controller.table.state.status, controller.view
+    waiting: list[tuple[str, Unit]] = []
+    for job in jobs.arrived:
+        rows = job_rows(controller, job)
+        states = {int(status[row]) for row in rows}
+        kind = job.split(SLOT_MARK)[0]
+        if scenario.has_gangs and states == {kernel.RUNNING, kernel.WAITING} and view.gang_key:
+            yield _finding(TORN, kind, graph, number)
+        if kernel.WAITING in states:
+            tasks = [controller.table.tasks[row] for row in rows if status[row] == kernel.WAITING]
+            unit = view.unit(tasks[0])
+            waiting.append((kind, unit if unit is not None else tuple(tasks)))
+    fitting = [(kind, unit) for kind, unit in waiting if _would_fit(controller, unit)]
+    can_end = running_jobs(controller, only_whole=scenario.has_gangs)
+    if waiting and not can_end and len(jobs.arrived) and graph.running_count[number]:
+        yield _finding(TORN, waiting[0][0], graph, number)
+    if fitting and not can_end and not graph.running_count[number]:
+        yield _finding(STUCK, fitting[0][0], graph, number)
+    elif fitting:
+        running_kinds = {job.split(SLOT_MARK)[0] for job in running_jobs(controller, only_whole=False)}
+        for kind, _ in fitting:
+            if kind not in running_kinds:
+                yield _finding(HEAD_OF_LINE, kind, graph, number)
+
+
+def _finding(name: str, victim: str, graph: Graph, number: int) -> Finding:
+    return Finding(property_name=name, victim=victim, prefix=graph.path(number), used=graph.used[number])
+
+
+def _would_fit(controller: Controller, unit: Unit) -> bool:
+    """Return whether a waiting unit would fit now, and no policy has set it aside."""
+    view = controller.view
+    if view.room(unit, QUEUE) is None:
+        return False
+    for policy in controller.policies:
+        describe = getattr(policy, "describe_wait", None)
+        wait = describe(unit[0], view) if describe is not None else None
+        if wait is not None and wait.reason.startswith("set aside"):
+            return False
+    return True
+
+
+def find_fair_loop(graph: Graph, victim: str) -> Finding | None:
+    """Return the shortest loop in which the victim never ends and every job that runs ends or is stopped, or None.
+
+    A loop is fair if all jobs that run at its start end or are stopped within it. The search keeps the set of those
+    that still run, inside a strongly connected component of the states with the victim.
+    """
+    best: Finding | None = None
+    depth = [len(graph.path(state)) for state in range(len(graph.parents))]
+    for component in strong_components(graph):
+        members = set(component)
+        shortest = min(depth[state] for state in component)
+        for start in sorted(component, key=depth.__getitem__):
+            if best is not None and depth[start] >= best.length:
+                break
+            if depth[start] > shortest + MAX_EXTRA_DEPTH:
+                break
+            found = _shortest_fair_loop(graph, members, start)
+            if found is None:
+                continue
+            loop, states, is_stopped = found
+            if best is None or depth[start] + len(loop) < best.length:
+                used = float(np.mean([graph.used[state] for state in states]))
+                name = PREEMPTION_LOOP if is_stopped else STARVATION
+                best = Finding(property_name=name, victim=victim, prefix=graph.path(start), loop=loop, used=used)
+    return best
+
+
+MAX_EXTRA_DEPTH = 3
+"""Starts of loops are tried up to so many actions beyond the first state of a component."""
+
+
+def _shortest_fair_loop(
+    graph: Graph, members: set[int], start: int
+) -> tuple[tuple[Action, ...], list[int], bool] | None:
+    everyone = tuple(range(graph.running_count[start]))
+    origin = (start, everyone)
+    parents: dict[tuple[int, tuple[int, ...]], tuple[tuple[int, tuple[int, ...]], Edge] | None] = {origin: None}
+    queue = deque([origin])
+    while queue:
+        node = queue.popleft()
+        state, alive = node
+        for edge in graph.edges[state]:
+            if edge.target not in members:
+                continue
+            left = tuple(edge.successors[index] for index in alive if edge.successors[index] != GONE)
+            following = (edge.target, left)
+            if following == (start, ()):
+                return _unwind(parents, node, edge, start)
+            if following not in parents:
+                parents[following] = (node, edge)
+                queue.append(following)
+    return None
+
+
+def _unwind(
+    parents: Mapping[tuple[int, tuple[int, ...]], tuple[tuple[int, tuple[int, ...]], Edge] | None],
+    node: tuple[int, tuple[int, ...]],
+    last: Edge,
+    start: int,
+) -> tuple[tuple[Action, ...], list[int], bool]:
+    edges, states = [last], [node[0]]
+    while (parent := parents[node]) is not None:
+        node, edge = parent
+        edges.append(edge)
+        states.append(node[0])
+    edges.reverse()
+    del start
+    has_stop = any(GONE in edge.successors and edge.action.code != "-" for edge in edges)
+    return tuple(edge.action for edge in edges), states, has_stop
+
+
+def strong_components(graph: Graph) -> list[list[int]]:
+    """Return the strongly connected components with a cycle among the states with the victim (Tarjan, 1972)."""
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    components: list[list[int]] = []
+    for root in range(len(graph.parents)):
+        if root in index or not graph.has_victim[root]:
+            continue
+        work = [(root, iter(graph.edges[root]))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        on_stack.add(root)
+        while work:
+            state, edges = work[-1]
+            edge = next((item for item in edges if graph.has_victim[item.target]), None)
+            if edge is None:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[state])
+                if low[state] == index[state]:
+                    components.append(_pop_component(stack, on_stack, state))
+            elif edge.target not in index:
+                index[edge.target] = low[edge.target] = len(index)
+                stack.append(edge.target)
+                on_stack.add(edge.target)
+                work.append((edge.target, iter(graph.edges[edge.target])))
+            elif edge.target in on_stack:
+                low[state] = min(low[state], index[edge.target])
+    has_cycle = [
+        component
+        for component in components
+        if len(component) > 1 or any(edge.target == component[0] for edge in graph.edges[component[0]])
+    ]
+    return sorted(has_cycle, key=min)
+
+
+def _pop_component(stack: list[int], on_stack: set[int], state: int) -> list[int]:
+    component: list[int] = []
+    while not component or component[-1] != state:
+        component.append(stack.pop())
+        on_stack.discard(component[-1])
+    return component

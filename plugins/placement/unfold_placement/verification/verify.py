@@ -1,0 +1,192 @@
+"""Verify a composition of policies: a menu of small clusters and jobs, every order of arrivals and ends, to a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.simulation.deadlock_check import job_signature
+from unfold_placement.simulation.problem import Problem
+from unfold_placement.verification.counterexample import Counterexample, confirm
+from unfold_placement.verification.scenario import Kind, Scenario
+from unfold_placement.verification.search import HEAD_OF_LINE, SearchResult, search
+
+MAX_NODES, MAX_KINDS = 3, 4
+"""Largest cluster and number of kinds that are taken from a spec as they are."""
+GPUS_PER_NODE = 2
+TIME_DEPENDENT = frozenset({"history", "locality"})
+"""Policies with a state that never recurs: their decisions depend on real time."""
+PATIENT = {"gang": "patience"}
+"""Options that count as passed: they only delay what a policy does in the long run."""
+HIGH_PRIORITY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The extent of a verification: jobs in flight, sizes of the cluster, and states of each search."""
+
+    jobs_in_flight: int = 3
+    node_counts: tuple[int, ...] = (1, 2)
+    max_states: int = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """One search: its scenario in words and its extent."""
+
+    nodes: int
+    kinds: str
+    victim: str
+    jobs_in_flight: int
+    states: int
+    transitions: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        counterexamples: Confirmed violations, the shortest of each property first.
+        by_design: Confirmed consequences of a strict order or of classes, which no guard removes.
+        unconfirmed: Findings that the simulator did not show.
+        searches: The searches.
+        time_dependent: Policies whose state never recurs, for which no absence is claimed.
+    """
+
+    counterexamples: tuple[Counterexample, ...]
+    by_design: tuple[Counterexample, ...]
+    unconfirmed: int
+    searches: tuple[SearchRecord, ...]
+    time_dependent: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every search reached all states."""
+        return all(record.is_complete for record in self.searches) and not self.time_dependent
+
+
+def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int, int], None]) -> Verification:
+    """Search the menu of a problem for violations of its policies."""
+    patient = replace(problem, rules=tuple(_without_patience(rule) for rule in problem.rules))
+    scenarios = list_scenarios(patient, bound)
+    found: dict[str, Counterexample] = {}
+    by_design: dict[str, Counterexample] = {}
+    records, unconfirmed = [], 0
+    for number, scenario in enumerate(scenarios):
+        progress("verify", number, len(scenarios))
+        result = search(scenario, patient.new_policies(), bound.max_states)
+        records.append(_record(scenario, result))
+        for finding in sorted(result.findings, key=lambda item: item.length):
+            known = by_design if _is_by_design(finding.property_name, scenario) else found
+            if finding.property_name in known and known[finding.property_name].finding.length <= finding.length:
+                continue
+            counterexample = confirm(finding, scenario, patient.new_policies, patient.rules)
+            if counterexample is None:
+                unconfirmed += 1
+            else:
+                known[finding.property_name] = counterexample
+    return Verification(
+        counterexamples=tuple(sorted(found.values(), key=lambda item: item.finding.length)),
+        by_design=tuple(sorted(by_design.values(), key=lambda item: item.finding.length)),
+        unconfirmed=unconfirmed,
+        searches=tuple(records),
+        time_dependent=tuple(rule.name for rule in problem.rules if rule.name in TIME_DEPENDENT),
+    )
+
+
+def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
+    """Return the scenarios of a problem: its own jobs on its own nodes where these are few, else the standard menu."""
+    has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
+    own = _own_kinds(problem)
+    if own:
+        return [Scenario(problem.nodes, own, victim.name, bound.jobs_in_flight, has_gangs=has_gangs) for victim in own]
+    scenarios = []
+    for count in bound.node_counts:
+        nodes = tuple(Node(f"node-{index}", {_kind(problem): GPUS_PER_NODE * MILLI}) for index in range(count))
+        for victim, others in _menu(problem, count, has_gangs=has_gangs):
+            kinds = (*others, victim)
+            scenarios.append(Scenario(nodes, kinds, victim.name, bound.jobs_in_flight, has_gangs=has_gangs))
+    return scenarios
+
+
+def _own_kinds(problem: Problem) -> tuple[Kind, ...]:
+    """Return the kinds of the written jobs on a small cluster; empty where there are too many."""
+    if problem.is_recorded or len(problem.nodes) > MAX_NODES:
+        return ()
+    jobs: dict[str, list[Task]] = {}
+    for task in problem.tasks:
+        jobs.setdefault(task.job, []).append(task)
+    kinds: dict[tuple[object, ...], Kind] = {}
+    for job, tasks in jobs.items():
+        if any(task.after or task.follows or task.avoids for task in tasks):
+            return ()
+        signature = (*job_signature(tasks), tasks[0].user)
+        kinds.setdefault(signature, Kind(f"{job.replace('~', '-')}.", tuple(tasks)))
+    return tuple(kinds.values()) if len(kinds) <= MAX_KINDS else ()
+
+
+def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[Kind, tuple[Kind, ...]]]:
+    """Return victims, of users that sort first and last, with the fillers beside them."""
+    first, second, names = _users(problem)
+    kind = _kind(problem)
+    small = Kind("small", (_task(kind, 1, first),))
+    other = Kind("other", (_task(kind, 1, second),))
+    urgent = Kind("urgent", (_task(kind, 1, second, HIGH_PRIORITY),))
+    menu = []
+    for user in names:
+        victims = [
+            Kind("large", (_task(kind, GPUS_PER_NODE, user),)),
+            Kind("impossible", (_task(kind, GPUS_PER_NODE + 1, user),)),
+        ]
+        if has_gangs:
+            victims.append(Kind("gang", (_task(kind, 1, user),) * (GPUS_PER_NODE * node_count)))
+        menu += [(victim, (small, other)) for victim in victims]
+        if any(rule.name == "priority" for rule in problem.rules):
+            menu += [(victims[-1], (small, urgent))]
+    return menu
+
+
+def _users(problem: Problem) -> tuple[str, str, tuple[str, ...]]:
+    """Return two users of the fillers, and the victim's: teams with a quota where there are any."""
+    quotas = next((rule.options["quotas"] for rule in problem.rules if rule.name == "quota"), {})
+    teams = sorted(quotas)
+    if not teams:
+        return "a", "b", ("0", "z")
+    return teams[0], teams[len(teams) // 2], tuple(dict.fromkeys((teams[0], teams[-1])))
+
+
+def _kind(problem: Problem) -> str:
+    quota = next((rule for rule in problem.rules if rule.name == "quota"), None)
+    return str(quota.options["resource"]) if quota is not None else "gpu"
+
+
+def _task(kind: str, amount: int, user: str, priority: int = 0) -> Task:
+    return Task("", {kind: amount * MILLI}, 60.0, user=user, priority=priority)
+
+
+def _without_patience(rule: PolicyRule) -> PolicyRule:
+    key = PATIENT.get(rule.name)
+    return replace(rule, options={**rule.options, key: 0.0}) if key else rule
+
+
+def _is_by_design(property_name: str, scenario: Scenario) -> bool:
+    victim = scenario.kind(scenario.victim)
+    lowest = min(task.priority for task in victim.tasks)
+    has_higher = any(task.priority > lowest for kind in scenario.kinds for task in kind.tasks)
+    return property_name == HEAD_OF_LINE or (has_higher and property_name in {"starvation", "preemption loop"})
+
+
+def _record(scenario: Scenario, result: SearchResult) -> SearchRecord:
+    return SearchRecord(
+        nodes=len(scenario.nodes),
+        kinds=", ".join(kind.name for kind in scenario.kinds if kind.name != scenario.victim),
+        victim=f"{scenario.victim} of {scenario.kind(scenario.victim).tasks[0].user or 'nobody'}",
+        jobs_in_flight=scenario.jobs_in_flight,
+        states=result.states,
+        transitions=result.transitions,
+        is_complete=result.is_complete,
+    )

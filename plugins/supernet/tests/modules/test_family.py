@@ -1,0 +1,326 @@
+"""Families from a user's module: width groups, skipped blocks, shared weights, exports and errors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+from torch import Tensor, nn  # noqa: E402
+
+from unfold_supernet import elastic  # noqa: E402
+from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
+from unfold_supernet.modules.width_groups import find_width_groups, narrow  # noqa: E402
+from unfoldkit.api import UnfoldError  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+class Residual(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Two convolutions whose sum with the input is rectified."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+class Plain(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A block without a residual connection: it cannot be skipped."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result
+
+
+class Inverted(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Expansion, depthwise convolution, squeeze-and-excitation and projection, as in MobileNetV3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = 2 * channels
+        self.expand = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.Hardswish())
+        self.depthwise = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), nn.Hardswish())
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, 4, 1), nn.ReLU())
+        self.excite = nn.Sequential(nn.Conv2d(4, hidden, 1), nn.Hardsigmoid())
+        self.project = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.depthwise(self.expand(x))
+        result: Tensor = x + self.project(out * self.excite(self.squeeze(out)))
+        return result
+
+
+class Dense(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Concatenates its input and new channels."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, growth, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.relu(self.conv(x))], 1)
+
+
+class Encoder(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Token embedding, encoder layers and a head."""
+
+    def __init__(self, *, norm_first: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=norm_first)
+        self.embed = nn.Embedding(50, 16)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.head(self.encoder(self.embed(tokens)).mean(1))
+        return result
+
+
+def make_image_net(*blocks: nn.Module, channels: int = 8, out: int = 0) -> nn.Module:
+    """Build an image classifier of three classes around blocks."""
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Sequential(*blocks),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(out or channels, 3),
+    )
+
+
+IMAGES = torch.randn((4, 3, 12, 12), generator=torch.Generator().manual_seed(0))
+CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "plain": (lambda: make_image_net(Plain(8), Plain(8)), IMAGES),
+    "residual": (lambda: make_image_net(Residual(8), Residual(8)), IMAGES),
+    "inverted": (lambda: make_image_net(Inverted(8), Inverted(8)), IMAGES),
+    "dense": (lambda: make_image_net(Dense(8, 4), Dense(12, 4), out=16), IMAGES),
+    "post-norm encoder": (lambda: Encoder(norm_first=False), torch.arange(24).reshape(2, 12)),
+    "pre-norm encoder": (lambda: Encoder(norm_first=True), torch.arange(24).reshape(2, 12)),
+    "one-dimensional": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 8, 5),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Conv1d(8, 12, 5),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(12, 4),
+        ),
+        torch.randn((3, 2, 40), generator=torch.Generator().manual_seed(1)),
+    ),
+    "mlp": (
+        lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)),
+        torch.randn((3, 6), generator=torch.Generator().manual_seed(2)),
+    ),
+}
+
+
+def make_case(name: str) -> tuple[nn.Module, Any]:
+    """Build a module with norm statistics that are not those of a fresh one."""
+    build, example = CASES[name]
+    torch.manual_seed(0)
+    module = build()
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2)
+    return module.eval(), example
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_full_member_equals_the_module(name: str) -> None:
+    """The member of full width and depth returns what the user's module returns."""
+    module, example = make_case(name)
+    family = elastic(module, example, widths=(0.25, 0.5, 1))
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_member_equals_the_pruned_module(name: str) -> None:
+    """A narrow member returns what a copy returns from which torch-pruning removed the same channels."""
+    module, example = make_case(name)
+    family = elastic(module, example, widths=(0.5, 1))
+    pruned = narrow(module, example, family.groups, 0.5)
+    with torch.no_grad():
+        assert torch.allclose(family("0.5x1", example), pruned(example), atol=1e-6)
+        assert torch.allclose(family.extract("0.5x1")(example), pruned(example), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_members_share_weights_and_are_nested(name: str) -> None:
+    """Each smaller member keeps a subset of the elements of the next one, of one set of weights."""
+    module, example = make_case(name)
+    family = elastic(module, example, widths=(0.25, 0.5, 0.75, 1))
+    members = family.members()
+    for small, large in itertools.pairwise(members):
+        assert small.parameters < large.parameters
+        for key, indices in small.indices.items():
+            for axis, kept in enumerate(indices):
+                size = family.weights[key].shape[axis]
+                inside = set(range(size)) if kept is None else set(kept.tolist())
+                other = large.indices[key][axis]
+                assert inside <= (set(range(size)) if other is None else set(other.tolist()))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_exported_members_agree_with_onnx_runtime(name: str) -> None:
+    """ONNX Runtime returns the outputs of every member within 1e-5, for another number of rows than the example."""
+    module, example = make_case(name)
+    family = elastic(module, example, widths=(0.25, 1))
+    rows = torch.cat([example, example, example])
+    for member in family.members():
+        session = onnxruntime.InferenceSession(family.export("onnx", member.name))
+        with torch.no_grad():
+            expected = family(member.name, rows).numpy()
+        np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], expected, atol=1e-5)
+
+
+def test_gradients_reach_the_kept_weights_only() -> None:
+    """A step of a narrow member changes the elements that it keeps."""
+    module, example = make_case("residual")
+    family = elastic(module, example, widths=(0.5, 1))
+    family("0.5x1", example).sum().backward()
+    gradient = family.weights["3.0.body.0.weight"].grad
+    assert gradient is not None
+    out, into, *_ = family.by_name["0.5x1"].indices["3.0.body.0.weight"]
+    assert out is not None
+    assert into is not None
+    inside = torch.zeros_like(gradient, dtype=torch.bool)
+    inside[out[:, None], into[None]] = True
+    assert not gradient[~inside].any()
+    assert gradient[inside].any()
+
+
+def test_only_residual_blocks_can_be_skipped() -> None:
+    """Blocks without a residual connection always run; a stage of residual blocks is no block."""
+    for name, count in (("plain", 0), ("residual", 1), ("inverted", 1), ("pre-norm encoder", 1)):
+        module, example = make_case(name)
+        runs = find_block_runs(module, example)
+        assert len(runs) == count, name
+        assert all("." in path for run in runs for path in run.paths)
+
+
+def test_shallow_member_skips_the_last_blocks() -> None:
+    """A member of half the depth returns what the module without its last blocks returns."""
+    module = make_image_net(*(Residual(8) for _ in range(4))).eval()
+    family = elastic(module, IMAGES, widths=(1,), depths=(0.5, 1))
+    shorter = make_image_net(*list(module[3])[:2])
+    for index in (0, 1, 6):
+        shorter[index] = module[index]
+    with torch.no_grad():
+        assert torch.allclose(family("1x0.5", IMAGES), shorter.eval()(IMAGES), atol=1e-6)
+
+
+def test_low_resolution_averages_the_input() -> None:
+    """A member at half the resolution runs on averaged neighbours, in its export too."""
+    module, example = make_case("residual")
+    family = elastic(module, example, widths=(0.5, 1), resolutions=(0.5, 1))
+    with torch.no_grad():
+        expected = family("0.5x1r0.5", example)
+        assert family.extract("0.5x1r0.5")(example).shape == expected.shape
+    session = onnxruntime.InferenceSession(family.export("onnx", "0.5x1r0.5"))
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected.numpy(), atol=1e-5)
+
+
+def test_state_restores_another_copy_of_the_family() -> None:
+    """Weights and norm statistics of one family make another one return the same outputs."""
+    module, example = make_case("inverted")
+    first = elastic(module, example, widths=(0.5, 1))
+    first.calibrate(torch.randn(64, 3, 12, 12))
+    torch.manual_seed(5)
+    second = elastic(CASES["inverted"][0]().eval(), example, widths=(0.5, 1))
+    with torch.no_grad():
+        # importance orders the channels of the second family by its own weights
+        assert not torch.allclose(first("1x1", example), second("1x1", example))
+        second.load_state_dict(first.state_dict())
+        assert torch.allclose(first("1x1", example), second("1x1", example), atol=1e-6)
+    with pytest.raises(UnfoldError, match="another family"):
+        second.load_state_dict({})
+
+
+def test_calibration_sets_the_statistics_of_each_member() -> None:
+    """After calibration, a member's norms hold the mean and variance of its own features."""
+    module, _ = make_case("residual")
+    family = elastic(module, IMAGES, widths=(0.5, 1))
+    x = torch.randn((256, 3, 12, 12), generator=torch.Generator().manual_seed(3))
+    family.calibrate(x, batch=256)
+    for member in family.members():
+        convolution = family.extract(member.name)[0]
+        with torch.no_grad():
+            features = convolution(x)
+        norm = member.skeleton.get_submodule("1")
+        assert torch.allclose(norm.running_mean, features.mean((0, 2, 3)), atol=1e-4)
+        assert torch.allclose(norm.running_var, features.var((0, 2, 3)), atol=1e-3)
+
+
+def test_grouped_convolutions_and_group_norms_are_reported() -> None:
+    """What cannot be narrowed is named with its reason, and shared in full."""
+    module = make_image_net(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.GroupNorm(2, 8), Plain(8)).eval()
+    groups, inelastic = find_width_groups(module, IMAGES)
+    reasons = " ".join(part.reason for part in inelastic)
+    assert "grouped convolution" in reasons
+    assert "6" in {part.path for part in inelastic}, "the classes are no channels"
+    assert {group.root for group in groups} == {"3.2.body.0"} or not groups
+
+
+class Branching(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Returns two tensors."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("module", "lists", "message"),
+    [
+        (lambda: nn.Linear(3, 2), {"widths": (0.5, 1)}, "no channels of this module can be narrowed"),
+        (CASES["plain"][0], {"widths": (1,), "depths": (0.5, 1)}, "no list of residual blocks"),
+        (CASES["plain"][0], {"widths": (0.5, 1), "depths": (0.5, 1, 1)}, "2 entries beside 3"),
+        (CASES["plain"][0], {"widths": (0, 1)}, "above 0"),
+        (CASES["plain"][0], {"resolutions": (0.4,)}, "1/n"),
+        (lambda: nn.Linear(7, 2), {}, "fails on the example"),
+        (Branching, {}, "one tensor"),
+    ],
+)
+def test_unsuitable_modules_are_refused_with_the_reason(
+    module: Callable[[], nn.Module], lists: dict[str, Any], message: str
+) -> None:
+    """Before any training, the error names what is not elastic."""
+    example = torch.randn(2, 3) if isinstance(module(), nn.Linear) else IMAGES
+    with pytest.raises(UnfoldError, match=message):
+        elastic(module(), example, **lists)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    """A NaN in the weights or in the example is refused."""
+    module, example = make_case("residual")
+    with pytest.raises(UnfoldError, match="example input is not finite"):
+        elastic(module, torch.full_like(example, float("nan")))
+    with torch.no_grad():
+        module[0].weight[0] = float("nan")
+    with pytest.raises(UnfoldError, match=r"0\.weight is not finite"):
+        elastic(module, example)

@@ -1,0 +1,104 @@
+"""Training of a family from a user's module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
+
+from sklearn.datasets import load_digits  # noqa: E402
+from torch import nn  # noqa: E402
+
+from unfold_supernet import elastic, fit  # noqa: E402
+from unfoldkit.api import UnfoldError  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def make_classifier(outputs: int) -> nn.Module:
+    """Build a small network over 8 x 8 images."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, outputs),
+    )
+
+
+def load_images() -> tuple[Any, Any]:
+    digits = load_digits()
+    x = torch.tensor(digits.data.reshape(-1, 1, 8, 8) / 16, dtype=torch.float32)
+    return x, torch.tensor(digits.target)
+
+
+def test_every_member_learns() -> None:
+    """After a few epochs each member classifies held-out digits, the larger one better."""
+    x, y = load_images()
+    family = elastic(make_classifier(10), x[:2], widths=(0.5, 1))
+    fit(family, x[:1200], y[:1200], epochs=6, rate=5e-3)
+    with torch.no_grad():
+        small, large = (
+            float((family(member.name, x[1200:]).argmax(1) == y[1200:]).float().mean()) for member in family.members()
+        )
+    assert small > 0.7
+    assert large > 0.85
+
+
+def test_training_is_repeatable() -> None:
+    """The same seed gives the same weights."""
+    x, y = load_images()
+    states = []
+    for _ in range(2):
+        family = elastic(make_classifier(10), x[:2], widths=(0.5, 1))
+        fit(family, x[:256], y[:256], epochs=1)
+        states.append(family.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("task", ["labels", "values"])
+def test_labels_and_values_are_learnt(task: str) -> None:
+    """Several labels a row, or real values, are fitted better than by their mean."""
+    x, y = load_images()
+    targets = torch.stack([y % 2, (y > 4).long()], 1) if task == "labels" else x.mean((1, 2, 3))[:, None] * 10
+    family = elastic(make_classifier(targets.shape[1]), x[:2], widths=(0.5, 1))
+    fit(family, x[:1200], targets[:1200], task=task, epochs=5, rate=5e-3)
+    held = targets[1200:].numpy()
+    for member in family.members():
+        with torch.no_grad():
+            outputs = family(member.name, x[1200:]).numpy()
+        if task == "labels":
+            assert ((outputs > 0) == held).mean() > 0.75
+        else:
+            assert ((outputs - held) ** 2).mean() < 0.5 * np.var(held)
+
+
+def test_class_weights_shift_predictions_to_rare_classes() -> None:
+    """A heavy weight on a class makes the family predict it more often."""
+    x, y = load_images()
+    counts = []
+    for weight in (1.0, 50.0):
+        family = elastic(make_classifier(10), x[:2], widths=(1,))
+        fit(family, x[:600], y[:600], epochs=2, rate=5e-3, class_weights=(weight, *[1.0] * 9))
+        with torch.no_grad():
+            counts.append(int((family("1x1", x[600:]).argmax(1) == 0).sum()))
+    assert counts[1] > counts[0]
+
+
+def test_divergence_and_unequal_lengths_are_errors() -> None:
+    """Weights that are no longer finite end the training with a hint."""
+    x, y = load_images()
+    family = elastic(make_classifier(10), x[:2], widths=(0.5, 1))
+    with pytest.raises(UnfoldError, match="diverged"):
+        fit(family, x[:128] * 1e30, y[:128], epochs=3, rate=1e20, optimizer="sgd", clip=1e30)
+    with pytest.raises(UnfoldError, match="10 inputs and 5 targets"):
+        fit(family, x[:10], y[:5])

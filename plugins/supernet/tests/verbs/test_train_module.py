@@ -1,0 +1,164 @@
+"""A module of the user's from its spec to served ONNX members."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("torch_pruning", reason="needs the extra torch: nox -s torch")
+pytest.importorskip("onnxscript", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from safetensors.torch import save_file  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+from tests.served import rest, serving, unfold  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+def net(num_classes, width=12):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Sequential(Block(width), Block(width)),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes),
+    )
+
+
+def depends_on_data():
+    class Branch(nn.Linear):
+        def forward(self, x):
+            if x.sum() > 1e9:
+                raise ValueError("too large")
+            return super().forward(x.flatten(1))
+    return Branch(64, 10)
+
+
+def nothing():
+    return 5
+
+
+def raises():
+    raise RuntimeError("no such file")
+"""
+SPEC = """
+version: 1
+kind: supernet
+name: mine
+data: {source: digits}
+model: {from: "mine:net", widths: [0.34, 1], depths: [0.5, 1]}
+training: {epochs: 5, batch: 64, rate: 0.005, alone: false}
+serving: {slo: 500 ms}
+"""
+
+
+def write_spec(folder: Path, text: str = SPEC) -> None:
+    (folder / "mine.py").write_text(CODE, "utf-8")
+    (folder / "mine.yaml").write_text(text, "utf-8")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("module")
+    write_spec(folder)
+    done = unfold(folder, "train", "mine.yaml", "--allow-code", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (folder / "report.json").write_text(done.stdout, "utf-8")
+    return folder
+
+
+def test_report_states_members_and_calibration(trained: Path) -> None:
+    """The report holds both members, a verdict, the classes' layer as shared, and the calibration error."""
+    report: dict[str, Any] = json.loads((trained / "report.json").read_text("utf-8"))
+    assert report["verdict"] == "yes"
+    assert report["metrics"]["accuracy_max"]["value"] > report["metrics"]["accuracy_min"]["value"] > 50
+    assert report["metrics"]["ece_points_max"]["value"] < 15
+    assert "shared in full" in dict(report["lines"])
+
+
+def test_missed_goal_is_a_no(trained: Path) -> None:
+    """A goal beyond what the family reaches ends with exit code 1 and names both figures."""
+    (trained / "high.yaml").write_text(SPEC + "goal: {accuracy: 99.9%}\n", "utf-8")
+    done = unfold(trained, "train", "high.yaml", "--allow-code")
+    assert done.returncode == 1, done.stderr
+    assert "99.9 % required" in " ".join(done.stdout.split())
+
+
+def test_second_training_reads_the_stored_weights(trained: Path) -> None:
+    """Training again changes no prediction."""
+    before = (trained / "runs" / "mine" / "answers.npz").read_bytes()
+    done = unfold(trained, "train", "mine.yaml", "--allow-code", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["train_seconds"]["value"] < 30
+    with np.load(trained / "runs" / "mine" / "answers.npz") as after, np.load(io.BytesIO(before)) as first:
+        assert (after["said"] == first["said"]).all()
+
+
+def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
+    """The service needs no code of the user's, and returns what ONNX Runtime returns for the exported file."""
+    x = (load_digits().data[:20] / 16).reshape(-1, 1, 8, 8)
+    (trained / "mine.py").rename(trained / "mine.away")
+    try:
+        with serving(trained, "runs/mine") as (_, address):
+            tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP64", "data": x.ravel().tolist()}
+            body = {"inputs": [tensor], "parameters": {"deadline_ms": 20_000}}
+            reply = rest(f"{address}/v2/models/mine/infer", body)
+    finally:
+        (trained / "mine.away").rename(trained / "mine.py")
+    outputs = {output["name"]: output["data"] for output in reply["outputs"]}
+    session = onnxruntime.InferenceSession(trained / "runs" / "mine" / "subnets" / f"{outputs['net'][0]}.onnx")
+    logits = session.run(None, {"x": x.astype(np.float32)})[0]
+    assert outputs["label"] == [str(label) for label in logits.argmax(1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("mine:net", "mine:nothing"), "returns a int, not a torch module"),
+        (("mine:net", "mine:raises"), "RuntimeError: no such file"),
+        (("mine:net", "mine:absent"), "no attribute 'absent'"),
+        (("mine:net", "away:net"), "No module named 'away'"),
+        (("mine:net", "mine:depends_on_data"), "no channels of this module can be narrowed"),
+        (('"mine:net"', '"mine:net", arguments: {num_classes: 3}'), "3.* values a row for 10 classes"),
+        (('"mine:net"', '"mine:net", weights: other.safetensors'), "the weights do not fit the module"),
+        (('"mine:net"', '"mine:net", weights: broken.safetensors'), "broken.safetensors"),
+    ],
+)
+def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    """Each mistake is named in one line before any training."""
+    write_spec(tmp_path, SPEC.replace(*change))
+    save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    done = unfold(tmp_path, "train", "mine.yaml", "--allow-code")
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, " ".join(done.stderr.split())), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_code_needs_permission(tmp_path: Path) -> None:
+    """Without --allow-code, nothing of the module runs."""
+    write_spec(tmp_path)
+    (tmp_path / "mine.py").write_text(CODE + "\nopen('ran', 'w').close()\n", "utf-8")
+    done = unfold(tmp_path, "train", "mine.yaml")
+    assert done.returncode == 2
+    assert "--allow-code" in done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,332 @@
+"""A family from one torch module: members of several widths, depths and resolutions that share its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
+from unfold_supernet.modules.width_groups import (
+    Indices,
+    Inelastic,
+    WidthGroup,
+    find_width_groups,
+    select,
+    trace_indices,
+)
+from unfoldkit.api import user_error
+
+NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
+OPSET = 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A member of a family.
+
+    Attributes:
+        name: ``0.5x1``: width and depth; ``0.5x1r0.5`` at half the resolution.
+        width: Fraction of the channels of every elastic group.
+        depth: Fraction of the blocks of every list of residual blocks.
+        shrink: Neighbours of the input that are averaged into one, along each axis.
+        skeleton: The member's layers; its buffers are the member's own, its parameters are undefined.
+        indices: Kept indices of each shared parameter.
+        macs: Multiply-accumulates for one input.
+    """
+
+    name: str
+    width: float
+    depth: float
+    shrink: int
+    skeleton: nn.Module
+    indices: Mapping[str, Indices]
+    macs: float
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticFamily:
+    """Members of several sizes in one set of weights.
+
+    Attributes:
+        weights: The shared parameters by name: those of the user's module.
+        by_name: The members, smallest first.
+        groups: Groups of channels that are narrowed.
+        runs: Runs of blocks that may be skipped.
+        inelastic: Parts that all members share in full, with the reason.
+        example: The example input (n, *size).
+    """
+
+    weights: dict[str, nn.Parameter]
+    by_name: dict[str, Member]
+    groups: tuple[WidthGroup, ...]
+    runs: tuple[BlockRun, ...]
+    inelastic: tuple[Inelastic, ...]
+    example: Tensor
+
+    def members(self) -> tuple[Member, ...]:
+        """List the members, smallest first."""
+        return tuple(self.by_name.values())
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        """Compute the outputs of a member for inputs (n, *size); gradients flow to the shared weights."""
+        member = self.by_name[name]
+        tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
+        result: Tensor = functional_call(member.skeleton, tensors, (shrink_inputs(x, member.shrink),))
+        return result
+
+    def keep(self, name: str) -> ElasticFamily:
+        """Keep a single member; the weights are still shared with this family."""
+        return replace(self, by_name={name: self.by_name[name]})
+
+    def extract(self, name: str) -> nn.Module:
+        """Copy a member into a module of its own, in inference mode."""
+        member = self.by_name[name]
+        module = copy.deepcopy(member.skeleton)
+        with torch.no_grad():
+            for key, parameter in module.named_parameters():
+                parameter.copy_(select(self.weights[key], member.indices[key]))
+        body = module if member.shrink == 1 else nn.Sequential(_Shrink(member.shrink), module)
+        return body.eval()
+
+    def export(self, form: str, name: str, path: Path | None = None) -> bytes:
+        """Export a member.
+
+        Args:
+            form: ``onnx``: input ``x``, output ``y``, any number of rows.
+            name: Name of the member.
+            path: Where to write it too.
+
+        Raises:
+            UnfoldError: The form or the member is unknown.
+        """
+        if form != "onnx":
+            raise user_error(f"unknown form {form!r}", hint="onnx")
+        if name not in self.by_name:
+            raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
+        content = export_onnx(self.extract(name), self.example)
+        if path is not None:
+            path.write_bytes(content)
+        return content
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the shared weights and each member's own buffers, as a flat dictionary."""
+        state = {f"weights/{key}": parameter.detach() for key, parameter in self.weights.items()}
+        for name, member in self.by_name.items():
+            state |= {f"members/{name}/{key}": buffer for key, buffer in member.skeleton.named_buffers()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights and buffers of :meth:`state_dict`.
+
+        Raises:
+            UnfoldError: Names or shapes differ.
+        """
+        current = self.state_dict()
+        differing = sorted(
+            {*current} ^ {*state} | {key for key in {*current} & {*state} if current[key].shape != state[key].shape}
+        )
+        if differing:
+            raise user_error(f"the state is of another family: {differing[0]}", hint="same module, widths and depths")
+        with torch.no_grad():
+            for key, tensor in current.items():
+                tensor.copy_(state[key])
+
+    def calibrate(self, x: Tensor, batch: int = 256) -> None:
+        """Compute each member's own batch-norm statistics from inputs (n, *size); all else stays as it is."""
+        for member in self.members():
+            norms = [layer for layer in member.skeleton.modules() if isinstance(layer, NORMS)]
+            momenta = [norm.momentum for norm in norms]
+            member.skeleton.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                # the mean over all batches
+                norm.momentum = None
+                norm.train()
+            with torch.no_grad():
+                for rows in _split_rows(x, batch) if norms else ():
+                    self(member.name, rows)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+
+
+def export_onnx(module: nn.Module, example: Tensor) -> bytes:
+    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
+    # two rows: a single one is taken for a constant axis
+    rows = example if len(example) > 1 else torch.cat([example, example])
+    program = torch.onnx.export(
+        module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+    )  # fmt: skip
+    return bytes(program.model_proto.SerializeToString())
+
+
+class _Shrink(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Averages neighbours of the input along each spatial axis."""
+
+    def __init__(self, shrink: int) -> None:
+        super().__init__()
+        self.shrink = shrink
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average the neighbours."""
+        return shrink_inputs(x, self.shrink)
+
+
+def shrink_inputs(x: Tensor, shrink: int) -> Tensor:
+    """Average every ``shrink`` neighbours along the spatial axes of inputs (n, channels, *size)."""
+    if shrink == 1:
+        return x
+    pool = functional.avg_pool1d if x.ndim == 3 else functional.avg_pool2d
+    return pool(x, shrink)
+
+
+def elastic(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    widths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    depths: Sequence[float] = (1.0,),
+    resolutions: Sequence[float] = (1.0,),
+) -> ElasticFamily:
+    """Turn a torch module into a family of members that share its weights.
+
+    The lists are combined entry by entry, as in CompOFA; a list of one entry applies to every member.
+
+    Args:
+        module: Any module that maps inputs to outputs; it is copied, and its weights are the start of the family's.
+        example: Inputs (n, *size) on which its layers are traced.
+        widths: Fractions of the channels.
+        depths: Fractions of the residual blocks.
+        resolutions: Fractions 1/n of the input's edges.
+
+    Raises:
+        UnfoldError: Nothing of the module is elastic in the dimension that was asked for, the module fails on the
+            example, or the lists differ in length.
+    """
+    sizes = _combine(widths, depths, resolutions)
+    if not _is_finite(example):
+        raise user_error("the example input is not finite", key="example")
+    whole = copy.deepcopy(module).eval()
+    _check_module(whole, example)
+    groups, inelastic = find_width_groups(whole, example)
+    runs = find_block_runs(whole, example)
+    _check_elastic(sizes, groups, runs, inelastic)
+    weights = {key: nn.Parameter(parameter.detach().clone()) for key, parameter in whole.named_parameters()}
+    members = [_build_member(whole, example, groups, runs, size) for size in sizes]
+    return ElasticFamily(
+        weights=weights,
+        by_name={
+            member.name: member
+            for member in sorted(members, key=lambda member: (member.macs, member.width, member.depth))
+        },
+        groups=groups,
+        runs=runs,
+        inelastic=inelastic,
+        example=example,
+    )
+
+
+def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
+    count = max(len(values) for values in lists)
+    for key, values in zip(("widths", "depths", "resolutions"), lists, strict=True):
+        if len(values) not in (1, count):
+            raise user_error(f"{len(values)} entries beside {count}", key=key, hint="write one entry a member, or one")
+        if not all(0 < value <= 1 for value in values):
+            raise user_error("fractions lie above 0 and at most at 1", key=key)
+    wide, deep, sharp = ([*values] * count if len(values) == 1 else values for values in lists)
+    if any(abs(1 / value - round(1 / value)) > 1e-6 for value in sharp):
+        raise user_error("must be 1/n for an integer n, because n neighbours are averaged", key="resolutions")
+    return list(dict.fromkeys(zip(wide, deep, sharp, strict=True)))
+
+
+def _check_module(module: nn.Module, example: Tensor) -> None:
+    """Check that the module runs on the example and returns one finite tensor with a row for each input."""
+    broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
+    if broken:
+        raise user_error(f"{broken[0]} is not finite", hint="load weights without NaN")
+    try:
+        with torch.no_grad():
+            outputs = module(example)
+    except Exception as error:
+        raise user_error(f"the module fails on the example: {error}", hint="check the shape of the inputs") from error
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(example):
+        message = "the module must return one tensor with a row for each input"
+        raise user_error(message, hint="wrap it in a module that returns its logits")
+    if not _is_finite(outputs):
+        raise user_error("the outputs for the example are not finite")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _check_elastic(
+    sizes: Sequence[tuple[float, float, float]],
+    groups: Sequence[WidthGroup],
+    runs: Sequence[BlockRun],
+    inelastic: Sequence[Inelastic],
+) -> None:
+    if min(width for width, _, _ in sizes) < 1 and not groups:
+        reasons = "; ".join(f"{part.path}: {part.reason}" for part in inelastic[:3]) or "it has no layers with channels"
+        raise user_error(f"no channels of this module can be narrowed ({reasons})", key="widths", hint="widths: [1]")
+    if min(depth for _, depth, _ in sizes) < 1 and not runs:
+        message = "this module has no list of residual blocks that could be skipped"
+        raise user_error(message, key="depths", hint="depths: [1]")
+
+
+def _build_member(
+    whole: nn.Module,
+    example: Tensor,
+    groups: Sequence[WidthGroup],
+    runs: Sequence[BlockRun],
+    size: tuple[float, float, float],
+) -> Member:
+    width, depth, resolution = size
+    shrink = round(1 / resolution)
+    skeleton, indices = trace_indices(whole, example, groups, width)
+    with torch.no_grad():
+        source = dict(whole.named_buffers())
+        for key, buffer in skeleton.named_buffers():
+            buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
+    replace_blocks(skeleton, tuple(path for run in runs for path in run.list_skipped(depth)))
+    kept = {key for key, _ in skeleton.named_parameters()}
+    name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")
+    try:
+        counter = FlopCounterMode(display=False)
+        # with gradients: torch's fused encoder layers are not counted
+        with torch.enable_grad(), counter:
+            skeleton(shrink_inputs(example[:1], shrink))
+    except Exception as error:
+        message = f"member {name} fails on the example: {error}"
+        raise user_error(message, key="resolutions", hint="use resolutions: [1]") from error
+    return Member(
+        name=name,
+        width=width,
+        depth=depth,
+        shrink=shrink,
+        skeleton=skeleton.eval(),
+        indices={key: index for key, index in indices.items() if key in kept},
+        # a multiply-accumulate counts as two operations
+        macs=counter.get_total_flops() / 2,
+    )
+
+
+def _split_rows(x: Tensor, batch: int) -> list[Tensor]:
+    """Split rows into batches; a single leftover row has no spread and is left out."""
+    parts: list[Any] = [part for part in x.split(batch) if len(part) > 1]
+    return parts or [x]

@@ -1,0 +1,103 @@
+"""Members of a family as ONNX Runtime sessions: what a module's run serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfold_supernet.networks.supernet import EscalationPair
+from unfoldkit.api import RunDir
+from unfoldkit.safe_io.files import decoding, parse_object
+
+MEMBERS_FILE = "family/members.json"
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxMember:
+    """A member in ONNX Runtime; safe to call from many threads at once."""
+
+    session: Any
+
+    def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
+        """Compute logits (n, classes) for inputs (n, *size); ``extra`` is empty."""
+        del extra
+        return torch.from_numpy(self.session.run(None, {"x": x.numpy()})[0])
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFamily:
+    """The members of a module's run.
+
+    Attributes:
+        size: Shape of an input without rows.
+        bound: The members by name.
+    """
+
+    size: tuple[int, ...]
+    bound: Mapping[str, OnnxMember]
+
+    def select(self, name: str, fallback: str | None, threshold: float | None) -> OnnxMember | EscalationPair:
+        """Select a member, or with ``fallback`` the escalation pair of both."""
+        small = self.bound[name]
+        return small if fallback is None else EscalationPair(small, self.bound[fallback], threshold or 0.0)
+
+
+def open_member(content: bytes) -> OnnxMember:
+    """Open an ONNX model on one thread.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        return OnnxMember(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
+    # the runtime's own exceptions share no base
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
+def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes]) -> None:
+    """Write ONNX models by name, and the list that names them last."""
+    for name, content in contents.items():
+        directory.write(locate_member(name), content)
+    document = {"size": list(size), "members": list(contents)}
+    directory.write(MEMBERS_FILE, (json.dumps(document) + "\n").encode())
+
+
+def read_members(directory: RunDir) -> OnnxFamily:
+    """Open the members of a run.
+
+    Raises:
+        UnfoldError: A file is missing, was modified or is damaged.
+    """
+    with directory.decoding(MEMBERS_FILE, "a list of members") as content:
+        document = parse_object(content)
+        size, names = tuple(int(edge) for edge in document["size"]), [str(name) for name in document["members"]]
+    bound = {}
+    for name in names:
+        file = locate_member(name)
+        content = directory.read(file)
+        with decoding(str(directory.path / file), "an ONNX model"):
+            bound[name] = open_member(content)
+    return OnnxFamily(size, bound)
+
+
+def locate_member(name: str) -> str:
+    """Return where a run stores a member."""
+    return f"subnets/{name}.onnx"
+
+
+def predict_logits(member: OnnxMember, x: np.ndarray, chunk: int = 512) -> np.ndarray:
+    """Compute logits (n, classes) of inputs (n, *size) in parts."""
+    empty = torch.zeros(0)
+    parts = [member(torch.from_numpy(x[start : start + chunk]), empty).numpy() for start in range(0, len(x), chunk)]
+    return np.concatenate(parts)

@@ -1,0 +1,165 @@
+"""Train a family in place: the sandwich rule, with the full network as teacher of its members.
+
+Each step sums the gradients of all members of a short list; of a long one, of the largest, the smallest and random ones
+(BigNAS, ECCV 2020). The largest learns from the targets; the others learn from the targets and from its outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unfold_supernet.modules.family import ElasticFamily
+from unfoldkit.api import user_error
+
+MAX_TOGETHER = 5
+"""Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
+Task = Literal["classes", "labels", "values"]
+"""One class a row, several labels a row (0 or 1 each), or real values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How a family is trained.
+
+    Attributes:
+        task: What the outputs are.
+        epochs: Passes over the data.
+        batch: Rows in a step.
+        rate: Largest learning rate, after warm-up.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov momentum.
+        decay: Weight decay.
+        distill: Weight of the teacher's outputs in the loss of the smaller members, between 0 and 1.
+        samples: Random members in a step of a long list, beside the largest and the smallest.
+        warmup: Fraction of the steps in which the rate rises.
+        clip: Maximum gradient norm.
+        class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
+        calibrate: Rows for the members' batch-norm statistics after training.
+        seed: Of the batches and the random members.
+    """
+
+    task: Task = "classes"
+    epochs: int = 10
+    batch: int = 64
+    rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    decay: float = 1e-4
+    distill: float = 0.5
+    samples: int = 1
+    warmup: float = 0.05
+    clip: float = 5.0
+    class_weights: tuple[float, ...] | None = None
+    calibrate: int = 4096
+    seed: int = 0
+
+
+def fit(
+    family: ElasticFamily,
+    x: Tensor,
+    y: Tensor,
+    options: FitOptions | None = None,
+    progress: Callable[[int, int], None] = lambda _epoch, _epochs: None,
+) -> None:
+    """Train a family's shared weights in place, then compute each member's norm statistics.
+
+    Args:
+        family: The family.
+        x: Inputs (n, *size).
+        y: Classes (n) of integers, labels (n, labels) of zeros and ones, or values (n, values).
+        options: How it is trained.
+        progress: Receives completed epochs and their number.
+
+    Raises:
+        UnfoldError: The weights are no longer finite, or inputs and targets differ in length.
+    """
+    options = options or FitOptions()
+    if len(x) != len(y) or not len(x):
+        raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
+    optimizer = _make_optimizer(family, options)
+    batches = max(1, len(x) // options.batch)
+    names = [member.name for member in family.members()]
+    for member in family.members():
+        member.skeleton.train()
+    for epoch in range(options.epochs):
+        rng = np.random.default_rng([options.seed, epoch])
+        rows = torch.from_numpy(rng.permutation(len(x)))
+        for index, chosen in enumerate(rows.split(options.batch)[:batches]):
+            _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
+            sample = _draw_members(names, options.samples, rng)
+            _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
+        if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
+            message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
+            raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
+        progress(epoch + 1, options.epochs)
+    rows = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(x))[: options.calibrate])
+    family.calibrate(x[rows])
+
+
+def _draw_members(names: list[str], samples: int, rng: np.random.Generator) -> list[str]:
+    """Draw the members of a step, the largest first: all of a short list, else the largest, the smallest and others."""
+    if len(names) <= MAX_TOGETHER:
+        return names[::-1]
+    return [names[-1], names[0], *map(str, rng.choice(names[1:-1], samples, replace=False))]
+
+
+def _make_optimizer(family: ElasticFamily, options: FitOptions) -> torch.optim.Optimizer:
+    # norms and biases are not decayed
+    matrices = [weight for weight in family.weights.values() if weight.ndim > 1]
+    vectors = [weight for weight in family.weights.values() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": options.decay}, {"params": vectors, "weight_decay": 0.0}]
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=options.rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=options.rate)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, options: FitOptions, step: int, steps: int) -> None:
+    """Set the rate of a step: linear warm-up, then a cosine to zero."""
+    warmup = min(1.0, (step + 1) / max(1.0, options.warmup * steps))
+    for group in optimizer.param_groups:
+        group["lr"] = options.rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _take_step(
+    family: ElasticFamily,
+    sample: list[str],
+    optimizer: torch.optim.Optimizer,
+    options: FitOptions,
+    x: Tensor,
+    y: Tensor,
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    teacher: Tensor | None = None
+    for name in sample:
+        outputs = family(name, x)
+        loss = compute_loss(outputs, y, options)
+        if teacher is not None and options.distill:
+            loss = options.distill * _compute_soft_loss(outputs, teacher, options) + (1 - options.distill) * loss
+        loss.backward()
+        teacher = outputs.detach() if teacher is None else teacher
+    nn.utils.clip_grad_norm_([weight for weight in family.weights.values() if weight.grad is not None], options.clip)
+    optimizer.step()
+
+
+def compute_loss(outputs: Tensor, y: Tensor, options: FitOptions) -> Tensor:
+    """Compute the loss of outputs (n, outputs) against targets, by the task."""
+    weights = None if options.class_weights is None else torch.tensor(options.class_weights)
+    if options.task == "classes":
+        return functional.cross_entropy(outputs, y, weight=weights)
+    if options.task == "labels":
+        return functional.binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), weight=weights)
+    return functional.mse_loss(outputs, y.to(outputs.dtype).reshape(outputs.shape))
+
+
+def _compute_soft_loss(outputs: Tensor, teacher: Tensor, options: FitOptions) -> Tensor:
+    if options.task == "classes":
+        return -(functional.softmax(teacher, 1) * functional.log_softmax(outputs, 1)).sum(1).mean()
+    if options.task == "labels":
+        return functional.binary_cross_entropy_with_logits(outputs, torch.sigmoid(teacher))
+    return functional.mse_loss(outputs, teacher)

@@ -1,0 +1,231 @@
+"""Width of a user's module: groups of channels that must be narrowed together, found by a dependency graph.
+
+torch-pruning (Fang et al., CVPR 2023) couples the layers whose channels depend on each other: through residual sums,
+concatenations, depthwise convolutions and squeeze-and-excitation. A member keeps the most important channels of every
+group, so that a narrow member is contained in each wider one.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Indices = tuple[Tensor | None, ...]
+"""For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
+ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
+TRIAL_WIDTH = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WidthGroup:
+    """Channels that must be narrowed together.
+
+    Attributes:
+        root: Path of the layer that produces the channels.
+        order: Channels of that layer, the most important first.
+    """
+
+    root: str
+    order: tuple[int, ...]
+
+    def drop(self, width: float) -> list[int]:
+        """List the channels to remove at a fraction of the width; at least one remains."""
+        return sorted(self.order[max(1, round(len(self.order) * width)) :])
+
+
+@dataclass(frozen=True, slots=True)
+class Inelastic:
+    """A part of a module that every member shares in full.
+
+    Attributes:
+        path: Path of the layer.
+        reason: Why it cannot be narrowed.
+    """
+
+    path: str
+    reason: str
+
+
+def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
+    """Find the groups of channels that can be narrowed, and the layers that cannot.
+
+    Every candidate is tried: a copy at half its width must run and return outputs of the same shape.
+
+    Args:
+        module: The user's module, in inference mode.
+        example: Inputs (n, *size).
+    """
+    outputs = _run(module, example)
+    graph = build_graph(module, example)
+    importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
+    names = {layer: path for path, layer in module.named_modules()}
+    candidates, inelastic = list[WidthGroup](), list[Inelastic]()
+    for group in graph.get_all_groups(root_module_types=list(ROOTS)):
+        root = names[group[0].dep.target.module]
+        reason = _find_obstacle(group, names, module)
+        if reason:
+            inelastic.append(Inelastic(root, reason))
+            continue
+        scores = importance(group)
+        # stable, so that members do not depend on the order in which equal channels happen to be sorted
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        candidates.append(WidthGroup(root, tuple(order)))
+    # the classes are channels too: those groups are tried alone, and the others together, which is much faster
+    ends = [group for group in candidates if len(group.order) in outputs.shape[1:]]
+    ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
+    inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
+    candidates = [group for group in candidates if group not in ends]
+    if _runs_narrow(module, example, candidates, outputs.shape):
+        return tuple(candidates), tuple(inelastic)
+    accepted = []
+    for group in candidates:
+        if _runs_narrow(module, example, [group], outputs.shape):
+            accepted.append(group)
+        else:
+            inelastic.append(Inelastic(group.root, "a narrower copy fails or returns another shape"))
+    return tuple(accepted), tuple(inelastic)
+
+
+def build_graph(module: nn.Module, example: Tensor) -> Any:
+    """Trace the dependencies between the layers of a module.
+
+    Args:
+        module: The module.
+        example: Inputs (n, *size).
+    """
+    graph = _import_torch_pruning().DependencyGraph()
+    with warnings.catch_warnings():
+        # parameters outside layers, such as position embeddings, are found without a hint
+        warnings.simplefilter("ignore")
+        return graph.build_dependency(module, example_inputs=example)
+
+
+def narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float) -> nn.Module:
+    """Copy a module and remove the least important channels of every group."""
+    narrowed = copy.deepcopy(module)
+    _remove_channels(narrowed, build_graph(narrowed, example), groups, width)
+    return narrowed
+
+
+def trace_indices(
+    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float
+) -> tuple[nn.Module, dict[str, Indices]]:
+    """Narrow a copy of a module, and find which elements of each parameter and buffer remain.
+
+    The copy's tensors hold their own flat positions while channels are removed; what remains shows where it was.
+
+    Args:
+        module: The module.
+        example: Inputs (n, *size).
+        groups: What to narrow.
+        width: Fraction of the channels that remain.
+
+    Returns:
+        The narrow copy with undefined values, and the kept indices by name of the tensor.
+    """
+    narrowed = copy.deepcopy(module)
+    graph = build_graph(narrowed, example)
+    shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
+    for _, tensor in _iterate_tensors(narrowed):
+        # float64 holds every position exactly
+        tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+    _remove_channels(narrowed, graph, groups, width)
+    indices = {name: _find_indices(tensor.data.long(), shapes[name]) for name, tensor in _iterate_tensors(narrowed)}
+    for name, tensor in _iterate_tensors(narrowed):
+        tensor.data = torch.zeros(tensor.shape, dtype=_find_tensor(module, name).dtype)
+    return narrowed, indices
+
+
+def select(tensor: Tensor, indices: Indices) -> Tensor:
+    """Select the kept elements of a tensor; gradients flow back to it."""
+    for axis, kept in enumerate(indices):
+        if kept is not None:
+            tensor = tensor.index_select(axis, kept)
+    return tensor
+
+
+def _remove_channels(module: nn.Module, graph: Any, groups: Sequence[WidthGroup], width: float) -> None:
+    layers = dict(module.named_modules())
+    for group in groups:
+        dropped = group.drop(width)
+        if dropped:
+            layer = layers[group.root]
+            graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=dropped).prune()
+
+
+def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
+    """Find, for each axis, which indices of a tensor of ``shape`` remain; ``positions`` holds flat positions.
+
+    Raises:
+        ValueError: What remains is no grid.
+    """
+    if positions.shape == shape:
+        return (None,) * len(shape)
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    kept, grid = list[Tensor | None](), torch.zeros_like(positions)
+    for axis, (stride, size) in enumerate(zip(strides, shape, strict=True)):
+        line = positions[tuple(slice(None) if other == axis else 0 for other in range(len(shape)))]
+        index = torch.div(line, stride, rounding_mode="floor") % size
+        kept.append(None if len(index) == size else index)
+        grid = grid + (index * stride).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    if not torch.equal(grid, positions):
+        raise ValueError("the remaining elements are no grid")
+    return tuple(kept)
+
+
+def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module) -> str:
+    """Find why a group cannot be narrowed, before it is tried; empty if nothing is known."""
+    for item in group:
+        layer = item.dep.target.module
+        path = names.get(layer, "")
+        if isinstance(layer, nn.GroupNorm):
+            return f"{path} normalises groups of channels"
+        if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001
+            return f"{path} is a grouped convolution"
+        if isinstance(layer, nn.MultiheadAttention) or _has_heads(module, path):
+            return "attention is shared in full, as in MatFormer"
+    return ""
+
+
+def _has_heads(module: nn.Module, path: str) -> bool:
+    parent = module.get_submodule(path.rpartition(".")[0]) if path else module
+    return hasattr(parent, "num_heads")
+
+
+def _runs_narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], shape: torch.Size) -> bool:
+    try:
+        return bool(_run(narrow(module, example, groups, TRIAL_WIDTH), example).shape == shape)
+    # a failing copy may raise anything: the reason is that it cannot be narrowed
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _run(module: nn.Module, example: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = module(example)
+    return result
+
+
+def _iterate_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if buffer.ndim)
+
+
+def _find_tensor(module: nn.Module, name: str) -> Tensor:
+    path, _, attribute = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), attribute)
+    return tensor
+
+
+def _import_torch_pruning() -> Any:
+    import torch_pruning
+
+    return torch_pruning

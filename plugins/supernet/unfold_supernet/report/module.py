@@ -1,0 +1,140 @@
+"""The report of ``unfold train`` on a user's module."""
+
+from __future__ import annotations
+
+from unfold_supernet.modules.problem import ModuleProblem, ModuleResult
+from unfold_supernet.report import sentences
+from unfold_supernet.report.training import (
+    MICRO,
+    describe_gap,
+    get_largest_error,
+    name_advice,
+    state_misses,
+    tabulate_calibration,
+    tabulate_classes,
+    tabulate_gaps,
+)
+from unfold_supernet.units import scale_column
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+WEIGHT_BYTES = 4
+EAGER_BATCH = 32
+MAX_REASONS = 4
+
+
+def build_module_report(problem: ModuleProblem, result: ModuleResult) -> Report:
+    """Build the report of a training of a user's module."""
+    gaps = [comparison.gap for comparison in result.comparisons.values()]
+    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    headline = state_misses(result.verdict) or sentences.state_training(
+        len(accuracies),
+        min(accuracies),
+        max(accuracies),
+        len(result.front),
+        describe_gap(gaps) if gaps else "",
+    )
+    tables = [_tabulate_members(result)]
+    tables += [tabulate_gaps(result.comparisons)] if gaps else []
+    tables.append(tabulate_classes(problem.data.names, result.qualities))
+    tables += [tabulate_calibration(result.calibration)] if len(problem.data.holdout) else []
+    data = problem.data
+    return Report(
+        kind="supernet",
+        verb="train",
+        name=problem.name,
+        verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
+        headline=headline,
+        subtitle=(
+            f"{len(accuracies)} members",
+            data.about,
+            f"{len(data.train):,} to train",
+            f"{len(data.test):,} to test",
+        ),
+        metrics=_collect_metrics(result),
+        tables=tuple(tables),
+        figures=(_plot_front(result),),
+        lines=_write_lines(problem, result),
+        notes=_write_notes(problem),
+        next="unfold serve RUN" if result.verdict.is_met else sentences.advise_training(name_advice(result.verdict)),
+        provenance={"inputs": {data.about: data.digest}},
+    )
+
+
+def _collect_metrics(result: ModuleResult) -> dict[str, Metric]:
+    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    gaps = [comparison.gap.points for comparison in result.comparisons.values()]
+    ratios = [result.eager_seconds[name] / result.seconds_by_batch[name][EAGER_BATCH] for name in result.qualities]
+    return {
+        "front_points": Metric(float(len(result.front))),
+        "accuracy_min": Metric(min(accuracies), "%"),
+        "accuracy_max": Metric(max(accuracies), "%"),
+        "cost_of_sharing_points": Metric(max(gaps, default=None), "points"),
+        "majority_accuracy": Metric(result.verdict.majority, "%"),
+        "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
+        "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
+        "ece_points_max": Metric(get_largest_error(result.calibration, "after"), "points"),
+        "ece_points_max_uncalibrated": Metric(get_largest_error(result.calibration, "before"), "points"),
+        "engine_ratio_min": Metric(min(ratios), "x", timed=True),
+        "train_seconds": Metric(result.training_s, "s", timed=True),
+    }
+
+
+def _tabulate_members(result: ModuleResult) -> Table:
+    macs_column, macs = scale_column("operations", "kMAC", list(result.macs.values()), 0)
+    columns = (
+        Column("member"),
+        Column("accuracy", "%", 2),
+        Column("±", "points", 2),
+        Column("macro F1", "%", 1),
+        macs_column,
+        Column("weights", "kB", 1),
+        Column("batch 1", "µs", 0, timed=True),
+        Column("batch 32", "µs", 0, timed=True),
+        Column("batch 32 in torch", "µs", 0, timed=True),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    front = set(result.front)
+    for (name, quality), work in zip(result.qualities.items(), macs, strict=True):
+        seconds = result.seconds_by_batch[name]
+        times = [seconds[1], seconds[EAGER_BATCH], result.eager_seconds[name]]
+        label, weights = name + (" *" if name in front else ""), result.parameters[name] * WEIGHT_BYTES / 1e3
+        rows.append(
+            (
+                label,
+                quality.accuracy,
+                quality.half_width,
+                quality.macro_f1,
+                work,
+                weights,
+                *(time * MICRO for time in times),
+            )
+        )
+    return Table("members", columns, tuple(rows))
+
+
+def _plot_front(result: ModuleResult) -> Figure:
+    accuracies = {name: quality.accuracy for name, quality in result.qualities.items()}
+    front = [(result.macs[name], accuracies[name]) for name in result.front]
+    steps = Series("front", tuple(macs for macs, _ in front), tuple(accuracy for _, accuracy in front), "steps")
+    points = Series("members", tuple(result.macs.values()), tuple(accuracies.values()), "points")
+    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (points, steps), log_x=True)
+
+
+def _write_lines(problem: ModuleProblem, result: ModuleResult) -> tuple[tuple[str, str], ...]:
+    source = f"{problem.source.module}:{problem.source.function}"
+    lines = [
+        ("module", sentences.describe_module(source, result.groups, result.skippable)),
+        ("front", sentences.describe_front(result.front)),
+        ("constant", sentences.state_majority(result.verdict.majority)),
+        ("files", sentences.list_member_files()),
+    ]
+    if result.inelastic:
+        shared = list(result.inelastic[:MAX_REASONS])
+        text = sentences.list_shared_parts(shared, len(result.inelastic) - len(shared))
+        lines.insert(1, ("shared in full", text))
+    return tuple(lines)
+
+
+def _write_notes(problem: ModuleProblem) -> tuple[str, ...]:
+    extra = problem.data.extra.shape[1]
+    return (sentences.note_unused_numbers(extra),) if extra else ()

@@ -1,0 +1,148 @@
+"""The posterior over the paces of a job's stages."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tuning_jobs as jobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfold_tuning.job.pace_record import PaceRecord, build_features, build_pace_record, list_window_ends
+from unfold_tuning.job.profile import LogNormal, Profile
+from unfold_tuning.job.schedule import Stage, build_custom_stages, build_hyperband, build_successive_halving
+from unfold_tuning.planner.pace_posterior import (
+    CREDIT,
+    GroupPaces,
+    build_pace_posterior,
+    build_pace_prior,
+    list_pace_groups,
+)
+from unfold_tuning.planner.pace_slopes import fit_pace_slopes
+from unfold_tuning.simulator.execution_model import build_execution_model
+
+LADDER = build_successive_halving(27, 4, 36, 3)
+
+
+def synthetic_record(seed: int, drift: float, trials: int = 64) -> PaceRecord:
+    """Return a job whose pace changes by ``drift``, in logarithms, from the fifth iteration on."""
+    rng = np.random.default_rng(seed)
+    own = rng.normal(0, 0.3, trials)
+    ends = np.array([4, 12, 36])
+    paces = own[:, None] + np.array([0.0, drift, drift]) + rng.normal(0, 0.02, (trials, 3))
+    return PaceRecord(name=str(seed), ends=ends, seconds=np.exp(paces), scores=rng.random((trials, 3)))
+
+
+def list_history(drift: float, spread: float = 0.2) -> list[PaceRecord]:
+    """Return twelve earlier jobs that drift alike."""
+    rng = np.random.default_rng(5)
+    return [synthetic_record(100 + number, drift + float(rng.normal(0, spread))) for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [LADDER, build_hyperband(27, 3), build_hyperband(27, 3, parallel=True), build_custom_stages([(5, 3), (9, 2)])],
+)
+def test_every_group_comes_from_the_last_one_of_its_bracket(stages: tuple[Stage, ...]) -> None:
+    """Groups with earlier iterations continue where another group of their bracket ended."""
+    groups = list_pace_groups(stages)
+    assert len(groups) == sum(len(stage.groups) for stage in stages)
+    for group in groups:
+        if group.done:
+            assert group.previous is not None
+            before = groups[group.previous]
+            assert (before.bracket, before.target, before.rung + 1) == (group.bracket, group.done, group.rung)
+
+
+def test_a_learnt_speed_up_is_believed_in_part_and_a_slow_down_entirely() -> None:
+    """Means of later groups count with three quarters if negative, in full if positive."""
+    quick, slow = (build_pace_prior(LADDER, list_history(drift), 0) for drift in (-0.6, 0.6))
+    assert quick.mean[2] == pytest.approx(-0.6 * CREDIT, abs=0.1)
+    assert slow.mean[2] == pytest.approx(0.6, abs=0.1)
+    assert quick.jobs == 12
+
+
+@pytest.mark.parametrize("drift", [-0.9, 0.5])
+def test_the_profile_of_this_job_moves_its_posterior(drift: float) -> None:
+    """A drift that the profile shows is predicted for later stages, and narrows them, whatever other jobs did."""
+    record = synthetic_record(1, drift)
+    posterior = build_pace_posterior(LADDER, record, record.features, list_history(-0.2, 0.5), 0)
+    paces = posterior.predict(0, posterior.level, has_known_trials=False)
+    prior = posterior.prior
+    assert paces.mean[1] == pytest.approx(drift, abs=0.25)
+    assert paces.covariance[1, 1] < 0.5 * prior.covariance[2, 2]
+
+
+def test_no_speed_up_is_assumed_without_records() -> None:
+    """The default prior has no mean, and extrapolates at most the profile's own speed-up."""
+    record = synthetic_record(1, -0.5)
+    posterior = build_pace_posterior(LADDER, record, record.features, [], 0)
+    paces = posterior.predict(0, posterior.level, has_known_trials=False)
+    drift = posterior.observed[0]
+    assert posterior.prior.jobs == 0
+    assert all(drift - 0.01 <= mean <= 0.01 for mean in paces.mean)
+    assert np.sqrt(np.diag(paces.covariance))[2] > 0.26
+
+
+def test_the_model_predicts_what_it_has_measured() -> None:
+    """After a stage the trials that continue keep their own paces, and a change of pace is learnt from them."""
+    record = synthetic_record(1, -0.4)
+    posterior = build_pace_posterior(LADDER, record, record.features, list_history(-0.4), 0)
+    own = record.compute_log_paces(0, 4)[:27]
+    posterior = posterior.observe_stage(0, [GroupPaces(last=tuple(own))])
+    survivors = record.rank_survivors(np.arange(27), 4, 12, 9)
+    later = record.compute_log_paces(4, 12)[survivors]
+    earlier = record.compute_log_paces(0, 4)[survivors]
+    posterior = posterior.observe_stage(1, [GroupPaces(last=tuple(later), earlier=tuple(earlier))])
+    paces = posterior.predict(2, 0.0, has_known_trials=True)
+    assert len(paces.mean) == 1
+    assert abs(paces.mean[0]) < 0.15
+    shifted = posterior.predict(2, 0.0, has_known_trials=False)
+    assert shifted.mean[0] == pytest.approx(paces.mean[0] + later.mean())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 30), st.sampled_from([LADDER, build_hyperband(9, 3, parallel=True)]))
+def test_paces_of_any_profile_give_finite_times(iters: int, step: int, stages: tuple[Stage, ...]) -> None:
+    """Profiles of any length and checkpoint interval give finite, positive trial times in every stage."""
+    ends = list(range(step, iters * step + 1, step))
+    record = build_pace_record("p", {str(trial): [(float(end), 0.5 + trial) for end in ends] for trial in range(3)})
+    posterior = build_pace_posterior(stages, record, record.features, [], 0)
+    paces = posterior.predict(0, posterior.level, has_known_trials=False)
+    profile = Profile(LogNormal(math.exp(posterior.level)))
+    model = build_execution_model(stages, profile, jobs.P3, 50, 0, paces)
+    for index in range(len(stages)):
+        seconds = model.sample_trial_seconds(index, 1)
+        assert np.isfinite(seconds).all()
+        assert (seconds > 0).all()
+
+
+def test_a_record_averages_steps_over_windows() -> None:
+    """Steps that straddle windows are averaged, and a trial counts only where it ran."""
+    record = build_pace_record("r", {"a": [(2.0, 1.0), (8.0, 3.0)], "b": [(2.0, 1.0)]})
+    assert record.ends.tolist() == [1, 2, 3, 4, 6, 8]
+    assert record.seconds[0].tolist() == [1, 1, 3, 3, 3, 3]
+    assert np.isnan(record.seconds[1, 2:]).all()
+    assert np.exp(record.compute_log_paces(0, 4)[0]) == pytest.approx(2.0)
+    assert record.rank_survivors(np.array([0, 1]), 2, 8, 2).tolist() == [0]
+    assert list_window_ends(30).tolist() == [1, 2, 3, 4, 6, 8, 12, 18, 27, 30]
+
+
+def test_hyper_parameters_correct_the_profile() -> None:
+    """Where a hyper-parameter determines the pace, slow profiled trials do not make the whole job slow."""
+    rng = np.random.default_rng(0)
+    configs = [{"width": float(width)} for width in np.exp(rng.uniform(0, 4, 60))]
+    names, features = build_features(configs)
+    assert names == ("log width",)
+    steps = {
+        f"{index:03d}": [(4.0, math.exp(0.5 * row[0])), (12.0, math.exp(0.5 * row[0]))]
+        for index, row in enumerate(features)
+    }
+    record = build_pace_record("r", steps, configs={f"{index:03d}": config for index, config in enumerate(configs)})
+    slopes = fit_pace_slopes([record], (4, 12))
+    assert slopes is not None
+    slowest = features[np.argsort(-features[:, 0])[:8]]
+    expected = 0.5 * (features.mean() - slowest.mean())
+    assert slopes.estimate_shift(slowest, features)[0] == pytest.approx(expected, abs=0.1)

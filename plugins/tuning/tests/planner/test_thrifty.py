@@ -1,0 +1,122 @@
+"""Spot instances that end on time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tuning_jobs as jobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfold_tuning.cluster.offers import OfferBook, list_offers
+from unfold_tuning.job.availability import AvailabilityLog, read_availability
+from unfold_tuning.job.profile import SpotTerms
+from unfold_tuning.planner.planner import Candidate, evaluate_machine
+from unfold_tuning.planner.thrifty import run_thrifty, select_thrifty
+from unfold_tuning.simulator.execution_model import build_execution_model
+from unfold_tuning.simulator.spot_market import STEP_S, sample_availability
+from unfoldkit.api import UnfoldError
+
+TERMS = SpotTerms(jobs.P3.usd_per_hour * 0.35, 0.2)
+THRIFTY = replace(jobs.P3, market="thrifty", spot=TERMS)
+
+
+@pytest.fixture(scope="module")
+def candidate() -> Candidate:
+    """Return the on-demand frontier of a job on a thrifty machine."""
+    stages = jobs.JOBS["J1"][0]
+    return evaluate_machine(build_execution_model(stages, jobs.noisy_profile("J1"), THRIFTY, 500, 0), 0.95)
+
+
+def build_market(is_available: bool, deadline_s: float) -> np.ndarray:
+    """Return a market of one zone that never changes."""
+    return np.full((1, 200, int(deadline_s / STEP_S) + 2), is_available)
+
+
+def test_without_capacity_the_run_ends_on_time_on_demand(candidate: Candidate) -> None:
+    """In a market without any spot instance the plan waits, moves on demand, and costs what it costs there."""
+    deadline_s = 2 * float(candidate.guaranteed_s.min())
+    plan = candidate.select_cheapest(deadline_s * 0.8)
+    assert plan is not None
+    runs = run_thrifty(candidate, plan, build_market(False, deadline_s), deadline_s)
+    assert (runs.seconds <= deadline_s).mean() >= 0.97
+    assert runs.on_demand_fraction.min() == pytest.approx(1.0)
+    assert runs.cost_usd.mean() == pytest.approx(plan.mean_cost_usd, rel=0.1)
+
+
+def test_with_capacity_all_of_it_is_spot(candidate: Candidate) -> None:
+    """In a market that always has capacity nothing is rented on demand, at the price of spot."""
+    deadline_s = 2 * float(candidate.guaranteed_s.min())
+    plan = candidate.select_cheapest(deadline_s * 0.8)
+    assert plan is not None
+    runs = run_thrifty(candidate, plan, build_market(True, deadline_s), deadline_s)
+    assert runs.on_demand_fraction.max() <= 0.05
+    assert runs.cost_usd.mean() < 0.45 * plan.mean_cost_usd
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.95), st.floats(1.0, 60.0), st.sampled_from([1.4, 2.0, 4.0]))
+def test_every_market_ends_on_time(
+    candidate: Candidate, seed: int, up_fraction: float, mean_ticks: float, factor: float
+) -> None:
+    """Whatever the market does, other than its log or not, the run ends on time: only its cost is the market's."""
+    rng = np.random.default_rng(seed)
+    deadline_s = factor * float(candidate.guaranteed_s.min())
+    log = AvailabilityLog(("a",), 300.0, ("".join(str(int(value)) for value in rng.random(500) < 0.5),))
+    model = candidate.model.with_machine(replace(THRIFTY, spot=replace(TERMS, log=log)))
+    selected = select_thrifty([replace(candidate, model=model)], deadline_s, 0.95, seed)
+    if selected is None:
+        return
+    steps = int(deadline_s / STEP_S) + 2
+    toggles = rng.random((1, 200, steps)) < 1 / mean_ticks
+    market = (np.cumsum(toggles, axis=2) % 2 == 0) & (rng.random((1, 200, steps)) < up_fraction + 0.5)
+    runs = run_thrifty(candidate, selected.on_demand, market, deadline_s)
+    assert (runs.seconds <= deadline_s).mean() >= 0.95
+
+
+def test_too_little_slack_leaves_the_plan_on_demand(candidate: Candidate) -> None:
+    """At a deadline that leaves no room for a change of place there is no thrifty plan."""
+    assert select_thrifty([candidate], float(candidate.guaranteed_s.min()) + 1.0, 0.95, 0) is None
+
+
+def test_replays_begin_in_the_present_state() -> None:
+    """Every replay of a log begins in the state of its last tick, and zones are replayed together."""
+    log = AvailabilityLog(("a", "b"), 300.0, ("1100110010", "1010101011"))
+    path = sample_availability(log, 40, 300, np.random.default_rng(0))
+    assert (path[0, :, 0] == 0).all()
+    assert (path[1, :, 0] == 1).all()
+    seen = {tuple(pair) for pair in path.reshape(2, -1).T.astype(int)}
+    assert seen <= {(1, 1), (1, 0), (0, 1), (0, 0)}
+    assert path.mean() == pytest.approx(log.to_array().mean(), abs=0.15)
+
+
+def test_on_demand_offers_wait_until_they_are_allowed() -> None:
+    """A thrifty machine is offered on spot in all zones first; on demand only once slack has run out."""
+    offers = list_offers(THRIFTY, [THRIFTY], ["a", "b"])
+    assert [offer.machine.market for offer in offers] == ["spot", "spot", "on-demand", "on-demand"]
+    assert offers[0].machine.usd_per_hour == TERMS.usd_per_hour
+    book = OfferBook(offers, is_on_demand_allowed=False)
+    for offer in offers[:2]:
+        book.record_refusal(offer, 0.0)
+    assert book.select(1.0) is None
+    book.is_on_demand_allowed = True
+    assert book.select(1.0) is offers[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tick,a\n0,1\n1,2\n", "neither 0 nor 1"),
+        ("tick,b\n0,1\n1,1\n", "no column 'a'"),
+        ("tick,a\n0,1\n", "two ticks"),
+    ],
+)
+def test_a_broken_log_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    """A log with other cells, without the zone, or with one row only is rejected with its place."""
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    with pytest.raises(UnfoldError, match=message):
+        read_availability(path, ["a"], 300.0, "cloud.availability.zones")

@@ -1,0 +1,166 @@
+"""Ordered offers of instances, and which of them may be tried now: a refusal moves on and never ends a run.
+
+A refusal for lack of capacity puts an offer to sleep; a quota or a configuration error ends it for the run; throttling
+only delays. The error codes are those of the EC2 API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from unfold_tuning.job.profile import Machine
+
+RefusalKind = Literal["capacity", "quota", "throttled", "configuration"]
+QUOTA_CODES = frozenset(
+    {"VcpuLimitExceeded", "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "MaxSpotFleetRequestCountExceeded"}
+)
+CAPACITY_CODES = frozenset(
+    {
+        "InsufficientInstanceCapacity",
+        "InsufficientHostCapacity",
+        "InsufficientReservedInstanceCapacity",
+        "InsufficientCapacity",
+        "InsufficientAddressCapacity",
+        "InsufficientFreeAddressesInSubnet",
+        "SpotMaxPriceTooLow",
+        "Server.InsufficientInstanceCapacity",
+    }
+)
+THROTTLING_CODES = frozenset(
+    {
+        "RequestLimitExceeded",
+        "Throttling",
+        "ThrottlingException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "EC2ThrottledException",
+        "TooManyRequestsException",
+        "ServiceUnavailable",
+        "Unavailable",
+        "InternalError",
+        "InternalFailure",
+        "RequestTimeout",
+        "500",
+        "503",
+    }
+)
+SLEEP_S = 300.0
+MAX_SLEEP_S = 1200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A machine, which has a type, a market and a price, in a zone (``None``: any zone of the region)."""
+
+    machine: Machine
+    zone: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for logs and the ledger."""
+        place = f" in {self.zone}" if self.zone else ""
+        return f"{self.machine.name} {self.machine.market}{place}"
+
+
+def classify_refusal(code: str) -> RefusalKind:
+    """Classify an error code of a request for instances."""
+    if code in CAPACITY_CODES:
+        return "capacity"
+    if code in QUOTA_CODES:
+        return "quota"
+    return "throttled" if code in THROTTLING_CODES else "configuration"
+
+
+def list_offers(planned: Machine, machines: Sequence[Machine], zones: Sequence[str]) -> tuple[Offer, ...]:
+    """List the offers of a plan in the order in which they are tried.
+
+    First come all zones of the planned machine, then the other markets of its type, then other types with as many
+    accelerators, the cheapest first. A trial never straddles types, and any of these can take its place.
+    """
+    others = [
+        machine
+        for machine in machines
+        if machine.accelerators == planned.accelerators
+        and (machine.name, machine.market) != (planned.name, planned.market)
+    ]
+    others.sort(key=lambda machine: (machine.name != planned.name, machine.usd_per_hour / machine.speed))
+    sides = [side for machine in (planned, *others) for side in _split_markets(machine)]
+    if planned.spot is not None:
+        # every spot offer comes before the first on demand, which waits for the slack to run out
+        sides.sort(key=lambda side: side.market != "spot")
+    return tuple(Offer(side, zone) for side in sides for zone in (zones or (None,)))
+
+
+def _split_markets(machine: Machine) -> tuple[Machine, ...]:
+    """Split a thrifty machine into its spot side and its on-demand side."""
+    if machine.spot is None:
+        return (machine,)
+    terms = machine.spot
+    spot = replace(
+        machine,
+        market="spot",
+        usd_per_hour=terms.usd_per_hour,
+        interruptions_per_hour=terms.interruptions_per_hour,
+        spot=None,
+    )
+    return spot, replace(machine, market="on-demand", spot=None)
+
+
+@dataclass(slots=True)
+class OfferState:
+    """What a run knows of an offer: until when it sleeps, its refusals in a row, and why it ended for the run."""
+
+    sleeps_until: float = 0.0
+    refusals: int = 0
+    end_reason: str = ""
+
+
+@dataclass(slots=True)
+class OfferBook:
+    """The offers of a run with their states.
+
+    Attributes:
+        offers: What to try in order.
+        is_on_demand_allowed: Whether on-demand offers may be tried; a thrifty run allows them when slack runs out.
+        states: States by offer.
+    """
+
+    offers: tuple[Offer, ...]
+    is_on_demand_allowed: bool = True
+    states: dict[Offer, OfferState] = field(default_factory=dict)
+
+    def select(self, now: float) -> Offer | None:
+        """Select the first offer that may be tried now."""
+        return next((offer for offer in self.offers if self._is_awake(offer, now)), None)
+
+    def has_any(self) -> bool:
+        """Return whether any offer has not ended for the run."""
+        return any(not self._get(offer).end_reason for offer in self.offers)
+
+    def list_end_reasons(self) -> list[str]:
+        """List why offers ended for the run."""
+        return list(dict.fromkeys(state.end_reason for state in self.states.values() if state.end_reason))
+
+    def record_grant(self, offer: Offer) -> None:
+        """Record that instances of an offer were granted."""
+        self._get(offer).refusals = 0
+
+    def record_refusal(self, offer: Offer, now: float, *, end_reason: str = "") -> float:
+        """Record a refusal, which ends the offer for the run or puts it to sleep, and return until when it sleeps."""
+        state = self._get(offer)
+        if end_reason:
+            state.end_reason = end_reason
+            return float("inf")
+        state.sleeps_until = now + min(SLEEP_S * 2.0**state.refusals, MAX_SLEEP_S)
+        state.refusals += 1
+        return state.sleeps_until
+
+    def _is_awake(self, offer: Offer, now: float) -> bool:
+        state = self._get(offer)
+        is_allowed = self.is_on_demand_allowed or offer.machine.market == "spot"
+        return is_allowed and not state.end_reason and state.sleeps_until <= now
+
+    def _get(self, offer: Offer) -> OfferState:
+        return self.states.setdefault(offer, OfferState())

@@ -1,0 +1,80 @@
+"""The paces of a run's trials, stage by stage, from the checkpoints in its ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.ranking import list_entrants
+from unfold_tuning.job.schedule import Group, Stage
+from unfold_tuning.planner.pace_posterior import GroupPaces
+from unfold_tuning.simulator.execution_model import compute_slowest_factor
+from unfold_tuning.trial.ledger import Checkpoint, Ledger
+
+Steps = dict[int, list[Checkpoint]]
+
+
+def measure_stage(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> list[GroupPaces]:
+    """Measure the log paces of every group of a stage: those of its trials in it, and in the stage before.
+
+    A pace is in seconds per iteration on one accelerator of the profiled kind, whatever the trial ran on.
+    """
+    steps = _list_steps(ledger)
+    return [_measure_group(config, ledger, steps, group) for group in stage.groups]
+
+
+def measure_entrants(config: ExecutionConfig, ledger: Ledger, stage: Stage) -> list[float]:
+    """Measure the last log pace of each trial that enters a stage of one group, best first; empty if any is unknown."""
+    group = stage.groups[0]
+    if len(stage.groups) != 1 or not group.done:
+        return []
+    before = _find_previous_target(config, group)
+    steps = _list_steps(ledger)
+    trials = [trial.id for trial in list_entrants(config, ledger, group)]
+    paces = [_measure_pace(config, steps.get(trial, ()), before, group.done) for trial in trials]
+    known = [pace for pace in paces if pace is not None]
+    return known if len(known) == group.trials else []
+
+
+def _measure_group(config: ExecutionConfig, ledger: Ledger, steps: Steps, group: Group) -> GroupPaces:
+    target = group.done + group.iters
+    before = _find_previous_target(config, group)
+    last, earlier = [], []
+    for trial in ledger.list_trials(group.bracket):
+        pace = _measure_pace(config, steps.get(trial.id, ()), group.done, target)
+        if pace is None:
+            continue
+        previous = _measure_pace(config, steps.get(trial.id, ()), before, group.done) if group.done else None
+        last.append(pace)
+        if previous is not None:
+            earlier.append(previous)
+    return GroupPaces(last=tuple(last), earlier=tuple(earlier) if len(earlier) == len(last) else ())
+
+
+def _find_previous_target(config: ExecutionConfig, group: Group) -> int:
+    """Find where the group began from which the trials of a group come."""
+    groups = [item for stage in config.stages for item in stage.groups if item.bracket == group.bracket]
+    return next((item.done for item in groups if item.done + item.iters == group.done), 0)
+
+
+def _measure_pace(config: ExecutionConfig, steps: Sequence[Checkpoint], done: int, target: int) -> float | None:
+    """Measure a trial's mean log pace over a range of iterations; ``None`` unless it has run all of them."""
+    seconds, iters, before = 0.0, 0, 0
+    for step in steps:
+        if done < step.iters <= target:
+            profile, machine = config.profile, config.machine
+            speed = profile.get_speedup(step.workers, machine.accelerators) * machine.speed
+            seconds += step.seconds * speed / compute_slowest_factor(profile.worker_cv, step.workers)
+            iters += step.iters - max(before, done)
+        before = step.iters
+    if not steps or steps[-1].iters < target or iters <= 0 or seconds <= 0:
+        return None
+    return math.log(seconds / iters)
+
+
+def _list_steps(ledger: Ledger) -> Steps:
+    steps: Steps = {}
+    for step in ledger.list_checkpoints():
+        steps.setdefault(step.trial, []).append(step)
+    return steps

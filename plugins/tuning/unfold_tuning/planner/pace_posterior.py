@@ -1,0 +1,403 @@
+"""A hierarchical model of how a job's pace changes from stage to stage, learnt on other jobs and updated by this one.
+
+Log seconds per iteration of a job vary between trials, drift with the iterations that a trial has run, and change where
+only the best trials continue. All of it varies from job to job. The model is an empirical-Bayes one: the drift of the
+profile, the mean pace of every stage and the change of a trial's own pace are jointly normal over jobs. What was
+measured of this job conditions the rest. Mean and covariance are estimates themselves, hence the tails of a t
+distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from unfold_tuning._types import FloatArray, IntArray
+from unfold_tuning.job.pace_record import PaceRecord
+from unfold_tuning.job.schedule import Stage
+from unfold_tuning.planner.pace_slopes import PaceSlopes, fit_pace_slopes
+from unfold_tuning.simulator.stage_paces import StagePaces
+
+DEGREES = 4.0
+MAX_DRIFT = 2.0
+CREDIT = 0.75
+"""The fraction of a learnt speed-up that is believed; a learnt slow-down is believed entirely."""
+PROFILED_TRIALS = 8
+PROFILE_ITERS = (4, 12)
+"""The iterations with which the two windows of a profile end."""
+REPLAYS = 20
+"""Random orders in which each earlier job is replayed through the stages of this one."""
+MIN_JOBS = 4
+"""With records of fewer jobs than this, the default prior is used: a covariance needs several."""
+NUGGET = 1e-4
+
+# The default prior, without any record: scales learnt on 17 surrogate tasks of LCBench, and no mean.
+DRIFT_STD = ((2.5, 0.25), (6.5, 0.29), (10.5, 0.35), (18.5, 0.40), (44.5, 0.38))
+"""Standard deviation between jobs of the log pace after some iterations over that of the first ones."""
+DRIFT_OCTAVES = 12.0
+"""Doublings of the iterations over which the correlation of the drift falls to 37 %; 27 fit the surrogate tasks."""
+SELECTION_STD = 0.26
+TRIAL_STD = 0.44
+SPREADS = ((math.log(0.44), 0.18), (math.log(0.66), 0.35), (math.log(0.57), 0.46), (math.log(0.45), 0.6))
+STEP_STD = (0.51, 0.32, 0.16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaceGroup:
+    """The trials of one bracket in one stage; ``previous`` is the index of the group that they come from."""
+
+    stage: int
+    bracket: int
+    trials: int
+    done: int
+    target: int
+    rung: int
+    previous: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacePrior:
+    """The prior over a job's paces, for one stage table.
+
+    Quantities are numbered: 0 is the profile's own drift, then follows the mean pace of each group relative to the
+    profile's first window, then the mean change of a trial's own pace on entering each group.
+
+    Attributes:
+        groups: The groups of trials, stage by stage.
+        mean: Means: [1 + 2 groups].
+        covariance: Covariances: [1 + 2 groups, 1 + 2 groups].
+        spread_mean: Mean of the log spread between the trials of a group: [groups].
+        spread_std: Its standard deviation: [groups].
+        step_std: Spread between the trials of a group of the change of their own pace: [groups].
+        jobs: Number of jobs that the prior was learnt on; 0 for the default one.
+        slopes: How hyper-parameters change the pace, if that is known.
+    """
+
+    groups: tuple[PaceGroup, ...]
+    mean: FloatArray
+    covariance: FloatArray
+    spread_mean: FloatArray
+    spread_std: FloatArray
+    step_std: FloatArray
+    jobs: int
+    slopes: PaceSlopes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPaces:
+    """Measured log paces of a group's trials: ``last`` in this stage, ``earlier`` of the same trials in the one before.
+
+    Both are natural logarithms of seconds per iteration on one accelerator of the profiled kind.
+    """
+
+    last: tuple[float, ...]
+    earlier: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacePosterior:
+    """What is known of a job's paces.
+
+    Attributes:
+        prior: The prior.
+        level: Mean log seconds per iteration in the profile's first window.
+        observed: Observed quantities, by their numbers in the prior.
+        last: The last mean log pace of each group that has run, by group.
+    """
+
+    prior: PacePrior
+    level: float
+    observed: Mapping[int, float] = field(default_factory=dict)
+    last: Mapping[int, float] = field(default_factory=dict)
+
+    def observe_stage(self, stage: int, paces: Sequence[GroupPaces]) -> PacePosterior:
+        """Return the posterior after a stage, from the measured paces of each of its groups."""
+        observed, last = dict(self.observed), dict(self.last)
+        members = [index for index, group in enumerate(self.prior.groups) if group.stage == stage]
+        for index, measured in zip(members, paces, strict=True):
+            if not measured.last:
+                continue
+            last[index] = float(np.mean(measured.last))
+            if self.prior.groups[index].previous is None:
+                observed[1 + index] = last[index] - self.level
+            elif measured.earlier:
+                observed[1 + len(self.prior.groups) + index] = last[index] - float(np.mean(measured.earlier))
+        return replace(self, observed=observed, last=last)
+
+    def predict(
+        self, first_stage: int, base: float, survivors: Mapping[int, float] | None = None, *, has_known_trials: bool
+    ) -> StagePaces:
+        """Predict the paces of the stages from ``first_stage`` on, relative to a log pace.
+
+        Args:
+            first_stage: The first stage to predict.
+            base: The log pace to which shifts are relative: that of the profile's mean iteration.
+            survivors: Mean log pace of the trials that continue, by the group that they come from; the mean of that
+                group if it is left out.
+            has_known_trials: Whether the model knows each continuing trial's own pace, relative to ``base``.
+        """
+        targets = [index for index, group in enumerate(self.prior.groups) if group.stage >= first_stage]
+        rows, offsets, spread_mean, spread_std = [], [], [], []
+        for index in targets:
+            row, source, variance = self._trace_changes(index)
+            rows.append(row)
+            if source is None:
+                offsets.append(self.level - base)
+                spread_mean.append(self.prior.spread_mean[index])
+                spread_std.append(self.prior.spread_std[index])
+                continue
+            known = (survivors or {}).get(source, self.last[source])
+            offsets.append(0.0 if has_known_trials else known - base)
+            spread_mean.append(
+                math.log(max(math.sqrt(variance), 1e-3)) if has_known_trials else self.prior.spread_mean[index]
+            )
+            spread_std.append(0.0 if has_known_trials else self.prior.spread_std[index])
+        mean, covariance = self._condition()
+        selection = np.array(rows).reshape(len(targets), len(mean))
+        return StagePaces(
+            mean=selection @ mean + np.array(offsets),
+            covariance=selection @ covariance @ selection.T * self._inflation,
+            degrees=DEGREES,
+            spread_mean=np.array(spread_mean),
+            spread_std=np.array(spread_std),
+        )
+
+    @property
+    def _inflation(self) -> float:
+        """Factor of the covariance by which few jobs make it wider, more so for an unusual one."""
+        drift_std = math.sqrt(self.prior.covariance[0, 0])
+        distance = abs(self.observed.get(0, self.prior.mean[0]) - self.prior.mean[0]) / max(drift_std, 1e-6)
+        return 1 + (1 + min(distance, 3.0)) / self.prior.jobs if self.prior.jobs else 1.0
+
+    def _trace_changes(self, index: int) -> tuple[FloatArray, int | None, float]:
+        """Trace a group back to one that has run, as a sum of changes, or else to its own mean pace.
+
+        Returns:
+            The weights of the prior's quantities, the group that has run, and the variance of a trial's own changes.
+        """
+        count = len(self.prior.groups)
+        row, variance, group = np.zeros(1 + 2 * count), 0.0, index
+        while group not in self.last:
+            previous = self.prior.groups[group].previous
+            if previous is None:
+                row[:] = 0.0
+                row[1 + index] = 1.0
+                return row, None, 0.0
+            row[1 + count + group] += 1.0
+            variance += float(self.prior.step_std[group]) ** 2
+            group = previous
+        return row, group, variance
+
+    def _condition(self) -> tuple[FloatArray, FloatArray]:
+        """Condition the prior on what was observed; observed quantities have their values and no variance."""
+        mean, covariance = self.prior.mean, self.prior.covariance
+        seen = sorted(self.observed)
+        if not seen:
+            return mean, covariance
+        values = np.array([self.observed[index] for index in seen])
+        cross = covariance[:, seen]
+        gain = np.linalg.solve(covariance[np.ix_(seen, seen)] + NUGGET * np.eye(len(seen)), cross.T).T
+        return mean + gain @ (values - mean[seen]), covariance - gain @ cross.T
+
+
+def list_pace_groups(stages: Sequence[Stage]) -> tuple[PaceGroup, ...]:
+    """List the groups of a stage table; a group with earlier iterations comes from the last one of its bracket."""
+    groups: list[PaceGroup] = []
+    latest: dict[int, int] = {}
+    for index, stage in enumerate(stages):
+        for group in stage.groups:
+            previous = latest.get(group.bracket) if group.done else None
+            groups.append(
+                PaceGroup(
+                    stage=index,
+                    bracket=group.bracket,
+                    trials=group.trials,
+                    done=group.done,
+                    target=group.done + group.iters,
+                    rung=0 if previous is None else groups[previous].rung + 1,
+                    previous=previous,
+                )
+            )
+            latest[group.bracket] = len(groups) - 1
+    return tuple(groups)
+
+
+def build_pace_prior(
+    stages: Sequence[Stage], records: Sequence[PaceRecord], seed: int, *, credit: float = CREDIT
+) -> PacePrior:
+    """Learn the prior of a stage table from earlier jobs, or build the default one if there are too few.
+
+    Args:
+        stages: The stage table.
+        records: Earlier jobs.
+        seed: Seed of the replays.
+        credit: The fraction of a learnt speed-up that is believed.
+    """
+    groups = list_pace_groups(stages)
+    if len(records) < MIN_JOBS:
+        return build_default_prior(groups)
+    slopes = fit_pace_slopes(records, PROFILE_ITERS)
+    replays = [
+        _replay(record, groups, slopes, np.random.default_rng([seed, number, order]))
+        for number, record in enumerate(records)
+        for order in range(REPLAYS)
+    ]
+    vectors = np.array([item.vector for item in replays])
+    spreads = np.log(np.maximum([item.spreads for item in replays], 0.02))
+    steps = np.array([item.steps for item in replays])
+    if not np.isfinite(vectors).all():
+        return build_default_prior(groups)
+    mean = vectors.mean(axis=0)
+    is_later = np.array([False, *(group.rung > 0 for group in groups), *(True for _ in groups)])
+    mean = np.where(is_later & (mean < 0), credit * mean, mean)
+    return PacePrior(
+        groups=groups,
+        mean=mean,
+        covariance=np.cov(vectors.T) + NUGGET * np.eye(len(mean)),
+        spread_mean=spreads.mean(axis=0),
+        spread_std=spreads.std(axis=0),
+        step_std=np.sqrt((steps**2).mean(axis=0)),
+        jobs=len(records),
+        slopes=slopes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """An earlier job run through the stages: the prior's quantities, and the spreads of each group."""
+
+    vector: FloatArray
+    spreads: list[float]
+    steps: list[float]
+
+
+def _replay(
+    record: PaceRecord, groups: Sequence[PaceGroup], slopes: PaceSlopes | None, rng: np.random.Generator
+) -> _Replay:
+    pools: dict[int, IntArray] = {}
+    paces: list[float] = []
+    changes: list[float] = []
+    spreads: list[float] = []
+    steps: list[float] = []
+    level, drift = 0.0, 0.0
+    for index, group in enumerate(groups):
+        if group.previous is None:
+            pool = _draw_trials(record, group, rng)
+            if not index:
+                level, drift = measure_profile(record, pool[:PROFILED_TRIALS], record.select_features(pool), slopes)
+        else:
+            pool = record.rank_survivors(pools[group.previous], group.done, group.target, group.trials)
+        pools[index] = pool
+        own = record.compute_log_paces(group.done, group.target)[pool]
+        paces.append(float(np.mean(own)) - level if len(own) else math.nan)
+        spreads.append(float(np.std(own, ddof=1)) if len(own) > 1 else (spreads[-1] if spreads else 0.1))
+        if group.previous is None:
+            changes.append(0.0)
+            steps.append(0.0)
+        else:
+            before = groups[group.previous]
+            change = own - record.compute_log_paces(before.done, before.target)[pool]
+            changes.append(float(np.mean(change)) if len(change) else math.nan)
+            steps.append(float(np.std(change, ddof=1)) if len(change) > 1 else steps[-1])
+    return _Replay(np.array([drift, *paces, *changes]), spreads, steps)
+
+
+def _draw_trials(record: PaceRecord, group: PaceGroup, rng: np.random.Generator) -> IntArray:
+    """Draw the trials of a new bracket among those that ran so far; some repeatedly if the record has too few."""
+    ran = np.flatnonzero(np.isfinite(record.compute_log_paces(group.done, group.target)))
+    order = rng.permutation(ran)
+    return np.asarray(np.resize(order, group.trials) if len(order) else order)
+
+
+def measure_profile(
+    record: PaceRecord, profiled: IntArray, planned: FloatArray, slopes: PaceSlopes | None
+) -> tuple[float, float]:
+    """Measure the mean log pace of profiled trials in the profile's first window, and its later change.
+
+    Args:
+        record: Paces of the trials.
+        profiled: The profiled trials of the record.
+        planned: Hyper-parameters of all trials of the first stage: [trials, names].
+        slopes: Corrects the profile for the other configurations.
+
+    Returns:
+        Level and drift; the drift is nan unless some trial ran beyond the first window.
+    """
+    first, second = PROFILE_ITERS
+    early = record.compute_log_paces(0, first)[profiled]
+    level, drift = float(np.nanmean(early)), math.nan
+    if len(record.ends) > 1 and record.ends[-1] > first:
+        change = record.compute_log_paces(first, second)[profiled] - early
+        drift = float(np.nanmean(change)) if np.isfinite(change).any() else math.nan
+    if slopes is not None and slopes.names == record.names and len(planned):
+        shift = slopes.estimate_shift(record.select_features(profiled), planned)
+        level, drift = level + float(shift[0]), drift + float(shift[1])
+    return level, float(np.clip(drift, -MAX_DRIFT, MAX_DRIFT))
+
+
+def build_pace_posterior(
+    stages: Sequence[Stage], measured: PaceRecord, planned: FloatArray, history: Sequence[PaceRecord], seed: int
+) -> PacePosterior:
+    """Build the posterior of a job before its first stage, from its profile and from earlier jobs.
+
+    Args:
+        stages: The stage table.
+        measured: The trials of the profile.
+        planned: Hyper-parameters of all trials of the first stage, as ``measured`` names them: [trials, names].
+        history: Earlier jobs.
+        seed: Seed of the replays.
+    """
+    prior = build_pace_prior(stages, history, seed)
+    level, drift = measure_profile(measured, np.arange(measured.trials), planned, prior.slopes)
+    return PacePosterior(prior=prior, level=level, observed={0: drift} if math.isfinite(drift) else {})
+
+
+def build_default_prior(groups: Sequence[PaceGroup]) -> PacePrior:
+    """Build the prior without records: wide, and with no speed-up in its means.
+
+    The drift of a job is a Gaussian process over the logarithm of iterations. Selection shifts the pace of each
+    bracket's survivors, and the profile's few trials are off from all of them.
+    """
+    count = len(groups)
+    centers = [_compute_center(0, PROFILE_ITERS[0]), _compute_center(*PROFILE_ITERS)]
+    centers += [_compute_center(group.done, group.target) for group in groups]
+    octaves = np.log2(centers)
+    scale = np.interp(octaves, *np.array([(math.log2(iters), std) for iters, std in DRIFT_STD]).T)
+    scale[0] = 0.0  # the first window is what all others are relative to
+    # no more than the profile's own drift is extrapolated, however much later stages may vary
+    shared = np.minimum(scale, scale[1])
+    extra = np.sqrt(scale**2 - shared**2)
+    correlation = np.exp(-np.abs(octaves[:, None] - octaves[None, :]) / DRIFT_OCTAVES)
+    drift = (np.outer(shared, shared) + np.outer(extra, extra)) * correlation
+    # quantities as linear functions of drift, selection of each bracket and sampling error of the profile
+    brackets = sorted({group.bracket for group in groups})
+    basis = np.zeros((1 + 2 * count, 2 + count + len(brackets) + 1))
+    basis[0, 1] = 1.0
+    for index, group in enumerate(groups):
+        basis[1 + index, 2 + index] = 1.0
+        basis[1 + index, 2 + count + brackets.index(group.bracket)] = SELECTION_STD * group.rung
+        basis[1 + index, -1] = TRIAL_STD / math.sqrt(PROFILED_TRIALS)
+        if group.previous is not None:
+            basis[1 + count + index, 2 + index] = 1.0
+            basis[1 + count + index, 2 + group.previous] = -1.0
+    factors = np.eye(basis.shape[1])
+    factors[: 2 + count, : 2 + count] = drift
+    spreads = np.array([SPREADS[min(group.rung, len(SPREADS) - 1)] for group in groups])
+    return PacePrior(
+        groups=tuple(groups),
+        mean=np.zeros(1 + 2 * count),
+        covariance=basis @ factors @ basis.T + NUGGET * np.eye(1 + 2 * count),
+        spread_mean=spreads[:, 0],
+        spread_std=spreads[:, 1],
+        step_std=np.array(
+            [0.0 if group.previous is None else STEP_STD[min(group.rung, len(STEP_STD)) - 1] for group in groups]
+        ),
+        jobs=0,
+    )
+
+
+def _compute_center(done: int, target: int) -> float:
+    return (done + 1 + target) / 2

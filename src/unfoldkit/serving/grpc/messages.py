@@ -1,0 +1,169 @@
+"""The messages of the Open Inference Protocol over gRPC, built from a table of their fields.
+
+Names, numbers and types are those of the published protocol (kserve/open-inference-protocol,
+``open_inference_grpc.proto``) with the calls of Triton that its clients need: model configuration, statistics and the
+repository index. The messages are in a pool of their own, so that a client library with generated ones can share the
+process. A test compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+PACKAGE = "inference"
+SERVICE = "inference.GRPCInferenceService"
+FILE = "unfoldkit/inference.proto"
+
+METHODS = (
+    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+    *("ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+)
+"""The calls. Each takes the message ``NAMERequest`` and returns ``NAMEResponse``."""
+
+FIELDS: Mapping[str, str] = {
+    "ServerLiveRequest": "",
+    "ServerLiveResponse": "bool live=1",
+    "ServerReadyRequest": "",
+    "ServerReadyResponse": "bool ready=1",
+    "ModelReadyRequest": "string name=1, string version=2",
+    "ModelReadyResponse": "bool ready=1",
+    "ServerMetadataRequest": "",
+    "ServerMetadataResponse": "string name=1, string version=2, repeated string extensions=3",
+    "ModelMetadataRequest": "string name=1, string version=2",
+    "TensorMetadata": "string name=1, string datatype=2, repeated int64 shape=3",
+    "ModelMetadataResponse": (
+        "string name=1, repeated string versions=2, string platform=3, "
+        "repeated TensorMetadata inputs=4, repeated TensorMetadata outputs=5"
+    ),
+    "InferParameter": (
+        "oneof bool bool_param=1, oneof int64 int64_param=2, oneof string string_param=3, oneof double double_param=4, "
+        "oneof uint64 uint64_param=5"
+    ),
+    "InferTensorContents": (
+        "repeated bool bool_contents=1, repeated int32 int_contents=2, repeated int64 int64_contents=3, "
+        "repeated uint32 uint_contents=4, repeated uint64 uint64_contents=5, repeated float fp32_contents=6, "
+        "repeated double fp64_contents=7, repeated bytes bytes_contents=8"
+    ),
+    "InferTensor": (
+        "string name=1, string datatype=2, repeated int64 shape=3, map parameters=4, InferTensorContents contents=5"
+    ),
+    "InferRequestedOutputTensor": "string name=1, map parameters=2",
+    "ModelInferRequest": (
+        "string model_name=1, string model_version=2, string id=3, map parameters=4, repeated InferTensor inputs=5, "
+        "repeated InferRequestedOutputTensor outputs=6, repeated bytes raw_input_contents=7"
+    ),
+    "ModelInferResponse": (
+        "string model_name=1, string model_version=2, string id=3, map parameters=4, repeated InferTensor outputs=5, "
+        "repeated bytes raw_output_contents=6"
+    ),
+    "ModelInput": "string name=1, DataType data_type=2, repeated int64 dims=4",
+    "ModelOutput": "string name=1, DataType data_type=2, repeated int64 dims=3",
+    "ModelConfig": (
+        "string name=1, string platform=2, int32 max_batch_size=4, repeated ModelInput input=5, "
+        "repeated ModelOutput output=6, string backend=17"
+    ),
+    "ModelConfigRequest": "string name=1, string version=2",
+    "ModelConfigResponse": "ModelConfig config=1",
+    "StatisticDuration": "uint64 count=1, uint64 ns=2",
+    "InferStatistics": (
+        "StatisticDuration success=1, StatisticDuration fail=2, StatisticDuration queue=3, "
+        "StatisticDuration compute_input=4, StatisticDuration compute_infer=5, StatisticDuration compute_output=6"
+    ),
+    "ModelStatistics": (
+        "string name=1, string version=2, uint64 last_inference=3, uint64 inference_count=4, uint64 execution_count=5, "
+        "InferStatistics inference_stats=6"
+    ),
+    "ModelStatisticsRequest": "string name=1, string version=2",
+    "ModelStatisticsResponse": "repeated ModelStatistics model_stats=1",
+    "RepositoryIndexRequest": "string repository_name=1, bool ready=2",
+    "ModelIndex": "string name=1, string version=2, string state=3, string reason=4",
+    "RepositoryIndexResponse": "repeated ModelIndex models=1",
+    "RepositoryModelLoadRequest": "string repository_name=1, string model_name=2",
+    "RepositoryModelLoadResponse": "",
+    "RepositoryModelUnloadRequest": "string repository_name=1, string model_name=2",
+    "RepositoryModelUnloadResponse": "",
+}
+
+DATA_TYPES = (
+    *("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32"),
+    *("FP64", "STRING", "BF16"),
+)
+"""The names of the enumeration ``DataType`` without ``TYPE_``, by number."""
+
+_Field = descriptor_pb2.FieldDescriptorProto
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """The message classes by name, and the pool that holds them."""
+
+    pool: descriptor_pool.DescriptorPool
+    classes: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a message class."""
+        return self.classes[name]
+
+
+def build_messages() -> Messages:
+    """Build the message classes in a new pool."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(build_file())
+    classes = {name: _find_class(pool, f"{PACKAGE}.{name}") for name in FIELDS}
+    return Messages(pool, classes)
+
+
+def build_file() -> Any:
+    """Build the descriptor of the file: messages, enumeration and service."""
+    file = descriptor_pb2.FileDescriptorProto(name=FILE, package=PACKAGE, syntax="proto3")
+    enumeration = file.enum_type.add(name="DataType")
+    for number, name in enumerate(DATA_TYPES):
+        enumeration.value.add(name=f"TYPE_{name}", number=number)
+    for name, text in FIELDS.items():
+        message = file.message_type.add(name=name)
+        for field in filter(None, text.split(", ")):
+            _add_field(message, field)
+        if any(field.HasField("oneof_index") for field in message.field):
+            message.oneof_decl.add(name="parameter_choice")
+    service = file.service.add(name=SERVICE.rpartition(".")[2])
+    for name in METHODS:
+        service.method.add(name=name, input_type=f".{PACKAGE}.{name}Request", output_type=f".{PACKAGE}.{name}Response")
+    return file
+
+
+def list_fields(message: Any) -> Iterator[tuple[str, int, int, bool]]:
+    """Yield name, number, type and whether it is repeated of each field of a message descriptor."""
+    for field in message.fields:
+        yield field.name, field.number, field.type, field.is_repeated
+
+
+def _add_field(message: Any, text: str) -> None:
+    declaration, _, number = text.partition("=")
+    *words, name = declaration.split()
+    kind = words[-1]
+    is_repeated = words[0] in ("repeated", "map")
+    label = _Field.LABEL_REPEATED if is_repeated else _Field.LABEL_OPTIONAL
+    field = message.field.add(name=name, number=int(number), label=label)
+    if words[0] == "oneof":
+        field.oneof_index = 0
+    if kind == "map":
+        # a map is a repeated message of keys and values
+        entry = message.nested_type.add(name="ParametersEntry")
+        entry.options.map_entry = True
+        entry.field.add(name="key", number=1, type=_Field.TYPE_STRING, label=_Field.LABEL_OPTIONAL)
+        value = entry.field.add(name="value", number=2, type=_Field.TYPE_MESSAGE, label=_Field.LABEL_OPTIONAL)
+        value.type_name = f".{PACKAGE}.InferParameter"
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{PACKAGE}.{message.name}.ParametersEntry"
+    elif kind[0].isupper():
+        field.type = _Field.TYPE_ENUM if kind == "DataType" else _Field.TYPE_MESSAGE
+        field.type_name = f".{PACKAGE}.{kind}"
+    else:
+        field.type = getattr(_Field, f"TYPE_{kind.upper()}")
+
+
+def _find_class(pool: descriptor_pool.DescriptorPool, name: str) -> Any:
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))

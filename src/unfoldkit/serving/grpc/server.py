@@ -1,0 +1,278 @@
+"""The gRPC server of a service: the calls of the protocol, health and reflection, on the event loop of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfoldkit.errors import user_error
+from unfoldkit.serving.batching.batcher import QueueFull, Result
+from unfoldkit.serving.grpc.messages import METHODS, SERVICE, Messages, build_messages
+from unfoldkit.serving.grpc.tensors import fill_response, read_request
+from unfoldkit.serving.model import Rejection
+from unfoldkit.serving.oip.app import describe_model
+from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
+from unfoldkit.serving.oip.inference import Endpoint, problem_reply
+from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
+
+MAX_CONCURRENT_CALLS = 1024
+OPEN_CALLS = frozenset(("ServerLive", "ServerReady"))
+"""Calls for probes, which have no token."""
+CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
+    413: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+}
+"""The status codes of gRPC by HTTP status; INTERNAL for any other."""
+
+
+class CallError(Exception):
+    """A call ends with a status of gRPC by its name, and a message."""
+
+    def __init__(self, code: str, message: str, retry_s: int = 0) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry_s = code, message, retry_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcOptions:
+    """How a service is offered over gRPC.
+
+    Args:
+        address: Host and port as gRPC expects them.
+        is_authorized: Checks an ``authorization`` header; ``None`` if no token is needed.
+        credentials: TLS of the server; ``None`` for plain text.
+        hold_body: Records the bytes of a client's request, and returns why they are too many; called with a negative
+            size afterwards.
+        is_draining: Whether the server is about to stop.
+    """
+
+    address: str
+    is_authorized: Callable[[bytes], bool] | None = None
+    credentials: Any = None
+    hold_body: Callable[[str, int], str] = field(default=lambda _client, _size: "")
+    is_draining: Callable[[], bool] = bool
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceServicer:
+    """Answers the calls of the protocol.
+
+    Args:
+        endpoints: The models by name.
+        options: How the service is offered.
+        messages: The messages of the protocol.
+    """
+
+    endpoints: Mapping[str, Endpoint]
+    options: GrpcOptions
+    messages: Messages
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model responds, and the server is not about to stop."""
+        is_hung = any(endpoint.batcher.hung for endpoint in self.endpoints.values())
+        return not is_hung and not self.options.is_draining()
+
+    async def answer(self, name: str, request: Any, context: Any) -> Any:
+        """Answer a call, after its token was checked and its bytes were counted."""
+        import grpc
+
+        client, size = context.peer().rpartition(":")[0], request.ByteSize()
+        exceeded = self.options.hold_body(client, size)
+        try:
+            self._check_token(name, context)
+            self._check_size(exceeded)
+            return await getattr(self, f"call_{name}")(request)
+        except CallError as error:
+            trailers = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
+            await context.abort(grpc.StatusCode[error.code], error.message, trailers)
+        finally:
+            self.options.hold_body(client, -size)
+
+    def _check_size(self, exceeded: str) -> None:
+        if exceeded:
+            message = f"the server holds as many {exceeded} as it may; retry later"
+            raise CallError("RESOURCE_EXHAUSTED", message, 1)
+
+    def _check_token(self, name: str, context: Any) -> None:
+        if self.options.is_authorized is None or name in OPEN_CALLS:
+            return
+        headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        token = headers[0] if len(headers) == 1 else ""
+        if not self.options.is_authorized(token.encode() if isinstance(token, str) else token):
+            raise CallError("UNAUTHENTICATED", "a bearer token is needed")
+
+    def _find(self, name: str, version: str) -> Endpoint:
+        endpoint = self.endpoints.get(name)
+        if endpoint is None or version not in ("", endpoint.model.version):
+            raise CallError("NOT_FOUND", f"no such model: {name[:80]!r} {version[:80]}; there is {self._names()}")
+        return endpoint
+
+    def _names(self) -> str:
+        return ", ".join(f"{name} {endpoint.model.version}" for name, endpoint in self.endpoints.items())
+
+    async def call_ServerLive(self, _request: Any) -> Any:  # noqa: N802 - the name of the call
+        """Return whether the process answers."""
+        return self.messages.ServerLiveResponse(live=True)
+
+    async def call_ServerReady(self, _request: Any) -> Any:  # noqa: N802
+        """Return whether requests are answered."""
+        return self.messages.ServerReadyResponse(ready=self.is_ready)
+
+    async def call_ServerMetadata(self, _request: Any) -> Any:  # noqa: N802
+        """Return name and version of the server."""
+        version = importlib.metadata.version("unfoldkit")
+        extensions = ["model_configuration", "model_repository", "statistics"]
+        return self.messages.ServerMetadataResponse(name="unfoldkit", version=version, extensions=extensions)
+
+    async def call_ModelReady(self, request: Any) -> Any:  # noqa: N802
+        """Return whether a model responds."""
+        return self.messages.ModelReadyResponse(ready=not self._find(request.name, request.version).batcher.hung)
+
+    async def call_ModelMetadata(self, request: Any) -> Any:  # noqa: N802
+        """Return the inputs and outputs of a model."""
+        facts = describe_model(self._find(request.name, request.version).model)
+        tensors = {
+            side: [{key: item[key] for key in ("name", "datatype", "shape")} for item in facts[side]]
+            for side in ("inputs", "outputs")
+        }
+        response: Any = self.messages.ModelMetadataResponse
+        return response(name=facts["name"], versions=facts["versions"], platform=facts["platform"], **tensors)
+
+    async def call_ModelConfig(self, request: Any) -> Any:  # noqa: N802
+        """Return the configuration of a model."""
+        return self.messages.ModelConfigResponse(config=describe_config(self._find(request.name, request.version)))
+
+    async def call_ModelStatistics(self, request: Any) -> Any:  # noqa: N802
+        """Return the statistics of one model, or of all."""
+        chosen = [self._find(request.name, request.version)] if request.name else self.endpoints.values()
+        return self.messages.ModelStatisticsResponse(model_stats=[describe_statistics(item) for item in chosen])
+
+    async def call_RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
+        """List the models."""
+        states = {False: "READY", True: "UNAVAILABLE"}
+        models = [
+            {"name": item.model.name, "version": item.model.version, "state": states[item.batcher.hung]}
+            for item in self.endpoints.values()
+            if not (request.ready and item.batcher.hung)
+        ]
+        return self.messages.RepositoryIndexResponse(models=models)
+
+    async def call_RepositoryModelLoad(self, _request: Any) -> Any:  # noqa: N802
+        """Refuse to load a model: a service is one run."""
+        raise CallError("UNIMPLEMENTED", "a service is one run, whose models stay loaded")
+
+    async def call_RepositoryModelUnload(self, _request: Any) -> Any:  # noqa: N802
+        """Refuse to unload a model."""
+        raise CallError("UNIMPLEMENTED", "a service is one run, whose models stay loaded")
+
+    async def call_ModelInfer(self, message: Any) -> Any:  # noqa: N802
+        """Answer an inference request."""
+        endpoint = self._find(message.model_name, message.model_version)
+        if retry_s := endpoint.gate.ask():
+            raise CallError(CODES[429], "too many rows are waiting; retry later", retry_s)
+        try:
+            request = read_request(endpoint, message)
+        except (InvalidRequest, TooLarge) as problem:
+            endpoint.metrics.requests.count(problem_reply(problem).status, 0.0)
+            raise CallError("INVALID_ARGUMENT", str(problem)) from problem
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        endpoint.submit(request, lambda result: None if future.done() else future.set_result(result))
+        result = await future
+        if not isinstance(result, tuple):
+            raise _to_error(endpoint, result)
+        response = self.messages.ModelInferResponse()
+        fill_response(response, endpoint, request, result)
+        return response
+
+
+async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOptions) -> Any:
+    """Start the gRPC server of models on the running event loop, with health and reflection; return it.
+
+    Raises:
+        UnfoldError: The address cannot be bound.
+    """
+    import grpc
+
+    messages = build_messages()
+    servicer = InferenceServicer(endpoints, options, messages)
+    max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        options=[
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_metadata_size", 16_384),
+            ("grpc.so_reuseport", 1),
+        ],
+    )
+    handlers = {name: _build_handler(servicer, name) for name in METHODS}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    await _add_health_and_reflection(server, servicer)
+    try:
+        if options.credentials is None:
+            server.add_insecure_port(options.address)
+        else:
+            server.add_secure_port(options.address, options.credentials)
+    except RuntimeError as error:
+        raise user_error(f"cannot listen on {options.address} for gRPC", hint="choose another --grpc-port") from error
+    await server.start()
+    return server
+
+
+async def _add_health_and_reflection(server: Any, servicer: InferenceServicer) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+    status = health_pb2.HealthCheckResponse
+
+    class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+        """Answers the health checks of Kubernetes and of load balancers."""
+
+        async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the call
+            """Return whether requests are answered."""
+            import grpc
+
+            if request.service not in ("", SERVICE, *servicer.endpoints):
+                await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            return status(status=status.SERVING if servicer.is_ready else status.NOT_SERVING)
+
+    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    if servicer.options.is_authorized is None:
+        # a service with a token tells nothing without it
+        pool = servicer.messages.pool
+        for module in (health_pb2, reflection_pb2):
+            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+        names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server, pool=pool)
+
+
+def _build_handler(servicer: InferenceServicer, name: str) -> Any:
+    import grpc
+
+    async def answer(request: Any, context: Any) -> Any:
+        return await servicer.answer(name, request, context)
+
+    classes = servicer.messages.classes
+    return grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=classes[f"{name}Request"].FromString,
+        response_serializer=classes[f"{name}Response"].SerializeToString,
+    )
+
+
+def _to_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:
+    reply = problem_reply(problem)
+    retry_s = problem.retry_s if isinstance(problem, QueueFull) else 0
+    if isinstance(problem, Rejection):
+        message = problem.message
+    else:
+        message = str(problem) if isinstance(problem, (InvalidRequest, TooLarge)) else "the model failed"
+        endpoint.log_problem(problem)
+    return CallError(CODES.get(reply.status, "INTERNAL"), message, retry_s)

@@ -1,0 +1,119 @@
+"""The internals of uvicorn that a connection relies on: whether they exist, and the limits that uvicorn itself lacks.
+
+``find_incompatibility`` runs at start; ``pyproject.toml`` bounds the version too. ``ReadAheadLimit`` bounds what a
+client may send ahead of its responses, all of which uvicorn would keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+METHODS = (
+    *("connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"),
+    "shutdown",
+)
+PROTOCOL_ATTRIBUTES = ("connections", "cycle", "headers", "pipeline", "timeout_keep_alive_task")
+CYCLE_ATTRIBUTES = ("body", "disconnected", "more_body", "response_complete", "scope")
+STATE_ATTRIBUTES = ("connections", "default_headers")
+
+
+def find_incompatibility(config: Any) -> str:
+    """Return what the installed uvicorn lacks; empty if a connection can wrap its protocol.
+
+    Args:
+        config: A ``uvicorn.Config``, which is loaded if it is not yet.
+    """
+    import uvicorn
+
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+        from uvicorn.server import ServerState
+
+        if not config.loaded:
+            config.load()
+        state = ServerState()
+        protocol = HttpToolsProtocol(config, state, {})
+    except (ImportError, AttributeError, TypeError) as error:
+        return f"uvicorn {uvicorn.__version__}: {error}"
+    stored = RequestResponseCycle.__init__.__code__.co_names
+    missing = [
+        *(f"HttpToolsProtocol.{name}" for name in (*METHODS, *PROTOCOL_ATTRIBUTES) if not hasattr(protocol, name)),
+        *(f"RequestResponseCycle.{name}" for name in CYCLE_ATTRIBUTES if name not in stored),
+        *(f"ServerState.{name}" for name in STATE_ATTRIBUTES if not hasattr(state, name)),
+    ]
+    return f"uvicorn {uvicorn.__version__} has no {', '.join(missing)}" if missing else ""
+
+
+MAX_BYTES = 4 * 2**20
+MAX_HEADERS = 1000
+_CYCLE_BYTES = 4096
+# each byte of a chunked body may come in a chunk of its own
+_CHUNK_BYTES = 16
+
+
+def build_protocol_class() -> Any:
+    """Build uvicorn's protocol without its merging of trailers, and without copying a body for each of its chunks.
+
+    uvicorn adds the trailers of a chunked body to the headers of its request, which RFC 9110, section 6.5.1, forbids:
+    a client could send headers past a proxy that checks or removes them.
+    """
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Protocol(HttpToolsProtocol):
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            # what follows goes into a list that nobody reads
+            self.headers = []
+
+        def on_body(self, body: bytes) -> None:
+            if not isinstance(self.cycle.body, bytearray):
+                # it grows in place, where bytes are copied each time
+                self.cycle.body = bytearray(self.cycle.body)
+            super().on_body(body)
+
+    return Protocol
+
+
+@dataclass(slots=True)
+class ReadAheadLimit:
+    """Counts the bytes since the last complete head that are not part of a body: heads and trailers.
+
+    A body with a Content-Length has no trailers; what remains of it after the response is dropped and costs nothing.
+
+    Args:
+        cycle: The request that uvicorn is reading or answering.
+        count: The bytes counted so far.
+        has_length: Whether the body of the request has a Content-Length.
+    """
+
+    cycle: Any = None
+    count: int = 0
+    has_length: bool = False
+
+    def held_bytes(self, inner: Any) -> int:
+        """Return how many bytes uvicorn holds of an incomplete head or trailer, and of pipelined requests."""
+        return self.count + _pipelined_bytes(inner)
+
+    def feed(self, inner: Any, data: bytes) -> bool:
+        """Pass bytes to uvicorn's protocol, and return whether the client exceeds the limits."""
+        before = _body_size(inner)
+        inner.data_received(data)
+        if inner.cycle is not self.cycle:
+            self.cycle, self.count, self.has_length = inner.cycle, 0, not _is_chunked(inner.cycle)
+        elif not (self.has_length and inner.cycle.more_body):
+            self.count += max(len(data) - _CHUNK_BYTES * (_body_size(inner) - before), 0)
+        exceeds_bytes = self.count > MAX_BYTES or _pipelined_bytes(inner) > MAX_BYTES
+        return exceeds_bytes or len(inner.headers or ()) > MAX_HEADERS
+
+
+def _is_chunked(cycle: Any) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
+
+
+def _body_size(inner: Any) -> int:
+    return 0 if inner.cycle is None else len(inner.cycle.body)
+
+
+def _pipelined_bytes(inner: Any) -> int:
+    return sum(len(cycle.body) + _CYCLE_BYTES for cycle, _ in inner.pipeline)

@@ -1,0 +1,228 @@
+"""The protocol over gRPC, by the client library of Triton and by bare calls."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.unit.serving.client import Server, rows, serving
+from tests.unit.serving.http.test_tls import certificate, client
+from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages, list_fields
+
+INFER = "/v2/models/total/infer"
+
+
+@pytest.fixture(scope="module")
+def messages() -> Messages:
+    return build_messages()
+
+
+@contextmanager
+def both(*words: str, tls: ssl.SSLContext | None = None) -> Iterator[tuple[Server, int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving("total", f"grpc={port}", *words, tls=tls) as server:
+        yield server, port
+
+
+@pytest.fixture(scope="module")
+def total() -> Iterator[tuple[Server, int]]:
+    with both() as pair:
+        yield pair
+
+
+def call(channel: grpc.Channel, messages: Messages, name: str, request: Any = None, **more: Any) -> Any:
+    request = getattr(messages, f"{name}Request")() if request is None else request
+    method = channel.unary_unary(
+        f"/{SERVICE}/{name}",
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=getattr(messages, f"{name}Response").FromString,
+    )
+    return method(request, timeout=10, wait_for_ready=True, **more)
+
+
+def raw_request(messages: Messages, values: Any, dtype: str = "<f8", datatype: str = "FP64", **more: Any) -> Any:
+    array = np.array(values, dtype)
+    request = messages.ModelInferRequest(model_name="total", raw_input_contents=[array.tobytes()], **more)
+    request.inputs.add(name="x", datatype=datatype, shape=array.shape)
+    return request
+
+
+def test_messages_are_those_of_the_published_protocol(messages: Messages) -> None:
+    """Field by field, every message is that which tritonclient has, or a part of it."""
+    pb2 = pytest.importorskip("tritonclient.grpc").service_pb2
+    published = {**{name: getattr(pb2, name) for name in FIELDS if hasattr(pb2, name)}, **nested(pb2)}
+    compared = 0
+    for name in FIELDS:
+        fields = {field[:2]: field[2:] for field in list_fields(messages.classes[name].DESCRIPTOR)}
+        theirs = {field[:2]: field[2:] for field in list_fields(published[name].DESCRIPTOR)}
+        assert fields.items() <= theirs.items(), name
+        compared += 1
+    assert compared == len(FIELDS)
+    methods = pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    assert set(METHODS) <= set(methods)
+
+
+def nested(pb2: Any) -> dict[str, Any]:
+    return {
+        "TensorMetadata": pb2.ModelMetadataResponse.TensorMetadata,
+        "InferTensor": pb2.ModelInferRequest.InferInputTensor,
+        "InferRequestedOutputTensor": pb2.ModelInferRequest.InferRequestedOutputTensor,
+        "ModelIndex": pb2.RepositoryIndexResponse.ModelIndex,
+        **{name: getattr(pb2, name, None) or getattr(model_config(), name) for name in ("ModelInput", "ModelOutput")},
+        "ModelConfig": model_config().ModelConfig,
+    }
+
+
+def model_config() -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    return model_config_pb2
+
+
+def test_an_answer_is_that_of_http(total: tuple[Server, int], messages: Messages) -> None:
+    """Raw bytes, typed contents and JSON over HTTP give the same numbers; id and ignored parameters come back."""
+    server, port = total
+    expected = server.ask(INFER, rows([1, 2, 3], [4, 5, 6])).json["outputs"]
+    typed = messages.ModelInferRequest(model_name="total", id="a")
+    typed.inputs.add(name="x", datatype="FP32", shape=[2, 3]).contents.fp32_contents.extend([1, 2, 3, 4, 5, 6])
+    typed.parameters["priority"].int64_param = 3
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for request in (raw_request(messages, [[1, 2, 3], [4, 5, 6]]), typed):
+            answer = call(channel, messages, "ModelInfer", request)
+            for output, raw, known in zip(answer.outputs, answer.raw_output_contents, expected, strict=True):
+                assert (output.name, list(output.shape)) == (known["name"], known["shape"])
+                assert np.frombuffer(raw).tolist() == np.ravel(known["data"]).tolist()
+        assert (answer.id, answer.parameters["ignored"].string_param) == ("a", "priority")
+
+
+def test_the_client_of_triton_works(total: tuple[Server, int]) -> None:
+    """tritonclient.grpc finds the model, reads its metadata, configuration and statistics, and infers."""
+    library = pytest.importorskip("tritonclient.grpc")
+    triton = library.InferenceServerClient(f"127.0.0.1:{total[1]}")
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("total", "1")
+    assert triton.get_model_metadata("total").inputs[0].shape == [-1, 3]
+    assert triton.get_model_config("total").config.max_batch_size == 64
+    assert [model.name for model in triton.get_model_repository_index().models] == ["total"]
+    tensor = library.InferInput("x", [2, 3], "FP64")
+    tensor.set_data_from_numpy(np.array([[1.0, 2, 3], [4, 5, 6]]))
+    before = triton.get_inference_statistics("total").model_stats[0].inference_count
+    result = triton.infer("total", [tensor], outputs=[library.InferRequestedOutput("total")])
+    assert result.as_numpy("total").tolist() == [6, 15]
+    assert triton.get_inference_statistics().model_stats[0].inference_count == before + 2
+    triton.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model_name": "other"}, grpc.StatusCode.NOT_FOUND),
+        ({"model_version": "9"}, grpc.StatusCode.NOT_FOUND),
+        ({"raw_input_contents": [b"1234567"]}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"raw_input_contents": [b"", b""]}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"inputs": []}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_wrong_call_has_its_status(
+    total: tuple[Server, int], messages: Messages, change: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    """What a client gets wrong ends with a status of its own, and the server goes on."""
+    request = raw_request(messages, [[1, 2, 3]])
+    for name, value in change.items():
+        request.ClearField(name)
+        setattr(request, name, value) if isinstance(value, str) else getattr(request, name).extend(value)
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, messages, "ModelInfer", request)
+        assert caught.value.code() is code
+        assert call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]])).outputs
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ([[666.0, 0, 0]], grpc.StatusCode.INTERNAL),
+        ([[409.0, 0, 0]], grpc.StatusCode.FAILED_PRECONDITION),
+        ([[float("nan"), 0, 0]], grpc.StatusCode.INVALID_ARGUMENT),
+        ([[float("inf"), 0, 0]], grpc.StatusCode.INVALID_ARGUMENT),
+        (np.zeros((1025, 3)), grpc.StatusCode.INVALID_ARGUMENT),
+        (np.zeros((0, 3)), grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(
+    total: tuple[Server, int], messages: Messages, values: Any, code: grpc.StatusCode
+) -> None:
+    """Failures of the model and values that it does not take have the statuses that HTTP gives them."""
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, messages, "ModelInfer", raw_request(messages, values))
+        assert caught.value.code() is code
+
+
+def test_a_token_guards_all_but_health(messages: Messages) -> None:
+    """Without the token only the calls of probes are answered, and reflection is off."""
+    with both("token=sesame") as (_, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert call(channel, messages, "ServerLive").live
+        assert call(channel, messages, "ServerReady").ready
+        for metadata in ((), (("authorization", "Bearer no"),), (("authorization", "Bearer sesame"),) * 2):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]), metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        bearer = (("authorization", "bearer sesame"),)
+        assert call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]]), metadata=bearer).outputs
+
+
+def test_grpc_has_the_tls_of_the_service(tmp_path: Path, messages: Messages) -> None:
+    """With a certificate, gRPC answers under it and not in plain text."""
+    files = certificate(tmp_path, "a")
+    words = (f"cert={files.certificate}", f"key={files.key}")
+    with both(*words, tls=client(files.certificate)) as (_, port):
+        credentials = grpc.ssl_channel_credentials(files.certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+            assert call(channel, messages, "ModelInfer", raw_request(messages, [[1, 2, 3]])).outputs
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
+            channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=2)
+
+
+def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:
+    """The health check of Kubernetes passes, and reflection lists and describes the service."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{total[1]}") as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest
+        asked = [request(list_services=""), request(file_containing_symbol=SERVICE)]
+        listed, described = stub.ServerReflectionInfo(iter(asked), timeout=10)
+        assert SERVICE in [service.name for service in listed.list_services_response.service]
+        assert described.file_descriptor_response.file_descriptor_proto
+
+
+def test_calls_under_way_are_answered_before_the_end(messages: Messages) -> None:
+    """SIGTERM ends a service after its calls, as it does over HTTP."""
+    with both("delay=0.5") as (server, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert call(channel, messages, "ServerReady").ready
+        request = raw_request(messages, [[1, 2, 3]])
+        method = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=messages.ModelInferResponse.FromString,
+        )
+        future = method.future(request, timeout=20)
+        time.sleep(0.25)
+        assert server.end() == 0
+        assert future.result().outputs
