@@ -193,11 +193,13 @@ def packages(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
 def fuzz(session: nox.Session) -> None:
-    """Feed five hundred broken specs to the loader."""
+    """Feed five hundred broken specs to the loader, and a million mutated requests to three HTTP parsers."""
     if not (ROOT / "tests/fuzz/fuzz_specs.py").is_file():
         note(session, "tests/fuzz/fuzz_specs.py is not in this checkout")
         return
     run_in("work", session, "python", "-m", "tests.fuzz.fuzz_specs", *(session.posargs or ["--count", "500"]))
+    if not session.posargs:
+        run_in("work", session, "python", "-m", "tests.fuzz.fuzz_http", "--count", "1000000")
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])

@@ -1,10 +1,11 @@
 """Price and attainment of planned LLM engines, next to sizing by steady state at mean and at peak load.
 
-Azure's conversation trace of 2023, Llama-3.1-70B in fp8 on H100 and H200, p99 TTFT 500 ms and TPOT 50 ms. Every plan
-is made on the first half of the trace and replayed on the second. Steady state is what AIConfigurator computes:
-requests of mean lengths, the largest concurrency whose mean TTFT and TPOT meet the targets, and as many engines as
-the load divided by that throughput; the load is the mean, or the busiest ten seconds. Real engines are not run: both
-sides are replayed by the same simulator.
+Azure's conversation trace of 2023, Llama-3.1-70B in fp8 on H100 and H200, p99 TTFT 500 ms and TPOT 50 ms. Every plan is
+made on the first half of the trace and replayed on the second. Steady state is what AIConfigurator computes: requests
+of mean lengths, the largest concurrency whose TTFT and TPOT meet the targets, and as many engines as the load divided
+by that throughput. The load is the mean, or the busiest minute, ten seconds or second. The saving is against the
+cheapest peak that attains 98 % of both targets on the second half, as two p99 targets allow. Real engines are not run:
+both sides are replayed by the same simulator.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from unfoldkit.spec.yaml_reader import parse
 
 SPEC = Path(__file__).parents[1] / "configs" / "pipeline" / "chat.yaml"
 CONCURRENCIES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-PEAK_WINDOW_S = 10.0
+PEAK_WINDOWS_S = (60.0, 10.0, 1.0)
+REQUIRED_PERCENT = 98.0
 ROUNDS = 4
 BUDGET, MAX_SEQS = 2048, 256
 
@@ -45,16 +47,19 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:  # noqa: ARG001 -
     if solution.config is None:
         raise RuntimeError("no plan")
     arrivals = first.requests.arrival_s
-    busiest = int((np.searchsorted(arrivals, arrivals + PEAK_WINDOW_S) - np.arange(arrivals.size)).max())
     candidates = {
         "planned": solution.config,
         "steady state, mean load": size_by_steady_state(first, arrivals.size / half),
-        "steady state, peak load": size_by_steady_state(first, busiest / PEAK_WINDOW_S),
     }
+    for window_s in PEAK_WINDOWS_S:
+        busiest = int((np.searchsorted(arrivals, arrivals + window_s) - np.arange(arrivals.size)).max())
+        name = f"steady state, busiest {window_s:g} s"
+        candidates[name] = size_by_steady_state(first, busiest / window_s)
     rows = [{"sizing": name, **describe(first, second, config)} for name, config in candidates.items()]
-    planned, _, peak = rows
+    planned = rows[0]
+    equal = [row["usd_per_hour"] for row in rows[2:] if row["attained_second_half_percent"] >= REQUIRED_PERCENT]
     metrics = {
-        "saving_against_peak_percent": 100 * (1 - planned["usd_per_hour"] / peak["usd_per_hour"]),
+        "saving_against_peak_percent": 100 * (1 - planned["usd_per_hour"] / min(equal)) if equal else None,
         "attainment_percent": planned["attained_second_half_percent"],
         "attained_first_half_percent": planned["attained_first_half_percent"],
     }

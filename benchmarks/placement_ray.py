@@ -148,10 +148,24 @@ def used(count: int) -> float:
     def cycle(index: int) -> None:
         name, node = f"c{index}", nodes[index % len(nodes)]
         handle.create(name, node)
-        ray.get(empty.options(**unfold.within(name, node, "latency")).remote())
+        _get(empty.options(**unfold.within(name, node, "latency")).remote())
         handle.delete(name, node, force=True)
 
     return median(_progress("cycles", count, cycle))
+
+
+def _get(references: Any) -> Any:
+    """Return results of Ray.
+
+    Raises:
+        TimeoutError: they did not come in time; the message names what was awaited.
+    """
+    import ray
+
+    try:
+        return ray.get(references, timeout=LATE)
+    except ray.exceptions.GetTimeoutError as error:
+        raise TimeoutError(f"no result within {LATE} s: {str(references)[:200]}") from error
 
 
 def native_cycles(count: int) -> float:
@@ -168,7 +182,7 @@ def native_cycles(count: int) -> float:
         group = placement_group([{"eph": 1}], bundle_label_selector=[pinned])
         group.wait(LATE)
         inside = PlacementGroupSchedulingStrategy(group, 0)
-        ray.get(empty.options(num_cpus=0, resources={"eph": 1}, scheduling_strategy=inside).remote())
+        _get(empty.options(num_cpus=0, resources={"eph": 1}, scheduling_strategy=inside).remote())
         remove_placement_group(group)
 
     return median(_progress("native cycles", count, cycle))
@@ -190,11 +204,11 @@ def throughput(count: int, address: str) -> Row:
     found: dict[str, list[float]] = {"plain": [], "light": [], "named": [], "submitted": []}
     with served(address, "flow", {}):
         unfold.submit(_nothing, policy="flow").result(LATE)
-        _rate(count // 4, lambda _: plain.remote(), ray.get)
+        _rate(count // 4, lambda _: plain.remote(), _get)
         for _ in range(3):
-            found["plain"].append(_rate(count, lambda _: plain.remote(), ray.get))
-            found["light"].append(_rate(count, lambda _: light.remote(), ray.get))
-            found["named"].append(_rate(count, lambda index: inside[index % len(inside)].remote(), ray.get))
+            found["plain"].append(_rate(count, lambda _: plain.remote(), _get))
+            found["light"].append(_rate(count, lambda _: light.remote(), _get))
+            found["named"].append(_rate(count, lambda index: inside[index % len(inside)].remote(), _get))
             found["submitted"].append(_rate(count // 3, lambda _: unfold.submit(_nothing, policy="flow"), _results))
     for node in nodes:
         handle.delete("lane", node, force=True)
@@ -248,7 +262,7 @@ def native_pairs(count: int) -> Row:
         for group in groups:
             group.wait(LATE)
             inside = empty.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
-            ray.get([inside.remote() for _ in range(GANG)])
+            _get([inside.remote() for _ in range(GANG)])
             remove_placement_group(group)
 
     return {"gang_pair_ms": median(_progress("native gangs", count, pair))}

@@ -6,6 +6,7 @@ misbehaves. Trials are simulated on a virtual clock, so that an hour takes a sec
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import random
 import tempfile
@@ -93,6 +94,7 @@ class ChaosClient:
     clock: Clock
     rng: random.Random
     stuck: set[str] = field(default_factory=set)
+    launched: dict[str, float] = field(default_factory=dict)
     is_gone: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     finished: set[tuple[int, int]] = field(default_factory=set)
@@ -120,6 +122,7 @@ class ChaosClient:
         parameters = {**parameters, "MinCount": parameters["MaxCount"]}
         response = self.ec2.run_instances(**parameters)
         names = [instance["InstanceId"] for instance in response["Instances"]]
+        self.launched.update(dict.fromkeys(names, self.clock.now))
         if self.rng.random() < 0.04:
             self._count("pending for ever")
             self.stuck.update(names)
@@ -139,7 +142,7 @@ class ChaosClient:
         self._live()
         if self.rng.random() < 0.08:
             raise self._refuse("RequestLimitExceeded", "DescribeInstances")
-        return _Paginator(self.ec2.get_paginator(name), self.stuck)
+        return _Paginator(self.ec2.get_paginator(name), self.stuck, self.launched)
 
     def _live(self) -> None:
         if self.is_gone:
@@ -165,11 +168,16 @@ class ChaosClient:
 class _Paginator:
     inner: Any
     stuck: set[str]
+    launched: dict[str, float]
 
     def paginate(self, **parameters: Any) -> Iterator[Any]:
         for page in self.inner.paginate(**parameters):
             for reservation in page["Reservations"]:
                 for instance in reservation["Instances"]:
+                    at = self.launched.get(instance["InstanceId"], 0.0)
+                    instance["LaunchTime"] = dt.datetime.fromtimestamp(at, dt.UTC)
+                    # its own clock is not the virtual one
+                    instance["StateTransitionReason"] = ""
                     if instance["InstanceId"] in self.stuck and instance["State"]["Name"] == "running":
                         instance["State"]["Name"] = "pending"
             yield page
@@ -277,7 +285,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     """Count how runs end.
 
     Args:
-        quick: 20 runs instead of 200.
+        quick: 20 runs instead of 60.
         seed: Of the first run.
         data: Unused.
 
@@ -292,7 +300,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     plan = candidate.select_cheapest(deadline_s)
     if plan is None:
         raise AssertionError("twice the soonest promise can be kept")
-    rows = [play(index, plan.plan, deadline_s) for index in range(seed, seed + (20 if quick else 200))]
+    rows = [play(index, plan.plan, deadline_s) for index in range(seed, seed + (20 if quick else 60))]
     events: dict[str, int] = {}
     for row in rows:
         for name, count in row.pop("events").items():
@@ -322,6 +330,7 @@ def play(seed: int, plan: Any, deadline_s: float) -> dict[str, Any]:
     began, ended = clock.now, clock.now
     events: dict[str, int] = {}
     finished: set[tuple[int, int]] = set()
+    launched: dict[str, float] = {}
     repeated = 0
     with mock_aws(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
@@ -329,7 +338,7 @@ def play(seed: int, plan: Any, deadline_s: float) -> dict[str, Any]:
         config = build_config(Path(folder), plan, deadline_s, budget_usd, seed, clock)
         while True:
             clock.crash_at = clock.now + rng.expovariate(1 / 7200.0) if crashes < 3 else float("inf")
-            client = ChaosClient(ec2, clock, rng, counts=events, finished=finished)
+            client = ChaosClient(ec2, clock, rng, counts=events, finished=finished, launched=launched)
             try:
                 outcome = attempt(config, client, clock, rng)
             except CrashError:

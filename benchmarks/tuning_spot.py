@@ -44,7 +44,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     """Plan and replay both jobs in every market at every deadline.
 
     Args:
-        quick: Three starts of one job instead of 25 of both.
+        quick: Three starts of one job instead of ten of both.
         seed: Of the draws.
         data: Folder that holds ``spot`` and ``scaling``.
 
@@ -58,7 +58,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
             path = data / "spot" / "aws_2022-10-26_availability.csv"
             log = read_availability(path, zones, TICK_S, "cloud.availability")
             for factor in FACTORS:
-                rows += list(judge(candidate, log, market, epoch_s, factor, seed, 3 if quick else 25))
+                rows += list(judge(candidate, log, market, epoch_s, factor, seed, 3 if quick else 10))
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["market"], row["epoch_s"], row["factor"]), []).append(row)
@@ -114,7 +114,8 @@ def judge(
         runs = 40
         available = np.broadcast_to(future[:, None, index], (len(log.zones), runs, steps))
         fresh = _shift_samples(plan, runs)
-        seen = run_thrifty(thrifty, fresh, np.asarray(available), deadline_s)
+        begin = len(plan.seconds) - runs
+        seen = run_thrifty(thrifty, plan, np.asarray(available), deadline_s, begin)
         cap_usd = float(np.quantile(selected.runs.cost_usd, 0.95))
         yield {
             "market": market, "epoch_s": epoch_s, "factor": factor, "start": int(start), "runs": runs,

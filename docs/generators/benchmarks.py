@@ -35,6 +35,7 @@ TITLES = {
 }
 OTHER_KINDS = {
     "engine-fidelity": "pipeline",
+    "engine-plan": "pipeline",
     "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
@@ -101,9 +102,22 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "rtx4090_error_percent_max": "error of mean and p99, vLLM on RTX 4090, nothing fitted, worst %",
         "rtxpro6000_error_percent_max": "the same on RTX PRO 6000, one number fitted",
         "unqueued_ttft_error_percent_median": "error of a request's TTFT where nothing queues, median %",
+        "stages_ttft_p50_error_percent": "error of p50 TTFT, ten stages on H100 with one constant, %",
+        "stages_tpot_error_percent": "error of TPOT there, %",
+        "stages_latency_error_percent": "error of mean latency there, %",
+        "silicon_tpot_error_percent": "error of TPOT, 354 closed-loop rows, operator tables alone, %",
+        "silicon_tpot_corrected_error_percent": "the same with one factor for each GPU, engine and precision, %",
+        "silicon_ttft_error_percent": "error of TTFT there, %",
+        "interval_groups_covered": "groups of four that the interval of the other three covers",
+    },
+    "engine-plan": {
+        "saving_against_peak_percent": "cheaper than the cheapest steady-state peak that attains as much, %",
+        "attainment_percent": "both targets attained on the other half of the trace, %",
+        "attained_first_half_percent": "both targets attained on the traffic of the plan, %",
     },
     "engine-speed": {
         "requests_per_s": "simulated requests/s, Azure conversation trace",
+        "plan_seconds": "plan over 140 engines on 19,366 requests, processor s",
         "rtx4090_ms": "300 requests on RTX 4090, ms",
     },
     "pipeline-fidelity": {
@@ -135,6 +149,22 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
         "equal_miss_cost_ratio_any_hold_geomean": "the same, with a free choice of hold",
         "peak_cost_ratio_median": "price against a fixed plan for the peak (median)",
+    },
+    "placement-guards": {
+        "longest_wait_s": "longest wait under fifo with its guard, s",
+        "used": "GPUs in use under fifo",
+        "longest_wait_none_s": "longest wait without a policy, s",
+        "used_none": "GPUs in use without a policy",
+        "longest_wait_drf_s": "longest wait under drf with backfill, s",
+        "used_drf": "GPUs in use under drf with backfill",
+    },
+    "placement-verify": {
+        "mutations_found": "seeded policy bugs found, of 30",
+        "false_alarms": "counterexamples for shipped policies",
+        "compositions_s": "all shipped queue policies, alone and with gangs, s",
+        "transitions_per_s": "transitions/s",
+        "four_jobs_s": "two nodes, three kinds, four jobs in flight, s",
+        "six_jobs_s": "the same with six jobs, s",
     },
     "placement-kubernetes": {
         "bound_p95_ms": "waiting pod bound after its resource appears, p95 ms",
@@ -237,6 +267,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "product_ratio": "ratio",
         "starlette_ratio": "ratio to a hand-built Starlette server",
         "p99_ms_half_load": "p99 at half load, ms",
+    },
+    "serve-abuse": {
+        "cost_oracle_max": "processor time per byte of the dearest of 30 attacks, times that of a plain request",
+        "rss_growth_mib_max": "memory growth under attack, MiB",
+        "good_client_goodput_share_min": "requests of a well-behaved client in time, worst attack (busy machine)",
     },
     "serve-overload": {
         "goodput_ratio": "goodput at five times the peak load, share of the peak",

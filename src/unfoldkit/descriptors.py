@@ -16,7 +16,7 @@ from unfoldkit.errors import UnfoldError, internal_error, user_error
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
 REPORT_TO_AUTHORS = "report this to the plugin's authors"
-VERBS = ("profile", "train", "plan", "serve")
+VERBS = ("profile", "train", "plan", "validate", "serve")
 DISTRIBUTION_NAMES = {"botocore": "boto3", "google": "protobuf", "grpc": "grpcio", "sklearn": "scikit-learn"}
 """Distributions by module, where their names differ."""
 
@@ -32,6 +32,7 @@ class Kind:
         profile: The same for the function of this verb; ``None`` if the kind does not have it.
         train: As ``profile``.
         plan: As ``profile``.
+        validate: As ``profile``: compares what the plan of a run promised with new data, ``Run.options['data']``.
         serve: As ``profile``.
         examples: ``"package:folder"`` with YAML specs, the smallest first.
         extra: The optional dependency group that the kind needs, of the plugin's distribution or of unfoldkit.
@@ -39,6 +40,7 @@ class Kind:
         many: ``serve`` may run in several processes at once.
         replay: ``plan`` and ``serve`` replay a trace.
         carries: ``train`` executes a plan.
+        recalibrates: ``plan`` refits a stored plan on new data.
         export: A ``(spec, Run) -> bytes`` that makes one ONNX graph of a run, for ``unfold export``.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
         verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
@@ -51,6 +53,7 @@ class Kind:
     profile: str | None = None
     train: str | None = None
     plan: str | None = None
+    validate: str | None = None
     serve: str | None = None
     examples: str | None = None
     extra: str | None = None
@@ -58,6 +61,7 @@ class Kind:
     many: bool = False
     replay: bool = False
     carries: bool = False
+    recalibrates: bool = False
     opens: str | None = None
     verifies: str | None = None
     export: str | None = None

@@ -34,6 +34,8 @@ class Options(TypedDict, total=False):
     state: str
     replay: str
     baseline_plan: Mapping[str, Any]
+    data: str
+    recalibrate: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class Run:
         progress: Receives progress.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
-            has them: ``replay`` is the path of a trace, and ``baseline_plan`` the plan to compare with. ``state``
-            is the user's folder of records that outlive runs.
+            has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
+            ``data`` the file to validate on, and ``recalibrate`` the file to refit the plan on.
+            ``state`` is the user's folder of records that outlive runs.
         allow_code: Whether the spec may name code.
     """
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ECHO, ROOT, Process, Unfold
 from tests.unit.serving.client import serving
-from unfoldkit.serving.http import auth, host
+from unfoldkit.serving.http import access_control, host
 from unfoldkit.serving.http.address import Address
 
 CASCADE = (ROOT / "configs" / "cascade" / "digits.yaml").read_text("utf-8")
@@ -37,10 +37,10 @@ def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
 
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", spy)
-    assert not auth._has_token({"headers": [(b"authorization", b"Bearer s")]}, b"Bearer secret")
-    assert auth._has_token({"headers": [(b"authorization", b"Bearer secret")]}, b"Bearer secret")
+    assert not access_control._has_token({"headers": [(b"authorization", b"Bearer s")]}, b"Bearer secret")
+    assert access_control._has_token({"headers": [(b"authorization", b"Bearer secret")]}, b"Bearer secret")
     assert seen == [(b"Bearer s", b"Bearer secret"), (b"Bearer secret", b"Bearer secret")]
-    assert inspect.getsource(auth).count("compare_digest") == 1  # one for the guard and the fast path
+    assert inspect.getsource(access_control).count("compare_digest") == 1  # one for the guard and the fast path
     assert "is_authorized" in inspect.getsource(host)
 
 

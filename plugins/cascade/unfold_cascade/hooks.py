@@ -17,10 +17,12 @@ def unfold_kinds() -> Iterable[Kind]:
         profile="unfold_cascade.verbs:profile",
         train="unfold_cascade.verbs:train",
         plan="unfold_cascade.verbs:plan",
+        validate="unfold_cascade.verbs:validate",
         serve="unfold_cascade.verbs:serve",
         examples="unfold_cascade:examples",
         extra="cascade",
         many=True,
+        recalibrates=True,
         export="unfold_cascade.verbs.export:export_onnx",
         opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

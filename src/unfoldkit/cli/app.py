@@ -63,7 +63,7 @@ def build_app(width: int = HELP_WIDTH) -> typer.Typer:
         },
     )
     app.callback()(root)
-    for command in (profile, train, plan, serve, export, check, schema, init, doctor, report):
+    for command in (profile, train, plan, validate, serve, export, check, schema, init, doctor, report):
         app.command(epilog=EPILOG)(command)
     app.add_typer(_group("List the plugins, or start a new one.", plugins, new=new), name="plugins")
     text = "List instance types and prices, or request current ones from AWS."
@@ -112,6 +112,9 @@ def plan(
         typer.Option("--check", metavar="PLAN", help="compare with a committed plan; exit 1 on drift"),
     ] = None,
     replay: ReplayTrace = None,
+    recalibrate: Annotated[
+        Path | None, typer.Option("--recalibrate", metavar="FILE", help="refit the thresholds of a run on local cases")
+    ] = None,
 ) -> None:
     """Search for the plan that meets the goal, and show what it gives up."""
     from unfoldkit.cli.batch import perform_all
@@ -119,8 +122,21 @@ def plan(
     words = specs or ([str(check_file)] if check_file else [])
     if not words:
         raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
-    request = _request("plan", words[0], shared, check=check_file, replay=replay)
+    request = _request("plan", words[0], shared, check=check_file, replay=replay, recalibrate=recalibrate)
     _exit_with(lambda: perform_all(request, words, _read_stdin(*words)))
+
+
+@with_shared_options
+def validate(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run that has a plan")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="cases that the run has not seen")],
+    shared: SharedOptions,
+) -> None:
+    """Compare what the plan of a run promised with new data: kept, broken or undecided."""
+    from unfoldkit.cli.execution import perform
+
+    request = _request("validate", folder, shared, data=data)
+    _exit_with(lambda: perform(request))
 
 
 @with_shared_options
@@ -249,11 +265,14 @@ def init(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
     ] = None,
+    example: Annotated[
+        str | None, typer.Option("--example", metavar="NAME", help="another example, by its name or a part of it")
+    ] = None,
 ) -> None:
     """Print a commented spec to start from."""
     from unfoldkit.cli.commands.authoring import write_starter
 
-    _exit_with(lambda: write_starter(kind, out))
+    _exit_with(lambda: write_starter(kind, out, example))
 
 
 def plugins(context: typer.Context, form: TextOrJson = "text") -> None:
@@ -357,6 +376,8 @@ def _request(
     check: Path | None = None,
     plan: Path | None = None,
     replay: Path | None = None,
+    data: Path | None = None,
+    recalibrate: Path | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -377,6 +398,8 @@ def _request(
         check=check,
         plan=plan,
         replay=replay,
+        data=data,
+        recalibrate=recalibrate,
     )
 
 

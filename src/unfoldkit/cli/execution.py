@@ -38,6 +38,7 @@ from unfoldkit.spec.resolve import ORIGIN, RUN_PLAN, RUN_SPEC, LoadedSpec, dump,
 
 REPORT = "report.json"
 CHECK = "check.json"
+VALIDATION = "validation.json"
 LIBRARIES = ("numpy", "scikit-learn", "xgboost")
 """Libraries on whose versions a result may depend."""
 
@@ -116,6 +117,12 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
     options = Options(plan=plan, cache=str(cache_folder()), state=str(state_folder()))
     if request.replay:
         options["replay"] = str(request.replay)
+    if request.data:
+        options["data"] = str(request.data)
+    if request.recalibrate:
+        options["recalibrate"] = str(request.recalibrate)
+    if request.data or request.recalibrate:
+        options["plan"] = _read_stored_plan(run_folder(request, loaded))
     return Run(
         directory=RunDir(run_folder(request, loaded)),
         engine=select_engine(request),
@@ -126,6 +133,17 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         allow_code=request.allow_code,
         progress=cast("Progress", progress) if progress else ignore_progress,
     )
+
+
+def _read_stored_plan(folder: Path) -> Mapping[str, Any]:
+    """Read the plan of a run.
+
+    Raises:
+        UnfoldError: The run stores none.
+    """
+    if not (folder / RUN_PLAN).is_file():
+        raise user_error("the run has no plan", file=str(folder), hint="unfold train SPEC makes one")
+    return read_plan(folder / RUN_PLAN)
 
 
 def read_plan_for(path: Path, loaded: LoadedSpec) -> Mapping[str, Any]:
@@ -203,7 +221,7 @@ def notify_observers(registry: Registry, report: Report, code: ExitCode) -> None
 def _protect_inputs(request: Request, renderer: Renderer, loaded: LoadedSpec) -> None:
     # a plan may replace the plan that it was made from
     spec = None if loaded.plan and renderer.name == "plan" else request.spec
-    output.refuse_overwrite(request.out, spec, request.plan, request.replay)
+    output.refuse_overwrite(request.out, spec, request.plan, request.replay, request.data, request.recalibrate)
 
 
 def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:
@@ -211,6 +229,12 @@ def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Ki
     for flag, value, problem, capable in (
         ("--replay", request.replay, "replays no trace", [each.name for each in kinds.values() if each.replay]),
         ("--plan", request.plan, "executes no plan", [each.name for each in kinds.values() if each.carries]),
+        (
+            "--recalibrate",
+            request.recalibrate,
+            "refits no plan",
+            [each.name for each in kinds.values() if each.recalibrates],
+        ),
     ):
         if value is not None and kind.name not in capable:
             hint = f"kinds that do: {', '.join(sorted(capable))}"
@@ -247,7 +271,7 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
             run = replace(run, options={**run.options, "baseline_plan": baseline})
         with run.directory.locked():
             check_run_kind(run, loaded.kind)
-            if baseline is None:
+            if baseline is None and request.verb != "validate":
                 store_spec(run, loaded.spec)
             start_s = run.clock()
             with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
@@ -256,6 +280,10 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))
+            if request.verb == "validate":
+                # the run keeps the report of its plan
+                run.directory.write(VALIDATION, _to_json(report))
+                return report
             if baseline is None:
                 _store_report(run.directory, report)
                 return report

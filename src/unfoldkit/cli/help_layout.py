@@ -17,7 +17,7 @@ EXIT_CODES = (
     ("141", "the reader of stdout closed it"),
 )
 GROUPS = {
-    "Answer a question": ("profile", "train", "plan", "serve", "export"),
+    "Answer a question": ("profile", "train", "plan", "validate", "serve", "export"),
     "Write specs": ("init", "check", "schema"),
     "Look around": ("report", "catalog", "plugins", "doctor"),
 }

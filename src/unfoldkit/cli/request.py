@@ -11,7 +11,7 @@ class Request:
     """A verb, a spec, and every option.
 
     Args:
-        verb: ``profile``, ``train``, ``plan`` or ``serve``.
+        verb: ``profile``, ``train``, ``plan``, ``validate`` or ``serve``.
         spec: A file, the folder of a run, or ``-`` for stdin.
         settings: ``KEY=VALUE`` changes of the spec.
         format: The renderer; ``None`` to go by the suffix of ``out``.
@@ -29,6 +29,8 @@ class Request:
         check: A committed plan to compare with.
         plan: A plan to execute.
         replay: A trace to replay.
+        data: New data to validate a run on.
+        recalibrate: New data to refit the plan of a run on.
     """
 
     verb: str
@@ -49,3 +51,5 @@ class Request:
     check: Path | None = None
     plan: Path | None = None
     replay: Path | None = None
+    data: Path | None = None
+    recalibrate: Path | None = None

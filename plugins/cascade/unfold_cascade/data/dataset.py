@@ -336,7 +336,11 @@ def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, 
         return np.asarray(frame.columns[column])[is_labelled]
 
     noun = "row" if clusters is None else "group"
-    return UnitTable(unit=unit, names=names, read=read, noun=noun, table=frame.name, key=options.source.group)
+    # copies of a row may come from several sites: then none of them tests what another one trained
+    is_strict = bool(options.source.group)
+    return UnitTable(
+        unit=unit, names=names, read=read, noun=noun, table=frame.name, is_strict=is_strict, key=options.source.group
+    )
 
 
 def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str, tuple[str, ...]]:

@@ -86,6 +86,7 @@ class UnitTable:
         read: returns the (n,) cells of a column; raises an error that names a missing column.
         noun: what a unit is, in the singular.
         table: name of the table.
+        is_strict: whether rows of a unit that differ are an error; otherwise the first row decides.
         key: the column that names units, empty where each row is one.
     """
 
@@ -94,6 +95,7 @@ class UnitTable:
     read: Callable[[str], np.ndarray]
     noun: str
     table: str
+    is_strict: bool = True
     key: str = ""
 
 
@@ -311,7 +313,7 @@ def _unify(words: np.ndarray, table: UnitTable, place: str, unit: IntArray | Non
     first = np.unique(unit, return_index=True)[1]
     by_unit: np.ndarray = words[first]
     different = np.flatnonzero(words != by_unit[unit])
-    if len(different):
+    if len(different) and table.is_strict:
         row = int(different[0])
         message = f'{place}: {table.noun} {table.names[unit[row]]} has both "{by_unit[unit[row]]}" and "{words[row]}"'
         raise user_error(message, key=KEY, hint=f"a {table.noun} belongs to one part as a whole")

@@ -41,7 +41,7 @@ def build_drift_report(data: CheckedData, changes: Sequence[Change], rule: Drift
         tables=(_build_summary(changes), *(_build_shares(change) for change in changes if change.drifted)),
         lines=tuple(_list_lines(data, rule, has_drifted=bool(drifted))),
         next=f"unfold train {run.directory.word} --set data.path={data.path}" if drifted else "",
-        decision=run.options["baseline_plan"]["decision"],
+        decision=(run.options.get("baseline_plan") or run.options["plan"])["decision"],
         provenance={"inputs": {"data": data.digest}},
     )
 

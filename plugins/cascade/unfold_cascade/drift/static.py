@@ -65,7 +65,7 @@ def check_new_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Report
     """Compare the cases of ``source`` with those of the plan that no model was fitted or tuned on."""
     problem, dataset, frame = loaded.problem, loaded.problem.dataset, load_frame(source)
     run.log.info("asking the models of the plan about %d cases", len(frame))
-    tables = _extend_tables(loaded, frame, run)
+    tables = extend_tables(loaded, frame, run)
     candidates = tables.candidates
     if not loaded.is_cascade:
         tables = replace(tables, first_stage=candidates, second_stage={})
@@ -106,7 +106,7 @@ def _join_clusters(before: IntArray | None, now: IntArray | None, rows: int) -> 
     return np.concatenate([before, int(before.max()) + 1 + (np.arange(rows) if now is None else now)])
 
 
-def _extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
+def extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
     """Extend the score tables of a plan by the predictions for new rows."""
     problem = loaded.problem
     if problem.is_recorded:

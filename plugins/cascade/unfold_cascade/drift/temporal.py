@@ -30,12 +30,14 @@ def check_drift(problem: TemporalProblem, planned: TemporalProblem, run: Run) ->
         planned: The problem of the plan.
         run: Stores the models of the plan, and holds the plan among its options.
     """
-    baseline: Mapping[str, Any] = run.options["baseline_plan"]
+    baseline: Mapping[str, Any] = run.options.get("baseline_plan") or run.options["plan"]
     plan = load_temporal_plan(planned, run, baseline)
     table = read_table(problem.source, run)
     run.log.info("running the plan's models on %d hours", len(table))
-    planned_counts = _count_sample(plan, _sample_planned(plan))
-    new_counts = _count_sample(plan, _sample_new(plan, table, run))
+    planned_counts = _count_sample(
+        plan, sample_planned(plan, np.concatenate([plan.study.rows.calibrate, plan.study.rows.test]))
+    )
+    new_counts = _count_sample(plan, sample_new(plan, table, run))
     changes = measure_changes(planned_counts, new_counts, planned.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
     data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
@@ -47,27 +49,28 @@ def _count_sample(plan: LoadedPlan, sample: DriftSample) -> list[EntityCounts]:
     return list(count_by_entity(sample, plan.policy, plan.problem.stage_names, models))
 
 
-def _sample_planned(plan: LoadedPlan) -> DriftSample:
-    """Sample the certifying and the test entities of the plan's own data, from stored predictions."""
-    timeline, rows_by_part = plan.study.hours.timeline, plan.study.rows
-    entities = np.concatenate([rows_by_part.calibrate, rows_by_part.test])
+def sample_planned(plan: LoadedPlan, entities: IntArray) -> DriftSample:
+    """Sample some entities of the plan's own data, from stored predictions."""
+    timeline = plan.study.hours.timeline
     rows = select_rows(timeline.starts, entities)
     p = np.array([prediction.p[rows, -1] for prediction in plan.predictions])
     starts = starts_from_sizes(np.diff(timeline.starts)[entities])
     return _build_sample(plan, Timeline(starts, timeline.hour[rows]), p, plan.predictions[-1].p[rows])
 
 
-def _sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
+def sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
+    """Run the models of a plan on new entities."""
     x = build_feature_matrix(table, plan.features)
     p = np.zeros((len(plan.slots), len(table)), dtype=np.float32)
     for model in plan.policy_models:
-        p[model] = _predict(plan, run, model, x)[:, -1]
-    baseline_p = _predict(plan, run, len(plan.slots) - 1, x)
+        p[model] = predict_rows(plan, run, model, x)[:, -1]
+    baseline_p = predict_rows(plan, run, len(plan.slots) - 1, x)
     p[-1] = baseline_p[:, -1]
     return _build_sample(plan, table.timeline, p, baseline_p)
 
 
-def _predict(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
+def predict_rows(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
+    """Predict (n, C) probabilities of one model of a plan for (n, d) features."""
     slot = plan.slots[model]
     engine = onnx_runtime.shrink_engine(onnx_runtime.build_native_engine(run, slot, "a whole table", dtype=np.float32))
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)

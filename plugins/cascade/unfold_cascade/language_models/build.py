@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,11 @@ from unfold_cascade.language_models.gateway.loader import check_gateway, read_pr
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
 from unfold_cascade.language_models.planning.walk import Limits
+from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.language_models import (
     QUANTILE_SHARES,
@@ -37,6 +39,7 @@ from unfold_cascade.schema.language_models import (
     TokenPrice,
 )
 from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 
 SMALL_LOG = 1000
@@ -47,6 +50,7 @@ TUNE, CERTIFY = 0.25, 0.60
 PREPARED_LOG = "calls/log.csv"
 """The log that ``profile`` leaves in the run."""
 MIN_SCORE = 0.5
+SPLIT_HINT = "split: {train: 25%, calibrate: 60%, test: 15%}"
 
 
 def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
@@ -58,6 +62,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     frame = load_log_frame(spec, run)
     log, longest = read_call_log(spec, frame)
     split = spec.data.split
+    if not isinstance(split, Split):
+        raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
     is_default = "split" not in spec.data.model_fields_set
     parts = split_units(
         log.unit,
@@ -296,6 +302,30 @@ def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
     settings = options.model_dump(mode="json", exclude={"cap", "concurrency", "retries"})
     names = [[model.name, model.url, model.upstream_model] for model in models]
     return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(source))
+
+
+def list_exports(spec: CascadeSpec, solution: RoutingSolution) -> Iterator[tuple[str, str]]:
+    """Yield file names and texts of the certified route for other gateways; nothing if a model has no endpoint."""
+    models = {}
+    for model in spec.stages[0].models:
+        if model.endpoint is None:
+            return
+        prices, endpoint = token_prices(model.price), model.endpoint
+        models[model.name] = ExportedModel(
+            name=model.name,
+            url=endpoint.url,
+            upstream_model=endpoint.model,
+            key_env=endpoint.key_env,
+            input_usd=prices.input,
+            output_usd=prices.output,
+        )
+    route, names = solution.served_route, solution.problem.log.models
+    chain, alias = tuple(names[m] for m in route.chain), (spec.serve or GatewaySpec()).alias
+    yield "litellm.yaml", export_litellm(alias, chain, models)
+    calibrations = dict(zip(names, solution.calibrations, strict=True))
+    text = export_semantic_router(alias, chain, route.cuts, calibrations)
+    if text is not None and (spec.confidence or ConfidenceSource()).of == "mean":
+        yield "semantic-router.yaml", text
 
 
 def _build_score(scoring: Scoring, run: Run) -> Score:

@@ -61,11 +61,18 @@ class Solution:
 def solve(problem: Problem, run: Run) -> Solution:
     """Fit the models that the run does not store, and search, certify and test on one part of the rows each."""
     tables = load_tables(problem, run)
+    # runs of earlier versions store every point
+    front = shortlist_points(_load_front(problem, tables, run))
+    return certify_front(
+        problem, tables, front, select_baseline(tables, problem.dataset.labels, problem.dataset.rows.train), run
+    )
+
+
+def certify_front(problem: Problem, tables: ScoreTables, front: PolicyFront, baseline: Baseline, run: Run) -> Solution:
+    """Select and certify a point of a front that was searched on the training rows, and record the attempt."""
     dataset, goal = problem.dataset, problem.goal
     labels, names, rows = dataset.labels, dataset.names, dataset.rows
-    # runs of earlier versions store every point
-    front = price_as_served(tables, shortlist_points(_load_front(problem, tables, run)), labels, rows.train)
-    baseline = select_baseline(tables, labels, rows.train)
+    front = price_as_served(tables, front, labels, rows.train)
     if list_leaks(problem, tables):
         selection = select_none(goal, count_units(tables, rows.calibrate), LEAKED)
     else:

@@ -197,14 +197,6 @@ def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
 
 
-def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:
-    """List what the certificate does not cover; ``labels`` are those without a guarantee of their own."""
-    names = ", ".join(f'"{label}"' for label in labels[:4]) + ", ..." * (len(labels) > 4)
-    items = [f"the loss within {names}"] if labels else []
-    items += [] if has_saving else ["a saving"]
-    return ", ".join([*items, "other mixes of cases, other sites and later times"])
-
-
 def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) -> str:
     """Summarise the losses at sites that were left out in turn, and how many kept the allowed loss."""
     text = f"each of {sites} left out in turn: loss from {loss(lowest)} to {loss(highest)} points"
@@ -214,6 +206,44 @@ def left_out_sites(sites: int, lowest: float, highest: float, kept: int | None) 
 def utility_of_sites(lowest: float, highest: float) -> str:
     """State the spread of the utility across sites."""
     return f"; utility from {lowest:.3f} to {highest:.3f}"
+
+
+RECALIBRATED = "thresholds were refitted on local cases and certified on others of them; the models are unchanged"
+NOT_VALIDATED = "earlier or later periods and other sites: the intervals speak of cases drawn like these"
+NOT_CONCLUDED = "loss, utility, sensitivity and every other outcome that needs labels: any of them may have changed"
+
+
+def validation_headline(broken: Sequence[str], kept: Sequence[str], undecided: Sequence[str]) -> str:
+    """Summarise which promises are broken, kept and undecided."""
+    parts = [f"broken: {', '.join(broken)}"] if broken else []
+    parts += [f"kept: {', '.join(kept)}"] if kept else []
+    parts += [f"undecided: {', '.join(undecided)}"] if undecided else []
+    return " · ".join(parts)
+
+
+def intervals_of_validation(confidence: float) -> str:
+    """State what the intervals of a validation mean together."""
+    return f"all hold together with {100 * confidence:g}% confidence; undecided means that more cases are needed"
+
+
+def estimate_before(value: float, low: float, high: float) -> str:
+    """Write what the test data of a plan showed, with its interval."""
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if low == low else f"{value:.3g}"  # noqa: PLR0124 - NaN
+
+
+def concluded_without_labels(*, has_drifted: bool) -> str:
+    """State what data without labels show about a certificate."""
+    if has_drifted:
+        return "these cases differ from those of the plan, so its certificate does not cover them"
+    return "nothing that was compared speaks against these cases being like those of the plan"
+
+
+def not_promised(labels: Sequence[str], *, has_saving: bool) -> str:
+    """List what the certificate does not cover; ``labels`` are those without a guarantee of their own."""
+    names = ", ".join(f'"{label}"' for label in labels[:4]) + ", ..." * (len(labels) > 4)
+    items = [f"the loss within {names}"] if labels else []
+    items += [] if has_saving else ["a saving"]
+    return ", ".join([*items, "other mixes of cases, other sites and later times"])
 
 
 def attempt(number: int, joint_confidence: float, allowed: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from unfold_cascade.schema.language_models import ConfidenceSource, TokenPrice
 from unfold_cascade.schema.parts import ModelSpec, Recorded
+from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Problem
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def language_model_problems(spec: CascadeSpec) -> Iterator[Problem]:
             yield Problem((key,), "not read for language models", at_key=True)
     if spec.goal.budget is not None:
         yield Problem(("goal", "budget"), "language models need max_loss", "max_loss: 2%", at_key=True)
+    if not isinstance(spec.data.split, Split):
+        hint = "split: {train: 25%, calibrate: 60%, test: 15%}"
+        yield Problem(("data", "split"), "a log of language models is split at random, by shares", hint)
     yield from _latency_problems(spec)
     yield from _serving_problems(spec, names)
 

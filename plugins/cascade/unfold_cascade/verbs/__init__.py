@@ -21,6 +21,9 @@ class Verbs(Protocol):
     def plan(self, spec: CascadeSpec, run: Run) -> Report:
         """Tune the gates for the goal, or check the plan of the run on new data."""
 
+    def validate(self, spec: CascadeSpec, run: Run) -> Report:
+        """Compare the promises of the run's plan with new data."""
+
     def serve(self, spec: CascadeSpec, run: Run) -> Service:
         """Answer requests by the plan of the run."""
 
@@ -41,6 +44,15 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     Models that the run does not store are fitted. A plan that is checked on new data is compared with them instead.
     """
     return _select_verbs(spec).plan(spec, run)
+
+
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Compare what the plan of the run promised with the data of ``run.options["data"]``: kept, broken or undecided.
+
+    Raises:
+        UnfoldError: the run stores no such plan, or the data lack a column or hold an unknown label.
+    """
+    return _select_verbs(spec).validate(spec, run)
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from unfold_cascade.build import build_dataset_options, build_problem, build_table_source, find_checked_spec
 from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_stored_dataset
-from unfold_cascade.drift.static import check_new_cases
+from unfold_cascade.data.table import TableSource
+from unfold_cascade.drift.labelled_cases import validate_cases
+from unfold_cascade.drift.recalibration import recalibrate_cases
 from unfold_cascade.models.onnx_runtime import load_probe
 from unfold_cascade.models.zoo import fit_models
 from unfold_cascade.planner.left_out_sites import evaluate_sites
@@ -17,7 +20,7 @@ from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.report.plan import build_plan_report
 from unfold_cascade.report.profile import build_profile_report
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.serving.loader import load_plan, load_stored_plan
+from unfold_cascade.serving.loader import LoadedPlan, load_plan, load_stored_plan
 from unfold_cascade.serving.service import build_service
 from unfoldkit.api import Report, Run, Service, dump, user_error
 
@@ -45,6 +48,8 @@ def train(spec: CascadeSpec, run: Run) -> Report:
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
     """Find the cheapest certified cascade, or compare new data with those of a plan (``--check``)."""
+    if run.options.get("recalibrate"):
+        return recalibrate_cases(*_load_with_data(spec, run, run.options["recalibrate"]), run)
     checked = find_checked_spec(spec, run, FRONT_FILE, lambda: _is_same_data(spec, run))
     if checked is not None:
         return _check(checked, spec, run)
@@ -53,6 +58,11 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     write_handoff(solution, run)
     report = build_plan_report(solution, run.directory, "plan")
     return add_left_out_sites(report, evaluate_sites(problem, run), problem.goal.max_loss)
+
+
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Compare the promises of the run's plan with new cases."""
+    return validate_cases(*_load_with_data(spec, run, run.options["data"]), run, "validate")
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -64,6 +74,14 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     return build_service(load_stored_plan(problem, plan_, run.directory), run)
 
 
+def _load_with_data(spec: CascadeSpec, run: Run, path: str) -> tuple[LoadedPlan, TableSource]:
+    """Load the plan of a run, and locate a table of new cases."""
+    plan_ = run.options["plan"]
+    problem = build_problem(spec, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
+    source = replace(build_table_source(spec, run), path=path, locate=partial(run.path, path), bundled="")
+    return load_stored_plan(problem, plan_, run.directory), source
+
+
 def _is_same_data(spec: CascadeSpec, run: Run) -> bool:
     fingerprint = dataset_fingerprint(build_dataset_options(spec, run))
     return run.directory.has(DATASET_FILE, made_from=fingerprint)
@@ -73,4 +91,4 @@ def _check(checked: CascadeSpec, spec: CascadeSpec, run: Run) -> Report:
     """Compare the data of ``spec`` with the data of the plan, which has the spec ``checked``."""
     plan_ = run.options["baseline_plan"]
     problem = build_problem(checked, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
-    return check_new_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run)
+    return validate_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run, "plan")

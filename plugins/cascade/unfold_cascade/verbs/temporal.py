@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unfold_cascade.build import find_checked_spec
-from unfold_cascade.drift.temporal import check_drift
+from unfold_cascade.drift.labelled_hours import validate_hours
+from unfold_cascade.drift.recalibrated_hours import recalibrate_hours
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -39,10 +42,18 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     With new data and a plan to check, no plan is made: the plan's cascade is run on the new hours instead.
     """
     problem = build_temporal_problem(spec, run)
+    if run.options.get("recalibrate"):
+        return recalibrate_hours(_with_data(problem, run, run.options["recalibrate"]), problem, run)
     checked = find_checked_spec(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
     if checked is not None:
-        return check_drift(problem, build_temporal_problem(checked, run), run)
+        return validate_hours(problem, build_temporal_problem(checked, run), run, "plan")
     return _plan(problem, run, "plan")
+
+
+def validate(spec: CascadeSpec, run: Run) -> Report:
+    """Compare the promises of the run's plan with new patients."""
+    problem = build_temporal_problem(spec, run)
+    return validate_hours(_with_data(problem, run, run.options["data"]), problem, run, "validate")
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -57,12 +68,10 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     return build_service(load_temporal_plan(problem, run, document), run)
 
 
-def _record(solution: Solution, run: Run) -> AttemptCount:
-    """Record the certificate, issued or refused, as an attempt on these data."""
-    problem, selection, digest = solution.problem, solution.selection, solution.study.digest
-    key = identify_attempt(problem.documents.spec, problem.seed, digest)
-    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
-    return record_attempt(attempt, digest, problem.goal.attempts, run)
+def _with_data(problem: TemporalProblem, run: Run, path: str) -> TemporalProblem:
+    """Replace the table of a problem by new data."""
+    found = str(run.path(path).resolve())
+    return replace(problem, source=replace(problem.source, path=found, split_column=""))
 
 
 def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
@@ -72,3 +81,11 @@ def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
     write_exits(solution, run)
     report = build_plan_report(solution, verb, run.directory, _record(solution, run))
     return add_left_out_sites(report, evaluate_patient_sites(problem, run), problem.goal.max_loss)
+
+
+def _record(solution: Solution, run: Run) -> AttemptCount:
+    """Record the certificate, issued or refused, as an attempt on these data."""
+    problem, selection, digest = solution.problem, solution.selection, solution.study.digest
+    key = identify_attempt(problem.documents.spec, problem.seed, digest)
+    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
+    return record_attempt(attempt, digest, problem.goal.attempts, run)

@@ -13,7 +13,8 @@ from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.limits import EngineLimits
 from unfold_pipeline.engine.simulation.step_time import StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
-from unfold_pipeline.engine.step_times.operator_tables import DENSE_OPERATORS, read_operator_tables
+from unfold_pipeline.engine.step_times.all_reduce import AllReduce
+from unfold_pipeline.engine.step_times.operator_tables import DENSE_OPERATORS, read_operator_tables, read_profile
 from unfoldkit.api import UnfoldError
 
 
@@ -92,3 +93,43 @@ def test_real_runs_are_met(
     for simulated, real in pairs:
         assert simulated.mean() == pytest.approx(real.mean(), rel=within)
         assert np.percentile(simulated, 99) == pytest.approx(np.percentile(real, 99), rel=within)
+
+
+def write_profile(folder: Path, degrees: tuple[int, ...] = (1, 2)) -> Path:
+    """Write a profile without a column of the GPU; tp2 leaves out operators that do not depend on it."""
+    for degree in degrees:
+        part = folder / f"tp{degree}"
+        part.mkdir(parents=True)
+        names = sorted(DENSE_OPERATORS if degree == 1 else DENSE_OPERATORS - {"layernorm", "final_layernorm"})
+        rows = "".join(f"{name},{tokens},{tokens / degree}\n" for name in names for tokens in (1, 3))
+        points = [(c, k, d, x) for c in (0, 4) for k in (0, 8) for d in (0, 2) for x in (0, 16)]
+        # a second, finer grid in the same file leaves holes between both
+        attention = "".join(f"{c},{k},{d},{x},{c + d}\n" for c, k, d, x in [*points, (6, 12, 2, 24), (3, 8, 2, 16)])
+        (part / "dense.csv").write_text("layer,tokens,time_us\n" + rows, "utf-8")
+        (part / "per_sequence.csv").write_text("layer,sequences,time_us\nlm_head,1,5\nlm_head,2,7\n", "utf-8")
+        header = "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us\n"
+        (part / "attention.csv").write_text(header + attention, "utf-8")
+    return folder
+
+
+def read_degree(folder: Path, degree: int, all_reduce: AllReduce | None = None) -> StepTimes:
+    return read_profile(
+        folder, layers=2, hidden=8, tensor_parallel=degree, max_tokens=6, max_requests=3, all_reduce=all_reduce
+    )
+
+
+def test_a_profile_holds_a_folder_for_each_tensor_parallelism(tmp_path: Path) -> None:
+    """Stable operators come from tp1, the doubling grid of two is used, and an all-reduce is added, never guessed."""
+    folder = write_profile(tmp_path / "p")
+    link = AllReduce(bytes_by_gpus={2: np.array([1.0, 1e6])}, seconds_by_gpus={2: np.array([1e-3, 1e-3])})
+    one, two = read_degree(folder, 1), read_degree(folder, 2, link)
+    norms = (2 * 2 + 1) * 1e-6
+    assert two.dense[1] - 5 * 1e-3 == pytest.approx((one.dense[1] - norms) / 2 + norms)
+    assert list(one.axes[0, : one.axis_lengths[0]]) == [0, 4]
+    with pytest.raises(UnfoldError, match="no all-reduce between 2 GPUs"):
+        read_degree(folder, 2)
+    with pytest.raises(UnfoldError, match="the profile has no tp4"):
+        read_degree(folder, 4, link)
+    (folder / "tp1" / "moe.csv").write_text("x\n", "utf-8")
+    with pytest.raises(UnfoldError, match="mixture of experts"):
+        read_degree(folder, 1)

@@ -77,6 +77,8 @@ def drain_plainly(
             if ahead > work * wanted[tick, stage]:
                 need = math.ceil(ahead / (2.0 * work) + rate / work)
                 result[tick, stage] = min(50, max(wanted[tick, stage], need))
+            if bound_s < math.inf:
+                result[tick, stage] = max([result[tick, stage], *serving[tick + 1 : tick + delay]])
             serving[tick + delay] = result[tick, stage]
     return result
 

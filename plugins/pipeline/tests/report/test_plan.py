@@ -80,6 +80,7 @@ def test_triton_model_names_are_valid_folders(name: str, folder: str) -> None:
         model_code=None,
         hardware="cpu",
         instance="",
+        gpus=0.0,
         batch=1,
         replicas=1,
     )

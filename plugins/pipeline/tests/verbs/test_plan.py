@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from unfold_pipeline.planner import greedy
 from unfold_pipeline.problem import build
 from unfold_pipeline.problem.build import build_live_sample
+from unfold_pipeline.problem.latency_profile import store_activation
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.serve import prepare_deployment
@@ -398,3 +400,25 @@ def test_million_queries_need_less_than_a_gibibyte() -> None:
     """Estimating a million queries through four stages under three plans stays below 1 GiB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=250)
     assert float(done.stdout) < 1.0
+
+
+def test_measured_activation_is_planned_with_and_drifts_no_plan(tmp_path: Path) -> None:
+    """A stored activation time enters the plan and its replay; a check of a committed plan keeps that of the plan."""
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    first = plan(spec_of(GOOD), run)
+    assert "activation_s" not in decision(first)
+    store_activation({"first": 2.5, "second": 0.0}, run)
+    second = plan(spec_of(GOOD), run)
+    assert decision(second)["activation_s"] == {"first": 2.5}
+    options: dict[str, Any] = {"replay": str(trace(tmp_path, 60.0))}
+    replayed = plan(spec_of(GOOD), replace(run, options=options))
+    assert "replicas serve 2.5 s after the order (measured)" in replayed.subtitle
+    fresh = Run(RunDir(tmp_path / "other"), LocalEngine(1), base=tmp_path)
+    saved = {"decision": decision(second)}
+    elsewhere = plan(spec_of(GOOD), replace(fresh, options={**options, "plan": saved}))
+    assert "replicas serve 2.5 s after the order (measured)" in elsewhere.subtitle
+    for committed, here in ((second, fresh), (first, run)):
+        baseline = {"decision": decision(committed)}
+        assert plan(spec_of(GOOD), replace(here, options={"baseline_plan": baseline})).decision == committed.decision
+    stated = plan(spec_of(GOOD + "tuner: {activation: 1 s}\n"), replace(run, options=options))
+    assert "replicas serve 1 s after the order" in stated.subtitle

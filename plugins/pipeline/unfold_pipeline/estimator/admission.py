@@ -16,7 +16,7 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.problem.pipeline import Pipeline, compute_longest_path
 
 MAX_RETRY_S = 60.0
-ADMITTED_FRACTION = 0.9
+ADMITTED_FRACTION = 0.75
 """A query is admitted if its answer is predicted within this fraction of the waiting bound: predictions err."""
 SPEED_STEP = 0.1
 

@@ -95,9 +95,14 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
 
 
 def _read_activation(stages: Sequence[str], run: Run) -> dict[str, float]:
-    """Return the activation time of each stage that was measured in this run, or else when its plan was made."""
-    planned = ((run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
-    measured = {**(planned if isinstance(planned, Mapping) else {}), **load_activation(run)}
+    """Return the activation time of each stage that was measured in this run, or else when its plan was made.
+
+    A check of a committed plan takes the times of that plan: a machine that starts replicas sooner makes no other plan.
+    """
+    committed = run.options.get("baseline_plan")
+    saved = ((committed or run.options.get("plan") or {}).get("decision") or {}).get("activation_s", {})
+    planned = saved if isinstance(saved, Mapping) else {}
+    measured = planned if committed else {**planned, **load_activation(run)}
     known = ((name, measured.get(name)) for name in stages)
     return {name: float(seconds) for name, seconds in known if isinstance(seconds, (int, float)) and seconds > 0}
 

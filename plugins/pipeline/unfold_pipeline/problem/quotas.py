@@ -171,5 +171,9 @@ def _raise_targets(
             if expected > work * targets[tick, stage]:
                 required = math.ceil(expected / (2.0 * work) + rate / work)
                 targets[tick, stage] = min(max_replicas, max(targets[tick, stage], required))
+            if max_wait_s < math.inf:
+                # the backlog of a service that refuses comes and goes: what is starting for it is not cancelled
+                for ordered in range(tick + 1, tick + delay_ticks):
+                    targets[tick, stage] = max(targets[tick, stage], serving[ordered, stage])
         _share_replicas(targets[tick], group, quota, planned)
         serving[tick + delay_ticks] = targets[tick]

@@ -17,13 +17,14 @@ from typing import Any
 
 from unfold_placement.core.types import Task
 from unfold_placement.live.backend import Record
-from unfold_placement.ray.connection import call_coordinator
+from unfold_placement.ray.connection import CoordinatorTimeoutError, call_coordinator
 from unfold_placement.ray.placement_groups import task_options
 from unfold_placement.ray.sessions import Ended, Offer
 from unfoldkit.api import UnfoldError, user_error
 
 POLL_S = 2.0
 RETRY_S = 0.5
+STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -115,7 +116,8 @@ class Client:
         if ray.is_initialized():
             self.coordinator.leave.remote(self.name)
         for thread in self.threads:
-            thread.join()
+            # a thread may wait for a call that is never answered; it is a daemon
+            thread.join(STOP_TIMEOUT_S)
 
     def _send_reports(self) -> None:
         while not self.stopped.is_set():
@@ -144,6 +146,10 @@ class Client:
             deaths = self.deaths
             try:
                 return call_coordinator(self.coordinator, method, *args)
+            except CoordinatorTimeoutError as error:
+                if method == "report":
+                    # the tasks may have been enqueued: submitted again they would exist twice
+                    return {task.name: error.diagnostics[0].message for task in args[1] if task.name in self.jobs}
             except UnfoldError:
                 time.sleep(RETRY_S)
                 self._resubmit_all(deaths)

@@ -8,12 +8,22 @@ from typing import Any
 
 from unfold_placement.core.types import Node
 from unfold_placement.ray.coordinator import RESERVATION_TIMEOUT_S, Coordinator
-from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.api import Diagnostic, UnfoldError, user_error
 
 SPACE = "unfold"
 """Ray namespace of the coordinators."""
 MAX_CONCURRENT_CALLS = 64
 """Calls that a coordinator serves at once: each client and each controller waits in one or two."""
+
+
+CALL_TIMEOUT_S = 60.0
+"""How long the coordinator may take to answer, beyond the time for which a call waits by itself."""
+WAITING_CALLS = frozenset({"watch", "wait_for_offers"})
+"""Methods with a last argument that says for how many seconds they wait."""
+
+
+class CoordinatorTimeoutError(UnfoldError):
+    """The coordinator did not answer in time; it may still carry the call out."""
 
 
 def start_coordinator(
@@ -39,12 +49,17 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
 
     Raises:
         UnfoldError: the method raised it, or the coordinator is being restarted.
+        CoordinatorTimeoutError: there was no answer in time.
     """
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+    timeout_s = CALL_TIMEOUT_S + (float(args[-1]) if method in WAITING_CALLS else 0.0)
     try:
-        return ray.get(getattr(coordinator, method).remote(*args))
+        return ray.get(getattr(coordinator, method).remote(*args), timeout=timeout_s)
+    except GetTimeoutError as error:
+        message = f"the coordinator did not answer {method} within {timeout_s:g} s"
+        raise CoordinatorTimeoutError(Diagnostic(message, hint="ray status shows what the cluster lacks")) from error
     except RayTaskError as error:
         if isinstance(error.cause, UnfoldError):
             raise error.cause from None

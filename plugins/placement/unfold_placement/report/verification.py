@@ -8,6 +8,7 @@ from typing import Any
 from unfold_placement.report import sentences
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
+from unfold_placement.verification.scenario import KIND_END
 from unfold_placement.verification.verify import Bound, Verification
 from unfoldkit.api import Column, Metric, Report, Table, Verdict
 
@@ -78,13 +79,19 @@ def format_actions(example: Counterexample) -> str:
 
 def _finding_row(example: Counterexample) -> tuple[str, str, str, float, str]:
     finding = example.finding
-    return finding.property_name, finding.victim, format_actions(example), finding.used, example.evidence
+    return (
+        finding.property_name,
+        finding.victim.rstrip(KIND_END),
+        format_actions(example),
+        finding.used,
+        example.evidence,
+    )
 
 
 def _headline(verification: Verification, bound: Bound) -> str:
     if verification.counterexamples:
         finding = verification.counterexamples[0].finding
-        return sentences.counterexample_headline(finding.property_name, finding.victim, finding.length)
+        return sentences.counterexample_headline(finding.property_name, finding.victim.rstrip(KIND_END), finding.length)
     states = sum(record.states for record in verification.searches)
     if not verification.is_complete:
         return sentences.incomplete_headline(states)

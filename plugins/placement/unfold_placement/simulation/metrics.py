@@ -114,7 +114,7 @@ def _waited_seconds(result: SimulationResult, pieces: Sequence[Piece]) -> FloatA
     arrival_s = np.array([task.arrival for task in result.tasks])
     # rounding: a task that starts at once has not waited
     has_restarted = np.bincount([piece.row for piece in pieces], minlength=len(result.tasks)) > 1
-    return np.where(has_restarted, result.end_s - arrival_s - ran_s, result.start_s - arrival_s)
+    return np.asarray(np.where(has_restarted, result.end_s - arrival_s - ran_s, result.start_s - arrival_s))
 
 
 def _lost_hours(result: SimulationResult, pieces: Sequence[Piece]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -156,7 +156,7 @@ def _form(value: Any, rename: Renaming) -> Hashable:  # noqa: C901, PLR0911, PLR
         return tuple(_form(item, rename) for item in value)
     if isinstance(value, np.ndarray):
         return tuple(np.round(value, DIGITS).ravel().tolist())
-    if names := _field_names(type(value)):
+    if names := _field_names(cast("Hashable", type(value))):
         return tuple(_form(getattr(value, name), rename) for name in names if hasattr(value, name))
     if hasattr(value, "__dict__"):
         return tuple(_form(item, rename) for _, item in sorted(vars(value).items()))
@@ -168,8 +168,8 @@ def _is_empty(value: Hashable) -> bool:
 
 
 @functools.cache
-def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
+def _field_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if isinstance(kind, type) and is_dataclass(kind) else ()
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901, PLR0911
@@ -196,7 +196,7 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901, PLR0911
         return EmptyCluster(
             memo[id(value.table)], value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons)
         )
-    names = _field_names(kind)
+    names = _field_names(cast("Hashable", kind))
     if not names:
         return copy.deepcopy(value, memo)
     duplicate = object.__new__(kind)

@@ -13,6 +13,8 @@ from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import Node, Task
 from unfold_placement.verification.model import SLOT_MARK, Renaming
 
+KIND_END = "."
+"""Ends the name of a kind that was taken from a spec, so that a number can follow it."""
 TICK_S = 1e-12
 """Time between two actions of a search in seconds."""
 ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
@@ -56,7 +58,7 @@ class Action:
 
     def __str__(self) -> str:
         """Return a short form such as ``+small``; an ending job is shown by its kind."""
-        return f"{self.code}{self.target.split(SLOT_MARK)[0]}"
+        return f"{self.code}{self.target.split(SLOT_MARK)[0]}".replace(KIND_END, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ class Jobs:
 
 def job_rows(controller: Controller, job: str) -> list[int]:
     """Return the rows of a job's tasks."""
-    table, rows = controller.table, []
+    table = controller.table
+    rows: list[int] = []
     while f"{job}-{len(rows)}" in table.task_rows:
         rows.append(table.task_rows[f"{job}-{len(rows)}"])
     return rows
@@ -199,9 +202,9 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         _submit(controller, job_rows(controller, names[0]))
         controller.process_events()
     else:
-        rows = [job_rows(controller, name) for name in names]
-        for index in range(max(map(len, rows))):
-            for job in rows:
+        tasks = [job_rows(controller, name) for name in names]
+        for index in range(max(len(job) for job in tasks)):
+            for job in tasks:
                 if index < len(job):
                     _submit(controller, [job[index]])
                     controller.process_events()

@@ -13,9 +13,8 @@ from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import QUEUE
 from unfold_placement.core.view import Unit
-from unfold_placement.verification.model import canonical_key, copy_controller
+from unfold_placement.verification.model import SLOT_MARK, canonical_key, copy_controller
 from unfold_placement.verification.scenario import (
-    SLOT_MARK,
     Action,
     Jobs,
     Scenario,
@@ -125,7 +124,8 @@ def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> S
         policies: New policies.
         max_states: States after which the search stops, incomplete.
     """
-    graph, findings = Graph(), {}
+    graph = Graph()
+    findings: dict[str, Finding] = {}
     try:
         initial = build_initial(scenario, policies)
     except UnfoldError as error:

@@ -10,7 +10,7 @@ from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.deadlock_check import job_signature
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample, confirm
-from unfold_placement.verification.scenario import Kind, Scenario
+from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
 from unfold_placement.verification.search import HEAD_OF_LINE, SearchResult, search
 
 MAX_NODES, MAX_KINDS = 3, 4
@@ -125,7 +125,7 @@ def _own_kinds(problem: Problem) -> tuple[Kind, ...]:
         if any(task.after or task.follows or task.avoids for task in tasks):
             return ()
         signature = (*job_signature(tasks), tasks[0].user)
-        kinds.setdefault(signature, Kind(f"{job.replace('~', '-')}.", tuple(tasks)))
+        kinds.setdefault(signature, Kind(job.replace("~", "-") + KIND_END, tuple(tasks)))
     return tuple(kinds.values()) if len(kinds) <= MAX_KINDS else ()
 
 
@@ -136,7 +136,7 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
     small = Kind("small", (_task(kind, 1, first),))
     other = Kind("other", (_task(kind, 1, second),))
     urgent = Kind("urgent", (_task(kind, 1, second, HIGH_PRIORITY),))
-    menu = []
+    menu: list[tuple[Kind, tuple[Kind, ...]]] = []
     for user in names:
         victims = [
             Kind("large", (_task(kind, GPUS_PER_NODE, user),)),
@@ -152,7 +152,7 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
 
 def _users(problem: Problem) -> tuple[str, str, tuple[str, ...]]:
     """Return two users of the fillers, and the victim's: teams with a quota where there are any."""
-    quotas = next((rule.options["quotas"] for rule in problem.rules if rule.name == "quota"), {})
+    quotas: dict[str, float] = next((rule.options["quotas"] for rule in problem.rules if rule.name == "quota"), {})
     teams = sorted(quotas)
     if not teams:
         return "a", "b", ("0", "z")
@@ -183,8 +183,8 @@ def _is_by_design(property_name: str, scenario: Scenario) -> bool:
 def _record(scenario: Scenario, result: SearchResult) -> SearchRecord:
     return SearchRecord(
         nodes=len(scenario.nodes),
-        kinds=", ".join(kind.name for kind in scenario.kinds if kind.name != scenario.victim),
-        victim=f"{scenario.victim} of {scenario.kind(scenario.victim).tasks[0].user or 'nobody'}",
+        kinds=", ".join(kind.name.rstrip(KIND_END) for kind in scenario.kinds if kind.name != scenario.victim),
+        victim=f"{scenario.victim.rstrip(KIND_END)} of {scenario.kind(scenario.victim).tasks[0].user or 'nobody'}",
         jobs_in_flight=scenario.jobs_in_flight,
         states=result.states,
         transitions=result.transitions,

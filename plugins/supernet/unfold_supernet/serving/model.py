@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from unfold_supernet.modules.onnx_members import OnnxMember
-from unfold_supernet.networks.supernet import BoundSubnet, EscalationPair
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
@@ -52,7 +51,7 @@ class SupernetModel:
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
     profiles: tuple[SubnetProfile, ...]
-    bound: tuple[BoundSubnet | OnnxMember | EscalationPair, ...]
+    bound: tuple[Callable[[Tensor, Tensor], Tensor], ...]
     count_batch: CountBatch
     clock: Callable[[], float]
     slowdown: Slowdown = field(default_factory=Slowdown)

@@ -16,15 +16,18 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from unfold_tuning.job.allocation import Allocation
-from unfold_tuning.job.pace_record import build_pace_record
+from unfold_tuning.job.pace_record import PaceRecord, build_pace_record
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Group, Stage, build_successive_halving
-from unfold_tuning.planner.pace_posterior import PROFILED_TRIALS, build_pace_posterior
+from unfold_tuning.planner.pace_posterior import PROFILED_TRIALS, GroupPaces, build_pace_posterior
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
+from unfold_tuning.simulator.stage_paces import draw_paces
 from unfoldkit.api import Duration, Money, user_error
 
 SAMPLES = 300
+MAX_LOSS = 0.1
+"""Probability of being on time that may be given up for more trials where no search is sure."""
 MIN_PROFILED = 2
 """Trials that must have reported before anything is predicted."""
 
@@ -182,8 +185,14 @@ class LimitKeeper:
         return low
 
     def _fits(self, stage: int, work: Sequence[int], count: int) -> bool:
-        """Return whether the rest of the search ends within the limits with the required confidence."""
-        return self.estimate_probability(stage, work, count) >= self.limits.confidence
+        """Return whether the rest of the search ends within the limits with the required confidence.
+
+        Where even a single trial is not that sure, a search that is nearly as sure may begin: the limit stops it.
+        """
+        probability = self.estimate_probability(stage, work, count)
+        if probability >= self.limits.confidence:
+            return True
+        return probability >= self.estimate_probability(stage, work[-1:], 1) - MAX_LOSS
 
     def estimate_probability(self, stage: int, work: Sequence[int], count: int) -> float:
         """Estimate the probability that open work and all later stages end within the limits; 1 if nothing is known.
@@ -206,14 +215,20 @@ class LimitKeeper:
         # a job of unknown kind: the default prior, from however many trials have reported
         ladder = [Stage((Group(max(self.trials, PROFILED_TRIALS), self.min_steps),)), *self.stages[1:]]
         posterior = build_pace_posterior(ladder, record, np.zeros((0, 0)), (), 0)
-        mean_s = math.exp(posterior.level)
-        paces = posterior.predict(0, posterior.level, has_known_trials=False)
-        profile = Profile(LogNormal(mean_s))
-        machine = Machine("slot", 1, 0.0, max_instances=self.slots)
-        model = build_execution_model(ladder, profile, machine, SAMPLES, 0, paces)
-        drawn = model.paces or ()
+        for earlier in range(stage):
+            posterior = posterior.observe_stage(earlier, [self._measure_stage(record, earlier)])
+        paces = posterior.predict(stage, posterior.level, has_known_trials=False)
+        drawn = draw_paces(ladder[stage:], paces, SAMPLES, 0)
+        profile, machine = Profile(LogNormal(math.exp(posterior.level))), Machine("slot", 1, 0.0)
         rest = build_execution_model(stages, profile, machine, SAMPLES, 0)
-        first = drawn[min(stage, len(drawn) - 1)].repeat(len(work))
         plan = tuple(Allocation(self.slots, 1, self.slots) for _ in stages)
-        simulated = simulate_plan(rest.with_drawn_paces((first, *drawn[stage + 1 :])), plan)
+        simulated = simulate_plan(rest.with_drawn_paces((drawn[0].repeat(len(work)), *drawn[1:])), plan)
         return simulated.estimate_on_time_probability(self.compute_time_left_s())
+
+    def _measure_stage(self, record: PaceRecord, stage: int) -> GroupPaces:
+        """Measure the paces of the trials that have run a stage, there and in the stage before."""
+        bounds = [0, *self.rungs]
+        last = record.compute_log_paces(bounds[stage], bounds[stage + 1])
+        before = record.compute_log_paces(bounds[stage - 1], bounds[stage]) if stage else np.zeros_like(last)
+        ran = np.isfinite(last) & np.isfinite(before)
+        return GroupPaces(last=tuple(last[ran]), earlier=tuple(before[ran]) if stage else ())

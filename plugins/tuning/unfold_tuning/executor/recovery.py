@@ -34,6 +34,8 @@ from unfold_tuning.trial.worker import TrialJob
 from unfoldkit.api import internal_error
 
 REPLAN_SAMPLES = 1000
+MAX_INTERVAL_S = 60.0
+"""Longer intervals between two checks of the budget, such as a suspended machine, are not expected again."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - not an error of the user: the cap did its job
@@ -99,11 +101,15 @@ class Recovery:
         config: The run.
         ledger: Its ledger.
         notes: What was planned again and why, for the report.
+        watched_at: Wall time of the last check of the budget.
+        max_interval_s: The longest interval between two checks.
     """
 
     config: ExecutionConfig
     ledger: Ledger
     notes: list[str] = field(default_factory=list)
+    watched_at: float = 0.0
+    max_interval_s: float = 0.0
 
     @property
     def store(self) -> PlanStore:
@@ -118,14 +124,18 @@ class Recovery:
         Raises:
             BudgetExceeded: The next moment would cost more than the cap allows.
         """
-        self.ledger.record_nodes_alive(self.config.wall())
+        now = self.config.wall()
+        if self.watched_at:
+            self.max_interval_s = max(self.max_interval_s, min(now - self.watched_at, MAX_INTERVAL_S))
+        self.watched_at = now
+        self.ledger.record_nodes_alive(now)
         self.require_budget(0)
 
     def require_budget(self, instances: int) -> None:
         """Require budget for growing to a number of instances.
 
-        The estimate is the bill so far, one more second or billing increment of all nodes, and the minimum charge of
-        new ones.
+        The estimate is the bill so far, the minimum charge of new nodes, and what all nodes cost until they are
+        released: two of the longest intervals between two checks, and at least a second or a billing increment.
 
         Raises:
             BudgetExceeded: It would cost more than the cap allows.
@@ -137,7 +147,7 @@ class Recovery:
         usd_per_second = sum(lifetime.price for lifetime in running) / 3600.0
         new = max(0, instances - len(running))
         minimum_usd = float(machine.billing.cost(0.0, machine.usd_per_hour)) * new
-        step_usd = usd_per_second * max(1.0, machine.billing.increment)
+        step_usd = usd_per_second * max(1.0, machine.billing.increment, 2 * self.max_interval_s)
         if self.ledger.compute_spent_usd() + step_usd + minimum_usd > budget_usd:
             raise BudgetExceeded(describe_budget_stop(budget_usd))
 

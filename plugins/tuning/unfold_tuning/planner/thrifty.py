@@ -23,6 +23,7 @@ from unfold_tuning.simulator.spot_market import (
     measure_progress,
     sample_availability,
     sample_poisson_losses,
+    select_runs,
     simulate_thrifty,
 )
 
@@ -110,20 +111,23 @@ def _drop_dominated(candidate: Candidate, indices: Sequence[int]) -> list[int]:
     return kept
 
 
-def run_thrifty(candidate: Candidate, plan: SimulatedPlan, available: BoolArray, deadline_s: float) -> ThriftyRuns:
-    """Simulate the policy with a plan of a candidate on a sampled market."""
+def run_thrifty(
+    candidate: Candidate, plan: SimulatedPlan, available: BoolArray, deadline_s: float, begin: int = 0
+) -> ThriftyRuns:
+    """Simulate the policy with a plan of a candidate on a sampled market.
+
+    Args:
+        candidate: The machine.
+        plan: One of its plans on demand, with all runs.
+        available: Availability: [zones, samples, steps].
+        deadline_s: The deadline.
+        begin: The first of the plan's runs to use.
+    """
     machine = candidate.model.machine
     spot_usd = machine.spot.usd_per_hour if machine.spot else machine.usd_per_hour
-    samples = min(available.shape[1], candidate.model.samples)
-    model = candidate.model.select_first_runs(samples)
-    first = replace(
-        plan,
-        seconds=plan.seconds[:samples],
-        cost_usd=plan.cost_usd[:samples],
-        stage_ends=tuple(end[:samples] for end in plan.stage_ends),
-    )
-    progress = measure_progress(model, first)
-    return simulate_thrifty(progress, available[:, :samples], deadline_s, spot_usd, machine.usd_per_hour)
+    count = min(available.shape[1], candidate.model.samples - begin)
+    progress = select_runs(measure_progress(candidate.model, plan), slice(begin, begin + count))
+    return simulate_thrifty(progress, available[:, :count], deadline_s, spot_usd, machine.usd_per_hour)
 
 
 def sample_market(terms: SpotTerms, deadline_s: float, samples: int, seed: int) -> BoolArray:

@@ -7,7 +7,7 @@ uniform-progress policy has two more rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class PlanProgress:
     """An on-demand plan as a function of its progress in seconds.
 
     Attributes:
-        ends: End of each stage: [stages, samples].
+        ends: End of each stage: [stages, samples]; the first instances' wait and start-up is not part of it.
         remaining_s: Time that the rest of the plan takes with the confidence of the net, from the beginning of
             each stage, and 0 at the end: [stages + 1].
         instances: Instances of each stage: [stages].
@@ -78,6 +78,11 @@ def measure_progress(model: ExecutionModel, simulated: SimulatedPlan) -> PlanPro
         paid_change_s=profile.startup.mean + profile.start.mean,
         rollback_s=interval / 2,
     )
+
+
+def select_runs(progress: PlanProgress, rows: slice) -> PlanProgress:
+    """Return some of the runs; what the rest of the plan takes is still that of all of them."""
+    return replace(progress, ends=progress.ends[:, rows])
 
 
 def estimate_change_s(profile: Profile) -> float:

@@ -14,16 +14,16 @@ from unfoldkit.spec.base import Spec
 from unfoldkit.spec.schema import build_joint_schema, build_schema
 
 
-def write_starter(kind: str | None, out: Path | None = None) -> ExitCode:
-    """Print the first example of a kind, or write it to a new file.
+def write_starter(kind: str | None, out: Path | None = None, example: str | None = None) -> ExitCode:
+    """Print an example of a kind, the first by default, or write it to a new file.
 
     Raises:
-        UnfoldError: The kind is missing or unknown, or the file exists.
+        UnfoldError: The kind or the example is missing or unknown, or the file exists.
     """
     registry = plugin_registry.open_registry()
     if kind is None:
         raise user_error("which kind?", hint=f"one of: {', '.join(sorted(registry.kinds))}")
-    text = starter_text(registry.kind(kind))
+    text = starter_text(registry.kind(kind), example)
     if out is None:
         console.write_report(text)
         return ExitCode.YES
@@ -34,13 +34,19 @@ def write_starter(kind: str | None, out: Path | None = None) -> ExitCode:
     return ExitCode.YES
 
 
-def starter_text(kind: Kind) -> str:
-    """Return the smallest example of a kind, with a line that names its schema for editors.
+def starter_text(kind: Kind, example: str | None = None) -> str:
+    """Return the smallest example of a kind, or the named one, with a line that names its schema for editors.
 
     Raises:
-        UnfoldError: The kind has no example.
+        UnfoldError: The kind has no example, or not exactly one has the name or a part of it.
     """
     texts = read_examples(kind)
+    if example is not None:
+        names = [name.removesuffix(".yaml") for name in texts]
+        matches = [name for name in names if name == example] or [name for name in names if example in name]
+        if len(matches) != 1:
+            raise user_error(f"no example {example!r}", hint=f"one of: {', '.join(names)}" if names else "")
+        texts = {matches[0]: texts[f"{matches[0]}.yaml"]}
     if not texts:
         raise user_error(f"kind {kind.name} has no example", hint=f"unfold schema {kind.name} shows its keys")
     schema = f"{kind.name}.schema.json"

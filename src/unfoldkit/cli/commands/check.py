@@ -21,7 +21,6 @@ from unfoldkit.errors import (
 )
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry
-from unfoldkit.render.text import render as render_text
 from unfoldkit.report import Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
@@ -80,7 +79,10 @@ def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str
     with loaded.locate_errors(), console.show_progress() as progress:
         run = build_run(Request(verb="plan", spec=file, allow_code=allow_code), loaded, progress)
         report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
-    text = render_text(report)
+    # rich, which it needs, takes longer to import than a spec to check
+    from unfoldkit.render.text import render
+
+    text = render(report)
     if report.decision is None:
         console.write_report(text)
     else:

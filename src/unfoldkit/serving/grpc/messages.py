@@ -8,7 +8,7 @@ process. A test compares both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,12 +133,6 @@ def build_file() -> Any:
     for name in METHODS:
         service.method.add(name=name, input_type=f".{PACKAGE}.{name}Request", output_type=f".{PACKAGE}.{name}Response")
     return file
-
-
-def list_fields(message: Any) -> Iterator[tuple[str, int, int, bool]]:
-    """Yield name, number, type and whether it is repeated of each field of a message descriptor."""
-    for field in message.fields:
-        yield field.name, field.number, field.type, field.is_repeated
 
 
 def _add_field(message: Any, text: str) -> None:

@@ -287,8 +287,9 @@ def _free_descriptors(server: uvicorn.Server, usage: ResourceUsage) -> None:
     if has_descriptors():
         return
     usage.reject("descriptors")
-    connections = [item for item in server.server_state.connections if isinstance(item, Connection) and item.is_free]
-    for connection in sorted(connections, key=lambda item: item.last_active_s)[: 2 * usage.limits.probes]:
+    connections: list[Any] = [item for item in server.server_state.connections if isinstance(item, Connection)]
+    free: list[Connection] = [connection for connection in connections if connection.is_free]
+    for connection in sorted(free, key=lambda item: item.last_active_s)[: 2 * usage.limits.probes]:
         connection.abort()
 
 

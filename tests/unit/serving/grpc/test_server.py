@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.serving.client import Server, rows, serving
 from tests.unit.serving.http.test_tls import certificate, client
-from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages, list_fields
+from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
 
 INFER = "/v2/models/total/infer"
 
@@ -58,6 +58,13 @@ def raw_request(messages: Messages, values: Any, dtype: str = "<f8", datatype: s
     return request
 
 
+def list_fields(message: Any) -> Iterator[tuple[str, int, int, Any]]:
+    """Yield name, number, type and type of the message of each field."""
+    for field in message.fields:
+        yield field.name, field.number, field.type, field.message_type is None
+
+
+@pytest.mark.targets
 def test_messages_are_those_of_the_published_protocol(messages: Messages) -> None:
     """Field by field, every message is that which tritonclient has, or a part of it."""
     pb2 = pytest.importorskip("tritonclient.grpc").service_pb2
@@ -106,6 +113,7 @@ def test_an_answer_is_that_of_http(total: tuple[Server, int], messages: Messages
         assert (answer.id, answer.parameters["ignored"].string_param) == ("a", "priority")
 
 
+@pytest.mark.targets
 def test_the_client_of_triton_works(total: tuple[Server, int]) -> None:
     """tritonclient.grpc finds the model, reads its metadata, configuration and statistics, and infers."""
     library = pytest.importorskip("tritonclient.grpc")

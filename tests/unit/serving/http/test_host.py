@@ -34,7 +34,8 @@ def total() -> Iterator[Server]:
 def test_the_paths_of_the_protocol(total: Server) -> None:
     """Server, health, metadata and readiness answer as the protocol says."""
     assert total.ask("/v2").json.keys() == {"name", "version", "extensions"}
-    assert total.ask("/v2").json["extensions"] == ["binary_tensor_data"]
+    extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+    assert total.ask("/v2").json["extensions"] == extensions
     assert total.ask("/v2/health/live").json == {"live": True}
     assert total.ask("/v2/health/ready").json == {"ready": True}
     assert total.ask("/v2/models/total/ready").json == {"name": "total", "ready": True}

@@ -75,6 +75,22 @@ class Cohort:
         """The number of entities."""
         return len(self.timeline.starts) - 1
 
+    def take(self, entities: int) -> Cohort:
+        """Return the cohort of the first entities."""
+        starts = self.timeline.starts[: entities + 1]
+        end = int(starts[-1])
+        since = self.since[:end]
+        return Cohort(
+            timeline=Timeline(starts, self.timeline.hour[:end]),
+            scores=ModelScores(np.ascontiguousarray(self.scores.p[:, :end]), self.scores.needs, self.scores.purchase),
+            entered=self.entered[:end],
+            since=since,
+            highest=self.highest[:end],
+            baseline_p={m: p[:end] for m, p in self.baseline_p.items()},
+            utility=compute_utility(since[:, -1]),
+            events=locate_events(since[:, -1], starts),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
@@ -159,7 +175,7 @@ def fit_study(problem: TemporalProblem, run: Run) -> Study:
     unseen = np.concatenate([rows.calibrate, rows.test])
     columns = build_online_features(features).columns
     store_probe(run, hours.digest, columns, unseen, hours.timeline.starts, load_table)
-    return _assemble(problem, hours, rows, slots, predictions)
+    return assemble_study(problem, hours, rows, slots, predictions)
 
 
 def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
@@ -174,13 +190,14 @@ def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
     return StoredStudy(hours, rows, tuple(slots), tuple(require_predictions(run, slots)), features)
 
 
-def _assemble(
+def assemble_study(
     problem: TemporalProblem,
     hours: LabelledHours,
     rows: Rows,
     slots: Sequence[ModelSlot],
     predictions: Sequence[Predictions],
 ) -> Study:
+    """Assemble a study from hours, the parts of their entities, and the predictions of all models for them."""
     check_operations(problem.cost.by, slots, predictions)
     purchase = build_purchase_terms(problem.features)
     needs = np.array([purchase.bit_mask(slot.feature_sets) for slot in slots], dtype=np.int64)

@@ -141,7 +141,8 @@ def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Bench
             column.append(value)
     notes = ["stream events outnumber tokens"] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
     clients = int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
-    return _build_run(path, *columns, clients, notes)
+    starts, prompt, generated, ttft_s, last_s = columns
+    return _build_run(path, starts, prompt, generated, ttft_s, last_s, clients, notes)
 
 
 def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> BenchmarkRun:
@@ -163,7 +164,8 @@ def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> Bench
     notes = []
     if events > EVENTS_PER_TOKEN * sum(columns[2]):
         notes.append("stream events outnumber tokens; TPOT is computed from the output lengths")
-    return _build_run(path, *columns, 0, notes)
+    starts, prompt, generated, ttft_s, last_s = columns
+    return _build_run(path, starts, prompt, generated, ttft_s, last_s, 0, notes)
 
 
 def _lengths(data: Mapping[str, Any], keys: tuple[str, str], path: Path) -> tuple[list[float], list[float]]:

@@ -18,6 +18,10 @@ from unfoldkit.serving.responses import Reply, too_many_requests
 
 _CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
 MAX_PROBE_BYTES = 4096
+MIN_COSTLY_BYTES = 2**14
+MAX_TURN_S = 0.002
+PAUSE_FACTOR = 4.0
+"""A client whose bytes held up the event loop for longer is not read for so many times that duration."""
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
 
@@ -108,7 +112,24 @@ class Connection:
         self.inner.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        """Answer a plain request, or pass the bytes to uvicorn."""
+        """Answer a plain request, or pass the bytes to uvicorn; bytes that take long earn their client a pause."""
+        if len(data) < MIN_COSTLY_BYTES:
+            self._receive(data)
+            return
+        start_s = self.now()
+        self._receive(data)
+        elapsed_s = self.now() - start_s
+        if elapsed_s > MAX_TURN_S and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(PAUSE_FACTOR * elapsed_s, self._end_pause)
+
+    def _end_pause(self) -> None:
+        """Read again after a pause, unless something else has stopped the reading meanwhile."""
+        is_stopped = self.inner.flow.read_paused if self.is_uvicorns else self.is_read_paused
+        if not is_stopped and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _receive(self, data: bytes) -> None:
         self.is_quiet = False
         if self.is_uvicorns:
             self._pass_on(data)

@@ -1,0 +1,148 @@
+"""Scheduling bugs of public projects as policies of a few lines each, for ``unfold check --verify --allow-code``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from unfold_placement.core.types import (
+    ENDED,
+    MILLI,
+    QUEUE,
+    QUIET,
+    SUBMITTED,
+    Ask,
+    Drop,
+    Event,
+    Put,
+    Task,
+    Transactions,
+)
+from unfold_placement.core.view import Unit, View
+from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
+
+
+@dataclass(slots=True, kw_only=True)
+class HeadReserves(FairQueuePolicy):
+    """A pending head reserves what is left of its team's quota, although it does not fit (kueue issue 4809).
+
+    The reservation is min(request, nominal - used), after kueue's pull request 1399.
+
+    Attributes:
+        nominal: Quota of each team in cores.
+        total: Cores that teams share.
+    """
+
+    nominal: Mapping[str, float]
+    total: float
+    backfill: bool = True
+
+    def rank(self, user: str, unit: Unit, view: View) -> float:
+        """Return the team's dominant share."""
+        del unit
+        return self.queue.dominant_share(user, view)
+
+    def admit_units(self, view: View) -> Transactions:
+        """Admit units while used and reserved cores leave room."""
+        yield from self.queue.admit(lambda user, unit: self.rank(user, unit, view), view, backfill=True,
+                                    is_allowed=self.is_allowed)  # fmt: skip
+
+    def is_allowed(self, user: str, unit: Unit) -> bool:
+        """Return whether a team may start a unit beside what the other teams' heads reserve."""
+        used = sum(amounts.get("cpu", 0) for amounts in self.queue.used.values()) / MILLI
+        others = [name for name in self.queue.waiting_users() if name != user]
+        reserved = sum(self.head_reservation(name) for name in others)
+        return used + reserved + _cores(unit) <= self.total
+
+    def head_reservation(self, user: str) -> float:
+        """Return the cores that a team's first pending unit reserves."""
+        used = self.queue.used.get(user, {}).get("cpu", 0) / MILLI
+        return min(_cores(self.queue.first_unit(user)), max(0.0, self.nominal.get(user, 0.0) - used))
+
+
+@dataclass(slots=True)
+class AgePreempt:
+    """Preempts by priority and admits by age, so that the victim comes back at once (kueue issue 2821).
+
+    Attributes:
+        by_priority: Admit by priority too; then the model has no bug.
+        waiting: Waiting tasks in order of age.
+        running: Admitted tasks.
+    """
+
+    by_priority: bool = False
+    waiting: dict[str, Task] = field(default_factory=dict)
+    running: dict[str, Task] = field(default_factory=dict)
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request admission."""
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Admit what fits; preempt a lower class for a task that does not."""
+        if event.task is not None:
+            {SUBMITTED: self.waiting, ENDED: {}}[event.kind][event.task.name] = event.task
+            self.running.pop(event.task.name, None) if event.kind == ENDED else None
+            return
+        while admitted := self._next(view):
+            self.running[admitted.name] = self.waiting.pop(admitted.name)
+            yield [Put(f"turn-{admitted.name}", until=admitted.name)]
+            if not view.is_running(admitted):
+                return
+            for task in list(self.waiting.values()):
+                victims = [other for other in self.running.values() if other.priority < task.priority]
+                if view.room([task], QUEUE) is None and victims:
+                    self.waiting[victims[0].name] = self.running.pop(victims[0].name)
+                    self.waiting = dict(sorted(self.waiting.items(), key=lambda item: view.table.task_rows[item[0]]))
+                    yield [Drop(f"turn-{victims[0].name}", force=True)]
+                    break
+
+    def _next(self, view: View) -> Task | None:
+        fitting = [task for task in self.waiting.values() if view.room([task], QUEUE) is not None]
+        if self.by_priority:
+            fitting.sort(key=lambda task: -task.priority)
+        return fitting[0] if fitting else None
+
+
+@dataclass(slots=True)
+class InqueueAccount:
+    """Counts jobs as in the queue that no node can hold, so that later ones never enter it (volcano issue 4471).
+
+    Attributes:
+        capability: Cores of the queue.
+        counts_inqueue: Count admitted jobs that do not run; without it the model has no bug.
+        pending: Jobs outside the queue.
+        inqueue: Jobs in the queue.
+    """
+
+    capability: float
+    counts_inqueue: bool = True
+    pending: dict[str, Task] = field(default_factory=dict)
+    inqueue: dict[str, Task] = field(default_factory=dict)
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request to be in the queue."""
+        return [Ask(f"inqueue-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Let jobs into the queue while allocated + inqueue + need <= capability."""
+        if event.task is not None:
+            if event.kind == SUBMITTED:
+                self.pending[event.task.name] = event.task
+            else:
+                self.inqueue.pop(event.task.name, None)
+            return
+        for task in list(self.pending.values()):
+            counted = [other for other in self.inqueue.values() if self.counts_inqueue or view.is_running(other)]
+            if _cores(counted) + _cores([task]) <= self.capability:
+                self.inqueue[task.name] = self.pending.pop(task.name)
+                yield [Put(f"inqueue-{task.name}", until=task.name)]
+
+
+def _cores(tasks: Iterable[Task]) -> float:
+    return sum(task.demand.get("cpu", 0) for task in tasks) / MILLI

@@ -1,0 +1,172 @@
+"""Promises on labelled new data: an interval for each outcome, and whether what was promised is kept or broken.
+
+A certified loss is compared with a betting interval of the mean (Waudby-Smith and Ramdas, J R Stat Soc B 2024), which
+is valid for any number of cases. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
+unit. All intervals of one validation hold together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unfold_cascade._types import FloatArray
+
+State = Literal["kept", "broken", "undecided"]
+Interval = tuple[float, float]
+REPLICATES = 2000
+CHUNK = 100
+MIN_UNITS = 30
+GRID = 2001
+MAX_BET = 0.9
+SEED_STREAM = 0x7A11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """An outcome as a ratio of sums over U independent units (cases, groups or patients), each (U,)."""
+
+    numerator: FloatArray
+    denominator: FloatArray
+
+    @property
+    def value(self) -> float:
+        """The outcome; NaN where nothing counts."""
+        total = float(self.denominator.sum())
+        return float(self.numerator.sum()) / total if total else math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """One outcome, what a plan states about it, and what new data show.
+
+    Attributes:
+        name: the outcome.
+        unit: its unit, for the report.
+        now: the outcome of the new data.
+        limit: the certified limit, or ``None`` for an outcome that was only estimated.
+        before: the outcome of the plan's own test data, ``None`` for a certified one.
+        margin: how much worse than estimated counts as kept.
+        is_relative: whether the margin is a share of the estimate.
+        higher_is_better: the direction.
+    """
+
+    name: str
+    unit: str
+    now: Sums
+    limit: float | None = None
+    before: Sums | None = None
+    margin: float = 0.0
+    is_relative: bool = False
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A promise on new data: the interval there, the interval or limit before, and the state."""
+
+    promise: Promise
+    interval: Interval
+    before: Interval
+    state: State
+
+
+def judge_promises(promises: Sequence[Promise], confidence: float, seed: int) -> list[Judgement]:
+    """Compare promises with new data; with probability ``confidence`` no state but undecided is wrong.
+
+    A certified loss is broken if the interval lies above the limit, and kept if it lies below. An estimated outcome is
+    broken if the interval lies on the worse side of the interval of the test data, and kept if no value in it is worse
+    than that interval by more than the margin.
+    """
+    counted = sum(1 if promise.limit is not None else 2 for promise in promises)
+    alpha = (1.0 - confidence) / max(counted, 1)
+    return [_judge(promise, alpha, (seed, SEED_STREAM, number)) for number, promise in enumerate(promises)]
+
+
+def _judge(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Judgement:
+    if promise.limit is not None:
+        now = compute_betting_interval(promise.now.numerator, alpha, seed)
+        before = (promise.limit, promise.limit)
+        return Judgement(promise=promise, interval=now, before=before, state=_compare(now, before, 0.0, higher=False))
+    if promise.before is None:
+        raise ValueError("a promise needs a limit or an estimate")
+    now, before = (
+        compute_interval(sums, alpha, (*seed, part)) for part, sums in enumerate((promise.now, promise.before))
+    )
+    margin = promise.margin * abs(promise.before.value) if promise.is_relative else promise.margin
+    state = _compare(now, before, margin, higher=promise.higher_is_better)
+    return Judgement(promise=promise, interval=now, before=before, state=state)
+
+
+def _compare(now: Interval, before: Interval, margin: float, *, higher: bool) -> State:
+    if any(map(math.isnan, (*now, *before))):
+        return "undecided"
+    sign = 1.0 if higher else -1.0
+    worst_now, best_now = sorted(sign * end for end in now)
+    worst_before = min(sign * end for end in before)
+    if best_now < worst_before:
+        return "broken"
+    return "kept" if worst_now >= worst_before - margin else "undecided"
+
+
+def compute_interval(sums: Sums, alpha: float, seed: tuple[int, ...]) -> Interval:
+    """Compute an interval for a ratio of sums: exact for shares of independent cases, else a bootstrap by unit.
+
+    It is unknown (NaN) for fewer than 30 units, where a bootstrap is not to be trusted.
+    """
+    counts = sums.denominator > 0
+    numerator, denominator = sums.numerator[counts], sums.denominator[counts]
+    if not len(numerator):
+        return math.nan, math.nan
+    if (denominator == 1.0).all() and np.isin(numerator, (0.0, 1.0)).all():
+        from scipy.stats import binomtest
+
+        exact = binomtest(int(numerator.sum()), len(numerator)).proportion_ci(1.0 - alpha, method="exact")
+        return float(exact.low), float(exact.high)
+    if len(numerator) < MIN_UNITS:
+        return math.nan, math.nan
+    return _bootstrap_ratio(numerator, denominator, alpha, seed)
+
+
+def _bootstrap_ratio(numerator: FloatArray, denominator: FloatArray, alpha: float, seed: tuple[int, ...]) -> Interval:
+    generator, units = np.random.default_rng(seed), len(numerator)
+    ratios = []
+    for _ in range(REPLICATES // CHUNK):
+        drawn = generator.integers(0, units, (CHUNK, units))
+        ratios.append(numerator[drawn].sum(axis=1) / denominator[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), (alpha / 2, 1.0 - alpha / 2))
+    return float(low), float(high)
+
+
+def compute_betting_interval(d: FloatArray, alpha: float, seed: tuple[int, ...]) -> Interval:
+    """Compute the hedged betting interval of the mean of (n,) independent numbers in [-1, 1].
+
+    The bets are predictable plug-ins of the variance so far (Waudby-Smith and Ramdas, section 4.4), in random order.
+    """
+    x = (np.random.default_rng(seed).permutation(d) + 1.0) / 2.0
+    count = np.arange(1, len(x) + 1)
+    mean = (0.5 + np.cumsum(x)) / (count + 1)
+    variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)
+    earlier = np.concatenate(([0.25], variance[:-1]))
+    bets = np.sqrt(2.0 * math.log(2.0 / alpha) / (earlier * len(x)))
+    means = np.linspace(0.0, 1.0, GRID)
+    is_in = np.array([_is_plausible(x, bets, m, alpha) for m in means])
+    inside = means[is_in]
+    if not len(inside):
+        return float(d.mean()), float(d.mean())
+    step = means[1]
+    return float(2 * max(inside[0] - step, 0.0) - 1), float(2 * min(inside[-1] + step, 1.0) - 1)
+
+
+def _is_plausible(x: FloatArray, bets: FloatArray, m: float, alpha: float) -> bool:
+    """Whether a mean is not refuted by the capital of the bets that it is larger, and smaller, at the end."""
+    up = np.minimum(bets, MAX_BET / m if m > 0 else np.inf)
+    down = np.minimum(bets, MAX_BET / (1.0 - m) if m < 1 else np.inf)
+    limit = math.log(2.0 / alpha)
+    gain = np.log1p(up * (x - m)).sum()
+    loss = np.log1p(-down * (x - m)).sum() if m < 1 else np.log1p(np.minimum(down, 1e6) * (m - x)).sum()
+    return bool(max(gain, loss) < limit)

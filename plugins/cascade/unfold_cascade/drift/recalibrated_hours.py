@@ -1,0 +1,102 @@
+"""Refit the thresholds of a plan over time on local patients; the baseline is tuned on them in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from unfold_cascade.data.splits import SplitRule
+from unfold_cascade.drift.temporal import predict_rows
+from unfold_cascade.report.sentences import RECALIBRATED
+from unfold_cascade.temporal.data.features import build_feature_matrix
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import compute_hours_since
+from unfold_cascade.temporal.data.targets import label_stages
+from unfold_cascade.temporal.evaluation.baselines import decode_baseline
+from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality
+from unfold_cascade.temporal.handoff import write_exits
+from unfold_cascade.temporal.models.study import Study, assemble_study, split_entities
+from unfold_cascade.temporal.problem import TemporalProblem
+from unfold_cascade.temporal.report.plan import build_plan_report
+from unfold_cascade.temporal.search.planner import Solution, solve
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
+from unfoldkit.api import Cell, Column, Report, Run, Table
+
+SIZES = (100, 200, 500, 1000, 2000, 5000)
+
+
+def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run) -> Report:
+    """Refit gates, cuts and baseline of a plan on the patients of ``problem``, and certify again.
+
+    Args:
+        problem: The problem with the local patients.
+        planned: The problem of the plan.
+        run: Holds the plan among its options.
+
+    Raises:
+        UnfoldError: A column is missing, or there are too few patients or events.
+    """
+    plan = load_temporal_plan(planned, run, run.options["plan"])
+    study = _build_local_study(problem, plan, run)
+    solution = solve(study)
+    write_exits(solution, run)
+    report = build_plan_report(solution, "plan", run.directory)
+    entities = study.train.entities + study.calibrate.entities + study.test.entities
+    decision = dict(report.decision or {}) | {"recalibrated": {"patients": entities, "data": study.digest}}
+    return replace(
+        report,
+        tables=(_tabulate_sizes(plan, solution), *report.tables),
+        lines=(*report.lines, ("recalibrated", RECALIBRATED)),
+        decision=decision,
+    )
+
+
+def _build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run) -> Study:
+    table = read_table(problem.source, run)
+    entered, highest = label_stages(table, [stage.target for stage in problem.stages])
+    since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
+    hours = replace(
+        plan.study.hours,
+        timeline=table.timeline,
+        entered=entered,
+        since=since,
+        highest=highest,
+        digest=table.digest,
+        part=None,
+        sites=(),
+    )
+    local = replace(plan.problem, split=SplitRule(), seed=run.seed)
+    x = build_feature_matrix(table, plan.features)
+    run.log.info("running the plan's models on %d hours", len(table))
+    predictions = [
+        replace(prediction, p=predict_rows(plan, run, model, x)) for model, prediction in enumerate(plan.predictions)
+    ]
+    return assemble_study(local, hours, split_entities(local, hours), plan.slots, predictions)
+
+
+def _tabulate_sizes(plan: LoadedPlan, solution: Solution) -> Table:
+    """Tabulate gates and baseline refitted on n local patients, on local test patients; 0 are those of the plan."""
+    columns = (
+        Column("local patients to tune"), Column("loss", "points", 2), Column("utility", "", 3),
+        Column("alerts", "/100 h", 1), Column("baseline utility", "", 3), Column("saving", "x", 2),
+    )  # fmt: skip
+    return Table("what n local patients buy", columns, tuple(_list_sizes(plan, solution)))
+
+
+def _list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...]]:
+    study, transitions = solution.study, solution.problem.transitions
+    currency = solution.problem.cost.by.split("+")[0]
+    cascade = evaluate_policy(study.test, plan.policy, plan.parallel, transitions, study.call_costs)
+    baseline = decode_baseline(study.test, plan.baseline, transitions, study.call_costs)
+    yield 0, *_row(measure_quality(study.test, cascade), measure_quality(study.test, baseline), currency)
+    for size in (*(size for size in SIZES if size < study.train.entities), study.train.entities):
+        fitted = solution if size == study.train.entities else solve(replace(study, train=study.train.take(size)))
+        yield size, *_row(fitted.tuned_only.quality, fitted.latched.quality, currency)
+
+
+def _row(cascade: Quality, baseline: Quality, currency: str) -> tuple[Cell, ...]:
+    cost = cascade.bill[currency]
+    saving = baseline.bill[currency] / cost if cost > 0 else None
+    return 100 * (cascade.loss - baseline.loss), cascade.utility, cascade.alerts, baseline.utility, saving

@@ -1,0 +1,154 @@
+"""The search finds what is known to be broken, reports nothing that is not, and claims only what it reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job, policy
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import ENDED, QUEUE, QUIET, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions, Wake
+from unfold_placement.core.view import View
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.simulation.problem import Problem
+from unfold_placement.simulation.simulator import simulate
+from unfold_placement.simulation.starvation import find_starvation
+from unfold_placement.verification.model import canonical_key, copy_controller
+from unfold_placement.verification.scenario import Action, Jobs, Kind, Scenario, apply_action, build_initial
+from unfold_placement.verification.search import search
+from unfold_placement.verification.verify import Bound, Verification, verify_policies
+from unfoldkit.api import UnfoldError
+
+GUARDED: list[dict[str, Any]] = [
+    {"fifo": {}}, {"drf": {}}, {"drf": {"backfill": True}}, {"wfq": {"backfill": True}}, {"edf": {"backfill": True}},
+    {"hierarchy": {"backfill": True}}, {"priority": {"backfill": True}},
+    {"quota": {"quotas": {"a": 1, "b": 1, "z": 2}}},
+]  # fmt: skip
+
+
+def verified(bound: Bound | None = None, **parts: Any) -> Verification:
+    """Verify a composition on the standard menu."""
+    problem = Problem(name="x", nodes=(), tasks=(), rules=policy(**parts), is_recorded=True)
+    return verify_policies(problem, bound or Bound(), lambda *_: None)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("gang", [{}, {"gang": {}}])
+@pytest.mark.parametrize("parts", GUARDED)
+def test_guarded_policies_have_no_counterexample(parts: dict[str, Any], gang: dict[str, Any]) -> None:
+    """Under every queue policy with its default guard the search is complete and finds nothing that fails."""
+    found = verified(**parts, **gang)
+    assert (found.counterexamples, found.unconfirmed, found.is_complete) == ((), 0, True)
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, *({name: {"backfill": True, "guard": "none"}} for name in ("drf", "edf", "fifo"))]
+)
+def test_passing_without_a_guard_starves_a_large_task(parts: dict[str, Any]) -> None:
+    """The known starvation is found, as a loop of two actions, and the plan of its workload says no."""
+    (example,) = verified(**parts).counterexamples
+    assert (example.finding.property_name, len(example.finding.loop)) == ("starvation", 2)
+    rules = policy(**parts)
+    result = simulate(example.scenario.nodes, example.tasks, build_policies(rules))
+    starving = find_starvation(example.scenario.nodes, result, lambda: build_policies(rules))
+    assert starving is not None
+    assert (starving.task.job, starving.is_by_design) == ("large0", False)
+
+
+def test_a_search_that_stops_early_claims_nothing() -> None:
+    """With too few states the verification is incomplete."""
+    assert not verified(Bound(max_states=5), drf={}).is_complete
+
+
+def test_a_policy_that_depends_on_time_is_never_proven() -> None:
+    """History integrates a real number, so that the search cannot cover it."""
+    found = verified(Bound(node_counts=(1,)), history={})
+    assert (found.time_dependent, found.is_complete) == (("history",), False)
+
+
+def test_equal_states_have_equal_keys_whatever_the_names() -> None:
+    """Two jobs of a kind that swap their slots are the same state; a copy shares nothing with its original."""
+    kind = Kind("a", (Task("", {"gpu": 1000}, 60.0),))
+    scenario = Scenario(tuple(cluster(1, 2)), (kind, Kind("v", kind.tasks)), "v")
+
+    def key(actions: Sequence[Action]) -> object:
+        controller, jobs = build_initial(scenario, build_policies(policy(drf={}))), Jobs()
+        for action in actions:
+            frozen = canonical_key(controller, jobs.renaming())
+            following = copy_controller(controller)
+            jobs_after = apply_action(scenario, following, jobs, action)
+            assert canonical_key(controller, jobs.renaming()) == frozen
+            controller, jobs = following, jobs_after
+        return canonical_key(controller, jobs.renaming())
+
+    first, second = Action("-", "a~0"), Action("-", "a~1")
+    arrive = Action("+", "a")
+    assert key([arrive, first]) == key([])
+    assert key([arrive, arrive, first, arrive]) == key([arrive, first, arrive, arrive])
+    assert key([arrive, arrive, second]) == key([arrive])
+
+
+@dataclass
+class Undo:
+    """Stops what it has just started, for ever."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    phase: int = QUEUE
+    watches: frozenset[str] = frozenset({SUBMITTED, ENDED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.task is not None:
+            self.tasks[event.task.name] = event.task
+        for name, task in self.tasks.items():
+            if view.is_waiting(task):
+                yield [Put(f"turn-{name}", until=name)]
+                yield [Drop(f"turn-{name}", force=True)]
+
+
+@dataclass
+class Clock(Undo):
+    """Wakes itself at once, for ever."""
+
+    watches: frozenset[str] = frozenset({SUBMITTED, "timer"})
+
+    def react(self, event: Event, view: View) -> Transactions:
+        yield [Wake(view.now)]
+
+
+@dataclass
+class Chatter(Undo):
+    """Responds without end."""
+
+    def react(self, event: Event, view: View) -> Transactions:
+        while True:
+            yield []
+
+
+@dataclass
+class Broken(Undo):
+    """Raises."""
+
+    def react(self, event: Event, view: View) -> Transactions:
+        raise ZeroDivisionError("oops")
+
+
+@pytest.mark.parametrize("kind", [Undo, Clock, Chatter, Broken])
+def test_a_policy_that_loops_or_raises_is_named_within_a_second(kind: type[Policy]) -> None:
+    """The simulator ends with an error that has the policy's name, file and line; the search reports it."""
+    began = time.process_time()
+    with pytest.raises(UnfoldError, match=kind.__name__) as error:
+        simulate(cluster(), job("a", 3), [kind()])
+    assert time.process_time() - began < 1.0
+    (diagnostic,) = error.value.diagnostics
+    assert diagnostic.file == __file__
+    assert diagnostic.line > 0
+    scenario = Scenario(tuple(cluster(1, 2)), (Kind("v", (Task("", {"gpu": 1000}, 60.0),)),), "v", has_gangs=False)
+    findings = {item.property_name for item in search(scenario, [kind()], 100).findings}
+    assert "livelock" in findings or kind is Clock

@@ -1,0 +1,180 @@
+"""Ray Tune under a deadline, with real raylets."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unfold_tuning import deadline
+from unfoldkit.api import UnfoldError
+
+pytest.importorskip("ray.tune")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """Start Ray on this machine."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class FakeController:
+    """Stands for Ray's controller: runs trials one result at a time on two places, without processes."""
+
+    def __init__(self, scheduler: Any, qualities: list[float], step_s: float, max_t: int) -> None:
+        self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
+        self.qualities = qualities
+        self.now = 1000.0
+        scheduler.keeper.wall = lambda: self.now
+        scheduler.set_search_properties("score", "max")
+        factory = SimpleNamespace(bundles=[{"CPU": 1.0}])
+        self.trials = [
+            SimpleNamespace(trial_id=str(index), status="PENDING", placement_group_factory=factory)
+            for index in range(len(qualities))
+        ]
+        self.steps = [0] * len(qualities)
+        scheduler._inform_autoscaler = lambda *_: None
+
+    def get_trials(self) -> list[Any]:
+        """Return every trial."""
+        return self.trials
+
+    def stop_trial(self, trial: Any) -> None:
+        """Stop a trial, and notify the scheduler as Ray does."""
+        if trial.status in ("PENDING", "PAUSED"):
+            trial.status = "TERMINATED"
+            self.scheduler.on_trial_remove(self, trial)
+        elif trial.status == "RUNNING":
+            trial.status = "TERMINATED"
+            self.scheduler.on_trial_complete(self, trial, {})
+
+    def run(self) -> None:
+        """Run until no trial is left that can run."""
+        for trial in self.trials:
+            self.scheduler.on_trial_add(self, trial)
+        while True:
+            while sum(trial.status == "RUNNING" for trial in self.trials) < 2:
+                trial = self.scheduler.choose_trial_to_run(self)
+                if trial is None:
+                    break
+                assert trial.status in ("PENDING", "PAUSED")
+                trial.status = "RUNNING"
+            running = [trial for trial in self.trials if trial.status == "RUNNING"]
+            if not running:
+                return
+            self.now += self.step_s
+            for trial in running:
+                if trial.status == "RUNNING":
+                    self._step(trial)
+
+    def _step(self, trial: Any) -> None:
+        index = int(trial.trial_id)
+        self.steps[index] += 1
+        result = {"training_iteration": self.steps[index], "score": self.qualities[index]}
+        decision = self.scheduler.on_trial_result(self, trial, result)
+        trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
+        if decision == "STOP":
+            self.scheduler.on_trial_complete(self, trial, result)
+
+
+def test_a_third_continues_at_each_rung() -> None:
+    """Trials pause at rungs, the best third continues, and every trial ends."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
+    controller.run()
+    assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+    assert {trial.status for trial in controller.trials} == {"TERMINATED"}
+
+
+@pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
+def test_no_run_passes_its_deadline(limit_s: float) -> None:
+    """Whatever the deadline, the run has ended one step after it, and uses a good part of what it has."""
+    scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27)
+    controller = FakeController(scheduler, [(index * 37 % 81) / 81 for index in range(81)], 2.0, 27)
+    controller.run()
+    assert controller.now - 1000.0 <= limit_s + 2.0
+    assert all(trial.status == "TERMINATED" for trial in controller.trials)
+    assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
+    assert scheduler.keeper.notes
+
+
+def train(config: dict[str, Any]) -> None:
+    """Train as Ray's documentation does: report each iteration with a checkpoint, and restore it."""
+    from ray import tune
+
+    done = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            done = json.loads((Path(folder) / "state.json").read_text())["done"]
+    for step in range(done, 9):
+        time.sleep(config["step_s"])
+        with Path(config["log"]).open("a") as log:
+            log.write(f"{config['quality']:.9f}:{step}\n")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "state.json").write_text(json.dumps({"done": step + 1}))
+            loss = 1 - config["quality"] * (1 - 0.5 ** (step + 1))
+            tune.report({"loss": loss}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def fit(folder: Path, step_s: float, scheduler: Any, num_samples: int) -> Any:
+    """Run a search as Ray's documentation does."""
+    from ray import tune
+
+    space = {"quality": tune.uniform(0, 1), "step_s": step_s, "log": str(folder / "log")}
+    config = tune.TuneConfig(metric="loss", mode="min", num_samples=num_samples, scheduler=scheduler)
+    run_config = tune.RunConfig(storage_path=str(folder / "ray"), verbose=0)
+    return tune.Tuner(train, param_space=space, tune_config=config, run_config=run_config).fit()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_pause_at_rungs_and_the_best_continue(tmp_path: Path) -> None:
+    """A third continues at each rung, from its checkpoint: the best trial runs to the end, and no step twice."""
+    scheduler = deadline.UnfoldScheduler(deadline="10 min", num_samples=9, max_t=9)
+    results = fit(tmp_path, 0.01, scheduler, 9)
+    lines = (tmp_path / "log").read_text().split()
+    by_trial: dict[str, list[int]] = {}
+    for line in lines:
+        quality, step = line.split(":")
+        by_trial.setdefault(quality, []).append(int(step))
+    assert len(by_trial) == 9
+    best = max(by_trial)
+    assert sorted(set(by_trial[best])) == list(range(9))
+    reached = sorted(max(steps) for steps in by_trial.values())
+    assert sum(last >= 8 for last in reached) == 1
+    assert results.get_best_result().config["quality"] == pytest.approx(float(best), abs=1e-8)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_short_deadline_is_kept(tmp_path: Path) -> None:
+    """Where the whole search would take a minute on two processors, the run has ended soon after the deadline."""
+    scheduler = deadline.UnfoldScheduler(deadline=15.0, num_samples=27, max_t=9)
+    began = time.time()
+    results = fit(tmp_path, 0.5, scheduler, 27)
+    assert time.time() - began < 15 + 20
+    assert results.get_best_result() is not None
+    assert scheduler.keeper.began
+
+
+def test_nonsense_is_rejected() -> None:
+    """A deadline that cannot be read, and numbers that make no sense together, are errors."""
+    with pytest.raises(UnfoldError):
+        deadline.UnfoldScheduler(deadline="soon", num_samples=9, max_t=9)
+    with pytest.raises(UnfoldError):
+        deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, grace_period=10)

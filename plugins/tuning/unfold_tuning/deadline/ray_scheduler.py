@@ -1,0 +1,234 @@
+"""Ray Tune under a deadline: a scheduler of successive halving with barriers, for any searcher and trainable.
+
+Trials pause at a rung until all trials of the stage have reached it, as in Ray's own HyperBand scheduler; the best
+continue from their checkpoints. Whatever the limits leave no room for is not begun, or stopped. After each barrier the
+autoscaler is informed of how many trials continue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
+from unfoldkit.api import user_error
+
+
+class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
+    """A scheduler for ``TuneConfig(scheduler=...)``; ``metric`` and ``mode`` are those of the ``TuneConfig``.
+
+    Args:
+        deadline: From the first trial on, such as ``"2h"``, or seconds.
+        num_samples: Trials of the search, as in the ``TuneConfig``.
+        max_t: Units of ``time_attr`` that the best trial runs.
+        budget: Hard cap, such as ``"$40"``; needs ``usd_per_hour``.
+        usd_per_hour: Price of the place of one trial.
+        grace_period: Units that every trial runs.
+        reduction_factor: The best 1/factor continue.
+        time_attr: The result that counts.
+        confidence: Probability with which what is begun shall end in time.
+    """
+
+    def __init__(
+        self,
+        *,
+        deadline: str | float,
+        num_samples: int,
+        max_t: int,
+        budget: str | float | None = None,
+        usd_per_hour: float | None = None,
+        grace_period: int = 1,
+        reduction_factor: int = 3,
+        time_attr: str = "training_iteration",
+        confidence: float = 0.95,
+    ) -> None:
+        """Check the limits; the clock starts with the first trial."""
+        super().__init__()
+        if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
+            raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
+        self.keeper = LimitKeeper(
+            limits=parse_limits(deadline, budget, usd_per_hour, confidence),
+            slots=1,
+            trials=num_samples,
+            min_steps=grace_period,
+            max_steps=max_t,
+            eta=reduction_factor,
+        )
+        self._metric: str | None = None
+        self.mode = "max"
+        self.time_attr = time_attr
+        self.stage = 0
+        self.steps: dict[str, int] = {}
+        self.values: dict[str, dict[int, float]] = {}
+        self.numbers: dict[str, int] = {}
+        self.reported_at: dict[str, float] = {}
+        self.ended: set[str] = set()
+        self.survivors: set[str] = set()
+        self.is_full = False
+        self.keeper.warm_up()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
+        """See Ray's ``TrialScheduler``."""
+        self._metric, self.mode = metric or self._metric, mode or self.mode
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """See Ray's ``TrialScheduler``."""
+        if self._metric is None:
+            raise user_error("no metric to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        self.keeper.began = self.keeper.began or self.keeper.wall()
+        if self.is_full:
+            self.ended.add(trial.trial_id)
+            tune_controller.stop_trial(trial)
+            return
+        self.numbers.setdefault(trial.trial_id, len(self.numbers))
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """See Ray's ``TrialScheduler``: the stage goes on without the trial."""
+        self._end(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """See Ray's ``TrialScheduler``: a trial that ends by itself has reached every rung."""
+        self._record(trial, result)
+        if self.values.get(trial.trial_id):
+            self.steps[trial.trial_id] = max(self.steps[trial.trial_id], self.keeper.rungs[-1])
+        self._end(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """See Ray's ``TrialScheduler``."""
+        self._end(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """See Ray's ``TrialScheduler``: pause at a rung until the stage has ended."""
+        self._record(trial, result)
+        self._count_slots(tune_controller)
+        rungs = self.keeper.rungs
+        if self.keeper.is_over() or self.steps[trial.trial_id] >= rungs[-1]:
+            self.ended.add(trial.trial_id)
+            self._end_stage_if_complete(tune_controller, trial)
+            return str(TrialScheduler.STOP)
+        if self.steps[trial.trial_id] < rungs[self.stage]:
+            return str(TrialScheduler.CONTINUE)
+        self._end_stage_if_complete(tune_controller, trial)
+        if trial.trial_id in self.ended:
+            return str(TrialScheduler.STOP)
+        is_running_on = self.steps[trial.trial_id] < rungs[self.stage]
+        return str(TrialScheduler.CONTINUE if is_running_on else TrialScheduler.PAUSE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """See Ray's ``TrialScheduler``: survivors first, then new trials as long as they end in time."""
+        if self.keeper.began and self.keeper.is_over():
+            self._stop_all(tune_controller)
+            return None
+        self._count_slots(tune_controller)
+        trials, rung = tune_controller.get_trials(), self.keeper.rungs[self.stage]
+        waiting = [trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED)]
+        waiting = [trial for trial in waiting if trial.trial_id not in self.ended]
+        begun = [trial for trial in waiting if trial.trial_id in self.reported_at]
+        members = self.survivors if self.stage else self.reported_at.keys()
+        open_trials = [trial for trial in begun if trial.trial_id in members]
+        open_trials = [trial for trial in open_trials if self.steps.get(trial.trial_id, 0) < rung]
+        if open_trials:
+            return open_trials[0]
+        new = [trial for trial in waiting if trial.trial_id not in self.reported_at]
+        return self._choose_new_trial(tune_controller, new[0], rung) if new and not self.stage else None
+
+    def _choose_new_trial(self, tune_controller: Any, trial: Trial, rung: int) -> Trial | None:
+        """Choose a trial that has not begun, if it ends in time; give up all of them if nothing runs any more."""
+        active = [name for name in self.reported_at if name not in self.ended]
+        open_steps = [rung - self.steps.get(name, 0) for name in active if self.steps.get(name, 0) < rung]
+        if self.keeper.can_begin_trial(len(self.reported_at), open_steps):
+            self.reported_at[trial.trial_id] = self.keeper.wall()
+            return trial
+        if not open_steps:
+            self._give_up_pending(tune_controller, len(self.reported_at))
+            self._end_stage_if_complete(tune_controller, trial)
+            return self.choose_trial_to_run(tune_controller)
+        return None
+
+    def debug_string(self) -> str:
+        """See Ray's ``TrialScheduler``."""
+        left_s = self.keeper.compute_time_left_s() if self.keeper.began else self.keeper.limits.deadline_s
+        notes = "; ".join(self.keeper.notes[-2:])
+        return f"unfold: stage {self.stage + 1} of {len(self.keeper.rungs)}, {left_s:.0f} s left {notes}"
+
+    def _record(self, trial: Trial, result: dict[str, Any]) -> None:
+        steps, now = int(result.get(self.time_attr, 0)), self.keeper.wall()
+        value = result.get(str(self._metric))
+        if value is not None:
+            self.values.setdefault(trial.trial_id, {})[steps] = float(value)
+        if steps > self.steps.get(trial.trial_id, 0):
+            seconds = float(result.get("time_this_iter_s") or now - self.reported_at.get(trial.trial_id, now))
+            self.keeper.record_step(self.numbers.get(trial.trial_id, 0), steps, seconds)
+        self.steps[trial.trial_id] = max(steps, self.steps.get(trial.trial_id, 0))
+        self.reported_at[trial.trial_id] = now
+
+    def _count_slots(self, tune_controller: Any) -> None:
+        running = sum(trial.status == Trial.RUNNING for trial in tune_controller.get_trials())
+        self.keeper.slots = max(self.keeper.slots, running)
+
+    def _end(self, tune_controller: Any, trial: Trial) -> None:
+        self.ended.add(trial.trial_id)
+        self._end_stage_if_complete(tune_controller, trial)
+
+    def _end_stage_if_complete(self, tune_controller: Any, current: Trial) -> None:
+        """End the stage once every trial of it has reached the rung or ended, and none is still to begin."""
+        rungs = self.keeper.rungs
+        while self.stage < len(rungs) - 1:
+            rung = rungs[self.stage]
+            members = self.survivors if self.stage else set(self.numbers)
+            if self.stage == 0 and len(self.numbers) < self.keeper.trials and not self.is_full:
+                return
+            if any(self.steps.get(name, 0) < rung and name not in self.ended for name in members):
+                return
+            reached = [name for name in members if self.steps.get(name, 0) >= rung and self.values.get(name)]
+            ranked = sorted(reached, key=lambda name: self._rank_key(name, rung))
+            self.stage += 1
+            count = self.keeper.count_survivors(self.stage, len(ranked)) if ranked else 0
+            self.survivors = set(ranked[:count])
+            self._stop_losers(tune_controller, current, members)
+            self._inform_autoscaler(current, count)
+            if any(name not in self.ended for name in self.survivors):
+                return
+
+    def _rank_key(self, name: str, rung: int) -> tuple[bool, float, int]:
+        values = self.values[name]
+        value = values[max((step for step in values if step <= rung), default=min(values))]
+        is_nan = value != value  # noqa: PLR0124
+        sign = -1.0 if self.mode == "max" else 1.0
+        return is_nan, 0.0 if is_nan else sign * value, self.numbers[name]
+
+    def _stop_losers(self, tune_controller: Any, current: Trial, members: set[str]) -> None:
+        for trial in tune_controller.get_trials():
+            if trial.trial_id not in members or trial.trial_id in self.survivors or trial.trial_id in self.ended:
+                continue
+            self.ended.add(trial.trial_id)
+            # the trial that reports is stopped by what on_trial_result returns
+            if trial is not current:
+                tune_controller.stop_trial(trial)
+
+    def _give_up_pending(self, tune_controller: Any, begun: int) -> None:
+        """Stop trials that would be late before they begin, so that the stage can end."""
+        self.keeper.note_fewer_trials(begun)
+        self.is_full = True
+        for trial in tune_controller.get_trials():
+            if trial.status == Trial.PENDING and trial.trial_id not in self.reported_at:
+                self.ended.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
+
+    def _stop_all(self, tune_controller: Any) -> None:
+        for trial in tune_controller.get_trials():
+            if trial.status in (Trial.PENDING, Trial.PAUSED):
+                self.ended.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
+
+    def _inform_autoscaler(self, trial: Trial, count: int) -> None:
+        """Request the resources of the trials that continue; a cluster without an autoscaler ignores it."""
+        from ray.autoscaler.sdk import request_resources
+
+        bundles = trial.placement_group_factory.bundles
+        with contextlib.suppress(Exception):
+            request_resources(bundles=[bundle for _ in range(min(count, self.keeper.slots)) for bundle in bundles])
