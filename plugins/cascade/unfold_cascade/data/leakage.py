@@ -210,7 +210,8 @@ def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: In
         joined, more = (len(first) - int(group.max()) - 1 for group in (near, wide))
         largest = int(np.bincount(near).max())
         is_stable = joined > 0 and joined >= 0.8 * more and largest <= max(0.05 * len(first), MIN_CASES)
-        if is_stable and _are_compact(near, pairs[distance <= 2.0 * radius]):
+        is_like_copies = _are_compact(near, points, radius) and _are_specific(near, points, radius)
+        if is_stable and is_like_copies:
             best = near
     if best is None:
         return alone
@@ -260,12 +261,21 @@ def _list_close_pairs(points: FloatArray, block: IntArray) -> tuple[IntArray, Fl
     return np.zeros((0, 2), dtype=np.int64), np.zeros(0), 0.0
 
 
-def _are_compact(group: IntArray, pairs: IntArray) -> bool:
-    """Whether nearly all joined rows belong to groups in which every row is close to every other: no chains."""
+def _are_compact(group: IntArray, points: FloatArray, radius: float) -> bool:
+    """Whether nearly all joined rows belong to groups that span at most four times the radius: no chains."""
+    order = np.argsort(group, kind="stable")
     size = np.bincount(group)
-    inner = np.bincount(group[pairs[:, 0]][group[pairs[:, 0]] == group[pairs[:, 1]]], minlength=len(size))
-    is_compact = inner == size * (size - 1) // 2
-    return bool(size[is_compact & (size > 1)].sum() >= 0.9 * size[size > 1].sum())
+    starts = np.concatenate(([0], np.cumsum(size)[:-1]))
+    ordered = points[order]
+    span = (np.maximum.reduceat(ordered, starts) - np.minimum.reduceat(ordered, starts)).max(axis=1)
+    return bool(size[(span <= 4.0 * radius) & (size > 1)].sum() >= 0.9 * size[size > 1].sum())
+
+
+def _are_specific(group: IntArray, points: FloatArray, radius: float) -> bool:
+    """Whether most joined rows have a value, up to the radius, that no other group has: no common value such as 1.0."""
+    _, first, size = np.unique(group, return_index=True, return_counts=True)
+    is_specific = _mark_specific(np.round(points[first] / radius))
+    return bool(2 * (is_specific & (size > 1)).sum() >= (size > 1).sum())
 
 
 def _connect(size: int, pairs: IntArray) -> IntArray:

@@ -44,7 +44,10 @@ class SiteResult:
 
 def open_site_run(run: Run, number: int) -> Run:
     """Open the part of a run that stores what is fitted without one site."""
-    return replace(run, directory=RunDir(run.directory.path / "sites" / str(number)))
+    options = run.options.copy()
+    # what is planned without a site is not served, so it is no attempt of the user's ledger
+    options.pop("state", None)
+    return replace(run, directory=RunDir(run.directory.path / "sites" / str(number)), options=options)
 
 
 def leave_out(rule: SplitRule, site: str) -> SplitRule:

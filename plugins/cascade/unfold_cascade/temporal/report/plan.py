@@ -25,14 +25,14 @@ from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
 MetricValue = tuple[float | None, str]
 
 
-def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt: AttemptCount) -> Report:
+def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt: AttemptCount | None = None) -> Report:
     """Report a solution. Every figure is from the test cohort unless its name says otherwise.
 
     Args:
         solution: What was found.
         verb: ``train`` or ``plan``.
         directory: The run, for messages.
-        attempt: Which certificate on these data it is.
+        attempt: Which certificate on these data it is; ``None`` if it was not recorded.
     """
     return Report(
         kind="cascade",
@@ -213,7 +213,7 @@ def _front_figure(solution: Solution) -> Figure:
     return Figure("front", title, "cost per case-hour, relative to the baseline", "accuracy %", series, log_x=True)
 
 
-def _lines(solution: Solution, attempt: AttemptCount) -> tuple[tuple[str, str], ...]:
+def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str, str], ...]:
     quality, base, intervals = solution.cascade.quality, solution.latched.quality, solution.intervals
     alerts, base_alerts = solution.cascade.alerts, solution.latched.alerts
     loss_interval = (100 * intervals.loss[0], 100 * intervals.loss[1])
@@ -239,7 +239,7 @@ def _lines(solution: Solution, attempt: AttemptCount) -> tuple[tuple[str, str], 
     return (
         ("certificate", _certificate_line(solution)),
         *((("outcomes", outcomes),) if promised and is_covered else ()),
-        ("attempt", sentences.describe_attempt(attempt.number, attempt.joint_confidence, attempt.allowed)),
+        *_attempt_lines(attempt),
         ("not promised", sentences.describe_not_promised(_list_not_promised(solution))),
         ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
         ("quality", change),
@@ -247,6 +247,12 @@ def _lines(solution: Solution, attempt: AttemptCount) -> tuple[tuple[str, str], 
         ("saving", sentences.describe_savings(intervals.price_saving, intervals.flops_saving)),
         ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
     )
+
+
+def _attempt_lines(attempt: AttemptCount | None) -> tuple[tuple[str, str], ...]:
+    if attempt is None:
+        return ()
+    return (("attempt", sentences.describe_attempt(attempt.number, attempt.joint_confidence, attempt.allowed)),)
 
 
 def _list_not_promised(solution: Solution) -> list[str]:
