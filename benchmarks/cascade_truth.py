@@ -207,8 +207,11 @@ def _drift(rng: np.random.Generator, cases: int) -> Log:
     """Draw a log in the order of time: the cheap model gets worse over the last 40 %, and stays confident."""
     early = _draw_log(rng, int(0.6 * cases), accuracy=(0.95, 0.96), informed=0.3)
     late = _decayed(rng, cases - int(0.6 * cases))
-    parts = ((early.labels, late.labels), (early.answers, late.answers), (early.confidences, late.confidences))
-    return Log(*(np.concatenate(pair) for pair in parts))
+    return Log(
+        np.concatenate((early.labels, late.labels)),
+        np.concatenate((early.answers, late.answers)),
+        np.concatenate((early.confidences, late.confidences)),
+    )
 
 
 def _decayed(rng: np.random.Generator, cases: int) -> Log:

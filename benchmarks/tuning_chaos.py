@@ -152,13 +152,15 @@ class ChaosClient:
         from botocore.exceptions import ClientError
 
         self._count(code)
-        return ClientError({"Error": {"Code": code, "Message": "chaos"}}, operation)
+        error: Exception = ClientError({"Error": {"Code": code, "Message": "chaos"}}, operation)
+        return error
 
     def _lose(self, name: str) -> Exception:
         from botocore.exceptions import ReadTimeoutError
 
         self._count(name)
-        return ReadTimeoutError(endpoint_url="chaos")
+        error: Exception = ReadTimeoutError(endpoint_url="chaos")
+        return error
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -197,6 +199,10 @@ class SimulatedCluster:
 
     def open(self) -> None:
         """Do nothing."""
+
+    def allow_on_demand(self) -> None:
+        """Let the provider rent on-demand nodes."""
+        self.provider.allow_on_demand()
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """Grow or shrink as the Ray cluster does."""

@@ -11,7 +11,7 @@ import csv
 import gzip
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -57,7 +57,7 @@ AIMS = {
     "soonest_ratio": "≤ 1.1",
     "over_cap_percent": "≤ 5",
 }
-FEATURES = (
+FEATURES: tuple[tuple[str, Callable[[dict[str, str]], float]], ...] = (
     ("log batch_size", lambda row: math.log(float(row["batch_size"]))),
     ("log max_units", lambda row: math.log(float(row["max_units"]))),
     ("num_layers", lambda row: float(row["num_layers"])),

@@ -44,8 +44,8 @@ class LabelledCases:
 
     def sum_by_unit(self, values: FloatArray) -> FloatArray:
         """Sum (m,) values by unit."""
-        sums: FloatArray = np.bincount(self.unit, values, int(self.unit.max()) + 1 if len(self.unit) else 0)
-        return sums
+        sums = np.bincount(self.unit, values, int(self.unit.max()) + 1 if len(self.unit) else 0)
+        return sums.astype(np.float64)
 
     def average_by_unit(self, values: FloatArray) -> Sums:
         """Average (m,) values by unit; each unit counts once."""

@@ -120,8 +120,7 @@ def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, patients: LabelledP
     alert: BoolArray = stage == final
 
     def total(values: FloatArray | BoolArray) -> FloatArray:
-        sums: FloatArray = np.bincount(entity, values, count)
-        return sums
+        return np.bincount(entity, values, count).astype(np.float64)
 
     utility, events = compute_utility(patients.since_last), locate_events(patients.since_last, starts)
     gain = utility.alert - utility.silence

@@ -169,8 +169,8 @@ def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str
     skew = class_skew(solution, outcome)
     if skew is not None:
         name = solution.baseline.name
-        counts = skew.correct_of_baseline, skew.correct_of_cascade
-        yield "skew", sentences.class_skew(skew.label, skew.share, skew.others, name, *counts)
+        correct = skew.correct_of_baseline, skew.correct_of_cascade
+        yield "skew", sentences.class_skew(skew.label, skew.share, skew.others, name, *correct)
     if problem.goal.errors is not None:
         yield "errors", sentences.error_costs(problem.goal.errors)
     rows = problem.dataset.rows

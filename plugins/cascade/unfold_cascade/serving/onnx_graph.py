@@ -48,7 +48,7 @@ class GraphPart:
 
         name = f"c{next(self.numbers)}"
         if dtype is str:
-            array = [str(item).encode() for item in value]
+            array: Any = [str(item).encode() for item in value]
             self.constants.append(helper.make_tensor(name, 8, [len(array)], array))
         else:
             self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))

@@ -85,8 +85,8 @@ def _build_guarantee(goal: OutcomeGoal, tune: CohortConduct, fresh: CohortConduc
         return Guarantee(goal.name, goal.allowed, before, after, is_cost=True)
     before, after = (_sum_excess(goal, part) for part in (tune, fresh))
     scaled = [_scale(*pair) for pair in zip(before, after, strict=True)]
-    parts = (np.array([pair[part] for pair in scaled]) for part in (0, 1))
-    return Guarantee(goal.name, 0.0, *parts, is_cost=True)
+    tune_part, fresh_part = (np.array([pair[part] for pair in scaled]) for part in (0, 1))
+    return Guarantee(goal.name, 0.0, tune_part, fresh_part, is_cost=True)
 
 
 def _compare(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
