@@ -59,7 +59,7 @@ def test_the_graph_loads_without_the_project(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("runs/none",), "no such file"),
+        (("runs/none",), "No such file"),
         ((str(TUMOURS),), "unfold train"),
         ((str(TUMOURS), "--format", "pmml"), "--format pmml: no such format (one of onnx)"),
     ],

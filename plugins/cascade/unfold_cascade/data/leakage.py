@@ -21,6 +21,7 @@ MIN_REPEATED_SHARE = 0.2
 """Share of repeated rows from which rows that differ in one column only count as copies."""
 RADII = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Distances, in standard deviations of each column, up to which rows may be near-identical."""
+LARGEST = 3e38
 MAX_NEIGHBOURS = 64
 SAMPLE = 500
 MIN_CASES = 20
@@ -89,7 +90,8 @@ def find_label_columns(columns: Mapping[str, FloatArray], labels: IntArray) -> t
     leaves = 2 * int((counts > 0).sum())
     suspects = []
     for name, values in columns.items():
-        x = np.nan_to_num(values, nan=-1e300)[:, None]
+        # trees compare single-precision values
+        x = np.clip(np.nan_to_num(values, nan=-LARGEST), -LARGEST, LARGEST)[:, None]
         if not _is_separating(x[:, 0], labels, leaves):
             continue
         tree = DecisionTreeClassifier(max_leaf_nodes=max(leaves, 2), random_state=0).fit(x[half], labels[half])

@@ -12,6 +12,7 @@ from plugins.pipeline.tests.helpers import EXPORT_SPEC, list_configs, plan_repor
 from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
+from unfold_pipeline.runtime.ray_ingress import INGRESS
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import UnfoldError
 from unfoldkit.spec.validate import validate
@@ -69,8 +70,9 @@ def test_replicas_change_by_whole_gangs() -> None:
 def test_ray_serve_export_has_the_policy(tmp_path: Path) -> None:
     """The exported config places each stage as the spec asks; a gang is the replicas of the plan."""
     report = plan_report(tmp_path, f"{EXPORT_SPEC}placement: {{pack: node}}\n")
-    apps = yaml.safe_load(export_ray_serve(report))["applications"]
-    gangs = {app["args"]["name"]: app["deployments"][0]["gang_scheduling_config"]["gang_size"] for app in apps}
+    (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
+    stages = [item for item in app["deployments"] if item["name"] != INGRESS]
+    gangs = {item["name"]: item["gang_scheduling_config"]["gang_size"] for item in stages}
     assert gangs == {name: count for name, (_, count) in list_configs(report).items()}
 
 

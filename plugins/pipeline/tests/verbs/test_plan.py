@@ -161,11 +161,12 @@ def test_replayed_trace_is_read_as_the_spec_asks(tmp_path: Path, own: str, name:
 
 
 def test_replay_compares_every_rule(tmp_path: Path) -> None:
-    """A replay reports attainment and cost of the rule in charge and of the eight others."""
+    """A replay reports attainment and cost of the rule in charge and of the others, tuned and with their defaults."""
     report = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
     names = [row[0] for row in report.tables[0].rows]
     assert names == [
-        "fixed", "paper", "ratio", "table", "calibrated", "CG-Mean", "CG-Peak", "Ray Serve", "Knative",
+        "fixed", "paper", "ratio", "table", "calibrated", "CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults",
+        "Knative", "Knative, defaults",
     ]  # fmt: skip
     assert report.metrics["attainment"].value is not None
     assert {figure.name for figure in report.figures} == {"replicas", "traffic"}

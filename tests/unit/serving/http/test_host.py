@@ -413,7 +413,9 @@ def test_a_terminal_that_is_closed_ends_the_server_as_sigterm_does(words: tuple[
 
 def test_a_server_that_is_told_to_outlive_its_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where SIGHUP is ignored, as nohup has it, it ends nothing."""
-    assert signal.SIGHUP in ending_signals()
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+        assert signal.SIGHUP in ending_signals()
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda _number: signal.SIG_IGN)
         assert signal.SIGHUP not in ending_signals()
