@@ -170,9 +170,10 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def targets(session: nox.Session) -> None:
-    """Test exported plans against the clients of KServe and Triton."""
+    """Test exports and gRPC against the clients of KServe and Triton; both register the protocol, one in a process."""
     session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_with("kinds"))
-    run_tests(session, "", "-m", "targets", *folders_marked("targets"), *session.posargs)
+    for folder in folders_marked("targets"):
+        run_tests(session, "", "-m", "targets", folder, *session.posargs, name=f"targets-{slug(folder)}")
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"], reuse_venv=False)

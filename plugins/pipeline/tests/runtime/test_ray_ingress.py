@@ -149,7 +149,8 @@ def test_exported_config_answers_http(tmp_path: Path, monkeypatch: pytest.Monkey
         # a machine of two cores
         deployment["ray_actor_options"]["num_cpus"] = 0.1
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        # never a cluster of somebody else on this machine
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": 18123})
         client = serve.context._get_global_client()

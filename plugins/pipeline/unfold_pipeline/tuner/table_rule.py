@@ -89,7 +89,11 @@ class TableRule:
         """Raise targets so that the fluid queues of the stages are empty two seconds after an order serves."""
         options = self.context.pipeline.chosen_options(self.context.plan)
         arrived = np.diff(np.searchsorted(arrivals, np.append(times_s[0] - TICK_S, times_s), "right"))
-        service_rates = [np.take(option.throughputs, sizes) for option, sizes in zip(options, batches.T, strict=True)]
+        service_rates = [
+            # a table may name larger batches than the option was measured with
+            np.take(option.throughputs, np.minimum(sizes, len(option.throughputs) - 1))
+            for option, sizes in zip(options, batches.T, strict=True)
+        ]
         return self.queue.raise_targets(
             targets, arrived[:, None] * np.array(self.context.shares), np.stack(service_rates, axis=1), self.limits
         )
