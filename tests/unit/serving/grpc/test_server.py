@@ -32,7 +32,18 @@ def both(*words: str, tls: ssl.SSLContext | None = None) -> Iterator[tuple[Serve
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with serving("total", f"grpc={port}", *words, tls=tls) as server:
+        await_port(port)
         yield server, port
+
+
+def await_port(port: int) -> None:
+    """Wait until the second port accepts connections: HTTP may be ready before gRPC."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")
 
 
 @pytest.fixture(scope="module")
