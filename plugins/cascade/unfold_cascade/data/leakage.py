@@ -1,6 +1,6 @@
 """Leakage in a table: rows that repeat others, which must share a part of the split, and columns that hold the label.
 
-Copies are told from coincidences. Two rows of a coarse table (three categories, confidences of one digit) are often
+Copies differ from coincidences. Two rows of a coarse table (three categories, confidences of one digit) are often
 equal by chance, and stay independent cases. Copies share a value that no other row has, or occur equally often.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 
 MAX_COLUMNS = 64
-"""Columns whose values are counted; of wider tables, evenly spread ones."""
+"""Columns in which values are counted; of wider tables, evenly spread ones."""
 TREE_COLUMNS = 4
 SPECIFIC_SHARE = 0.5
 MIN_REPEATED_SHARE = 0.2
@@ -140,7 +140,7 @@ def _mix(keys: np.ndarray) -> np.ndarray:
 
 
 def _mark_copies(numbers: FloatArray, row: IntArray) -> BoolArray:
-    """Mark the rows whose equality with others is no coincidence; ``row`` (n,) numbers the distinct rows."""
+    """Mark the rows that equal others by more than coincidence; ``row`` (n,) numbers the distinct rows."""
     first = np.unique(row, return_index=True)[1]
     count = np.bincount(row)
     is_repeated = count > 1

@@ -446,7 +446,7 @@ def _read_latency(frame: Frame, columns: Recorded, key: str) -> FloatArray:
 def _read_answers(
     frame: Frame, columns: list[Recorded], keys: list[str], is_missing: BoolArray
 ) -> tuple[IntArray | None, BoolArray | None]:
-    """Number the texts of answers, and mark the answers whose correctness is unknown."""
+    """Number the texts of answers, and mark the answers of unknown correctness."""
     if any(column.answer is None for column in columns):
         return None, None
     texts = [frame.text(c.answer or "", key=f"{key}.answer") for c, key in zip(columns, keys, strict=True)]

@@ -77,7 +77,7 @@ def mean_log_wealth(d: FloatArray, epsilon: float, wager: float) -> float:
 
 
 def mixture_p_value(d: FloatArray, epsilon: float) -> float:
-    """Compute the p-value of a betting test whose wealth is the mean over a fixed grid of wagers.
+    """Compute the p-value of a betting test with the mean wealth over a fixed grid of wagers.
 
     It needs no tuning split, so it also tests what tuning rows did not suggest: that a promise is broken.
 

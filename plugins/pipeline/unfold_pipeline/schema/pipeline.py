@@ -93,7 +93,7 @@ class PipelineSpec(Spec):
         return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
 
     def refuse_engine(self, verb: str) -> None:
-        """Reject a verb that runs models of its own, for a pipeline whose stage is an LLM engine.
+        """Reject a verb that runs models of its own, for a pipeline that is an LLM engine.
 
         Raises:
             UnfoldError: a stage is an engine.

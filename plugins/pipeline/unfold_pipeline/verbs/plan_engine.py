@@ -1,4 +1,4 @@
-"""The verb ``plan`` for a pipeline whose stage is an LLM engine: the cheapest GPUs that keep TTFT and TPOT."""
+"""The verb ``plan`` for a pipeline that is an LLM engine: the cheapest GPUs that keep TTFT and TPOT."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A unit that would not fit on the empty cluster under the present standing rules is *set aside*: it can block no other.
 A unit that would fit, but does not fit now, can have nodes reserved. They drain until it fits (Lifka, 1995, reserves
-nodes for the head of the queue; without run times nobody may use them meanwhile).
+nodes for the head of the queue; without run times they stay empty meanwhile).
 """
 
 from __future__ import annotations

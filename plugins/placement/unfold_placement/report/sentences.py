@@ -120,7 +120,7 @@ def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
 
 
 def unaudited_line(policies: Sequence[str]) -> str:
-    """Return the line about policies whose rules no audit checks."""
+    """Return the line about policies with rules that no audit checks."""
     return f"violations do not cover {', '.join(policies)}"
 
 

@@ -54,7 +54,7 @@ class Verification:
         by_design: Confirmed consequences of a strict order or of classes, which no guard removes.
         unconfirmed: Findings that the simulator did not show.
         searches: The searches.
-        time_dependent: Policies whose state never recurs, for which no absence is claimed.
+        time_dependent: Policies with a state that never recurs, for which no absence is claimed.
     """
 
     counterexamples: tuple[Counterexample, ...]

@@ -45,7 +45,7 @@ EAGER_BATCH = 32
 
 
 class _Calibrated(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A member whose logits are divided by its temperature."""
+    """A member with logits divided by its temperature."""
 
     def __init__(self, module: nn.Module, temperature: float) -> None:
         super().__init__()

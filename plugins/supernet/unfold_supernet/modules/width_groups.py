@@ -1,8 +1,8 @@
 """Width of a user's module: groups of channels that must be narrowed together, found by a dependency graph.
 
-torch-pruning (Fang et al., CVPR 2023) couples the layers whose channels depend on each other: through residual sums,
-concatenations, depthwise convolutions and squeeze-and-excitation. A member keeps the most important channels of every
-group, so that a narrow member is contained in each wider one.
+torch-pruning (Fang et al., CVPR 2023) couples the layers with channels that depend on each other: through residual
+sums, concatenations, depthwise convolutions and squeeze-and-excitation. A member keeps the most important channels of
+every group, so that a narrow member is contained in each wider one.
 """
 
 from __future__ import annotations

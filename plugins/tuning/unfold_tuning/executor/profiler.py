@@ -126,7 +126,7 @@ class Profiler:
         accelerators: Accelerators of its node.
         checkpoint_iters: Iterations between two checkpoints.
         seed: Seed of the configurations and trials.
-        bracket: The bracket whose first trials are measured: they belong to the search.
+        bracket: The bracket of the first trials that are measured: they belong to the search.
         max_iters: Iterations that a trial of the search runs at most.
         folder: Folder of the trials' states.
         clock: A monotonic clock.

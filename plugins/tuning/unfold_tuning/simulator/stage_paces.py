@@ -60,7 +60,7 @@ def draw_paces(stages: Sequence[Stage], paces: StagePaces, samples: int, seed: i
     """Draw the shift and spread of each group in every run; equal seeds give equal draws.
 
     Args:
-        stages: The stages whose groups the distribution covers, in order.
+        stages: The stages with groups that the distribution covers, in order.
         paces: The distribution.
         samples: Number of runs.
         seed: Seed of the draws.

@@ -245,7 +245,7 @@ async def _add_health_and_reflection(server: Any, servicer: InferenceServicer) -
 
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     if servicer.options.is_authorized is None:
-        # a service with a token tells nothing without it
+        # a service with a token reveals nothing without it
         pool = servicer.messages.pool
         for module in (health_pb2, reflection_pb2):
             pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)

@@ -107,7 +107,7 @@ class Endpoint:
         except (TooLarge, InvalidRequest) as problem:
             return problem
         except Exception as error:
-            # in a thread nobody else would answer the request
+            # in a thread nothing else would answer the request
             self.log.exception("cannot decode a request for %s", self.model.name)
             return error
         rows = request.call.rows

@@ -85,7 +85,7 @@ def is_covered(request: Mapping[str, Any], longest_prompt: int | None) -> bool:
 
 
 def pending_tool_call_ids(request: Mapping[str, Any]) -> list[str]:
-    """List the ids of the tool calls whose results a request carries at its end."""
+    """List the ids of the tool calls of which a request carries the results at its end."""
     ids: list[str] = []
     for message in reversed(request["messages"]):
         if message.get("role") != "tool":

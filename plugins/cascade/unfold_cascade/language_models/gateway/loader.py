@@ -62,7 +62,7 @@ def read_secret(variable: str | None, key: str) -> str:
 
 
 def check_gateway(plan: GatewayPlan) -> None:
-    """Raise if two models or keys cannot be told apart.
+    """Raise if two models or keys have one name.
 
     Raises:
         UnfoldError: two clients have the same key.

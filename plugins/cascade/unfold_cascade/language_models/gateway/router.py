@@ -28,7 +28,7 @@ from unfold_cascade.language_models.gateway.upstream import (
 REFUSED_FOR_S = 60.0
 """How long a model is left out after its endpoint refused the gateway."""
 REMEMBERED = 20_000
-"""Tool calls and conversations whose model is remembered."""
+"""Tool calls and conversations for which the model is remembered."""
 
 
 @dataclass(slots=True)

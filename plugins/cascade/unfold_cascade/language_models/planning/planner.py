@@ -44,7 +44,7 @@ class RoutingSolution:
         uncertified: the cheapest route within the limit as counted on tuning rows, without a test.
         smallest_limit: of a refusal, the smallest loss that would pass.
         units_needed: of a refusal, about how many certifying units would do.
-        rows_to_label: unlabelled rows whose labels could help.
+        rows_to_label: unlabelled rows for which labels could help.
     """
 
     problem: RoutingProblem
@@ -164,7 +164,7 @@ def _relax(
 
 
 def _labelled_rows(log: CallLog, rows: IntArray) -> IntArray:
-    """Keep the rows whose correctness is known for every model: others cannot be tuned on."""
+    """Keep the rows with known correctness for every model: others cannot be tuned on."""
     return rows if log.is_unlabelled is None else rows[~log.is_unlabelled[rows].any(axis=1)]
 
 

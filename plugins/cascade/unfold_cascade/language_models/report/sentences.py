@@ -135,7 +135,7 @@ def reversed_scores(models: Sequence[str]) -> str:
 
 
 def weak_scores(models: Sequence[str]) -> str:
-    """Warn of confidences which hardly tell correct answers from wrong ones."""
+    """Warn of confidences which hardly separate correct answers from wrong ones."""
     return f"the confidence of {', '.join(models)} hardly separates correct answers from wrong ones (AUC below 0.6)"
 
 

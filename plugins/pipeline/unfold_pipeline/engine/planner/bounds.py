@@ -77,7 +77,7 @@ def bound_replicas(problem: EngineProblem, option: EngineOption, budget: int) ->
 def _bound_by_windows(
     problem: EngineProblem, prompt: FloatArray | CountArray, least: LeastStepTimes, allowed: int
 ) -> int:
-    """Return the engines whose fluid work fits before its deadlines, over windows of many lengths."""
+    """Return the engines with fluid work that fits before its deadlines, over windows of many lengths."""
     targets, requests = problem.targets, problem.requests
     deadline_s, work = _deadlines(problem, prompt)
     seconds = work * least.token_s
@@ -114,7 +114,7 @@ def _deadlines(problem: EngineProblem, prompt: FloatArray | CountArray) -> tuple
 
 
 def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes, allowed: int) -> int:
-    """Return the engines whose KV caches hold all requests for the least time inside, by Little's law."""
+    """Return the engines with KV caches that hold all requests for the least time inside, by Little's law."""
     requests, targets = problem.requests, problem.targets
     if requests.is_shared or not math.isfinite(targets.ttft_s + targets.tpot_s):
         return 1

@@ -123,7 +123,7 @@ class EngineProblem:
         stage: name of the stage.
         requests: the trace.
         options: what can be rented and holds the model.
-        too_small: hardware and tensor parallelism whose memory does not hold the longest request.
+        too_small: hardware and tensor parallelism with too little memory for the longest request.
         settings: limits of every engine.
         targets: p99 targets.
         confidence: how sure the plan must be; ``None`` for the point estimate.

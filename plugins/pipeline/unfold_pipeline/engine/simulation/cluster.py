@@ -19,7 +19,7 @@ UNLIMITED = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyTargets:
-    """Targets whose misses end a simulation early; ``inf`` for none.
+    """Targets that end a simulation early when missed; ``inf`` for none.
 
     Attributes:
         ttft_s: time to first token.
@@ -232,7 +232,7 @@ def _request_state(requests: EngineRequests) -> CountArray:
 
 
 def _empty_pools(blocks: int, counters: CountArray) -> CountArray:
-    """Return a pool for each engine whose blocks are all free."""
+    """Return a pool of free blocks for each engine."""
     pools = np.zeros((counters.shape[0], kernel.POOL_ROWS, blocks), dtype=np.int64)
     pools[:, kernel.BEFORE], pools[:, kernel.AFTER] = np.arange(-1, blocks - 1), np.arange(1, blocks + 1)
     pools[:, kernel.CONTENT] = kernel.NONE

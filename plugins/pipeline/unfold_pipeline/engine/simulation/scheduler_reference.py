@@ -97,7 +97,7 @@ class ReferenceEngine:
         self.run = ReferenceRun([math.nan] * count, [math.nan] * count)
 
     def total(self, request: int) -> int:
-        """Return the tokens whose KV a request needs before its next token."""
+        """Return the tokens of KV that a request needs before its next token."""
         return int(self.requests.input_tokens[request]) + self.generated[request]
 
     def schedule(self) -> Step:
@@ -183,7 +183,7 @@ class ReferenceEngine:
             step.produces.add(request)
 
     def enter_blocks(self, request: int) -> None:
-        """Enter the full blocks of a request whose tokens are known by now."""
+        """Enter the full blocks of a request with tokens known by now."""
         known = min(self.computed[request], int(self.requests.input_tokens[request]) + self.seen[request])
         first = int(self.requests.first_content[request])
         for index in range(self.entered[request], known // self.requests.block_tokens):

@@ -62,7 +62,7 @@ class MeasuredTable:
         )
 
     def where(self, wanted: Mapping[str, str]) -> MeasuredTable:
-        """Return the rows whose cells equal ``wanted``; columns that the table lacks do not restrict it."""
+        """Return the rows with cells equal to ``wanted``; columns that the table lacks do not restrict it."""
         names = [name for name in wanted if name in self.columns]
         if not names or not len(self):
             return self

@@ -1,6 +1,6 @@
 """Fit scale and overhead of step times to benchmark results of the engine, by simulating each run.
 
-An overhead stays as models and limits change, a factor grows with the step, and one load cannot tell them apart: with
+An overhead stays as models and limits change, a factor grows with the step, and one load cannot separate them: with
 one run, each is fitted alone, and both are part of the interval.
 """
 

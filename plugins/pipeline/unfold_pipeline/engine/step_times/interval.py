@@ -96,7 +96,7 @@ def compute_interval(groups: Sequence[CalibrationGroup], confidence: float = CON
 
 
 def compute_fitted_interval(within: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the interval of an engine whose own runs fit its step times: the bias is gone, the part within stays."""
+    """Return the interval of an engine with step times fitted to its runs: the bias is gone, the part within stays."""
     half = within * _normal_ratio(confidence)
     return math.exp(-half), math.exp(half)
 

@@ -95,7 +95,7 @@ class TokenTrace:
 def read_tokens(
     path: Path, arrival_s: FloatArray | None, *, prompt: str | int | None, generated: str | int | None, match: str = ""
 ) -> TokenTrace:
-    """Read the tokens of a trace whose arrival times are known.
+    """Read the tokens of a trace with known arrival times.
 
     Args:
         path: a CSV, or one JSON object a line as in Mooncake's traces.

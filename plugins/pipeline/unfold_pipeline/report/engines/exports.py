@@ -10,7 +10,7 @@ from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
 MODEL = "MODEL"
-"""Stands for the name of a model whose spec gives sizes only."""
+"""Stands for the name of a model of which the spec gives sizes only."""
 IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
 DATA_TYPES = {"bf16": "bfloat16", "fp8": "bfloat16"}

@@ -106,7 +106,7 @@ def describe_excluded(hardware: str, tensor_parallel: int, obstacle: str, value_
 
 
 def describe_too_small(options: Sequence[tuple[str, int]]) -> str:
-    """Return the options whose memory does not hold the model with the longest request."""
+    """Return the options with memory that does not hold the model with the longest request."""
     names = ", ".join(f"{hardware} tp{parallel}" for hardware, parallel in options)
     return f"{names}: too little memory for the model and the longest request"
 

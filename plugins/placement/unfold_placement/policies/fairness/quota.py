@@ -69,7 +69,7 @@ class Quota(FairQueuePolicy):
         if not self.queue.observe(event, view):
             return
         if view.reserved_unit:
-            # also one that borrows: its nodes have drained, and nobody else may use them
+            # also one that borrows: its nodes have drained, and no other task may use them
             view.check_reservation()
             yield from self.queue.admit_reserved(view)
         yield from self.admit_units(view)

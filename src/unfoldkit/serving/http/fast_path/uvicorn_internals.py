@@ -63,7 +63,7 @@ def build_protocol_class() -> Any:
     class Protocol(HttpToolsProtocol):
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
-            # what follows goes into a list that nobody reads
+            # what follows goes into a list that is never read
             self.headers = []
 
         def on_body(self, body: bytes) -> None:
