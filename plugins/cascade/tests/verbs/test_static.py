@@ -270,7 +270,7 @@ def test_a_non_numeric_cell_is_reported_with_row_and_column(tmp_path: Path) -> N
 def test_categories_become_indicator_columns(tmp_path: Path) -> None:
     """A column of words is read as one column of 0 and 1 a word, none of them for a gap, and a model learns from it."""
     wards = ["heart", "skin, eyes", "", "heart=lung"]
-    rows = [f'{i % 5},"{wards[i % 4]}",{int(i % 4 == 0)}' for i in range(160)]
+    rows = [f'{i * 37 % 160},"{wards[i % 4]}",{int(i % 4 == 0)}' for i in range(160)]
     (tmp_path / "own.csv").write_text("\n".join(["a,b,y", *rows]))
     spec = _table_spec(tmp_path, "data.categories=[b]", "goal.max_loss=10%")
     run = run_in(tmp_path / "run", base=tmp_path)
