@@ -63,6 +63,15 @@ def test_split_requests_run_on_the_most_accurate_subnet_in_time(
         assert nets[choice[0]].accuracy == max(fitting)
 
 
+def test_request_that_fits_a_batch_is_never_split() -> None:
+    """A policy that drops a request which fits a batch is not overruled."""
+    nets = (SubnetProfile("a", 90.0, ((1, 1e-3), (8, 2e-3))),)
+    levels = build_accuracy_levels(nets, lambda some: ADAPTIVE["steady"](some, SLO), Slowdown())
+    assert levels.pick_split is not None
+    assert levels.pick_split(10.0, 8, 0) is None
+    assert levels.pick_split(10.0, 9, 0) == (0, 9)
+
+
 def test_split_latency_sums_full_batches_and_the_remainder() -> None:
     """Parts of the largest measured batch take its time; the remainder is interpolated."""
     profile = SubnetProfile("a", 90.0, ((1, 1.0), (8, 2.0)))

@@ -38,7 +38,12 @@ def build_accuracy_levels(
         choice = policies[level](slack, rows)
         return None if choice is None else (allowed[level][choice.subnet], choice.batch)
 
+    largest = max(profile.max_batch for profile in profiles)
+
     def pick_split(slack: float, rows: int, level: int) -> tuple[int, int] | None:
+        if rows <= largest:
+            # a policy that drops a request which fits a batch has its reasons
+            return None
         by_accuracy = sorted(allowed[level], key=lambda index: profiles[index].accuracy, reverse=True)
         for index in by_accuracy:
             if profiles[index].estimate_split_latency(rows) * slowdown.p90 <= slack:
