@@ -42,7 +42,7 @@ def elastic(
 
 
 def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
-    """Train a family in place; ``options`` are the fields of :class:`unfold_supernet.modules.training.FitOptions`.
+    """Train a family in place; ``options`` are the fields of :class:`unfold_supernet.modules.problem.FitOptions`.
 
     Args:
         family: The family.
@@ -53,7 +53,6 @@ def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
     Raises:
         UnfoldError: Training diverged.
     """
-    from unfold_supernet.modules.training import FitOptions
-    from unfold_supernet.modules.training import fit as train
+    from unfold_supernet.modules import problem, training
 
-    train(family, x, y, FitOptions(**options))
+    training.fit(family, x, y, problem.FitOptions(**options))

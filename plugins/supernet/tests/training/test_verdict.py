@@ -15,7 +15,6 @@ def judge(
     accuracies: list[float],
     goal: Goal | None = None,
     majority: float = 0.5,
-    front: int = 2,
     gaps: list[PairedDifference] | None = None,
     seed: int = 0,
 ) -> FamilyVerdict:
@@ -27,7 +26,7 @@ def judge(
         for index, accuracy in enumerate(accuracies)
     }
     labels = np.r_[np.zeros(2, np.int64), 1]
-    return judge_family(qualities, list(qualities)[:front], gaps or [], labels, y, goal or Goal())
+    return judge_family(qualities, list(range(len(qualities))), gaps or [], labels, y, goal or Goal())
 
 
 def test_good_family_is_accepted() -> None:
@@ -45,14 +44,14 @@ def test_member_at_the_commonest_class_is_named() -> None:
 
 def test_constant_classifier_never_beats_itself() -> None:
     """No seed makes a member of the majority's accuracy look useful more often than the test allows."""
-    accepted = sum(not judge([0.9], majority=0.9, front=1, seed=seed).useless for seed in range(200))
+    accepted = sum(not judge([0.9], majority=0.9, seed=seed).useless for seed in range(200))
     assert accepted <= 12
 
 
 def test_family_without_growth_is_refused() -> None:
     """Several members of which none is significantly better than the smallest are not worth a family."""
-    assert not judge([0.9, 0.9], front=1).is_met
-    assert judge([0.9], front=1).is_met
+    assert not judge([0.9, 0.9]).is_met
+    assert judge([0.9]).is_met
 
 
 @pytest.mark.parametrize(("goal", "is_met"), [(90.0, True), (94.9, False), (99.0, False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -16,32 +17,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from unfold_supernet._types import IntArray
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
-from unfold_supernet.modules.onnx_members import OnnxMember, open_member, predict_logits, write_members
-from unfold_supernet.modules.problem import ModuleProblem, ModuleResult, ModuleSource
-from unfold_supernet.modules.training import FitOptions, fit
-from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
-from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions, select_front
-from unfold_supernet.training.calibration import (
-    CalibrationError,
-    compute_calibration_error,
-    compute_confidence,
-    fit_temperature,
+from unfold_supernet.modules.onnx_members import open_member, write_members
+from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
+from unfold_supernet.modules.training import fit
+from unfold_supernet.scheduling.escalation import pack_predictions
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.calibration import fit_temperature, measure_calibration
+from unfold_supernet.training.evaluation import evaluate_subnets
+from unfold_supernet.training.latency import (
+    ENOUGH_S,
+    Model,
+    compute_all_logits,
+    measure_latencies,
+    predict_classes,
+    tabulate_predictions,
+    time_rounds,
 )
-from unfold_supernet.training.latency import BATCHES, ENOUGH_S, time_rounds
 from unfold_supernet.training.problem import StandaloneComparison
 from unfold_supernet.training.verdict import judge_family
 from unfoldkit.api import Progress, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.files import decoding, read_bytes
 
 STATE_FILE = "family/module.safetensors"
-RATE = 1e-3
-"""Learning rate of AdamW where the spec names none."""
-ROUNDS = 30
-EAGER_BATCH = 32
 
 
 class _Calibrated(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -74,7 +74,7 @@ def train_module(
     Raises:
         UnfoldError: The module cannot be loaded, is not elastic, or its training diverged.
     """
-    torch.set_num_threads(problem.options.threads)
+    torch.set_num_threads(problem.threads)
     data, start = problem.data, clock()
     progress("trace module", 0, 1)
     module = load_module(problem.source, len(data.names), problem.seed)
@@ -87,9 +87,10 @@ def train_module(
     )
     _check_outputs(family, len(data.names))
     progress("trace module", 1, 1)
+    untrained = copy.deepcopy(family)
     _train_family(problem, family, directory, progress)
     training_s = clock() - start
-    temperatures = {member.name: _calibrate(family, member.name, data) for member in family.members()}
+    temperatures = {member.name: _fit_temperature(family, member.name, data) for member in family.members()}
     contents = {}
     for index, (name, temperature) in enumerate(temperatures.items()):
         progress("export members", index, len(temperatures))
@@ -97,25 +98,28 @@ def train_module(
     progress("export members", len(temperatures), len(temperatures))
     write_members(directory, data.x.shape[1:], contents)
     members = {name: open_member(content) for name, content in contents.items()}
-    tested = _predict_test_rows(members, data)
-    qualities = {
-        name: evaluate_predictions(row, tested.labels, len(data.names))
-        for name, row in zip(tested.names, tested.predictions, strict=True)
-    }
-    comparisons = _compare_standalone(problem, family, qualities, progress) if problem.options.standalone else {}
+    logits = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
+    tested = tabulate_predictions(logits, data.y[data.test])
+    qualities = evaluate_subnets(tested, len(data.names))
+    comparisons = _compare_standalone(problem, untrained, qualities, progress) if problem.compares else {}
     macs = {member.name: member.macs for member in family.members()}
-    front = [list(macs)[index] for index in select_front(list(macs.values()), list(qualities.values()))]
-    gaps = [comparison.gap for comparison in comparisons.values()]
     largest = list(contents)[-1]
     result = ModuleResult(
         qualities=qualities,
-        seconds_by_batch={name: _measure_latencies(member, data) for name, member in members.items()},
+        seconds_by_batch={name: measure_latencies(member, data) for name, member in members.items()},
         eager_seconds={name: _measure_eager(family, name, data) for name in members},
         macs=macs,
         parameters={member.name: member.parameters for member in family.members()},
         comparisons=comparisons,
-        calibration={name: _measure_error(members[name], temperatures[name], data) for name in members},
-        verdict=judge_family(qualities, front, gaps, data.y[data.train], data.y[data.test], problem.goal),
+        calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
+        verdict=judge_family(
+            qualities,
+            list(macs.values()),
+            [comparison.gap for comparison in comparisons.values()],
+            data.y[data.train],
+            data.y[data.test],
+            problem.goal,
+        ),
         groups=len(family.groups),
         skippable=sum(len(run.paths) for run in family.runs),
         inelastic=tuple((part.path, part.reason) for part in family.inelastic),
@@ -200,98 +204,42 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
         family,
         torch.from_numpy(data.x[data.train]),
         torch.from_numpy(data.y[data.train]),
-        _make_options(problem),
+        problem.fit,
         lambda epoch, epochs: progress("train family", epoch, epochs),
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
 
 
-def _make_options(problem: ModuleProblem) -> FitOptions:
-    options = problem.options
-    return FitOptions(
-        epochs=options.epochs,
-        batch=options.batch,
-        rate=options.rate if problem.has_rate else RATE,
-        optimizer="sgd" if problem.has_rate and options.rate > 10 * RATE else "adamw",
-        decay=options.decay,
-        distill=options.distill or 0.5,
-        clip=options.clip,
-        calibrate=options.calibrate,
-        seed=problem.seed,
-    )
+def _bind(family: ElasticFamily, name: str) -> Model:
+    """Bind a member as a model that ignores the numbers beside the inputs."""
+    return lambda x, _extra: family(name, x)
 
 
-def _calibrate(family: ElasticFamily, name: str, data: Dataset) -> float:
+def _fit_temperature(family: ElasticFamily, name: str, data: Dataset) -> float:
     """Fit a member's temperature on the held-out rows, which no weight depends on."""
     if not len(data.holdout):
         return 1.0
-    return fit_temperature(_compute_logits(family, name, data, data.holdout), data.y[data.holdout])
-
-
-def _compute_logits(family: ElasticFamily, name: str, data: Dataset, rows: IntArray, chunk: int = 512) -> np.ndarray:
-    with torch.no_grad():
-        parts = [
-            family(name, torch.from_numpy(data.x[rows[start : start + chunk]])).numpy()
-            for start in range(0, len(rows), chunk)
-        ]
-    return np.concatenate(parts)
-
-
-def _predict_test_rows(members: dict[str, OnnxMember], data: Dataset) -> SubnetPredictions:
-    logits = {name: predict_logits(member, data.x[data.test]) for name, member in members.items()}
-    return SubnetPredictions(
-        tuple(members),
-        np.stack([values.argmax(1) for values in logits.values()]).astype(np.int64),
-        np.stack([compute_confidence(values, 1.0) for values in logits.values()]).astype(np.float32),
-        data.y[data.test],
-    )
-
-
-def _measure_error(member: OnnxMember, temperature: float, data: Dataset) -> CalibrationError:
-    logits = predict_logits(member, data.x[data.test])
-    correct = logits.argmax(1) == data.y[data.test]
-    # the exported member divides by its temperature
-    before, after = (
-        compute_calibration_error(compute_confidence(logits, divisor), correct) for divisor in (1 / temperature, 1.0)
-    )
-    return CalibrationError(before, after)
-
-
-def _measure_latencies(member: OnnxMember, data: Dataset) -> dict[int, float]:
-    empty, result = torch.zeros(0), {}
-    for batch in BATCHES:
-        x = torch.from_numpy(data.x[np.resize(data.test, batch)])
-        call = partial(member, x, empty)
-        time_rounds(call, 2, ENOUGH_S / 10, min_rounds=1)
-        result[batch] = float(np.median(time_rounds(call, ROUNDS, ENOUGH_S, min_rounds=2)))
-    return result
+    return fit_temperature(compute_all_logits(_bind(family, name), data, data.holdout), data.y[data.holdout])
 
 
 def _measure_eager(family: ElasticFamily, name: str, data: Dataset) -> float:
-    x, module = torch.from_numpy(data.x[np.resize(data.test, EAGER_BATCH)]), family.extract(name)
-    with torch.inference_mode():
-        call = partial(module, x)
-        time_rounds(call, 2, ENOUGH_S / 10, min_rounds=1)
-        return float(np.median(time_rounds(call, ROUNDS, ENOUGH_S, min_rounds=2)))
+    module = family.extract(name)
+    return measure_latencies(lambda x, _extra: module(x), data, (EAGER_BATCH,))[EAGER_BATCH]
 
 
 def _compare_standalone(
-    problem: ModuleProblem, family: ElasticFamily, qualities: dict[str, SubnetQuality], progress: Progress
+    problem: ModuleProblem, untrained: ElasticFamily, qualities: dict[str, SubnetQuality], progress: Progress
 ) -> dict[str, StandaloneComparison]:
     """Train the smallest, middle and largest member alone, from the same start for as many steps."""
-    data, members = problem.data, family.members()
+    data, members = problem.data, untrained.members()
     extremes = dict.fromkeys((members[0].name, members[(len(members) - 1) // 2].name, members[-1].name))
     x, y = torch.from_numpy(data.x[data.train]), torch.from_numpy(data.y[data.train])
-    start = load_module(problem.source, len(data.names), problem.seed)
     comparisons = {}
     for name in extremes:
-        fresh = elastic(
-            start, family.example, widths=problem.widths, depths=problem.depths, resolutions=problem.resolutions
-        )
-        single = fresh.keep(name)
-        fit(single, x, y, _make_options(problem), partial(progress, f"train {name} standalone"))
-        predictions = _compute_logits(single, name, data, data.test).argmax(1)
+        single = copy.deepcopy(untrained.keep(name))
+        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"))
+        predictions = predict_classes(_bind(single, name), data, data.test)
         alone = evaluate_predictions(predictions, data.y[data.test], len(data.names))
         comparisons[name] = StandaloneComparison(qualities[name], alone)
     return comparisons

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
@@ -85,7 +84,7 @@ class ElasticFamily:
         """Compute the outputs of a member for inputs (n, *size); gradients flow to the shared weights."""
         member = self.by_name[name]
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
-        result: Tensor = functional_call(member.skeleton, tensors, (shrink_inputs(x, member.shrink),))
+        result: Tensor = functional_call(member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x),))
         return result
 
     def keep(self, name: str) -> ElasticFamily:
@@ -99,8 +98,9 @@ class ElasticFamily:
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 parameter.copy_(select(self.weights[key], member.indices[key]))
-        body = module if member.shrink == 1 else nn.Sequential(_Shrink(member.shrink), module)
-        return body.eval()
+        if member.shrink > 1:
+            module = nn.Sequential(make_shrink(self.example.ndim - 2, member.shrink), module)
+        return module.eval()
 
     def export(self, form: str, name: str, path: Path | None = None) -> bytes:
         """Export a member.
@@ -175,24 +175,11 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-class _Shrink(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Averages neighbours of the input along each spatial axis."""
-
-    def __init__(self, shrink: int) -> None:
-        super().__init__()
-        self.shrink = shrink
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Average the neighbours."""
-        return shrink_inputs(x, self.shrink)
-
-
-def shrink_inputs(x: Tensor, shrink: int) -> Tensor:
-    """Average every ``shrink`` neighbours along the spatial axes of inputs (n, channels, *size)."""
+def make_shrink(dims: int, shrink: int) -> nn.Module:
+    """Make the layer that averages every ``shrink`` neighbours along each of one or two spatial axes."""
     if shrink == 1:
-        return x
-    pool = functional.avg_pool1d if x.ndim == 3 else functional.avg_pool2d
-    return pool(x, shrink)
+        return nn.Identity()
+    return nn.AvgPool1d(shrink) if dims == 1 else nn.AvgPool2d(shrink)
 
 
 def elastic(
@@ -310,7 +297,7 @@ def _build_member(
         counter = FlopCounterMode(display=False)
         # with gradients: torch's fused encoder layers are not counted
         with torch.enable_grad(), counter:
-            skeleton(shrink_inputs(example[:1], shrink))
+            skeleton(make_shrink(example.ndim - 2, shrink)(example[:1]))
     except Exception as error:
         message = f"member {name} fails on the example: {error}"
         raise user_error(message, key="resolutions", hint="use resolutions: [1]") from error

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,10 +93,3 @@ def read_members(directory: RunDir) -> OnnxFamily:
 def locate_member(name: str) -> str:
     """Return where a run stores a member."""
     return f"subnets/{name}.onnx"
-
-
-def predict_logits(member: OnnxMember, x: np.ndarray, chunk: int = 512) -> np.ndarray:
-    """Compute logits (n, classes) of inputs (n, *size) in parts."""
-    empty = torch.zeros(0)
-    parts = [member(torch.from_numpy(x[start : start + chunk]), empty).numpy() for start in range(0, len(x), chunk)]
-    return np.concatenate(parts)

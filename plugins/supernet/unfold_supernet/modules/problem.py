@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
+from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.training.accuracy import SubnetQuality, select_front
 from unfold_supernet.training.calibration import CalibrationError
-from unfold_supernet.training.problem import StandaloneComparison, TrainingOptions
+from unfold_supernet.training.problem import StandaloneComparison, record_members
 from unfold_supernet.training.verdict import FamilyVerdict, Goal
+
+EAGER_BATCH = 32
+"""Rows of the batch in which ONNX Runtime is compared with torch."""
+Task = Literal["classes", "labels", "values"]
+"""One class a row, several labels a row (0 or 1 each), or real values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How a family is trained.
+
+    Attributes:
+        task: What the outputs are.
+        epochs: Passes over the data.
+        batch: Rows in a step.
+        rate: Largest learning rate, after warm-up.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov momentum.
+        decay: Weight decay.
+        distill: Weight of the teacher's outputs in the loss of the smaller members, between 0 and 1.
+        samples: Random members in a step of a long list, beside the largest and the smallest.
+        warmup: Fraction of the steps in which the rate rises.
+        clip: Maximum gradient norm.
+        class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
+        calibrate: Rows for the members' batch-norm statistics after training.
+        seed: Of the batches and the random members.
+    """
+
+    task: Task = "classes"
+    epochs: int = 10
+    batch: int = 64
+    rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    decay: float = 1e-4
+    distill: float = 0.5
+    samples: int = 1
+    warmup: float = 0.05
+    clip: float = 5.0
+    class_weights: tuple[float, ...] | None = None
+    calibrate: int = 4096
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +85,11 @@ class ModuleProblem:
         depths: Fractions of the residual blocks.
         resolutions: Fractions of the input's edges.
         data: Examples; the hold-out calibrates confidences.
-        options: How the family is trained.
-        has_rate: Whether the spec names a learning rate.
+        fit: How the family is trained.
+        compares: Whether to train standalone members for comparison.
+        threads: Threads of torch.
         goal: What the family must reach.
-        seed: Of weights and batches.
+        seed: Of the fresh weights.
         fingerprint_parts: Sections of the spec on which the weights depend.
     """
 
@@ -59,8 +99,9 @@ class ModuleProblem:
     depths: tuple[float, ...]
     resolutions: tuple[float, ...]
     data: Dataset
-    options: TrainingOptions
-    has_rate: bool
+    fit: FitOptions
+    compares: bool
+    threads: int
     goal: Goal
     seed: int
     fingerprint_parts: tuple[object, ...]
@@ -108,14 +149,5 @@ class ModuleResult:
 
     def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
         """Summarise the measurements that serving needs."""
-        subnets = tuple(
-            SubnetRecord(
-                name=name,
-                accuracy=quality.accuracy,
-                sensitivity=tuple(None if math.isnan(value) else value for value in quality.sensitivity),
-                macs=self.macs[name],
-                seconds=self.seconds_by_batch[name],
-            )
-            for name, quality in self.qualities.items()
-        )
+        subnets = record_members(self.qualities, list(self.macs.values()), self.seconds_by_batch)
         return SupernetRecord(subnets, self.front, classes, self.load_s)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,47 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unfold_supernet.modules.family import ElasticFamily
+from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
 
 MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
-Task = Literal["classes", "labels", "values"]
-"""One class a row, several labels a row (0 or 1 each), or real values."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions:
-    """How a family is trained.
-
-    Attributes:
-        task: What the outputs are.
-        epochs: Passes over the data.
-        batch: Rows in a step.
-        rate: Largest learning rate, after warm-up.
-        optimizer: ``adamw``, or ``sgd`` with Nesterov momentum.
-        decay: Weight decay.
-        distill: Weight of the teacher's outputs in the loss of the smaller members, between 0 and 1.
-        samples: Random members in a step of a long list, beside the largest and the smallest.
-        warmup: Fraction of the steps in which the rate rises.
-        clip: Maximum gradient norm.
-        class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
-        calibrate: Rows for the members' batch-norm statistics after training.
-        seed: Of the batches and the random members.
-    """
-
-    task: Task = "classes"
-    epochs: int = 10
-    batch: int = 64
-    rate: float = 1e-3
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    decay: float = 1e-4
-    distill: float = 0.5
-    samples: int = 1
-    warmup: float = 0.05
-    clip: float = 5.0
-    class_weights: tuple[float, ...] | None = None
-    calibrate: int = 4096
-    seed: int = 0
 
 
 def fit(
@@ -106,7 +68,7 @@ def _draw_members(names: list[str], samples: int, rng: np.random.Generator) -> l
     """Draw the members of a step, the largest first: all of a short list, else the largest, the smallest and others."""
     if len(names) <= MAX_TOGETHER:
         return names[::-1]
-    return [names[-1], names[0], *map(str, rng.choice(names[1:-1], samples, replace=False))]
+    return [names[-1], names[0], *map(str, rng.choice(names[1:-1], min(samples, len(names) - 2), replace=False))]
 
 
 def _make_optimizer(family: ElasticFamily, options: FitOptions) -> torch.optim.Optimizer:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from unfold_supernet.modules.problem import ModuleProblem, ModuleResult
+from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
 from unfold_supernet.report import sentences
 from unfold_supernet.report.training import (
     MICRO,
+    WEIGHT_BYTES,
+    collect_quality_metrics,
     describe_gap,
-    get_largest_error,
-    name_advice,
+    describe_verdict,
+    plot_front,
     state_misses,
     tabulate_calibration,
     tabulate_classes,
     tabulate_gaps,
 )
 from unfold_supernet.units import scale_column
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
-WEIGHT_BYTES = 4
-EAGER_BATCH = 32
 MAX_REASONS = 4
 
 
@@ -52,28 +52,17 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult) -> Report:
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(_plot_front(result),),
+        figures=(plot_front(list(result.macs.values()), result.qualities, result.front, "members"),),
         lines=_write_lines(problem, result),
         notes=_write_notes(problem),
-        next="unfold serve RUN" if result.verdict.is_met else sentences.advise_training(name_advice(result.verdict)),
+        next="unfold serve RUN" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )
 
 
 def _collect_metrics(result: ModuleResult) -> dict[str, Metric]:
-    accuracies = [quality.accuracy for quality in result.qualities.values()]
-    gaps = [comparison.gap.points for comparison in result.comparisons.values()]
     ratios = [result.eager_seconds[name] / result.seconds_by_batch[name][EAGER_BATCH] for name in result.qualities]
-    return {
-        "front_points": Metric(float(len(result.front))),
-        "accuracy_min": Metric(min(accuracies), "%"),
-        "accuracy_max": Metric(max(accuracies), "%"),
-        "cost_of_sharing_points": Metric(max(gaps, default=None), "points"),
-        "majority_accuracy": Metric(result.verdict.majority, "%"),
-        "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
-        "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
-        "ece_points_max": Metric(get_largest_error(result.calibration, "after"), "points"),
-        "ece_points_max_uncalibrated": Metric(get_largest_error(result.calibration, "before"), "points"),
+    return collect_quality_metrics(result) | {
         "engine_ratio_min": Metric(min(ratios), "x", timed=True),
         "train_seconds": Metric(result.training_s, "s", timed=True),
     }
@@ -112,20 +101,12 @@ def _tabulate_members(result: ModuleResult) -> Table:
     return Table("members", columns, tuple(rows))
 
 
-def _plot_front(result: ModuleResult) -> Figure:
-    accuracies = {name: quality.accuracy for name, quality in result.qualities.items()}
-    front = [(result.macs[name], accuracies[name]) for name in result.front]
-    steps = Series("front", tuple(macs for macs, _ in front), tuple(accuracy for _, accuracy in front), "steps")
-    points = Series("members", tuple(result.macs.values()), tuple(accuracies.values()), "points")
-    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (points, steps), log_x=True)
-
-
 def _write_lines(problem: ModuleProblem, result: ModuleResult) -> tuple[tuple[str, str], ...]:
     source = f"{problem.source.module}:{problem.source.function}"
     lines = [
         ("module", sentences.describe_module(source, result.groups, result.skippable)),
         ("front", sentences.describe_front(result.front)),
-        ("constant", sentences.state_majority(result.verdict.majority)),
+        *describe_verdict(result.verdict),
         ("files", sentences.list_member_files()),
     ]
     if result.inelastic:

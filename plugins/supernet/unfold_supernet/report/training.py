@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
 from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
@@ -55,7 +56,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         figures=(_plot_front(result),),
         lines=_write_lines(result),
         notes=_write_notes(problem, result),
-        next="unfold plan SPEC" if result.verdict.is_met else sentences.advise_training(name_advice(result.verdict)),
+        next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
 
@@ -74,7 +75,13 @@ def state_misses(verdict: FamilyVerdict) -> str:
     return "; ".join(misses)
 
 
-def name_advice(verdict: FamilyVerdict) -> str:
+def describe_verdict(verdict: FamilyVerdict) -> tuple[tuple[str, str], ...]:
+    """Describe the constant that members must beat, and after a no what to change."""
+    lines = (("constant", sentences.state_majority(verdict.majority)),)
+    return lines if verdict.is_met else (*lines, ("change", sentences.advise_training(_name_advice(verdict))))
+
+
+def _name_advice(verdict: FamilyVerdict) -> str:
     """Name the change that most likely turns a no into a yes."""
     if verdict.useless:
         return "useless"
@@ -94,18 +101,8 @@ def describe_gap(gaps: Sequence[PairedDifference]) -> str:
 
 
 def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
-    accuracies = [quality.accuracy for quality in result.qualities.values()]
     costs = result.switch_costs
-    metrics = {
-        "front_points": Metric(float(len(result.front))),
-        "accuracy_min": Metric(min(accuracies), "%"),
-        "accuracy_max": Metric(max(accuracies), "%"),
-        "cost_of_sharing_points": Metric(result.largest_gap_points, "points"),
-        "majority_accuracy": Metric(result.verdict.majority, "%"),
-        "accuracy_bound": Metric(result.verdict.accuracy_bound, "%"),
-        "sharing_cost_bound_points": Metric(result.verdict.sharing_bound, "points"),
-        "ece_points_max": Metric(get_largest_error(result.calibration, "after"), "points"),
-        "ece_points_max_uncalibrated": Metric(get_largest_error(result.calibration, "before"), "points"),
+    metrics = collect_quality_metrics(result) | {
         "switch_us_p50": Metric(costs.switch_p50_s * MICRO, "µs", timed=True),
         "switch_us_p99": Metric(costs.switch_p99_s * MICRO, "µs", timed=True),
         "view_ratio_max": Metric(max(costs.view_ratios.values()), "x", timed=True),
@@ -191,20 +188,42 @@ def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
     return Table("expected calibration error", columns, rows)
 
 
-def get_largest_error(calibration: Mapping[str, CalibrationError], moment: str) -> float | None:
-    """Get the largest calibration error of a family ``before`` or ``after`` its temperatures."""
-    return max((getattr(error, moment) for error in calibration.values()), default=None)
+def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, Metric]:
+    """Collect the metrics of accuracy, weight sharing and calibration, which every family has."""
+    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    gaps = [comparison.gap.points for comparison in result.comparisons.values()]
+    errors, verdict = result.calibration.values(), result.verdict
+    return {
+        "front_points": Metric(float(len(result.front))),
+        "accuracy_min": Metric(min(accuracies), "%"),
+        "accuracy_max": Metric(max(accuracies), "%"),
+        "cost_of_sharing_points": Metric(max(gaps, default=None), "points"),
+        "majority_accuracy": Metric(verdict.majority, "%"),
+        "accuracy_bound": Metric(verdict.accuracy_bound, "%"),
+        "sharing_cost_bound_points": Metric(verdict.sharing_bound, "points"),
+        "ece_points_max": Metric(max((error.after for error in errors), default=None), "points"),
+        "ece_points_max_uncalibrated": Metric(max((error.before for error in errors), default=None), "points"),
+    }
 
 
 def _plot_front(result: TrainingResult) -> Figure:
-    macs = tuple(result.macs)
-    accuracies = tuple(quality.accuracy for quality in result.qualities.values())
-    on_front = [index for index, name in enumerate(result.qualities) if name in set(result.front)]
-    front = Series(
-        "front", tuple(macs[index] for index in on_front), tuple(accuracies[index] for index in on_front), "steps"
+    return plot_front(result.macs, result.qualities, result.front, "subnets")
+
+
+def plot_front(
+    macs: Sequence[float], qualities: Mapping[str, SubnetQuality], front: Sequence[str], members: str
+) -> Figure:
+    """Plot the accuracy of every member by its operations, and the front among them."""
+    points = {name: (cost, quality.accuracy) for cost, (name, quality) in zip(macs, qualities.items(), strict=True)}
+    chosen = [points[name] for name in front]
+    steps = Series("front", tuple(cost for cost, _ in chosen), tuple(accuracy for _, accuracy in chosen), "steps")
+    every = Series(
+        members,
+        tuple(cost for cost, _ in points.values()),
+        tuple(accuracy for _, accuracy in points.values()),
+        "points",
     )
-    points = Series("subnets", macs, accuracies, "points")
-    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (points, front), log_x=True)
+    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (every, steps), log_x=True)
 
 
 def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
@@ -215,7 +234,7 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
         ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
         ("model switch", sentences.explain_switch(costs.switch_p50_s * MICRO)),
         ("views", sentences.state_view_cost(max(costs.view_ratios.values()))),
-        ("constant", sentences.state_majority(result.verdict.majority)),
+        *describe_verdict(result.verdict),
         ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
         ("files", sentences.list_files()),
     )

@@ -41,8 +41,10 @@ class TrainingSpec(Model):
     samples: Annotated[int, Field(ge=1, le=64)] = Field(
         default=2, description="random subnets in a step of the sandwich rule"
     )
-    distill: Fraction = Field(
-        default=0.0, description="weight of the distillation loss against the largest subnet's output"
+    distill: Fraction | None = Field(
+        default=None,
+        description="weight of the distillation loss against the largest subnet's output; by default 0, or 0.5 for a "
+        "module of your own",
     )
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(
         default=0, description="epochs of the largest subnet before the others join"
@@ -52,7 +54,10 @@ class TrainingSpec(Model):
         description="sort channels by importance before narrow subnets join (with delay or progressive)",
     )
     batch: Annotated[int, Field(ge=2, le=65_536)] = 256
-    rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.1, description="learning rate after warm-up")
+    rate: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="learning rate after warm-up; by default 0.1 (SGD), or 0.001 for a module of your own (AdamW)",
+    )
     warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs of warm-up")
     decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="weight decay")
     clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="maximum gradient norm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,27 @@ def compute_calibration_error(confidence: FloatArray | Float32Array, correct: np
     bins = np.minimum((np.asarray(confidence, np.float64) * BINS).astype(np.int64), BINS - 1)
     gaps = np.bincount(bins, weights=np.asarray(confidence, np.float64) - correct, minlength=BINS)
     return float(np.abs(gaps).sum() / len(correct) * 100)
+
+
+def measure_calibration(
+    logits: Mapping[str, Float32Array], temperatures: Mapping[str, float], labels: IntArray
+) -> dict[str, CalibrationError]:
+    """Measure the calibration error of each member on the test rows, without and with its temperature.
+
+    Args:
+        logits: By member, its logits (n, classes), already divided by its temperature.
+        temperatures: By member.
+        labels: True classes (n).
+    """
+    errors = {}
+    for name, values in logits.items():
+        correct = values.argmax(1) == labels
+        before, after = (
+            compute_calibration_error(compute_confidence(values, divisor), correct)
+            for divisor in (1 / temperatures[name], 1.0)
+        )
+        errors[name] = CalibrationError(before, after)
+    return errors
 
 
 def compute_confidence(logits: Float32Array, temperature: float) -> FloatArray:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
-
+from unfold_supernet._types import Float32Array
 from unfold_supernet.family import checkpoint, handoff
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
@@ -14,12 +13,8 @@ from unfold_supernet.networks.space import Subnet, count_macs
 from unfold_supernet.networks.supernet import Supernet
 from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
 from unfold_supernet.training import latency
-from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions, select_front
-from unfold_supernet.training.calibration import (
-    CalibrationError,
-    compute_calibration_error,
-    compute_confidence,
-)
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.calibration import measure_calibration
 from unfold_supernet.training.family import train_standalone, train_supernet
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import judge_family
@@ -43,7 +38,8 @@ def train_and_evaluate(
     data = problem.data
     trained = train_supernet(problem, directory, progress, clock)
     supernet = trained.supernet
-    tested = predict_test_rows(supernet, data)
+    logits = _compute_test_logits(supernet, data)
+    tested = latency.tabulate_predictions(logits, data.y[data.test])
     qualities = evaluate_subnets(tested, len(data.names))
     seconds_by_batch: dict[str, dict[int, float]] = {}
     for name in qualities:
@@ -61,10 +57,10 @@ def train_and_evaluate(
             for subnet in extremes
         }
     _export_subnets(supernet, subnets, data, directory)
-    macs = [float(count_macs(supernet.space, subnet)) for subnet in subnets]
+    temperatures = {name: bound.temperature for name, bound in supernet.bound.items()}
     verdict = judge_family(
         qualities,
-        [subnets[index].name for index in select_front(macs, list(qualities.values()))],
+        [float(count_macs(supernet.space, subnet)) for subnet in subnets],
         [comparison.gap for comparison in comparisons.values()],
         data.y[data.train],
         data.y[data.test],
@@ -75,7 +71,7 @@ def train_and_evaluate(
         qualities=qualities,
         seconds_by_batch=seconds_by_batch,
         comparisons=comparisons,
-        calibration=_measure_calibration(supernet, data) if len(data.holdout) else {},
+        calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
         verdict=verdict,
         switch_costs=latency.measure_switch_costs(supernet),
         steps=trained.steps,
@@ -97,10 +93,14 @@ def sort_by_macs(supernet: Supernet) -> list[Subnet]:
 
 def predict_test_rows(supernet: Supernet, data: Dataset) -> SubnetPredictions:
     """Predict the test rows with every subnet, cheapest first."""
-    subnets = sort_by_macs(supernet)
-    results = [latency.predict_with_confidence(supernet.bound[subnet.name], data, data.test) for subnet in subnets]
-    predictions, confidence = (np.stack(rows) for rows in zip(*results, strict=True))
-    return SubnetPredictions(tuple(subnet.name for subnet in subnets), predictions, confidence, data.y[data.test])
+    return latency.tabulate_predictions(_compute_test_logits(supernet, data), data.y[data.test])
+
+
+def _compute_test_logits(supernet: Supernet, data: Dataset) -> dict[str, Float32Array]:
+    return {
+        subnet.name: latency.compute_all_logits(supernet.bound[subnet.name], data, data.test)
+        for subnet in sort_by_macs(supernet)
+    }
 
 
 def evaluate_subnets(tested: SubnetPredictions, classes: int) -> dict[str, SubnetQuality]:
@@ -109,22 +109,6 @@ def evaluate_subnets(tested: SubnetPredictions, classes: int) -> dict[str, Subne
         name: evaluate_predictions(row, tested.labels, classes)
         for name, row in zip(tested.names, tested.predictions, strict=True)
     }
-
-
-def _measure_calibration(supernet: Supernet, data: Dataset) -> dict[str, CalibrationError]:
-    """Measure the calibration error of every subnet on the test rows, without and with its temperature."""
-    errors = {}
-    for subnet in sort_by_macs(supernet):
-        bound = supernet.bound[subnet.name]
-        logits = latency.compute_all_logits(bound, data, data.test)
-        correct = logits.argmax(1) == data.y[data.test]
-        # the bound subnet divides by its temperature
-        before, after = (
-            compute_calibration_error(compute_confidence(logits, divisor), correct)
-            for divisor in (1 / bound.temperature, 1.0)
-        )
-        errors[subnet.name] = CalibrationError(before, after)
-    return errors
 
 
 def _export_subnets(supernet: Supernet, subnets: list[Subnet], data: Dataset, directory: RunDir) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,9 @@ from unfold_supernet._types import Float32Array, FloatArray, IntArray
 from unfold_supernet.family.checkpoint import StandaloneModel, build_empty_model, extract_model, serialise_state
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
+from unfold_supernet.scheduling.escalation import SubnetPredictions
 from unfold_supernet.training.accuracy import compute_percentiles
+from unfold_supernet.training.calibration import compute_confidence
 from unfold_supernet.training.problem import SwitchCosts
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +33,8 @@ ENOUGH_S = 0.5
 
 def predict_classes(model: Model, data: Dataset, rows: IntArray) -> IntArray:
     """Predict the classes of some rows."""
-    return predict_with_confidence(model, data, rows)[0]
+    classes: IntArray = compute_all_logits(model, data, rows).argmax(1)
+    return classes
 
 
 def compute_all_logits(model: Model, data: Dataset, rows: IntArray) -> Float32Array:
@@ -40,15 +43,14 @@ def compute_all_logits(model: Model, data: Dataset, rows: IntArray) -> Float32Ar
         return np.concatenate([model(x, extra).numpy() for x, extra in _iterate_chunks(data, rows)])
 
 
-def predict_with_confidence(model: Model, data: Dataset, rows: IntArray) -> tuple[IntArray, Float32Array]:
-    """Predict the classes of some rows, and the softmax share of each prediction."""
-    classes, confidences = [], []
-    with torch.inference_mode():
-        for x, extra in _iterate_chunks(data, rows):
-            top = torch.softmax(model(x, extra), 1).max(1)
-            classes.append(top.indices.numpy())
-            confidences.append(top.values.numpy())
-    return np.concatenate(classes).astype(np.int64), np.concatenate(confidences)
+def tabulate_predictions(logits: Mapping[str, Float32Array], labels: IntArray) -> SubnetPredictions:
+    """Tabulate the predictions and confidences of every member from its logits (n, classes)."""
+    return SubnetPredictions(
+        tuple(logits),
+        np.stack([values.argmax(1) for values in logits.values()]).astype(np.int64),
+        np.stack([compute_confidence(values, 1.0) for values in logits.values()]).astype(np.float32),
+        labels,
+    )
 
 
 def measure_latencies(

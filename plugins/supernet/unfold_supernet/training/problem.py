@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
@@ -199,21 +200,23 @@ class TrainingResult:
         by_name = {subnet.name: float(count_macs(self.space, subnet)) for subnet in self.space.subnets}
         return [by_name[name] for name in self.qualities]
 
-    @property
-    def largest_gap_points(self) -> float | None:
-        """The largest weight-sharing gap, in points; ``None`` without standalone models."""
-        return max((comparison.gap.points for comparison in self.comparisons.values()), default=None)
-
     def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
         """Summarise the measurements that planning and serving need."""
-        subnets = tuple(
-            SubnetRecord(
-                name=name,
-                accuracy=quality.accuracy,
-                sensitivity=tuple(None if math.isnan(value) else value for value in quality.sensitivity),
-                macs=macs,
-                seconds=self.seconds_by_batch[name],
-            )
-            for (name, quality), macs in zip(self.qualities.items(), self.macs, strict=True)
-        )
+        subnets = record_members(self.qualities, self.macs, self.seconds_by_batch)
         return SupernetRecord(subnets, self.front, classes, self.switch_costs.reload_s)
+
+
+def record_members(
+    qualities: Mapping[str, SubnetQuality], macs: Sequence[float], seconds: Mapping[str, Mapping[int, float]]
+) -> tuple[SubnetRecord, ...]:
+    """Record what planning and serving need of each member: its quality, operations and latency."""
+    return tuple(
+        SubnetRecord(
+            name=name,
+            accuracy=quality.accuracy,
+            sensitivity=tuple(None if math.isnan(value) else value for value in quality.sensitivity),
+            macs=operations,
+            seconds=seconds[name],
+        )
+        for (name, quality), operations in zip(qualities.items(), macs, strict=True)
+    )

@@ -17,6 +17,7 @@ from unfold_supernet.training.accuracy import (
     PairedDifference,
     SubnetQuality,
     compare_paired,
+    select_front,
 )
 
 Z_ONE_SIDED = 1.645
@@ -74,7 +75,7 @@ class FamilyVerdict:
 
 def judge_family(
     qualities: Mapping[str, SubnetQuality],
-    front: Sequence[str],
+    macs: Sequence[float],
     gaps: Sequence[PairedDifference],
     train_labels: IntArray,
     test_labels: IntArray,
@@ -84,7 +85,7 @@ def judge_family(
 
     Args:
         qualities: Quality of each subnet on the test rows, cheapest first.
-        front: Subnets on the accuracy front.
+        macs: Multiply-accumulates of each subnet.
         gaps: Weight-sharing gaps of the subnets that were compared.
         train_labels: Classes of the training rows.
         test_labels: Classes of the test rows.
@@ -96,7 +97,7 @@ def judge_family(
     return FamilyVerdict(
         majority=float(constant.mean()) * 100,
         useless=tuple(useless),
-        grows=len(qualities) == 1 or len(front) > 1,
+        grows=len(qualities) == 1 or len(select_front(macs, list(qualities.values()))) > 1,
         accuracy_bound=max(_bound_accuracy(quality, len(qualities)) for quality in qualities.values()),
         sharing_bound=max((gap.points + Z_ONE_SIDED * gap.error for gap in gaps), default=None),
         goal=goal,

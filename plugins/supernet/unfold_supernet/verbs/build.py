@@ -17,7 +17,7 @@ from unfold_supernet.family.artifacts import read_predictions, read_record, read
 from unfold_supernet.family.datasets import DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
 from unfold_supernet.family.user_arrays import UserDataOptions
-from unfold_supernet.modules.problem import ModuleProblem, ModuleSource
+from unfold_supernet.modules.problem import FitOptions, ModuleProblem, ModuleSource
 from unfold_supernet.networks.space import Attention
 from unfold_supernet.replay.problem import AcceleratorTarget, ReplayProblem, ServingOptions, select_candidates
 from unfold_supernet.scheduling.policies import SubnetProfile
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 MIN_GROUPS = 10
 """Groups in the training rows from which validation holds out whole groups."""
+SGD_RATE = 0.1
 MIN_TILES = 2
 """Tiles in the dynamic buffer: one is computed while the next is transferred."""
 
@@ -111,8 +112,9 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
         depths=model.depths,
         resolutions=model.resolutions,
         data=data,
-        options=build_training_options(spec.training),
-        has_rate="rate" in spec.training.model_fields_set,
+        fit=build_fit_options(spec.training, run.seed),
+        compares=spec.training.alone,
+        threads=spec.training.threads,
         goal=build_goal(spec.goal),
         seed=run.seed,
         fingerprint_parts=(document["data"], document["model"], training, digest),
@@ -169,11 +171,11 @@ def build_training_options(spec: TrainingSpec) -> TrainingOptions:
         epochs=spec.epochs,
         rule=spec.rule,
         samples=spec.samples,
-        distill=spec.distill,
+        distill=spec.distill or 0.0,
         delay=spec.delay,
         sort=spec.sort,
         batch=spec.batch,
-        rate=spec.rate,
+        rate=spec.rate or SGD_RATE,
         warmup=spec.warmup,
         decay=spec.decay,
         clip=spec.clip,
@@ -183,6 +185,21 @@ def build_training_options(spec: TrainingSpec) -> TrainingOptions:
         calibrate=spec.calibrate,
         standalone=spec.alone,
         threads=spec.threads,
+    )
+
+
+def build_fit_options(spec: TrainingSpec, seed: int) -> FitOptions:
+    """Resolve how a user's module is trained."""
+    default = FitOptions()
+    return FitOptions(
+        epochs=spec.epochs,
+        batch=spec.batch,
+        rate=default.rate if spec.rate is None else spec.rate,
+        decay=spec.decay,
+        distill=default.distill if spec.distill is None else spec.distill,
+        clip=spec.clip,
+        calibrate=spec.calibrate,
+        seed=seed,
     )
 
 
