@@ -157,6 +157,14 @@ def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str
     assert "Traceback" not in done.stderr
 
 
+def test_the_accelerator_refuses_a_module(trained: Path) -> None:
+    """A plan without a trace names what it can simulate; a training names the run to serve next."""
+    done = unfold(trained, "plan", "mine.yaml")
+    assert done.returncode == 2
+    assert "not a module of your own" in " ".join(done.stderr.split())
+    assert json.loads((trained / "report.json").read_text("utf-8"))["next"] == "unfold serve runs/mine"
+
+
 def test_code_needs_permission(tmp_path: Path) -> None:
     """Without --allow-code, nothing of the module runs."""
     write_spec(tmp_path)

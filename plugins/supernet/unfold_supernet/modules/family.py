@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
 OPSET = 18
+EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +170,16 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
     # two rows: a single one is taken for a constant axis
     rows = example if len(example) > 1 else torch.cat([example, example])
-    program = torch.onnx.export(
-        module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-    )  # fmt: skip
+    # the exporter warns of each operator of torchvision where that is not installed
+    registry, level = logging.getLogger(EXPORTER_REGISTRY), logging.getLogger(EXPORTER_REGISTRY).level
+    registry.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(
+            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )  # fmt: skip
+    finally:
+        registry.setLevel(level)
     return bytes(program.model_proto.SerializeToString())
 
 

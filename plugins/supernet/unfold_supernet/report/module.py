@@ -17,13 +17,13 @@ from unfold_supernet.report.training import (
     tabulate_gaps,
 )
 from unfold_supernet.units import scale_column
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
 
 MAX_REASONS = 4
 
 
-def build_module_report(problem: ModuleProblem, result: ModuleResult) -> Report:
-    """Build the report of a training of a user's module."""
+def build_module_report(problem: ModuleProblem, result: ModuleResult, directory: RunDir) -> Report:
+    """Build the report of a training of a user's module; ``directory`` is the run that it names for the next verb."""
     gaps = [comparison.gap for comparison in result.comparisons.values()]
     accuracies = [quality.accuracy for quality in result.qualities.values()]
     headline = state_misses(result.verdict) or sentences.state_training(
@@ -55,7 +55,7 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult) -> Report:
         figures=(plot_front(list(result.macs.values()), result.qualities, result.front, "members"),),
         lines=_write_lines(problem, result),
         notes=_write_notes(problem),
-        next="unfold serve RUN" if result.verdict.is_met else "unfold train SPEC --allow-code",
+        next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )
 

@@ -254,6 +254,9 @@ def build_family(spec: SupernetSpec, run: Run) -> Family:
         return build_reference_family(spec.family)
     if spec.layers is not None:
         return read_layer_table(run.path(spec.layers, key="layers"), spec.name)
+    if spec.model is not None:
+        message = "the accelerator simulates layer tables and trained spaces, not a module of your own"
+        raise user_error(message, key="model", hint="unfold plan SPEC --replay TRACE, or write layers: nets.csv")
     accuracies = {subnet.name: subnet.accuracy for subnet in read_record(run.directory).subnets}
     space = read_space(run.directory)
     return build_trained_family(spec.name, space, [accuracies[subnet.name] for subnet in space.subnets])

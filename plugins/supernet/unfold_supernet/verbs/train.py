@@ -31,7 +31,8 @@ def _train_module(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.modules.evaluation import train_module
     from unfold_supernet.report.module import build_module_report
 
-    return build_module_report(problem, train_module(problem, run.directory, run.progress, run.clock))
+    result = train_module(problem, run.directory, run.progress, run.clock)
+    return build_module_report(problem, result, run.directory)
 
 
 def require_torch(*others: str) -> None:
