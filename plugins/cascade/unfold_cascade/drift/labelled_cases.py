@@ -42,6 +42,11 @@ class LabelledCases:
     baseline_cost: FloatArray
     unit: IntArray
 
+    def extra_losses(self, costs: ErrorCosts) -> FloatArray:
+        """Compute (m,) how much more the cascade loses than the baseline."""
+        extra: FloatArray = costs.losses(self.answer, self.labels) - costs.losses(self.baseline_answer, self.labels)
+        return extra
+
     def sum_by_unit(self, values: FloatArray) -> FloatArray:
         """Sum (m,) values by unit."""
         sums = np.bincount(self.unit, values, int(self.unit.max()) + 1 if len(self.unit) else 0)
@@ -132,12 +137,12 @@ def observe_cases(
 def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases) -> Iterator[Promise]:
     goal, names, costs = loaded.problem.goal, loaded.problem.dataset.names, loaded.tables.error_costs
     if loaded.is_cascade and goal.max_loss is not None:
-        differences = now.average_by_unit(_differences(now, costs))
-        yield Promise(name="loss", unit="points", now=differences, limit=goal.max_loss / costs.maximum)
+        differences = now.average_by_unit(now.extra_losses(costs))
+        yield Promise(name="loss", unit="points", now=differences, limit=goal.max_loss, largest=costs.maximum)
         for label, allowed in goal.max_loss_of.items():
             part = _select_label(now, names.index(label)) if label in names else None
             if part is not None:
-                loss = part.average_by_unit(_differences(part, EQUAL_COSTS))
+                loss = part.average_by_unit(part.extra_losses(EQUAL_COSTS))
                 yield Promise(name=f'loss of "{label}"', unit="points", now=loss, limit=allowed)
     right = [cases.average_by_unit((cases.answer == cases.labels).astype(np.float64)) for cases in (now, before)]
     yield Promise(name="accuracy", unit="%", now=right[0], before=right[1], margin=SHARE_MARGIN)
@@ -153,12 +158,6 @@ def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases
             for cases in (now, before)
         ]
         yield Promise(name="saving", unit="x", now=saving[0], before=saving[1], margin=SAVING_MARGIN, is_relative=True)
-
-
-def _differences(cases: LabelledCases, costs: ErrorCosts) -> FloatArray:
-    loss = costs.losses(cases.answer, cases.labels) - costs.losses(cases.baseline_answer, cases.labels)
-    differences: FloatArray = loss / costs.maximum
-    return differences
 
 
 def _sensitivity(cases: LabelledCases, label: int) -> Sums:

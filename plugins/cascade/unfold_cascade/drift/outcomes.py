@@ -49,6 +49,7 @@ class Promise:
         unit: its unit, for the report.
         now: the outcome of the new data.
         limit: the certified limit, or ``None`` for an outcome that was only estimated.
+        largest: of a certified outcome, the largest value that one unit can have.
         before: the outcome of the plan's own test data, ``None`` for a certified one.
         margin: how much worse than estimated counts as kept.
         is_relative: whether the margin is a share of the estimate.
@@ -59,6 +60,7 @@ class Promise:
     unit: str
     now: Sums
     limit: float | None = None
+    largest: float = 1.0
     before: Sums | None = None
     margin: float = 0.0
     is_relative: bool = False
@@ -89,7 +91,8 @@ def judge_promises(promises: Sequence[Promise], confidence: float, seed: int) ->
 
 def _judge(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Judgement:
     if promise.limit is not None:
-        now = compute_betting_interval(promise.now.numerator, alpha, seed)
+        low, high = compute_betting_interval(promise.now.numerator / promise.largest, alpha, seed)
+        now = (promise.largest * low, promise.largest * high)
         before = (promise.limit, promise.limit)
         return Judgement(promise=promise, interval=now, before=before, state=_compare(now, before, 0.0, higher=False))
     if promise.before is None:

@@ -125,11 +125,9 @@ def _measure(loaded: LoadedPlan, solution: Solution, policy: Policy) -> tuple[Ce
     rows, labels = solution.problem.dataset.rows.test, solution.problem.dataset.labels
     served = replace(loaded, policy=policy, is_cascade=True)
     cases = observe_cases(served, solution.tables, rows, labels[rows], None)
-    costs = solution.tables.error_costs
-    loss = costs.losses(cases.answer, cases.labels) - costs.losses(cases.baseline_answer, cases.labels)
     cost = float(cases.cost.mean())
     return (
-        100 * float(loss.mean()) / costs.maximum,
+        100 * float(cases.extra_losses(solution.tables.error_costs).mean()),
         100 * float((cases.answer == cases.labels).mean()),
         100 * float((cases.baseline_answer == cases.labels).mean()),
         float(cases.baseline_cost.mean()) / cost if cost > 0 else None,
