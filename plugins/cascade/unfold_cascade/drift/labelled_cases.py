@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.dataset import CORRECT, read_clusters
+from unfold_cascade.data.dataset import CORRECT, group_rows
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.data.table import Frame, TableSource, load_frame
 from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
@@ -94,8 +94,8 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
-    clusters = read_clusters(source.group, frame)
-    now = observe_cases(loaded, tables, known + new, labels[new], None if clusters is None else clusters[new])
+    clusters, _ = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)
+    now = observe_cases(loaded, tables, known + new, labels[new], clusters)
     test = problem.dataset.rows.test
     own_clusters = problem.dataset.clusters
     before = observe_cases(
