@@ -135,7 +135,7 @@ def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, patients: LabelledP
 
 
 def _measure_saving(plan: LoadedPlan, sample: DriftSample) -> Sums:
-    currency = plan.problem.cost.by.split("+")[0]
+    currency = plan.problem.cost.currency
     arrays = build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED)
     baseline = simulate(sample.timeline, sample.scores, arrays, plan.problem.transitions)
     costs = [

@@ -87,7 +87,7 @@ def _tabulate_sizes(plan: LoadedPlan, solution: Solution) -> Table:
 
 def _list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...]]:
     study, transitions = solution.study, solution.problem.transitions
-    currency = solution.problem.cost.by.split("+")[0]
+    currency = solution.problem.cost.currency
     cascade = evaluate_policy(study.test, plan.policy, plan.parallel, transitions, study.call_costs)
     baseline = decode_baseline(study.test, plan.baseline, transitions, study.call_costs)
     yield 0, *_row(measure_quality(study.test, cascade), measure_quality(study.test, baseline), currency)
