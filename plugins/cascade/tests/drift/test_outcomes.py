@@ -71,8 +71,8 @@ def test_certified_losses_are_kept_broken_or_undecided(loss: float, state: str) 
     assert judge_promises([promise], 0.95, 0)[0].state == state
 
 
-def test_dear_errors_keep_their_unit() -> None:
-    """A loss whose dearest error costs 5 is reported, and compared with its limit, as a share of the mean."""
+def test_expensive_errors_keep_their_unit() -> None:
+    """A loss in which the worst error costs 5 is reported, and compared with its limit, as a share of the mean."""
     draw = np.zeros(2000)
     draw[:40] = 5.0
     promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05, largest=5.0)
