@@ -12,7 +12,7 @@ from unfold_cascade.data.dataset import CORRECT, group_rows
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.data.table import Frame, TableSource, load_frame
 from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
-from unfold_cascade.drift.static import check_new_cases, extend_tables
+from unfold_cascade.drift.static import check_new_cases, compare_new_cases, extend_tables
 from unfold_cascade.drift.validation_report import (
     ValidationData,
     build_validation_report,
@@ -112,7 +112,7 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
         served=sentences.served_policy(loaded.baseline.name, is_cascade=loaded.is_cascade),
     )
     report = build_validation_report(data, judge_promises(promises, problem.goal.confidence, run.seed), run)
-    return report if verb == "validate" else join_reports(check_new_cases(loaded, source, run), report)
+    return report if verb == "validate" else join_reports(compare_new_cases(loaded, source, tables, run), report)
 
 
 def observe_cases(
