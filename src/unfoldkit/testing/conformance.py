@@ -44,6 +44,15 @@ def laws() -> tuple[Law, ...]:
     )
 
 
+def find_violation(law: Law, kind: Kind, folder: Path) -> str | None:
+    """Check a kind against a law in an empty folder; return how the kind breaks it, or ``None`` if it does not."""
+    try:
+        law(kind, folder)
+    except AssertionError as error:
+        return str(error) or law.__name__
+    return None
+
+
 def references_resolve(kind: Kind, _folder: Path) -> None:
     """Every reference of the kind leads to an object, and the kind has at least one verb."""
     _hold(bool(kind.verbs), f"{kind.name} has no verb")

@@ -71,6 +71,16 @@ def test_certified_losses_are_kept_broken_or_undecided(loss: float, state: str) 
     assert judge_promises([promise], 0.95, 0)[0].state == state
 
 
+def test_expensive_errors_keep_their_unit() -> None:
+    """A loss in which the worst error costs 5 is reported, and compared with its limit, as a share of the mean."""
+    draw = np.zeros(2000)
+    draw[:40] = 5.0
+    promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05, largest=5.0)
+    judgement = judge_promises([promise], 0.95, 0)[0]
+    assert judgement.interval[0] < draw.mean() == 0.1 < judgement.interval[1]
+    assert (judgement.before, judgement.state) == ((0.05, 0.05), "broken")
+
+
 @pytest.mark.parametrize(("now", "state"), [(0.9, "kept"), (0.8, "broken"), (0.89, "kept"), (0.875, "undecided")])
 def test_estimates_are_compared_with_their_own_interval(now: float, state: str) -> None:
     """A fall beyond both intervals is broken; a value that may be much worse is undecided."""

@@ -33,6 +33,14 @@ def test_an_attempt_counts_once_across_runs(tmp_path: Path) -> None:
     assert record_attempt(_attempt("d"), "cd" * 32, 1, run_in(tmp_path / "three", options=options)).number == 1
 
 
+def test_other_data_in_the_same_run_start_anew(tmp_path: Path) -> None:
+    """A run that is recalibrated on local data counts their attempts only, also without a folder of the user."""
+    run = run_in(tmp_path / "run")
+    counts = [record_attempt(_attempt(key), digest, 1, run) for key, digest in (("a", DIGEST), ("b", "cd" * 32))]
+    assert [(count.number, count.joint_confidence) for count in counts] == [(1, pytest.approx(0.95))] * 2
+    assert record_attempt(_attempt("c"), DIGEST, 1, run).number == 2
+
+
 def test_a_damaged_or_unwritable_ledger_does_not_stop_a_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A cut line is skipped, and a state folder that is a file is logged."""
     options = Options(state=str(tmp_path / "state"))

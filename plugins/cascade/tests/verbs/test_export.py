@@ -57,16 +57,16 @@ def test_the_graph_loads_without_the_project(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("runs/none",), "No such file"),
         ((str(TUMOURS),), "unfold train"),
         ((str(TUMOURS), "--format", "pmml"), "--format pmml: no such format (one of onnx)"),
     ],
 )
-def test_what_cannot_be_exported_is_told(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    """A missing run, an untrained spec and an unknown format are the caller's fault."""
+def test_export_rejects_bad_arguments(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    """A missing run, an untrained spec and an unknown format exit with 2, and no file is written."""
     done = unfold(tmp_path, "export", *words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert not list(tmp_path.glob("*.onnx"))

@@ -52,6 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_log(folder / "other.csv", 3000, 2, trust=0.2)
     write_log(folder / "weak.csv", 3000, 3, trust=0.97, right=0.75)
     write_log(folder / "few.csv", 30, 4, trust=0.97)
+    head, *rows = (folder / "few.csv").read_text().splitlines()
+    (folder / "copied.csv").write_text("\n".join([head, *rows * 40]))
     write_log(folder / "plain.csv", 300, 5, trust=0.97, labels=False)
     assert run(folder, "train", "spec.yaml").returncode == 0
     return folder
@@ -90,6 +92,17 @@ def test_few_cases_decide_nothing(folder: Path) -> None:
     """The certified loss of 30 cases is undecided, which is not a no."""
     code, by_name = states(folder, "few.csv")
     assert (code, by_name["loss"]) == (0, "undecided")
+
+
+def test_copies_of_new_cases_count_once(folder: Path) -> None:
+    """Forty copies of 30 cases decide no more than the cases themselves, and are too few for a new certificate."""
+    code, by_name = states(folder, "copied.csv")
+    assert (code, by_name["loss"]) == (0, "undecided")
+    local = folder / "runs" / "copied"
+    assert run(folder, "train", "spec.yaml", "--run", str(local)).returncode == 0
+    result = run(folder, "plan", str(local), "--recalibrate", "copied.csv", "--format", "json")
+    assert result.returncode == 1, result.stderr
+    assert "rows of copied.csv repeat others (1,170 identical" in " ".join(json.loads(result.stdout)["notes"])
 
 
 def test_data_without_labels_say_what_cannot_be_concluded(folder: Path) -> None:

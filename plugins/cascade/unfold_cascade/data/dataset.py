@@ -222,10 +222,7 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         _check_labels(text, names, column, min_cases=1 if options.is_recorded else MIN_CASES_PER_LABEL)
     columns = {} if options.is_recorded else _resolve_feature_columns(options, frame)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
-    copies = _find_copies(options, frame, order, is_labelled)
-    clusters = _select_clusters(read_clusters(options.source.group, frame), is_labelled)
-    if copies is not None and options.groups_copies:
-        clusters = copies.unit if clusters is None else join_groups(clusters, copies.unit)
+    clusters, copies = group_rows(options, frame, order, is_labelled)
     rows = _split(options, text, clusters, _build_units(options, frame, is_labelled, clusters))
     if not options.is_recorded:
         _check_training_part(labels, rows.train, names, column, clusters, is_random=options.split.kind == "random")
@@ -245,6 +242,21 @@ def read_dataset(options: DatasetOptions) -> Dataset:
         copies.near if copies else 0,
         _find_leaks(options, frame, order, labels, is_labelled),
     )
+
+
+def group_rows(
+    options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray
+) -> tuple[IntArray | None, Copies | None]:
+    """Number the clusters of the selected rows (of one group, or copies), ``None`` if there are none; find the copies.
+
+    Raises:
+        UnfoldError: a column is missing, or holds no numbers.
+    """
+    copies = _find_copies(options, frame, order, selected)
+    clusters = _select_clusters(read_clusters(options.source.group, frame), selected)
+    if copies is not None and options.groups_copies:
+        clusters = copies.unit if clusters is None else join_groups(clusters, copies.unit)
+    return clusters, copies
 
 
 def _find_copies(options: DatasetOptions, frame: Frame, order: Sequence[str], selected: BoolArray) -> Copies | None:

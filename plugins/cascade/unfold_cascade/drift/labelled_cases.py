@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.dataset import CORRECT, read_clusters
+from unfold_cascade.data.dataset import CORRECT, group_rows
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.data.table import Frame, TableSource, load_frame
 from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
-from unfold_cascade.drift.static import check_new_cases, extend_tables
+from unfold_cascade.drift.static import check_new_cases, compare_new_cases, extend_tables
 from unfold_cascade.drift.validation_report import (
     ValidationData,
     build_validation_report,
@@ -41,6 +41,11 @@ class LabelledCases:
     cost: FloatArray
     baseline_cost: FloatArray
     unit: IntArray
+
+    def extra_losses(self, costs: ErrorCosts) -> FloatArray:
+        """Compute (m,) how much more the cascade loses than the baseline."""
+        extra: FloatArray = costs.losses(self.answer, self.labels) - costs.losses(self.baseline_answer, self.labels)
+        return extra
 
     def sum_by_unit(self, values: FloatArray) -> FloatArray:
         """Sum (m,) values by unit."""
@@ -89,8 +94,8 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
-    clusters = read_clusters(source.group, frame)
-    now = observe_cases(loaded, tables, known + new, labels[new], None if clusters is None else clusters[new])
+    clusters, _ = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)
+    now = observe_cases(loaded, tables, known + new, labels[new], clusters)
     test = problem.dataset.rows.test
     own_clusters = problem.dataset.clusters
     before = observe_cases(
@@ -107,7 +112,7 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
         served=sentences.served_policy(loaded.baseline.name, is_cascade=loaded.is_cascade),
     )
     report = build_validation_report(data, judge_promises(promises, problem.goal.confidence, run.seed), run)
-    return report if verb == "validate" else join_reports(check_new_cases(loaded, source, run), report)
+    return report if verb == "validate" else join_reports(compare_new_cases(loaded, source, tables, run), report)
 
 
 def observe_cases(
@@ -132,12 +137,12 @@ def observe_cases(
 def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases) -> Iterator[Promise]:
     goal, names, costs = loaded.problem.goal, loaded.problem.dataset.names, loaded.tables.error_costs
     if loaded.is_cascade and goal.max_loss is not None:
-        differences = now.average_by_unit(_differences(now, costs))
-        yield Promise(name="loss", unit="points", now=differences, limit=goal.max_loss / costs.maximum)
+        differences = now.average_by_unit(now.extra_losses(costs))
+        yield Promise(name="loss", unit="points", now=differences, limit=goal.max_loss, largest=costs.maximum)
         for label, allowed in goal.max_loss_of.items():
             part = _select_label(now, names.index(label)) if label in names else None
             if part is not None:
-                loss = part.average_by_unit(_differences(part, EQUAL_COSTS))
+                loss = part.average_by_unit(part.extra_losses(EQUAL_COSTS))
                 yield Promise(name=f'loss of "{label}"', unit="points", now=loss, limit=allowed)
     right = [cases.average_by_unit((cases.answer == cases.labels).astype(np.float64)) for cases in (now, before)]
     yield Promise(name="accuracy", unit="%", now=right[0], before=right[1], margin=SHARE_MARGIN)
@@ -153,12 +158,6 @@ def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases
             for cases in (now, before)
         ]
         yield Promise(name="saving", unit="x", now=saving[0], before=saving[1], margin=SAVING_MARGIN, is_relative=True)
-
-
-def _differences(cases: LabelledCases, costs: ErrorCosts) -> FloatArray:
-    loss = costs.losses(cases.answer, cases.labels) - costs.losses(cases.baseline_answer, cases.labels)
-    differences: FloatArray = loss / costs.maximum
-    return differences
 
 
 def _sensitivity(cases: LabelledCases, label: int) -> Sums:

@@ -10,7 +10,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
 from unfold_cascade.drift.statistics import DriftSample
-from unfold_cascade.drift.temporal import check_drift, sample_new, sample_planned
+from unfold_cascade.drift.temporal import check_drift, compare_hours, sample_new, sample_planned
 from unfold_cascade.drift.validation_report import (
     ValidationData,
     build_validation_report,
@@ -64,11 +64,11 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
     _, highest = label_stages(table, targets)
     entered_last = highest == len(targets)
     now = LabelledPatients(highest=highest, since_last=compute_hours_since(entered_last, table.timeline))
-    run.log.info("running the plan's models on %d hours", len(table))
+    new = sample_new(plan, table, run)
     test, hours = plan.study.rows.test, plan.study.hours
     rows = select_rows(hours.timeline.starts, test)
     before = LabelledPatients(highest=hours.highest[rows], since_last=hours.since[rows, -1])
-    promises = list(_list_promises(plan, (sample_new(plan, table, run), now), (sample_planned(plan, test), before)))
+    promises = list(_list_promises(plan, (new, now), (sample_planned(plan, test), before)))
     data = ValidationData(
         name=planned.name,
         subtitle=(f"{len(table.ids):,} new patients", f"{len(table):,} hours"),
@@ -79,7 +79,7 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
         served=sentences.describe_served_baseline() if plan.serves_baseline else sentences.describe_served_cascade(),
     )
     report = build_validation_report(data, judge_promises(promises, planned.goal.confidence, run.seed), run)
-    return report if verb == "validate" else join_reports(check_drift(problem, planned, run), report)
+    return report if verb == "validate" else join_reports(compare_hours(problem, plan, table, new, run), report)
 
 
 Observed = tuple[DriftSample, LabelledPatients]
@@ -135,7 +135,7 @@ def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, patients: LabelledP
 
 
 def _measure_saving(plan: LoadedPlan, sample: DriftSample) -> Sums:
-    currency = plan.problem.cost.by.split("+")[0]
+    currency = plan.problem.cost.currency
     arrays = build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED)
     baseline = simulate(sample.timeline, sample.scores, arrays, plan.problem.transitions)
     costs = [

@@ -8,6 +8,7 @@ unit. All intervals of one validation hold together (Bonferroni).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,7 @@ class Promise:
         unit: its unit, for the report.
         now: the outcome of the new data.
         limit: the certified limit, or ``None`` for an outcome that was only estimated.
+        largest: of a certified outcome, the largest value that one unit can have.
         before: the outcome of the plan's own test data, ``None`` for a certified one.
         margin: how much worse than estimated counts as kept.
         is_relative: whether the margin is a share of the estimate.
@@ -59,6 +61,7 @@ class Promise:
     unit: str
     now: Sums
     limit: float | None = None
+    largest: float = 1.0
     before: Sums | None = None
     margin: float = 0.0
     is_relative: bool = False
@@ -89,7 +92,8 @@ def judge_promises(promises: Sequence[Promise], confidence: float, seed: int) ->
 
 def _judge(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Judgement:
     if promise.limit is not None:
-        now = compute_betting_interval(promise.now.numerator, alpha, seed)
+        low, high = compute_betting_interval(promise.now.numerator / promise.largest, alpha, seed)
+        now = (promise.largest * low, promise.largest * high)
         before = (promise.limit, promise.limit)
         return Judgement(promise=promise, interval=now, before=before, state=_compare(now, before, 0.0, higher=False))
     if promise.before is None:
@@ -153,20 +157,23 @@ def compute_betting_interval(d: FloatArray, alpha: float, seed: tuple[int, ...])
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)
     earlier = np.concatenate(([0.25], variance[:-1]))
     bets = np.sqrt(2.0 * math.log(2.0 / alpha) / (earlier * len(x)))
-    means = np.linspace(0.0, 1.0, GRID)
-    is_in = np.array([_is_plausible(x, bets, m, alpha) for m in means])
-    inside = means[is_in]
-    if not len(inside):
-        return float(d.mean()), float(d.mean())
-    step = means[1]
-    return float(2 * max(inside[0] - step, 0.0) - 1), float(2 * min(inside[-1] + step, 1.0) - 1)
-
-
-def _is_plausible(x: FloatArray, bets: FloatArray, m: float, alpha: float) -> bool:
-    """Whether a mean is not refuted by the capital of the bets that it is larger, and smaller, at the end."""
-    up = np.minimum(bets, MAX_BET / m if m > 0 else np.inf)
-    down = np.minimum(bets, MAX_BET / (1.0 - m) if m < 1 else np.inf)
     limit = math.log(2.0 / alpha)
-    gain = np.log1p(up * (x - m)).sum()
-    loss = np.log1p(-down * (x - m)).sum() if m < 1 else np.log1p(np.minimum(down, 1e6) * (m - x)).sum()
-    return bool(max(gain, loss) < limit)
+    first, last = _find_first_plausible(x, bets, limit), GRID - 1 - _find_first_plausible(1.0 - x, bets, limit)
+    if first > last:
+        return float(d.mean()), float(d.mean())
+    step = 1.0 / (GRID - 1)
+    return 2 * max((first - 1) * step, 0.0) - 1, 2 * min((last + 1) * step, 1.0) - 1
+
+
+def _find_first_plausible(x: FloatArray, bets: FloatArray, limit: float) -> int:
+    """Find the number of the smallest mean on a grid of [0, 1] that the bets on a larger one do not refute.
+
+    The capital of these bets falls as the tested mean grows, so bisection finds it.
+    """
+
+    def is_plausible(number: int) -> bool:
+        mean = number / (GRID - 1)
+        capped = np.minimum(bets, MAX_BET / mean) if mean > 0 else bets
+        return float(np.log1p(capped * (x - mean)).sum()) < limit
+
+    return bisect_left(range(GRID), True, key=is_plausible)

@@ -20,7 +20,7 @@ from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import Study, assemble_study, split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import Solution, solve
+from unfold_cascade.temporal.search.planner import Solution, record_certificate, solve
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfoldkit.api import Cell, Column, Report, Run, Table
 
@@ -42,7 +42,7 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
     study = _build_local_study(problem, plan, run)
     solution = solve(study)
     write_exits(solution, run)
-    report = build_plan_report(solution, "plan", run.directory)
+    report = build_plan_report(solution, "plan", run.directory, record_certificate(solution, run))
     entities = study.train.entities + study.calibrate.entities + study.test.entities
     decision = dict(report.decision or {}) | {"recalibrated": {"patients": entities, "data": study.digest}}
     return replace(
@@ -87,7 +87,7 @@ def _tabulate_sizes(plan: LoadedPlan, solution: Solution) -> Table:
 
 def _list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...]]:
     study, transitions = solution.study, solution.problem.transitions
-    currency = solution.problem.cost.by.split("+")[0]
+    currency = solution.problem.cost.currency
     cascade = evaluate_policy(study.test, plan.policy, plan.parallel, transitions, study.call_costs)
     baseline = decode_baseline(study.test, plan.baseline, transitions, study.call_costs)
     yield 0, *_row(measure_quality(study.test, cascade), measure_quality(study.test, baseline), currency)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.data.dataset import number_label_groups, read_clusters
+from unfold_cascade.data.dataset import group_rows, number_label_groups
 from unfold_cascade.data.splits import SplitRule
 from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clusters
 from unfold_cascade.drift.labelled_cases import observe_cases, read_new_labels
@@ -59,19 +59,22 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
-    clusters = read_clusters(source.group, frame)
-    units = np.arange(len(labels)) if clusters is None else clusters
-    present = np.unique(units[new], return_inverse=True)[1]
-    if present.max() + 1 < MIN_UNITS:
-        message = f"{frame.name} has {present.max() + 1} labelled cases; at least {MIN_UNITS} are needed"
-        raise user_error(message, key="data.path")
-    parts = split_clusters(labels[new], present, SplitRule(), run.seed)
+    clusters, copies = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)
+    units = np.arange(len(new)) if clusters is None else clusters
+    count = int(units.max()) + 1
+    if count < MIN_UNITS:
+        what = "labelled cases" if clusters is None else "labelled groups or distinct rows"
+        raise user_error(f"{frame.name} has {count} {what}; at least {MIN_UNITS} are needed", key="data.path")
+    parts = split_clusters(labels[new], units, SplitRule(), run.seed)
     rows = Rows(*(known + new[part] for part in (parts.train, parts.calibrate, parts.test)))
     old_units = problem.dataset.clusters
     joined = None
     if old_units is not None or clusters is not None:
         before = np.arange(known) if old_units is None else old_units
-        joined = np.concatenate([before, int(before.max()) + 1 + units])
+        # rows without a label are in no part: each is a unit of its own
+        all_units = count + np.arange(len(labels))
+        all_units[new] = units
+        joined = np.concatenate([before, int(before.max()) + 1 + all_units])
     dataset = replace(
         problem.dataset,
         rows=rows,
@@ -79,6 +82,9 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
         clusters=joined,
         digest=frame.digest,
         source=frame.name,
+        unlabelled=len(labels) - len(new),
+        identical=copies.identical if copies else 0,
+        near=copies.near if copies else 0,
     )
     problem, tables = replace(problem, dataset=dataset), replace(tables, clusters=joined)
     groups = number_label_groups(problem.data.label_groups, dataset.names)
@@ -125,11 +131,9 @@ def _measure(loaded: LoadedPlan, solution: Solution, policy: Policy) -> tuple[Ce
     rows, labels = solution.problem.dataset.rows.test, solution.problem.dataset.labels
     served = replace(loaded, policy=policy, is_cascade=True)
     cases = observe_cases(served, solution.tables, rows, labels[rows], None)
-    costs = solution.tables.error_costs
-    loss = costs.losses(cases.answer, cases.labels) - costs.losses(cases.baseline_answer, cases.labels)
     cost = float(cases.cost.mean())
     return (
-        100 * float(loss.mean()) / costs.maximum,
+        100 * float(cases.extra_losses(solution.tables.error_costs).mean()),
         100 * float((cases.answer == cases.labels).mean()),
         100 * float((cases.baseline_answer == cases.labels).mean()),
         float(cases.baseline_cost.mean()) / cost if cost > 0 else None,

@@ -63,9 +63,12 @@ class Comparison:
 
 def check_new_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Report:
     """Compare the cases of ``source`` with those of the plan that no model was fitted or tuned on."""
+    return compare_new_cases(loaded, source, extend_tables(loaded, load_frame(source), run), run)
+
+
+def compare_new_cases(loaded: LoadedPlan, source: TableSource, tables: ScoreTables, run: Run) -> Report:
+    """Do the same with score tables that hold the new cases already."""
     problem, dataset, frame = loaded.problem, loaded.problem.dataset, load_frame(source)
-    run.log.info("asking the models of the plan about %d cases", len(frame))
-    tables = extend_tables(loaded, frame, run)
     candidates = tables.candidates
     if not loaded.is_cascade:
         tables = replace(tables, first_stage=candidates, second_stage={})
@@ -109,6 +112,7 @@ def _join_clusters(before: IntArray | None, now: IntArray | None, rows: int) -> 
 def extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
     """Extend the score tables of a plan by the predictions for new rows."""
     problem = loaded.problem
+    run.log.info("running the plan's models on %d cases", len(frame))
     if problem.is_recorded:
         return load_stored_tables(problem, run.directory, frame)
     x = build_matrix(frame, problem.dataset.order, key="features")

@@ -33,15 +33,19 @@ def check_drift(problem: TemporalProblem, planned: TemporalProblem, run: Run) ->
     baseline: Mapping[str, Any] = run.options.get("baseline_plan") or run.options["plan"]
     plan = load_temporal_plan(planned, run, baseline)
     table = read_table(problem.source, run)
-    run.log.info("running the plan's models on %d hours", len(table))
+    return compare_hours(problem, plan, table, sample_new(plan, table, run), run)
+
+
+def compare_hours(problem: TemporalProblem, plan: LoadedPlan, table: EntityTable, new: DriftSample, run: Run) -> Report:
+    """Compare the hours of a plan with those of a table, on which its models ran already."""
     planned_counts = _count_sample(
         plan, sample_planned(plan, np.concatenate([plan.study.rows.calibrate, plan.study.rows.test]))
     )
-    new_counts = _count_sample(plan, sample_new(plan, table, run))
-    changes = measure_changes(planned_counts, new_counts, planned.drift, problem.seed)
+    new_counts = _count_sample(plan, new)
+    changes = measure_changes(planned_counts, new_counts, plan.problem.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
     data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
-    return build_drift_report(data, changes, planned.drift, run)
+    return build_drift_report(data, changes, plan.problem.drift, run)
 
 
 def _count_sample(plan: LoadedPlan, sample: DriftSample) -> list[EntityCounts]:
@@ -60,6 +64,7 @@ def sample_planned(plan: LoadedPlan, entities: IntArray) -> DriftSample:
 
 def sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
     """Run the models of a plan on new entities."""
+    run.log.info("running the plan's models on %d hours", len(table))
     x = build_feature_matrix(table, plan.features)
     p = np.zeros((len(plan.slots), len(table)), dtype=np.float32)
     for model in plan.policy_models:

@@ -2,7 +2,7 @@
 
 Each certificate fails with probability 1 - confidence at most. Trying several goals or models until one is certified
 gives as many chances of a false certificate, refusals included (Bonferroni). The bound holds for someone who goes by
-the verdicts and stops at the first yes. The ledger lies in the run and, under the hash of the data, in the folder of
+the verdicts and stops at the first yes. Each table has a ledger, named by its hash, in the run and in the folder of
 the user's state, as attempts in other runs count as well. A plan made again without a change is no new attempt.
 """
 
@@ -18,7 +18,6 @@ from pathlib import Path
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import read_bytes
 
-LEDGER_FILE = "certificates.jsonl"
 FOLDER = "certificates"
 MAX_ENTRIES = 100_000
 _KEY = re.compile(r"[0-9a-f]{16,128}")
@@ -60,15 +59,14 @@ def count_attempt(entries: Iterable[Attempt], attempt: Attempt, allowed: int) ->
 
 def record_attempt(attempt: Attempt, data_digest: str, allowed: int, run: Run) -> AttemptCount:
     """Add an attempt to the ledgers of the run and of the user, and count it."""
-    own = _read_run_ledger(run)
+    name = f"{FOLDER}/{data_digest if _KEY.fullmatch(data_digest) else fingerprint(data_digest)}.jsonl"
+    own = _parse(run.directory.read(name)) if run.directory.has(name) else []
     if attempt.key not in {entry.key for entry in own}:
         own.append(attempt)
-        run.directory.write(LEDGER_FILE, b"".join(map(_write, own)))
+        run.directory.write(name, b"".join(map(_write, own)))
     folder = run.options.get("state")
-    entries = own
-    if folder:
-        entries = _merge(_record_for_user(Path(folder) / FOLDER, data_digest, attempt, run), own)
-    return count_attempt(entries, attempt, allowed)
+    others = _record_for_user(Path(folder) / name, attempt, run) if folder else []
+    return count_attempt([*others, *own], attempt, allowed)
 
 
 def identify_attempt(*parts: object) -> str:
@@ -76,30 +74,20 @@ def identify_attempt(*parts: object) -> str:
     return fingerprint(*parts)
 
 
-def _record_for_user(folder: Path, data_digest: str, attempt: Attempt, run: Run) -> list[Attempt]:
-    """Append an attempt to the ledger of the data, unless it is there; an unwritable folder is logged."""
-    name = data_digest if _KEY.fullmatch(data_digest) else fingerprint(data_digest)
-    path = folder / f"{name}.jsonl"
+def _record_for_user(path: Path, attempt: Attempt, run: Run) -> list[Attempt]:
+    """Append an attempt to a ledger, unless it is there, and return the earlier ones; an unwritable one is logged."""
     entries: list[Attempt] = []
     try:
         if path.is_file():
             entries = _parse(read_bytes(path))
         if attempt.key not in {entry.key for entry in entries}:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             # one short write at the end of the file: runs at the same time do not lose each other's lines
             with path.open("ab", buffering=0) as stream:
                 stream.write(_write(attempt))
     except OSError as error:
         run.log.warning("the ledger of certificates was not written: %s", error.strerror or error)
     return entries
-
-
-def _read_run_ledger(run: Run) -> list[Attempt]:
-    return _parse(run.directory.read(LEDGER_FILE)) if run.directory.has(LEDGER_FILE) else []
-
-
-def _merge(entries: Iterable[Attempt], more: Iterable[Attempt]) -> list[Attempt]:
-    return list({entry.key: entry for entry in [*entries, *more]}.values())
 
 
 def _write(attempt: Attempt) -> bytes:

@@ -24,7 +24,8 @@ class SiteResult:
     Attributes:
         site: the site.
         units: its cases, or its patients over time.
-        loss: accuracy lost against the baseline of the other sites, as a share; 0 if the baseline itself is served.
+        loss: accuracy (or utility, by the costs of errors) lost against the baseline of the other sites, as a share;
+            0 if the baseline itself is served.
         saving: cost of the baseline divided by that of the cascade; ``None`` if it costs nothing.
         is_certified: whether the other sites certified a cascade.
         utility: utility of the cascade, over time.
@@ -85,7 +86,7 @@ def _iterate_results(problem: Problem, run: Run, sites: Sequence[str]) -> Iterat
         yield SiteResult(
             site=site,
             units=len(rows),
-            loss=float(loss.mean()) / costs.maximum,
+            loss=float(loss.mean()),
             saving=float(alone.cost.mean()) / cost if cost > 0 else None,
             is_certified=solution.policy is not None,
         )

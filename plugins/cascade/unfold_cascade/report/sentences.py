@@ -223,7 +223,7 @@ def validation_headline(broken: Sequence[str], kept: Sequence[str], undecided: S
 
 def intervals_of_validation(confidence: float) -> str:
     """State what the intervals of a validation mean together."""
-    return f"all hold together with {100 * confidence:g}% confidence; undecided means that more cases are needed"
+    return f"all hold together with {percent(confidence)} confidence; undecided means that more cases are needed"
 
 
 def estimate_before(value: float, low: float, high: float) -> str:

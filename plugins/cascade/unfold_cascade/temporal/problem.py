@@ -176,6 +176,11 @@ class CostOptions:
     batch_rows: int
     unit: str | None = None
 
+    @property
+    def currency(self) -> str:
+        """What savings are stated in: the currency of the comparison, prices where there are two."""
+        return self.by.split("+")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from unfold_cascade.build import find_checked_spec
 from unfold_cascade.drift.labelled_hours import validate_hours
 from unfold_cascade.drift.recalibrated_hours import recalibrate_hours
-from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.report.left_out_sites import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan
@@ -19,7 +18,7 @@ from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.report.profile import build_profile_report
 from unfold_cascade.temporal.search.left_out_sites import evaluate_patient_sites
-from unfold_cascade.temporal.search.planner import Solution, solve
+from unfold_cascade.temporal.search.planner import record_certificate, solve
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_service
 from unfoldkit.api import Report, Run, Service
@@ -32,8 +31,7 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit all models, find the cheapest cascade that is certified, and save it in the run."""
-    problem = build_temporal_problem(spec, run)
-    return _plan(problem, run, "train")
+    return _plan(build_temporal_problem(spec, run), run, "train")
 
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
@@ -79,13 +77,5 @@ def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
     run.log.info("searching the gates on %d hours", len(study.train.highest))
     solution = solve(study)
     write_exits(solution, run)
-    report = build_plan_report(solution, verb, run.directory, _record(solution, run))
+    report = build_plan_report(solution, verb, run.directory, record_certificate(solution, run))
     return add_left_out_sites(report, evaluate_patient_sites(problem, run), problem.goal.max_loss)
-
-
-def _record(solution: Solution, run: Run) -> AttemptCount:
-    """Record the certificate, issued or refused, as an attempt on these data."""
-    problem, selection, digest = solution.problem, solution.selection, solution.study.digest
-    key = identify_attempt(problem.documents.spec, problem.seed, digest)
-    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
-    return record_attempt(attempt, digest, problem.goal.attempts, run)

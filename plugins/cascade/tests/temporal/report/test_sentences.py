@@ -32,7 +32,6 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.describe_outcomes([], ["utility: loss ≤ 0.02"], 0.95),
     ),
     "describe_not_promised": (sentences.describe_not_promised(["lead time", "saving"]),),
-    "describe_attempt": (sentences.describe_attempt(1, 0.95, 1), sentences.describe_attempt(3, 0.9925, 20)),
     "describe_loss": (sentences.describe_loss(-1.57, (-2.04, -1.13)),),
     "describe_quality": tuple(
         sentences.describe_quality(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.planner.ledger import AttemptCount
+from unfold_cascade.report import sentences as shared
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.report.tables import (
     CURRENCIES,
@@ -252,7 +253,7 @@ def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str,
 def _attempt_lines(attempt: AttemptCount | None) -> tuple[tuple[str, str], ...]:
     if attempt is None:
         return ()
-    return (("attempt", sentences.describe_attempt(attempt.number, attempt.joint_confidence, attempt.allowed)),)
+    return (("attempt", shared.attempt(attempt.number, attempt.joint_confidence, attempt.allowed)),)
 
 
 def _list_not_promised(solution: Solution) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unfold_cascade.report import sentences as shared
+
 Interval = tuple[float, float]
 
 
@@ -29,7 +31,7 @@ def describe_certificate(
 ) -> str:
     """What is certified; ``refused_points`` is the goal that could not be certified, if it was not."""
     claim = f"loss of the average patient ≤ {loss_points:.2g} points against the latched baseline"
-    text = f"{claim} with {100 * confidence:.6g}% confidence ({patients:,} patients, {method} test)"
+    text = f"{claim} with {shared.percent(confidence)} confidence ({patients:,} patients, {method} test)"
     return text if refused_points is None else f"{text}; {patients:,} patients cannot certify ≤ {refused_points:g}"
 
 
@@ -37,19 +39,12 @@ def describe_outcomes(promised: Sequence[str], refused: Sequence[str], confidenc
     """The outcomes that are certified together with the loss, or those that are not."""
     if refused:
         return f"not certified: {'; '.join(refused)}"
-    return f"{'; '.join(promised)}: together with the loss, {100 * confidence:.6g}% confidence"
+    return f"{'; '.join(promised)}: together with the loss, {shared.percent(confidence)} confidence"
 
 
 def describe_not_promised(missing: Sequence[str]) -> str:
     """The outcomes that no certificate covers; their figures are those of the test patients only."""
     return f"{', '.join(missing)}; other sites and later times"
-
-
-def describe_attempt(number: int, joint_confidence: float, allowed: int) -> str:
-    """Which attempt on these data the certificate is, and the confidence that all of them hold together."""
-    text = f"{number:,}{f' of {allowed:,}' if allowed > 1 else ''} on these data"
-    joint = f"certificates up to this one hold together with {100 * joint_confidence:.6g}% confidence"
-    return f"{text}; {joint}" if number > 1 or allowed > 1 else text
 
 
 def describe_loss(points: float, interval: Interval) -> str:

@@ -12,8 +12,6 @@ from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.search.planner import Solution, solve
 from unfoldkit.api import Run
 
-CURRENCIES = ("price", "flops", "bytes", "latency")
-
 
 def evaluate_patient_sites(problem: TemporalProblem, run: Run) -> tuple[SiteResult, ...]:
     """Leave every site out in turn; empty unless the split asks for it."""
@@ -31,8 +29,7 @@ def evaluate_patient_sites(problem: TemporalProblem, run: Run) -> tuple[SiteResu
 def _measure(site: str, solution: Solution) -> SiteResult:
     is_certified, latched = solution.selection.is_certified, solution.latched.quality
     served = solution.cascade.quality if is_certified else latched
-    by = solution.problem.cost.by.split("+")[0]
-    currency = by if by in CURRENCIES else "price"
+    currency = solution.problem.cost.currency
     cost = served.bill[currency]
     return SiteResult(
         site=site,

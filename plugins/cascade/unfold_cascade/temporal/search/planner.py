@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.temporal.evaluation.alerts import AlertSummary, summarise_alerts
 from unfold_cascade.temporal.evaluation.baselines import (
     BaselineRule,
@@ -37,6 +38,7 @@ from unfold_cascade.temporal.search.compose import (
 )
 from unfold_cascade.temporal.search.select import BaselineStages, Selection, select_cascade
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
+from unfoldkit.api import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,14 @@ class Solution:
 def solve(study: Study) -> Solution:
     """Search on the tuning cohort, certify on the calibration cohort, and evaluate on the test cohort."""
     return evaluate_solution(search_cascades(study))
+
+
+def record_certificate(solution: Solution, run: Run) -> AttemptCount:
+    """Record the certificate, issued or refused, as an attempt on the data of the study."""
+    problem, selection, digest = solution.problem, solution.selection, solution.study.digest
+    key = identify_attempt(problem.documents.spec, problem.seed, digest)
+    attempt = Attempt(key, problem.goal.confidence, problem.name, selection.is_certified)
+    return record_attempt(attempt, digest, problem.goal.attempts, run)
 
 
 def search_cascades(study: Study) -> SearchResult:
