@@ -142,7 +142,7 @@ class Connection:
         elif self.pending is not None:
             self.buffer += data
             self._continue(self.pending)
-        elif self.holding is None or self.is_probe:
+        elif self.holding is None or self.holding.is_probe:
             self._answer_probe(data)
         else:
             self._begin(data)
@@ -276,7 +276,10 @@ class Connection:
 
     def _hold_body(self, size: int) -> None:
         """Record the bytes of a body that is held until its response, and refuse what exceeds the bounds."""
-        if self.holding is not None and self.holding.hold(0, size):
+        if self.holding is None or self.holding.body_bytes == size:
+            # most requests arrive at once and hold nothing
+            return
+        if self.holding.hold(0, size):
             self.usage.reject("body_bytes")
             self._refuse()
 
