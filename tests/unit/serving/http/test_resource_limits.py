@@ -54,6 +54,15 @@ def test_bytes_are_counted_until_they_are_given_back() -> None:
     assert (bound.total, bound.clients) == (Held(), {})
 
 
+def test_a_call_without_bytes_leaves_no_trace() -> None:
+    """An empty call is answered at the bound, and its client is forgotten."""
+    bound = usage(body_bytes=10)
+    assert bound.hold_call("a", 11) == "bytes"
+    assert (bound.hold_call("b", 0), bound.hold_call("b", -0)) == ("", "")
+    bound.hold_call("a", -11)
+    assert (bound.total, bound.clients) == (Held(), {})
+
+
 def test_a_probe_beyond_the_reserved_ones_ends_the_oldest() -> None:
     """Silent connections cannot keep health checks out: the oldest of them gives way."""
     ended: list[int] = []
