@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+from unfoldkit.errors import install_command
+
 ROOT = Path(__file__).parents[1]
 USE = "usage: python -m tests.wheels held WHEEL | slim | used | alone FOLDER"
 MAX_INSTALLED_MIB = 200
@@ -96,7 +98,7 @@ def use_without_extras(away: Path) -> None:
     for file, extra in EXTRA_OF_SPEC.items():
         words = ["unfold", "plan", f"configs/{file}"]
         done = subprocess.run(words, cwd=away, capture_output=True, text=True, check=False)
-        command = f"pip install 'unfoldkit[{extra}]'"
+        command = install_command(extra)
         if done.returncode != 2 or command not in done.stderr or len(done.stderr.splitlines()) != 1:
             sys.exit(f"{' '.join(words)} ended with {done.returncode} and not with {command}:\n{done.stderr}")
     print(f"{size_mib:.0f} MiB are installed without extras")

@@ -27,7 +27,7 @@ def page(kind: Kind) -> str:
     """Return the page of one kind."""
     schema = build_schema(resolve(kind.spec), kind.name)
     verbs = ", ".join(code(f"unfold {verb}") for verb in kind.verbs)
-    needs = f"\n\nIt needs the extra `{kind.extra}`: `pip install 'unfoldkit[{kind.extra}]'`." if kind.extra else ""
+    needs = f"\n\nIt needs the extra `{kind.extra}`: `pip install '.[{kind.extra}]'`." if kind.extra else ""
     head = f"# {kind.name}\n\n`{kind.name}` {kind.summary}. Verbs: {verbs}.{needs}\n"
     return "\n".join([head, *_example(kind), *_keys(schema)])
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, internal_error, user_error
+from unfoldkit.errors import UnfoldError, install_command, internal_error, user_error
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
@@ -149,7 +149,7 @@ def explain_missing_package(
     """
     name = str(error.name).partition(".")[0]
     extra = extra or find_extra(name)
-    hint = f"pip install '{owner}[{extra}]'" if extra else "pip install it"
+    hint = install_command(extra, owner) if extra else "pip install it"
     return user_error(f"{user or 'this'} needs the package {name!r}, which is not installed", hint=hint)
 
 
@@ -179,17 +179,22 @@ def find_extra(module: str, preferred: str | None = None) -> str:
         module: The top-level module.
         preferred: The extra to return if several do; without it the one with the fewest packages.
     """
-    wanted = _normalize(DISTRIBUTION_NAMES.get(module, module))
+    wanted, packages = _normalize(DISTRIBUTION_NAMES.get(module, module)), list_extras()
+    matches = [extra for extra, names in packages.items() if wanted in names]
+    if preferred in matches:
+        return str(preferred)
+    return min(matches, key=lambda extra: (len(packages[extra]), extra), default="")
+
+
+def list_extras() -> dict[str, set[str]]:
+    """Return the packages that each extra of unfoldkit names; ``unfoldkit`` for one that includes other extras."""
     packages: dict[str, set[str]] = {}
     for line in importlib.metadata.requires("unfoldkit") or ():
         requirement, _, marker = line.partition(";")
         extra, name = re.search(r"extra == ['\"]([\w-]+)", marker), re.match(r"[\w.-]+", requirement)
         if extra and name:
             packages.setdefault(extra[1], set()).add(_normalize(name[0]))
-    matches = [extra for extra, names in packages.items() if wanted in names]
-    if preferred in matches:
-        return str(preferred)
-    return min(matches, key=lambda extra: (len(packages[extra]), extra), default="")
+    return packages
 
 
 def _normalize(distribution: str) -> str:

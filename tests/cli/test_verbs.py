@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ECHO, Unfold
+from unfoldkit.errors import install_command
 from unfoldkit.report import SCHEMA
 
 
@@ -247,7 +248,7 @@ def test_ray_is_asked_for_when_it_is_not_there(unfold: Unfold, spec: Path) -> No
         pytest.skip("Ray is installed: nothing to ask for")
     outcome = unfold("train", spec, "--engine", "ray")
     assert outcome.code == 2
-    assert "pip install 'unfoldkit[ray]'" in outcome.err
+    assert install_command("ray") in outcome.err
 
 
 TUNING = """version: 1

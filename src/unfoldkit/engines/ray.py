@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, internal_error, user_error
+from unfoldkit.errors import UnfoldError, install_command, internal_error, user_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -51,9 +51,8 @@ def connect_ray(address: str | None) -> ModuleType:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise user_error(
-            "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
-        ) from error
+        message = "--engine ray needs Ray, which is not installed"
+        raise user_error(message, hint=install_command("ray")) from error
     if not ray.is_initialized():
         is_main = threading.current_thread() is threading.main_thread()
         handlers = {which: signal.getsignal(which) for which in SIGNALS} if is_main else {}

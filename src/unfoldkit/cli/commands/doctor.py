@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unfoldkit.cli import console, plugin_registry
-from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, resolve
+from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, list_extras, resolve
 from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
 from unfoldkit.registry import Registry, find_misspelt_hooks
@@ -93,13 +93,8 @@ def _check_disk() -> CheckResult:
 
 def _list_extras() -> CheckResult:
     """List the extras of which every package is installed."""
-    packages: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires("unfoldkit") or ():
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"extra == ['\"]([\w-]+)", marker)
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        if extra and name != "unfoldkit":
-            packages.setdefault(extra[1], []).append(name)
+    packages = {extra: names - {"unfoldkit"} for extra, names in list_extras().items()}
+    packages = {extra: names for extra, names in packages.items() if names}
     installed = [name for name, parts in packages.items() if all(map(_is_installed, parts))]
     absent = [name for name in packages if name not in installed]
     message = f"installed: {', '.join(installed) or 'none'}; not installed: {', '.join(absent) or 'none'}"

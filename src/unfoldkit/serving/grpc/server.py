@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from unfoldkit.errors import user_error
 from unfoldkit.serving.batching.batcher import QueueFull, Result
@@ -84,7 +85,7 @@ class InferenceServicer:
         """Answer a call, after its token was checked and its bytes were counted."""
         import grpc
 
-        client, size = context.peer().rpartition(":")[0], request.ByteSize()
+        client, size = client_address(context.peer()), request.ByteSize()
         exceeded = self.options.hold_body(client, size)
         try:
             self._check_token(name, context)
@@ -265,6 +266,11 @@ def _build_handler(servicer: InferenceServicer, name: str) -> Any:
         request_deserializer=classes[f"{name}Request"].FromString,
         response_serializer=classes[f"{name}Response"].SerializeToString,
     )
+
+
+def client_address(peer: str) -> str:
+    """Return the address of ``ipv4:ADDRESS:PORT`` or ``ipv6:%5BADDRESS%5D:PORT``, as HTTP has it."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _to_error(endpoint: Endpoint, problem: Rejection | Exception) -> CallError:

@@ -168,7 +168,8 @@ class ResourceUsage:
         held = self.clients.setdefault(client, Held())
         held.body_bytes += size
         self.total.body_bytes += size
-        if size < 0:
+        if size <= 0:
+            # a call without fields has no bytes
             self.forget(client)
             return ""
         limit = self.limits.body_bytes

@@ -107,12 +107,14 @@ class RequestReader:
         Raises:
             TooLarge: The body holds more values than ``max_rows`` rows have.
         """
-        text = body[:json_bytes] if json_bytes else body
         max_values = max_rows * self.values_per_row + SPARE_VALUES
+        # no body holds more values than bytes
+        if len(body) <= max_values:
+            return
+        text = body[:json_bytes] if json_bytes else body
         has_texts = any(item.datatype == "BYTES" for item in self.inputs)
         if json_bytes and not has_texts and len(body) - json_bytes > MAX_ITEM_BYTES * max_values:
             raise TooLarge(f"the tensors have {len(body) - json_bytes} bytes; at most {max_rows} rows are accepted")
-        # no body holds more values than bytes
         if len(text) > max_values and count_values(text, max_values) > max_values:
             raise TooLarge(f"the body holds more than {max_values} values; at most {max_rows} rows are accepted")
 

@@ -110,9 +110,7 @@ class Endpoint:
             # in a thread nothing else would answer the request
             self.log.exception("cannot decode a request for %s", self.model.name)
             return error
-        rows = request.call.rows
-        message = f"{rows} rows in one request; at most {max_rows} are accepted"
-        return TooLarge(message) if rows > max_rows else request
+        return _too_many_rows(request, max_rows) if request.call.rows > max_rows else request
 
     def _submit(self, decoded: InferenceRequest | Exception, done: Callable[[Reply], None], start_s: float) -> None:
         """Queue a decoded request, or reject it."""
@@ -143,7 +141,7 @@ class Endpoint:
             done(result)
 
         if request.call.rows > max_rows:
-            finish(TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted"))
+            finish(_too_many_rows(request, max_rows))
             return
         try:
             self.batcher.submit(request.inputs, request.call, finish)
@@ -186,6 +184,10 @@ class Endpoint:
         reply = problem_reply(problem)
         self.metrics.requests.count(reply.status, seconds)
         return reply
+
+
+def _too_many_rows(request: InferenceRequest, max_rows: int) -> TooLarge:
+    return TooLarge(f"{request.call.rows} rows in one request; at most {max_rows} are accepted")
 
 
 def problem_reply(problem: Exception | Rejection) -> Reply:

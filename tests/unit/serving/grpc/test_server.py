@@ -17,6 +17,7 @@ import pytest
 from tests.unit.serving.client import Server, rows, serving
 from tests.unit.serving.http.test_tls import certificate, client
 from unfoldkit.serving.grpc.messages import FIELDS, METHODS, SERVICE, Messages, build_messages
+from unfoldkit.serving.grpc.server import client_address
 
 INFER = "/v2/models/total/infer"
 
@@ -245,3 +246,12 @@ def test_calls_under_way_are_answered_before_the_end(messages: Messages) -> None
         time.sleep(0.25)
         assert server.end() == 0
         assert future.result().outputs
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("ipv4:127.0.0.1:5000", "127.0.0.1"), ("ipv6:%5B::1%5D:5000", "::1"), ("ipv6:[::1]:5000", "::1"), ("unix:", "")],
+)
+def test_a_client_has_one_address_in_both_protocols(peer: str, address: str) -> None:
+    """The bytes of a client count together over HTTP and gRPC."""
+    assert client_address(peer) == address

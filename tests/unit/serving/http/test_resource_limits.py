@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import socket
@@ -51,6 +52,15 @@ def test_bytes_are_counted_until_they_are_given_back() -> None:
     assert c.hold(0, 1) == "body_bytes"
     for item in (a, b, c):
         item.release()
+    assert (bound.total, bound.clients) == (Held(), {})
+
+
+def test_a_call_without_bytes_leaves_no_trace() -> None:
+    """An empty call is answered at the bound, and its client is forgotten."""
+    bound = usage(body_bytes=10)
+    assert bound.hold_call("a", 11) == "bytes"
+    assert (bound.hold_call("b", 0), bound.hold_call("b", -0)) == ("", "")
+    bound.hold_call("a", -11)
     assert (bound.total, bound.clients) == (Held(), {})
 
 
@@ -139,6 +149,20 @@ def test_bodies_in_flight_are_bounded(path: str, *, chunked: bool) -> None:
         open_wires.close()
         assert ready(server)
         time.sleep(0.2)
+        assert metric(server, "unfold_body_bytes") == 0
+
+
+def test_a_complete_body_counts_until_its_response() -> None:
+    """A large body that has arrived is held while it waits for its batch, and counts."""
+    with serving("total", "body_bytes=100000", "delay=1") as server, ExitStack() as open_wires:
+        body = json.dumps(rows([1, 2, 3])).encode() + b" " * 60_000
+        first, second = (open_wires.enter_context(server.connect()) for _ in range(2))
+        first.sendall(request(INFER, body))
+        time.sleep(0.3)
+        assert 60_000 < metric(server, "unfold_body_bytes") < 100_000
+        second.sendall(request(INFER, body))
+        assert read(second).status == 503
+        assert read(first).status == 200
         assert metric(server, "unfold_body_bytes") == 0
 
 

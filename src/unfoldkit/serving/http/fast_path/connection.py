@@ -142,7 +142,7 @@ class Connection:
         elif self.pending is not None:
             self.buffer += data
             self._continue(self.pending)
-        elif self.holding is None or self.is_probe:
+        elif self.holding is None or self.holding.is_probe:
             self._answer_probe(data)
         else:
             self._begin(data)
@@ -270,15 +270,24 @@ class Connection:
             self._hold_body(0)
             self._reject(head, retry_s)
             return
+        if len(data) >= MIN_COSTLY_BYTES and not self._hold_body(len(data)):
+            return
         self.is_busy = True
         self._start_request(head)
         head.responder(data[head.body_start :], self._reply)
 
-    def _hold_body(self, size: int) -> None:
-        """Record the bytes of a body that is held until its response, and refuse what exceeds the bounds."""
-        if self.holding is not None and self.holding.hold(0, size):
-            self.usage.reject("body_bytes")
-            self._refuse()
+    def _hold_body(self, size: int) -> bool:
+        """Record the bytes of a body that is held until its response, and refuse what exceeds the bounds.
+
+        Returns:
+            Whether the request may go on.
+        """
+        # most requests are small, arrive at once and hold nothing
+        if self.holding is None or self.holding.body_bytes == size or not self.holding.hold(0, size):
+            return True
+        self.usage.reject("body_bytes")
+        self._refuse()
+        return False
 
     def _refuse(self) -> None:
         """Answer with 503, and close the connection."""
