@@ -414,6 +414,33 @@ def test_bodies_and_answers_are_bounded(tmp_path: Path) -> None:
         assert gateway.events(ask())[0]["x-unfold-model"] == "large"
 
 
+def test_a_line_without_an_end_is_cut_at_the_limit(tmp_path: Path) -> None:
+    """A stream which never ends its line is dropped once it is too long, long before the upstream has sent it."""
+    limits = UpstreamLimits(connect_s=1, first_token_s=5, between_tokens_s=5, total_s=20, retries=0, answer_bytes=4096)
+    with serve_gateway(tmp_path, always(raw=b"data: " + b"x" * (64 << 20)), limits=limits) as gateway:
+        assert gateway.events(ask())[0]["x-unfold-route"] == "small:broken,large"
+        end = time.monotonic() + 5
+        while not gateway.small.hang_ups and time.monotonic() < end:
+            time.sleep(0.02)
+        assert (gateway.small.hang_ups, gateway.small.completed) == (1, 0)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_events_end_at_line_ends_alone(tmp_path: Path, end: str) -> None:
+    """JSON strings may hold U+2028 and U+0085 unescaped, which other line readers take for ends."""
+    delta = {"content": "a\u2028b\u0085c"}
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": delta, "logprobs": {"content": [{"token": "a", "logprob": -0.1}]}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    lines = [*(f"data: {json.dumps(chunk, ensure_ascii=False)}" for chunk in chunks), "data: [DONE]"]
+    raw = "".join(f"{line}{end}{end}" for line in lines).encode()
+    with serve_gateway(tmp_path, always(raw=raw)) as gateway:
+        head, events = gateway.events(ask())
+        assert head["x-unfold-model"] == "small"
+        assert events[0]["choices"][0]["delta"] == delta
+
+
 def test_requests_cannot_choose_the_upstream(tmp_path: Path) -> None:
     """No field or header of a client reaches another address, and the client's key never reaches an upstream."""
     with serve_gateway(tmp_path) as gateway:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context leng
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
 MAX_ERROR_BYTES = 64 << 10
+LINE_END = re.compile(rb"[\r\n]")
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
 Events = AsyncGenerator[dict[str, Any], None]
@@ -257,38 +259,58 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
     """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
-    size, lines = 0, response.aiter_lines()
-    while True:
-        try:
-            line = await asyncio.wait_for(anext(lines), limits.between_tokens_s if size else limits.first_token_s)
-        except StopAsyncIteration:
-            raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
-        except TimeoutError:
-            raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
-        size += len(line) + 1
-        if size > limits.answer_bytes:
-            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
-        if not line.startswith("data:"):
-            continue
-        text = line[5:].strip()
-        if text == "[DONE]":
-            return
-        data = _parse_json(text.encode("utf-8", "replace"))
-        if "error" in data and "choices" not in data:
-            raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
-        yield data
+    wait_s = limits.first_token_s
+    async with aclosing(_read_lines(response, limits.answer_bytes)) as lines:
+        while True:
+            try:
+                line = await asyncio.wait_for(anext(lines), wait_s)
+            except StopAsyncIteration:
+                raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
+            except TimeoutError:
+                raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
+            wait_s = limits.between_tokens_s
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            event = _parse_json(data.decode("utf-8", "replace"))
+            if "error" in event and "choices" not in event:
+                raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
+            yield event
+
+
+async def _read_lines(response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of a reply; an empty one may follow each, since CR LF counts as two ends.
+
+    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
+    """
+    size, pending = 0, bytearray()
+    async for part in response.aiter_bytes():
+        size = _add_size(size, part, limit)
+        *ends, rest = LINE_END.split(part)
+        for end in ends:
+            yield bytes(pending + end)
+            pending.clear()
+        pending += rest
+    yield bytes(pending)
 
 
 async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
     data = bytearray()
     async for part in response.aiter_bytes():
+        _add_size(len(data), part, limit)
         data += part
-        if len(data) > limit:
-            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
     return bytes(data)
 
 
-def _parse_json(data: bytes) -> dict[str, Any]:
+def _add_size(size: int, part: bytes, limit: int) -> int:
+    if size + len(part) > limit:
+        raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
+    return size + len(part)
+
+
+def _parse_json(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
