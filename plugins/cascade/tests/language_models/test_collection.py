@@ -164,6 +164,25 @@ def test_votes_and_checks_give_probabilities(tmp_path: Path) -> None:
         assert float(cells[5]) == pytest.approx(120e-6)
 
 
+def test_a_judge_is_paid_but_is_no_cost_of_the_answer(tmp_path: Path) -> None:
+    """The log has the price that serving pays; the judge counts as spent. Braces in an answer are left alone."""
+
+    def answer(_request: dict[str, Any], _number: int) -> dict[str, Any]:
+        return {"text": "yes {expected}"}
+
+    with serve_upstream(answer) as small, serve_upstream(answer) as large:
+        path, run = _write(tmp_path, (small, large), 12), run_in(tmp_path / "run", base=tmp_path)
+        (tmp_path / "prompts.csv").write_text("prompt,expected\n" + "".join(f"is it {k}?,four\n" for k in range(12)))
+        report = profile(spec_of(path, "collect.score={by: judge, model: large}"), run)
+        again = profile(spec_of(path, "collect.score={by: judge, model: large}"), run)
+        judgement = large.requests[-1]["messages"][0]["content"]
+    cells = (tmp_path / "run" / "calls" / "log.csv").read_text().splitlines()[1].split(",")
+    assert float(cells[4]) == pytest.approx(120e-6)
+    assert report.metrics["spent_usd"].value == pytest.approx(12 * (120e-6 + 1200e-6 + 2 * 1200e-6))
+    assert again.metrics["spent_usd"].value == report.metrics["spent_usd"].value
+    assert "Expected answer: four\n\nGiven answer: yes {expected}\n\n" in judgement
+
+
 def test_scores_of_answers() -> None:
     """Texts without case and spacing, the first lone letter, the last number."""
     assert is_exact(" Paris\n", "paris")

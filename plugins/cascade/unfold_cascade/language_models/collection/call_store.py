@@ -13,6 +13,7 @@ from unfoldkit.api import user_error
 
 CallKey = tuple[int, str]
 """Row and model."""
+COSTS = ("cost_usd", "confidence_cost_usd", "judge_cost_usd")
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class CallStore:
     def _take(self, record: dict[str, Any]) -> None:
         row, model = int(record["row"]), str(record["model"])
         self.unfinished.pop((row, model, int(record["end"])), None)
-        self.spent_usd += float(record["cost_usd"]) + float(record.get("confidence_cost_usd") or 0.0)
+        self.spent_usd += sum(float(record.get(name) or 0.0) for name in COSTS)
         if record.get("error") is None:
             self.finished[row, model] = record
 
