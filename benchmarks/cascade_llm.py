@@ -30,6 +30,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.chains import list_chains
 from unfold_cascade.language_models.planning.calibration import fit_calibration
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route, score_log, select_reference
+from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
     Limits,
@@ -44,7 +45,6 @@ SIZES, QUICK_SIZES = (600, 1500), (600,)
 LIMITS, QUICK_LIMITS = (0.01, 0.02, 0.03), (0.02, 0.03)
 DRAWS, QUICK_DRAWS = 40, 3
 DELTA = 0.05
-SMALL_LOG = 1000
 NO_SAVING = 0.97
 Cell = tuple[int, float]
 
@@ -131,7 +131,7 @@ def evaluate_draw(population: CallLog, seed: int, draw: int, *, quick: bool) -> 
     reference = select_reference(tune, np.arange(TUNING_ROWS))
     reference_cost = float(tune.cost[:, reference].mean())
     for size in QUICK_SIZES if quick else SIZES:
-        max_models = 2 if TUNING_ROWS + size < SMALL_LOG else 3
+        max_models = SMALL_CHAIN if TUNING_ROWS + size < SMALL_LOG else 3
         chains = list_chains(tune.cost.mean(axis=0), order="sorted", max_models=max_models)
         sequences = list_sequences(tune, tune_score, [c for c in chains if c != (reference,)], reference)
         rows = certifying[:size]

@@ -26,7 +26,13 @@ from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
-from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
+from unfold_cascade.language_models.planning.problem import (
+    MIN_TUNING_UNITS,
+    SMALL_CHAIN,
+    SMALL_LOG,
+    RoutingProblem,
+    split_units,
+)
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -42,9 +48,6 @@ from unfold_cascade.schema.parts import ModelSpec, Recorded
 from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 
-SMALL_LOG = 1000
-"""Below this many rows, chains of three models promise less than pairs."""
-SMALL_CHAIN = 2
 TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
