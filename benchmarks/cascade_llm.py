@@ -37,6 +37,7 @@ from unfold_cascade.language_models.planning.walk import (
     RouteSequence,
     certify_sequence,
     choose_sequence,
+    choose_uncertified,
     list_sequences,
 )
 
@@ -138,7 +139,8 @@ def evaluate_draw(population: CallLog, seed: int, draw: int, *, quick: bool) -> 
         certify = replace(population.take(rows), unit=np.arange(size))
         for limit in QUICK_LIMITS if quick else LIMITS:
             sequence = choose_sequence(sequences, limit, reference_cost)
-            plan, naive = _plan(sequence, certify, score[rows], reference, limit), _naive_plan(sequence, limit)
+            plan = _plan(sequence, certify, score[rows], reference, limit)
+            naive = None if sequence is None else choose_uncertified(sequence, limit)
             figures = [_judge(population, score, route, reference) for route in (plan, naive)]
             (ratio, loss), (naive_ratio, naive_loss) = figures
             yield (size, limit), Result(ratio, loss > limit + 1e-12, naive_ratio, naive_loss > limit + 1e-12)
@@ -156,13 +158,6 @@ def _plan(
     steps = certify_sequence(sequence, certify, score, reference, Limits(max_loss=limit, delta=DELTA))
     passed = [step.route for step in steps if step.p_value <= DELTA]
     return passed[-1] if passed else None
-
-
-def _naive_plan(sequence: RouteSequence | None, limit: float) -> Route | None:
-    if sequence is None:
-        return None
-    within = [k for k, d in enumerate(sequence.difference) if float(d.mean()) <= limit]
-    return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
 
 
 def _judge(population: CallLog, score: FloatArray, route: Route | None, reference: int) -> tuple[float, float]:
