@@ -62,7 +62,7 @@ def build_app(plan: GatewayPlan, folder: Path, log: logging.Logger) -> GatewayAp
 def _list_lines(plan: GatewayPlan, app: GatewayApp) -> Iterator[tuple[str, str]]:
     yield "model", sentences.served_alias(plan.alias, plan.chain)
     state = app.router.state
-    if state.is_revoked or state.void_reason:
+    if state.is_withdrawn:
         yield "promise", sentences.withdrawn(plan.reference, state.void_reason)
     elif plan.promise is None:
         yield "promise", sentences.unpromised(plan.reference)

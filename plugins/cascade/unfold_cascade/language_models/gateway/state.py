@@ -76,6 +76,11 @@ class GatewayState:
             self._read_at = time.monotonic()
             self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
 
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether the promise is revoked or void."""
+        return self.is_revoked or bool(self.void_reason)
+
     def close(self) -> None:
         """Close the database."""
         self._db.close()
