@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import httpx
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import always
@@ -23,8 +24,8 @@ from plugins.cascade.tests.language_models.served_gateway import (
     ask,
     serve_gateway,
 )
-from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, UpstreamLimits
-from unfold_cascade.language_models.gateway.upstream import read_retry_after
+from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
+from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
 
 openai = pytest.importorskip("openai")
 
@@ -470,6 +471,18 @@ def test_events_end_at_line_ends_alone(tmp_path: Path, end: str) -> None:
         head, events = gateway.events(ask())
         assert head["x-unfold-model"] == "small"
         assert events[0]["choices"][0]["delta"] == delta
+
+
+def test_http2_is_offered_by_host() -> None:
+    """A host whose model does not want HTTP/2 is not offered it; the others are."""
+    models = [
+        ServedModel(name=name, url=url, upstream_model="m", http2=http2)
+        for name, url, http2 in (("a", "https://a.example/v1", True), ("b", "https://b.example:8443/v1", False))
+    ]
+    client = build_client(models, httpx.Limits())
+    offers = [client._transport_for_url(httpx.URL(f"{model.url}/x"))._pool._http2 for model in models]
+    assert offers == [True, False]
+    assert client._transport_for_url(httpx.URL("https://b.example/v1/x"))._pool._http2
 
 
 def test_requests_cannot_choose_the_upstream(tmp_path: Path) -> None:

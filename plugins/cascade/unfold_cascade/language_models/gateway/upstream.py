@@ -7,7 +7,7 @@ import json
 import math
 import random
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -181,6 +181,18 @@ class Upstreams:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as problem:
             is_sent = not isinstance(problem, httpx.ConnectError)
             raise UpstreamError("busy", 502, "the connection to the upstream failed", is_billed=is_sent) from problem
+
+
+def build_client(models: Iterable[ServedModel], limits: httpx.Limits) -> httpx.AsyncClient:
+    """Build the client for the endpoints of some models; HTTP/2 is offered where every model of a host allows it.
+
+    Redirects are not followed and proxies of the environment not used: requests go to the endpoints of the spec only.
+    """
+    import httpx
+
+    hosts = {str(httpx.URL(model.url).copy_with(path="/")) for model in models if not model.http2}
+    plain = {host: httpx.AsyncHTTPTransport(limits=limits, trust_env=False) for host in hosts}
+    return httpx.AsyncClient(http2=True, mounts=plain, limits=limits, follow_redirects=False, trust_env=False)
 
 
 def _check_choices(completion: Completion) -> None:
