@@ -194,7 +194,8 @@ class Router:
 
     def _find_bound_model(self, request: Mapping[str, Any]) -> str:
         """Return the model that a request must stay with: that of its tool calls, or of its conversation."""
-        for call in chat_request.pending_tool_call_ids(request):
+        call = chat_request.last_tool_call_id(request)
+        if call is not None:
             return self.remembered.get(b"tool:" + call.encode("utf-8", "replace"), self.plan.reference)
         if not self.plan.sticky:
             return ""
@@ -220,7 +221,6 @@ class Router:
             trace.decide(model.name, model.name)
             return Answer(events=events)
         completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts)
-        self.check_identity(model.name, completion)
         trace.decide(model.name, model.name)
         return Answer(completion=completion)
 
@@ -239,7 +239,7 @@ class Router:
 
 
 def with_usage(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a stream for its usage, whether or not the client wants it."""
+    """Request the usage of a stream, whether or not the client wants it."""
     if not request.get("stream"):
         return dict(request)
     return {**request, "stream_options": {**(request.get("stream_options") or {}), "include_usage": True}}
