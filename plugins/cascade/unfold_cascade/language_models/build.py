@@ -20,7 +20,7 @@ from unfold_cascade.language_models.collection.scoring import (
     is_same_number,
     load_function,
 )
-from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.loader import check_keys, read_promise, read_route, read_secret
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
@@ -238,7 +238,12 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
     chain, gates = read_route(decision, models)
     timeouts = serve.timeouts
-    gateway = GatewayPlan(
+    keys = tuple(
+        ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+        for k, key in enumerate(serve.keys)
+    )
+    check_keys(keys)
+    return GatewayPlan(
         name=spec.name,
         alias=serve.alias,
         models=models,
@@ -263,13 +268,8 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
             answer_bytes=serve.answer_limit,
         ),
         body_bytes=serve.body_limit,
-        keys=tuple(
-            ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
-            for k, key in enumerate(serve.keys)
-        ),
+        keys=keys,
     )
-    check_gateway(gateway)
-    return gateway
 
 
 def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
@@ -404,15 +404,14 @@ def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_m
 
 
 def _read_confidence_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str) -> FloatArray:
+    may_be_empty = np.ones(len(frame), dtype=np.bool_)
     if columns.price_of_confidence is not None:
-        no_call = np.ones(len(frame), dtype=np.bool_)
-        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", no_call)
+        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", may_be_empty)
     prices = token_prices(model.price_of_confidence)
     if not isinstance(model.price_of_confidence, TokenPrice) or columns.tokens is None:
         return np.full(len(frame), prices.fixed)
-    is_missing = np.ones(len(frame), dtype=np.bool_)
     read = [
-        _read_tokens(frame, column, f"{key}.tokens", is_missing)
+        _read_tokens(frame, column, f"{key}.tokens", may_be_empty)
         for column in (columns.tokens.input, columns.tokens.out)
     ]
     zero = np.zeros(len(frame))
