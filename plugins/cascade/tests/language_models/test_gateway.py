@@ -24,6 +24,7 @@ from plugins.cascade.tests.language_models.served_gateway import (
     ask,
     serve_gateway,
 )
+from unfold_cascade.language_models.gateway.completion import matches_schema
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
 
@@ -483,6 +484,32 @@ def test_http2_is_offered_by_host() -> None:
     offers = [client._transport_for_url(httpx.URL(f"{model.url}/x"))._pool._http2 for model in models]
     assert offers == [True, False]
     assert client._transport_for_url(httpx.URL("https://b.example/v1/x"))._pool._http2
+
+
+@pytest.mark.parametrize(
+    ("answer", "route"),
+    [
+        ({"finish": ["stop"]}, "small:unfinished,large"),
+        ({"finish": "stop\r\nx-evil: 1"}, "small:unfinished,large"),
+        ({"logprob": 10**400}, "small:none<0.50,large"),
+        ({"usage": {"prompt_tokens": 10**400, "completion_tokens": float("inf")}}, "small:0.71>=0.50"),
+    ],
+)
+def test_strange_values_of_an_upstream_are_no_fault_of_the_gateway(
+    tmp_path: Path, answer: dict[str, Any], route: str
+) -> None:
+    """JSON of the wrong type or range is not trusted, and reaches neither headers nor budgets."""
+    with serve_gateway(tmp_path, always(text="a", **answer)) as gateway:
+        status, head, _ = gateway.post(ask())
+        assert (status, head["x-unfold-route"]) == (200, route)
+        assert "x-evil" not in head
+        assert float(head["x-unfold-cost-usd"]) < 1.0
+
+
+def test_schemas_of_a_client_may_be_any_json() -> None:
+    """A schema that is none restricts nothing, and raises nothing."""
+    assert matches_schema({"a": 1}, {"type": [["object"]], "required": [["a"], {}], "properties": {"a": 3}})
+    assert not matches_schema({"a": 1}, {"required": ["b", []]})
 
 
 def test_requests_cannot_choose_the_upstream(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from unfold_cascade.language_models.gateway.completion import Completion
+from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
 
 
 def _count(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 0.0
+    return float(value) if is_number(value) and 0 < value < math.inf else 0.0
 
 
 async def _continue_stream(first: dict[str, Any], events: Events, deadline: float) -> Events:
