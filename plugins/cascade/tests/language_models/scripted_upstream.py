@@ -1,4 +1,4 @@
-"""An OpenAI-compatible upstream on a real socket, which fails as its script says."""
+"""An OpenAI-compatible upstream on a real socket, which fails as scripted."""
 
 from __future__ import annotations
 

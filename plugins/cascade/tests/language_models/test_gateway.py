@@ -323,7 +323,7 @@ def test_prompts_longer_than_a_window_skip_the_model(tmp_path: Path) -> None:
 
 
 def test_requests_which_the_log_did_not_cover_are_unpromised(tmp_path: Path) -> None:
-    """Images, and prompts three times longer than any logged one, go to the reference and say so."""
+    """Images, and prompts three times longer than any logged one, go to the reference, marked as unpromised."""
     with serve_gateway(tmp_path, longest_prompt=100) as gateway:
         image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
         for content in (image, "x" * 301):
@@ -439,7 +439,7 @@ def test_no_text_of_prompts_or_answers_is_stored_or_logged(
 
 
 def test_bodies_and_answers_are_bounded(tmp_path: Path) -> None:
-    """A body above the limit is rejected unread; an endless answer is cut and the next model asked."""
+    """A body above the limit is rejected unread; an endless answer is cut and the next model called."""
     limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=6, retries=0, answer_bytes=4096)
     with serve_gateway(tmp_path, always(text="x" * 10_000), body_bytes=2048, limits=limits) as gateway:
         assert gateway.post(ask("y" * 4000))[0] == 413

@@ -138,7 +138,7 @@ def _add_tool_call(choice: Choice, call: Any, position: int) -> None:
 
 
 def read_confidence(completion: Completion, of: str) -> float | None:
-    """Read the confidence of the least sure choice; ``None`` if any choice has no log-probabilities.
+    """Read the confidence of the least confident choice; ``None`` if any choice has no log-probabilities.
 
     Args:
         completion: the answer.
