@@ -30,12 +30,14 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.chains import list_chains
 from unfold_cascade.language_models.planning.calibration import fit_calibration
 from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route, score_log, select_reference
+from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
     Limits,
     RouteSequence,
     certify_sequence,
     choose_sequence,
+    choose_uncertified,
     list_sequences,
 )
 
@@ -44,7 +46,6 @@ SIZES, QUICK_SIZES = (600, 1500), (600,)
 LIMITS, QUICK_LIMITS = (0.01, 0.02, 0.03), (0.02, 0.03)
 DRAWS, QUICK_DRAWS = 40, 3
 DELTA = 0.05
-SMALL_LOG = 1000
 NO_SAVING = 0.97
 Cell = tuple[int, float]
 
@@ -131,14 +132,15 @@ def evaluate_draw(population: CallLog, seed: int, draw: int, *, quick: bool) -> 
     reference = select_reference(tune, np.arange(TUNING_ROWS))
     reference_cost = float(tune.cost[:, reference].mean())
     for size in QUICK_SIZES if quick else SIZES:
-        max_models = 2 if TUNING_ROWS + size < SMALL_LOG else 3
+        max_models = SMALL_CHAIN if TUNING_ROWS + size < SMALL_LOG else 3
         chains = list_chains(tune.cost.mean(axis=0), order="sorted", max_models=max_models)
         sequences = list_sequences(tune, tune_score, [c for c in chains if c != (reference,)], reference)
         rows = certifying[:size]
         certify = replace(population.take(rows), unit=np.arange(size))
         for limit in QUICK_LIMITS if quick else LIMITS:
             sequence = choose_sequence(sequences, limit, reference_cost)
-            plan, naive = _plan(sequence, certify, score[rows], reference, limit), _naive_plan(sequence, limit)
+            plan = _plan(sequence, certify, score[rows], reference, limit)
+            naive = None if sequence is None else choose_uncertified(sequence, limit)
             figures = [_judge(population, score, route, reference) for route in (plan, naive)]
             (ratio, loss), (naive_ratio, naive_loss) = figures
             yield (size, limit), Result(ratio, loss > limit + 1e-12, naive_ratio, naive_loss > limit + 1e-12)
@@ -156,13 +158,6 @@ def _plan(
     steps = certify_sequence(sequence, certify, score, reference, Limits(max_loss=limit, delta=DELTA))
     passed = [step.route for step in steps if step.p_value <= DELTA]
     return passed[-1] if passed else None
-
-
-def _naive_plan(sequence: RouteSequence | None, limit: float) -> Route | None:
-    if sequence is None:
-        return None
-    within = [k for k, d in enumerate(sequence.difference) if float(d.mean()) <= limit]
-    return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
 
 
 def _judge(population: CallLog, score: FloatArray, route: Route | None, reference: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """A toy language model behind OpenAI's API, for trying the gateway offline: it adds numbers, large ones badly.
 
 ``python toy_llm.py --port 8081 --skill 60`` is wrong more often the further the numbers exceed its skill, and its
-log-probability says so. The same question always gets the same answer.
+log-probability is that of a correct answer. The same question always gets the same answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def answer_question(text: str, skill: float) -> tuple[str, float]:
     """Return the answer to a question such as ``What is 17 + 25?``, and the log-probability of being correct."""
     numbers = [int(number) for number in re.findall(r"\d+", text)][-2:] or [0]
     chance = 1 / (1 + math.exp((max(numbers) - skill) / 12))
-    luck = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
-    total = sum(numbers) + (0 if luck < chance else 1)
+    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    total = sum(numbers) + (0 if draw < chance else 1)
     return str(total), math.log(chance)
 
 

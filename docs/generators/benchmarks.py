@@ -47,6 +47,15 @@ OTHER_KINDS = {
     "startup": "serving",
 }
 HEADLINES: Mapping[str, Mapping[str, str]] = {
+    "audit": {
+        "false_alarm_percent": "promise at its limit revoked within 4,000 audits, % of runs",
+        "delay_broken": "audits until an endpoint that loses 30 points is found, after 1,000 good ones (median)",
+        "delay_seven_points": "the same for a loss of 7 points",
+        "labels_false_alarm_percent": "by labels: promise at its limit revoked, % of runs",
+        "labels_delay_broken": "by labels: audits until a loss of 30 points is found",
+        "labels_delay_seven_points": "by labels: the same for 7 points",
+        "runs": "runs",
+    },
     "cascade-certificate": {
         "broken_share_max_timeless": "certified loss exceeded, share of calibrations drawn anew (by case, worst front)",
         "broken_share_max_clustered": "the same, by patient",
@@ -71,6 +80,20 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "saving_percent_DIGIT": "saving on DIGIT, %",
         "saving_percent_SHOP": "saving on SHOP, %",
         "saving_percent_YELP": "saving on YELP, %",
+    },
+    "cascade-llm": {
+        "cost_ratio_1pt_600": "cost of the plan / reference: 1 point, 600 certifying rows (mean of four logs)",
+        "cost_ratio_2pt_600": "2 points, 600 rows",
+        "cost_ratio_3pt_600": "3 points, 600 rows",
+        "cost_ratio_1pt_1500": "1 point, 1,500 rows",
+        "cost_ratio_2pt_1500": "2 points, 1,500 rows",
+        "cost_ratio_3pt_1500": "3 points, 1,500 rows",
+        "broken_percent_max": "draws whose plan loses more than it promises, worst cell of 40, %",
+        "broken_percent_mean": "the same, mean, %",
+        "uncertified_broken_percent": "the same for thresholds tuned without a test, mean, %",
+        "within_quarter": "cascades of 52 whose mean error is within 0.25 points of the better peer",
+        "area_points": "mean error above the better peer, points (mean)",
+        "seconds_max": "search of one chain, longest, s",
     },
     "cascade-sepsis": {
         "price_saving": "lower price per patient hour than the baseline that keeps the stage",

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible upstream on a real socket, which fails as its script says."""
+"""An OpenAI-compatible upstream on a real socket, which fails as scripted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 Script = Callable[[dict[str, Any], int], Mapping[str, Any]]
 """Takes a request and its number from 0; returns how to answer. Keys: text, logprob, status, error, headers, delay,
-cut (chunks before the connection is cut), stall (seconds after two chunks), broken (send broken JSON), usage, model,
-fingerprint, finish, tool_calls."""
+cut (chunks before the connection is cut), stall (seconds after two chunks), broken (send broken JSON), raw (send these
+bytes as the stream), usage, model, fingerprint, finish, tool_calls."""
 
 
 @dataclass(slots=True)
@@ -142,6 +142,10 @@ def _stream(handler: BaseHTTPRequestHandler, request: Mapping[str, Any], answer:
     handler.send_header("connection", "close")
     handler.end_headers()
     handler.close_connection = True
+    if "raw" in answer:
+        for start in range(0, len(answer["raw"]), 1024):
+            handler.wfile.write(answer["raw"][start : start + 1024])
+        return
     for sent, chunk in enumerate(_chunks(request, answer)):
         if sent == answer.get("cut"):
             handler.wfile.flush()

@@ -15,6 +15,7 @@ import pytest
 from plugins.cascade.tests.language_models.scripted_upstream import Upstream, serve_upstream
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.language_models.build import build_gateway_plan
+from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.scoring import is_exact, is_same_choice, is_same_number
 from unfold_cascade.verbs import plan, profile
 from unfoldkit.api import UnfoldError, Verdict, dump, fingerprint
@@ -119,6 +120,15 @@ def test_a_kill_loses_no_money_and_no_answer(tmp_path: Path, upstreams: tuple[Up
         profile(spec_of(path), run)
 
 
+def test_a_kill_while_the_first_line_is_written_costs_nothing(tmp_path: Path) -> None:
+    """A file that holds a torn first line alone begins anew, and can be opened again."""
+    path = tmp_path / "calls.jsonl"
+    path.write_bytes(b'{"identi')
+    assert open_store(path, "a").spent_usd == 0.0
+    open_store(path, "a").finish(1, 0, "small", {"cost_usd": 1.0})
+    assert open_store(path, "a").spent_usd == 1.0
+
+
 def test_failed_calls_are_tried_again_and_counted(tmp_path: Path) -> None:
     """A call that fails is retried, then reported; the log holds whole rows only."""
 
@@ -152,6 +162,25 @@ def test_votes_and_checks_give_probabilities(tmp_path: Path) -> None:
         cells = (tmp_path / "checks" / "calls" / "log.csv").read_text().splitlines()[1].split(",")
         assert float(cells[3]) == pytest.approx(0.6065, abs=1e-3)
         assert float(cells[5]) == pytest.approx(120e-6)
+
+
+def test_a_judge_is_paid_but_is_no_cost_of_the_answer(tmp_path: Path) -> None:
+    """The log has the price that serving pays; the judge counts as spent. Braces in an answer are left alone."""
+
+    def answer(_request: dict[str, Any], _number: int) -> dict[str, Any]:
+        return {"text": "yes {expected}"}
+
+    with serve_upstream(answer) as small, serve_upstream(answer) as large:
+        path, run = _write(tmp_path, (small, large), 12), run_in(tmp_path / "run", base=tmp_path)
+        (tmp_path / "prompts.csv").write_text("prompt,expected\n" + "".join(f"is it {k}?,four\n" for k in range(12)))
+        report = profile(spec_of(path, "collect.score={by: judge, model: large}"), run)
+        again = profile(spec_of(path, "collect.score={by: judge, model: large}"), run)
+        judgement = large.requests[-1]["messages"][0]["content"]
+    cells = (tmp_path / "run" / "calls" / "log.csv").read_text().splitlines()[1].split(",")
+    assert float(cells[4]) == pytest.approx(120e-6)
+    assert report.metrics["spent_usd"].value == pytest.approx(12 * (120e-6 + 1200e-6 + 2 * 1200e-6))
+    assert again.metrics["spent_usd"].value == report.metrics["spent_usd"].value
+    assert "Expected answer: four\n\nGiven answer: yes {expected}\n\n" in judgement
 
 
 def test_scores_of_answers() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import httpx
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import always
@@ -23,7 +24,9 @@ from plugins.cascade.tests.language_models.served_gateway import (
     ask,
     serve_gateway,
 )
-from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, UpstreamLimits
+from unfold_cascade.language_models.gateway.completion import matches_schema
+from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
+from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
 
 openai = pytest.importorskip("openai")
 
@@ -270,6 +273,36 @@ def test_retry_after_is_honoured_and_all_failures_give_the_last_status(tmp_path:
         assert head["x-unfold-calls"] == "4"
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "-7"}, 0.0),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after-ms": "nan", "retry-after": "7"}, 7.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e999"}, None),
+        ({"retry-after": "1e300"}, 86_400.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400.0),
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_retry_after_is_a_finite_time(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, milliseconds and dates; what is no finite number counts as not given."""
+    assert read_retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300"])
+def test_an_unusable_retry_after_still_gives_the_status(tmp_path: Path, value: str) -> None:
+    """The client sees the status of the upstream."""
+    busy = always(status=429, headers={"retry-after": value})
+    limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=6, retries=0)
+    with serve_gateway(tmp_path, busy, busy, limits=limits) as gateway:
+        assert gateway.post(ask())[0] == 429
+
+
 def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:
     """The total shrinks along the chain: two slow models do not take twice the time."""
     limits = UpstreamLimits(connect_s=1, first_token_s=10, between_tokens_s=10, total_s=1.5, retries=3)
@@ -290,7 +323,7 @@ def test_prompts_longer_than_a_window_skip_the_model(tmp_path: Path) -> None:
 
 
 def test_requests_which_the_log_did_not_cover_are_unpromised(tmp_path: Path) -> None:
-    """Images, and prompts three times longer than any logged one, go to the reference and say so."""
+    """Images, and prompts three times longer than any logged one, go to the reference, marked as unpromised."""
     with serve_gateway(tmp_path, longest_prompt=100) as gateway:
         image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
         for content in (image, "x" * 301):
@@ -406,12 +439,77 @@ def test_no_text_of_prompts_or_answers_is_stored_or_logged(
 
 
 def test_bodies_and_answers_are_bounded(tmp_path: Path) -> None:
-    """A body above the limit is rejected unread; an endless answer is cut and the next model asked."""
+    """A body above the limit is rejected unread; an endless answer is cut and the next model called."""
     limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=6, retries=0, answer_bytes=4096)
     with serve_gateway(tmp_path, always(text="x" * 10_000), body_bytes=2048, limits=limits) as gateway:
         assert gateway.post(ask("y" * 4000))[0] == 413
         assert gateway.post(ask())[1]["x-unfold-model"] == "large"
         assert gateway.events(ask())[0]["x-unfold-model"] == "large"
+
+
+def test_a_line_without_an_end_is_cut_at_the_limit(tmp_path: Path) -> None:
+    """A stream which never ends its line is dropped once it is too long, long before the upstream has sent it."""
+    limits = UpstreamLimits(connect_s=1, first_token_s=5, between_tokens_s=5, total_s=20, retries=0, answer_bytes=4096)
+    with serve_gateway(tmp_path, always(raw=b"data: " + b"x" * (64 << 20)), limits=limits) as gateway:
+        assert gateway.events(ask())[0]["x-unfold-route"] == "small:broken,large"
+        end = time.monotonic() + 5
+        while not gateway.small.hang_ups and time.monotonic() < end:
+            time.sleep(0.02)
+        assert (gateway.small.hang_ups, gateway.small.completed) == (1, 0)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_events_end_at_line_ends_alone(tmp_path: Path, end: str) -> None:
+    """JSON strings may hold U+2028 and U+0085 unescaped, which other line readers take for ends."""
+    delta = {"content": "a\u2028b\u0085c"}
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": delta, "logprobs": {"content": [{"token": "a", "logprob": -0.1}]}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    lines = [*(f"data: {json.dumps(chunk, ensure_ascii=False)}" for chunk in chunks), "data: [DONE]"]
+    raw = "".join(f"{line}{end}{end}" for line in lines).encode()
+    with serve_gateway(tmp_path, always(raw=raw)) as gateway:
+        head, events = gateway.events(ask())
+        assert head["x-unfold-model"] == "small"
+        assert events[0]["choices"][0]["delta"] == delta
+
+
+def test_http2_is_offered_by_host() -> None:
+    """A host whose model does not want HTTP/2 is not offered it; the others are."""
+    models = [
+        ServedModel(name=name, url=url, upstream_model="m", http2=http2)
+        for name, url, http2 in (("a", "https://a.example/v1", True), ("b", "https://b.example:8443/v1", False))
+    ]
+    client = build_client(models, httpx.Limits())
+    offers = [client._transport_for_url(httpx.URL(f"{model.url}/x"))._pool._http2 for model in models]
+    assert offers == [True, False]
+    assert client._transport_for_url(httpx.URL("https://b.example/v1/x"))._pool._http2
+
+
+@pytest.mark.parametrize(
+    ("answer", "route"),
+    [
+        ({"finish": ["stop"]}, "small:unfinished,large"),
+        ({"finish": "stop\r\nx-evil: 1"}, "small:unfinished,large"),
+        ({"logprob": 10**400}, "small:none<0.50,large"),
+        ({"usage": {"prompt_tokens": 10**400, "completion_tokens": float("inf")}}, "small:0.71>=0.50"),
+    ],
+)
+def test_strange_values_of_an_upstream_are_no_fault_of_the_gateway(
+    tmp_path: Path, answer: dict[str, Any], route: str
+) -> None:
+    """JSON of the wrong type or range is not trusted, and reaches neither headers nor budgets."""
+    with serve_gateway(tmp_path, always(text="a", **answer)) as gateway:
+        status, head, _ = gateway.post(ask())
+        assert (status, head["x-unfold-route"]) == (200, route)
+        assert "x-evil" not in head
+        assert float(head["x-unfold-cost-usd"]) < 1.0
+
+
+def test_schemas_of_a_client_may_be_any_json() -> None:
+    """A schema that is none restricts nothing, and raises nothing."""
+    assert matches_schema({"a": 1}, {"type": [["object"]], "required": [["a"], {}], "properties": {"a": 3}})
+    assert not matches_schema({"a": 1}, {"required": ["b", []]})
 
 
 def test_requests_cannot_choose_the_upstream(tmp_path: Path) -> None:

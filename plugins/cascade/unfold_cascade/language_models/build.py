@@ -20,13 +20,19 @@ from unfold_cascade.language_models.collection.scoring import (
     is_same_number,
     load_function,
 )
-from unfold_cascade.language_models.gateway.loader import check_gateway, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.loader import check_keys, read_promise, read_route, read_secret
 from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
-from unfold_cascade.language_models.planning.problem import MIN_TUNING_UNITS, RoutingProblem, split_units
+from unfold_cascade.language_models.planning.problem import (
+    MIN_TUNING_UNITS,
+    SMALL_CHAIN,
+    SMALL_LOG,
+    RoutingProblem,
+    split_units,
+)
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -42,9 +48,6 @@ from unfold_cascade.schema.parts import ModelSpec, Recorded
 from unfold_cascade.schema.splits import Split
 from unfoldkit.api import Run, fingerprint, user_error
 
-SMALL_LOG = 1000
-"""Below this many rows, chains of three models promise less than pairs."""
-SMALL_CHAIN = 2
 TUNE, CERTIFY = 0.25, 0.60
 """Default shares of the rows of a log; the remainder is for the report."""
 PREPARED_LOG = "calls/log.csv"
@@ -235,7 +238,12 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
     chain, gates = read_route(decision, models)
     timeouts = serve.timeouts
-    gateway = GatewayPlan(
+    keys = tuple(
+        ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
+        for k, key in enumerate(serve.keys)
+    )
+    check_keys(keys)
+    return GatewayPlan(
         name=spec.name,
         alias=serve.alias,
         models=models,
@@ -260,13 +268,8 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
             answer_bytes=serve.answer_limit,
         ),
         body_bytes=serve.body_limit,
-        keys=tuple(
-            ClientKey(name=key.name, key=read_secret(key.key_env, f"serve.keys[{k}].key_env"), budget_usd=key.budget)
-            for k, key in enumerate(serve.keys)
-        ),
+        keys=keys,
     )
-    check_gateway(gateway)
-    return gateway
 
 
 def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
@@ -401,15 +404,14 @@ def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_m
 
 
 def _read_confidence_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str) -> FloatArray:
+    may_be_empty = np.ones(len(frame), dtype=np.bool_)
     if columns.price_of_confidence is not None:
-        no_call = np.ones(len(frame), dtype=np.bool_)
-        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", no_call)
+        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", may_be_empty)
     prices = token_prices(model.price_of_confidence)
     if not isinstance(model.price_of_confidence, TokenPrice) or columns.tokens is None:
         return np.full(len(frame), prices.fixed)
-    is_missing = np.ones(len(frame), dtype=np.bool_)
     read = [
-        _read_tokens(frame, column, f"{key}.tokens", is_missing)
+        _read_tokens(frame, column, f"{key}.tokens", may_be_empty)
         for column in (columns.tokens.input, columns.tokens.out)
     ]
     zero = np.zeros(len(frame))

@@ -129,12 +129,12 @@ class GatewayKey(Model):
 class GatewaySpec(Model):
     """How the gateway serves."""
 
-    alias: str = Field(default="auto", min_length=1, max_length=100, description="the model name that clients ask for")
-    audit: Percent = Field(default=0.02, ge=0.0, le=1.0, description="share of requests that also ask the reference")
+    alias: str = Field(default="auto", min_length=1, max_length=100, description="the model name that takes the route")
+    audit: Percent = Field(default=0.02, ge=0.0, le=1.0, description="share of requests that are audited")
     judge: Literal["disagreement", "labels"] = Field(
         default="disagreement",
-        description="disagreement: an audited answer that differs from the reference's counts against the certified "
-        "disagreement. labels: POST /v1/audit reports which answers were right",
+        description="disagreement: an audited request is also sent to the reference; a different answer counts against "
+        "the certified disagreement. labels: POST /v1/audit reports which answers were right",
     )
     sticky: Literal["conversation"] | None = Field(
         default=None, description="conversation: the first turn is routed, later turns stay with its model"

@@ -13,6 +13,7 @@ from unfoldkit.api import user_error
 
 CallKey = tuple[int, str]
 """Row and model."""
+COSTS = ("cost_usd", "confidence_cost_usd", "judge_cost_usd")
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class CallStore:
     def _take(self, record: dict[str, Any]) -> None:
         row, model = int(record["row"]), str(record["model"])
         self.unfinished.pop((row, model, int(record["end"])), None)
-        self.spent_usd += float(record["cost_usd"]) + float(record.get("confidence_cost_usd") or 0.0)
+        self.spent_usd += sum(float(record.get(name) or 0.0) for name in COSTS)
         if record.get("error") is None:
             self.finished[row, model] = record
 
@@ -72,15 +73,14 @@ def open_store(path: Path, identity: str) -> CallStore:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     store = CallStore(path)
-    if not path.exists() or not path.stat().st_size:
-        store._append({"identity": identity})  # noqa: SLF001 - the first line of the file
-        return store
-    data = path.read_bytes()
-    whole, _, torn = data.rpartition(b"\n")
-    if torn:
+    data = path.read_bytes() if path.exists() else b""
+    complete = data[: data.rfind(b"\n") + 1]
+    if complete != data:
         # the line that a kill cut short
-        os.truncate(path, len(whole) + 1)
-    lines = whole.splitlines()
+        os.truncate(path, len(complete))
+    if not complete:
+        store._append({"identity": identity})  # noqa: SLF001 - the first line of the file
+    lines = complete.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -123,17 +123,18 @@ class Collector:
             raise CapReachedError
         number = self.store.start(row, model.name, worst)
         await self._keep_rate(model.name)
-        attempts, extra, begin = Attempts(), Attempts(), time.perf_counter()
+        attempts, extra, judging, begin = Attempts(), Attempts(), Attempts(), time.perf_counter()
         try:
             completion = await self.upstreams.complete(model, request, _deadline(), attempts)
             latency_ms = 1000.0 * (time.perf_counter() - begin)
             answer, confidence = self._read_answer(completion)
             if task.source == "check":
                 confidence = await self._check(row, model, answer, extra)
-            is_correct = await self._judge(row, answer, attempts)
+            is_correct = await self._judge(row, answer, judging)
         except UpstreamError as error:
             self.failures[f"{model.name}: {error.message[:200]}"] += 1
-            cost = attempts.cost_usd + extra.cost_usd + (worst if attempts.unpriced else 0.0)
+            unpriced = attempts.unpriced + extra.unpriced + judging.unpriced
+            cost = attempts.cost_usd + extra.cost_usd + judging.cost_usd + (worst if unpriced else 0.0)
             self.store.finish(number, row, model.name, {"cost_usd": min(cost, worst), "error": error.kind})
             return
         usage = completion.usage or {}
@@ -147,6 +148,7 @@ class Collector:
                 "is_correct": is_correct,
                 "cost_usd": attempts.cost_usd,
                 "confidence_cost_usd": extra.cost_usd,
+                "judge_cost_usd": judging.cost_usd,
                 "latency_ms": latency_ms,
                 "tokens_in": usage.get("prompt_tokens"),
                 "tokens_out": usage.get("completion_tokens"),
@@ -262,11 +264,9 @@ def _list_cells(answer: Mapping[str, Any]) -> Sequence[Any]:
 def _yes_no(template: str, prompt: str, answer: str, expected: str) -> dict[str, Any]:
     """Build a request for one token, yes or no; the texts are filled in without reading braces in them."""
     texts = {"{prompt}": prompt, "{answer}": answer, "{expected}": expected}
-    content = json.dumps(template)
-    for name, text in texts.items():
-        content = content.replace(name, json.dumps(text)[1:-1])
+    content = re.sub(r"\{(prompt|answer|expected)\}", lambda match: texts[match[0]], template)
     return {
-        "messages": [{"role": "user", "content": json.loads(content)}],
+        "messages": [{"role": "user", "content": content}],
         "max_tokens": 1,
         "temperature": 0,
         "logprobs": True,

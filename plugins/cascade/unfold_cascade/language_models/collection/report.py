@@ -7,7 +7,7 @@ import asyncio
 from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.profiler import CollectionTask, Collector, write_log
 from unfold_cascade.language_models.gateway.plan import UpstreamLimits
-from unfold_cascade.language_models.gateway.upstream import Upstreams
+from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
 
@@ -56,8 +56,7 @@ async def _collect(task: CollectionTask, identity: str, retries: int, run: Run) 
             run.log.info("%d of %d calls, $%.4f of $%g spent", done, total, spent_usd, task.cap_usd)
 
     limits = httpx.Limits(max_connections=task.concurrency + 8)
-    http2 = any(model.http2 for model in task.models)
-    async with httpx.AsyncClient(http2=http2, limits=limits, follow_redirects=False, trust_env=False) as client:
+    async with build_client(task.models, limits) as client:
         upstreams = Upstreams(client, UpstreamLimits(first_token_s=120.0, retries=retries))
         store = open_store(run.directory.path / CALLS_FILE, identity)
         collector = Collector(task, store, upstreams, report_progress)

@@ -90,7 +90,7 @@ class GatewayApp:
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
         if path in HEALTH_PATHS and method in ("GET", "HEAD"):
-            await _send_json(exchange, {"status": "ok", "promise": self._current_promise()})
+            await _send_json(exchange, {"status": "ok", "promise": self.router.promise()})
         elif path == "/metrics" and method == "GET":
             await self._send_metrics(exchange)
         elif path in ("/v1/models", "/models") and method == "GET":
@@ -105,12 +105,6 @@ class GatewayApp:
         else:
             message = f"there is no {method} {path[:100]}; this gateway serves /v1/chat/completions and /v1/models"
             raise RequestError(404, message, code="not_found")
-
-    def _current_promise(self) -> str:
-        state = self.router.state
-        if state.is_revoked:
-            return "revoked"
-        return "void" if state.void_reason else self.plan.promise.text if self.plan.promise else "none"
 
     def _list_models(self) -> dict[str, Any]:
         names = (self.plan.alias, *self.plan.models)
@@ -157,8 +151,8 @@ class GatewayApp:
             raise RequestError(400, "this gateway audits by disagreement, not by labels", code="not_by_labels")
         is_drawn = self.router.is_drawn(data["request_id"])
         if is_drawn:
-            self.router.state.observe(data["request_id"], float(flags[1]) - float(flags[0]))
-        await _send_json(exchange, {"counted": is_drawn, "promise": self._current_promise()})
+            self.router.observe(data["request_id"], float(flags[1]) - float(flags[0]))
+        await _send_json(exchange, {"counted": is_drawn, "promise": self.router.promise()})
 
     async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         client = self._authenticate(scope)
@@ -331,7 +325,7 @@ class GatewayApp:
             trace.attempts.cost_usd += price_of(model, completion, request, trace.attempts)
 
     def _finish(self, request: dict[str, Any], completion: Completion, trace: Trace) -> None:
-        """Remember who answered, and start the audit of a drawn request."""
+        """Remember which model answered, and start the audit of a drawn request."""
         self.router.check_identity(trace.model, completion)
         self.router.remember(request, completion, trace.model)
         if trace.is_audited and not self.plan.audits_labels and self.router.state.audit_limit is not None:

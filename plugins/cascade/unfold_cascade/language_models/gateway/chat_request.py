@@ -84,14 +84,10 @@ def is_covered(request: Mapping[str, Any], longest_prompt: int | None) -> bool:
     return longest_prompt is None or prompt_length(request) <= LONGER * longest_prompt
 
 
-def pending_tool_call_ids(request: Mapping[str, Any]) -> list[str]:
-    """List the ids of the tool calls of which a request carries the results at its end."""
-    ids: list[str] = []
-    for message in reversed(request["messages"]):
-        if message.get("role") != "tool":
-            break
-        ids.append(str(message.get("tool_call_id", "")))
-    return ids
+def last_tool_call_id(request: Mapping[str, Any]) -> str | None:
+    """Return the id of the tool call with whose result a request ends; ``None`` if it ends otherwise."""
+    message = request["messages"][-1]
+    return str(message.get("tool_call_id", "")) if message["role"] == "tool" else None
 
 
 def conversation_hash(messages: list[Any], answer: str | None = None) -> bytes:

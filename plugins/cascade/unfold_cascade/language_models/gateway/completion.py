@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_INTEGER = 1 << 63
 TRUSTED_FINISHES = frozenset({"stop", "tool_calls", "function_call"})
+KNOWN_FINISHES = frozenset({"length", "content_filter"})
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
@@ -111,12 +113,15 @@ class Completion:
         logprobs = data.get("logprobs")
         tokens = (logprobs.get("content") or []) if isinstance(logprobs, dict) else []
         choice.logprobs += [float(t["logprob"]) for t in tokens if isinstance(t, dict) and is_number(t.get("logprob"))]
-        choice.finish_reason = data.get("finish_reason") or choice.finish_reason
+        if isinstance(data.get("finish_reason"), str):
+            choice.finish_reason = data["finish_reason"] or choice.finish_reason
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, NaN and truth values excluded."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    """Whether a value is a number, NaN, truth values and integers beyond every float excluded."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return not math.isnan(value) if isinstance(value, float) else abs(value) < MAX_INTEGER
 
 
 def _add_tool_call(choice: Choice, call: Any, position: int) -> None:
@@ -133,7 +138,7 @@ def _add_tool_call(choice: Choice, call: Any, position: int) -> None:
 
 
 def read_confidence(completion: Completion, of: str) -> float | None:
-    """Read the confidence of the least sure choice; ``None`` if any choice has no log-probabilities.
+    """Read the confidence of the least confident choice; ``None`` if any choice has no log-probabilities.
 
     Args:
         completion: the answer.
@@ -161,7 +166,7 @@ def find_distrust(completion: Completion, request: Mapping[str, Any], *, trusts_
         if choice.finish_reason == "content_filter" and trusts_filtered:
             continue
         if choice.finish_reason not in TRUSTED_FINISHES:
-            return choice.finish_reason or "unfinished"
+            return choice.finish_reason if choice.finish_reason in KNOWN_FINISHES else "unfinished"
         if not choice.text.strip() and not choice.tool_calls:
             return "empty"
         if not all(_is_valid_call(call, tools) for call in choice.tool_calls.values()):
@@ -206,7 +211,7 @@ def _matches_object(value: Mapping[str, Any], schema: Mapping[str, Any], depth: 
     required = schema.get("required")
     properties = schema.get("properties") if isinstance(schema.get("properties"), dict) else {}
     assert isinstance(properties, dict)  # noqa: S101 - for the type checker
-    if isinstance(required, list) and not all(name in value for name in required):
+    if isinstance(required, list) and not all(name in value for name in required if isinstance(name, str)):
         return False
     if schema.get("additionalProperties") is False and not set(value) <= set(properties):
         return False
@@ -214,6 +219,8 @@ def _matches_object(value: Mapping[str, Any], schema: Mapping[str, Any], depth: 
 
 
 def _has_type(value: Any, name: Any) -> bool:
+    if not isinstance(name, str):
+        return True
     if name in ("number", "integer") and isinstance(value, bool):
         return False
     if name == "integer" and isinstance(value, float):

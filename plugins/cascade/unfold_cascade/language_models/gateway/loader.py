@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfold_cascade.language_models.gateway.plan import Gate, GatewayPlan, Promise, ServedModel
+from unfold_cascade.language_models.gateway.plan import ClientKey, Gate, Promise, ServedModel
 from unfold_cascade.language_models.planning.calibration import parse_calibration
 from unfoldkit.api import user_error
 
@@ -61,15 +61,11 @@ def read_secret(variable: str | None, key: str) -> str:
     return value
 
 
-def check_gateway(plan: GatewayPlan) -> None:
-    """Raise if two models or keys have one name.
+def check_keys(keys: Sequence[ClientKey]) -> None:
+    """Check that no two clients share a key.
 
     Raises:
         UnfoldError: two clients have the same key.
     """
-    _check_unique([key.key for key in plan.keys])
-
-
-def _check_unique(keys: Sequence[str]) -> None:
-    if len(set(keys)) < len(keys):
+    if len({key.key for key in keys}) < len(keys):
         raise user_error("two clients have the same key", key="serve.keys")

@@ -85,20 +85,27 @@ class Router:
         if request["model"] != plan.alias:
             message = f"there is no model {request['model'][:100]!r}; GET /v1/models lists them"
             raise chat_request.RequestError(404, message, param="model", code="model_not_found")
+        trace.promise = self.promise()
         bound = self._find_bound_model(request)
         if bound:
-            trace.promise = plan.promise.text if plan.promise and not self._withdrawn() else self._withdrawn() or "none"
             return (bound,) if bound == plan.reference else (bound, plan.reference)
-        withdrawn = self._withdrawn()
-        if withdrawn:
-            trace.promise = withdrawn
+        if self.state.is_withdrawn:
             return (plan.reference,)
         if not chat_request.is_covered(request, plan.longest_prompt):
             trace.promise = "unpromised"
             return (plan.reference,)
-        trace.promise, trace.is_gated = plan.promise.text if plan.promise is not None else "none", True
+        trace.is_gated = True
         trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
         return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
+
+    def promise(self) -> str:
+        """Return the promise as a header: its text, ``revoked``, ``void`` or ``none``."""
+        self.state.refresh()
+        if self.state.is_revoked:
+            return "revoked"
+        if self.state.void_reason:
+            return "void"
+        return "none" if self.plan.promise is None else self.plan.promise.text
 
     def worst_cost(self, request: Mapping[str, Any], names: tuple[str, ...]) -> float:
         """Compute an upper bound of what one call of each model costs, and at least the largest cost seen so far."""
@@ -165,7 +172,7 @@ class Router:
     async def audit(self, request: Mapping[str, Any], answer: tuple[str, ...], trace: Trace) -> None:
         """Compare an answer with that of the reference, and count the difference against the promise."""
         if trace.model == self.plan.reference:
-            self._observe(trace.request_id, 0.0)
+            self.observe(trace.request_id, 0.0)
             return
         plain = {name: value for name, value in request.items() if name not in ("stream", "stream_options", "logprobs")}
         deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
@@ -177,22 +184,18 @@ class Router:
             self.log.warning("an audit got no answer of the reference: %s", problem.message)
             return
         self.check_identity(self.plan.reference, completion)
-        self._observe(trace.request_id, 0.0 if _are_equal(answer, completion.texts) else 1.0)
+        self.observe(trace.request_id, 0.0 if _are_equal(answer, completion.texts) else 1.0)
 
-    def _observe(self, request_id: str, difference: float) -> None:
+    def observe(self, request_id: str, difference: float) -> None:
+        """Count an audited difference against the promise."""
         was_revoked = self.state.is_revoked
         if self.state.observe(request_id, difference) and not was_revoked:
             self.log.error("the promise is revoked: audits show a larger loss; all requests go to the reference")
 
-    def _withdrawn(self) -> str:
-        self.state.refresh()
-        if self.state.is_revoked:
-            return "revoked"
-        return "void" if self.state.void_reason else ""
-
     def _find_bound_model(self, request: Mapping[str, Any]) -> str:
         """Return the model that a request must stay with: that of its tool calls, or of its conversation."""
-        for call in chat_request.pending_tool_call_ids(request):
+        call = chat_request.last_tool_call_id(request)
+        if call is not None:
             return self.remembered.get(b"tool:" + call.encode("utf-8", "replace"), self.plan.reference)
         if not self.plan.sticky:
             return ""
@@ -218,7 +221,6 @@ class Router:
             trace.decide(model.name, model.name)
             return Answer(events=events)
         completion = await self.upstreams.complete(model, prepared, trace.deadline, attempts)
-        self.check_identity(model.name, completion)
         trace.decide(model.name, model.name)
         return Answer(completion=completion)
 
@@ -237,7 +239,7 @@ class Router:
 
 
 def with_usage(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a stream for its usage, whether or not the client wants it."""
+    """Request the usage of a stream, whether or not the client wants it."""
     if not request.get("stream"):
         return dict(request)
     return {**request, "stream_options": {**(request.get("stream_options") or {}), "include_usage": True}}

@@ -11,7 +11,7 @@ from unfold_cascade.language_models.gateway.metrics import build_metrics
 from unfold_cascade.language_models.gateway.plan import GatewayPlan
 from unfold_cascade.language_models.gateway.router import Router
 from unfold_cascade.language_models.gateway.state import GatewayState
-from unfold_cascade.language_models.gateway.upstream import Upstreams
+from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
 from unfold_cascade.language_models.report import sentences
 from unfoldkit.api import Service
 
@@ -40,13 +40,7 @@ def build_app(plan: GatewayPlan, folder: Path, log: logging.Logger) -> GatewayAp
     import httpx
 
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS)
-    # redirects are not followed and proxies of the environment not used: requests go to the endpoints of the spec only
-    client = httpx.AsyncClient(
-        http2=any(model.http2 for model in plan.models.values()),
-        limits=limits,
-        follow_redirects=False,
-        trust_env=False,
-    )
+    client = build_client(plan.models.values(), limits)
     state = GatewayState(
         folder / STATE_FILE, plan.plan_hash, None if plan.promise is None else plan.promise.audit_limit
     )
@@ -62,7 +56,7 @@ def build_app(plan: GatewayPlan, folder: Path, log: logging.Logger) -> GatewayAp
 def _list_lines(plan: GatewayPlan, app: GatewayApp) -> Iterator[tuple[str, str]]:
     yield "model", sentences.served_alias(plan.alias, plan.chain)
     state = app.router.state
-    if state.is_revoked or state.void_reason:
+    if state.is_withdrawn:
         yield "promise", sentences.withdrawn(plan.reference, state.void_reason)
     elif plan.promise is None:
         yield "promise", sentences.unpromised(plan.reference)

@@ -51,6 +51,7 @@ class GatewayState:
         self.plan_hash = plan_hash
         self.audit_limit = audit_limit
         self._read_at = time.monotonic()
+        self._identities: dict[str, str] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
@@ -75,6 +76,11 @@ class GatewayState:
         if time.monotonic() - self._read_at > REFRESH_S:
             self._read_at = time.monotonic()
             self.is_revoked, self.void_reason = self._read_audit().is_revoked, self._read_void_reason()
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether the promise is revoked or void."""
+        return self.is_revoked or bool(self.void_reason)
 
     def close(self) -> None:
         """Close the database."""
@@ -127,11 +133,15 @@ class GatewayState:
 
     def check_identity(self, model: str, value: str) -> bool:
         """Return whether a model still is what it was at its first answer; if not, the promise is void for ever."""
+        if self._identities.get(model) == value:
+            return True
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", (self.plan_hash, model, value))
             row = self._db.execute(
                 "SELECT value FROM identity WHERE plan = ? AND model = ?", (self.plan_hash, model)
             ).fetchone()
+            # the first identity of a plan never changes, so it is read once
+            self._identities[model] = row[0]
             if row[0] == value:
                 return True
             self.void_reason = f"{model} is now {value}, and was {row[0]}"

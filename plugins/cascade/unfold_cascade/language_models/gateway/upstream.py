@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from unfold_cascade.language_models.gateway.completion import Completion
+from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
 
 if TYPE_CHECKING:
@@ -21,7 +25,10 @@ REFUSED = frozenset({401, 403, 404})
 CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context length", "context size", "maximum context")
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
+MAX_SHOWN_RETRY_S = 24 * 3600.0
+"""The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
+LINE_END = re.compile(rb"[\r\n]")
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
 Events = AsyncGenerator[dict[str, Any], None]
@@ -176,6 +183,18 @@ class Upstreams:
             raise UpstreamError("busy", 502, "the connection to the upstream failed", is_billed=is_sent) from problem
 
 
+def build_client(models: Iterable[ServedModel], limits: httpx.Limits) -> httpx.AsyncClient:
+    """Build the client for the endpoints of some models; HTTP/2 is offered where every model of a host allows it.
+
+    Redirects are not followed and proxies of the environment not used: requests go to the endpoints of the spec only.
+    """
+    import httpx
+
+    hosts = {str(httpx.URL(model.url).copy_with(path="/")) for model in models if not model.http2}
+    plain = {host: httpx.AsyncHTTPTransport(limits=limits, trust_env=False) for host in hosts}
+    return httpx.AsyncClient(http2=True, mounts=plain, limits=limits, follow_redirects=False, trust_env=False)
+
+
 def _check_choices(completion: Completion) -> None:
     if not completion.choices:
         raise UpstreamError("broken", 502, "the upstream sent an answer without choices", is_billed=True)
@@ -236,7 +255,7 @@ def worst_cost(model: ServedModel, request: Mapping[str, Any]) -> float:
 
 
 def _count(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 0.0
+    return float(value) if is_number(value) and 0 < value < math.inf else 0.0
 
 
 async def _continue_stream(first: dict[str, Any], events: Events, deadline: float) -> Events:
@@ -257,38 +276,58 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
     """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
-    size, lines = 0, response.aiter_lines()
-    while True:
-        try:
-            line = await asyncio.wait_for(anext(lines), limits.between_tokens_s if size else limits.first_token_s)
-        except StopAsyncIteration:
-            raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
-        except TimeoutError:
-            raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
-        size += len(line) + 1
-        if size > limits.answer_bytes:
-            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
-        if not line.startswith("data:"):
-            continue
-        text = line[5:].strip()
-        if text == "[DONE]":
-            return
-        data = _parse_json(text.encode("utf-8", "replace"))
-        if "error" in data and "choices" not in data:
-            raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
-        yield data
+    wait_s = limits.first_token_s
+    async with aclosing(_read_lines(response, limits.answer_bytes)) as lines:
+        while True:
+            try:
+                line = await asyncio.wait_for(anext(lines), wait_s)
+            except StopAsyncIteration:
+                raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
+            except TimeoutError:
+                raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
+            wait_s = limits.between_tokens_s
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            event = _parse_json(data.decode("utf-8", "replace"))
+            if "error" in event and "choices" not in event:
+                raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
+            yield event
+
+
+async def _read_lines(response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of a reply; an empty one may follow each, since CR LF counts as two ends.
+
+    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
+    """
+    size, pending = 0, bytearray()
+    async for part in response.aiter_bytes():
+        size = _add_size(size, part, limit)
+        *ends, rest = LINE_END.split(part)
+        for end in ends:
+            yield bytes(pending + end)
+            pending.clear()
+        pending += rest
+    yield bytes(pending)
 
 
 async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
     data = bytearray()
     async for part in response.aiter_bytes():
+        _add_size(len(data), part, limit)
         data += part
-        if len(data) > limit:
-            raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
     return bytes(data)
 
 
-def _parse_json(data: bytes) -> dict[str, Any]:
+def _add_size(size: int, part: bytes, limit: int) -> int:
+    if size + len(part) > limit:
+        raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
+    return size + len(part)
+
+
+def _parse_json(data: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -317,25 +356,23 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
-        return UpstreamError("busy", status, text[:500], str(code) if code else None, _retry_after(response.headers))
+        retry_after_s = read_retry_after(response.headers)
+        return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
     return UpstreamError("client", status if 400 <= status < 500 else 502, text[:500], str(code) if code else None)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Parse Retry-After, in seconds or as a date, and retry-after-ms."""
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Parse retry-after-ms, and Retry-After in seconds or as a date; ``None`` without a finite number."""
     for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(float(headers[name]) * factor, 0.0)
+            seconds = float(headers[name]) * factor
         except (KeyError, ValueError):
             continue
-    if "retry-after" not in headers:
-        return None
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
+        if math.isfinite(seconds):
+            return min(max(seconds, 0.0), MAX_SHOWN_RETRY_S)
     try:
         moment = parsedate_to_datetime(headers["retry-after"])
-    except ValueError:
+    except (KeyError, ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), MAX_SHOWN_RETRY_S)

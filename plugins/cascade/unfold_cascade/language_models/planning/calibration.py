@@ -1,6 +1,6 @@
 """Calibrated scores: the probability that an answer is correct, by logistic regression on its confidence.
 
-The slope may have either sign, so that a model with a confidence that points the wrong way is turned round. The
+The slope may have either sign, so that a confidence which points the wrong way is inverted. The
 transforms of log-probabilities follow Zellinger and Thomson (2025, Rational Tuning of LLM Cascades via Probabilistic
 Modeling, TMLR, arXiv 2501.09345).
 """

@@ -9,7 +9,14 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.chains import list_chains
 from unfold_cascade.language_models.planning.calibration import Calibration, fit_calibration
-from unfold_cascade.language_models.planning.call_log import CallLog, Outcome, Route, follow_route, select_reference
+from unfold_cascade.language_models.planning.call_log import (
+    CallLog,
+    Outcome,
+    Route,
+    follow_route,
+    score_log,
+    select_reference,
+)
 from unfold_cascade.language_models.planning.loss_test import is_ternary
 from unfold_cascade.language_models.planning.problem import RoutingProblem
 from unfold_cascade.language_models.planning.walk import (
@@ -17,6 +24,7 @@ from unfold_cascade.language_models.planning.walk import (
     Step,
     certify_sequence,
     choose_sequence,
+    choose_uncertified,
     count_rows_to_label,
     estimate_rows_needed,
     find_smallest_limit,
@@ -102,7 +110,7 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
     tune_rows = _labelled_rows(log, parts.tune)
     _check_size(problem, tune_rows)
     calibrations = fit_calibrations(log.take(tune_rows), problem)
-    score = score_with(log, calibrations)
+    score = score_log(log, calibrations)
     tune, certify = log.take(tune_rows), log.take(parts.certify)
     reference = select_reference(log, tune_rows)
     chains = [
@@ -127,8 +135,10 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
         reference=reference,
         sequence=sequence,
         steps=tuple(steps),
-        uncertified=_choose_uncertified(sequence, limits.max_loss),
-        smallest_limit=_relax(sequence, certify, score[parts.certify], reference, problem) if is_refused else None,
+        uncertified=choose_uncertified(sequence, limits.max_loss),
+        smallest_limit=find_smallest_limit(sequence, certify, score[parts.certify], reference, limits)
+        if is_refused
+        else None,
         units_needed=estimate_rows_needed(sequence, reference_cost, limits) if is_refused else None,
         rows_to_label=count_rows_to_label(certify, score[parts.certify], [step.route for step in steps], reference),
     )
@@ -140,27 +150,11 @@ def fit_calibrations(tune: CallLog, problem: RoutingProblem) -> tuple[Calibratio
     return tuple(fit_calibration(tune.confidence[:, m], tune.is_correct[:, m], problem.scale) for m in columns)
 
 
-def score_with(log: CallLog, calibrations: tuple[Calibration, ...]) -> FloatArray:
-    """Compute the (n, M) calibrated probabilities of correct answers."""
-    return np.column_stack([each.probabilities(log.confidence[:, m]) for m, each in enumerate(calibrations)])
-
-
 def has_fractions(solution: RoutingSolution) -> bool:
     """Whether some certifying unit has a loss that is no multiple of 1."""
     problem, route = solution.problem, solution.served_route
     rows = problem.parts.certify
     return not is_ternary(unit_differences(problem.log.take(rows), solution.score[rows], route, solution.reference))
-
-
-def _choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None:
-    within = [k for k, d in enumerate(sequence.difference) if float(d.mean()) <= max_loss]
-    return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
-
-
-def _relax(
-    sequence: RouteSequence, certify: CallLog, score: FloatArray, reference: int, problem: RoutingProblem
-) -> float | None:
-    return find_smallest_limit(sequence, certify, score, reference, problem.limits)
 
 
 def _labelled_rows(log: CallLog, rows: IntArray) -> IntArray:

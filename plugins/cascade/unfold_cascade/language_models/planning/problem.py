@@ -15,6 +15,8 @@ from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.walk import Limits
 
 MIN_TUNING_UNITS = 150
+SMALL_LOG, SMALL_CHAIN = 1000, 2
+"""Below this many rows, longer chains promise less than those of two models, which are then the default."""
 
 
 @dataclass(frozen=True, slots=True)

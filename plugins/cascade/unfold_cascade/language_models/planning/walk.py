@@ -73,7 +73,7 @@ class Step:
         p_value: the largest p-value of its limits.
         worse: certifying units which the route makes worse.
         better: units which it makes better.
-        late: certifying requests above the deadline.
+        late: certifying units with a request above the deadline.
     """
 
     route: Route
@@ -113,6 +113,12 @@ def choose_sequence(
     return min(sequences.values(), key=mean_cost, default=None)
 
 
+def choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None:
+    """Choose the cheapest route within the limit as counted on tuning rows, without a test."""
+    within = [k for k, d in enumerate(sequence.difference) if float(d.mean()) <= max_loss]
+    return sequence.routes[min(within, key=lambda k: sequence.cost[k])] if within else None
+
+
 def certify_sequence(
     sequence: RouteSequence, log: CallLog, score: FloatArray, reference: int, limits: Limits
 ) -> list[Step]:
@@ -141,15 +147,10 @@ def run_test(route: Route, test: LossTest, log: CallLog, score: FloatArray, refe
     worse, better = count_discordant(d)
     p_value, late = loss_p_value(d, limits.max_loss, test), 0
     if limits.deadline_ms is not None:
-        lateness = mean_per_unit(is_late(log, score, route, limits.deadline_ms), log.unit)
-        late = int((lateness > 0).sum())
-        p_value = max(p_value, late_p_value(late, lateness.size, limits.late_share))
+        slowest = _slowest_per_unit(log, score, route)
+        late = int((slowest > limits.deadline_ms).sum())
+        p_value = max(p_value, late_p_value(late, slowest.size, limits.late_share))
     return Step(route=route, test=test, p_value=p_value, worse=worse, better=better, late=late)
-
-
-def is_late(log: CallLog, score: FloatArray, route: Route, deadline_ms: float) -> FloatArray:
-    """Mark the (n,) requests which a route answers after the deadline with 1."""
-    return (follow_route(log, score, route).latency_ms > deadline_ms).astype(np.float64)
 
 
 def unit_differences(log: CallLog, score: FloatArray, route: Route, reference: int) -> FloatArray:
@@ -218,10 +219,7 @@ def find_smallest_deadline(route: Route, log: CallLog, score: FloatArray, limits
     """
     if limits.deadline_ms is None:
         return None
-    latency_ms = follow_route(log, score, route).latency_ms
-    _, index = np.unique(log.unit, return_inverse=True)
-    slowest = np.zeros(index.max() + 1)
-    np.maximum.at(slowest, index, latency_ms)
+    slowest = _slowest_per_unit(log, score, route)
     late = int((slowest > limits.deadline_ms).sum())
     if late_p_value(late, slowest.size, limits.late_share) <= limits.delta:
         return None
@@ -252,6 +250,14 @@ def estimate_rows_needed(sequence: RouteSequence, reference_cost: float, limits:
             return int(units)
         units *= 1.2
     return None
+
+
+def _slowest_per_unit(log: CallLog, score: FloatArray, route: Route) -> FloatArray:
+    """Compute the largest latency of each independent unit, in ms."""
+    _, index = np.unique(log.unit, return_inverse=True)
+    slowest = np.zeros(index.max() + 1)
+    np.maximum.at(slowest, index, follow_route(log, score, route).latency_ms)
+    return slowest
 
 
 def _build_sequence(

@@ -10,6 +10,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
+from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
 from unfold_cascade.planner.paired_test import upper_proportion
@@ -251,8 +252,8 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
-    if problem.max_models == 2 and len(problem.log.models) > 2:
-        yield "chains", sentences.chain_length(len(problem.log), 1000)
+    if problem.max_models == SMALL_CHAIN and len(problem.log) < SMALL_LOG and len(problem.log.models) > SMALL_CHAIN:
+        yield "chains", sentences.chain_length(len(problem.log), SMALL_LOG)
     yield (
         "split",
         sentences.split(*(len(part) for part in (problem.parts.tune, problem.parts.certify, problem.parts.test))),
@@ -276,10 +277,10 @@ def _certificate_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
             "certificate",
             sentences.failed_certificate(first.test, units, problem.unit_name, *counts, first.p_value),
         )
-        if _smallest_deadline(solution) is None:
-            yield "needed", sentences.units_needed(solution.units_needed, problem.unit_name, units)
         smallest_ms = _smallest_deadline(solution)
-        if limits.deadline_ms is not None and smallest_ms is not None:
+        if limits.deadline_ms is None or smallest_ms is None:
+            yield "needed", sentences.units_needed(solution.units_needed, problem.unit_name, units)
+        else:
             refusal = sentences.refused_latency(first.late, units, problem.quantile, limits.deadline_ms, smallest_ms)
             yield "deadline", refusal
 

@@ -131,7 +131,7 @@ def split(tune: int, certify: int, test: int) -> str:
 
 def reversed_scores(models: Sequence[str]) -> str:
     """Warn of confidences which fall where answers are more often correct."""
-    return f"the confidence of {', '.join(models)} is higher where answers are wrong; it is turned round"
+    return f"the confidence of {', '.join(models)} is higher where answers are wrong, so it is inverted"
 
 
 def weak_scores(models: Sequence[str]) -> str:
@@ -164,8 +164,11 @@ def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) ->
     """Describe the audit of a gateway."""
     if audit_limit is None:
         return "off: the log has no texts of answers to certify a disagreement with, and serve.judge is not labels"
-    what = "labels sent to POST /v1/audit" if by_labels else "answers that differ from the reference"
-    return f"{percent(share)} of requests; {what} revoke the promise if more than {points(audit_limit)} are lost"
+    if by_labels:
+        what = f"labels sent to POST /v1/audit revoke the promise if more than {points(audit_limit)} are lost"
+    else:
+        what = f"the promise is revoked if more than {percent(audit_limit)} of answers differ from the reference"
+    return f"{percent(share)} of requests; {what}"
 
 
 def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
