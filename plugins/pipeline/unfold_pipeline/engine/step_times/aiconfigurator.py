@@ -167,8 +167,9 @@ def _version_key(path: Path) -> tuple[list[int], str]:
 def _rows(table: MeasuredTable, wanted: Mapping[str, str]) -> MeasuredTable:
     rows = table.where(wanted)
     if not len(rows):
-        held = sorted({tuple(table.columns[name][row] for name in wanted) for row in range(len(table))})
-        hint = "; ".join(" ".join(cells) for cells in held[:6])
+        names = [name for name in wanted if name in table.columns]
+        measured = sorted(set(zip(*(table.columns[name] for name in names), strict=True)))
+        hint = "; ".join(" ".join(cells) for cells in measured[:6])
         raise user_error(f"the table has no rows of {' '.join(wanted.values())}", file=str(table.path), hint=hint)
     return rows
 
