@@ -16,13 +16,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     TokenEnvelope,
     build_envelope_rule,
 )
-from unfold_pipeline.engine.planner.problem import (
-    EngineOption,
-    EngineProblem,
-    Latencies,
-    measure_latencies,
-    percentile,
-)
+from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
     COST_TOLERANCE,
     EngineConfig,
@@ -30,7 +24,6 @@ from unfold_pipeline.engine.planner.search import (
     find_cheapest_engines,
 )
 from unfold_pipeline.engine.simulation.cluster import EngineCluster
-from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 OFF, STARTING, ACTIVE, DRAINING = range(4)
 SLOTS = 60
@@ -192,25 +185,13 @@ def compute_hindsight_cost(problem: EngineProblem, config: EngineConfig, slot_s:
     count = max(1, min(SLOTS, round(end_s / slot_s)))
     borders = np.linspace(0.0, math.nextafter(end_s, math.inf), count + 1)
     total = 0.0
-    for begin, end in itertools.pairwise(borders):
-        rows = (requests.arrival_s >= begin) & (requests.arrival_s < end)
-        if rows.any():
-            cost = _cost_of_slot(problem, option, config, requests, rows)
-            if cost is None:
-                return None
-            total += cost
-    return total / count
-
-
-def _cost_of_slot(
-    problem: EngineProblem, option: EngineOption, config: EngineConfig, requests: EngineRequests, rows: FloatArray
-) -> float | None:
-    part = build_requests(
-        requests.arrival_s[rows] - requests.arrival_s[rows][0],
-        requests.input_tokens[rows],
-        requests.output_tokens[rows],
-        block_tokens=requests.block_tokens,
-    )
     settings = replace(problem.settings, budgets=(config.budget,), max_seqs=(config.max_seqs,))
-    solution = find_cheapest_engines(replace(problem, requests=part, options=(option,), settings=settings))
-    return None if solution.config is None else option.cost(solution.config.replicas)
+    for begin, end in itertools.pairwise(np.searchsorted(requests.arrival_s, borders)):
+        if begin < end:
+            part = requests.select_range(int(begin), int(end))
+            slot = replace(problem, requests=part, options=(option,), settings=settings)
+            solution = find_cheapest_engines(slot)
+            if solution.config is None:
+                return None
+            total += option.cost(solution.config.replicas)
+    return total / count
