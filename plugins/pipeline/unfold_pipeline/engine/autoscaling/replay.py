@@ -54,13 +54,17 @@ class AutoscaledRun:
     paid: CountArray
 
 
-class _Fleet:
+class Fleet:
     """The engines of a replay and their states."""
 
     def __init__(self, slots: int, first: int, start_s: float) -> None:
         self.states = np.array([ACTIVE] * first + [OFF] * (slots - first))
         self.ready_s = np.zeros(slots)
         self.start_s = start_s
+
+    def count_ordered(self) -> int:
+        """Return the engines that take requests or start."""
+        return int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
 
     def update(self, now_s: float, unfinished: CountArray) -> None:
         """Let started engines take requests, and stop drained ones."""
@@ -69,7 +73,7 @@ class _Fleet:
 
     def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
         """Order engines or drain some: draining ones return first, starting ones are canceled first."""
-        present = int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
+        present = self.count_ordered()
         for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
             self.states[engine] = ACTIVE
             present += 1
@@ -106,7 +110,7 @@ def replay_rule(
         engines=slots,
         routing=problem.settings.routing,
     )
-    fleet = _Fleet(slots, config.replicas, problem.settings.start_s)
+    fleet = Fleet(slots, config.replicas, problem.settings.start_s)
     end_s = float(requests.arrival_s[-1])
     moments = np.arange(0.0, end_s + TICK_S, TICK_S)
     engines, paid = np.zeros(moments.size, dtype=np.int64), np.zeros(moments.size, dtype=np.int64)
@@ -117,8 +121,7 @@ def replay_rule(
         cluster.advance(math.nextafter(float(moment), math.inf))
         load = cluster.load()
         fleet.update(float(moment), load.unfinished)
-        active = int((fleet.states == ACTIVE).sum())
-        seen = Observation(now_s=float(moment), arrived=arrived, load=load, active=active)
+        seen = Observation(now_s=float(moment), arrived=arrived, load=load, replicas=fleet.count_ordered())
         fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
         engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
     cluster.advance(math.inf)
