@@ -119,7 +119,7 @@ def size_by_steady_state(problem: EngineProblem, rate_per_s: float) -> EngineCon
             latencies = measure_latencies(requests, run, 0.0)
             if float(latencies.tpot_s.mean()) > problem.targets.tpot_s:
                 break
-            # the clients of steady state are spread over time: the mean of those after the first burst
+            # the clients of steady state are spread over time: the median leaves out the burst at the start
             if float(np.median(latencies.ttft_s)) <= problem.targets.ttft_s:
                 throughput = max(throughput, count / float(run.last_token_s.max()))
         if throughput > 0:

@@ -1,8 +1,9 @@
 """Closed-loop rows of real engines on H100 and H200, replayed with operator tables: what engine-fidelity compares.
 
-A row holds the mean TTFT and TPOT of a client which keeps some requests in flight. The load generator's protocol is not
-documented; two were inferred, one a source: one request more in flight than the engine has slots (``closed-loop-a``),
-and lengths that vary from 80 to 100 % of the nominal ones. Checkpoints of TensorRT-LLM in fp8 keep an fp8 KV cache.
+A row holds the mean TTFT and TPOT of a client that keeps some requests in flight. The load generator's protocol is not
+documented, and two properties were inferred: one request more in flight than the engine has slots (``closed-loop-a``
+only), and lengths that vary from 80 to 100 % of the nominal ones. Checkpoints of TensorRT-LLM in fp8 keep an fp8 KV
+cache.
 """
 
 from __future__ import annotations

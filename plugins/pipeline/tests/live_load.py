@@ -8,8 +8,27 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+SPEC = """
+version: 1
+kind: pipeline
+name: steps
+slo: {{p99: 700 ms}}
+arrivals: {{process: poisson, rate: 1/s, duration: 60 s}}
+hardware: {{core: {{price: $0.05/h, quota: {quota}}}}}
+stages:
+  {stage}: {{latency: {{core: {{1: {seconds} s}}}}, model: {{code: "served:nap", features: 2}}}}
+tuner: {tuner}
+"""
+CODE = """import time
+
+def nap(rows):
+    time.sleep({seconds} * len(rows))
+    return rows.sum(axis=1)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +37,14 @@ class Response:
 
     status: int
     seconds: float
+
+
+def write_pipeline(folder: Path, *, stage: str, seconds: float, quota: int, tuner: str) -> str:
+    """Write ``steps.yaml``, a pipeline of one stage that sleeps for each row, and its model; return the spec."""
+    spec = SPEC.format(stage=stage, seconds=seconds, quota=quota, tuner=tuner)
+    (folder / "served.py").write_text(CODE.format(seconds=seconds))
+    (folder / "steps.yaml").write_text(spec)
+    return spec
 
 
 async def send_trace(

@@ -118,6 +118,19 @@ def test_another_backend_is_refused_with_what_there_is(tmp_path: Path) -> None:
     assert "h vllm" in error.value.diagnostics[0].hint
 
 
+def test_a_table_without_a_column_of_backends_is_refused_for_another_system(tmp_path: Path) -> None:
+    """The hint names the systems of a table that has no backends."""
+    folder = write_tables(tmp_path)
+    for path in folder.glob("*.csv"):
+        rows = [line.split(",") for line in path.read_text("utf-8").splitlines()]
+        column = rows[0].index("backend")
+        lines = [",".join(cells[:column] + cells[column + 1 :]) for cells in rows]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(UnfoldError, match="no rows of other vllm") as error:
+        read_database(find_tables(folder, "other", "vllm"), system="other", backend="vllm", head=64)
+    assert error.value.diagnostics[0].hint == "h"
+
+
 def test_parquet_and_csv_give_the_same_times(tmp_path: Path) -> None:
     """The tables may be Parquet files in the folders of their source."""
     pytest.importorskip("pyarrow")

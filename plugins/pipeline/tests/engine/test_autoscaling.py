@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.autoscaling.replay import compute_hindsight_cost, replay_rule
+from unfold_pipeline.engine.autoscaling.replay import Fleet, compute_hindsight_cost, replay_rule
 from unfold_pipeline.engine.autoscaling.rules import (
     HPA_STABILIZATION_S,
     Observation,
@@ -20,7 +20,8 @@ from unfold_pipeline.engine.autoscaling.rules import (
 from unfold_pipeline.engine.hardware.memory import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
-from unfold_pipeline.engine.simulation.cluster import EngineLoad
+from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate
+from unfold_pipeline.engine.simulation.limits import EngineLimits
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 
@@ -55,11 +56,11 @@ def problem(requests: EngineRequests) -> EngineProblem:
     )  # fmt: skip
 
 
-def seen(now_s: float, *, running: int, waiting: int, active: int = 1) -> Observation:
+def seen(now_s: float, *, running: int, waiting: int, replicas: int = 1) -> Observation:
     load = EngineLoad(
         running=np.array([running]), waiting=np.array([waiting]), blocks=np.array([0]), unfinished=np.array([running])
     )
-    return Observation(now_s=now_s, arrived=0, load=load, active=active)
+    return Observation(now_s=now_s, arrived=0, load=load, replicas=replicas)
 
 
 def test_a_rule_that_keeps_the_plan_equals_the_plan() -> None:
@@ -103,14 +104,42 @@ def test_hpa_scales_up_at_once_and_down_after_its_window() -> None:
     """The largest wish of five minutes holds, and 10 % around the target change nothing."""
     rule = build_hpa_rule(10.0)
     assert rule(seen(0.0, running=30, waiting=10)) == 4
-    assert rule(seen(15.0, running=0, waiting=0, active=4)) == 4
-    assert rule(seen(15.0 + HPA_STABILIZATION_S + 1, running=1, waiting=0, active=4)) == 1
+    assert rule(seen(15.0, running=0, waiting=0, replicas=4)) == 4
+    assert rule(seen(15.0 + HPA_STABILIZATION_S + 1, running=1, waiting=0, replicas=4)) == 1
     steady = build_hpa_rule(10.0)
-    assert steady(seen(0.0, running=21, waiting=0, active=2)) == 2
+    assert steady(seen(0.0, running=21, waiting=0, replicas=2)) == 2
+
+
+def test_hpa_does_not_cancel_engines_that_start() -> None:
+    """Load that falls while engines start leaves them ordered until the window has passed."""
+    fleet = Fleet(4, 2, start_s=180.0)
+    idle, rule = np.zeros(4, dtype=np.int64), build_hpa_rule(10.0)
+    for now_s, running in ((0.0, 40), (15.0, 20), (30.0, 20)):
+        fleet.update(now_s, idle)
+        fleet.scale(rule(seen(now_s, running=running, waiting=0, replicas=fleet.count_ordered())), now_s, idle)
+        assert fleet.count_ordered() == 4
 
 
 def test_perfect_knowledge_needs_no_more_than_the_plan_where_it_meets_the_targets() -> None:
-    """Slots of equal traffic cost as much as the plan at most."""
-    case = problem(burst(300))
+    """Quiet slots cost less than the plan, and no slot is free."""
+    case = replace(problem(burst(300)), targets=Targets(ttft_s=2.0, tpot_s=0.5))
     cost = compute_hindsight_cost(case, CONFIG, 20.0)
-    assert cost is None or cost > 0
+    assert cost is not None
+    assert 2.0 <= cost <= 4.0
+
+
+def test_a_range_of_requests_keeps_the_prompts_that_they_share() -> None:
+    """A cut in the middle of a trace has the prefix hits of the same requests built alone."""
+    shared_with = np.array([-1, 0, 1, 2, -1, 4, 5])
+    columns = {"arrival_s": np.arange(7.0), "input_tokens": np.full(7, 40), "output_tokens": np.full(7, 4)}
+    whole = build_requests(**columns, block_tokens=4, shared_tokens=np.full(7, 32), shared_with=shared_with)
+    part = whole.select_range(2, 6)
+    alone = build_requests(
+        **{name: column[:4] for name, column in columns.items()},
+        block_tokens=4,
+        shared_tokens=np.full(4, 32),
+        shared_with=np.array([-1, 0, -1, 2]),
+    )
+    runs = [simulate(requests, EngineLimits(num_blocks=100), step_times()) for requests in (part, alone)]
+    assert runs[0].hit_tokens == runs[1].hit_tokens == 2 * 32
+    np.testing.assert_array_equal(runs[0].last_token_s, runs[1].last_token_s)

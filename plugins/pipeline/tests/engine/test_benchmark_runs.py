@@ -167,6 +167,8 @@ def test_doubtful_runs_are_flagged(tmp_path: Path) -> None:
     assert "stream events" in doubled.notes[0]
     np.testing.assert_allclose(doubled.tpot_s, read().tpot_s)
     assert "arrivals are drawn" in read(start_times=None).notes[0]
-    fixed = read(input_lens=[30] * 20, output_lens=[10] * 20, max_concurrency=4)
+    assert read(max_concurrency=4).closed_loop == 0
+    assert read(max_concurrency=4, request_rate="inf").closed_loop == 4
+    fixed = read(input_lens=[30] * 20, output_lens=[10] * 20, max_concurrency=4, request_rate="inf")
     assert not fixed.compares_ttft
     assert "equal lengths in a closed loop" in fixed.notes[-1]

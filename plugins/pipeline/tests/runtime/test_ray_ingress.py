@@ -109,7 +109,7 @@ def test_http_answers_and_errors() -> None:
 
 def test_shape_must_be_filled() -> None:
     """Data that does not fill its shape, or is no row, is refused."""
-    for shape, data in (([1, 3], [1, 2]), ([2], [1, 2]), ([0, 2], []), ([1, 1], ["a"])):
+    for shape, data in (([1, 3], [1, 2]), ([2], [1, 2]), ([0, 2], []), ([1, 1], ["a"]), ([float("inf"), 2], [1, 2])):
         with pytest.raises(InvalidBodyError):
             parse_rows(json.dumps({"inputs": [{"name": "x", "shape": shape, "data": data}]}).encode())
 

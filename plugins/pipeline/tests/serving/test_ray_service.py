@@ -11,21 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from plugins.pipeline.tests.live_load import Response, read_status, send_trace, step_trace
+from plugins.pipeline.tests.live_load import Response, read_status, send_trace, step_trace, write_pipeline
 from tests.served import rest, serving, unfold
 
-SPEC = """
-version: 1
-kind: pipeline
-name: steps
-slo: {p99: 700 ms}
-arrivals: {process: poisson, rate: 1/s, duration: 60 s}
-hardware: {core: {price: $0.05/h, quota: 1}}
-stages:
-  only_stage_here: {latency: {core: {1: 100 ms}}, model: {code: "served:nap", features: 2}}
-tuner: {hold: 10 s}
-"""
-CODE = "import time\n\ndef nap(rows):\n    time.sleep(0.1 * len(rows))\n    return rows.sum(axis=1)\n"
 PATIENCE_S = 240
 
 
@@ -44,8 +32,7 @@ def find_replica() -> int | None:
 def test_killed_replica_recovers_and_sigterm_drains(tmp_path: Path) -> None:
     """Each admitted query is answered once the replica has started again, and SIGTERM ends the service cleanly."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    (tmp_path / "served.py").write_text(CODE)
-    (tmp_path / "steps.yaml").write_text(SPEC)
+    write_pipeline(tmp_path, stage="only_stage_here", seconds=0.1, quota=1, tuner="{hold: 10 s}")
     assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
     with serving(tmp_path, "plan.yaml", "--allow-code", "--engine", "ray", patience=PATIENCE_S) as (process, address):
         assert read_status(address)["stages"][0]["ready"] == 1

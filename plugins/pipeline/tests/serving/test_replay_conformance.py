@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.pipeline.tests.live_load import count, read_status, send_trace, step_trace
+from plugins.pipeline.tests.live_load import count, read_status, send_trace, step_trace, write_pipeline
 from tests.served import serving, unfold
 from unfold_pipeline.problem.build import build_live_sample, build_problem
 from unfold_pipeline.report.plan_file import parse_decision
@@ -21,25 +21,11 @@ from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
-SPEC = """
-version: 1
-kind: pipeline
-name: steps
-slo: {p99: 700 ms}
-arrivals: {process: poisson, rate: 1/s, duration: 60 s}
-hardware: {core: {price: $0.05/h, quota: 3}}
-stages:
-  first: {latency: {core: {1: 200 ms}}, model: {code: "served:nap", features: 2}}
-tuner: {activation: 2 s, hold: 10 s}
-"""
-CODE = "import time\n\ndef nap(rows):\n    time.sleep(0.2 * len(rows))\n    return rows.sum(axis=1)\n"
-
 
 @pytest.mark.e2e
 def test_service_decides_as_the_replay(tmp_path: Path) -> None:
     """A fourfold step is refused in part, all of it is demand, and each second has the decision of the replay."""
-    (tmp_path / "served.py").write_text(CODE)
-    (tmp_path / "steps.yaml").write_text(SPEC)
+    text = write_pipeline(tmp_path, stage="first", seconds=0.2, quota=3, tuner="{activation: 2 s, hold: 10 s}")
     assert unfold(tmp_path, "plan", "steps.yaml", "-o", "plan.yaml").returncode == 0
     times_s = step_trace([2.0, 24.0, 2.0], 8.0)
     np.savez(tmp_path / "t.npz", arrival_s=np.array(times_s))
@@ -54,7 +40,7 @@ def test_service_decides_as_the_replay(tmp_path: Path) -> None:
     assert status["demand"]["queries"] == len(times_s)
     live = {int(entry["second"]): tuple(entry["replicas"]) for entry in status["decisions"]}
 
-    spec = validate(PipelineSpec, parse(SPEC, "steps.yaml"))
+    spec = validate(PipelineSpec, parse(text, "steps.yaml"))
     run = Run(RunDir(tmp_path / "again"), LocalEngine(1), base=tmp_path, allow_code=True)
     problem = build_problem(spec, run)
     saved = parse((tmp_path / "plan.yaml").read_text(), "plan.yaml")

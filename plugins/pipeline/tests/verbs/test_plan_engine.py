@@ -94,6 +94,7 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((), "TIMESTAMP,ContextTokens\n1,5\n2,5\n3,5\n", "the trace has no generated tokens"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,0\n2,5,3\n", "is no number of tokens"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,5,2.5\n2,5,3\n", "is no number of tokens"),
+        ((), f"TIMESTAMP,ContextTokens,GeneratedTokens\n1,{'9' * 5000},2\n2,5,3\n", "is no number of tokens"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1,900000,2\n2,5,3\n", "the model fits no GPU"),
         ((("trace: trace.csv", "trace: trace.csv, input: Prompt"),), TRACE, "no column Prompt"),
         ((("trace: trace.csv", "process: poisson, rate: 3/s"),), TRACE, "requests of an engine have no tokens"),

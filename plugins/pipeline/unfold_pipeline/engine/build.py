@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     find_tables,
     read_database,
 )
-from unfold_pipeline.engine.step_times.all_reduce import AllReduce, read_all_reduce
+from unfold_pipeline.engine.step_times.all_reduce import read_all_reduce
 from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
 from unfold_pipeline.engine.step_times.fit import fit_step_times
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE, StepInterval, build_interval
@@ -380,9 +381,16 @@ def _build_reader(
     all_reduce = (
         read_all_reduce(run.path(source.all_reduce, key=f"{key}.all_reduce"), {}) if source.all_reduce else None
     )
+    kinds: dict[str, Any] = {
+        "precision": engine.precision,
+        "kv_precision": engine.kv_precision,
+        "max_tokens": needed.max_tokens,
+        "max_requests": needed.max_requests,
+        "max_context": needed.max_context,
+    }
     if source.roofline or (source.runs and not source.tables and not source.profile):
         return lambda parallel: (
-            _read_roofline(gpu, model, engine, parallel, needed, all_reduce, key),
+            build_roofline(model, gpu, tensor_parallel=parallel, **kinds, all_reduce=all_reduce, key=key),
             build_interval("roofline", needed.confidence),
         )
     if source.profile is not None:
@@ -408,43 +416,8 @@ def _build_reader(
             files = find_tables(folder, system, source.backend)
             read = read_database(files, tables, system=system, backend=source.backend, head=model.head)
             databases.append(replace(read, all_reduce=all_reduce or read.all_reduce))
-        times = build_step_times(
-            databases[0],
-            model,
-            gpu,
-            tensor_parallel=parallel,
-            precision=engine.precision,
-            kv_precision=engine.kv_precision,
-            max_tokens=needed.max_tokens,
-            max_requests=needed.max_requests,
-            max_context=needed.max_context,
-        )
+        times = build_step_times(databases[0], model, gpu, tensor_parallel=parallel, **kinds)
         names = tuple(path.name for path in databases[0].files.values())
         return times, build_interval("tables", needed.confidence, names)
 
     return read_tables
-
-
-def _read_roofline(
-    gpu: Gpu,
-    model: ModelShape,
-    engine: EngineSpec,
-    parallel: int,
-    needed: StepRange,
-    all_reduce: AllReduce | None,
-    key: str,
-) -> StepTimes:
-    if parallel > 1 and (all_reduce is None or parallel not in all_reduce.bytes_by_gpus):
-        hint = f"{key}.all_reduce: a measured table of num_gpus, message_size, latency_ms; or tensor_parallel: 1"
-        raise user_error(f"no all-reduce between {parallel} GPUs was measured", key=key, hint=hint)
-    return build_roofline(
-        model,
-        gpu,
-        tensor_parallel=parallel,
-        precision=engine.precision,
-        kv_precision=engine.kv_precision,
-        max_tokens=needed.max_tokens,
-        max_requests=needed.max_requests,
-        max_context=needed.max_context,
-        all_reduce=all_reduce,
-    )

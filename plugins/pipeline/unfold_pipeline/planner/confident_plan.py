@@ -57,9 +57,9 @@ def find_confident_plan(checker: SloChecker, problem: Problem, progress: Progres
     if isinstance(result, NoPlan):
         return result
     base_cost, confidence = result.hourly_cost, problem.confidence
-    scenarios = draw_scenarios(problem.samplers, _limit_draws(checker, confidence), problem.seed)
     if not problem.samplers:
         return ConfidentPlan(solution=result, share=None, base_cost=base_cost)
+    scenarios = draw_scenarios(problem.samplers, _limit_draws(checker, confidence), problem.seed)
     required = 0 if confidence is None else count_required(confidence, len(scenarios))
     joined = set[int]()
     while True:

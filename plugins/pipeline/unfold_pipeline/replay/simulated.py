@@ -87,10 +87,10 @@ def simulate_rules(checker: SloChecker, plan: Plan, live: Sample, settings: Tune
     yield _simulate_rule("table", context, live, compute_table_targets(context, live, settings, table), settings)
     calibrated = calibrate_settings(context, settings, table)
     targets = compute_table_targets(context, live, calibrated, table)
-    own = _simulate_rule("calibrated", context, live, targets, calibrated)
-    yield own
+    tuned = _simulate_rule("calibrated", context, live, targets, calibrated)
+    yield tuned
     yield from _simulate_units(checker, live, settings)
-    yield from _simulate_autoscalers(checker, plan, live, settings, own.trace.miss_rate(checker.slo_s))
+    yield from _simulate_autoscalers(checker, plan, live, settings, tuned.trace.miss_rate(checker.slo_s))
 
 
 def _simulate_rule(

@@ -109,10 +109,10 @@ def parse_rows(body: bytes) -> RowArray:
     """
     try:
         inputs = json.loads(body)["inputs"]
-        given = next(item for item in inputs if item["name"] == INPUT)
-        shape = [int(size) for size in given["shape"]]
-        rows: RowArray = np.array(given["data"], dtype=np.float32).reshape(shape)
-    except (ValueError, KeyError, TypeError, StopIteration, AttributeError) as error:
+        tensor = next(item for item in inputs if item["name"] == INPUT)
+        shape = [int(size) for size in tensor["shape"]]
+        rows: RowArray = np.array(tensor["data"], dtype=np.float32).reshape(shape)
+    except (ValueError, KeyError, TypeError, StopIteration, AttributeError, OverflowError, RecursionError) as error:
         message = (
             'the body must be like {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0, 1]}]}'
         )

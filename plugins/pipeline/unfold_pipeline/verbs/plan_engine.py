@@ -23,9 +23,9 @@ from unfold_pipeline.engine.autoscaling.rules import (
     keep_replicas,
 )
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
-from unfold_pipeline.engine.planner.analysis import analyze_plan, judge, scale_to_end
+from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
-from unfold_pipeline.engine.planner.search import EngineConfig, find_cheapest_engines
+from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
 from unfold_pipeline.report.engines.plan import (
     build_engine_report,
     build_no_engine_report,
@@ -48,7 +48,8 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
         return _replay_trace(spec, problem, Path(trace), run)
     committed = (run.options.get("baseline_plan") or {}).get("decision", {})
     if committed and committed.get("trace_sha256") != problem.trace_sha256:
-        return recheck_engine_plan(problem, committed, judge(problem, parse_engine_decision(committed, problem)))
+        config = parse_engine_decision(committed, problem)
+        return recheck_engine_plan(problem, committed, evaluate(problem, config, complete=True))
     start_s = run.clock()
     predicted = find_cheapest_engines(problem, run.progress)
     planning_seconds = Metric(run.clock() - start_s, "s", timed=True)
@@ -57,8 +58,9 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
     solution = predicted if problem.confidence is None else high
     if solution.config is None:
         return build_no_engine_report(problem, solution)
-    analysis = analyze_plan(problem, solution.config, (low, high), run.progress)
-    report = build_engine_report(problem, solution, judge(problem, solution.config), analysis)
+    outcome = evaluate(problem, solution.config, complete=True)
+    analysis = analyze_plan(problem, outcome, (low, high), run.progress)
+    report = build_engine_report(problem, solution, outcome, analysis)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 
@@ -102,7 +104,7 @@ def _simulate_rules(
     calibrated: tuple[float, float] | None,
 ) -> Iterator[AutoscaledRun]:
     settings, most = problem.settings, _limit_replicas(problem, config)
-    peak_running = judge(problem, config).run.peak_running
+    peak_running = evaluate(problem, config, complete=True).run.peak_running
     margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
     rules: tuple[tuple[str, ScalingRule], ...] = (
         ("token envelope", build_envelope_rule(envelope, live.requests, hold_s=hold_s, margin=margin)),

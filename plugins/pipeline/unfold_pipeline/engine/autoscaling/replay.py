@@ -16,13 +16,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     TokenEnvelope,
     build_envelope_rule,
 )
-from unfold_pipeline.engine.planner.problem import (
-    EngineOption,
-    EngineProblem,
-    Latencies,
-    measure_latencies,
-    percentile,
-)
+from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
     COST_TOLERANCE,
     EngineConfig,
@@ -30,7 +24,6 @@ from unfold_pipeline.engine.planner.search import (
     find_cheapest_engines,
 )
 from unfold_pipeline.engine.simulation.cluster import EngineCluster
-from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 OFF, STARTING, ACTIVE, DRAINING = range(4)
 SLOTS = 60
@@ -61,13 +54,17 @@ class AutoscaledRun:
     paid: CountArray
 
 
-class _Fleet:
+class Fleet:
     """The engines of a replay and their states."""
 
     def __init__(self, slots: int, first: int, start_s: float) -> None:
         self.states = np.array([ACTIVE] * first + [OFF] * (slots - first))
         self.ready_s = np.zeros(slots)
         self.start_s = start_s
+
+    def count_ordered(self) -> int:
+        """Return the engines that take requests or start."""
+        return int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
 
     def update(self, now_s: float, unfinished: CountArray) -> None:
         """Let started engines take requests, and stop drained ones."""
@@ -76,7 +73,7 @@ class _Fleet:
 
     def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
         """Order engines or drain some: draining ones return first, starting ones are canceled first."""
-        present = int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
+        present = self.count_ordered()
         for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
             self.states[engine] = ACTIVE
             present += 1
@@ -113,7 +110,7 @@ def replay_rule(
         engines=slots,
         routing=problem.settings.routing,
     )
-    fleet = _Fleet(slots, config.replicas, problem.settings.start_s)
+    fleet = Fleet(slots, config.replicas, problem.settings.start_s)
     end_s = float(requests.arrival_s[-1])
     moments = np.arange(0.0, end_s + TICK_S, TICK_S)
     engines, paid = np.zeros(moments.size, dtype=np.int64), np.zeros(moments.size, dtype=np.int64)
@@ -124,8 +121,7 @@ def replay_rule(
         cluster.advance(math.nextafter(float(moment), math.inf))
         load = cluster.load()
         fleet.update(float(moment), load.unfinished)
-        active = int((fleet.states == ACTIVE).sum())
-        seen = Observation(now_s=float(moment), arrived=arrived, load=load, active=active)
+        seen = Observation(now_s=float(moment), arrived=arrived, load=load, replicas=fleet.count_ordered())
         fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
         engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
     cluster.advance(math.inf)
@@ -192,25 +188,13 @@ def compute_hindsight_cost(problem: EngineProblem, config: EngineConfig, slot_s:
     count = max(1, min(SLOTS, round(end_s / slot_s)))
     borders = np.linspace(0.0, math.nextafter(end_s, math.inf), count + 1)
     total = 0.0
-    for begin, end in itertools.pairwise(borders):
-        rows = (requests.arrival_s >= begin) & (requests.arrival_s < end)
-        if rows.any():
-            cost = _cost_of_slot(problem, option, config, requests, rows)
-            if cost is None:
-                return None
-            total += cost
-    return total / count
-
-
-def _cost_of_slot(
-    problem: EngineProblem, option: EngineOption, config: EngineConfig, requests: EngineRequests, rows: FloatArray
-) -> float | None:
-    part = build_requests(
-        requests.arrival_s[rows] - requests.arrival_s[rows][0],
-        requests.input_tokens[rows],
-        requests.output_tokens[rows],
-        block_tokens=requests.block_tokens,
-    )
     settings = replace(problem.settings, budgets=(config.budget,), max_seqs=(config.max_seqs,))
-    solution = find_cheapest_engines(replace(problem, requests=part, options=(option,), settings=settings))
-    return None if solution.config is None else option.cost(solution.config.replicas)
+    for begin, end in itertools.pairwise(np.searchsorted(requests.arrival_s, borders)):
+        if begin < end:
+            part = requests.select_range(int(begin), int(end))
+            slot = replace(problem, requests=part, options=(option,), settings=settings)
+            solution = find_cheapest_engines(slot)
+            if solution.config is None:
+                return None
+            total += option.cost(solution.config.replicas)
+    return total / count

@@ -32,13 +32,13 @@ class Observation:
         now_s: the moment.
         arrived: requests that arrived so far.
         load: what the engines hold.
-        active: engines that take requests.
+        replicas: engines that were ordered, those that still start included.
     """
 
     now_s: float
     arrived: int
     load: EngineLoad
-    active: int
+    replicas: int
 
 
 ScalingRule = Callable[[Observation], int]
@@ -71,7 +71,7 @@ def _stabilize(compute_ratio: Callable[[Observation], float]) -> ScalingRule:
     def decide(seen: Observation) -> int:
         if seen.now_s - last[0] >= HPA_PERIOD_S:
             last[0] = seen.now_s
-            ratio, current = compute_ratio(seen), max(seen.active, 1)
+            ratio, current = compute_ratio(seen), max(seen.replicas, 1)
             within = abs(ratio / current - 1) <= HPA_TOLERANCE
             wishes.append((seen.now_s, current if within else max(1, math.ceil(ratio - 1e-9))))
             while wishes[0][0] < seen.now_s - HPA_STABILIZATION_S:

@@ -8,8 +8,6 @@ from unfold_pipeline.engine.hardware.gpu import Gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
 
 BLOCK_TOKENS = 16
-UTILIZATION = 0.9
-"""vLLM's default ``gpu_memory_utilization``."""
 ENGINE_BYTES = 3e9
 """What vLLM keeps for activations, CUDA graphs and its communication; measured values lie between 2 and 4 GB."""
 

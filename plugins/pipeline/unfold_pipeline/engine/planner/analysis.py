@@ -15,7 +15,6 @@ from unfold_pipeline.engine.planner.search import (
     Outcome,
     Progress,
     build_limits,
-    describe_run,
     evaluate,
     find_cheapest_engines,
     list_latencies,
@@ -86,18 +85,20 @@ def scale_to_end(problem: EngineProblem, *, high: bool) -> EngineProblem:
 
 
 def analyze_plan(
-    problem: EngineProblem, config: EngineConfig, solutions: tuple[EngineSolution, EngineSolution], progress: Progress
+    problem: EngineProblem, outcome: Outcome, solutions: tuple[EngineSolution, EngineSolution], progress: Progress
 ) -> EngineAnalysis:
     """Return what explains a plan.
 
     Args:
         problem: with the predicted step times.
-        config: the plan.
+        outcome: the complete outcome of the plan.
         solutions: the plans at the lower and at the upper end.
         progress: receives progress.
     """
-    ends = [scale_to_end(problem, high=False), problem, scale_to_end(problem, high=True)]
-    runs = [list(_list_percentiles(end, config)) for end in ends]
+    low, high = (
+        evaluate(scale_to_end(problem, high=is_high), outcome.config, complete=True) for is_high in (False, True)
+    )
+    runs = [_list_percentiles(problem, item) for item in (low, outcome, high)]
     ttft, tpot, latency = (
         Percentiles(low=runs[0][kind], predicted=runs[1][kind], high=runs[2][kind]) for kind in range(3)
     )
@@ -112,13 +113,12 @@ def analyze_plan(
         low=solutions[0],
         high=solutions[1],
         by_gpu=by_gpu,
-        neighbors=_simulate_neighbors(problem, config),
-        load=record_load(problem, config),
+        neighbors=_simulate_neighbors(problem, outcome),
+        load=record_load(problem, outcome.config),
     )
 
 
-def _list_percentiles(problem: EngineProblem, config: EngineConfig) -> list[tuple[float, ...]]:
-    outcome = evaluate(problem, config, complete=True)
+def _list_percentiles(problem: EngineProblem, outcome: Outcome) -> list[tuple[float, ...]]:
     latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
     return [
         tuple(percentile(values, quantile, problem.settings.tail) for quantile in QUANTILES)
@@ -126,10 +126,14 @@ def _list_percentiles(problem: EngineProblem, config: EngineConfig) -> list[tupl
     ]
 
 
-def _simulate_neighbors(problem: EngineProblem, config: EngineConfig) -> tuple[Outcome, ...]:
+def _simulate_neighbors(problem: EngineProblem, outcome: Outcome) -> tuple[Outcome, ...]:
+    config = outcome.config
     limit = problem.options[config.option].max_replicas(problem.settings.max_replicas)
     first, last = max(1, config.replicas - MAX_NEIGHBORS), min(config.replicas + MAX_NEIGHBORS, limit)
-    return tuple(evaluate(problem, replace(config, replicas=count), complete=True) for count in range(first, last + 1))
+    return tuple(
+        outcome if count == config.replicas else evaluate(problem, replace(config, replicas=count), complete=True)
+        for count in range(first, last + 1)
+    )
 
 
 def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
@@ -152,8 +156,3 @@ def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
         rows.append((blocks, float(load.running.sum()), float(load.waiting.sum())))
     columns = np.array(rows).T
     return LoadSeries(time_s=moments, kv_share=columns[0], running=columns[1], waiting=columns[2])
-
-
-def judge(problem: EngineProblem, config: EngineConfig) -> Outcome:
-    """Return the complete outcome of a configuration on the trace of a problem."""
-    return describe_run(problem, config, evaluate(problem, config, complete=True).run)

@@ -70,14 +70,19 @@ def bound_replicas(problem: EngineProblem, option: EngineOption, budget: int) ->
     shortest_s = float(ordered[ordered.size - 1 - allowed]) + problem.settings.front_s
     if shortest_s > targets.ttft_s:
         return ReplicaBound(replicas=1, obstacle="ttft", value_s=shortest_s)
-    replicas = _bound_by_windows(problem, prompt, least, allowed)
-    return ReplicaBound(replicas=max(1, replicas, _bound_by_memory(problem, option, least, allowed)))
+    # each target may be missed by other requests
+    spare = allowed * sum(map(math.isfinite, (targets.ttft_s, targets.tpot_s, targets.latency_s)))
+    replicas = _bound_by_windows(problem, prompt, least, spare)
+    return ReplicaBound(replicas=max(1, replicas, _bound_by_memory(problem, option, least, spare)))
 
 
 def _bound_by_windows(
-    problem: EngineProblem, prompt: FloatArray | CountArray, least: LeastStepTimes, allowed: int
+    problem: EngineProblem, prompt: FloatArray | CountArray, least: LeastStepTimes, spare: int
 ) -> int:
-    """Return the engines with fluid work that fits before its deadlines, over windows of many lengths."""
+    """Return the engines with fluid work that fits before its deadlines, over windows of many lengths.
+
+    The ``spare`` requests with the most work are left out of each window, as they may miss a target.
+    """
     targets, requests = problem.targets, problem.requests
     deadline_s, work = _deadlines(problem, prompt)
     seconds = work * least.token_s
@@ -91,12 +96,10 @@ def _bound_by_windows(
         for start in np.linspace(begin, end - length, 1 if halving == 0 else WINDOW_STARTS):
             low, high = np.searchsorted(arrivals, [start, start + length], side="left")
             high = high if start + length < end else arrivals.size
-            # two targets may each be missed by the allowed requests
-            spare = min(2 * allowed, high - low)
             if high - low <= spare:
                 continue
             part = seconds[low:high]
-            kept = np.partition(part, part.size - 1 - spare)[: part.size - spare] if spare else part
+            kept = np.partition(part, part.size - 1 - spare)[: part.size - spare]
             span = float((arrivals[low:high] + deadline_s[low:high]).max() - arrivals[low])
             if span > 0 and math.isfinite(span):
                 replicas = max(replicas, math.ceil(float(kept.sum()) / span - 1e-9))
@@ -113,14 +116,14 @@ def _deadlines(problem: EngineProblem, prompt: FloatArray | CountArray) -> tuple
     return deadline_s, np.where(has_last, prompt + later, prompt)
 
 
-def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes, allowed: int) -> int:
-    """Return the engines with KV caches that hold all requests for the least time inside, by Little's law."""
+def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes, spare: int) -> int:
+    """Return the engines with KV caches that hold all but ``spare`` requests for their least time, by Little's law."""
     requests, targets = problem.requests, problem.targets
     if requests.is_shared or not math.isfinite(targets.ttft_s + targets.tpot_s):
         return 1
     later = problem.later_tokens
     occupied = (requests.input_tokens // requests.block_tokens) * later * least.step_s
-    kept = np.sort(occupied)[: max(0, occupied.size - 2 * allowed)]
+    kept = np.sort(occupied)[: max(0, occupied.size - spare)]
     deadline_s, _ = _deadlines(problem, requests.input_tokens)
     span = float((requests.arrival_s + deadline_s).max() - requests.arrival_s[0])
     return max(1, math.ceil(float(kept.sum()) / (span * option.kv_cache.num_blocks) - 1e-9))

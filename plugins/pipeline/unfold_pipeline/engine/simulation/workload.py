@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,18 @@ class EngineRequests:
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
+
+    def select_range(self, begin: int, end: int) -> EngineRequests:
+        """Return the requests ``[begin, end)`` from 0 s on, with the contents that they share."""
+        first = self.first_content[begin : end + 1]
+        return replace(
+            self,
+            arrival_s=self.arrival_s[begin:end] - self.arrival_s[begin],
+            input_tokens=self.input_tokens[begin:end],
+            output_tokens=self.output_tokens[begin:end],
+            first_content=first - first[0],
+            content=self.content[first[0] : first[-1]],
+        )
 
 
 def build_requests(

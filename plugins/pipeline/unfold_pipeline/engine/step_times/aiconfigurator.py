@@ -17,7 +17,13 @@ from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.hardware.gpu import Gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
-from unfold_pipeline.engine.step_times.all_reduce import LATENCY_COLUMNS, AllReduce, find_column, read_all_reduce
+from unfold_pipeline.engine.step_times.all_reduce import (
+    LATENCY_COLUMNS,
+    AllReduce,
+    compute_step_all_reduces,
+    find_column,
+    read_all_reduce,
+)
 from unfold_pipeline.engine.step_times.columns import MeasuredTable, read_table
 from unfoldkit.api import user_error
 
@@ -147,8 +153,14 @@ def build_step_times(
     values = 8 * model.hidden + 3 * inner + 2 * (heads + kv_heads) * model.head
     moved_s = 2 * values * tokens / (BANDWIDTH_SHARE * gpu.bytes_per_s)
     dense[1:] += model.layers * (moved_s + SMALL_KERNELS * KERNEL_LAUNCH_S)
-    if parallel > 1:
-        dense[1:] += (2 * model.layers + 1) * _all_reduce_seconds(database, parallel, tokens * model.hidden * 2)
+    dense[1:] += compute_step_all_reduces(
+        database.all_reduce,
+        parallel,
+        tokens,
+        layers=model.layers,
+        hidden=model.hidden,
+        file=str(database.files["gemm"].parent),
+    )
     sequence = np.zeros(max_requests + 1)
     sequence[1:] = _gemm_seconds(database, DATA_TYPES["bf16"], requests, model.vocabulary // parallel, model.hidden)
     axes, attention = _attention_grid(
@@ -167,8 +179,9 @@ def _version_key(path: Path) -> tuple[list[int], str]:
 def _rows(table: MeasuredTable, wanted: Mapping[str, str]) -> MeasuredTable:
     rows = table.where(wanted)
     if not len(rows):
-        held = sorted({tuple(table.columns[name][row] for name in wanted) for row in range(len(table))})
-        hint = "; ".join(" ".join(cells) for cells in held[:6])
+        names = [name for name in wanted if name in table.columns]
+        measured = sorted(set(zip(*(table.columns[name] for name in names), strict=True)))
+        hint = "; ".join(" ".join(cells) for cells in measured[:6])
         raise user_error(f"the table has no rows of {' '.join(wanted.values())}", file=str(table.path), hint=hint)
     return rows
 
@@ -265,14 +278,6 @@ def _find_corners(
 def _bracket(sizes: CountArray, value: int) -> tuple[int, int]:
     high = int(np.searchsorted(sizes, value))
     return (value, value) if sizes[high] == value else (int(sizes[high - 1]), int(sizes[high]))
-
-
-def _all_reduce_seconds(database: OperatorDatabase, gpus: int, message_bytes: FloatArray) -> FloatArray:
-    if database.all_reduce is None or gpus not in database.all_reduce.bytes_by_gpus:
-        folder = str(database.files["gemm"].parent)
-        hint = "all_reduce: a measured table of num_gpus, message_size, latency_ms"
-        raise user_error(f"no all-reduce between {gpus} GPUs was measured", file=folder, hint=hint)
-    return database.all_reduce.seconds(gpus, message_bytes)
 
 
 def _read_attention(

@@ -42,6 +42,39 @@ class AllReduce:
         return result
 
 
+def compute_step_all_reduces(
+    all_reduce: AllReduce | None,
+    gpus: int,
+    tokens: FloatArray,
+    *,
+    layers: int,
+    hidden: int,
+    file: str = "",
+    key: str = "",
+) -> FloatArray | float:
+    """Return the seconds of the all-reduces of a step: two a layer and that of the embedding; 0 for one GPU.
+
+    Args:
+        all_reduce: the measurements, if there are any.
+        gpus: GPUs of the engine.
+        tokens: (n,) tokens of the step.
+        layers: decoder layers.
+        hidden: width of the residual stream.
+        file: file with the step times, for the error.
+        key: key of the step times in the spec, for the error.
+
+    Raises:
+        UnfoldError: no all-reduce between that many GPUs was measured.
+    """
+    if gpus == 1:
+        return 0.0
+    if all_reduce is None or gpus not in all_reduce.bytes_by_gpus:
+        hint = "all_reduce: a measured table of num_gpus, message_size, latency_ms; or tensor_parallel: 1"
+        raise user_error(f"no all-reduce between {gpus} GPUs was measured", file=file, key=key, hint=hint)
+    result: FloatArray = (2 * layers + 1) * all_reduce.seconds(gpus, tokens * hidden * BYTES_PER_ELEMENT)
+    return result
+
+
 def read_all_reduce(path: Path, wanted: Mapping[str, str]) -> AllReduce:
     """Read a table with ``num_gpus``, ``message_size`` in 16-bit elements (or ``bytes``) and ``latency_ms``.
 

@@ -23,6 +23,7 @@ from unfoldkit.safe_io.files import decoding, read_bytes
 EVENTS_PER_TOKEN = 1.5
 MAX_SPAN_S = 30 * 86_400.0
 FEWEST_REQUESTS = 8
+EVENTS_NOTE = "stream events outnumber tokens; TPOT is computed from the output lengths"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class BenchmarkRun:
         ttft_s: (n,) time to first token.
         last_s: (n,) time from arrival to the last token.
         closed_loop: requests that the client kept in flight; 0 for an open loop.
+        compares_ttft: whether TTFT means the same in a simulation: equal lengths make closed loops run in step.
         notes: what limits the comparison, in words.
     """
 
@@ -47,6 +49,7 @@ class BenchmarkRun:
     ttft_s: FloatArray
     last_s: FloatArray
     closed_loop: int
+    compares_ttft: bool
     notes: tuple[str, ...]
 
     @property
@@ -55,11 +58,6 @@ class BenchmarkRun:
         several = self.output_tokens > 1
         result: FloatArray = (self.last_s - self.ttft_s)[several] / (self.output_tokens[several] - 1)
         return result
-
-    @property
-    def compares_ttft(self) -> bool:
-        """Whether TTFT means the same in a simulation: lengths that are all equal make closed loops run in step."""
-        return not (self.closed_loop and _is_constant(self.input_tokens) and _is_constant(self.output_tokens))
 
 
 def read_benchmark(path: Path) -> BenchmarkRun:
@@ -101,7 +99,7 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     notes = []
     events = sum(len(row) for row in gaps)
     if events > EVENTS_PER_TOKEN * max(1, sum(generated) - len(generated)):
-        notes.append("stream events outnumber tokens; TPOT is computed from the output lengths")
+        notes.append(EVENTS_NOTE)
     ttft = [float(value) for value in data["ttfts"]]
     last = [first + float(sum(row)) for first, row in zip(ttft, gaps, strict=True)]
     clients = int(data.get("max_concurrency") or 0)
@@ -109,7 +107,8 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     starts = data.get("start_times")
     if isinstance(starts, list) and len(starts) == len(prompt):
         arrivals = [float(value) for value in starts]
-        clients = 0 if math.isfinite(rate) and not clients else clients
+        # at a finite rate, max_concurrency is a cap that the recorded starts include
+        clients = 0 if math.isfinite(rate) else clients
     elif clients or math.isinf(rate):
         arrivals = [0.0] * len(prompt)
     else:
@@ -139,7 +138,7 @@ def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Bench
         events += int(row.get("output_events") or row.get("iterations") or 0)
         for column, value in zip(columns, (start, *lengths, ttft, last), strict=True):
             column.append(value)
-    notes = ["stream events outnumber tokens"] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
+    notes = [EVENTS_NOTE] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
     clients = int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
     starts, prompt, generated, ttft_s, last_s = columns
     return _build_run(path, starts, prompt, generated, ttft_s, last_s, clients, notes)
@@ -163,7 +162,7 @@ def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> Bench
             column.append(float(value))
     notes = []
     if events > EVENTS_PER_TOKEN * sum(columns[2]):
-        notes.append("stream events outnumber tokens; TPOT is computed from the output lengths")
+        notes.append(EVENTS_NOTE)
     starts, prompt, generated, ttft_s, last_s = columns
     return _build_run(path, starts, prompt, generated, ttft_s, last_s, 0, notes)
 
@@ -227,7 +226,11 @@ def _build_run(
     if (outputs > 1).any() and not (last_s > first_s).any():
         raise user_error("no time passes between tokens", file=str(path), hint="a streamed response")
     order = np.argsort(starts, kind="stable")
-    run = BenchmarkRun(
+    compares_ttft = not (clients and _is_constant(prompts) and _is_constant(outputs))
+    texts = list(notes)
+    if not compares_ttft:
+        texts.append("equal lengths in a closed loop: TTFT depends on the client's protocol and is not fitted")
+    return BenchmarkRun(
         path=path,
         arrival_s=starts[order] - starts.min(),
         input_tokens=prompts[order].astype(np.int64),
@@ -235,13 +238,10 @@ def _build_run(
         ttft_s=first_s[order],
         last_s=last_s[order],
         closed_loop=clients,
-        notes=(),
+        compares_ttft=compares_ttft,
+        notes=tuple(texts),
     )
-    texts = list(notes)
-    if not run.compares_ttft:
-        texts.append("equal lengths in a closed loop: TTFT depends on the client's protocol and is not fitted")
-    return BenchmarkRun(**{**{name: getattr(run, name) for name in run.__dataclass_fields__}, "notes": tuple(texts)})
 
 
-def _is_constant(values: CountArray) -> bool:
+def _is_constant(values: FloatArray) -> bool:
     return bool((values == values[0]).all())

@@ -56,7 +56,7 @@ class StepInterval:
 
 
 def list_table_groups() -> tuple[CalibrationGroup, ...]:
-    """Return the groups that operator tables were compared with, from the benchmark ``engine-fidelity``."""
+    """Return the groups that operator tables were compared with: table ``groups`` of the benchmark engine-fidelity."""
     rows = (
         ("H100, TensorRT-LLM, bf16, Llama-3.1-8B", 177, 0.899, 0.172),
         ("H100, vLLM, fp8, Llama-3.1-70B", 45, 0.878, 0.098),
@@ -69,7 +69,7 @@ def list_table_groups() -> tuple[CalibrationGroup, ...]:
 
 
 def list_roofline_groups() -> tuple[CalibrationGroup, ...]:
-    """Return the groups that the roofline was compared with, from the benchmark ``engine-fidelity``."""
+    """Return the groups that the roofline was compared with: ``roofline_groups`` of the benchmark engine-fidelity."""
     rows = (
         ("H100, TensorRT-LLM, bf16, Llama-3.1-8B", 177, 0.913, 0.304),
         ("H100, vLLM, fp8, Llama-3.1-70B", 45, 0.829, 0.200),

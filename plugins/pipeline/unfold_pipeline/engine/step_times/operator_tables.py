@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
-from unfold_pipeline.engine.step_times.all_reduce import AllReduce
+from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
 from unfoldkit.api import CsvRow, csv_rows, user_error
 
 MICROSECOND = 1e-6
@@ -46,9 +45,9 @@ def read_profile(
         raise user_error(f"the profile has no tp{tensor_parallel}", file=str(folder), hint=f"it has {held}")
     if (part / "moe.csv").exists():
         raise user_error("the profile is of a mixture of experts, which is not simulated", file=str(part))
-    if tensor_parallel > 1 and (all_reduce is None or tensor_parallel not in all_reduce.bytes_by_gpus):
-        hint = "all_reduce: a measured table of num_gpus, message_size, latency_ms"
-        raise user_error(f"no all-reduce between {tensor_parallel} GPUs was measured", file=str(folder), hint=hint)
+    reduced_s = compute_step_all_reduces(
+        all_reduce, tensor_parallel, np.arange(1, max_tokens + 1.0), layers=layers, hidden=hidden, file=str(folder)
+    )
     paths = {name: _find_profile_table(part, name) for name in ("dense", "per_sequence", "attention")}
     shared = folder / "tp1"
     times = read_operator_tables(
@@ -59,12 +58,8 @@ def read_profile(
         max_requests=max_requests,
         stable=shared / "dense.csv" if (shared / "dense.csv").exists() else None,
     )
-    if all_reduce is None or tensor_parallel == 1:
-        return times
-    message: FloatArray = np.arange(float(times.dense.size)) * float(hidden * 2)
-    dense: FloatArray = np.add(times.dense, (2 * layers + 1) * all_reduce.seconds(tensor_parallel, message))
-    dense[0] = 0.0
-    return replace(times, dense=dense)
+    times.dense[1:] += reduced_s
+    return times
 
 
 def _find_profile_table(folder: Path, name: str) -> Path:

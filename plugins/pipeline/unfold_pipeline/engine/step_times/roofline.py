@@ -10,11 +10,9 @@ import numpy as np
 from unfold_pipeline.engine.hardware.gpu import Gpu
 from unfold_pipeline.engine.hardware.model_shape import BYTES_PER_VALUE, ModelShape
 from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
-from unfold_pipeline.engine.step_times.aiconfigurator import KERNEL_LAUNCH_S
-from unfold_pipeline.engine.step_times.all_reduce import AllReduce
-from unfoldkit.api import user_error
+from unfold_pipeline.engine.step_times.aiconfigurator import BANDWIDTH_SHARE, KERNEL_LAUNCH_S
+from unfold_pipeline.engine.step_times.all_reduce import AllReduce, compute_step_all_reduces
 
-BANDWIDTH_SHARE = 0.8
 FLOPS_SHARE = 0.6
 KERNELS_PER_LAYER = 10
 
@@ -30,17 +28,15 @@ def build_roofline(
     max_requests: int,
     max_context: int,
     all_reduce: AllReduce | None = None,
+    key: str = "",
 ) -> StepTimes:
-    """Build step times from the data sheet of a GPU.
+    """Build step times from the data sheet of a GPU; ``key`` locates them in the spec, for the error.
 
     Source: Williams et al., Roofline, CACM 2009; the shares are typical of serving engines.
 
     Raises:
         UnfoldError: several GPUs without a measured all-reduce.
     """
-    if tensor_parallel > 1 and (all_reduce is None or tensor_parallel not in all_reduce.bytes_by_gpus):
-        hint = "all_reduce: a measured table of num_gpus, message_size, latency_ms"
-        raise user_error(f"no all-reduce between {tensor_parallel} GPUs was measured", hint=hint)
     bytes_per_s, flops = gpu.bytes_per_s * BANDWIDTH_SHARE, gpu.flops(precision) * FLOPS_SHARE
     tokens, requests = np.arange(1, max_tokens + 1.0), np.arange(1, max_requests + 1.0)
     dense, sequence = np.zeros(max_tokens + 1), np.zeros(max_requests + 1)
@@ -48,13 +44,14 @@ def build_roofline(
     dense[1:] = np.maximum(parameters * BYTES_PER_VALUE[precision] / bytes_per_s, 2 * parameters * tokens / flops)
     values = model.layers * (8 * model.hidden + 3 * model.inner / tensor_parallel)
     dense[1:] += 2 * values * tokens / bytes_per_s + model.layers * KERNELS_PER_LAYER * KERNEL_LAUNCH_S
-    if all_reduce is not None and tensor_parallel > 1:
-        dense[1:] += (2 * model.layers + 1) * all_reduce.seconds(tensor_parallel, tokens * model.hidden * 2)
+    dense[1:] += compute_step_all_reduces(
+        all_reduce, tensor_parallel, tokens, layers=model.layers, hidden=model.hidden, key=key
+    )
     head = model.vocabulary * model.hidden / tensor_parallel
     bf16_flops = gpu.bf16_flops * FLOPS_SHARE
     sequence[1:] = np.maximum(2 * head / bytes_per_s, 2 * head * requests / bf16_flops)
-    chunks, history = np.array([0.0, max_tokens]), np.array([0.0, max(max_context, 1)])
     decodes, contexts = np.array([0.0, max_requests]), np.array([0.0, max(max_context, 1)])
+    history = contexts
     # attention is bilinear in chunk and history but for the triangle of the chunk, which a finer axis follows
     chunks = np.unique(np.r_[0.0, np.geomspace(1, max(max_tokens, 2), 24)])
     query = 4 * model.layers * model.heads / tensor_parallel * model.head

@@ -119,7 +119,7 @@ def read_tokens(
                 _find_column(list(row.cells), prompt, INPUT_COLUMNS, "prompt tokens", path),
                 _find_column(list(row.cells), generated, OUTPUT_COLUMNS, "generated tokens", path),
             )
-        cells = [column if isinstance(column, int) else _count(row[column], column) for column in columns]
+        cells = [column if isinstance(column, int) else _parse_count(row[column]) for column in columns]
         wrong = next((i for i, cell in enumerate(cells) if cell is None), None)
         if wrong is not None:
             name = str(columns[wrong])
@@ -167,9 +167,10 @@ def _find_column(
     return column
 
 
-def _count(cell: str, _column: str) -> int | None:
+def _parse_count(cell: str) -> int | None:
     text = cell.removesuffix(".0")
-    return int(text) if text.isdecimal() and 1 <= int(text) <= MAX_TOKENS else None
+    is_short = text.isdecimal() and len(text) <= len(str(MAX_TOKENS))
+    return int(text) if is_short and 1 <= int(text) <= MAX_TOKENS else None
 
 
 def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int | None) -> TokenTrace:
@@ -181,7 +182,7 @@ def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int 
             _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
             _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
         )
-        values = [column if isinstance(column, int) else _count(str(row[column]), column) for column in columns]
+        values = [column if isinstance(column, int) else _parse_count(str(row[column])) for column in columns]
         stamp = row.get("timestamp")
         if None in values or not isinstance(stamp, (int, float)) or isinstance(stamp, bool) or not np.isfinite(stamp):
             message = "the line has no timestamp in ms, or no tokens"

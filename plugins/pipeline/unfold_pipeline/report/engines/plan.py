@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
+from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
@@ -181,9 +180,9 @@ def compute_token_envelope(problem: EngineProblem) -> tuple[list[float], list[in
     """Return window lengths in seconds, and the maximum prompt tokens and all tokens that arrive in any such window."""
     requests = problem.requests
     windows = [float(length) for length in window_lengths(min(1.0, problem.targets.ttft_s))]
-    prompt = [_most_in_window(requests.arrival_s, requests.input_tokens, length) for length in windows]
+    prompt = [count_most_tokens(requests.arrival_s, requests.input_tokens, length) for length in windows]
     total = requests.input_tokens + requests.output_tokens
-    return windows, prompt, [_most_in_window(requests.arrival_s, total, length) for length in windows]
+    return windows, prompt, [count_most_tokens(requests.arrival_s, total, length) for length in windows]
 
 
 def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], outcome: Outcome) -> Report:
@@ -216,16 +215,10 @@ def _find_token_excess(problem: EngineProblem, saved: Mapping[str, Any]) -> str:
     total = requests.input_tokens + requests.output_tokens
     for kind, key, tokens in (("input", "input_tokens", requests.input_tokens), ("KV", "all_tokens", total)):
         for length, planned in zip(windows, saved.get(key, []), strict=False):
-            arrived = _most_in_window(requests.arrival_s, tokens, length)
+            arrived = count_most_tokens(requests.arrival_s, tokens, length)
             if arrived > int(planned):
                 return sentences.describe_token_excess(kind, length, arrived, int(planned))
     return ""
-
-
-def _most_in_window(arrival_s: Any, tokens: Any, length_s: float) -> int:
-    sums = np.concatenate([[0], np.cumsum(tokens)])
-    ends = np.searchsorted(arrival_s, arrival_s + length_s, side="left")
-    return int((sums[ends] - sums[:-1]).max())
 
 
 def _format_targets(problem: EngineProblem) -> str:

@@ -47,7 +47,7 @@ def build_engine_replay_report(
             "cost_per_hour": Metric(ruling.usd_per_hour, "$/h"),
             "hindsight_cost_per_hour": Metric(hindsight_cost, "$/h"),
         },
-        tables=(_build_rule_table(runs),),
+        tables=(_build_rule_table(runs, problem.settings.tail),),
         figures=(Figure("engines", "Engines over time", f"time {unit}", "engines", series),),
         lines=(
             ("rule", sentences.describe_calibration(margin, hold_s)),
@@ -58,7 +58,7 @@ def build_engine_replay_report(
     )
 
 
-def _build_rule_table(runs: Sequence[AutoscaledRun]) -> Table:
+def _build_rule_table(runs: Sequence[AutoscaledRun], tail: float) -> Table:
     columns = (
         Column("rule"),
         Column("attained", "%", 2),
@@ -69,7 +69,7 @@ def _build_rule_table(runs: Sequence[AutoscaledRun]) -> Table:
     )
     rows = []
     for run in runs:
-        ttft_s, tpot_s = percentile(run.latencies.ttft_s, 0.99), percentile(run.latencies.tpot_s, 0.99)
+        ttft_s, tpot_s = (percentile(item, 0.99, tail) for item in (run.latencies.ttft_s, run.latencies.tpot_s))
         cells = [value * 1e3 if math.isfinite(value) else None for value in (ttft_s, tpot_s)]
         rows.append((run.name, run.attainment * 100, *cells, run.usd_per_hour, int(run.paid.max())))
     return Table("rules", columns, tuple(rows), accent=0)
