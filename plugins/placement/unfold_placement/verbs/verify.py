@@ -37,7 +37,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}
-    return verification_report(problem, verification, Bound(), decision)
+    return verification_report(problem, verification, decision)
 
 
 def counterexample_spec(spec: PlacementSpec, example: Counterexample) -> dict[str, Any]:
