@@ -61,19 +61,17 @@ class HeadReserves(FairQueuePolicy):
         return min(_cores(self.queue.first_unit(user)), max(0.0, self.nominal.get(user, 0.0) - used))
 
 
-@dataclass(slots=True)
-class AgePreempt:
-    """Preempts by priority and admits by age, so that the victim comes back at once (kueue issue 2821).
+@dataclass(slots=True, kw_only=True)
+class TwoLists:
+    """Keeps the waiting and the admitted tasks.
 
     Attributes:
-        by_priority: Admit by priority too; then the model has no bug.
         waiting: Waiting tasks in order of age.
-        running: Admitted tasks.
+        admitted: Admitted tasks.
     """
 
-    by_priority: bool = False
     waiting: dict[str, Task] = field(default_factory=dict)
-    running: dict[str, Task] = field(default_factory=dict)
+    admitted: dict[str, Task] = field(default_factory=dict)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, QUIET})
 
@@ -82,20 +80,44 @@ class AgePreempt:
         return [Ask(f"turn-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Transactions:
+        """Record arrivals and ends; admit tasks once all events of an instant are known."""
+        if event.task is None:
+            yield from self.admit(view)
+        elif event.kind == SUBMITTED:
+            self.waiting[event.task.name] = event.task
+        else:
+            self.admitted.pop(event.task.name, None)
+
+    def admit(self, view: View) -> Transactions:
+        """Admit waiting tasks."""
+        raise NotImplementedError
+
+    def admit_task(self, task: Task) -> Put:
+        """Move a task to the admitted ones."""
+        self.admitted[task.name] = self.waiting.pop(task.name)
+        return Put(f"turn-{task.name}", until=task.name)
+
+
+@dataclass(slots=True, kw_only=True)
+class AgePreempt(TwoLists):
+    """Preempts by priority and admits by age, so that the victim comes back at once (kueue issue 2821).
+
+    Attributes:
+        by_priority: Admit by priority too; then the model has no bug.
+    """
+
+    by_priority: bool = False
+
+    def admit(self, view: View) -> Transactions:
         """Admit what fits; preempt a lower class for a task that does not."""
-        if event.task is not None:
-            {SUBMITTED: self.waiting, ENDED: {}}[event.kind][event.task.name] = event.task
-            self.running.pop(event.task.name, None) if event.kind == ENDED else None
-            return
         while admitted := self._next(view):
-            self.running[admitted.name] = self.waiting.pop(admitted.name)
-            yield [Put(f"turn-{admitted.name}", until=admitted.name)]
+            yield [self.admit_task(admitted)]
             if not view.is_running(admitted):
                 return
             for task in list(self.waiting.values()):
-                victims = [other for other in self.running.values() if other.priority < task.priority]
+                victims = [other for other in self.admitted.values() if other.priority < task.priority]
                 if view.room([task], QUEUE) is None and victims:
-                    self.waiting[victims[0].name] = self.running.pop(victims[0].name)
+                    self.waiting[victims[0].name] = self.admitted.pop(victims[0].name)
                     self.waiting = dict(sorted(self.waiting.items(), key=lambda item: view.table.task_rows[item[0]]))
                     yield [Drop(f"turn-{victims[0].name}", force=True)]
                     break
@@ -107,41 +129,24 @@ class AgePreempt:
         return fitting[0] if fitting else None
 
 
-@dataclass(slots=True)
-class InqueueAccount:
-    """Counts jobs as in the queue that no node can hold, so that later ones never enter it (volcano issue 4471).
+@dataclass(slots=True, kw_only=True)
+class InqueueAccount(TwoLists):
+    """Counts jobs that no node can hold as in the queue, so that later ones never enter it (volcano issue 4471).
 
     Attributes:
         capability: Cores of the queue.
         counts_inqueue: Count admitted jobs that do not run; without it the model has no bug.
-        pending: Jobs outside the queue.
-        inqueue: Jobs in the queue.
     """
 
     capability: float
     counts_inqueue: bool = True
-    pending: dict[str, Task] = field(default_factory=dict)
-    inqueue: dict[str, Task] = field(default_factory=dict)
-    phase: ClassVar[int] = QUEUE
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, QUIET})
 
-    def request(self, task: Task) -> Iterable[Ask]:
-        """Request to be in the queue."""
-        return [Ask(f"inqueue-{task.name}", gated=True)]
-
-    def react(self, event: Event, view: View) -> Transactions:
+    def admit(self, view: View) -> Transactions:
         """Let jobs into the queue while allocated + inqueue + need <= capability."""
-        if event.task is not None:
-            if event.kind == SUBMITTED:
-                self.pending[event.task.name] = event.task
-            else:
-                self.inqueue.pop(event.task.name, None)
-            return
-        for task in list(self.pending.values()):
-            counted = [other for other in self.inqueue.values() if self.counts_inqueue or view.is_running(other)]
+        for task in list(self.waiting.values()):
+            counted = [other for other in self.admitted.values() if self.counts_inqueue or view.is_running(other)]
             if _cores(counted) + _cores([task]) <= self.capability:
-                self.inqueue[task.name] = self.pending.pop(task.name)
-                yield [Put(f"inqueue-{task.name}", until=task.name)]
+                yield [self.admit_task(task)]
 
 
 def _cores(tasks: Iterable[Task]) -> float:

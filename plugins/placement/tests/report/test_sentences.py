@@ -47,7 +47,7 @@ SAMPLES: dict[str, list[str]] = {
     "counterexample_headline": [sentences.counterexample_headline("starvation", "gang", 5)],
     "verified_headline": [sentences.verified_headline(3, 1, 39), sentences.verified_headline(3, 2, 1568)],
     "incomplete_headline": [sentences.incomplete_headline(20_000)],
-    "bound_line": [sentences.bound_line(3, 2)],
+    "bound_line": [sentences.bound_line(3, 1), sentences.bound_line(3, 2)],
     "by_design_line": [sentences.by_design_line("head of line"), sentences.by_design_line("starvation")],
     "time_dependent_line": [sentences.time_dependent_line("history")],
     "unconfirmed_line": [sentences.unconfirmed_line(1), sentences.unconfirmed_line(4)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,14 +14,20 @@ from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ENDED, QUEUE, QUIET, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions, Wake
 from unfold_placement.core.view import View
 from unfold_placement.policies.registry import build_policies
+from unfold_placement.report.verification import verification_report
+from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.simulation.starvation import find_starvation
+from unfold_placement.verbs.verify import counterexample_spec
+from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.model import canonical_key, copy_controller
 from unfold_placement.verification.scenario import Action, Jobs, Kind, Scenario, apply_action, build_initial
-from unfold_placement.verification.search import search
+from unfold_placement.verification.search import Finding, search
 from unfold_placement.verification.verify import Bound, Verification, verify_policies
-from unfoldkit.api import UnfoldError
+from unfoldkit.api import UnfoldError, Verdict
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 GUARDED: list[dict[str, Any]] = [
     {"fifo": {}}, {"drf": {}}, {"drf": {"backfill": True}}, {"wfq": {"backfill": True}}, {"edf": {"backfill": True}},
@@ -152,3 +158,28 @@ def test_a_policy_that_loops_or_raises_is_named_within_a_second(kind: type[Polic
     scenario = Scenario(tuple(cluster(1, 2)), (Kind("v", (Task("", {"gpu": 1000}, 60.0),)),), "v", has_gangs=False)
     findings = {item.property_name for item in search(scenario, [kind()], 100).findings}
     assert "livelock" in findings or kind is Clock
+
+
+def test_a_report_shows_percentages_and_trusts_no_finding_that_the_replay_lacks() -> None:
+    """Capacity in use is a percentage; a verification with an unconfirmed finding answers no."""
+    problem = Problem(name="x", nodes=(), tasks=(), rules=policy(fifo={"guard": "none"}), is_recorded=True)
+    found = verify_policies(problem, Bound(node_counts=(1,)), lambda *_: None)
+    report = verification_report(problem, found, {})
+    used = found.counterexamples[0].finding.used
+    assert 0.5 <= used <= 1
+    assert report.tables[0].rows[0][3] == used * 100
+    clean = replace(found, counterexamples=(), by_design=())
+    assert verification_report(problem, clean, {}).verdict == Verdict.YES
+    doubtful = verification_report(problem, replace(clean, unconfirmed=1), {})
+    assert (doubtful.verdict, doubtful.headline) == (Verdict.NO, "1 finding of the search did not appear in the replay")
+
+
+def test_the_spec_of_a_counterexample_keeps_deadlines() -> None:
+    """The spec is replayed with the deadlines of the search, written as times after the arrival."""
+    text = "{version: 1, kind: placement, name: x, cluster: {nodes: [{cpu: 1}]}, workload: {tasks: [{job: a, run: 1}]}}"
+    tasks = tuple(job("a", 1, at=30, deadline=120.0, demand={"cpu": 1000}))
+    finding = Finding(property_name="starvation", victim="a", prefix=())
+    scenario = Scenario(tuple(cluster()), (Kind("a", tasks),), "a")
+    spec = validate(PlacementSpec, parse(text, "x.yaml"))
+    written = counterexample_spec(spec, Counterexample(finding, tasks, scenario, ""))
+    assert [task["deadline"] for task in written["workload"]["tasks"]] == ["90 s"]

@@ -251,8 +251,10 @@ def next_admissible(
 @compiled
 def revive_shapes(
     state: StateArrays, cursor: int, nodes: Int32Array, samples: Int32Array, is_single: MaskArray, hopeless: MaskArray
-) -> None:
+) -> bool:
     """Let the shapes be tried again that fit on a node which a task has left since a log entry, or on further nodes.
+
+    Returns whether there are any.
 
     Args:
         state: The arrays.
@@ -262,6 +264,7 @@ def revive_shapes(
         is_single: [shapes] 1 where the units of a shape are single tasks.
         hopeless: [shapes, levels] 1 where a shape is known to fit nowhere; level 0 is reset here.
     """
+    has_revived = False
     for step in range(cursor - nodes.size, state.counters[LOGGED]):
         if step >= cursor and state.log_kind[step] != LOG_ENDED and state.log_kind[step] != LOG_PREEMPTED:
             continue
@@ -271,6 +274,8 @@ def revive_shapes(
                 is_single[shape] == 0 or fits_demand(state.demand, state.free, samples[shape], node)
             ):
                 hopeless[shape, 0] = 0
+                has_revived = True
+    return has_revived
 
 
 @compiled

@@ -128,6 +128,10 @@ def _count_tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count:,} tasks"
 
 
+def _count_nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
 def _count_violations(count: int) -> str:
     return "1 violation" if count == 1 else f"{count:,} violations"
 
@@ -139,8 +143,8 @@ def counterexample_headline(property_name: str, victim: str, length: int) -> str
 
 def verified_headline(jobs: int, nodes: int, states: int) -> str:
     """Return the headline of a complete verification without a counterexample."""
-    count = "1 node" if nodes == 1 else f"{nodes} nodes"
-    return f"no violation with up to {count} and {jobs} jobs in flight, in any order of ends ({states:,} states)"
+    extent = f"up to {_count_nodes(nodes)} and {jobs} jobs in flight"
+    return f"no violation with {extent}, in any order of ends ({states:,} states)"
 
 
 def incomplete_headline(states: int) -> str:
@@ -150,7 +154,7 @@ def incomplete_headline(states: int) -> str:
 
 def bound_line(jobs: int, nodes: int) -> str:
     """Return the line about the extent of a verification."""
-    return f"up to {nodes} nodes and {jobs} jobs at a time; larger cases are not covered"
+    return f"up to {_count_nodes(nodes)} and {jobs} jobs at a time; larger cases are not covered"
 
 
 def by_design_line(property_name: str) -> str:
@@ -161,7 +165,7 @@ def by_design_line(property_name: str) -> str:
 
 
 def time_dependent_line(policy: str) -> str:
-    """Return the line about a policy of which the state never recurs."""
+    """Return the line about a policy with a state that never recurs."""
     return f"{policy} depends on real time: the search covers it without time, so the result proves nothing"
 
 

@@ -9,12 +9,12 @@ from unfold_placement.report import sentences
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.scenario import KIND_END
-from unfold_placement.verification.verify import Bound, Verification
+from unfold_placement.verification.verify import Verification
 from unfoldkit.api import Column, Metric, Report, Table, Verdict
 
 SEARCH_COLUMNS = (
     Column("victim"),
-    Column("beside"),
+    Column("other jobs"),
     Column("nodes"),
     Column("jobs"),
     Column("states"),
@@ -23,13 +23,11 @@ SEARCH_COLUMNS = (
 FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Column("in use", "%", 0), Column("replay"))
 
 
-def verification_report(
-    problem: Problem, verification: Verification, bound: Bound, decision: Mapping[str, Any]
-) -> Report:
+def verification_report(problem: Problem, verification: Verification, decision: Mapping[str, Any]) -> Report:
     """Build the report of a verification."""
     failures, notes = verification.counterexamples, verification.by_design
     searches = verification.searches
-    is_good = not failures and verification.is_complete
+    is_good = not failures and not verification.unconfirmed and verification.is_complete
     tables = []
     if failures or notes:
         rows = tuple(_finding_row(example) for example in (*failures, *notes))
@@ -56,7 +54,7 @@ def verification_report(
         verb="check",
         name=problem.name,
         verdict=Verdict.YES if is_good else Verdict.NO,
-        headline=_headline(verification, bound),
+        headline=_headline(verification),
         subtitle=(problem.policy_names,),
         metrics={
             "counterexamples": Metric(len(failures), target="0", ok=not failures),
@@ -71,7 +69,7 @@ def verification_report(
 
 
 def format_actions(example: Counterexample) -> str:
-    """Return the actions of a counterexample: ``+`` arrives, ``-`` ends, and what is in brackets repeats for ever."""
+    """Return the actions of a counterexample: ``+`` arrives, ``-`` ends, and what is in brackets repeats forever."""
     finding = example.finding
     prefix = " ".join(map(str, finding.prefix))
     return f"{prefix} ({' '.join(map(str, finding.loop))})*" if finding.loop else prefix
@@ -83,17 +81,19 @@ def _finding_row(example: Counterexample) -> tuple[str, str, str, float, str]:
         finding.property_name,
         finding.victim.rstrip(KIND_END),
         format_actions(example),
-        finding.used,
+        finding.used * 100,
         example.evidence,
     )
 
 
-def _headline(verification: Verification, bound: Bound) -> str:
+def _headline(verification: Verification) -> str:
     if verification.counterexamples:
         finding = verification.counterexamples[0].finding
         return sentences.counterexample_headline(finding.property_name, finding.victim.rstrip(KIND_END), finding.length)
+    if verification.unconfirmed:
+        return sentences.unconfirmed_line(verification.unconfirmed)
     states = sum(record.states for record in verification.searches)
     if not verification.is_complete:
         return sentences.incomplete_headline(states)
     nodes = max(record.nodes for record in verification.searches)
-    return sentences.verified_headline(bound.jobs_in_flight, nodes, states)
+    return sentences.verified_headline(verification.searches[0].jobs_in_flight, nodes, states)

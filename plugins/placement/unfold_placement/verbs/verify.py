@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from unfold_placement.core.types import MILLI, Task
@@ -10,7 +12,7 @@ from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.verify import Bound, verify_policies
-from unfold_placement.workload.build import build_nodes, policy_rules
+from unfold_placement.workload.build import build_nodes, build_tasks, policy_rules
 from unfoldkit.api import Report, Run
 
 MIB = 1 << 20
@@ -29,7 +31,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     problem = Problem(
         name=spec.name,
         nodes=tuple(build_nodes(spec.cluster, run)) if is_written else (),
-        tasks=_written_tasks(spec, run) if is_written else (),
+        tasks=tuple(build_tasks(spec.workload, run)) if is_written else (),
         rules=policy_rules(spec.policy),
         allow_code=run.allow_code,
         is_recorded=not is_written,
@@ -37,7 +39,7 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}
-    return verification_report(problem, verification, Bound(), decision)
+    return verification_report(problem, verification, decision)
 
 
 def counterexample_spec(spec: PlacementSpec, example: Counterexample) -> dict[str, Any]:
@@ -57,12 +59,6 @@ def counterexample_spec(spec: PlacementSpec, example: Counterexample) -> dict[st
     }
 
 
-def _written_tasks(spec: PlacementSpec, run: Run) -> tuple[Task, ...]:
-    from unfold_placement.workload.build import build_tasks
-
-    return tuple(build_tasks(spec.workload, run))
-
-
 def _task_spec(task: Task) -> dict[str, Any]:
     values: dict[str, Any] = {
         "job": task.job,
@@ -72,15 +68,18 @@ def _task_spec(task: Task) -> dict[str, Any]:
     }
     values |= {key: value for key in ("user", "role") if (value := getattr(task, key))}
     values |= {"priority": task.priority} if task.priority else {}
+    if math.isfinite(task.deadline):
+        # a deadline before the arrival cannot be written
+        values["deadline"] = f"{max(0.0, task.deadline - task.arrival):g} s"
     values |= {"types": list(task.types)} if task.types else {}
     values |= {"data": list(task.data)} if task.data else {}
     return values
 
 
-def _amounts(amounts: Any) -> dict[str, Any]:
+def _amounts(amounts: Mapping[str, int]) -> dict[str, Any]:
     """Return amounts as keys of a spec; memory in bytes, further kinds under ``resources``."""
     plain = {kind: amount / MILLI for kind, amount in amounts.items()}
-    known = {kind: plain[kind] for kind in ("cpu", "gpu") if kind in plain}
+    known: dict[str, float] = {kind: plain[kind] for kind in ("cpu", "gpu") if kind in plain}
     if "memory" in plain:
         known["memory"] = int(plain["memory"] * MIB)
     further = {kind: amount for kind, amount in plain.items() if kind not in {"cpu", "gpu", "memory"}}

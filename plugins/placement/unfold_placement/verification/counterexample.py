@@ -13,13 +13,7 @@ from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import QUEUE, Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_violations
-from unfold_placement.simulation.simulator import (
-    SimulationResult,
-    collect_result,
-    prepare_simulation,
-    run_simulation,
-    simulate,
-)
+from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation, simulate
 from unfold_placement.verification.model import SLOT_MARK
 from unfold_placement.verification.scenario import (
     END,
@@ -226,5 +220,4 @@ def _idle_evidence(
         is_victim = task.job.rstrip("0123456789") == finding.victim
         if is_victim and unit is not None and view.room(unit, QUEUE) is not None:
             return f"{task.job} waits at {at_s:g} s although it would fit"
-    collect_result(controller)
     return ""

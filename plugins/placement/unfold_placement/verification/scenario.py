@@ -17,7 +17,7 @@ KIND_END = "."
 """Ends the name of a kind that was taken from a spec, so that a number can follow it."""
 TICK_S = 1e-12
 """Time between two actions of a search in seconds."""
-ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
+ARRIVE, END, INTERLEAVE = "+", "-", "*"
 """Codes of actions."""
 
 
@@ -44,11 +44,11 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One change: a job of a kind arrives, two arrive task by task, a running job ends, or a node leaves or returns.
+    """One change: a job of a kind arrives, two arrive task by task, or a running job ends.
 
     Attributes:
-        code: ``ARRIVE``, ``INTERLEAVE``, ``END``, ``LOSE`` or ``RETURN``.
-        target: Kind or kinds, job or node.
+        code: ``ARRIVE``, ``INTERLEAVE`` or ``END``.
+        target: Kind, kinds or job.
         index: Index of the ending job among those that may end, in order of start.
     """
 
@@ -71,7 +71,6 @@ class Scenario:
         victim: The kind that arrives once and must end.
         jobs_in_flight: Jobs in the system at a time, the victim included.
         has_gangs: Several tasks of a job end together.
-        node_losses: Nodes that may leave at all.
     """
 
     nodes: tuple[Node, ...]
@@ -79,7 +78,6 @@ class Scenario:
     victim: str
     jobs_in_flight: int = 3
     has_gangs: bool = True
-    node_losses: int = 0
 
     def kind(self, name: str) -> Kind:
         """Return a kind by name."""
@@ -108,12 +106,10 @@ class Jobs:
     Attributes:
         arrived: Jobs in order of arrival.
         victim_came: The victim has arrived.
-        losses: Nodes that have left so far.
     """
 
     arrived: tuple[str, ...] = ()
     victim_came: bool = False
-    losses: int = 0
 
     def renaming(self) -> Renaming:
         """Return the names of the jobs by kind and rank."""
@@ -149,12 +145,6 @@ def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs) -> Iter
     for index, job in enumerate(running_jobs(controller, only_whole=scenario.has_gangs)):
         yield Action(END, job, index)
     yield from _list_arrivals(scenario, jobs)
-    is_up = controller.table.state.is_up
-    for row, node in enumerate(scenario.nodes):
-        if is_up[row] and jobs.losses < scenario.node_losses and is_up.sum() > 1:
-            yield Action(LOSE, node.name)
-        elif not is_up[row]:
-            yield Action(RETURN, node.name)
 
 
 def _list_arrivals(scenario: Scenario, jobs: Jobs) -> Iterator[Action]:
@@ -193,9 +183,6 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         has_ended = all(status[row] == kernel.DONE for row in rows)
         arrived = tuple(job for job in jobs.arrived if not (job == action.target and has_ended))
         return replace(jobs, arrived=arrived)
-    if action.code in {LOSE, RETURN}:
-        controller.set_node_up(action.target, is_up=action.code == RETURN)
-        return replace(jobs, losses=jobs.losses + (action.code == LOSE))
     kinds = action.target.split(",")
     names = [_free_slot(kind, jobs) for kind in kinds]
     if action.code == ARRIVE:

@@ -42,7 +42,7 @@ class Finding:
         property_name: One of the properties above.
         victim: Kind of the job that suffers.
         prefix: Actions from the empty cluster.
-        loop: Actions that may repeat for ever; empty where the state itself is the violation.
+        loop: Actions that may repeat forever; empty where the state itself is the violation.
         message: What a policy raised; empty otherwise.
         used: Fraction of the scarcest kind of capacity in use, on average over the loop or at the end.
     """
@@ -180,7 +180,7 @@ def _add_state(
     parent: tuple[int, Action] | None,
 ) -> tuple[int, bool]:
     arrived = tuple(job.split(SLOT_MARK)[0] for job in jobs.arrived)
-    key = canonical_key(controller, jobs.renaming()), arrived, jobs.victim_came, jobs.losses
+    key = canonical_key(controller, jobs.renaming()), arrived, jobs.victim_came
     if key in numbers:
         return numbers[key], False
     number = numbers[key] = len(numbers)
@@ -238,10 +238,10 @@ def _judge_state(
             waiting.append((kind, unit if unit is not None else tuple(tasks)))
     fitting = [(kind, unit) for kind, unit in waiting if _would_fit(controller, unit)]
     can_end = running_jobs(controller, only_whole=scenario.has_gangs)
-    if waiting and not can_end and len(jobs.arrived) and graph.running_count[number]:
+    if waiting and not can_end and graph.running_count[number]:
         yield _finding(TORN, waiting[0][0], graph, number)
     if not graph.running_count[number]:
-        # the cluster is empty: whatever can run at all must fit, whoever has a reservation
+        # the cluster is empty: whatever can run at all must fit, whichever unit has a reservation
         possible = [kind for kind, unit in waiting if _is_possible(controller, unit)]
         if possible:
             yield _finding(STUCK, possible[0], graph, number)
@@ -312,8 +312,7 @@ MAX_EXTRA_DEPTH = 3
 def _shortest_fair_loop(
     graph: Graph, members: set[int], start: int
 ) -> tuple[tuple[Action, ...], list[int], bool] | None:
-    everyone = tuple(range(graph.running_count[start]))
-    origin = (start, everyone)
+    origin = (start, tuple(range(graph.running_count[start])))
     parents: dict[tuple[int, tuple[int, ...]], tuple[tuple[int, tuple[int, ...]], Edge] | None] = {origin: None}
     queue = deque([origin])
     while queue:
@@ -325,7 +324,7 @@ def _shortest_fair_loop(
             left = tuple(edge.successors[index] for index in alive if edge.successors[index] != GONE)
             following = (edge.target, left)
             if following == (start, ()):
-                return _unwind(parents, node, edge, start)
+                return _unwind(parents, node, edge)
             if following not in parents:
                 parents[following] = (node, edge)
                 queue.append(following)
@@ -336,7 +335,6 @@ def _unwind(
     parents: Mapping[tuple[int, tuple[int, ...]], tuple[tuple[int, tuple[int, ...]], Edge] | None],
     node: tuple[int, tuple[int, ...]],
     last: Edge,
-    start: int,
 ) -> tuple[tuple[Action, ...], list[int], bool]:
     edges, states = [last], [node[0]]
     while (parent := parents[node]) is not None:
@@ -344,7 +342,6 @@ def _unwind(
         edges.append(edge)
         states.append(node[0])
     edges.reverse()
-    del start
     has_stop = any(GONE in edge.successors and edge.action.code != "-" for edge in edges)
     return tuple(edge.action for edge in edges), states, has_stop
 

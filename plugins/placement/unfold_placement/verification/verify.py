@@ -181,10 +181,11 @@ def _is_by_design(property_name: str, scenario: Scenario) -> bool:
 
 
 def _record(scenario: Scenario, result: SearchResult) -> SearchRecord:
+    user = scenario.kind(scenario.victim).tasks[0].user
     return SearchRecord(
         nodes=len(scenario.nodes),
         kinds=", ".join(kind.name.rstrip(KIND_END) for kind in scenario.kinds if kind.name != scenario.victim),
-        victim=f"{scenario.victim.rstrip(KIND_END)} of {scenario.kind(scenario.victim).tasks[0].user or 'nobody'}",
+        victim=scenario.victim.rstrip(KIND_END) + (f" of {user}" if user else ""),
         jobs_in_flight=scenario.jobs_in_flight,
         states=result.states,
         transitions=result.transitions,

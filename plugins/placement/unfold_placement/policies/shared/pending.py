@@ -31,6 +31,7 @@ class UnitShapes:
         numbers: Shape numbers by the bytes of demands and requests.
         task_shapes: [tasks] cached shape of each task as a unit of its own, -1 where unknown.
         hopeless: [shapes, fallback levels] 1 where the shape fits nowhere.
+        revivals: How often ``revive`` has reset entries of ``hopeless``.
         freed_count: Value of the kernel's counter of freed capacity to which ``hopeless`` refers.
         sample_rows: [shapes] row of a task of each shape.
         is_single: [shapes] 1 where units are single tasks.
@@ -43,6 +44,7 @@ class UnitShapes:
     numbers: dict[bytes, int] = field(default_factory=dict)
     task_shapes: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     hopeless: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
+    revivals: int = 0
     freed_count: int = -1
     sample_rows: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
     is_single: MaskArray = field(default_factory=lambda: np.zeros(64, np.uint8))
@@ -81,11 +83,12 @@ class UnitShapes:
             if explained == freed_count and logged >= self.log_cursor:
                 count = len(self.numbers)
                 nodes = np.array(view.released_nodes[self.seen_nodes :], np.int32)
-                kernel.call_revive_shapes(
+                self.revivals += kernel.call_revive_shapes(
                     state, self.log_cursor, nodes, self.sample_rows[:count], self.is_single[:count], self.hopeless
                 )
             else:
                 self.hopeless[:] = 0
+                self.revivals += 1
         self.freed_count, self.log_cursor = freed_count, logged
         self.seen_releases, self.seen_nodes = view.releases, len(view.released_nodes)
         return has_changed

@@ -35,6 +35,7 @@ class UnitQueue:
         flags: [units] ``LEFT_QUEUE`` where a unit was removed, else 0.
         pending: [shapes] number of units of each shape that were not removed.
         first: No unit before this index is pending.
+        hopeless_since: Value of ``UnitShapes.revivals`` at which no pending unit fits; -1 if some may.
     """
 
     units: list[Unit] = field(default_factory=list)
@@ -44,6 +45,7 @@ class UnitQueue:
     flags: MaskArray = field(default_factory=lambda: np.zeros(2, np.uint8))
     pending: Int32Array = field(default_factory=_empty_rows)
     first: int = 0
+    hopeless_since: int = -1
 
     def __iter__(self) -> Iterator[Unit]:
         """Yield the units that were not removed, in order."""
@@ -64,6 +66,7 @@ class UnitQueue:
         self.first = min(self.first, index)
         self.pending = grow_rows(self.pending, shape + 1, 0)
         self.pending[shape] += 1
+        self.hopeless_since = -1
 
     def remove(self, index: int) -> None:
         """Remove a unit by index; indices stay valid until the next ``insert`` or ``compact``."""
@@ -89,12 +92,16 @@ class UnitQueue:
 
     def next_index(self, view: View, shapes: UnitShapes, low: int) -> int:
         """Return the index from ``low`` on of the next unit that may fit now or waits no longer, or -1."""
+        if self.hopeless_since == shapes.revivals:
+            return -1
         count = len(self.units)
         index = kernel.call_next_admissible(
             view.table.state, self.rows[:count], self.shapes[:count], self.flags[:count],
             max(low, self.first), shapes.phase, self.pending[: len(shapes.numbers)], shapes.sample_rows,
             shapes.hopeless,
         )  # fmt: skip
+        if index < 0 and low <= self.first:
+            self.hopeless_since = shapes.revivals
         return int(index)
 
     def next_live(self, low: int) -> int:
