@@ -15,6 +15,7 @@ import pytest
 from plugins.cascade.tests.language_models.scripted_upstream import Upstream, serve_upstream
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.language_models.build import build_gateway_plan
+from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.scoring import is_exact, is_same_choice, is_same_number
 from unfold_cascade.verbs import plan, profile
 from unfoldkit.api import UnfoldError, Verdict, dump, fingerprint
@@ -117,6 +118,15 @@ def test_a_kill_loses_no_money_and_no_answer(tmp_path: Path, upstreams: tuple[Up
     (tmp_path / "prompts.csv").write_text("prompt,expected\n" + "other,yes\n" * 20)
     with pytest.raises(UnfoldError, match="other prompts"):
         profile(spec_of(path), run)
+
+
+def test_a_kill_while_the_first_line_is_written_costs_nothing(tmp_path: Path) -> None:
+    """A file that holds a torn first line alone begins anew, and can be opened again."""
+    path = tmp_path / "calls.jsonl"
+    path.write_bytes(b'{"identi')
+    assert open_store(path, "a").spent_usd == 0.0
+    open_store(path, "a").finish(1, 0, "small", {"cost_usd": 1.0})
+    assert open_store(path, "a").spent_usd == 1.0
 
 
 def test_failed_calls_are_tried_again_and_counted(tmp_path: Path) -> None:

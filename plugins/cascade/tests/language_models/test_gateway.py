@@ -24,6 +24,7 @@ from plugins.cascade.tests.language_models.served_gateway import (
     serve_gateway,
 )
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, UpstreamLimits
+from unfold_cascade.language_models.gateway.upstream import read_retry_after
 
 openai = pytest.importorskip("openai")
 
@@ -268,6 +269,36 @@ def test_retry_after_is_honoured_and_all_failures_give_the_last_status(tmp_path:
         assert json.loads(data)["error"]["type"] == "rate_limit_error"
         assert head["x-unfold-route"] == "small:busy,large:busy"
         assert head["x-unfold-calls"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "-7"}, 0.0),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after-ms": "nan", "retry-after": "7"}, 7.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e999"}, None),
+        ({"retry-after": "1e300"}, 86_400.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86_400.0),
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_retry_after_is_a_finite_time(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, milliseconds and dates; what is no finite number counts as not given."""
+    assert read_retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300"])
+def test_an_unusable_retry_after_still_gives_the_status(tmp_path: Path, value: str) -> None:
+    """The client sees the status of the upstream."""
+    busy = always(status=429, headers={"retry-after": value})
+    limits = UpstreamLimits(connect_s=1, first_token_s=2, between_tokens_s=1, total_s=6, retries=0)
+    with serve_gateway(tmp_path, busy, busy, limits=limits) as gateway:
+        assert gateway.post(ask())[0] == 429
 
 
 def test_no_time_out_exceeds_that_of_the_request(tmp_path: Path) -> None:

@@ -72,15 +72,14 @@ def open_store(path: Path, identity: str) -> CallStore:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     store = CallStore(path)
-    if not path.exists() or not path.stat().st_size:
-        store._append({"identity": identity})  # noqa: SLF001 - the first line of the file
-        return store
-    data = path.read_bytes()
-    whole, _, torn = data.rpartition(b"\n")
-    if torn:
+    data = path.read_bytes() if path.exists() else b""
+    complete = data[: data.rfind(b"\n") + 1]
+    if complete != data:
         # the line that a kill cut short
-        os.truncate(path, len(whole) + 1)
-    lines = whole.splitlines()
+        os.truncate(path, len(complete))
+    if not complete:
+        store._append({"identity": identity})  # noqa: SLF001 - the first line of the file
+    lines = complete.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from unfold_cascade.language_models.gateway.completion import Completion
@@ -21,6 +24,8 @@ REFUSED = frozenset({401, 403, 404})
 CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context length", "context size", "maximum context")
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
+MAX_SHOWN_RETRY_S = 24 * 3600.0
+"""The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
@@ -317,25 +322,22 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
-        return UpstreamError("busy", status, text[:500], str(code) if code else None, _retry_after(response.headers))
+        return UpstreamError("busy", status, text[:500], str(code) if code else None, read_retry_after(response.headers))
     return UpstreamError("client", status if 400 <= status < 500 else 502, text[:500], str(code) if code else None)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Parse Retry-After, in seconds or as a date, and retry-after-ms."""
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Parse retry-after-ms, and Retry-After in seconds or as a date; ``None`` without a finite number."""
     for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(float(headers[name]) * factor, 0.0)
+            seconds = float(headers[name]) * factor
         except (KeyError, ValueError):
             continue
-    if "retry-after" not in headers:
-        return None
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
+        if math.isfinite(seconds):
+            return min(max(seconds, 0.0), MAX_SHOWN_RETRY_S)
     try:
         moment = parsedate_to_datetime(headers["retry-after"])
-    except ValueError:
+    except (KeyError, ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), MAX_SHOWN_RETRY_S)
