@@ -12,8 +12,6 @@ from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
-MIN_CONFORMAL_JOBS = 19
-"""With fewer exchangeable jobs, no distribution-free bound holds with 95 %."""
 
 
 def name_machine(machine: Machine) -> str:
@@ -258,12 +256,7 @@ def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
     where = f" on {measured_on}" if measured_on else ""
     measured = f"{format_count(trials, 'trial')} measured{where}"
     source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
-    return f"{measured}; {source}; {describe_margin(jobs)}"
-
-
-def describe_margin(jobs: int) -> str:
-    """Describe whether the margin could be distribution-free: that takes 19 exchangeable jobs for 95 %."""
-    return "the margin is modelled, not proven" if jobs < MIN_CONFORMAL_JOBS else "the margin is modelled"
+    return f"{measured}; {source}; the margin is modelled, not proven"
 
 
 def describe_failed_configs(count: int, error: str) -> str:
