@@ -38,7 +38,7 @@ class Limits:
 
     Attributes:
         deadline_s: Seconds from the start by which the run must have ended.
-        budget_usd: Hard cap on the bill, if any.
+        budget_usd: The bill at which the run stops, if any.
         usd_per_hour: Price of a slot.
         confidence: Probability with which what is begun shall end in time.
     """

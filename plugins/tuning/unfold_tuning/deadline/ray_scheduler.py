@@ -24,8 +24,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         deadline: From the first trial on, such as ``"2h"``, or seconds.
         num_samples: Trials of the search, as in the ``TuneConfig``.
         max_t: Units of ``time_attr`` that the best trial runs.
-        budget: Hard cap, such as ``"$40"``; needs ``usd_per_hour``.
-        usd_per_hour: Price of the place of one trial.
+        budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
+        usd_per_hour: Price of the resources of one trial.
         grace_period: Units that every trial runs.
         reduction_factor: The best 1/factor continue.
         time_attr: The result that counts.
