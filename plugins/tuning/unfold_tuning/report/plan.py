@@ -233,7 +233,9 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
 def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     goal, plan, candidate = analysis.goal, analysis.plan, analysis.selected.candidate
     machine = analysis.selected.machine
-    yield "at most", sentences.describe_cap(plan.compute_cost_quantile_usd(CAP_LEVEL), analysis.problem.budget_usd)
+    has_minimums = analysis.solution.thrifty is None
+    cap_usd = plan.compute_cost_quantile_usd(CAP_LEVEL)
+    yield "at most", sentences.describe_cap(cap_usd, analysis.problem.budget_usd, has_minimums=has_minimums)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)

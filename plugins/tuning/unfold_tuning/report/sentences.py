@@ -80,9 +80,10 @@ def write_winner_headline(
 # lines of a plan
 
 
-def describe_cap(cap_usd: float, budget_usd: float | None) -> str:
+def describe_cap(cap_usd: float, budget_usd: float | None, *, has_minimums: bool = True) -> str:
     """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
-    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, minimums, disks, data and head node included"
+    included = "minimums, disks, data and head node" if has_minimums else "disks, data and head node"
+    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, {included} included"
     if budget_usd is None:
         return f"{cap}; budget makes it a hard cap"
     return f"{cap}; the run stops at {format_money(budget_usd)}"
