@@ -1,8 +1,8 @@
 """Spot instances that end on time: spot or wait while there is slack, on demand when it runs out.
 
 A loss takes all instances of a zone. Whether one can be had is replayed from the zone's own log, begun at moments in
-its present state, or without a log drawn from a constant hazard. See Wu et al., Can't Be Late (NSDI 2024), whose
-uniform-progress policy has two more rules.
+its present state, or without a log drawn from a constant hazard. Wu et al., Can't Be Late (NSDI 2024), treat the same
+problem.
 """
 
 from __future__ import annotations
