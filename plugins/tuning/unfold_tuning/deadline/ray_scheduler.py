@@ -173,6 +173,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _end(self, tune_controller: Any, trial: Trial) -> None:
         self.ended.add(trial.trial_id)
         self._end_stage_if_complete(tune_controller, trial)
+        if self.stage and self.numbers.keys() <= self.ended:
+            # a request lasts until the next one, and would keep nodes after the search
+            self._inform_autoscaler(trial, 0)
 
     def _end_stage_if_complete(self, tune_controller: Any, current: Trial) -> None:
         """End the stage once every trial of it has reached the rung or ended, and none is still to begin."""
