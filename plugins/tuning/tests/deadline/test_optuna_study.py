@@ -80,8 +80,8 @@ def test_a_deadline_that_is_too_short_is_kept(limit: float) -> None:
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
-def test_a_budget_is_a_hard_cap() -> None:
-    """The run stops before its workers cost more than the budget."""
+def test_a_budget_stops_the_run() -> None:
+    """The run stops soon after its workers have cost the budget: each of them ends its step."""
     study = optuna.create_study(direction="maximize")
     seen: list[tuple[int, int]] = []
     result = deadline.optimize(

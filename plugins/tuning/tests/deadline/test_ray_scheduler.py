@@ -102,6 +102,16 @@ def test_a_third_continues_at_each_rung() -> None:
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
 
 
+def test_the_autoscaler_may_release_every_node_at_the_end() -> None:
+    """The resources of the trials that continue are requested after each rung, and none any more after the search."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    requested: list[int] = []
+    scheduler._inform_autoscaler = lambda _, count: requested.append(count)
+    controller.run()
+    assert requested == [3, 1, 0]
+
+
 @pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
 def test_no_run_passes_its_deadline(limit_s: float) -> None:
     """Whatever the deadline, the run has ended one step after it, and uses a good part of what it has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
     assert 0.05 <= (report.metrics["iteration_s"].value or 0) < 0.2
     assert 0 < (report.metrics["checkpoint_s"].value or 0) < 0.1
     assert json.loads((tmp_path / "profile.json").read_text())["speedup"] == {"1": 1.0}
+
+
+def test_a_profile_costs_what_it_rents(tmp_path: Path) -> None:
+    """Node and head count while the profile runs; this machine does not have the price of an instance of AWS."""
+    text = SPEC.replace("limit: 3", "head: $3.6/h, limit: 3")
+    began = time.monotonic()
+    report = profile_spec(tmp_path / "local", text)
+    assert 0 < (report.metrics["spent_usd"].value or 0) < 2 * 3.6 / 3600 * (time.monotonic() - began) + 1e-6
+    report = profile_spec(tmp_path / "aws", text.replace("provider: local", "provider: aws"))
+    assert report.metrics["spent_usd"].value == 0
 
 
 def test_spare_configurations_replace_failed_ones(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_a_record_averages_steps_over_windows() -> None:
     assert list_window_ends(30).tolist() == [1, 2, 3, 4, 6, 8, 12, 18, 27, 30]
 
 
+def test_survivors_are_ranked_by_their_last_score() -> None:
+    """Scores of checkpoints that straddle windows rank the trials too: the best continue, not the first ones."""
+    ends = (5.0, 10.0, 15.0, 20.0)
+    steps = {trial: [(end, 1.0) for end in ends] for trial in "abc"}
+    scores = {trial: [(end, quality) for end in ends] for trial, quality in zip("abc", (0.1, 0.9, 0.5), strict=True)}
+    record = build_pace_record("r", steps, scores)
+    assert record.rank_survivors(np.arange(3), 10, 20, 2).tolist() == [1, 2]
+
+
 def test_hyper_parameters_correct_the_profile() -> None:
     """Where a hyper-parameter determines the pace, slow profiled trials do not make the whole job slow."""
     rng = np.random.default_rng(0)

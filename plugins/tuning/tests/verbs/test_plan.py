@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from tuning_runs import load_spec
 
-from unfold_tuning.job.build import MAX_TRIAL_DRAWS, build_stages, fingerprint_profile_inputs, limit_samples
+from unfold_tuning.job.build import (
+    MAX_TRIAL_DRAWS,
+    build_problem,
+    build_stages,
+    fingerprint_profile_inputs,
+    limit_samples,
+)
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
@@ -215,6 +221,24 @@ def test_a_profile_of_another_trainable_is_refused(tmp_path: Path) -> None:
     for old, new in (("xgboost", "mlp"), ("accelerators: 4", "accelerators: 2")):
         with pytest.raises(UnfoldError, match="the profile measured here is of another trainable"):
             plan(load_spec(bare.replace(old, new)), run)
+
+
+def test_earlier_jobs_are_scaled_by_the_measured_speed_up(tmp_path: Path) -> None:
+    """A record on two accelerators counts with the speed-up of the profile that the run folder holds."""
+    record = tmp_path / "earlier.csv"
+    rows = [f"{trial},{end},1.0" for trial in "ab" for end in range(1, 9)]
+    record.write_text("\n".join(["trial,epoch,seconds", *rows]))
+    history = f"history: [{{path: {record}, trial: trial, iteration: epoch, seconds: seconds, accelerators: 2}}]\n"
+    text = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand") + history
+    text += "trainable: {estimator: xgboost, data: digits}\n"
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1))
+    measured = {"iteration": {"mean": "20 s"}, "speedup": {"1": 1.0, "2": 1.9, "4": 3.4}}
+    trials = [{"ends": [4, 12], "seconds": [20.0, 20.0]}] * 2
+    made_from = fingerprint_profile_inputs(load_spec(text))
+    run.directory.write("profile.json", json.dumps(measured | {"trials": trials}).encode(), made_from=made_from)
+    problem = build_problem(load_spec(text.replace("profile:", "#")), run)
+    assert problem.paces is not None
+    assert problem.paces.history[0].seconds[0].tolist() == pytest.approx([1.9] * 6)
 
 
 @pytest.mark.parametrize(("trials", "runs"), [(16, 10_000), (2_000, 10_000), (5_000, 4_000), (20_000, 1_000)])

@@ -19,7 +19,7 @@ from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.pace_record import PaceRecord, build_pace_record
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import Group, Stage, build_successive_halving
-from unfold_tuning.planner.pace_posterior import PROFILED_TRIALS, GroupPaces, build_pace_posterior
+from unfold_tuning.planner.pace_posterior import GroupPaces, build_pace_posterior
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
 from unfold_tuning.simulator.stage_paces import draw_paces
@@ -38,7 +38,7 @@ class Limits:
 
     Attributes:
         deadline_s: Seconds from the start by which the run must have ended.
-        budget_usd: Hard cap on the bill, if any.
+        budget_usd: The bill at which the run stops, if any.
         usd_per_hour: Price of a slot.
         confidence: Probability with which what is begun shall end in time.
     """
@@ -97,7 +97,6 @@ class LimitKeeper:
         eta: The reduction factor.
         wall: The wall clock.
         began: When the run began.
-        busy_s: Slot-seconds that ended earlier, such as before a crash.
         steps: Seconds of each reported step, by trial.
         notes: What was trimmed and why.
     """
@@ -110,7 +109,6 @@ class LimitKeeper:
     eta: int
     wall: Callable[[], float] = time.time
     began: float = field(default=0.0)
-    busy_s: float = 0.0
     steps: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -221,12 +219,11 @@ class LimitKeeper:
             done = later.groups[0].done + later.groups[0].iters
         record = build_pace_record("run", known)
         # a job of unknown kind: the default prior, from however many trials have reported
-        ladder = [Stage((Group(max(self.trials, PROFILED_TRIALS), self.min_steps),)), *self.stages[1:]]
-        posterior = build_pace_posterior(ladder, record, np.zeros((0, 0)), (), 0)
+        posterior = build_pace_posterior(self.stages, record, np.zeros((0, 0)), (), 0)
         for earlier in range(stage):
             posterior = posterior.observe_stage(earlier, [self._measure_stage(record, earlier)])
         paces = posterior.predict(stage, posterior.level, has_known_trials=False)
-        drawn = draw_paces(ladder[stage:], paces, SAMPLES, 0)
+        drawn = draw_paces(self.stages[stage:], paces, SAMPLES, 0)
         profile, machine = Profile(LogNormal(math.exp(posterior.level))), Machine("slot", 1, 0.0)
         rest = build_execution_model(stages, profile, machine, SAMPLES, 0)
         plan = tuple(Allocation(self.slots, 1, self.slots) for _ in stages)

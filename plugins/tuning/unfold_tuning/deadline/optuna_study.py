@@ -56,7 +56,7 @@ def optimize(
     confidence: float = 0.95,
     catch: tuple[type[Exception], ...] = (Exception,),
 ) -> DeadlineResult:
-    """Optimize a study by successive halving that ends by a deadline and within a budget.
+    """Optimize a study by successive halving whose trials stop at a deadline or a budget, with their next report.
 
     The objective reports with ``trial.report(value, step)`` and asks ``trial.should_prune()``, as for any pruner; the
     sampler of the study is used as it is. A study in a storage continues after a crash, with the same deadline: trials
@@ -68,7 +68,7 @@ def optimize(
         objective: The objective.
         deadline: From now on, such as ``"2h"``, or seconds.
         max_steps: Steps of the best trial.
-        budget: Hard cap, such as ``"$40"``; needs ``usd_per_hour``.
+        budget: The bill at which trials stop, with their next report, such as ``"$40"``; needs ``usd_per_hour``.
         usd_per_hour: Price of one worker.
         n_trials: Trials of the first stage.
         min_steps: Steps of every trial in the first stage.

@@ -24,8 +24,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         deadline: From the first trial on, such as ``"2h"``, or seconds.
         num_samples: Trials of the search, as in the ``TuneConfig``.
         max_t: Units of ``time_attr`` that the best trial runs.
-        budget: Hard cap, such as ``"$40"``; needs ``usd_per_hour``.
-        usd_per_hour: Price of the place of one trial.
+        budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
+        usd_per_hour: Price of the resources of one trial.
         grace_period: Units that every trial runs.
         reduction_factor: The best 1/factor continue.
         time_attr: The result that counts.
@@ -173,6 +173,9 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _end(self, tune_controller: Any, trial: Trial) -> None:
         self.ended.add(trial.trial_id)
         self._end_stage_if_complete(tune_controller, trial)
+        if self.stage and self.numbers.keys() <= self.ended:
+            # a request lasts until the next one, and would keep nodes after the search
+            self._inform_autoscaler(trial, 0)
 
     def _end_stage_if_complete(self, tune_controller: Any, current: Trial) -> None:
         """End the stage once every trial of it has reached the rung or ended, and none is still to begin."""

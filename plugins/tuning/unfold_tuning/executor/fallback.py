@@ -27,7 +27,6 @@ class SpotFallback:
         began: Wall time at which the run began.
         quantiles: Time for this stage and all later ones, and for the later ones alone, once they are needed.
         checked_at: Wall time of the last check.
-        is_allowed: Whether on-demand nodes are allowed already.
     """
 
     recovery: Recovery
@@ -36,7 +35,6 @@ class SpotFallback:
     began: float
     quantiles: tuple[float, float] | None = field(default=None)
     checked_at: float = 0.0
-    is_allowed: bool = False
 
     def check(self, plan: Plan, jobs: Sequence[TrialJob]) -> None:
         """Allow on-demand nodes as soon as the slack is no more than two changes of place.
@@ -48,13 +46,13 @@ class SpotFallback:
         config = self.recovery.config
         now = config.wall()
         is_thrifty = config.machine.spot is not None and config.deadline_s is not None
-        if not is_thrifty or self.is_allowed or now - self.checked_at < CHECK_PERIOD_S:
+        if not is_thrifty or self.recovery.is_on_demand_allowed or now - self.checked_at < CHECK_PERIOD_S:
             return
         self.checked_at = now
         change_s = estimate_change_s(config.profile)
         slack_s = self.began + (config.deadline_s or 0.0) - now - self._estimate_rest_s(plan, jobs)
         if slack_s <= NET_CHANGES * change_s + CHECK_PERIOD_S:
-            self.is_allowed = True
+            self.recovery.is_on_demand_allowed = True
             self.cluster.allow_on_demand()
             config.log.warning("%s", describe_fallback(slack_s))
             self.recovery.notes.append(describe_fallback(slack_s))

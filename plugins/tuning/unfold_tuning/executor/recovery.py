@@ -103,6 +103,7 @@ class Recovery:
         notes: What was planned again and why, for the report.
         watched_at: Wall time of the last check of the budget.
         max_interval_s: The longest interval between two checks.
+        is_on_demand_allowed: Whether a thrifty run has no slack left to wait for spot instances.
     """
 
     config: ExecutionConfig
@@ -110,6 +111,7 @@ class Recovery:
     notes: list[str] = field(default_factory=list)
     watched_at: float = 0.0
     max_interval_s: float = 0.0
+    is_on_demand_allowed: bool = False
 
     @property
     def store(self) -> PlanStore:

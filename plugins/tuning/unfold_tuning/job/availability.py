@@ -39,11 +39,6 @@ class AvailabilityLog:
         ticks = max(2, round(seconds / self.tick_s))
         return AvailabilityLog(self.zones, self.tick_s, tuple(states[-ticks:] for states in self.states))
 
-    @property
-    def available_fraction(self) -> float:
-        """Fraction of the ticks in which some zone had an instance."""
-        return float(self.to_array().any(axis=0).mean())
-
 
 def read_availability(path: Path, columns: Sequence[str], tick_s: float, key: str) -> AvailabilityLog:
     """Read a log: one row a tick, one column a zone, 1 where an instance was available and 0 where not.

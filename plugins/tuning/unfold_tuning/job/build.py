@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,7 +186,7 @@ def _build_measured_paces(
     spec: TuningSpec, profile: ProfileSpec, stages: Sequence[schedule.Stage], run: Run
 ) -> MeasuredPaces | None:
     """Build the records of a profile's trials and of earlier jobs; ``None`` if the profile has no trials."""
-    history = read_histories(spec, run)
+    history = _read_histories(spec, profile.speedup, run)
     if not profile.trials:
         return None
     record = build_measured_record([(trial.ends, trial.seconds, trial.config) for trial in profile.trials])
@@ -201,13 +201,12 @@ def _build_measured_paces(
     )
 
 
-def read_histories(spec: TuningSpec, run: Run) -> tuple[PaceRecord, ...]:
-    """Read every earlier job that the spec names.
+def _read_histories(spec: TuningSpec, speedups: Mapping[int, float], run: Run) -> tuple[PaceRecord, ...]:
+    """Read every earlier job that the spec names, scaled to one accelerator.
 
     Raises:
         UnfoldError: A record cannot be read.
     """
-    speedups = spec.profile.speedup if spec.profile else {1: 1.0}
     return tuple(
         read_history(
             run.path(item.path, key=f"history[{index}].path"),

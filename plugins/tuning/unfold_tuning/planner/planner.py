@@ -124,6 +124,7 @@ class Solution:
         goal: The guarantee of the plan; without a deadline, that of its own guaranteed end.
         is_over_budget: Whether the cheapest plan on time exceeds the budget.
         thrifty: The plan's runs on the thrifty market, if it leaves slack for spot instances.
+        paces: Posterior over the job's paces before the first stage, if its profile was measured.
     """
 
     candidates: tuple[Candidate, ...]
@@ -131,6 +132,7 @@ class Solution:
     goal: Goal | None
     is_over_budget: bool
     thrifty: ThriftyRuns | None = None
+    paces: PacePosterior | None = None
 
     @property
     def all_plans(self) -> list[SimulatedPlan]:
@@ -148,7 +150,8 @@ class Comparison:
 
 def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Solution:
     """Find the cheapest plan that meets the deadline, or without a deadline the fastest within the budget."""
-    candidates = evaluate_models(build_models(problem), problem.confidence, progress)
+    paces = build_posterior(problem)
+    candidates = evaluate_models(build_models(problem, paces), problem.confidence, progress)
     goal, is_over_budget, budget_usd = None, False, problem.budget_usd
     if problem.deadline_s is not None:
         selected = select_refined(candidates, problem.deadline_s)
@@ -159,7 +162,9 @@ def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Soluti
         selected = select_within_budget(candidates, budget_usd or 0.0, problem.confidence)
         if selected is not None:
             goal = Goal(selected.plan.compute_guaranteed_seconds(problem.confidence), problem.confidence)
-    return Solution(candidates=tuple(candidates), selected=selected, goal=goal, is_over_budget=is_over_budget)
+    return Solution(
+        candidates=tuple(candidates), selected=selected, goal=goal, is_over_budget=is_over_budget, paces=paces
+    )
 
 
 def evaluate_machines(
@@ -189,9 +194,9 @@ def build_posterior(problem: Problem) -> PacePosterior | None:
     return build_pace_posterior(problem.stages, paces.profile, paces.planned, paces.history, problem.seed)
 
 
-def build_models(problem: Problem) -> list[ExecutionModel]:
+def build_models(problem: Problem, posterior: PacePosterior | None) -> list[ExecutionModel]:
     """Build the model of a job on each of its machines, with common random numbers."""
-    posterior, profile = build_posterior(problem), problem.profile
+    profile = problem.profile
     base = math.log(profile.iteration.mean)
     paces = None if posterior is None else posterior.predict(0, base, has_known_trials=False)
     model = build_execution_model(problem.stages, profile, problem.machines[0], problem.samples, problem.seed, paces)

@@ -123,11 +123,9 @@ def run_thrifty(
         deadline_s: The deadline.
         begin: The first of the plan's runs to use.
     """
-    machine = candidate.model.machine
-    spot_usd = machine.spot.usd_per_hour if machine.spot else machine.usd_per_hour
     count = min(available.shape[1], candidate.model.samples - begin)
     progress = select_runs(measure_progress(candidate.model, plan), slice(begin, begin + count))
-    return simulate_thrifty(progress, available[:, :count], deadline_s, spot_usd, machine.usd_per_hour)
+    return simulate_thrifty(progress, available[:, :count], deadline_s, candidate.model.machine)
 
 
 def sample_market(terms: SpotTerms, deadline_s: float, samples: int, seed: int) -> BoolArray:

@@ -12,7 +12,6 @@ from unfold_tuning.job.problem import Problem
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.decision import encode_decision
-from unfold_tuning.planner.pace_posterior import MIN_JOBS
 from unfold_tuning.planner.planner import Comparison, Selection, Solution, compare_with_baselines
 from unfold_tuning.planner.sensitivity import (
     DeadlinePoint,
@@ -92,7 +91,7 @@ def report_plan(problem: Problem, solution: Solution) -> Report:
     return replace(
         report,
         subtitle=_describe_problem(problem),
-        lines=(*report.lines, *_describe_sources(problem)),
+        lines=(*report.lines, *_describe_sources(problem, solution)),
         provenance={
             **report.provenance,
             "prices": {f"{machine.name} {machine.market}": machine.price_source for machine in machines},
@@ -144,15 +143,14 @@ def _describe_problem(problem: Problem) -> tuple[str, ...]:
     return (format_count(len(problem.stages), "stage"), f"{work:,} trial-iterations", goal)
 
 
-def _describe_sources(problem: Problem) -> Iterator[tuple[str, str]]:
+def _describe_sources(problem: Problem, solution: Solution) -> Iterator[tuple[str, str]]:
     if problem.record:
         yield "record", problem.record
     if problem.samples < problem.requested_samples:
         yield "samples", sentences.describe_reduced_samples(problem.samples)
-    if problem.paces is not None:
-        # records of too few jobs are not used
-        jobs = len(problem.paces.history) if len(problem.paces.history) >= MIN_JOBS else 0
-        yield "paces", sentences.describe_posterior(jobs, problem.paces.profile.trials, problem.paces.measured_on)
+    if problem.paces is not None and solution.paces is not None:
+        measured, jobs = problem.paces, solution.paces.prior.jobs
+        yield "paces", sentences.describe_posterior(jobs, measured.profile.trials, measured.measured_on)
     yield "prices", sentences.describe_prices(problem.machines)
 
 
@@ -235,7 +233,9 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
 def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     goal, plan, candidate = analysis.goal, analysis.plan, analysis.selected.candidate
     machine = analysis.selected.machine
-    yield "at most", sentences.describe_cap(plan.compute_cost_quantile_usd(CAP_LEVEL), analysis.problem.budget_usd)
+    has_minimums = analysis.solution.thrifty is None
+    cap_usd = plan.compute_cost_quantile_usd(CAP_LEVEL)
+    yield "at most", sentences.describe_cap(cap_usd, analysis.problem.budget_usd, has_minimums=has_minimums)
     slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)

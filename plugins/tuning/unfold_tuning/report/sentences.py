@@ -12,8 +12,6 @@ from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
-MIN_CONFORMAL_JOBS = 19
-"""With fewer exchangeable jobs, no distribution-free bound holds with 95 %."""
 
 
 def name_machine(machine: Machine) -> str:
@@ -82,9 +80,10 @@ def write_winner_headline(
 # lines of a plan
 
 
-def describe_cap(cap_usd: float, budget_usd: float | None) -> str:
+def describe_cap(cap_usd: float, budget_usd: float | None, *, has_minimums: bool = True) -> str:
     """Describe the bill that 95 % of the simulated runs do not exceed, and whether a hard cap is set."""
-    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, minimums, disks, data and head node included"
+    included = "minimums, disks, data and head node" if has_minimums else "disks, data and head node"
+    cap = f"{format_money(cap_usd)} in 95 % of the simulated bills, {included} included"
     if budget_usd is None:
         return f"{cap}; budget makes it a hard cap"
     return f"{cap}; the run stops at {format_money(budget_usd)}"
@@ -258,12 +257,7 @@ def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
     where = f" on {measured_on}" if measured_on else ""
     measured = f"{format_count(trials, 'trial')} measured{where}"
     source = f"changes learnt from {format_count(jobs, 'earlier job')}" if jobs else "no earlier jobs, default margins"
-    return f"{measured}; {source}; {describe_margin(jobs)}"
-
-
-def describe_margin(jobs: int) -> str:
-    """Describe whether the margin could be distribution-free: that takes 19 exchangeable jobs for 95 %."""
-    return "the margin is modelled, not proven" if jobs < MIN_CONFORMAL_JOBS else "the margin is modelled"
+    return f"{measured}; {source}; the margin is modelled, not proven"
 
 
 def describe_failed_configs(count: int, error: str) -> str:

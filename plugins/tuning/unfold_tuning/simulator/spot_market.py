@@ -1,8 +1,8 @@
 """Spot instances that end on time: spot or wait while there is slack, on demand when it runs out.
 
 A loss takes all instances of a zone. Whether one can be had is replayed from the zone's own log, begun at moments in
-its present state, or without a log drawn from a constant hazard. See Wu et al., Can't Be Late (NSDI 2024), whose
-uniform-progress policy has two more rules.
+its present state, or without a log drawn from a constant hazard. Wu et al., Can't Be Late (NSDI 2024), treat the same
+problem.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from unfold_tuning._types import FloatArray, IntArray
 from unfold_tuning.job.availability import AvailabilityLog, BoolArray
-from unfold_tuning.job.profile import Profile
+from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.simulator.execution_model import ExecutionModel
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, compute_quantile
 
@@ -123,23 +123,22 @@ def sample_poisson_losses(
     return np.asarray(rng.random((1, samples, steps)) >= interruptions_per_hour * STEP_S / 3600.0)
 
 
-def simulate_thrifty(
-    progress: PlanProgress, available: BoolArray, deadline_s: float, spot_usd_per_hour: float, usd_per_hour: float
-) -> ThriftyRuns:
+def simulate_thrifty(progress: PlanProgress, available: BoolArray, deadline_s: float, machine: Machine) -> ThriftyRuns:
     """Simulate the policy step by step.
 
     Args:
         progress: The on-demand plan; its samples are the runs.
         available: Availability: [zones, samples, steps]; its last step lasts until the end.
         deadline_s: The deadline.
-        spot_usd_per_hour: Price of a spot instance.
-        usd_per_hour: Price on demand.
+        machine: Prices of its instances on both markets, of their data and of the head node.
     """
+    spot_usd_per_hour = machine.spot.usd_per_hour if machine.spot else machine.usd_per_hour
     samples = progress.ends.shape[1]
     total_s = progress.ends[-1]
     done_s, clock = np.zeros(samples), np.zeros(samples)
     spot_s, demand_s = np.zeros(samples), np.zeros(samples)  # billed instance-seconds
     demand_time_s = np.zeros(samples)
+    held, started = np.zeros(samples, dtype=int), np.zeros(samples, dtype=int)
     zone = np.full(samples, -1)  # -1: nothing held, -2: on demand
     setup_s = np.zeros(samples)
     active = np.ones(samples, dtype=bool)
@@ -159,10 +158,14 @@ def simulate_thrifty(
         zone = np.where(to_demand, -2, np.where(to_spot, now.argmax(axis=0), zone))
         setup_s = np.where(to_demand | to_spot, progress.change_s, setup_s)
         running = active & (zone != -1)
+        wanted = progress.instances[stage]
+        # what is held again after a loss is new, and so is what a stage adds
+        started += np.where(running, np.maximum(wanted - np.where(to_demand | to_spot, 0, held), 0), 0)
+        held = np.where(running, wanted, 0)
         waiting_s = np.minimum(setup_s, STEP_S) * running
         unpaid_s = np.clip(setup_s - progress.paid_change_s, 0.0, waiting_s)
         work_s = np.minimum(np.where(running, STEP_S - waiting_s, 0.0), total_s - done_s)
-        billed = progress.instances[stage] * np.where(running, waiting_s - unpaid_s + work_s, 0.0)
+        billed = wanted * np.where(running, waiting_s - unpaid_s + work_s, 0.0)
         spot_s += np.where(zone >= 0, billed, 0.0)
         demand_s += np.where(zone == -2, billed, 0.0)
         demand_time_s += np.where(zone == -2, work_s, 0.0)
@@ -172,9 +175,10 @@ def simulate_thrifty(
         active = active & (done_s < total_s - 1e-6)
         if not active.any():
             break
+    instances_usd = (spot_s * spot_usd_per_hour + demand_s * machine.usd_per_hour) / 3600.0
     return ThriftyRuns(
         seconds=np.where(active, np.inf, clock),
-        cost_usd=(spot_s * spot_usd_per_hour + demand_s * usd_per_hour) / 3600.0,
+        cost_usd=instances_usd + started * machine.ingress_usd + clock * machine.head_usd_per_second,
         on_demand_fraction=demand_time_s / np.maximum(total_s, 1e-9),
     )
 

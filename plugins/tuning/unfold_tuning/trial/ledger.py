@@ -171,12 +171,13 @@ class Ledger:
     def compute_spent_usd(self) -> float:
         """Compute the bill so far; open lifetimes count up to when they were last seen.
 
-        The head node is billed from the start to the last moment at which an instance was seen. A profile that the run
-        uses counts too.
+        The head node is billed from the start of the run, if it is recorded, to the last moment at which an instance
+        was seen. A profile that the run uses counts too.
         """
         lifetimes, machine = self.list_lifetimes(), self.machine
         last_seen = max((lifetime.seen for lifetime in lifetimes), default=0.0)
-        head_s = max(0.0, last_seen - float(self.read_fact("began") or 0.0))
+        began = self.read_fact("began")
+        head_s = 0.0 if began is None else max(0.0, last_seen - float(began))
         base_usd = len(lifetimes) * machine.ingress_usd + head_s * machine.head_usd_per_hour / 3600.0
         base_usd += float(self.read_fact("profile-usd") or 0.0)
         if machine.billing.per == "function":

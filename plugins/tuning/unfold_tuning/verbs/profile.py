@@ -40,6 +40,10 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     is_rented = spec.cloud.provider == "aws" and cluster_config.ray_address is not None
     if not is_rented:
         cluster_config = dataclasses.replace(cluster_config, provider="local")
+        if spec.cloud.provider != "local":
+            # this machine does not have the price of the instance that the spec names
+            machine = dataclasses.replace(machine, usd_per_hour=0.0, ingress_usd=0.0, head_usd_per_hour=0.0)
+    began = run.clock()
     first, made_from = stages[0].groups[0], fingerprint_profile_inputs(spec)
     groups = [group for stage in stages for group in stage.groups if group.bracket == first.bracket]
     with open_ledger(run.directory.path / LEDGER_FILE, machine, "profile") as ledger:
@@ -61,7 +65,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             progress=run.progress,
             log=run.log,
         ).run()
-        spent_usd = ledger.compute_spent_usd()
+        spent_usd = ledger.compute_spent_usd() + (run.clock() - began) * machine.head_usd_per_second
     trials = samples.list_trials()
     measured_on = machine.name if is_rented else describe_hardware()
     encoded = encode_profile(samples.summarize(), trials, measured_on)

@@ -115,7 +115,7 @@ def _select_execution(problem: Problem, run: Run) -> Execution | Report:
     if decision:
         # a run that continues under a smaller limit is planned again for it
         machine, plan = decode_decision(decision, problem, MAX_INSTANCES if has_begun else None)
-        model = build_models(replace(problem, machines=(machine,)))[0]
+        model = build_models(replace(problem, machines=(machine,)), build_posterior(problem))[0]
         return Execution(machine, plan, simulate_plan(model, plan))
     solution = solve_job(problem, run.progress)
     if solution.selected is None:
