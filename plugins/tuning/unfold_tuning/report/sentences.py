@@ -227,6 +227,21 @@ def describe_winner(trial: int, iters: int, config: Mapping[str, Any]) -> str:
     return f"trial {trial}, {format_count(iters, 'iteration')}: {parameters}"
 
 
+def describe_minimized(metric_name: str) -> str:
+    """Describe that trials are ranked by the smallest metric."""
+    return f"the smallest {metric_name} wins"
+
+
+def describe_target(target: float) -> str:
+    """Describe that the search ended because a trial reached its target."""
+    return f"a trial reached {target:g}, which ends the search"
+
+
+def describe_early_stops(trials: Sequence[int], patience: int) -> str:
+    """Describe the trials that ended without a better metric for some iterations."""
+    return f"{list_trials(trials)} ended after {format_count(patience, 'iteration')} without a better metric"
+
+
 def describe_diverged(trials: Sequence[int]) -> str:
     """Describe the trials with a metric that is not finite."""
     return f"{list_trials(trials)} returned nan or inf as a metric, which ranks last"
