@@ -32,7 +32,7 @@ def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
         tally = model_metrics(found, name).requests
         tally.count(200, 0.0015)
         tally.count(429, 0.0)
-    board = request_dashboard("both", "toy", found, lambda: DashboardExtras((Tile("own", "1"),)))()
+    board = request_dashboard("both", "toy", lambda: found.registry, lambda _: DashboardExtras((Tile("own", "1"),)))()
     assert [(tile.label, tile.value, tile.ok) for tile in board.tiles] == [
         ("requests", "4", None), ("failed", "0", True), ("rejected", "2", False), ("own", "1", None),
     ]  # fmt: skip
@@ -49,7 +49,7 @@ def test_refusals_make_answers_look_no_quicker() -> None:
     tally.count(200, 0.3)
     for _ in range(1000):
         tally.refuse()
-    board = request_dashboard("a", "toy", found)()
+    board = request_dashboard("a", "toy", lambda: found.registry)()
     assert board.lines[0].values == {"200": 1.0, "429": 1000.0}
     assert sum(board.spreads[0].counts) == 1
     assert b'unfold_request_duration_seconds_count{model="a"} 1.0' in found.text()
