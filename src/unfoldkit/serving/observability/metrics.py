@@ -54,7 +54,7 @@ class Tally:
     def cumulative(self) -> list[tuple[str, float]]:
         """Return the cumulative buckets of Prometheus: requests that took no longer than each bound."""
         bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
-        return list(zip(bounds, itertools.accumulate(self.buckets, initial=0.0), strict=False))
+        return list(zip(bounds, itertools.accumulate(map(float, self.buckets)), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,6 +42,18 @@ def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
     assert board.lines[1].values == {"a": 0.0, "b": 0.0}
 
 
+def test_buckets_hold_requests_up_to_their_bound() -> None:
+    """A response time counts in the first bucket that reaches it and in all later ones; the slowest count too."""
+    found = create_metrics()
+    tally = model_metrics(found, "a").requests
+    for seconds in (0.0004, 0.0015, 0.002, 7.0):
+        tally.count(200, seconds)
+    text = found.text().decode()
+    for bound, count in (("0.0005", 1), ("0.001", 1), ("0.002", 3), ("5.0", 3), ("+Inf", 4)):
+        assert f'unfold_request_duration_seconds_bucket{{le="{bound}",model="a"}} {count}.0' in text
+    assert 'unfold_request_duration_seconds_count{model="a"} 4.0' in text
+
+
 def test_refusals_make_answers_look_no_quicker() -> None:
     """Requests that are refused unread are counted by status, and not among the times to answer."""
     found = create_metrics()

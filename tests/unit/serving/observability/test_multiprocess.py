@@ -56,7 +56,5 @@ def test_the_live_page_adds_up_processes(tmp_path: Path) -> None:
     assert [tile.value for tile in board.tiles] == ["2", "1", "0"]
     assert board.lines[0].values == {"200": 1.0, "429": 0.0, "503": 1.0}
     assert board.lines[1].values == {"m": 7.0}
-    assert [bound for bound, count in zip(board.spreads[0].bounds, board.spreads[0].counts, strict=False) if count] == [
-        0.005,
-        0.5,
-    ]
+    times = board.spreads[0]
+    assert [bound for bound, count in zip(times.bounds, times.counts, strict=False) if count] == [0.005, 0.5]
