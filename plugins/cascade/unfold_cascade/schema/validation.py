@@ -28,8 +28,6 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
     if goal.max_loss is not None and goal.max_loss >= 1:
         yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
-    if goal.min_saving is not None and over_time:
-        yield Problem(("goal", "min_saving"), "applies to cases without time only", at_key=True)
     if goal.max_loss_of is not None:
         yield from _label_loss_problems(goal, over_time=over_time, scored=scored)
     if goal.errors is not None:
