@@ -270,7 +270,9 @@ def _describe_rejected_saving(checker: SloChecker, plan: Plan, savings: Sequence
         return sentences.NO_SAVING
     stage = checker.pipeline.stages[rejected.stage]
     hardware = stage.options[plan[rejected.stage].option].hardware
-    return sentences.describe_rejected_saving(hardware, stage.name, rejected.tail_s, checker.slo_s)
+    return sentences.describe_rejected_saving(
+        hardware, stage.name, rejected.tail_s, checker.slo_s, after_loss=checker.spares > 0
+    )
 
 
 def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float | None]) -> str:
@@ -281,7 +283,8 @@ def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float |
     if survived:
         worst = max(survived, key=lambda index: survived[index])
         hardware = stages[worst].options[plan[worst].option].hardware
-        parts.append(sentences.describe_replica_loss(hardware, stages[worst].name, survived[worst], checker.slo_s))
+        describe = sentences.describe_survival if checker.spares else sentences.describe_replica_loss
+        parts.append(describe(hardware, stages[worst].name, survived[worst], checker.slo_s))
     if single:
         parts.append(sentences.describe_outage(single))
     return "; ".join(parts)

@@ -31,6 +31,9 @@ class Objective(Model):
         description="share of fresh samples of the same traffic on which the plan meets p99; for an engine, the end of "
         "the prediction interval at which it meets its targets",
     )
+    survive: Annotated[int, Field(ge=0, le=1)] = Field(
+        default=0, description="replicas that any stage may lose while the plan still meets p99: 1 is N+1"
+    )
     shed: bool = Field(default=False, description="drop a query as soon as it can no longer meet its deadline")
 
 
@@ -138,6 +141,9 @@ class PipelineSpec(Spec):
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
             yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        if self.slo.survive:
+            hint = "leave it out; replicas of engines are planned without a loss"
+            yield Problem(("slo", "survive"), "is not planned for an engine", hint=hint)
         if self.slo.shed:
             yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
         if not isinstance(self.arrivals, Arrivals):
