@@ -39,7 +39,10 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
-    spec.refuse_engine("serve")
+    if spec.engine_stage is not None:
+        message = "unfold serve runs no LLM engine"
+        hint = "unfold plan SPEC --format vllm starts one"
+        raise user_error(message, key=f"stages.{spec.engine_stage}.engine", hint=hint)
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"
