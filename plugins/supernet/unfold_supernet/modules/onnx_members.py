@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unfold_supernet.members.runtime import open_session
 from unfold_supernet.networks.supernet import EscalationPair
 from unfoldkit.api import RunDir
 from unfoldkit.safe_io.files import decoding, parse_object
@@ -53,15 +54,7 @@ def open_member(content: bytes) -> OnnxMember:
     Raises:
         ValueError: ONNX Runtime cannot load it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        return OnnxMember(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
-    # the runtime's own exceptions share no base
-    except Exception as error:
-        raise ValueError(str(error)) from error
+    return OnnxMember(open_session(content))
 
 
 def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes]) -> None:
