@@ -288,7 +288,7 @@ def _notes() -> list[str]:
     return [
         "Savings are computed by a model of a ZCU104 with 1.69 MiB kept; no board was measured.",
         "best: the net that gains most; stream: the mean over random queries with STRICT_ACCURACY.",
-        "energy_saving_max counts arithmetic, on-chip accesses and 0.5 W of static power; off-chip energy is saved as traffic is.",
-        "dram_bytes_error_percent_max: tiled traffic of 200 random layers against the best of all tiles and loop orders.",
+        "energy_saving_max counts arithmetic, on-chip accesses and 0.5 W of static power too.",
+        "dram_bytes_error_percent_max: 200 random layers against the best of all tiles and loop orders.",
         "SCALE-Sim's compute cycles are compared, without its time to fill buffers; its seconds are processor time.",
     ]

@@ -95,12 +95,11 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
     Returns:
         The fields of :class:`ProbeResult`, or ``error`` and ``hint``.
     """
-    # the runtime itself and the inputs are no memory of the member's
-    import onnxruntime  # noqa: F401
-
     inputs = _draw_inputs(dtype, size)
-    before = read_resident_bytes()
     try:
+        # the first session brings the runtime, which is no memory of the member's
+        first = open_session(path)
+        before = read_resident_bytes()
         session = open_session(path)
     except ValueError as error:
         return {"error": f"ONNX Runtime cannot load it: {error}", "hint": "check the model with onnx.checker"}
@@ -122,6 +121,7 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         reason = " ".join(str(error).split())
         return {"error": f"it fails on rows of its own input shape: {reason}", "hint": "run it once in ONNX Runtime"}
     used = read_resident_bytes() - before
+    del first
     load_s = float(np.median(time_rounds(lambda: open_session(path), LOADS)))
     return {**described, "load_s": load_s, "bytes": max(0, used), "seconds": seconds}
 
