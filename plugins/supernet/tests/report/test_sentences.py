@@ -56,7 +56,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "advise_training": [((reason,), {}) for reason in ("useless", "growth", "accuracy", "sharing")],
     "state_majority": [((88.0,), {})],
     "state_view_cost": [((1.4,), {})],
-    "describe_module": [(("mine:model", 12, 4), {})],
+    "describe_module": [(("mine:model", 12, heads, 4), {}) for heads in (0, 6)],
     "list_shared_parts": [(([("fc", "its channels are the outputs")], 0), {}), (([("fc", "why")], 3), {})],
     "list_member_files": [((), {})],
     "state_members": [((3, 2, fits), {}) for fits in (True, False)],

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfold_supernet.replay.baselines import make_adaptive
+from unfold_supernet.scheduling.accuracy_levels import build_resident_levels
 from unfold_supernet.scheduling.policies import SubnetProfile
-from unfold_supernet.scheduling.residency import Eviction, MemberCost, Residency, build_resident_levels, fill_memory
+from unfold_supernet.scheduling.residency import Eviction, MemberCost, Residency, fill_memory
 from unfold_supernet.scheduling.speed import Slowdown
 from unfoldkit.serving.model import Call
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
-from unfold_supernet.modules.onnx_members import open_member, write_members
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
+from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import fit
 from unfold_supernet.scheduling.escalation import pack_predictions
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
@@ -120,6 +120,7 @@ def train_module(
             problem.goal,
         ),
         groups=len(family.groups),
+        attentions=len(family.heads),
         skippable=sum(len(run.paths) for run in family.runs),
         inelastic=tuple((part.path, part.reason) for part in family.inelastic),
         training_s=training_s,

@@ -15,10 +15,10 @@ import numpy as np
 
 from unfold_supernet._types import FloatArray
 from unfold_supernet.replay.baselines import NamedPolicy
-from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import RequestTargets
-from unfold_supernet.scheduling.residency import Residency, build_resident_levels
+from unfold_supernet.scheduling.residency import Residency
 from unfold_supernet.scheduling.simulator import WAKE_EARLY_S, ReplayOutcome
 from unfold_supernet.scheduling.speed import Slowdown
 from unfoldkit.serving.batching.request_queue import DeadlineQueue, QueuedRequest

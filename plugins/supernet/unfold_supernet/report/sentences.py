@@ -263,9 +263,10 @@ def describe_search(count: int, measured: int, rank_correlation: float) -> str:
     return f"{count:,} subnets, {measured:,} measured on held-out rows; rank correlation {rank_correlation:.2f}"
 
 
-def describe_module(source: str, groups: int, skippable: int) -> str:
+def describe_module(source: str, groups: int, attentions: int, skippable: int) -> str:
     """Describe which dimensions of a user's module are elastic."""
-    return f"{source}: {groups} groups of channels can be narrowed, {skippable} residual blocks skipped"
+    heads = f"{attentions} attention layers lose heads, " if attentions else ""
+    return f"{source}: {groups} groups of channels can be narrowed, {heads}{skippable} residual blocks skipped"
 
 
 def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:

@@ -7,17 +7,10 @@ keeps what is used often, takes long to load and needs little memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
-from unfold_supernet.scheduling.policies import SubnetProfile
-from unfold_supernet.scheduling.speed import PolicyFactory, Slowdown
-from unfoldkit.serving.batching.request_queue import ExecutionPaths
-
 Eviction = Literal["cost", "lru", "lfu"]
-MAX_VARIANTS = 256
-"""Sets of resident members for which policies are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,75 +113,3 @@ def fill_memory(costs: Sequence[MemberCost], budget_bytes: int, order: Sequence[
             chosen.add(index)
             free -= costs[index].bytes
     return frozenset(chosen)
-
-
-def build_resident_levels(
-    profiles: Sequence[SubnetProfile],
-    indices: Sequence[int],
-    residency: Residency,
-    make_policy: PolicyFactory,
-    slowdown: Slowdown,
-) -> ExecutionPaths:
-    """Build the request queue's view of members that are not all in memory.
-
-    The latency of a member that would have to be loaded includes its load time. A late request is served by the member
-    that is done first among those that are accurate enough.
-
-    Args:
-        profiles: The members to choose from.
-        indices: Their indices in the residency.
-        residency: Which members are in memory; the view follows it.
-        make_policy: Builds a policy over a subset of them.
-        slowdown: Present slowdown of the machine.
-    """
-    variants: dict[frozenset[int], tuple[ExecutionPaths, tuple[int, ...]]] = {}
-
-    def get_current() -> tuple[ExecutionPaths, tuple[int, ...]]:
-        resident = residency.resident
-        if resident not in variants:
-            if len(variants) >= MAX_VARIANTS:
-                variants.clear()
-            loads_s = [0.0 if index in resident else residency.costs[index].load_s for index in indices]
-            variants[resident] = _build_variant(profiles, loads_s, make_policy, slowdown)
-        return variants[resident]
-
-    paths = get_current()[0]
-
-    def pick(slack: float, rows: int, level: int) -> tuple[int, int] | None:
-        return get_current()[0].pick(slack, rows, level)
-
-    def pick_split(slack: float, rows: int, level: int) -> tuple[int, int] | None:
-        split = get_current()[0].pick_split
-        return None if split is None else split(slack, rows, level)
-
-    return ExecutionPaths(
-        pick,
-        paths.serves,
-        paths.hopeless,
-        paths.level,
-        pick_split,
-        lambda level: get_current()[1][level],
-    )
-
-
-def _build_variant(
-    profiles: Sequence[SubnetProfile],
-    loads_s: Sequence[float],
-    make_policy: PolicyFactory,
-    slowdown: Slowdown,
-) -> tuple[ExecutionPaths, tuple[int, ...]]:
-    """Build the view for one set of resident members, and the member for late requests by level."""
-    loaded = [_add_load(profile, load_s) for profile, load_s in zip(profiles, loads_s, strict=True)]
-    paths = build_accuracy_levels(loaded, make_policy, slowdown)
-    late = tuple(
-        min(
-            (index for index, top in enumerate(paths.serves) if top >= level),
-            key=lambda index: loaded[index].estimate_latency(1),
-        )
-        for level in range(len(paths.hopeless))
-    )
-    return paths, late
-
-
-def _add_load(profile: SubnetProfile, load_s: float) -> SubnetProfile:
-    return replace(profile, seconds=tuple((size, time_s + load_s) for size, time_s in profile.seconds))

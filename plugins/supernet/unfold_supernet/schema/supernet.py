@@ -13,8 +13,13 @@ from unfold_supernet.schema.accelerator import (
     find_accelerator_problems,
     find_query_problems,
 )
-from unfold_supernet.schema.members import Classes, Members, find_member_problems
-from unfold_supernet.schema.module import ModuleSpec, find_module_problems
+from unfold_supernet.schema.models import (
+    Classes,
+    Members,
+    ModuleSpec,
+    find_member_problems,
+    find_module_problems,
+)
 from unfold_supernet.schema.space import SpaceSpec, find_count_problems, find_space_problems
 from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_problems, find_training_problems
 from unfoldkit.api import Bytes, Duration, Fraction, Model, Percent, Problem, Spec

@@ -106,8 +106,7 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
 
 def _bind_trained(problem: ServiceProblem) -> BoundModels:
     from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
-    from unfold_supernet.modules.onnx_members import MEMBERS_FILE, OnnxFamily, locate_member, read_members
-    from unfold_supernet.modules.share_models import bind_shares
+    from unfold_supernet.modules.served_models import MEMBERS_FILE, OnnxFamily, bind_shares, locate_member, read_members
     from unfold_supernet.networks.supernet import Supernet
 
     directory, is_module = problem.directory, problem.space_options is None

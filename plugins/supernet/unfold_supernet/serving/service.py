@@ -11,10 +11,9 @@ import numpy as np
 from unfold_supernet.replay.baselines import make_adaptive
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.report import sentences
-from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
-from unfold_supernet.scheduling.residency import build_resident_levels
 from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
 from unfold_supernet.serving.binding import BoundModels, ServiceProblem, bind_models
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
@@ -109,7 +108,7 @@ def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
     """
     profile = model.profiles[index]
     if profile.fallback is not None:
-        from unfold_supernet.modules.share_models import split_pair
+        from unfold_supernet.modules.served_models import split_pair
 
         split = replace(model, profiles=(profile, profile), bound=split_pair(model.bound[index]))
         return set_pair_latency(profile, _measure_single(split, 0), _measure_single(split, 1))

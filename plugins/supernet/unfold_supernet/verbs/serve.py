@@ -40,8 +40,8 @@ def serve(spec: SupernetSpec, run: Run) -> Service | Report:
     if spec.members is not None:
         return _measure_members(spec, run, problem)
     from unfold_supernet.family.checkpoint import read_supernet
-    from unfold_supernet.modules.onnx_members import read_members as read_module_members
-    from unfold_supernet.modules.share_models import bind_shares
+    from unfold_supernet.modules.served_models import bind_shares
+    from unfold_supernet.modules.served_models import read_members as read_module_members
 
     family = read_supernet(run.directory) if spec.model is None else read_module_members(run.directory)
     models = bind_shares(family, problem.profiles, problem.options.escalate_below)
