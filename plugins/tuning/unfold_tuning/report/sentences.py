@@ -112,6 +112,28 @@ def describe_frontier(steps: Mapping[str, str]) -> str:
     return " · ".join(f"{deadline} {cost}" for cost, deadline in steps.items())
 
 
+def describe_asha(
+    instances: int,
+    cost_usd: float,
+    range_usd: tuple[float, float],
+    end_s: float,
+    confidence: float,
+    *,
+    is_cheaper: bool,
+) -> str:
+    """Describe ASHA on a fixed cluster whose idle nodes are released, and whether it is cheaper than the plan."""
+    cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
+    end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
+    verdict = "cheaper than this plan" if is_cheaper else "not cheaper than this plan"
+    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}: {verdict}; a comparison, not a promise"
+
+
+def describe_late_asha(instances: int, end_s: float, confidence: float) -> str:
+    """Describe that ASHA would be late on any fixed cluster."""
+    end = f"{format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
+    return f"ASHA would be late on every cluster: {end} on {format_count(instances, 'instance')}"
+
+
 def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
     """Describe P(on time) under errors of the profile."""
     return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
