@@ -37,7 +37,8 @@ class ExportedStage:
         conditions: by upstream stage, the condition on its output, if there is one.
         inputs: by input of the model, its sources; empty for the default.
         missing: stands for the output of a stage that was skipped, if the spec states it.
-        model_file, model_code: the model, if the spec names one.
+        model_file, model_code, model_estimator: the model, if the spec names one.
+        per_instance: replicas that share an instance.
         columns, features, outputs: what the model reads and returns, as far as the spec states it.
         hardware: its hardware in the spec.
         instance: its instance type; empty if the spec gives a price.
@@ -65,6 +66,8 @@ class ExportedStage:
     columns: tuple[int, ...] = ()
     features: int | None = None
     outputs: Mapping[str, int] = field(default_factory=dict)
+    model_estimator: str = ""
+    per_instance: int = 1
 
     @property
     def model_suffix(self) -> str:
@@ -141,6 +144,8 @@ def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str,
         columns=(stage.model.columns or ()) if stage.model else (),
         features=stage.model.features if stage.model else None,
         outputs=(stage.model.outputs or {}) if stage.model else {},
+        model_estimator=(stage.model.estimator or "") if stage.model else "",
+        per_instance=hardware.per_instance,
         model_file=stage.model.file if stage.model else None,
         model_code=stage.model.code if stage.model else None,
         hardware=config["hardware"],
