@@ -45,6 +45,8 @@ from unfold_pipeline.engine.step_times.operator_tables import read_profile
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.token_trace import (
     COLUMN_HINT,
+    INPUT_COLUMNS,
+    OUTPUT_COLUMNS,
     TokenTrace,
     constant_tokens,
     is_json_lines,
@@ -176,13 +178,20 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
 
 
 def _columns_of_other_trace(live: Arrivals) -> tuple[str | int | None, str | int | None]:
-    """Return the columns of tokens of a trace that may be another file than that of the spec: usual names count too."""
+    """Return the columns of tokens of a trace that may be another file than that of the spec.
+
+    Usual names count where it lacks those of the spec, and before numbers that the spec gives for all requests.
+    """
     from unfoldkit.api import csv_rows
 
     first = next(iter(csv_rows(Path(str(live.trace)))), None)
-    held = set(first.cells) if first is not None else set()
-    prompt, generated = (name if isinstance(name, int) or name in held else None for name in (live.input, live.output))
-    return prompt, generated
+    names = set(first.cells) if first is not None else set()
+    lower = {name.lower() for name in names}
+    columns: list[str | int | None] = []
+    for name, usual in ((live.input, INPUT_COLUMNS), (live.output, OUTPUT_COLUMNS)):
+        is_usual = any(column.lower() in lower for column in usual)
+        columns.append(name if name in names or (isinstance(name, int) and not is_usual) else None)
+    return columns[0], columns[1]
 
 
 def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:

@@ -29,6 +29,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.verbs.serve_engine import serve_engine
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.engines.local import available_cores
 
@@ -40,9 +41,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
     if spec.engine_stage is not None:
-        message = "unfold serve runs no LLM engine"
-        hint = "unfold plan SPEC --format vllm starts one"
-        raise user_error(message, key=f"stages.{spec.engine_stage}.engine", hint=hint)
+        return serve_engine(spec, run)
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"

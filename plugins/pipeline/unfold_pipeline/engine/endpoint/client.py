@@ -173,7 +173,7 @@ async def stream_completion(
             async for now_s, data in stream:
                 if isinstance(data.get("usage"), Mapping):
                     usage = data["usage"]
-                if _has_token(data):
+                if has_token(data):
                     events.append(now_s)
                     end_s = now_s
                     if on_event is not None:
@@ -282,7 +282,7 @@ async def _read_stream(
                 )
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise EndpointError("the server does not stream", "a server that honors stream: true")
-            async with aclosing(_read_lines(response, limits)) as lines:
+            async with aclosing(read_lines(response, limits)) as lines:
                 async for now_s, line in lines:
                     if not line.startswith(b"data:"):
                         continue
@@ -295,7 +295,7 @@ async def _read_stream(
         raise _describe_fault(error) from error
 
 
-async def _read_lines(response: httpx.Response, limits: EndpointLimits) -> AsyncGenerator[tuple[float, bytes], None]:
+async def read_lines(response: httpx.Response, limits: EndpointLimits) -> AsyncGenerator[tuple[float, bytes], None]:
     """Yield each line with the time at which the part of the stream that ends it arrived."""
     pending, size, wait_s = bytearray(), 0, limits.first_token_s
     async with aclosing(response.aiter_bytes()) as parts:  # type: ignore[type-var]
@@ -337,7 +337,7 @@ def _parse_event(data: bytes) -> Mapping[str, Any]:
     return event
 
 
-def _has_token(data: Mapping[str, Any]) -> bool:
+def has_token(data: Mapping[str, Any]) -> bool:
     """Return whether an event carries generated text."""
     choices = data.get("choices")
     for choice in choices if isinstance(choices, list) else []:

@@ -189,7 +189,7 @@ class _Session:
         """Send the requests of a phase together; the last one of a mixed phase once the others stream."""
         endpoint = replace(self.task.endpoint, model=profile.model, path=profile.path)
         bodies = [
-            build_body(endpoint, self._write_prompt(max(1, round(size / profile.tokens_per_word))), output)
+            build_body(endpoint, write_prompt(self.random, max(1, round(size / profile.tokens_per_word))), output)
             for size, output in phase.requests
         ]
         is_mixed = phase.name == MIXED_PHASE
@@ -227,12 +227,13 @@ class _Session:
         return MeasuredPhase(name=phase.name, requests=tuple(_shift(reply, begin_s) for reply in replies))
 
     async def _warm_up(self, endpoint: Endpoint) -> StreamedReply:
-        body = build_body(endpoint, self._write_prompt(WARMUP_WORDS), WARMUP_TOKENS)
+        body = build_body(endpoint, write_prompt(self.random, WARMUP_WORDS), WARMUP_TOKENS)
         return await stream_completion(self.client, endpoint, body, self.task.limits)
 
-    def _write_prompt(self, words: int) -> str:
-        """Return random words: no two prompts share a block of a prefix cache."""
-        return " ".join(self.random.choices(WORDS.split(), k=words))
+
+def write_prompt(rng: random.Random, words: int) -> str:
+    """Return random words: no two prompts share a block of a prefix cache."""
+    return " ".join(rng.choices(WORDS.split(), k=words))
 
 
 def _first_error(errors: BaseExceptionGroup[EndpointError]) -> EndpointError:

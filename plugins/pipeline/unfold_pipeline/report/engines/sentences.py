@@ -169,6 +169,29 @@ def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> 
     return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h under {rule}"
 
 
+def describe_routing(engines: int, replicas: int, routing: str) -> str:
+    """Return what a service routes to."""
+    planned = "" if replicas == engines else f"; the plan has {replicas:,}"
+    return f"{_pluralize(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
+
+
+def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
+    """Return the headline of a trace that was replayed on running engines."""
+    failed = f", {failures:,} failed" if failures else ""
+    return f"{attainment * 100:.2f} % of the requests within {targets} on {_pluralize(engines, 'engine')}{failed}"
+
+
+def describe_estimate(replicas: int, engines: int) -> str:
+    """Return what the estimate next to a measurement simulates."""
+    planned = "" if replicas == engines else f"; the plan has {replicas:,}"
+    return f"the same requests simulated on {_pluralize(engines, 'engine')}, with the tokens that were counted{planned}"
+
+
+def describe_prompts(lateness_s: float) -> str:
+    """Return how the trace was sent."""
+    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late"
+
+
 def describe_calibration(margin: float | None, hold_s: float | None) -> str:
     """Return the settings of the rule in charge, or that the plan's engines are kept."""
     if margin is None or hold_s is None:
