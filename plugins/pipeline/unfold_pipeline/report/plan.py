@@ -350,7 +350,7 @@ def build_plan_graph(checker: SloChecker, plan: Plan, times: Sequence[StageTime]
 
 
 def _build_time_figures(times: Sequence[StageTime], checker: SloChecker) -> tuple[Figure, ...]:
-    """Return where the time goes; nothing for one or two stages, of which the table tells as much."""
+    """Return where the time goes; nothing for one or two stages, where the table shows as much."""
     if len(times) <= MAX_STAGES_OF_TABLE:
         return ()
     names = tuple(stage.name for stage in checker.pipeline.stages)
