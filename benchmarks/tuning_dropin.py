@@ -201,7 +201,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     need("optuna", "optuna")
     has_ray = importlib.util.find_spec("ray") is not None and not quick
     tools = [OPTUNA, *([RAY] if has_ray else [])]
-    rows, metrics = [], {}
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
     for tool in tools:
         killed = run_with_kills(tool, 3 if quick else tool.kills, seed)
         limited = run_to_deadline(tool)
@@ -358,10 +359,11 @@ def select_expected_winner(tool: Tool, folder: Path) -> str:
     trials = _list_optuna_trials(folder) if tool.name == "optuna" else _list_ray_trials(folder)
     step = 1
     while step < tool.steps:
-        ranked = sorted((compute_loss(*item, step - 1), item) for item in trials)
+        ranked = sorted((compute_loss(quality, speed, step - 1), (quality, speed)) for quality, speed in trials)
         trials = [item for _, item in ranked[: -(-len(trials) // ETA)]]
         step *= ETA
-    return f"{min(trials, key=lambda item: compute_loss(*item, tool.steps - 1))[0]:.9f}"
+    best = min(trials, key=lambda item: compute_loss(item[0], item[1], tool.steps - 1))
+    return f"{best[0]:.9f}"
 
 
 def compute_loss(quality: float, speed: float, step: int) -> float:
@@ -371,8 +373,9 @@ def compute_loss(quality: float, speed: float, step: int) -> float:
 
 def _list_optuna_trials(folder: Path) -> list[tuple[float, float]]:
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal"))
+    backend = JournalFileBackend(str(folder / "journal"))
     study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
     return [(trial.params["quality"], trial.params["speed"]) for trial in study.trials]
 
