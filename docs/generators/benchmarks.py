@@ -207,9 +207,9 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     "tuning-plan": {
         "static_ratio_tight": "cheaper than the best static cluster at tight deadlines (mean)",
         "static_ratio_tight_max": "the same, best",
-        "greedy_excess_percent_max": "greedy plan above the exact plan, worst %",
-        "exact_seconds_64": "exact plan of 64 trials, s",
-        "exact_seconds_256": "exact plan of 256 trials, s",
+        "greedy_excess_percent_max": "greedy plan above the cheapest plan found, worst %",
+        "exact_seconds_64": "planning 64 trials, s",
+        "exact_seconds_256": "planning 256 trials, s",
         "on_time_promised": "promised share on time",
         "on_time_seen": "simulated share on time, same noise family",
         "on_time_seen_bad_profile": "the same, with a wrong profile",
