@@ -83,9 +83,18 @@ def root(
 
 
 @with_shared_options
-def profile(spec: options.SpecPath, shared: SharedOptions) -> None:
+def profile(
+    spec: options.SpecPath,
+    shared: SharedOptions,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="NODE", help="measure on this instance type of the spec, which is rented, or on ray"
+        ),
+    ] = None,
+) -> None:
     """Measure what a plan needs: latency by batch size, iteration times, costs."""
-    _perform("profile", spec, shared)
+    _perform("profile", spec, shared, on=node)
 
 
 @with_shared_options
@@ -367,10 +376,10 @@ def _group(text: str, callback: Callable[..., None], **commands: Callable[..., N
     return group
 
 
-def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None) -> None:
+def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None, on: str | None = None) -> None:
     from unfoldkit.cli.execution import perform
 
-    request = _request(verb, spec, shared, plan=plan)
+    request = _request(verb, spec, shared, plan=plan, on=on)
     _exit_with(lambda: perform(request, _read_stdin(spec)))
 
 
@@ -384,6 +393,7 @@ def _request(
     replay: Path | None = None,
     data: Path | None = None,
     recalibrate: Path | None = None,
+    on: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -406,6 +416,7 @@ def _request(
         replay=replay,
         data=data,
         recalibrate=recalibrate,
+        on=on,
     )
 
 

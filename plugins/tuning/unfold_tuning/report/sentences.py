@@ -125,7 +125,7 @@ def describe_asha(
     cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
     end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
     verdict = "cheaper than this plan" if is_cheaper else "not cheaper than this plan"
-    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}: {verdict}; a comparison, not a promise"
+    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}: {verdict}; a comparison, not a guarantee"
 
 
 def describe_late_asha(instances: int, end_s: float, confidence: float) -> str:
