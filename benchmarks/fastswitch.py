@@ -198,7 +198,8 @@ def _tiling_error(count: int, seed: int) -> float:
         shape = LayerShape(
             kernels=kernels, channels=channels, window=(window, window), out=(edge, edge), stride=(stride, stride)
         )
-        buffers = BufferSizes(*(int(2**power) for power in rng.uniform(11, 20, 2)), wide, wide)
+        weights, maps = (int(2**power) for power in rng.uniform(11, 20, 2))
+        buffers = BufferSizes(weights, maps, wide, wide)
         try:
             best = search_tiles_exhaustively(shape, buffers)
         except ValueError:

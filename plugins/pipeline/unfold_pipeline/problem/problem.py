@@ -151,6 +151,7 @@ class Problem:
         activation_s: measured seconds from ordering a replica until it serves, by stage.
         samplers: draw a fresh sample of each traffic.
         confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
+        spares: replicas that any stage may lose while the plan still meets the SLO.
     """
 
     name: str
@@ -172,3 +173,4 @@ class Problem:
     activation_s: Mapping[str, float] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ()
     confidence: float | None = None
+    spares: int = 0

@@ -81,8 +81,22 @@ def _describe_stage(stage: ExportedStage) -> dict[str, Any]:
         "fan_out": stage.fan_out,
         "batch": stage.batch,
         "wait": stage.max_wait_s,
+        **_describe_flow(stage),
         **_locate_model(stage),
     }
+
+
+def _describe_flow(stage: ExportedStage) -> dict[str, Any]:
+    """Return conditions, inputs and what the spec states of the model, without what it leaves out."""
+    flow = {
+        "when": dict(stage.conditions),
+        "inputs": {tensor: list(sources) for tensor, sources in stage.inputs.items()},
+        "columns": list(stage.columns),
+        "features": stage.features,
+        "outputs": dict(stage.outputs),
+        "missing": stage.missing,
+    }
+    return {key: value for key, value in flow.items() if value or (key == "missing" and value is not None)}
 
 
 def _locate_model(stage: ExportedStage) -> dict[str, Any]:

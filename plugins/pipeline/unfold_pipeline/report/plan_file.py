@@ -103,14 +103,15 @@ def recheck_plan(name: str, checker: SloChecker, committed: Mapping[str, Any] | 
     )
     excess = _find_excess(checker, decision.get("envelope", {}))
     misses_slo = tail_s > checker.slo_s
+    failed_loss = _find_failed_loss(checker, plan)
     target = f"≤ {sentences.format_latency(checker.slo_s)}"
     return Report(
         kind="pipeline",
         verb="plan",
         name=name,
-        verdict=Verdict.NO if misses_slo or violations or excess else Verdict.YES,
+        verdict=Verdict.NO if misses_slo or violations or failed_loss or excess else Verdict.YES,
         headline=sentences.describe_recheck(
-            checker.slo_s, tail_s, misses_slo=misses_slo, violations=violations, excess=excess
+            checker.slo_s, tail_s, misses_slo=misses_slo, violations=violations, excess=excess, failed_loss=failed_loss
         ),
         metrics={
             "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=not misses_slo),
@@ -118,12 +119,22 @@ def recheck_plan(name: str, checker: SloChecker, committed: Mapping[str, Any] | 
         },
         lines=(
             *((("quota", violations),) if violations else ()),
+            *((("after losing a replica", failed_loss),) if failed_loss else ()),
             ("envelope", excess or sentences.NO_WINDOW_EXCEEDED),
             *_list_price_change(cost, decision.get("cost_per_hour")),
         ),
         next="unfold plan SPEC",
         decision=decision,
     )
+
+
+def _find_failed_loss(checker: SloChecker, plan: Plan) -> str:
+    """Return the first loss of a replica that a plan must survive and does not; empty if there is none."""
+    for stage, loss in zip(checker.pipeline.stages, checker.list_losses(plan), strict=False):
+        tail_s = math.inf if loss is None else checker.tail_latency(loss)
+        if tail_s > checker.slo_s:
+            return sentences.describe_failed_survival(stage.name, tail_s, checker.slo_s)
+    return ""
 
 
 def _list_price_change(cost: float, committed_cost: object) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,9 @@ class Objective(Model):
         description="share of fresh samples of the same traffic on which the plan meets p99; for an engine, the end of "
         "the prediction interval at which it meets its targets",
     )
+    survive: Annotated[int, Field(ge=0, le=1)] = Field(
+        default=0, description="replicas that any stage may lose while the plan still meets p99: 1 is N+1"
+    )
     shed: bool = Field(default=False, description="drop a query as soon as it can no longer meet its deadline")
 
 
@@ -92,17 +95,6 @@ class PipelineSpec(Spec):
         """The name of the stage that is an LLM engine."""
         return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
 
-    def refuse_engine(self, verb: str) -> None:
-        """Reject a verb that runs models of its own, for a pipeline that is an LLM engine.
-
-        Raises:
-            UnfoldError: a stage is an engine.
-        """
-        if self.engine_stage is not None:
-            message = f"unfold {verb} runs no LLM engine"
-            hint = "unfold plan SPEC --format vllm starts one; its benchmark goes to steps.NAME.runs"
-            raise user_error(message, key=f"stages.{self.engine_stage}.engine", hint=hint)
-
     @property
     def target_s(self) -> float:
         """The p99 target of a pipeline without an engine, in seconds."""
@@ -138,6 +130,9 @@ class PipelineSpec(Spec):
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
             yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        if self.slo.survive:
+            hint = "leave it out; replicas of engines are planned without a loss"
+            yield Problem(("slo", "survive"), "is not planned for an engine", hint=hint)
         if self.slo.shed:
             yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
         if not isinstance(self.arrivals, Arrivals):

@@ -38,7 +38,7 @@ def plan(spec: PipelineSpec, run: Run) -> Report:
         return plan_engine(spec, run)
     start_s = run.clock()
     problem = build_problem(spec, run)
-    checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+    checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
     if trace := run.options.get("replay"):
         return _replay_trace(problem, checker, build_live_sample(spec, problem, Path(trace), run), run)
     recheck = recheck_plan(problem.name, checker, run.options.get("baseline_plan"))

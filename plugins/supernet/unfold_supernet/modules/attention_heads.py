@@ -98,8 +98,9 @@ class SelectedHeads(nn.Module):  # type: ignore[misc,unused-ignore]
             bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
             split = functional.linear(x, self.in_proj_weight[rows], bias).unflatten(-1, (self.num_heads, self.head_dim))
             parts.append(split.transpose(1, 2))
-        mask = _merge_masks(attn_mask, key_padding_mask, parts[0])
-        out = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+        queries, keys, values = parts
+        mask = _merge_masks(attn_mask, key_padding_mask, queries)
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         merged: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return (merged if self.batch_first else merged.transpose(0, 1)), None
 

@@ -50,8 +50,8 @@ def build_service(problem: ServiceProblem) -> Service:
     app = build_application(
         [model], limits=limits, line=make_queue, registry=registry, log=problem.log, clock=problem.clock
     )
-    dashboard = make_dashboard(registry, model.profiles, options.min_attainment)
-    watch = request_dashboard(problem.name, "supernet", app.metrics, dashboard)
+    dashboard = make_dashboard(model.profiles, options.min_attainment)
+    watch = request_dashboard(problem.name, "supernet", app.source.read, dashboard)
     return build_oip_service(problem.name, app, lines=_write_lines(options, model, bound), watch=watch)
 
 

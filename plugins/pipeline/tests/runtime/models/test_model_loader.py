@@ -157,7 +157,8 @@ def test_model_with_other_features_than_the_queries_is_rejected(tmp_path: Path, 
     fitted = xgboost.XGBClassifier(n_estimators=2).fit(rows, (rows[:, 2] > 0.5).astype(int))
     (tmp_path / "bad.ubj").write_bytes(bytes(fitted.get_booster().save_raw("ubj")))
     (tmp_path / "bad.onnx").write_bytes(stored("onnx"))
-    for text in (SPEC.replace("bad.onnx", "bad.ubj"), SPEC.replace("bad.onnx}", "bad.onnx, columns: [1, 2]}")):
+    spec = SPEC.replace("after: {good: 1}", "after: {good: 1}, inputs: {x: request}")
+    for text in (spec.replace("bad.onnx", "bad.ubj"), spec.replace("bad.onnx}", "bad.onnx, columns: [1, 2]}")):
         with pytest.raises(UnfoldError, match=r"stages.bad.model: reads 3 numbers per row, and queries have 2"):
             serve(spec_of(text), replace(run, options={"replay": str(tmp_path / "t.csv")}))
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.models import model_loader
 from unfoldkit.api import UnfoldError
 
 Given = tuple[str, int, list[Any]]
@@ -66,7 +66,14 @@ def test_all_inputs_get_the_row(tmp_path: Path) -> None:
         ([("x", TensorProto.FLOAT, [4, 8])], r"the input x of tensor\(float\) \[4, 8\] takes batches of exactly 4"),
         ([("x", TensorProto.FLOAT, ["b", 3, "h", "w"])], r"\[b, 3, h, w\] has more than one open size"),
         ([("x", TensorProto.FLOAT, [])], "has no batch"),
-        ([("x", TensorProto.FLOAT, ["b", 8]), ("z", TensorProto.FLOAT, ["b", 4])], r"x \[b, 8\] and z \[b, 4\] need"),
+        (
+            [
+                ("x", TensorProto.FLOAT, ["b", 8]),
+                ("w", TensorProto.FLOAT, ["b", 4]),
+                ("z", TensorProto.FLOAT, ["b", "n"]),
+            ],
+            r"x \[b, 8\] and w \[b, 4\] and z \[b, n\] need",
+        ),
     ],
 )
 def test_unsupported_inputs_are_rejected(tmp_path: Path, inputs: list[Given], message: str) -> None:
@@ -75,6 +82,16 @@ def test_unsupported_inputs_are_rejected(tmp_path: Path, inputs: list[Given], me
         model_loader.read_width("s", written(tmp_path / "m.onnx", *inputs))
     assert caught.value.diagnostics[0].key == "stages.s.model"
     assert caught.value.diagnostics[0].hint
+
+
+def test_inputs_of_other_lengths_split_the_row(tmp_path: Path) -> None:
+    """Inputs of different lengths get their part of the row, in order."""
+    source = written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["b", 5]), ("z", TensorProto.INT64, ["b", 3]))
+    assert model_loader.read_width("m", source) == 8
+    assert np.array_equal(model_loader.load_model(source)(ROWS), ROWS[:, :5])
+    model_loader.check_rows("m", source, ROWS)
+    with pytest.raises(UnfoldError, match="cannot be filled with rows of 7 numbers"):
+        model_loader.check_rows("m", source, ROWS[:, :7])
 
 
 def test_rows_of_another_length_are_rejected(tmp_path: Path) -> None:

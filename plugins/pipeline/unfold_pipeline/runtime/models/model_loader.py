@@ -6,23 +6,26 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.problem.model_source import ModelSource, load_digits
-from unfold_pipeline.runtime.onnx_inputs import load_onnx
+from unfold_pipeline.runtime.models.onnx_inputs import load_onnx
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.boosters import check_booster
 from unfoldkit.safe_io.files import read_bytes, require_regular
 from unfoldkit.safe_io.skops import load_skops
 
-Predict = Callable[[RowArray], NDArray[Any]]
-"""Takes rows, shape (batch, features), and returns an output per row."""
+Predict = Callable[[Any], Any]
+"""Takes rows, shape (batch, features), or tensors by name, and returns an output per row, or several by name."""
+LABEL = "label"
+PROBABILITIES = "probabilities"
+SKLEARN_METHODS = ("predict_proba", "predict", "transform")
 SYNTHETIC_ROWS = 512
 DIGITS_WIDTH = 64
 MAX_MESSAGE_CHARACTERS = 200
@@ -105,7 +108,10 @@ def _load_predict(source: ModelSource) -> Predict:
     if source.code:
         return _import_function(source)
     require_regular(source.path)
-    loaders: dict[str, Callable[[str], Predict]] = {".onnx": load_onnx, ".skops": _load_sklearn}
+    loaders: dict[str, Callable[[str], Predict]] = {
+        ".onnx": load_onnx,
+        ".skops": partial(_load_sklearn, has_label=LABEL in source.wanted),
+    }
     try:
         return loaders.get(Path(source.path).suffix, _load_xgboost)(source.path)
     except UnfoldError:
@@ -141,10 +147,10 @@ def _import_function(source: ModelSource) -> Predict:
     module, _, name = source.code.partition(":")
     sys.path.insert(0, source.folder)
     try:
-        function: Predict = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise user_error(f"cannot import {source.code}: {error}") from error
-    return function
+    return lambda batch: function(**batch) if isinstance(batch, dict) else function(batch)
 
 
 def _load_xgboost(path: str) -> Predict:
@@ -160,7 +166,16 @@ def _load_booster(path: str) -> Any:
     return xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
 
 
-def _load_sklearn(path: str) -> Predict:
+def name_sklearn_output(estimator: Any) -> str:
+    """Return the name of what an estimator returns by itself: ``probabilities``, ``label`` or ``output``."""
+    if hasattr(estimator, "predict_proba"):
+        return PROBABILITIES
+    return LABEL if hasattr(estimator, "classes_") and hasattr(estimator, "predict") else "output"
+
+
+def _load_sklearn(path: str, *, has_label: bool) -> Predict:
     estimator = load_skops(read_bytes(path), path)
-    method = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.predict
+    method = getattr(estimator, next(name for name in SKLEARN_METHODS if hasattr(estimator, name)))
+    if has_label and name_sklearn_output(estimator) == PROBABILITIES:
+        return lambda rows: {PROBABILITIES: np.asarray(method(rows)), LABEL: np.asarray(estimator.predict(rows))}
     return lambda rows: np.asarray(method(rows))
