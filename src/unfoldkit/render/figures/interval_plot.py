@@ -58,8 +58,8 @@ def _draw_group(axes: Axes, figure: IntervalPlot, members: list[tuple[int, Inter
     x, y = (positions, values) if figure.at else (values, positions)
     x_spans, y_spans = (None, spans) if figure.at else (spans, None)
     axes.errorbar(
-        x, y, xerr=x_spans, yerr=y_spans, fmt=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)], capsize=4,
-        markersize=6, linewidth=1.6, label=group or figure.axis if group else "_nolegend_",
+        x, y, xerr=x_spans, yerr=y_spans, fmt=MARKERS[number % len(MARKERS)],
+        color=COLOURS[number % len(COLOURS)], capsize=4, markersize=6, linewidth=1.6, label=group or "_nolegend_",
     )  # fmt: skip
 
 
