@@ -60,7 +60,14 @@ class Provider:
             usage = [*self.log[model][int(script["row"])]]
         is_stream, has_logprobs = bool(request.get("stream")), bool(request.get("logprobs")) and fault != "no-logprobs"
         wants_usage = not is_stream or bool((request.get("stream_options") or {}).get("include_usage"))
-        key = (model, is_stream, has_logprobs, wants_usage and fault != "no-usage", fault == "broken", *usage)
+        key: tuple[Any, ...] = (
+            model,
+            is_stream,
+            has_logprobs,
+            wants_usage and fault != "no-usage",
+            fault == "broken",
+            *usage,
+        )
         if key not in self.bodies:
             if len(self.bodies) > 10_000:
                 self.bodies.clear()

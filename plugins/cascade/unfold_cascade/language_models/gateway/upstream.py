@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
@@ -285,7 +285,8 @@ async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Even
     ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
     """
     wait_s, size, pending = limits.first_token_s, 0, bytearray()
-    async with aclosing(response.aiter_bytes()) as parts:
+    # httpx declares its generator as an iterator
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts:
         while True:
             try:
                 async with asyncio.timeout(wait_s):
