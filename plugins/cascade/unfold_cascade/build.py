@@ -23,7 +23,6 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
-"""The saving that a cascade must have beside a loss, unless the spec says otherwise."""
 MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 

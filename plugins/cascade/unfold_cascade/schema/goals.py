@@ -13,6 +13,7 @@ from unfold_cascade.schema.language_models import MaxLatency
 from unfoldkit.api import Duration, Model, Percent
 
 MIN_SAVING = 1.05
+"""The saving that a cascade must have beside a loss, unless the spec states another."""
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from unfold_cascade.data.splits import resolve_split
-from unfold_cascade.learners.estimators import select_inspection
+from unfold_cascade.learners.estimator_names import select_inspection
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import DriftRule
