@@ -245,6 +245,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "latency_saving_fair_mobilenetv3_4": "the same, against equal silicon that prefetches",
         "latency_saving_fair_mobilenetv3_1": "the same at 1 GB/s",
         "traffic_saving_resnet50": "off-chip traffic saved, ResNet-50",
+        "dram_bytes_error_percent_max": "DRAM bytes of 200 random layers against exhaustive tilings, largest error, %",
         "scalesim_cycle_error_percent": "error of compute cycles against SCALE-Sim, %",
         "queries_per_s": "simulated queries/s",
     },
@@ -253,6 +254,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "distillation_only_points": "worth of labels, points",
         "sampled_nets_points": "worth of training every member each step, points",
         "independent_list_points": "worth of compound coupling, points",
+    },
+    "supernet-members": {
+        "both_targets_planned": "requests in time and accurate enough on later traces, planned residency",
+        "both_targets_lru": "the same with LRU eviction",
+        "both_targets_lfu": "the same with LFU eviction",
+        "both_targets_best_single": "the same with the best single model in memory",
+        "load_seconds_planned": "seconds of loading on a trace, planned residency",
+        "load_seconds_lru": "the same with LRU eviction",
     },
     "supernet-serve": {
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",

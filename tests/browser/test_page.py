@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
+from unfoldkit.figures import Figure, Series
 from unfoldkit.render import html
-from unfoldkit.report import Column, Figure, Report, Series, Table, Verdict
+from unfoldkit.report import Column, Report, Table, Verdict
 
 INFER = "/v2/models/total/infer"
 pytestmark = pytest.mark.browser

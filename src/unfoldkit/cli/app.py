@@ -249,7 +249,10 @@ def check(
 
 
 def schema(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="one kind; default: all")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="one kind; default: all", autocompletion=options.complete_kind),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE")] = None,
 ) -> None:
     """Print the JSON Schema of a kind, for editors."""
@@ -260,7 +263,10 @@ def schema(
 
 def init(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="required; without it the kinds are listed")
+        str | None,
+        typer.Argument(
+            metavar="KIND", help="required; without it the kinds are listed", autocompletion=options.complete_kind
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")

@@ -35,6 +35,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_cascade_latency(["slow"], 2, 256),
     ],
     "describe_comparison": [sentences.describe_comparison(0.0012, 0.0341, 0.62)],
+    "describe_configuration": [sentences.describe_configuration("k80", 8, 1.3)],
     "describe_excess": [sentences.describe_excess(12.5, 41, 0.25, 30)],
     "describe_faster_batch": [sentences.describe_faster_batch("detect", 4)],
     "describe_floor": [sentences.describe_floor(has_floor=True), sentences.describe_floor(has_floor=False)],
@@ -137,6 +138,9 @@ FIXED = (
     sentences.PLANNED_REPLICAS,
     sentences.NO_WINDOW_EXCEEDED,
     sentences.NO_SAVING,
+    sentences.GRAPH_TITLE,
+    sentences.BOTTLENECK,
+    sentences.EDGE_WEIGHT,
 )
 
 

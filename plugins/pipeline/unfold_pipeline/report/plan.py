@@ -20,9 +20,10 @@ from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
 from unfold_pipeline.tuner.replica_table import ReplicaTable
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict
 
 GREEDY_STEPS_SHOWN = 3
+MAX_STAGES_OF_TABLE = 2
 Lines = tuple[tuple[str, str], ...]
 
 
@@ -72,8 +73,9 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             build_plan_table(solution, tail_s, analysis.baselines),
         ),
         figures=(
+            build_plan_graph(checker, plan, analysis.stage_times),
             _build_frontier_figure(analysis.frontier, solution),
-            *_build_stage_figures(checker, analysis.stage_times, plan),
+            *_build_time_figures(analysis.stage_times, checker),
         ),
         lines=(
             *_list_share_lines(problem, confident),
@@ -334,14 +336,40 @@ def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) 
     return Figure("frontier", title, "p99 target ms", "price $/h", (frontier, plan))
 
 
-def _build_stage_figures(checker: SloChecker, times: Sequence[StageTime], plan: Plan) -> tuple[Figure, Figure]:
+def build_plan_graph(checker: SloChecker, plan: Plan, times: Sequence[StageTime]) -> Graph:
+    """Return the stages with hardware, batch size, replicas, load and their part of the slowest queries."""
+    stages = checker.pipeline.stages
+    prices = checker.pipeline.split_cost(plan)
+    nodes = tuple(
+        Node(
+            name=stage.name,
+            facts=(sentences.describe_configuration(stage.options[config.option].hardware, config.batch, price),),
+            count=config.replicas,
+            load=time.load,
+            share=time.critical_share,
+        )
+        for stage, config, time, price in zip(stages, plan, times, prices, strict=True)
+    )
+    edges = tuple(Edge(stages[edge.parent].name, stage.name, edge.share) for stage in stages for edge in stage.parents)
+    return Graph(
+        name="plan",
+        title=sentences.GRAPH_TITLE,
+        nodes=nodes,
+        edges=edges,
+        count="replicas",
+        load="load",
+        share=sentences.BOTTLENECK,
+        weight=sentences.EDGE_WEIGHT,
+    )
+
+
+def _build_time_figures(times: Sequence[StageTime], checker: SloChecker) -> tuple[Figure, ...]:
+    """Return where the time goes; nothing for one or two stages, where the table shows as much."""
+    if len(times) <= MAX_STAGES_OF_TABLE:
+        return ()
     names = tuple(stage.name for stage in checker.pipeline.stages)
     positions = tuple(float(index + 1) for index in range(len(times)))
     service_ms = tuple((time.mean_s - time.waiting_s) * 1e3 for time in times)
     service = Series("service", positions, service_ms, "bars")
     waiting = Series("waiting", positions, tuple(time.waiting_s * 1e3 for time in times), "bars")
-    price = Series("price", positions, checker.pipeline.split_cost(plan), "bars")
-    return (
-        Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),
-        Figure("prices", "Where the money goes", "stage", "price $/h", (price,), names=names),
-    )
+    return (Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),)

@@ -11,6 +11,9 @@ PLOT_HINT = "plot: --out plan.html"
 LIVE_REPLICAS = "with the replicas and batch sizes that served at each moment"
 PLANNED_REPLICAS = "with the replicas of the plan"
 NO_WINDOW_EXCEEDED = "the new traffic stays within the envelope of the plan"
+GRAPH_TITLE = "The plan: load of each stage, and where the slowest queries spend most of their time"
+BOTTLENECK = "p99 bottleneck"
+EDGE_WEIGHT = "share of queries"
 NO_SAVING = "no replica can be removed: every stage has one"
 
 
@@ -63,6 +66,11 @@ def describe_confident_share(kept: int, draws: int, lower_bound: float, extra_co
     if is_reached:
         return f"{observed}; ${extra_cost:,.2f}/h more than the plan for this sample alone"
     return f"only {observed}; no plan within the quotas and the search meets more"
+
+
+def describe_configuration(hardware: str, batch: int, usd_per_hour: float) -> str:
+    """Describe the configuration of a stage for its box in the graph: hardware, maximum batch size and price."""
+    return f"{hardware} · batch {batch} · ${usd_per_hour:.2f}/h"
 
 
 def describe_stages(count: int) -> str:

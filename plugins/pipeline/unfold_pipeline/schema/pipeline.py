@@ -97,17 +97,6 @@ class PipelineSpec(Spec):
         """The name of the stage that is an LLM engine."""
         return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
 
-    def refuse_engine(self, verb: str) -> None:
-        """Reject a verb that runs models of its own, for a pipeline that is an LLM engine.
-
-        Raises:
-            UnfoldError: a stage is an engine.
-        """
-        if self.engine_stage is not None:
-            message = f"unfold {verb} runs no LLM engine"
-            hint = "unfold plan SPEC --format vllm starts one; its benchmark goes to steps.NAME.runs"
-            raise user_error(message, key=f"stages.{self.engine_stage}.engine", hint=hint)
-
     @property
     def target_s(self) -> float:
         """The p99 target of a pipeline without an engine, in seconds."""

@@ -10,6 +10,7 @@ from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, r
 from unfold_pipeline.runtime.profiler import DEFAULT_MAX_BATCH, ProfileJob, list_batch_sizes, profile_model
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import sort_stages
+from unfold_pipeline.verbs.profile_engine import profile_engine
 from unfoldkit.api import Report, Run, user_error
 
 
@@ -19,7 +20,8 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     Raises:
         UnfoldError: no stage has a model, or a model cannot be loaded.
     """
-    spec.refuse_engine("profile")
+    if spec.engine_stage is not None:
+        return profile_engine(spec, run)
     jobs = build_jobs(resolve_stages(spec, run, check_profiles=False), run)
     fresh = 0
     for index, job in enumerate(jobs):

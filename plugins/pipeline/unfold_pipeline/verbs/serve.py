@@ -29,6 +29,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.verbs.serve_engine import serve_engine
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.engines.local import available_cores
 
@@ -39,7 +40,8 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
-    spec.refuse_engine("serve")
+    if spec.engine_stage is not None:
+        return serve_engine(spec, run)
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"

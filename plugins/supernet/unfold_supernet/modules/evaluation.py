@@ -20,21 +20,20 @@ from torch import Tensor, nn
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
-from unfold_supernet.modules.onnx_members import open_member, write_members
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
+from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import fit
 from unfold_supernet.scheduling.escalation import pack_predictions
+from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
 from unfold_supernet.training.calibration import fit_temperature, measure_calibration
 from unfold_supernet.training.evaluation import evaluate_subnets
 from unfold_supernet.training.latency import (
-    ENOUGH_S,
     Model,
     compute_all_logits,
     measure_latencies,
     predict_classes,
     tabulate_predictions,
-    time_rounds,
 )
 from unfold_supernet.training.problem import StandaloneComparison
 from unfold_supernet.training.verdict import judge_family
@@ -121,6 +120,7 @@ def train_module(
             problem.goal,
         ),
         groups=len(family.groups),
+        attentions=len(family.heads),
         skippable=sum(len(run.paths) for run in family.runs),
         inelastic=tuple((part.path, part.reason) for part in family.inelastic),
         training_s=training_s,

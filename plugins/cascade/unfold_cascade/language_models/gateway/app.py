@@ -8,7 +8,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -275,8 +275,7 @@ class GatewayApp:
             await exchange.start(200, [*_stream_headers(), *self._headers(trace)])
         completion = answer.completion or Completion()
         if answer.events is None:
-            for chunk in completion.chunks:
-                await _write_chunks(exchange, chunk, request, model_name)
+            await exchange.write(b"".join(_format_chunks(completion.chunks, request, model_name)))
         else:
             await self._pass_on(answer.events, completion, request, trace, exchange)
         self._finish(request, completion, trace)
@@ -316,7 +315,8 @@ class GatewayApp:
         try:
             async for chunk in events:
                 completion.add_chunk(chunk)
-                await _write_chunks(exchange, chunk, request, request["model"])
+                for data in _format_chunks([chunk], request, request["model"]):
+                    await exchange.write(data)
         except ValueError as problem:
             raise UpstreamError("broken", 502, "the upstream sent no chat completion") from problem
         finally:
@@ -404,9 +404,11 @@ async def _send_error(exchange: Exchange, error: RequestError, headers: list[tup
     await exchange.write(body, more=False)
 
 
-async def _write_chunks(exchange: Exchange, chunk: dict[str, Any], request: Mapping[str, Any], model: str) -> None:
-    for shaped in shape_chunks(chunk, request, model):
-        await exchange.write(b"data: " + json.dumps(shaped, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n")
+def _format_chunks(chunks: Sequence[dict[str, Any]], request: Mapping[str, Any], model: str) -> Iterator[bytes]:
+    """Yield the events of chunks in the form that the client requested."""
+    for chunk in chunks:
+        for shaped in shape_chunks(chunk, request, model):
+            yield b"data: " + json.dumps(shaped, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
 
 
 async def _write_stream_error(exchange: Exchange, error: UpstreamError) -> None:

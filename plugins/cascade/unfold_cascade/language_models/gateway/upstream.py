@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
@@ -29,6 +30,8 @@ MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
 LINE_END = re.compile(rb"[\r\n]")
+DONE = b"[DONE]"
+DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
 Events = AsyncGenerator[dict[str, Any], None]
@@ -275,42 +278,59 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
-    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
-    wait_s = limits.first_token_s
-    async with aclosing(_read_lines(response, limits.answer_bytes)) as lines:
+    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off.
+
+    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
+    """
+    wait_s, size, pending = limits.first_token_s, 0, bytearray()
+    # httpx declares its generator as an iterator
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts:
         while True:
             try:
-                line = await asyncio.wait_for(anext(lines), wait_s)
+                async with asyncio.timeout(wait_s):
+                    part = await anext(parts)
             except StopAsyncIteration:
+                if _read_data(pending) == DONE:
+                    return
                 raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
             except TimeoutError:
                 raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
             wait_s = limits.between_tokens_s
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return
-            event = _parse_json(data.decode("utf-8", "replace"))
-            if "error" in event and "choices" not in event:
-                raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
-            yield event
+            size = _add_size(size, part, limits.answer_bytes)
+            # an empty line may follow each, since CR LF counts as two ends
+            *ends, rest = LINE_END.split(part)
+            for end in ends:
+                data = _read_data(pending + end)
+                pending.clear()
+                if data == DONE:
+                    await _drain(parts, limits.answer_bytes - size)
+                    return
+                if data:
+                    yield _parse_event(data)
+            pending += rest
 
 
-async def _read_lines(response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of a reply; an empty one may follow each, since CR LF counts as two ends.
+def _read_data(line: bytearray) -> bytes:
+    """Return the data of a line; empty for a comment or another field."""
+    return bytes(line[5:].strip()) if line.startswith(b"data:") else b""
 
-    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
-    """
-    size, pending = 0, bytearray()
-    async for part in response.aiter_bytes():
-        size = _add_size(size, part, limit)
-        *ends, rest = LINE_END.split(part)
-        for end in ends:
-            yield bytes(pending + end)
-            pending.clear()
-        pending += rest
-    yield bytes(pending)
+
+def _parse_event(data: bytes) -> dict[str, Any]:
+    event = _parse_json(data.decode("utf-8", "replace"))
+    if "error" in event and "choices" not in event:
+        raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
+    return event
+
+
+async def _drain(parts: AsyncIterator[bytes], limit: int) -> None:
+    """Read the end of a complete reply: a connection which is closed before it cannot be used again."""
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError, TimeoutError, UpstreamError):
+        async with asyncio.timeout(DRAIN_S):
+            size = 0
+            async for part in parts:
+                size = _add_size(size, part, limit)
 
 
 async def _read_bounded(response: httpx.Response, limit: int) -> bytes:

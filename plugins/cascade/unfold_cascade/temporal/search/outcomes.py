@@ -18,6 +18,7 @@ from unfold_cascade.planner.saving import average_by_unit
 from unfold_cascade.temporal.data.warning_metrics import LABEL_LEAD_H
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import OutcomeGoal
+from unfold_cascade.temporal.simulation.trajectories import Int8
 
 HEADROOM = 2.0
 TINY = 1e-300
@@ -27,7 +28,7 @@ TINY = 1e-300
 class Conduct:
     """What a policy or a baseline does on a cohort: (n,) stages and (n,) alerts of the last stage."""
 
-    stage: IntArray
+    stage: IntArray | Int8
     alert: BoolArray
 
     def has_reached(self, stage: int, stages: int) -> BoolArray:

@@ -1,16 +1,21 @@
-"""Members of a family as ONNX Runtime sessions: what a module's run serves."""
+"""What the service runs of a trained family: subnets, ONNX members and their pairs as models of plain arrays."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unfold_supernet.networks.supernet import EscalationPair
+from unfold_supernet._types import Float32Array, ShareModel
+from unfold_supernet.members.runtime import open_session
+from unfold_supernet.networks.supernet import EscalationPair, Supernet
+from unfold_supernet.scheduling.escalation import get_small_subnet
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.training.latency import Model
 from unfoldkit.api import RunDir
 from unfoldkit.safe_io.files import decoding, parse_object
 
@@ -53,15 +58,7 @@ def open_member(content: bytes) -> OnnxMember:
     Raises:
         ValueError: ONNX Runtime cannot load it.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        return OnnxMember(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
-    # the runtime's own exceptions share no base
-    except Exception as error:
-        raise ValueError(str(error)) from error
+    return OnnxMember(open_session(content))
 
 
 def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes]) -> None:
@@ -93,3 +90,43 @@ def read_members(directory: RunDir) -> OnnxFamily:
 def locate_member(name: str) -> str:
     """Return where a run stores a member."""
     return f"subnets/{name}.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchShares:
+    """A subnet, a member or a pair of them; safe to call from many threads at once."""
+
+    model: Model
+
+    def __call__(self, x: Float32Array, extra: Float32Array) -> Float32Array:
+        """Compute probabilities (n, classes) for inputs (n, *size) and extra numbers (n, extra)."""
+        with torch.inference_mode():
+            shares: Float32Array = torch.softmax(self.model(torch.from_numpy(x), torch.from_numpy(extra)), 1).numpy()
+        return shares
+
+
+def bind_shares(
+    family: Supernet | OnnxFamily, profiles: Sequence[SubnetProfile], threshold: float | None
+) -> tuple[TorchShares, ...]:
+    """Bind subnets and escalation pairs as models, on one thread of torch.
+
+    Args:
+        family: The subnets of a run.
+        profiles: Which to bind; a pair names its fallback.
+        threshold: Confidence below which a pair escalates.
+    """
+    torch.set_num_threads(1)
+    return tuple(
+        TorchShares(family.select(get_small_subnet(profile), profile.fallback, threshold)) for profile in profiles
+    )
+
+
+def split_pair(model: ShareModel) -> tuple[TorchShares, TorchShares]:
+    """Split an escalation pair into its small and its large subnet.
+
+    Raises:
+        TypeError: The model is no pair.
+    """
+    if not isinstance(model, TorchShares) or not isinstance(model.model, EscalationPair):
+        raise TypeError(f"{model!r} is no escalation pair")
+    return TorchShares(model.model.small), TorchShares(model.model.large)
