@@ -236,7 +236,9 @@ def read_model(model: EngineModel, key: str, run: Run, *, is_profiled: bool = Fa
     """Return the shape of a model, from its config.json or its sizes; a profiled engine may have any architecture."""
     if model.config is not None:
         return read_model_config(run.path(model.config, key=f"{key}.config"), is_profiled=is_profiled)
-    sizes = {name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")}
+    sizes: dict[str, Any] = {
+        name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")
+    }
     head = model.head or sizes["hidden"] // sizes["heads"]
     return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
 

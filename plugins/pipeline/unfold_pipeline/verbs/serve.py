@@ -68,7 +68,7 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
     problem = build_problem(resolved, run)
     plan = parse_saved_plan(run.options.get("plan"), problem.pipeline)
     if plan is None:
-        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
         result = find_confident_plan(checker, problem, run.progress)
         if isinstance(result, NoPlan):
             raise _report_no_plan(problem.slo_s, result)
@@ -122,7 +122,7 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
 
     problem, runtime = deployment.problem, deployment.build_runtime(run.engine)
     planned = describe_planned_service(
-        build_slo_checker(problem.pipeline, problem.samples, problem.slo_s), deployment.plan
+        build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares), deployment.plan
     )
     record = ServiceRecord(read_clock(), build_latency_buckets(planned.slo_s))
     settings = ServiceSettings(

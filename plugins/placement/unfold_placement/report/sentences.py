@@ -8,6 +8,7 @@ from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
 MAX_REASONS = 6
+GANTT_TITLE = "Which tasks run on which node, and when"
 """Reasons that the report lists before it counts the others."""
 
 
@@ -122,6 +123,16 @@ def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
 def unaudited_line(policies: Sequence[str]) -> str:
     """Return the line about policies with rules that no audit checks."""
     return f"violations do not cover {', '.join(policies)}"
+
+
+def default_line(file: str, column: str, default: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows without a value: how many of how many used which default."""
+    return f"{file}: {counts[0]:,} of {counts[1]:,} rows have no {column}; they use {default}"
+
+
+def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
+    """Return the line about rows that were left out for want of a value."""
+    return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"
 
 
 def _count_tasks(count: int) -> str:
