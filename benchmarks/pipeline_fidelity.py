@@ -40,7 +40,7 @@ from unfold_pipeline.problem import latency_profile
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs import serve
 from unfold_pipeline.verbs.profile import profile
-from unfoldkit.api import Report, Run, RunDir
+from unfoldkit.api import Figure, Report, Run, RunDir
 from unfoldkit.arrivals import processes
 from unfoldkit.engines.local import LocalEngine, available_cores
 from unfoldkit.run_context import Options
@@ -300,7 +300,8 @@ def _replayed(case: Case, run: Run, seed: list[int], others: float) -> Round:
 
 def _read(case: Case, rate: float, report: Report, foreign: float) -> Round:
     values = {key: metric.value or 0.0 for key, metric in report.metrics.items()}
-    measured, estimated, paced = (np.array(series.x) for series in report.figures[0].series)
+    plots = [figure for figure in report.figures if isinstance(figure, Figure)]
+    measured, estimated, paced = (np.array(series.x) for series in plots[0].series)
     error = (values["attainment"] - values["estimated_attainment"]) * 100
     late, lost = values["sender_lateness_ms"], int(values["lost"])
     return Round(case, rate, measured, estimated, paced, error, late, foreign, lost)

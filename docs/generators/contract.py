@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
-from unfoldkit import descriptors, errors, hookspec, report, run_context, run_directory
+from unfoldkit import descriptors, errors, figures, hookspec, report, run_context, run_directory
 from unfoldkit.cli import plugin_registry
 from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.registry import hook_names
@@ -129,7 +129,9 @@ def _schema() -> str:
         "What a clock measured is marked `timed`; the rest is the same for the same spec and seed.\n"
     )
     described: tuple[Any, ...] = (
-        report.Report, report.Metric, report.Table, report.Column, report.Figure, report.Series,
+        report.Report, report.Metric, report.Table, report.Column, figures.Figure, figures.Series, figures.Graph,
+        figures.Node, figures.Edge, figures.Timeline, figures.Bar, figures.Marker, figures.Flow, figures.Stop,
+        figures.Link, figures.StepArea, figures.Panel, figures.IntervalPlot, figures.Interval,
     )  # fmt: skip
     values = json.dumps([str(item) for item in report.Verdict])
     parts = [f"### {item.__name__}\n\n{prose(item)}\n\n{fields(item)}" for item in described]

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
         internal_error,
         user_error,
     )
+    from unfoldkit.figures import (
+        AnyFigure,
+        Bar,
+        Edge,
+        Figure,
+        Flow,
+        Graph,
+        Interval,
+        IntervalPlot,
+        Link,
+        Marker,
+        Node,
+        Panel,
+        Series,
+        StepArea,
+        Stop,
+        Timeline,
+    )
     from unfoldkit.format import (
         divide_costs,
         format_bytes,
@@ -28,7 +46,7 @@ if TYPE_CHECKING:
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
-    from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+    from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, time_axis
     from unfoldkit.run_context import Progress, Run
     from unfoldkit.run_directory import RunDir, fingerprint
     from unfoldkit.serving.service import Service
@@ -70,7 +88,25 @@ _PLACES = {
     ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
-    "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict", "time_axis"),
+    "unfoldkit.figures": (
+        "AnyFigure",
+        "Bar",
+        "Edge",
+        "Figure",
+        "Flow",
+        "Graph",
+        "Interval",
+        "IntervalPlot",
+        "Link",
+        "Marker",
+        "Node",
+        "Panel",
+        "Series",
+        "StepArea",
+        "Stop",
+        "Timeline",
+    ),
+    "unfoldkit.report": ("Cell", "Column", "Metric", "Report", "Table", "Verdict", "time_axis"),
     "unfoldkit.run_directory": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),
     "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
@@ -89,7 +125,9 @@ _PLACES = {
 }
 
 __all__ = [
+    "AnyFigure",
     "Bandwidth",
+    "Bar",
     "Bytes",
     "Cell",
     "Check",
@@ -98,16 +136,25 @@ __all__ = [
     "CsvRow",
     "Diagnostic",
     "Duration",
+    "Edge",
     "Engine",
     "ExitCode",
     "Figure",
+    "Flow",
     "Fraction",
     "Frequency",
+    "Graph",
+    "Interval",
+    "IntervalPlot",
     "Kind",
+    "Link",
+    "Marker",
     "Metric",
     "Model",
     "Money",
     "Name",
+    "Node",
+    "Panel",
     "Percent",
     "Price",
     "Problem",
@@ -121,7 +168,10 @@ __all__ = [
     "Series",
     "Service",
     "Spec",
+    "StepArea",
+    "Stop",
     "Table",
+    "Timeline",
     "UnfoldError",
     "Verdict",
     "csv_lines",

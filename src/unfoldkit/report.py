@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
+
+from unfoldkit.figures import AnyFigure, figure_data, find_figure_problems, parse_figure
 
 SCHEMA = "unfoldkit.report/1"
 Cell = str | int | float | bool | None
-SeriesStyle = Literal["line", "steps", "points", "bars", "segments"]
 
 
 class Verdict(StrEnum):
@@ -53,34 +54,6 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One set of points of a figure; ``x`` and ``y`` have equal length.
-
-    For the style ``segments``, each pair of points is one segment; horizontal ones are drawn as thick bars.
-    """
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    style: SeriesStyle = "line"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A plot as data: what to draw, not how it looks. ``names`` label the x axis at 1, 2, and so on."""
-
-    name: str
-    title: str
-    x: str
-    y: str
-    series: tuple[Series, ...]
-    log_x: bool = False
-    log_y: bool = False
-    timed: bool = False
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """The result of a verb.
 
@@ -93,7 +66,7 @@ class Report:
         subtitle: Facts beside the title.
         metrics: Figures by name.
         tables: Tables.
-        figures: Plots.
+        figures: Plots, graphs, timelines, flows, step areas and interval plots.
         lines: Labels and sentences below the tables.
         notes: Further sentences.
         next: The next command, in which ``SPEC`` stands for the spec of the call.
@@ -109,7 +82,7 @@ class Report:
     subtitle: tuple[str, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[AnyFigure, ...] = ()
     lines: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     next: str = ""
@@ -137,7 +110,7 @@ def to_data(report: Report) -> dict[str, Any]:
         "subtitle": list(report.subtitle),
         "metrics": {name: _metric_data(metric) for name, metric in report.metrics.items()},
         "tables": [_table_data(table) for table in report.tables],
-        "figures": [_figure_data(figure) for figure in report.figures],
+        "figures": [to_plain(figure_data(figure)) for figure in report.figures],
         "lines": [list(line) for line in report.lines],
         "notes": list(report.notes),
         "next": report.next,
@@ -163,7 +136,7 @@ def from_data(data: Mapping[str, Any]) -> Report:
         subtitle=tuple(data["subtitle"]),
         metrics={name: Metric(**metric) for name, metric in data["metrics"].items()},
         tables=tuple(_parse_table(table) for table in data["tables"]),
-        figures=tuple(_parse_figure(figure) for figure in data["figures"]),
+        figures=tuple(parse_figure(figure) for figure in data["figures"]),
         lines=tuple((label, text) for label, text in data["lines"]),
         notes=tuple(data["notes"]),
         next=data["next"],
@@ -196,9 +169,9 @@ def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
         if widths := {len(row) for row in table.rows} - {len(table.columns)}:
             yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"
     for figure in result.figures:
-        for series in figure.series:
-            if len(series.x) != len(series.y):
-                yield f"figure {figure.name}: {series.name} has {len(series.x)} x, {len(series.y)} y"
+        yield from find_figure_problems(figure)
+    names = [getattr(figure, "name", None) for figure in result.figures]
+    yield from (f"two figures have the name {name}" for name in sorted({str(n) for n in names if names.count(n) > 1}))
     try:
         json.dumps(to_data(result))
     except (TypeError, ValueError) as error:
@@ -226,21 +199,9 @@ def _table_data(table: Table) -> dict[str, Any]:
     return {"name": table.name, "columns": columns, "rows": to_plain(table.rows), "accent": table.accent}
 
 
-def _figure_data(figure: Figure) -> dict[str, Any]:
-    series = [{"name": s.name, "x": to_plain(s.x), "y": to_plain(s.y), "style": s.style} for s in figure.series]
-    axes = {"x": figure.x, "y": figure.y, "log_x": figure.log_x, "log_y": figure.log_y}
-    names = {"names": list(figure.names)} if figure.names else {}
-    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed, **names}
-
-
 def _parse_table(data: Mapping[str, Any]) -> Table:
     columns = tuple(Column(**column) for column in data["columns"])
     return Table(data["name"], columns, tuple(tuple(row) for row in data["rows"]), data["accent"])
-
-
-def _parse_figure(data: Mapping[str, Any]) -> Figure:
-    series = tuple(Series(s["name"], tuple(s["x"]), tuple(s["y"]), s["style"]) for s in data["series"])
-    return Figure(**{**data, "series": series, "names": tuple(data.get("names", ()))})
 
 
 def _drop_measured(table: Table) -> Table:

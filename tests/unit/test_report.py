@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unfoldkit.figures import Figure, Series
 from unfoldkit.report import (
     Column,
-    Figure,
     Metric,
     Report,
-    Series,
     Table,
     Verdict,
     from_data,

@@ -9,10 +9,14 @@ from dataclasses import replace
 
 from unfold_echo.spec import EchoSpec
 from unfoldkit.api import (
+    AnyFigure,
     CheckResult,
     Column,
+    Edge,
     Figure,
+    Graph,
     Metric,
+    Node,
     Report,
     Run,
     Series,
@@ -66,8 +70,21 @@ def plan(spec: EchoSpec, run: Run) -> Report:
     series = Series("price", counts, tuple(round(voice.price * count, 9) for count in counts))
     figure = Figure("price", "Price by number of times", "times", "price $", (series,))
     verdict = Verdict.YES if ok else Verdict.NO
-    report = _report(spec, "plan", verdict, headline, metrics, figures=(figure,))
+    report = _report(spec, "plan", verdict, headline, metrics, figures=(_way(spec, price), figure))
     return _decided(report, {"voice": voice.name, "times": spec.repeat, "price": price})
+
+
+def _way(spec: EchoSpec, price: float) -> Graph:
+    """Show the way of the message, and how much of the budget the voice needs."""
+    load = price / spec.budget if spec.budget else None
+    nodes = (
+        Node(name="the script", facts=(f"{len(spec.message)} letters",)),
+        Node(name=spec.voice, facts=(f"${price:.2f}",), count=spec.repeat, load=load),
+    )
+    edges = (Edge("the script", spec.voice),)
+    return Graph(
+        name="way", title="The way of the message", nodes=nodes, edges=edges, count="times", load="of the budget"
+    )
 
 
 def serve(spec: EchoSpec, run: Run) -> Service:
@@ -110,7 +127,7 @@ def _report(
     headline: str,
     metrics: dict[str, Metric],
     tables: tuple[Table, ...] = (),
-    figures: tuple[Figure, ...] = (),
+    figures: tuple[AnyFigure, ...] = (),
 ) -> Report:
     subtitle = (f"{len(spec.message)} letters", f"{spec.repeat} times")
     return Report("echo", verb, spec.name, verdict, headline, subtitle, metrics, tables, figures)

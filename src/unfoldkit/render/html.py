@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from unfoldkit.format import format_number
+from unfoldkit.figures import AnyFigure
 from unfoldkit.render import formatting
+from unfoldkit.render.figures.description import tabulate_figure
 from unfoldkit.render.formatting import strip_controls
 from unfoldkit.render.plot import svg
-from unfoldkit.report import Figure, Metric, Report, Table
+from unfoldkit.report import Metric, Report, Table
 
 SHA256_LETTERS = 64
 FEW_CARDS = 12
@@ -77,22 +78,20 @@ def _words(name: str, unit: str) -> str:
     return " ".join([word for word in words if word not in UNIT_WORDS.get(unit, ())] or words)
 
 
-def _figure(figure: Figure) -> str:
-    drawn = f'<div role="img" aria-label="{escape(_describe(figure), quote=True)}">{svg(figure)}</div>'
+def _figure(figure: AnyFigure) -> str:
+    """Render a figure: its drawing, in a frame that scrolls on a small screen, and its values in a table."""
     label = escape(figure.title, quote=True)
-    return f'<h2>{label}</h2><figure class="wide" tabindex="0" aria-label="{label}">{drawn}</figure>'
-
-
-def _describe(figure: Figure) -> str:
-    """Describe a figure in words: its axes, and where each series begins and ends."""
-    ends = [
-        f"{s.name} from {format_number(s.y[0])} at {format_number(s.x[0])} to {format_number(s.y[-1])} at "
-        f"{format_number(s.x[-1])}" for s in figure.series if s.y
-    ]  # fmt: skip
-    return f"{figure.title}: {figure.y} over {figure.x}. " + "; ".join(ends)
+    drawn = f'<figure class="wide" tabindex="0" role="group" aria-label="{label}">{svg(figure)}</figure>'
+    values = _grid_of(tabulate_figure(figure), label=f"values of {figure.title}")
+    table = f'<details class="values"><summary>values of this figure</summary>{values}</details>'
+    return f"<h2>{label}</h2>{drawn}{table}"
 
 
 def _table(table: Table) -> str:
+    return f"<h2>{escape(table.name)}</h2>{_grid_of(table, label=table.name)}"
+
+
+def _grid_of(table: Table, *, label: str) -> str:
     numeric = formatting.numeric_columns(table)
     marks = [' class="n"' if flag else "" for flag in numeric]
     texts = [escape(formatting.format_head(column)) for column in table.columns]
@@ -103,10 +102,8 @@ def _table(table: Table) -> str:
         accent = ' class="chosen"' if index == table.accent else ""
         rows.append(f"<tr{accent}>" + "".join(map(_cell, texts, marks)) + "</tr>")
     grid = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    label = escape(table.name, quote=True)
-    return (
-        f'<h2>{label}</h2><div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{grid}</table></div>'
-    )
+    name = escape(label, quote=True)
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{name}"><table>{grid}</table></div>'
 
 
 def _cell(text: str, mark: str) -> str:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+
+from unfoldkit.figures import AnyFigure
 from unfoldkit.render import formatting
+from unfoldkit.render.figures.compact import write_compact
+from unfoldkit.render.figures.mermaid import write_mermaid
 from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Table
+
+WIDTH = 110
 
 
 def render(report: Report) -> str:
@@ -15,6 +23,7 @@ def render(report: Report) -> str:
         " · ".join(map(_escape, report.subtitle)),
     ]
     parts += [f"**{report.verdict}** · {_escape(report.headline)}", _metrics(report)]
+    parts += [_figure(figure) for figure in report.figures]
     parts += [_table(table) for table in report.tables]
     parts += ["\n".join(f"- **{_escape(label)}** {_escape(text)}" for label, text in report.lines)]
     parts += ["\n".join(f"- {_escape(note)}" for note in report.notes)]
@@ -38,6 +47,22 @@ def _table(table: Table) -> str:
     return f"### {_escape(table.name)}\n\n" + _grid(
         [formatting.format_head(column) for column in table.columns], rows, rules
     )
+
+
+def _figure(figure: AnyFigure) -> str:
+    """Write a figure as text and, where Mermaid fits, as a diagram; nothing for a plot."""
+    lines = write_compact(figure, WIDTH)
+    if not lines:
+        return ""
+    diagram = write_mermaid(figure)
+    blocks = [_fence(textwrap.dedent("\n".join(lines[1:]))), *([_fence(diagram, "mermaid")] if diagram else [])]
+    return "\n\n".join([f"### {_escape(figure.title)}", *blocks])
+
+
+def _fence(body: str, language: str = "text") -> str:
+    runs = re.findall("`{3,}", body)
+    marks = "`" * max([3, *(len(run) + 1 for run in runs)])
+    return f"{marks}{language}\n{body}\n{marks}"
 
 
 def _grid(heads: list[str], rows: list[list[str]], rules: list[str]) -> str:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from unfoldkit.figures import AnyFigure
 from unfoldkit.render import formatting
+from unfoldkit.render.figures.compact import write_compact
 from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report, Table, Verdict
 
@@ -36,6 +38,8 @@ def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     _metrics(console, report)
     for table in report.tables:
         _table(console, table)
+    for figure in report.figures:
+        _figure(console, figure)
     _lines(console, report)
     _verdict(console, report)
     lines = stream.getvalue().split("\n")
@@ -77,6 +81,14 @@ def _table(console: Console, table: Table) -> None:
         grid.show_header = True
         console.print()
         console.print(grid)
+
+
+def _figure(console: Console, figure: AnyFigure) -> None:
+    lines = write_compact(figure, console.width)
+    if lines:
+        console.print()
+        console.print(Text(lines[0], style="dim"))
+        console.print(Text("\n".join(lines[1:])), no_wrap=True, overflow="ignore", crop=False)
 
 
 def _lines(console: Console, report: Report) -> None:

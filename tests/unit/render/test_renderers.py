@@ -12,10 +12,11 @@ import pytest
 
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
+from unfoldkit.figures import Figure, Series
 from unfoldkit.format import format_number
 from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text
 from unfoldkit.render import json as json_format
-from unfoldkit.report import Column, Figure, Metric, Report, Series, Table, Verdict, from_data, to_data
+from unfoldkit.report import Column, Metric, Report, Table, Verdict, from_data, to_data
 from unfoldkit.spec.yaml_reader import parse
 
 EVIL = "<b>&|\x1b[31m\n%::"

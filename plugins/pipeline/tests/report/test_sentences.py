@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 
@@ -34,6 +35,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_cascade_latency(["slow"], 2, 256),
     ],
     "describe_comparison": [sentences.describe_comparison(0.0012, 0.0341, 0.62)],
+    "describe_configuration": [sentences.describe_configuration("k80", 8, 1.3)],
     "describe_excess": [sentences.describe_excess(12.5, 41, 0.25, 30)],
     "describe_faster_batch": [sentences.describe_faster_batch("detect", 4)],
     "describe_floor": [sentences.describe_floor(has_floor=True), sentences.describe_floor(has_floor=False)],
@@ -89,7 +91,11 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess="first exceeded at 1.000 s"),
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess=""),
     ],
-    "describe_rejected_saving": [sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35)],
+    "describe_rejected_saving": [
+        sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35, after_loss=False),
+        sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35, after_loss=True),
+        sentences.describe_rejected_saving("k80", "detect", math.inf, 0.35, after_loss=True),
+    ],
     "describe_refusals": [sentences.describe_refusals(0.31, 1.4)],
     "describe_relative_cost": [
         sentences.describe_relative_cost(3.0, 2.0, misses_slo=False),
@@ -103,10 +109,17 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_relaxation(None, [("k80", 14)], "detect", 0.04),
         sentences.describe_relaxation(None, [], "detect", -0.01),
     ],
+    "describe_survival": [sentences.describe_survival("k80", "detect", 0.3, 0.35)],
+    "describe_survival_goal": [sentences.describe_survival_goal()],
+    "describe_failed_survival": [
+        sentences.describe_failed_survival("detect", 0.4, 0.35),
+        sentences.describe_failed_survival("detect", math.inf, 0.35),
+    ],
     "describe_replica_loss": [
         sentences.describe_replica_loss("k80", "detect", 0.3, 0.35),
         sentences.describe_replica_loss("k80", "detect", 0.4, 0.35),
     ],
+    "describe_replay_figure": [sentences.describe_replay_figure("calibrated")],
     "describe_replicas": [sentences.describe_replicas([("detect", 1, 2), ("classify", 3, 3)])],
     "describe_routes": [sentences.describe_routes(12_000, "cases", "runs/digits")],
     "describe_settings": [sentences.describe_settings(1.15, 60.0, has_floor=True)],
@@ -126,6 +139,9 @@ FIXED = (
     sentences.PLANNED_REPLICAS,
     sentences.NO_WINDOW_EXCEEDED,
     sentences.NO_SAVING,
+    sentences.GRAPH_TITLE,
+    sentences.BOTTLENECK,
+    sentences.EDGE_WEIGHT,
 )
 
 

@@ -22,7 +22,7 @@ from unfold_pipeline.problem.latency_profile import store_activation
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.serve import prepare_deployment
-from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.api import Graph, Report, Run, RunDir, StepArea, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import load_catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -66,7 +66,13 @@ def test_feasible_spec_has_a_plan(tmp_path: Path) -> None:
     assert value is not None
     assert value <= 350
     assert {"cost_per_hour", "gap_percent", "coarse_peak_ratio", "planning_seconds"} <= set(report.metrics)
-    assert {figure.name for figure in report.figures} == {"frontier", "stages", "prices"}
+    assert [figure.name for figure in report.figures] == ["plan", "frontier"]
+    graph = report.figures[0]
+    assert isinstance(graph, Graph)
+    stages = decision(report)["stages"]
+    assert {node.name: node.count for node in graph.nodes} == {name: item["replicas"] for name, item in stages.items()}
+    assert sum(node.share or 0.0 for node in graph.nodes) == pytest.approx(1.0)
+    assert [(edge.source, edge.target) for edge in graph.edges] == [("first", "second")]
 
 
 def test_infeasible_spec_has_a_binding_stage_and_relaxation(tmp_path: Path) -> None:
@@ -169,7 +175,13 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
         "Knative", "Knative, defaults",
     ]  # fmt: skip
     assert report.metrics["attainment"].value is not None
-    assert {figure.name for figure in report.figures} == {"replicas", "traffic"}
+    figure = report.figures[0]
+    assert isinstance(figure, StepArea)
+    assert [panel.name for panel in figure.panels] == ["queries/s", "replicas", "by stage", "misses/s"]
+    assert {"CG-Peak", "Ray Serve", "Knative"} < {series.name for series in figure.panels[1].series}
+    totals, stages = figure.panels[1].series[0], figure.panels[2].series
+    assert totals.y[0] == sum(series.y[0] for series in stages)
+    assert totals.y[-1] == sum(series.y[-1] for series in stages)
 
 
 def test_replay_of_overload_reports_rejections(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,12 @@ from unfold_pipeline.planner.planner import Solution
 from unfold_pipeline.problem.pipeline import Plan, count_by_hardware
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.report import sentences
-from unfold_pipeline.report.plan_file import format_decision, hash_samples
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
+from unfold_pipeline.tuner.replica_table import ReplicaTable
+from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict
 
 GREEDY_STEPS_SHOWN = 3
+MAX_STAGES_OF_TABLE = 2
 Lines = tuple[tuple[str, str], ...]
 
 
@@ -36,6 +39,7 @@ class PlanAnalysis:
         losses_s: percentile after the loss of a replica by stage; ``None`` for its only one.
         interval: confidence interval of the percentile.
         jitter_s: percentile with measured service-time variability, if the plan uses profiles.
+        table: replicas by rate at the batch sizes of the plan, if the plan stores them.
     """
 
     frontier: tuple[FrontierPoint, ...]
@@ -45,6 +49,7 @@ class PlanAnalysis:
     losses_s: Sequence[float | None]
     interval: ConfidenceInterval
     jitter_s: float | None
+    table: ReplicaTable | None = None
 
 
 def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: PlanAnalysis) -> Report:
@@ -68,8 +73,9 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             build_plan_table(solution, tail_s, analysis.baselines),
         ),
         figures=(
+            build_plan_graph(checker, plan, analysis.stage_times),
             _build_frontier_figure(analysis.frontier, solution),
-            *_build_stage_figures(checker, analysis.stage_times, plan),
+            *_build_time_figures(analysis.stage_times, checker),
         ),
         lines=(
             *_list_share_lines(problem, confident),
@@ -77,7 +83,10 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             *list_cascade_lines(problem),
         ),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+        decision={
+            **format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+            **_format_table(problem, checker, analysis),
+        },
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),
@@ -270,7 +279,9 @@ def _describe_rejected_saving(checker: SloChecker, plan: Plan, savings: Sequence
         return sentences.NO_SAVING
     stage = checker.pipeline.stages[rejected.stage]
     hardware = stage.options[plan[rejected.stage].option].hardware
-    return sentences.describe_rejected_saving(hardware, stage.name, rejected.tail_s, checker.slo_s)
+    return sentences.describe_rejected_saving(
+        hardware, stage.name, rejected.tail_s, checker.slo_s, after_loss=checker.spares > 0
+    )
 
 
 def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float | None]) -> str:
@@ -281,7 +292,8 @@ def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float |
     if survived:
         worst = max(survived, key=lambda index: survived[index])
         hardware = stages[worst].options[plan[worst].option].hardware
-        parts.append(sentences.describe_replica_loss(hardware, stages[worst].name, survived[worst], checker.slo_s))
+        describe = sentences.describe_survival if checker.spares else sentences.describe_replica_loss
+        parts.append(describe(hardware, stages[worst].name, survived[worst], checker.slo_s))
     if single:
         parts.append(sentences.describe_outage(single))
     return "; ".join(parts)
@@ -308,6 +320,13 @@ def _describe_instances(checker: SloChecker, plan: Plan) -> str:
     )
 
 
+def _format_table(problem: Problem, checker: SloChecker, analysis: PlanAnalysis) -> dict[str, Any]:
+    if analysis.table is None:
+        return {}
+    stay_s = [time.mean_s for time in analysis.stage_times]
+    return {"scaling": format_scaling(checker, analysis.table, stay_s, problem.tuner)}
+
+
 def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) -> Figure:
     solved = [(point.slo_s * 1e3, point.hourly_cost) for point in points if point.hourly_cost is not None]
     name = "cheapest plan" if all(point.is_exact for point in points) else "cheapest plan found"
@@ -317,14 +336,40 @@ def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) 
     return Figure("frontier", title, "p99 target ms", "price $/h", (frontier, plan))
 
 
-def _build_stage_figures(checker: SloChecker, times: Sequence[StageTime], plan: Plan) -> tuple[Figure, Figure]:
+def build_plan_graph(checker: SloChecker, plan: Plan, times: Sequence[StageTime]) -> Graph:
+    """Return the stages with hardware, batch size, replicas, load and their part of the slowest queries."""
+    stages = checker.pipeline.stages
+    prices = checker.pipeline.split_cost(plan)
+    nodes = tuple(
+        Node(
+            name=stage.name,
+            facts=(sentences.describe_configuration(stage.options[config.option].hardware, config.batch, price),),
+            count=config.replicas,
+            load=time.load,
+            share=time.critical_share,
+        )
+        for stage, config, time, price in zip(stages, plan, times, prices, strict=True)
+    )
+    edges = tuple(Edge(stages[edge.parent].name, stage.name, edge.share) for stage in stages for edge in stage.parents)
+    return Graph(
+        name="plan",
+        title=sentences.GRAPH_TITLE,
+        nodes=nodes,
+        edges=edges,
+        count="replicas",
+        load="load",
+        share=sentences.BOTTLENECK,
+        weight=sentences.EDGE_WEIGHT,
+    )
+
+
+def _build_time_figures(times: Sequence[StageTime], checker: SloChecker) -> tuple[Figure, ...]:
+    """Return where the time goes; nothing for one or two stages, where the table shows as much."""
+    if len(times) <= MAX_STAGES_OF_TABLE:
+        return ()
     names = tuple(stage.name for stage in checker.pipeline.stages)
     positions = tuple(float(index + 1) for index in range(len(times)))
     service_ms = tuple((time.mean_s - time.waiting_s) * 1e3 for time in times)
     service = Series("service", positions, service_ms, "bars")
     waiting = Series("waiting", positions, tuple(time.waiting_s * 1e3 for time in times), "bars")
-    price = Series("price", positions, checker.pipeline.split_cost(plan), "bars")
-    return (
-        Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),
-        Figure("prices", "Where the money goes", "stage", "price $/h", (price,), names=names),
-    )
+    return (Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),)

@@ -1,0 +1,1 @@
+"""Drawings and texts of figures, one module per type of figure."""

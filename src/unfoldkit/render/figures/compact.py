@@ -1,0 +1,214 @@
+"""Write figures as a few lines of text: a graph as an indented tree, levels as sparklines, time as strips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from unfoldkit.figures import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, Series, StepArea, Timeline, type_name
+from unfoldkit.format import format_number, format_percent
+from unfoldkit.render.figures.description import describe_markers
+from unfoldkit.render.figures.flow import get_total, sum_flow
+from unfoldkit.render.figures.timeline import get_range, list_groups
+
+GAUGE_CELLS = 10
+MAX_LABEL = 40
+MAX_STEM = 18
+MAX_LANES = 16
+MAX_STRIP = 72
+MIN_PART = 0.05
+GROUP_LETTERS = "█▓▒░ABCD"
+SPARKS = "▁▂▃▄▅▆▇█"
+BLOCKS = "▏▎▍▌▋▊▉█"
+
+
+def write_compact(figure: AnyFigure, width: int) -> list[str]:
+    """Return a figure as lines of at most ``width`` cells; none for a plot, which text cannot show."""
+    writer = WRITERS.get(type_name(figure))
+    if writer is None:
+        return []
+    lines = list(writer(figure, width - 2))
+    return [cut_line(f"  {line}".rstrip(), width) for line in (figure.title, *lines)] if lines else []
+
+
+def cut_line(line: str, width: int) -> str:
+    """Cut a line to a width; an ellipsis stands for the rest."""
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def pad_all(texts: Sequence[str], limit: int = MAX_LABEL) -> list[str]:
+    """Pad texts to the width of the longest one; longer texts than ``limit`` are cut."""
+    width = min(limit, max(map(cell_len, texts), default=0))
+    return [set_cell_size(cut_line(text, width), width) for text in texts]
+
+
+def draw_gauge(fraction: float, cells: int = GAUGE_CELLS) -> str:
+    """Return a bar of ``cells`` letters that is filled up to a fraction; more than 1 is full."""
+    eighths = round(min(max(fraction, 0.0), 1.0) * cells * 8)
+    bar = "█" * (eighths // 8) + (BLOCKS[eighths % 8 - 1] if eighths % 8 else "")
+    return bar.ljust(cells, "░")
+
+
+def _write_graph(graph: Graph, width: int) -> Iterator[str]:
+    del width
+    branches = list(_walk(graph))
+    labels = pad_all([stem + name for stem, name, _ in branches])
+    facts = pad_all([" · ".join(node.facts) if node else "" for _, _, node in branches])
+    counts = pad_all([f"×{node.count:,}" if node else "" for _, _, node in branches])
+    for label, fact, count, (_, _, node) in zip(labels, facts, counts, branches, strict=True):
+        parts = [label, fact, count, *(_write_measures(graph, node) if node else ())]
+        yield "  ".join(parts)
+
+
+def _write_measures(graph: Graph, node: Node) -> Iterator[str]:
+    if node.load is not None:
+        yield f"{draw_gauge(node.load)} {graph.load} {format_percent(round(node.load, 2)):>6}"
+    if node.share is not None:
+        yield f"{graph.share} {format_percent(round(node.share, 2))}"
+
+
+def _walk(graph: Graph) -> Iterator[tuple[str, str, Node | None]]:
+    """Yield the stem, the name and the node of each line of a tree; a node that was shown already has no node."""
+    nodes = {node.name: node for node in graph.nodes}
+    targets = {edge.target for edge in graph.edges}
+    shown: set[str] = set()
+    # a stack instead of recursion: a chain may be longer than Python's limit
+    stack = [(node.name, "", "") for node in reversed(graph.nodes) if node.name not in targets]
+    while stack:
+        name, stem, onward = stack.pop()
+        if name in shown:
+            yield stem, f"→ {name}", None
+            continue
+        shown.add(name)
+        yield stem, name, nodes[name]
+        children = [edge.target for edge in graph.edges if edge.source == name]
+        # a deep tree keeps its last levels in one column
+        is_deep = len(onward) >= MAX_STEM
+        for index in range(len(children) - 1, -1, -1):
+            is_last = index == len(children) - 1
+            stem, indent = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+            stack.append((children[index], onward + stem, onward if is_deep else onward + indent))
+
+
+def _write_timeline(timeline: Timeline, width: int) -> Iterator[str]:
+    groups = list_groups(timeline)
+    first, last = get_range(timeline)
+    lanes = timeline.lanes[:MAX_LANES]
+    labels = pad_all([*lanes, *(["·"] if timeline.markers else [])], 24)
+    cells = max(10, min(MAX_STRIP, width - cell_len(labels[0]) - 2)) if labels else 10
+    cell = (last - first) / cells
+    by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
+    for bar in timeline.bars:
+        by_lane[bar.lane].append(bar)
+    for label, lane in zip(labels, lanes, strict=False):
+        yield f"{label}  {_draw_strip(by_lane[lane], groups, first, cell, cells)}"
+    if len(timeline.lanes) > len(lanes):
+        yield f"and {len(timeline.lanes) - len(lanes):,} more"
+    ends = f"{format_number(first)} to {format_number(last)} {timeline.unit}"
+    named = [f"{GROUP_LETTERS[number]} {name}" for name, number in groups.items() if name][: len(GROUP_LETTERS)]
+    yield " · ".join([ends, *named, *describe_markers(timeline.markers)])
+
+
+def _draw_strip(bars: Sequence[Bar], groups: Mapping[str, int], first: float, cell: float, cells: int) -> str:
+    """Return a letter per cell: the group that has most of it, or a dot where nothing happens."""
+    totals: list[dict[int, float]] = [{} for _ in range(cells)]
+    for bar in bars:
+        start, end = (bar.start - first) / cell, (bar.end - first) / cell
+        for index in range(max(0, int(start)), min(cells, int(end) + 1)):
+            part = min(end, index + 1) - max(start, index)
+            number = groups[bar.group]
+            totals[index][number] = totals[index].get(number, 0.0) + part
+    return "".join(
+        GROUP_LETTERS[max(total, key=lambda n: total[n])] if sum(total.values()) > MIN_PART else "·" for total in totals
+    )
+
+
+def _write_flow(flow: Flow, width: int) -> Iterator[str]:
+    del width
+    totals, total = sum_flow(flow), get_total(flow) or 1.0
+    labels = pad_all([stop.name for stop in flow.stops])
+    facts = pad_all([" · ".join(stop.facts) for stop in flow.stops])
+    for label, fact, stop in zip(labels, facts, flow.stops, strict=True):
+        share = totals[stop.name] / total
+        words = [f"{format_percent(round(share, 4)):>7}"]
+        for tone, word in (("good", flow.good), ("bad", flow.bad)):
+            ends = [link.value for link in flow.links if tone == link.tone and link.source == stop.name]
+            if ends:
+                words.append(f"{word} {format_percent(round(sum(ends) / total, 4))}")
+        yield "  ".join([label, fact, draw_gauge(share), *words])
+
+
+def _write_step_area(figure: StepArea, width: int) -> Iterator[str]:
+    pairs = [(panel, series) for panel in figure.panels for series in panel.series if series.x]
+    names = [panel.name if series.name == panel.name else f"{panel.name}: {series.name}" for panel, series in pairs]
+    moments = [moment for _, series in pairs for moment in series.x]
+    for label, (_, series) in zip(pad_all(names), pairs, strict=True):
+        low, high = min(series.y), max(series.y)
+        ends = (
+            f"{format_number(_trim(low))} to {format_number(_trim(high))}" if high > low else format_number(_trim(low))
+        )
+        cells = max(8, min(MAX_STRIP, width - cell_len(label) - len(ends) - 4))
+        yield f"{label}  {draw_sparkline(series, min(moments), max(moments), cells)}  {ends}"
+    if moments:
+        ends = f"{format_number(_trim(min(moments)))} to {format_number(_trim(max(moments)))} {figure.unit}"
+        yield " · ".join([ends, *describe_markers(figure.markers)])
+
+
+def draw_sparkline(series: Series, first: float, last: float, cells: int) -> str:
+    """Return a letter for the largest level in each of ``cells`` parts of a time axis; a full block is the highest."""
+    high = max([*series.y, 0.0])
+    levels, position, current = [], 0, series.y[0]
+    for cell in range(cells):
+        start, end = (first + (last - first) * index / cells for index in (cell, cell + 1))
+        while position < len(series.x) and series.x[position] <= start:
+            current = series.y[position]
+            position += 1
+        level = current
+        while position < len(series.x) and (series.x[position] < end or cell == cells - 1):
+            current = series.y[position]
+            level = max(level, current)
+            position += 1
+        levels.append(level)
+    return "".join(SPARKS[round(max(level, 0.0) / high * (len(SPARKS) - 1))] if high else SPARKS[0] for level in levels)
+
+
+def _write_interval_plot(figure: IntervalPlot, width: int) -> Iterator[str]:
+    items = figure.intervals
+    edges = [edge for item in items for edge in (item.low, item.high)]
+    edges += [] if figure.target is None else [figure.target]
+    if not edges:
+        return
+    low, high = min(edges), max(edges)
+    labels = pad_all([item.name for item in items])
+    cells = max(10, min(MAX_STRIP // 2, width - cell_len(labels[0]) - 40))
+
+    def find_cell(value: float) -> int:
+        return round((value - low) / (high - low) * (cells - 1)) if high > low else 0
+
+    for label, item in zip(labels, items, strict=True):
+        strip = [" "] * cells
+        if figure.target is not None:
+            strip[find_cell(figure.target)] = "┊"
+        for index in range(find_cell(item.low), find_cell(item.high) + 1):
+            strip[index] = "─"
+        strip[find_cell(item.value)] = "●"
+        interval = f"{format_number(item.value)} ({format_number(item.low)} to {format_number(item.high)})"
+        yield "  ".join([label, "".join(strip), interval, *([item.group] if item.group else [])])
+    target = f" · ┊ {figure.target_name} {format_number(figure.target)}" if figure.target is not None else ""
+    yield f"{figure.axis}{target}"
+
+
+def _trim(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+WRITERS: Mapping[str, Callable[[Any, int], Iterator[str]]] = {
+    "graph": _write_graph,
+    "timeline": _write_timeline,
+    "flow": _write_flow,
+    "steps": _write_step_area,
+    "intervals": _write_interval_plot,
+}
+"""What writes a type of figure as text."""
