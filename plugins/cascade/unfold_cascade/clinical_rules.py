@@ -1,12 +1,15 @@
-"""SIRS and partial SOFA: the measurements each rule reads, how long a measurement counts, and the points it gives."""
+"""SIRS and partial SOFA: the measurements each rule reads, how long a measurement counts, and the points it gives.
+
+numpy is imported where points are computed: specs are checked without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from unfold_cascade._types import Float32, IntArray
+if TYPE_CHECKING:
+    from unfold_cascade._types import Float32, IntArray
 
 # By rule and column: the hours for which the last measurement still counts.
 RULE_CARRY_H: Mapping[str, Mapping[str, float]] = {
@@ -27,6 +30,8 @@ def score_rule(values: Mapping[str, Float32], rule: str) -> IntArray:
     Returns:
         (n,) points.
     """
+    import numpy as np
+
     missing = np.full(len(next(iter(values.values()))), np.nan, dtype=np.float32)
     columns = {column: values.get(column, missing) for column in RULE_CARRY_H[rule]}
     with np.errstate(invalid="ignore"):
@@ -39,13 +44,13 @@ def count_sirs_criteria(values: Mapping[str, Float32]) -> IntArray:
     temperature = (values["Temp"] > 38) | (values["Temp"] < 36)
     respiration = (values["Resp"] > 20) | (values["PaCO2"] < 32)
     white_cells = (values["WBC"] > 12) | (values["WBC"] < 4)
-    count: IntArray = rate.astype(np.int64) + temperature + respiration + white_cells
+    count: IntArray = rate.astype("int64") + temperature + respiration + white_cells
     return count
 
 
 def score_partial_sofa(values: Mapping[str, Float32]) -> IntArray:
     """Score SOFA (Vincent et al. 1996) from blood pressure, creatinine, bilirubin and platelets alone; (n,)."""
-    pressure = (values["MAP"] < 70).astype(np.int64)
+    pressure = (values["MAP"] < 70).astype("int64")
     kidney = _count_bounds(values["Creatinine"], (1.2, 2.0, 3.5, 5.0))
     liver = _count_bounds(values["Bilirubin_total"], (1.2, 2.0, 6.0, 12.0))
     coagulation = _count_bounds(-values["Platelets"], (-150.0, -100.0, -50.0, -20.0), strict=True)
@@ -54,6 +59,8 @@ def score_partial_sofa(values: Mapping[str, Float32]) -> IntArray:
 
 
 def _count_bounds(value: Float32, bounds: Sequence[float], *, strict: bool = False) -> IntArray:
+    import numpy as np
+
     reached = [value > bound if strict else value >= bound for bound in bounds]
     total: IntArray = np.sum(reached, axis=0, dtype=np.int64)
     return total

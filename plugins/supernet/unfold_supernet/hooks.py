@@ -12,8 +12,9 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``supernet``."""
     yield Kind(
         name="supernet",
-        summary="trains many models in one set of weights, serves them under deadlines, plans an accelerator's cache",
+        summary="trains many models in one set of weights, serves them or yours under deadlines, plans accelerators",
         spec="unfold_supernet.schema.supernet:SupernetSpec",
+        profile="unfold_supernet.verbs.profile:profile",
         train="unfold_supernet.verbs.train:train",
         plan="unfold_supernet.verbs.plan:plan",
         serve="unfold_supernet.verbs.serve:serve",

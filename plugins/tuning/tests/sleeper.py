@@ -159,3 +159,11 @@ def forgetful(
             file.unlink()
         os.kill(os.getpid(), 9)
     return train(config, state, iters, accelerators, seed)
+
+
+def losing(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Return a loss instead of a gain."""
+    metric, state = train(config, state, iters, accelerators, seed)
+    return 1 - metric, state

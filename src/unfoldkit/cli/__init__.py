@@ -6,6 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+COMPLETION = "_UNFOLD_COMPLETE"
+"""The variable with which a shell requests completions, of a call without words."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
@@ -41,7 +44,11 @@ def _replace_closed_streams() -> None:
 
 
 def _run(words: list[str]) -> None:
-    if words in (["--version"], ["-V"]):
+    if COMPLETION in os.environ:
+        from unfoldkit.cli.app import run
+
+        run(words)
+    elif words in (["--version"], ["-V"]):
         from unfoldkit import __version__
 
         sys.stdout.write(f"unfold {__version__}\n")

@@ -83,9 +83,18 @@ def root(
 
 
 @with_shared_options
-def profile(spec: options.SpecPath, shared: SharedOptions) -> None:
+def profile(
+    spec: options.SpecPath,
+    shared: SharedOptions,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="NODE", help="measure on this instance type of the spec, which is rented, or on ray"
+        ),
+    ] = None,
+) -> None:
     """Measure what a plan needs: latency by batch size, iteration times, costs."""
-    _perform("profile", spec, shared)
+    _perform("profile", spec, shared, on=node)
 
 
 @with_shared_options
@@ -249,7 +258,10 @@ def check(
 
 
 def schema(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="one kind; default: all")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="one kind; default: all", autocompletion=options.complete_kind),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE")] = None,
 ) -> None:
     """Print the JSON Schema of a kind, for editors."""
@@ -260,7 +272,10 @@ def schema(
 
 def init(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="required; without it the kinds are listed")
+        str | None,
+        typer.Argument(
+            metavar="KIND", help="required; without it the kinds are listed", autocompletion=options.complete_kind
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
@@ -366,10 +381,10 @@ def _group(text: str, callback: Callable[..., None], **commands: Callable[..., N
     return group
 
 
-def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None) -> None:
+def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None, on: str | None = None) -> None:
     from unfoldkit.cli.execution import perform
 
-    request = _request(verb, spec, shared, plan=plan)
+    request = _request(verb, spec, shared, plan=plan, on=on)
     _exit_with(lambda: perform(request, _read_stdin(spec)))
 
 
@@ -383,6 +398,7 @@ def _request(
     replay: Path | None = None,
     data: Path | None = None,
     recalibrate: Path | None = None,
+    on: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -405,6 +421,7 @@ def _request(
         replay=replay,
         data=data,
         recalibrate=recalibrate,
+        on=on,
     )
 
 

@@ -12,6 +12,23 @@ from typing import Annotated, Any
 
 import typer
 
+
+def complete_kind(incomplete: str) -> list[str]:
+    """Complete the name of a kind, for a shell."""
+    from unfoldkit.cli import plugin_registry
+
+    return [name for name in plugin_registry.open_registry().kinds if name.startswith(incomplete)]
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Complete the name of a format, for a shell."""
+    from unfoldkit.cli import plugin_registry
+    from unfoldkit.cli.output import list_renderers
+
+    names = {renderer.name for renderer in list_renderers(plugin_registry.open_registry())}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 SPEC_HELP = "a spec, a plan, the folder of a run, or - for stdin"
 SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help=SPEC_HELP)]
 Settings = Annotated[
@@ -20,7 +37,12 @@ Settings = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option("--format", metavar="NAME", help="text, json, md, html, github, junit, plan or a plugin's"),
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="text, json, md, html, github, junit, plan or a plugin's",
+        autocompletion=complete_format,
+    ),
 ]
 Out = Annotated[
     Path | None,

@@ -19,6 +19,11 @@ from unfoldkit.run_directory import encode_text, write_atomically
 MAX_WIDTH = 140
 
 
+def list_renderers(registry: Registry) -> tuple[Renderer, ...]:
+    """List the built-in renderers, then those of plugins."""
+    return (*builtin_renderers(), *registry.renderers())
+
+
 def select_renderer(registry: Registry, name: str | None, out: Path | None) -> Renderer:
     """Return the renderer that ``--format`` or the suffix of ``--out`` selects.
 
@@ -27,7 +32,7 @@ def select_renderer(registry: Registry, name: str | None, out: Path | None) -> R
     """
     if out is not None and out.is_dir():
         raise user_error("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
-    renderers = (*builtin_renderers(), *registry.renderers())
+    renderers = list_renderers(registry)
     if name is None and out is not None:
         matches = [renderer for renderer in renderers if out.suffix.lower() in renderer.suffixes]
         suffixes = sorted(suffix for renderer in renderers for suffix in renderer.suffixes)

@@ -48,7 +48,7 @@ def service(name: str, given: dict[str, str]) -> Service:
         store = open_store(Path(given["store"]), made_from="diary", durability=given.get("durability", "normal"))
         model, close = EntityStateModel(Diary(), store), store.close
     app = build_application([model], limits=limits, close=close)
-    watch = request_dashboard(name, "toy", app.metrics)
+    watch = request_dashboard(name, "toy", app.source.read)
     return build_service(name, app, watch=watch)
 
 

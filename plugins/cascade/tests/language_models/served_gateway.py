@@ -77,17 +77,17 @@ def serve_gateway(
             stack.enter_context(serve_upstream(script))
             for script in (small or always(text="cheap answer"), large or always(text="dear answer"))
         ]
-        plan = make_plan(*upstreams, **changes)
+        plan = make_plan(*(upstream.url for upstream in upstreams), **changes)
         app = build_app(plan, folder, logging.getLogger("unfold.test"))
         url = stack.enter_context(host(app))
         yield Gateway(url, *upstreams, app)
 
 
-def make_plan(small: Upstream, large: Upstream, **changes: Any) -> GatewayPlan:
+def make_plan(small_url: str, large_url: str, **changes: Any) -> GatewayPlan:
     """Build the plan of the chain small -> large."""
     models = {
-        "small": ServedModel(name="small", url=small.url, upstream_model="s-1", prices=SMALL_PRICE, http2=False),
-        "large": ServedModel(name="large", url=large.url, upstream_model="l-1", prices=LARGE_PRICE, http2=False),
+        "small": ServedModel(name="small", url=small_url, upstream_model="s-1", prices=SMALL_PRICE, http2=False),
+        "large": ServedModel(name="large", url=large_url, upstream_model="l-1", prices=LARGE_PRICE, http2=False),
     }
     windows = changes.pop("windows", {})
     models = {name: replace(model, window=windows.get(name)) for name, model in models.items()}

@@ -10,6 +10,7 @@ from sklearn.datasets import load_iris
 
 from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade.learners import cost, estimators
+from unfold_cascade.learners.estimator_names import SHORT_NAMES
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, check_operations
 from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
@@ -58,7 +59,7 @@ def test_unknown_operations_suggest_measured_latency() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", sorted(estimators.SHORT_NAMES))
+@pytest.mark.parametrize("name", sorted(SHORT_NAMES))
 def test_every_short_name_is_fitted_stored_and_loaded_without_change(name: str) -> None:
     """A model gives the same probabilities after it was stored and loaded."""
     params = {"mlp": {"max_iter": 50}, "xgboost": {"n_estimators": 3}, "random-forest": {"n_estimators": 3}}

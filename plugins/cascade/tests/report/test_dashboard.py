@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter
 
-from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.report.dashboard import build_reader
 from unfold_cascade.temporal.problem import CostOptions
 from unfold_cascade.temporal.serving.service import name_cost_unit
 
@@ -20,7 +20,7 @@ def test_dashboard_shares_over_time_are_of_all_hours() -> None:
     for name, verdict, times in (("ward", "ICK0", 5), ("ward", "ICK1", 1), ("watch", "ICK0", 2)):
         answered.labels("sirs", name, verdict).inc(times)
     hours.labels("sirs").inc(10)
-    found = {share.title: share for share in read_dashboard(registry, "price")().shares}
+    found = {share.title: share for share in build_reader("price")(registry).shares}
     assert found["evaluated, of all hours"].values == {"sirs/ward": 8, "sirs/watch": 2}
     assert found["exits, of all hours"].values == {"sirs/ward": 6, "sirs/watch": 2}
     assert all(set((share.wholes or {"": 10}).values()) == {10} for share in found.values())

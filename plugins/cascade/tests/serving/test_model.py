@@ -15,7 +15,7 @@ from plugins.cascade.tests.runs import CONFIGS, TUMOURS, load_served, run_in, sp
 from unfold_cascade.models import onnx_runtime
 from unfold_cascade.models.onnx_runtime import NATIVE, ONNX, Engine, load_probe
 from unfold_cascade.planner.policy import follow, path_cost
-from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.report.dashboard import build_reader
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import LoadedPlan
 from unfold_cascade.serving.model import BatchResult, Cascade
@@ -160,7 +160,7 @@ def test_the_dashboard_shows_the_shares_of_the_report(digits: Any) -> None:
     probe = probe_of(loaded, digits[1])
     model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))
     end, chain = follow(loaded.tables, loaded.policy, probe.rows).exit_first, loaded.policy.first_stage.chain
-    asked, sure = read_dashboard(registry, "FLOPs")().shares
+    asked, sure = build_reader("FLOPs")(registry).shares
     assert (asked.title, sure.title) == ("evaluated, of all cases", "exits, of those evaluated")
     for position, m in enumerate(chain):
         name = f"coarse/{loaded.tables.first_stage.models[m]}"

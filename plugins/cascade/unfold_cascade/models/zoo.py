@@ -11,7 +11,8 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_features, number_label_groups
 from unfold_cascade.learners import estimators
-from unfold_cascade.learners.estimators import Recipe, select_inspection
+from unfold_cascade.learners.estimator_names import select_inspection
+from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models.training import FitJob, fit_model
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz

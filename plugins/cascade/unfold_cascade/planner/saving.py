@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,6 +26,9 @@ HEADROOM = 2.0
 MAX_RATIO = 1e6
 TINY = 1e-300
 ROUNDING = 1e-9
+EDGES = 33
+MARGINS = (0.95, 0.002)
+"""Ratios from so much to so little below the tuned saving are tested, in cells between so many edges."""
 SCALES = (1.0, 3.0, 10.0)
 """Scales of the test, in units of the largest excess."""
 
@@ -51,8 +55,8 @@ class CostSample:
         is_varied = np.ptp(self.longest) > ROUNDING * abs(self.longest[0]) or np.ptp(self.baseline) > 0.0
         return HEADROOM * largest if is_varied and largest > 0.0 else largest
 
-    def over(self, budget: float) -> CostSample:
-        """Replace the baseline by a constant cost per case."""
+    def over(self, budget: float | FloatArray) -> CostSample:
+        """Replace the baseline by a constant cost per case, or by (n,) costs of the units."""
         return CostSample(self.cascade, np.full(len(self.cascade), budget), self.longest)
 
 
@@ -86,12 +90,21 @@ def saving_guarantee(min_saving: float, samples: Sequence[tuple[CostSample, Cost
         min_saving: how many times cheaper than the baseline, at least.
         samples: for each cascade its costs on tuning and on certifying units.
     """
-    return _cost_guarantee(SAVING, samples, min_saving)
+    return cost_guarantee(SAVING, samples, min_saving)
 
 
 def budget_guarantee(budget: float, samples: Sequence[tuple[CostSample, CostSample]]) -> Guarantee:
     """Build the guarantee that each of m cascades costs at most ``budget`` per case; arguments as above."""
-    return _cost_guarantee(BUDGET, [(tune.over(budget), fresh.over(budget)) for tune, fresh in samples], 1.0)
+    return cost_guarantee(BUDGET, [(tune.over(budget), fresh.over(budget)) for tune, fresh in samples], 1.0)
+
+
+def cost_guarantee(label: str, samples: Sequence[tuple[CostSample, CostSample]], factor: float) -> Guarantee:
+    """Build a guarantee that ``factor`` times each of m cascades costs no more than the baseline."""
+    scaled = [
+        _scale_excess(tune.excess(factor), fresh.excess(factor), tune.max_excess(factor)) for tune, fresh in samples
+    ]
+    tune, certify = (np.array([pair[part] for pair in scaled]) for part in (0, 1))
+    return Guarantee(label, 0.0, tune, certify, is_cost=True)
 
 
 def is_saving_refuted(fresh: CostSample, min_saving: float, delta: float) -> bool:
@@ -106,8 +119,9 @@ def is_saving_refuted(fresh: CostSample, min_saving: float, delta: float) -> boo
 def bound_saving(tune: CostSample, fresh: CostSample, confidence: float) -> float:
     """Compute a lower confidence bound of ``E[baseline cost] / E[cascade cost]`` on fresh units.
 
-    The stake is fixed in units of cost on the tuning units, so the wealth falls as the tested ratio grows and the
-    bound needs no correction for the ratios that are tried.
+    Ratios are tested in ascending order until one is not supported (fixed-sequence testing), so the bound needs no
+    correction for their number. The ratios between two edges share one stake in units of cost, the best of the tuning
+    units for the upper edge; their wealth falls as the ratio grows.
 
     Returns:
         The largest ratio, up to that of the tuning units, that the units support; 0 where they support none.
@@ -116,37 +130,47 @@ def bound_saving(tune: CostSample, fresh: CostSample, confidence: float) -> floa
     if mean <= 0.0:
         return MAX_RATIO if tune.longest.max() <= 0.0 else 0.0
     guess = reference / mean
-    largest = tune.max_excess(guess)
-    if largest <= ROUNDING * reference:
+    if tune.max_excess(guess) <= ROUNDING * reference:
         # every path costs the same
         return guess
-    if fresh.excess(guess).max() > largest * (1 + ROUNDING):
-        return 0.0
-    error = float(tune.excess(guess).std()) / math.sqrt(len(fresh.cascade))
-    # a stake is best against a ratio slightly below the observed one
-    target = guess * max(1.0 - 2.0 * error / reference, 0.05)
-    scale = SCALES[1] * largest
-    wager = certificate.best_wager(np.clip(tune.excess(target) / scale, -1.0, 1.0), 0.0)
-    stake = min(wager / scale, 0.999 / largest)
+    bound, needed = 0.0, -math.log(1.0 - confidence)
+    for low, high in pairwise((guess * (1.0 - np.geomspace(*MARGINS, EDGES))).tolist()):
+        stake = _best_stake(tune, high)
+        if stake is None:
+            supported = high if float(fresh.excess(high).max()) <= 0.0 else 0.0
+        else:
+            supported = _largest_supported(fresh, low, high, stake, needed)
+        bound = max(bound, supported)
+        if supported < high:
+            break
+    return bound
+
+
+def _best_stake(tune: CostSample, ratio: float) -> float | None:
+    """Choose the stake of fastest growth on tuning units; ``None`` if not even the most expensive path costs more."""
+    largest = tune.max_excess(ratio)
+    if largest <= 0.0:
+        return None
+    excess = tune.excess(ratio)
+    scale = max(largest, float(np.abs(excess).max()))
+    return min(certificate.best_wager(excess / scale, 0.0) / scale, 0.999 / largest)
+
+
+def _largest_supported(fresh: CostSample, low: float, high: float, stake: float, needed: float) -> float:
+    """Find the largest ratio from ``low`` to ``high`` at which a stake wins the log wealth ``needed``; 0 if none."""
 
     def is_supported(ratio: float) -> bool:
         payoff = -stake * fresh.excess(ratio)
-        return bool((payoff > -1.0).all()) and float(np.log1p(payoff).sum()) >= -math.log(1.0 - confidence)
+        return bool((payoff > -1.0).all()) and float(np.log1p(payoff).sum()) >= needed
 
-    low, high = 0.0, guess
-    while high - low > 1e-4 * guess:
+    if not is_supported(low):
+        return 0.0
+    if is_supported(high):
+        return high
+    while high - low > 1e-4 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if is_supported(middle) else (low, middle)
     return low
-
-
-def _cost_guarantee(label: str, samples: Sequence[tuple[CostSample, CostSample]], factor: float) -> Guarantee:
-    """Build a guarantee that ``factor`` times each of m cascades costs no more than the baseline."""
-    scaled = [
-        _scale_excess(tune.excess(factor), fresh.excess(factor), tune.max_excess(factor)) for tune, fresh in samples
-    ]
-    tune, certify = (np.array([pair[part] for pair in scaled]) for part in (0, 1))
-    return Guarantee(label, 0.0, tune, certify, is_cost=True)
 
 
 def _scale_excess(tune: FloatArray, certify: FloatArray, max_excess: float) -> tuple[FloatArray, FloatArray]:

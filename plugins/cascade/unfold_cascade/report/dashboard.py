@@ -10,16 +10,15 @@ from unfoldkit.serving.observability.dashboard import Breakdown, DashboardExtras
 PREFIX = "unfold_cascade_"
 
 
-def read_dashboard(registry: Any, unit: str, baseline_cost: float | None = None) -> Callable[[], DashboardExtras]:
-    """Return a function that reads the dashboard from ``registry``.
+def build_reader(unit: str, baseline_cost: float | None = None) -> Callable[[Any], DashboardExtras]:
+    """Return a function that reads the dashboard from the Prometheus registry of a service.
 
     Args:
-        registry: the Prometheus registry of the service.
         unit: unit of costs.
         baseline_cost: cost of a row if the baseline answered it; without it no saving is shown.
     """
 
-    def read() -> DashboardExtras:
+    def read(registry: Any) -> DashboardExtras:
         rows = sum(_sum_by_model(registry, "answered").values())
         return DashboardExtras(
             tuple(_list_tiles(registry, unit, baseline_cost, rows)), shares=tuple(_list_shares(registry, rows))

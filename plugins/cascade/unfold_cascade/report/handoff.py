@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.learners import estimators
+from unfold_cascade.learners.estimator_names import SHORT_NAMES
 from unfold_cascade.models.onnx_runtime import PROBE_FILE
 from unfold_cascade.models.zoo import BASELINE, WHOLE, ModelSlot, Predictions, load_models
 from unfold_cascade.planner.planner import Solution
@@ -107,7 +107,7 @@ def make_unique_names(words: Sequence[Sequence[str]]) -> list[str]:
 
 def is_loadable(estimator: str) -> bool:
     """Whether other kinds may load the stored estimator: only those of trusted libraries."""
-    return estimators.SHORT_NAMES.get(estimator, estimator).startswith(TRUSTED)
+    return SHORT_NAMES.get(estimator, estimator).startswith(TRUSTED)
 
 
 def _list_models(solution: Solution, tables: ScoreTables, policy: Policy, directory: RunDir) -> list[VisitedModel]:

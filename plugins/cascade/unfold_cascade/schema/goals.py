@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from unfold_cascade.schema.language_models import MaxLatency
 from unfoldkit.api import Duration, Model, Percent
 
+MIN_SAVING = 1.05
+"""The saving that a cascade must have beside a loss, unless the spec states another."""
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
 
@@ -106,9 +108,9 @@ class Goal(Model):
     budget: Budget | None = Field(default=None, description="mean cost of a case")
     min_saving: Saving | None = Field(
         default=None,
-        description="certified together with the loss, without time: how many times cheaper than the baseline the "
-        "cascade is on average. 1.05x if omitted beside max_loss; below it the verdict is no. Beside budget, none if "
-        "omitted",
+        description="certified together with the loss: how many times cheaper than the baseline the cascade is on "
+        "average; over time in what cost.by compares. 1.05x if omitted beside max_loss; below it the verdict is no. "
+        "Beside budget, none if omitted",
     )
     confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
     outcomes: tuple[PromisedOutcome, ...] | None = Field(
@@ -134,3 +136,8 @@ class Goal(Model):
     test: Literal["exact", "betting", "binomial"] | None = Field(
         default=None, description="language models: the test of the loss; by default the strongest on tuning rows"
     )
+
+    @property
+    def required_saving(self) -> float | None:
+        """The saving to certify: as written, 1.05x beside a loss, none beside a budget."""
+        return MIN_SAVING if self.min_saving is None and self.max_loss is not None else self.min_saving

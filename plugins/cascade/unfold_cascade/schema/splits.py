@@ -70,7 +70,7 @@ class FileSplit(Model):
     """Parts from a CSV, Parquet or JSON Lines file.
 
     Its column ``part`` holds the words train, calibrate and test; a second column, with the name of a column of the
-    table, says whose. Without one, the rows are those of the table in order.
+    table, identifies them. Without one, the rows are those of the table in order.
     """
 
     file: str = Field(min_length=1, description="relative to the spec")

@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 
+from unfold_cascade.learners.estimator_names import (
+    INSPECTABLE,
+    LIBRARIES,
+    NOT_A_CLASSIFIER,
+    is_classifier,
+    select_inspection,
+)
 from unfold_cascade.schema.goals import Errors, Goal
 from unfold_cascade.schema.parts import Baseline, CostSpec, GateSpec, ModelSpec, Recorded, Stage, Target
 from unfoldkit.api import Problem, did_you_mean
@@ -21,8 +28,6 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
     if goal.max_loss is not None and goal.max_loss >= 1:
         yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
-    if goal.min_saving is not None and over_time:
-        yield Problem(("goal", "min_saving"), "applies to cases without time only", at_key=True)
     if goal.max_loss_of is not None:
         yield from _label_loss_problems(goal, over_time=over_time, scored=scored)
     if goal.errors is not None:
@@ -99,9 +104,6 @@ def _folder_name_problems(name: str, path: Path) -> Iterator[Problem]:
 
 def _estimator_problems(stages: Sequence[Stage], baseline: Baseline | None) -> Iterator[Problem]:
     """Yield paths into scikit-learn and XGBoost that are not classifiers. Paths outside are not imported here."""
-    # at the call: the estimators load NumPy, which a listing of the keys does not need
-    from unfold_cascade.learners.estimators import LIBRARIES, NOT_A_CLASSIFIER, is_classifier
-
     for path, estimator in _list_estimators(stages, baseline):
         if estimator.startswith(LIBRARIES) and not is_classifier(estimator):
             message = f"{estimator} {NOT_A_CLASSIFIER}"
@@ -122,8 +124,6 @@ def _list_estimators(stages: Sequence[Stage], baseline: Baseline | None) -> Iter
 
 def confidence_problems(gates: GateSpec, stages: Sequence[Stage], *, over_time: bool) -> Iterator[Problem]:
     """Yield a confidence that no model of the stages supports."""
-    from unfold_cascade.learners.estimators import INSPECTABLE, select_inspection
-
     name = gates.confidence or ""
     estimators = [model.estimator or "" for stage in stages for model in stage.models]
     if name in INSPECTABLE and not any(select_inspection(name, estimator) for estimator in estimators):

@@ -20,7 +20,7 @@ from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.planner.policy import StagePolicy, describe_policy, follow
 from unfold_cascade.planner.score_tables import ScoreTable, select_confidence
 from unfold_cascade.report import sentences
-from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.report.dashboard import build_reader
 from unfold_cascade.serving.loader import LoadedPlan
 from unfold_cascade.serving.metrics import CountPaths, build_path_counter
 from unfold_cascade.serving.model import Cascade, Link, ServedBaseline, ServedModel
@@ -45,8 +45,8 @@ def build_service(loaded: LoadedPlan, run: Run) -> Service:
     registry, name = CollectorRegistry(), loaded.problem.name
     model, engines = build_cascade(loaded, run, build_counter(loaded, registry))
     app = build_application([model], registry=registry, log=run.log, clock=run.clock)
-    dashboard = read_dashboard(registry, loaded.tables.unit, loaded.baseline.cost)
-    watch = request_dashboard(name, "cascade", app.metrics, dashboard)
+    reader = build_reader(loaded.tables.unit, loaded.baseline.cost)
+    watch = request_dashboard(name, "cascade", app.source.read, reader)
     return build_oip_service(name, app, lines=tuple(_list_lines(loaded, engines)), watch=watch)
 
 

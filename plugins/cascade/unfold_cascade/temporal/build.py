@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from unfold_cascade.data.splits import resolve_split
-from unfold_cascade.learners.estimators import select_inspection
+from unfold_cascade.learners.estimator_names import select_inspection
 from unfold_cascade.models.tuned_params import resolve_recipe
 from unfold_cascade.planner.ledger import split_confidence
 from unfold_cascade.planner.problem import DriftRule
@@ -134,7 +134,14 @@ def _goal(spec: CascadeSpec) -> CascadeGoal:
     stages = [stage.name for stage in spec.stages]
     outcomes = tuple(_outcome(outcome, stages) for outcome in goal.outcomes or ())
     confidence = split_confidence(goal.confidence, attempts)
-    return CascadeGoal(goal.max_loss, goal.budget, confidence, attempts, outcomes)
+    return CascadeGoal(
+        max_loss=goal.max_loss,
+        budget=goal.budget,
+        confidence=confidence,
+        attempts=attempts,
+        outcomes=outcomes,
+        min_saving=goal.required_saving,
+    )
 
 
 def _outcome(outcome: PromisedOutcome, stages: list[str]) -> OutcomeGoal:

@@ -153,12 +153,13 @@ class OutcomeGoal:
     allowed: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CascadeGoal:
     """What the cascade must reach: a certified loss, or a cost budget per entity-hour.
 
     Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is that of one
-    certificate, higher than written where several ``attempts`` share an error rate. ``outcomes`` are certified as well.
+    certificate, higher than written where several ``attempts`` share an error rate. ``outcomes`` are certified as well,
+    and a cost of at most ``1 / min_saving`` of that of the baseline.
     """
 
     max_loss: float | None
@@ -166,6 +167,7 @@ class CascadeGoal:
     confidence: float
     attempts: int = 1
     outcomes: tuple[OutcomeGoal, ...] = ()
+    min_saving: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

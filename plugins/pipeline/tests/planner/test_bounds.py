@@ -9,7 +9,7 @@ import pytest
 
 from plugins.pipeline.tests.helpers import build_checker, chain, diamond, option
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds
+from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds, build_replica_bounds
 from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
 
 BUDGETS = (0.2, 2.0, 0.03, 0.011, 0.05, 0.4, 0.02, 0.045)
@@ -17,7 +17,7 @@ BUDGETS = (0.2, 2.0, 0.03, 0.011, 0.05, 0.4, 0.02, 0.045)
 
 def fresh(checker: SloChecker) -> ReplicaBounds:
     """Bounds that know nothing yet."""
-    return ReplicaBounds(checker.pipeline, checker.estimators)
+    return build_replica_bounds(checker)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -15,7 +15,11 @@ from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.estimator.uncertainty import bootstrap_interval
 from unfold_pipeline.planner import coarse_grained, diagnostics, greedy, infeasibility, planner
-from unfold_pipeline.planner.bounds import ReplicaBounds, compute_remaining_times, is_infeasible_prefix
+from unfold_pipeline.planner.bounds import (
+    build_replica_bounds,
+    compute_remaining_times,
+    is_infeasible_prefix,
+)
 from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
 from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
 from unfold_pipeline.problem.pipeline import (
@@ -376,7 +380,7 @@ def test_stopped_search_leaves_a_gap() -> None:
 def test_sharp_bound_of_a_single_stage_is_reached() -> None:
     """For a single stage the sharp bound is the answer, and the proven bound is not above it."""
     checker = build_checker(chain((option("cpu", 1.0, 0.02, 0.02, 8),)), 0.2)
-    bounds = ReplicaBounds(checker.pipeline, checker.estimators)
+    bounds = build_replica_bounds(checker)
     found = find_cheapest_plan(Search(checker, bounds), max_simulated_queries=1e9)
     assert found.plan is not None
     assert (

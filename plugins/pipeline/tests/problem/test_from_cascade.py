@@ -21,7 +21,7 @@ from unfold_pipeline.problem.from_cascade import ROUTES_FILE
 from unfold_pipeline.problem.model_source import ModelSource, locate_model
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
-from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.models import model_loader
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.profile import profile

@@ -14,12 +14,28 @@ PAGE: dict[str, list[str]] = {
     "describe_autoscaling": [sentences.describe_autoscaling(180.0)],
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
+    "describe_estimate": [sentences.describe_estimate(2, 2), sentences.describe_estimate(2, 1)],
+    "describe_measured_replay": [
+        sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
+        sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),
+    ],
+    "describe_prompts": [sentences.describe_prompts(0.004)],
+    "describe_routing": [
+        sentences.describe_routing(2, 2, "round_robin"),
+        sentences.describe_routing(1, 2, "least_tokens"),
+    ],
+    "describe_endpoint": [sentences.describe_endpoint("chat", 38, 38), sentences.describe_endpoint("chat", 38, 1)],
+    "describe_endpoint_fit": [sentences.describe_endpoint_fit(0.07)],
+    "describe_endpoint_front": [sentences.describe_endpoint_front(0.008)],
+    "describe_endpoint_range": [sentences.describe_endpoint_range(1_500, 16)],
+    "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 2_048, 0.19)],
     "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
     "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
     "describe_hindsight": [sentences.describe_hindsight(41.2)],
     "describe_interval": [
         sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9),
         sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9),
+        sentences.describe_interval("endpoint", 1, 0.9, 1.1, 0.9),
     ],
     "describe_kv": [
         sentences.describe_kv(0.17, 0, 229_744, is_measured=False),

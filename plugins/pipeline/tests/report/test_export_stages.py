@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,13 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, list_configs, plan_report
+from plugins.pipeline.tests.targets.triton_config import parse_model_config
 from unfold_pipeline.report.export_kserve import export_kserve
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.report.export_stages import assign_labels
 from unfold_pipeline.report.export_triton import export_triton
 from unfoldkit.api import Report, UnfoldError
 from unfoldkit.report import from_data, to_data
-
-READ = """import sys
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
-read = text_format.Parse(sys.stdin.read(), pb.ModelConfig())
-print(read.max_batch_size, read.instance_group[0].count, read.dynamic_batching.max_queue_delay_microseconds)
-"""
 
 
 def test_ray_serve_config_matches_the_plan(tmp_path: Path) -> None:
@@ -52,16 +44,21 @@ def test_ray_serve_accepts_the_config(tmp_path: Path) -> None:
     assert counts == {"ingress": 1, **{name: count for name, (_, count) in list_configs(report).items()}}
 
 
+CHAIN = EXPORT_SPEC.replace("  right_one: {after: {enter: 100%}", "  right_one: {after: {last: 100%}")
+
+
 def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
     """Each stage is a service with its counts and appears once in the graph; a flow below 100 % has a condition."""
-    report = plan_report(tmp_path)
+    report = plan_report(tmp_path, CHAIN)
     documents = list(yaml.safe_load_all(export_kserve(report)))
     services, graph = documents[:-1], documents[-1]
-    found = [
-        (d["spec"]["predictor"]["batcher"]["maxBatchSize"], d["spec"]["predictor"]["minReplicas"]) for d in services
-    ]
-    assert found == list(list_configs(report).values())
-    assert services[1]["spec"]["predictor"]["nodeSelector"] == {"node.kubernetes.io/instance-type": "g5.xlarge"}
+    predictors = {item["metadata"]["name"].replace("-", "_"): item["spec"]["predictor"] for item in services}
+    assert list_configs(report) == {
+        name: (item.get("batcher", {}).get("maxBatchSize", 1), item["minReplicas"]) for name, item in predictors.items()
+    }
+    gpu = services[1]["spec"]["predictor"]
+    assert gpu["nodeSelector"] == {"node.kubernetes.io/instance-type": "g5.xlarge"}
+    assert gpu["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
     nodes = graph["spec"]["nodes"]
     steps = [step for node in nodes.values() for step in node["steps"]]
     called = sorted(step["serviceName"] for step in steps if "serviceName" in step)
@@ -70,28 +67,28 @@ def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
     assert {step["nodeName"] for step in steps if "nodeName" in step} <= set(nodes)
 
 
-TWINS = EXPORT_SPEC.replace("right_one: {after: {enter: 100%}", "Left: {fan_out: 6, after: {enter: 100%}").replace(
-    "last: {after: {left: 100%},", "root: {share: 20%,"
-)
+TWINS = """
+version: 1
+kind: pipeline
+name: twins
+slo: {p99: 400 ms}
+arrivals: {process: poisson, rate: 5/s, duration: 10 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  left: {latency: {core: {1: 10 ms}}}
+  Left: {latency: {core: {1: 10 ms}}}
+  root: {latency: {core: {1: 10 ms}}}
+"""
 
 
-def test_kserve_notes_what_a_graph_cannot_express(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Stages keep distinct names, and shares and fan-outs that the graph ignores are noted in the file."""
+def test_kserve_stages_keep_distinct_names(tmp_path: Path) -> None:
+    """Stages whose labels would be equal get numbers, which the file notes."""
     text = export_kserve(plan_report(tmp_path, TWINS))
     documents = list(yaml.safe_load_all(text))
-    assert [item["metadata"]["name"] for item in documents[:-1]] == ["enter", "left", "left-2", "root-2"]
-    nodes = documents[-1]["spec"]["nodes"]
-    assert set(nodes) == {"root", "enter", "enter-next", "left", "left-2", "root-2"}
-    assert [step.get("condition") for step in nodes["root"]["steps"]] == [None, '[@this].#(next=="root")']
+    assert [item["metadata"]["name"] for item in documents[:-1]] == ["left", "left-2", "root-2"]
+    assert set(documents[-1]["spec"]["nodes"]) == {"root", "left", "left-2", "root-2"}
     notes = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-    assert [re.split("[:;,]", line)[0] for line in notes] == [
-        "left is planned for 0.5 of the queries",
-        "Left is planned for 6 items per query",
-        "Left is named left-2",
-        "root is planned for 0.2 of the queries",
-        "root is named root-2",
-    ]
-    assert [record.getMessage() for record in caplog.records] == [f"kserve: {line}" for line in notes]
+    assert [line.partition(",")[0] for line in notes] == ["Left is named left-2", "root is named root-2"]
 
 
 def test_model_that_a_target_cannot_load_is_refused(tmp_path: Path) -> None:
@@ -121,7 +118,7 @@ hardware: {"a10g x2 / spot (eu)": {price: $0.05/h}}
 stages:
   "Pre process": {latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
   '2nd "pass"': {after: {"Pre process": 50%}, latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
-  class: {after: {"Pre process": 50%}, latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
+  class: {after: {'2nd "pass"': 50%}, latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
 """
 
 
@@ -134,18 +131,12 @@ def test_names_are_escaped_for_each_server(tmp_path: Path) -> None:
     ]
     assert labels
     assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", item) for item in labels)
-    steps = documents[-1]["spec"]["nodes"]["pre-process-next"]["steps"]
-    assert [step["condition"] for step in steps] == ['[@this].#(next=="2nd \\"pass\\"")', '[@this].#(next=="class")']
+    steps = [step for node in documents[-1]["spec"]["nodes"].values() for step in node["steps"]]
+    conditions = [step["condition"] for step in steps if "condition" in step]
+    assert conditions == ['predictions.#(next=="2nd \\"pass\\"")', 'predictions.#(next=="class")']
     (app,) = yaml.safe_load(export_ray_serve(report))["applications"]
     code = [stage["code"] for stage in app["args"]["stages"]]
     assert code == ["models:Pre_process", "models:stage_2nd__pass_", "models:stage_class"]
-
-
-def test_kserve_rejects_joins(tmp_path: Path) -> None:
-    """A pipeline with a join is rejected with the name of the stage."""
-    joined = EXPORT_SPEC.replace("last: {after: {left: 100%}", "last: {after: {left: 100%, right_one: 100%}")
-    with pytest.raises(UnfoldError, match="supports no joins, and last is one"):
-        export_kserve(plan_report(tmp_path, joined))
 
 
 def fits(data: Any, kind: str, models: Any) -> None:
@@ -166,7 +157,7 @@ def fits(data: Any, kind: str, models: Any) -> None:
 def test_kserve_accepts_the_resources(tmp_path: Path) -> None:
     """The model classes of KServe's own client accept every resource."""
     models = pytest.importorskip("kserve.models", reason="KServe's client is not installed")
-    for document in yaml.safe_load_all(export_kserve(plan_report(tmp_path))):
+    for document in yaml.safe_load_all(export_kserve(plan_report(tmp_path, CHAIN))):
         version = "V1beta1" if document["kind"] == "InferenceService" else "V1alpha1"
         fits({**document, "metadata": None}, version + document["kind"], models)
 
@@ -184,19 +175,59 @@ def test_triton_repository_has_a_config_per_stage(tmp_path: Path) -> None:
     assert export_triton(report) == export_triton(report)
 
 
+def read_config(text: str) -> list[Any]:
+    """What Triton's own message type reads: batch, count, delay, inputs, outputs and hardware."""
+    read = parse_model_config(text)
+    assert read["backend"]
+    assert read["instance_group"][0]["kind"]
+    delay = read["dynamic_batching"].get("max_queue_delay_microseconds", 0)
+    hardware = read["parameters"]["hardware"]["string_value"]
+    count = read["instance_group"][0]["count"]
+    return [read["max_batch_size"], count, int(delay), len(read["input"]), len(read["output"]), hardware]
+
+
 @pytest.mark.targets
 def test_triton_accepts_the_configs(tmp_path: Path) -> None:
-    """Triton's own message type parses every config, with the plan's counts and the delay of the stage."""
+    """Triton's own message type parses every config, with the plan's counts, hardware and delays, and its tensors."""
     pytest.importorskip("tritonclient", reason="Triton's client is not installed")
     report = plan_report(tmp_path)
     for name, text in files(report).items():
-        # a process of its own: KServe's client brings message types of the same name
-        words = [sys.executable, "-c", READ]
-        done = subprocess.run(words, input=text, capture_output=True, text=True, check=True)
         stage = name.partition("/")[0]
-        batch, count, delay = map(int, done.stdout.split())
-        assert (batch, count) == list_configs(report)[stage]
-        assert delay == (2000 if stage == "enter" else 0)
+        batch, count = list_configs(report)[stage]
+        is_gpu = stage == "left"
+        delay, hardware = 2000 if stage == "enter" else 0, "g5.xlarge" if is_gpu else "core"
+        assert read_config(text) == [batch, 1 if is_gpu else count, delay, 1, 1, hardware]
+        assert ("kind: KIND_GPU" in text) is is_gpu
+        assert text.startswith(f"# {count} servers on g5.xlarge") is is_gpu
+
+
+@pytest.mark.targets
+def test_triton_config_has_the_tensors_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX file that is here gives its inputs and outputs by name; odd names of hardware are escaped."""
+    pytest.importorskip("tritonclient", reason="Triton's client is not installed")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["b", 8])
+    out = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.INT64, ["b", 8])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["ids"], ["scores"])], "g", [ids], [out])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model, "a.onnx")
+    text = EXPORT_SPEC.replace("wait: 2 ms", "wait: 2 ms, model: {file: a.onnx}").replace("core", '"c \\"ö\\\\\\n"')
+    config = files(plan_report(tmp_path, text))["enter/config.pbtxt"]
+    assert 'input [ { name: "ids" data_type: TYPE_INT64 dims: [8] } ]' in config
+    assert read_config(config)[3:] == [1, 1, 'c "ö\\\n']
+
+
+@pytest.mark.parametrize("model", ["{file: a.skops}", "{estimator: svc}"])
+def test_triton_refuses_what_it_cannot_serve(tmp_path: Path, model: str) -> None:
+    """Models without a backend and tests of values are refused with their key."""
+    text = EXPORT_SPEC.replace("wait: 2 ms", f"wait: 2 ms, model: {model}")
+    with pytest.raises(UnfoldError, match=r"stages\.enter\.model\.(file|estimator): "):
+        export_triton(plan_report(tmp_path, text))
+    tested = EXPORT_SPEC.replace("left: {after: {enter: 50%}", 'left: {after: {enter: 50%}, when: k == "x"')
+    with pytest.raises(UnfoldError, match=r"stages\.left\.when: .* tests no value"):
+        export_triton(plan_report(tmp_path / "tested", tested))
 
 
 def test_report_without_a_plan_cannot_be_exported(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 
@@ -90,7 +91,11 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess="first exceeded at 1.000 s"),
         sentences.describe_recheck(0.35, 0.3, misses_slo=False, violations="", excess=""),
     ],
-    "describe_rejected_saving": [sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35)],
+    "describe_rejected_saving": [
+        sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35, after_loss=False),
+        sentences.describe_rejected_saving("k80", "detect", 0.4, 0.35, after_loss=True),
+        sentences.describe_rejected_saving("k80", "detect", math.inf, 0.35, after_loss=True),
+    ],
     "describe_refusals": [sentences.describe_refusals(0.31, 1.4)],
     "describe_relative_cost": [
         sentences.describe_relative_cost(3.0, 2.0, misses_slo=False),
@@ -103,6 +108,12 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_relaxation((0.4, 3.1), [], "detect", 0.04),
         sentences.describe_relaxation(None, [("k80", 14)], "detect", 0.04),
         sentences.describe_relaxation(None, [], "detect", -0.01),
+    ],
+    "describe_survival": [sentences.describe_survival("k80", "detect", 0.3, 0.35)],
+    "describe_survival_goal": [sentences.describe_survival_goal()],
+    "describe_failed_survival": [
+        sentences.describe_failed_survival("detect", 0.4, 0.35),
+        sentences.describe_failed_survival("detect", math.inf, 0.35),
     ],
     "describe_replica_loss": [
         sentences.describe_replica_loss("k80", "detect", 0.3, 0.35),

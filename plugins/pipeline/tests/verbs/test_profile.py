@@ -17,7 +17,7 @@ from unfold_pipeline.problem.model_source import (
     read_imported_modules,
     read_module,
 )
-from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.models import model_loader
 from unfold_pipeline.runtime.profiler import ROUNDS, list_batch_sizes
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,26 @@ from unfold_pipeline.engine.step_times.aiconfigurator import (
     read_database,
 )
 from unfold_pipeline.engine.step_times.all_reduce import read_all_reduce
-from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
+from unfold_pipeline.engine.step_times.benchmark_runs import BenchmarkRun, read_benchmark
+from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, fit_endpoint
+from unfold_pipeline.engine.step_times.endpoint_profile import (
+    EndpointProfile,
+    build_benchmark_runs,
+    load_endpoint_profile,
+)
 from unfold_pipeline.engine.step_times.fit import fit_step_times
-from unfold_pipeline.engine.step_times.interval import CONFIDENCE, StepInterval, build_interval
+from unfold_pipeline.engine.step_times.interval import (
+    CONFIDENCE,
+    StepInterval,
+    build_endpoint_interval,
+    build_interval,
+)
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.token_trace import (
     COLUMN_HINT,
+    INPUT_COLUMNS,
+    OUTPUT_COLUMNS,
     TokenTrace,
     constant_tokens,
     is_json_lines,
@@ -42,7 +55,7 @@ from unfold_pipeline.engine.trace.token_trace import (
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
-from unfold_pipeline.schema.engine import Count, Counts, EngineModel, EngineSpec, StepSource
+from unfold_pipeline.schema.engine import SOURCE_KEYS, Count, Counts, EngineModel, EngineSpec, StepSource
 from unfold_pipeline.schema.hardware import GpuSheet, Hardware
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Run, did_you_mean, user_error
@@ -60,6 +73,14 @@ class StepRange:
     confidence: float = CONFIDENCE
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredEndpoint:
+    """The profile of a running engine, with the step times that fit it."""
+
+    profile: EndpointProfile
+    fit: FittedEndpoint
+
+
 def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     """Read every file that an engine names and return the planning problem.
 
@@ -71,10 +92,13 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     key = f"stages.{stage}.engine"
     trace = load_token_trace(spec, run)
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
-    model = read_model(engine.model, f"{key}.model", run)
-    settings = _build_settings(engine)
+    is_profiled = all(source.endpoint and _find_table(source) is None for source in engine.steps.values())
+    model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
+    needed = find_step_range(spec, engine, trace)
+    measured = _fit_endpoint(stage, engine, needed, key, run)
+    settings = _build_settings(engine, engine.front if measured is None else measured.fit.front_s)
     requests = trace.build_requests(BLOCK_TOKENS)
-    options, too_small = _build_options(spec, engine, model, prices, trace, key, run)
+    options, too_small = _build_options(spec, engine, model, prices, needed, measured, key, run)
     return EngineProblem(
         name=spec.name,
         stage=stage,
@@ -155,13 +179,20 @@ def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
 
 
 def _columns_of_other_trace(live: Arrivals) -> tuple[str | int | None, str | int | None]:
-    """Return the columns of tokens of a trace that may be another file than that of the spec: usual names count too."""
+    """Return the columns of tokens of a trace that may be another file than that of the spec.
+
+    Usual names count where it lacks those of the spec, and before numbers that the spec gives for all requests.
+    """
     from unfoldkit.api import csv_rows
 
     first = next(iter(csv_rows(Path(str(live.trace)))), None)
-    held = set(first.cells) if first is not None else set()
-    prompt, generated = (name if isinstance(name, int) or name in held else None for name in (live.input, live.output))
-    return prompt, generated
+    names = set(first.cells) if first is not None else set()
+    lower = {name.lower() for name in names}
+    columns: list[str | int | None] = []
+    for name, usual in ((live.input, INPUT_COLUMNS), (live.output, OUTPUT_COLUMNS)):
+        is_usual = any(column.lower() in lower for column in usual)
+        columns.append(name if name in names or (isinstance(name, int) and not is_usual) else None)
+    return columns[0], columns[1]
 
 
 def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
@@ -186,7 +217,9 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
         trace = trace.cut(0.0, float(trace.arrival_s[-1]) * traffic.share)
-    if len(trace) < 2 or trace.arrival_s[-1] <= trace.arrival_s[0]:
+    if len(trace) > 1 and trace.arrival_s[-1] <= trace.arrival_s[0]:
+        raise user_error("all requests arrive at the same time: there is no rate", key=key, hint="a longer trace")
+    if len(trace) < 2:
         raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
     return trace
 
@@ -199,17 +232,19 @@ def hash_trace(trace: TokenTrace) -> str:
     return digest.hexdigest()
 
 
-def read_model(model: EngineModel, key: str, run: Run) -> ModelShape:
-    """Return the shape of a model, from its config.json or its sizes."""
+def read_model(model: EngineModel, key: str, run: Run, *, is_profiled: bool = False) -> ModelShape:
+    """Return the shape of a model, from its config.json or its sizes; a profiled engine may have any architecture."""
     if model.config is not None:
-        return read_model_config(run.path(model.config, key=f"{key}.config"))
-    sizes = {name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")}
+        return read_model_config(run.path(model.config, key=f"{key}.config"), is_profiled=is_profiled)
+    sizes: dict[str, Any] = {
+        name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")
+    }
     head = model.head or sizes["hidden"] // sizes["heads"]
     return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
 
 
-def resolve_gpu(name: str, hardware: Hardware) -> Gpu:
-    """Return the GPU of a hardware.
+def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> Gpu:
+    """Return the GPU of a hardware; one that was measured needs no data sheet.
 
     Raises:
         UnfoldError: its name is not known.
@@ -226,13 +261,15 @@ def resolve_gpu(name: str, hardware: Hardware) -> Gpu:
         )
     wanted = hardware.gpu or name
     gpu = find_gpu(wanted)
+    if gpu is None and is_measured:
+        return Gpu(name=wanted, memory_bytes=0.0, bytes_per_s=0.0, bf16_flops=0.0, fp8_flops=0.0)
     if gpu is None:
         hint = did_you_mean(wanted, list_gpus()) or "gpu: {memory: 80 GB, bandwidth: 2 TB/s, bf16_tflops: 300}"
         raise user_error(f"the GPU {wanted} is not known", key=f"hardware.{name}.gpu", hint=hint)
     return gpu
 
 
-def _build_settings(engine: EngineSpec) -> EngineSettings:
+def _build_settings(engine: EngineSpec, front_s: float) -> EngineSettings:
     return EngineSettings(
         budgets=_as_tuple(engine.max_num_batched_tokens),
         max_seqs=_as_tuple(engine.max_num_seqs),
@@ -240,7 +277,7 @@ def _build_settings(engine: EngineSpec) -> EngineSettings:
         prefix_cache=engine.prefix_cache,
         async_scheduling=engine.async_scheduling,
         reserve_full_isl=engine.reserve_full_isl,
-        front_s=engine.front,
+        front_s=front_s,
         tail=engine.tail,
         start_s=engine.start,
         max_replicas=engine.max_replicas,
@@ -257,31 +294,35 @@ def _build_options(
     engine: EngineSpec,
     model: ModelShape,
     prices: Mapping[str, ReplicaPrice],
-    trace: TokenTrace,
+    needed: StepRange,
+    measured: MeasuredEndpoint | None,
     key: str,
     run: Run,
 ) -> tuple[tuple[EngineOption, ...], tuple[tuple[str, int], ...]]:
-    longest = int((trace.input_tokens + trace.output_tokens).max())
-    needed = StepRange(
-        max_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
-        max_requests=max(_as_tuple(engine.max_num_seqs)) + SLOTS_HEADROOM,
-        max_context=longest,
-        confidence=spec.slo.confidence or CONFIDENCE,
-    )
+    longest = needed.max_context
     tables: TableCache = {}
     options: list[EngineOption] = []
     too_small: list[tuple[str, int]] = []
     for name, source in engine.steps.items():
-        gpu, hardware = resolve_gpu(name, spec.hardware[name]), spec.hardware[name]
-        reader = _build_reader(source, gpu, model, engine, f"{key}.steps.{name}", needed, tables, run)
+        hardware, endpoint = spec.hardware[name], measured if source.endpoint else None
+        is_measured = endpoint is not None and _find_table(source) is None
+        gpu = resolve_gpu(name, hardware, is_measured=is_measured)
+        reader = _build_reader(source, gpu, model, engine, f"{key}.steps.{name}", needed, tables, endpoint, run)
         for parallel in _list_degrees(engine, model, hardware):
-            kv_cache = _size_kv_cache(engine, name, parallel, model, gpu)
+            kv_cache = _size_kv_cache(engine, name, parallel, model, gpu, endpoint)
+            is_unknown = not kv_cache.num_blocks or model.is_unusual
+            if is_measured and is_unknown and not kv_cache.is_measured:
+                hint = f"kv_tokens: {{{name}: {{{parallel}: 8192}}}}"
+                raise user_error("the size of the KV cache is not known", key=f"{key}.kv_tokens", hint=hint)
             if kv_cache.tokens < longest:
                 too_small.append((name, parallel))
                 continue
             times, interval = reader(parallel)
-            if source.runs:
-                times, interval = _fit_runs(source, engine, times, interval, kv_cache, f"{key}.steps.{name}", run)
+            results, files = _read_results(source, endpoint, f"{key}.steps.{name}", run)
+            if results:
+                front_s = engine.front if endpoint is None else endpoint.fit.front_s
+                fit_key = f"{key}.steps.{name}"
+                times, interval = _fit_results(results, files, engine, times, interval, kv_cache, front_s, fit_key, run)
             options.append(
                 EngineOption(
                     hardware=name,
@@ -295,6 +336,12 @@ def _build_options(
                     interval=interval,
                 )
             )
+    if not options and not too_small:
+        degrees = ", ".join(str(degree) for degree in _as_tuple(engine.tensor_parallel))
+        message = (
+            f"no tensor parallelism of {degrees} divides {model.heads} heads and {model.inner} values within a node"
+        )
+        raise user_error(message, key=f"{key}.tensor_parallel", hint="1, 2, 4 or 8; per_instance: GPUs of a node")
     if not options:
         tried = ", ".join(f"{name} tp{parallel}" for name, parallel in too_small) or "no GPU"
         message = f"the model fits no GPU with a request of {longest:,} tokens: tried {tried}"
@@ -310,8 +357,12 @@ def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> 
             yield parallel
 
 
-def _size_kv_cache(engine: EngineSpec, name: str, parallel: int, model: ModelShape, gpu: Gpu) -> KvCache:
+def _size_kv_cache(
+    engine: EngineSpec, name: str, parallel: int, model: ModelShape, gpu: Gpu, endpoint: MeasuredEndpoint | None
+) -> KvCache:
     measured = engine.kv_tokens.get(name, {}).get(parallel)
+    if measured is None and endpoint is not None and endpoint.profile.kv_tokens:
+        measured = endpoint.profile.kv_tokens
     if measured is not None:
         return KvCache(num_blocks=measured // BLOCK_TOKENS, is_measured=True)
     return estimate_kv_cache(
@@ -324,33 +375,83 @@ def _size_kv_cache(engine: EngineSpec, name: str, parallel: int, model: ModelSha
     )
 
 
-def _fit_runs(
-    source: StepSource,
-    engine: EngineSpec,
-    times: StepTimes,
-    interval: StepInterval,
-    kv_cache: KvCache,
-    key: str,
-    run: Run,
-) -> tuple[StepTimes, StepInterval]:
-    """Return step times fitted to benchmark results, with the interval of a measured engine."""
-    results = [read_benchmark(run.path(file, key=f"{key}.runs[{index}]")) for index, file in enumerate(source.runs)]
-    limits = EngineLimits(
-        num_blocks=kv_cache.num_blocks,
+def find_step_range(spec: PipelineSpec, engine: EngineSpec, trace: TokenTrace) -> StepRange:
+    """Return the range over which a plan needs step times."""
+    return StepRange(
+        max_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
+        max_requests=max(_as_tuple(engine.max_num_seqs)) + SLOTS_HEADROOM,
+        max_context=int((trace.input_tokens + trace.output_tokens).max()),
+        confidence=spec.slo.confidence or CONFIDENCE,
+    )
+
+
+def build_measured_limits(engine: EngineSpec, num_blocks: int) -> EngineLimits:
+    """Return the arguments of the engine that was measured: the largest of each limit."""
+    return EngineLimits(
+        num_blocks=num_blocks,
         max_num_batched_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
         max_num_seqs=max(_as_tuple(engine.max_num_seqs)),
         prefix_cache=engine.prefix_cache,
         reserve_full_isl=engine.reserve_full_isl,
         async_scheduling=engine.async_scheduling,
     )
+
+
+def fit_profile(profile: EndpointProfile, engine: EngineSpec, *, max_requests: int, max_context: int) -> FittedEndpoint:
+    """Fit the step times of a running engine to its profile; the front end of the spec, if any, counts."""
+    longest = sum(item.input_tokens + item.output_tokens for phase in profile.phases for item in phase.requests)
+    limits = build_measured_limits(engine, longest // BLOCK_TOKENS + len(profile.phases) + profile.requests)
+    front_s = engine.front if "front" in engine.model_fields_set else None
+    return fit_endpoint(profile, limits, max_requests=max_requests, max_context=max_context, front_s=front_s)
+
+
+def _fit_endpoint(stage: str, engine: EngineSpec, needed: StepRange, key: str, run: Run) -> MeasuredEndpoint | None:
+    name = next((name for name, source in engine.steps.items() if source.endpoint), None)
+    if name is None:
+        return None
+    profile = load_endpoint_profile(stage, run)
+    if profile is None:
+        message = "this engine was not profiled yet"
+        raise user_error(message, key=f"{key}.steps.{name}.endpoint", hint="unfold profile SPEC first")
+    fit = fit_profile(profile, engine, max_requests=needed.max_requests, max_context=needed.max_context)
+    return MeasuredEndpoint(profile=profile, fit=fit)
+
+
+def _read_results(
+    source: StepSource, endpoint: MeasuredEndpoint | None, key: str, run: Run
+) -> tuple[list[BenchmarkRun], tuple[str, ...]]:
+    """Return the measured runs that fit the step times of a table."""
+    if endpoint is not None:
+        return ([] if _find_table(source) is None else build_benchmark_runs(endpoint.profile)), ()
+    paths = [run.path(file, key=f"{key}.runs[{index}]") for index, file in enumerate(source.runs)]
+    return [read_benchmark(path) for path in paths], source.runs
+
+
+def _find_table(source: StepSource) -> str | None:
+    """Return the key of the source that measurements fit; ``None`` if they are the only one."""
+    return next((word for word in SOURCE_KEYS if getattr(source, word)), None)
+
+
+def _fit_results(
+    results: Sequence[BenchmarkRun],
+    files: tuple[str, ...],
+    engine: EngineSpec,
+    times: StepTimes,
+    interval: StepInterval,
+    kv_cache: KvCache,
+    front_s: float,
+    key: str,
+    run: Run,
+) -> tuple[StepTimes, StepInterval]:
+    """Return step times fitted to benchmark results, with the interval of a measured engine."""
     longest = max(int((result.input_tokens + result.output_tokens).max()) for result in results)
     if longest > kv_cache.tokens:
         message = f"a request of {longest:,} tokens does not fit the KV cache of {kv_cache.tokens:,}"
         raise user_error(message, key=f"{key}.runs", hint="kv_tokens: the measured size of the KV cache")
-    fitted = fit_step_times(results, times, limits, front_s=engine.front)
+    fitted = fit_step_times(results, times, build_measured_limits(engine, kv_cache.num_blocks), front_s=front_s)
     for note in fitted.notes:
         run.log.warning("%s.runs: %s", key, note)
-    measured = build_interval("runs", interval.confidence, source.runs)
+    measured = build_interval("runs", interval.confidence, files)
     return fitted.times, replace(measured, low=measured.low * fitted.low, high=measured.high * fitted.high)
 
 
@@ -375,9 +476,13 @@ def _build_reader(
     key: str,
     needed: StepRange,
     tables: TableCache,
+    endpoint: MeasuredEndpoint | None,
     run: Run,
 ) -> Reader:
     """Return a function from tensor parallelism to step times; files are read once, at the first call."""
+    if endpoint is not None and _find_table(source) is None:
+        fit = endpoint.fit
+        return lambda _: (fit.times, build_endpoint_interval(fit.within, needed.confidence))
     all_reduce = (
         read_all_reduce(run.path(source.all_reduce, key=f"{key}.all_reduce"), {}) if source.all_reduce else None
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_pipeline.estimator.estimator import Estimator
@@ -12,6 +12,7 @@ from unfold_pipeline.problem.pipeline import (
     StageConfig,
     compute_longest_path,
     compute_unavoidable_time,
+    remove_replica,
 )
 from unfold_pipeline.problem.sample import Sample
 
@@ -20,13 +21,15 @@ from unfold_pipeline.problem.sample import Sample
 class SloChecker:
     """A pipeline, an estimator per sample, and the seconds that the percentile may take on each of them.
 
-    The last ``scenarios`` of the estimators are those of fresh samples, on which a plan must meet the SLO too.
+    The last ``scenarios`` of the estimators are those of fresh samples, on which a plan must meet the SLO too. With one
+    ``spare``, it must also meet the SLO when any stage has lost a replica (N+1).
     """
 
     pipeline: Pipeline
     estimators: tuple[Estimator, ...]
     slo_s: float
     scenarios: int = 0
+    spares: int = 0
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -49,9 +52,17 @@ class SloChecker:
         return max(sample.rate for sample in self.samples)
 
     def meets_slo(self, plan: Plan) -> bool:
-        """Return whether a plan is within the quotas and its percentile meets the SLO on every sample."""
-        if not self.pipeline.is_within_quotas(plan):
+        """Return whether a plan is within the quotas and its percentile meets the SLO on every sample, spares lost."""
+        if not self.pipeline.is_within_quotas(plan) or not self._is_in_time(plan):
             return False
+        return all(loss is not None and self._is_in_time(loss) for loss in self.list_losses(plan))
+
+    def list_losses(self, plan: Plan) -> Iterator[Plan | None]:
+        """Yield the plan after each loss that it must survive; ``None`` if a stage loses its only replica."""
+        for index, config in enumerate(plan) if self.spares else ():
+            yield remove_replica(plan, index) if config.replicas > 1 else None
+
+    def _is_in_time(self, plan: Plan) -> bool:
         stage_s = [option.min_latency_s for option in self.pipeline.chosen_options(plan)]
         downstream_s = compute_unavoidable_time(self.pipeline, stage_s).downstream_s
         return all(estimator.meets_slo(plan, self.slo_s, downstream_s) for estimator in self.estimators)
@@ -79,6 +90,6 @@ class SloChecker:
         return replace(self, pipeline=replace(self.pipeline, quotas=()))
 
 
-def build_slo_checker(pipeline: Pipeline, samples: Sequence[Sample], slo_s: float) -> SloChecker:
-    """Return the checker of plans for some samples and a target in seconds."""
-    return SloChecker(pipeline, tuple(Estimator(pipeline, sample) for sample in samples), slo_s)
+def build_slo_checker(pipeline: Pipeline, samples: Sequence[Sample], slo_s: float, spares: int = 0) -> SloChecker:
+    """Return the checker of plans for some samples, a target in seconds, and the replicas that may be lost."""
+    return SloChecker(pipeline, tuple(Estimator(pipeline, sample) for sample in samples), slo_s, spares=spares)

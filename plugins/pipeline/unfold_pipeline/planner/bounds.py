@@ -11,6 +11,7 @@ import numpy as np
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.estimator import TIME_TOLERANCE_S, Estimator
+from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, compute_unavoidable_time, count_required_replicas
 from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Goal, Server, serve
@@ -38,23 +39,26 @@ class StageRun(NamedTuple):
     replicas: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaBounds:
     """Cached lower bounds on the replicas of single stages, over all samples.
 
     *Sharp*: the stage is fed with the raw arrivals and must finish each item within the time that the other stages
     leave. Not proven: batches that leave a stage together can be served better than raw arrivals. *Proven*: a fluid
-    server of the same throughput drops no more queries than any schedule.
+    server of the same throughput drops no more queries than any schedule. A replica that may be lost comes on top, as
+    the others must do without it.
 
     Attributes:
         pipeline: the stages.
         estimators: an estimator per sample.
+        spares: replicas of a stage that may be lost.
         sharp, proven: bounds computed so far.
         tail_ranges_s: for a stage on its own, the largest budget that it misses and the least that it meets.
     """
 
     pipeline: Pipeline
     estimators: tuple[Estimator, ...]
+    spares: int = 0
     sharp: dict[BoundKey, int] = field(default_factory=dict)
     proven: dict[BoundKey, int] = field(default_factory=dict)
     tail_ranges_s: dict[StageRun, tuple[float, float]] = field(default_factory=dict)
@@ -76,7 +80,8 @@ class ReplicaBounds:
     def bound_load(self, stage: int, option: int, batch: int, budget_s: float) -> int:
         """Return the replicas that serve all but the queries that may be late: quick, and never above other bounds."""
         throughput = self.pipeline.stages[stage].options[option].max_throughput(batch)
-        return max(_bound_sample_load(estimator, stage, throughput, budget_s) for estimator in self.estimators)
+        counts = (_bound_sample_load(estimator, stage, throughput, budget_s) for estimator in self.estimators)
+        return self.spares + max(counts)
 
     def bound_cost(self, slo_s: float) -> float:
         """Return $/h below which no plan can meet the SLO."""
@@ -96,7 +101,7 @@ class ReplicaBounds:
         # a stage may be too slow if few enough queries visit it
         if is_slow and any(_count_queries(estimator, key.stage) > estimator.max_late for estimator in self.estimators):
             return MAX_REPLICAS
-        return max(bound_sample(number) for number in range(len(self.estimators)))
+        return self.spares + max(bound_sample(number) for number in range(len(self.estimators)))
 
     def _bound_sample_sharp(self, number: int, key: BoundKey) -> int:
         estimator = self.estimators[number]
@@ -122,6 +127,11 @@ class ReplicaBounds:
             missed_s, met_s = (budget_s, met_s) if tail_s is None else (math.nextafter(tail_s, -math.inf), tail_s)
             self.tail_ranges_s[run] = missed_s, met_s
         return budget_s >= met_s
+
+
+def build_replica_bounds(checker: SloChecker) -> ReplicaBounds:
+    """Return the bounds of the plans that a checker accepts, with nothing computed yet."""
+    return ReplicaBounds(pipeline=checker.pipeline, estimators=checker.estimators, spares=checker.spares)
 
 
 def compute_remaining_times(estimator: Estimator, stage: int, first_open: int) -> FloatArray:

@@ -135,8 +135,12 @@ class Search:
         return complete if len(complete) == len(flows) else None
 
     def is_infeasible(self, plan: Plan) -> bool:
-        """Return whether too many queries of a sample are late over all stages of ``plan``, whatever follows."""
-        return any(is_infeasible_prefix(item, plan, self.checker.slo_s) for item in self.checker.estimators)
+        """Return whether too many queries are late over all stages of ``plan``, or after a loss, whatever follows."""
+        return any(
+            loss is None
+            or any(is_infeasible_prefix(item, loss, self.checker.slo_s) for item in self.checker.estimators)
+            for loss in (plan, *self.checker.list_losses(plan))
+        )
 
     def is_promising(self, plan: Plan, value: float) -> bool:
         """Return whether a node can lead to a plan below the ceiling and within the quotas."""
@@ -236,7 +240,23 @@ def _has_spare_replica(search: Search, plan: Plan, flows: list[Flow]) -> bool:
         return False
     smaller = (*plan[:-1], replace(config, replicas=config.replicas - 1))
     cached = [estimator.cached_flow(len(plan) - 1, smaller) for estimator in search.checker.estimators]
-    return all(old is not None and _is_same_flow(old, new) for old, new in zip(cached, flows, strict=True))
+    is_spare = all(old is not None and _is_same_flow(old, new) for old, new in zip(cached, flows, strict=True))
+    return is_spare and _has_spare_after_losses(search, plan, smaller)
+
+
+def _has_spare_after_losses(search: Search, plan: Plan, smaller: Plan) -> bool:
+    """Return whether a plan's last stage completes alike with a replica less after each loss that it must survive."""
+    index = len(plan) - 1
+    losses = zip(search.checker.list_losses(plan), search.checker.list_losses(smaller), strict=True)
+    return all(
+        loss is not None
+        and smaller_loss is not None
+        and all(
+            _is_same_flow(estimator.complete_flow(index, smaller_loss), estimator.complete_flow(index, loss))
+            for estimator in search.checker.estimators
+        )
+        for loss, smaller_loss in losses
+    )
 
 
 def _is_same_flow(flow: Flow, reference: Flow) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import numpy as np
 from unfold_pipeline._types import BoolArray, CountArray, FloatArray
 from unfold_pipeline.estimator.estimator import Estimator, queue_arrivals
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.problem.pipeline import Plan, replace_config
+from unfold_pipeline.problem.pipeline import Plan, remove_replica
 from unfoldkit.queueing import kernel
 
 
@@ -34,7 +35,10 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class RejectedSaving:
-    """The plan with one replica less at a stage, its saving in $/h, and its percentile in seconds."""
+    """The plan with one replica less at a stage, its saving in $/h, and its percentile in seconds.
+
+    If a plan must survive a loss, it is the percentile after the worst loss, infinite if a stage has no replica left.
+    """
 
     stage: int
     saving: float
@@ -69,7 +73,7 @@ def list_rejected_savings(checker: SloChecker, plan: Plan) -> list[RejectedSavin
         RejectedSaving(
             index,
             checker.pipeline.stage_price(index, replace(config, replicas=1)),
-            checker.tail_latency(_remove_replica(plan, index)),
+            _measure_worst_loss(checker, remove_replica(plan, index)),
         )
         for index, config in enumerate(plan)
         if config.replicas > 1
@@ -80,9 +84,15 @@ def list_rejected_savings(checker: SloChecker, plan: Plan) -> list[RejectedSavin
 def simulate_replica_losses(checker: SloChecker, plan: Plan) -> list[float | None]:
     """Return the percentile in seconds after each stage has lost a replica; ``None`` for its only one."""
     return [
-        checker.tail_latency(_remove_replica(plan, index)) if config.replicas > 1 else None
+        checker.tail_latency(remove_replica(plan, index)) if config.replicas > 1 else None
         for index, config in enumerate(plan)
     ]
+
+
+def _measure_worst_loss(checker: SloChecker, plan: Plan) -> float:
+    """Return the percentile of a plan, or the largest one after a loss that it must survive."""
+    losses = (math.inf if loss is None else checker.tail_latency(loss) for loss in checker.list_losses(plan))
+    return max(checker.tail_latency(plan), *losses, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +101,6 @@ class _Stays:
 
     ready_s: list[FloatArray]
     done_s: list[FloatArray]
-
-
-def _remove_replica(plan: Plan, index: int) -> Plan:
-    return replace_config(plan, index, replace(plan[index], replicas=plan[index].replicas - 1))
 
 
 def _measure_stays(estimator: Estimator, plan: Plan) -> _Stays:

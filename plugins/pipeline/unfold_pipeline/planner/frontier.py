@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.planner.bounds import ReplicaBounds
+from unfold_pipeline.planner.bounds import ReplicaBounds, build_replica_bounds
 from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
 from unfold_pipeline.planner.greedy import plan_greedily
 from unfold_pipeline.planner.local_search import minimize_tail_latency, trade_between_stages
@@ -58,7 +58,7 @@ def compute_frontier(
     """
     problem_slo_s = solution.checker.slo_s
     targets = {*(slos_s or [problem_slo_s * factor for factor in DEFAULT_FACTORS]), problem_slo_s}
-    state = _FrontierState(ReplicaBounds(solution.checker.pipeline, solution.checker.estimators), budget)
+    state = _FrontierState(build_replica_bounds(solution.checker), budget)
     state.plans += [plan for plan in (solution.plan, solution.greedy.plan) if plan is not None]
     points: list[FrontierPoint] = []
     for index, slo_s in enumerate(sorted(targets, reverse=True)):

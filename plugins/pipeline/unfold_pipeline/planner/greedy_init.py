@@ -76,7 +76,8 @@ def _rank_seed(checker: SloChecker, seed: Plan) -> SeedRank:
     pipeline = checker.pipeline
     loads = [checker.stage_rate(index) / _sustained_rate(checker, index, config) for index, config in enumerate(seed)]
     covering = tuple(
-        replace(config, replicas=count_required_replicas(load, 1.0)) for config, load in zip(seed, loads, strict=True)
+        replace(config, replicas=checker.spares + count_required_replicas(load, 1.0))
+        for config, load in zip(seed, loads, strict=True)
     )
     excess = sum(violation.used - violation.quota for violation in pipeline.find_quota_violations(covering))
     quota_loads = (_sum_load(checker, seed, loads, name) / quota for name, quota in pipeline.quotas if quota)
@@ -128,7 +129,7 @@ def _count_covering_steps(checker: SloChecker, seed: Plan) -> int:
     """Return the steps until each stage sustains its mean load: fewer are not worth a simulation on long samples."""
     steps, plan = 0, seed
     while steps < MAX_REPLICAS and (index := _find_bottleneck(checker, plan)) is not None:
-        if _sustained_rate(checker, index, plan[index]) >= checker.stage_rate(index):
+        if _surviving_rate(checker, index, plan[index]) >= checker.stage_rate(index):
             break
         steps, plan = steps + 1, _add_replica(plan, index)
     return steps
@@ -146,13 +147,17 @@ def _add_replica(plan: Plan, index: int) -> Plan:
 def _find_bottleneck(checker: SloChecker, plan: Plan) -> int | None:
     """Return the stage that sustains the least of its load, among those with a replica left in their quota."""
     scores = [
-        _sustained_rate(checker, index, config) / max(checker.stage_rate(index), 1e-12)
+        _surviving_rate(checker, index, config) / max(checker.stage_rate(index), 1e-12)
         if checker.pipeline.is_within_quotas(_add_replica(plan, index))
         else math.inf
         for index, config in enumerate(plan)
     ]
     min_score = min(scores)
     return scores.index(min_score) if min_score < math.inf else None
+
+
+def _surviving_rate(checker: SloChecker, index: int, config: StageConfig) -> float:
+    return _sustained_rate(checker, index, replace(config, replicas=config.replicas - checker.spares))
 
 
 def _sustained_rate(checker: SloChecker, index: int, config: StageConfig) -> float:

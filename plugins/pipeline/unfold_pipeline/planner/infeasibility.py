@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds
+from unfold_pipeline.planner.bounds import MAX_REPLICAS, ReplicaBounds, build_replica_bounds
 from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
 from unfold_pipeline.planner.greedy import plan_greedily
 from unfold_pipeline.planner.greedy_init import AMPLE_REPLICAS, find_initial_plan
@@ -116,7 +116,7 @@ def _find_least_quota(checker: SloChecker, name: str, quota: int, max_queries: f
 def _has_plan(checker: SloChecker, max_queries: float) -> bool:
     if find_initial_plan(checker) is not None:
         return True
-    return _search_plan(checker, ReplicaBounds(checker.pipeline, checker.estimators), max_queries, None) is not None
+    return _search_plan(checker, build_replica_bounds(checker), max_queries, None) is not None
 
 
 def _set_quota(checker: SloChecker, name: str, count: int) -> SloChecker:
@@ -128,7 +128,7 @@ def _relax_slo(obstacle: Obstacle, checker: SloChecker, fastest: Plan, max_queri
     """Try targets upwards from the least that unlimited replicas reach, until there is a plan."""
     least_s = max(checker.remove_quotas().tail_latency(fastest), checker.slo_s)
     relaxed = [replace(checker, slo_s=_round_up_ms(least_s * factor)) for factor in RELAXATION_FACTORS]
-    bounds = ReplicaBounds(checker.pipeline, checker.estimators)
+    bounds = build_replica_bounds(checker)
     # greedy is quick, so the search looks for a target only where greedy finds none
     for previous, candidate in itertools.pairwise([checker, *relaxed]):
         if plan_greedily(candidate).plan is not None:

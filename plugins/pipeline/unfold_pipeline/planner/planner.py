@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from unfold_pipeline.estimator.slo import SloChecker
-from unfold_pipeline.planner.bounds import ReplicaBounds
+from unfold_pipeline.planner.bounds import ReplicaBounds, build_replica_bounds
 from unfold_pipeline.planner.branch_and_bound import Search, SearchResult, find_cheapest_plan
 from unfold_pipeline.planner.greedy import GreedySolution, plan_greedily
 from unfold_pipeline.planner.local_search import minimize_tail_latency, trade_between_stages
@@ -61,7 +61,7 @@ class NoPlan:
 
 def find_plan(checker: SloChecker, budget: SearchBudget, progress: Progress) -> Solution | NoPlan:
     """Return the cheapest plan with the greedy one for comparison, or how certain it is that no plan meets the SLO."""
-    bounds = ReplicaBounds(checker.pipeline, checker.estimators)
+    bounds = build_replica_bounds(checker)
     progress("greedy", 0, 1)
     greedy = plan_greedily(checker, compound=budget.compound)
     progress("greedy", 1, 1)

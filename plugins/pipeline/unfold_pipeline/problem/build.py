@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.flow_syntax import REQUEST
 from unfold_pipeline.problem.from_cascade import (
     CascadeStage,
     build_cascade_stages,
@@ -28,7 +29,15 @@ from unfold_pipeline.problem.latency_profile import (
     require_profile,
 )
 from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
-from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
+from unfold_pipeline.problem.pipeline import (
+    Edge,
+    HardwareOption,
+    Pipeline,
+    Stage,
+    build_edges,
+    build_inputs,
+    interpolate_latency,
+)
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.problem import (
     LatencySources,
@@ -42,9 +51,17 @@ from unfold_pipeline.problem.problem import (
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
+from unfold_pipeline.schema.hardware import Placement
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.schema.placement import Placement
-from unfold_pipeline.schema.stages import BatchLatency, FromRun, ModelSpec, StageSpec, sort_stages
+from unfold_pipeline.schema.stages import (
+    BatchLatency,
+    FromRun,
+    ModelSpec,
+    StageSpec,
+    list_conditions,
+    list_inputs,
+    sort_stages,
+)
 from unfoldkit.api import Run, user_error
 
 
@@ -80,6 +97,7 @@ def build_problem(spec: PipelineSpec, run: Run) -> Problem:
         activation_s=activation_s,
         samplers=_build_samplers(resolved, pipeline, samples, visits, run),
         confidence=spec.slo.confidence,
+        spares=spec.slo.survive,
         placement=build_placement(spec.placement),
         recorded_visits=visits,
         cascade=None
@@ -116,6 +134,7 @@ def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float])
         max_replicas=spec.tuner.most,
         sheds=spec.slo.shed,
         max_wait_s=compute_wait_bound(spec.target_s),
+        stores_table=spec.tuner.table,
     )
     if spec.tuner.activation is not None:
         return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")
@@ -142,7 +161,7 @@ def build_flows(spec: PipelineSpec) -> tuple[Stage, ...]:
     """Return the stages with their edges and no hardware, as far as recorded visits need them."""
     names = sort_stages(spec.stages_by_name)
     positions = {name: index for index, name in enumerate(names)}
-    return tuple(Stage(name, _build_edges(spec.stages_by_name[name], positions), ()) for name in names)
+    return tuple(Stage(name, _build_stage_edges(spec.stages_by_name[name], positions), ()) for name in names)
 
 
 def build_placement(placement: Placement) -> PlacementPolicy:
@@ -209,6 +228,8 @@ def _convert_cascade_stage(stage: CascadeStage, spec: PipelineSpec, run: Run) ->
     latency = {spec.local_hardware: {size: f"{stage.latency_s * size:.12g} s" for size in (1, max_batch)}}
     body = {
         "after": stage.after,
+        # the models of a cascade read the features of the case, whatever the models before them answered
+        "inputs": {"x": REQUEST},
         "share": stage.share,
         "latency": {} if is_measured else latency,
         "max_batch": max_batch,
@@ -251,11 +272,20 @@ def _build_stage(
         )
         for hardware, points in {**stage.latency, **imported, **measured}.items()
     )
-    return Stage(name, _build_edges(stage, positions), options, stage.share, stage.fan_out, stage.wait)
+    return Stage(
+        name,
+        _build_stage_edges(stage, positions),
+        options,
+        stage.share,
+        stage.fan_out,
+        stage.wait,
+        build_inputs(list_inputs(stage), positions),
+        math.nan if stage.missing is None else stage.missing,
+    )
 
 
-def _build_edges(stage: StageSpec, positions: Mapping[str, int]) -> tuple[Edge, ...]:
-    return tuple(Edge(positions[parent], share) for parent, share in stage.after.items() if share > 0)
+def _build_stage_edges(stage: StageSpec, positions: Mapping[str, int]) -> tuple[Edge, ...]:
+    return build_edges(stage.after, list_conditions(stage), positions)
 
 
 def _build_latency(stage: str, hardware: str, points: BatchLatency, max_batch: int | None, run: Run) -> FloatArray:

@@ -37,6 +37,8 @@ class ModelSource:
         start_s: how long loading may take.
         features: numbers per query; ``None`` if the model determines it.
         rows_file: NPZ file of queries to profile with; empty for synthetic queries.
+        outputs: by tensor, the values per query that code states to return; empty if it states none.
+        wanted: tensors that other stages read or test, beside all that the model returns by itself.
     """
 
     path: str = ""
@@ -46,6 +48,8 @@ class ModelSource:
     start_s: float = DEFAULT_START_S
     features: int | None = None
     rows_file: str = ""
+    outputs: tuple[tuple[str, int], ...] = ()
+    wanted: tuple[str, ...] = ()
 
 
 def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
@@ -79,7 +83,7 @@ def fingerprint_model(source: ModelSource, model: ModelSpec, *, is_pinned: bool 
         is_pinned: whether replicas are pinned to a core, which changes latencies.
     """
     body = read_bytes(source.path) if source.path else read_module(source) + read_imported_modules(source)
-    options = model.model_dump(mode="json", exclude_none=True, exclude={"start"})
+    options = model.model_dump(mode="json", exclude_none=True, exclude={"start", "outputs"})
     options |= {"pin": "core"} if is_pinned else {}
     return fingerprint(MEASURED, options, hashlib.sha256(body).hexdigest())
 
@@ -125,6 +129,7 @@ def _build_source(model: ModelSpec, run: Run, *, path: str = "", code: str = "",
         start_s=model.start or DEFAULT_START_S,
         features=model.features,
         rows_file="" if model.rows is None else str(run.path(model.rows, key="stages")),
+        outputs=tuple((model.outputs or {}).items()),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
+from unfold_pipeline.flow_syntax import REQUEST, Condition, parse_condition, split_source
 
 COST_TOLERANCE = 1e-9
 """$/h below which two plans cost the same."""
@@ -70,10 +71,33 @@ class HardwareOption:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A flow from the stage with index ``parent``; a query continues here with probability ``share``."""
+    """A flow from the stage with index ``parent``; a query continues here with probability ``share``.
+
+    A service tests ``condition`` on the output of the parent instead, if there is one.
+    """
 
     parent: int
     share: float = 1.0
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """What a stage reads: the row of the request if ``stage`` is ``None``, else an upstream output, or a tensor of it.
+
+    The tensor is empty for the whole output.
+    """
+
+    stage: int | None
+    tensor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInput:
+    """An input of a model, and what is joined into it."""
+
+    name: str
+    sources: tuple[TensorSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +111,8 @@ class Stage:
         share: fraction of all queries that enter here, for an entry stage.
         fan_out: mean number of items made of one query of the parent.
         max_wait_s: how long a batch that is not full may be delayed.
+        inputs: what its model reads; empty for all that its parents return, or for the row of the request at an entry.
+        missing: stands for each value of a parent that was skipped.
     """
 
     name: str
@@ -95,6 +121,8 @@ class Stage:
     share: float = 1.0
     fan_out: float = 1.0
     max_wait_s: float = 0.0
+    inputs: tuple[TensorInput, ...] = ()
+    missing: float = math.nan
 
     @property
     def fastest_option(self) -> int:
@@ -106,8 +134,8 @@ class Stage:
         return min(ranks)[2]
 
     def is_certain(self, edge: Edge) -> bool:
-        """Return whether every item of the parent reaches this stage; a fan-out below 1 drops some."""
-        return edge.share >= 1 and self.fan_out >= 1
+        """Return whether every item of the parent reaches this stage; a fan-out below 1 or a condition drops some."""
+        return edge.share >= 1 and self.fan_out >= 1 and edge.condition is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +226,11 @@ def replace_config(plan: Plan, index: int, config: StageConfig) -> Plan:
     return (*plan[:index], config, *plan[index + 1 :])
 
 
+def remove_replica(plan: Plan, index: int) -> Plan:
+    """Return the plan with a replica less at stage ``index``."""
+    return replace_config(plan, index, replace(plan[index], replicas=plan[index].replicas - 1))
+
+
 def count_by_hardware(options: Sequence[HardwareOption], replicas: Sequence[int]) -> dict[str, int]:
     """Return the number of replicas on each hardware."""
     used: dict[str, int] = {}
@@ -219,6 +252,37 @@ def compute_hourly_cost(options: Sequence[HardwareOption], replicas: Sequence[in
         added = option.count_instances(previous + count) - option.count_instances(previous)
         total += added * option.replicas_per_instance * option.usd_per_hour
     return total
+
+
+def build_edges(
+    after: Mapping[str, float], conditions: Mapping[str, str], positions: Mapping[str, int]
+) -> tuple[Edge, ...]:
+    """Return the flows into a stage.
+
+    Args:
+        after: by upstream stage, the fraction of its queries that continues; 0 for no flow.
+        conditions: by upstream stage, the condition on its output, if there is one.
+        positions: index of each stage.
+    """
+    return tuple(
+        Edge(positions[parent], share, parse_condition(conditions[parent]) if parent in conditions else None)
+        for parent, share in after.items()
+        if share > 0
+    )
+
+
+def build_inputs(inputs: Mapping[str, Sequence[str]], positions: Mapping[str, int]) -> tuple[TensorInput, ...]:
+    """Return what the model of a stage reads, from the sources of each input; ``positions`` index the stages."""
+    return tuple(
+        TensorInput(
+            tensor,
+            tuple(
+                TensorSource(positions.get(stage), name)
+                for stage, name in (split_source(source, {*positions, REQUEST}) for source in sources)
+            ),
+        )
+        for tensor, sources in inputs.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

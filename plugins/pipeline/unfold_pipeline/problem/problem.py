@@ -54,6 +54,7 @@ class TunerSettings:
         sheds: whether queries that cannot meet their deadline are dropped in a replay.
         min_window_s: windows of the envelope below this length are ignored by the table rule.
         max_wait_s: the waiting bound of the service; what would wait for longer is refused and never queues.
+        stores_table: whether the plan holds replicas by rate, for autoscalers of other systems.
     """
 
     delay_s: float = DEFAULT_ACTIVATION_S
@@ -65,6 +66,7 @@ class TunerSettings:
     sheds: bool = False
     min_window_s: float = 0.0
     max_wait_s: float = math.inf
+    stores_table: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ class Problem:
         activation_s: measured seconds from ordering a replica until it serves, by stage.
         samplers: draw a fresh sample of each traffic.
         confidence: share of fresh samples on which a plan must meet the SLO; ``None`` for the sample only.
+        spares: replicas that any stage may lose while the plan still meets the SLO.
     """
 
     name: str
@@ -172,3 +175,4 @@ class Problem:
     activation_s: Mapping[str, float] = field(default_factory=dict)
     samplers: tuple[Sampler, ...] = ()
     confidence: float | None = None
+    spares: int = 0

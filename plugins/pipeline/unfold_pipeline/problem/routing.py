@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_pipeline._types import IndexArray
+from unfold_pipeline._types import BoolArray, IndexArray
 from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.sample import Sample, Visits, draw_sample
 
@@ -16,21 +16,30 @@ Item = tuple[int, int]
 ROUTES_PER_DRAW = 256
 
 
-@dataclass(frozen=True, slots=True)
+def follow_every_flow(_child: int) -> bool:
+    """Return true: the routes alone decide."""
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
     """The paths of the items of some queries.
 
     Attributes:
         pipeline: the stages.
-        sample: the visits of the queries.
+        sample: the visits of the queries; a flow with a condition is in it for every query if ``tests_values``.
         pending_flows: flows that each item of a join still waits for, by stage; ``None`` where nothing joins.
+        is_reached: whether a flow has reached each item of a join, by stage; ``None`` where nothing joins.
         open_items: items of each query that are not done, shape (queries,).
+        tests_values: whether conditions on the output decide, as in a service, or the sample, as in a replay.
     """
 
     pipeline: Pipeline
     sample: Sample
     pending_flows: tuple[IndexArray | None, ...]
+    is_reached: tuple[BoolArray | None, ...]
     open_items: IndexArray
+    tests_values: bool = False
 
     def find_entries(self, query: int) -> Iterator[Item]:
         """Yield the items with which a query enters."""
@@ -43,18 +52,26 @@ class Routes:
         """Return the query of an item."""
         return int(self.sample.visits[item[0]].query[item[1]])
 
-    def release_children(self, item: Item) -> Iterator[Item]:
-        """Yield the items that become ready when ``item`` is done. Call it once per item."""
+    def list_flows(self, item: Item) -> Iterator[Item]:
+        """Yield the items to which a flow from ``item`` leads."""
         stage, number = item
         for child in self.pipeline.children(stage):
             visits = self.sample.visits[child]
             first = int(visits.first_child[stage][number])
-            for copy in range(first, first + int(visits.child_count[stage][number])):
-                pending = self.pending_flows[child]
-                if pending is not None:
-                    pending[copy] -= 1
-                if pending is None or pending[copy] == 0:
-                    yield child, copy
+            yield from ((child, copy) for copy in range(first, first + int(visits.child_count[stage][number])))
+
+    def release_children(self, item: Item, follows: Callable[[int], bool] = follow_every_flow) -> Iterator[Item]:
+        """Yield the items that become ready when ``item`` is done. Call it once per item, and exhaust it.
+
+        A join waits until each of its flows has come or was not followed, and runs if one has come. What no flow
+        reaches is skipped, with everything behind it: the dead-path elimination of WS-BPEL 2.0.
+
+        Args:
+            item: the item that is done.
+            follows: whether its flow to a stage is followed.
+        """
+        for child, copy in self.list_flows(item):
+            yield from self._resolve_flow(child, copy, is_followed=follows(child))
 
     def complete_item(self, item: Item) -> bool:
         """Count an item as done and return whether it was the last of its query."""
@@ -62,10 +79,28 @@ class Routes:
         self.open_items[query] -= 1
         return bool(self.open_items[query] == 0)
 
+    def _resolve_flow(self, child: int, copy: int, *, is_followed: bool) -> Iterator[Item]:
+        pending, reached = self.pending_flows[child], self.is_reached[child]
+        if pending is not None and reached is not None:
+            pending[copy] -= 1
+            reached[copy] |= is_followed
+            if pending[copy] > 0:
+                return
+            is_followed = bool(reached[copy])
+        if is_followed:
+            yield child, copy
+            return
+        self.open_items[self.query_of((child, copy))] -= 1
+        for grandchild, number in self.list_flows((child, copy)):
+            yield from self._resolve_flow(grandchild, number, is_followed=False)
+
 
 @dataclass(slots=True)
 class RouteDrawer:
-    """Draws routes for queries that arrive one by one; a batch of draws costs as much as a single draw."""
+    """Draws routes for queries that arrive one by one; a batch of draws costs as much as a single draw.
+
+    A flow with a condition is drawn for every query, because its output decides.
+    """
 
     pipeline: Pipeline
     rng: np.random.Generator
@@ -75,20 +110,24 @@ class RouteDrawer:
     def draw_next(self) -> tuple[Routes, int]:
         """Return the routes that hold the next query, and its number there."""
         if self.routes is None or self.next_query == self.routes.sample.size:
-            sample = draw_sample(self.pipeline, np.zeros(ROUTES_PER_DRAW), self.rng)
-            self.routes, self.next_query = build_routes(self.pipeline, sample), 0
+            sample = draw_sample(_open_conditions(self.pipeline), np.zeros(ROUTES_PER_DRAW), self.rng)
+            self.routes = replace(build_routes(self.pipeline, sample), tests_values=True)
+            self.next_query = 0
         self.next_query += 1
         return self.routes, self.next_query - 1
 
 
 def build_routes(pipeline: Pipeline, sample: Sample) -> Routes:
-    """Return the routes of a sample, with no item done yet."""
+    """Return the routes of a sample, with no item done yet; its visits decide every flow."""
     open_items = np.zeros(sample.size, dtype=np.int32)
     pending: list[IndexArray | None] = []
     for visits in sample.visits:
         np.add.at(open_items, visits.query, 1)
         pending.append(count_flows(visits) if len(visits.first_child) > 1 else None)
-    return Routes(pipeline, sample, tuple(pending), open_items)
+    reached = tuple(None if flows is None else np.zeros(flows.size, dtype=np.bool_) for flows in pending)
+    return Routes(
+        pipeline=pipeline, sample=sample, pending_flows=tuple(pending), is_reached=reached, open_items=open_items
+    )
 
 
 def count_flows(visits: Visits) -> IndexArray:
@@ -97,3 +136,15 @@ def count_flows(visits: Visits) -> IndexArray:
     for parent, count in visits.child_count.items():
         np.add.at(flows, visits.first_child[parent][count > 0], 1)
     return flows
+
+
+def _open_conditions(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with a share of 1 on each flow that has a condition."""
+    stages = (
+        replace(
+            stage,
+            parents=tuple(edge if edge.condition is None else replace(edge, share=1.0) for edge in stage.parents),
+        )
+        for stage in pipeline.stages
+    )
+    return Pipeline(tuple(stages))

@@ -7,13 +7,13 @@ import graphlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.schema.stages import FromRun
+from unfold_pipeline.schema.stages import FromRun, list_conditions, list_inputs
 from unfoldkit.api import Report, UnfoldError, user_error
 from unfoldkit.catalog.bundled import load_catalog
 from unfoldkit.io.yaml12 import to_yaml
@@ -34,7 +34,12 @@ class ExportedStage:
         share: fraction of all queries that enter here, for an entry stage.
         fan_out: mean items per query.
         max_wait_s: how long a batch that is not full may be delayed.
-        model_file, model_code: the model, if the spec names one.
+        conditions: by upstream stage, the condition on its output, if there is one.
+        inputs: by input of the model, its sources; empty for the default.
+        missing: stands for the output of a stage that was skipped, if the spec states it.
+        model_file, model_code, model_estimator: the model, if the spec names one.
+        per_instance: replicas that share an instance.
+        columns, features, outputs: what the model reads and returns, as far as the spec states it.
         hardware: its hardware in the spec.
         instance: its instance type; empty if the spec gives a price.
         gpus: GPUs of a replica, by the instance type; 0 without one.
@@ -55,6 +60,14 @@ class ExportedStage:
     gpus: float
     batch: int
     replicas: int
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: float | None = None
+    columns: tuple[int, ...] = ()
+    features: int | None = None
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    model_estimator: str = ""
+    per_instance: int = 1
 
     @property
     def model_suffix(self) -> str:
@@ -125,6 +138,14 @@ def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str,
         share=stage.share,
         fan_out=stage.fan_out,
         max_wait_s=stage.wait,
+        conditions=list_conditions(stage),
+        inputs=list_inputs(stage),
+        missing=stage.missing,
+        columns=(stage.model.columns or ()) if stage.model else (),
+        features=stage.model.features if stage.model else None,
+        outputs=(stage.model.outputs or {}) if stage.model else {},
+        model_estimator=(stage.model.estimator or "") if stage.model else "",
+        per_instance=hardware.per_instance,
         model_file=stage.model.file if stage.model else None,
         model_code=stage.model.code if stage.model else None,
         hardware=config["hardware"],

@@ -5,11 +5,22 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from pathlib import Path
+from typing import Any
 
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
 from unfoldkit.api import Report, user_error
+from unfoldkit.safe_io.files import read_bytes
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
+DATA_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(string)": "TYPE_STRING",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    **{f"tensor({sign}int{bits})": f"TYPE_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
 BACKENDS = {".onnx": "onnxruntime", ".ubj": "fil", ".json": "fil"}
 
 
@@ -17,18 +28,28 @@ def export_triton(report: Report) -> bytes:
     """Return a zip with ``STAGE/config.pbtxt`` for each stage, to be completed with the models.
 
     Raises:
-        UnfoldError: Triton has no backend for a model of the plan.
+        UnfoldError: Triton has no backend for a model of the plan, or carries no flow as the plan has it.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for stage in parse_exported_plan(report).stages:
-            if stage.model_suffix == ".skops":
-                message = "Triton has no backend for .skops"
-                raise user_error(message, key=f"stages.{stage.name}.model.file", hint="export the model to ONNX")
+            _check_stage(stage)
             # the current date would make the same plan another file
             info = zipfile.ZipInfo(f"{find_folder_name(stage)}/config.pbtxt", FIXED_DATE)
             archive.writestr(info, format_config(stage))
     return buffer.getvalue()
+
+
+def _check_stage(stage: ExportedStage) -> None:
+    key = f"stages.{stage.name}"
+    if stage.model_suffix == ".skops":
+        raise user_error("Triton has no backend for .skops", key=f"{key}.model.file", hint="export the model to ONNX")
+    if stage.model_estimator:
+        message = "an estimator that unfold profile fits is in no file"
+        raise user_error(message, key=f"{key}.model.estimator", hint="model: {file: model.onnx}")
+    if stage.conditions:
+        message = "Triton serves models one by one and tests no value between them"
+        raise user_error(message, key=f"{key}.when", hint="leave when out; the client decides, or --format ray-serve")
 
 
 def find_folder_name(stage: ExportedStage) -> str:
@@ -37,23 +58,68 @@ def find_folder_name(stage: ExportedStage) -> str:
 
 
 def format_config(stage: ExportedStage) -> str:
-    """Return Triton's configuration of one stage.
+    """Return Triton's ``ModelConfig`` of one stage in protobuf text format.
 
-    Tensors are left to Triton where a backend reads them from the model (``onnxruntime``); the others state them, as
-    the ``ModelConfig`` of Triton requires: rows of numbers in, an output of any width out.
+    On GPUs Triton starts the instances of a group on each GPU, so a group counts those of one GPU, and a comment counts
+    the servers. Tensors are those of the model's file, or the rows of numbers that the backend takes. Triton completes
+    those of an ONNX file that is not here to be read.
     """
     backend = BACKENDS.get(stage.model_suffix, "python")
-    delay_us = round(stage.max_wait_s * 1e6)
-    kind = "KIND_GPU" if stage.gpus >= 1 else "KIND_CPU"
-    text = (
-        f'name: "{find_folder_name(stage)}"\nbackend: "{backend}"\nmax_batch_size: {stage.batch}\n'
-        f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}\n"
-        f"instance_group [ {{ count: {stage.replicas} kind: {kind} }} ]\n"
+    tensors = _format_onnx_tensors(stage) if backend == "onnxruntime" else _format_tensors(stage, backend)
+    return (
+        f"{_format_servers(stage)}name: {_quote(find_folder_name(stage))}\nbackend: {_quote(backend)}\n"
+        f"max_batch_size: {stage.batch}\n"
+        f"dynamic_batching {{ max_queue_delay_microseconds: {round(stage.max_wait_s * 1e6)} }}\n"
+        f"instance_group [ {{ {_format_instances(stage)} }} ]\n"
+        f'parameters {{ key: "hardware" value {{ string_value: {_quote(stage.hardware)} }} }}\n'
+        f"{tensors}"
     )
-    return text if backend == "onnxruntime" else text + _format_tensors(backend)
 
 
-def _format_tensors(backend: str) -> str:
+def _format_instances(stage: ExportedStage) -> str:
+    if not stage.gpus:
+        return f"count: {stage.replicas} kind: KIND_CPU"
+    return f"count: {_count_per_gpu(stage)} kind: KIND_GPU"
+
+
+def _count_per_gpu(stage: ExportedStage) -> int:
+    """Return the instances on each GPU; a replica with several GPUs has one on each of them."""
+    return max(1, round(1 / stage.gpus))
+
+
+def _format_servers(stage: ExportedStage) -> str:
+    """Return how many servers the plan needs, as a comment; empty where one server has all instances."""
+    if not stage.gpus:
+        return ""
+    servers = -(-stage.replicas // stage.per_instance)
+    hardware = " ".join(stage.hardware.split())
+    return f"# {servers} servers on {hardware}, for {stage.replicas} replicas, {stage.per_instance} on each\n"
+
+
+def _format_onnx_tensors(stage: ExportedStage) -> str:
+    """Return the tensors of an ONNX file, if it is here; otherwise that Triton reads them."""
+    path = Path(str(stage.model_file))
+    if not path.is_file():
+        return "# input and output: Triton completes them from the model\n"
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(read_bytes(str(path)), providers=["CPUExecutionProvider"])
+    groups = (("input", session.get_inputs()), ("output", session.get_outputs()))
+    return "".join(_format_onnx_tensor(stage, kind, node) for kind, nodes in groups for node in nodes)
+
+
+def _format_onnx_tensor(stage: ExportedStage, kind: str, node: Any) -> str:
+    data_type = DATA_TYPES.get(node.type)
+    if data_type is None:
+        message = f"Triton has no tensor for {node.name}, {node.type}"
+        hint = "export a classifier without ZipMap: options={'zipmap': False}"
+        raise user_error(message, key=f"stages.{stage.name}.model.file", hint=hint)
+    sizes = [size if isinstance(size, int) and size > 0 else -1 for size in (node.shape or [])[1:]]
+    dims = f"dims: {sizes}" if sizes else "dims: [ 1 ] reshape { shape: [ ] }"
+    return f"{kind} [ {{ name: {_quote(node.name)} data_type: {data_type} {dims} }} ]\n"
+
+
+def _format_tensors(stage: ExportedStage, backend: str) -> str:
     """Return inputs, outputs and parameters that the forest library and the Python backend need."""
     tensors = (
         'input [ { name: "input__0" data_type: TYPE_FP32 dims: [ -1 ] } ]\n'
@@ -61,4 +127,11 @@ def _format_tensors(backend: str) -> str:
     )
     if backend != "fil":
         return tensors
-    return tensors + 'parameters { key: "model_type" value { string_value: "xgboost_json" } }\n'
+    model_type = f"xgboost_{stage.model_suffix.removeprefix('.')}"
+    return tensors + f'parameters {{ key: "model_type" value {{ string_value: "{model_type}" }} }}\n'
+
+
+def _quote(text: str) -> str:
+    """Return a string of protobuf text format: bytes beyond ASCII and control characters in octal."""
+    parts = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(parts)}"'

@@ -27,10 +27,14 @@ def build_infeasible_report(problem: Problem, no_plan: NoPlan, obstacle: Obstacl
             "relaxed_p99_ms": Metric(relaxed_ms, "ms"),
             "relaxed_cost_per_hour": Metric(obstacle.relaxed_cost, "$/h"),
         },
-        lines=(*lines, *list_cascade_lines(problem)),
+        lines=(*lines, *_list_survival(problem), *list_cascade_lines(problem)),
         next=_find_next_command(problem, obstacle, is_proven=is_proven),
         provenance={"inputs": cascade_inputs} if cascade_inputs else {},
     )
+
+
+def _list_survival(problem: Problem) -> Lines:
+    return (("survive", sentences.describe_survival_goal()),) if problem.spares else ()
 
 
 def _list_obstacles(problem: Problem, obstacle: Obstacle) -> Lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from unfold_pipeline.planner.planner import Solution
 from unfold_pipeline.problem.pipeline import Plan, count_by_hardware
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.report import sentences
-from unfold_pipeline.report.plan_file import format_decision, hash_samples
+from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
+from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict
 
 GREEDY_STEPS_SHOWN = 3
@@ -37,6 +39,7 @@ class PlanAnalysis:
         losses_s: percentile after the loss of a replica by stage; ``None`` for its only one.
         interval: confidence interval of the percentile.
         jitter_s: percentile with measured service-time variability, if the plan uses profiles.
+        table: replicas by rate at the batch sizes of the plan, if the plan stores them.
     """
 
     frontier: tuple[FrontierPoint, ...]
@@ -46,6 +49,7 @@ class PlanAnalysis:
     losses_s: Sequence[float | None]
     interval: ConfidenceInterval
     jitter_s: float | None
+    table: ReplicaTable | None = None
 
 
 def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: PlanAnalysis) -> Report:
@@ -79,7 +83,10 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             *list_cascade_lines(problem),
         ),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+        decision={
+            **format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+            **_format_table(problem, checker, analysis),
+        },
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),
@@ -272,7 +279,9 @@ def _describe_rejected_saving(checker: SloChecker, plan: Plan, savings: Sequence
         return sentences.NO_SAVING
     stage = checker.pipeline.stages[rejected.stage]
     hardware = stage.options[plan[rejected.stage].option].hardware
-    return sentences.describe_rejected_saving(hardware, stage.name, rejected.tail_s, checker.slo_s)
+    return sentences.describe_rejected_saving(
+        hardware, stage.name, rejected.tail_s, checker.slo_s, after_loss=checker.spares > 0
+    )
 
 
 def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float | None]) -> str:
@@ -283,7 +292,8 @@ def _describe_losses(checker: SloChecker, plan: Plan, losses_s: Sequence[float |
     if survived:
         worst = max(survived, key=lambda index: survived[index])
         hardware = stages[worst].options[plan[worst].option].hardware
-        parts.append(sentences.describe_replica_loss(hardware, stages[worst].name, survived[worst], checker.slo_s))
+        describe = sentences.describe_survival if checker.spares else sentences.describe_replica_loss
+        parts.append(describe(hardware, stages[worst].name, survived[worst], checker.slo_s))
     if single:
         parts.append(sentences.describe_outage(single))
     return "; ".join(parts)
@@ -308,6 +318,13 @@ def _describe_instances(checker: SloChecker, plan: Plan) -> str:
             for name, option in shared.items()
         ]
     )
+
+
+def _format_table(problem: Problem, checker: SloChecker, analysis: PlanAnalysis) -> dict[str, Any]:
+    if analysis.table is None:
+        return {}
+    stay_s = [time.mean_s for time in analysis.stage_times]
+    return {"scaling": format_scaling(checker, analysis.table, stay_s, problem.tuner)}
 
 
 def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) -> Figure:
@@ -347,7 +364,7 @@ def build_plan_graph(checker: SloChecker, plan: Plan, times: Sequence[StageTime]
 
 
 def _build_time_figures(times: Sequence[StageTime], checker: SloChecker) -> tuple[Figure, ...]:
-    """Return where the time goes; nothing for one or two stages, of which the table tells as much."""
+    """Return where the time goes; nothing for one or two stages, where the table shows as much."""
     if len(times) <= MAX_STAGES_OF_TABLE:
         return ()
     names = tuple(stage.name for stage in checker.pipeline.stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from unfoldkit.api import format_duration
@@ -88,16 +89,37 @@ def describe_overload(loads: Sequence[tuple[str, float]]) -> str:
     return f"{stages}; queues grow with the traffic, and the SLO is met only because the sample ends"
 
 
-def describe_rejected_saving(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
-    """Return by how much the largest saving misses the SLO."""
-    excess = format_latency(tail_s - slo_s)
-    return f"one fewer {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {excess} over the SLO"
+def describe_rejected_saving(hardware: str, stage: str, tail_s: float, slo_s: float, *, after_loss: bool) -> str:
+    """Return by how much the largest saving misses the SLO, by itself or after a loss that it must survive."""
+    change = f"one fewer {hardware} replica at {stage}"
+    if math.isinf(tail_s):
+        return f"{change}: none is left after a loss"
+    event = " after a loss" if after_loss else ""
+    return f"{change}: p99 {format_latency(tail_s)}{event}, {format_latency(tail_s - slo_s)} over the SLO"
 
 
 def describe_replica_loss(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
     """Return the percentile after the loss of a replica at the stage where it hurts most."""
     outcome = "still within the SLO" if tail_s <= slo_s else "over the SLO"
     return f"without one {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {outcome}"
+
+
+def describe_survival(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
+    """Return the percentile of a plan that any stage may lose a replica of, where the loss hurts most."""
+    worst = f"p99 {format_latency(tail_s)} at worst, without one {hardware} replica at {stage}"
+    return f"any replica may be lost within {format_slo(slo_s)}: {worst}"
+
+
+def describe_survival_goal() -> str:
+    """Return what makes a plan with a spare replica harder to find."""
+    return "every stage must meet the SLO with one replica lost (slo.survive: 1)"
+
+
+def describe_failed_survival(stage: str, tail_s: float, slo_s: float) -> str:
+    """Return that a committed plan does not survive a loss."""
+    if math.isinf(tail_s):
+        return f"a loss at {stage} leaves it without a replica"
+    return f"after a loss at {stage} p99 is {format_latency(tail_s)}, the target {format_slo(slo_s)}"
 
 
 def describe_outage(stages: Sequence[str]) -> str:
@@ -265,13 +287,17 @@ def describe_known_plan(slo_s: float, hourly_cost: float) -> str:
 # check of a committed plan
 
 
-def describe_recheck(slo_s: float, tail_s: float, *, misses_slo: bool, violations: str, excess: str) -> str:
+def describe_recheck(
+    slo_s: float, tail_s: float, *, misses_slo: bool, violations: str, excess: str, failed_loss: str = ""
+) -> str:
     """Return the headline of a check: the first reason for a no, or that the target is met."""
     target = f"{format_slo(slo_s)}: {format_latency(tail_s)}"
     if misses_slo:
         return f"on the new traffic the committed plan misses {target}"
     if violations:
         return f"the committed plan exceeds a quota: {violations}"
+    if failed_loss:
+        return f"on the new traffic {failed_loss}"
     if excess:
         return f"the envelope of the committed plan is {excess}"
     return f"on the new traffic the committed plan meets {target}"

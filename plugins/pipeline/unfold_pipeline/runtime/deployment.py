@@ -13,7 +13,9 @@ from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.runtime.affinity import list_local_cores
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
-from unfold_pipeline.runtime.model_loader import check_rows, load_rows, read_width
+from unfold_pipeline.runtime.models.data_flow import DataFlow
+from unfold_pipeline.runtime.models.flow_resolution import reads_request, request_tensors, resolve_data_flow
+from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfoldkit.api import Engine, user_error
 from unfoldkit.engines.ray import RayEngine
@@ -22,7 +24,7 @@ MIN_HANG_TIMEOUT_S = 30.0
 HANG_FACTOR = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """What is needed to run a plan.
 
@@ -31,12 +33,14 @@ class Deployment:
         plan: configuration of each stage.
         sources: model of each stage.
         rows: queries to send in a replay, shape (rows, features).
+        flow: what each model reads.
     """
 
     problem: Problem
     plan: Plan
     sources: tuple[ModelSource, ...]
     rows: RowArray
+    flow: DataFlow
 
     @property
     def planned_state(self) -> ScalingState:
@@ -73,6 +77,7 @@ class Deployment:
                 hang_timeouts_s=self.hang_timeouts_s,
                 placement=placement,
                 batch_latencies_s=latencies_s,
+                flow=self.flow,
             )
         return LocalRuntime(
             names,
@@ -84,11 +89,12 @@ class Deployment:
             hang_timeouts_s=self.hang_timeouts_s,
             max_slacks_s=[(self.problem.slo_s - seconds) / 2 for seconds in remaining_s],
             batch_latencies_s=latencies_s,
+            flow=self.flow,
         )
 
 
 def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSource]) -> Deployment:
-    """Return a plan with its models; queries have the numbers that the first stage reads.
+    """Return a plan with its models; queries have the numbers that the first stage that reads them takes.
 
     Args:
         problem: pipeline, SLO and placement.
@@ -96,18 +102,21 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
         sources: model by stage.
 
     Raises:
-        UnfoldError: a model is damaged, or reads other rows than the queries have.
+        UnfoldError: a model is damaged, or reads other tensors than queries and the stages before it have.
     """
-    rows: RowArray | None = None
-    for stage in problem.pipeline.stages:
-        source = sources[stage.name]
+    pipeline, rows = problem.pipeline, None
+    ordered = request_tensors(pipeline, [sources[stage.name] for stage in pipeline.stages])
+    for stage, source in zip(pipeline.stages, ordered, strict=True):
+        if not reads_request(stage):
+            continue
         width = read_width(stage.name, source)
         rows = load_rows(source, width) if rows is None else rows
         _check_features(stage.name, source, width, rows.shape[1])
         check_rows(stage.name, source, rows)
     if rows is None:
         raise user_error("no stage to serve", key="stages")
-    return Deployment(problem, plan, tuple(sources[stage.name] for stage in problem.pipeline.stages), rows)
+    flow = resolve_data_flow(pipeline, ordered, rows.shape[1])
+    return Deployment(problem=problem, plan=plan, sources=ordered, rows=rows, flow=flow)
 
 
 def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:

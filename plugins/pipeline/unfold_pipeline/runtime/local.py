@@ -17,11 +17,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray, RowArray
+from unfold_pipeline._types import FloatArray, Tensors
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
+from unfold_pipeline.flow_syntax import ConditionError
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.affinity import CoreAllocator, pin_process, shorten_time_slice
+from unfold_pipeline.runtime.models.data_flow import (
+    DataFlow,
+    DataFlowError,
+    count_bytes,
+    format_output,
+    stack_inputs,
+    take_row,
+)
 from unfold_pipeline.runtime.replica import (
     READY,
     BatchAnswer,
@@ -87,7 +97,7 @@ class PipelineRuntime(Protocol):
 class LocalRuntime:
     """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each replica is pinned to one of them."""
 
-    __slots__ = ("_cores", "_is_dispatch_scheduled", "_listener", "_loop", "_started", "stages")
+    __slots__ = ("_cores", "_flow", "_is_dispatch_scheduled", "_listener", "_loop", "_started", "stages")
 
     def __init__(
         self,
@@ -101,6 +111,7 @@ class LocalRuntime:
         hang_timeouts_s: Sequence[float] = (),
         max_slacks_s: Sequence[float] = (),
         batch_latencies_s: Sequence[FloatArray] = (),
+        flow: DataFlow | None = None,
     ) -> None:
         zeros, never = [0.0] * len(names), [math.inf] * len(names)
         self.stages = [
@@ -128,6 +139,7 @@ class LocalRuntime:
             )
         ]
         self._cores = cores
+        self._flow = flow or DataFlow((None,) * len(names), (None,) * len(names))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_dispatch_scheduled = False
         self._listener: BatchListener | None = None
@@ -290,14 +302,29 @@ class LocalRuntime:
                 )
             )
         stage.consecutive_failures = 0
-        for (query, item, _), output in zip(batch, answer.outputs, strict=True):
-            query.answers[stage.name] = np.asarray(output).tolist()
-            for child in query.routes.release_children(item):
-                self.stages[child[0]].queue.append(QueuedItem(query, child, read_clock()))
-            if query.routes.complete_item(item):
-                query.complete()
+        for index, (query, item, _) in enumerate(batch):
+            self._pass_on(stage, query, item, take_row(answer.outputs, index))
         if worker.is_leaving:
             self._remove_worker(stage, worker)
+
+    def _pass_on(self, stage: StageRuntime, query: Query, item: Item, output: Tensors) -> None:
+        """Queue the items that the output of a stage makes ready; complete the query with its last item."""
+        query.answers[stage.name] = format_output(output)
+        try:
+            ready = self._flow.pass_on(query.routes, item, output, query.received)
+        except (ConditionError, DataFlowError) as error:
+            self._fail_query(stage, query, error)
+            return
+        for child in ready:
+            self.stages[child[0]].queue.append(QueuedItem(query, child, read_clock()))
+        if query.routes.complete_item(item):
+            query.complete()
+
+    def _fail_query(self, stage: StageRuntime, query: Query, error: Exception) -> None:
+        """End a query with an output that nothing downstream can read."""
+        stage.failed, stage.last_error = stage.failed + 1, str(error)
+        _log_failure(stage, "its data cannot be passed on", BatchFailure(str(error)))
+        query.fail_at(stage.name)
 
     def _handle_failure(self, stage: StageRuntime, worker: Worker, failure: BatchFailure) -> None:
         """Try the rows of a batch on which the model raised an error one by one; a row that was alone has failed."""
@@ -415,15 +442,23 @@ class LocalRuntime:
 
     def _assign_batch(self, stage: StageRuntime, worker: Worker) -> None:
         worker.batch = stage.take_batch()
+        inputs = [(queued, self._build_input(stage, queued)) for queued in worker.batch]
+        worker.batch = [queued for queued, tensors in inputs if tensors is not None]
         if not worker.batch:
+            return
+        try:
+            rows = stack_inputs([tensors for _, tensors in inputs if tensors is not None])
+        except ValueError:
+            # tensors of different shapes form no batch
+            stage.retry_queue.extend(worker.release_batch())
+            self._assign_batch(stage, worker)
             return
         stage.batches, worker.batch_start_s = stage.batches + 1, read_clock()
         if stage.hang_timeout_s < math.inf:
             worker.hang_timer = self._event_loop().call_later(
                 stage.hang_timeout_s, self._end_hung_worker, stage, worker
             )
-        rows = np.stack([query.row for query, *_ in worker.batch])
-        if rows.nbytes > MAX_BUFFERED_BYTES:
+        if count_bytes(rows) > MAX_BUFFERED_BYTES:
             # a replica that does not read would block the loop, and with it the timer that ends the replica
             self._event_loop().run_in_executor(None, _send_rows, worker.replica, rows)
             return
@@ -432,13 +467,22 @@ class LocalRuntime:
         except OSError:
             self._handle_death(stage, worker)
 
+    def _build_input(self, stage: StageRuntime, queued: QueuedItem) -> Tensors | None:
+        """Return what the model reads for an item; ``None`` if the query ends because nothing can be built."""
+        query, (index, _) = queued.query, queued.item
+        try:
+            return self._flow.build_input(index, query.row, query.received.get(queued.item, {}))
+        except (ConditionError, DataFlowError) as error:
+            self._fail_query(stage, query, error)
+            return None
+
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
 
 
-def _send_rows(replica: Replica, rows: RowArray) -> None:
+def _send_rows(replica: Replica, rows: Tensors) -> None:
     """Send a batch from a thread; if the replica dies meanwhile, the closed pipe reports it."""
     # a pipe that is closed during the write has no handle any more, which raises TypeError
     with contextlib.suppress(OSError, TypeError):

@@ -1,22 +1,27 @@
 """The HTTP ingress of an exported pipeline on Ray Serve: it takes requests and joins the answers of the stages.
 
 It speaks the JSON of the Open Inference Protocol, as ``unfold serve`` does: rows of numbers in, the answer of each
-stage as JSON text out. Each row takes a route that is drawn by the probabilities of the plan.
+stage as JSON text out. Conditions decide which flows a row follows, and the probabilities of the plan where there are
+none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.problem.pipeline import Edge, Pipeline, Stage
+from unfold_pipeline.problem.pipeline import Pipeline, Stage, build_edges, build_inputs
 from unfold_pipeline.problem.routing import Item, RouteDrawer, Routes
+from unfold_pipeline.runtime.models.data_flow import DataFlow, Outputs, format_output, pass_requests
+from unfold_pipeline.runtime.models.flow_resolution import request_tensors, resolve_data_flow
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
 
 INGRESS = "ingress"
@@ -27,6 +32,16 @@ class InvalidBodyError(ValueError):
     """The body of a request is not an inference request for this pipeline."""
 
 
+@dataclass(frozen=True, slots=True)
+class RoutedRow:
+    """A row on its way: its routes, what its items have received, and the answers of the stages so far."""
+
+    row: RowArray
+    routes: Routes
+    received: dict[Item, Outputs] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
 class PipelineIngress:
     """Routes the rows of a request through the stages.
 
@@ -35,12 +50,21 @@ class PipelineIngress:
         stages: ``name``, ``after``, ``share`` and ``fan_out`` of each stage, in topological order.
         handles: handle of the deployment of each stage, in the same order.
         seed: seed of the routes.
+        flow: what each stage reads; by default the row of the request.
     """
 
-    def __init__(self, name: str, stages: Sequence[Mapping[str, Any]], *handles: Any, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        stages: Sequence[Mapping[str, Any]],
+        *handles: Any,
+        seed: int | None = None,
+        flow: DataFlow | None = None,
+    ) -> None:
         self._name = name
         self._pipeline = build_flow_graph(stages)
         self._handles = handles
+        self._flow = flow or pass_requests(self._pipeline)
         self._routes = RouteDrawer(self._pipeline, np.random.default_rng(seed))
 
     async def __call__(self, request: Any) -> Any:
@@ -60,17 +84,19 @@ class PipelineIngress:
     async def answer_row(self, row: RowArray) -> dict[str, Any]:
         """Return the answer of each stage that the row visits; a join waits for all its parents."""
         routes, number = self._routes.draw_next()
-        answers: dict[str, Any] = {}
-        await asyncio.gather(*(self._follow(routes, item, row, answers) for item in routes.find_entries(number)))
-        return answers
+        query = RoutedRow(row, routes)
+        await asyncio.gather(*(self._follow(query, item) for item in routes.find_entries(number)))
+        return query.answers
 
-    async def _follow(self, routes: Routes, item: Item, row: RowArray, answers: dict[str, Any]) -> None:
-        answer = await self._handles[item[0]].remote(row)
+    async def _follow(self, query: RoutedRow, item: Item) -> None:
+        stage = self._pipeline.stages[item[0]].name
+        tensors = self._flow.build_input(item[0], query.row, query.received.get(item, {}))
+        answer = await self._handles[item[0]].remote(tensors)
         if isinstance(answer, ModelHung):
-            raise TimeoutError(f"the model of {self._pipeline.stages[item[0]].name} did not answer")
-        answers[self._pipeline.stages[item[0]].name] = answer.value
-        children = list(routes.release_children(item))
-        await asyncio.gather(*(self._follow(routes, child, row, answers) for child in children))
+            raise TimeoutError(f"the model of {stage} did not answer")
+        query.answers[stage] = format_output(answer.value)
+        ready = self._flow.pass_on(query.routes, item, answer.value, query.received)
+        await asyncio.gather(*(self._follow(query, child) for child in ready))
 
     def _build_outputs(self, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -91,10 +117,12 @@ def build_flow_graph(stages: Sequence[Mapping[str, Any]]) -> Pipeline:
         tuple(
             Stage(
                 str(stage["name"]),
-                tuple(Edge(positions[parent], float(share)) for parent, share in stage["after"].items() if share > 0),
+                build_edges(stage["after"], stage.get("when", {}), positions),
                 (),
                 float(stage["share"]),
                 float(stage["fan_out"]),
+                inputs=build_inputs(stage.get("inputs", {}), positions),
+                missing=float(stage.get("missing", math.nan)),
             )
             for stage in stages
         )
@@ -126,15 +154,31 @@ def application(args: dict[str, Any]) -> Any:
     """Build the application that an exported config names, for ``serve deploy``.
 
     Args:
-        args: ``name``, and ``stages`` with ``name``, ``after``, ``share``, ``fan_out``, ``batch``, ``wait`` in seconds,
-            and ``path`` or ``code`` of the model.
+        args: ``name``, and ``stages`` with ``name``, ``after``, ``when``, ``inputs``, ``missing``, ``share``,
+            ``fan_out``, ``batch``, ``wait`` in seconds, and ``path`` or ``code`` of the model with its ``columns``,
+            ``features`` and ``outputs``.
+
+    Raises:
+        UnfoldError: an input or a condition does not fit the models.
     """
     from ray import serve
 
-    handles = []
-    for stage in args["stages"]:
-        source = ModelSource(path=str(stage.get("path", "")), code=str(stage.get("code", "")), folder=".")
+    pipeline, handles = build_flow_graph(args["stages"]), []
+    sources = request_tensors(pipeline, [_build_source(stage) for stage in args["stages"]])
+    flow = resolve_data_flow(pipeline, sources)
+    for stage, source in zip(args["stages"], sources, strict=True):
         deployment = serve.deployment(RayReplica).options(name=str(stage["name"]))
         handles.append(deployment.bind(source, int(stage["batch"]), float(stage["wait"])))
     ingress = serve.deployment(PipelineIngress).options(name=INGRESS)
-    return ingress.bind(str(args["name"]), args["stages"], *handles)
+    return ingress.bind(str(args["name"]), args["stages"], *handles, flow=flow)
+
+
+def _build_source(stage: Mapping[str, Any]) -> ModelSource:
+    return ModelSource(
+        path=str(stage.get("path", "")),
+        code=str(stage.get("code", "")),
+        folder=".",
+        columns=tuple(stage.get("columns", ())),
+        features=stage.get("features"),
+        outputs=tuple(stage.get("outputs", {}).items()),
+    )

@@ -9,11 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from unfold_pipeline._types import RowArray
+from unfold_pipeline._types import Tensors
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.runtime.model_loader import Predict, load_model
+from unfold_pipeline.runtime.models.data_flow import stack_inputs, take_row
+from unfold_pipeline.runtime.models.model_loader import Predict, load_model
 from unfold_pipeline.runtime.replica import BatchFailure, answer_batch
 
 EXIT_DELAY_S = 0.2
@@ -46,8 +45,8 @@ class RayReplica:
         self._predict = load_model(source)
         threadpool_limits(1)
 
-        async def answer_rows(rows: list[RowArray]) -> list[Any]:
-            return await self._answer(np.stack(rows))
+        async def answer_rows(rows: list[Tensors]) -> list[Any]:
+            return await self._answer(rows)
 
         self._enqueue = serve.batch(max_batch_size=batch, batch_wait_timeout_s=max_wait_s)(answer_rows)
         self._batch = batch
@@ -55,11 +54,11 @@ class RayReplica:
         self._hang_timeout_s = hang_timeout_s if hang_timeout_s < math.inf else None
         self._is_free = asyncio.Lock()
 
-    async def __call__(self, row: RowArray, batch: int = 0, is_alone: bool = False) -> Any:
+    async def __call__(self, row: Tensors, batch: int = 0, is_alone: bool = False) -> Any:
         """Return the answer to one row as :class:`RowAnswer`, or :class:`ModelHung`.
 
         Args:
-            row: the numbers of the query.
+            row: what the model reads for the query, without the batch axis.
             batch: maximum batch size from now on (0: unchanged). It travels with the row because Ray Serve sends a
                 replica nothing while it applies another config.
             is_alone: whether the row shares its batch with no other.
@@ -70,12 +69,12 @@ class RayReplica:
         if batch not in (0, self._batch):
             self._batch = batch
             self._enqueue.set_max_batch_size(batch)
-        answer = (await self._answer(row[None]))[0] if is_alone else await self._enqueue(row)
+        answer = (await self._answer([row]))[0] if is_alone else await self._enqueue(row)
         if isinstance(answer, BatchFailure):
             raise RuntimeError(answer.message)  # noqa: TRY004  # callers distinguish failures by this type
         return answer
 
-    async def _answer(self, rows: RowArray) -> list[Any]:
+    async def _answer(self, rows: list[Tensors]) -> list[Any]:
         """Return the answer to each row; the model runs one batch at a time."""
         async with self._is_free:
             start_s = time.perf_counter()
@@ -93,11 +92,13 @@ class RayReplica:
                 return [ModelHung()] * len(rows)
 
 
-def _answer_rows(predict: Predict, rows: RowArray) -> list[Any]:
-    """Return the answer to each row, or what the model raised on it alone, so that a bad row fails no other."""
-    answer = answer_batch(predict, rows)
+def _answer_rows(predict: Predict, rows: list[Tensors]) -> list[Any]:
+    """Return the output for each row, or what the model raised on it alone, so that a bad row fails no other."""
+    try:
+        answer = answer_batch(predict, stack_inputs(rows))
+    except ValueError as error:
+        # tensors of different shapes form no batch
+        answer = BatchFailure(str(error))
     if isinstance(answer, BatchFailure):
-        if len(rows) == 1:
-            return [answer]
-        return [_answer_rows(predict, rows[index : index + 1])[0] for index in range(len(rows))]
-    return [np.asarray(output).tolist() for output in answer.outputs]
+        return [answer] if len(rows) == 1 else [_answer_rows(predict, [row])[0] for row in rows]
+    return [take_row(answer.outputs, index) for index in range(len(rows))]

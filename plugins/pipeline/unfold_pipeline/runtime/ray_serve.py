@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import math
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -21,13 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray
+from unfold_pipeline._types import FloatArray, Tensors
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
+from unfold_pipeline.flow_syntax import ConditionError
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Plan
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
+from unfold_pipeline.runtime.models.data_flow import DataFlow, DataFlowError, format_output
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
 from unfold_pipeline.runtime.stage import ActivationTime, Query, read_clock
 from unfoldkit.api import internal_error, user_error
@@ -121,7 +124,18 @@ class StageDeployment:
 class RayRuntime:
     """Starts, feeds, scales and ends the deployments of a plan."""
 
-    __slots__ = ("_address", "_changes", "_has_ended", "_monitor", "_nodes", "_ray", "_replaced", "_tasks", "stages")
+    __slots__ = (
+        "_address",
+        "_changes",
+        "_flow",
+        "_has_ended",
+        "_monitor",
+        "_nodes",
+        "_ray",
+        "_replaced",
+        "_tasks",
+        "stages",
+    )
 
     def __init__(
         self,
@@ -135,6 +149,7 @@ class RayRuntime:
         hang_timeouts_s: Sequence[float] = (),
         placement: PlacementPolicy | None = None,
         batch_latencies_s: Sequence[FloatArray] = (),
+        flow: DataFlow | None = None,
     ) -> None:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         zeros, never = [0.0] * len(names), [math.inf] * len(names)
@@ -165,6 +180,7 @@ class RayRuntime:
             )
         ]
         self._address = address
+        self._flow = flow or DataFlow((None,) * len(names), (None,) * len(names))
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
         self._has_ended = False
@@ -309,19 +325,27 @@ class RayRuntime:
         if query.drop_if_late(stage.min_remaining_s):
             return
         stage.open += 1
-        answer = await self._request_answer(stage, query)
-        stage.open -= 1
-        if answer is None:
+        try:
+            tensors = self._flow.build_input(item[0], query.row, query.received.get(item, {}))
+            output = await self._request_answer(stage, query, tensors)
+            ready = [] if output is None else self._flow.pass_on(query.routes, item, output, query.received)
+        except (ConditionError, DataFlowError) as error:
+            logging.getLogger("unfoldkit").warning("stages.%s: its data cannot be passed on: %s", stage.name, error)
+            output = None
+            stage.record_failure(query)
+        finally:
+            stage.open -= 1
+        if output is None:
             query.on_finished(None)
             return
         stage.served += 1
-        query.answers[stage.name] = answer
-        for child in query.routes.release_children(item):
+        query.answers[stage.name] = format_output(output)
+        for child in ready:
             self._send_item(query, child)
         if query.routes.complete_item(item):
             query.on_finished(query.answers)
 
-    async def _request_answer(self, stage: StageDeployment, query: Query) -> Any:
+    async def _request_answer(self, stage: StageDeployment, query: Query, tensors: Tensors) -> Any:
         """Send a row until a replica answers.
 
         A row is not sent again if the model raised an error on it, hung on it alone, or if two replicas died with it.
@@ -335,7 +359,7 @@ class RayRuntime:
             try:
                 # only one suspect at a time shows which query causes the deaths
                 async with stage.retry_lock if has_died else contextlib.nullcontext():
-                    answer = await stage.handle.remote(query.row, stage.max_batch, is_alone)
+                    answer = await stage.handle.remote(tensors, stage.max_batch, is_alone)
             except self._ray.exceptions.RayTaskError:
                 return stage.record_failure(query)
             except self._ray.exceptions.ActorDiedError:

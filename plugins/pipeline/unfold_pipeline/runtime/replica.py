@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline._types import RowArray
+from unfold_pipeline._types import Tensors
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.runtime.model_loader import Predict, load_model, summarize_error
+from unfold_pipeline.runtime.models.data_flow import count_rows
+from unfold_pipeline.runtime.models.model_loader import Predict, load_model, summarize_error
 from unfoldkit.api import UnfoldError
 
 READY = "ready"
@@ -38,13 +40,13 @@ class BatchAnswer:
     """The outputs for a batch, and how its seconds were spent.
 
     Attributes:
-        outputs: one per row.
+        outputs: one per row, by name if the model returns several tensors.
         model_s: seconds in the model.
         cpu_s: seconds of these in which a core was busy.
         waited_s: seconds since the hand-over in which the process waited for a core.
     """
 
-    outputs: NDArray[Any]
+    outputs: Tensors
     model_s: float
     cpu_s: float
     waited_s: float
@@ -109,20 +111,32 @@ def run_replica(pipe: Connection, source: ModelSource, parent_pid: int) -> None:
             _send_answer(pipe, answer_batch(predict, pipe.recv(), waited_before_s))
 
 
-def answer_batch(predict: Predict, rows: RowArray, waited_before_s: float = 0.0) -> BatchAnswer | BatchFailure:
+def answer_batch(predict: Predict, batch: Tensors, waited_before_s: float = 0.0) -> BatchAnswer | BatchFailure:
     """Return what a model answers to a batch; an error in its code ends the batch, not the process.
 
     ``waited_before_s`` is what :func:`read_cpu_wait` returned when the batch was handed over.
     """
     start_s, cpu_start_s = time.perf_counter(), time.process_time()
     try:
-        outputs = np.asarray(predict(rows))
-        if outputs.shape[:1] != (len(rows),):
-            return BatchFailure(f"{len(rows)} rows were sent, and the answer has shape {outputs.shape}")
+        outputs = _convert_outputs(predict(batch))
+        rows = count_rows(batch)
+        for tensor in outputs.values() if isinstance(outputs, dict) else (outputs,):
+            if tensor.shape[:1] != (rows,):
+                return BatchFailure(f"{rows} rows were sent, and the answer has shape {tensor.shape}")
     except BaseException as error:  # noqa: BLE001  # the model's code may raise anything, even SystemExit
         return _build_failure(error)
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
     return BatchAnswer(outputs, seconds, cpu_s, read_cpu_wait() - waited_before_s)
+
+
+def _convert_outputs(answer: Any) -> Tensors:
+    """Return what a model returned as arrays; a mapping holds several tensors."""
+    if isinstance(answer, Mapping):
+        if not answer:
+            raise ValueError("the answer holds no tensor")
+        return {str(name): np.asarray(tensor) for name, tensor in answer.items()}
+    outputs: NDArray[Any] = np.asarray(answer)
+    return outputs
 
 
 def read_cpu_wait() -> float:

@@ -14,6 +14,7 @@ from unfold_pipeline._types import RowArray
 from unfold_pipeline.estimator.admission import BatchSpeed, StageLoad
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.routing import Item, Routes
+from unfold_pipeline.runtime.models.data_flow import Outputs
 from unfold_pipeline.runtime.replica import Replica
 
 SLACK_QUANTILE = 0.95
@@ -39,6 +40,7 @@ class Query:
         number: its number in the routes.
         on_finished: is called once with its answers.
         answers: answers of the stages so far.
+        received: by item that is not done, what the stages upstream have returned.
         due_s: when its answer is late, on :func:`read_clock`.
         is_shed: whether it was dropped because it would be late.
         failed_stage: the stage with the model that raised an error on it.
@@ -52,6 +54,7 @@ class Query:
     number: int
     on_finished: OnFinished
     answers: dict[str, Any] = field(default_factory=dict)
+    received: dict[Item, Outputs] = field(default_factory=dict)
     due_s: float = math.inf
     is_shed: bool = False
     failed_stage: str = ""

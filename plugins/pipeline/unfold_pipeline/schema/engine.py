@@ -16,6 +16,8 @@ SlotCounts = Slots | Annotated[tuple[Slots, ...], Field(min_length=1)]
 Counts = Count | Annotated[tuple[Count, ...], Field(min_length=1)]
 SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "inner", "vocabulary")
 SOURCE_KEYS = ("tables", "profile", "roofline")
+STEP_KEYS = (*SOURCE_KEYS, "endpoint")
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=500)]
 
 
 class EngineModel(Model):
@@ -47,6 +49,9 @@ class StepSource(Model):
     runs: tuple[str, ...] = Field(
         default=(), description="benchmark results of this engine, which fit scale and overhead"
     )
+    endpoint: bool = Field(
+        default=False, description="the running engine that unfold profile measured; fits the step times of a table"
+    )
     overhead: Duration | None = Field(default=None, description="constant time of a step, measured")
     scale: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, description="factor on step times")
 
@@ -59,6 +64,15 @@ class EngineSpec(Model):
     precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the weights")
     kv_precision: Literal["bf16", "fp8"] = Field(default="bf16", description="precision of the KV cache")
     steps: dict[str, StepSource] = Field(min_length=1, description="by hardware: the source of step times")
+    url: Url | None = Field(default=None, description="an OpenAI-compatible server that runs this engine, to profile")
+    urls: Annotated[tuple[Url, ...], Field(max_length=1024)] = Field(
+        default=(), description="running engines that unfold serve routes to; default: url"
+    )
+    key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the environment variable with the API key of the engines",
+    )
     tensor_parallel: Counts = Field(default=(1, 2, 4, 8), description="GPUs of an engine that may be chosen")
     max_num_batched_tokens: Counts = Field(default=(1024, 2048, 4096, 8192), description="token budgets of a step")
     max_num_seqs: SlotCounts = Field(default=256, description="requests that may run at the same time")
@@ -85,6 +99,11 @@ class EngineSpec(Model):
     )
     max_replicas: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="maximum engines")
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The running engines that requests are routed to."""
+        return self.urls or (() if self.url is None else (self.url,))
+
 
 def validate_engine(
     path: tuple[str | int, ...], engine: EngineSpec, hardware: Mapping[str, Hardware]
@@ -95,18 +114,30 @@ def validate_engine(
         key = (*path, "steps", name)
         if name not in hardware:
             yield Problem(key, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
-        chosen = [word for word in SOURCE_KEYS if getattr(source, word)]
-        if len(chosen) != 1 and not (source.runs and not chosen):
-            message = "two sources of step times" if chosen else "no source of step times"
-            yield Problem(key, message, hint=f"one of: {', '.join(SOURCE_KEYS)}", at_key=True)
-        if source.runs and (source.overhead is not None or source.scale is not None):
-            yield Problem((*key, "runs"), "runs fit scale and overhead", hint="leave scale and overhead out")
-        if source.runs and isinstance(engine.tensor_parallel, tuple) and len(set(engine.tensor_parallel)) > 1:
-            message = "runs measure one tensor parallelism"
-            yield Problem((*key, "runs"), message, hint="tensor_parallel: that of the runs")
+        yield from _validate_source(key, source, engine)
     for name in engine.kv_tokens:
         if name not in engine.steps:
             yield Problem((*path, "kv_tokens", name), "this hardware has no steps", at_key=True)
+
+
+def _validate_source(path: tuple[str | int, ...], source: StepSource, engine: EngineSpec) -> Iterable[Problem]:
+    tables = [word for word in SOURCE_KEYS if getattr(source, word)]
+    if len(tables) > 1:
+        message = "two sources of step times"
+        yield Problem(path, message, hint=f"one of: {', '.join(SOURCE_KEYS)}", at_key=True)
+    if not tables and not source.runs and not source.endpoint:
+        yield Problem(path, "no source of step times", hint=f"one of: {', '.join(STEP_KEYS)}", at_key=True)
+    if source.runs and source.endpoint:
+        yield Problem((*path, "runs"), "both runs and endpoint fit the step times", hint="leave one of them out")
+    several = isinstance(engine.tensor_parallel, tuple) and len(set(engine.tensor_parallel)) > 1
+    for word, verb in (("runs", "runs measure"), ("endpoint", "an endpoint measures")):
+        if not getattr(source, word):
+            continue
+        if source.overhead is not None or source.scale is not None:
+            message = f"{verb.split()[-2]} {'fit' if word == 'runs' else 'fits'} scale and overhead"
+            yield Problem((*path, word), message, hint="leave scale and overhead out")
+        if several:
+            yield Problem((*path, word), f"{verb} one tensor parallelism", hint=f"tensor_parallel: that of the {word}")
 
 
 def _validate_model(path: tuple[str | int, ...], model: EngineModel) -> Iterable[Problem]:

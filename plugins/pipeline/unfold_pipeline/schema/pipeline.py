@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_pipeline.schema.arrivals import Arrivals, validate_arrivals
-from unfold_pipeline.schema.hardware import Hardware, validate_hardware
-from unfold_pipeline.schema.placement import Placement, validate_placement
+from unfold_pipeline.schema.hardware import Hardware, Placement, validate_hardware, validate_placement
 from unfold_pipeline.schema.stages import FromRun, StageSpec, validate_stages
 from unfoldkit.api import Duration, Fraction, Model, Problem, Spec, did_you_mean, user_error
 
@@ -30,6 +29,9 @@ class Objective(Model):
         default=None,
         description="share of fresh samples of the same traffic on which the plan meets p99; for an engine, the end of "
         "the prediction interval at which it meets its targets",
+    )
+    survive: Annotated[int, Field(ge=0, le=1)] = Field(
+        default=0, description="replicas that any stage may lose while the plan still meets p99: 1 is N+1"
     )
     shed: bool = Field(default=False, description="drop a query as soon as it can no longer meet its deadline")
 
@@ -57,6 +59,9 @@ class TunerSpec(Model):
     floor: bool = Field(default=True, description="paper and ratio never scale below the plan")
     margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="headroom of the table policy")
     hold: Duration = Field(default=60.0, description="how long demand must be lower before replicas are removed")
+    table: bool = Field(
+        default=False, description="store replicas by rate in the plan, from which exports derive autoscaling"
+    )
     most: Annotated[int, Field(ge=1)] = Field(default=100, description="maximum replicas per stage under any rule")
 
 
@@ -91,17 +96,6 @@ class PipelineSpec(Spec):
     def engine_stage(self) -> str | None:
         """The name of the stage that is an LLM engine."""
         return next((name for name, stage in self.stages_by_name.items() if stage.engine is not None), None)
-
-    def refuse_engine(self, verb: str) -> None:
-        """Reject a verb that runs models of its own, for a pipeline that is an LLM engine.
-
-        Raises:
-            UnfoldError: a stage is an engine.
-        """
-        if self.engine_stage is not None:
-            message = f"unfold {verb} runs no LLM engine"
-            hint = "unfold plan SPEC --format vllm starts one; its benchmark goes to steps.NAME.runs"
-            raise user_error(message, key=f"stages.{self.engine_stage}.engine", hint=hint)
 
     @property
     def target_s(self) -> float:
@@ -138,6 +132,9 @@ class PipelineSpec(Spec):
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
             yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        if self.slo.survive:
+            hint = "leave it out; replicas of engines are planned without a loss"
+            yield Problem(("slo", "survive"), "is not planned for an engine", hint=hint)
         if self.slo.shed:
             yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
         if not isinstance(self.arrivals, Arrivals):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from unfold_pipeline.flow_syntax import REQUEST, ConditionError, parse_condition, split_source
 from unfold_pipeline.schema.engine import EngineSpec, validate_engine
 from unfold_pipeline.schema.hardware import Hardware
 from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
@@ -30,6 +31,9 @@ class ModelSpec(Model):
         default=None, description="which numbers of a query the model reads, from 0; default: all"
     )
     rows: str | None = Field(default=None, description="an NPZ file with queries to profile with, in an array x")
+    outputs: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, description="by tensor: values per query that code returns; checked, and needed before a join"
+    )
     start: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None, description="how long a replica may take to load the model; default: 3 min"
     )
@@ -43,6 +47,19 @@ class StageSpec(Model):
     )
     share: Annotated[Fraction, Field(gt=0)] = Field(
         default=1.0, description="fraction of all queries that enter here, for a stage without after"
+    )
+    when: str | dict[str, str] | None = Field(
+        default=None,
+        description='a test of the upstream output that decides who continues here, such as label == "person"; '
+        "with several upstream stages, one by stage. The fractions in after remain those of the plan",
+    )
+    inputs: dict[str, str | Annotated[tuple[str, ...], Field(min_length=1)]] | None = Field(
+        default=None,
+        description="by input of the model: what it gets when served, STAGE, STAGE.TENSOR or request; default: all "
+        "that the upstream stages return, or the request",
+    )
+    missing: float | None = Field(
+        default=None, description="stands for each value of an upstream stage that was skipped; default: NaN"
     )
     fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items per query")
     latency: dict[str, BatchLatency] = Field(
@@ -113,6 +130,60 @@ def _validate_stage(name: str, stage: StageSpec, stages: Mapping[str, StageSpec]
         sources = [key for key in MODEL_KEYS if getattr(stage.model, key) is not None]
         if len(sources) != 1:
             yield Problem((*path, "model"), "needs exactly one of file, code, estimator")
+        if stage.model.outputs is not None and stage.model.code is None:
+            yield Problem((*path, "model", "outputs"), "only code has outputs to state", hint="a file holds its own")
+    yield from _validate_conditions((*path, "when"), stage)
+
+
+def list_conditions(stage: StageSpec) -> Mapping[str, str]:
+    """Return the condition of each upstream stage that has one."""
+    if stage.when is None or isinstance(stage.when, dict):
+        return stage.when or {}
+    return {next(iter(stage.after), ""): stage.when}
+
+
+def list_inputs(stage: StageSpec) -> Mapping[str, tuple[str, ...]]:
+    """Return the sources of each input that the spec states."""
+    inputs = (stage.inputs or {}).items()
+    return {tensor: (sources,) if isinstance(sources, str) else sources for tensor, sources in inputs}
+
+
+def _validate_conditions(path: tuple[str, ...], stage: StageSpec) -> Iterable[Problem]:
+    if stage.when is None:
+        return
+    if isinstance(stage.when, str) and len(stage.after) != 1:
+        yield Problem(path, "needs the upstream stage of the test", hint='when: {STAGE: label == "person"}')
+        return
+    for parent, text in list_conditions(stage).items():
+        key = (*path, parent) if isinstance(stage.when, dict) else path
+        if parent not in stage.after:
+            yield Problem(key, "no upstream stage in after", hint=did_you_mean(parent, stage.after), at_key=True)
+        try:
+            parse_condition(text)
+        except ConditionError as error:
+            yield Problem(key, f"no condition: {error}", hint='such as label == "person" or max(scores) > 0.5')
+
+
+def _validate_inputs(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    """Yield sources that are no tensor of a stage upstream; the stages form no cycle."""
+    upstream: dict[str, set[str]] = {}
+    for name in sort_stages(stages):
+        parents = [parent for parent in stages[name].after if parent in stages]
+        upstream[name] = {*parents, *(other for parent in parents for other in upstream[parent])}
+        for tensor, sources in list_inputs(stages[name]).items():
+            key = ("stages", name, "inputs", tensor)
+            for source in sources:
+                stage, _ = split_source(source, {*stages, REQUEST})
+                if not stage:
+                    known = did_you_mean(source.partition(".")[0], {*upstream[name], REQUEST})
+                    yield Problem(key, f"{source} is no stage", hint=known or "STAGE, STAGE.TENSOR or request")
+                elif stage not in upstream[name] and (REQUEST in stages or source != REQUEST):
+                    hint = f"one of: {', '.join([*sorted(upstream[name]), REQUEST])}"
+                    is_request = stage == REQUEST and stage not in stages
+                    reason = "a request has one tensor" if is_request else f"{stage} is not upstream of {name}"
+                    yield Problem(key, reason, hint=hint)
+        if stages[name].inputs == {}:
+            yield Problem(("stages", name, "inputs"), "has no input", hint="leave it out")
 
 
 def _validate_engine_stage(
@@ -120,7 +191,7 @@ def _validate_engine_stage(
 ) -> Iterable[Problem]:
     if stage.engine is None:
         return
-    for key in ("latency", "perf_analyzer", "model", "max_batch"):
+    for key in ("latency", "perf_analyzer", "model", "max_batch", "when", "inputs"):
         if getattr(stage, key):
             yield Problem((*path, key), "has no meaning beside an engine", hint="leave one of them out")
     if stage.fan_out != 1 or stage.wait:
@@ -167,6 +238,7 @@ def _validate_graph(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
         cycle = [str(name) for name in error.args[1]]
         yield Problem(("stages", cycle[0], "after"), f"the stages form a cycle: {' → '.join(cycle)}")
         return
+    yield from _validate_inputs(stages)
     for name in _find_joins_after_fan_out(stages):
         yield Problem(("stages", name, "after"), "joins flows after a fan_out, where items share no query")
 

@@ -6,10 +6,11 @@ from unfold_pipeline.problem.build import build_placement, resolve_stages
 from unfold_pipeline.problem.latency_profile import load_profile, store_profile
 from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
 from unfold_pipeline.report.profile import build_profile_report
-from unfold_pipeline.runtime.model_loader import check_rows, load_rows, read_width
+from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
 from unfold_pipeline.runtime.profiler import DEFAULT_MAX_BATCH, ProfileJob, list_batch_sizes, profile_model
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import sort_stages
+from unfold_pipeline.verbs.profile_engine import profile_engine
 from unfoldkit.api import Report, Run, user_error
 
 
@@ -19,7 +20,8 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     Raises:
         UnfoldError: no stage has a model, or a model cannot be loaded.
     """
-    spec.refuse_engine("profile")
+    if spec.engine_stage is not None:
+        return profile_engine(spec, run)
     jobs = build_jobs(resolve_stages(spec, run, check_profiles=False), run)
     fresh = 0
     for index, job in enumerate(jobs):

@@ -29,6 +29,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.verbs.serve_engine import serve_engine
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.engines.local import available_cores
 
@@ -39,7 +40,8 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
-    spec.refuse_engine("serve")
+    if spec.engine_stage is not None:
+        return serve_engine(spec, run)
     trace = run.options.get("replay")
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"
@@ -66,7 +68,7 @@ def prepare_deployment(spec: PipelineSpec, run: Run) -> Deployment:
     problem = build_problem(resolved, run)
     plan = parse_saved_plan(run.options.get("plan"), problem.pipeline)
     if plan is None:
-        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
+        checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
         result = find_confident_plan(checker, problem, run.progress)
         if isinstance(result, NoPlan):
             raise _report_no_plan(problem.slo_s, result)
@@ -120,7 +122,7 @@ def _build_service(deployment: Deployment, run: Run) -> Service:
 
     problem, runtime = deployment.problem, deployment.build_runtime(run.engine)
     planned = describe_planned_service(
-        build_slo_checker(problem.pipeline, problem.samples, problem.slo_s), deployment.plan
+        build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares), deployment.plan
     )
     record = ServiceRecord(read_clock(), build_latency_buckets(planned.slo_s))
     settings = ServiceSettings(

@@ -59,6 +59,8 @@ SAMPLES: dict[str, list[str]] = {
         sentences.preemption_line(12, {}),
     ],
     "unaudited_line": [sentences.unaudited_line(["drf"]), sentences.unaudited_line(["drf", "Quarantine"])],
+    "default_line": [sentences.default_line("tasks.csv", "arrival", "their start", (1, 20_000))],
+    "skipped_line": [sentences.skipped_line("tasks.csv", "run", (4_812, 20_000), 7)],
     "missing_requirement": [sentences.missing_requirement(REASONS), sentences.missing_requirement(REASONS[:1])],
     "format_seconds": [sentences.format_seconds(0.31), sentences.format_seconds(3600.0)],
 }

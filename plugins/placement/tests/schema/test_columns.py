@@ -66,13 +66,73 @@ def test_run_times_follow_from_start_and_end(tmp_path: Path) -> None:
         list(csv_tasks(write_csv(tmp_path, "task,arrival,begun,over\na,0,5,3\n"), columns=names))
 
 
-def test_rows_without_a_time_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    """A task that never ran is no task of the replay, nor of its job; how many, and the first line, are told."""
-    told: list[str] = []
-    text = "task,arrival,run,job\na,0,5,j\nb,1,,j\nc,None,5,j\n"
-    found = list(csv_tasks(write_csv(tmp_path, text), warn=told.append))
-    assert [(task.name, task.size) for task in found] == [("a", 1)]
-    assert told == ["pods.csv: left out 2 of 3 rows, which have no arrival or no run; the first is line 3"]
+def test_rows_without_a_value_use_stated_defaults(tmp_path: Path) -> None:
+    """A row without arrival, end, run or name stays, under defaults that are counted; ``skip`` leaves it out."""
+    lines: list[str] = []
+    text = "task,arrival,run,gpu,job\na,5,10,1,j\nb,7,,NaN,j\n,None,30,2,j\nc,9,20,,j\n"
+    path = write_csv(tmp_path, text)
+    tasks = list(csv_tasks(path, warn=lines.append))
+    assert [(task.name, task.arrival, task.run, task.size) for task in tasks] == [
+        ("a", 5.0, 10.0, 4), ("b", 7.0, 20.0, 4), ("line-4", 5.0, 30.0, 4), ("c", 9.0, 20.0, 4),
+    ]  # fmt: skip
+    assert lines == [
+        "pods.csv: 1 of 4 rows have no task; they use the number of their line",
+        "pods.csv: 1 of 4 rows have no arrival; they use the earliest time of the file",
+        "pods.csv: 1 of 4 rows have no run; they use 20 s, the median of the file's positive ones",
+        "pods.csv: 2 of 4 rows have no gpu; they use 0",
+    ]
+    lines.clear()
+    skipping = Columns(missing={"run": "skip", "arrival": "skip", "gpu": 0.5})
+    tasks = list(csv_tasks(path, columns=skipping, warn=lines.append))
+    assert [(task.name, task.size, dict(task.demand)) for task in tasks] == [
+        ("a", 2, {"gpu": 1000}), ("c", 2, {"gpu": 500})
+    ]  # fmt: skip
+    assert lines == [
+        "pods.csv: left out 1 of 4 rows without run; the first is line 3",
+        "pods.csv: left out 1 of 4 rows without arrival; the first is line 4",
+        "pods.csv: 1 of 4 rows have no gpu; they use 0.5",
+    ]
+
+
+def test_rows_without_an_end_run_until_the_file_ends(tmp_path: Path) -> None:
+    """A task that still ran ends with the last time of the file, one from before the file arrives with its start."""
+    names = {"arrival": ("created",), "start": ("scheduled",), "end": ("deleted",)}
+    text = "task,created,scheduled,deleted\na,,100,200\nb,150,160,\nc,,,180\nd,300,,\n"
+    lines: list[str] = []
+    tasks = list(csv_tasks(write_csv(tmp_path, text), columns=Columns(names), warn=lines.append))
+    assert [(task.name, task.arrival, task.run) for task in tasks] == [
+        ("a", 100.0, 100.0), ("b", 150.0, 140.0), ("c", 100.0, 80.0), ("d", 300.0, 1.0)
+    ]  # fmt: skip
+    assert lines == [
+        "pods.csv: 1 of 4 rows have no arrival; they use their start",
+        "pods.csv: 1 of 4 rows have no arrival; they use the earliest time of the file",
+        "pods.csv: 2 of 4 rows have no end; they use the latest time of the file",
+    ]
+
+
+def test_columns_may_be_absent_where_a_default_is_configured(tmp_path: Path) -> None:
+    """Without a configured default an absent column is an error that names the columns of the file."""
+    path = write_csv(tmp_path, "gpu\n1\n2\n")
+    defaults = Columns(missing={"task": "line", "arrival": "first", "run": 600.0})
+    tasks = list(csv_tasks(path, columns=defaults))
+    assert [(task.name, task.arrival, task.run) for task in tasks] == [("line-2", 0.0, 600.0), ("line-3", 0.0, 600.0)]
+    with pytest.raises(UnfoldError, match=r"no column task, arrival, run \(it has gpu"):
+        list(csv_tasks(path))
+    with pytest.raises(UnfoldError, match=r"no row has a run time \(give them one"):
+        list(csv_tasks(write_csv(tmp_path, "task,arrival,run\na,0,\n")))
+
+
+def test_unknown_cells_are_configured(tmp_path: Path) -> None:
+    """Numbers that mean no value in a file, however they are spelled, and negative ones, use the default."""
+    names = {"end": ("over",)}
+    text = "task,arrival,over\na,100,0\nb,100,200\nc,100,9223372036854775807\nd,150,0.0\ne,150,100\n"
+    path = write_csv(tmp_path, text)
+    unknown = {"end": frozenset({"0", "9.2233720368547758e+18"}), "run": frozenset({"negative"})}
+    assert [task.run for task in csv_tasks(path, columns=Columns(names, unknown=unknown))] == [
+        100.0, 100.0, 100.0, 50.0, 100.0
+    ]  # fmt: skip
+    with pytest.raises(UnfoldError, match=r"6:1: end: it ends 50 s before its arrival \(table: {unknown: {run"):
+        list(csv_tasks(path, columns=Columns(names, unknown={"end": unknown["end"]})))
 
 
 def test_a_row_can_describe_several_tasks(tmp_path: Path) -> None:

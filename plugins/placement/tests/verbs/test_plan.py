@@ -247,3 +247,18 @@ def test_a_policy_with_wrong_return_values_is_reported(asks: Any, gives: Any, wa
     """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
     with pytest.raises(UnfoldError, match=wanted):
         simulate(cluster(), job("a", 1), [Astray(asks, gives)])
+
+
+def test_a_plan_reports_the_defaults_of_missing_cells(tmp_path: Path) -> None:
+    """The report counts the rows of each default, beside the number of all rows."""
+    (tmp_path / "tasks.csv").write_text("task,arrival,run,gpu\na,,10,1\nb,5,,1\nc,7,30,\n", "utf-8")
+    workload = {"replay": {"trace": "csv", "path": str(tmp_path / "tasks.csv"), "table": {"missing": {"run": "20 s"}}}}
+    cluster_spec = {"nodes": [{"count": 1, "gpu": 4}]}
+    body = {"version": 1, "kind": "placement", "name": "p", "cluster": cluster_spec, "workload": workload}
+    spec = PlacementSpec.model_validate(body, strict=False)
+    report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
+    assert [line for label, line in report.lines if label == "input"] == [
+        "tasks.csv: 1 of 3 rows have no arrival; they use the earliest time of the file",
+        "tasks.csv: 1 of 3 rows have no run; they use 20 s",
+        "tasks.csv: 1 of 3 rows have no gpu; they use 0",
+    ]

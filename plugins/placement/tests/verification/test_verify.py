@@ -176,7 +176,9 @@ def test_a_report_shows_percentages_and_trusts_no_finding_that_the_replay_lacks(
 
 def test_the_spec_of_a_counterexample_keeps_deadlines() -> None:
     """The spec is replayed with the deadlines of the search, written as times after the arrival."""
-    text = "{version: 1, kind: placement, name: x, cluster: {nodes: [{cpu: 1}]}, workload: {tasks: [{job: a, run: 1}]}}"
+    text = (
+        "{version: 1, kind: placement, name: x, cluster: {nodes: [{cpu: 1}]}, workload: {tasks: [{job: a, run: 1 s}]}}"
+    )
     tasks = tuple(job("a", 1, at=30, deadline=120.0, demand={"cpu": 1000}))
     finding = Finding(property_name="starvation", victim="a", prefix=())
     scenario = Scenario(tuple(cluster()), (Kind("a", tasks),), "a")

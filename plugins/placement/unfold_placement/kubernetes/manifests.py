@@ -20,7 +20,8 @@ def build_roles(namespace: str = NAMESPACE) -> list[Body]:
     """Build the controller's account and the permissions that the backend uses.
 
     In the whole cluster it reads nodes and pods, since pods of other programs occupy capacity, and patches the status
-    of nodes, which lists ephemeral resources. In its namespace it creates, opens and deletes pods and keeps records.
+    of nodes, which lists ephemeral resources. In its namespace it creates, opens, evicts and deletes pods, resumes
+    suspended workloads, and keeps records.
     """
     cluster_rules = [
         _rule([""], ["nodes", "pods"], READ_VERBS),
@@ -28,6 +29,10 @@ def build_roles(namespace: str = NAMESPACE) -> list[Body]:
     ]
     namespace_rules = [
         _rule([""], ["pods"], [*READ_VERBS, "create", "patch", "delete"]),
+        _rule([""], ["pods/eviction"], ["create"]),
+        _rule(["batch"], ["jobs"], [*READ_VERBS, "patch"]),
+        _rule(["jobset.x-k8s.io"], ["jobsets"], [*READ_VERBS, "patch"]),
+        _rule(["apps"], ["replicasets"], ["get"]),
         _rule([""], ["configmaps"], ["get", "create", "patch"]),
         _rule(["coordination.k8s.io"], ["leases"], ["get", "list", "create", "update", "patch"]),
     ]

@@ -230,6 +230,7 @@ def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], .
         lines.append(("preemptions", sentences.preemption_line(policy.metrics.preemptions, lost)))
     if policy.unaudited:
         lines.append(("not audited", sentences.unaudited_line(policy.unaudited)))
+    lines += [("input", note) for note in screening.problem.notes]
     lines += [("never runs", line) for line in sentences.unplaceable_lines(screening.reasons)]
     rejections = policy.result.rejections
     if rejections:

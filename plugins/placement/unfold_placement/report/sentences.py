@@ -125,6 +125,16 @@ def unaudited_line(policies: Sequence[str]) -> str:
     return f"violations do not cover {', '.join(policies)}"
 
 
+def default_line(file: str, column: str, default: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows without a value: how many of how many used which default."""
+    return f"{file}: {counts[0]:,} of {counts[1]:,} rows have no {column}; they use {default}"
+
+
+def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
+    """Return the line about rows that were left out for want of a value."""
+    return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"
+
+
 def _count_tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count:,} tasks"
 

@@ -18,8 +18,19 @@ TASK_COLUMNS = (
 )  # fmt: skip
 ROUNDING_TOLERANCE = 0.05
 """Relative error that rounding an amount to thousandths may cause."""
-UNKNOWN_CELLS = frozenset({"", "Unknown", "None", "NULL", "N/A"})
-"""Cells without a value."""
+UNKNOWN_CELLS = frozenset({"", "-", "unknown", "none", "null", "nil", "n/a", "na", "nan", "nat", "<na>", "\\n"})
+"""Cells of times and numbers without a value, in lower case."""
+NEGATIVE = "negative"
+"""Listed among the unknown cells of a column: numbers below zero have no meaning there."""
+TIME_COLUMNS = ("arrival", "run", "start", "end", "deadline")
+COUNT_COLUMNS = ("count", "parts", "priority")
+SKIP, FIRST, LAST, MEDIAN, LINE = "skip", "first", "last", "median", "line"
+MISSING_KEYWORDS: Mapping[str, tuple[str, ...]] = {
+    "task": (LINE, SKIP), "arrival": (FIRST, SKIP), "end": (LAST, SKIP), "run": (MEDIAN, SKIP),
+}  # fmt: skip
+"""What cells without a value may stand for, besides a quantity; the first is the default where the column exists."""
+MAX_AMOUNT = 1e9
+"""Largest amount of a resource in its unit (memory in MiB)."""
 MEMORY_UNITS = {prefix: 1000 ** (power + 1) for power, prefix in enumerate("kMGT")} | {
     f"{prefix}i": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
 }
@@ -37,15 +48,24 @@ class Columns:
         scales: Factors of the numbers of a standard column.
         header: Columns in order, for a file without a header.
         resources: Columns with amounts of further resources, by resource.
+        missing: What cells without a value stand for, by standard column: a keyword, seconds, or an amount.
+        unknown: Further cells without a value, by standard column.
     """
 
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     header: Sequence[str] = ()
     resources: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str | float] = field(default_factory=dict)
+    unknown: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def valued(self) -> tuple[str, ...]:
+        """The standard columns that hold times or numbers."""
+        return (*TIME_COLUMNS, *AMOUNT_COLUMNS, *COUNT_COLUMNS, *self.resources)
 
     def read_rows(self, path: Path, required: Sequence[str]) -> Iterator[CsvRow]:
-        """Yield the rows of a file by standard columns, with its other columns.
+        """Yield the rows of a file by standard columns, with its other columns; unknown times and numbers are empty.
 
         Raises:
             UnfoldError: a required column is missing, or the file is no table.
@@ -54,12 +74,27 @@ class Columns:
         needed = dict.fromkeys(column for name in (*required, *sources) for column in sources.get(name, (name,)))
         for row in csv_rows(path, tuple(needed), head=self.header):
             renamed = {name: "-".join(row[column] for column in columns) for name, columns in sources.items()}
-            yield replace(row, cells={**row.cells, **renamed}) if renamed else row
+            cells = {**row.cells, **renamed}
+            yield replace(row, cells={**cells, **dict.fromkeys(self._unknown_columns(cells), "")})
+
+    def _unknown_columns(self, cells: Mapping[str, str]) -> list[str]:
+        return [name for name in self.valued if name in cells and self._is_unknown(name, cells[name])]
+
+    def _is_unknown(self, name: str, cell: str) -> bool:
+        unknown = self.unknown.get(name)
+        if not unknown:
+            return cell.lower() in UNKNOWN_CELLS
+        is_negative = NEGATIVE in unknown and cell.startswith("-")
+        return cell.lower() in UNKNOWN_CELLS or is_negative or cell in unknown or format_cell(cell) in unknown
 
     def read_amounts(self, row: CsvRow, parts: int = 1) -> dict[str, int]:
-        """Return the amounts of a row by kind, in thousandths, each divided by ``parts``; zeros are left out."""
+        """Return the amounts of a row by kind, in thousandths, each divided by ``parts``; zeros are left out.
+
+        A missing amount is the configured one, else nothing.
+        """
         kinds = (*AMOUNT_COLUMNS, *self.resources)
-        amounts = {kind: self._read_amount(row, kind, parts) for kind in kinds if row.get(kind)}
+        missing = {kind: round(float(self.missing[kind]) * MILLI / parts) for kind in kinds if _has_number(self, kind)}
+        amounts = missing | {kind: self._read_amount(row, kind, parts) for kind in kinds if row.get(kind)}
         return {kind: amount for kind, amount in amounts.items() if amount}
 
     def read_seconds(self, row: CsvRow, column: str, *, least: float = 0.0) -> float:
@@ -70,11 +105,26 @@ class Columns:
         return row.number(column, least=least) * self.scales.get(column, 1.0)
 
     def _read_amount(self, row: CsvRow, kind: str, parts: int) -> int:
-        exact = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts * MILLI
+        quantity = _read_quantity(row, kind) * self.scales.get(kind, 1.0) / parts
+        if quantity > MAX_AMOUNT:
+            raise row.wrong(f"{quantity:g} is out of range", kind, f"at most {MAX_AMOUNT:g} of its unit: set a scale")
+        exact = quantity * MILLI
         if abs(round(exact) - exact) > ROUNDING_TOLERANCE * exact:
             hint = f"scale tasks and nodes alike: scale: {{{kind}: 1000}}"
             raise row.wrong(f"{exact / MILLI:g} is too small: amounts are stored in thousandths", kind, hint)
         return round(exact)
+
+
+def format_cell(cell: str | float) -> str:
+    """Return a number in one spelling, so that cells such as 0 and 0.0 are equal, and any other text unchanged."""
+    try:
+        return f"{float(cell):.17g}"
+    except ValueError:
+        return str(cell)
+
+
+def _has_number(columns: Columns, kind: str) -> bool:
+    return not isinstance(columns.missing.get(kind, SKIP), str)
 
 
 def _read_quantity(row: CsvRow, kind: str) -> float:

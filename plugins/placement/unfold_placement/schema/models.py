@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
-from unfold_placement.schema.columns import NODE_COLUMNS, TASK_COLUMNS, Columns
+from unfold_placement.schema.columns import (
+    AMOUNT_COLUMNS,
+    COUNT_COLUMNS,
+    MISSING_KEYWORDS,
+    NODE_COLUMNS,
+    SKIP,
+    TASK_COLUMNS,
+    TIME_COLUMNS,
+    Columns,
+    format_cell,
+)
 from unfold_placement.schema.policies import PolicySpec
 from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_mean
 
@@ -48,17 +58,48 @@ class TableSpec(Model):
         default_factory=dict,
         description="columns of further resources, such as rdma: rdma_request",
     )
+    missing: dict[str, str | Annotated[float, Field(ge=-1e9, le=1e9)]] = Field(
+        default_factory=dict,
+        description="what missing cells stand for, by default {arrival: first, end: last, run: median, gpu: 0}; "
+        "also a duration such as run: 10 min, an amount, or skip, which leaves the row out",
+    )
+    unknown: dict[str, tuple[str | float, ...]] = Field(
+        default_factory=dict,
+        description="further cells without a value by column, such as end: [0, -1]; negative stands for all below zero",
+    )
 
     @property
     def is_set(self) -> bool:
         """Whether anything differs from the default."""
-        return bool(self.columns or self.scale or self.head or self.resources)
+        return self != TableSpec()
 
     @property
     def as_columns(self) -> Columns:
         """The columns, as readers of files use them."""
         names = {column: (source,) if isinstance(source, str) else source for column, source in self.columns.items()}
-        return Columns(names, self.scale, self.head, self.resources)
+        return Columns(
+            names,
+            self.scale,
+            self.head,
+            self.resources,
+            {column: read_default(column, default) for column, default in self.missing.items()},
+            {column: frozenset(map(format_cell, cells)) for column, cells in self.unknown.items()},
+        )
+
+
+def read_default(column: str, default: str | float) -> str | float:
+    """Return what a missing cell stands for: a keyword, seconds, or an amount.
+
+    Raises:
+        ValueError: the column has no such default.
+    """
+    if default in MISSING_KEYWORDS.get(column, (SKIP,)):
+        return default
+    if column in {"arrival", "run"}:
+        return TypeAdapter(Duration).validate_python(default)
+    if column in {"task", "end"} or isinstance(default, str):
+        raise ValueError
+    return float(default)
 
 
 class KubernetesSpec(Model):
@@ -223,10 +264,37 @@ def _table_problems(
         for name in names:
             if name not in known:
                 yield Problem((*path, key, name), f"no column {name}", hint=did_you_mean(name, known), at_key=True)
+    yield from _missing_problems(table, path, columns)
     for name in table.resources:
         if name in columns:
             hint = f"write columns: {{{name}: ...}}"
             yield Problem((*path, "resources", name), f"{name} is a standard column", hint=hint, at_key=True)
+
+
+def _missing_problems(table: TableSpec, path: tuple[str, ...], columns: Sequence[str]) -> Iterator[Problem]:
+    """Yield the defaults and unknown cells of columns that have none."""
+    numbers = {*AMOUNT_COLUMNS, *COUNT_COLUMNS, *table.resources}
+    times = [name for name in ("task", *TIME_COLUMNS) if name in columns]
+    allowed = [name for name in (*times, *columns, *table.resources) if name in times or name in numbers]
+    for key in ("missing", "unknown"):
+        for name in getattr(table, key):
+            if name not in allowed:
+                hint = did_you_mean(name, allowed)
+                yield Problem((*path, key, name), f"{name} has no {key} values", hint=hint, at_key=True)
+    for name, default in table.missing.items():
+        if name not in allowed or _is_default(name, default, is_node="task" not in columns):
+            continue
+        keywords = MISSING_KEYWORDS.get(name, (SKIP,)) if "task" in columns else ()
+        example = {"arrival": "0 s", "run": "10 min"}.get(name, "1" if name in numbers else "")
+        hint = f"write {' or '.join(word for word in (*keywords, example) if word)}"
+        yield Problem((*path, "missing", name), f"{default!r} is no default", hint=hint)
+
+
+def _is_default(column: str, default: str | float, *, is_node: bool) -> bool:
+    try:
+        return not (isinstance(read_default(column, default), str) and is_node)
+    except ValueError:
+        return False
 
 
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:

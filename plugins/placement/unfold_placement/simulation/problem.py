@@ -23,6 +23,7 @@ class Problem:
             workload they are errors.
         explained_task: Task of the wait that the report explains; empty selects the longest wait.
         explained_at_s: Time (s) at which its wait is explained; None is the middle of the wait.
+        notes: What reading the input left out or replaced, for the report.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Problem:
     is_recorded: bool = False
     explained_task: str = ""
     explained_at_s: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def policy_names(self) -> str:

@@ -27,6 +27,7 @@ from unfold_placement.schema.models import (
 )
 from unfold_placement.schema.policies import PackOptions, PolicySpec, check_pack_levels
 from unfold_placement.simulation.problem import Problem
+from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
@@ -60,7 +61,8 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
     Raises:
         UnfoldError: nodes or tasks are missing, a file is unreadable, or tasks are packed by an unknown label.
     """
-    nodes, tasks = build_nodes(spec.cluster, run), build_tasks(spec.workload, run)
+    notes: list[str] = []
+    nodes, tasks = build_nodes(spec.cluster, run), build_tasks(spec.workload, run, notes.append)
     if not nodes and spec.cluster.kubernetes is not None:
         nodes = read_nodes(spec.name, cluster_access(spec.cluster.kubernetes))
     if spec.cluster.kubernetes is not None or spec.cluster.trace == "kubectl":
@@ -79,6 +81,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         is_recorded=not spec.workload.tasks,
         explained_task=spec.explain.task if spec.explain is not None else "",
         explained_at_s=spec.explain.at if spec.explain is not None else None,
+        notes=tuple(notes),
     )
 
 
@@ -94,14 +97,19 @@ def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
     return [node for group in cluster.nodes for node in _expand_nodes(group, counts)]
 
 
-def build_tasks(workload: WorkloadSpec, run: Run) -> list[Task]:
+def build_tasks(workload: WorkloadSpec, run: Run, warn: Warn | None = None) -> list[Task]:
     """Build the tasks of a spec, in the order of the spec or file.
+
+    Args:
+        workload: The workload.
+        run: The run.
+        warn: Receives how many rows used which default, and how many are left out; the log by default.
 
     Raises:
         UnfoldError: there are none, or a file is missing or malformed.
     """
     if workload.replay:
-        return _read_task_file(workload.replay, run)
+        return _read_task_file(workload.replay, run, warn or run.log.warning)
     if workload.made:
         return _generate_tasks(workload.made, np.random.default_rng(run.seed))
     if not workload.tasks:
@@ -221,13 +229,13 @@ def _generate_tasks(workload: ManySpec, rng: np.random.Generator) -> list[Task]:
     ]
 
 
-def _read_task_file(trace: TraceSpec, run: Run) -> list[Task]:
+def _read_task_file(trace: TraceSpec, run: Run, warn: Warn) -> list[Task]:
     path = run.path(trace.path, key="workload.replay.path")
     if trace.trace == "openb":
         tasks = list(islice(openb_tasks(path, trace.user, trace.faster), trace.first))
     else:
         read = TASK_READERS.get(trace.trace, partial(csv_tasks, columns=trace.table.as_columns))
-        tasks = list(read(path, trace.faster, trace.first, warn=run.log.warning))
+        tasks = list(read(path, trace.faster, trace.first, warn=warn))
     if not tasks:
         raise user_error("no tasks", file=str(path), key="workload.replay.path")
     return tasks

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.schema.columns import NODE_COLUMNS, UNKNOWN_CELLS, Columns
+from unfold_placement.schema.columns import NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
-from unfold_placement.workload.timestamps import TimeFormat, detect_time_format, normalize_dates
+from unfold_placement.workload.missing_values import MissingValues
+from unfold_placement.workload.timestamps import detect_time_format, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean
 
 NODES_PER_RACK = 32
@@ -20,6 +21,11 @@ OPENB_TIMES = ("creation_time", "deletion_time", "scheduled_time")
 OPENB_NODE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 OPENB_POD_COLUMNS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *OPENB_TIMES)
 MIN_RUN_S = 1.0
+MAX_TASKS = 5_000_000
+"""Tasks that the rows of a table may describe together."""
+MAX_COUNT = 100_000
+"""Tasks of one row."""
+MAX_PRIORITY = 1_000_000_000
 STANDARD_COLUMNS = Columns()
 
 
@@ -84,26 +90,46 @@ def csv_tasks(
     Columns: task, arrival and run (s); cpu, gpu, memory (MiB); count, parts; job, user, role, priority, deadline (s
     after arrival), follows, avoids, types, after and data (several separated by ``|``). All but the first three may be
     missing, ``run`` too where ``columns`` names the end (and start). Times may be dates, or Unix times in s, ms, us or
-    ns: time then counts from the earliest arrival. Rows without a time are left out.
+    ns: time then counts from the earliest arrival. Rows without a value use the defaults of ``columns.missing``.
 
     Args:
         path: The file.
         speedup: Factor that accelerates arrivals.
         max_rows: Read only so many rows; a truncated job keeps the tasks that were read.
         columns: How the columns of the file map to the standard columns.
-        warn: Receives how many rows are left out.
+        warn: Receives how many rows used which default, and how many are left out.
+
+    Raises:
+        UnfoldError: a cell is malformed or out of range, or the rows describe too many tasks.
     """
-    required = ("arrival", "end" if "end" in columns.names else "run")
-    rows = _iter_unique(columns.read_rows(path, ("task", *required)), "task")
-    timed_rows = normalize_dates(_select_timed(islice(rows, max_rows), required, path, warn))
-    times = detect_time_format(timed_rows, columns)
+    missing = MissingValues(columns, path)
+    selected = missing.select_rows(islice(columns.read_rows(path, missing.required), max_rows))
+    rows = normalize_dates(list(_iter_unique(selected, "task")))
+    times = detect_time_format(rows, columns)
+    arrivals_s = [missing.arrival_s(row, times) for row in rows]
+    missing.check_arrivals(rows, arrivals_s, times)
+    runs_s = missing.run_times_s(rows, arrivals_s, times)
     sizes = Counter[str]()
-    for row in timed_rows:
+    for row in rows:
+        missing.count_amounts(row)
         sizes[_job_name(row)] += _read_count(row, "count") * _read_count(row, "parts")
-    for row in timed_rows:
+        if sizes.total() > MAX_TASKS:
+            raise row.wrong(f"the rows so far describe more than {MAX_TASKS:,} tasks", "count")
+    missing.report(warn)
+    for row, arrival_s, run_s in zip(rows, arrivals_s, runs_s, strict=True):
         _check_job_references(row, sizes)
-        arrival_s = (times.read_time_s(row, "arrival") - times.origin_s) / speedup
-        yield from _build_tasks(row, arrival_s, times, sizes[_job_name(row)])
+        slack_s = times.read_slack_s(row, arrival_s)
+        span = Span((arrival_s - times.origin_s) / speedup, run_s, slack_s)
+        yield from _build_tasks(row, span, columns, sizes[_job_name(row)])
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Arrival, run time and time to the deadline of a task, in seconds."""
+
+    arrival_s: float
+    run_s: float
+    slack_s: float
 
 
 def _openb_amounts(row: CsvRow, gpus: float) -> dict[str, int]:
@@ -120,31 +146,19 @@ def _openb_gpus(row: CsvRow) -> float:
     return count * row.number("gpu_milli", least=0) / MILLI if count else 0.0
 
 
-def _select_timed(rows: Iterable[CsvRow], required: Sequence[str], path: Path, warn: Warn) -> list[CsvRow]:
-    timed: list[CsvRow] = []
-    untimed: list[CsvRow] = []
-    for row in rows:
-        (untimed if any(row[name] in UNKNOWN_CELLS for name in required) else timed).append(row)
-    if untimed:
-        missing, total = " or no ".join(required), len(untimed) + len(timed)
-        warn(f"{path.name}: left out {len(untimed)} of {total} rows, which have no {missing}; the first is line "
-             f"{untimed[0].line}")  # fmt: skip
-    return timed
-
-
-def _build_tasks(row: CsvRow, arrival_s: float, times: TimeFormat, size: int) -> Iterator[Task]:
+def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterator[Task]:
     parts = _read_count(row, "parts")
     task = Task(
         name=row["task"],
-        demand=times.columns.read_amounts(row, parts),
-        run=times.read_run_s(row),
-        arrival=arrival_s,
+        demand=columns.read_amounts(row, parts),
+        run=span.run_s,
+        arrival=span.arrival_s,
         job=_job_name(row),
         user=row.get("user"),
         role=row.get("role"),
         size=size,
-        priority=round(row.number("priority")) if row.get("priority") else 0,
-        deadline=arrival_s + times.read_slack_s(row, times.read_time_s(row, "arrival")),
+        priority=_read_priority(row),
+        deadline=span.arrival_s + span.slack_s,
         follows=row.get("follows"),
         avoids=row.get("avoids"),
         after=_split_list(row.get("after")),
@@ -159,7 +173,17 @@ def _build_tasks(row: CsvRow, arrival_s: float, times: TimeFormat, size: int) ->
 
 
 def _read_count(row: CsvRow, column: str) -> int:
-    return round(row.number(column, least=1)) if row.get(column) else 1
+    count = row.number(column, least=1) if row.get(column) else 1.0
+    if count > MAX_COUNT:
+        raise row.wrong(f"{count:g} is out of range", column, f"at most {MAX_COUNT:,}")
+    return round(count)
+
+
+def _read_priority(row: CsvRow) -> int:
+    priority = row.number("priority") if row.get("priority") else 0.0
+    if abs(priority) > MAX_PRIORITY:
+        raise row.wrong(f"{priority:g} is out of range", "priority", f"at most {MAX_PRIORITY:,}")
+    return round(priority)
 
 
 def _iter_unique(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from unfold_placement.schema.columns import UNKNOWN_CELLS, Columns
+from unfold_placement.schema.columns import NEGATIVE, Columns
 from unfoldkit.api import CsvRow
 from unfoldkit.arrivals.readers.dates import is_digit_date, is_slashed_date, parse_slashed_dates
 from unfoldkit.arrivals.readers.timestamps import epoch_to_seconds, is_time, parse_timestamp
@@ -20,21 +20,25 @@ MIN_UNIX_S = 1e9
 DAY_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeFormat:
-    """How a file writes times.
+    """How a file writes times, and the times that stand for missing ones.
 
     Attributes:
         columns: The columns of the file.
         has_dates: Times are dates rather than numbers.
         ticks_per_s: Numbers per second.
         origin_s: Time in seconds from which tasks count.
+        first_s: Earliest arrival, start or end in seconds.
+        last_s: Latest arrival, start or end in seconds.
     """
 
     columns: Columns
     has_dates: bool
     ticks_per_s: float = 1.0
     origin_s: float = 0.0
+    first_s: float = 0.0
+    last_s: float = 0.0
 
     def read_time_s(self, row: CsvRow, column: str) -> float:
         """Return a time in seconds, not counted from the origin."""
@@ -42,18 +46,27 @@ class TimeFormat:
             return parse_datetime_cell(row, column)
         return self.columns.read_seconds(row, column) / self.ticks_per_s
 
-    def read_run_s(self, row: CsvRow) -> float:
-        """Return the run time in seconds: from its column, or from start (or arrival) to end.
+    def read_run_s(self, row: CsvRow, arrival_s: float) -> float | None:
+        """Return the run time in seconds: from start (or arrival) to end, else from its column; None if unknown.
+
+        Args:
+            row: The row.
+            arrival_s: Its arrival in seconds, not counted from the origin.
 
         Raises:
             UnfoldError: the end is before the start.
         """
-        if "end" not in self.columns.names:
-            return self.columns.read_seconds(row, "run")
-        start_column = "start" if row.get("start") not in UNKNOWN_CELLS else "arrival"
-        run_s = self.read_time_s(row, "end") - self.read_time_s(row, start_column)
+        if not ("end" in self.columns.names and row.get("end")):
+            return self.columns.read_seconds(row, "run") if row.get("run") else None
+        start_s = self.read_time_s(row, "start") if row.get("start") else arrival_s
+        run_s = self.read_time_s(row, "end") - start_s
+        if run_s < 0 and NEGATIVE in self.columns.unknown.get("run", ()):
+            return None
         if run_s < 0:
-            raise row.wrong(f"it ends {-run_s:g} s before its {start_column}", "end")
+            hint = "table: {unknown: {run: [negative]}} treats such run times as missing"
+            raise row.wrong(
+                f"it ends {-run_s:g} s before its {'start' if row.get('start') else 'arrival'}", "end", hint
+            )
         return run_s
 
     def read_slack_s(self, row: CsvRow, arrival_s: float) -> float:
@@ -65,12 +78,28 @@ class TimeFormat:
 
 
 def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
-    """Detect how a file writes times from its arrivals."""
-    times = TimeFormat(columns, has_dates=bool(rows) and _is_date(rows[0]["arrival"]))
-    first = min((times.read_time_s(row, "arrival") for row in rows), default=0.0)
-    first_s = float(epoch_to_seconds(np.array([first]))[0])
-    origin_s = first_s if times.has_dates or first_s >= MIN_UNIX_S else 0.0
-    return replace(times, ticks_per_s=first / first_s if first_s else 1.0, origin_s=origin_s)
+    """Detect how a file writes times from its arrivals, or from starts and ends where it has none.
+
+    Raises:
+        UnfoldError: a cell is no time.
+    """
+    used = [name for name in ("arrival", "start", "end") if name == "arrival" or name in columns.names]
+    cells = [(row, name) for name in used for row in rows if row.get(name)]
+    times = TimeFormat(columns=columns, has_dates=bool(cells) and _is_date(cells[0][0][cells[0][1]]))
+    if not cells:
+        return times
+    seconds = [times.read_time_s(row, name) for row, name in cells]
+    arrivals = [time for time, (_, name) in zip(seconds, cells, strict=True) if name == "arrival"] or seconds
+    earliest = min(arrivals)
+    earliest_s = float(epoch_to_seconds(np.array([earliest]))[0])
+    ticks_per_s = earliest / earliest_s if earliest_s else 1.0
+    first_s = min(earliest, *seconds) / ticks_per_s
+    has_origin = times.has_dates or earliest_s >= MIN_UNIX_S
+    # a task that started before the first arrival of the file arrived then
+    origin_s = first_s if has_origin and any(not row.get("arrival") for row in rows) else earliest_s * has_origin
+    return replace(
+        times, ticks_per_s=ticks_per_s, origin_s=origin_s, first_s=first_s, last_s=max(seconds) / ticks_per_s
+    )
 
 
 def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:

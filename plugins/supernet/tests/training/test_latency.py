@@ -13,7 +13,8 @@ from plugins.supernet.tests.helpers import make_form_space  # noqa: E402
 from plugins.supernet.tests.torch_helpers import (  # noqa: E402
     make_random_supernet,
 )
-from unfold_supernet.training.latency import measure_switch_costs, time_rounds  # noqa: E402
+from unfold_supernet.scheduling.speed import time_rounds  # noqa: E402
+from unfold_supernet.training.latency import measure_switch_costs  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from safetensors.torch import save_file  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
-from tests.served import serving, unfold  # noqa: E402
+from tests.served import serving  # noqa: E402
+from tests.support import Outcome, call  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -77,13 +80,21 @@ def write_spec(folder: Path, text: str = SPEC) -> None:
     (folder / "mine.yaml").write_text(text, "utf-8")
 
 
+def unfold(folder: Path, *words: str) -> Outcome:
+    """Run the command line in a folder, in this process: importing torch again takes longer than most trainings."""
+    # each folder has its own module of this name
+    sys.modules.pop("mine", None)
+    with contextlib.chdir(folder):
+        return call(words)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("module")
     write_spec(folder)
     done = unfold(folder, "train", "mine.yaml", "--allow-code", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    (folder / "report.json").write_text(done.stdout, "utf-8")
+    assert done.code == 0, done.err
+    (folder / "report.json").write_text(done.out, "utf-8")
     return folder
 
 
@@ -100,16 +111,16 @@ def test_missed_goal_is_a_no(trained: Path) -> None:
     """A goal beyond what the family reaches ends with exit code 1 and names both figures."""
     (trained / "high.yaml").write_text(SPEC + "goal: {accuracy: 99.9%}\n", "utf-8")
     done = unfold(trained, "train", "high.yaml", "--allow-code")
-    assert done.returncode == 1, done.stderr
-    assert "99.9 % required" in " ".join(done.stdout.split())
+    assert done.code == 1, done.err
+    assert "99.9 % required" in " ".join(done.out.split())
 
 
 def test_second_training_reads_the_stored_weights(trained: Path) -> None:
     """Training again changes no prediction."""
     before = (trained / "runs" / "mine" / "answers.npz").read_bytes()
     done = unfold(trained, "train", "mine.yaml", "--allow-code", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["metrics"]["train_seconds"]["value"] < 30
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["metrics"]["train_seconds"]["value"] < 30
     with np.load(trained / "runs" / "mine" / "answers.npz") as after, np.load(io.BytesIO(before)) as first:
         assert (after["said"] == first["said"]).all()
 
@@ -152,16 +163,16 @@ def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str
     save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     done = unfold(tmp_path, "train", "mine.yaml", "--allow-code")
-    assert done.returncode == 2, done.stderr
-    assert re.search(message, " ".join(done.stderr.split())), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2, done.err
+    assert re.search(message, " ".join(done.err.split())), done.err
+    assert "Traceback" not in done.err
 
 
 def test_the_accelerator_refuses_a_module(trained: Path) -> None:
     """A plan without a trace names what it can simulate; a training names the run to serve next."""
     done = unfold(trained, "plan", "mine.yaml")
-    assert done.returncode == 2
-    assert "not a module of your own" in " ".join(done.stderr.split())
+    assert done.code == 2
+    assert "not a module of your own" in " ".join(done.err.split())
     assert json.loads((trained / "report.json").read_text("utf-8"))["next"] == "unfold serve runs/mine"
 
 
@@ -170,6 +181,6 @@ def test_code_needs_permission(tmp_path: Path) -> None:
     write_spec(tmp_path)
     (tmp_path / "mine.py").write_text(CODE + "\nopen('ran', 'w').close()\n", "utf-8")
     done = unfold(tmp_path, "train", "mine.yaml")
-    assert done.returncode == 2
-    assert "--allow-code" in done.stderr
+    assert done.code == 2
+    assert "--allow-code" in done.err
     assert not (tmp_path / "ran").exists()

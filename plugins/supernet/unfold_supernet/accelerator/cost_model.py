@@ -1,7 +1,11 @@
 """Latency, traffic and energy of a subnet while a subgraph is cached: the closed form.
 
 Each layer takes the longer of its computation and its transfers. The load of the first missing tile is exposed as far
-as no computation precedes it. Weights cross the interface once, because entire maps stay in the streaming buffer.
+as no computation precedes it. Where the input map stays in the streaming buffer, weights cross the interface once.
+Where it does not, the layer is tiled, and parts of its weights or its input cross again (:mod:`.tiling`).
+
+Energy counts every access of the on-chip buffers: the dataflow decides how often a weight, an input value and a partial
+sum are read (after the taxonomy of Eyeriss, Chen et al., ISCA 2016). Static power is drawn for the entire latency.
 """
 
 from __future__ import annotations
@@ -12,8 +16,20 @@ import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
 from unfold_supernet.accelerator.batching import choose_joint_layers, count_crossing_bytes
-from unfold_supernet.accelerator.hardware import Accelerator, count_cycles
-from unfold_supernet.accelerator.layers import INPUT, KERNELS, SubnetLayers, count_hits
+from unfold_supernet.accelerator.hardware import PIXELS, WINDOW, Accelerator, count_cycles, divide_up
+from unfold_supernet.accelerator.layers import (
+    COLUMNS,
+    DEPTH,
+    GROUPS,
+    INPUT,
+    KERNELS,
+    OUT_COLUMNS,
+    OUT_ROWS,
+    ROWS,
+    SubnetLayers,
+    count_hits,
+)
+from unfold_supernet.accelerator.tiling import SUM_BYTES, BufferSizes, TilePlan, describe_shape, plan_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +40,9 @@ class SubnetWork:
         subnet: The subnet.
         compute_s: Seconds of computation.
         weights: Bytes of weights.
-        activations: Bytes of maps that cross the memory interface: input, result, and maps that do not fit on chip.
+        activations: Bytes of maps that cross the memory interface: input, result, maps that do not fit on chip, and
+            what tiles read again.
+        buffer_bytes: Bytes read from and written to on-chip buffers by the array.
         weight_bytes: Bytes of one weight.
         loads: How often the missing weights are transferred.
     """
@@ -33,6 +51,7 @@ class SubnetWork:
     compute_s: FloatArray
     weights: IntArray
     activations: IntArray
+    buffer_bytes: IntArray
     weight_bytes: int
     loads: IntArray
 
@@ -60,14 +79,41 @@ def build_work(subnet: SubnetLayers, machine: Accelerator, batch: int = 1) -> Su
     # input and result cross in any case
     read[0], written[-1] = input_maps[0] * batch, output_maps[-1] * batch
     activations[active] = read + written
+    for layer in active[input_maps > machine.streaming_bytes]:
+        _tile_layer(subnet.table[layer], machine, batch, int(layer), loads, activations)
     return SubnetWork(
         subnet=subnet,
         compute_s=count_cycles(subnet, machine) / machine.clock_hz * batch,
         weights=weights,
         activations=activations,
+        buffer_bytes=count_buffer_bytes(subnet, machine) * batch,
         weight_bytes=machine.weight_bytes,
         loads=loads,
     )
+
+
+def _tile_layer(
+    row: IntArray, machine: Accelerator, batch: int, layer: int, loads: IntArray, activations: IntArray
+) -> None:
+    """Add what crosses again in a layer whose input does not stay on chip; updates ``loads`` and ``activations``."""
+    buffers = BufferSizes(machine.dynamic_bytes, machine.streaming_bytes, machine.weight_bytes, machine.value_bytes)
+    shape, groups = describe_shape(row), int(row[GROUPS])
+    input_bytes = int(row[INPUT]) * machine.value_bytes
+    sums_bytes = shape.kernels * shape.out[0] * shape.out[1] * machine.value_bytes
+
+    def count_again(plan: TilePlan) -> int:
+        return round((plan.input_reads - 1) * input_bytes) + (plan.output_bytes - sums_bytes) * groups
+
+    single, joint = plan_tiles(shape, buffers), plan_tiles(shape, buffers, weights_stay=True)
+    weights = single.weights * groups
+    costs = {
+        plan: (weights * count + count_again(plan) * batch, count)
+        for plan, count in ((single, single.weight_loads * batch), (joint, joint.weight_loads))
+    }
+    # together only where the batch was to be processed together anyway
+    plan = joint if loads[layer] < batch and costs[joint][0] < costs[single][0] else single
+    loads[layer] = costs[plan][1]
+    activations[layer] += count_again(plan) * batch
 
 
 def count_missing_bytes(work: SubnetWork, cached: IntArray) -> IntArray:
@@ -106,8 +152,47 @@ def estimate_traffic_energy(work: SubnetWork, cached: IntArray, machine: Acceler
 
 
 def estimate_energy(work: SubnetWork, cached: IntArray, machine: Accelerator, batch: int = 1) -> float:
-    """Estimate the energy in joules: traffic, arithmetic, and one on-chip read of weights and maps in each layer."""
-    maps = int(work.subnet.table[:, INPUT].sum() + work.subnet.outputs.sum()) * machine.value_bytes * batch
-    on_chip = (int((work.weights * work.loads).sum()) + maps) * machine.energy.on_chip
+    """Estimate the energy in joules: traffic, arithmetic, on-chip accesses, and static power for the latency.
+
+    What crosses the interface is written on chip once more.
+    """
+    on_chip = (int(work.buffer_bytes.sum()) + count_traffic(work, cached)) * machine.energy.on_chip
     arithmetic = int(work.subnet.macs.sum()) * batch * machine.energy.mac
-    return estimate_traffic_energy(work, cached, machine) + (on_chip + arithmetic) * 1e-12
+    static = machine.energy.static_w * estimate_latency(work, cached, machine)
+    return estimate_traffic_energy(work, cached, machine) + (on_chip + arithmetic) * 1e-12 + static
+
+
+def count_buffer_bytes(subnet: SubnetLayers, machine: Accelerator) -> IntArray:
+    """Count the bytes that the array reads from and writes to on-chip buffers in each layer, for one input."""
+    rows = [_count_accesses(row, machine) if row[KERNELS] else (0, 0, 0) for row in subnet.table]
+    weights, values, sums = np.array(rows, np.int64).reshape(-1, 3).T
+    accesses: IntArray = weights * machine.weight_bytes + values * machine.value_bytes + sums * SUM_BYTES
+    return accesses
+
+
+def _count_accesses(row: IntArray, machine: Accelerator) -> tuple[int, int, int]:
+    """Count accesses to weights, input values and partial sums in a layer.
+
+    A sum that is continued in a later pass is read and written once more. The order of the passes is ours: no source
+    states it for these engines.
+    """
+    kernels, depth, groups = int(row[KERNELS]), int(row[DEPTH]), int(row[GROUPS])
+    window, pixels = int(row[ROWS] * row[COLUMNS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
+    in_group, weights = kernels // groups, kernels * depth * window
+    outputs, unrolled = kernels * pixels, pixels * window * depth * groups
+    if machine.dataflow == "dot-product":
+        # line buffers form the windows: a value is read once for each block of kernels
+        lanes = machine.columns * (WINDOW if window == 1 else 1)
+        passes = divide_up(depth, lanes) * (1 if window == 1 else divide_up(window, WINDOW))
+        blocks = divide_up(in_group, machine.rows)
+        return weights, int(row[INPUT]) * blocks, outputs * (2 * passes - 1)
+    if machine.dataflow == "weight-stationary":
+        passes = divide_up(window * depth, machine.rows)
+        return weights, unrolled * divide_up(in_group, machine.columns), outputs * (2 * passes - 1)
+    if machine.dataflow == "row-stationary":
+        strips = divide_up(int(row[OUT_ROWS]), machine.columns)
+        sets = max(1, machine.rows // int(row[ROWS])) * max(1, machine.columns // int(row[OUT_ROWS]))
+        return weights * strips, int(row[INPUT]) * divide_up(in_group, sets), outputs * (2 * depth - 1)
+    # output-stationary, and a DPU's pixels x channels: sums stay in the array
+    rows = machine.rows if machine.dataflow == "output-stationary" else PIXELS
+    return weights * divide_up(pixels, rows), unrolled * divide_up(in_group, machine.columns), outputs

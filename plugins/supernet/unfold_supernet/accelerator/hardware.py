@@ -23,18 +23,22 @@ from unfold_supernet.accelerator.layers import (
 KIB = 1024
 WINDOW = 9
 """Multipliers of a dot-product engine: one 3 x 3 window a cycle."""
+PIXELS = 8
+"""Pixels that a DPU computes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyModel:
     """Picojoules of a multiply-accumulate (default: INT8), and of a byte from on-chip and off-chip memory.
 
-    The defaults follow Horowitz's table for 45 nm (ISSCC 2014); they are parameters, not figures of a board.
+    The defaults follow Horowitz's table for 45 nm (ISSCC 2014); they are parameters, not figures of a board. Static
+    power, in watts, has no such source: its default is an assumption of ours for the logic of a mid-size FPGA.
     """
 
     mac: float = 0.23
     on_chip: float = 12.5
     off_chip: float = 160.0
+    static_w: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Accelerator:
         overlapped: Whether the folds of a systolic array follow each other without a gap.
         depthwise: Whether channels of a depthwise layer are mapped onto the columns too.
         energy: Energy of operations and memory accesses.
-        about: Origin of the figures.
+        engine: The engine that the figures describe.
     """
 
     name: str
@@ -75,7 +79,7 @@ class Accelerator:
     overlapped: bool = False
     depthwise: bool = True
     energy: EnergyModel = field(default_factory=EnergyModel)
-    about: str = ""
+    engine: str = ""
 
 
 def get_presets() -> Mapping[str, Accelerator]:
@@ -84,7 +88,7 @@ def get_presets() -> Mapping[str, Accelerator]:
     SUSHI does not publish the split of the engines into rows and columns: 72 x 10 and 64 x 8 are our choice.
     Bandwidths are nominal; a layer sees less.
     """
-    systolic = "systolic, as in SCALE-Sim"
+    systolic = "systolic array, {}, as in SCALE-Sim"
     presets = (
         Accelerator(
             name="zcu104",
@@ -93,7 +97,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             columns=10,
             clock_hz=100e6,
             bandwidth=19.2e9,
-            about="720 engines of 9 multipliers",
+            engine="SUSHI's 720 dot-product engines on a ZCU104",
         ),
         Accelerator(
             name="alveo-u50",
@@ -102,7 +106,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             columns=8,
             clock_hz=100e6,
             bandwidth=14.4e9,
-            about="512 engines of 9 multipliers",
+            engine="SUSHI's 512 dot-product engines on an Alveo U50",
         ),
         Accelerator(
             name="weight-stationary",
@@ -111,7 +115,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             columns=32,
             clock_hz=100e6,
             bandwidth=19.2e9,
-            about=systolic,
+            engine=systolic.format("weight-stationary"),
         ),
         Accelerator(
             name="output-stationary",
@@ -120,7 +124,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             columns=32,
             clock_hz=100e6,
             bandwidth=19.2e9,
-            about=systolic,
+            engine=systolic.format("output-stationary"),
         ),
         Accelerator(
             name="row-stationary",
@@ -135,7 +139,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             tile_bytes=4 * KIB,
             weight_bytes=2,
             value_bytes=2,
-            about="after Eyeriss: 16 bit, a buffer of 108 KiB for maps and weights",
+            engine="row-stationary array after Eyeriss, 16 bit, 108 KiB",
         ),
         Accelerator(
             name="dpu-zcu104",
@@ -144,7 +148,7 @@ def get_presets() -> Mapping[str, Accelerator]:
             columns=16,
             clock_hz=300e6,
             bandwidth=19.2e9,
-            about="one core of a DPUCZDX8G B4096",
+            engine="one core of a DPUCZDX8G B4096 on a ZCU104",
         ),
     )
     return {preset.name: preset for preset in presets}
@@ -230,7 +234,7 @@ def _count_pixel_channel(row: IntArray, machine: Accelerator) -> int:
     pixels, window = int(row[OUT_ROWS] * row[OUT_COLUMNS]), int(row[ROWS] * row[COLUMNS])
     groups, depth = int(row[GROUPS]), int(row[DEPTH])
     kernels = int(row[KERNELS]) // groups
-    pixel_groups = divide_up(pixels, 8)
+    pixel_groups = divide_up(pixels, PIXELS)
     if depth == 1 and kernels == 1:
         return pixel_groups * divide_up(groups, machine.rows) * window
     return groups * pixel_groups * divide_up(depth, machine.rows) * divide_up(kernels, machine.columns) * window

@@ -39,7 +39,9 @@ def list_candidates(
     family: Family, works: Sequence[SubnetWork], machine: Accelerator, orders: Sequence[str] = ORDERS
 ) -> list[CachedSubgraph]:
     """List the distinct candidates: the core, the subnets and pairwise intersections, each cut to the buffer."""
-    sources = {"core": family.core} | {subnet.name: subnet.graph for subnet in family.subnets}
+    # a single subnet shares nothing
+    core_name = "core" if len(family.subnets) > 1 else family.subnets[0].name
+    sources = {core_name: family.core} | {subnet.name: subnet.graph for subnet in family.subnets}
     for left, right in itertools.combinations(family.subnets, 2):
         sources[f"{left.name}∩{right.name}"] = intersect_subgraphs([left.graph, right.graph])
     capacity = machine.persistent_bytes // machine.weight_bytes
@@ -49,7 +51,7 @@ def list_candidates(
         core = grow_subgraph(np.zeros_like(family.core), family.core, ranks, capacity)
         # a core that does not fit leaves no room for other weights
         has_entire_core = int(count_weights(core).sum()) == int(count_weights(family.core).sum())
-        for name, target in sources.items() if has_entire_core else [("core", core)]:
+        for name, target in sources.items() if has_entire_core else [(core_name, core)]:
             graph = grow_subgraph(core, target, ranks, capacity)
             candidates.setdefault(graph.tobytes(), CachedSubgraph(name, order, graph))
     return list(candidates.values())

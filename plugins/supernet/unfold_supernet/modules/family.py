@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from unfold_supernet.modules.attention_heads import HeadGroup, find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
 from unfold_supernet.modules.width_groups import (
     Indices,
@@ -36,7 +37,7 @@ class Member:
 
     Attributes:
         name: ``0.5x1``: width and depth; ``0.5x1r0.5`` at half the resolution.
-        width: Fraction of the channels of every elastic group.
+        width: Fraction of the channels of every elastic group, and of the heads of every attention layer.
         depth: Fraction of the blocks of every list of residual blocks.
         shrink: Neighbours of the input that are averaged into one, along each axis.
         skeleton: The member's layers; its buffers are the member's own, its parameters are undefined.
@@ -66,6 +67,7 @@ class ElasticFamily:
         weights: The shared parameters by name: those of the user's module.
         by_name: The members, smallest first.
         groups: Groups of channels that are narrowed.
+        heads: Attention layers that lose heads.
         runs: Runs of blocks that may be skipped.
         inelastic: Parts that all members share in full, with the reason.
         example: The example input (n, *size).
@@ -74,6 +76,7 @@ class ElasticFamily:
     weights: dict[str, nn.Parameter]
     by_name: dict[str, Member]
     groups: tuple[WidthGroup, ...]
+    heads: tuple[HeadGroup, ...]
     runs: tuple[BlockRun, ...]
     inelastic: tuple[Inelastic, ...]
     example: Tensor
@@ -219,10 +222,13 @@ def elastic(
     whole = copy.deepcopy(module).eval()
     _check_module(whole, example)
     groups, inelastic = find_width_groups(whole, example)
+    heads = find_head_groups(whole, example)
+    inside = tuple(f"{group.path}." for group in heads)
+    inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
     runs = find_block_runs(whole, example)
-    _check_elastic(sizes, groups, runs, inelastic)
+    _check_elastic(sizes, (*groups, *heads), runs, inelastic)
     weights = {key: nn.Parameter(parameter.detach().clone()) for key, parameter in whole.named_parameters()}
-    members = [_build_member(whole, example, groups, runs, size) for size in sizes]
+    members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
     return ElasticFamily(
         weights=weights,
         by_name={
@@ -230,6 +236,7 @@ def elastic(
             for member in sorted(members, key=lambda member: (member.macs, member.width, member.depth))
         },
         groups=groups,
+        heads=heads,
         runs=runs,
         inelastic=inelastic,
         example=example,
@@ -272,7 +279,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _check_elastic(
     sizes: Sequence[tuple[float, float, float]],
-    groups: Sequence[WidthGroup],
+    groups: Sequence[WidthGroup | HeadGroup],
     runs: Sequence[BlockRun],
     inelastic: Sequence[Inelastic],
 ) -> None:
@@ -287,17 +294,17 @@ def _check_elastic(
 def _build_member(
     whole: nn.Module,
     example: Tensor,
-    groups: Sequence[WidthGroup],
-    runs: Sequence[BlockRun],
+    parts: tuple[Sequence[WidthGroup], Sequence[HeadGroup], Sequence[BlockRun]],
     size: tuple[float, float, float],
 ) -> Member:
-    width, depth, resolution = size
+    (groups, heads, runs), (width, depth, resolution) = parts, size
     shrink = round(1 / resolution)
     skeleton, indices = trace_indices(whole, example, groups, width)
     with torch.no_grad():
         source = dict(whole.named_buffers())
         for key, buffer in skeleton.named_buffers():
             buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
+    indices |= keep_heads(skeleton, heads, width)
     replace_blocks(skeleton, tuple(path for run in runs for path in run.list_skipped(depth)))
     kept = {key for key, _ in skeleton.named_parameters()}
     name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")

@@ -121,6 +121,7 @@ class ModuleResult:
         calibration: Calibration error.
         verdict: What the test rows say of the family.
         groups: Number of elastic groups of channels.
+        attentions: Number of attention layers that lose heads.
         skippable: Number of blocks that may be skipped.
         inelastic: Path and reason of each part that is shared in full.
         training_s: Seconds of training; about 0 if the run was already trained.
@@ -136,6 +137,7 @@ class ModuleResult:
     calibration: dict[str, CalibrationError]
     verdict: FamilyVerdict
     groups: int
+    attentions: int
     skippable: int
     inelastic: tuple[tuple[str, str], ...]
     training_s: float

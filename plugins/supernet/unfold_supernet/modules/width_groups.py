@@ -191,7 +191,7 @@ def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module
         if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001
             return f"{path} is a grouped convolution"
         if isinstance(layer, nn.MultiheadAttention) or _has_heads(module, path):
-            return "attention is shared in full, as in MatFormer"
+            return "it is the embedding of attention, which all members share"
     return ""
 
 

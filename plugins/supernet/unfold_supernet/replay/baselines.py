@@ -63,11 +63,15 @@ class NamedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """Outcome of a trace under a policy; ``accuracy`` is the mean of the requests served in time, in percent."""
+    """Outcome of a trace under a policy; ``accuracy`` is the mean of the requests served in time, in percent.
+
+    ``loads`` counts the members that were loaded, where they do not all fit the memory.
+    """
 
     name: str
     outcome: ReplayOutcome
     accuracy: float
+    loads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

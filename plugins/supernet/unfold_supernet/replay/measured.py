@@ -1,22 +1,27 @@
-"""A trace in real time: every response is computed by the subnets of the run on this machine."""
+"""A trace in real time: every response is computed by the subnets of the run, or by members, on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from unfold_supernet._types import IntArray
-from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.onnx_members import OnnxFamily
-from unfold_supernet.networks.supernet import Supernet
-from unfold_supernet.replay.baselines import NamedPolicy, PolicyResult
+from unfold_supernet._types import Float32Array, IntArray, ShareModel
+from unfold_supernet.members.runtime import MemberPool
+from unfold_supernet.replay.baselines import PolicyResult
 from unfold_supernet.replay.player import RealServer, replay_with_targets
 from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem, scale_trace
+from unfold_supernet.replay.residency import (
+    Contender,
+    list_contenders,
+    make_targets,
+    plan_residency,
+    simulate_resident,
+)
 from unfold_supernet.replay.simulated import build_result, simulate_policy
-from unfold_supernet.scheduling.escalation import get_small_subnet
-from unfold_supernet.scheduling.simulator import ReplayOutcome, measure_trace
+from unfold_supernet.scheduling.residency import Residency
+from unfold_supernet.scheduling.simulator import measure_trace
 from unfold_supernet.scheduling.speed import Slowdown, adapt_to_slowdown
 from unfoldkit.api import Progress
 
@@ -24,69 +29,101 @@ WARM_UP, TIMED = 2, 5
 """Full batches of each subnet before a trace: to warm up, and to measure the machine's present slowdown."""
 
 
+@dataclass(frozen=True, slots=True)
+class RequestRows:
+    """Rows that requests carry, in turn: inputs (n, *size) and extra numbers (n, extra)."""
+
+    x: Float32Array
+    extra: Float32Array
+
+
 def measure_replay(
     problem: ReplayProblem,
-    supernet: Supernet | OnnxFamily,
-    data: Dataset,
+    models: Sequence[ShareModel],
+    rows: RequestRows,
     clock: Callable[[], float],
     progress: Progress,
+    pool: MemberPool | None = None,
 ) -> MeasuredReplay:
     """Replay a trace under every policy in real time.
 
     Args:
         problem: The replay.
-        supernet: The trained subnets.
-        data: Examples; requests carry its test rows.
+        models: The subnets, in the order of the problem's profiles.
+        rows: What requests carry.
         clock: Source of time, in seconds.
         progress: Receives progress.
+        pool: The sessions of the models, if they do not all fit the memory.
     """
-    torch.set_num_threads(1)
-    batch_runner = _BatchRunner(problem, supernet, data, clock)
+    batch_runner = _BatchRunner(problem, models, rows, clock, pool)
     results: list[PolicyResult] = []
-    policies = problem.policies
-    with torch.inference_mode():
-        slowdown = batch_runner.warm_up()
-        problem = scale_trace(problem, slowdown)
-        for policy in policies:
-            # every policy learns the slowdown anew, as a server does, so that none gains from another's batches
-            batch_runner.slowdown = Slowdown(slowdown, slowdown)
-            outcome = _measure_policy(problem, policy, batch_runner)
-            results.append(build_result(policy.name, outcome, problem))
-            progress("replay", len(results), len(policies))
-    predicted = simulate_policy(problem, problem.policies[0])
+    slowdown = batch_runner.warm_up()
+    problem = scale_trace(problem, slowdown)
+    if problem.is_memory_short:
+        problem = replace(problem, targets=make_targets(problem))
+        contenders = list_contenders(problem, plan_residency(problem, progress))
+    else:
+        contenders = [Contender(policy, None) for policy in problem.policies]
+    for contender in contenders:
+        # every policy learns the slowdown anew, as a server does, so that none gains from another's batches
+        batch_runner.slowdown = Slowdown(slowdown, slowdown)
+        results.append(_measure_contender(problem, contender, batch_runner))
+        progress("replay", len(results), len(contenders))
+    first = contenders[0]
+    if first.make_residency is None:
+        predicted = simulate_policy(problem, first.policy)
+    else:
+        predicted = simulate_resident(problem, first).outcome
     return MeasuredReplay(
         problem=problem,
         results=tuple(results),
-        predicted=build_result(policies[0].name, predicted, problem),
+        predicted=build_result(first.policy.name, predicted, problem),
         slowdowns=tuple(batch_runner.slowdowns[: max(1, results[0].outcome.batches)]),
     )
 
 
-def _measure_policy(problem: ReplayProblem, policy: NamedPolicy, batch_runner: _BatchRunner) -> ReplayOutcome:
-    profiles = problem.profiles
+def _measure_contender(problem: ReplayProblem, contender: Contender, batch_runner: _BatchRunner) -> PolicyResult:
+    profiles, policy, slowdown = problem.profiles, contender.policy, batch_runner.slowdown
     if problem.targets is None:
-        scheduler = adapt_to_slowdown(policy.build, profiles, batch_runner.slowdown)
-        return measure_trace(problem.arrivals, problem.options.slo_s, scheduler, batch_runner.run_range)
+        scheduler = adapt_to_slowdown(policy.build, profiles, slowdown)
+        outcome = measure_trace(problem.arrivals, problem.options.slo_s, scheduler, batch_runner.run_range)
+        return build_result(policy.name, outcome, problem)
+    residency = batch_runner.reset_residency(contender)
     server = RealServer(batch_runner.run_requests)
-    return replay_with_targets(problem.arrivals, problem.targets, policy, profiles, batch_runner.slowdown, server)
+    outcome = replay_with_targets(problem.arrivals, problem.targets, policy, profiles, slowdown, server, residency)
+    result = build_result(policy.name, outcome, problem)
+    return result if residency is None else replace(result, loads=residency.loads)
 
 
 class _BatchRunner:
-    """Runs batches of test rows and tracks the ratio of measured to profiled latency."""
+    """Runs batches of rows and tracks the ratio of measured to profiled latency."""
 
     def __init__(
-        self, problem: ReplayProblem, supernet: Supernet | OnnxFamily, data: Dataset, clock: Callable[[], float]
+        self,
+        problem: ReplayProblem,
+        models: Sequence[ShareModel],
+        rows: RequestRows,
+        clock: Callable[[], float],
+        pool: MemberPool | None,
     ) -> None:
-        self.profiles, self.clock = problem.profiles, clock
+        self.profiles, self.models, self.clock, self.pool = problem.profiles, models, clock, pool
         self.slowdown, self.slowdowns = Slowdown(), list[float]()
-        self.count = len(data.test)
-        # test rows in a cycle, with room for a batch at the end: a scaled trace has far more requests than rows
-        rows = np.resize(data.test, self.count + max(profile.max_batch for profile in self.profiles))
-        self.x, self.extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
-        threshold = problem.options.escalate_below
-        self.models = [
-            supernet.select(get_small_subnet(profile), profile.fallback, threshold) for profile in self.profiles
-        ]
+        self.count = len(rows.x)
+        # rows in a cycle, with room for a batch at the end: a scaled trace has far more requests than rows
+        indices = np.arange(self.count + max(profile.max_batch for profile in self.profiles)) % self.count
+        self.x, self.extra = rows.x[indices], rows.extra[indices]
+
+    def reset_residency(self, contender: Contender) -> Residency | None:
+        """Open the members with which a contender starts, and no others."""
+        if self.pool is None or contender.make_residency is None:
+            return None
+        self.pool.residency = contender.make_residency()
+        self.pool.sessions.clear()
+        self.pool.open_initial()
+        self.pool.take_load_s()
+        # opening them is no use that a rule may count
+        self.pool.residency = contender.make_residency()
+        return self.pool.residency
 
     def warm_up(self) -> float:
         """Run full batches of every subnet; return the median slowdown of those after the warm-up."""
@@ -110,6 +147,7 @@ class _BatchRunner:
     def _run(self, subnet: int, rows: slice | IntArray, size: int) -> None:
         start = self.clock()
         self.models[subnet](self.x[rows], self.extra[rows]).argmax(1)
-        measured_s, profiled_s = self.clock() - start, self.profiles[subnet].estimate_latency(size)
+        load_s = 0.0 if self.pool is None else self.pool.take_load_s()
+        measured_s, profiled_s = self.clock() - start - load_s, self.profiles[subnet].estimate_latency(size)
         self.slowdown.update(profiled_s, measured_s)
         self.slowdowns.append(measured_s / profiled_s)

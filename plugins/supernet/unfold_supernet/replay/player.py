@@ -15,9 +15,10 @@ import numpy as np
 
 from unfold_supernet._types import FloatArray
 from unfold_supernet.replay.baselines import NamedPolicy
-from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import RequestTargets
+from unfold_supernet.scheduling.residency import Residency
 from unfold_supernet.scheduling.simulator import WAKE_EARLY_S, ReplayOutcome
 from unfold_supernet.scheduling.speed import Slowdown
 from unfoldkit.serving.batching.request_queue import DeadlineQueue, QueuedRequest
@@ -44,10 +45,14 @@ class Server(Protocol):
 
 @dataclass(slots=True)
 class SimulatedServer:
-    """A server in simulated time; ``switch_s`` is the cost of a model switch in seconds."""
+    """A server in simulated time; ``switch_s`` is the cost of a model switch in seconds.
+
+    With a residency, members that are not in memory are loaded first.
+    """
 
     profiles: Sequence[SubnetProfile]
     switch_s: float = 0.0
+    residency: Residency | None = None
     clock: float = 0.0
     previous: int = -1
 
@@ -62,6 +67,10 @@ class SimulatedServer:
     def run(self, subnet: int, requests: Sequence[int]) -> None:
         """Advance the clock by the profiled latency."""
         switch_s = self.switch_s if subnet != self.previous else 0.0
+        if self.residency is not None:
+            before_s = self.residency.load_s
+            self.residency.acquire(subnet)
+            switch_s += self.residency.load_s - before_s
         self.clock += self.profiles[subnet].estimate_latency(len(requests)) + switch_s
         self.previous = subnet
 
@@ -105,6 +114,7 @@ def replay_with_targets(
     profiles: Sequence[SubnetProfile],
     slowdown: Slowdown,
     server: Server,
+    residency: Residency | None = None,
 ) -> ReplayOutcome:
     """Replay a trace under a policy, open loop.
 
@@ -115,9 +125,14 @@ def replay_with_targets(
         profiles: All subnets.
         slowdown: Scales their profiled latencies.
         server: What serves batches.
+        residency: Which members are in memory, where they do not all fit; the server updates it.
     """
     clock, own_profiles = _QueueClock(), policy.select_profiles(profiles)
-    queue = DeadlineQueue(build_accuracy_levels(own_profiles, policy.make_policy, slowdown), 0.0, clock.read)
+    if residency is None:
+        paths = build_accuracy_levels(own_profiles, policy.make_policy, slowdown)
+    else:
+        paths = build_resident_levels(own_profiles, policy.indices, residency, policy.make_policy, slowdown)
+    queue = DeadlineQueue(paths, 0.0, clock.read)
     max_batch = max(profile.max_batch for profile in own_profiles)
     subnets, batch_sizes = np.zeros(arrivals.size, np.int64), np.zeros(arrivals.size, np.int64)
     ends, times = np.zeros(arrivals.size), arrivals.tolist()

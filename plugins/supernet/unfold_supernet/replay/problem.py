@@ -14,6 +14,7 @@ from unfold_supernet.replay.baselines import NamedPolicy, PolicyResult, list_pol
 from unfold_supernet.scheduling.escalation import SubnetPredictions, build_pairs
 from unfold_supernet.scheduling.policies import SubnetProfile, scale_latencies
 from unfold_supernet.scheduling.requests import RequestTargets
+from unfold_supernet.scheduling.residency import MemberCost
 from unfoldkit.api import user_error
 
 
@@ -59,22 +60,31 @@ class ReplayProblem:
         options: How requests are served.
         arrivals: Arrival times in seconds.
         profiles: Candidates: subnets and escalation pairs that meet the guard.
-        switch_s: Seconds of a model switch by loading, for the baseline without shared weights.
+        switch_s: Seconds of a model switch by loading, for the baseline without shared weights; ``None`` without one.
         seed: Of the scaled trace.
         targets: Targets of the requests, if they have their own.
         rate_factor: Factor by which the rate of the trace was scaled.
         accelerator: Set if requests are served by the simulated accelerator.
+        costs: Memory and load time of each member, if the profiles are a list of members.
+        memory_bytes: Memory for all of them together; ``None`` for as much as they need.
     """
 
     name: str
     options: ServingOptions
     arrivals: FloatArray
     profiles: tuple[SubnetProfile, ...]
-    switch_s: float
+    switch_s: float | None
     seed: int
     targets: RequestTargets | None = None
     rate_factor: float = 1.0
     accelerator: AcceleratorTarget | None = None
+    costs: tuple[MemberCost, ...] = ()
+    memory_bytes: int | None = None
+
+    @property
+    def is_memory_short(self) -> bool:
+        """Whether the members do not all fit the memory."""
+        return self.memory_bytes is not None and sum(cost.bytes for cost in self.costs) > self.memory_bytes
 
     @property
     def policies(self) -> list[NamedPolicy]:

@@ -36,12 +36,13 @@ def build_study_report(problem: StudyProblem, study: Study | DeadlineMissed) -> 
             _tabulate_buffers(study),
             _tabulate_strategies(problem, study),
             _tabulate_targets(problem, study),
-            _tabulate_claims(study),
+            *((_tabulate_claims(study),) if study.claims else ()),
         ),
         figures=(_plot_savings(study),),
         lines=_write_lines(problem, study),
         notes=sentences.list_study_notes(
-            max(point.persistent_bytes for point in study.points), is_reference=problem.is_reference
+            max(point.persistent_bytes for point in study.points) if study.claims else None,
+            is_reference=problem.is_reference,
         ),
         decision=build_decision(study.family, study.setup, problem.queries.policy, problem.queries.keep),
         next="unfold plan SPEC --out report.html",
@@ -108,7 +109,7 @@ def _write_subtitle(problem: StudyProblem, study: Study) -> tuple[str, ...]:
     machine, queries = study.setup.machine, problem.queries
     return (
         f"{len(study.family.subnets)} subnets",
-        machine.name,
+        machine.engine,
         sentences.format_bandwidth(machine.bandwidth),
         sentences.describe_queries(queries.count, queries.pattern, queries.file),
         queries.policy,

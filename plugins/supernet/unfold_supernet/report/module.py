@@ -104,7 +104,7 @@ def _tabulate_members(result: ModuleResult) -> Table:
 def _write_lines(problem: ModuleProblem, result: ModuleResult) -> tuple[tuple[str, str], ...]:
     source = f"{problem.source.module}:{problem.source.function}"
     lines = [
-        ("module", sentences.describe_module(source, result.groups, result.skippable)),
+        ("module", sentences.describe_module(source, result.groups, result.attentions, result.skippable)),
         ("front", sentences.describe_front(result.front)),
         *describe_verdict(result.verdict),
         ("files", sentences.list_member_files()),

@@ -31,6 +31,8 @@ def build_simulated_report(replayed: SimulatedReplay) -> Report:
     }
     lines = (*report.lines, ("subnets", sentences.state_needed_subnets(replayed.needed, reduced.outcome.attainment)))
     accelerated = replayed.accelerated
+    if replayed.residency is not None:
+        return _add_residency(replace(report, decision=decision, lines=report.lines), replayed)
     if accelerated is None:
         return replace(report, decision=decision, lines=lines)
     millijoules = accelerated.estimate_millijoules(replayed.results[0].outcome)
@@ -43,6 +45,47 @@ def build_simulated_report(replayed: SimulatedReplay) -> Report:
         metrics={**report.metrics, "energy_mj": Metric(millijoules, "mJ")},
         lines=(*lines, ("accelerator", text)),
     )
+
+
+def _add_residency(report: Report, replayed: SimulatedReplay) -> Report:
+    """Add which members stay in memory to the report of a replay."""
+    problem, plan = replayed.problem, replayed.residency
+    assert plan is not None and problem.memory_bytes is not None  # noqa: S101, PT018 - the caller checks
+    names = [profile.name for profile in problem.profiles]
+    pinned = [names[index] for index in plan.pinned]
+    unused = [name for index, name in enumerate(names) if index not in plan.usable]
+    planned = replayed.results[0]
+    needed_bytes = sum(cost.bytes for cost in problem.costs)
+    return replace(
+        report,
+        decision={**(report.decision or {}), "memory_bytes": problem.memory_bytes, "pinned": pinned, "unused": unused},
+        metrics={**report.metrics, "loads": Metric(planned.loads or 0)},
+        tables=(*report.tables, _tabulate_residency(replayed)),
+        lines=(
+            *report.lines,
+            ("memory", sentences.state_memory_limit(needed_bytes, problem.memory_bytes)),
+            ("residency", sentences.state_residency(pinned, unused, planned.loads or 0)),
+        ),
+    )
+
+
+def _tabulate_residency(replayed: SimulatedReplay) -> Table:
+    problem, plan = replayed.problem, replayed.residency
+    assert plan is not None  # noqa: S101 - the caller checks
+    usage = replayed.results[0].outcome.count_usage(problem.profiles)
+    columns = (
+        Column("member"),
+        Column("memory", "MB", 1),
+        Column("load", "ms", 1),
+        Column("requests", "%", 1),
+        Column("residency"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for index, (profile, cost) in enumerate(zip(problem.profiles, problem.costs, strict=True)):
+        role = "pinned" if index in plan.pinned else "on demand" if index in plan.usable else "not used"
+        share = usage.get(profile.name, 0.0) * 100
+        rows.append((profile.name, cost.bytes / 1e6, cost.load_s * 1e3, share, role))
+    return Table("residency", columns, tuple(rows))
 
 
 def build_measured_report(replayed: MeasuredReplay) -> Report:
@@ -102,6 +145,8 @@ def _collect_metrics(
     }
     for result in results[1:]:
         label = result.name.replace(" ", "_")
+        if outcome.accurate_enough is not None and result.loads is not None:
+            metrics[f"both_targets_{label}"] = Metric(result.outcome.satisfied_fraction, timed=timed)
         metrics[f"attainment_{label}"] = Metric(result.outcome.attainment, timed=timed)
         metrics[f"accuracy_served_{label}"] = Metric(result.accuracy, "%", timed=timed)
     return metrics
@@ -109,6 +154,7 @@ def _collect_metrics(
 
 def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table:
     has_targets = results[0].outcome.accurate_enough is not None
+    has_loads = any(result.loads is not None for result in results)
     columns = (
         Column("policy"),
         Column("in time", "%", 2, timed=timed),
@@ -117,6 +163,7 @@ def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table
         *(() if has_targets else (Column("dropped", "%", 2, timed=timed),)),
         Column("mean batch", "", 1, timed=timed),
         Column("model switches", timed=timed),
+        *((Column("loads", timed=timed),) if has_loads else ()),
     )
     rows: list[tuple[Cell, ...]] = []
     for result in results:
@@ -125,7 +172,8 @@ def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table
         dropped = 100 - served / outcome.subnet.size * 100
         batch = served / max(1, outcome.batches)
         quality = (outcome.satisfied_fraction * 100, result.accuracy) if has_targets else (result.accuracy, dropped)
-        rows.append((result.name, outcome.attainment * 100, *quality, batch, int(outcome.switches)))
+        loads = (result.loads,) if has_loads else ()
+        rows.append((result.name, outcome.attainment * 100, *quality, batch, int(outcome.switches), *loads))
     return Table("policies", columns, tuple(rows), accent=0)
 
 

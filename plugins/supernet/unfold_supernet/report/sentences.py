@@ -120,15 +120,20 @@ def describe_precision(machine: Accelerator) -> str:
     return bits if matches else f"{bits}; energy.mac is still that of INT8"
 
 
-def list_study_notes(max_buffer: int, *, is_reference: bool) -> tuple[str, ...]:
+def list_study_notes(max_buffer: int | None, *, is_reference: bool) -> tuple[str, ...]:
     """List what a reader must know before quoting a figure of a study."""
     scale = " The accuracies are a scale, not measurements." if is_reference else ""
     return (
         f"All figures come from a model; no board was measured.{scale}",
         "Best: the subnet that gains most. Deep: with transfers that run ahead through layers.",
         "Without a cache, the dynamic buffer gets the bytes of the persistent buffer.",
-        f"Buffer of a claim: the smallest one of the sweep (up to {format_bytes(max_buffer)}) that reaches it.",
+        *(() if max_buffer is None else (explain_claim_buffer(max_buffer),)),
     )
+
+
+def explain_claim_buffer(max_buffer: int) -> str:
+    """Explain which buffer a published claim needs."""
+    return f"Buffer of a claim: the smallest one of the sweep (up to {format_bytes(max_buffer)}) that reaches it."
 
 
 def state_deadline_missed(family: str, deadline_ms: float) -> str:
@@ -258,9 +263,10 @@ def describe_search(count: int, measured: int, rank_correlation: float) -> str:
     return f"{count:,} subnets, {measured:,} measured on held-out rows; rank correlation {rank_correlation:.2f}"
 
 
-def describe_module(source: str, groups: int, skippable: int) -> str:
+def describe_module(source: str, groups: int, attentions: int, skippable: int) -> str:
     """Describe which dimensions of a user's module are elastic."""
-    return f"{source}: {groups} groups of channels can be narrowed, {skippable} residual blocks skipped"
+    heads = f"{attentions} attention layers lose heads, " if attentions else ""
+    return f"{source}: {groups} groups of channels can be narrowed, {heads}{skippable} residual blocks skipped"
 
 
 def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
@@ -352,6 +358,44 @@ def state_prediction(attainment: float, accuracy: float) -> str:
 def state_slowdown(median: float, p99: float) -> str:
     """State the ratio of measured to profiled latency."""
     return f"batches took {median:.2f}x the latency measured in training (p99 {p99:.1f}x)"
+
+
+# Lists of members.
+
+
+def state_members(count: int, front: int, fits: bool) -> str:
+    """State how many members were measured, and whether they fit the memory."""
+    memory = "all of them fit the memory" if fits else "they do not all fit the memory"
+    return f"{count} members measured, {front} on the front of accuracy and latency; {memory}"
+
+
+def state_memory_limit(needed_bytes: int, memory_bytes: int | None) -> str:
+    """State the memory of all members against the limit."""
+    if memory_bytes is None:
+        return f"{needed_bytes / 1e6:,.1f} MB for all members; no limit"
+    return f"{needed_bytes / 1e6:,.1f} MB for all members, {memory_bytes / 1e6:,.1f} MB allowed"
+
+
+def state_residency(pinned: Sequence[str], unused: Sequence[str], loads: int) -> str:
+    """State which members stay in memory and how often others are loaded."""
+    stays = f"{', '.join(pinned)} stay in memory" if pinned else "no member stays in memory throughout"
+    left_out = f"; {', '.join(unused)} not used" if unused else ""
+    return f"{stays}{left_out}; {loads:,} loads on this trace"
+
+
+def explain_member_figures() -> str:
+    """Explain where the figures of a list of members come from."""
+    return "accuracies are those of the spec; latency, load time and memory are measured, one thread"
+
+
+def list_dominated(names: Sequence[str]) -> str:
+    """List the members that a faster one equals in accuracy."""
+    return f"{', '.join(names)}: a faster member is at least as accurate"
+
+
+def explain_no_residency_plan() -> str:
+    """Explain which members stay in memory without a plan."""
+    return "no plan in this run: members take turns in memory (unfold plan SPEC --replay TRACE)"
 
 
 # Serving.

@@ -1,13 +1,20 @@
-"""How much slower than profiled the machine runs at present, and policies that account for it."""
+"""How fast subnets run: timed rounds, the machine's present slowdown, and policies that account for it."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from unfold_supernet._types import FloatArray
 from unfold_supernet.scheduling.policies import BatchChoice, Policy, SubnetProfile, scale_latencies
 
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+ENOUGH_S = 0.5
+"""Seconds of rounds after which a batch size is measured well enough: slow subnets need few rounds."""
 P90_UP, P90_DOWN, MEDIAN_STEP = 1.018, 0.998, 1.006
 STEPS_PER_E = 20
 """Resolution of the slowdown: steps for a factor of e. One policy is built for each step."""
@@ -56,3 +63,13 @@ def adapt_to_slowdown(make_policy: PolicyFactory, profiles: Sequence[SubnetProfi
         return get_policy(max(slowdown.p90, slowdown.median))(slack, queue_length)
 
     return choose
+
+
+def time_rounds(call: Callable[[], object], rounds: int, enough_s: float = math.inf, min_rounds: int = 5) -> FloatArray:
+    """Time repeated calls; stop early once ``min_rounds`` of them have taken ``enough_s`` seconds in all."""
+    seconds: list[float] = []
+    while len(seconds) < rounds and (len(seconds) < min_rounds or sum(seconds) < enough_s):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)

@@ -21,7 +21,7 @@ Bits = Literal[8, 16, 32]
 
 
 class EnergySpec(Model):
-    """Energy in picojoules; the defaults follow Horowitz's table for 45 nm (ISSCC 2014)."""
+    """Picojoules, by default after Horowitz's table for 45 nm (ISSCC 2014), and static power in watts."""
 
     mac: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.23, description="energy of a multiply-accumulate; the default is that of INT8"
@@ -31,6 +31,10 @@ class EnergySpec(Model):
     )
     off_chip: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=160.0, description="energy of a byte from off-chip memory"
+    )
+
+    static: Annotated[float, Field(ge=0, le=1e4)] = Field(
+        default=0.5, description="watts drawn while a query runs, whatever it computes; the default is an assumption"
     )
 
 
@@ -48,7 +52,11 @@ class PrecisionSpec(Model):
 class AcceleratorSpec(Model):
     """A simulated accelerator: a preset, and the values that differ from it."""
 
-    preset: Preset = "zcu104"
+    preset: Preset = Field(
+        default="zcu104",
+        description="zcu104 and alveo-u50: SUSHI's dot-product engines on these boards; weight- and output-stationary: "
+        "systolic arrays; row-stationary: after Eyeriss; dpu-zcu104: a core of AMD's DPUCZDX8G B4096",
+    )
     persistent_buffer: Bytes | None = Field(
         default=None, description="on-chip bytes for weights cached from query to query"
     )

@@ -13,10 +13,16 @@ from unfold_supernet.schema.accelerator import (
     find_accelerator_problems,
     find_query_problems,
 )
-from unfold_supernet.schema.module import ModuleSpec, find_module_problems
+from unfold_supernet.schema.models import (
+    Classes,
+    Members,
+    ModuleSpec,
+    find_member_problems,
+    find_module_problems,
+)
 from unfold_supernet.schema.space import SpaceSpec, find_count_problems, find_space_problems
 from unfold_supernet.schema.training import DataSpec, TrainingSpec, find_data_problems, find_training_problems
-from unfoldkit.api import Duration, Fraction, Model, Percent, Problem, Spec
+from unfoldkit.api import Bytes, Duration, Fraction, Model, Percent, Problem, Spec
 
 
 class GoalSpec(Model):
@@ -57,6 +63,18 @@ class ServingSpec(Model):
         default={},
         description="minimum sensitivity by class; subnets below it are never used",
     )
+    memory: Annotated[Bytes, Field(gt=0)] | None = Field(
+        default=None, description="memory for all members of a list in one process; by default as much as they need"
+    )
+
+
+class OnnxLayersSpec(Model):
+    """The layers of one network, read from its ONNX file."""
+
+    onnx: str = Field(description="a network of convolutions and matrix products; a dynamic first axis counts as one")
+    accuracy: Annotated[Fraction, Field(gt=0, le=1)] = Field(
+        default=1.0, description="its accuracy, which queries may require"
+    )
 
 
 class SupernetSpec(Spec):
@@ -66,10 +84,13 @@ class SupernetSpec(Spec):
     family: Literal["ofa-resnet50", "ofa-mobilenetv3"] | None = Field(
         default=None, description="a published family, by its layers only"
     )
-    layers: str | None = Field(
-        default=None, description="a CSV with the layers of your own subnets, for the accelerator only"
+    layers: str | OnnxLayersSpec | None = Field(
+        default=None,
+        description="a CSV with the layers of your own subnets, or onnx: with a network, for the accelerator only",
     )
     model: ModuleSpec | None = Field(default=None, description="your own torch module, to train")
+    members: Members | None = Field(default=None, description="ONNX files with known accuracy, to serve as they are")
+    classes: Classes | None = Field(default=None, description="names of the members' classes; by default their numbers")
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
@@ -90,6 +111,7 @@ class SupernetSpec(Spec):
             yield from find_module_problems(self.model)
             yield from find_data_problems(self.data, "module")
             yield from _find_unused_training(self.training)
+        yield from _find_list_problems(self)
         yield from _find_goal_problems(self)
         yield from find_query_problems(self.queries)
         if self.accelerator is not None:
@@ -104,6 +126,28 @@ def _find_unused_training(training: TrainingSpec) -> Iterable[Problem]:
             yield Problem(("training", key), "has no effect on a module of your own", hint=f"remove {key}")
 
 
+def _find_list_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    """Yield what does not go with a list of members, and keys that only such a list has."""
+    if spec.members is not None:
+        yield from find_member_problems(spec.members, spec.classes or ())
+        if spec.data is not None:
+            yield Problem(("data",), "has no effect on a list of members", hint="remove data")
+    elif spec.classes is not None:
+        yield Problem(("classes",), "applies to a list of members only", hint="remove classes")
+    if spec.serving is None:
+        return
+    if spec.members is None and spec.serving.memory is not None:
+        yield Problem(("serving", "memory"), "applies to a list of members only", hint="remove memory")
+    if spec.members is not None:
+        for key in ("guard", "escalate"):
+            if getattr(spec.serving, key):
+                message = "needs predictions by row, which a list of members does not have"
+                yield Problem(("serving", key), message, hint=f"remove {key}")
+        if spec.serving.on == "accelerator":
+            message = "simulates layers, which a list of members does not name"
+            yield Problem(("serving", "on"), message, hint="remove on, or write layers: {onnx: net.onnx}")
+
+
 def _find_goal_problems(spec: SupernetSpec) -> Iterable[Problem]:
     if spec.goal != GoalSpec() and spec.space is None and spec.model is None:
         yield Problem(("goal",), "nothing is trained that could reach a goal", hint="write space and data")
@@ -113,13 +157,14 @@ def _find_goal_problems(spec: SupernetSpec) -> Iterable[Problem]:
 
 
 def _find_family_problems(spec: SupernetSpec) -> Iterable[Problem]:
-    sources = [key for key in ("family", "layers", "space", "model") if getattr(spec, key) is not None]
+    sources = [key for key in ("family", "layers", "space", "model", "members") if getattr(spec, key) is not None]
     if not sources:
-        hint = "write family: ofa-resnet50, layers: nets.csv, or a space or model to train"
+        hint = "write family: ofa-resnet50, layers: nets.csv, a space or model to train, or members"
         yield Problem(("family",), "no subnets are defined", hint=hint)
-    if "model" in sources and len(sources) > 1:
+    last = sources[-1] if sources else ""
+    if last in ("model", "members") and len(sources) > 1:
         hint = f"remove {' or '.join(sources)}"
-        yield Problem(("model",), "another section already defines the subnets", hint=hint)
+        yield Problem((last,), "another section already defines the subnets", hint=hint)
     elif sources == ["family", "space"]:
         yield Problem(("family",), "a published family has its own space", hint="remove family or space")
     elif len(sources) > 1:

@@ -39,19 +39,16 @@ def register_counter(registry: Any, profiles: Sequence[SubnetProfile]) -> CountB
     return count_batch
 
 
-def make_dashboard(
-    registry: Any, profiles: Sequence[SubnetProfile], min_attainment: float
-) -> Callable[[], DashboardExtras]:
-    """Make the function that builds the dashboard's tiles and usage chart.
+def make_dashboard(profiles: Sequence[SubnetProfile], min_attainment: float) -> Callable[[Any], DashboardExtras]:
+    """Make the function that builds the dashboard's tiles and usage chart from the registry of the counter.
 
     Args:
-        registry: Where the counter is registered.
         profiles: The served subnets.
         min_attainment: Required fraction of requests in time.
     """
     accuracy = {profile.name: profile.accuracy for profile in profiles}
 
-    def build_dashboard() -> DashboardExtras:
+    def build_dashboard(registry: Any) -> DashboardExtras:
         counts = _read_counts(registry)
         usage = {name: counts.timely[name] + counts.late[name] for name in accuracy}
         return DashboardExtras(_build_tiles(counts, accuracy, min_attainment), shares=(_build_usage(usage),))

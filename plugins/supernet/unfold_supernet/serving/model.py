@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from unfold_supernet._types import ShareModel
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
@@ -41,6 +40,7 @@ class SupernetModel:
         bound: The subnets and escalation pairs, in the order of ``profiles``.
         count_batch: Counts served requests.
         clock: Source of time, in seconds.
+        take_load_s: Returns the seconds of loading members since its last call; they do not count as slowdown.
         slowdown: Updated with every batch.
         outputs: Output tensors.
     """
@@ -51,9 +51,10 @@ class SupernetModel:
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
     profiles: tuple[SubnetProfile, ...]
-    bound: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    bound: tuple[ShareModel, ...]
     count_batch: CountBatch
     clock: Callable[[], float]
+    take_load_s: Callable[[], float] = lambda: 0.0
     slowdown: Slowdown = field(default_factory=Slowdown)
     outputs: tuple[Field, ...] = OUTPUTS
 
@@ -67,7 +68,8 @@ class SupernetModel:
         profile = self.profiles[subnet]
         if batch.turn is not None and not batch.trial:
             # from the selection: the hand-over to the worker thread is part of the latency
-            self.slowdown.update(profile.estimate_split_latency(batch.rows), end - batch.turn.picked)
+            worked_s = end - batch.turn.picked - self.take_load_s()
+            self.slowdown.update(profile.estimate_split_latency(batch.rows), worked_s)
             self.count_batch(subnet, in_time)
         enough = [profile.accuracy_fraction >= call.least_accuracy for call in batch.calls]
         rows = [call.rows for call in batch.calls]
@@ -83,13 +85,9 @@ class SupernetModel:
         return Predictions(columns)
 
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
-        x = torch.from_numpy(inputs["x"].astype(np.float32))
+        x = inputs["x"].astype(np.float32)
         extra = inputs["extra"].astype(np.float32) if "extra" in inputs else np.zeros((len(x), 0), np.float32)
         part, model = self.profiles[subnet].max_batch, self.bound[subnet]
-        with torch.inference_mode():
-            parts = [
-                torch.softmax(model(x[start : start + part], torch.from_numpy(extra[start : start + part])), 1).numpy()
-                for start in range(0, len(x), part)
-            ]
+        parts = [model(x[start : start + part], extra[start : start + part]) for start in range(0, len(x), part)]
         shares: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return shares

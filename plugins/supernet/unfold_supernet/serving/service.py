@@ -1,65 +1,32 @@
-"""The service of a trained supernet: requests with deadlines in, and a subnet selected for each batch."""
+"""The service of a supernet or a list of members: requests with deadlines in, and a subnet selected for each batch."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from unfold_supernet.family.artifacts import SPACE_FILE, SupernetRecord
-from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
-from unfold_supernet.family.space_builder import InputShape, SpaceOptions, build_space
-from unfold_supernet.modules.onnx_members import MEMBERS_FILE, OnnxFamily, locate_member, read_members
-from unfold_supernet.networks.space import Space
-from unfold_supernet.networks.supernet import EscalationPair, Supernet
 from unfold_supernet.replay.baselines import make_adaptive
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.report import sentences
-from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels
-from unfold_supernet.scheduling.escalation import get_small_subnet, set_pair_latency
+from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
+from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
+from unfold_supernet.serving.binding import BoundModels, ServiceProblem, bind_models
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.serving.model import SupernetModel
-from unfold_supernet.training import latency
-from unfoldkit.api import RunDir, Service, fingerprint, user_error
+from unfoldkit.api import Service
 from unfoldkit.serving.batching.batcher import Limits
-from unfoldkit.serving.batching.request_queue import DeadlineQueue
-from unfoldkit.serving.model import Batch, Call, Field, PathChoice
+from unfoldkit.serving.batching.request_queue import DeadlineQueue, ExecutionPaths
+from unfoldkit.serving.model import Batch, Call, PathChoice
 from unfoldkit.serving.observability.dashboard import request_dashboard
 from unfoldkit.serving.oip.app import build_application
 from unfoldkit.serving.oip.app import build_service as build_oip_service
 
 ROUNDS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceProblem:
-    """A resolved service.
-
-    Attributes:
-        name: Name of the spec.
-        options: How requests are served.
-        space_options: The spec's search space, which the run's must match; ``None`` for a user's module.
-        record: Measurements of the trained supernet.
-        profiles: Subnets and escalation pairs that meet the guard.
-        directory: The run.
-        clock: Source of time, in seconds.
-        log: Receives warnings.
-    """
-
-    name: str
-    options: ServingOptions
-    space_options: SpaceOptions | None
-    record: SupernetRecord
-    profiles: tuple[SubnetProfile, ...]
-    directory: RunDir
-    clock: Callable[[], float]
-    log: logging.Logger
 
 
 def build_service(problem: ServiceProblem) -> Service:
@@ -70,11 +37,10 @@ def build_service(problem: ServiceProblem) -> Service:
     """
     from prometheus_client import CollectorRegistry
 
-    torch.set_num_threads(1)
     registry, options = CollectorRegistry(), problem.options
-    model = build_model(problem, registry)
-    make_policy = partial(make_adaptive, options.policy, options.slo_s)
-    levels = build_accuracy_levels(model.profiles, make_policy, model.slowdown)
+    bound = bind_models(problem)
+    model = build_model(problem, bound, registry)
+    levels = _build_levels(options, model, bound)
 
     def make_queue() -> DeadlineQueue:
         return DeadlineQueue(levels, options.slo_s, problem.clock)
@@ -84,51 +50,55 @@ def build_service(problem: ServiceProblem) -> Service:
     app = build_application(
         [model], limits=limits, line=make_queue, registry=registry, log=problem.log, clock=problem.clock
     )
-    dashboard = make_dashboard(registry, model.profiles, options.min_attainment)
-    watch = request_dashboard(problem.name, "supernet", app.metrics, dashboard)
-    return build_oip_service(problem.name, app, lines=_write_lines(options, model), watch=watch)
+    dashboard = make_dashboard(model.profiles, options.min_attainment)
+    watch = request_dashboard(problem.name, "supernet", app.source.read, dashboard)
+    return build_oip_service(problem.name, app, lines=_write_lines(options, model, bound), watch=watch)
 
 
-def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
+def build_model(problem: ServiceProblem, bound: BoundModels, registry: Any) -> SupernetModel:
     """Build the served model with latencies measured on this machine.
 
-    Raises:
-        UnfoldError: As :func:`build_service`.
+    Args:
+        problem: The resolved service.
+        bound: What it runs.
+        registry: Where its counter is registered.
     """
-    directory, options = problem.directory, problem.options
-    supernet = _read_family(problem)
-    is_module = isinstance(supernet, OnnxFamily)
-    files = [locate_member(name) for name in supernet.bound] if is_module else [WEIGHTS_FILE, NORMS_FILE]
-    models = tuple(
-        supernet.select(get_small_subnet(profile), profile.fallback, options.escalate_below)
-        for profile in problem.profiles
-    )
+    usable = [problem.profiles[index] for index in bound.usable]
     model = SupernetModel(
         name=problem.name,
-        version=fingerprint(*(directory.read(name).hex() for name in files))[:12],
-        inputs=_describe_inputs(supernet),
+        version=bound.version,
+        inputs=bound.inputs,
         facts={},
-        classes=problem.record.classes,
-        profiles=problem.profiles,
-        bound=models,
-        count_batch=register_counter(registry, problem.profiles),
+        classes=problem.classes,
+        profiles=tuple(usable),
+        bound=tuple(bound.models[index] for index in bound.usable),
+        count_batch=register_counter(registry, usable),
         clock=problem.clock,
     )
-    profiles = tuple(measure_profile(model, index) for index in range(len(problem.profiles)))
-    facts = _describe_facts(options, profiles, problem.record.classes)
-    return replace(model, profiles=profiles, facts=facts)
+    if bound.pool is None:
+        profiles = tuple(measure_profile(model, index) for index in range(len(usable)))
+    else:
+        model, profiles = replace(model, take_load_s=bound.pool.take_load_s), _measure_list(model, bound)
+    return replace(model, profiles=profiles, facts=_describe_facts(problem.options, profiles, problem.classes))
 
 
-def _read_family(problem: ServiceProblem) -> Supernet | OnnxFamily:
-    """Read the members of the run: views of shared weights, or the ONNX models of a user's module."""
-    directory, is_module = problem.directory, problem.space_options is None
-    if not directory.has(MEMBERS_FILE if is_module else SPACE_FILE):
-        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
-    if problem.space_options is None:
-        return read_members(directory)
-    supernet = read_supernet(directory)
-    _check_space(problem.space_options, supernet.space)
-    return supernet
+def _measure_list(model: SupernetModel, bound: BoundModels) -> tuple[SubnetProfile, ...]:
+    """Measure the members one after the other, then bring back those that are resident at the start."""
+    assert bound.pool is not None  # noqa: S101 - the caller checks
+    residency = bound.pool.residency
+    initial = residency.resident
+    profiles = tuple(_measure_single(model, index) for index in range(len(model.profiles)))
+    for index in sorted(initial):
+        bound.pool.acquire(index)
+    bound.pool.take_load_s()
+    return profiles
+
+
+def _build_levels(options: ServingOptions, model: SupernetModel, bound: BoundModels) -> ExecutionPaths:
+    make_policy = partial(make_adaptive, options.policy, options.slo_s)
+    if bound.pool is None or bound.pool.residency.holds_everything:
+        return build_accuracy_levels(model.profiles, make_policy, model.slowdown)
+    return build_resident_levels(model.profiles, bound.usable, bound.pool.residency, make_policy, model.slowdown)
 
 
 def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
@@ -136,19 +106,21 @@ def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
 
     A pair's subnets are measured separately: trial inputs say nothing about how many rows would be unsure.
     """
-    profile, bound = model.profiles[index], model.bound[index]
-    if isinstance(bound, EscalationPair):
-        split = replace(model, profiles=(profile, profile), bound=(bound.small, bound.large))
+    profile = model.profiles[index]
+    if profile.fallback is not None:
+        from unfold_supernet.modules.served_models import split_pair
+
+        split = replace(model, profiles=(profile, profile), bound=split_pair(model.bound[index]))
         return set_pair_latency(profile, _measure_single(split, 0), _measure_single(split, 1))
     return _measure_single(model, index)
 
 
 def _measure_single(model: SupernetModel, index: int) -> SubnetProfile:
     seconds, longest = [], 0.0
-    for size in latency.BATCHES:
+    for size in BATCHES:
         call = partial(model.predict, _make_trial(model, size, index))
-        latency.time_rounds(call, 2, latency.ENOUGH_S / 10, min_rounds=1)
-        times = latency.time_rounds(call, ROUNDS, latency.ENOUGH_S)
+        time_rounds(call, 2, ENOUGH_S / 10, min_rounds=1)
+        times = time_rounds(call, ROUNDS, ENOUGH_S)
         # a larger batch measured as faster is noise
         longest = max(longest, float(np.median(times)))
         seconds.append((size, longest))
@@ -158,22 +130,6 @@ def _measure_single(model: SupernetModel, index: int) -> SubnetProfile:
 def _make_trial(model: SupernetModel, rows: int, subnet: int) -> Batch:
     inputs = {field.name: np.zeros((rows, *field.shape)) for field in model.inputs}
     return Batch(inputs, (Call(rows),), trial=True, turn=PathChoice(subnet, (0.0,), 0.0))
-
-
-def _check_space(options: SpaceOptions, stored: Space) -> None:
-    shape = InputShape(stored.channels, stored.size, stored.extra, stored.classes)
-    expected = build_space(options, shape)
-    is_same = replace(expected, subnets=()) == replace(stored, subnets=())
-    if not is_same or not set(stored.subnets) <= set(expected.subnets):
-        raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
-
-
-def _describe_inputs(family: Supernet | OnnxFamily) -> tuple[Field, ...]:
-    if isinstance(family, OnnxFamily):
-        return (Field("x", "FP64", family.size),)
-    space = family.space
-    x = Field("x", "FP64", (space.channels, *space.size))
-    return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)
 
 
 def _describe_facts(
@@ -195,13 +151,15 @@ def _describe_facts(
     }
 
 
-def _write_lines(options: ServingOptions, model: SupernetModel) -> tuple[tuple[str, str], ...]:
+def _write_lines(options: ServingOptions, model: SupernetModel, bound: BoundModels) -> tuple[tuple[str, str], ...]:
     subnets = [
         sentences.describe_served_subnet(profile.name, profile.accuracy, profile.estimate_latency(1) * 1e3)
         for profile in model.profiles
     ]
+    memory = () if bound.has_plan else (("memory", sentences.explain_no_residency_plan()),)
     return (
         ("subnets", " · ".join(subnets)),
+        *memory,
         ("policy", sentences.explain_policy(options.policy, model.profiles[0].name)),
         ("accuracy", sentences.explain_min_accuracy()),
         ("deadline", sentences.explain_deadline(options.slo_s * 1e3)),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unfold_supernet.accelerator.layers import Family
+from unfold_supernet.accelerator.reference_families import build_reference_family, get_reference_spaces
 from unfold_supernet.study.sweep import Savings
 
 Measure = Callable[[Savings], float]
@@ -60,6 +62,22 @@ def get_claims() -> tuple[Claim, ...]:
         Claim("MLSys page", "off-chip energy", 0.526),
         Claim("arXiv v1, IEEE Micro", "off-chip energy", 0.787),
     )
+
+
+def has_published_size(family: Family, weight_bytes: int) -> bool:
+    """Whether a family of several subnets lies between the smallest and the largest subnet of the published ones.
+
+    What a buffer saves depends on its size against that of the weights, so that other families prove nothing.
+
+    Args:
+        family: The family.
+        weight_bytes: Bytes of a weight.
+    """
+    published = [
+        int(subnet.weights.sum()) for name in get_reference_spaces() for subnet in build_reference_family(name).subnets
+    ]
+    sizes = [int(subnet.weights.sum()) * weight_bytes for subnet in family.subnets]
+    return len(sizes) > 1 and min(published) <= min(sizes) and max(sizes) <= max(published)
 
 
 def check_claims(points: Sequence[Savings], persistent_bytes: int) -> list[ClaimCheck]:

@@ -9,7 +9,7 @@ from typing import Any
 from unfold_supernet.accelerator.hardware import Accelerator
 from unfold_supernet.accelerator.layers import Family
 from unfold_supernet.accelerator.queries import QueryStream
-from unfold_supernet.study.published import ClaimCheck, check_claims
+from unfold_supernet.study.published import ClaimCheck, check_claims, has_published_size
 from unfold_supernet.study.strategies import Strategy, StrategyOutcome, compare_strategies
 from unfold_supernet.study.sweep import CacheSetup, Savings, build_setup, fit_to_stream, sweep_buffers
 from unfoldkit.api import Progress, user_error
@@ -78,7 +78,7 @@ class Study:
         setup: They on the accelerator, with the cached subgraph.
         points: The sweep over buffers and bandwidths.
         strategies: Every strategy on the stream, the empty cache first and the static one second.
-        claims: The published claims.
+        claims: The published claims; empty for a family that is not of their size.
     """
 
     family: Family
@@ -129,7 +129,8 @@ def run_study(problem: StudyProblem, progress: Progress) -> Study | DeadlineMiss
         raise user_error("no kernel of the family fits the persistent buffer", key="accelerator.persistent_buffer")
     strategies = tuple(compare_strategies(setup, problem.stream, queries.policy, queries.every, queries.batch))
     progress("sweep", 2, 2)
-    claims = tuple(check_claims(points, problem.machine.persistent_bytes))
+    is_comparable = problem.is_reference or has_published_size(family, problem.machine.weight_bytes)
+    claims = tuple(check_claims(points, problem.machine.persistent_bytes)) if is_comparable else ()
     return Study(family=family, setup=setup, points=points, strategies=strategies, claims=claims)
 
 

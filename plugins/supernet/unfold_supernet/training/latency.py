@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,17 +17,15 @@ from unfold_supernet.family.checkpoint import StandaloneModel, build_empty_model
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.supernet import BoundSubnet, Supernet, bind_subnet
 from unfold_supernet.scheduling.escalation import SubnetPredictions
+from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
 from unfold_supernet.training.accuracy import compute_percentiles
 from unfold_supernet.training.calibration import compute_confidence
 from unfold_supernet.training.problem import SwitchCosts
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
 VIEW_BATCH = 32
-ENOUGH_S = 0.5
-"""Seconds of rounds after which a batch size is measured well enough: slow subnets need few rounds."""
 
 
 def predict_classes(model: Model, data: Dataset, rows: IntArray) -> IntArray:
@@ -95,16 +92,6 @@ def measure_switch_costs(supernet: Supernet, rounds: int = 2000) -> SwitchCosts:
         shared_bytes=_count_bytes([*norm_tensors, *supernet.weights.values()]),
         separate_bytes=sum(_count_model_bytes(model) for model in models.values()),
     )
-
-
-def time_rounds(call: Callable[[], object], rounds: int, enough_s: float = math.inf, min_rounds: int = 5) -> FloatArray:
-    """Time repeated calls; stop early once ``min_rounds`` of them have taken ``enough_s`` seconds in all."""
-    seconds: list[float] = []
-    while len(seconds) < rounds and (len(seconds) < min_rounds or sum(seconds) < enough_s):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return np.array(seconds)
 
 
 def _time_switches(supernet: Supernet, names: Sequence[str], rounds: int) -> FloatArray:

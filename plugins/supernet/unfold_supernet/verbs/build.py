@@ -6,17 +6,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel, get_presets
 from unfold_supernet.accelerator.layer_table import read_layer_table
 from unfold_supernet.accelerator.layers import Family
+from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
 from unfold_supernet.accelerator.queries import QueryStream, draw_queries, read_queries
 from unfold_supernet.accelerator.reference_families import build_reference_family
 from unfold_supernet.family.artifacts import read_predictions, read_record, read_space
 from unfold_supernet.family.datasets import DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
 from unfold_supernet.family.user_arrays import UserDataOptions
+from unfold_supernet.members.files import MemberFile
+from unfold_supernet.members.profile import MemberList, measure_members, read_members
 from unfold_supernet.modules.problem import FitOptions, ModuleProblem, ModuleSource
 from unfold_supernet.networks.space import Attention
 from unfold_supernet.replay.problem import AcceleratorTarget, ReplayProblem, ServingOptions, select_candidates
@@ -24,8 +27,9 @@ from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import read_targets
 from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
 from unfold_supernet.schema.space import SearchSpec, SpaceSpec
-from unfold_supernet.schema.supernet import GoalSpec, ServingSpec, SupernetSpec
+from unfold_supernet.schema.supernet import GoalSpec, OnnxLayersSpec, ServingSpec, SupernetSpec
 from unfold_supernet.schema.training import DataSpec, TrainingSpec
+from unfold_supernet.serving.binding import ServiceProblem
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
@@ -34,9 +38,6 @@ from unfoldkit.api import Run, dump, user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.safe_io.files import read_bytes
-
-if TYPE_CHECKING:
-    from unfold_supernet.serving.service import ServiceProblem
 
 MIN_GROUPS = 10
 """Groups in the training rows from which validation holds out whole groups."""
@@ -54,6 +55,8 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
     Raises:
         UnfoldError: The spec has no space or data, or a file is invalid.
     """
+    if spec.members is not None:
+        raise user_error("a list of models is served as it is", key="members", hint="unfold profile SPEC")
     if spec.space is None or spec.data is None:
         key = "layers" if spec.layers else "family"
         message, hint = "subnets known by their layers only cannot be trained", "unfold plan, or write space and data"
@@ -221,6 +224,7 @@ def build_study_problem(spec: SupernetSpec, run: Run) -> StudyProblem:
     """
     accelerator = spec.accelerator or AcceleratorSpec()
     queries = spec.queries
+    layers = spec.layers.onnx if isinstance(spec.layers, OnnxLayersSpec) else spec.layers
     return StudyProblem(
         name=spec.name,
         family=build_family(spec, run),
@@ -240,7 +244,7 @@ def build_study_problem(spec: SupernetSpec, run: Run) -> StudyProblem:
         sizes=accelerator.sizes,
         has_default_sizes=accelerator.sizes == AcceleratorSpec().sizes,
         bandwidths=accelerator.bandwidths,
-        inputs=_hash_files(run, {"queries.path": queries.path, "layers": spec.layers}),
+        inputs=_hash_files(run, {"queries.path": queries.path, "layers": layers}),
     )
 
 
@@ -252,6 +256,9 @@ def build_family(spec: SupernetSpec, run: Run) -> Family:
     """
     if spec.family is not None:
         return build_reference_family(spec.family)
+    if isinstance(spec.layers, OnnxLayersSpec):
+        path = run.path(spec.layers.onnx, key="layers.onnx")
+        return read_onnx_layers(path, spec.name, spec.layers.accuracy * 100)
     if spec.layers is not None:
         return read_layer_table(run.path(spec.layers, key="layers"), spec.name)
     if spec.model is not None:
@@ -275,7 +282,7 @@ def build_machine(spec: AcceleratorSpec) -> Accelerator:
         "value_bytes": spec.precision.maps and spec.precision.maps // 8,
     }
     present: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
-    energy = EnergyModel(spec.energy.mac, spec.energy.on_chip, spec.energy.off_chip)
+    energy = EnergyModel(spec.energy.mac, spec.energy.on_chip, spec.energy.off_chip, spec.energy.static)
     machine = replace(
         get_presets()[spec.preset], **present, bandwidth=spec.bandwidth, overlapped=spec.overlapped, energy=energy
     )
@@ -309,7 +316,7 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
         UnfoldError: The supernet is not trained, no subnet meets the guard, or the trace has no duration.
     """
     options = build_serving_options(spec.serving)
-    record = read_record(run.directory)
+    members = measure_members(build_member_list(spec, run), run.directory, run.progress) if spec.members else None
     path = Path(run.options["replay"])
     path = path if path.is_file() else run.path(str(path))
     arrivals = traces.read_trace(path, notation=TimeNotation(key=""), warn=run.log.warning)
@@ -321,11 +328,14 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
         name=spec.name,
         options=options,
         arrivals=arrivals,
-        profiles=_select_profiles(options, run),
-        switch_s=record.reload_s,
+        profiles=_select_profiles(options, run) if members is None else members.profiles,
+        # swapping is no baseline where the members are separate models
+        switch_s=read_record(run.directory).reload_s if members is None else None,
         seed=run.seed,
         targets=targets,
         accelerator=build_accelerator_target(spec, run) if options.backend == "accelerator" else None,
+        costs=() if members is None else members.costs,
+        memory_bytes=None if members is None else members.memory_bytes,
     )
 
 
@@ -335,9 +345,8 @@ def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
     Raises:
         UnfoldError: The supernet is not trained, or no subnet meets the guard.
     """
-    from unfold_supernet.serving.service import ServiceProblem
-
-    if spec.space is None and spec.model is None:
+    members = read_members(build_member_list(spec, run), run.directory) if spec.members else None
+    if members is None and spec.space is None and spec.model is None:
         message, hint = "subnets known by their layers only cannot be served", "write space and data, and train"
         raise user_error(message, key="family", hint=hint)
     options = build_serving_options(spec.serving)
@@ -345,12 +354,33 @@ def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
         name=spec.name,
         options=options,
         space_options=None if spec.space is None else build_space_options(spec.space),
-        record=read_record(run.directory),
-        profiles=_select_profiles(options, run),
+        members=members,
+        classes=read_record(run.directory).classes if members is None else members.classes,
+        profiles=_select_profiles(options, run) if members is None else members.profiles,
         directory=run.directory,
         clock=run.clock,
         log=run.log,
     )
+
+
+def build_member_list(spec: SupernetSpec, run: Run) -> MemberList:
+    """Locate the files of the members; nothing is read yet.
+
+    Raises:
+        UnfoldError: A file is missing.
+    """
+    assert spec.members is not None  # noqa: S101 - the caller checks
+    files = [
+        MemberFile(
+            name=member.label,
+            path=run.path(member.path, key=f"members[{index}].path"),
+            accuracy=member.accuracy * 100,
+            key=f"members[{index}]",
+        )
+        for index, member in enumerate(spec.members)
+    ]
+    memory_bytes = spec.serving.memory if spec.serving else None
+    return MemberList(name=spec.name, files=tuple(files), classes=spec.classes or (), memory_bytes=memory_bytes)
 
 
 def build_serving_options(spec: ServingSpec | None) -> ServingOptions:

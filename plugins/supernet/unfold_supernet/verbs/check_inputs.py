@@ -1,9 +1,10 @@
-"""Check the files that a spec names, without training or simulating: data, layers, and the table of queries."""
+"""Check the files that a spec names, without training or simulating: data, layers, members and queries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from unfold_supernet.members.files import check_files
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs import build
 from unfoldkit.api import Diagnostic, Run, UnfoldError
@@ -11,7 +12,7 @@ from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 def check_inputs(spec: SupernetSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield what is wrong with the files; every file is checked, whatever the others contain."""
-    for check in (_check_data, _check_layers, _check_queries):
+    for check in (_check_data, _check_layers, _check_members, _check_queries):
         try:
             check(spec, run)
         except UnfoldError as error:
@@ -26,6 +27,11 @@ def _check_data(spec: SupernetSpec, run: Run) -> None:
 def _check_layers(spec: SupernetSpec, run: Run) -> None:
     if spec.layers is not None:
         build.build_family(spec, run)
+
+
+def _check_members(spec: SupernetSpec, run: Run) -> None:
+    if spec.members is not None:
+        check_files(build.build_member_list(spec, run).files)
 
 
 def _check_queries(spec: SupernetSpec, run: Run) -> None:

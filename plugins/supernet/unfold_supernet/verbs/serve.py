@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from unfold_supernet.members.profile import read_members
+from unfold_supernet.members.runtime import MemberPool
+from unfold_supernet.replay.measured import RequestRows, measure_replay
+from unfold_supernet.replay.problem import ReplayProblem
+from unfold_supernet.report.replay import build_measured_report
+from unfold_supernet.scheduling.residency import Residency
 from unfold_supernet.schema.supernet import SupernetSpec
-from unfold_supernet.verbs.build import build_dataset, build_replay_problem, build_service_problem
+from unfold_supernet.verbs.build import (
+    build_dataset,
+    build_member_list,
+    build_replay_problem,
+    build_service_problem,
+)
 from unfold_supernet.verbs.train import require_torch
 from unfoldkit.api import Report, Run, Service
+
+TRIAL_ROWS = 512
+"""Random rows that the requests of a replay carry where the spec has no data."""
 
 
 def serve(spec: SupernetSpec, run: Run) -> Service | Report:
@@ -14,17 +30,31 @@ def serve(spec: SupernetSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: The run holds no supernet of this spec, a file of it was modified, or torch is missing.
     """
-    require_torch()
+    if spec.members is None:
+        require_torch()
     if not run.options.get("replay"):
         from unfold_supernet.serving.service import build_service
 
         return build_service(build_service_problem(spec, run))
-    from unfold_supernet.family.checkpoint import read_supernet
-    from unfold_supernet.modules.onnx_members import read_members
-    from unfold_supernet.replay.measured import measure_replay
-    from unfold_supernet.report.replay import build_measured_report
-
     problem = build_replay_problem(spec, run)
-    family = read_supernet(run.directory) if spec.model is None else read_members(run.directory)
+    if spec.members is not None:
+        return _measure_members(spec, run, problem)
+    from unfold_supernet.family.checkpoint import read_supernet
+    from unfold_supernet.modules.served_models import bind_shares
+    from unfold_supernet.modules.served_models import read_members as read_module_members
+
+    family = read_supernet(run.directory) if spec.model is None else read_module_members(run.directory)
+    models = bind_shares(family, problem.profiles, problem.options.escalate_below)
     data = build_dataset(spec, run)
-    return build_measured_report(measure_replay(problem, family, data, run.clock, run.progress))
+    rows = RequestRows(data.x[data.test], data.extra[data.test])
+    return build_measured_report(measure_replay(problem, models, rows, run.clock, run.progress))
+
+
+def _measure_members(spec: SupernetSpec, run: Run, problem: ReplayProblem) -> Report:
+    """Measure a trace against a list of members; requests carry normal numbers."""
+    members = read_members(build_member_list(spec, run), run.directory)
+    x = np.random.default_rng(run.seed).normal(size=(TRIAL_ROWS, *members.size)).astype(np.float32)
+    everything = Residency(costs=members.costs, budget_bytes=members.memory_bytes or members.needed_bytes)
+    pool = MemberPool(members.sources, everything, run.clock)
+    rows = RequestRows(x, np.zeros((TRIAL_ROWS, 0), np.float32))
+    return build_measured_report(measure_replay(problem, pool.bind(), rows, run.clock, run.progress, pool))

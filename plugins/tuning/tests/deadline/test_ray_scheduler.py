@@ -40,12 +40,14 @@ class FakeController:
     def __init__(self, scheduler: Any, qualities: list[float], step_s: float, max_t: int) -> None:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
         self.qualities = qualities
+        self.failing: dict[int, int] = {}
+        self.lost: set[int] = set()
         self.now = 1000.0
         scheduler.keeper.wall = lambda: self.now
         scheduler.set_search_properties("score", "max")
         factory = SimpleNamespace(bundles=[{"CPU": 1.0}])
         self.trials = [
-            SimpleNamespace(trial_id=str(index), status="PENDING", placement_group_factory=factory)
+            SimpleNamespace(trial_id=str(index), status="PENDING", placement_group_factory=factory, last_result={})
             for index in range(len(qualities))
         ]
         self.steps = [0] * len(qualities)
@@ -85,12 +87,27 @@ class FakeController:
 
     def _step(self, trial: Any) -> None:
         index = int(trial.trial_id)
+        if self.failing.get(index) == self.steps[index]:
+            self._fail(index, trial)
+            return
         self.steps[index] += 1
         result = {"training_iteration": self.steps[index], "score": self.qualities[index]}
         decision = self.scheduler.on_trial_result(self, trial, result)
         trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
         if decision == "STOP":
             self.scheduler.on_trial_complete(self, trial, result)
+
+    def _fail(self, index: int, trial: Any) -> None:
+        """Fail as Ray's controller does: for good, or to be retried."""
+        del self.failing[index]
+        if index in self.lost:
+            self.scheduler.on_trial_error(self, trial)
+            trial.status = "ERROR"
+            return
+        trial.status = "ERROR"
+        self.scheduler.on_trial_error(self, trial)
+        trial.status = "PENDING"
+        self.scheduler.on_trial_add(self, trial)
 
 
 def test_a_third_continues_at_each_rung() -> None:
@@ -100,6 +117,17 @@ def test_a_third_continues_at_each_rung() -> None:
     controller.run()
     assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
+
+
+def test_a_trial_that_ray_retries_keeps_its_place() -> None:
+    """A trial whose failure Ray retries is added again, and continues where it was; a lost one frees its place."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
+    controller.failing = {2: 5, 7: 2}
+    controller.lost = {7}
+    controller.run()
+    assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 2, 1]
+    assert [trial.status for trial in controller.trials].count("ERROR") == 1
 
 
 def test_the_autoscaler_may_release_every_node_at_the_end() -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
+from unfold_tuning.deadline.study_progress import StudyProgress
 from unfoldkit.api import user_error
 
-BEGAN_KEY = "unfold:began"
-RESUMES_KEY = "unfold:resumes"
 CHECK_PERIOD_S = 0.05
+MIN_FAILURES = 8
+"""So many trials fail before a search ends in which no trial has ever reported or returned anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +55,18 @@ def optimize(
     eta: int = 3,
     n_jobs: int | None = None,
     confidence: float = 0.95,
-    catch: tuple[type[Exception], ...] = (Exception,),
+    catch: tuple[type[Exception], ...] | type[Exception] | None = None,
+    callbacks: Iterable[Callable[[Any, Any], None]] = (),
 ) -> DeadlineResult:
     """Optimize a study by successive halving whose trials stop at a deadline or a budget, with their next report.
 
     The objective reports with ``trial.report(value, step)`` and asks ``trial.should_prune()``, as for any pruner; the
-    sampler of the study is used as it is. A study in a storage continues after a crash, with the same deadline: trials
-    that were running begin again with their parameters, and may continue from what they stored in
-    :func:`get_checkpoint_folder`.
+    sampler of the study is used as it is, and its direction ranks trials. A study in a storage continues after a crash,
+    with the same deadline: trials that had lost stay pruned, those that were running call the objective again with
+    their parameters, and may continue from what they stored in :func:`get_checkpoint_folder`.
+
+    If a limit ends the search before a trial is complete, the best of those that ran furthest counts as complete with
+    its last report: the study then has a best trial.
 
     Args:
         study: An Optuna study with one objective.
@@ -75,10 +80,12 @@ def optimize(
         eta: The best 1/eta continue.
         n_jobs: Trials that run at once; as many as there are processors if left out.
         confidence: Probability with which what is begun shall end in time.
-        catch: Errors of the objective that fail the trial; others end the run.
+        catch: Errors of the objective that fail the trial; others end the run. If left out, each error fails its trial,
+            and the run ends if all trials fail.
+        callbacks: Called with the study and each trial that has ended, as by ``study.optimize``.
 
     Raises:
-        UnfoldError: A limit or a number makes no sense, or the study has several objectives.
+        UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
     """
     if len(study.directions) != 1:
         raise user_error(
@@ -97,31 +104,44 @@ def optimize(
         max_steps=max_steps,
         eta=eta,
     )
-    return StudyRun(study=study, objective=objective, keeper=keeper, catch=catch).run()
+    return StudyRun(
+        study=study,
+        objective=objective,
+        keeper=keeper,
+        catch=_list_errors(catch),
+        ends_if_all_fail=catch is None,
+        callbacks=tuple(callbacks or ()),
+        progress=StudyProgress(study),
+    ).run()
+
+
+def _list_errors(catch: tuple[type[Exception], ...] | type[Exception] | None) -> tuple[type[Exception], ...]:
+    return (Exception,) if catch is None else catch if isinstance(catch, tuple) else (catch,)
 
 
 def get_checkpoint_folder(trial: Any, base: str | Path = "checkpoints") -> Path:
     """Return a folder for the states of a trial, the same after a crash; it is created."""
-    number = trial.user_attrs.get(RESUMES_KEY, trial.number)
-    folder = Path(base) / f"{trial.study.study_name}-{number:05d}"
+    folder = Path(base) / f"{trial.study.study_name}-{trial.number:05d}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @dataclass(slots=True, kw_only=True)
 class RunningTrial:
-    """A trial in its thread.
+    """A trial in its thread; without a thread, one that an earlier process began.
 
     Attributes:
         trial: The Optuna trial.
-        thread: Its thread.
+        thread: Its thread, once it runs.
         steps: Steps that it has run.
         values: Reported value by steps.
         reported_at: When it reported last, or continued after a rung.
         waits_for: The rung at which it waits for its stage; 0 while it runs.
-        is_stopped: Whether it is to be pruned.
+        is_stopped: Whether it is to be pruned, or has pruned itself.
         has_ended: Whether its objective has returned.
-        error: What an objective raised that is not to be caught.
+        has_failed: Whether its objective has failed.
+        is_cut_off: Whether a limit ended it; what it counts as is decided at the end.
+        error: What its objective raised.
     """
 
     trial: Any
@@ -132,7 +152,14 @@ class RunningTrial:
     waits_for: int = 0
     is_stopped: bool = False
     has_ended: bool = False
+    has_failed: bool = False
+    is_cut_off: bool = False
     error: BaseException | None = None
+
+    @property
+    def is_begun_earlier(self) -> bool:
+        """Whether an earlier process began it, and this one has not continued it."""
+        return self.thread is None and not self.has_ended
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,13 +171,17 @@ class StudyRun:
         objective: The objective.
         keeper: The limits.
         catch: Errors that fail a trial.
-        trials: Trials by number.
+        ends_if_all_fail: Whether the search ends with an error that every trial has.
+        callbacks: Called after each trial.
+        progress: What of the run the study stores.
+        trials: Trials by number, in the order in which they began.
         stage: The current stage.
         bracket_begin: Trials that began in earlier brackets.
         first_step: The step that a trial reports first: 0 or 1.
         lock: Guards everything here.
         changed: Signals a change of it.
         is_ending: Whether a limit is reached or an error ends the run.
+        fatal_error: The error that ends the run.
         stage_trials: Trials that finished each stage.
     """
 
@@ -158,6 +189,9 @@ class StudyRun:
     objective: Callable[[Any], Any]
     keeper: LimitKeeper
     catch: tuple[type[Exception], ...]
+    ends_if_all_fail: bool
+    callbacks: tuple[Callable[[Any, Any], None], ...]
+    progress: StudyProgress
     trials: dict[int, RunningTrial] = field(default_factory=dict)
     stage: int = 0
     bracket_begin: int = 0
@@ -165,6 +199,7 @@ class StudyRun:
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     is_ending: bool = False
+    fatal_error: BaseException | None = None
     stage_trials: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -174,13 +209,12 @@ class StudyRun:
     def run(self) -> DeadlineResult:
         """Run every stage, and restore the study's own pruner."""
         self.keeper.warm_up()
-        began = self.study.user_attrs.get(BEGAN_KEY)
-        self.keeper.began = float(began) if began is not None and not self._has_finished() else self.keeper.wall()
-        self.study.set_user_attr(BEGAN_KEY, self.keeper.began)
+        self.progress.lock_study()
+        self.keeper.began = self.progress.begin_search(self.keeper.wall())
         pruner, self.study.pruner = self.study.pruner, _RungPruner(self)
         try:
-            self._restart_interrupted()
             with self.lock:
+                self._restore_trials()
                 self._run_brackets()
         finally:
             with self.lock:
@@ -190,10 +224,13 @@ class StudyRun:
                 if item.thread is not None:
                     item.thread.join()
             self.study.pruner = pruner
-            self.study.set_user_attr(f"{BEGAN_KEY}:ended", True)
-        errors = [item.error for item in self.trials.values() if item.error is not None]
-        if errors:
-            raise errors[0]
+            self.progress.release_study()
+        # whatever interrupts this process leaves the search open, and the same script continues it
+        self._check_failures()
+        self._settle_cut_off_trials()
+        self.progress.end_search()
+        if self.fatal_error is not None:
+            raise self.fatal_error
         seconds = self.keeper.wall() - self.keeper.began
         return DeadlineResult(
             seconds=seconds,
@@ -203,139 +240,223 @@ class StudyRun:
             notes=tuple(self.keeper.notes),
         )
 
-    def _has_finished(self) -> bool:
-        return bool(self.study.user_attrs.get(f"{BEGAN_KEY}:ended", False))
+    # what an earlier process left
 
-    def _restart_interrupted(self) -> None:
-        """Fail trials that a crash left running, and enqueue their parameters."""
-        from optuna.trial import TrialState
+    def _restore_trials(self) -> None:
+        """Restore the trials of the search that a crash interrupted, with their reports and their stage."""
+        from optuna.trial import Trial, TrialState
 
-        if self._has_finished():
-            self.study.set_user_attr(f"{BEGAN_KEY}:ended", False)
-            return
-        for frozen in self.study.get_trials(deepcopy=False):
-            if frozen.state in (TrialState.PRUNED, TrialState.COMPLETE):
-                # its stage has ended, and it is one of the trials that have begun
-                self._adopt(frozen, is_complete=frozen.state == TrialState.COMPLETE)
-            elif frozen.state == TrialState.RUNNING:
-                number = frozen.user_attrs.get(RESUMES_KEY, frozen.number)
-                self.study.tell(frozen.number, state=TrialState.FAIL)
-                self.study.enqueue_trial(frozen.params, user_attrs={RESUMES_KEY: number})
-
-    def _adopt(self, frozen: Any, *, is_complete: bool) -> None:
-        item = RunningTrial(trial=frozen, has_ended=True, is_stopped=not is_complete)
-        self._record_reports(item, frozen.intermediate_values, is_timed=False)
-        if is_complete:
-            item.steps = max(item.steps, self.keeper.rungs[-1])
-        self.trials[frozen.number] = item
+        stored = self.progress.load_stage()
+        self.stage, self.bracket_begin, self.stage_trials = (
+            stored.stage,
+            stored.bracket_begin,
+            list(stored.stage_trials),
+        )
+        trials = self.progress.list_trials()
+        steps = [min(trial.intermediate_values) for trial in trials if trial.intermediate_values]
+        if steps:
+            self.first_step = 0 if min(steps) == 0 else 1
+        for frozen in trials:
+            is_running = frozen.state == TrialState.RUNNING
+            item = RunningTrial(
+                trial=Trial(self.study, frozen._trial_id) if is_running else frozen,  # noqa: SLF001 - as study.ask does
+                has_ended=not is_running,
+                is_stopped=frozen.state == TrialState.PRUNED,
+                has_failed=frozen.state == TrialState.FAIL,
+            )
+            self.trials[frozen.number] = item
+            self._record_reports(item, frozen.intermediate_values, is_timed=False)
+            if frozen.state == TrialState.COMPLETE:
+                item.steps = max(item.steps, self.keeper.rungs[-1])
+            if is_running and self.stage and frozen.number not in stored.survivors:
+                item.has_ended = item.is_stopped = True
+                self._tell(item, None, TrialState.PRUNED)
+            elif is_running:
+                item.waits_for = next((rung for rung in self.keeper.rungs[self.stage :] if rung <= item.steps), 0)
+        if self.trials:
+            # the sampler of this process would draw the same values again
+            self.study.sampler.reseed_rng()
 
     # the thread that calls optimize
 
     def _run_brackets(self) -> None:
         """Run the search, and again with the trials that did not fit at first, as long as there is time for them."""
         while not self.is_ending:
-            self.stage, self.bracket_begin = 0, len(self.trials) if self.stage_trials else 0
-            if self.bracket_begin >= self.keeper.trials:
-                return
             self._run_stages()
-            if len(self.trials) == self.bracket_begin:
+            begun, self.stage, self.bracket_begin = self.bracket_begin, 0, len(self.trials)
+            if self.bracket_begin >= self.keeper.trials or self.bracket_begin == begun:
                 return
+            self._store_stage(set())
 
     def _run_stages(self) -> None:
         rungs = self.keeper.rungs
         while self.stage < len(rungs):
             if self.stage == 0:
-                self._begin_trials(rungs[0])
+                self._begin_trials()
             else:
-                while not self.is_ending and self._list_active(rungs[self.stage]):
-                    self._wait()
+                self._continue_trials(rungs[self.stage])
             if self.is_ending or len(self.trials) == self.bracket_begin:
                 return
             self._end_stage(rungs)
 
-    def _begin_trials(self, rung: int) -> None:
+    def _begin_trials(self) -> None:
         """Begin the trials of the first stage as slots become free, as many as will end in time."""
         while not self.is_ending:
+            rung = self.keeper.rungs[0]
+            interrupted = self._list_interrupted(rung)
             active = self._list_active(rung)
             begun = len(self.trials) - self.bracket_begin
             is_left = len(self.trials) < self.keeper.trials
-            if is_left and len(active) < self.keeper.slots:
+            if interrupted and len(active) < self.keeper.slots:
+                self._start_thread(interrupted[0])
+                continue
+            if is_left and not interrupted and len(active) < self.keeper.slots:
                 if self.keeper.can_begin_trial(begun, [rung - item.steps for item in active]):
                     self._begin_trial()
                     continue
                 if not active:
                     self.keeper.note_fewer_trials(len(self.trials))
-            if not active:
+            if not active and not interrupted:
                 return
             self._wait()
 
     def _begin_trial(self) -> None:
         trial = self.study.ask()
-        item = RunningTrial(trial=trial, reported_at=self.keeper.wall())
-        self.trials[trial.number] = item
+        self.progress.mark_trial(trial)
+        self.trials[trial.number] = RunningTrial(trial=trial)
+        self._start_thread(self.trials[trial.number])
+
+    def _start_thread(self, item: RunningTrial) -> None:
+        item.reported_at = self.keeper.wall()
         item.thread = threading.Thread(
-            target=self._run_objective, args=(item,), name=f"trial-{trial.number}", daemon=True
+            target=self._run_objective, args=(item,), name=f"trial-{item.trial.number}", daemon=True
         )
         item.thread.start()
 
+    def _continue_trials(self, rung: int) -> None:
+        """Let the survivors run to a rung, those of an earlier process as slots become free."""
+        while not self.is_ending:
+            interrupted, active = self._list_interrupted(rung), self._list_active(rung)
+            if interrupted and len(active) < self.keeper.slots:
+                self._start_thread(interrupted[0])
+                continue
+            if not interrupted and not active:
+                return
+            self._wait()
+
+    def _list_interrupted(self, rung: int) -> list[RunningTrial]:
+        """List the trials of an earlier process that have not reached a rung, and do not run yet."""
+        return [item for item in self.trials.values() if item.is_begun_earlier and item.steps < rung]
+
     def _list_active(self, rung: int) -> list[RunningTrial]:
         """List the trials that occupy a slot and have not reached a rung."""
-        return [
-            item for item in self.trials.values() if not item.has_ended and not item.waits_for and item.steps < rung
-        ]
+        running = [item for item in self.trials.values() if item.thread is not None and not item.has_ended]
+        return [item for item in running if not item.waits_for and item.steps < rung]
 
     def _wait(self) -> None:
         """Wait for a change, or for a limit."""
         self.changed.wait(max(0.001, min(CHECK_PERIOD_S, self.keeper.compute_time_left_s())))
-        errors = [item for item in self.trials.values() if item.error is not None]
-        if errors or self.keeper.is_over():
-            if not errors:
+        self.progress.stay_alive()
+        self._check_failures()
+        if self.progress.is_stop_requested():
+            self.keeper.notes.append("the objective or a callback stopped the study")
+            self.is_ending = True
+        if self.fatal_error is not None or self.keeper.is_over():
+            if self.fatal_error is None:
                 self.keeper.note_limit()
             self.is_ending = True
+        if self.is_ending:
             self.changed.notify_all()
+
+    def _check_failures(self) -> None:
+        """End a search in which every trial fails: the objective is at fault."""
+        items = [item for item in self.trials.values() if item.has_ended or item.values]
+        failed = [item for item in items if item.error is not None and not item.values]
+        enough = min(self.keeper.trials, max(MIN_FAILURES, 2 * self.keeper.slots))
+        if (
+            self.ends_if_all_fail
+            and self.fatal_error is None
+            and failed
+            and len(failed) >= enough
+            and len(failed) == len(items)
+        ):
+            self.fatal_error = failed[-1].error
 
     def _end_stage(self, rungs: Sequence[int]) -> None:
         """Let the best trials of a stage continue; the others are pruned."""
         rung = rungs[self.stage]
-        ranked = self._rank(rung)
+        ranked = self._rank(rung, list(self.trials.values())[self.bracket_begin :])
         self.stage_trials.append(len(ranked))
         self.stage += 1
         if self.stage >= len(rungs):
             return
         count = self.keeper.count_survivors(self.stage, len(ranked)) if ranked else 0
         chosen = {item.trial.number for item in ranked[:count]}
+        # before any trial learns of it: a process that is killed now continues from here
+        self._store_stage(chosen)
         for item in self.trials.values():
             if item.waits_for:
                 item.is_stopped = item.trial.number not in chosen
         # one after another, as slots become free
         self._release([item for item in ranked[:count] if item.waits_for], rungs[self.stage])
 
+    def _store_stage(self, survivors: set[int]) -> None:
+        self.progress.store_stage(self.stage, self.bracket_begin, self.stage_trials, survivors)
+
     def _release(self, waiting: list[RunningTrial], rung: int) -> None:
         """Let waiting trials continue, at most as many at once as there are slots."""
+        from optuna.trial import TrialState
+
         for item in self.trials.values():
             if item.is_stopped and item.waits_for:
                 item.waits_for = 0
+                if item.is_begun_earlier:
+                    item.has_ended = True
+                    self._tell(item, None, TrialState.PRUNED)
         self.changed.notify_all()
         for item in waiting:
             while not self.is_ending and len(self._list_active(rung)) >= self.keeper.slots:
                 self._wait()
+            if self.is_ending:
+                return
             item.reported_at = self.keeper.wall()
             item.waits_for = 0
+            if item.is_begun_earlier:
+                self._start_thread(item)
             self.changed.notify_all()
 
-    def _rank(self, rung: int) -> list[RunningTrial]:
-        """Rank the trials that reached a rung by their value there, best first; nan ranks last."""
+    def _rank(self, rung: int, trials: Iterable[RunningTrial]) -> list[RunningTrial]:
+        """Rank those trials that reached a rung by their value there, best first; nan ranks last."""
         from optuna.study import StudyDirection
 
         sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
-        bracket = list(self.trials.values())[self.bracket_begin :]
-        reached = [item for item in bracket if item.steps >= rung and not item.is_stopped]
+        reached = [item for item in trials if item.steps >= rung and not item.is_stopped and not item.has_failed]
 
         def key(item: RunningTrial) -> tuple[bool, float, int]:
             value = item.values[max(step for step in item.values if step <= max(rung, min(item.values)))]
             return (value != value, sign * value if value == value else 0.0, item.trial.number)  # noqa: PLR0124 - nan
 
         return sorted((item for item in reached if item.values), key=key)
+
+    def _settle_cut_off_trials(self) -> None:
+        """Prune the trials that a limit cut off; without a complete trial, the best of them is complete as it is."""
+        from optuna.trial import TrialState
+
+        with self.lock:
+            open_items = [item for item in self.trials.values() if item.is_cut_off or item.is_begun_earlier]
+            for item in open_items:
+                item.is_stopped = False
+            states = (TrialState.COMPLETE,)
+            is_complete = bool(self.study.get_trials(deepcopy=False, states=states))
+            furthest = max((item.steps for item in open_items if _has_number(item)), default=0)
+            ranked = self._rank(furthest, [item for item in open_items if _has_number(item)])
+            best = ranked[0] if ranked and not is_complete and self.fatal_error is None else None
+            for item in open_items:
+                item.has_ended = item.is_stopped = True
+                if item is best or (_has_number(item) and item.steps >= self.keeper.rungs[-1]):
+                    self._tell(item, item.values[max(item.values)], TrialState.COMPLETE)
+                else:
+                    self._tell(item, None, TrialState.PRUNED)
 
     # the threads of the trials
 
@@ -345,27 +466,59 @@ class StudyRun:
 
         state, value = TrialState.COMPLETE, None
         try:
-            value = self.objective(item.trial)
+            with self.progress.allow_stop():
+                value = self.objective(item.trial)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except self.catch as error:
-            state = TrialState.FAIL
+            state, item.error = TrialState.FAIL, error
             optuna.logging.get_logger("optuna").warning("trial %d failed: %r", item.trial.number, error)
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
-            state, item.error = TrialState.FAIL, error
+            state, item.error, self.fatal_error = TrialState.FAIL, error, error
         with self.lock:
-            try:
-                # a trial that was stopped may return its last value instead of raising TrialPruned
-                self.study.tell(item.trial, value if state == TrialState.COMPLETE else None, state=state)
-            except (ValueError, TypeError) as error:
-                self.study.tell(item.trial, state=TrialState.FAIL)
-                self.keeper.notes.append(f"trial {item.trial.number}: {error}")
-                state = TrialState.FAIL
+            # a trial that was stopped may return its last value instead of raising TrialPruned
+            is_over = self.is_ending or self.keeper.is_over()
+            is_cut_off = is_over and not item.is_stopped and self.fatal_error is None
+            if state == TrialState.PRUNED and is_cut_off and item.values:
+                item.is_cut_off = True
+            else:
+                state = self._tell(item, value if state == TrialState.COMPLETE else None, state)
+                item.is_stopped = item.is_stopped or state == TrialState.PRUNED
+            item.has_failed = state == TrialState.FAIL
+            self._record_duration(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
-            if state == TrialState.COMPLETE and item.values and not item.is_stopped:
-                # it never asked at a rung, or ran to its end
-                item.steps = max(item.steps, self.keeper.rungs[-1])
             self.changed.notify_all()
+
+    def _record_duration(self, item: RunningTrial, *, is_complete: bool) -> None:
+        """Record how long an objective took that never reports: the search then has one stage, of one step a trial."""
+        if is_complete and item.values and not item.is_stopped:
+            # it never asked at a rung, or ran to its end
+            item.steps = max(item.steps, self.keeper.rungs[-1])
+        if is_complete and not item.values and not any(other.values for other in self.trials.values()):
+            self.keeper.min_steps = self.keeper.max_steps = 1
+            self.keeper.record_step(item.trial.number, 1, self.keeper.wall() - item.reported_at)
+
+    def _tell(self, item: RunningTrial, value: Any, state: Any) -> Any:
+        """Store how a trial ended, and call the callbacks; return the state, which a wrong value turns into a failure.
+
+        A value that is no number fails the trial, as in ``study.optimize``.
+        """
+        from optuna.trial import TrialState
+
+        try:
+            self.study.tell(item.trial.number, value, state=state)
+        except (ValueError, TypeError) as error:
+            state = TrialState.FAIL
+            self.study.tell(item.trial.number, state=state)
+            self.keeper.notes.append(f"trial {item.trial.number}: {error}")
+        frozen = self.study.get_trials(deepcopy=False)[item.trial.number] if self.callbacks else None
+        try:
+            with self.progress.allow_stop():
+                for callback in self.callbacks:
+                    callback(self.study, frozen)
+        except Exception as error:  # noqa: BLE001 - raised again by the caller's thread
+            self.fatal_error = self.fatal_error or error
+        return state
 
     def should_prune(self, frozen: Any) -> bool:
         """Decide for a trial that asks whether to stop; wait at a rung until its stage has ended."""
@@ -400,6 +553,10 @@ class StudyRun:
             if is_timed:
                 self.keeper.record_step(item.trial.number, steps, now - item.reported_at)
             item.steps, item.reported_at = steps, now
+
+
+def _has_number(item: RunningTrial) -> bool:
+    return bool(item.values) and item.values[max(item.values)] == item.values[max(item.values)]
 
 
 class _RungPruner:

@@ -3,11 +3,16 @@
 Trials pause at a rung until all trials of the stage have reached it, as in Ray's own HyperBand scheduler; the best
 continue from their checkpoints. Whatever the limits leave no room for is not begun, or stopped. After each barrier the
 autoscaler is informed of how many trials continue.
+
+Ray restores trials and searcher of an interrupted experiment, but not its scheduler. The state here is therefore stored
+beside Ray's own after every result, and ``Tuner.restore`` continues with the same deadline.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -15,6 +20,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
 from unfoldkit.api import user_error
+
+STATE_FILE = "unfold-scheduler.json"
+SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
+"""Ray's period of storing the state of an experiment; by default ten seconds, whose iterations a crash repeats."""
 
 
 class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
@@ -68,7 +77,14 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self.ended: set[str] = set()
         self.survivors: set[str] = set()
         self.is_full = False
+        self.is_restored = False
         self.keeper.warm_up()
+        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Continue as the scheduler of a restored experiment."""
+        self.__dict__.update(state)
+        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
         """See Ray's ``TrialScheduler``."""
@@ -79,16 +95,26 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """See Ray's ``TrialScheduler``."""
         if self._metric is None:
             raise user_error("no metric to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        if not self.is_restored:
+            self.is_restored = True
+            self._load_state(trial)
         self.keeper.began = self.keeper.began or self.keeper.wall()
-        if self.is_full:
+        is_known = trial.trial_id in self.numbers
+        self.numbers.setdefault(trial.trial_id, len(self.numbers))
+        if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            # restored, and not to be continued
+            self.ended.add(trial.trial_id)
+        elif (self.is_full and not is_known) or trial.trial_id in self.ended:
             self.ended.add(trial.trial_id)
             tune_controller.stop_trial(trial)
-            return
-        self.numbers.setdefault(trial.trial_id, len(self.numbers))
+        elif is_known and trial.last_result:
+            self._record(trial, trial.last_result, is_timed=False)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """See Ray's ``TrialScheduler``: the stage goes on without the trial."""
-        self._end(tune_controller, trial)
+        """See Ray's ``TrialScheduler``: the stage goes on without the trial, unless Ray adds it again at once."""
+        # Ray marks a trial that it retries before it calls this, and one that is lost after it
+        if trial.status != Trial.ERROR:
+            self._end(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See Ray's ``TrialScheduler``: a trial that ends by itself has reached every rung."""
@@ -105,6 +131,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """See Ray's ``TrialScheduler``: pause at a rung until the stage has ended."""
         self._record(trial, result)
         self._count_slots(tune_controller)
+        decision = self._decide(tune_controller, trial)
+        self._store_state(trial)
+        return decision
+
+    def _decide(self, tune_controller: Any, trial: Trial) -> str:
         rungs = self.keeper.rungs
         if self.keeper.is_over() or self.steps[trial.trial_id] >= rungs[-1]:
             self.ended.add(trial.trial_id)
@@ -155,12 +186,12 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         notes = "; ".join(self.keeper.notes[-2:])
         return f"unfold: stage {self.stage + 1} of {len(self.keeper.rungs)}, {left_s:.0f} s left {notes}"
 
-    def _record(self, trial: Trial, result: dict[str, Any]) -> None:
+    def _record(self, trial: Trial, result: dict[str, Any], *, is_timed: bool = True) -> None:
         steps, now = int(result.get(self.time_attr, 0)), self.keeper.wall()
         value = result.get(str(self._metric))
         if value is not None:
             self.values.setdefault(trial.trial_id, {})[steps] = float(value)
-        if steps > self.steps.get(trial.trial_id, 0):
+        if is_timed and steps > self.steps.get(trial.trial_id, 0):
             seconds = float(result.get("time_this_iter_s") or now - self.reported_at.get(trial.trial_id, now))
             self.keeper.record_step(self.numbers.get(trial.trial_id, 0), steps, seconds)
         self.steps[trial.trial_id] = max(steps, self.steps.get(trial.trial_id, 0))
@@ -192,6 +223,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self.stage += 1
             count = self.keeper.count_survivors(self.stage, len(ranked)) if ranked else 0
             self.survivors = set(ranked[:count])
+            self._store_state(current)
             self._stop_losers(tune_controller, current, members)
             self._inform_autoscaler(current, count)
             if any(name not in self.ended for name in self.survivors):
@@ -237,3 +269,62 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         bundles = trial.placement_group_factory.bundles
         with contextlib.suppress(Exception):
             request_resources(bundles=[bundle for _ in range(min(count, self.keeper.slots)) for bundle in bundles])
+
+    # what Ray does not restore
+
+    def _store_state(self, trial: Trial) -> None:
+        """Store what Ray does not restore beside the state of the experiment, in one step."""
+        storage = getattr(trial, "storage", None)
+        if storage is None:
+            return
+        state = {
+            "began": self.keeper.began,
+            "stage": self.stage,
+            "is_full": self.is_full,
+            "numbers": self.numbers,
+            "steps": self.steps,
+            "values": self.values,
+            "begun": sorted(self.reported_at),
+            "ended": sorted(self.ended),
+            "survivors": sorted(self.survivors),
+            "seconds": self.keeper.steps,
+            "notes": self.keeper.notes,
+        }
+        path = f"{storage.experiment_fs_path}/{STATE_FILE}"
+        with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
+            file.write(json.dumps(state).encode())
+        storage.storage_filesystem.move(f"{path}.part", path)
+
+    def _load_state(self, trial: Trial) -> None:
+        """Load what an earlier process stored of this experiment; nothing if it is new, even in the same folder.
+
+        Raises:
+            UnfoldError: The file is not one of this scheduler.
+        """
+        storage = getattr(trial, "storage", None)
+        if storage is None:
+            return
+        path = f"{storage.experiment_fs_path}/{STATE_FILE}"
+        try:
+            with storage.storage_filesystem.open_input_stream(path) as file:
+                state = json.loads(file.readall())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise user_error(f"the state of the scheduler cannot be read: {error}", file=path) from error
+        try:
+            if trial.trial_id not in state["numbers"]:
+                return
+            self.keeper.began, self.stage, self.is_full = float(state["began"]), int(state["stage"]), state["is_full"]
+            self.numbers, self.steps = dict(state["numbers"]), dict(state["steps"])
+            self.values = {
+                name: {int(step): float(value) for step, value in values.items()}
+                for name, values in state["values"].items()
+            }
+            self.reported_at = dict.fromkeys(state["begun"], self.keeper.wall())
+            self.ended, self.survivors = set(state["ended"]), set(state["survivors"])
+            seconds = {int(trial): items for trial, items in state["seconds"].items()}
+            self.keeper.steps = {trial: [(end, value) for end, value in items] for trial, items in seconds.items()}
+            self.keeper.notes = list(state["notes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise user_error("this is no state of the scheduler", file=path) from error

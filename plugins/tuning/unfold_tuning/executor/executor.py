@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
 from unfold_tuning.executor.monitor import Monitor
-from unfold_tuning.executor.ranking import select_winner
+from unfold_tuning.executor.ranking import has_reached_target, select_winner
 from unfold_tuning.executor.recovery import BudgetExceeded, Recovery
-from unfold_tuning.executor.stage_run import StageRun
+from unfold_tuning.executor.stage_run import StageRun, TargetReached
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.trial.ledger import Ledger
 
@@ -38,21 +38,24 @@ class Executor:
         monitor = Monitor(recovery, self.cluster)
         finished = {stage.stage for stage in self.ledger.list_finished_stages()}
         try:
-            if len(finished) < len(self.config.stages):
+            is_open = not has_reached_target(self.config, self.ledger)
+            if is_open and len(finished) < len(self.config.stages):
                 self.cluster.open()
             began = self.ledger.record_fact("began", self.config.wall())
-            for index in range(len(self.config.stages)):
+            for index in range(len(self.config.stages) if is_open else 0):
                 if index in finished:
                     plan = _set_allocation(plan, index, recovery.store.load_allocation(index))
                 else:
                     plan = self._run_stage(index, plan, began, recovery, monitor)
         except BudgetExceeded as error:
             stop_reason = str(error)
+        except TargetReached:
+            self.ledger.close_open_parts()
         finally:
             ended = self._find_end()
             self.cluster.close()
         return RunOutcome(
-            winner=select_winner(self.ledger),
+            winner=select_winner(self.config, self.ledger),
             began=began,
             ended=ended,
             spent_usd=self.ledger.compute_spent_usd(),
@@ -70,7 +73,9 @@ class Executor:
         return recovery.replan_after_stage(index, stage_run.run(), began)
 
     def _find_end(self) -> float:
-        """Find when the last stage ended; now, if it has not."""
+        """Find when the last stage ended, or a trial reached the target; now, if neither has happened."""
+        if has_reached_target(self.config, self.ledger):
+            return float(self.ledger.record_fact("target-reached", self.config.wall()))
         finished = self.ledger.list_finished_stages()
         return finished[-1].ended if len(finished) == len(self.config.stages) else self.config.wall()
 

@@ -137,7 +137,7 @@ class Monitor:
         if remaining.stages:
             options = list(list_late_options(remaining, time_left_s, config.confidence))
         else:
-            best = select_winner(self.recovery.ledger)
+            best = select_winner(config, self.recovery.ledger)
             has_metric = best is not None and best.metric is not None
             metric = config.trainable.display_metric(best.metric) if best and best.metric is not None else None
             late_s = max(0.0, self.ends_at - config.wall())

@@ -205,6 +205,7 @@ class Profiler:
             seed=self.seed,
             # the state on one accelerator is where the search continues
             folder=self.folder / (name_trial_folder(trial + 1) if workers == 1 else f"profile-{workers}-{trial}"),
+            mode=self.trainable.mode,
         )
 
     def _measure_jobs(self, cluster: Cluster, jobs: Sequence[TrialJob], workers: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from unfold_tuning.executor.execution import ExecutionConfig
@@ -27,13 +28,15 @@ def list_open_jobs(config: ExecutionConfig, ledger: Ledger, stage: Stage, worker
         for group in stage.groups
         for trial in list_entrants(config, ledger, group)
     ]
-    return sorted((job for job in jobs if job.done < job.target), key=lambda job: (job.done - job.target, job.trial))
+    stopped = ledger.list_early_stops()
+    is_open = [job for job in jobs if job.done < job.target and job.trial not in stopped]
+    return sorted(is_open, key=lambda job: (job.done - job.target, job.trial))
 
 
 def list_entrants(config: ExecutionConfig, ledger: Ledger, group: Group) -> list[Trial]:
     """List the trials that enter a group: new ones with random configurations, or the best of the stage before."""
     if group.done > 0:
-        return rank_trials(ledger, group.bracket, group.done)[: group.trials]
+        return rank_trials(config, ledger, group.bracket, group.done)[: group.trials]
     configs = sample_bracket_configs(config.trainable.space, config.seed, group.bracket, group.trials)
     ledger.record_trials(group.bracket, configs)
     return [trial for trial in ledger.list_trials(group.bracket) if not ledger.is_failed(trial.id)]
@@ -68,19 +71,75 @@ def adopt_profiled_trials(config: ExecutionConfig, ledger: Ledger, profiled: Seq
             ledger.record_checkpoint(trial.id, end, metric, seconds * (end - begin), 1)
 
 
-def rank_trials(ledger: Ledger, bracket: int, iters: int) -> list[Trial]:
-    """Rank the trials of a bracket by their metric after ``iters`` iterations, best first."""
-    metrics = {step.trial: step.metric for step in ledger.list_checkpoints() if step.iters == iters}
-    trials = [trial for trial in ledger.list_trials(bracket) if trial.id in metrics and not ledger.is_failed(trial.id)]
-    return sorted(trials, key=lambda trial: (-metrics[trial.id], trial.id))
+def rank_trials(config: ExecutionConfig, ledger: Ledger, bracket: int, iters: int) -> list[Trial]:
+    """Rank the trials of a bracket by their score after ``iters`` iterations, best first.
+
+    A trial that has ended early keeps its last score in the stages that it entered.
+    """
+    scores = {step.trial: step.metric for step in ledger.list_checkpoints() if step.iters == iters}
+    stopped = ledger.list_early_stops()
+    if stopped:
+        groups = [group for stage in config.stages for group in stage.groups if group.bracket == bracket]
+        entered = [group for group in groups if group.done < iters <= group.done + group.iters]
+        entrants = [trial for group in entered for trial in list_entrants(config, ledger, group)]
+        scores |= {
+            trial.id: trial.metric
+            for trial in entrants
+            if trial.id in stopped and trial.iters < iters and trial.metric is not None
+        }
+    trials = [trial for trial in ledger.list_trials(bracket) if trial.id in scores and not ledger.is_failed(trial.id)]
+    return sorted(trials, key=lambda trial: (-scores[trial.id], trial.id))
 
 
-def select_winner(ledger: Ledger) -> Trial | None:
-    """Select the best of the trials that ran furthest, among those with a finite metric."""
-    trials = [trial for trial in ledger.list_trials() if trial.has_finite_metric and not ledger.is_failed(trial.id)]
-    max_iters = max((trial.iters for trial in trials), default=0)
-    furthest = (trial for trial in trials if trial.iters == max_iters)
-    return max(furthest, key=lambda trial: (trial.metric or 0.0, -trial.id), default=None)
+def has_plateaued(config: ExecutionConfig, ledger: Ledger, trial: int) -> bool:
+    """Return whether a trial's score has not become better for as many iterations as the early-stop rule allows."""
+    rules = config.trainable.early_stop
+    if rules.patience is None:
+        return False
+    best, improved_at, iters = -math.inf, 0, 0
+    for step in ledger.list_checkpoints():
+        if step.trial != trial:
+            continue
+        iters = step.iters
+        if step.metric > best + rules.min_delta or not improved_at:
+            best, improved_at = step.metric, step.iters
+    return iters - improved_at >= rules.patience
+
+
+def has_reached_target(config: ExecutionConfig, ledger: Ledger) -> bool:
+    """Return whether the score of any trial is at least that with which the search ends."""
+    target = config.trainable.early_stop.target_score
+    return target is not None and any((trial.metric or -math.inf) >= target for trial in _list_finite(ledger))
+
+
+def select_winner(config: ExecutionConfig, ledger: Ledger) -> Trial | None:
+    """Select the best of the trials that ran furthest, among those with a finite metric.
+
+    A trial that has ended early counts up to the last stage that it entered. Where a target ended the search, the best
+    trial of all wins.
+    """
+    trials = _list_finite(ledger)
+    if not has_reached_target(config, ledger):
+        reached = {trial.id: _count_reached_iters(config, ledger, trial) for trial in trials}
+        trials = [trial for trial in trials if reached[trial.id] == max(reached.values())]
+    return max(trials, key=lambda trial: (trial.metric or 0.0, -trial.id), default=None)
+
+
+def _list_finite(ledger: Ledger) -> list[Trial]:
+    return [trial for trial in ledger.list_trials() if trial.has_finite_metric and not ledger.is_failed(trial.id)]
+
+
+def _count_reached_iters(config: ExecutionConfig, ledger: Ledger, trial: Trial) -> int:
+    """Count the iterations of a trial, or those at the end of the last stage that ranked it after it ended early."""
+    if trial.id not in ledger.list_early_stops():
+        return trial.iters
+    targets = [
+        group.done + group.iters
+        for stage in ledger.list_finished_stages()
+        for group in config.stages[stage.stage].groups
+        if group.bracket == trial.bracket and trial.id in stage.survivors
+    ]
+    return max([trial.iters, *targets])
 
 
 def _build_job(config: ExecutionConfig, trial: Trial, group: Group, workers: int) -> TrialJob:
@@ -93,4 +152,5 @@ def _build_job(config: ExecutionConfig, trial: Trial, group: Group, workers: int
         workers=workers,
         seed=config.seed,
         folder=config.folder / name_trial_folder(trial.id),
+        mode=config.trainable.mode,
     )

@@ -9,7 +9,7 @@ from unfold_tuning.cluster.interface import Cluster, ClusterEvent
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.fallback import SpotFallback
 from unfold_tuning.executor.monitor import Monitor
-from unfold_tuning.executor.ranking import list_open_jobs, rank_trials
+from unfold_tuning.executor.ranking import has_plateaued, has_reached_target, list_open_jobs, rank_trials
 from unfold_tuning.executor.recovery import Recovery
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.ledger import Ledger
@@ -20,6 +20,10 @@ POLL_S = 0.1
 MAX_FAILURES = 3
 MAX_PREEMPTIONS = 12
 """A trial that loses this many spot instances without a checkpoint between probably ends them itself."""
+
+
+class TargetReached(Exception):  # noqa: N818 - not an error: the search has what it was to find
+    """A trial has reached the metric that ends the search."""
 
 
 @dataclass(slots=True)
@@ -71,12 +75,14 @@ class StageRun:
 
         Raises:
             BudgetExceeded: The run would exceed its budget.
+            TargetReached: A trial has reached the metric that ends the search.
             UnfoldError: Every trial failed, or a checkpoint could not be written.
         """
         stage, allocation = self.config.stages[self.index], self.plan[self.index]
         self.ledger.record_stage_start(self.index, self.config.wall())
         self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
-        self._resize(allocation.instances)
+        if self.waiting:
+            self._resize(allocation.instances)
         total = len(self.waiting)
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
             self._watch()
@@ -92,7 +98,7 @@ class StageRun:
         survivors = [
             trial.id
             for group in stage.groups
-            for trial in rank_trials(self.ledger, group.bracket, group.done + group.iters)
+            for trial in rank_trials(self.config, self.ledger, group.bracket, group.done + group.iters)
         ]
         self.ledger.record_stage_end(self.index, self.config.wall(), survivors)
         return self.plan
@@ -173,7 +179,12 @@ class StageRun:
         if job.done:
             # the ledger refers to the new state by now
             get_state_path(job.folder, job.done).unlink(missing_ok=True)
-        if message.iters >= job.target:
+        if has_reached_target(self.config, self.ledger):
+            raise TargetReached
+        is_exhausted = has_plateaued(self.config, self.ledger, job.trial)
+        if is_exhausted:
+            self.ledger.record_early_stop(job.trial, message.iters)
+        if message.iters >= job.target or is_exhausted:
             self._stop(job.trial)
 
     def _stop(self, trial: int) -> TrialJob:

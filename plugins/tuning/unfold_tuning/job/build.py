@@ -19,17 +19,22 @@ from unfold_tuning.job.paces import build_measured_record, build_planned_feature
 from unfold_tuning.job.problem import (
     BUNDLED_DATASETS,
     ClusterConfig,
+    EarlyStopRules,
     LaunchConfig,
     MeasuredPaces,
+    Mode,
     Problem,
     ProfiledTrial,
     TrainableConfig,
+    score_metric,
 )
 from unfold_tuning.job.profile import LogNormal, Machine, Profile, SpotTerms
 from unfold_tuning.job.search_space import (
     Categorical,
+    Conditional,
     Dimension,
     IntegerRange,
+    LogIntegerRange,
     LogUniform,
     Uniform,
     sample_bracket_configs,
@@ -176,6 +181,10 @@ def _require_same_hardware(cloud: Cloud, measured_on: str | None) -> None:
     for index, item in enumerate(cloud.instances):
         name, has_speed = (item, False) if isinstance(item, str) else (item.type, "speed" in item.model_fields_set)
         hardware = describe_hardware() if cloud.provider == "local" else name
+        if has_speed and name == measured_on and not isinstance(item, str) and item.speed != 1.0:
+            message = f"the profile was measured on {name} itself, whose speed is therefore 1, not {item.speed:g}"
+            hint = "write the speeds of the other types relative to it"
+            raise user_error(message, key=f"cloud.instances[{index}].speed", hint=hint)
         if hardware != measured_on and not has_speed:
             message = f"the profile was measured on {measured_on}, not on {hardware}"
             hint = f"measure it there, or write {{type: {name}, speed: 2}} if an accelerator is twice as fast there"
@@ -423,22 +432,51 @@ def build_trainable(trainable: trainable_schema.Trainable) -> TrainableConfig:
         columns=trainable.columns,
         group=trainable.group,
         metric=trainable.metric,
+        mode=_select_mode(trainable),
+        early_stop=_build_early_stop(trainable),
         rounds=trainable.rounds,
         timeout_s=trainable.timeout,
         space={name: _build_dimension(dimension) for name, dimension in trainable.space.items()},
     )
 
 
-def _build_dimension(
-    dimension: trainable_schema.Log | trainable_schema.Uniform | trainable_schema.Integer | trainable_schema.Choice,
-) -> Dimension:
+def _select_mode(trainable: trainable_schema.Trainable) -> Mode:
+    """Select whether the metric is minimized: as the spec says, or as the metric of an estimator implies."""
+    default = trainable_schema.ESTIMATOR_MODES[trainable.metric or "accuracy"] if trainable.estimator else "max"
+    return trainable.mode or default
+
+
+def _build_early_stop(trainable: trainable_schema.Trainable) -> EarlyStopRules:
+    rules = trainable.early_stop
+    if rules is None:
+        return EarlyStopRules()
+    target = None if rules.target is None else score_metric(rules.target, _select_mode(trainable))
+    return EarlyStopRules(rules.patience, rules.min_delta, target)
+
+
+def _build_dimension(dimension: trainable_schema.SpaceValue) -> Dimension:
+    if not isinstance(dimension, trainable_schema.ConditionalModel):
+        return Categorical(trainable_schema.list_values(dimension) or ())
+    built = _build_range(dimension)
+    conditions = tuple((parent, _list_admissible(value)) for parent, value in dimension.when.items())
+    return Conditional(built, conditions) if conditions else built
+
+
+def _build_range(dimension: trainable_schema.Dimension) -> Dimension:
     if isinstance(dimension, trainable_schema.Log):
         return LogUniform(*dimension.log)
     if isinstance(dimension, trainable_schema.Uniform):
         return Uniform(*dimension.uniform)
     if isinstance(dimension, trainable_schema.Integer):
         return IntegerRange(*dimension.int_)
-    return Categorical(dimension.choice)
+    if isinstance(dimension, trainable_schema.LogInteger):
+        return LogIntegerRange(*dimension.log_int)
+    return Categorical(trainable_schema.list_values(dimension) or ())
+
+
+def _list_admissible(value: trainable_schema.Value) -> tuple[trainable_schema.Value, ...]:
+    """List the values that a condition admits: one, each of a list, or the list itself where values are lists."""
+    return (*value, value) if isinstance(value, tuple) else (value,)
 
 
 def build_cluster_config(spec: TuningSpec, run: Run) -> ClusterConfig:

@@ -142,6 +142,6 @@ def _average_windows(steps: Sequence[tuple[float, float]], ends: IntArray) -> Fl
 
 
 def _select_scores(scores: Sequence[tuple[float, float]], ends: IntArray) -> FloatArray:
-    """Select the last score by the end of each window."""
-    by_end = dict(scores)
-    return np.array([by_end.get(float(end), np.nan) for end in ends])
+    """Select the last score by the end of each window; nan before the first one."""
+    at, values = [end for end, _ in scores], np.array([np.nan, *(score for _, score in scores)])
+    return np.asarray(values[np.searchsorted(at, ends, side="right")])

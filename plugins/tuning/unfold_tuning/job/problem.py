@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.pace_record import PaceRecord
@@ -14,6 +14,24 @@ from unfold_tuning.job.schedule import Stage
 from unfold_tuning.job.search_space import Dimension
 
 BUNDLED_DATASETS = ("digits", "breast-cancer", "wine")
+
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStopRules:
+    """Rules that end trials, or the search, before their last iteration.
+
+    Attributes:
+        patience: Iterations without a better ranking score after which a trial ends, if any.
+        min_delta: A score is better if it is larger by more than this.
+        target_score: The search ends with the first trial whose ranking score is at least this, if any.
+    """
+
+    patience: int | None = None
+    min_delta: float = 0.0
+    target_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +47,8 @@ class TrainableConfig:
         columns: Feature columns; all other columns if ``None``.
         group: Column of rows that are held out together.
         metric: Name of the metric, if the spec gives one.
+        mode: Whether a smaller or a larger metric is better.
+        early_stop: Rules that end trials or the search early.
         rounds: Boosting rounds or passes over the data per iteration.
         timeout_s: A trial without a checkpoint for so long is killed.
         space: The search space.
@@ -42,6 +62,8 @@ class TrainableConfig:
     columns: tuple[str, ...] | None = None
     group: str | None = None
     metric: str | None = None
+    mode: Mode = "max"
+    early_stop: EarlyStopRules = EarlyStopRules()
     rounds: int = 1
     timeout_s: float | None = None
     space: Mapping[str, Dimension] = field(default_factory=dict)
@@ -52,8 +74,13 @@ class TrainableConfig:
         return self.metric or ("accuracy" if self.function is None else "metric")
 
     def display_metric(self, score: float) -> float:
-        """Convert a ranking score, of which more is better, to the metric: a loss is ranked by its negative."""
-        return -score if self.estimator is not None and self.metric == "log-loss" else score
+        """Convert a ranking score, of which more is better, to the metric; see :func:`score_metric`."""
+        return score_metric(score, self.mode)
+
+
+def score_metric(metric: float, mode: Mode) -> float:
+    """Convert a metric to a ranking score, of which more is better: one to be minimized counts by its negative."""
+    return -metric if mode == "min" else metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

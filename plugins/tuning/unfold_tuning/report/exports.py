@@ -32,6 +32,7 @@ def export_winner(config: ExecutionConfig, winner: Trial) -> bytes:
         "data": trainable.data,
         "params": params,
         "metric": trainable.metric_name,
+        "mode": trainable.mode,
         "value": None if winner.metric is None else trainable.display_metric(winner.metric),
         "iterations": winner.iters,
         "finished": winner.iters >= last_iters,

@@ -25,9 +25,9 @@ MAX_NAMED_TRIALS = 6
 def draw_frontier(
     candidates: Sequence[Candidate], selected: Selection, goal: Goal, points: Sequence[DeadlinePoint]
 ) -> Figure:
-    """Draw the cost of the exact plan, the greedy and the best static cluster by deadline."""
+    """Draw the cost of the cheapest plan found, the greedy and the best static cluster by deadline."""
     confidence = goal.confidence
-    exact = build_cost_steps([selected.plan, *(plan for item in candidates for plan in item.plans)], confidence)
+    found_steps = build_cost_steps([selected.plan, *(plan for item in candidates for plan in item.plans)], confidence)
     static = build_cost_steps(
         [plan for item in candidates for plan in simulate_static_clusters(item.model)], confidence
     )
@@ -36,14 +36,14 @@ def draw_frontier(
         for point in points
         if point.greedy
     ]
-    last_s = max(seconds for seconds, _ in (*exact, *static, *greedy))
+    last_s = max(seconds for seconds, _ in (*found_steps, *static, *greedy))
     unit, unit_s = time_axis(last_s)
     series = (
         _build_series("best static", _extend_steps(static, last_s), "steps", unit_s),
         _build_series("greedy (RubberBand)", greedy, "points", unit_s),
         _build_series(
-            "cheapest found" if selected.machine.has_coarse_billing else "exact",
-            _extend_steps(exact, last_s),
+            "cheapest plan found",
+            _extend_steps(found_steps, last_s),
             "steps",
             unit_s,
         ),

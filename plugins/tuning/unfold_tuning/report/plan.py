@@ -22,6 +22,7 @@ from unfold_tuning.planner.sensitivity import (
 from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_cluster, draw_frontier, draw_trials
 from unfold_tuning.report.infeasible import report_infeasible
+from unfold_tuning.simulator.asha import is_one_ladder, simulate_asha
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
 from unfold_tuning.simulator.spot_market import ThriftyRuns
 from unfoldkit.api import (
@@ -250,6 +251,7 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     fastest_s = min(item.mean_seconds for item in analysis.solution.all_plans)
     yield "earliest", sentences.describe_earliest(earliest_s, fastest_s)
     yield "frontier", sentences.describe_frontier(_summarize_frontier(analysis.points))
+    yield from _compare_with_asha(analysis)
     if analysis.solution.thrifty is not None:
         yield from _describe_thrifty(machine, analysis.solution.thrifty)
     else:
@@ -264,6 +266,35 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     gap_percent = analysis.gap_percent
     if gap_percent is not None and gap_percent > MIN_GAP_PERCENT:
         yield "lower bound", sentences.describe_lower_bound(analysis.comparison.lower_bound_usd)
+
+
+def _compare_with_asha(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
+    """Compare the plan with the same search without barriers: the cheapest cluster that is likely to be on time."""
+    model, goal = analysis.selected.candidate.model, analysis.goal
+    sizes = simulate_asha(model, analysis.problem.seed) if is_one_ladder(model.stages) else []
+    if not sizes:
+        return
+    ends_s = [float(np.quantile(runs.seconds, goal.confidence)) for runs in sizes]
+    on_time = [runs for runs, end_s in zip(sizes, ends_s, strict=True) if end_s <= goal.deadline_s]
+    if not on_time:
+        fastest = min(range(len(sizes)), key=lambda index: ends_s[index])
+        yield (
+            "without barriers",
+            sentences.describe_late_asha(sizes[fastest].instances, ends_s[fastest], goal.confidence),
+        )
+        return
+    runs = min(on_time, key=lambda runs: float(runs.cost_usd.mean()))
+    range_usd = (float(np.quantile(runs.cost_usd, 0.05)), float(np.quantile(runs.cost_usd, 0.95)))
+    end_s = float(np.quantile(runs.seconds, goal.confidence))
+    is_cheaper = runs.cost_usd.mean() < analysis.plan.mean_cost_usd and range_usd[
+        1
+    ] < analysis.plan.compute_cost_quantile_usd(CAP_LEVEL)
+    yield (
+        "without barriers",
+        sentences.describe_asha(
+            runs.instances, float(runs.cost_usd.mean()), range_usd, end_s, goal.confidence, is_cheaper=is_cheaper
+        ),
+    )
 
 
 def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str, str]]:

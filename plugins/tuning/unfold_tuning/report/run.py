@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.ranking import has_reached_target
 from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_gantt, draw_learning_curves
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
@@ -54,7 +55,7 @@ def report_run(
         metrics=_build_metrics(config, ledger, outcome, predicted, metric),
         tables=(_build_stage_table(config, ledger, outcome, predicted),),
         figures=(draw_gantt(config, ledger, outcome), draw_learning_curves(ledger, config.trainable)),
-        lines=tuple(_build_lines(ledger, outcome)),
+        lines=tuple(_build_lines(config, ledger, outcome)),
         next=f"unfold report {RunDir(config.folder.parent).word} --out report.html" if is_good else "",
         provenance={"plan": [[allocation.instances, allocation.workers] for allocation in config.plan]},
     )
@@ -125,10 +126,13 @@ def _build_stage_table(config: ExecutionConfig, ledger: Ledger, outcome: RunOutc
     return Table("stages", COLUMNS, tuple(rows))
 
 
-def _build_lines(ledger: Ledger, outcome: RunOutcome) -> Iterator[tuple[str, str]]:
+def _build_lines(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> Iterator[tuple[str, str]]:
     if outcome.winner is not None:
         winner = outcome.winner
         yield "winner", sentences.describe_winner(winner.id, winner.iters, winner.config)
+    if config.trainable.mode == "min":
+        yield "mode", sentences.describe_minimized(config.trainable.metric_name)
+    yield from _describe_early_stops(config, ledger)
     for note in outcome.notes:
         yield "re-planned", note
     diverged, failed = ledger.list_diverged(), ledger.list_failed()
@@ -138,3 +142,11 @@ def _build_lines(ledger: Ledger, outcome: RunOutcome) -> Iterator[tuple[str, str
         yield "failed trials", sentences.describe_failed(list(failed), list(failed.values())[-1])
     if outcome.lost_nodes:
         yield "lost nodes", sentences.describe_lost_nodes(outcome.lost_nodes)
+
+
+def _describe_early_stops(config: ExecutionConfig, ledger: Ledger) -> Iterator[tuple[str, str]]:
+    rules, stopped = config.trainable.early_stop, ledger.list_early_stops()
+    if has_reached_target(config, ledger) and rules.target_score is not None:
+        yield "target", sentences.describe_target(config.trainable.display_metric(rules.target_score))
+    if stopped and rules.patience is not None:
+        yield "early stop", sentences.describe_early_stops(list(stopped), rules.patience)

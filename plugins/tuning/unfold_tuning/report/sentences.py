@@ -112,6 +112,28 @@ def describe_frontier(steps: Mapping[str, str]) -> str:
     return " · ".join(f"{deadline} {cost}" for cost, deadline in steps.items())
 
 
+def describe_asha(
+    instances: int,
+    cost_usd: float,
+    range_usd: tuple[float, float],
+    end_s: float,
+    confidence: float,
+    *,
+    is_cheaper: bool,
+) -> str:
+    """Describe ASHA on a fixed cluster whose idle nodes are released, and whether it is cheaper than the plan."""
+    cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
+    end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
+    verdict = "cheaper than this plan" if is_cheaper else "not cheaper than this plan"
+    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}: {verdict}; a comparison, not a guarantee"
+
+
+def describe_late_asha(instances: int, end_s: float, confidence: float) -> str:
+    """Describe that ASHA would be late on any fixed cluster."""
+    end = f"{format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
+    return f"ASHA would be late on every cluster: {end} on {format_count(instances, 'instance')}"
+
+
 def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
     """Describe P(on time) under errors of the profile."""
     return " · ".join(f"{name}: {format_percent(probability)}" for name, probability in probabilities)
@@ -225,6 +247,21 @@ def describe_winner(trial: int, iters: int, config: Mapping[str, Any]) -> str:
     """Describe the best trial with its configuration."""
     parameters = ", ".join(f"{key} {_format_parameter(value)}" for key, value in config.items())
     return f"trial {trial}, {format_count(iters, 'iteration')}: {parameters}"
+
+
+def describe_minimized(metric_name: str) -> str:
+    """Describe that trials are ranked by the smallest metric."""
+    return f"the smallest {metric_name} wins"
+
+
+def describe_target(target: float) -> str:
+    """Describe that the search ended because a trial reached its target."""
+    return f"a trial reached {target:g}, which ends the search"
+
+
+def describe_early_stops(trials: Sequence[int], patience: int) -> str:
+    """Describe the trials that ended without a better metric for some iterations."""
+    return f"{list_trials(trials)} ended after {format_count(patience, 'iteration')} without a better metric"
 
 
 def describe_diverged(trials: Sequence[int]) -> str:

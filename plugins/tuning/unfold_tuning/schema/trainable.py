@@ -2,38 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from unfoldkit.api import Duration, Model, Problem, did_you_mean
 
-ESTIMATOR_METRICS = ("accuracy", "log-loss")
+ESTIMATOR_MODES: Mapping[str, Literal["min", "max"]] = {"accuracy": "max", "log-loss": "min"}
+"""The metrics of the built-in estimators, and which values of them are better."""
 
 
-class Log(Model):
+Scalar = float | int | str | bool
+Value = Annotated[Scalar | tuple[Scalar, ...], Field(union_mode="left_to_right")]
+
+
+MAX_LISTED = 1000
+"""Values of an integer range that a condition may name."""
+
+
+class ConditionalModel(Model):
+    """A dimension that may depend on others."""
+
+    when: dict[str, Value] = Field(
+        default_factory=dict, description="this one exists only with these values of others, one or a list by name"
+    )
+
+
+class Log(ConditionalModel):
     """Log-uniform between two bounds."""
 
     log: tuple[float, float]
 
 
-class Uniform(Model):
+class Uniform(ConditionalModel):
     """Uniform between two bounds."""
 
     uniform: tuple[float, float]
 
 
-class Integer(Model):
+class Integer(ConditionalModel):
     """An integer between two bounds, both included."""
 
     int_: tuple[int, int] = Field(alias="int")
 
 
-class Choice(Model):
-    """One of several values."""
+class LogInteger(ConditionalModel):
+    """A log-uniform integer between two bounds, both included."""
 
-    choice: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
+    log_int: tuple[int, int]
+
+
+class Choice(ConditionalModel):
+    """One of several values; a value may be a list."""
+
+    choice: Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+class Constant(ConditionalModel):
+    """Always the same value; a list is passed as it is."""
+
+    value: Value
+
+
+Dimension = Log | Uniform | Integer | LogInteger | Choice | Constant
+SpaceValue = Annotated[Dimension | Scalar | tuple[Value, ...], Field(union_mode="left_to_right")]
+"""A dimension; a bare value is a constant, a bare list a choice."""
+
+
+class EarlyStop(Model):
+    """Rules that only shorten a run: no trial runs longer, and no further trial starts, because of them."""
+
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="a trial ends after so many iterations without a better metric, which it keeps"
+    )
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="a metric is better if it differs by more than this"
+    )
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, description="the search ends with the first trial whose metric is at least as good"
+    )
 
 
 class Trainable(Model):
@@ -57,13 +105,21 @@ class Trainable(Model):
         default=None,
         description="ranks trials on the held-out 30 %: accuracy (default) or log-loss; a function names its metric",
     )
+    mode: Literal["min", "max"] | None = Field(
+        default=None, description="whether a smaller or a larger metric is better; max if left out, but for log-loss"
+    )
+    early_stop: EarlyStop | None = Field(
+        default=None, description="rules that end trials or the search early; a plan assumes that they never do"
+    )
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="boosting rounds, or passes over the data, in one iteration"
     )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None, description="kill a trial after this long without a checkpoint; drop it the third time"
     )
-    space: dict[str, Log | Uniform | Integer | Choice] = Field(default_factory=dict)
+    space: dict[str, SpaceValue] = Field(
+        default_factory=dict, description="by name: a range, a choice or a list of values, or a constant"
+    )
 
 
 def check_trainable(trainable: Trainable) -> Iterable[Problem]:
@@ -72,21 +128,79 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
         yield Problem(("trainable",), "name an estimator or a function, not both", hint="write estimator: xgboost")
     if trainable.estimator is not None and trainable.data is None:
         yield Problem(("trainable",), "an estimator needs data", hint="write data: digits")
-    if trainable.estimator is not None and trainable.metric not in (None, *ESTIMATOR_METRICS):
-        hint = did_you_mean(str(trainable.metric), ESTIMATOR_METRICS)
+    if trainable.estimator is not None and trainable.metric not in (None, *ESTIMATOR_MODES):
+        hint = did_you_mean(str(trainable.metric), ESTIMATOR_MODES)
         hint = hint or "write accuracy or log-loss; only a function names its own metric"
         yield Problem(("trainable", "metric"), f"an estimator has no metric {trainable.metric!r}", hint=hint)
+    if trainable.estimator is not None and trainable.mode not in (
+        None,
+        ESTIMATOR_MODES.get(trainable.metric or "accuracy"),
+    ):
+        message = f"a {trainable.mode}imal {trainable.metric or 'accuracy'} is no goal"
+        yield Problem(("trainable", "mode"), message, hint="leave mode out: the metric of an estimator implies it")
+    if trainable.early_stop is not None and trainable.early_stop.patience is trainable.early_stop.target is None:
+        yield Problem(("trainable", "early_stop"), "no rule", hint="write {patience: 5} or {target: 0.95}")
     for name, dimension in trainable.space.items():
         if _is_empty_range(dimension):
             yield Problem(("trainable", "space", name), "the bounds are not in order", hint="write [low, high]")
+        if isinstance(dimension, tuple) and not dimension:
+            yield Problem(("trainable", "space", name), "no value to choose", hint="write [16, 32]")
+        if isinstance(dimension, ConditionalModel):
+            yield from _check_conditions(trainable.space, name, dimension.when)
 
 
-def _is_empty_range(dimension: Log | Uniform | Integer | Choice) -> bool:
-    """Return whether the bounds of a dimension are out of order, or not positive where a logarithm is taken."""
+def _check_conditions(space: Mapping[str, SpaceValue], name: str, when: Mapping[str, Value]) -> Iterable[Problem]:
+    """Yield conditions on unknown dimensions, on values that these never have, and on the dimension itself."""
+    for parent, value in when.items():
+        key = ("trainable", "space", name, "when", parent)
+        if parent not in space:
+            yield Problem(key, "no such dimension", hint=did_you_mean(parent, space), at_key=True)
+            continue
+        if name in _list_ancestors(space, name):
+            yield Problem(key, f"{name} would depend on itself", at_key=True)
+        dimension = space[parent]
+        values = list_values(dimension)
+        if isinstance(dimension, Integer):
+            values = tuple(range(dimension.int_[0], min(dimension.int_[1], dimension.int_[0] + MAX_LISTED) + 1))
+        if values is None:
+            yield Problem(key, f"{parent} is a range; a condition needs a list of values", at_key=True)
+            continue
+        wanted = value if isinstance(value, tuple) and value not in values else (value,)
+        missing = [item for item in wanted if item not in values]
+        if missing or not wanted:
+            hint = f"one of: {', '.join(map(str, values[:MAX_LISTED]))}"
+            yield Problem(key, f"{parent} is never {missing[0] if missing else 'in an empty list'}", hint=hint)
+
+
+def list_values(dimension: SpaceValue) -> tuple[Value, ...] | None:
+    """List the values of a choice or a constant; ``None`` for a range."""
     if isinstance(dimension, Choice):
-        return False
-    if isinstance(dimension, Log):
-        low, high = dimension.log
+        return dimension.choice
+    if isinstance(dimension, Constant):
+        return (dimension.value,)
+    if isinstance(dimension, tuple):
+        return dimension
+    return None if isinstance(dimension, ConditionalModel) else (dimension,)
+
+
+def _list_ancestors(space: Mapping[str, SpaceValue], name: str) -> set[str]:
+    """List the dimensions on which a dimension depends, directly or not."""
+    ancestors: set[str] = set()
+    waiting = [name]
+    while waiting:
+        dimension = space.get(waiting.pop())
+        parents = set(dimension.when) if isinstance(dimension, ConditionalModel) else set()
+        waiting += parents - ancestors
+        ancestors |= parents
+    return ancestors
+
+
+def _is_empty_range(dimension: SpaceValue) -> bool:
+    """Return whether the bounds of a dimension are out of order, or not positive where a logarithm is taken."""
+    if isinstance(dimension, (Log, LogInteger)):
+        low, high = dimension.log if isinstance(dimension, Log) else dimension.log_int
         return low >= high or low <= 0
-    low, high = dimension.uniform if isinstance(dimension, Uniform) else dimension.int_
-    return low >= high
+    if isinstance(dimension, (Uniform, Integer)):
+        low, high = dimension.uniform if isinstance(dimension, Uniform) else dimension.int_
+        return low >= high
+    return False

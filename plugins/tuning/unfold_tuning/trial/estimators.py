@@ -49,11 +49,11 @@ class DataSplit:
     metric: str
 
     def score(self, probabilities: npt.NDArray[Any]) -> float:
-        """Score class probabilities of the rows held out, [rows, classes]; higher is better."""
+        """Compute the metric of class probabilities of the rows held out, [rows, classes]."""
         if self.metric == "accuracy":
             return float((probabilities.argmax(axis=1) == self.y_held_out).mean())
         likelihood = probabilities[np.arange(len(self.y_held_out)), self.y_held_out]
-        return float(np.log(np.maximum(likelihood, 1e-12)).mean())
+        return float(-np.log(np.maximum(likelihood, 1e-12)).mean())
 
     def standardize(self) -> DataSplit:
         """Return the split with columns of mean 0 and deviation 1 on the rows to fit; missing values become 0."""

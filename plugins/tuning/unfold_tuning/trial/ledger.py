@@ -232,6 +232,15 @@ class Ledger:
         """Record that a trial is dropped for good."""
         self.record_fact(f"failed-{trial}", reason)
 
+    def record_early_stop(self, trial: int, iters: int) -> None:
+        """Record that a trial has ended before its last iteration and keeps its score."""
+        self.record_fact(f"stopped-{trial}", iters)
+
+    def list_early_stops(self) -> dict[int, int]:
+        """List the trials that have ended early, each with its iterations."""
+        rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'stopped-%'").fetchall()
+        return dict(sorted((int(key.removeprefix("stopped-")), int(self._parse(value))) for key, value in rows))
+
     def is_failed(self, trial: int) -> bool:
         """Return whether a trial was dropped for good."""
         return self.read_fact(f"failed-{trial}") is not None

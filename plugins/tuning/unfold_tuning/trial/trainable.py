@@ -1,7 +1,7 @@
 """What a trial trains, as one function: ``(config, state, iters, accelerators, seed) -> (metric, state)``.
 
 ``state`` is bytes, ``None`` for a new trial. The function runs ``iters`` further iterations and returns its metric
-(higher is better) and its new state. Checkpoints, moves and resumes need nothing else.
+and its new state. Checkpoints, moves and resumes need nothing else.
 """
 
 from __future__ import annotations

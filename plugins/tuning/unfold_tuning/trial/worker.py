@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from unfold_tuning.job.problem import Mode, score_metric
 from unfold_tuning.trial.estimators import TrainFunction
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.engines.local import start_worker
@@ -35,6 +36,7 @@ class TrialJob:
         workers: Accelerators.
         seed: Seed of the run.
         folder: Folder of the trial's states, one file per iteration count.
+        mode: Whether a smaller or a larger metric is better.
     """
 
     trial: int
@@ -45,6 +47,7 @@ class TrialJob:
     workers: int
     seed: int
     folder: Path
+    mode: Mode = "max"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +150,7 @@ def run_job(
             kind="step",
             trial=job.trial,
             iters=done,
-            metric=metric,
+            metric=score_metric(metric, job.mode),
             seconds=ended - began,
             save_s=ended - trained,
         )

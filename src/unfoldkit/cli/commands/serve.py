@@ -120,10 +120,10 @@ class WorkerProcess:
         with open_listener(self.options.address, many=True) as listener:
             if number == 0:
                 url = self.options.address.url
-                _print_service(service, url, _message_printer(log_json=self.options.log_json), has_page=False)
+                _print_service(service, url, _message_printer(log_json=self.options.log_json))
             from unfoldkit.serving.http.host import run_service
 
-            run_service(replace(service, watch=None), listener, _host_options(self.options, beat))
+            run_service(service, listener, _host_options(self.options, beat))
         return ExitCode.YES
 
 
@@ -155,7 +155,7 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         options = replace(options, port=listener.getsockname()[1])
         url, print_message = options.address.url, _message_printer(log_json=options.log_json)
         print_message(_title(service.name, loaded, url, run_folder(request, loaded)))
-        _print_service(service, url, print_message, has_page=service.watch is not None)
+        _print_service(service, url, print_message)
         from unfoldkit.serving.http.host import run_service
 
         with loaded.locate_errors():
@@ -267,10 +267,10 @@ def _title(name: str, loaded: LoadedSpec, url: str, folder: Path) -> str:
     return f"{name} · {loaded.kind.name} on {url} · run {folder} · Ctrl-C ends it"
 
 
-def _print_service(service: Service, url: str, print_message: Callable[[str], None], *, has_page: bool) -> None:
+def _print_service(service: Service, url: str, print_message: Callable[[str], None]) -> None:
     width = max((len(title) for title, _ in service.lines), default=0)
     facts = [f"  {title:<{width}}   {text}" for title, text in service.lines]
-    page = [f"  {url}/ shows the live page"] if has_page else []
+    page = [f"  {url}/ shows the live page"] if service.watch is not None else []
     print_message("\n".join([*facts, *page, *(f"  {url}{path}" for path in service.paths)]))
 
 

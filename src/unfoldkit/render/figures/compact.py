@@ -176,8 +176,8 @@ def draw_sparkline(series: Series, first: float, last: float, cells: int) -> str
 
 def _write_interval_plot(figure: IntervalPlot, width: int) -> Iterator[str]:
     items = figure.intervals
-    edges = [edge for item in items for edge in (item.low, item.high)] + [figure.target or edge for edge in (0.0,) if
-             figure.target is not None]  # fmt: skip
+    edges = [edge for item in items for edge in (item.low, item.high)]
+    edges += [] if figure.target is None else [figure.target]
     if not edges:
         return
     low, high = min(edges), max(edges)

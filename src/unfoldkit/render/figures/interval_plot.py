@@ -60,9 +60,10 @@ def _draw_group(axes: Axes, figure: IntervalPlot, members: list[tuple[int, Inter
     positions = [float(item.at or 0.0) if figure.at else float(row) for row, item in members]
     x, y = (positions, values) if figure.at else (values, positions)
     x_spans, y_spans = (None, spans) if figure.at else (spans, None)
+    marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
     axes.errorbar(
-        x, y, xerr=x_spans, yerr=y_spans, fmt=MARKERS[number % len(MARKERS)],
-        color=COLOURS[number % len(COLOURS)], capsize=4, markersize=6, linewidth=1.6, label=group or "_nolegend_",
+        x, y, xerr=x_spans, yerr=y_spans, fmt=marker, color=colour, capsize=4, markersize=6, linewidth=1.6,
+        label=group or "_nolegend_",
     )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class ExecutionPaths:
         level: Returns the level of a request.
         pick_split: Chooses a path for a request with more rows than any batch, which the model computes in parts; it
             takes that request's rows. By default such a request counts as late.
+        pick_late: Chooses, by level, the path for late requests at the moment; by default that of ``hopeless``.
     """
 
     pick: PathPolicy
@@ -94,6 +95,7 @@ class ExecutionPaths:
     hopeless: tuple[int, ...] = (0,)
     level: Callable[[Call], int] = _lowest_level
     pick_split: PathPolicy | None = None
+    pick_late: Callable[[int], int] | None = None
 
 
 @dataclass(slots=True)
@@ -166,7 +168,8 @@ class DeadlineQueue:
 
     def _take_late(self, max_rows: int) -> tuple[list[QueuedRequest], PathChoice]:
         """Remove late requests in the order in which they were set aside, while the path of the first serves them."""
-        path = self.ways.hopeless[self.late[0].level]
+        level = self.late[0].level
+        path = self.ways.hopeless[level] if self.ways.pick_late is None else self.ways.pick_late(level)
         batch = [self.late.popleft()]
         rows = batch[0].call.rows
         while self.late and self.late[0].level <= self.ways.serves[path] and rows + self.late[0].call.rows <= max_rows:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, Metrics
+from prometheus_client import CollectorRegistry
+from prometheus_client.samples import Sample
+
+from unfoldkit.serving.observability.metrics import DURATION, LATENCY_BUCKETS_S, QUEUE, REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +105,29 @@ class DashboardExtras:
     grids: tuple[Grid, ...] = field(default=())
 
 
+ReadExtras = Callable[[CollectorRegistry], DashboardExtras]
+"""Reads what a kind adds from the metrics, of one process or summed over several."""
+
+
 def request_dashboard(
-    name: str, kind: str, metrics: Metrics, extras: Callable[[], DashboardExtras] = DashboardExtras
+    name: str, kind: str, read_metrics: Callable[[], CollectorRegistry], read_extras: ReadExtras | None = None
 ) -> DashboardSource:
-    """Make the dashboard of the requests that a server counts, with what its kind adds."""
+    """Make the dashboard of the requests that a server counts, with what its kind adds.
+
+    Args:
+        name: The name of the service.
+        kind: Its kind.
+        read_metrics: Returns the metrics of the service, of all its processes.
+        read_extras: Reads what the kind adds from them.
+    """
 
     def current() -> Dashboard:
-        extra = extras()
-        tiles = (*_request_tiles(metrics), *extra.tiles)
-        lines = (*_request_series(metrics), *extra.lines)
-        return Dashboard(name, kind, tiles, lines, _latency(metrics), extra.shares, extra.grids)
+        registry = read_metrics()
+        extra = read_extras(registry) if read_extras else DashboardExtras()
+        codes = _count_codes(registry)
+        tiles = (*_request_tiles(codes), *extra.tiles)
+        lines = (*_request_series(codes, registry), *extra.lines)
+        return Dashboard(name, kind, tiles, lines, (_latency(registry),), extra.shares, extra.grids)
 
     return current
 
@@ -123,8 +140,13 @@ def format_short(value: float) -> str:
     return f"{value:,.4g}" if value != int(value) else f"{value:,.0f}"
 
 
-def _request_tiles(metrics: Metrics) -> tuple[Tile, ...]:
-    codes = _count_codes(metrics)
+def list_samples(registry: CollectorRegistry, name: str) -> list[Sample]:
+    """List the samples of one name, such as ``unfold_requests_total``."""
+    families = registry.restricted_registry([name]).collect()
+    return [sample for family in families for sample in family.samples if sample.name == name]
+
+
+def _request_tiles(codes: Mapping[int, int]) -> tuple[Tile, ...]:
     total, failed = sum(codes.values()), sum(count for code, count in codes.items() if code >= 500)
     rejected = codes.get(429, 0)
     return (
@@ -134,22 +156,24 @@ def _request_tiles(metrics: Metrics) -> tuple[Tile, ...]:
     )
 
 
-def _request_series(metrics: Metrics) -> tuple[TimeSeries, ...]:
-    responses = {str(code): float(count) for code, count in sorted(_count_codes(metrics).items())}
-    waiting = {sample.labels["model"]: sample.value for family in metrics.queue.collect() for sample in family.samples}
+def _request_series(codes: Mapping[int, int], registry: CollectorRegistry) -> tuple[TimeSeries, ...]:
+    responses = {str(code): float(count) for code, count in sorted(codes.items())}
+    waiting = {sample.labels["model"]: sample.value for sample in list_samples(registry, QUEUE)}
     by_status = TimeSeries("responses by status", "/s", responses, counts=True)
     return (by_status, TimeSeries("waiting rows", "rows", waiting))
 
 
-def _latency(metrics: Metrics) -> tuple[Distribution, ...]:
-    tallies = metrics.requests.tallies
-    counts = [float(sum(column)) for column in zip(*(tally.buckets for tally in tallies), strict=True)]
-    return (Distribution("response time", "s", LATENCY_BUCKETS_S, counts),)
+def _latency(registry: CollectorRegistry) -> Distribution:
+    cumulative = dict.fromkeys((*map(str, LATENCY_BUCKETS_S), "+Inf"), 0.0)
+    for sample in list_samples(registry, f"{DURATION}_bucket"):
+        cumulative[sample.labels["le"]] += sample.value
+    counts = [upper - lower for lower, upper in itertools.pairwise((0.0, *cumulative.values()))]
+    return Distribution("response time", "s", LATENCY_BUCKETS_S, counts)
 
 
-def _count_codes(metrics: Metrics) -> dict[int, int]:
+def _count_codes(registry: CollectorRegistry) -> dict[int, int]:
     codes: dict[int, int] = {}
-    for tally in metrics.requests.tallies:
-        for code, count in tally.codes.items():
-            codes[code] = codes.get(code, 0) + count
+    for sample in list_samples(registry, f"{REQUESTS}_total"):
+        code = int(sample.labels["code"])
+        codes[code] = codes.get(code, 0) + int(sample.value)
     return codes

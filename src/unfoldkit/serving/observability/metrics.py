@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
+REQUESTS, DURATION, QUEUE = "unfold_requests", "unfold_request_duration_seconds", "unfold_queue_rows"
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,7 +54,7 @@ class Tally:
     def cumulative(self) -> list[tuple[str, float]]:
         """Return the cumulative buckets of Prometheus: requests that took no longer than each bound."""
         bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
-        return list(zip(bounds, itertools.accumulate(self.buckets, initial=0.0), strict=False))
+        return list(zip(bounds, itertools.accumulate(map(float, self.buckets)), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,11 +63,15 @@ class RequestCollector:
 
     tallies: list[Tally] = field(default_factory=list)
 
+    def describe(self) -> Iterator[Metric]:
+        """Yield the metrics, so that they can be selected by name."""
+        return self.collect()
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all requests."""
-        count = CounterMetricFamily("unfold_requests", "Requests by HTTP status", labels=("model", "code"))
+        count = CounterMetricFamily(REQUESTS, "Requests by HTTP status", labels=("model", "code"))
         text = "Time from the body of the request to the response"
-        duration = HistogramMetricFamily("unfold_request_duration_seconds", text, labels=("model",))
+        duration = HistogramMetricFamily(DURATION, text, labels=("model",))
         for tally in self.tallies:
             for code, number in sorted(tally.codes.items()):
                 count.add_metric((tally.model, str(code)), number)
@@ -147,7 +152,7 @@ def create_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         predict=Histogram(
             "unfold_predict_duration_seconds", predict_text, label, buckets=LATENCY_BUCKETS_S, registry=registry
         ),
-        queue=Gauge("unfold_queue_rows", "Rows that wait for their batch", label, registry=registry),
+        queue=Gauge(QUEUE, "Rows that wait for their batch", label, registry=registry),
     )
 
 

@@ -38,12 +38,29 @@ class PeerProcesses:
             draft.write_text(json.dumps(take_snapshot(registry)), encoding="utf-8")
             draft.replace(file)
 
-    def text(self, registry: CollectorRegistry) -> bytes:
-        """Return the sums over all processes as text; of ended processes, only cumulative metrics count."""
+    def merge(self, registry: CollectorRegistry) -> CollectorRegistry:
+        """Return the sums over all processes; of ended processes, only cumulative metrics count."""
         peers = [_read(file) for file in self.folder.glob("*.json") if file.stem != str(os.getpid())]
-        merged = CollectorRegistry()
+        # described, so that metrics can be selected by name
+        merged = CollectorRegistry(auto_describe=True)
         merged.register(SummedSnapshots([take_snapshot(registry), *peers]))
-        return bytes(generate_latest(merged))
+        return merged
+
+
+@dataclass(slots=True)
+class MetricsSource:
+    """The metrics of a service: those of this process, or the sums over all processes once it has peers."""
+
+    registry: CollectorRegistry
+    peers: PeerProcesses | None = None
+
+    def read(self) -> CollectorRegistry:
+        """Return the metrics; those of other processes are at most a heartbeat old."""
+        return self.registry if self.peers is None else self.peers.merge(self.registry)
+
+    def text(self) -> bytes:
+        """Return the metrics in the exposition format of Prometheus."""
+        return bytes(generate_latest(self.read()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

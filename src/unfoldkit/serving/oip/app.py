@@ -25,7 +25,7 @@ from unfoldkit.serving.observability.metrics import (
     create_metrics,
     model_metrics,
 )
-from unfoldkit.serving.observability.multiprocess import PeerProcesses
+from unfoldkit.serving.observability.multiprocess import MetricsSource, PeerProcesses
 from unfoldkit.serving.oip import openapi
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.codec import build_reader, build_writer
@@ -49,6 +49,7 @@ class Application:
     Args:
         endpoints: By name, the models.
         metrics: The metrics of the server.
+        source: Where the metrics are read: of this process, or of all that share a folder.
         close: Called once, after the last response.
         posts: By path, what answers a POST.
         gets: By path, what makes the reply to a GET or HEAD.
@@ -56,6 +57,7 @@ class Application:
 
     endpoints: Mapping[str, Endpoint]
     metrics: Metrics
+    source: MetricsSource
     close: Callable[[], None]
     posts: dict[str, Action] = field(default_factory=dict)
     gets: dict[str, Callable[[], Reply]] = field(default_factory=dict)
@@ -82,10 +84,10 @@ class Application:
 
     def share(self, folder: Path) -> Callable[[], object]:
         """Report the metrics of all processes with this folder; return what stores those of this process there."""
-        peers, registry = PeerProcesses(folder), self.metrics.registry
-        exposition = CachedExposition(lambda: peers.text(registry), self.metrics.requests)
+        self.source.peers = peers = PeerProcesses(folder)
+        exposition = CachedExposition(self.source.text, self.metrics.requests)
         self.gets["/metrics"] = lambda: Reply(200, exposition.read(), CONTENT_TYPE.encode())
-        return lambda: peers.store(registry)
+        return lambda: peers.store(self.metrics.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run one lifespan."""
@@ -169,7 +171,8 @@ def assemble_application(
         close: Called after the last response.
         more: Paths that the caller adds to ``gets``, with a description of each.
     """
-    app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, metrics, close)
+    by_name = {endpoint.model.name: endpoint for endpoint in endpoints}
+    app = Application(by_name, metrics, MetricsSource(metrics.registry), close)
     app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)

@@ -32,7 +32,7 @@ def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
         tally = model_metrics(found, name).requests
         tally.count(200, 0.0015)
         tally.count(429, 0.0)
-    board = request_dashboard("both", "toy", found, lambda: DashboardExtras((Tile("own", "1"),)))()
+    board = request_dashboard("both", "toy", lambda: found.registry, lambda _: DashboardExtras((Tile("own", "1"),)))()
     assert [(tile.label, tile.value, tile.ok) for tile in board.tiles] == [
         ("requests", "4", None), ("failed", "0", True), ("rejected", "2", False), ("own", "1", None),
     ]  # fmt: skip
@@ -42,6 +42,18 @@ def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
     assert board.lines[1].values == {"a": 0.0, "b": 0.0}
 
 
+def test_buckets_hold_requests_up_to_their_bound() -> None:
+    """A response time counts in the first bucket that reaches it and in all later ones; the slowest count too."""
+    found = create_metrics()
+    tally = model_metrics(found, "a").requests
+    for seconds in (0.0004, 0.0015, 0.002, 7.0):
+        tally.count(200, seconds)
+    text = found.text().decode()
+    for bound, count in (("0.0005", 1), ("0.001", 1), ("0.002", 3), ("5.0", 3), ("+Inf", 4)):
+        assert f'unfold_request_duration_seconds_bucket{{le="{bound}",model="a"}} {count}.0' in text
+    assert 'unfold_request_duration_seconds_count{model="a"} 4.0' in text
+
+
 def test_refusals_make_answers_look_no_quicker() -> None:
     """Requests that are refused unread are counted by status, and not among the times to answer."""
     found = create_metrics()
@@ -49,7 +61,7 @@ def test_refusals_make_answers_look_no_quicker() -> None:
     tally.count(200, 0.3)
     for _ in range(1000):
         tally.refuse()
-    board = request_dashboard("a", "toy", found)()
+    board = request_dashboard("a", "toy", lambda: found.registry)()
     assert board.lines[0].values == {"200": 1.0, "429": 1000.0}
     assert sum(board.spreads[0].counts) == 1
     assert b'unfold_request_duration_seconds_count{model="a"} 1.0' in found.text()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from unfold_cascade.planner.select import BUDGET_UNCERTAIN, REFUTED
 from unfold_cascade.temporal.report import sentences
 
 LOW_HIGH = (-0.012, 0.034)
@@ -26,6 +27,20 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.describe_certificate(
             loss_points=4.2, confidence=0.95, patients=5082, method="betting", refused_points=0.1
         ),
+        sentences.describe_certificate(
+            loss_points=0.1,
+            confidence=0.95,
+            patients=5082,
+            method="betting",
+            refused_points=None,
+            costs=["saving ≥ 1.05x"],
+        ),
+    ),
+    "describe_uncertain_saving": (sentences.describe_uncertain_saving(5082, 1.05, 0.95),),
+    "describe_refusal": (sentences.describe_refusal(REFUTED), sentences.describe_refusal(BUDGET_UNCERTAIN)),
+    "describe_saving_bound": (
+        sentences.describe_saving_bound(4.56, "price+flops", 0.95),
+        sentences.describe_saving_bound(0.0, "latency", 0.9),
     ),
     "describe_outcomes": (
         sentences.describe_outcomes(["alerts of sepsis ≤ 12 per 100 h", "utility: loss ≤ 0.02"], [], 0.95),

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from unfold_cascade.planner import certificate
 from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
-from unfold_cascade.temporal.search.select import average_by_patient, order_tests
+from unfold_cascade.temporal.search.select import average_by_patient, measure_evidence, order_tests
 
 
 def test_the_certificate_counts_patients_not_hours() -> None:
@@ -58,7 +58,7 @@ def test_points_are_tested_from_strong_evidence_to_low_cost() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         cost, tuning = rng.random(12), rng.normal(rng.normal(0, 0.05, (12, 1)), 0.1, (12, 80)).clip(-1, 1)
-        order = order_tests(cost, tuning, 0.01)
+        order = order_tests(cost, measure_evidence(tuning, 0.01))
         evidence = ((0.01 - tuning.mean(axis=1)) / tuning.std(axis=1))[order]
         assert (np.diff(cost[order]) < 0).all()
         assert (np.diff(evidence) <= 0).all()

@@ -97,6 +97,7 @@ class GatewayPlan:
         promise: ``None`` without a certificate.
         plan_hash: identifies the plan.
         longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
+        scripts: that logged prompts are written in; empty if unknown.
         of: how log-probabilities of tokens become one number.
         sticky: later turns stay with the model of the first.
         trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
@@ -117,6 +118,7 @@ class GatewayPlan:
     promise: Promise | None
     plan_hash: str
     longest_prompt: int | None = None
+    scripts: frozenset[str] = frozenset()
     of: str = "mean"
     sticky: bool = False
     trusts_filtered: bool = True

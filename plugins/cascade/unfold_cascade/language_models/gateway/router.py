@@ -36,7 +36,7 @@ class Trace:
     """What happened to one request, for headers, metrics and audit; it holds no text of prompt or answer."""
 
     request_id: str
-    deadline: float
+    deadline: float = 0.0
     promise: str = "none"
     model: str = ""
     steps: list[str] = field(default_factory=list)
@@ -45,6 +45,8 @@ class Trace:
     gate_ms: float = 0.0
     is_gated: bool = False
     is_audited: bool = False
+    unjudged: list[str] = field(default_factory=list)
+    """Models whose answers came without a confidence."""
 
     def decide(self, model: str, step: str) -> None:
         """Note the model that answers and the time of the decision."""
@@ -91,7 +93,7 @@ class Router:
             return (bound,) if bound == plan.reference else (bound, plan.reference)
         if self.state.is_withdrawn:
             return (plan.reference,)
-        if not chat_request.is_covered(request, plan.longest_prompt):
+        if not chat_request.is_covered(request, plan.longest_prompt, plan.scripts):
             trace.promise = "unpromised"
             return (plan.reference,)
         trace.is_gated = True
@@ -135,7 +137,10 @@ class Router:
                 error = problem
                 self._note_failure(name, problem, request, trace, has_next=has_next)
                 continue
-            probability = gate.calibration.probability(read_confidence(completion, self.plan.of))
+            confidence = read_confidence(completion, self.plan.of)
+            if confidence is None:
+                trace.unjudged.append(name)
+            probability = gate.calibration.probability(confidence)
             distrust = find_distrust(completion, request, trusts_filtered=self.plan.trusts_filtered)
             shown = f"{probability:.2f}" if probability >= 0.0 else "none"
             if probability >= gate.cut and not distrust:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
@@ -29,6 +30,8 @@ MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
 LINE_END = re.compile(rb"[\r\n]")
+DONE = b"[DONE]"
+DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
 Events = AsyncGenerator[dict[str, Any], None]
@@ -45,6 +48,7 @@ class UpstreamError(Exception):
         status: of the reply to the client, should no other model answer.
         message: for the client; it holds no address and no key.
         code: error code, if the upstream gave one.
+        param: the field at fault, if the upstream named one.
         retry_after_s: time to wait that the upstream named.
         is_billed: whether the upstream may charge for the attempt.
         partial: what arrived before a break.
@@ -57,6 +61,7 @@ class UpstreamError(Exception):
     retry_after_s: float | None = None
     is_billed: bool = False
     partial: Completion | None = None
+    param: str | None = None
 
 
 @dataclass(slots=True)
@@ -275,42 +280,59 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
-    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
-    wait_s = limits.first_token_s
-    async with aclosing(_read_lines(response, limits.answer_bytes)) as lines:
+    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off.
+
+    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
+    """
+    wait_s, size, pending = limits.first_token_s, 0, bytearray()
+    # httpx declares its generator as an iterator
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts:
         while True:
             try:
-                line = await asyncio.wait_for(anext(lines), wait_s)
+                async with asyncio.timeout(wait_s):
+                    part = await anext(parts)
             except StopAsyncIteration:
+                if _read_data(pending) == DONE:
+                    return
                 raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
             except TimeoutError:
                 raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
             wait_s = limits.between_tokens_s
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return
-            event = _parse_json(data.decode("utf-8", "replace"))
-            if "error" in event and "choices" not in event:
-                raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
-            yield event
+            size = _add_size(size, part, limits.answer_bytes)
+            # an empty line may follow each, since CR LF counts as two ends
+            *ends, rest = LINE_END.split(part)
+            for end in ends:
+                data = _read_data(pending + end)
+                pending.clear()
+                if data == DONE:
+                    await _drain(parts, limits.answer_bytes - size)
+                    return
+                if data:
+                    yield _parse_event(data)
+            pending += rest
 
 
-async def _read_lines(response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of a reply; an empty one may follow each, since CR LF counts as two ends.
+def _read_data(line: bytearray) -> bytes:
+    """Return the data of a line; empty for a comment or another field."""
+    return bytes(line[5:].strip()) if line.startswith(b"data:") else b""
 
-    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
-    """
-    size, pending = 0, bytearray()
-    async for part in response.aiter_bytes():
-        size = _add_size(size, part, limit)
-        *ends, rest = LINE_END.split(part)
-        for end in ends:
-            yield bytes(pending + end)
-            pending.clear()
-        pending += rest
-    yield bytes(pending)
+
+def _parse_event(data: bytes) -> dict[str, Any]:
+    event = _parse_json(data.decode("utf-8", "replace"))
+    if "error" in event and "choices" not in event:
+        raise UpstreamError("broken", 502, "the upstream reported an error in its stream", is_billed=True)
+    return event
+
+
+async def _drain(parts: AsyncIterator[bytes], limit: int) -> None:
+    """Read the end of a complete reply: a connection which is closed before it cannot be used again."""
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError, TimeoutError, UpstreamError):
+        async with asyncio.timeout(DRAIN_S):
+            size = 0
+            async for part in parts:
+                size = _add_size(size, part, limit)
 
 
 async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
@@ -348,7 +370,7 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
     message = error.get("message") if isinstance(error, dict) else error
     text = message if isinstance(message, str) else f"the upstream answered with status {status}"
     kind_text = error.get("type") if isinstance(error, dict) else ""
-    code = error.get("code") if isinstance(error, dict) else None
+    code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
@@ -358,7 +380,9 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
     if status in RETRIED or status >= 500:
         retry_after_s = read_retry_after(response.headers)
         return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
-    return UpstreamError("client", status if 400 <= status < 500 else 502, text[:500], str(code) if code else None)
+    shown = status if 400 <= status < 500 else 502
+    named = param[:100] if isinstance(param, str) else None
+    return UpstreamError("client", shown, text[:500], str(code) if code else None, param=named)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.planner.ledger import AttemptCount
+from unfold_cascade.planner.select import NO_CHEAPER, SAVING_UNCERTAIN
 from unfold_cascade.report import sentences as shared
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.report.tables import (
@@ -59,7 +60,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
 
 
 def _next_command(solution: Solution, directory: RunDir) -> str:
-    if solution.selection.is_certified:
+    if solution.selection.is_certified or solution.selection.reason:
         return f"unfold serve {directory.word}"
     return f"unfold plan {directory.word} --set goal.max_loss={_smallest_certifiable_percent(solution):g}%"
 
@@ -70,6 +71,8 @@ def _smallest_certifiable_percent(solution: Solution) -> float:
 
 def _headline(solution: Solution, directory: RunDir) -> str:
     quality, base = solution.cascade.quality, solution.latched.quality
+    if solution.selection.reason:
+        return shared.use_baseline(sentences.LATCHED, _refusal_reason(solution))
     savings = compute_savings(base.bill, quality.bill, CURRENCIES)
     return sentences.summarise_plan(
         price_saving=savings.get("price"),
@@ -78,6 +81,16 @@ def _headline(solution: Solution, directory: RunDir) -> str:
         path=str(directory.path),
         relaxed=None if solution.selection.is_certified else _smallest_certifiable_percent(solution),
     )
+
+
+def _refusal_reason(solution: Solution) -> str:
+    """State why no cascade is certified where the loss is not the reason."""
+    selection, goal = solution.selection, solution.problem.goal
+    if selection.reason == NO_CHEAPER:
+        return shared.no_saving(goal.min_saving)
+    if selection.reason == SAVING_UNCERTAIN and goal.min_saving is not None:
+        return sentences.describe_uncertain_saving(selection.cases, goal.min_saving, goal.confidence)
+    return sentences.describe_refusal(selection.reason)
 
 
 def _subtitle(solution: Solution) -> tuple[str, ...]:
@@ -127,6 +140,7 @@ def _loss_metrics(solution: Solution, savings: dict[str, float]) -> dict[str, Me
         "tuned_flops_saving": (tuned_savings.get("flops"), "x"),
         "tuned_loss_points": (100 * (tuned.loss - base.loss), "points"),
         "certified_loss_points": (100 * solution.selection.certified_loss, "points"),
+        "saving_lower_bound": (solution.selection.saving_bound, "x"),
     }
 
 
@@ -245,9 +259,18 @@ def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str,
         ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
         ("quality", change),
         ("lead time", lead),
-        ("saving", sentences.describe_savings(intervals.price_saving, intervals.flops_saving)),
+        ("saving", _saving_line(solution)),
         ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
     )
+
+
+def _saving_line(solution: Solution) -> str:
+    intervals, bound = solution.intervals, solution.selection.saving_bound
+    text = sentences.describe_savings(intervals.price_saving, intervals.flops_saving)
+    if bound is None:
+        return text
+    cost = solution.problem.cost
+    return f"{text}; {sentences.describe_saving_bound(bound, cost.by, solution.problem.goal.confidence)}"
 
 
 def _attempt_lines(attempt: AttemptCount | None) -> tuple[tuple[str, str], ...]:
@@ -265,20 +288,26 @@ def _list_not_promised(solution: Solution) -> list[str]:
         "utility": any(goal.within_h is goal.per_100h is goal.label is None for goal in goals),
         "loss of each stage": any(goal.label is not None for goal in goals),
         "lead time": False,
-        "saving": False,
+        "saving": solution.selection.is_certified and solution.problem.goal.min_saving is not None,
     }
     return [name for name, is_covered in covered.items() if not is_covered]
 
 
 def _certificate_line(solution: Solution) -> str:
     selection, target = solution.selection, solution.problem.goal
+    if selection.reason:
+        return shared.no_certificate(_refusal_reason(solution))
     is_refused = not selection.is_certified and target.max_loss is not None
+    unit = f"{solution.problem.cost.unit or ''} per case-hour".strip()
+    costs = [] if target.budget is None else [f"cost ≤ {target.budget:g} {unit}"]
+    costs += [] if target.min_saving is None else [f"saving ≥ {target.min_saving:g}x"]
     return sentences.describe_certificate(
         loss_points=100 * selection.certified_loss,
         confidence=target.confidence,
         patients=selection.cases,
         method=selection.method,
         refused_points=100 * (target.max_loss or 0.0) if is_refused else None,
+        costs=() if is_refused else costs,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from unfold_cascade.report import sentences as shared
 
 Interval = tuple[float, float]
+LATCHED = "the latched baseline"
 
 
 def summarise_plan(
@@ -27,12 +28,37 @@ def summarise_profile(models: int, batch_rows: int) -> str:
 
 
 def describe_certificate(
-    *, loss_points: float, confidence: float, patients: int, method: str, refused_points: float | None
+    *,
+    loss_points: float,
+    confidence: float,
+    patients: int,
+    method: str,
+    refused_points: float | None,
+    costs: Sequence[str] = (),
 ) -> str:
-    """What is certified; ``refused_points`` is the goal that could not be certified, if it was not."""
+    """What is certified, ``costs`` together with the loss; ``refused_points`` is a goal that was not certified."""
     claim = f"loss of the average patient ≤ {loss_points:.2g} points against the latched baseline"
+    claim = " and ".join([claim, *costs])
     text = f"{claim} with {shared.percent(confidence)} confidence ({patients:,} patients, {method} test)"
     return text if refused_points is None else f"{text}; {patients:,} patients cannot certify ≤ {refused_points:g}"
+
+
+def describe_uncertain_saving(patients: int, min_saving: float, confidence: float) -> str:
+    """Why no saving is certified."""
+    return f"{patients:,} patients certify no saving of {min_saving:g}x with {shared.percent(confidence)} confidence"
+
+
+def describe_refusal(reason: str) -> str:
+    """A reason of the planner, with patients in the place of cases."""
+    return reason.replace("cases", "patients")
+
+
+def describe_saving_bound(bound: float, by: str, confidence: float) -> str:
+    """The lower confidence bound of the saving in what is compared."""
+    measure = by.replace("+", " and ").replace("flops", "FLOPs")
+    joint = "mean of " if " and " in measure else ""
+    least = f"at least {shared.short_saving(bound)}" if bound >= 1 else "no saving shown"
+    return f"{joint}{measure}: {least} with {shared.percent(confidence)} confidence"
 
 
 def describe_outcomes(promised: Sequence[str], refused: Sequence[str], confidence: float) -> str:

@@ -36,7 +36,8 @@ from unfold_cascade.temporal.search.compose import (
     select_cheapest,
     select_nearest,
 )
-from unfold_cascade.temporal.search.select import BaselineStages, Selection, select_cascade
+from unfold_cascade.temporal.search.costs import build_cost_measure
+from unfold_cascade.temporal.search.select import BaselineOutcomes, Selection, retest_selection, select_cascade
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
 from unfoldkit.api import Run
 
@@ -140,16 +141,18 @@ def swap_cohorts(search: SearchResult) -> SearchResult:
 def evaluate_solution(search: SearchResult) -> Solution:
     """Select and certify a cascade against each baseline, and evaluate all policies on the test cohort."""
     study, baselines, seed = search.study, search.baselines, search.problem.seed
-    tuning = baselines.decode_both(study.train, study)
-    certifying = baselines.decode_both(study.calibrate, study)
-    latched_stages, argmax_stages = (
-        BaselineStages(train.stage, calibrate.stage, train.alert, calibrate.alert)
-        for train, calibrate in zip(tuning, certifying, strict=True)
+    latched_outcomes, argmax_outcomes = (
+        BaselineOutcomes(train, calibrate)
+        for train, calibrate in zip(
+            baselines.decode_both(study.train, study), baselines.decode_both(study.calibrate, study), strict=True
+        )
     )
-    selection = select_cascade(study, search.front.points, latched_stages)
-    argmax_selection = select_cascade(study, search.front.relaxed_points, argmax_stages)
+    measure = build_cost_measure(search.problem.cost.by, baselines.latched_quality.bill, study.call_costs)
+    selection = select_cascade(study, search.front.points, latched_outcomes, measure)
+    argmax_selection = select_cascade(study, search.front.relaxed_points, argmax_outcomes, measure)
     cascade = _evaluate_cascade(study, "cascade", selection.point.policy)
     latched = _evaluate_baseline(study, "baseline, latched", baselines.latched)
+    selection = retest_selection(study, selection, cascade.outcome, latched.outcome, measure)
     return Solution(
         study=study,
         front=search.front,

@@ -7,19 +7,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
 from unfold_cascade.planner.guarantees import Guarantee, compute_cost_tests
+from unfold_cascade.planner.saving import (
+    BUDGET,
+    SAVING,
+    CostSample,
+    bound_saving,
+    cost_guarantee,
+    is_saving_refuted,
+    saving_guarantee,
+)
+from unfold_cascade.planner.select import BUDGET_UNCERTAIN, NO_CHEAPER, REFUTED, SAVING_UNCERTAIN
+from unfold_cascade.temporal.evaluation.evaluate import Outcome
 from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
+from unfold_cascade.temporal.search.costs import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
-from unfold_cascade.temporal.simulation.trajectories import simulate
+from unfold_cascade.temporal.simulation.trajectories import Int8, simulate
 from unfoldkit.api import user_error
-
-PLAUSIBLE = 0.5
-"""Largest p-value of the outcomes on tuning patients at which a cascade is still tested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,9 @@ class Selection:
         cases: Number of patients in the certificate.
         method: Name of the statistical test.
         refused_outcomes: Outcomes of the goal that the patients do not certify for this cascade.
+        reason: Why none is certified where the loss is not the reason: the saving, or the budget.
+        tuning_costs: Costs of a certified cascade on the tuning patients.
+        saving_bound: Lower confidence bound of its saving on the test patients.
     """
 
     point: FrontPoint
@@ -41,16 +53,17 @@ class Selection:
     cases: int
     method: str
     refused_outcomes: tuple[str, ...] = ()
+    reason: str = ""
+    tuning_costs: CostSample | None = None
+    saving_bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class BaselineStages:
-    """A baseline's (n,) stages and (n,) alerts on the tuning and the certifying cohort."""
+class BaselineOutcomes:
+    """What a baseline does on the tuning and on the certifying cohort."""
 
-    train: IntArray
-    calibrate: IntArray
-    train_alert: BoolArray
-    calibrate_alert: BoolArray
+    train: Outcome
+    calibrate: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,73 +75,118 @@ class TestSequence:
     last_certified: int | None
 
 
-def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: BaselineStages) -> Selection:
-    """Select the cheapest cascade certified within ``max_loss``, or the most accurate within ``budget``.
+@dataclass(frozen=True, slots=True)
+class CohortTrial:
+    """What the baseline and m cascades do on one cohort, and what that costs by patient."""
+
+    conduct: CohortConduct
+    costs: tuple[CostSample, ...]
+
+    def loss_differences(self) -> FloatArray:
+        """Compute (m, P) how much more each cascade loses than the baseline, by patient."""
+        cohort, base = self.conduct.cohort, self.conduct.baseline.stage
+        return np.array(
+            [average_by_patient(each.stage, base, cohort.highest, cohort.entity) for each in self.conduct.cascades]
+        )
+
+
+def select_cascade(
+    study: Study, points: tuple[FrontPoint, ...], baseline: BaselineOutcomes, measure: CostMeasure
+) -> Selection:
+    """Select the cheapest cascade certified within ``max_loss``, or the most accurate certified within ``budget``.
 
     The certificate is fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021) on the certifying cohort,
     which took no part in the search. The order of the points and the test of each come from the tuning cohort. Each
-    patient counts once, by the mean over its hours. If nothing can be certified, ``is_certified`` is false. The
-    result is then the cascade with the strongest evidence in tuning and the loss that it is certified for.
+    patient counts once: in a loss by the mean over its hours, in a saving or a budget by the sum of its costs. If
+    nothing can be certified, ``is_certified`` is false. The result is then the cascade with the strongest evidence in
+    tuning and the loss that it is certified for.
 
     Raises:
         UnfoldError: No cascade is within the budget.
     """
-    target = study.problem.goal
-    if target.budget is not None:
-        return _select_within_budget(study, points, baseline, target.budget)
-    epsilon = target.max_loss or 0.0
-    baseline_loss = float((baseline.train != study.train.highest).mean())
+    goal = study.problem.goal
+    if goal.budget is not None:
+        return _select_within_budget(study, points, baseline, measure, goal.budget)
+    epsilon, delta = goal.max_loss or 0.0, 1 - goal.confidence
+    baseline_loss = float((baseline.train.stage != study.train.highest).mean())
     within = [point for point in points if point.loss <= baseline_loss + epsilon] or [
         min(points, key=lambda point: point.loss)
     ]
-    delta = 1 - target.confidence
-    outcomes = _build_outcomes(study, within, baseline)
-    if outcomes:
-        plausible = compute_cost_tests(outcomes, len(within)).tune
-        kept = np.flatnonzero(plausible <= max(PLAUSIBLE, float(plausible.min())))
-        within = [within[index] for index in kept]
-        outcomes = [replace(each, tune=each.tune[kept], certify=each.certify[kept]) for each in outcomes]
-    tuning = np.array([compare_on_cohort(study, study.train, point.policy, baseline.train) for point in within])
-    certifying = np.array(
-        [compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate) for point in within]
-    )
-    cost = np.array([point.cost for point in within])
-    others = compute_cost_tests(outcomes, len(within)).certify
-    tests = certify_sequence(cost, tuning, certifying, epsilon, delta, others)
+    tune, fresh = _try_points(study, within, baseline, measure)
+    guarantees = build_outcome_guarantees(goal.outcomes, tune.conduct, fresh.conduct)
+    if goal.min_saving is not None:
+        guarantees.append(saving_guarantee(goal.min_saving, list(zip(tune.costs, fresh.costs, strict=True))))
+    tuning, certifying = tune.loss_differences(), fresh.loss_differences()
+    cost, others = np.array([point.cost for point in within]), compute_cost_tests(guarantees, len(within))
+    tests = certify_sequence(cost, tuning, certifying, epsilon, delta, guarantees)
     if tests.last_certified is not None:
+        best = tests.order[tests.last_certified]
         return Selection(
-            point=within[tests.order[tests.last_certified]],
+            point=within[best],
             is_certified=True,
             certified_loss=epsilon,
             cases=certifying.shape[1],
             method=tests.rules[tests.last_certified].method,
+            tuning_costs=tune.costs[best],
         )
-    strongest = tests.order[0]
-    refused = [each.label for each in outcomes if compute_cost_tests([each], len(within)).certify[strongest] > delta]
-    bound = _bound_loss(study, within[strongest], tuning[strongest], certifying[strongest], is_certified=False)
-    return replace(bound, refused_outcomes=tuple(refused))
-
-
-def _build_outcomes(study: Study, points: Sequence[FrontPoint], baseline: BaselineStages) -> list[Guarantee]:
-    """Build the guarantees on outcomes over some points; none without outcomes in the goal."""
-    goals = study.problem.goal.outcomes
-    if not goals:
-        return []
-    parts = (
-        (study.train, Conduct(baseline.train, baseline.train_alert)),
-        (study.calibrate, Conduct(baseline.calibrate, baseline.calibrate_alert)),
+    nearest = _find_nearest(tuning, epsilon, others.tune, delta, tests.order[0])
+    refused = [each for each in guarantees if compute_cost_tests([each], len(within)).certify[nearest] > delta]
+    bound = _bound_loss(study, within[nearest], tuning[nearest], certifying[nearest], is_certified=False)
+    return replace(
+        bound,
+        refused_outcomes=tuple(each.label for each in refused if each.label != SAVING),
+        reason=_refuse_saving(tune, goal.min_saving, is_uncertain=any(each.label == SAVING for each in refused)),
     )
+
+
+def _find_nearest(tuning: FloatArray, epsilon: float, others: FloatArray, delta: float, first: int) -> int:
+    """Find the point of strongest evidence for the loss among those that meet all other guarantees in tuning."""
+    evidence = measure_evidence(tuning, epsilon)
+    met = np.flatnonzero(others <= delta)
+    return int(met[np.argmax(evidence[met])]) if len(met) else first
+
+
+def _refuse_saving(tune: CohortTrial, min_saving: float | None, *, is_uncertain: bool) -> str:
+    """State why no saving is certified; empty if the saving is not what refuses the cascades."""
+    if min_saving is None or not is_uncertain:
+        return ""
+    if all(float(each.excess(min_saving).sum()) > 0.0 for each in tune.costs):
+        return NO_CHEAPER
+    return SAVING_UNCERTAIN
+
+
+def _try_points(
+    study: Study, points: Sequence[FrontPoint], baseline: BaselineOutcomes, measure: CostMeasure
+) -> tuple[CohortTrial, CohortTrial]:
+    """Run points on the tuning and on the certifying cohort."""
     tune, fresh = (
-        CohortConduct(cohort, conduct, [_follow(study, cohort, point.policy) for point in points])
-        for cohort, conduct in parts
+        _try_on_cohort(study, cohort, points, outcome, measure)
+        for cohort, outcome in ((study.train, baseline.train), (study.calibrate, baseline.calibrate))
     )
-    return build_outcome_guarantees(goals, tune, fresh)
+    return tune, fresh
 
 
-def _follow(study: Study, cohort: Cohort, policy: Policy) -> Conduct:
-    arrays = build_policy_arrays(policy, study.parallel)
-    stage = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions).stage.astype(np.int64)
-    return Conduct(stage, stage == len(policy))
+def _try_on_cohort(
+    study: Study, cohort: Cohort, points: Sequence[FrontPoint], baseline: Outcome, measure: CostMeasure
+) -> CohortTrial:
+    transitions, cascades, costs = study.problem.transitions, [], []
+    longest: dict[tuple[tuple[int, ...], ...], FloatArray] = {}
+    for point in points:
+        arrays = build_policy_arrays(point.policy, study.parallel)
+        trajectories = simulate(cohort.timeline, cohort.scores, arrays, transitions)
+        cascades.append(Conduct(trajectories.stage, trajectories.stage == len(point.policy)))
+        chains = tuple(stage.chain for stage in point.policy)
+        if chains not in longest:
+            path = follow_longest_path(cohort, transitions, point.policy)
+            longest[chains] = measure.sum_by_patient(cohort, path)
+        costs.append(
+            CostSample(
+                cascade=measure.sum_by_patient(cohort, trajectories),
+                baseline=measure.sum_by_patient(cohort, baseline.trajectories),
+                longest=longest[chains],
+            )
+        )
+    return CohortTrial(CohortConduct(cohort, Conduct(baseline.stage, baseline.alert), cascades), tuple(costs))
 
 
 def certify_sequence(
@@ -137,7 +195,7 @@ def certify_sequence(
     certifying: FloatArray,
     epsilon: float,
     delta: float,
-    others: FloatArray | None = None,
+    others: Sequence[Guarantee] = (),
 ) -> TestSequence:
     """Certify points one after the other until the first fails.
 
@@ -150,30 +208,32 @@ def certify_sequence(
         certifying: (m, Q) loss differences of the certifying patients.
         epsilon: Loss allowed.
         delta: Chance of a false certificate.
-        others: (m,) largest p-values of further guarantees on the certifying patients, which must hold as well
-            (intersection-union test, Berger 1982).
+        others: Further guarantees, which must hold as well (intersection-union test, Berger 1982).
     """
-    order = order_tests(cost, tuning, epsilon)
+    evidence = [measure_evidence(tuning, epsilon), *(measure_evidence(each.tune, each.epsilon) for each in others)]
+    order = order_tests(cost, np.min(evidence, axis=0))
     rules = [certificate.choose_rule(tuning[point], epsilon, certifying.shape[1]) for point in order]
+    tests = compute_cost_tests(others, len(cost)).certify
     p_values = (
-        max(certificate.p_value(certifying[point], epsilon, rule), 0.0 if others is None else float(others[point]))
+        max(certificate.p_value(certifying[point], epsilon, rule), float(tests[point]))
         for point, rule in zip(order, rules, strict=True)
     )
     passed = certificate.count_leading_passes(p_values, delta)
     return TestSequence(order, rules, passed - 1 if passed else None)
 
 
-def order_tests(cost: FloatArray, tuning: FloatArray, epsilon: float) -> list[int]:
-    """Order the points by falling evidence on the tuning cohort, each cheaper than the one before.
+def measure_evidence(tuning: FloatArray, epsilon: float) -> FloatArray:
+    """Compute (m,) by how many standard errors the (m, P) differences of the tuning cohort stay below epsilon."""
+    spread = np.maximum(tuning.std(axis=1), 1e-9)
+    evidence: FloatArray = np.sqrt(tuning.shape[1]) * (epsilon - tuning.mean(axis=1)) / spread
+    return evidence
+
+
+def order_tests(cost: FloatArray, evidence: FloatArray) -> list[int]:
+    """Order (m,) points by falling evidence on the tuning cohort, each cheaper than the one before.
 
     A point that costs more than one with stronger evidence is left out: it could only end the sequence early.
-
-    Args:
-        cost: (m,) costs of the points.
-        tuning: (m, P) loss differences of the tuning patients.
-        epsilon: Loss allowed.
     """
-    evidence = (epsilon - tuning.mean(axis=1)) / np.maximum(tuning.std(axis=1), 1e-9)
     order = np.lexsort((cost, -evidence))
     lowest = np.minimum.accumulate(cost[order])
     is_cheaper = np.concatenate(([True], cost[order][1:] < lowest[:-1]))
@@ -197,20 +257,77 @@ def _build_bound_rule(tuning: FloatArray, cases: int) -> Rule:
     return Rule("betting", certificate.best_wager(tuning, epsilon))
 
 
-def _select_within_budget(
-    study: Study, points: tuple[FrontPoint, ...], baseline: BaselineStages, budget: float
+def retest_selection(
+    study: Study, selection: Selection, cascade: Outcome, baseline: Outcome, measure: CostMeasure
 ) -> Selection:
-    by = study.problem.cost.by
+    """Test a certified cascade once more on the test cohort, and bound its saving there.
+
+    If these patients show, with the confidence of the goal, that its loss, saving or budget is broken, such as after a
+    change over time, it is not certified.
+
+    Args:
+        study: The study.
+        selection: The selection.
+        cascade: What the cascade does on the test cohort.
+        baseline: What the baseline does there.
+        measure: What costs are compared by.
+    """
+    if not selection.is_certified or selection.tuning_costs is None:
+        return selection
+    goal, test = study.problem.goal, study.test
+    delta = 1 - goal.confidence
+    difference = average_by_patient(cascade.stage, baseline.stage, test.highest, test.entity)
+    costs = measure.sum_by_patient(test, cascade.trajectories)
+    sample = CostSample(costs, measure.sum_by_patient(test, baseline.trajectories), costs)
+    is_refuted = goal.max_loss is not None and certificate.mixture_p_value(-difference, -goal.max_loss) <= delta
+    if goal.min_saving is not None:
+        is_refuted |= is_saving_refuted(sample, goal.min_saving, delta)
+    if goal.budget is not None:
+        is_refuted |= is_saving_refuted(sample.over(goal.budget * np.diff(test.timeline.starts)), 1.0, delta)
+    if is_refuted:
+        return replace(selection, is_certified=False, reason=REFUTED)
+    return replace(selection, saving_bound=bound_saving(selection.tuning_costs, sample, goal.confidence))
+
+
+def _select_within_budget(
+    study: Study, points: tuple[FrontPoint, ...], baseline: BaselineOutcomes, measure: CostMeasure, budget: float
+) -> Selection:
+    by, goal = study.problem.cost.by, study.problem.goal
     affordable = [point for point in points if _hourly_cost(point, by) <= budget]
     if not affordable:
         minimum = min(_hourly_cost(point, by) for point in points)
         hint = f"goal: {{budget: {np.ceil(minimum * 100) / 100:g} per case-hour}}"
         message = f"no cascade costs so little; the cheapest needs {minimum:.4g} per case-hour"
         raise user_error(message, key="goal.budget", hint=hint)
-    point = min(affordable, key=lambda candidate: candidate.loss)
-    tuning = compare_on_cohort(study, study.train, point.policy, baseline.train)
-    certifying = compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate)
-    return _bound_loss(study, point, tuning, certifying, is_certified=True)
+    affordable.sort(key=lambda point: -point.loss)
+    tune, fresh = _try_points(study, affordable, baseline, measure)
+    bounded = [
+        tuple(sample.over(budget * np.diff(trial.conduct.cohort.timeline.starts)) for sample in trial.costs)
+        for trial in (tune, fresh)
+    ]
+    guarantees = [cost_guarantee(BUDGET, list(zip(*bounded, strict=True)), 1.0)]
+    if goal.min_saving is not None:
+        guarantees.append(saving_guarantee(goal.min_saving, list(zip(tune.costs, fresh.costs, strict=True))))
+    tests = compute_cost_tests(guarantees, len(affordable))
+    candidates = _list_budget_candidates(tests.tune)
+    delta = 1 - goal.confidence
+    passed = certificate.count_leading_passes((float(tests.certify[each]) for each in candidates), delta)
+    best = candidates[max(passed - 1, 0)]
+    tuning, certifying = (trial.loss_differences()[best] for trial in (tune, fresh))
+    bound = _bound_loss(study, affordable[best], tuning, certifying, is_certified=passed > 0)
+    return replace(bound, tuning_costs=tune.costs[best], reason="" if passed else BUDGET_UNCERTAIN)
+
+
+def _list_budget_candidates(tuning: FloatArray) -> list[int]:
+    """List points to test for a budget, from strong evidence to weak, each more accurate than the one before.
+
+    Args:
+        tuning: (m,) p-values on the tuning cohort, of points by descending loss.
+    """
+    order = np.lexsort((np.arange(len(tuning)), tuning))
+    latest = np.maximum.accumulate(order)
+    is_better = np.concatenate(([True], order[1:] > latest[:-1]))
+    return [int(point) for point in order[is_better]]
 
 
 def _hourly_cost(point: FrontPoint, by: str) -> float:
@@ -224,7 +341,9 @@ def compare_on_cohort(study: Study, cohort: Cohort, policy: Policy, baseline_sta
     return average_by_patient(trajectories.stage.astype(np.int64), baseline_stage, cohort.highest, cohort.entity)
 
 
-def average_by_patient(stage: IntArray, baseline_stage: IntArray, truth: IntArray, entity: IntArray) -> FloatArray:
+def average_by_patient(
+    stage: IntArray | Int8, baseline_stage: IntArray | Int8, truth: IntArray, entity: IntArray
+) -> FloatArray:
     """Average (P,) the differences of two losses over the hours of each patient, in [-1, 1]."""
     difference = (stage != truth).astype(np.float64) - (baseline_stage != truth)
     return certificate.per_cluster(difference, entity)

@@ -11,7 +11,7 @@ import numpy as np
 from unfold_cascade._types import Float32, IntArray
 from unfold_cascade.models import onnx_runtime
 from unfold_cascade.models.zoo import RESUME_HINT
-from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.report.dashboard import build_reader
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
 from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.evaluation.baselines import latch_stages
@@ -63,8 +63,8 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
         store.count(), str(run.directory.path / STATE_FILE), is_synced=plan.problem.durability == "full"
     )
     lines = (*_describe_service(plan, model), ("memory", memory))
-    counters = read_dashboard(registry, name_cost_unit(plan.problem.cost))
-    watch = request_dashboard(plan.problem.name, "cascade", app.metrics, counters)
+    reader = build_reader(name_cost_unit(plan.problem.cost))
+    watch = request_dashboard(plan.problem.name, "cascade", app.source.read, reader)
     return build_oip_service(plan.problem.name, app, lines=lines, watch=watch)
 
 

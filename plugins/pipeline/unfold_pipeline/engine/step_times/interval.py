@@ -39,7 +39,7 @@ class StepInterval:
     """An interval of the factor on predicted step times.
 
     Attributes:
-        source: where the step times come from: ``tables``, ``profile``, ``runs`` or ``roofline``.
+        source: where the step times come from: ``tables``, ``profile``, ``runs``, ``endpoint`` or ``roofline``.
         groups: groups that the interval rests on.
         low: factor at the lower end.
         high: factor at the upper end.
@@ -99,6 +99,12 @@ def compute_fitted_interval(within: float, confidence: float = CONFIDENCE) -> tu
     """Return the interval of an engine with step times fitted to its runs: the bias is gone, the part within stays."""
     half = within * _normal_ratio(confidence)
     return math.exp(-half), math.exp(half)
+
+
+def build_endpoint_interval(within: float, confidence: float = CONFIDENCE) -> StepInterval:
+    """Return the interval of a profiled engine: 90 % of its own latencies were simulated within ``within``."""
+    low, high = compute_fitted_interval(within, confidence)
+    return StepInterval(source="endpoint", groups=1, low=low, high=high, confidence=confidence, files=())
 
 
 def build_interval(source: str, confidence: float = CONFIDENCE, files: tuple[str, ...] = ()) -> StepInterval:

@@ -11,6 +11,7 @@ SOURCES = {
     "tables": "operator tables",
     "profile": "an operator profile of this GPU",
     "runs": "your own benchmark runs",
+    "endpoint": "a profile of the running engine",
     "roofline": "the data sheet alone",
 }
 MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}
@@ -60,9 +61,36 @@ def describe_interval(source: str, groups: int, low: float, high: float, confide
     """Return how wrong step times may be, and what that rests on."""
     origin = SOURCES[source]
     factor = f"× {low:.2f} to × {high:.2f} at {confidence * 100:.0f} %"
-    if source == "runs":
+    if source in ("runs", "endpoint"):
         return f"{origin}: {factor} for this engine"
     return f"{origin}, {groups} measured groups: {factor}, a guide with so few groups"
+
+
+def describe_endpoint(stage: str, requests: int, fresh: int) -> str:
+    """Return the headline of a profiled engine."""
+    stored = f", {_pluralize(requests - fresh, 'other')} were stored" if fresh < requests else ""
+    return f"step times of {stage} fitted to {_pluralize(fresh, 'request')} of a running engine{stored}"
+
+
+def describe_endpoint_steps(step_s: float, budget: int, full_s: float) -> str:
+    """Return the durations of the smallest and of the largest step."""
+    return f"a step of 1 token takes {format_seconds(step_s)}, one of {budget:,} prompt tokens {format_seconds(full_s)}"
+
+
+def describe_endpoint_front(front_s: float) -> str:
+    """Return the time before the engine."""
+    return f"client, HTTP and tokenizer take {format_seconds(front_s)} of each TTFT"
+
+
+def describe_endpoint_fit(within: float) -> str:
+    """Return how well the fitted step times describe the measurements."""
+    return f"90 % of the measured TTFT and TPOT are simulated within {within * 100:.0f} %"
+
+
+def describe_endpoint_range(longest_prompt: int, peak_streams: int) -> str:
+    """Return the range that was measured."""
+    streams = _pluralize(peak_streams, "stream")
+    return f"measured up to prompts of {longest_prompt:,} tokens and {streams}; beyond, steps are extrapolated"
 
 
 def describe_price_range(low: float | None, high: float | None) -> str:
@@ -139,6 +167,29 @@ def describe_token_excess(kind: str, window_s: float, tokens: int, planned: int)
 def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> str:
     """Return the headline of a simulated replay."""
     return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h under {rule}"
+
+
+def describe_routing(engines: int, replicas: int, routing: str) -> str:
+    """Return what a service routes to."""
+    planned = "" if replicas == engines else f"; the plan has {replicas:,}"
+    return f"{_pluralize(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
+
+
+def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
+    """Return the headline of a trace that was replayed on running engines."""
+    failed = f", {failures:,} failed" if failures else ""
+    return f"{attainment * 100:.2f} % of the requests within {targets} on {_pluralize(engines, 'engine')}{failed}"
+
+
+def describe_estimate(replicas: int, engines: int) -> str:
+    """Return what the estimate next to a measurement simulates."""
+    planned = "" if replicas == engines else f"; the plan has {replicas:,}"
+    return f"the same requests simulated on {_pluralize(engines, 'engine')}, with the tokens that were counted{planned}"
+
+
+def describe_prompts(lateness_s: float) -> str:
+    """Return how the trace was sent."""
+    return f"random words of the lengths of the trace, sent at most {format_seconds(lateness_s)} late"
 
 
 def describe_calibration(margin: float | None, hold_s: float | None) -> str:

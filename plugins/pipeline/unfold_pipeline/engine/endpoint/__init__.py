@@ -1,0 +1,1 @@
+"""Running engines behind an OpenAI-compatible endpoint: a streaming client, and the measurements of a profile."""

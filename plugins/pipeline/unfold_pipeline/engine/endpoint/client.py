@@ -1,0 +1,390 @@
+"""A streaming client of OpenAI-compatible servers that stamps every event of a completion.
+
+Times are those of the client's clock. A reply counts only with token counts in its usage: text does not give the number
+of tokens. Every wait and every buffer is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_REPLY_BYTES = 16 << 20
+MAX_LINE_BYTES = 1 << 20
+MAX_ERROR_BYTES = 64 << 10
+MAX_TOKENS = 1 << 24
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@dataclass(slots=True)
+class EndpointError(Exception):
+    """A server that did not complete a request as a profile needs it.
+
+    Attributes:
+        message: what happened.
+        hint: what to do about it.
+        status: HTTP status; 0 without a reply.
+    """
+
+    message: str
+    hint: str = ""
+    status: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointLimits:
+    """How long a server may take, in seconds."""
+
+    connect_s: float = 10.0
+    first_token_s: float = 120.0
+    between_tokens_s: float = 60.0
+    request_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An OpenAI-compatible server.
+
+    Attributes:
+        url: its base, with or without ``/v1``.
+        model: name of the model at the server.
+        key: API key; empty for none.
+        path: the path of completions.
+    """
+
+    url: str
+    model: str = ""
+    key: str = ""
+    path: str = COMPLETIONS
+
+    def build_url(self, path: str) -> str:
+        """Return the address of a path that begins with ``/v1``."""
+        return self.url.rstrip("/").removesuffix("/v1") + path
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of a request."""
+        key = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return {"content-type": "application/json", "accept": "text/event-stream", **key}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedReply:
+    """A completed stream.
+
+    Attributes:
+        start_s: when the request was sent.
+        event_s: when each event with text arrived.
+        end_s: when the last token arrived.
+        input_tokens: prompt tokens, by the usage.
+        output_tokens: generated tokens, by the usage.
+        cached_tokens: prompt tokens from the prefix cache, by the usage; 0 if it does not report them.
+    """
+
+    start_s: float
+    event_s: tuple[float, ...]
+    end_s: float
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What a server reports about itself.
+
+    Attributes:
+        model: the model that it serves.
+        max_context: the most tokens of a request; 0 if unknown.
+        kv_tokens: measured size of the KV cache in tokens; 0 if unknown.
+    """
+
+    model: str
+    max_context: int
+    kv_tokens: int
+
+
+def build_http_client(connections: int, limits: EndpointLimits) -> httpx.AsyncClient:
+    """Build a client that follows no redirect and uses no proxy of the environment.
+
+    Raises:
+        UnfoldError: httpx is not installed.
+    """
+    try:
+        import httpx
+    except ImportError as error:
+        from unfoldkit.api import user_error
+
+        raise user_error("running engines need the package httpx", hint="pip install 'unfoldkit[pipeline]'") from error
+    pool = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    timeout = httpx.Timeout(limits.first_token_s, connect=limits.connect_s)
+    return httpx.AsyncClient(limits=pool, timeout=timeout, follow_redirects=False, trust_env=False)
+
+
+def build_body(endpoint: Endpoint, prompt: str, output_tokens: int) -> dict[str, Any]:
+    """Return the body of a request for exactly some tokens, as far as the server honors ``ignore_eos``."""
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "max_tokens": output_tokens,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "ignore_eos": True,
+    }
+    text = {"messages": [{"role": "user", "content": prompt}]} if endpoint.path == CHAT else {"prompt": prompt}
+    return {**body, **text}
+
+
+async def stream_completion(
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    body: Mapping[str, Any],
+    limits: EndpointLimits,
+    on_event: Callable[[], object] | None = None,
+) -> StreamedReply:
+    """Send a request and stamp the events of its stream.
+
+    Args:
+        client: the connections.
+        endpoint: the server.
+        body: the request, with ``stream`` and ``include_usage``.
+        limits: how long the server may take.
+        on_event: called at each event with text.
+
+    Raises:
+        EndpointError: the server refuses, does not stream, reports no usage, stalls or breaks off.
+    """
+    events: list[float] = []
+    usage: Mapping[str, Any] | None = None
+    start_s = end_s = time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(limits.request_s),
+            aclosing(_read_stream(client, endpoint, body, limits)) as stream,
+        ):
+            async for now_s, data in stream:
+                if isinstance(data.get("usage"), Mapping):
+                    usage = data["usage"]
+                if has_token(data):
+                    events.append(now_s)
+                    end_s = now_s
+                    if on_event is not None:
+                        on_event()
+    except TimeoutError as error:
+        raise EndpointError(f"a request took longer than {limits.request_s:g} s", "a shorter output") from error
+    if usage is None:
+        hint = 'the server must honor "stream_options": {"include_usage": true}'
+        raise EndpointError("the stream reports no usage, so its tokens are not known", hint)
+    counts = [_read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    if not events:
+        raise EndpointError("the stream holds no token", "another model or prompt")
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    is_count = isinstance(cached, int) and not isinstance(cached, bool) and 0 <= cached <= counts[0]
+    return StreamedReply(
+        start_s=start_s,
+        event_s=tuple(events),
+        end_s=end_s,
+        input_tokens=counts[0],
+        output_tokens=counts[1],
+        cached_tokens=int(cached or 0) if is_count else 0,
+    )
+
+
+async def read_server(client: httpx.AsyncClient, endpoint: Endpoint, limits: EndpointLimits) -> ServerFacts:
+    """Return what a server reports: its models, the longest request, and vLLM's size of the KV cache.
+
+    Raises:
+        EndpointError: the server cannot be reached, refuses, or does not serve the model.
+    """
+    data = await _get_json(client, endpoint, "/v1/models", limits)
+    rows = data.get("data") if isinstance(data, Mapping) else None
+    models = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    names = [str(row.get("id"))[:200] for row in models if row.get("id")]
+    if endpoint.model and endpoint.model not in names and len(names) != 1:
+        served = ", ".join(names[:6]) or "no model"
+        raise EndpointError(f"the server does not serve {endpoint.model}", f"it serves {served}")
+    if not endpoint.model and len(names) != 1:
+        raise EndpointError(f"the server lists {len(names)} models", "model: {name: NAME}")
+    name = endpoint.model if endpoint.model in names else names[0]
+    row = models[names.index(name)]
+    meta = row.get("meta")
+    context: Any = row.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, Mapping) else 0)
+    is_count = isinstance(context, int) and 0 < context <= MAX_TOKENS
+    kv_tokens = await _read_kv_tokens(client, endpoint, limits)
+    return ServerFacts(model=name, max_context=context if is_count else 0, kv_tokens=kv_tokens)
+
+
+async def _read_kv_tokens(client: httpx.AsyncClient, endpoint: Endpoint, limits: EndpointLimits) -> int:
+    """Return the KV cache that vLLM reports in ``vllm:cache_config_info``; 0 without it."""
+    try:
+        text = (await _get(client, endpoint, "/metrics", limits)).decode("utf-8", "replace")
+    except EndpointError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith("vllm:cache_config_info{"):
+            pairs = dict(part.partition("=")[::2] for part in line.partition("{")[2].partition("}")[0].split(","))
+            try:
+                tokens = int(pairs["num_gpu_blocks"].strip('"')) * int(pairs["block_size"].strip('"'))
+            except (KeyError, ValueError):
+                return 0
+            return tokens if 0 < tokens <= 1 << 34 else 0
+    return 0
+
+
+async def _get_json(client: httpx.AsyncClient, endpoint: Endpoint, path: str, limits: EndpointLimits) -> Any:
+    data = await _get(client, endpoint, path, limits)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise EndpointError(f"{path} is no JSON", "the address of an OpenAI-compatible server") from error
+
+
+async def _get(client: httpx.AsyncClient, endpoint: Endpoint, path: str, limits: EndpointLimits) -> bytes:
+    import httpx
+
+    try:
+        async with (
+            asyncio.timeout(limits.first_token_s),
+            client.stream("GET", endpoint.build_url(path), headers=endpoint.headers) as response,
+        ):
+            body = await _read_bounded(response, MAX_REPLY_BYTES)
+    except TimeoutError as error:
+        raise EndpointError("the server does not respond", "is it overloaded?") from error
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise _describe_fault(error) from error
+    if response.status_code != 200:
+        raise _describe_status(response.status_code, path, body)
+    return body
+
+
+async def _read_stream(
+    client: httpx.AsyncClient, endpoint: Endpoint, body: Mapping[str, Any], limits: EndpointLimits
+) -> AsyncGenerator[tuple[float, Mapping[str, Any]], None]:
+    """Yield when each server-sent event arrived, and its JSON, up to ``[DONE]``."""
+    import httpx
+
+    content = json.dumps(body).encode()
+    try:
+        url = endpoint.build_url(endpoint.path)
+        async with client.stream("POST", url, content=content, headers=endpoint.headers) as response:
+            if response.status_code != 200:
+                raise _describe_status(
+                    response.status_code, endpoint.path, await _read_bounded(response, MAX_ERROR_BYTES)
+                )
+            if "text/event-stream" not in response.headers.get("content-type", ""):
+                raise EndpointError("the server does not stream", "a server that honors stream: true")
+            async with aclosing(read_lines(response, limits)) as lines:
+                async for now_s, line in lines:
+                    if not line.startswith(b"data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == b"[DONE]":
+                        return
+                    yield now_s, _parse_event(data)
+        raise EndpointError("the stream broke off before its end")
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise _describe_fault(error) from error
+
+
+async def read_lines(response: httpx.Response, limits: EndpointLimits) -> AsyncGenerator[tuple[float, bytes], None]:
+    """Yield each line with the time at which the part of the stream that ends it arrived."""
+    pending, size, wait_s = bytearray(), 0, limits.first_token_s
+    async with aclosing(response.aiter_bytes()) as parts:  # type: ignore[type-var]
+        while True:
+            try:
+                part = await asyncio.wait_for(anext(parts), wait_s)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise EndpointError(f"the stream stalls: nothing for {wait_s:g} s", "is it overloaded?") from error
+            now_s, wait_s = time.perf_counter(), limits.between_tokens_s
+            size += len(part)
+            pending += part
+            *lines, pending = pending.split(b"\n")
+            if size > MAX_REPLY_BYTES or len(pending) > MAX_LINE_BYTES:
+                raise EndpointError(f"the stream is longer than {MAX_REPLY_BYTES >> 20} MiB")
+            for line in lines:
+                yield now_s, bytes(line.rstrip(b"\r"))
+
+
+async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
+    data = bytearray()
+    async for part in response.aiter_bytes():
+        data += part
+        if len(data) > limit:
+            raise EndpointError("the reply is too long")
+    return bytes(data)
+
+
+def _parse_event(data: bytes) -> Mapping[str, Any]:
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise EndpointError("the stream holds broken JSON") from error
+    if not isinstance(event, Mapping):
+        raise EndpointError("the stream holds broken JSON")
+    if "error" in event and "choices" not in event:
+        raise EndpointError(f"the stream reports an error: {_find_message(event)}")
+    return event
+
+
+def has_token(data: Mapping[str, Any]) -> bool:
+    """Return whether an event carries generated text."""
+    choices = data.get("choices")
+    for choice in choices if isinstance(choices, list) else []:
+        if not isinstance(choice, Mapping):
+            continue
+        delta = choice.get("delta")
+        texts = [choice.get("text")]
+        if isinstance(delta, Mapping):
+            texts += [delta.get(name) for name in ("content", "reasoning_content", "reasoning")]
+        if any(isinstance(text, str) and text for text in texts):
+            return True
+    return False
+
+
+def _read_count(usage: Mapping[str, Any], name: str) -> int:
+    value = usage.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+        raise EndpointError(f"the usage reports no {name}", "a server that counts tokens")
+    return value
+
+
+def _describe_status(status: int, path: str, body: bytes) -> EndpointError:
+    try:
+        text = _find_message(json.loads(body))
+    except (ValueError, RecursionError):
+        text = ""
+    detail = f": {text}" if text else ""
+    if status in (401, 403):
+        return EndpointError(f"the server refuses the key ({status})", "key_env: the variable with the key", status)
+    if status in (404, 405):
+        return EndpointError(f"the server has no {path} ({status}){detail}", "the base address of the server", status)
+    return EndpointError(f"the server answers {status} to {path}{detail}", status=status)
+
+
+def _find_message(data: Any) -> str:
+    error = data.get("error", data) if isinstance(data, Mapping) else None
+    text = error.get("message") if isinstance(error, Mapping) else error
+    return " ".join(text.split())[:200] if isinstance(text, str) else ""
+
+
+def _describe_fault(error: Exception) -> EndpointError:
+    import httpx
+
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return EndpointError("the connection is refused", "is the server running?")
+    if isinstance(error, httpx.TimeoutException):
+        return EndpointError("the server stalls", "is it overloaded?")
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return EndpointError("no address of a server", "http://127.0.0.1:8080")
+    return EndpointError("the connection broke off")

@@ -1,0 +1,170 @@
+"""Replay a trace on running engines, open loop, and measure TTFT, TPOT and latency of each request.
+
+Latency counts from the arrival in the trace, so neither a late sender nor a full pool of connections hides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
+from unfold_pipeline.engine.endpoint.client import (
+    CHAT,
+    COMPLETIONS,
+    Endpoint,
+    EndpointError,
+    EndpointLimits,
+    StreamedReply,
+    build_body,
+    build_http_client,
+    read_server,
+    stream_completion,
+)
+from unfold_pipeline.engine.endpoint.profiler import WARMUP_TOKENS, WARMUP_WORDS, write_prompt
+from unfold_pipeline.engine.simulation.workload import EngineRequests
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_CONNECTIONS = 1024
+START_DELAY_S = 0.2
+REQUESTS_PER_PROGRESS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedRequests:
+    """Requests that were replayed, in order of arrival; NaN and 0 where one failed.
+
+    Attributes:
+        arrival_s: (n,) arrival times.
+        ttft_s: (n,) time to first token.
+        latency_s: (n,) time to the last token.
+        input_tokens: (n,) prompt tokens, by the usage.
+        output_tokens: (n,) generated tokens, by the usage.
+        engine: (n,) index of the engine.
+        failures: failed requests by what happened.
+        lateness_s: the greatest delay of the sender.
+    """
+
+    arrival_s: FloatArray
+    ttft_s: FloatArray
+    latency_s: FloatArray
+    input_tokens: CountArray
+    output_tokens: CountArray
+    engine: CountArray
+    failures: Counter[str]
+    lateness_s: float
+
+    @property
+    def completed(self) -> CountArray:
+        """Indices of the requests that were completed."""
+        return np.flatnonzero(self.output_tokens > 0)
+
+
+async def replay_requests(
+    endpoints: tuple[Endpoint, ...],
+    balancer: EngineBalancer,
+    requests: EngineRequests,
+    limits: EndpointLimits,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> ReplayedRequests:
+    """Send each request of a trace at its time to an engine, and wait for all.
+
+    Raises:
+        EndpointError: an engine does not respond before the trace begins.
+    """
+    connections = min(MAX_CONNECTIONS, len(requests) + len(endpoints))
+    async with build_http_client(connections, limits) as client:
+        session = _Replay(client, balancer, requests, limits, random.Random(f"{seed}"), progress)  # noqa: S311
+        await session.warm_up(endpoints)
+        return await session.run()
+
+
+@dataclass(slots=True)
+class _Replay:
+    client: httpx.AsyncClient
+    balancer: EngineBalancer
+    requests: EngineRequests
+    limits: EndpointLimits
+    random: random.Random
+    progress: Callable[[str, int, int], None]
+    endpoints: list[Endpoint] = field(default_factory=list)
+    tokens_per_word: float = 1.0
+    replies: dict[int, tuple[int, StreamedReply]] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    finished: int = 0
+
+    async def warm_up(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Find the model and the path of each engine, and the tokens of a word."""
+        for endpoint in endpoints:
+            facts = await read_server(self.client, endpoint, self.limits)
+            named = replace(endpoint, model=facts.model, path=COMPLETIONS)
+            try:
+                reply = await self._send(named, WARMUP_WORDS, WARMUP_TOKENS)
+            except EndpointError as error:
+                if error.status not in (404, 405):
+                    raise
+                named = replace(named, path=CHAT)
+                reply = await self._send(named, WARMUP_WORDS, WARMUP_TOKENS)
+            self.endpoints.append(named)
+            self.tokens_per_word = reply.input_tokens / WARMUP_WORDS
+
+    async def run(self) -> ReplayedRequests:
+        """Send the requests at their times."""
+        start_s, lateness_s = time.perf_counter() + START_DELAY_S, 0.0
+        async with asyncio.TaskGroup() as group:
+            for index, arrival_s in enumerate(self.requests.arrival_s.tolist()):
+                await asyncio.sleep(max(0.0, start_s + arrival_s - time.perf_counter()))
+                lateness_s = max(lateness_s, time.perf_counter() - start_s - arrival_s)
+                group.create_task(self._replay_request(index))
+        return self._collect(start_s, lateness_s)
+
+    async def _replay_request(self, index: int) -> None:
+        prompt, output = int(self.requests.input_tokens[index]), int(self.requests.output_tokens[index])
+        engine = self.balancer.choose(prompt + output, time.perf_counter())
+        if engine is None:
+            return
+        try:
+            words = max(1, round(prompt / self.tokens_per_word))
+            self.replies[index] = (engine, await self._send(self.endpoints[engine], words, output))
+        except EndpointError as error:
+            self.failures[error.message] += 1
+            self.balancer.mark_down(engine, time.perf_counter())
+        finally:
+            self.balancer.release(engine, prompt + output)
+            self.finished += 1
+            if self.finished % REQUESTS_PER_PROGRESS == 0:
+                self.progress("replay", self.finished, len(self.requests))
+
+    async def _send(self, endpoint: Endpoint, words: int, output: int) -> StreamedReply:
+        body = build_body(endpoint, write_prompt(self.random, words), output)
+        return await stream_completion(self.client, endpoint, body, self.limits)
+
+    def _collect(self, start_s: float, lateness_s: float) -> ReplayedRequests:
+        count = len(self.requests)
+        ttft_s, latency_s = np.full(count, np.nan), np.full(count, np.nan)
+        tokens = np.zeros((3, count), dtype=np.int64)
+        for index, (engine, reply) in self.replies.items():
+            arrival_s = start_s + float(self.requests.arrival_s[index])
+            ttft_s[index], latency_s[index] = reply.event_s[0] - arrival_s, reply.end_s - arrival_s
+            tokens[:, index] = reply.input_tokens, reply.output_tokens, engine
+        return ReplayedRequests(
+            arrival_s=self.requests.arrival_s,
+            ttft_s=ttft_s,
+            latency_s=latency_s,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            engine=tokens[2],
+            failures=self.failures,
+            lateness_s=lateness_s,
+        )

@@ -1,0 +1,181 @@
+"""The report of a trace that was replayed on running engines: measured next to estimated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
+from unfold_pipeline.engine.planner.problem import (
+    EngineProblem,
+    Latencies,
+    count_allowed_misses,
+    measure_latencies,
+    percentile,
+)
+from unfold_pipeline.engine.planner.search import EngineConfig, build_limits
+from unfold_pipeline.engine.simulation.cluster import simulate
+from unfold_pipeline.engine.simulation.workload import build_requests
+from unfold_pipeline.report.engines import sentences
+from unfold_pipeline.report.engines.plan import build_subtitle
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, user_error
+
+QUANTILES = (0.5, 0.9, 0.99)
+MAX_FAILURES_SHOWN = 5
+FIGURE_POINTS = 101
+
+
+def build_measured_engine_report(
+    problem: EngineProblem, config: EngineConfig, replayed: ReplayedRequests, engines: int
+) -> Report:
+    """Return the report of a replay.
+
+    Args:
+        problem: with the requests of the trace.
+        config: the engine that runs.
+        replayed: what was measured.
+        engines: running engines.
+
+    Raises:
+        UnfoldError: no request was completed.
+    """
+    failed = sum(replayed.failures.values())
+    if not replayed.completed.size:
+        message = next(iter(replayed.failures), "no request was completed")
+        raise user_error(message, key=f"stages.{problem.stage}.engine.urls", hint="are the engines running?")
+    measured, estimated = measure_replay(replayed), estimate_replay(problem, config, replayed, engines)
+    attainment = _measure_attainment(problem, measured, replayed)
+    targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
+    is_met = not failed and _meets_targets(problem, measured)
+    return Report(
+        kind="pipeline",
+        verb="serve",
+        name=problem.name,
+        verdict=Verdict.YES if is_met else Verdict.NO,
+        headline=sentences.describe_measured_replay(attainment, targets, engines, failed),
+        subtitle=build_subtitle(problem),
+        metrics=_build_metrics(measured, estimated, attainment, failed),
+        tables=(_build_table(measured, estimated), _build_engine_table(replayed, engines)),
+        figures=(_build_figure(measured, estimated),),
+        lines=(
+            ("estimate", sentences.describe_estimate(config.replicas, engines)),
+            ("prompts", sentences.describe_prompts(replayed.lateness_s)),
+        ),
+        notes=tuple(f"{count:,} × {text}" for text, count in replayed.failures.most_common(MAX_FAILURES_SHOWN)),
+        next="unfold plan SPEC",
+    )
+
+
+def measure_replay(replayed: ReplayedRequests) -> Latencies:
+    """Return the measured latencies of the requests that were completed."""
+    rows = replayed.completed
+    ttft_s, latency_s, output = replayed.ttft_s[rows], replayed.latency_s[rows], replayed.output_tokens[rows]
+    several = output > 1
+    return Latencies(ttft_s=ttft_s, tpot_s=(latency_s - ttft_s)[several] / (output[several] - 1), latency_s=latency_s)
+
+
+def estimate_replay(
+    problem: EngineProblem, config: EngineConfig, replayed: ReplayedRequests, engines: int
+) -> Latencies:
+    """Simulate the completed requests, with the tokens that the engines counted, on as many engines as run."""
+    rows, option = replayed.completed, problem.options[config.option]
+    requests = build_requests(replayed.arrival_s[rows], replayed.input_tokens[rows], replayed.output_tokens[rows])
+    run = simulate(
+        requests,
+        build_limits(problem, option, config.budget, config.max_seqs),
+        option.times,
+        engines=engines,
+        routing=problem.settings.routing,
+    )
+    return measure_latencies(requests, run, problem.settings.front_s)
+
+
+def _list_pairs(measured: Latencies, estimated: Latencies) -> Mapping[str, tuple[FloatArray, FloatArray]]:
+    return {
+        "TTFT": (measured.ttft_s, estimated.ttft_s),
+        "TPOT": (measured.tpot_s, estimated.tpot_s),
+        "latency": (measured.latency_s, estimated.latency_s),
+    }
+
+
+def _measure_attainment(problem: EngineProblem, measured: Latencies, replayed: ReplayedRequests) -> float:
+    """Return the fraction of all requests that met every target; failed requests met none."""
+    targets = problem.targets
+    rows = replayed.completed
+    tpot_s = np.zeros(rows.size)
+    tpot_s[replayed.output_tokens[rows] > 1] = measured.tpot_s
+    met = (measured.ttft_s <= targets.ttft_s) & (tpot_s <= targets.tpot_s) & (measured.latency_s <= targets.latency_s)
+    return float(met.sum()) / replayed.arrival_s.size
+
+
+def _meets_targets(problem: EngineProblem, measured: Latencies) -> bool:
+    targets = problem.targets
+    pairs = (
+        (measured.ttft_s, targets.ttft_s),
+        (measured.tpot_s, targets.tpot_s),
+        (measured.latency_s, targets.latency_s),
+    )
+    return all(int((values > target).sum()) <= count_allowed_misses(values.size) for values, target in pairs)
+
+
+def _build_metrics(measured: Latencies, estimated: Latencies, attainment: float, failed: int) -> Mapping[str, Metric]:
+    metrics = {
+        "attainment": Metric(attainment * 100, "%", target="≥ 99 %", timed=True),
+        "failed": Metric(float(failed), timed=True),
+    }
+    for name, pair in _list_pairs(measured, estimated).items():
+        if not pair[0].size:
+            continue
+        key = name.lower()
+        for statistic, values in (("mean", [float(item.mean()) for item in pair]), *_list_percentiles(pair)):
+            metrics[f"{key}_{statistic}_ms"] = Metric(values[0] * 1e3, "ms", timed=True)
+            metrics[f"{key}_{statistic}_estimate_ms"] = Metric(values[1] * 1e3, "ms", timed=True)
+    return metrics
+
+
+def _list_percentiles(pair: tuple[FloatArray, FloatArray]) -> list[tuple[str, list[float]]]:
+    return [(f"p{round(level * 100)}", [percentile(values, level) for values in pair]) for level in QUANTILES]
+
+
+def _build_table(measured: Latencies, estimated: Latencies) -> Table:
+    columns = (
+        Column("measure"),
+        Column("statistic"),
+        Column("measured", "ms", 1, timed=True),
+        Column("estimated", "ms", 1, timed=True),
+        Column("error", "%", 1, timed=True),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, pair in _list_pairs(measured, estimated).items():
+        if not pair[0].size:
+            continue
+        for statistic, values in (("mean", [float(item.mean()) for item in pair]), *_list_percentiles(pair)):
+            error = (values[1] / values[0] - 1) * 100 if values[0] > 0 and math.isfinite(values[1]) else None
+            rows.append((name, statistic, values[0] * 1e3, values[1] * 1e3, error))
+    return Table("measured and estimated", columns, tuple(rows))
+
+
+def _build_engine_table(replayed: ReplayedRequests, engines: int) -> Table:
+    columns = (Column("engine"), Column("requests"), Column("output tokens"))
+    rows: list[tuple[Cell, ...]] = []
+    for index in range(engines):
+        chosen = replayed.completed[replayed.engine[replayed.completed] == index]
+        rows.append((index + 1, int(chosen.size), int(replayed.output_tokens[chosen].sum())))
+    return Table("engines", columns, tuple(rows))
+
+
+def _build_figure(measured: Latencies, estimated: Latencies) -> Figure:
+    levels = np.linspace(0, 1, FIGURE_POINTS)
+    series = tuple(
+        Series(
+            name,
+            tuple(float(value) * 1e3 for value in np.quantile(values, levels)),
+            tuple(float(level) * 100 for level in levels),
+            "line",
+        )
+        for name, values in (("measured", measured.ttft_s), ("estimated", estimated.ttft_s))
+    )
+    return Figure("ttft", "Time to first token", "ms", "% of requests", series, timed=True)

@@ -1,0 +1,199 @@
+"""What each model of a served pipeline reads: tensors of the stages upstream, or the row of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline._types import RowArray, Tensors
+from unfold_pipeline.flow_syntax import find_tensor
+from unfold_pipeline.problem.pipeline import Pipeline, TensorInput, TensorSource
+from unfold_pipeline.problem.routing import Item, Routes
+from unfold_pipeline.runtime.models.model_signature import DEFAULT_OUTPUT, ModelSignature
+
+Outputs = Mapping[int, dict[str, NDArray[Any]]]
+"""By stage: the tensors of one query."""
+Value = TypeVar("Value")
+ROW_INPUT = "x"
+"""The name of the input of a model that reads rows."""
+
+
+class DataFlowError(ValueError):
+    """The output of a stage does not fit what reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFeed:
+    """What the model of a stage reads.
+
+    Attributes:
+        inputs: its inputs and their sources.
+        is_named: whether it gets tensors by name, instead of one row.
+        is_flat: whether each tensor is flattened to a row of numbers.
+        missing: stands for each value of a stage that was skipped.
+    """
+
+    inputs: tuple[TensorInput, ...]
+    is_named: bool
+    is_flat: bool
+    missing: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataFlow:
+    """The data of a pipeline in service.
+
+    Attributes:
+        feeds: what the model of each stage reads; ``None`` for the row of the request.
+        signatures: what each model returns, as far as it is known.
+    """
+
+    feeds: tuple[StageFeed | None, ...]
+    signatures: tuple[ModelSignature | None, ...]
+
+    def build_input(self, stage: int, row: RowArray, outputs: Outputs) -> Tensors:
+        """Return what the model of a stage reads for one query.
+
+        Args:
+            stage: its index.
+            row: the row of the request.
+            outputs: what the stages upstream of the item returned.
+
+        Raises:
+            DataFlowError: a stage upstream has returned something else than the mapping needs.
+        """
+        feed = self.feeds[stage]
+        if feed is None:
+            return row
+        tensors = {}
+        for tensor_input in feed.inputs:
+            parts = [part for source in tensor_input.sources for part in self._read_source(source, feed, row, outputs)]
+            tensors[tensor_input.name] = _join_tensors(tensor_input.name, parts, is_flat=feed.is_flat)
+        return tensors if feed.is_named else next(iter(tensors.values()))
+
+    def pass_on(self, routes: Routes, item: Item, output: Tensors, received: dict[Item, Outputs]) -> list[Item]:
+        """Hand the output of an item to the items that may read it; return those that are ready.
+
+        Args:
+            routes: the routes of its query.
+            item: the item that is done.
+            output: what its model has returned.
+            received: by item of the query that is not done, what the stages upstream have returned; is updated.
+
+        Raises:
+            ConditionError: a condition cannot be tested on the output.
+        """
+        stage, pipeline = item[0], routes.pipeline
+        tensors = name_tensors(output, self.signatures[stage])
+        _check_output(pipeline.stages[stage].name, self.signatures[stage], tensors)
+        followed = {child: _is_followed(routes, stage, child, tensors) for child in pipeline.children(stage)}
+        lineage = {**received.pop(item, {}), stage: tensors}
+        for flow in routes.list_flows(item):
+            if followed[flow[0]]:
+                received[flow] = {**received.get(flow, {}), **lineage}
+        return list(routes.release_children(item, followed.__getitem__))
+
+    def _read_source(
+        self, source: TensorSource, feed: StageFeed, row: RowArray, outputs: Outputs
+    ) -> Iterator[NDArray[Any]]:
+        if source.stage is None:
+            yield row
+        elif source.stage in outputs:
+            yield from select_tensors(outputs[source.stage], source.tensor, self.signatures[source.stage])
+        else:
+            signature = self.signatures[source.stage]
+            for tensor in select_tensors(signature.types if signature else {}, source.tensor, signature):
+                yield np.full(tensor.shape or (), "" if tensor.is_text else feed.missing)
+
+
+def name_tensors(output: Tensors, signature: ModelSignature | None = None) -> dict[str, NDArray[Any]]:
+    """Return an output by tensor; a single one has the name in the signature, or is named ``output``."""
+    if isinstance(output, dict):
+        return output
+    is_known = signature is not None and len(signature.outputs) == 1
+    return {signature.outputs[0].name if signature and is_known else DEFAULT_OUTPUT: np.asarray(output)}
+
+
+def format_output(output: Tensors) -> Any:
+    """Return the output for one query as plain data: a mapping by tensor if there are several."""
+    if isinstance(output, dict):
+        return {name: np.asarray(tensor).tolist() for name, tensor in output.items()}
+    return np.asarray(output).tolist()
+
+
+def stack_inputs(inputs: Sequence[Tensors]) -> Tensors:
+    """Return what the model reads for several queries as one batch.
+
+    Raises:
+        ValueError: the tensors of the queries differ in shape.
+    """
+    first = inputs[0]
+    if isinstance(first, dict):
+        return {name: np.stack([item[name] for item in inputs if isinstance(item, dict)]) for name in first}
+    return np.stack([np.asarray(item) for item in inputs])
+
+
+def count_rows(batch: Tensors) -> int:
+    """Return the number of queries in a batch."""
+    return len(next(iter(batch.values()))) if isinstance(batch, dict) else len(batch)
+
+
+def take_row(outputs: Tensors, index: int) -> Tensors:
+    """Return the output of one query of a batch."""
+    if isinstance(outputs, dict):
+        return {name: tensor[index] for name, tensor in outputs.items()}
+    return np.asarray(outputs[index])
+
+
+def count_bytes(batch: Tensors) -> int:
+    """Return the size of a batch in memory."""
+    return sum(tensor.nbytes for tensor in batch.values()) if isinstance(batch, dict) else batch.nbytes
+
+
+def pass_requests(pipeline: Pipeline) -> DataFlow:
+    """Return the flow in which every stage reads the row of the request."""
+    nothing = (None,) * len(pipeline.stages)
+    return DataFlow(nothing, nothing)
+
+
+def _is_followed(routes: Routes, stage: int, child: int, tensors: Mapping[str, NDArray[Any]]) -> bool:
+    if not routes.tests_values:
+        return True
+    edge = next(edge for edge in routes.pipeline.stages[child].parents if edge.parent == stage)
+    return edge.condition is None or edge.condition.holds(tensors)
+
+
+def select_tensors(tensors: Mapping[str, Value], name: str, signature: ModelSignature | None) -> list[Value]:
+    """Return the tensor of a name, or all of the whole output.
+
+    Raises:
+        ConditionError: no tensor has the name.
+    """
+    if name:
+        return [find_tensor(tensors, name)]
+    return [tensor for key, tensor in tensors.items() if signature is None or key not in signature.extras]
+
+
+def _join_tensors(name: str, parts: Sequence[NDArray[Any]], *, is_flat: bool) -> NDArray[Any]:
+    """Return the parts of an input as one tensor; several become a row of numbers."""
+    if len(parts) == 1:
+        return np.ravel(parts[0]) if is_flat else np.asarray(parts[0])
+    if any(np.asarray(part).dtype.kind not in "biuf" for part in parts):
+        raise DataFlowError(f"text cannot be joined with other tensors into {name}")
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+def _check_output(name: str, signature: ModelSignature | None, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Reject an output of code that differs from what its spec states."""
+    if signature is None or not signature.is_code:
+        return
+    for tensor in signature.outputs:
+        if tensor.name not in tensors:
+            raise DataFlowError(f"{name} returned no tensor {tensor.name}: {', '.join(tensors)}")
+        if np.size(tensors[tensor.name]) != tensor.size:
+            count = np.size(tensors[tensor.name])
+            raise DataFlowError(f"{name} returned {count} values as {tensor.name}, and its spec states {tensor.size}")

@@ -1,0 +1,181 @@
+"""Load the model of a stage. Files are loaded without executing code from them; code runs only with permission."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.problem.model_source import ModelSource, load_digits
+from unfold_pipeline.runtime.models.onnx_inputs import load_onnx
+from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.files import read_bytes, require_regular
+from unfoldkit.safe_io.skops import load_skops
+
+Predict = Callable[[Any], Any]
+"""Takes rows, shape (batch, features), or tensors by name, and returns an output per row, or several by name."""
+LABEL = "label"
+PROBABILITIES = "probabilities"
+SKLEARN_METHODS = ("predict_proba", "predict", "transform")
+SYNTHETIC_ROWS = 512
+DIGITS_WIDTH = 64
+MAX_MESSAGE_CHARACTERS = 200
+
+
+def load_model(source: ModelSource) -> Predict:
+    """Return the function that answers a batch of rows.
+
+    Raises:
+        UnfoldError: the file is damaged, or the code does not exist.
+    """
+    predict, columns = _load_predict(source), list(source.columns)
+    return (lambda rows: predict(rows[:, columns])) if columns else predict
+
+
+def load_rows(source: ModelSource, width: int | None) -> RowArray:
+    """Return rows to profile with: those of the spec's file, the digits data set, or random numbers in 0..1.
+
+    Args:
+        source: the model.
+        width: numbers per row that the model determines, if any.
+
+    Raises:
+        UnfoldError: the file holds no queries.
+    """
+    if source.rows_file:
+        return _read_rows(source.rows_file)
+    if source.features is None and width in (None, DIGITS_WIDTH):
+        return load_digits()[0]
+    shape = (SYNTHETIC_ROWS, source.features or width or 1)
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+def read_width(stage: str, source: ModelSource) -> int | None:
+    """Return the numbers that a stage's model takes per row, where its file states them.
+
+    Raises:
+        UnfoldError: the file is damaged, or no row can fill an input of an ONNX model.
+    """
+    hint = "is the file complete? save the model again"
+    try:
+        return _read_width(source)
+    except UnfoldError as error:
+        problem = error.diagnostics[0]
+        message = f"cannot load the model {problem.file}: {problem.message}" if problem.file else problem.message
+        raise user_error(message, key=f"stages.{stage}.model", hint=problem.hint or hint) from error
+    except Exception as error:  # each library has its own errors for a damaged file
+        message = f"cannot load the model {source.path}: {summarize_error(error)}"
+        raise user_error(message, key=f"stages.{stage}.model", hint=hint) from error
+
+
+def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
+    """Reject rows that do not fill the inputs of an ONNX model, before a replica crashes on them.
+
+    Raises:
+        UnfoldError: names the model, the input, its type and its shape.
+    """
+    if not source.path.endswith(".onnx"):
+        return
+    try:
+        load_onnx(source.path).check_width(source.path, len(source.columns) or rows.shape[1])
+    except UnfoldError as error:
+        problem = error.diagnostics[0]
+        raise user_error(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+
+
+def summarize_error(error: BaseException) -> str:
+    """Return the first line of a library's message, without the position in its own sources."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a class of the model may raise even here
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])[:MAX_MESSAGE_CHARACTERS]
+
+
+def _load_predict(source: ModelSource) -> Predict:
+    if source.code:
+        return _import_function(source)
+    require_regular(source.path)
+    loaders: dict[str, Callable[[str], Predict]] = {
+        ".onnx": load_onnx,
+        ".skops": partial(_load_sklearn, has_label=LABEL in source.wanted),
+    }
+    try:
+        return loaders.get(Path(source.path).suffix, _load_xgboost)(source.path)
+    except UnfoldError:
+        raise
+    except Exception as error:  # each library has its own errors for a damaged file
+        raise user_error(f"cannot load the model: {summarize_error(error)}", file=source.path) from error
+
+
+def _read_rows(path: str) -> RowArray:
+    try:
+        rows: RowArray = read_npz(read_bytes(path), path, ("x",))["x"].astype(np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise user_error(f"holds no queries: {error}", file=path, hint="an NPZ file with an array x") from error
+    if rows.ndim != 2 or not rows.size:
+        raise user_error(f"an array x of shape {rows.shape} does not hold rows of queries", file=path)
+    return rows
+
+
+def _read_width(source: ModelSource) -> int | None:
+    suffix = Path(source.path).suffix if source.path else ""
+    if suffix:
+        require_regular(source.path)
+    if suffix in (".ubj", ".json"):
+        return int(_load_booster(source.path).num_features())
+    if suffix == ".skops":
+        return getattr(load_skops(read_bytes(source.path), source.path), "n_features_in_", None)
+    if suffix == ".onnx":
+        return load_onnx(source.path).width
+    return None
+
+
+def _import_function(source: ModelSource) -> Predict:
+    module, _, name = source.code.partition(":")
+    sys.path.insert(0, source.folder)
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise user_error(f"cannot import {source.code}: {error}") from error
+    return lambda batch: function(**batch) if isinstance(batch, dict) else function(batch)
+
+
+def _load_xgboost(path: str) -> Predict:
+    booster = _load_booster(path)
+    return lambda rows: np.asarray(booster.inplace_predict(rows))
+
+
+def _load_booster(path: str) -> Any:
+    import xgboost
+
+    data = read_bytes(path)
+    check_booster(data, path)
+    return xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
+
+
+def name_sklearn_output(estimator: Any) -> str:
+    """Return the name of what an estimator returns by itself: ``probabilities``, ``label`` or ``output``."""
+    if hasattr(estimator, "predict_proba"):
+        return PROBABILITIES
+    return LABEL if hasattr(estimator, "classes_") and hasattr(estimator, "predict") else "output"
+
+
+def _load_sklearn(path: str, *, has_label: bool) -> Predict:
+    estimator = load_skops(read_bytes(path), path)
+    method = getattr(estimator, next(name for name in SKLEARN_METHODS if hasattr(estimator, name)))
+    if has_label and name_sklearn_output(estimator) == PROBABILITIES:
+        return lambda rows: {PROBABILITIES: np.asarray(method(rows)), LABEL: np.asarray(estimator.predict(rows))}
+    return lambda rows: np.asarray(method(rows))

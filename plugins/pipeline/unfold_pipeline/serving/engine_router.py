@@ -1,0 +1,409 @@
+"""An OpenAI-compatible service that routes to running engines and measures TTFT and TPOT next to the estimate.
+
+A request that an engine refuses before its first byte goes to the next engine; afterwards a failure ends the stream. To
+count tokens, streams are requested with usage; a client that did not ask for it does not receive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
+from unfold_pipeline.engine.endpoint.client import (
+    Endpoint,
+    EndpointError,
+    EndpointLimits,
+    build_http_client,
+    has_token,
+    read_lines,
+)
+from unfoldkit.serving.responses import Reply, json_reply, send_reply
+from unfoldkit.serving.service import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    import httpx
+
+COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
+HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_BODY_BYTES = 8 << 20
+MAX_ANSWER_BYTES = 64 << 20
+BYTES_PER_TOKEN = 4
+DEFAULT_OUTPUT_TOKENS = 256
+PREFIX = "unfold_engine_"
+TTFT_BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
+TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+HEADERS = (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the plan estimates, in seconds: by measure (``ttft``, ``tpot``), the p50 and the p99."""
+
+    quantiles: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(slots=True)
+class MeasureSum:
+    """Count and sum of a measure, for the page of the status."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Add one measurement."""
+        self.count, self.seconds = self.count + 1, self.seconds + seconds
+
+    @property
+    def mean_ms(self) -> float | None:
+        """The mean in milliseconds; ``None`` without a measurement."""
+        return round(self.seconds / self.count * 1e3, 3) if self.count else None
+
+
+@dataclass(slots=True)
+class RouterMetrics:
+    """What the router measures, for Prometheus and for its status."""
+
+    registry: Any
+    requests: Any
+    ttft: Any
+    tpot: Any
+    retries: Any
+    sums: dict[str, MeasureSum] = field(default_factory=lambda: {"ttft": MeasureSum(), "tpot": MeasureSum()})
+
+    def observe_stream(self, first_s: float, last_s: float, tokens: int) -> None:
+        """Count a completed stream: time to first token, time between first and last, and its tokens."""
+        self.ttft.observe(first_s)
+        self.sums["ttft"].add(first_s)
+        if tokens > 1 and last_s > 0:
+            self.tpot.observe(last_s / (tokens - 1))
+            self.sums["tpot"].add(last_s / (tokens - 1))
+
+
+def build_router_metrics(balancer: EngineBalancer, estimate: Estimate) -> RouterMetrics:
+    """Build the metrics in a registry of their own, with the estimate of the plan next to them."""
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+    registry = CollectorRegistry()
+    held = Gauge(f"{PREFIX}outstanding_tokens", "tokens of the requests at an engine", ["engine"], registry=registry)
+    for index in range(len(balancer.urls)):
+        held.labels(str(index + 1)).set_function(partial(balancer.outstanding.__getitem__, index))
+    planned = Gauge(f"{PREFIX}estimate_seconds", "the plan", ["measure", "quantile"], registry=registry)
+    for measure, quantiles in estimate.quantiles.items():
+        for quantile, seconds in quantiles.items():
+            planned.labels(measure, quantile).set(seconds)
+    return RouterMetrics(
+        registry=registry,
+        requests=Counter(f"{PREFIX}requests", "requests", ["engine", "status"], registry=registry),
+        ttft=Histogram(f"{PREFIX}ttft_seconds", "time to first token", registry=registry, buckets=TTFT_BUCKETS_S),
+        tpot=Histogram(f"{PREFIX}tpot_seconds", "time per later token", registry=registry, buckets=TPOT_BUCKETS_S),
+        retries=Counter(f"{PREFIX}retries", "requests that went to another engine", registry=registry),
+    )
+
+
+@dataclass(slots=True)
+class RequestError(Exception):
+    """A request that ends with an error in OpenAI's form."""
+
+    status: int
+    message: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class EngineRouterApp:
+    """Answers OpenAI's completions by running engines."""
+
+    endpoints: tuple[Endpoint, ...]
+    balancer: EngineBalancer
+    metrics: RouterMetrics
+    estimate: Estimate
+    limits: EndpointLimits
+    max_in_flight: int
+    client: httpx.AsyncClient | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or handle the start and the end of the service."""
+        if scope["type"] == "lifespan":
+            await self._handle_lifespan(receive, send)
+        elif scope["type"] == "http":
+            try:
+                await self._dispatch(scope, receive, send)
+            except RequestError as fault:
+                await send_reply(_format_fault(fault), send)
+
+    async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with build_http_client(self.max_in_flight + len(self.endpoints), self.limits) as client:
+            self.client = client
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"].rstrip("/") or "/", scope["method"]
+        path = f"/v1{path}" if f"/v1{path}" in (*COMPLETION_PATHS, "/v1/models") else path
+        if path in COMPLETION_PATHS:
+            if method != "POST":
+                raise RequestError(405, f"{path} takes POST")
+            await self._complete(path, receive, send)
+        elif method not in ("GET", "HEAD"):
+            raise RequestError(404, f"there is no {method} {path[:100]}")
+        elif path == "/v1/models":
+            await send_reply(await self._list_models(), send)
+        elif path in HEALTH_PATHS:
+            is_up = any(until_s <= time.perf_counter() for until_s in self.balancer.down_until_s)
+            await send_reply(
+                json_reply({"status": "ok" if is_up else "no engine responds"}, 200 if is_up else 503), send
+            )
+        elif path == "/metrics":
+            from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+            await send_reply(Reply(200, generate_latest(self.metrics.registry), CONTENT_TYPE_LATEST.encode()), send)
+        elif path == "/status":
+            await send_reply(json_reply(self._describe_status()), send)
+        else:
+            raise RequestError(404, f"there is no {method} {path[:100]}; this router serves {COMPLETION_PATHS[0]}")
+
+    def _describe_status(self) -> dict[str, Any]:
+        now_s = time.perf_counter()
+        return {
+            "engines": [
+                {
+                    "url": url,
+                    "requests": self.balancer.requests[index],
+                    "outstanding_tokens": self.balancer.outstanding[index],
+                    "is_up": self.balancer.down_until_s[index] <= now_s,
+                }
+                for index, url in enumerate(self.balancer.urls)
+            ],
+            "measured_mean_ms": {name: item.mean_ms for name, item in self.metrics.sums.items()},
+            "estimated_s": self.estimate.quantiles,
+        }
+
+    async def _list_models(self) -> Reply:
+        """Return the models of the first engine that responds."""
+        import httpx
+
+        assert self.client is not None  # noqa: S101 - the lifespan comes first
+        for endpoint in self.endpoints:
+            with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+                response = await self.client.get(endpoint.build_url("/v1/models"), headers=endpoint.headers)
+                if response.status_code == 200 and len(response.content) <= MAX_BODY_BYTES:
+                    return Reply(200, response.content)
+        raise RequestError(502, "no engine responds")
+
+    async def _complete(self, path: str, receive: Receive, send: Send) -> None:
+        if sum(self.balancer.requests) >= self.max_in_flight:
+            raise RequestError(429, "too many requests are waiting; retry later", ((b"retry-after", b"1"),))
+        request = _parse_request(await _read_body(receive))
+        task = asyncio.create_task(self._route(path, request, send))
+        hang_up = asyncio.create_task(_wait_for_hang_up(receive))
+        try:
+            await asyncio.wait({task, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                # the engine stops generating once the connection closes
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        finally:
+            task.cancel()
+            hang_up.cancel()
+
+    async def _route(self, path: str, request: dict[str, Any], send: Send) -> None:
+        """Send a request to one engine after the other until one begins to answer.
+
+        Raises:
+            RequestError: no engine did.
+        """
+        import httpx
+
+        exchange, tokens, tried = _Exchange(send), _estimate_tokens(request), set[int]()
+        fault = RequestError(502, "no engine responds")
+        while (index := self.balancer.choose(tokens, time.perf_counter(), tried)) is not None:
+            tried.add(index)
+            status = 499
+            try:
+                async with asyncio.timeout(self.limits.request_s):
+                    status = await self._forward(path, index, request, exchange)
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, EndpointError, TimeoutError) as error:
+                self.balancer.mark_down(index, time.perf_counter())
+                fault = _describe_fault(error)
+                status = fault.status
+                if exchange.is_started:
+                    await exchange.break_off()
+                    return
+                self.metrics.retries.inc()
+            else:
+                return
+            finally:
+                self.balancer.release(index, tokens)
+                self.metrics.requests.labels(str(index + 1), str(status)).inc()
+        raise fault
+
+    async def _forward(self, path: str, index: int, request: dict[str, Any], exchange: _Exchange) -> int:
+        """Forward a request to an engine and its reply to the client; return the status.
+
+        Raises:
+            EndpointError: the engine is busy, or its stream is broken.
+        """
+        assert self.client is not None  # noqa: S101 - the lifespan comes first
+        endpoint, is_stream, begin_s = self.endpoints[index], bool(request.get("stream")), time.perf_counter()
+        options = request.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        body = {**request, "stream_options": {**options, "include_usage": True}} if is_stream else request
+        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        headers = {**endpoint.headers, "accept": "text/event-stream" if is_stream else "application/json"}
+        async with self.client.stream("POST", endpoint.build_url(path), content=content, headers=headers) as response:
+            if response.status_code in RETRIED:
+                raise EndpointError(f"the engine answers {response.status_code}", status=response.status_code)
+            self.balancer.mark_up(index)
+            kind = response.headers.get("content-type", "application/json")
+            if response.status_code != 200 or "text/event-stream" not in kind:
+                await exchange.reply(response.status_code, await _read_answer(response), kind)
+                return int(response.status_code)
+            async with aclosing(read_lines(response, self.limits)) as lines:
+                await self._pass_on(lines, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
+        return 200
+
+    async def _pass_on(
+        self,
+        lines: AsyncGenerator[tuple[float, bytes], None],
+        exchange: _Exchange,
+        begin_s: float,
+        *,
+        wants_usage: bool,
+    ) -> None:
+        """Pass the events of a stream on as they come, and measure them.
+
+        Raises:
+            EndpointError: the stream ends before ``[DONE]``.
+        """
+        first_s = last_s = 0.0
+        events = tokens = 0
+        async for now_s, text in lines:
+            data = text[5:].strip() if text.startswith(b"data:") else b""
+            if data == b"[DONE]":
+                await exchange.write(b"data: [DONE]\n\n", more=False)
+                if events:
+                    self.metrics.observe_stream(first_s - begin_s, last_s - first_s, tokens or events)
+                return
+            event = _parse_event(data)
+            if event is None:
+                continue
+            if has_token(event):
+                first_s, last_s, events = first_s or now_s, now_s, events + 1
+            usage = event.get("usage")
+            if isinstance(usage, Mapping) and isinstance(usage.get("completion_tokens"), int):
+                tokens = usage["completion_tokens"]
+            if event.get("choices") or wants_usage or "error" in event:
+                await exchange.write(b"data: " + data + b"\n\n")
+        raise EndpointError("the stream broke off before its end")
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """The reply to one request."""
+
+    send: Send
+    is_started: bool = False
+
+    async def reply(self, status: int, body: bytes, kind: str) -> None:
+        """Send a whole reply."""
+        self.is_started = True
+        await send_reply(Reply(status, body, kind.encode("latin-1", "replace")), self.send)
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send a part of a stream, after its head."""
+        if not self.is_started:
+            self.is_started = True
+            await self.send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def break_off(self) -> None:
+        """End a stream with an error event and without ``[DONE]``."""
+        error = {"error": {"message": "the stream of the engine broke off", "type": "server_error"}}
+        await self.write(f"data: {json.dumps(error)}\n\n".encode(), more=False)
+
+
+def _describe_fault(error: Exception) -> RequestError:
+    import httpx
+
+    if isinstance(error, EndpointError):
+        return RequestError(error.status or 502, error.message)
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return RequestError(504, "the engine stalls")
+    return RequestError(502, "the connection to the engine failed")
+
+
+async def _read_body(receive: Receive) -> bytes:
+    data = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError(499, "the client hung up")
+        data += message.get("body", b"")
+        if len(data) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+        if not message.get("more_body"):
+            return bytes(data)
+
+
+async def _read_answer(response: httpx.Response) -> bytes:
+    data = bytearray()
+    async for part in response.aiter_bytes():
+        data += part
+        if len(data) > MAX_ANSWER_BYTES:
+            raise EndpointError("the answer of the engine is too long")
+    return bytes(data)
+
+
+async def _wait_for_hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _parse_request(body: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the body is not valid JSON") from None
+    if not isinstance(request, dict):
+        raise RequestError(400, "the body is no JSON object")
+    return request
+
+
+def _parse_event(data: bytes) -> dict[str, Any] | None:
+    if not data:
+        return None
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise EndpointError("the stream holds broken JSON") from error
+    if not isinstance(event, dict):
+        raise EndpointError("the stream holds broken JSON")
+    return event
+
+
+def _estimate_tokens(request: Mapping[str, Any]) -> int:
+    """Return the tokens of a request: its text at four bytes a token, and the most that it may generate."""
+    text = request.get("messages") or request.get("prompt") or ""
+    size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
+    limits = [request.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    output = next((value for value in limits if isinstance(value, int) and value > 0), DEFAULT_OUTPUT_TOKENS)
+    return size // BYTES_PER_TOKEN + min(output, 1 << 20)
+
+
+def _format_fault(fault: RequestError) -> Reply:
+    kind = "invalid_request_error" if fault.status < 500 else "server_error"
+    error = {"message": fault.message, "type": kind, "param": None, "code": None}
+    reply = json_reply({"error": error}, fault.status)
+    return Reply(reply.status, reply.body, headers=fault.headers)

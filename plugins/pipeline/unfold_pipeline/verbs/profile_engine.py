@@ -1,0 +1,74 @@
+"""The verb ``profile`` for a pipeline that is an LLM engine: measure the step times of a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import numpy as np
+
+from unfold_pipeline.engine.build import find_engine, find_step_range, fit_profile, load_token_trace
+from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
+from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint
+from unfold_pipeline.engine.step_times.endpoint_profile import (
+    EndpointProfile,
+    load_endpoint_profile,
+    store_endpoint_profile,
+)
+from unfold_pipeline.report.engines.endpoint import build_endpoint_report
+from unfold_pipeline.schema.engine import EngineSpec
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfoldkit.api import Report, Run, fingerprint, user_error
+
+PROMPT_QUANTILE = 0.95
+"""Longer prompts of the trace are extrapolated: they are rare, and slow to measure."""
+
+
+def profile_engine(spec: PipelineSpec, run: Run) -> Report:
+    """Measure the engine at ``engine.url``, fit its step times, and store what was measured in the run.
+
+    Raises:
+        UnfoldError: there is no url, or the server cannot be measured.
+    """
+    stage, engine = find_engine(spec)
+    key = f"stages.{stage}.engine.url"
+    if engine.url is None:
+        raise user_error("no running engine to measure", key=key, hint="url: http://127.0.0.1:8080")
+    trace = load_token_trace(spec, run)
+    needed = find_step_range(spec, engine, trace)
+    slots = engine.max_num_seqs if isinstance(engine.max_num_seqs, int) else max(engine.max_num_seqs)
+    task = ProfileTask(
+        endpoint=Endpoint(url=engine.url, model=engine.model.name or "", key=read_key(engine, stage)),
+        longest_prompt=int(np.quantile(trace.input_tokens, PROMPT_QUANTILE)),
+        max_streams=slots,
+        seed=run.seed,
+        limits=EndpointLimits(),
+    )
+    made_from = fingerprint(task.endpoint.url, task.endpoint.model, task.longest_prompt, slots, run.seed)
+    stored = load_endpoint_profile(stage, run, made_from=made_from)
+    measured_before = 0 if stored is None else stored.requests
+
+    def store(profile: EndpointProfile) -> None:
+        store_endpoint_profile(stage, profile, made_from, run)
+
+    try:
+        profile = asyncio.run(measure_endpoint(task, stored, store, run.progress))
+    except EndpointError as error:
+        raise user_error(f"{engine.url}: {error.message}", key=key, hint=error.hint) from error
+    fit = fit_profile(profile, engine, max_requests=needed.max_requests, max_context=needed.max_context)
+    return build_endpoint_report(spec.name, stage, profile, fit, profile.requests - measured_before)
+
+
+def read_key(engine: EngineSpec, stage: str) -> str:
+    """Return the API key of the engines from the environment; empty for none.
+
+    Raises:
+        UnfoldError: the variable is not set.
+    """
+    if engine.key_env is None:
+        return ""
+    key = os.environ.get(engine.key_env, "")
+    if not key:
+        message = f"the environment variable {engine.key_env} is not set"
+        raise user_error(message, key=f"stages.{stage}.engine.key_env", hint=f"export {engine.key_env}=...")
+    return key

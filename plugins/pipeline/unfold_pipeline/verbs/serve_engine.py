@@ -1,0 +1,104 @@
+"""The verb ``serve`` for LLM engines: route requests to running ones, or replay a trace on them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests, find_engine
+from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
+from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
+from unfold_pipeline.engine.endpoint.replay import replay_requests
+from unfold_pipeline.engine.planner.analysis import scale_to_end
+from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
+from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
+from unfold_pipeline.report.engines import sentences
+from unfold_pipeline.report.engines.measured import build_measured_engine_report
+from unfold_pipeline.report.engines.plan import parse_engine_decision
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.profile_engine import read_key
+from unfoldkit.api import Report, Run, Service, user_error
+
+QUEUED_PER_SLOT = 4
+"""Requests that may wait for each slot of the engines; more are rejected at once."""
+
+
+def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
+    """Route to the running engines of a spec; with ``--replay``, report a trace on them next to the estimate.
+
+    Raises:
+        UnfoldError: the spec names no engine, there is no plan, or an engine does not respond.
+    """
+    stage, engine = find_engine(spec)
+    key = f"stages.{stage}.engine.urls"
+    if not engine.endpoints:
+        hint = "urls: [http://127.0.0.1:8080]; unfold plan SPEC --format vllm starts engines"
+        raise user_error("no running engine to route to", key=key, hint=hint)
+    api_key = read_key(engine, stage)
+    endpoints = tuple(Endpoint(url=url, model=engine.model.name or "", key=api_key) for url in engine.endpoints)
+    problem = build_engine_problem(spec, run)
+    config = choose_engine(problem, run)
+    balancer = EngineBalancer(engine.endpoints, problem.settings.routing)
+    trace = run.options.get("replay")
+    if not trace:
+        return _build_service(problem, config, endpoints, balancer)
+    live = replace(problem, requests=build_replay_requests(spec, problem, config, Path(trace), run))
+    try:
+        replayed = asyncio.run(
+            replay_requests(endpoints, balancer, live.requests, EndpointLimits(), run.seed, run.progress)
+        )
+    except EndpointError as error:
+        raise user_error(error.message, key=key, hint=error.hint) from error
+    return build_measured_engine_report(live, config, replayed, len(endpoints))
+
+
+def _build_service(
+    problem: EngineProblem, config: EngineConfig, endpoints: tuple[Endpoint, ...], balancer: EngineBalancer
+) -> Service:
+    # this module loads the HTTP stack, which a replay does not need
+    from unfold_pipeline.serving.engine_router import (
+        COMPLETION_PATHS,
+        MAX_BODY_BYTES,
+        EngineRouterApp,
+        Estimate,
+        build_router_metrics,
+    )
+
+    running = replace(config, replicas=len(endpoints))
+    outcome = evaluate(problem, running, complete=True)
+    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
+    estimate = Estimate(
+        quantiles={
+            name: {"0.5": percentile(values, 0.5), "0.99": percentile(values, 0.99)}
+            for name, values in (("ttft", latencies.ttft_s), ("tpot", latencies.tpot_s))
+        }
+    )
+    metrics = build_router_metrics(balancer, estimate)
+    app = EngineRouterApp(
+        endpoints, balancer, metrics, estimate, EndpointLimits(), QUEUED_PER_SLOT * config.max_seqs * len(endpoints)
+    )
+    return Service(
+        problem.name,
+        app,
+        paths=(*COMPLETION_PATHS, "/v1/models", "/health", "/status", "/metrics"),
+        body_bytes=MAX_BODY_BYTES,
+        lines=(("engines", sentences.describe_routing(len(endpoints), config.replicas, balancer.routing)),),
+        registry=metrics.registry,
+    )
+
+
+def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
+    """Return the saved plan, or a new one.
+
+    Raises:
+        UnfoldError: no choice of engines meets the targets.
+    """
+    saved = (run.options.get("plan") or {}).get("decision")
+    if saved:
+        return parse_engine_decision(saved, problem)
+    planned = problem if problem.confidence is None else scale_to_end(problem, high=True)
+    config = find_cheapest_engines(planned, run.progress).config
+    if config is None:
+        raise user_error("no choice of engines meets the targets", key="slo", hint="unfold plan SPEC explains it")
+    return config

@@ -1,0 +1,130 @@
+"""A network for the accelerator, read from ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from plugins.supernet.tests.helpers import make_run, parse_spec
+from unfold_supernet.accelerator.layers import DEPTH, GROUPS, INPUT, KERNELS, OUT_COLUMNS, OUT_ROWS
+from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
+from unfold_supernet.verbs.plan import plan
+from unfoldkit.api import UnfoldError, Verdict
+
+
+def write_graph(path: Path, nodes: Sequence[Any], weights: dict[str, tuple[int, ...]], shape: Sequence[Any]) -> Path:
+    """Write a graph from ``x`` to ``y`` with weights of some shapes."""
+    tensors = [numpy_helper.from_array(np.zeros(size, np.float32), name) for name, size in weights.items()]
+    graph = helper.make_graph(
+        list(nodes), "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], tensors,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+CNN = (
+    helper.make_node("Conv", ["x", "w0"], ["a"], "stem", pads=[1, 1, 1, 1], strides=[2, 2]),
+    helper.make_node("Relu", ["a"], ["b"]),
+    helper.make_node("Conv", ["b", "w1"], ["c"], "apart", pads=[1, 1, 1, 1], group=16),
+    helper.make_node("Add", ["b", "c"], ["d"]),
+    helper.make_node("MaxPool", ["d"], ["e"], kernel_shape=[2, 2], strides=[2, 2]),
+    helper.make_node("Identity", ["w2"], ["w2i"]),
+    helper.make_node("Conv", ["e", "w2i"], ["f"], "point"),
+    helper.make_node("GlobalAveragePool", ["f"], ["g"]),
+    helper.make_node("Flatten", ["g"], ["h"]),
+    helper.make_node("Gemm", ["h", "w3", "b3"], ["i"], "head", transB=1),
+    helper.make_node("MatMul", ["i", "w4"], ["y"], "mix"),
+)
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "w0": (16, 3, 3, 3), "w1": (16, 1, 3, 3), "w2": (24, 16, 1, 1), "w3": (10, 24), "b3": (10,), "w4": (10, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ["n", 1, None])
+def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
+    """Strides, depthwise and pointwise convolutions, Gemm and MatMul match a count by hand; the rest is in passing."""
+    family = read_onnx_layers(write_graph(tmp_path / "net.onnx", CNN, WEIGHTS, (rows, 3, 32, 32)), "mine", 70.0)
+    assert family.layers == ("stem", "apart", "point", "head", "mix")
+    subnet = family.subnets[0]
+    assert (subnet.name, subnet.accuracy) == ("net", 70.0)
+    columns = [KERNELS, DEPTH, OUT_ROWS, OUT_COLUMNS, GROUPS, INPUT]
+    assert subnet.table[:, columns].tolist() == [
+        [16, 3, 16, 16, 1, 3 * 1024],
+        [16, 1, 16, 16, 16, 16 * 256],
+        [24, 16, 8, 8, 1, 16 * 64],
+        [10, 24, 1, 1, 1, 24],
+        [6, 10, 1, 1, 1, 10],
+    ]
+    assert subnet.macs.tolist() == [16 * 27 * 256, 16 * 9 * 256, 24 * 16 * 64, 240, 60]
+    assert "Add, Flatten, GlobalAveragePool, MaxPool, Relu" in family.about
+
+
+def test_signals_and_tokens_are_layers(tmp_path: Path) -> None:
+    """A 1-D convolution has a map of one column; a product over tokens has a position for each of them."""
+    nodes = (
+        helper.make_node("Conv", ["x", "w0"], ["a"], "signal", pads=[2, 2], strides=[2]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["b", "w1"], ["y"], "tokens"),
+    )
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 2, 5), "w1": (8, 32)}, ("n", 2, 64))
+    table = read_onnx_layers(path, "mine", 70.0).subnets[0].table
+    assert table.tolist() == [[8, 2, 5, 1, 32, 1, 1, 128], [32, 8, 1, 1, 32, 1, 1, 256]]
+
+
+LSTM = helper.make_node("LSTM", ["x", "w", "w"], ["y"], "memory", hidden_size=2)
+FOREIGN = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.mine")
+SCORES = helper.make_node("MatMul", ["x", "x"], ["y"], "scores")
+CONV = helper.make_node("Conv", ["x", "w"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("node", "weights", "message"),
+    [
+        (LSTM, {"w": (1, 8, 2)}, r"unknown operators: LSTM \(memory\)"),
+        (FOREIGN, {"w": (8, 3, 3, 3)}, r"unknown operators: Conv \(y\)"),
+        (SCORES, {}, r"MatMul \(scores\) multiplies two activations"),
+        (helper.make_node("Relu", ["x"], ["y"]), {}, "no layer with weights"),
+        (CONV, {"w": (8, 5, 3, 3)}, r"Conv \(y\) has weights for 5 channels, its input has 3"),
+        (CONV, {"w": (8, 3, 3, 3, 3)}, "shapes cannot be inferred|3 spatial axes|is dynamic"),
+    ],
+)
+def test_what_is_not_modelled_is_named(
+    tmp_path: Path, node: Any, weights: dict[str, tuple[int, ...]], message: str
+) -> None:
+    """Unknown operators and domains, products of activations and wrong shapes are named with the node."""
+    path = write_graph(tmp_path / "net.onnx", [node], weights, ("n", 3, 16, 16))
+    with pytest.raises(UnfoldError, match=message) as caught:
+        read_onnx_layers(path, "mine", 70.0)
+    assert (caught.value.code, caught.value.diagnostics[0].file) == (2, str(path))
+
+
+def test_dynamic_axes_and_other_files_are_named(tmp_path: Path) -> None:
+    """A dynamic edge and a file that is no ONNX model end with exit code 2."""
+    path = write_graph(tmp_path / "net.onnx", CNN, WEIGHTS, ("n", 3, "h", 32))
+    with pytest.raises(UnfoldError, match=r"axis 2 of input x is dynamic \(h\)"):
+        read_onnx_layers(path, "mine", 70.0)
+    path.write_bytes(b"none")
+    with pytest.raises(UnfoldError, match="not an ONNX model"):
+        read_onnx_layers(path, "mine", 70.0)
+
+
+def test_plan_of_a_network_names_no_shared_core(tmp_path: Path) -> None:
+    """A network of a user is planned; the cache is labelled by its name, and no published claim stands beside it."""
+    write_graph(tmp_path / "net.onnx", CNN, WEIGHTS, ("n", 3, 32, 32))
+    spec = parse_spec(
+        "version: 1\nkind: supernet\nname: chip\nlayers: {onnx: net.onnx, accuracy: 70%}\n"
+        "accelerator: {persistent_buffer: 256 B}\nqueries: {count: 100}\n"
+    )
+    report = plan(spec, make_run(tmp_path / "run", base=tmp_path))
+    assert report.verdict is Verdict.YES
+    assert "subnet net" in report.headline
+    assert "core" not in report.headline
+    assert "published claims" not in [table.name for table in report.tables]
+    assert "SUSHI's 720 dot-product engines on a ZCU104" in report.subtitle

@@ -1,0 +1,168 @@
+"""ONNX files of a list: what is accepted, and how each unsuitable file is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto
+
+from plugins.supernet.tests.helpers import make_run, parse_spec
+from plugins.supernet.tests.members.builders import write_model
+from unfold_supernet.members.files import MemberFile, check_file, check_files
+from unfold_supernet.verbs.check_inputs import check_inputs
+from unfold_supernet.verbs.plan import plan
+from unfold_supernet.verbs.profile import profile
+from unfold_supernet.verbs.train import train
+from unfoldkit.api import UnfoldError
+
+SPEC = """
+version: 1
+kind: supernet
+name: list
+members: [{path: good.onnx, accuracy: 90%}, {path: other.onnx, accuracy: 95%}]
+serving: {slo: 100 ms}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a good model; its run measures that model once."""
+    path = tmp_path_factory.mktemp("list")
+    write_model(path / "good.onnx")
+    return path
+
+
+def make_member(path: Path) -> MemberFile:
+    return MemberFile(name=path.stem, path=path, accuracy=90.0, key="members[0]")
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.DOUBLE])
+@pytest.mark.parametrize("rows", ["n", None, 1])
+@pytest.mark.parametrize("external", [None, "weights.bin"])
+def test_suitable_files_are_accepted(tmp_path: Path, kind: int, rows: Any, external: str | None) -> None:
+    """Both float types, free or single rows, and external data in the same folder are accepted."""
+    path = write_model(tmp_path / "a.onnx", kind=kind, rows=rows, external=external, size=(2, 3))
+    checked = check_file(make_member(path))
+    assert (checked.size, checked.has_free_rows) == ((2, 3), rows != 1)
+    assert checked.bytes > path.stat().st_size or external is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an ONNX model"),
+        (b"hello world", "not an ONNX model"),
+        (b"\x80\x04\x95" + bytes(40), "not an ONNX model"),
+        (b"\x08\x08", "it has no graph"),
+    ],
+)
+def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes, message: str) -> None:
+    """Empty files, text, pickles and messages without a graph are named."""
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(UnfoldError, match=message):
+        check_file(make_member(tmp_path / "a.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": TensorProto.FLOAT16}, "input x is float16"),
+        ({"kind": TensorProto.INT64}, "input x is int64"),
+        ({"size": ("w",)}, r"axis 1 of input x is dynamic \(w\)"),
+        ({"size": (3, None)}, r"axis 2 of input x is dynamic \(no size\)"),
+        ({"size": ()}, "input x has 1 axes"),
+        ({"rows": 8}, "takes exactly 8 rows"),
+        ({"extra_input": True}, r"2 inputs \(x, z\)"),
+    ],
+)
+def test_unsuitable_inputs_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Number types, dynamic axes, fixed batches and several inputs are named with file and key."""
+    path = write_model(tmp_path / "a.onnx", **change)
+    with pytest.raises(UnfoldError, match=message) as caught:
+        check_file(make_member(path))
+    diagnostic = caught.value.diagnostics[0]
+    assert (caught.value.code, diagnostic.file, diagnostic.key) == (2, str(path), "members[0].path")
+    assert diagnostic.hint
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "link.bin", "/etc/hostname"])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    """Neither a relative path, an absolute one nor a link leads out of the model's folder."""
+    import onnx
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(4096))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    path = write_model(folder / "a.onnx", external="weights.bin")
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnfoldError, match="lies outside its folder"):
+        check_file(make_member(path))
+    (folder / "weights.bin").unlink()
+    path = write_model(folder / "b.onnx", external="weights.bin")
+    (folder / "weights.bin").unlink()
+    with pytest.raises(UnfoldError, match=r"weights.bin' is missing"):
+        check_file(make_member(path))
+
+
+def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:
+    """One check names all bad files, and a differing input against the first good one."""
+    paths = [
+        write_model(tmp_path / "a.onnx"),
+        write_model(tmp_path / "b.onnx", kind=TensorProto.FLOAT16),
+        write_model(tmp_path / "c.onnx", size=(5,)),
+    ]
+    with pytest.raises(UnfoldError) as caught:
+        check_files([make_member(path) for path in paths])
+    messages = [diagnostic.message for diagnostic in caught.value.diagnostics]
+    assert [Path(diagnostic.file).name for diagnostic in caught.value.diagnostics] == ["b.onnx", "c.onnx"]
+    assert "input x has rows of 5, a.onnx has 4" in messages[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": float("nan")}, "output y is not finite for an input of zeros"),
+        ({"scale": 1e30, "depth": 3}, "output y is not finite for an input of normal numbers"),
+        ({"classes": 1}, "no output is a float32 or float64 score for each row and class: y float32 4x1"),
+        ({"classes": 5}, "output y has 5 classes, good.onnx has 3"),
+    ],
+)
+def test_outputs_are_checked_by_running_the_model(folder: Path, change: dict[str, Any], message: str) -> None:
+    """NaN, infinity, a single column and other classes are found when the model is measured."""
+    write_model(folder / "other.onnx", **change)
+    with pytest.raises(UnfoldError) as caught:
+        profile(parse_spec(SPEC), make_run(folder / "run", base=folder))
+    text = " ".join(diagnostic.message for diagnostic in caught.value.diagnostics)
+    assert re.search(message, text), text
+    assert caught.value.code == 2
+
+
+def test_check_data_reads_the_files_without_measuring(tmp_path: Path) -> None:
+    """``check --data`` names a bad file; nothing is written into the run."""
+    write_model(tmp_path / "good.onnx")
+    (tmp_path / "other.onnx").write_bytes(b"nothing")
+    run = make_run(tmp_path / "run", base=tmp_path)
+    assert ["not an ONNX model" in problem.message for problem in check_inputs(parse_spec(SPEC), run)] == [True]
+    assert not run.directory.files()
+
+
+def test_verbs_that_do_not_apply_name_the_one_that_does(folder: Path) -> None:
+    """A list is not trained; a family is not profiled; too little memory names what the smallest member needs."""
+    write_model(folder / "other.onnx", width=4)
+    run = make_run(folder / "run", base=folder)
+    pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+    with pytest.raises(UnfoldError, match="served as it is"):
+        train(parse_spec(SPEC), run)
+    with pytest.raises(UnfoldError, match="measured when it is trained"):
+        profile(parse_spec("version: 1\nkind: supernet\nname: f\nfamily: ofa-resnet50\n"), run)
+    with pytest.raises(UnfoldError, match="smallest member needs"):
+        plan(parse_spec(SPEC.replace("slo: 100 ms", "slo: 100 ms, memory: 10 B")), run)

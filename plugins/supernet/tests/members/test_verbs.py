@@ -1,0 +1,129 @@
+"""A list of ONNX models from its spec to a measured replay and the HTTP service; no torch."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from plugins.supernet.tests.helpers import make_run, parse_spec
+from plugins.supernet.tests.members.builders import write_model
+from tests.served import serving, unfold
+from unfold_supernet.members.profile import PROFILE_FILE, measure_members
+from unfold_supernet.members.runtime import MemberPool
+from unfold_supernet.replay.residency import PLAN_FILE
+from unfold_supernet.scheduling.residency import Residency
+from unfold_supernet.verbs.build import build_member_list
+from unfold_supernet.verbs.plan import plan
+from unfold_supernet.verbs.profile import profile
+from unfold_supernet.verbs.serve import serve
+from unfoldkit.api import Report, UnfoldError
+
+SPEC = """
+version: 1
+kind: supernet
+name: list
+members:
+  - {path: small.onnx, accuracy: 80%}
+  - {path: single.onnx, accuracy: 85%, name: one-row}
+  - {path: large.onnx, accuracy: 95%}
+classes: [a, b, c]
+serving: {slo: 200 ms}
+"""
+SIZE = (2, 8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with three models, measured once, and a trace."""
+    path = tmp_path_factory.mktemp("list")
+    write_model(path / "small.onnx", width=8, size=SIZE)
+    write_model(path / "single.onnx", width=16, size=SIZE, rows=1, softmax=True)
+    write_model(path / "large.onnx", width=768, depth=3, size=SIZE, external="large.bin")
+    (path / "list.yaml").write_text(SPEC, "utf-8")
+    times = np.cumsum(np.random.default_rng(0).exponential(0.01, 60))
+    rows = [f"{time:.5f},{0.9 if index % 3 else ''}" for index, time in enumerate(times)]
+    (path / "trace.csv").write_text("time_s,least_accuracy\n" + "\n".join(rows) + "\n", "utf-8")
+    report = profile(parse_spec(SPEC), make_run(path / "runs" / "list", base=path))
+    assert [row[0] for row in report.tables[0].rows][-1] == "large"
+    return path
+
+
+def test_nothing_is_measured_twice(folder: Path) -> None:
+    """A plan reads the figures of the profile; a changed file is measured again, the others are not."""
+    run = make_run(folder / "runs" / "list", base=folder)
+    before = json.loads(run.directory.read(PROFILE_FILE))["probes"]
+    report = plan(parse_spec(SPEC), run)
+    assert json.loads(run.directory.read(PROFILE_FILE))["probes"] == before
+    assert report.metrics["members"].value == 3
+    assert dict(report.lines)["memory"].endswith("no limit")
+
+
+def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
+    """Logits become probabilities, probabilities stay, and a model of single rows serves many."""
+    spec, run = parse_spec(SPEC), make_run(folder / "runs" / "list", base=folder)
+    members = measure_members(build_member_list(spec, run), run.directory, run.progress)
+    x = np.random.default_rng(1).normal(size=(5, *SIZE)).astype(np.float32)
+    pool = MemberPool(members.sources, Residency(costs=members.costs, budget_bytes=members.needed_bytes))
+    for source, model in zip(members.sources, pool.bind(), strict=True):
+        shares = model(x, np.zeros((5, 0), np.float32))
+        assert shares.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        session = onnxruntime.InferenceSession(source.path)
+        rows = [session.run(None, {"x": row[None]})[0] for row in x]
+        assert (shares.argmax(1) == np.concatenate(rows).argmax(1)).all()
+
+
+def test_replay_with_little_memory_is_planned_and_measured(folder: Path) -> None:
+    """A plan for a memory that holds one model at a time is stored; a measured replay loads members within it."""
+    run = make_run(folder / "runs" / "list", base=folder, options={"replay": str(folder / "trace.csv")})
+    spec = parse_spec(SPEC)
+    members = measure_members(build_member_list(spec, run), run.directory, run.progress)
+    budget = max(cost.bytes for cost in members.costs) + 1
+    short = parse_spec(SPEC.replace("slo: 200 ms", f"slo: 200 ms, memory: {budget} B"))
+    report = plan(short, run)
+    assert report.tables[-1].name == "residency"
+    assert run.directory.has(PLAN_FILE)
+    measured = serve(short, run)
+    assert isinstance(measured, Report)
+    names = [row[0] for row in measured.tables[0].rows]
+    assert names[:3] == ["steady", "least recently used", "least frequently used"]
+    assert measured.metrics["attainment_only_small"].value == 1.0
+
+
+def test_changed_file_is_not_served(folder: Path, tmp_path: Path) -> None:
+    """A file that was not measured is named with the verb that measures it."""
+    for name in ("single.onnx", "large.onnx", "large.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write_model(tmp_path / "small.onnx", width=9, size=SIZE)
+    with pytest.raises(UnfoldError, match="not measured") as caught:
+        serve(parse_spec(SPEC), make_run(folder / "runs" / "list", base=tmp_path))
+    assert caught.value.diagnostics[0].hint == "unfold profile SPEC"
+
+
+@pytest.mark.e2e
+def test_service_answers_within_deadline_and_accuracy(folder: Path) -> None:
+    """Over HTTP, a request with a minimum accuracy gets the large member, and all outputs name their member."""
+    planned = unfold(folder, "plan", "list.yaml", "--replay", "trace.csv", "--format", "json")
+    assert planned.returncode == 0, planned.stderr
+    with serving(folder, "list.yaml") as (_, address):
+        x = np.random.default_rng(2).normal(size=(3, *SIZE))
+        answer = send(address, x, {"deadline_ms": 20_000, "least_accuracy": 0.9})
+        assert set(answer["net"]) == {"large"}
+        assert answer["accurate_enough"] == [True] * 3
+        session = onnxruntime.InferenceSession(folder / "large.onnx")
+        logits = session.run(None, {"x": x.astype(np.float32)})[0]
+        assert answer["label"] == ["abc"[label] for label in logits.argmax(1)]
+
+
+def send(address: str, x: Any, parameters: dict[str, Any]) -> dict[str, list[Any]]:
+    """Send an inference request and return the outputs by name."""
+    tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP64", "data": x.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+    request = urllib.request.Request(f"{address}/v2/models/list/infer", body)
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return {output["name"]: output["data"] for output in json.load(reply)["outputs"]}

@@ -1,0 +1,183 @@
+"""A user's network for the accelerator: the layers of an ONNX file, read without running it.
+
+Convolutions and matrix products with constant weights become layers. Pooling, normalisation, element-wise and shape
+operators are taken to be computed in passing. Any other operator is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unfold_supernet.accelerator.layers import Family, Layer, tabulate_subnet
+from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.safe_io.files import read_bytes
+
+MAX_MODEL_BYTES = 2 << 30
+MAX_LISTED = 5
+"""Unknown operators that are named."""
+PASSING = frozenset(
+    (
+        "Abs", "Add", "And", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Concat", "Constant",
+        "ConstantOfShape", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten",
+        "Floor", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "Greater", "HardSigmoid", "HardSwish",
+        "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LogSoftmax", "Max", "MaxPool",
+        "Mean", "Min", "Mish", "Mul", "Neg", "Not", "PRelu", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu", "Shape",
+        "Sigmoid", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+        "Transpose", "Unsqueeze", "Where",
+    )
+)  # fmt: skip
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_onnx_layers(path: Path, name: str, accuracy: float, key: str = "layers.onnx") -> Family:
+    """Read a network as a family of one subnet.
+
+    Args:
+        path: The ONNX file; a dynamic first axis of its inputs is taken as one.
+        name: Name of the family.
+        accuracy: In percent.
+        key: Its place in the spec, for errors.
+
+    Raises:
+        UnfoldError: It is no ONNX model, an operator is unknown, a shape is dynamic, or it has no layer with weights.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = read_bytes(path, max_bytes=MAX_MODEL_BYTES)
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise _reject(path, key, "not an ONNX model", "export it with torch.onnx.export") from error
+    if not model.ir_version or not model.graph.node:
+        raise _reject(path, key, "not an ONNX model: it has no graph", "export it with torch.onnx.export")
+    _check_operators(model.graph.node, path, key)
+    shapes = _infer_shapes(model, path, key)
+    constants = _find_constants(model.graph)
+    layers: dict[str, Layer] = {}
+    for node in model.graph.node:
+        layer = _read_layer(node, shapes, constants, path, key)
+        if layer is not None:
+            layers[_name_layer(node, layers)] = layer
+    if not layers:
+        hint = "convolutions and matrix products with constant weights are layers"
+        raise _reject(path, key, "the network has no layer with weights", hint)
+    passing = sorted({node.op_type for node in model.graph.node} & PASSING - {"Constant", "Identity"})
+    about = f"{len(layers)} layers of {path.name}"
+    if passing:
+        about += f"; computed in passing: {', '.join(passing)}"
+    subnet = tabulate_subnet(path.stem, tuple(layers), layers, accuracy)
+    return Family(name, tuple(layers), (subnet,), about)
+
+
+def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
+    return user_error(message, file=str(path), key=key, hint=hint)
+
+
+def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
+    known = PASSING | {"Conv", "Gemm", "MatMul"}
+    unknown = [node for node in nodes if node.op_type not in known or node.domain not in ("", "ai.onnx")]
+    if unknown:
+        labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown[:MAX_LISTED]]
+        rest = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+        hint = "Conv, Gemm and MatMul are layers; pooling, element-wise and shape operators are known"
+        raise _reject(path, key, f"unknown operators: {', '.join(labels)}{rest}", hint)
+
+
+def _infer_shapes(model: Any, path: Path, key: str) -> dict[str, tuple[int, ...]]:
+    """Infer the shape of every tensor for one row; tensors with an unknown axis are left out."""
+    import onnx
+
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if value.name in constants or not len(axes):
+            continue
+        if axes[0].dim_value <= 0:
+            axes[0].dim_value = 1
+        free = [index for index, axis in enumerate(axes) if axis.dim_value <= 0]
+        if free:
+            label = axes[free[0]].dim_param or "no size"
+            hint = "export it with a dynamic first axis only"
+            raise _reject(path, key, f"axis {free[0]} of input {value.name} is dynamic ({label})", hint)
+    # inferred shapes of an export with a dynamic first axis would contradict the fixed one
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise _reject(path, key, f"its shapes cannot be inferred: {reason}", "run onnx.checker on it") from error
+    graph = inferred.graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        axes = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        if all(axis > 0 for axis in axes):
+            shapes[value.name] = axes
+    return shapes
+
+
+def _find_constants(graph: Any) -> frozenset[str]:
+    """Find the tensors that depend on no input: initialisers, constants, and what is computed from them."""
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        if all(name in constants for name in node.input if name):
+            constants |= set(node.output)
+    return frozenset(constants)
+
+
+def _read_layer(node: Any, shapes: Shapes, constants: frozenset[str], path: Path, key: str) -> Layer | None:
+    """Read a node that has weights; ``None`` for the others."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.output[0] in constants:
+        return None
+    label = f"{node.op_type} ({node.name or node.output[0]})"
+    weights = [name for name in node.input[:2] if name in constants]
+    if not weights:
+        hint = "layers have constant weights; attention multiplies activations, which is not modelled"
+        raise _reject(path, key, f"{label} multiplies two activations", hint)
+    source = next(name for name in node.input[:2] if name not in constants)
+    missing = [name for name in (weights[0], source, node.output[0]) if name not in shapes]
+    if missing:
+        raise _reject(path, key, f"{label}: the shape of {missing[0]} is dynamic", "export it with fixed shapes")
+    weight, into, out = (shapes[name] for name in (weights[0], source, node.output[0]))
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "Conv":
+        if len(weight) not in (3, 4):
+            raise _reject(path, key, f"{label} has {len(weight) - 2} spatial axes", "one and two are modelled")
+        window, map_edges = _pair(weight[2:]), _pair(out[2:])
+        groups = attributes["group"].i if "group" in attributes else 1
+        _check_channels(into[1], weight[1] * groups, label, path, key)
+        return Layer(weight[0], weight[1], window, map_edges, math.prod(into[1:]), groups)
+    if len(weight) != 2:
+        raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
+    is_left = weights[0] == node.input[0]
+    is_turned = any(attributes[name].i for name in ("transA" if is_left else "transB",) if name in attributes)
+    # the activations multiply the weights from the left, but for a product of weights and activations
+    kernels, channels = weight if is_left != is_turned else weight[::-1]
+    _check_channels(into[0 if is_left else -1] if len(into) < 3 else into[-1], channels, label, path, key)
+    positions = math.prod(into) // channels
+    return Layer(kernels, channels, (1, 1), (positions, 1), math.prod(into))
+
+
+def _pair(edges: tuple[int, ...]) -> tuple[int, int]:
+    """Return both edges of a map or window; that of a signal has a second edge of 1."""
+    return edges[0], edges[1] if len(edges) > 1 else 1
+
+
+def _check_channels(present: int, expected: int, label: str, path: Path, key: str) -> None:
+    if present != expected:
+        message = f"{label} has weights for {expected} channels, its input has {present}"
+        raise _reject(path, key, message, "run onnx.checker on it")
+
+
+def _name_layer(node: Any, layers: Mapping[str, Layer]) -> str:
+    name = str(node.name or node.output[0])
+    if name not in layers:
+        return name
+    return f"{name}#{sum(other.partition('#')[0] == name for other in layers) + 1}"

@@ -1,0 +1,291 @@
+"""Tiles of a layer whose maps live off chip, and the bytes that cross the interface because parts are read again.
+
+A tile of weights fits the dynamic buffer; a tile of the input and one of the output fit the streaming buffer together.
+The loops over kernels, channels and map tiles have an order. A tile is transferred again whenever a loop that it
+depends on, or one around such a loop, advances. Neighbouring input tiles overlap by the window (halo), which is read
+twice. This is the reuse analysis of Timeloop (Parashar et al., ISPASS 2019) for one level of buffers.
+
+:func:`plan_tiles` takes the largest block of kernels that fits beside each tile of the map.
+:func:`search_tiles_exhaustively` tries every block and is its reference.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from unfold_supernet._types import BoolArray, FloatArray, IntArray
+from unfold_supernet.accelerator.layers import (
+    COLUMNS,
+    DEPTH,
+    GROUPS,
+    INPUT,
+    KERNELS,
+    OUT_COLUMNS,
+    OUT_ROWS,
+    ROWS,
+)
+
+SUM_BYTES = 4
+"""Bytes of a partial sum: 32 bits."""
+KERNEL, CHANNEL, MAP = "kernel", "channel", "map"
+DEPENDENCIES = {"weights": (KERNEL, CHANNEL), "inputs": (CHANNEL, MAP), "outputs": (KERNEL, MAP)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """One group of channels of a layer.
+
+    Attributes:
+        kernels: Output channels.
+        channels: Input channels.
+        window: Rows and columns of the kernel.
+        out: Rows and columns of the output map.
+        stride: Step between outputs along rows and columns.
+    """
+
+    kernels: int
+    channels: int
+    window: tuple[int, int]
+    out: tuple[int, int]
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSizes:
+    """Bytes of the buffers for weights and maps, and of one weight and one value of a map."""
+
+    weights: int
+    maps: int
+    weight_bytes: int = 1
+    value_bytes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TilePlan:
+    """What a tiling transfers.
+
+    Attributes:
+        weight_loads: How often every weight crosses.
+        input_bytes: Bytes of the input, with what is read again.
+        output_bytes: Bytes of the output, with partial sums that are written and read again.
+        weights: Bytes of the weights.
+        input_reads: How often the input crosses, overlaps included; 1 if nothing is read again.
+        order: The loops, outermost first.
+    """
+
+    weight_loads: int
+    input_bytes: int
+    output_bytes: int
+    input_reads: float
+    weights: int
+    order: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """All bytes that cross the interface for one group."""
+        return self.weights * self.weight_loads + self.input_bytes + self.output_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """Bytes of weights, inputs and outputs, by tiling."""
+
+    weights: FloatArray
+    inputs: FloatArray
+    outputs: FloatArray
+
+
+def describe_shape(row: IntArray) -> LayerShape:
+    """Describe one group of a layer from its row of a subnet's table; the stride follows from both maps."""
+    groups, out = int(row[GROUPS]), (int(row[OUT_ROWS]), int(row[OUT_COLUMNS]))
+    channels = int(row[DEPTH])
+    pixels = int(row[INPUT]) // max(1, channels * groups)
+    if out[1] == 1 and row[COLUMNS] == 1:
+        stride = (max(1, round(pixels / out[0])), 1)
+    else:
+        edge = max(1, round((pixels / (out[0] * out[1])) ** 0.5))
+        stride = (edge, edge)
+    return LayerShape(
+        kernels=int(row[KERNELS]) // groups,
+        channels=channels,
+        window=(int(row[ROWS]), int(row[COLUMNS])),
+        out=out,
+        stride=stride,
+    )
+
+
+@lru_cache(maxsize=4096)
+def plan_tiles(shape: LayerShape, buffers: BufferSizes, *, weights_stay: bool = False) -> TilePlan:
+    """Choose tiles and loop order with the fewest bytes for a layer whose maps live off chip.
+
+    If not even the smallest tiles fit, they are used all the same.
+
+    Args:
+        shape: One group of the layer.
+        buffers: The buffers.
+        weights_stay: Whether every weight has to cross once only.
+    """
+    edges = [np.array(list_tile_edges(size)) for size in (shape.channels, *shape.out)]
+    channels, rows, columns = (grid.ravel() for grid in np.meshgrid(*edges, indexing="ij"))
+    kernels = np.minimum(_fit_kernels(shape, buffers, channels, rows, columns), shape.kernels)
+    fits = kernels >= 1
+    if not fits.any():
+        kernels, channels, rows, columns = (np.ones(1, np.int64) for _ in range(4))
+        fits = np.ones(1, bool)
+    trips, map_tiles = _count_trips(shape, kernels[fits], channels[fits], rows[fits], columns[fits])
+    plans = [_choose_tiles(shape, buffers, order, trips, map_tiles, weights_stay) for order in _list_orders()]
+    return min(plans, key=lambda plan: (plan.weight_loads > 1 and weights_stay, plan.bytes))
+
+
+def _fit_kernels(
+    shape: LayerShape, buffers: BufferSizes, channels: IntArray, rows: IntArray, columns: IntArray
+) -> IntArray:
+    """Compute the largest block of kernels that fits beside each tile; below 1 if none does."""
+    window = shape.window[0] * shape.window[1]
+    by_weights = buffers.weights // (channels * window * buffers.weight_bytes)
+    inputs = channels * _span(rows, shape, 0) * _span(columns, shape, 1) * buffers.value_bytes
+    outputs = rows * columns * np.where(channels < shape.channels, SUM_BYTES, buffers.value_bytes)
+    kernels: IntArray = np.minimum(by_weights, (buffers.maps - inputs) // outputs)
+    return kernels
+
+
+def _choose_tiles(
+    shape: LayerShape,
+    buffers: BufferSizes,
+    order: Sequence[str],
+    trips: Mapping[str, IntArray],
+    map_tiles: tuple[IntArray, IntArray],
+    weights_stay: bool,
+) -> TilePlan:
+    """Choose the tiles with the fewest bytes under one loop order."""
+    traffic = _count_order(shape, buffers, order, trips, map_tiles)
+    total = traffic.weights + traffic.inputs + traffic.outputs
+    if weights_stay:
+        # where no tiling keeps them, the fewest loads come first
+        total = total + (traffic.weights - traffic.weights.min()) * 1e6
+    best = int(total.argmin())
+    weights = count_group_weights(shape) * buffers.weight_bytes
+    return TilePlan(
+        weight_loads=round(float(traffic.weights[best]) / weights),
+        input_bytes=round(float(traffic.inputs[best])),
+        output_bytes=round(float(traffic.outputs[best])),
+        input_reads=float(traffic.inputs[best]) / _count_map_bytes(shape, buffers),
+        weights=weights,
+        order=tuple(order),
+    )
+
+
+def _count_map_bytes(shape: LayerShape, buffers: BufferSizes) -> int:
+    """Count the bytes of one read of the input, padding included."""
+    edges = [(out - 1) * step + size for out, step, size in zip(shape.out, shape.stride, shape.window, strict=True)]
+    return edges[0] * edges[1] * shape.channels * buffers.value_bytes
+
+
+def count_group_weights(shape: LayerShape) -> int:
+    """Count the weights of one group."""
+    return shape.kernels * shape.channels * shape.window[0] * shape.window[1]
+
+
+def _count_trips(
+    shape: LayerShape, kernels: IntArray, channels: IntArray, rows: IntArray, columns: IntArray
+) -> tuple[dict[str, IntArray], tuple[IntArray, IntArray]]:
+    """Count the trips of each loop; returns them with the tiles of the map."""
+    trips = {
+        KERNEL: -(-shape.kernels // kernels),
+        CHANNEL: -(-shape.channels // channels),
+        MAP: -(-shape.out[0] // rows) * -(-shape.out[1] // columns),
+    }
+    return trips, (rows, columns)
+
+
+def _list_orders() -> list[tuple[str, ...]]:
+    return list(itertools.permutations((KERNEL, CHANNEL, MAP)))
+
+
+def list_tile_edges(edge: int) -> list[int]:
+    """List the smallest tile for each number of tiles that an edge can be cut into, largest first."""
+    return sorted({-(-edge // count) for count in range(1, edge + 1)}, reverse=True)
+
+
+def _span(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
+    """Compute the input rows or columns that a tile of outputs needs."""
+    return (tile - 1) * shape.stride[axis] + shape.window[axis]
+
+
+def _sum_spans(tile: IntArray, shape: LayerShape, axis: int) -> IntArray:
+    """Sum the input rows or columns of all tiles, overlaps included; what no output needs is not read."""
+    edge, stride, window = shape.out[axis], shape.stride[axis], shape.window[axis]
+    tiles = -(-edge // tile)
+    return (edge - tiles) * stride + tiles * window
+
+
+# The reference.
+
+
+def search_tiles_exhaustively(shape: LayerShape, buffers: BufferSizes) -> int:
+    """Find the fewest bytes that cross the interface: every tile of kernels, channels, rows and columns, every order.
+
+    Args:
+        shape: One group of the layer.
+        buffers: The buffers.
+
+    Raises:
+        ValueError: Not even the smallest tiles fit.
+    """
+    edges = [list_tile_edges(size) for size in (shape.kernels, shape.channels, *shape.out)]
+    kernels, channels, rows, columns = (grid.ravel() for grid in np.meshgrid(*map(np.array, edges), indexing="ij"))
+    fits = _find_fitting(shape, buffers, (kernels, channels, rows, columns))
+    if not fits.any():
+        raise ValueError("the smallest tiles do not fit the buffers")
+    trips, map_tiles = _count_trips(shape, kernels[fits], channels[fits], rows[fits], columns[fits])
+    best = np.inf
+    for order in _list_orders():
+        traffic = _count_order(shape, buffers, order, trips, map_tiles)
+        best = min(best, float((traffic.weights + traffic.inputs + traffic.outputs).min()))
+    return round(best)
+
+
+def _find_fitting(shape: LayerShape, buffers: BufferSizes, tiles: Sequence[IntArray]) -> BoolArray:
+    kernels, channels, rows, columns = tiles
+    weights = kernels * channels * shape.window[0] * shape.window[1] * buffers.weight_bytes
+    inputs = channels * _span(rows, shape, 0) * _span(columns, shape, 1) * buffers.value_bytes
+    outputs = kernels * rows * columns * np.where(channels < shape.channels, SUM_BYTES, buffers.value_bytes)
+    fits: BoolArray = (weights <= buffers.weights) & (inputs + outputs <= buffers.maps)
+    return fits
+
+
+def _count_order(
+    shape: LayerShape,
+    buffers: BufferSizes,
+    order: Sequence[str],
+    trips: Mapping[str, IntArray],
+    map_tiles: tuple[IntArray, IntArray],
+) -> _Traffic:
+    """Count the bytes of one loop order, outermost loop first."""
+    visits = {name: _count_visits(order, trips, used) for name, used in DEPENDENCIES.items()}
+    spans = _sum_spans(map_tiles[0], shape, 0) * _sum_spans(map_tiles[1], shape, 1)
+    values = shape.kernels * shape.out[0] * shape.out[1]
+    return _Traffic(
+        count_group_weights(shape) * buffers.weight_bytes * visits["weights"],
+        spans * shape.channels * buffers.value_bytes * visits["inputs"],
+        # partial sums that leave the chip are written and read again
+        values * buffers.value_bytes + 2.0 * (visits["outputs"] - 1) * values * SUM_BYTES,
+    )
+
+
+def _count_visits(order: Sequence[str], trips: Mapping[str, IntArray], used: Sequence[str]) -> FloatArray:
+    """Count how often each tile is transferred: the trips of unrelated loops around the innermost related one."""
+    visits = np.ones(len(trips[KERNEL]))
+    is_inside = np.zeros(len(visits), bool)
+    for name in reversed(order):
+        if name in used:
+            # a loop that runs once changes nothing
+            is_inside |= trips[name] > 1
+        else:
+            visits = np.where(is_inside, visits * trips[name], visits)
+    return visits

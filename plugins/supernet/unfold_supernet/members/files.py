@@ -1,0 +1,183 @@
+"""ONNX files that are alternatives for one task: what is checked before ONNX Runtime opens them.
+
+A file is data: nothing of it runs as code, and it can only name external data in its own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfoldkit.api import Diagnostic, UnfoldError, user_error
+from unfoldkit.safe_io.files import read_bytes, require_regular
+
+MAX_MODEL_BYTES = 2 << 30
+"""The largest protobuf message, and so the largest ONNX file without external data."""
+NUMBER_TYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberFile:
+    """A model that the user names.
+
+    Attributes:
+        name: Name of the member.
+        path: Its ONNX file.
+        accuracy: In percent, as the user measured it.
+        key: Its place in the spec, for errors.
+    """
+
+    name: str
+    path: Path
+    accuracy: float
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedFile:
+    """What an ONNX file declares.
+
+    Attributes:
+        member: The file.
+        input_name: Its only input.
+        dtype: ``float32`` or ``float64``.
+        size: Shape of one row of the input.
+        has_free_rows: Whether it accepts any number of rows; otherwise one at a time.
+        digest: SHA-256 of the file and its external data.
+        bytes: Size of the file and its external data.
+    """
+
+    member: MemberFile
+    input_name: str
+    dtype: str
+    size: tuple[int, ...]
+    has_free_rows: bool
+    digest: str
+    bytes: int
+
+
+def check_files(members: Sequence[MemberFile]) -> tuple[CheckedFile, ...]:
+    """Check what every file declares, and that all of them take the same inputs.
+
+    Raises:
+        UnfoldError: One diagnostic for each file that cannot be served.
+    """
+    checked: list[CheckedFile] = []
+    problems: list[Diagnostic] = []
+    for member in members:
+        try:
+            checked.append(check_file(member))
+        except UnfoldError as error:
+            problems += error.diagnostics
+    for other in checked[1:]:
+        if other.size != checked[0].size:
+            expected, first = format_size(checked[0].size), checked[0].member.path.name
+            message = f"input {other.input_name} has rows of {format_size(other.size)}, {first} has {expected}"
+            problems += reject(other.member, message, "list models of one task, with equal inputs").diagnostics
+    if problems:
+        raise UnfoldError(*problems)
+    return tuple(checked)
+
+
+def check_file(member: MemberFile) -> CheckedFile:
+    """Check what one file declares: an ONNX graph with one input of numbers, and external data in its folder.
+
+    Raises:
+        UnfoldError: The file is missing, is no ONNX model, or cannot be served (exit code 2).
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = read_bytes(member.path, max_bytes=MAX_MODEL_BYTES)
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise reject(member, "not an ONNX model", "export it with torch.onnx.export or skl2onnx") from error
+    if not model.ir_version or not model.graph.node or not model.graph.output:
+        raise reject(member, "not an ONNX model: it has no graph", "export it with torch.onnx.export or skl2onnx")
+    digest, size_bytes = hashlib.sha256(content), len(content)
+    for location in sorted(set(_list_external_files(model.graph))):
+        path = _locate_external(member, location)
+        data = read_bytes(path)
+        digest.update(data)
+        size_bytes += len(data)
+    name, dtype, size, has_free_rows = _read_input(member, model.graph)
+    return CheckedFile(
+        member=member,
+        input_name=name,
+        dtype=dtype,
+        size=size,
+        has_free_rows=has_free_rows,
+        digest=digest.hexdigest(),
+        bytes=size_bytes,
+    )
+
+
+def reject(member: MemberFile, message: str, hint: str) -> UnfoldError:
+    """Build the error for a member that cannot be served; it names file and key."""
+    return user_error(message, file=str(member.path), key=f"{member.key}.path", hint=hint)
+
+
+def format_size(size: Sequence[int]) -> str:
+    """Format the shape of a row, such as 3x32x32."""
+    return "x".join(map(str, size))
+
+
+def _list_external_files(graph: Any) -> Iterator[str]:
+    """Yield the file of every tensor that is stored outside the model, those of nested graphs included."""
+    tensors = [*graph.initializer]
+    for sparse in graph.sparse_initializer:
+        tensors += [sparse.values, sparse.indices]
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            if attribute.HasField("g"):
+                yield from _list_external_files(attribute.g)
+            for nested in attribute.graphs:
+                yield from _list_external_files(nested)
+    for tensor in tensors:
+        if tensor.data_location == tensor.EXTERNAL:
+            yield next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _locate_external(member: MemberFile, location: str) -> Path:
+    """Locate external data; links count by where they lead."""
+    folder = member.path.parent.resolve()
+    path = (folder / location).resolve()
+    hint = "keep the model and its external data in one folder"
+    if not location or Path(location).is_absolute() or not path.is_relative_to(folder) or path == folder:
+        raise reject(member, f"its external data {location!r} lies outside its folder", hint)
+    if not path.is_file():
+        raise reject(member, f"its external data {location!r} is missing", hint)
+    require_regular(path)
+    return path
+
+
+def _read_input(member: MemberFile, graph: Any) -> tuple[str, str, tuple[int, ...], bool]:
+    from onnx import TensorProto
+
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise reject(member, f"it has {len(inputs)} inputs ({names})", "export the model with a single input")
+    name, tensor = inputs[0].name, inputs[0].type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type)
+    if kind not in NUMBER_TYPES:
+        hint = "keep inputs and outputs in float32; weights inside may be smaller"
+        raise reject(member, f"input {name} is {kind.lower()}, not float32 or float64", hint)
+    axes = list(tensor.shape.dim)
+    if len(axes) < 2:
+        raise reject(member, f"input {name} has {len(axes)} axes", "the first axis counts rows, the others hold a row")
+    free = [index for index, axis in enumerate(axes[1:], 1) if axis.dim_value <= 0]
+    if free:
+        label = axes[free[0]].dim_param or "no size"
+        hint = "export it with a dynamic first axis only"
+        raise reject(member, f"axis {free[0]} of input {name} is dynamic ({label})", hint)
+    rows = axes[0].dim_value
+    if rows > 1:
+        raise reject(member, f"input {name} takes exactly {rows} rows", "export it with a dynamic first axis")
+    return name, NUMBER_TYPES[kind], tuple(axis.dim_value for axis in axes[1:]), rows <= 0

@@ -1,0 +1,183 @@
+"""What a member costs, measured in a process of its own, so that neither memory nor a crash concerns the caller.
+
+``python -P -m unfold_supernet.members.probe FILE INPUT DTYPE SIZE FREE`` prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_supernet._types import FloatArray
+from unfold_supernet.members.files import CheckedFile, reject
+from unfold_supernet.members.runtime import open_session
+from unfold_supernet.scheduling.speed import BATCHES, time_rounds
+
+TIMEOUT_S = 300.0
+MAX_BATCH_S = 1.0
+"""Larger batches are not measured once one takes this long."""
+ROUNDS, LOADS = 20, 3
+SIZE_S = 0.2
+"""Seconds of rounds for one batch size."""
+SUM_TOLERANCE = 1e-3
+"""Difference to 1 below which a row's outputs are probabilities."""
+TRIAL_ROWS = 4
+OUTPUT_TYPES = (np.float32, np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What was measured of a member.
+
+    Attributes:
+        output_name: Its output (rows, classes).
+        classes: Number of classes.
+        is_probability: Whether the outputs are probabilities; otherwise they are logits.
+        load_s: Seconds to open it, with the file in the page cache.
+        bytes: Memory that it adds to a process, at least the size of the file.
+        seconds: Latency by batch size.
+    """
+
+    output_name: str
+    classes: int
+    is_probability: bool
+    load_s: float
+    bytes: int
+    seconds: dict[int, float]
+
+
+def probe_file(checked: CheckedFile) -> ProbeResult:
+    """Measure a checked file in a process of its own.
+
+    Raises:
+        UnfoldError: ONNX Runtime cannot run it, or its outputs are no finite scores of classes (exit code 2).
+    """
+    member = checked.member
+    size, is_free = json.dumps(checked.size), str(int(checked.has_free_rows))
+    # -P: modules in the user's folder must not shadow ours
+    command = [sys.executable, "-P", "-m", __name__, str(member.path), checked.input_name, checked.dtype, size, is_free]
+    try:
+        done = subprocess.run(  # noqa: S603 - the file is an argument, not code
+            command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise reject(member, f"it was not measured within {TIMEOUT_S:.0f} s", "use a smaller model") from error
+    if done.returncode:
+        message = f"ONNX Runtime ended with exit code {done.returncode} while it ran the model"
+        raise reject(member, message, "check the model with onnx.checker")
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in document:
+        raise reject(member, document["error"], document["hint"])
+    document["seconds"] = {int(batch): seconds for batch, seconds in document["seconds"].items()}
+    document["bytes"] = max(document["bytes"], checked.bytes)
+    return ProbeResult(**document)
+
+
+def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...], *, is_free: bool) -> dict[str, Any]:
+    """Open a model, check its outputs, and time it by batch size; runs in the process of the probe.
+
+    Args:
+        path: The file.
+        input_name: Name of its input.
+        dtype: Number type of the input.
+        size: Shape of a row.
+        is_free: Whether it accepts any number of rows.
+
+    Returns:
+        The fields of :class:`ProbeResult`, or ``error`` and ``hint``.
+    """
+    inputs = _draw_inputs(dtype, size)
+    try:
+        # the first session brings the runtime, which is no memory of the member's
+        first = open_session(path)
+        before = read_resident_bytes()
+        session = open_session(path)
+    except ValueError as error:
+        return {"error": f"ONNX Runtime cannot load it: {error}", "hint": "check the model with onnx.checker"}
+    try:
+        described = _describe_outputs(session, input_name, inputs[: TRIAL_ROWS if is_free else 1])
+        if "error" in described:
+            return described
+        name = described["output_name"]
+        seconds: dict[int, float] = {}
+        for batch in BATCHES if is_free else (1,):
+            rows = np.resize(inputs, (batch, *size))
+            call = partial(session.run, [name], {input_name: rows})
+            time_rounds(call, 2, SIZE_S / 4, min_rounds=1)
+            seconds[batch] = float(np.median(time_rounds(call, ROUNDS, SIZE_S, min_rounds=3)))
+            if seconds[batch] > MAX_BATCH_S:
+                break
+    # the runtime's own exceptions share no base
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        return {"error": f"it fails on rows of its own input shape: {reason}", "hint": "run it once in ONNX Runtime"}
+    used = read_resident_bytes() - before
+    del first
+    load_s = float(np.median(time_rounds(lambda: open_session(path), LOADS)))
+    return {**described, "load_s": load_s, "bytes": max(0, used), "seconds": seconds}
+
+
+def read_resident_bytes() -> int:
+    """Return the memory of this process that is resident; 0 where the system does not report it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _draw_inputs(dtype: str, size: tuple[int, ...]) -> FloatArray:
+    """Draw normal rows; the first row is zeros."""
+    rows: FloatArray = np.random.default_rng(0).normal(size=(32, *size)).astype(dtype)
+    rows[0] = 0
+    return rows
+
+
+def _describe_outputs(session: Any, input_name: str, rows: FloatArray) -> dict[str, Any]:
+    """Find the output with a score for each class, and check the scores of some rows."""
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, {input_name: rows}), strict=True))
+    scores = {
+        name: values
+        for name, values in outputs.items()
+        if isinstance(values, np.ndarray) and values.dtype in OUTPUT_TYPES and values.shape[:1] == (len(rows),)
+    }
+    columns = [name for name, values in scores.items() if values.ndim == 2 and values.shape[1] >= 2]
+    if len(columns) != 1:
+        shapes = ", ".join(f"{name} {_describe_value(values)}" for name, values in outputs.items())
+        hint = "export one output (rows, classes) in float32, with at least two classes"
+        which = "no output is" if not columns else f"{len(columns)} outputs are"
+        return {"error": f"{which} a float32 or float64 score for each row and class: {shapes}", "hint": hint}
+    values = scores[columns[0]]
+    if not np.isfinite(values).all():
+        kind = "zeros" if not np.isfinite(values[0]).all() else "normal numbers"
+        hint = "check the weights for NaN and infinity"
+        return {"error": f"output {columns[0]} is not finite for an input of {kind}", "hint": hint}
+    is_share = bool((values >= 0).all()) and bool((np.abs(values.sum(axis=1) - 1) < SUM_TOLERANCE).all())
+    return {"output_name": columns[0], "classes": int(values.shape[1]), "is_probability": is_share}
+
+
+def _describe_value(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return "is no tensor (zipmap: turn it off)"
+    return f"{value.dtype} {'x'.join(map(str, value.shape))}"
+
+
+def run_probe(arguments: list[str], write: Callable[[str], object] = print) -> None:
+    """Measure the model that the arguments name, and print the result."""
+    path, input_name, dtype, size, is_free = arguments
+    result = measure_model(Path(path), input_name, dtype, tuple(json.loads(size)), is_free=is_free == "1")
+    write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_probe(sys.argv[1:])

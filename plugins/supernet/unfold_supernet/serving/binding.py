@@ -1,0 +1,142 @@
+"""What a service runs: subnets of a trained run as views or ONNX models, or a list of ONNX files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from unfold_supernet._types import ShareModel
+from unfold_supernet.family.artifacts import SPACE_FILE, read_space
+from unfold_supernet.family.space_builder import InputShape, SpaceOptions, build_space
+from unfold_supernet.members.profile import MemberProfiles
+from unfold_supernet.members.runtime import MemberPool
+from unfold_supernet.networks.space import Space
+from unfold_supernet.replay.problem import ServingOptions
+from unfold_supernet.replay.residency import complete_plan, rank_by_accuracy, read_plan
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.scheduling.residency import Residency
+from unfoldkit.api import RunDir, fingerprint, user_error
+from unfoldkit.serving.model import Field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceProblem:
+    """A resolved service.
+
+    Attributes:
+        name: Name of the spec.
+        options: How requests are served.
+        space_options: The spec's search space, which the run's must match; ``None`` if it has none.
+        members: The list of members, if the spec has one.
+        classes: Names of the classes.
+        profiles: Subnets and escalation pairs that meet the guard, or the members.
+        directory: The run.
+        clock: Source of time, in seconds.
+        log: Receives warnings.
+    """
+
+    name: str
+    options: ServingOptions
+    space_options: SpaceOptions | None
+    members: MemberProfiles | None
+    classes: tuple[str, ...]
+    profiles: tuple[SubnetProfile, ...]
+    directory: RunDir
+    clock: Callable[[], float]
+    log: logging.Logger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundModels:
+    """Models to serve.
+
+    Attributes:
+        models: In the order of the service's profiles.
+        inputs: Input tensors.
+        version: Fingerprint of the weights.
+        pool: Sessions of the members, if they are a list.
+        usable: Indices of the models that fit the memory beside the pinned ones.
+        has_plan: Whether a plan of this run says which members stay in memory, or all of them do.
+    """
+
+    models: tuple[ShareModel, ...]
+    inputs: tuple[Field, ...]
+    version: str
+    pool: MemberPool | None = None
+    usable: tuple[int, ...]
+    has_plan: bool = True
+
+
+def bind_models(problem: ServiceProblem) -> BoundModels:
+    """Bind what the service runs.
+
+    Raises:
+        UnfoldError: The run holds no supernet, or one with another space; or a file was modified.
+    """
+    return _bind_trained(problem) if problem.members is None else _bind_list(problem, problem.members)
+
+
+def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
+    names = [profile.name for profile in members.profiles]
+    everything = tuple(range(len(names)))
+    stored, budget_bytes = None, members.needed_bytes
+    if members.memory_bytes is not None and not members.fits:
+        budget_bytes = members.memory_bytes
+        stored = read_plan(problem.directory, names, budget_bytes)
+    ranked = rank_by_accuracy([profile.accuracy for profile in members.profiles])
+    plan = stored or complete_plan(members.costs, budget_bytes, everything if members.fits else (), ranked)
+    residency = Residency(
+        costs=members.costs,
+        budget_bytes=budget_bytes,
+        pinned=frozenset(plan.pinned),
+        resident=frozenset(plan.initial),
+    )
+    pool = MemberPool(members.sources, residency, problem.clock)
+    pool.open_initial()
+    return BoundModels(
+        models=pool.bind(),
+        inputs=(Field("x", "FP64", members.size),),
+        version=fingerprint(*members.digests)[:12],
+        pool=pool,
+        usable=plan.usable,
+        has_plan=stored is not None or members.fits,
+    )
+
+
+def _bind_trained(problem: ServiceProblem) -> BoundModels:
+    from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
+    from unfold_supernet.modules.served_models import MEMBERS_FILE, OnnxFamily, bind_shares, locate_member, read_members
+    from unfold_supernet.networks.supernet import Supernet
+
+    directory, is_module = problem.directory, problem.space_options is None
+    if not directory.has(MEMBERS_FILE if is_module else SPACE_FILE):
+        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
+    family: Supernet | OnnxFamily
+    if problem.space_options is None:
+        family = read_members(directory)
+        files = [locate_member(name) for name in family.bound]
+        inputs: tuple[Field, ...] = (Field("x", "FP64", family.size),)
+    else:
+        family = read_supernet(directory)
+        _check_space(problem.space_options, read_space(directory))
+        files, inputs = [WEIGHTS_FILE, NORMS_FILE], _describe_inputs(family.space)
+    return BoundModels(
+        models=bind_shares(family, problem.profiles, problem.options.escalate_below),
+        inputs=inputs,
+        version=fingerprint(*(directory.read(name).hex() for name in files))[:12],
+        usable=tuple(range(len(problem.profiles))),
+    )
+
+
+def _check_space(options: SpaceOptions, stored: Space) -> None:
+    shape = InputShape(stored.channels, stored.size, stored.extra, stored.classes)
+    expected = build_space(options, shape)
+    is_same = replace(expected, subnets=()) == replace(stored, subnets=())
+    if not is_same or not set(stored.subnets) <= set(expected.subnets):
+        raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
+
+
+def _describe_inputs(space: Space) -> tuple[Field, ...]:
+    x = Field("x", "FP64", (space.channels, *space.size))
+    return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)

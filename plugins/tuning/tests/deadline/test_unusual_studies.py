@@ -1,0 +1,217 @@
+"""Optuna scripts as people write them: conditions, errors, nan, early returns, storages, stops and callbacks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfold_tuning import deadline
+from unfold_tuning.deadline.optuna_study import StudyRun
+from unfold_tuning.deadline.study_progress import OWNER_KEY
+from unfoldkit.api import UnfoldError
+
+optuna = pytest.importorskip("optuna")
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+STEPS = 9
+
+
+def run_steps(trial: Any, quality: float, steps: int = STEPS, step_s: float = 0.001) -> float:
+    """Report a loss that falls towards ``1 - quality``, as training loops do."""
+    loss = 1.0
+    for step in range(steps):
+        time.sleep(step_s)
+        loss = 1 - quality * (1 - 0.5 ** (step + 1))
+        trial.report(loss, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return loss
+
+
+def search(objective: Any, study: Any = None, **options: Any) -> tuple[Any, deadline.DeadlineResult]:
+    """Run a search of nine trials that minimizes."""
+    study = study or optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
+    options = {"deadline": "60 s", "n_trials": 9, "max_steps": STEPS, "n_jobs": 3, **options}
+    return study, deadline.optimize(study, objective, **options)
+
+
+def test_conditional_parameters() -> None:
+    """Trials with different parameters are ranked together."""
+
+    def objective(trial: Any) -> float:
+        if trial.suggest_categorical("model", ["tree", "net"]) == "tree":
+            return run_steps(trial, trial.suggest_float("quality", 0, 0.5))
+        layers = trial.suggest_int("layers", 1, 3)
+        return run_steps(trial, sum(trial.suggest_float(f"w{index}", 0, 1) for index in range(layers)) / layers)
+
+    study, result = search(objective)
+    assert result.stage_trials == (9, 3, 1)
+    assert study.best_trial.state.name == "COMPLETE"
+
+
+def test_trials_that_fail_after_a_rung_take_no_place() -> None:
+    """A trial which raises while others still run to the rung does not continue in place of a healthy one."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        if trial.number < 3:
+            trial.report(0.0, 0)
+            raise MemoryError
+        return run_steps(trial, quality)
+
+    study, result = search(objective)
+    assert result.stage_trials == (6, 2, 1)
+    assert Counter(trial.state.name for trial in study.trials) == {"FAIL": 3, "PRUNED": 5, "COMPLETE": 1}
+
+
+def test_trials_that_prune_themselves_take_no_place() -> None:
+    """A trial that raises TrialPruned on a nan of its own is not counted at later rungs."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        if trial.number % 2:
+            trial.report(math.nan, 0)
+            raise optuna.TrialPruned
+        return run_steps(trial, quality)
+
+    study, result = search(objective)
+    assert result.stage_trials[0] == 5
+    assert study.best_trial.number % 2 == 0
+
+
+def test_nan_ranks_last_and_fails_as_a_result() -> None:
+    """A loss of nan loses at every rung; an objective that returns nan fails, as in ``study.optimize``."""
+    study, _ = search(lambda trial: run_steps(trial, math.nan if trial.number < 4 else 0.5))
+    assert study.best_trial.number >= 4
+    study, result = search(lambda trial: math.nan if trial.suggest_int("x", 0, 9) >= 0 else 0.0, n_trials=3)
+    assert {trial.state.name for trial in study.trials} == {"FAIL"}
+    assert len(result.notes) == 3
+
+
+def test_trials_that_return_early_keep_their_rank() -> None:
+    """An objective with early stopping of its own returns after two steps, and counts with that value."""
+    study, result = search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=2))
+    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
+    assert result.stage_trials[0] == 9
+
+
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_a_study_stopped_by_its_deadline_has_a_best_trial(n_jobs: int) -> None:
+    """If no trial is complete at the deadline, the best of those that ran furthest is, with its last report."""
+    study, result = search(
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=10**6, step_s=0.01),
+        deadline=1.0,
+        max_steps=10**6,
+        n_jobs=n_jobs,
+    )
+    assert result.seconds < 2.0
+    furthest = max(len(trial.intermediate_values) for trial in study.trials)
+    assert len(study.best_trial.intermediate_values) >= furthest - 3
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
+def test_a_stop_from_within_ends_the_search() -> None:
+    """``study.stop()`` of an objective or a callback ends the search, and callbacks see every trial that ended."""
+    seen: list[int] = []
+
+    def callback(study: Any, trial: Any) -> None:
+        seen.append(trial.number)
+        if len(seen) >= 3:
+            study.stop()
+
+    study, result = search(
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), n_trials=90, callbacks=[callback]
+    )
+    assert result.stage_trials == (90,)
+    assert len(set(seen)) == len(seen) == len(study.trials)
+    assert "stopped the study" in result.notes[-1]
+    study.optimize(lambda trial: trial.suggest_float("quality", 0, 1), n_trials=1)
+
+
+def test_an_objective_that_always_fails_ends_the_search() -> None:
+    """Where every trial raises, the error is raised after a few, unless the user catches it."""
+
+    def objective(_: Any) -> float:
+        raise KeyError("column")
+
+    study = optuna.create_study()
+    with pytest.raises(KeyError, match="column"):
+        search(objective, study, n_trials=90)
+    assert 8 <= len(study.trials) < 20
+    study, result = search(objective, n_trials=20, catch=KeyError)
+    assert len(study.trials) == 20
+    assert result.stage_trials[0] == 0
+
+
+def test_a_deadline_holds_without_reports() -> None:
+    """An objective that never reports is not begun where it would end too late."""
+    study, result = search(
+        lambda trial: time.sleep(0.2) or trial.suggest_float("x", 0, 1), deadline=1.5, n_trials=90, n_jobs=2
+    )
+    assert result.seconds < 1.9
+    assert 4 <= len(study.trials) <= 15
+
+
+def interrupt_at(calls: list[tuple[int, int]], count: int) -> Any:
+    """Return a wait of the search that ends as by Ctrl-C once so many steps have run."""
+    wait = StudyRun._wait
+
+    def wait_or_interrupt(run: StudyRun) -> None:
+        if len(calls) >= count:
+            raise KeyboardInterrupt
+        wait(run)
+
+    return wait_or_interrupt
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_interrupted_searches_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """After Ctrl-C the survivors continue, no step runs again, and the winner is that of the whole search."""
+    calls: list[tuple[int, int]] = []
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        state = deadline.get_checkpoint_folder(trial, tmp_path) / "steps"
+        done = int(state.read_text()) if state.exists() else 0
+        for step in range(done, STEPS):
+            calls.append((trial.number, step))
+            state.write_text(str(step + 1))
+            time.sleep(0.01)
+            trial.report(1 - quality * (1 - 0.5 ** (step + 1)), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 1 - quality
+
+    if kind == "sqlite":
+        storage: Any = f"sqlite:///{tmp_path}/study.db"
+    else:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal")))
+    study = optuna.create_study(storage=storage, study_name="s")
+    for index in range(9):
+        study.enqueue_trial({"quality": (index * 5 % 9) / 9})
+    monkeypatch.setattr(StudyRun, "_wait", interrupt_at(calls, 20))
+    with pytest.raises(KeyboardInterrupt):
+        search(objective, study, n_jobs=2)
+    monkeypatch.undo()
+    study = optuna.load_study(storage=storage, study_name="s")
+    _, result = search(objective, study, n_jobs=2)
+    assert result.stage_trials == (9, 3, 1)
+    assert study.best_trial.params["quality"] == 8 / 9
+    assert Counter(calls).most_common(1)[0][1] == 1
+    assert len(study.trials) == 9
+
+
+def test_two_processes_do_not_share_a_study() -> None:
+    """A study that another living process runs is refused; one whose process is gone is not."""
+    study = optuna.create_study()
+    study.set_user_attr(OWNER_KEY, {"host": "elsewhere", "pid": 1, "start": "", "at": time.time()})
+    with pytest.raises(UnfoldError, match="runs this study"):
+        search(lambda trial: run_steps(trial, 0.5), study)
+    study.set_user_attr(OWNER_KEY, {"host": "elsewhere", "pid": 1, "start": "", "at": time.time() - 100})
+    search(lambda trial: run_steps(trial, 0.5), study)
+    assert len(study.trials) == 9

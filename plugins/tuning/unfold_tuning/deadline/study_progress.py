@@ -1,0 +1,177 @@
+"""What of a search under a deadline an Optuna study stores, so that the same script continues it after a crash.
+
+All of it are user attributes of the study and its trials: when the search began, its stage and the trials that
+continue in it, and which process runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from unfoldkit.api import user_error
+
+SEARCH_KEY = "unfold:search"
+BEGAN_KEY = "unfold:began"
+STAGE_KEY = "unfold:stage"
+OWNER_KEY = "unfold:owner"
+ALIVE_PERIOD_S = 10.0
+MAX_SILENCE_S = 60.0
+"""A process on another host that was silent for so long no longer runs the study."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStage:
+    """The stage of a search.
+
+    Attributes:
+        stage: Its number.
+        bracket_begin: Trials that began in earlier brackets.
+        stage_trials: Trials that finished each earlier stage.
+        survivors: Numbers of the trials that continue in it.
+    """
+
+    stage: int = 0
+    bracket_begin: int = 0
+    stage_trials: tuple[int, ...] = ()
+    survivors: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class StudyProgress:
+    """The stored state of the searches of a study.
+
+    Attributes:
+        study: The study.
+        wall: The wall clock.
+        search: The number of the current search: ``optimize`` may be called several times.
+        is_continued: Whether an earlier process began it.
+        alive_at: When this process has last stored that it lives.
+    """
+
+    study: Any
+    wall: Callable[[], float] = time.time
+    search: int = 0
+    is_continued: bool = False
+    alive_at: float = field(default=0.0)
+
+    def lock_study(self) -> None:
+        """Lock the study for this process.
+
+        Raises:
+            UnfoldError: Another process that is alive runs it.
+        """
+        owner = self.study.user_attrs.get(OWNER_KEY) or {}
+        is_here = owner.get("host") == socket.gethostname()
+        is_own = is_here and owner.get("pid") == os.getpid()
+        is_alive = (
+            _read_process_start(int(owner["pid"])) == owner.get("start")
+            if is_here and owner.get("start")
+            else self.wall() - float(owner.get("at", 0.0)) < MAX_SILENCE_S
+        )
+        if owner and not is_own and is_alive:
+            raise user_error(
+                f"process {owner.get('pid')} on {owner.get('host')} runs this study under a deadline",
+                hint="n_jobs runs several trials at once; several processes cannot share a deadline",
+            )
+        self.stay_alive()
+
+    def stay_alive(self) -> None:
+        """Store from time to time that this process runs the study."""
+        now = self.wall()
+        if now - self.alive_at < ALIVE_PERIOD_S:
+            return
+        self.alive_at = now
+        start = _read_process_start(os.getpid())
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": start, "at": now}
+        self.study.set_user_attr(OWNER_KEY, owner)
+
+    def begin_search(self, now: float) -> float:
+        """Begin a search, or continue the one that a crash interrupted; return when it began."""
+        stored = self.study.user_attrs.get(BEGAN_KEY)
+        if hasattr(self.study, "_stop_flag"):
+            self.study._stop_flag = False  # noqa: SLF001 - as study.optimize does
+        if isinstance(stored, dict) and not stored.get("ended"):
+            self.search, self.is_continued = int(stored["search"]), True
+            return float(stored["began"])
+        self.search = int(stored["search"]) + 1 if isinstance(stored, dict) else 1
+        self.study.set_user_attr(BEGAN_KEY, {"search": self.search, "began": now, "ended": False})
+        return now
+
+    def end_search(self) -> None:
+        """Store that the search has ended."""
+        stored = dict(self.study.user_attrs[BEGAN_KEY])
+        self.study.set_user_attr(BEGAN_KEY, {**stored, "ended": True})
+
+    def release_study(self) -> None:
+        """Store that no process runs the study any more."""
+        self.study.set_user_attr(OWNER_KEY, {})
+
+    def mark_trial(self, trial: Any) -> None:
+        """Mark a trial as one of this search."""
+        trial.set_user_attr(SEARCH_KEY, self.search)
+
+    def list_trials(self) -> list[Any]:
+        """List the trials of this search, by number; a running one without a mark was killed before it had one."""
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        return [
+            trial
+            for trial in trials
+            if trial.user_attrs.get(SEARCH_KEY) == self.search
+            or (self.is_continued and trial.state == TrialState.RUNNING and SEARCH_KEY not in trial.user_attrs)
+        ]
+
+    def store_stage(self, stage: int, bracket_begin: int, stage_trials: Sequence[int], survivors: set[int]) -> None:
+        """Store the stage that begins, and the trials that continue in it."""
+        value = {
+            "search": self.search,
+            "stage": stage,
+            "bracket_begin": bracket_begin,
+            "stage_trials": list(stage_trials),
+            "survivors": sorted(survivors),
+        }
+        self.study.set_user_attr(STAGE_KEY, value)
+
+    def load_stage(self) -> StoredStage:
+        """Load the stage of this search; the first one if none is stored."""
+        value = self.study.user_attrs.get(STAGE_KEY) or {}
+        if value.get("search") != self.search:
+            return StoredStage()
+        return StoredStage(
+            int(value["stage"]),
+            int(value["bracket_begin"]),
+            tuple(value["stage_trials"]),
+            frozenset(value["survivors"]),
+        )
+
+    @contextmanager
+    def allow_stop(self) -> Iterator[None]:
+        """Let ``study.stop()`` be called in this thread, as within ``study.optimize``."""
+        flags = getattr(self.study, "_thread_local", SimpleNamespace())
+        before = getattr(flags, "in_optimize_loop", False)
+        flags.in_optimize_loop = True
+        try:
+            yield
+        finally:
+            flags.in_optimize_loop = before
+
+    def is_stop_requested(self) -> bool:
+        """Return whether ``study.stop()`` was called."""
+        return bool(getattr(self.study, "_stop_flag", False))
+
+
+def _read_process_start(process: int) -> str:
+    """Read when a process started, in ticks since the boot; empty if it does not run, or on a system without /proc."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

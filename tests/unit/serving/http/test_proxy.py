@@ -1,0 +1,133 @@
+"""The shipped configurations of nginx and systemd, judged by the programs themselves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.support import ROOT
+from tests.unit.serving.client import Server, read, request, rows
+from tests.unit.serving.grpc.test_server import await_port, both, call, raw_request
+from tests.unit.serving.http.test_tls import certificate, client
+from unfoldkit.serving.grpc.messages import build_messages
+
+INFER = "/v2/models/total/infer"
+MAIN = """daemon off; pid {folder}/pid; error_log {folder}/error.log; {user}
+events {{}}
+http {{ access_log off; include {folder}/unfold.conf; {temporary} }}
+"""
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A running nginx before a service."""
+
+    server: Server
+    port: int
+    tls: ssl.SSLContext
+    authority: bytes
+
+    def connect(self) -> ssl.SSLSocket:
+        """Open a connection under TLS."""
+        wire = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return self.tls.wrap_socket(wire, server_hostname="localhost")
+
+
+@contextmanager
+def proxied(folder: Path) -> Iterator[Proxy]:
+    """Run the shipped configuration with other ports and a new certificate."""
+    files = certificate(folder, "localhost")
+    with socket.socket() as free, both() as (server, grpc_port):
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        text = (ROOT / "deploy/nginx/unfold.conf").read_text()
+        changes = {
+            "127.0.0.1:8080": f"127.0.0.1:{server.port}",
+            "127.0.0.1:9001": f"127.0.0.1:{grpc_port}",
+            "listen 443": f"listen 127.0.0.1:{port}",
+            "/etc/ssl/unfold/tls.crt": str(files.certificate),
+            "/etc/ssl/unfold/tls.key": str(files.key),
+        }
+        for shipped, tested in changes.items():
+            assert shipped in text
+            text = text.replace(shipped, tested)
+        (folder / "unfold.conf").write_text(text)
+        user = "user root;" if os.geteuid() == 0 else ""
+        temporary = " ".join(f"{name}_temp_path {folder}/{name};" for name in TEMPORARY)
+        (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user, temporary=temporary))
+        command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as nginx:
+            try:
+                await_port(port)
+                yield Proxy(server, port, client(files.certificate), files.certificate.read_bytes())
+            finally:
+                nginx.terminate()
+
+
+@pytest.mark.skipif(not (shutil.which("nginx") and shutil.which("openssl")), reason="there is no nginx or openssl")
+def test_nginx_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
+    """Requests are answered under TLS, streams are not held back, large bodies and floods end at the proxy."""
+    with proxied(tmp_path) as proxy:
+        with proxy.connect() as wire:
+            for _ in range(3):
+                wire.sendall(request(INFER, rows([1, 2, 3])))
+                reply = read(wire)
+                assert reply.json["outputs"][0]["data"] == [6.0]
+                assert len(reply.headers["x-request-id"]) == 32
+        with proxy.connect() as wire:
+            wire.sendall(request(INFER, headers="content-length: 5000000\r\n", method="POST"))
+            assert read(wire).status == 413
+        with proxy.connect() as wire:
+            wire.sendall(request("/events"))
+            stream, deadline = b"", time.monotonic() + 5
+            while b"data:" not in stream:
+                assert time.monotonic() < deadline
+                stream += wire.recv(65536)
+        credentials = grpc.ssl_channel_credentials(proxy.authority)
+        with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
+            messages = build_messages()
+            reply = call(channel, messages, "ModelInfer", raw_request(messages, [[1.0, 2.0, 3.0]]))
+            assert reply.outputs[0].shape == [1]
+        assert find_status(proxy, 429)
+        assert proxy.server.end() == 0
+        with proxy.connect() as wire:
+            wire.sendall(request(INFER, rows([1, 2, 3])))
+            assert read(wire).status in (429, 502)
+
+
+def find_status(proxy: Proxy, status: int) -> bool:
+    """Send requests as fast as they are answered, until one has a status."""
+    for _ in range(10):
+        with proxy.connect() as wire:
+            for _ in range(900):
+                wire.sendall(request("/v2/health/live"))
+                if read(wire).status == status:
+                    return True
+    return False
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """The unit has no unknown setting, and its sandbox leaves little exposed."""
+    text = (ROOT / "deploy/systemd/unfold.service").read_text()
+    unit = tmp_path / "unfold.service"
+    unit.write_text(text.replace("/opt/unfold/bin/unfold", shutil.which("true") or "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(unit)]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 0
