@@ -83,7 +83,7 @@ def describe_rate(rate: float | None) -> str:
     """Return a rate in the unit in which it is at least 1: per second, minute or hour; empty if it is unknown."""
     if not rate:
         return ""
-    scale, unit = next(pair for pair in ((1, "s"), (60, "min"), (3600, "h")) if rate * pair[0] >= 1 or pair[1] == "h")
+    scale, unit = (1, "s") if rate >= 1 else (60, "min") if rate * 60 >= 1 else (3600, "h")
     return f"{rate * scale:,.3g}/{unit}" if rate * scale < 1000 else f"{rate * scale:,.0f}/{unit}"
 
 
