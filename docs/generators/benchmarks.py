@@ -115,6 +115,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "p99_ms": "p99, ms",
         "baseline_p99_ms": "p99 of FastAPI with joblib, ms",
     },
+    "cascade-truth": {
+        "false_yes_percent": "false yes in the worst scenario, % of draws",
+        "false_yes_duplicates_percent": "false yes where rows are copies, %",
+        "false_yes_no_saving_percent": "false yes where there is no saving, %",
+        "power_percent": "real savings found, % of draws",
+        "cost_broken_percent": "yes verdicts whose saving is below the promise, %",
+        "loss_broken_percent": "yes verdicts that lose more than promised, %",
+        "sensitivity_broken_percent": "yes verdicts that lose more within a label than promised, %",
+    },
     "estimator": {
         "queries_per_s": "queries/s through three stages",
         "simpy_ratio": "times faster than SimPy",
