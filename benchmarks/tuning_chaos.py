@@ -36,6 +36,7 @@ from unfold_tuning.trial.worker import TrialJob, WorkerMessage, save_state
 from unfoldkit.api import UnfoldError
 from unfoldkit.catalog.billing import Billing
 
+RUNS = 60
 STAGES = build_successive_halving(18, 2, 18, 3)
 ITERATION_S = 240.0
 MACHINE = Machine("g5.12xlarge", 4, 5.672, max_instances=6, billing=Billing(1.0, 60.0), market="spot")
@@ -306,7 +307,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     plan = candidate.select_cheapest(deadline_s)
     if plan is None:
         raise AssertionError("twice the soonest promise can be kept")
-    rows = [play(index, plan.plan, deadline_s) for index in range(seed, seed + (20 if quick else 60))]
+    rows = [play(index, plan.plan, deadline_s) for index in range(seed, seed + (20 if quick else RUNS))]
     events: dict[str, int] = {}
     for row in rows:
         for name, count in row.pop("events").items():

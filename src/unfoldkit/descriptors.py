@@ -41,6 +41,7 @@ class Kind:
         replay: ``plan`` and ``serve`` replay a trace.
         carries: ``train`` executes a plan.
         recalibrates: ``plan`` refits a stored plan on new data.
+        selects_node: ``profile`` measures on the node that ``--on`` names.
         export: A ``(spec, Run) -> bytes`` that makes one ONNX graph of a run, for ``unfold export``.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
         verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
@@ -62,6 +63,7 @@ class Kind:
     replay: bool = False
     carries: bool = False
     recalibrates: bool = False
+    selects_node: bool = False
     opens: str | None = None
     verifies: str | None = None
     export: str | None = None

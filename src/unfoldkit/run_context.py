@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     baseline_plan: Mapping[str, Any]
     data: str
     recalibrate: str
+    on: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Run:
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
             has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
             ``data`` the file to validate on, and ``recalibrate`` the file to refit the plan on.
-            ``state`` is the user's folder of records that outlive runs.
+            ``on`` names the node to measure on. ``state`` is the user's folder of records that outlive runs.
         allow_code: Whether the spec may name code.
     """
 

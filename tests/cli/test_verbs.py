@@ -289,6 +289,10 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
             ("train", "a.yaml", "--plan", "p.yaml"),
             "--plan p.yaml: kind echo executes no plan (kinds that do: tuning",
         ),
+        (
+            ("profile", "a.yaml", "--on", "ray"),
+            "--on ray: kind echo measures on this machine only (kinds that do: tuning",
+        ),
     ],
 )
 def test_an_option_is_heeded_or_refused(unfold: Unfold, spec: Path, words: tuple[str, ...], told: str) -> None:

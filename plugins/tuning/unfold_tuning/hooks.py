@@ -20,6 +20,7 @@ def unfold_kinds() -> Iterable[Kind]:
         examples="unfold_tuning:examples",
         extra="tuning",
         carries=True,
+        selects_node=True,
         opens="unfold_tuning.verbs.check_inputs:check_inputs",
     )
 

@@ -83,9 +83,18 @@ def root(
 
 
 @with_shared_options
-def profile(spec: options.SpecPath, shared: SharedOptions) -> None:
+def profile(
+    spec: options.SpecPath,
+    shared: SharedOptions,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="NODE", help="measure on this instance type of the spec, which is rented, or on ray"
+        ),
+    ] = None,
+) -> None:
     """Measure what a plan needs: latency by batch size, iteration times, costs."""
-    _perform("profile", spec, shared)
+    _perform("profile", spec, shared, on=node)
 
 
 @with_shared_options
@@ -342,15 +351,20 @@ def doctor(form: TextOrJson = "text") -> None:
 
 
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run, or a plan")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="a second one: show what differs, exit 1 if anything does")
+    ] = None,
     form: options.Format = None,
     out: options.Out = None,
+    open_page: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
     exit_zero: options.ExitZero = False,
 ) -> None:
-    """Render the report of a finished run again."""
-    from unfoldkit.cli.commands.show import show_report
+    """Render the report of a finished run again, or compare two runs or plans."""
+    from unfoldkit.cli.commands.show import ReportRequest, show_report
 
-    _exit_with(lambda: show_report(run_folder, form, out, exit_zero=exit_zero))
+    request = ReportRequest(run_folder, other, form, out, open_page)
+    _exit_with(lambda: show_report(request, exit_zero=exit_zero))
 
 
 def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
@@ -367,10 +381,10 @@ def _group(text: str, callback: Callable[..., None], **commands: Callable[..., N
     return group
 
 
-def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None) -> None:
+def _perform(verb: str, spec: str, shared: SharedOptions, *, plan: Path | None = None, on: str | None = None) -> None:
     from unfoldkit.cli.execution import perform
 
-    request = _request(verb, spec, shared, plan=plan)
+    request = _request(verb, spec, shared, plan=plan, on=on)
     _exit_with(lambda: perform(request, _read_stdin(spec)))
 
 
@@ -384,6 +398,7 @@ def _request(
     replay: Path | None = None,
     data: Path | None = None,
     recalibrate: Path | None = None,
+    on: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -406,6 +421,7 @@ def _request(
         replay=replay,
         data=data,
         recalibrate=recalibrate,
+        on=on,
     )
 
 

@@ -40,7 +40,7 @@ REPORT = "report.json"
 CHECK = "check.json"
 VALIDATION = "validation.json"
 LIBRARIES = ("numpy", "scikit-learn", "xgboost")
-"""Libraries on whose versions a result may depend."""
+"""Libraries with versions that a result may depend on."""
 
 
 def perform(request: Request, stdin: str = "") -> ExitCode:
@@ -121,6 +121,8 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         options["data"] = str(request.data)
     if request.recalibrate:
         options["recalibrate"] = str(request.recalibrate)
+    if request.on:
+        options["on"] = request.on
     if request.data or request.recalibrate:
         options["plan"] = _read_stored_plan(run_folder(request, loaded))
     return Run(
@@ -229,6 +231,12 @@ def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Ki
     for flag, value, problem, capable in (
         ("--replay", request.replay, "replays no trace", [each.name for each in kinds.values() if each.replay]),
         ("--plan", request.plan, "executes no plan", [each.name for each in kinds.values() if each.carries]),
+        (
+            "--on",
+            request.on,
+            "measures on this machine only",
+            [each.name for each in kinds.values() if each.selects_node],
+        ),
         (
             "--recalibrate",
             request.recalibrate,

@@ -31,6 +31,7 @@ class Request:
         replay: A trace to replay.
         data: New data to validate a run on.
         recalibrate: New data to refit the plan of a run on.
+        on: The node to measure on: an instance type, or ``ray``.
     """
 
     verb: str
@@ -53,3 +54,4 @@ class Request:
     replay: Path | None = None
     data: Path | None = None
     recalibrate: Path | None = None
+    on: str | None = None

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
+from tuning_runs import SPEC, load_spec
 
 from unfold_tuning.cluster import orphans
 from unfold_tuning.cluster.aws import (
@@ -40,7 +42,8 @@ from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.job.search_space import Uniform
 from unfold_tuning.trial.ledger import Ledger, open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import RunDir, UnfoldError
+from unfold_tuning.verbs import profile as profile_verb
+from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.catalog.billing import Billing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
@@ -196,6 +199,26 @@ def test_a_plan_runs_on_rented_instances(ec2: Any, tmp_path: Path, monkeypatch: 
         assert len(rented) == 3
         assert outcome.winner is not None
     assert not list_instances(ec2, "running", "pending")
+
+
+def test_a_profile_rents_the_instance_that_is_named(ec2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``profile --on TYPE`` rents one instance of that type, bills it, and terminates it."""
+    monkeypatch.setenv("SLEEPER_LOG", str(tmp_path / "log"))
+    monkeypatch.setattr(
+        profile_verb, "build_cluster", lambda _, setup, size, provider: LocalCluster(setup, size, provider)
+    )
+    before = {item["InstanceId"] for item in list_instances(ec2)}
+    instances = "[{type: g5.xlarge, accelerators: 1}, {type: g4dn.xlarge, accelerators: 1, price: $36/h}]"
+    text = SPEC.replace("provider: local", "provider: aws, launch: {image: ami-0abcdef1234567890}")
+    spec = load_spec(text.replace("[{type: p, accelerators: 1, price: $3.6/h}]", instances))
+    engine: Any = SimpleNamespace(name="ray", address="10.0.0.1:6379")
+    run = Run(directory=RunDir(tmp_path / "run"), engine=engine, allow_code=True, options={"on": "g4dn.xlarge"})
+    report = profile_verb.profile(spec, run)
+    rented = [item for item in list_instances(ec2) if item["InstanceId"] not in before]
+    assert [item["InstanceType"] for item in rented] == ["g4dn.xlarge"]
+    assert not list_instances(ec2, "running", "pending")
+    assert (report.metrics["spent_usd"].value or 0) > 0
+    assert dict(report.lines)["measured on"] == "g4dn.xlarge"
 
 
 @pytest.mark.e2e

@@ -48,7 +48,7 @@ INDEPENDENT_RESULTS = {
 
 @pytest.mark.parametrize("name", list(jobs.JOBS))
 def test_costs_match_an_independent_search(name: str) -> None:
-    """Static optimum, greedy, its multi-start and the exact plan cost what an independent search found."""
+    """Static optimum, greedy, its multi-start and the plan cost what an independent search found."""
     stages, profile = jobs.JOBS[name][0], jobs.deterministic_profile(name)
     candidate = evaluate_machines(stages, profile, [jobs.P3], 0.95, 1, 0)[0]
     model, statics = candidate.model, simulate_static_clusters(candidate.model)

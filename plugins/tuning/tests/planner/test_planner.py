@@ -44,7 +44,7 @@ def test_guarantees_hold_on_fresh_runs(name: str) -> None:
 @pytest.mark.parametrize("factor", [1.4, 1.7, 2.5])
 @pytest.mark.parametrize("name", ["J1", "J3"])
 def test_bound_exact_greedy_and_static_are_ordered_by_cost(name: str, factor: float) -> None:
-    """The bound costs at most the exact plan, which costs at most the greedy's, which costs at most the best static."""
+    """The bound costs at most the plan, which costs at most the greedy's, which costs at most the best static."""
     candidates = evaluate_machines(jobs.JOBS[name][0], jobs.noisy_profile(name), [jobs.P3], 0.95, 1000, 3)
     goal = Goal(factor * jobs.fastest_seconds(name), 0.95)
     selection, baselines = select_best(candidates, goal.deadline_s), plan_baselines(candidates[0], goal)

@@ -1,4 +1,4 @@
-"""Baselines of the exact plan: the best static cluster, naive elasticity, and RubberBand's greedy planner.
+"""Baselines of the plan: the best static cluster, naive elasticity, and RubberBand's greedy planner.
 
 All of them give the same guarantee on the same sampled runs, so that a difference in cost is one of planning. The
 greedy follows the published outline of RubberBand's planner (EuroSys 2021: warm start from the best static cluster,

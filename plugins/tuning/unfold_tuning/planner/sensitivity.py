@@ -21,7 +21,7 @@ CURVE_POINTS = 8
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePoint:
-    """The cost of the exact plan at one deadline, and the greedy's plan (each ``None`` if there is none)."""
+    """The cost of the cheapest plan found at one deadline, and the greedy's plan (each ``None`` if there is none)."""
 
     deadline_s: float
     cost_usd: float | None
@@ -96,16 +96,16 @@ def _plan_at_deadline(
     statics: Sequence[Sequence[SimulatedPlan]],
     goal: Goal,
 ) -> DeadlinePoint:
-    exact = select_best(candidates, goal.deadline_s)
+    cheapest = select_best(candidates, goal.deadline_s)
     starts = [select_cheapest(plans, goal).plan for plans in statics]
     greedy = [plan_greedily(model, goal, start).plan for model, start in zip(models, starts, strict=True)]
-    # simulated on the runs of the exact plan, so that their costs can be compared to the cent
+    # simulated on the runs of the cheapest plan found, so that their costs can be compared to the cent
     plans = [
         simulate_plan(candidate.model, plan.plan) for candidate, plan in zip(candidates, greedy, strict=True) if plan
     ]
     return DeadlinePoint(
         goal.deadline_s,
-        exact.plan.mean_cost_usd if exact else None,
+        cheapest.plan.mean_cost_usd if cheapest else None,
         min(plans, key=lambda plan: plan.mean_cost_usd, default=None),
     )
 

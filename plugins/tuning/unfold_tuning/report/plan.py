@@ -20,7 +20,7 @@ from unfold_tuning.planner.sensitivity import (
     sweep_deadlines,
 )
 from unfold_tuning.report import sentences
-from unfold_tuning.report.figures import draw_cluster, draw_frontier
+from unfold_tuning.report.figures import draw_cluster, draw_frontier, draw_trials
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.simulator.asha import is_one_ladder, simulate_asha
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
@@ -129,8 +129,9 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         metrics=_build_metrics(analysis),
         tables=(_build_stage_table(analysis), _build_plan_table(analysis)),
         figures=(
+            draw_cluster(plan, goal),
+            draw_trials(plan, problem.stages, goal),
             draw_frontier(solution.candidates, selected, goal, analysis.points),
-            draw_cluster(plan),
         ),
         lines=tuple(_build_lines(analysis)),
         next="unfold train SPEC" if problem.trainable else "unfold plan SPEC --out plan.yaml",
@@ -285,15 +286,11 @@ def _compare_with_asha(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     runs = min(on_time, key=lambda runs: float(runs.cost_usd.mean()))
     range_usd = (float(np.quantile(runs.cost_usd, 0.05)), float(np.quantile(runs.cost_usd, 0.95)))
     end_s = float(np.quantile(runs.seconds, goal.confidence))
-    is_cheaper = runs.cost_usd.mean() < analysis.plan.mean_cost_usd and range_usd[
-        1
-    ] < analysis.plan.compute_cost_quantile_usd(CAP_LEVEL)
-    yield (
-        "without barriers",
-        sentences.describe_asha(
-            runs.instances, float(runs.cost_usd.mean()), range_usd, end_s, goal.confidence, is_cheaper=is_cheaper
-        ),
-    )
+    cost_usd, plan = float(runs.cost_usd.mean()), analysis.plan
+    is_cheaper = cost_usd < plan.mean_cost_usd and range_usd[1] < plan.compute_cost_quantile_usd(CAP_LEVEL)
+    saved_usd = plan.mean_cost_usd - cost_usd if is_cheaper else None
+    text = sentences.describe_asha(runs.instances, cost_usd, range_usd, end_s, goal.confidence, saved_usd)
+    yield "without barriers", text
 
 
 def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str, str]]:

@@ -18,12 +18,13 @@ from unfold_tuning.job.build import (
     resolve_trainable,
 )
 from unfold_tuning.job.paces import describe_hardware
-from unfold_tuning.job.problem import ProfiledTrial
+from unfold_tuning.job.problem import ClusterConfig, ProfiledTrial
+from unfold_tuning.job.profile import Machine
 from unfold_tuning.report.profile import report_profile
 from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import Report, Run
+from unfoldkit.api import Report, Run, user_error
 
 LEDGER_FILE = "profile.sqlite"
 TRIALS_FILE = "profiled-trials.json"
@@ -32,17 +33,11 @@ TRIALS_FILE = "profiled-trials.json"
 def profile(spec: TuningSpec, run: Run) -> Report:
     """Measure the first trials of the search, their speed-up and start; store them for ``plan`` and ``train``.
 
-    With ``--engine ray --ray-address`` and an AWS spec, one instance of the first type is rented for it.
+    ``--on TYPE``, or ``--engine ray --ray-address`` with an AWS spec, rents one instance for it. ``--on ray`` uses a
+    Ray node of this machine.
     """
-    trainable = resolve_trainable(spec, run)
-    machine = build_machines(spec.cloud, run)[0]
-    cluster_config, stages = build_cluster_config(spec, run), build_stages(spec.search)
-    is_rented = spec.cloud.provider == "aws" and cluster_config.ray_address is not None
-    if not is_rented:
-        cluster_config = dataclasses.replace(cluster_config, provider="local")
-        if spec.cloud.provider != "local":
-            # this machine does not have the price of the instance that the spec names
-            machine = dataclasses.replace(machine, usd_per_hour=0.0, ingress_usd=0.0, head_usd_per_hour=0.0)
+    trainable, stages = resolve_trainable(spec, run), build_stages(spec.search)
+    machine, cluster_config, is_rented = _select_node(spec, run)
     began = run.clock()
     first, made_from = stages[0].groups[0], fingerprint_profile_inputs(spec)
     groups = [group for stage in stages for group in stage.groups if group.bracket == first.bracket]
@@ -73,6 +68,36 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     stored = json.dumps({"spent_usd": spent_usd, "trials": [dataclasses.asdict(trial) for trial in trials]})
     run.directory.write(TRIALS_FILE, stored.encode(), made_from=made_from)
     return report_profile(spec.name, parse_profile(encoded), samples, measured_on, spent_usd)
+
+
+def _select_node(spec: TuningSpec, run: Run) -> tuple[Machine, ClusterConfig, bool]:
+    """Select the machine to measure on, where it comes from, and whether it is rented.
+
+    Raises:
+        UnfoldError: ``--on`` names no instance of the spec, or one that cannot be started.
+    """
+    config, node, provider = build_cluster_config(spec, run), run.options.get("on", ""), spec.cloud.provider
+    machines = build_machines(spec.cloud, run)
+    named = [machine for machine in machines if machine.name == node]
+    if node not in ("", "ray") and not named:
+        names = ", ".join(dict.fromkeys(machine.name for machine in machines))
+        raise user_error(f"--on {node}: no such instance in cloud.instances", hint=f"one of: {names}, ray")
+    if named and provider in ("gcp", "azure"):
+        hint = "measure it there yourself, and write profile: with measured_on"
+        raise user_error(f"--on {node}: unfold cannot start instances of {provider}", hint=hint)
+    if named and provider == "aws" and config.ray_address is None:
+        hint = "ray start --head on a machine that the instances reach, then --engine ray --ray-address HOST:6379"
+        raise user_error(f"--on {node}: the instance joins a Ray cluster, but no address is given", hint=hint)
+    machine = (named or machines)[0]
+    if node != "ray" and provider == "aws" and config.ray_address is not None:
+        return machine, config, True
+    config = dataclasses.replace(config, provider="local")
+    if node == "ray":
+        config = dataclasses.replace(config, engine="ray", ray_address=None)
+    if provider != "local":
+        # this machine does not have the price of the instance that the spec names
+        machine = dataclasses.replace(machine, usd_per_hour=0.0, ingress_usd=0.0, head_usd_per_hour=0.0)
+    return machine, config, False
 
 
 def load_profiled_trials(spec: TuningSpec, run: Run) -> tuple[float, list[ProfiledTrial]]:
