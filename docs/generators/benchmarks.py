@@ -191,12 +191,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "expected_share_error_mean": "stated against observed share, mean difference",
         "extra_cost_percent_mean": "price of the confidence, mean %",
     },
-    "pipeline-exports": {
-        "targets_executed": "targets whose exports ran, of Ray Serve, KServe's graph and Triton's configs",
-        "share_error_sigma_max": "visits of a stage against the plan, worst, standard deviations",
-        "queries": "queries sent through each",
-        "triton_configs_read": "configs that Triton's message type reads, with all fields",
-    },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
         "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
