@@ -23,7 +23,7 @@ from benchmarks.frame import NeedsExtraError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".nox" / "peers"
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)

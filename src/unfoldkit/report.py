@@ -170,6 +170,8 @@ def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
             yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"
     for figure in result.figures:
         yield from find_figure_problems(figure)
+    names = [getattr(figure, "name", None) for figure in result.figures]
+    yield from (f"two figures have the name {name}" for name in sorted({str(n) for n in names if names.count(n) > 1}))
     try:
         json.dumps(to_data(result))
     except (TypeError, ValueError) as error:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
+from tests.unit.test_figures import REPORT as EVERY_FIGURE
 from unfoldkit.figures import Figure, Series
 from unfoldkit.render import html
-from unfoldkit.report import Column, Report, Table, Verdict
+from unfoldkit.report import Column, Metric, Report, Table, Verdict
 
 INFER = "/v2/models/total/infer"
 pytestmark = pytest.mark.browser
@@ -122,6 +124,75 @@ def test_on_a_phone_the_first_column_leaves_room_for_the_next(chromium: Any, tmp
     page = chromium.new_page(viewport={"width": 360, "height": 700})
     page.goto(written(tmp_path, broad()))
     assert page.locator("td").first.bounding_box()["width"] < 180
+
+
+def every_figure(folder: Path) -> str:
+    report = replace(
+        EVERY_FIGURE,
+        subtitle=("every type of figure",),
+        metrics={"price": Metric(1.25, "$", "≤ 1", ok=False)} | {f"more_{index}": Metric(1.0) for index in range(20)},
+        tables=(broad(),),
+        lines=(("binding", "the budget"),),
+        next="unfold train hello.yaml",
+        provenance={"seed": 1},
+    )
+    plot = Figure(
+        "plot", "Plot", "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)), Series("p", (1.0,), (2.0,), "points"))
+    )
+    (folder / "every.html").write_text(html.render(replace(report, figures=(*report.figures, plot))))
+    return (folder / "every.html").as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1000])
+def test_axe_finds_nothing_serious(chromium: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    """axe-core finds no serious and no critical violation on a report with every type of figure, open or closed."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
+    page.goto(every_figure(tmp_path))
+    for summary in page.locator("summary").all():
+        summary.click()
+    found = [item for item in Axe().run(page).response["violations"] if item["impact"] in ("serious", "critical")]
+    assert [(item["id"], item["nodes"][0]["html"][:200]) for item in found] == []
+
+
+def test_a_report_opens_without_a_network(chromium: Any, tmp_path: Path) -> None:
+    """A page with every type of figure requests nothing but itself, logs nothing, and draws all its figures."""
+    context = chromium.new_context()
+    context.set_offline(True)
+    page = context.new_page()
+    requested: list[str] = []
+    logged: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: logged.append(message.text))
+    page.goto(every_figure(tmp_path))
+    assert [url.rpartition("/")[2] for url in requested] == ["every.html"]
+    assert logged == []
+    assert all(figure.bounding_box()["height"] > 60 for figure in page.locator("figure svg").all())
+    assert page.locator("figure svg").count() == 6
+
+
+@pytest.mark.parametrize(("width", "media"), [(320, "screen"), (718, "print")])
+def test_figures_fit_small_screens_and_paper(chromium: Any, tmp_path: Path, width: int, media: str) -> None:
+    """On 320 pixels and on paper nothing is wider than the page; on paper the values stand under the figures."""
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.emulate_media(media=media)
+    page.goto(every_figure(tmp_path))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if media == "print":
+        assert all(table.is_visible() for table in page.locator("details.values table").all())
+
+
+def test_a_keyboard_reaches_every_figure(chromium: Any, tmp_path: Path) -> None:
+    """The tab key stops at each figure and at the values under it."""
+    page = chromium.new_page()
+    page.goto(every_figure(tmp_path))
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName + (document.activeElement.ariaLabel ?? '')"))
+    assert {"FIGURET", "FIGUREF", "FIGUREG", "FIGURES", "FIGUREI", "FIGUREPlot", "SUMMARY"} <= reached
 
 
 def broad() -> Table:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import webbrowser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -125,6 +127,45 @@ def test_a_report_is_rendered_again(unfold: Unfold, spec: Path, dear: Path) -> N
     assert unfold("plan", dear).code == 1
     assert unfold("report", "runs/a").code == 1
     assert unfold("report", "runs/a", "--exit-zero").code == 0
+
+
+def test_two_runs_are_compared(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """``report A B`` shows what differs, of runs and of plans; equal ones have exit code 0."""
+    unfold("plan", spec, "--run", "runs/one")
+    unfold("plan", spec, "--run", "runs/two", "--set", "repeat=5")
+    found = unfold("report", "runs/one", "runs/two")
+    assert found.code == 1
+    assert "they differ in 1 metric, 2 places of the plan, 1 key of the spec" in found.out
+    assert unfold("report", "runs/one/plan.yaml", "runs/two").code == 1
+    assert unfold("report", "runs/one", "runs/two", "--exit-zero").code == 0
+    page = unfold("report", "runs/one", "runs/two", "--format", "html").out
+    assert "runs/one: price" in page
+    assert unfold("report", "runs/one", "runs/one").code == 0
+    assert unfold("report", "runs/one", "runs/none").err == (
+        "runs/none: no such run (a run is a folder such as runs/digits)\n"
+    )
+
+
+def test_a_page_opens_where_there_is_a_display(
+    unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``--open`` writes the page beside the run and opens it; without a display it writes nothing and has a hint."""
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) is None)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    unfold("plan", spec)
+    if sys.platform == "linux":
+        refused = unfold("report", "runs/a", "--open")
+        assert (refused.code, refused.out) == (2, "")
+        assert "there is no display" in refused.err
+        assert "--out report.html" in refused.err
+        assert not (tmp_path / "runs/a/report.html").exists()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert unfold("report", "runs/a", "--open").code == 0
+    assert opened == [(spec.parent / "runs/a/report.html").resolve().as_uri()]
+    assert unfold("report", "runs/a", "--open", "--format", "json").code == 2
+    assert unfold("report", "runs/a", "--open", "--out", "a.json").code == 2
 
 
 def test_a_folder_of_runs_names_them(unfold: Unfold, spec: Path, tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def unfold_renderers() -> Iterable[Renderer]:
         "kserve", "a pipeline's plan as KServe resources", "unfold_pipeline.report.export_kserve:export_kserve"
     )
     yield Renderer(
+        "keda", "a pipeline's plan as ScaledObjects of KEDA", "unfold_pipeline.report.export_autoscaling:export_keda"
+    )
+    yield Renderer(
+        "knative",
+        "a pipeline's plan as autoscaled Knative Services",
+        "unfold_pipeline.report.export_autoscaling:export_knative",
+    )
+    yield Renderer(
         "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
     )
     yield Renderer(

@@ -351,15 +351,20 @@ def doctor(form: TextOrJson = "text") -> None:
 
 
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run, or a plan")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="OTHER", help="a second one: show what differs, exit 1 if anything does")
+    ] = None,
     form: options.Format = None,
     out: options.Out = None,
+    open_page: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
     exit_zero: options.ExitZero = False,
 ) -> None:
-    """Render the report of a finished run again."""
-    from unfoldkit.cli.commands.show import show_report
+    """Render the report of a finished run again, or compare two runs or plans."""
+    from unfoldkit.cli.commands.show import ReportRequest, show_report
 
-    _exit_with(lambda: show_report(run_folder, form, out, exit_zero=exit_zero))
+    request = ReportRequest(run_folder, other, form, out, open_page)
+    _exit_with(lambda: show_report(request, exit_zero=exit_zero))
 
 
 def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:

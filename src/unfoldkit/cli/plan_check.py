@@ -45,7 +45,7 @@ def compare_plans(report: Report, baseline: Mapping[str, Any], file: str) -> Rep
         return report
     if not differences:
         return replace(report, lines=(*report.lines, ("check", f"the plan is the same as in {file}")))
-    rows: tuple[tuple[Cell, ...], ...] = tuple((key, _to_cell(old), _to_cell(new)) for key, old, new in differences)
+    rows: tuple[tuple[Cell, ...], ...] = tuple((key, to_cell(old), to_cell(new)) for key, old, new in differences)
     table = Table("drift", (Column("key"), Column(f"in {file}"), Column("now")), rows)
     places = "1 place" if len(differences) == 1 else f"{len(differences)} places"
     causes = [key for key in ("spec_sha256", "seed", "versions", "inputs") if _has_changed(baseline, report, key)]
@@ -83,7 +83,8 @@ def _has_changed(baseline: Mapping[str, Any], report: Report, key: str) -> bool:
     return bool(baseline.get(key) != to_plain(report.provenance.get(key)))
 
 
-def _to_cell(value: Any) -> Cell:
+def to_cell(value: Any) -> Cell:
+    """Return a leaf of a decision as a cell of a table."""
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     return shorten(str(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from plugins.cascade.tests.runs import OWN, recorded_spec, run_in, spec_of
 from unfold_cascade._types import FloatArray
@@ -142,3 +143,39 @@ def test_copied_recorded_rows_count_once(tmp_path: Path) -> None:
     report = plan(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
     assert report.verdict is Verdict.NO
     assert " distinct rows cannot certify" in dict(report.lines)["certificate"]
+
+
+def _load(name: str) -> FloatArray:
+    loaded: FloatArray = np.asarray(getattr(datasets, f"load_{name}")().data, dtype=np.float64)
+    return loaded
+
+
+@pytest.mark.parametrize("name", ["wine", "breast_cancer", "diabetes"])
+@pytest.mark.parametrize("times", [2, 6])
+def test_copies_with_noise_in_every_column_are_grouped(name: str, times: int) -> None:
+    """Noise of a twentieth of the spread of each column hides no copies of a real table."""
+    rng, rows = RNG(times), _load(name)
+    distinct = rows[rng.permutation(len(rows))[: 600 // times]]
+    number = rng.permutation(np.repeat(np.arange(len(distinct)), times))
+    copies = find_copies(distinct[number] + 0.05 * rows.std(axis=0) * rng.normal(size=(len(number), rows.shape[1])))
+    assert copies is not None
+    assert copies.near >= 0.9 * (len(number) - len(distinct))
+    mixed = sum(len(np.unique(number[copies.unit == unit])) > 1 for unit in range(copies.distinct))
+    assert mixed <= 0.02 * copies.distinct
+
+
+def test_neighbours_of_independent_rows_are_no_copies() -> None:
+    """Real tables, lattices in two dimensions, curves, clusters and heavy tails hold no copies with noise."""
+    rng = RNG(11)
+    curve = np.sort(rng.random(1500))
+    tables = {
+        **{name: _load(name) for name in ("iris", "wine", "breast_cancer", "diabetes", "digits")},
+        "lattice": np.round(rng.lognormal(0, 0.3, (3000, 2)), 3),
+        "curve": np.column_stack([curve, curve**2, curve**3]),
+        "clusters": datasets.make_blobs(1000, n_features=8, centers=20, random_state=1)[0],
+        "heavy tails": rng.standard_cauchy((2000, 6)),
+        "pairs": np.repeat(rng.normal(size=(500, 10)), 2, axis=0) + 0.4 * rng.normal(size=(1000, 10)),
+    }
+    for name, rows in tables.items():
+        copies = find_copies(rows)
+        assert copies is None or copies.near <= 0.01 * len(rows), name

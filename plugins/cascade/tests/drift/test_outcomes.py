@@ -57,7 +57,7 @@ def test_a_wrong_state_is_rarer_than_promised(*, is_kept: bool) -> None:
     states = []
     for index in range(120):
         draw = generator.choice([-1.0, 0.0, 1.0], 300, p=(0.02, 0.91, 0.07))
-        promise = Promise(name="loss", unit="points", now=ones(draw), limit=limit)
+        promise = Promise(name="loss", unit="points", now=ones(draw), limit=limit, largest=1.0, higher_is_better=False)
         states.append(judge_promises([promise], 0.95, index)[0].state)
     assert states.count("kept" if is_kept else "broken") <= 12
 
@@ -67,7 +67,7 @@ def test_certified_losses_are_kept_broken_or_undecided(loss: float, state: str) 
     """The state follows from the interval and the limit."""
     draw = np.zeros(500)
     draw[: round(500 * loss)] = 1.0
-    promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05)
+    promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05, largest=1.0, higher_is_better=False)
     assert judge_promises([promise], 0.95, 0)[0].state == state
 
 
@@ -75,7 +75,7 @@ def test_expensive_errors_keep_their_unit() -> None:
     """A loss in which the worst error costs 5 is reported, and compared with its limit, as a share of the mean."""
     draw = np.zeros(2000)
     draw[:40] = 5.0
-    promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05, largest=5.0)
+    promise = Promise(name="loss", unit="points", now=ones(draw), limit=0.05, largest=5.0, higher_is_better=False)
     judgement = judge_promises([promise], 0.95, 0)[0]
     assert judgement.interval[0] < draw.mean() == 0.1 < judgement.interval[1]
     assert (judgement.before, judgement.state) == ((0.05, 0.05), "broken")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.verbs import plan, train
+from unfold_cascade.verbs import plan, train, validate
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 Planned = tuple[CascadeSpec, Run, Report]
@@ -90,3 +91,21 @@ def test_a_check_rejects_other_changes_of_the_spec(planned: Planned, tmp_path: P
     file = write_wards(tmp_path / "half.csv", drop_labels_and_odd_patients)
     with pytest.raises(UnfoldError, match="changed together"):
         check_file(planned, file, goal=planned[0].goal.model_copy(update={"max_loss": 0.3}))
+
+
+def test_a_validation_judges_every_outcome_of_the_certificate(tmp_path: Path) -> None:
+    """Loss, outcomes and saving of the goal are each judged against their limit; an empty label column is none."""
+    outcomes = [{"alerts_per_100h": 60}, {"sensitivity_within": "6 h", "max_loss": "60%"}, {"max_utility_loss": 3}]
+    spec = spec_of(CONFIGS / "wards.yaml", f"goal.outcomes={json.dumps(outcomes)}")
+    run = run_in(tmp_path)
+    report = train(spec, run)
+    assert report.verdict is Verdict.YES
+    stored = {"spec": dump(spec), "seed": 0, "decision": report.decision}
+    judged = validate(spec, replace(run, options={"plan": stored, "data": str(CONFIGS / "wards.csv")}))
+    states = {row[0]: row[-1] for row in next(table for table in judged.tables if table.name == "promises").rows}
+    names = {"certified alerts of sepsis", "certified sensitivity of sepsis within 6 h", "certified utility"}
+    assert names | {"loss", "certified saving"} <= set(states)
+    assert "broken" not in states.values()
+    file = write_wards(tmp_path / "open.csv", lambda row: row | {"Sepsis": ""})
+    unlabelled = validate(spec, replace(run, options={"plan": stored, "data": str(file)}))
+    assert "cannot be concluded" in dict(unlabelled.lines)

@@ -15,7 +15,8 @@ from typing import Any
 Script = Callable[[dict[str, Any], int], Mapping[str, Any]]
 """Takes a request and its number from 0; returns how to answer. Keys: text, logprob, status, error, headers, delay,
 cut (chunks before the connection is cut), stall (seconds after two chunks), broken (send broken JSON), raw (send these
-bytes as the stream), usage, model, fingerprint, finish, tool_calls."""
+bytes as the stream), raw_size (bytes of a write of raw), keeps (the stream is chunked and the connection stays), usage,
+model, fingerprint, finish, tool_calls; logprob may be a list, by choice."""
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Upstream:
     headers: list[dict[str, str]] = field(default_factory=list)
     hang_ups: int = 0
     completed: int = 0
+    connections: set[tuple[str, int]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -52,6 +54,7 @@ def serve_upstream(script: Script) -> Iterator[Upstream]:
             with upstream.lock:
                 number = len(upstream.requests)
                 upstream.requests.append(request)
+                upstream.connections.add(self.client_address)
                 upstream.headers.append({name.lower(): value for name, value in self.headers.items()})
             try:
                 _answer(self, request, dict(upstream.script(request, number)))
@@ -114,10 +117,12 @@ def _head(request: Mapping[str, Any], answer: Mapping[str, Any], kind: str) -> d
     }
 
 
-def _logprobs(request: Mapping[str, Any], answer: Mapping[str, Any], token: str) -> dict[str, Any] | None:
-    if not request.get("logprobs") or answer.get("logprob", -0.1) is None:
+def _logprobs(request: Mapping[str, Any], answer: Mapping[str, Any], token: str, choice: int = 0) -> Any:
+    logprob = answer.get("logprob", -0.1)
+    if not request.get("logprobs") or logprob is None:
         return None
-    return {"content": [{"token": token, "logprob": answer.get("logprob", -0.1), "bytes": None, "top_logprobs": []}]}
+    value = logprob[choice] if isinstance(logprob, list) else logprob
+    return {"content": [{"token": token, "logprob": value, "bytes": None, "top_logprobs": []}]}
 
 
 def _body(request: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def _body(request: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, An
             "index": k,
             "message": message,
             "finish_reason": answer.get("finish", "tool_calls" if calls else "stop"),
-            "logprobs": _logprobs(request, answer, text),
+            "logprobs": _logprobs(request, answer, text, k),
         }
         for k in range(request.get("n") or 1)
     ]
@@ -139,12 +144,21 @@ def _body(request: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, An
 def _stream(handler: BaseHTTPRequestHandler, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("content-type", "text/event-stream")
+    if answer.get("keeps"):
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        events = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in _chunks(request, answer)]
+        for event in [*events, b"data: [DONE]\n\n", b""]:
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
+        return
     handler.send_header("connection", "close")
     handler.end_headers()
     handler.close_connection = True
     if "raw" in answer:
-        for start in range(0, len(answer["raw"]), 1024):
-            handler.wfile.write(answer["raw"][start : start + 1024])
+        size = answer.get("raw_size", 1024)
+        for start in range(0, len(answer["raw"]), size):
+            handler.wfile.write(answer["raw"][start : start + size])
+            handler.wfile.flush()
         return
     for sent, chunk in enumerate(_chunks(request, answer)):
         if sent == answer.get("cut"):
@@ -165,16 +179,24 @@ def _stream(handler: BaseHTTPRequestHandler, request: Mapping[str, Any], answer:
 def _chunks(request: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     head = _head(request, answer, "chat.completion.chunk")
 
-    def chunk(delta: Any, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-        return {**head, "choices": [choice]}
+    count = request.get("n") or 1
 
-    yield chunk({"role": "assistant", "content": None})
+    def list_chunks(delta: Any, finish: str | None = None, token: str = "") -> Iterator[dict[str, Any]]:
+        for k in range(count):
+            logprobs = _logprobs(request, answer, token, k) if token else None
+            choice = {"index": k, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+            yield {**head, "choices": [choice]}
+
+    yield from list_chunks({"role": "assistant", "content": None})
     calls = answer.get("tool_calls")
     for k, call in enumerate(calls or []):
-        yield chunk({"tool_calls": [{**call, "index": k}]})
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        begin = {**call, "index": k, "function": {"name": name, "arguments": ""}}
+        yield from list_chunks({"tool_calls": [begin]}, token=name)
+        for at in range(0, len(arguments), 3):
+            yield from list_chunks({"tool_calls": [{"index": k, "function": {"arguments": arguments[at : at + 3]}}]})
     for word in () if calls else answer.get("text", "hello world").split(" "):
-        yield chunk({"content": word + " "}, logprobs=_logprobs(request, answer, word))
-    yield chunk({}, answer.get("finish", "tool_calls" if calls else "stop"))
+        yield from list_chunks({"content": word + " "}, token=word)
+    yield from list_chunks({}, answer.get("finish", "tool_calls" if calls else "stop"))
     if (request.get("stream_options") or {}).get("include_usage") and answer.get("usage", 1) is not None:
         yield {**head, "choices": [], "usage": _usage(answer)}

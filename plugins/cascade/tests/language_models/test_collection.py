@@ -74,6 +74,7 @@ def test_from_endpoints_to_a_served_plan(tmp_path: Path, upstreams: tuple[Upstre
     assert planned.decision is not None
     served = build_gateway_plan(spec, {"decision": planned.decision, "spec_sha256": fingerprint(dump(spec))})
     assert served.chain == ("small", "large")
+    assert (served.longest_prompt, served.scripts) == (len("question 239"), {"LATIN"})
     assert served.promise is not None
     assert served.promise.audit_limit is not None
     changed = spec_of(tmp_path / "spec.yaml", "confidence.of=mean")

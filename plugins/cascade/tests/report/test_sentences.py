@@ -54,6 +54,9 @@ SAMPLES: dict[str, list[str]] = {
     "too_few_units": [sentences.too_few_units("65 cases cannot certify ≤ 1 points", None, 0.045, 299)],
     "least_certified": [sentences.least_certified("449 cases cannot certify ≤ 1 points", 0.03)],
     "front_range": [sentences.front_range(12, "1.2x", "9.5x")],
+    "call_cost": [sentences.call_cost(1200.0, "FLOPs", 0)],
+    "exit_cases": [sentences.exit_cases("svc-1", 1)],
+    "second_stage": [sentences.second_stage("fine", 10)],
     "greedy_gap": [sentences.greedy_gap([("coarse", 12.0), ("fine", None)])],
     "class_skew": [
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, 30),

@@ -21,6 +21,12 @@ MIN_REPEATED_SHARE = 0.2
 """Share of repeated rows from which rows that differ in one column only count as copies."""
 RADII = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Distances, in standard deviations of each column, up to which rows may be near-identical."""
+JITTERS = (0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28)
+"""Mean differences of rows, in standard deviations of the columns, that copies with added noise may have."""
+MIN_ISOLATED_SHARE = 0.8
+MIN_STEPS_IN_RADIUS = 3.0
+MAX_COMPARED = 30_000
+CHUNK = 500
 LARGEST = 3e38
 MAX_NEIGHBOURS = 64
 SAMPLE = 500
@@ -67,6 +73,7 @@ def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = ()) -> Copies
     identical = len(unit) - int(unit.max()) - 1
     near = join_groups(unit, _find_near_copies(numbers, words, unit))
     near = join_groups(near, _find_copies_but_one(numbers, keys, whole))
+    near = join_groups(near, _find_jittered_copies(numbers, words, near))
     extra = int(unit.max()) - int(near.max())
     return Copies(near, identical, extra) if identical + extra else None
 
@@ -219,6 +226,54 @@ def _find_near_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: In
         return alone
     group: IntArray = best[_number(unit)]
     return group
+
+
+def _find_jittered_copies(numbers: FloatArray, words: Sequence[np.ndarray], unit: IntArray) -> IntArray:
+    """Number rows that repeat others up to noise in every column, if a fifth of the rows do.
+
+    Copies lie in a ball that nothing else comes near: its radius doubled holds no further row. Of independent rows in
+    one dimension or more, at most half of those with a neighbour within twice the radius have all of them within the
+    radius; here four fifths must. A radius below the resolution of a column shows nothing, and is not tried.
+    """
+    first, alone = np.unique(unit, return_index=True)[1], np.arange(len(numbers))
+    is_fine = np.array([_is_continuous(column) for column in numbers[first].T], dtype=np.bool_)
+    if not MIN_CASES <= len(first) <= MAX_COMPARED or is_fine.sum() < 2:
+        return alone
+    block = _number_blocks(numbers[:, ~is_fine], words)[first]
+    points = _standardise(numbers[first][:, is_fine]) / np.sqrt(2.0 * is_fine.sum())
+    steps = [np.diff(np.unique(column)).min() for column in points.T]
+    radius = _find_isolating_radius(points, block, MIN_STEPS_IN_RADIUS * float(max(steps)))
+    if radius is None:
+        return alone
+    pairs = [
+        np.column_stack([rows[near[0]], near[1]])
+        for rows in np.split(np.arange(len(points)), range(CHUNK, len(points), CHUNK))
+        for near in (np.nonzero(_measure_distances(points, block, rows) <= radius),)
+    ]
+    group: IntArray = _connect(len(first), np.concatenate(pairs))[_number(unit)]
+    return group
+
+
+def _find_isolating_radius(points: FloatArray, block: IntArray, smallest: float) -> float | None:
+    """Find the radius, at least ``smallest``, that joins and isolates most rows of a sample within their blocks."""
+    sample = np.arange(len(points))[:: max(len(points) // SAMPLE, 1)]
+    distance = _measure_distances(points, block, sample)
+    best, most = None, MIN_REPEATED_SHARE
+    for radius in (each for each in JITTERS if each >= smallest):
+        # each row is its own neighbour
+        near, wide = ((distance <= scale * radius).sum(axis=1) - 1 for scale in (1.0, 2.0))
+        isolated = float(((near > 0) & (wide == near)).mean())
+        is_isolating = isolated >= MIN_ISOLATED_SHARE * float((wide > 0).mean())
+        if is_isolating and isolated >= most and near.max() <= max(0.05 * len(points), MIN_CASES):
+            best, most = radius, isolated
+    return best
+
+
+def _measure_distances(points: FloatArray, block: IntArray, rows: IntArray) -> FloatArray:
+    """Compute (m, n) the Euclidean distances of some rows to all, infinite to rows of other blocks."""
+    squares = (points**2).sum(axis=1)
+    distance = np.sqrt(np.maximum(squares[rows, None] + squares - 2.0 * points[rows] @ points.T, 0.0))
+    return np.where(block[rows, None] == block, distance, np.inf)
 
 
 def _is_continuous(column: FloatArray) -> bool:

@@ -11,7 +11,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.dataset import CORRECT, group_rows
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.data.table import Frame, TableSource, load_frame
-from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
+from unfold_cascade.drift.outcomes import CERTIFIED_SAVING, Promise, Sums, judge_promises
 from unfold_cascade.drift.static import check_new_cases, compare_new_cases, extend_tables
 from unfold_cascade.drift.validation_report import (
     ValidationData,
@@ -138,12 +138,26 @@ def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases
     goal, names, costs = loaded.problem.goal, loaded.problem.dataset.names, loaded.tables.error_costs
     if loaded.is_cascade and goal.max_loss is not None:
         differences = now.average_by_unit(now.extra_losses(costs))
-        yield Promise(name="loss", unit="points", now=differences, limit=goal.max_loss, largest=costs.maximum)
+        yield Promise(
+            name="loss",
+            unit="points",
+            now=differences,
+            limit=goal.max_loss,
+            largest=costs.maximum,
+            higher_is_better=False,
+        )
         for label, allowed in goal.max_loss_of.items():
             part = _select_label(now, names.index(label)) if label in names else None
             if part is not None:
                 loss = part.average_by_unit(part.extra_losses(EQUAL_COSTS))
-                yield Promise(name=f'loss of "{label}"', unit="points", now=loss, limit=allowed)
+                yield Promise(
+                    name=f'loss of "{label}"',
+                    unit="points",
+                    now=loss,
+                    limit=allowed,
+                    largest=1.0,
+                    higher_is_better=False,
+                )
     right = [cases.average_by_unit((cases.answer == cases.labels).astype(np.float64)) for cases in (now, before)]
     yield Promise(name="accuracy", unit="%", now=right[0], before=right[1], margin=SHARE_MARGIN)
     for number, label in enumerate(names if len(names) <= MAX_LABELS_SHOWN and names != (CORRECT,) else ()):
@@ -158,6 +172,8 @@ def _list_promises(loaded: LoadedPlan, now: LabelledCases, before: LabelledCases
             for cases in (now, before)
         ]
         yield Promise(name="saving", unit="x", now=saving[0], before=saving[1], margin=SAVING_MARGIN, is_relative=True)
+        if goal.min_saving is not None:
+            yield Promise(name=CERTIFIED_SAVING, unit="x", now=saving[0], limit=goal.min_saving)
 
 
 def _sensitivity(cases: LabelledCases, label: int) -> Sums:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.drift.outcomes import Promise, Sums, judge_promises
+from unfold_cascade.drift.outcomes import CERTIFIED_SAVING, Promise, Sums, judge_promises
 from unfold_cascade.drift.statistics import DriftSample
 from unfold_cascade.drift.temporal import check_drift, compare_hours, sample_new, sample_planned
 from unfold_cascade.drift.validation_report import (
@@ -18,13 +18,16 @@ from unfold_cascade.drift.validation_report import (
     join_reports,
 )
 from unfold_cascade.temporal.data.readers import read_table
-from unfold_cascade.temporal.data.table import compute_hours_since, index_entities, select_rows
+from unfold_cascade.temporal.data.table import EntityTable, compute_hours_since, index_entities, select_rows
 from unfold_cascade.temporal.data.targets import label_stages
 from unfold_cascade.temporal.data.warning_metrics import compute_lead_hours, compute_utility, locate_events
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report import sentences
+from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, sum_outcome
+from unfold_cascade.temporal.search.select import average_by_patient
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
-from unfold_cascade.temporal.simulation.cost import sum_costs
+from unfold_cascade.temporal.simulation.cost import build_cost_measure, compute_bill, sum_costs
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.api import Report, Run
@@ -35,12 +38,36 @@ ALERT_MARGIN = 1.0
 SAVING_MARGIN = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledPatients:
-    """Labels of some hours: (n,) highest stage entered and (n,) hours since the entry into the last one."""
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of some hours: (n, S) stages entered, (n, S) hours since then, and (n,) highest stage entered."""
 
+    entered: BoolArray
+    since: FloatArray
     highest: IntArray
-    since_last: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Labelled patients, and what the cascade and the baseline of a plan do with them."""
+
+    sample: DriftSample
+    labels: Labels
+
+    @property
+    def cohort(self) -> Cohort:
+        """The patients as a cohort."""
+        timeline, since_last = self.sample.timeline, self.labels.since[:, -1]
+        return Cohort(
+            timeline=timeline,
+            scores=self.sample.scores,
+            entered=self.labels.entered,
+            since=self.labels.since,
+            highest=self.labels.highest,
+            baseline_p={},
+            utility=compute_utility(since_last),
+            events=locate_events(since_last, timeline.starts),
+        )
 
 
 def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run, verb: str) -> Report:
@@ -57,18 +84,11 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
     """
     table = read_table(problem.source, run)
     targets = [stage.target for stage in planned.stages]
-    columns = {target.column for target in targets if target.column is not None}
-    if columns - set(table.columns) - set(table.unreadable):
+    if _lacks_labels(table, [target.column for target in targets if target.column is not None]):
         return describe_unlabelled(check_drift(problem, planned, run), verb)
     plan = load_temporal_plan(planned, run, run.options.get("baseline_plan") or run.options["plan"])
-    _, highest = label_stages(table, targets)
-    entered_last = highest == len(targets)
-    now = LabelledPatients(highest=highest, since_last=compute_hours_since(entered_last, table.timeline))
     new = sample_new(plan, table, run)
-    test, hours = plan.study.rows.test, plan.study.hours
-    rows = select_rows(hours.timeline.starts, test)
-    before = LabelledPatients(highest=hours.highest[rows], since_last=hours.since[rows, -1])
-    promises = list(_list_promises(plan, (new, now), (sample_planned(plan, test), before)))
+    promises = observe_promises(plan, table, new)
     data = ValidationData(
         name=planned.name,
         subtitle=(f"{len(table.ids):,} new patients", f"{len(table):,} hours"),
@@ -82,21 +102,37 @@ def validate_hours(problem: TemporalProblem, planned: TemporalProblem, run: Run,
     return report if verb == "validate" else join_reports(compare_hours(problem, plan, table, new, run), report)
 
 
-Observed = tuple[DriftSample, LabelledPatients]
+def _lacks_labels(table: EntityTable, columns: Sequence[str]) -> bool:
+    """Whether a column of labels is missing, or holds no value at all."""
+    is_empty = {name: bool(np.isnan(cells).all()) for name, cells in zip(table.columns, table.values.T, strict=True)}
+    return any(is_empty.get(column, column not in table.unreadable) for column in columns)
+
+
+def observe_promises(plan: LoadedPlan, table: EntityTable, new: DriftSample) -> list[Promise]:
+    """List the promises of a plan with what the labelled patients of a table show.
+
+    Args:
+        plan: The plan.
+        table: The patients.
+        new: What the models and the policy of the plan do with them.
+
+    Raises:
+        UnfoldError: A label is neither 0 nor 1.
+    """
+    targets = [stage.target for stage in plan.problem.stages]
+    entered, highest = label_stages(table, targets)
+    since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(len(targets))])
+    test, hours = plan.study.rows.test, plan.study.hours
+    rows = select_rows(hours.timeline.starts, test)
+    now = Observed(new, Labels(entered, since, highest))
+    before = Observed(sample_planned(plan, test), Labels(hours.entered[rows], hours.since[rows], hours.highest[rows]))
+    return list(_list_promises(plan, now, before))
 
 
 def _list_promises(plan: LoadedPlan, now: Observed, before: Observed) -> Iterator[Promise]:
-    max_loss = plan.problem.goal.max_loss
-    if max_loss is not None and not plan.serves_baseline:
-        sample, patients = now
-        final = sample.trajectories.stage.astype(np.int64)
-        extra = (final != patients.highest).astype(np.float64) - (sample.baseline_stage != patients.highest)
-        starts = sample.timeline.starts
-        loss = np.bincount(index_entities(starts), extra, len(starts) - 1) / np.maximum(np.diff(starts), 1)
-        yield Promise(
-            name="loss", unit="points", now=Sums(numerator=loss, denominator=np.ones(len(loss))), limit=max_loss
-        )
-    measured = [_measure_outcomes(plan, *observed) for observed in (now, before)]
+    if not plan.serves_baseline:
+        yield from _list_certified(plan, now)
+    measured = [_measure_outcomes(plan, observed.sample, observed.labels) for observed in (now, before)]
     margins = {"accuracy": SHARE_MARGIN, "utility": UTILITY_MARGIN, "sensitivity": SHARE_MARGIN}
     for name, unit in (("accuracy", "%"), ("utility", ""), ("sensitivity", "%")):
         if all(outcomes[name].denominator.any() for outcomes in measured):
@@ -112,7 +148,52 @@ def _list_promises(plan: LoadedPlan, now: Observed, before: Observed) -> Iterato
         )  # fmt: skip
 
 
-def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, patients: LabelledPatients) -> dict[str, Sums]:
+def _list_certified(plan: LoadedPlan, now: Observed) -> Iterator[Promise]:
+    """Yield what the certificate of the cascade covers: the loss, each outcome of the goal, the saving, the budget."""
+    goal, cohort, final = plan.problem.goal, now.cohort, len(plan.problem.stages)
+    conducts = [Conduct(stage, stage == final) for stage in (now.sample.baseline_stage, now.sample.trajectories.stage)]
+    if goal.max_loss is not None:
+        loss = average_by_patient(conducts[1].stage, now.sample.baseline_stage, cohort.highest, cohort.entity)
+        sums = Sums(numerator=loss, denominator=np.ones(len(loss)))
+        yield Promise(name="loss", unit="points", now=sums, limit=goal.max_loss, largest=1.0, higher_is_better=False)
+    for outcome in goal.outcomes:
+        summed = sum_outcome(outcome, CohortConduct(cohort, conducts[0], conducts[1:]))
+        if summed.denominator.any():
+            sums = Sums(numerator=summed.numerator, denominator=summed.denominator)
+            name = f"certified {outcome.name.split(':')[0].split(' ≤')[0]}"
+            is_mean = outcome.within_h is not None or outcome.label is not None
+            yield Promise(
+                name=name,
+                unit="points" if is_mean else "",
+                now=sums,
+                limit=summed.limit,
+                largest=1.0 if is_mean else None,
+                higher_is_better=False,
+            )
+    costs = _sum_compared_costs(plan, now)
+    if goal.min_saving is not None:
+        sums = Sums(numerator=costs[0], denominator=costs[1])
+        yield Promise(name=CERTIFIED_SAVING, unit="x", now=sums, limit=goal.min_saving)
+    if goal.budget is not None:
+        sums = Sums(numerator=costs[1], denominator=np.diff(cohort.timeline.starts).astype(np.float64))
+        yield Promise(name="certified cost", unit="", now=sums, limit=goal.budget, higher_is_better=False)
+
+
+def _sum_compared_costs(plan: LoadedPlan, now: Observed) -> tuple[FloatArray, FloatArray]:
+    """Sum (P,) costs of baseline and cascade in what the plan compares."""
+    by, transitions = plan.problem.cost.by, plan.problem.transitions
+    arrays = build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED)
+    bill: dict[str, float] = {}
+    if "+" in by:
+        tuned = sample_planned(plan, plan.study.rows.train)
+        trajectories = simulate(tuned.timeline, tuned.scores, arrays, transitions)
+        bill = compute_bill(trajectories, tuned.scores, plan.call_costs)
+    measure, sample = build_cost_measure(by, bill, plan.call_costs), now.sample
+    baseline = simulate(sample.timeline, sample.scores, arrays, transitions)
+    return measure.sum_by_patient(sample.scores, baseline), measure.sum_by_patient(sample.scores, sample.trajectories)
+
+
+def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, labels: Labels) -> dict[str, Sums]:
     """Sum what is served by patient: its accuracy, utility, sensitivity within 48 h, alerts and saving."""
     starts, final = sample.timeline.starts, len(plan.problem.stages)
     entity, count = index_entities(starts), len(starts) - 1
@@ -122,11 +203,12 @@ def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, patients: LabelledP
     def total(values: FloatArray | BoolArray) -> FloatArray:
         return np.bincount(entity, values, count).astype(np.float64)
 
-    utility, events = compute_utility(patients.since_last), locate_events(patients.since_last, starts)
+    since_last = labels.since[:, -1]
+    utility, events = compute_utility(since_last), locate_events(since_last, starts)
     gain = utility.alert - utility.silence
     lead_h = compute_lead_hours(alert, events, starts)
     return {
-        "accuracy": Sums(numerator=total(stage == patients.highest), denominator=np.diff(starts).astype(np.float64)),
+        "accuracy": Sums(numerator=total(stage == labels.highest), denominator=np.diff(starts).astype(np.float64)),
         "utility": Sums(numerator=total(gain * alert), denominator=total(gain * utility.optimal)),
         "sensitivity": Sums(numerator=(lead_h > 0).astype(np.float64), denominator=np.ones(len(lead_h))),
         "alerts": Sums(numerator=100.0 * total(alert & events.event_free), denominator=total(events.event_free)),

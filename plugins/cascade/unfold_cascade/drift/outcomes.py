@@ -1,7 +1,7 @@
 """Promises on labelled new data: an interval for each outcome, and whether what was promised is kept or broken.
 
-A certified loss is compared with a betting interval of the mean (Waudby-Smith and Ramdas, J R Stat Soc B 2024), which
-is valid for any number of cases. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
+A certified mean is compared with a betting interval (Waudby-Smith and Ramdas, J R Stat Soc B 2024), which is valid for
+any number of cases. Shares of independent cases get Clopper-Pearson intervals, other ratios a bootstrap by
 unit. All intervals of one validation hold together (Bonferroni).
 """
 
@@ -25,6 +25,7 @@ MIN_UNITS = 30
 GRID = 2001
 MAX_BET = 0.9
 SEED_STREAM = 0x7A11
+CERTIFIED_SAVING = "certified saving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,8 @@ class Promise:
         unit: its unit, for the report.
         now: the outcome of the new data.
         limit: the certified limit, or ``None`` for an outcome that was only estimated.
-        largest: of a certified outcome, the largest value that one unit can have.
+        largest: of a certified outcome that is a mean over units, the largest value that one unit can have;
+            ``None`` for another ratio.
         before: the outcome of the plan's own test data, ``None`` for a certified one.
         margin: how much worse than estimated counts as kept.
         is_relative: whether the margin is a share of the estimate.
@@ -61,7 +63,7 @@ class Promise:
     unit: str
     now: Sums
     limit: float | None = None
-    largest: float = 1.0
+    largest: float | None = None
     before: Sums | None = None
     margin: float = 0.0
     is_relative: bool = False
@@ -81,7 +83,7 @@ class Judgement:
 def judge_promises(promises: Sequence[Promise], confidence: float, seed: int) -> list[Judgement]:
     """Compare promises with new data; with probability ``confidence`` no state but undecided is wrong.
 
-    A certified loss is broken if the interval lies above the limit, and kept if it lies below. An estimated outcome is
+    A certified outcome is broken if the interval lies beyond the limit, and kept if it lies within. An estimated one is
     broken if the interval lies on the worse side of the interval of the test data, and kept if no value in it is worse
     than that interval by more than the margin.
     """
@@ -92,10 +94,9 @@ def judge_promises(promises: Sequence[Promise], confidence: float, seed: int) ->
 
 def _judge(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Judgement:
     if promise.limit is not None:
-        low, high = compute_betting_interval(promise.now.numerator / promise.largest, alpha, seed)
-        now = (promise.largest * low, promise.largest * high)
-        before = (promise.limit, promise.limit)
-        return Judgement(promise=promise, interval=now, before=before, state=_compare(now, before, 0.0, higher=False))
+        now, before = _bound_certified(promise, alpha, seed), (promise.limit, promise.limit)
+        state = _compare(now, before, 0.0, higher=promise.higher_is_better)
+        return Judgement(promise=promise, interval=now, before=before, state=state)
     if promise.before is None:
         raise ValueError("a promise needs a limit or an estimate")
     now, before = (
@@ -104,6 +105,14 @@ def _judge(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Judgement:
     margin = promise.margin * abs(promise.before.value) if promise.is_relative else promise.margin
     state = _compare(now, before, margin, higher=promise.higher_is_better)
     return Judgement(promise=promise, interval=now, before=before, state=state)
+
+
+def _bound_certified(promise: Promise, alpha: float, seed: tuple[int, ...]) -> Interval:
+    """Bound a certified outcome: a mean of bounded numbers by betting, another ratio as an estimated one."""
+    if promise.largest is None:
+        return compute_interval(promise.now, alpha, seed)
+    low, high = compute_betting_interval(promise.now.numerator / promise.largest, alpha, seed)
+    return promise.largest * low, promise.largest * high
 
 
 def _compare(now: Interval, before: Interval, margin: float, *, higher: bool) -> State:

@@ -24,6 +24,7 @@ from unfold_cascade.temporal.search.planner import Solution, record_certificate,
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfoldkit.api import Cell, Column, Report, Run, Table
 
+RANDOM_SPLIT = SplitRule()
 SIZES = (100, 200, 500, 1000, 2000, 5000)
 
 
@@ -39,7 +40,7 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
         UnfoldError: A column is missing, or there are too few patients or events.
     """
     plan = load_temporal_plan(planned, run, run.options["plan"])
-    study = _build_local_study(problem, plan, run)
+    study = build_local_study(problem, plan, run)
     solution = solve(study)
     write_exits(solution, run)
     report = build_plan_report(solution, "plan", run.directory, record_certificate(solution, run))
@@ -53,7 +54,8 @@ def recalibrate_hours(problem: TemporalProblem, planned: TemporalProblem, run: R
     )
 
 
-def _build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run) -> Study:
+def build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run, split: SplitRule = RANDOM_SPLIT) -> Study:
+    """Split the patients of ``problem`` and predict their hours with the models of a plan."""
     table = read_table(problem.source, run)
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
@@ -67,7 +69,7 @@ def _build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run) -> 
         part=None,
         sites=(),
     )
-    local = replace(plan.problem, split=SplitRule(), seed=run.seed)
+    local = replace(plan.problem, split=split, seed=run.seed)
     x = build_feature_matrix(table, plan.features)
     run.log.info("running the plan's models on %d hours", len(table))
     predictions = [
@@ -82,10 +84,11 @@ def _tabulate_sizes(plan: LoadedPlan, solution: Solution) -> Table:
         Column("local patients to tune"), Column("loss", "points", 2), Column("utility", "", 3),
         Column("alerts", "/100 h", 1), Column("baseline utility", "", 3), Column("saving", "x", 2),
     )  # fmt: skip
-    return Table("what n local patients buy", columns, tuple(_list_sizes(plan, solution)))
+    return Table("what n local patients buy", columns, tuple(list_sizes(plan, solution)))
 
 
-def _list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...]]:
+def list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...]]:
+    """Yield the rows of the table: first the plan as it is, then refitted on more and more of the tuning patients."""
     study, transitions = solution.study, solution.problem.transitions
     currency = solution.problem.cost.currency
     cascade = evaluate_policy(study.test, plan.policy, plan.parallel, transitions, study.call_costs)

@@ -91,7 +91,7 @@ def _row(judgement: Judgement) -> tuple[Cell, ...]:
     before = [factor * end for end in judgement.before]
     is_certified = promise.limit is not None
     text = (
-        f"≤ {before[0]:.3g}"
+        f"{'≥' if promise.higher_is_better else '≤'} {before[0]:.3g}"
         if is_certified
         else sentences.estimate_before(
             factor * promise.before.value if promise.before is not None else float("nan"), before[0], before[1]

@@ -33,6 +33,7 @@ from unfold_cascade.language_models.planning.problem import (
     RoutingProblem,
     split_units,
 )
+from unfold_cascade.language_models.planning.scripts import join_scripts
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -63,7 +64,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         UnfoldError: the log is missing, or a column of it is not as the spec says.
     """
     frame = load_log_frame(spec, run)
-    log, longest = read_call_log(spec, frame)
+    log, prompts = read_call_log(spec, frame)
     split = spec.data.split
     if not isinstance(split, Split):
         raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
@@ -97,7 +98,8 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         quantile=quantile,
         scale=_confidence_scale(spec),
         unit_name=_unit_name(spec),
-        longest_prompt=longest,
+        longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
+        scripts=() if prompts is None else join_scripts(prompts),
         confidence=describe_confidence(spec.confidence or ConfidenceSource()),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
     )
@@ -121,8 +123,8 @@ def load_log_frame(spec: CascadeSpec, run: Run) -> Frame:
     return load_frame(TableSource(path=path_text, locate=lambda: run.path(path_text, key="data.path")))
 
 
-def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]:
-    """Read the log of a spec, and the length of its longest prompt in characters.
+def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray | None]:
+    """Read the log of a spec, and its prompts if it has any.
 
     Raises:
         UnfoldError: a column is missing or no number, or a price is missing.
@@ -146,7 +148,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]
     if is_unlabelled is None:
         # a call without an answer gave no confidence either
         confidence = np.where(is_missing, np.nan, confidence)
-    prompts, longest = _read_prompts(spec, frame)
+    prompts = _read_prompts(spec, frame)
     group_column = "group" if spec.group and spec.data.source == "endpoints" else spec.group
     groups = frame.text(group_column, key="data.group") if group_column else None
     is_sticky = spec.serve is not None and spec.serve.sticky == "conversation" and groups is not None
@@ -168,7 +170,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, int | None]
     if spec.goal.max_latency is not None and not log.has_latency:
         rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
         raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
-    return log, longest
+    return log, prompts
 
 
 def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
@@ -253,12 +255,14 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
         promise=read_promise(decision, audits_labels=serve.judge == "labels"),
         plan_hash=fingerprint(decision)[:12],
         longest_prompt=decision.get("longest_prompt"),
+        scripts=frozenset(map(str, decision.get("scripts") or ())),
         largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
         of=source.of,
         sticky=serve.sticky == "conversation",
         trusts_filtered=serve.content_filter == "trust",
         audit_share=serve.audit,
         audits_labels=serve.judge == "labels",
+        is_probed=serve.probe,
         limits=UpstreamLimits(
             connect_s=timeouts.connect,
             first_token_s=timeouts.first_token,
@@ -459,12 +463,9 @@ def _read_answers(
     return answer, is_unlabelled if is_unlabelled.any() else None
 
 
-def _read_prompts(spec: CascadeSpec, frame: Frame) -> tuple[np.ndarray | None, int | None]:
+def _read_prompts(spec: CascadeSpec, frame: Frame) -> np.ndarray | None:
     column = "prompt" if spec.data.source == "endpoints" else getattr(spec.data, "prompt", None)
-    if column is None:
-        return None, None
-    prompts = frame.text(column, key="data.prompt")
-    return prompts, int(np.char.str_len(prompts).max())
+    return None if column is None else frame.text(column, key="data.prompt")
 
 
 def _read_latency_limit(spec: CascadeSpec) -> tuple[str, float | None, float]:

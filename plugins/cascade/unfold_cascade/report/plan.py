@@ -11,6 +11,7 @@ from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Outcome
 from unfold_cascade.planner.select import BASELINE_IS_BETTER, OVER_BUDGET
 from unfold_cascade.report import sentences
+from unfold_cascade.report.case_flow import draw_case_flow, draw_exit_accuracy
 from unfold_cascade.report.certificate import (
     allowed_losses,
     build_label_tables,
@@ -34,7 +35,7 @@ from unfold_cascade.report.quality import (
 )
 from unfold_cascade.report.tables import build_candidate_table, build_policy_table, build_stage_tables
 from unfold_cascade.report.threshold_tables import describe_with_thresholds
-from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
+from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict
 
 
 def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Report:
@@ -55,7 +56,7 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
             *build_stage_tables(solution, outcome),
             build_candidate_table(solution),
         ),
-        figures=(_build_figure(solution),),
+        figures=tuple(_build_figures(solution, outcome)),
         lines=tuple(_list_lines(solution, outcome)),
         notes=(*list_notes(dataset.unlabelled, dataset.source), *_list_leakage_notes(solution)),
         next=_next_command(solution, directory, verb),
@@ -123,6 +124,15 @@ def _utility_metrics(solution: Solution, outcome: Outcome) -> dict[str, Metric]:
         "baseline_weighted_accuracy": Metric(baseline_utility(solution), timed=False),
         "cascade_weighted_accuracy": Metric(utility(solution, outcome.answer), timed=timed),
     }
+
+
+def _build_figures(solution: Solution, outcome: Outcome) -> Iterator[AnyFigure]:
+    if solution.policy is not None:
+        yield draw_case_flow(solution, solution.policy, outcome)
+    yield _build_figure(solution)
+    exits = None if solution.policy is None else draw_exit_accuracy(solution, solution.policy, outcome)
+    if exits is not None:
+        yield exits
 
 
 def _build_figure(solution: Solution) -> Figure:

@@ -304,3 +304,24 @@ def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Ite
 def _round_up_points(certified_loss: float) -> str:
     """Write a loss in points, rounded up: a guarantee must not be printed smaller than it is."""
     return f"{math.ceil(round(certified_loss * 10_000, 6)) / 100:g}"
+
+
+FLOW_TITLE = "The way of the test cases: which model answers, at what cost, and how often it is right"
+EXITS_TITLE = "Correct answers by the model that answers, with 95 % intervals"
+CORRECT = "→ correct"
+WRONG = "→ wrong"
+
+
+def call_cost(cost: float, unit: str, digits: int) -> str:
+    """State the cost of one call of a model."""
+    return f"{cost:,.{digits}f} {unit} a call"
+
+
+def exit_cases(model: str, cases: int) -> str:
+    """Name a model with the number of cases that it answers."""
+    return f"{model} ({count_of(cases, 'case')})"
+
+
+def second_stage(stage: str, groups: int) -> str:
+    """Name the second stage where its groups are shown as one."""
+    return f"{stage} ({count_of(groups, 'group')})"

@@ -14,7 +14,7 @@ from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
 from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
-from unfold_cascade.temporal.problem import TemporalProblem
+from unfold_cascade.temporal.problem import PsvSource, TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.report.profile import build_profile_report
 from unfold_cascade.temporal.search.left_out_sites import evaluate_patient_sites
@@ -67,9 +67,11 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
 
 
 def _with_data(problem: TemporalProblem, run: Run, path: str) -> TemporalProblem:
-    """Replace the table of a problem by new data."""
-    found = str(run.path(path).resolve())
-    return replace(problem, source=replace(problem.source, path=found, split_column=""))
+    """Replace the table of a problem by new data, all patients of it."""
+    resolved = str(run.path(path).resolve())
+    if isinstance(problem.source, PsvSource):
+        return replace(problem, source=PsvSource(resolved))
+    return replace(problem, source=replace(problem.source, path=resolved, split_column=""))
 
 
 def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:

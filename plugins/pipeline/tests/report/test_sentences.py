@@ -119,6 +119,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_replica_loss("k80", "detect", 0.3, 0.35),
         sentences.describe_replica_loss("k80", "detect", 0.4, 0.35),
     ],
+    "describe_replay_figure": [sentences.describe_replay_figure("calibrated")],
     "describe_replicas": [sentences.describe_replicas([("detect", 1, 2), ("classify", 3, 3)])],
     "describe_routes": [sentences.describe_routes(12_000, "cases", "runs/digits")],
     "describe_settings": [sentences.describe_settings(1.15, 60.0, has_floor=True)],

@@ -26,7 +26,7 @@ from unfold_pipeline.runtime.live_tuner import LiveTuner
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
-from unfold_pipeline.schema.placement import Placement
+from unfold_pipeline.schema.hardware import Placement
 from unfold_pipeline.tuner import rules
 from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfold_pipeline.tuner.table_rule import build_table_rule

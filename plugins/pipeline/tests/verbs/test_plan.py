@@ -22,7 +22,7 @@ from unfold_pipeline.problem.latency_profile import store_activation
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.serve import prepare_deployment
-from unfoldkit.api import Graph, Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.api import Graph, Report, Run, RunDir, StepArea, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import load_catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -175,7 +175,13 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
         "Knative", "Knative, defaults",
     ]  # fmt: skip
     assert report.metrics["attainment"].value is not None
-    assert {figure.name for figure in report.figures} == {"replicas", "traffic"}
+    figure = report.figures[0]
+    assert isinstance(figure, StepArea)
+    assert [panel.name for panel in figure.panels] == ["queries/s", "replicas", "by stage", "misses/s"]
+    assert {"CG-Peak", "Ray Serve", "Knative"} < {series.name for series in figure.panels[1].series}
+    totals, stages = figure.panels[1].series[0], figure.panels[2].series
+    assert totals.y[0] == sum(series.y[0] for series in stages)
+    assert totals.y[-1] == sum(series.y[-1] for series in stages)
 
 
 def test_replay_of_overload_reports_rejections(tmp_path: Path) -> None:

@@ -102,6 +102,11 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((("tensor_parallel: 1", "tensor_parallel: 2"),), TRACE, "no all-reduce between 2 GPUs was measured"),
         ((("h100: {price: $4/h}", "h100: {price: $4/h, gpu: h1000}"),), TRACE, "the GPU h1000 is not known"),
         ((("l4: {roofline: true}", "l4: {profile: gone}"),), TRACE, "no such file or folder"),
+        ((("tensor_parallel: 1", "tensor_parallel: [3, 5]"),), TRACE, "no tensor parallelism of 3, 5 divides 32 heads"),
+        ((), "time_s,ContextTokens,GeneratedTokens\n" + "0,5,2\n" * 9, "9 queries at one instant"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,2\n", "one query is no traffic"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace has no arrival"),
+        ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1.5,5,2\n1700000001500,5,3\n2.5,5,2\n", "before the one above"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...], trace: str, message: str) -> None:
@@ -109,6 +114,54 @@ def test_bad_input_is_named(tmp_path: Path, changes: tuple[tuple[str, str], ...]
     with pytest.raises(UnfoldError, match=message) as error:
         plan_spec(tmp_path, *changes, trace=trace)
     assert int(error.value.code) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"timestamp": 10**300, "input_length": 5, "output_length": 5}] * 3, "no timestamp in ms"),
+        ([{"timestamp": stamp, "input_length": 5, "output_length": 5} for stamp in (1.7e9, 1.7e12)], "several clocks"),
+        ([{"timestamp": 7, "input_length": 5, "output_length": 5}] * 3, "arrive at the same time"),
+        ([{"timestamp": 7, "input_length": 5, "output_length": 0}] * 3, "or no tokens"),
+        ([{"timestamp": 7, "input_length": 5}] * 3, "no generated tokens"),
+        ([[7, 5, 5]] * 3, "no JSON object"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, rows: list[Any], message: str) -> None:
+    """JSON lines with impossible times, of two clocks or without tokens are errors, never tracebacks."""
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    with pytest.raises(UnfoldError, match=message) as error:
+        plan_spec(tmp_path, ("trace: trace.csv", "trace: t.jsonl"))
+    assert int(error.value.code) == 2
+
+
+def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:
+    """A folder with the tables of H100 alone does not give the steps of a B200, whatever its files hold."""
+    write_tables(tmp_path / "data" / "h100_sxm" / "vllm")
+    with pytest.raises(UnfoldError, match="no tables of b200_sxm") as error:
+        plan_spec(
+            tmp_path,
+            ("h100: {price: $4/h}", "b200: {price: $4/h}"),
+            ("h100: {roofline: true}", "b200: {tables: data}"),
+        )
+    assert "h100_sxm" in str(error.value)
+
+
+def test_a_data_sheet_plans_a_newer_gpu(tmp_path: Path) -> None:
+    """B200 is known by name; its steps are shorter than those of H100."""
+    newer = plan_spec(tmp_path, ("h100: {price: $4/h}", "b200: {price: $4/h}"), ("h100: {roofline", "b200: {roofline"))
+    assert newer.verdict is Verdict.YES
+    older = plan_spec(tmp_path)
+    assert (newer.metrics["tpot_p99_ms"].value or 0) < (older.metrics["tpot_p99_ms"].value or 0)
+
+
+def test_the_tokens_of_a_replayed_trace_count(tmp_path: Path) -> None:
+    """A trace with columns of tokens is replayed with them, where the spec gives one number for all requests."""
+    (tmp_path / "live.csv").write_text(TRACE, "utf-8")
+    process = ("trace: trace.csv", "process: poisson, rate: 3/s, duration: 20 s, input: 900, output: 9")
+    report = plan_spec(tmp_path, process, replay=str(tmp_path / "live.csv"))
+    assert "200 requests" in report.subtitle
+    assert not any("900 in" in text for text in report.subtitle)
 
 
 def test_a_table_with_holes_is_refused(tmp_path: Path) -> None:

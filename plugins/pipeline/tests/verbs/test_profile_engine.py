@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def test_the_fit_finds_the_steps_of_the_engine(tmp_path: Path) -> None:
     planned = plan(spec, run)
     assert planned.verdict is Verdict.YES
     assert (planned.decision or {})["engines"]["chat"]["replicas"] == 1
+
+
+TABLE = ("{box: {endpoint: true}}", "{l4: {endpoint: true, roofline: true}}")
 
 
 def test_an_interrupted_profile_continues(tmp_path: Path) -> None:
@@ -167,6 +171,23 @@ def test_bad_specs_are_named(tmp_path: Path, changes: tuple[tuple[str, str], ...
     with pytest.raises(UnfoldError, match=message) as error:
         profile(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
     assert int(error.value.code) == 2
+
+
+def test_a_mixture_of_experts_is_planned_from_its_profile(tmp_path: Path) -> None:
+    """A profiled engine may have experts, which tables do not describe; its KV cache must then be measured."""
+    config = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    config |= {"vocab_size": 1000, "num_key_value_heads": 2, "num_local_experts": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    sizes = "{layers: 2, hidden: 64, heads: 4, kv_heads: 2, inner: 128, vocabulary: 1000}"
+    changes = ((sizes, "{config: config.json}"),)
+    with run_engine(Script()) as url:
+        profile_spec(tmp_path, url, *changes)
+    assert plan(*open_spec(tmp_path, url, *changes)).verdict is Verdict.YES
+    unknown = ("kv_tokens: {box: {1: 8192}}\n      ", "")
+    with pytest.raises(UnfoldError, match="size of the KV cache is not known"):
+        plan(*open_spec(tmp_path, url, *changes, unknown))
+    with pytest.raises(UnfoldError, match="mixture of experts"):
+        plan(*open_spec(tmp_path, url, *changes, ("hardware: {box:", "hardware: {l4:"), ("{box: {1", "{l4: {1"), TABLE))
 
 
 def test_plan_needs_the_profile(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     key = f"stages.{stage}.engine"
     trace = load_token_trace(spec, run)
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
-    model = read_model(engine.model, f"{key}.model", run)
+    is_profiled = all(source.endpoint and _find_table(source) is None for source in engine.steps.values())
+    model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
     needed = find_step_range(spec, engine, trace)
     measured = _fit_endpoint(stage, engine, needed, key, run)
     settings = _build_settings(engine, engine.front if measured is None else measured.fit.front_s)
@@ -216,7 +217,9 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
     trace = trace.scale_rate(traffic.scale, rng) if traffic.scale != 1 else trace
     if traffic.share < 1:
         trace = trace.cut(0.0, float(trace.arrival_s[-1]) * traffic.share)
-    if len(trace) < 2 or trace.arrival_s[-1] <= trace.arrival_s[0]:
+    if len(trace) > 1 and trace.arrival_s[-1] <= trace.arrival_s[0]:
+        raise user_error("all requests arrive at the same time: there is no rate", key=key, hint="a longer trace")
+    if len(trace) < 2:
         raise user_error("the trace has too few requests for a rate", key=key, hint="a longer trace or share")
     return trace
 
@@ -229,11 +232,13 @@ def hash_trace(trace: TokenTrace) -> str:
     return digest.hexdigest()
 
 
-def read_model(model: EngineModel, key: str, run: Run) -> ModelShape:
-    """Return the shape of a model, from its config.json or its sizes."""
+def read_model(model: EngineModel, key: str, run: Run, *, is_profiled: bool = False) -> ModelShape:
+    """Return the shape of a model, from its config.json or its sizes; a profiled engine may have any architecture."""
     if model.config is not None:
-        return read_model_config(run.path(model.config, key=f"{key}.config"))
-    sizes = {name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")}
+        return read_model_config(run.path(model.config, key=f"{key}.config"), is_profiled=is_profiled)
+    sizes: dict[str, Any] = {
+        name: getattr(model, name) or 0 for name in ("layers", "hidden", "heads", "kv_heads", "inner")
+    }
     head = model.head or sizes["hidden"] // sizes["heads"]
     return ModelShape(**sizes, head=head, vocabulary=model.vocabulary or 0, is_tied=model.tied)
 
@@ -305,7 +310,8 @@ def _build_options(
         reader = _build_reader(source, gpu, model, engine, f"{key}.steps.{name}", needed, tables, endpoint, run)
         for parallel in _list_degrees(engine, model, hardware):
             kv_cache = _size_kv_cache(engine, name, parallel, model, gpu, endpoint)
-            if not kv_cache.num_blocks and is_measured and not kv_cache.is_measured:
+            is_unknown = not kv_cache.num_blocks or model.is_unusual
+            if is_measured and is_unknown and not kv_cache.is_measured:
                 hint = f"kv_tokens: {{{name}: {{{parallel}: 8192}}}}"
                 raise user_error("the size of the KV cache is not known", key=f"{key}.kv_tokens", hint=hint)
             if kv_cache.tokens < longest:
@@ -330,6 +336,12 @@ def _build_options(
                     interval=interval,
                 )
             )
+    if not options and not too_small:
+        degrees = ", ".join(str(degree) for degree in _as_tuple(engine.tensor_parallel))
+        message = (
+            f"no tensor parallelism of {degrees} divides {model.heads} heads and {model.inner} values within a node"
+        )
+        raise user_error(message, key=f"{key}.tensor_parallel", hint="1, 2, 4 or 8; per_instance: GPUs of a node")
     if not options:
         tried = ", ".join(f"{name} tp{parallel}" for name, parallel in too_small) or "no GPU"
         message = f"the model fits no GPU with a request of {longest:,} tokens: tried {tried}"

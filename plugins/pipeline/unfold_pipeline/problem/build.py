@@ -51,8 +51,8 @@ from unfold_pipeline.problem.problem import (
 from unfold_pipeline.problem.sample import Sample, Sampler, cap_shares, draw_sample, resample_blocks
 from unfold_pipeline.problem.traffic import load_arrivals, read_visits
 from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
+from unfold_pipeline.schema.hardware import Placement
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.schema.placement import Placement
 from unfold_pipeline.schema.stages import (
     BatchLatency,
     FromRun,
@@ -134,6 +134,7 @@ def _build_tuner_settings(spec: PipelineSpec, activation_s: Mapping[str, float])
         max_replicas=spec.tuner.most,
         sheds=spec.slo.shed,
         max_wait_s=compute_wait_bound(spec.target_s),
+        stores_table=spec.tuner.table,
     )
     if spec.tuner.activation is not None:
         return replace(settings, delay_s=spec.tuner.activation, delay_source="spec")

@@ -54,6 +54,7 @@ class TunerSettings:
         sheds: whether queries that cannot meet their deadline are dropped in a replay.
         min_window_s: windows of the envelope below this length are ignored by the table rule.
         max_wait_s: the waiting bound of the service; what would wait for longer is refused and never queues.
+        stores_table: whether the plan holds replicas by rate, for autoscalers of other systems.
     """
 
     delay_s: float = DEFAULT_ACTIVATION_S
@@ -65,6 +66,7 @@ class TunerSettings:
     sheds: bool = False
     min_window_s: float = 0.0
     max_wait_s: float = math.inf
+    stores_table: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

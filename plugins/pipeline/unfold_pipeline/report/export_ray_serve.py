@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
+from unfold_pipeline.report.export_autoscaling import (
+    StageScaling,
+    build_ray_autoscaling,
+    list_ray_limits,
+    parse_scaling,
+)
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, sort_exported_stages
 from unfold_pipeline.runtime.ray_ingress import INGRESS
 from unfoldkit.api import Report, user_error
@@ -34,7 +40,11 @@ def export_ray_serve(report: Report) -> str:
     stages = sort_exported_stages(plan.stages)
     for stage in stages:
         _check_stage(stage)
-    deployments = [_build_deployment(stage, plan.placement.build_ray_options(stage.replicas)) for stage in stages]
+    rules = {} if plan.placement.has_gangs else parse_scaling(report)
+    deployments = [
+        _build_deployment(stage, plan.placement.build_ray_options(stage.replicas), rules.get(stage.name))
+        for stage in stages
+    ]
     ingress = {
         "name": INGRESS,
         "num_replicas": 1,
@@ -48,7 +58,8 @@ def export_ray_serve(report: Report) -> str:
         "args": {"name": plan.name, "stages": [_describe_stage(stage) for stage in stages]},
         "deployments": [*deployments, ingress],
     }
-    return str(to_yaml({"applications": [application]}))
+    notes = list_ray_limits(report, rules) if rules else []
+    return "".join(f"# {note}\n" for note in notes) + str(to_yaml({"applications": [application]}))
 
 
 def _check_stage(stage: ExportedStage) -> None:
@@ -60,17 +71,23 @@ def _check_stage(stage: ExportedStage) -> None:
         raise user_error(message, key=f"stages.{stage.name}.model.file", hint="a file that unfold serve loads")
 
 
-def _build_deployment(stage: ExportedStage, placement: Mapping[str, Any]) -> dict[str, Any]:
+def _build_deployment(stage: ExportedStage, placement: Mapping[str, Any], rule: StageScaling | None) -> dict[str, Any]:
     resources: dict[str, Any] = {"num_cpus": 1}
     if stage.gpus:
         resources["num_gpus"] = round(stage.gpus, 4)
     return {
         "name": stage.name,
-        "num_replicas": stage.replicas,
+        **_build_scaling(stage, rule),
         "max_ongoing_requests": 2 * stage.batch,
         "ray_actor_options": resources,
         **placement,
     }
+
+
+def _build_scaling(stage: ExportedStage, rule: StageScaling | None) -> dict[str, Any]:
+    if rule is None:
+        return {"num_replicas": stage.replicas}
+    return {"autoscaling_config": build_ray_autoscaling(rule, stage.replicas)}
 
 
 def _describe_stage(stage: ExportedStage) -> dict[str, Any]:

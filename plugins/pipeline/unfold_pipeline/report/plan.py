@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from unfold_pipeline.planner.planner import Solution
 from unfold_pipeline.problem.pipeline import Plan, count_by_hardware
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.report import sentences
-from unfold_pipeline.report.plan_file import format_decision, hash_samples
+from unfold_pipeline.report.plan_file import format_decision, format_scaling, hash_samples
+from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Report, Series, Table, Verdict
 
 GREEDY_STEPS_SHOWN = 3
@@ -37,6 +39,7 @@ class PlanAnalysis:
         losses_s: percentile after the loss of a replica by stage; ``None`` for its only one.
         interval: confidence interval of the percentile.
         jitter_s: percentile with measured service-time variability, if the plan uses profiles.
+        table: replicas by rate at the batch sizes of the plan, if the plan stores them.
     """
 
     frontier: tuple[FrontierPoint, ...]
@@ -46,6 +49,7 @@ class PlanAnalysis:
     losses_s: Sequence[float | None]
     interval: ConfidenceInterval
     jitter_s: float | None
+    table: ReplicaTable | None = None
 
 
 def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: PlanAnalysis) -> Report:
@@ -79,7 +83,10 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
             *list_cascade_lines(problem),
         ),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+        decision={
+            **format_decision(checker, plan, solution.hourly_cost, tail_s, problem.activation_s),
+            **_format_table(problem, checker, analysis),
+        },
         provenance={
             "inputs": {
                 "sample_sha256": hash_samples(checker),
@@ -311,6 +318,13 @@ def _describe_instances(checker: SloChecker, plan: Plan) -> str:
             for name, option in shared.items()
         ]
     )
+
+
+def _format_table(problem: Problem, checker: SloChecker, analysis: PlanAnalysis) -> dict[str, Any]:
+    if analysis.table is None:
+        return {}
+    stay_s = [time.mean_s for time in analysis.stage_times]
+    return {"scaling": format_scaling(checker, analysis.table, stay_s, problem.tuner)}
 
 
 def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
+from unfold_pipeline.problem.problem import TunerSettings
 from unfold_pipeline.report import sentences
+from unfold_pipeline.tuner.replica_table import ReplicaTable
 from unfoldkit.api import Metric, Report, Verdict, user_error
 from unfoldkit.arrivals.envelope import compute_envelope, find_first_excess, window_lengths
 
@@ -52,6 +54,33 @@ def format_decision(
         },
         **({"activation_s": dict(activation_s)} if activation_s else {}),
         "sample_sha256": hash_samples(checker),
+    }
+
+
+def format_scaling(
+    checker: SloChecker, table: ReplicaTable, stay_s: Sequence[float], settings: TunerSettings
+) -> dict[str, Any]:
+    """Return what other autoscalers need of a rate-to-replica table, as plain data.
+
+    Args:
+        checker: pipeline and samples.
+        table: replicas by rate.
+        stay_s: mean seconds of a query at each stage.
+        settings: for how long demand must be lower, and the maximum of replicas.
+    """
+    rate = max(sample.rate for sample in checker.samples)
+    return {
+        "queries_per_second": [round(factor * rate, 6) for factor in table.factors],
+        "hold_s": settings.hold_s,
+        "max_replicas": settings.max_replicas,
+        "stages": {
+            stage.name: {
+                "replicas": [row[index] for row in table.replicas],
+                "items_per_query": round(max(sample.share(index) for sample in checker.samples), 9),
+                "mean_ms": round(stay_s[index] * 1e3, 6),
+            }
+            for index, stage in enumerate(checker.pipeline.stages)
+        },
     }
 
 

@@ -411,3 +411,8 @@ def describe_faster_batch(stage: str, batch: int) -> str:
 def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:
     """Return which profiles the planner ignores, and how to use them."""
     return f"{join_names(stages)}: plans use the latency of the spec on {hardware}; remove it to use the profile"
+
+
+def describe_replay_figure(rule: str) -> str:
+    """Describe the figure of a replay."""
+    return f"Arrivals, replicas and misses over time, under {rule} and tuned baselines"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.estimator.replica_schedule import list_serving_counts
 from unfold_pipeline.estimator.simulator import get_trace_duration
 from unfold_pipeline.problem.problem import Problem, compute_wait_bound
@@ -14,10 +15,12 @@ from unfold_pipeline.replay.simulated import RuleTrace, UnitSettings
 from unfold_pipeline.report import sentences
 from unfold_pipeline.report.plan import Lines
 from unfold_pipeline.tuner.autoscalers import KnativeSettings, RayServeSettings
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Panel, Report, Series, StepArea, Table, Verdict
 
 TRAFFIC_BINS = 400
 MIN_ATTAINMENT = 0.99
+DRAWN_RULES = ("CG-Peak", "Ray Serve", "Knative")
+"""Baselines with tuned settings, of which the figure shows the replicas."""
 COMPARED_RULES = ("CG-Mean", "CG-Peak", "Ray Serve", "Ray Serve, defaults", "Knative", "Knative, defaults")
 
 
@@ -48,7 +51,7 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
             "shed" if problem.sheds else "refused": Metric(trace.shed_rate),
         },
         tables=(_build_table(rules, slo_s, chosen.name),),
-        figures=(_build_replica_figure(problem, chosen, live), _build_traffic_figure(live)),
+        figures=(_build_replay_figure(problem, rules, chosen, live),),
         lines=(
             *_list_overload(problem, chosen),
             *_list_quotas(problem, chosen),
@@ -135,18 +138,45 @@ def _list_comparisons(rules: Sequence[RuleTrace], chosen: RuleTrace, slo_s: floa
     )
 
 
-def _build_replica_figure(problem: Problem, chosen: RuleTrace, live: Sample) -> Figure:
-    series = []
+def _build_replay_figure(problem: Problem, rules: Sequence[RuleTrace], chosen: RuleTrace, live: Sample) -> StepArea:
+    """Show arrivals, replicas and misses on one time axis; the replicas beside those of the tuned baselines."""
+    end_s = get_trace_duration(live)
+    compared = [chosen, *(rule for rule in rules if rule.name in DRAWN_RULES and rule is not chosen)]
     stages = zip(problem.pipeline.stages, chosen.plan, chosen.trace.schedules, strict=True)
-    for stage, config, schedule in stages:
-        times, counts = list_serving_counts(config.replicas, schedule, get_trace_duration(live))
-        series.append(Series(stage.name, tuple(times), tuple(counts), "steps"))
-    return Figure("replicas", f"Replicas that serve, under {chosen.name}", "s", "replicas", tuple(series))
+    by_stage = tuple(
+        _build_steps(stage.name, *list_serving_counts(config.replicas, schedule, end_s))
+        for stage, config, schedule in stages
+    )
+    is_missed = chosen.trace.latencies > problem.slo_s
+    return StepArea(
+        name="replay",
+        title=sentences.describe_replay_figure(chosen.name),
+        unit="s",
+        panels=(
+            Panel("queries/s", (_build_rate("queries/s", live.arrivals, end_s),)),
+            Panel("replicas", tuple(_build_steps(rule.name, *_sum_replicas(rule, end_s)) for rule in compared)),
+            *((Panel("by stage", by_stage),) if len(by_stage) > 1 else ()),
+            Panel("misses/s", (_build_rate("misses/s", live.arrivals[is_missed], end_s),)),
+        ),
+    )
 
 
-def _build_traffic_figure(live: Sample) -> Figure:
-    width_s = max(1.0, get_trace_duration(live) / TRAFFIC_BINS)
-    edges = np.arange(0.0, get_trace_duration(live) + width_s, width_s)
-    rates = np.histogram(live.arrivals, edges)[0] / width_s
-    series = Series("queries per second", tuple(edges[:-1].tolist()), tuple(rates.tolist()), "steps")
-    return Figure("traffic", "Traffic", "s", "queries per second", (series,))
+def _sum_replicas(rule: RuleTrace, end_s: float) -> tuple[list[float], list[float]]:
+    """Return the times at which the replicas of all stages change, and their number from then on."""
+    changes = sorted(change for schedule in rule.trace.schedules for change in schedule.changes if change[0] <= end_s)
+    times, counts = [0.0], [float(sum(config.replicas for config in rule.plan))]
+    for time_s, change in changes:
+        times.append(time_s)
+        counts.append(counts[-1] + change)
+    return [*times, end_s], [*counts, counts[-1]]
+
+
+def _build_steps(name: str, times_s: Sequence[float], counts: Sequence[float]) -> Series:
+    return Series(name, tuple(times_s), tuple(counts), "steps")
+
+
+def _build_rate(name: str, moments_s: FloatArray, end_s: float) -> Series:
+    width_s = max(1.0, end_s / TRAFFIC_BINS)
+    edges = np.arange(0.0, end_s + width_s, width_s)
+    rates = np.histogram(moments_s, edges)[0] / width_s
+    return Series(name, (*edges[:-1].tolist(), end_s), (*rates.tolist(), float(rates[-1])), "steps")

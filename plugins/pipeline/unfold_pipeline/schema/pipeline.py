@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_pipeline.schema.arrivals import Arrivals, validate_arrivals
-from unfold_pipeline.schema.hardware import Hardware, validate_hardware
-from unfold_pipeline.schema.placement import Placement, validate_placement
+from unfold_pipeline.schema.hardware import Hardware, Placement, validate_hardware, validate_placement
 from unfold_pipeline.schema.stages import FromRun, StageSpec, validate_stages
 from unfoldkit.api import Duration, Fraction, Model, Problem, Spec, did_you_mean, user_error
 
@@ -60,6 +59,9 @@ class TunerSpec(Model):
     floor: bool = Field(default=True, description="paper and ratio never scale below the plan")
     margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="headroom of the table policy")
     hold: Duration = Field(default=60.0, description="how long demand must be lower before replicas are removed")
+    table: bool = Field(
+        default=False, description="store replicas by rate in the plan, from which exports derive autoscaling"
+    )
     most: Annotated[int, Field(ge=1)] = Field(default=100, description="maximum replicas per stage under any rule")
 
 

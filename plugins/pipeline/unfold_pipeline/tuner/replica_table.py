@@ -80,19 +80,45 @@ def build_replica_table(
     return _build_monotone_table([*all_rows, rows[-1]])
 
 
+def build_fixed_batch_table(checker: SloChecker, plan: Plan, max_replicas: int) -> ReplicaTable:
+    """Return the table of a plan whose batch sizes never change, as those of other systems; spares are on top.
+
+    Args:
+        checker: pipeline, samples, SLO and spares; quotas do not limit the rows.
+        plan: hardware and batch sizes.
+        max_replicas: maximum replicas of a stage.
+    """
+    pipeline = replace(checker.pipeline, quotas=())
+    builder = TableBuilder(pipeline, plan, checker.samples, checker.slo_s, max_replicas, checker.spares)
+    factors = RATE_FACTORS[::STRIDE]
+    table = _build_monotone_table([builder.minimize_replicas(builder.build_checker(at), at) for at in factors])
+    return replace(table, factors=factors)
+
+
 @dataclass(frozen=True, slots=True)
 class TableBuilder:
-    """Finds the rows of a table: a plan without quotas, its samples, the SLO, and the maximum replicas of a stage."""
+    """Finds the rows of a table.
+
+    Attributes:
+        pipeline: the stages, without quotas.
+        plan: the plan to scale.
+        samples: its traffic.
+        slo_s: the target in seconds.
+        max_replicas: maximum replicas of a stage.
+        spares: replicas that any stage may lose.
+    """
 
     pipeline: Pipeline
     plan: Plan
     samples: tuple[Sample, ...]
     slo_s: float
     max_replicas: int
+    spares: int = 0
 
     def build_checker(self, factor: float) -> SloChecker:
         """Return the SLO checker of the samples sped up by ``factor``."""
-        return build_slo_checker(self.pipeline, [_speed_up(sample, factor) for sample in self.samples], self.slo_s)
+        samples = [_speed_up(sample, factor) for sample in self.samples]
+        return build_slo_checker(self.pipeline, samples, self.slo_s, self.spares)
 
     def build_rough_row(self, factor: float) -> Plan:
         """Return the least replicas, with the batch sizes of the plan or others of single stages."""

@@ -28,6 +28,7 @@ from unfold_pipeline.report.plan import PlanAnalysis, build_plan_report
 from unfold_pipeline.report.plan_file import parse_saved_plan, recheck_plan
 from unfold_pipeline.report.simulated_replay import build_replay_report
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
 from unfold_pipeline.verbs.plan_engine import plan_engine
 from unfoldkit.api import Metric, Progress, Report, Run
 
@@ -71,7 +72,7 @@ def _adopt_plan(problem: Problem, result: ConfidentPlan, solution: Solution, che
 
 def analyze_plan(problem: Problem, solution: Solution, frontier: tuple[FrontierPoint, ...]) -> PlanAnalysis:
     """Return what explains a solution."""
-    checker, configs = solution.checker, solution.plan
+    checker, configs, tuner = solution.checker, solution.plan, problem.tuner
     worst = checker.estimators[checker.find_worst_sample(configs)]
     return PlanAnalysis(
         frontier=frontier,
@@ -81,6 +82,7 @@ def analyze_plan(problem: Problem, solution: Solution, frontier: tuple[FrontierP
         losses_s=simulate_replica_losses(checker, configs),
         interval=bootstrap_interval(worst, configs, np.random.default_rng([problem.seed, 3])),
         jitter_s=simulate_jitter(checker, configs, problem.latency_sources, problem.seed),
+        table=build_fixed_batch_table(checker, configs, tuner.max_replicas) if tuner.stores_table else None,
     )
 
 

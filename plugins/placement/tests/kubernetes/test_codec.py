@@ -15,12 +15,12 @@ from unfold_placement.kubernetes.codec import (
     annotation_key,
     container_requests,
     decode_resources,
-    decode_task,
     encode_resources,
     json_pointer,
     pod_name,
     shorten_name,
 )
+from unfold_placement.kubernetes.pod_spec import decode_task
 from unfold_placement.kubernetes.writer import node_patch
 
 SCOPE = Scope("mine", "unfold")

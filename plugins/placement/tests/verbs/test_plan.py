@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from unfold_placement.core.view import View
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
-from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.api import Report, Run, RunDir, Timeline, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -57,7 +58,11 @@ def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
     assert report.metrics["makespan_s"].value == 1200
     assert report.metrics["fifo_violations"].value == 2
     assert report.metrics["decisions_per_second"].timed
-    assert {series.name: max(series.y) for series in report.figures[0].series} == {"a": 10, "b": 10}
+    gantt, running = report.figures[:2]
+    assert isinstance(gantt, Timeline)
+    assert Counter(bar.group for bar in gantt.bars) == {"a": 10, "b": 10}
+    assert all(bar.end - bar.start == pytest.approx(10.0) for bar in gantt.bars)
+    assert {series.name: max(series.y) for series in running.series} == {"a": 10, "b": 10}
     rows = (tmp_path / PLACEMENTS_FILE).read_text().splitlines()
     assert rows[0] == "task,node,arrival_s,start_s,end_s"
     assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"

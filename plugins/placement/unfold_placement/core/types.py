@@ -18,6 +18,9 @@ CHECKPOINT_TOLERANCE = 1e-9
 ANYWHERE = ""
 """Node of a cluster-scoped ephemeral resource, which is counted once for the whole cluster."""
 
+CLUSTER_RULE = "kube-scheduler: "
+"""Prefix of ephemeral resources that stand for rules of the cluster's own scheduler; they are never written to it."""
+
 STATIC, QUEUE, PACK, GANG = range(4)
 """Phases of a decision: standing rules, admission order, node choice, and gang starts."""
 
@@ -36,12 +39,16 @@ class Node:
         capacity: Amounts by kind (cpu, gpu, memory in MiB, ...), in thousandths.
         labels: Labels by key; ``type`` selects run times, ``rack`` is used by locality.
         data: Blocks of data that the node stores.
+        taints: Key, value and effect of each taint (Kubernetes).
+        occupants: Labels of each pod of the namespace that no policy manages (Kubernetes).
     """
 
     name: str
     capacity: Mapping[str, int]
     labels: Mapping[str, str] = field(default_factory=dict)
     data: frozenset[str] = frozenset()
+    taints: tuple[tuple[str, str, str], ...] = ()
+    occupants: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class Task:
         run_on: Run times in seconds by node type, where they differ from ``run``.
         types: Node types on which it can run; empty means any.
         checkpoint_every: Seconds of run time after which a preemption loses nothing before; 0 for no checkpoints.
+        node_filter: Encoded fields of a pod that restrict its nodes (Kubernetes); empty for none.
     """
 
     name: str
@@ -81,6 +89,7 @@ class Task:
     run_on: Mapping[str, float] = field(default_factory=dict)
     types: tuple[str, ...] = ()
     checkpoint_every: float = 0.0
+    node_filter: str = ""
 
     def kept_seconds(self, elapsed_s: float) -> float:
         """Return the part of an interrupted run that its last checkpoint keeps, in seconds."""

@@ -1,15 +1,20 @@
-"""A Kubernetes API server: the official client logs in; requests are plain JSON, as its models are slow."""
+"""A Kubernetes API server: requests, watches, and reflectors, which follow a list.
+
+The official client logs in; requests are plain JSON, as its models are slow.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,8 +26,14 @@ MERGE = "application/merge-patch+json"
 MAX_CONNECTIONS = 32
 MAX_TRIES = 5
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+WATCH_TIMEOUT_S = 150
+"""A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
 FIRST_ERROR = 400
+PAUSE_S = 1.0
+"""Pause after an interrupted watch."""
+ObjectKey = tuple[str | None, str]
+"""Namespace (None for cluster-scoped objects) and name of an object."""
 Body = dict[str, Any]
 """An object as decoded JSON."""
 
@@ -93,7 +104,9 @@ class Api:
         """Delete an object."""
         return self.call("DELETE", path, body)
 
-    def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Body:
+    def call(
+        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = MAX_TRIES
+    ) -> Body:
         """Send a request, again while the server is overloaded, and return the decoded response.
 
         Raises:
@@ -101,9 +114,9 @@ class Api:
             UnfoldError: it cannot be reached.
         """
         data = None if body is None else msgspec.json.encode(body)
-        for attempt in range(MAX_TRIES):
+        for attempt in range(tries):
             response = self._send(method, path, data, kind)
-            if response.status != TOO_MANY_REQUESTS or attempt == MAX_TRIES - 1:
+            if response.status != TOO_MANY_REQUESTS or attempt == tries - 1:
                 break
             time.sleep(float(response.headers.get("Retry-After", 1)))
         if response.status >= FIRST_ERROR:
@@ -149,7 +162,7 @@ class Api:
         for setting in config.auth_settings().values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=None if stream else READ_TIMEOUT_S)
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=WATCH_TIMEOUT_S if stream else READ_TIMEOUT_S)
         retries = urllib3.Retry(3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"})
         try:
             return self.client.rest_client.pool_manager.request(
@@ -162,7 +175,67 @@ class Api:
                 retries=retries,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise user_error(f"{config.host} does not answer: {error}", key="cluster.kubernetes") from error
+            message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
+            raise user_error(message, key="cluster.kubernetes") from error
+
+
+class Handler(Protocol):
+    """Receives an object that exists or, with ``is_gone``, was deleted."""
+
+    def __call__(self, body: Body, *, is_gone: bool = False) -> None:
+        """Process the object."""
+
+
+@dataclass(slots=True)
+class Reflector:
+    """Passes every object of a list, and its later changes, to a handler.
+
+    Attributes:
+        api: The server.
+        path: Path of the list.
+        handle: Receives objects.
+        find_missing: Returns objects that the handler knows and that are not among the existing ones.
+        query: Selectors of the list.
+    """
+
+    api: Api
+    path: str
+    handle: Handler
+    find_missing: Callable[[set[ObjectKey]], Iterable[Body]]
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self) -> threading.Thread:
+        """Read the list, and follow it in a new thread."""
+        thread = threading.Thread(target=self._follow, args=(self._read_list(),), daemon=True)
+        thread.start()
+        return thread
+
+    def _read_list(self) -> str:
+        """Pass the whole list to the handler and return its resource version."""
+        listed = self.api.get(self.path, **self.query)
+        existing = {(body["metadata"].get("namespace"), body["metadata"]["name"]) for body in listed["items"]}
+        # pods that run come first: others of their workload replace some of its pods
+        for body in sorted(listed["items"], key=lambda body: bool(body.get("spec", {}).get("schedulingGates"))):
+            self.handle(body)
+        for body in self.find_missing(existing):
+            self.handle(body, is_gone=True)
+        return str(listed["metadata"]["resourceVersion"])
+
+    def _follow(self, version: str) -> None:
+        while not self.api.closed:
+            try:
+                version = version or self._read_list()
+                for event in self.api.watch(self.path, version, **self.query):
+                    version = event.body["metadata"]["resourceVersion"]
+                    if event.kind != "BOOKMARK":
+                        self.handle(event.body, is_gone=event.kind == "DELETED")
+            except ApiError as error:
+                version = "" if error.status == GONE else version
+                time.sleep(PAUSE_S)
+            except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
+                if not self.api.closed:
+                    logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
+                    time.sleep(PAUSE_S)
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:

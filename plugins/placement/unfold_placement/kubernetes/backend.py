@@ -8,18 +8,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
-from unfold_placement.kubernetes import leases, pods, takeover
+from unfold_placement.kubernetes import leases, pods
 from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT, GateQueue, GateRequest
+from unfold_placement.kubernetes.gate_queue import (
+    MAX_IN_FLIGHT,
+    GateQueue,
+    GateRequest,
+    delete_orphaned_resources,
+    delete_replaced_pods,
+    find_half_opened,
+    track_unbound_pods,
+)
 from unfold_placement.kubernetes.informer import Informer
 from unfold_placement.kubernetes.leases import LeaderElection
 from unfold_placement.kubernetes.writer import LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
+from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import user_error
 
 BIND_TIMEOUT_S = 10.0
@@ -85,12 +95,17 @@ class KubernetesBackend:
         """Return the seconds since the scope's ConfigMap was created."""
         return self.store.clock()
 
+    def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
+        """Return the policies for kube-scheduler's own rules; limits of domains only where a task has any."""
+        return [AcceptedNodes(), *([DomainLimits()] if any(map(has_domain_limits, tasks)) else [])]
+
     def snapshot(self) -> Snapshot:
         """Return the cluster."""
         self.flush()
         if not self.is_leader:
             self.read_leases()
         self.informer.foreign_changed, self.next_snapshot_s = False, time.monotonic() + SNAPSHOT_PERIOD_S
+        self.informer.nodes_changed = False
         return self.store.snapshot()
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
@@ -100,7 +115,8 @@ class KubernetesBackend:
             self.flush()
             if self.is_leader:
                 self.check_openings()
-            if self.informer.foreign_changed and time.monotonic() > self.next_snapshot_s:
+            is_due = self.informer.foreign_changed and time.monotonic() > self.next_snapshot_s
+            if is_due or self.informer.nodes_changed:
                 return None
             changes = self._wait_for_changes(after, deadline_s)
             if changes is None or changes or time.monotonic() >= deadline_s:
@@ -219,6 +235,9 @@ class KubernetesBackend:
             if self.is_leader:
                 self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
                 self.informer.lost_tasks = []
+        if self.is_leader and self.informer.suspended:
+            self.check_leadership()
+            self.writer.resume_workloads(self.holder)
         has_work = locations or self.gate_queue.queue or self.lost_tasks
         if not has_work or (self.was_leader and not self.is_leader):
             return
@@ -238,15 +257,15 @@ class KubernetesBackend:
     def repair(self) -> None:
         """Continue from what another controller left."""
         self.gate_queue.units = self.writer.opening_units()
-        for first_task in takeover.find_half_opened(self.gate_queue.units, self.store):
+        for first_task in find_half_opened(self.gate_queue.units, self.store):
             self._gate_unit_again(first_task, "its controller ended while it was being opened")
-        takeover.delete_orphaned_resources(self.store)
+        delete_orphaned_resources(self.store)
         if self.writer.counters is not None:
             self.writer.counters.read()
             self.informer.dirty.add(ANYWHERE)
-        takeover.track_unbound_pods(self.gate_queue, self.store)
+        track_unbound_pods(self.gate_queue, self.store)
         self.gate_queue.opened_at_s = dict.fromkeys(self.gate_queue.units, self.now())
-        takeover.delete_replaced_pods(self.informer, self.writer)
+        delete_replaced_pods(self.informer, self.writer)
 
     def read_leases(self) -> None:
         """Read the cluster's resources; leased ones live as long as the Leases of their owners say."""
@@ -277,9 +296,13 @@ class KubernetesBackend:
         with self.store.changed:
             remaining_s = max(0.0, deadline_s - time.monotonic())
             self.store.changed.wait_for(
-                lambda: self.store.last_number > after or self.gate_queue.has_ready(), remaining_s
+                lambda: self.store.last_number > after or self.gate_queue.has_ready() or self._must_act(),
+                remaining_s,
             )
         return self.store.watch(after, 0.0)
+
+    def _must_act(self) -> bool:
+        return self.informer.nodes_changed or (self.is_leader and bool(self.informer.suspended))
 
     def _await_quiet(self, changes: Sequence[Change] | None) -> Sequence[Change] | None:
         """Wait briefly for changes of the same moment, since the server reports pods one by one."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,8 @@ MAX_NAME = 63
 HASH_LENGTH = 12
 UNITS = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
 """Kubernetes' names of a spec's resources; any other keeps its name."""
+CORDON = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
+"""Key, value and effect of the taint of a cordoned node."""
 Body = dict[str, Any]
 """An object as decoded JSON."""
 
@@ -139,37 +141,6 @@ def encode_task(task: Task) -> str:
     return msgspec.json.encode({name: fields[name] for name in fields if name not in {"name", "arrival"}}).decode()
 
 
-def decode_task(pod: Body, scope: Scope, origin: float) -> Task:
-    """Decode the task of a pod; for a pod made by other programs, from what its spec shows.
-
-    Raises:
-        UnfoldError: the annotation is malformed.
-    """
-    notes, labels = pod["metadata"].get("annotations", {}), pod["metadata"].get("labels", {})
-    name = notes.get(annotation_key("name"), pod["metadata"]["name"])
-    visible: Body = {"demand": pod_demand(pod, scope), "run": 0.0, "job": labels.get(annotation_key("job"), name)}
-    try:
-        annotated = msgspec.json.decode(notes.get(annotation_key("task"), "{}"), type=dict[str, Any])
-        task = msgspec.convert({**visible, **annotated, "name": name}, Task)
-    except msgspec.MsgspecError as error:
-        raise user_error(f"pod {pod['metadata']['name']}: {annotation_key('task')} is malformed: {error}") from error
-    created = pod["metadata"]["creationTimestamp"]
-    arrival = float(notes.get(annotation_key("arrival")) or parse_time(created)) - origin
-    return replace(task, demand=_with_pod_slot(task.demand), arrival=arrival, deadline=arrival + task.deadline)
-
-
-def pod_demand(pod: Body, scope: Scope) -> dict[str, int]:
-    """Return what a pod occupies of a node, in thousandths, without ephemeral resources."""
-    own_names = {cluster_name: name for name, cluster_name in scope.units.items()}
-    total = _with_pod_slot({})
-    for container in pod["spec"].get("containers", ()):
-        for cluster_name, text in container.get("resources", {}).get("requests", {}).items():
-            if not cluster_name.partition("/")[0].endswith(DOMAIN):
-                kind = own_names.get(cluster_name, cluster_name)
-                total[kind] = total.get(kind, 0) + parse_amount(cluster_name, text)
-    return total
-
-
 def pod_requests(pod: Body, scope: Scope) -> dict[str, int]:
     """Return the ephemeral resources, as extended resources, that a pod requests, with their amounts."""
     first = pod["spec"].get("containers", [{}])[0].get("resources", {}).get("requests", {})
@@ -199,15 +170,23 @@ def container_requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[st
     return requests | {name: str(amount) for name, amount in extended.items()}
 
 
-def parse_amount(cluster_name: str, text: str | int) -> int:
-    """Return a Kubernetes quantity in thousandths (memory in MiB)."""
+def parse_amount(cluster_name: str, text: str | int, *, is_demand: bool = False) -> int:
+    """Return a Kubernetes quantity in thousandths (memory and storage in MiB); demands are rounded up."""
     from kubernetes.utils.quantity import parse_quantity
 
-    return int(parse_quantity(text) * MILLI / _unit_size(cluster_name))
+    exact = parse_quantity(text) * MILLI / _unit_size(cluster_name)
+    return math.ceil(exact) if is_demand else int(exact)
 
 
-def decode_node(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
-    """Decode a node: its capacity without what pods of other programs use; its type is the instance type."""
+def decode_node(body: Body, scope: Scope, used: Mapping[str, int], occupants: Iterable[Mapping[str, str]] = ()) -> Node:
+    """Decode a node: its capacity without what pods of other programs use; its type is the instance type.
+
+    Args:
+        body: The node.
+        scope: The policy's scope.
+        used: What pods of other programs use, in thousandths.
+        occupants: Labels of those pods that are in the policy's namespace.
+    """
     own_names = {cluster_name: name for name, cluster_name in scope.units.items()}
     labels = body["metadata"].get("labels", {})
     node_type = {"type": labels.get("type", labels.get("node.kubernetes.io/instance-type", ""))}
@@ -215,19 +194,18 @@ def decode_node(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
     capacity = {
         own_names.get(cluster_name, cluster_name): parse_amount(cluster_name, text)
         for cluster_name, text in body.get("status", {}).get("allocatable", {}).items()
-        if not cluster_name.partition("/")[0].endswith(DOMAIN) and cluster_name != "ephemeral-storage"
+        if not cluster_name.partition("/")[0].endswith(DOMAIN)
     }
     remaining = {kind: max(0, total - used.get(kind, 0)) for kind, total in capacity.items() if total}
     data = frozenset(filter(None, blocks.split(",")))
-    return Node(body["metadata"]["name"], remaining, {**labels, **node_type}, data)
+    taints = _node_taints(body)
+    return Node(body["metadata"]["name"], remaining, {**labels, **node_type}, data, taints, tuple(occupants))
 
 
-def is_schedulable(body: Body) -> bool:
-    """Return whether a node is ready and accepts pods."""
+def is_ready(body: Body) -> bool:
+    """Return whether a node is ready; taints and cordons concern single pods."""
     conditions = body.get("status", {}).get("conditions", ())
-    ready = [condition["status"] for condition in conditions if condition["type"] == "Ready"]
-    taints = [taint for taint in body["spec"].get("taints", ()) if taint["effect"] in {"NoSchedule", "NoExecute"}]
-    return ready == ["True"] and not body["spec"].get("unschedulable") and not taints
+    return [condition["status"] for condition in conditions if condition["type"] == "Ready"] == ["True"]
 
 
 def parse_time(text: str) -> float:
@@ -240,13 +218,15 @@ def format_time(time: float) -> str:
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _with_pod_slot(demand: Mapping[str, int]) -> dict[str, int]:
-    """Add the pod slot that every pod occupies: a kubelet limits its pods."""
-    return {**demand, PODS: MILLI}
+def _node_taints(body: Body) -> tuple[tuple[str, str, str], ...]:
+    """Return the taints of a node; a cordoned one has the taint that kube-scheduler assumes."""
+    spec = body.get("spec", {})
+    taints = [(taint["key"], taint.get("value", ""), taint["effect"]) for taint in spec.get("taints") or ()]
+    return (*taints, *([CORDON] if spec.get("unschedulable") and CORDON not in taints else []))
 
 
 def _unit_size(cluster_name: str) -> int:
-    return MIB if cluster_name == "memory" else 1
+    return MIB if cluster_name in {"memory", "ephemeral-storage"} else 1
 
 
 def _finite_or_none(time: float) -> float | None:

@@ -7,29 +7,39 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from unfold_placement.core.types import ANYWHERE, MILLI, EphemeralResource
+from unfold_placement.core.types import ANYWHERE, MILLI, EphemeralResource, Node
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import Api
+from unfold_placement.kubernetes.api import Api, ApiError, ObjectKey, Reflector
 from unfold_placement.kubernetes.codec import (
     Body,
     Scope,
     decode_node,
     decode_resources,
-    decode_task,
-    is_schedulable,
+    is_ready,
     parse_amount,
     parse_time,
-    pod_demand,
     pod_requests,
 )
-from unfold_placement.kubernetes.reflector import ObjectKey, Reflector
+from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
+from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore
 from unfoldkit.api import UnfoldError
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
+FORBIDDEN, NOT_FOUND = 403, 404
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignPod:
+    """A pod that no policy manages: its node, what it occupies there, and its labels if it is in the namespace."""
+
+    node: str
+    demand: Mapping[str, int]
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -45,7 +55,7 @@ class Informer:
         bodies: Pods of tasks by name.
         current: Name of the current pod of each task.
         requested: Extended resources that each pod requests, by pod.
-        foreign_pods: Node and demand of pods of other programs, by namespace and name.
+        foreign_pods: Pods of other programs on nodes, by namespace and name.
         annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
         dirty: Nodes where resources in the store differ from the annotation.
         drifted: Nodes that lost resources of their annotation.
@@ -53,6 +63,9 @@ class Informer:
         lost_tasks: Tasks that the cluster has disrupted.
         threads: The threads that follow the server.
         foreign_changed: Pods of other programs took or freed capacity since the last snapshot.
+        nodes_changed: Labels, taints or capacity of a node changed since the last snapshot.
+        suspended: Workloads that wait to be resumed, with their kind, by path of the kind and name.
+        owners: Reads the owners of pods.
     """
 
     api: Api
@@ -63,7 +76,7 @@ class Informer:
     bodies: dict[str, Body] = field(default_factory=dict)
     current: dict[str, str] = field(default_factory=dict)
     requested: dict[str, dict[str, int]] = field(default_factory=dict)
-    foreign_pods: dict[str, tuple[str, dict[str, int]]] = field(default_factory=dict)
+    foreign_pods: dict[str, ForeignPod] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     dirty: set[str] = field(default_factory=set)
     drifted: set[str] = field(default_factory=set)
@@ -71,12 +84,18 @@ class Informer:
     lost_tasks: list[str] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     foreign_changed: bool = False
+    nodes_changed: bool = False
+    suspended: dict[tuple[str, str], Body] = field(default_factory=dict)
+    owners: Owners | None = None
 
     def start(self) -> None:
-        """Read nodes and pods, and follow them in two threads."""
+        """Read nodes, pods and suspended workloads, and follow each in a thread."""
+        self.owners = Owners(self.api)
         node_reflector = Reflector(self.api, NODES, self.handle_node, self._missing_nodes)
         pod_reflector = Reflector(self.api, PODS, self.handle_pod, self._missing_pods)
         self.threads += [node_reflector.start(), pod_reflector.start()]
+        for kind, path in WORKLOAD_LISTS.items():
+            self._follow_workloads(kind, path.format(f"namespaces/{self.scope.namespace}"))
 
     def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a node."""
@@ -92,7 +111,17 @@ class Informer:
                 notes = body["metadata"].get("annotations", {})
                 self.read_resources(name, notes.get(self.scope.names_key, ""))
                 self._detect_drift(body)
-            self._update_membership(name, is_up=not is_gone and is_schedulable(body))
+            self._update_membership(name, is_up=not is_gone and is_ready(body))
+
+    def handle_workload(self, body: Body, *, is_gone: bool = False, kind: str) -> None:
+        """Record whether a workload waits to be resumed."""
+        key = kind, body["metadata"]["name"]
+        with self.store.changed:
+            if is_gone or not awaits_admission(body, self.scope):
+                self.suspended.pop(key, None)
+            else:
+                self.suspended[key] = body
+                self.store.changed.notify_all()
 
     def read_resources(self, node: str, text: str) -> None:
         """Record the resources of a node (or of the cluster) that another process wrote."""
@@ -147,6 +176,7 @@ class Informer:
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a pod."""
+        group = self._find_group(body) if not is_gone else None
         with self.store.changed:
             if not pods.is_managed(body, self.scope) or (pods.task_state(body) == "" and not is_gone):
                 self._handle_foreign_pod(body, is_gone=is_gone)
@@ -161,7 +191,7 @@ class Informer:
             elif _is_newer(body, self.bodies.get(name)):
                 self.bodies[name] = body
                 self.requested.setdefault(name, pod_requests(body, self.scope))
-                self._handle_appearance(body)
+                self._handle_appearance(body, group)
                 if body["spec"].get("nodeName"):
                     # a waiting gate queue may open further pods
                     self.store.changed.notify_all()
@@ -190,10 +220,16 @@ class Informer:
     def used(self, node: str) -> dict[str, int]:
         """Return what pods of other programs occupy on a node, in thousandths."""
         total: dict[str, int] = {}
-        for location, amounts in self.foreign_pods.values():
-            for kind, amount in amounts.items() if location == node else ():
+        for pod in self.foreign_pods.values():
+            for kind, amount in pod.demand.items() if pod.node == node else ():
                 total[kind] = total.get(kind, 0) + amount
         return total
+
+    def node(self, name: str) -> Node:
+        """Return a node as policies see it."""
+        pods_there = [pod for pod in self.foreign_pods.values() if pod.node == name]
+        occupants = [pod.labels for pod in pods_there if pod.labels is not None]
+        return decode_node(self.nodes[name], self.scope, self.used(name), occupants)
 
     def _detect_drift(self, body: Body) -> None:
         """Record a node that lost annotated resources: a restarted kubelet may drop them."""
@@ -202,7 +238,7 @@ class Informer:
         if any(existing.get(self.scope.resource(entry.name), -1) < entry.amount for entry in expected):
             self.drifted.add(name)
 
-    def _handle_appearance(self, body: Body) -> None:
+    def _handle_appearance(self, body: Body, group: Group | None) -> None:
         task, index = pods.task_name(body), pods.pod_index(body)
         previous = self.bodies.get(self.current.get(task, ""))
         if previous is not None and pods.pod_index(previous) > index:
@@ -210,15 +246,18 @@ class Informer:
         record = self.store.records.get(task)
         self.current[task] = body["metadata"]["name"]
         if record is None:
-            self._add_task(body)
+            self._add_task(body, group)
         elif body["metadata"].get("deletionTimestamp") and record.state in {kinds.WAITING, kinds.RUNNING}:
             self._handle_removal(body)
         elif task not in self.opening:
             self._follow_pod(body, record)
 
-    def _add_task(self, body: Body) -> None:
+    def _add_task(self, body: Body, group: Group | None) -> None:
+        if group is not None and self._has_started(group.job):
+            # it replaces a pod of a group that runs
+            group = replace(group, job=f"{group.job}/{body['metadata']['name']}", size=1)
         try:
-            task = decode_task(body, self.scope, self.origin)
+            task = decode_task(body, self.scope, self.origin, group)
         except UnfoldError:
             logging.getLogger("unfoldkit").warning("pod %s is not a valid task", body["metadata"]["name"])
             return
@@ -268,22 +307,49 @@ class Informer:
         key, node = f"{meta['namespace']}/{meta['name']}", body["spec"].get("nodeName", "")
         is_idle = is_gone or not node or body.get("status", {}).get("phase") in pods.ENDED
         before = self.foreign_pods.pop(key, None)
-        after = None if is_idle else (node, pod_demand(body, self.scope))
+        labels = (
+            None if meta["namespace"] != self.scope.namespace or "deletionTimestamp" in meta else meta.get("labels", {})
+        )
+        after = None if is_idle else ForeignPod(node, pod_demand(body, self.scope), labels)
         if after is not None:
             self.foreign_pods[key] = after
         if before != after:
-            changed = {before[0] if before else "", after[0] if after else ""}
+            changed = {before.node if before else "", after.node if after else ""}
             for name in changed & self.store.nodes.keys():
-                self.store.nodes[name] = decode_node(self.nodes[name], self.scope, self.used(name))
+                self.store.nodes[name] = self.node(name)
             self.foreign_changed = True
 
     def _update_membership(self, name: str, *, is_up: bool) -> None:
         if is_up and name not in self.store.nodes:
-            self.store.join(decode_node(self.nodes[name], self.scope, self.used(name)))
+            self.store.join(self.node(name))
         elif not is_up and name in self.store.nodes:
             # the leader stops what ran there
             del self.store.nodes[name]
             self.store.record_change(kinds.LEFT, node=name)
+        elif is_up and self.store.nodes[name] != (node := self.node(name)):
+            # labels, taints and capacity decide where tasks may go
+            self.store.nodes[name] = node
+            self.nodes_changed = True
+            self.store.changed.notify_all()
+
+    def _follow_workloads(self, kind: str, path: str) -> None:
+        """Follow the workloads of a kind, if the cluster has it and the account may read it."""
+        query = {"labelSelector": f"{POLICY}={self.scope.name}"}
+        reflector = Reflector(self.api, path, partial(self.handle_workload, kind=kind), lambda _: (), query)
+        try:
+            self.threads.append(reflector.start())
+        except ApiError as error:
+            if error.status not in {FORBIDDEN, NOT_FOUND}:
+                raise
+            logging.getLogger("unfoldkit").info("suspended %ss are not admitted: %s", kind, error)
+
+    def _find_group(self, body: Body) -> Group | None:
+        """Return the group of a pod that is not known yet."""
+        is_new = pods.is_managed(body, self.scope) and body["metadata"]["name"] not in self.bodies
+        return self.owners.find_group(body) if is_new and self.owners is not None else None
+
+    def _has_started(self, job: str) -> bool:
+        return any(record.task.job == job and record.state == kinds.RUNNING for record in self.store.records.values())
 
     def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
         self.store.epoch = max(self.store.epoch, entry.epoch)

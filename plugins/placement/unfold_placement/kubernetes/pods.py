@@ -29,10 +29,11 @@ from unfold_placement.live.backend import Start
 
 POLICY, TASK, ATTEMPT = annotation_key("policy"), annotation_key("task"), annotation_key("attempt")
 """Labels of a pod."""
-STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN = map(
-    annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again")
+STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN, PINNED = map(
+    annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again", "pinned")
 )
-"""Annotations of a pod: start, number of starts, requests, node, process, reason of rejection or of a new attempt."""
+"""Annotations of a pod: start, number of starts, requests, node, process, reason of rejection or of a new attempt, and
+whether its own selector names a host."""
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 ENDED = ("Succeeded", "Failed")
 """Phases of a pod that has ended."""
@@ -88,10 +89,12 @@ def opening_patch(pod: Body, start: Start, host: str, by: str, now: float, attem
     selector = {**pod["spec"].get("nodeSelector", {}), HOSTNAME: host}
     asks = msgspec.json.encode(start.asks).decode()
     notes = {STARTED: repr(now), STARTS: str(attempt), ASKS: asks, NODE: start.node, BY: by}
+    notes |= {PINNED: "true"} if HOSTNAME in pod["spec"].get("nodeSelector", {}) else {}
     return [
         test,
         {"op": "remove", "path": path},
         {"op": "add", "path": "/spec/nodeSelector", "value": selector},
+        *([] if pod["metadata"].get("annotations") else [{"op": "add", "path": "/metadata/annotations", "value": {}}]),
         *(
             {"op": "add", "path": f"/metadata/annotations/{json_pointer(key)}", "value": value}
             for key, value in notes.items()
@@ -111,7 +114,7 @@ def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     meta, spec = body["metadata"], body["spec"]
     for field in MADE_BY_SERVER:
         meta.pop(field, None)
-    notes = meta["annotations"]
+    notes = meta.setdefault("annotations", {})
     for note in (STARTED, ASKS, NODE, BY):
         notes.pop(note, None)
     name, index = task_name(pod), pod_index(pod) + 1
@@ -122,10 +125,19 @@ def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     dra.rename_claim(body)
     meta["labels"] |= {ATTEMPT: str(index), TASK: task_label(name)}
     spec.pop("nodeName", None)
-    if spec.get("nodeSelector", {}).pop(HOSTNAME, None) and not spec["nodeSelector"]:
+    if PINNED not in notes and spec.get("nodeSelector", {}).pop(HOSTNAME, None) and not spec["nodeSelector"]:
         del spec["nodeSelector"]
-    spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": gate}]
+    gates = [item for item in spec.get("schedulingGates", ()) if item["name"] != gate]
+    spec["schedulingGates"] = [*gates, {"name": gate}]
     return {"apiVersion": "v1", "kind": "Pod", **body}
+
+
+def set_requests(pod: Body, scope: Scope, amounts: Mapping[str, int]) -> None:
+    """Replace the extended resources of a policy that a new pod's first container requests."""
+    sizes = pod["spec"]["containers"][0].setdefault("resources", {})
+    for part in ("requests", "limits"):
+        others = {name: text for name, text in sizes.get(part, {}).items() if not name.startswith(scope.prefix)}
+        sizes[part] = others | {name: str(amount) for name, amount in amounts.items()}
 
 
 def task_name(pod: Body) -> str:
@@ -144,9 +156,11 @@ def start_count(pod: Body) -> int:
 
 
 def task_state(pod: Body) -> str:
-    """Return the state of a pod's task; empty if the pod never had the policy's gate."""
+    """Return the state of a pod's task; empty if the pod never had the policy's gate, or waits for other gates."""
     notes = pod["metadata"].get("annotations", {})
     if _is_gated(pod):
+        if len(pod["spec"]["schedulingGates"]) > 1:
+            return ""
         return kinds.REFUSED if REFUSED in notes else kinds.WAITING
     if STARTED not in notes:
         return ""

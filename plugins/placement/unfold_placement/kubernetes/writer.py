@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +13,18 @@ import msgspec
 from unfold_placement.core.types import ANYWHERE, MANY
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import GONE, MERGE, Api, ApiError, call_all
-from unfold_placement.kubernetes.codec import HOSTNAME, Body, Scope, encode_resources, json_pointer, parse_time
+from unfold_placement.kubernetes.codec import (
+    HOSTNAME,
+    Body,
+    Scope,
+    encode_resources,
+    json_pointer,
+    parse_time,
+    pod_requests,
+)
 from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.informer import NODES, Informer, extended_resources
+from unfold_placement.kubernetes.workloads import controller_of, resume_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import user_error
@@ -103,6 +113,17 @@ class Writer:
             return []
         results = call_all([partial(self._recreate_pod, task, kind, by) for task, kind in lost])
         return [entry for entry, result in zip(lost, results, strict=True) if isinstance(result, ApiError)]
+
+    def resume_workloads(self, by: str) -> None:
+        """Let suspended workloads create their pods behind the gate; one that the server refuses is logged."""
+        with self.informer.store.changed:
+            suspended, self.informer.suspended = self.informer.suspended, {}
+        for (kind, name), body in suspended.items():
+            try:
+                resume_workload(self.api, kind, body, self.scope, by)
+            except ApiError as error:
+                # a workload that changed meanwhile is reported again
+                logging.getLogger("unfoldkit").warning("%s %s was not admitted: %s", kind, name, error)
 
     def read_config(self) -> Body:
         """Read the scope's ConfigMap, and create it if it does not exist."""
@@ -205,6 +226,7 @@ class Writer:
         body = self.informer.body(start.task)
         if body is None:
             raise ApiError(GONE, "Gone", f"the pod of {start.task} was deleted")
+        body = self._replace_outdated(body, start, by)
         if self.counters is not None:
             self.counters.claim(body)
         labels = self.informer.nodes.get(start.node, {}).get("metadata", {}).get("labels", {})
@@ -214,6 +236,23 @@ class Writer:
         opened = self.api.patch(_pods_path(self.api, body["metadata"]["name"]), patch)
         self.informer.handle_pod(opened)
         return opened
+
+    def _replace_outdated(self, body: Body, start: Start, by: str) -> Body:
+        """Create a pod again that requests what an earlier policy offered; requests of a pod cannot be changed."""
+        desired: dict[str, int] = {}
+        for ask in start.asks:
+            if not ask.gated:
+                name = self.scope.resource(ask.name)
+                desired[name] = desired.get(name, 0) + ask.amount
+        requested = pod_requests(body, self.scope)
+        if controller_of(body) is not None or all(desired.get(name) == amount for name, amount in requested.items()):
+            return body
+        pod = pods.next_attempt_pod(body, self.scope.gate, kinds.FAILED, by)
+        pods.set_requests(pod, self.scope, desired)
+        created = self.api.post(_pods_path(self.api), pod)
+        self.informer.handle_pod(created)
+        self.delete_pod(body["metadata"]["name"])
+        return created
 
     def _recreate_pod(self, task: str, kind: str, by: str) -> None:
         record = self.informer.store.records.get(task)
@@ -227,6 +266,10 @@ class Writer:
         if pods.task_state(body) == kinds.WAITING:
             # its gate was never opened, so the pod can wait as it is
             return
+        if controller_of(body) is not None:
+            self._evict(body)
+            self.informer.store.withdraw(task)
+            return
         pod = pods.next_attempt_pod(body, self.scope.gate, kind, by)
         try:
             self.informer.handle_pod(self.api.post(_pods_path(self.api), pod))
@@ -235,6 +278,18 @@ class Writer:
             if error.reason != "AlreadyExists":
                 raise
         self.delete_pod(body["metadata"]["name"])
+
+    def _evict(self, body: Body) -> None:
+        """Evict a pod that its controller creates again; one that a disruption budget protects is deleted."""
+        meta = body["metadata"]
+        name = {"name": meta["name"], "namespace": meta["namespace"]}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": name}
+        try:
+            self.api.call("POST", f"{_pods_path(self.api, meta['name'])}/eviction", eviction, tries=1)
+        except ApiError as error:
+            if error.is_absent:
+                return
+            self.delete_pod(meta["name"])
 
     def _current_pod(self, task: str) -> Body | None:
         """Return a task's pod. If its gate seems closed, read it again: the opening may not be reported yet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from unfold_placement.core.controller import Controller, collect_requests
-from unfold_placement.core.types import EphemeralResource, Task
+from unfold_placement.core.types import CLUSTER_RULE, EphemeralResource, Task
 from unfold_placement.live.backend import Backend, Start
 from unfold_placement.live.state_store import ResourceKey
 
@@ -42,12 +42,13 @@ class Actuator:
 
     def put(self, name: str, node: str, amount: int) -> None:
         """Create a resource or set its amount."""
-        if not self.controller.table.entries[name][node].until:
+        if not self.controller.table.entries[name][node].until and not name.startswith(CLUSTER_RULE):
             self.actions.append(partial(self._write, name, node, amount))
 
     def drop(self, name: str, node: str) -> None:
         """Delete a resource."""
-        self.actions.append(partial(self._delete, (name, node)))
+        if not name.startswith(CLUSTER_RULE):
+            self.actions.append(partial(self._delete, (name, node)))
 
     def start(self, task: Task, node: str) -> None:
         """Start a task; the tasks of a gang start together with its last one."""
@@ -85,7 +86,8 @@ class Actuator:
             existing: All resources on the cluster.
         """
         self.owned = {(entry.name, entry.node): entry for entry in existing if entry.owner == self.owner}
-        desired = {(entry.name, entry.node): entry for entry in self.controller.table.snapshot() if not entry.until}
+        entries = [entry for entry in self.controller.table.snapshot() if not entry.name.startswith(CLUSTER_RULE)]
+        desired = {(entry.name, entry.node): entry for entry in entries if not entry.until}
         for key in [key for key in self.owned if key not in desired]:
             self._delete(key)
         for key, entry in desired.items():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Node, Task
 
 WAITING, RUNNING, DONE, REFUSED, GONE = "waiting", "running", "done", "refused", "gone"
@@ -104,6 +105,9 @@ class Backend(Protocol):
 
     def now(self) -> float:
         """Return the time in seconds since the backend's records began, equal for all handles."""
+
+    def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
+        """Return policies for the rules of the cluster's own scheduler, as far as some tasks need them."""
 
     def snapshot(self) -> Snapshot:
         """Return nodes, ephemeral resources, waiting and running tasks, and tasks that ended recently."""

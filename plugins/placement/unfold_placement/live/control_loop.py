@@ -15,6 +15,7 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.backend import Backend, Change, Snapshot
 from unfold_placement.live.recovery import adopt_cluster, end_task, submit_task
+from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
 
@@ -114,7 +115,9 @@ class ControlLoop:
 
     def _new_controller(self, snapshot: Snapshot) -> Controller:
         nodes = sorted(snapshot.nodes, key=lambda node: node.name)
-        controller = build_controller(build_resource_table(nodes), self.make_policies())
+        alive = [record.task for record in snapshot.records if record.state in ALIVE]
+        policies = [*self.make_policies(), *self.backend.constraints(alive)]
+        controller = build_controller(build_resource_table(nodes), policies)
         controller.knows_end_times = False
         return controller
 
@@ -142,6 +145,9 @@ class ControlLoop:
         return actuator
 
     def _requires_snapshot(self, controller: Controller, change: Change) -> bool:
+        if change.kind == kinds.SUBMITTED and change.record is not None:
+            needed = self.backend.constraints([change.record.task])
+            return not {type(policy) for policy in needed} <= {type(policy) for policy in controller.policies}
         has_own_expiry = change.kind == kinds.EXPIRED and change.by == self.owner
         return has_own_expiry or (change.kind == kinds.JOINED and change.node not in controller.table.node_rows)
 

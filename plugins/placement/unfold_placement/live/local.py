@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, EphemeralResource, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
@@ -31,6 +32,11 @@ class LocalBackend:
     def now(self) -> float:
         """Return the time of the store's clock in seconds."""
         return self.store.clock()
+
+    def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
+        """Return nothing: the cluster has no rules besides the policies."""
+        del tasks
+        return ()
 
     def snapshot(self) -> Snapshot:
         """End due tasks, then return the cluster."""

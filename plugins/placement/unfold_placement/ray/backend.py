@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.ray.client import get_client
@@ -41,6 +42,11 @@ class RayBackend:
             remote = float(self._call("now"))
             self.clock_offset_s = remote - (began + self.clock()) / 2
         return self.clock() + self.clock_offset_s
+
+    def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
+        """Return nothing: the cluster has no rules besides the policies."""
+        del tasks
+        return ()
 
     def snapshot(self) -> Snapshot:
         """Return the cluster."""

@@ -12,7 +12,7 @@ from unfold_placement.simulation.metrics import count_running
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
 from unfold_placement.simulation.starvation import Starvation
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+from unfoldkit.api import Bar, Cell, Column, Figure, Metric, Report, Series, Table, Timeline, Verdict, time_axis
 
 REPLAY_COLUMNS = (
     Column("policy"),
@@ -60,7 +60,11 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         subtitle=_subtitle(problem.policy_names, policy.result),
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
         tables=tuple(tables),
-        figures=(timeline_figure(policy.result), wait_figure(policy.result, baseline.result)),
+        figures=(
+            gantt_figure(policy.result),
+            timeline_figure(policy.result),
+            wait_figure(policy.result, baseline.result),
+        ),
         lines=_lines(screening, solution),
         next="unfold plan SPEC --out report.html",
         decision=_decision(policy.result),
@@ -114,6 +118,30 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
         lines.append(",".join([task.name, node, *times]))
     lines += [f"{task.name},,{task.arrival:.6f},," for task in excluded]
     return "\n".join(lines) + "\n"
+
+
+def gantt_figure(result: SimulationResult) -> Timeline:
+    """Show which tasks run on which node and when, in the colours of their jobs.
+
+    A task has one bar, its last run: the result holds no node of runs that were preempted.
+    """
+    ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
+    unit, unit_s = time_axis(max(ends, default=0.0))
+    group_of = {task.name: name for name, tasks in _group_tasks(result.tasks).items() for task in tasks}
+    runs = zip(result.tasks, result.node_rows.tolist(), result.start_s.tolist(), result.end_s.tolist(), strict=True)
+    bars = tuple(
+        Bar(
+            lane=result.nodes[node_row].name,
+            start=start_s / unit_s,
+            end=end_s / unit_s,
+            group=group_of[task.name],
+            name=task.name,
+        )
+        for task, node_row, start_s, end_s in runs
+        if node_row >= 0 and math.isfinite(start_s) and start_s <= end_s < math.inf
+    )
+    lanes = tuple(dict.fromkeys(node.name for node in result.nodes))
+    return Timeline(name="gantt", title=sentences.GANTT_TITLE, unit=unit, lanes=lanes, bars=bars)
 
 
 def timeline_figure(result: SimulationResult) -> Figure:

@@ -8,6 +8,7 @@ from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
 MAX_REASONS = 6
+GANTT_TITLE = "Which tasks run on which node, and when"
 """Reasons that the report lists before it counts the others."""
 
 

@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits  # noqa: E402
 from torch import nn  # noqa: E402
 
 from unfold_supernet import elastic, fit  # noqa: E402
+from unfold_supernet.modules import training  # noqa: E402
+from unfold_supernet.modules.problem import FitOptions  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -63,6 +65,30 @@ def test_training_is_repeatable() -> None:
         fit(family, x[:256], y[:256], epochs=1)
         states.append(family.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_killed_training_ends_with_the_same_weights(optimizer: str) -> None:
+    """A training that dies after an epoch continues with its moments, norms and dropout, not from the start."""
+    x, y = load_images()
+    net = nn.Sequential(*list(make_classifier(10))[:-1], nn.Dropout(0.3), nn.Linear(128, 10))
+    options: Any = FitOptions(epochs=3, rate=1e-2, optimizer=optimizer, samples=1)
+    whole, broken, resumed = (elastic(net, x[:2], widths=(0.5, 1)) for _ in range(3))
+    training.fit(whole, x[:256], y[:256], options)
+    kept: list[bytes] = []
+    store = training.CheckpointStore(lambda: kept[-1] if kept else None, kept.append)
+
+    def die(epoch: int, _epochs: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(broken, x[:256], y[:256], options, die, store)
+    epochs: list[int] = []
+    training.fit(resumed, x[:256], y[:256], options, lambda epoch, _epochs: epochs.append(epoch), store)
+    assert epochs == [3]
+    expected, state = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(expected[key], state[key]) for key in expected)
 
 
 @pytest.mark.parametrize("task", ["labels", "values"])

@@ -22,7 +22,7 @@ from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
 from unfold_supernet.modules.served_models import open_member, write_members
-from unfold_supernet.modules.training import fit
+from unfold_supernet.modules.training import CheckpointStore, fit
 from unfold_supernet.scheduling.escalation import pack_predictions
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
@@ -41,6 +41,7 @@ from unfoldkit.api import Progress, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.files import decoding, read_bytes
 
 STATE_FILE = "family/module.safetensors"
+CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
 
 
 class _Calibrated(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -100,7 +101,7 @@ def train_module(
     logits = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
     tested = tabulate_predictions(logits, data.y[data.test])
     qualities = evaluate_subnets(tested, len(data.names))
-    comparisons = _compare_standalone(problem, untrained, qualities, progress) if problem.compares else {}
+    comparisons = _compare_standalone(problem, untrained, qualities, directory, progress) if problem.compares else {}
     macs = {member.name: member.macs for member in family.members()}
     largest = list(contents)[-1]
     result = ModuleResult(
@@ -195,7 +196,7 @@ def _check_outputs(family: ElasticFamily, classes: int) -> None:
 def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunDir, progress: Progress) -> None:
     """Train the family, or read the state that an earlier command trained."""
     data = problem.data
-    made_from = fingerprint(*problem.fingerprint_parts, data.digest, problem.seed, torch.__version__)
+    made_from = _compute_fingerprint(problem)
     if directory.has(STATE_FILE, made_from=made_from):
         with directory.decoding(STATE_FILE, "tensors") as content:
             family.load_state_dict(load(content))
@@ -206,9 +207,24 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
         torch.from_numpy(data.y[data.train]),
         problem.fit,
         lambda epoch, epochs: progress("train family", epoch, epochs),
+        _make_store(directory, CHECKPOINT_FILE, made_from),
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
+
+
+def _compute_fingerprint(problem: ModuleProblem) -> str:
+    """Compute the fingerprint of all that the weights depend on."""
+    return fingerprint(*problem.fingerprint_parts, problem.data.digest, problem.seed, torch.__version__)
+
+
+def _make_store(directory: RunDir, file: str, made_from: str) -> CheckpointStore:
+    """Make a store in a file of the run; a state of other data or another spec does not count."""
+
+    def read() -> bytes | None:
+        return directory.read(file) if directory.has(file, made_from=made_from) else None
+
+    return CheckpointStore(read, lambda content: directory.write(file, content, made_from=made_from))
 
 
 def _bind(family: ElasticFamily, name: str) -> Model:
@@ -229,7 +245,11 @@ def _measure_eager(family: ElasticFamily, name: str, data: Dataset) -> float:
 
 
 def _compare_standalone(
-    problem: ModuleProblem, untrained: ElasticFamily, qualities: dict[str, SubnetQuality], progress: Progress
+    problem: ModuleProblem,
+    untrained: ElasticFamily,
+    qualities: dict[str, SubnetQuality],
+    directory: RunDir,
+    progress: Progress,
 ) -> dict[str, StandaloneComparison]:
     """Train the smallest, middle and largest member alone, from the same start for as many steps."""
     data, members = problem.data, untrained.members()
@@ -238,7 +258,9 @@ def _compare_standalone(
     comparisons = {}
     for name in extremes:
         single = copy.deepcopy(untrained.keep(name))
-        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"))
+        made_from = fingerprint(_compute_fingerprint(problem), name)
+        store = _make_store(directory, f"alone/{name}.safetensors", made_from)
+        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store)
         predictions = predict_classes(_bind(single, name), data, data.test)
         alone = evaluate_predictions(predictions, data.y[data.test], len(data.names))
         comparisons[name] = StandaloneComparison(qualities[name], alone)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,14 +24,31 @@ MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointStore:
+    """Where the state of a training is kept after each epoch.
+
+    Attributes:
+        read: Returns the stored state; ``None`` if there is none for this training.
+        write: Stores a state.
+    """
+
+    read: Callable[[], bytes | None]
+    write: Callable[[bytes], None]
+
+
 def fit(
     family: ElasticFamily,
     x: Tensor,
     y: Tensor,
     options: FitOptions | None = None,
     progress: Callable[[int, int], None] = lambda _epoch, _epochs: None,
+    store: CheckpointStore | None = None,
 ) -> None:
     """Train a family's shared weights in place, then compute each member's norm statistics.
+
+    The batches, the random members and the random numbers of the layers of an epoch depend on the seed and the epoch
+    only, so that a training that continues from a checkpoint ends with the same weights.
 
     Args:
         family: The family.
@@ -37,6 +56,7 @@ def fit(
         y: Classes (n) of integers, labels (n, labels) of zeros and ones, or values (n, values).
         options: How it is trained.
         progress: Receives completed epochs and their number.
+        store: Keeps the state after each epoch; a training that was killed continues from it.
 
     Raises:
         UnfoldError: The weights are no longer finite, or inputs and targets differ in length.
@@ -49,19 +69,49 @@ def fit(
     names = [member.name for member in family.members()]
     for member in family.members():
         member.skeleton.train()
-    for epoch in range(options.epochs):
+    stored = None if store is None else store.read()
+    for epoch in range(0 if stored is None else _restore(family, optimizer, stored), options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
         rows = torch.from_numpy(rng.permutation(len(x)))
-        for index, chosen in enumerate(rows.split(options.batch)[:batches]):
-            _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
-            sample = _draw_members(names, options.samples, rng)
-            _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            for index, chosen in enumerate(rows.split(options.batch)[:batches]):
+                _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
+                sample = _draw_members(names, options.samples, rng)
+                _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
         if not all(bool(weight.isfinite().all()) for weight in family.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {epoch + 1}"
             raise user_error(message, key="training.rate", hint="lower rate or clip, or scale the inputs")
+        if store is not None:
+            store.write(_pack_state(family, optimizer, epoch + 1))
         progress(epoch + 1, options.epochs)
     rows = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(x))[: options.calibrate])
     family.calibrate(x[rows])
+
+
+def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
+    """Serialise weights, buffers, the optimizer's moments and the number of completed epochs."""
+    tensors = {f"family/{key}": tensor.contiguous() for key, tensor in family.state_dict().items()}
+    for name, weight in family.weights.items():
+        for key, value in optimizer.state.get(weight, {}).items():
+            if value is not None:
+                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).contiguous()
+    return bytes(save(tensors | {"epoch": torch.tensor(epoch)}))
+
+
+def _restore(family: ElasticFamily, optimizer: torch.optim.Optimizer, stored: bytes) -> int:
+    """Restore a state; return the completed epochs."""
+    tensors = load(stored)
+    epoch = int(tensors.pop("epoch"))
+    family.load_state_dict(
+        {key.removeprefix("family/"): tensor for key, tensor in tensors.items() if key.startswith("family/")}
+    )
+    for path, tensor in tensors.items():
+        part, _, rest = path.partition("/")
+        if part == "optimizer":
+            key, _, name = rest.partition("/")
+            optimizer.state[family.weights[name]][key] = tensor
+    return epoch
 
 
 def _draw_members(names: list[str], samples: int, rng: np.random.Generator) -> list[str]:

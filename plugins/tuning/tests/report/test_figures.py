@@ -25,9 +25,8 @@ def test_only_curves_of_two_points_have_a_name(tmp_path: Path) -> None:
 def test_gantt_bars_of_a_lane_do_not_overlap(tmp_path: Path) -> None:
     """The figure of a run has one bar per accelerator of each trial's part, and no two in a lane overlap."""
     figure = next(item for item in train_spec(tmp_path).figures if item.name == "gantt")
-    bars = sorted(
-        (series.y[i], series.x[i], series.x[i + 1]) for series in figure.series for i in range(0, len(series.x), 2)
-    )
+    bars = sorted((bar.lane, bar.start, bar.end) for bar in figure.bars)
+    assert {bar.lane for bar in figure.bars} <= set(figure.lanes)
     assert len(bars) == 6 + 2 + 1
     for (lane, _, ended), (next_lane, began, _) in itertools.pairwise(bars):
         assert lane != next_lane or began >= ended - 1e-6

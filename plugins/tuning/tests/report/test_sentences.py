@@ -39,6 +39,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_sensitivity: [([("iterations 3 % slower", 0.955), ("provisioning twice as long", 0.717)],)],
     sentences.describe_total_loss: [(0.766,)],
     sentences.describe_thrifty: [(0.2, 12.3)],
+    sentences.describe_stage: [(1, 32, 1), (2, 1, 4)],
     sentences.describe_market: [(0, 0.0, 0.2), (2, 3.0, 0.2)],
     sentences.describe_coarse_billing: [(3600.0,)],
     sentences.describe_lower_bound: [(0.7,)],

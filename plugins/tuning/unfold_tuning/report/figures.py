@@ -9,12 +9,14 @@ from typing import Literal
 
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
 from unfold_tuning.job.problem import TrainableConfig
+from unfold_tuning.job.schedule import Stage
 from unfold_tuning.planner.baselines import Goal, simulate_static_clusters
 from unfold_tuning.planner.planner import Candidate, Selection
 from unfold_tuning.planner.sensitivity import DeadlinePoint, build_cost_steps
-from unfold_tuning.simulator.plan_cost import SimulatedPlan
+from unfold_tuning.report.sentences import describe_stage
+from unfold_tuning.simulator.plan_cost import SimulatedPlan, compute_quantile
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import Figure, Series, format_percent, time_axis
+from unfoldkit.api import Bar, Figure, Marker, Panel, Series, StepArea, Timeline, format_percent, time_axis
 
 MAX_NAMED_TRIALS = 6
 """Trials with their own learning curve; the colours do not distinguish more."""
@@ -61,41 +63,95 @@ def _build_series(
     return Series(name, tuple(x / unit_s for x, _ in points), tuple(y for _, y in points), style)
 
 
-def draw_cluster(plan: SimulatedPlan) -> Figure:
-    """Draw the instances that a plan holds over time."""
+def draw_cluster(plan: SimulatedPlan, goal: Goal) -> StepArea:
+    """Draw the instances that a plan holds over time, with the deadline and when most runs end."""
     ends = [0.0, *plan.ends.mean(axis=1).tolist()]
     instances = [float(allocation.instances) for allocation in plan.plan]
-    unit, unit_s = time_axis(ends[-1])
+    unit, unit_s = _select_axis(plan, goal)
     series = Series("instances", tuple(end / unit_s for end in ends), (*instances, instances[-1]), "steps")
-    return Figure("cluster", "Instances held over time", unit, "instances", (series,))
+    return StepArea(
+        name="cluster",
+        title="Instances held over time",
+        unit=unit,
+        panels=(Panel("instances", (series,)),),
+        markers=_mark_end(plan, goal, unit_s),
+    )
 
 
-def draw_gantt(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> Figure:
+def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> Timeline:
+    """Draw the trials of each stage in lanes, one per trial that runs at a time, by the mean times of the plan."""
+    unit, unit_s = _select_axis(plan, goal)
+    ends = [0.0, *(plan.ends.mean(axis=1) / unit_s).tolist()]
+    bars = []
+    for index, (stage, allocation) in enumerate(zip(stages, plan.plan, strict=True)):
+        waves = allocation.count_waves(stage.trials)
+        length = (ends[index + 1] - ends[index]) / waves
+        group = describe_stage(index + 1, stage.trials, allocation.workers)
+        for trial in range(stage.trials):
+            wave, lane = divmod(trial, allocation.slots)
+            start = ends[index] + wave * length
+            bars.append(Bar(lane=f"{lane + 1}", start=start, end=start + length, group=group))
+    count = max((min(stage.trials, item.slots) for stage, item in zip(stages, plan.plan, strict=True)), default=0)
+    return Timeline(
+        name="trials",
+        title="Trials that run at a time, stage by stage",
+        unit=unit,
+        lanes=tuple(str(lane + 1) for lane in range(count)),
+        bars=tuple(bars),
+        markers=_mark_end(plan, goal, unit_s),
+    )
+
+
+def _select_axis(plan: SimulatedPlan, goal: Goal) -> tuple[str, float]:
+    return time_axis(max(float(plan.ends.mean(axis=1)[-1]), goal.deadline_s if math.isfinite(goal.deadline_s) else 0.0))
+
+
+def _mark_end(plan: SimulatedPlan, goal: Goal, unit_s: float) -> tuple[Marker, ...]:
+    """Mark the deadline, and the interval between the quantiles of the end of a run that leave 5 % on each side."""
+    early, late = (compute_quantile(plan.seconds, level) / unit_s for level in (0.05, 0.95))
+    end = Marker("end of 90 % of the runs", early, late)
+    return (Marker("deadline", goal.deadline_s / unit_s), end) if math.isfinite(goal.deadline_s) else (end,)
+
+
+def draw_gantt(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> Timeline:
     """Draw each trial's time on a node as bars: a lane per accelerator, a colour per stage."""
     accelerators = config.machine.accelerators
     first_lane = {lifetime.id: index * accelerators for index, lifetime in enumerate(ledger.list_lifetimes())}
-    bars: dict[int, list[tuple[float, float, int]]] = {}
+    bars: list[Bar] = []
     free_at: dict[int, float] = {}
     for part in ledger.list_parts():
         lanes = range(first_lane[part.node], first_lane[part.node] + accelerators)
         for lane in _select_free_lanes(free_at, lanes, min(part.workers, accelerators), part.began):
             free_at[lane] = part.ended if part.ended is not None else outcome.ended
-            bar = (part.began - outcome.began, free_at[lane] - outcome.began, lane + 1)
-            bars.setdefault(part.stage, []).append(bar)
-    series = tuple(_build_bars(f"stage {stage + 1}", rows) for stage, rows in sorted(bars.items()))
-    y = "accelerator" if accelerators == 1 else f"accelerator, {accelerators} of each node"
-    return Figure("gantt", "Trials on nodes, one bar each", "seconds", y, series, timed=True)
+            bars.append(
+                Bar(
+                    lane=_name_lane(lane, accelerators),
+                    start=part.began - outcome.began,
+                    end=free_at[lane] - outcome.began,
+                    group=f"stage {part.stage + 1}",
+                    name=f"trial {part.trial}",
+                )
+            )
+    count = len(first_lane) * accelerators
+    return Timeline(
+        name="gantt",
+        title="Trials on nodes, one bar each",
+        unit="s",
+        lanes=tuple(_name_lane(lane, accelerators) for lane in range(count)),
+        bars=tuple(bars),
+        timed=True,
+    )
+
+
+def _name_lane(lane: int, accelerators: int) -> str:
+    node, accelerator = divmod(lane, accelerators)
+    return f"node {node + 1}" if accelerators == 1 else f"node {node + 1}, accel. {accelerator + 1}"
 
 
 def _select_free_lanes(free_at: dict[int, float], lanes: Sequence[int], count: int, now: float) -> list[int]:
     """Select lanes of a node that are free by now, lowest first."""
     order = sorted(lanes, key=lambda lane: (free_at.get(lane, 0.0) > now + 1e-6, lane))
     return order[:count]
-
-
-def _build_bars(name: str, rows: Sequence[tuple[float, float, int]]) -> Series:
-    x = tuple(moment for began, ended, _ in rows for moment in (began, ended))
-    return Series(name, x, tuple(float(lane) for _, _, lane in rows for _ in range(2)), "segments")
 
 
 def draw_learning_curves(ledger: Ledger, trainable: TrainableConfig) -> Figure:

@@ -20,7 +20,7 @@ from unfold_tuning.planner.sensitivity import (
     sweep_deadlines,
 )
 from unfold_tuning.report import sentences
-from unfold_tuning.report.figures import draw_cluster, draw_frontier
+from unfold_tuning.report.figures import draw_cluster, draw_frontier, draw_trials
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.simulator.asha import is_one_ladder, simulate_asha
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
@@ -129,8 +129,9 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         metrics=_build_metrics(analysis),
         tables=(_build_stage_table(analysis), _build_plan_table(analysis)),
         figures=(
+            draw_cluster(plan, goal),
+            draw_trials(plan, problem.stages, goal),
             draw_frontier(solution.candidates, selected, goal, analysis.points),
-            draw_cluster(plan),
         ),
         lines=tuple(_build_lines(analysis)),
         next="unfold train SPEC" if problem.trainable else "unfold plan SPEC --out plan.yaml",

@@ -311,3 +311,9 @@ def list_trials(trials: Sequence[int]) -> str:
 
 def _format_parameter(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_stage(number: int, trials: int, workers: int) -> str:
+    """Describe a stage for the legend of a figure: its trials, and the accelerators of each."""
+    each = f" × {workers} accel." if workers > 1 else ""
+    return f"stage {number}: {format_count(trials, 'trial')}{each}"

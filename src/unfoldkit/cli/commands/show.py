@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli.comparison import Side, compare_reports
 from unfoldkit.cli.execution import REPORT
+from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.errors import ExitCode, shorten, user_error
 from unfoldkit.registry import Registry
-from unfoldkit.report import Verdict, from_data, validate_report
+from unfoldkit.report import Report, Verdict, from_data, validate_report
 from unfoldkit.run_directory import MANIFEST, RunDir
 from unfoldkit.safe_io.files import parse_object
 
@@ -30,23 +36,90 @@ def list_plugins(form: str = "text") -> ExitCode:
     return ExitCode.YES
 
 
-def show_report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool = False) -> ExitCode:
-    """Render the report of a finished run again; the exit code is that of its verdict.
+@dataclass(frozen=True, slots=True)
+class ReportRequest:
+    """What ``unfold report`` shows: a run or a plan, or two of them, in a format, to a file or in a browser."""
+
+    path: Path
+    other: Path | None = None
+    form: str | None = None
+    out: Path | None = None
+    open_page: bool = False
+
+
+def show_report(request: ReportRequest, *, exit_zero: bool = False) -> ExitCode:
+    """Render the report of a finished run, or the differences of two; the exit code is that of the verdict.
 
     Raises:
-        UnfoldError: The folder holds no run, or its report is damaged.
+        UnfoldError: A path holds neither a run nor a plan, a report is damaged, or no browser can be opened.
     """
-    if not folder.is_dir():
-        raise user_error("no such run", file=str(folder), hint="a run is a folder such as runs/digits")
-    if not (folder / MANIFEST).is_file():
-        raise user_error("the folder holds no run", file=str(folder), hint=_list_runs(folder))
-    output.refuse_overwrite(out, folder / REPORT)
-    with RunDir(folder).decoding(REPORT, "a report") as data:
+    page = _select_page(request) if request.open_page else None
+    inputs = [path / REPORT if path.is_dir() else path for path in (request.path, request.other) if path is not None]
+    output.refuse_overwrite(page or request.out, *inputs)
+    report = read_report(request.path)
+    if request.other is not None:
+        report = compare_reports(Side(str(request.path), report), Side(str(request.other), read_report(request.other)))
+    form = "html" if page else request.form
+    output.deliver(report, output.select_renderer(plugin_registry.open_registry(), form, page or request.out),
+                   page or request.out)  # fmt: skip
+    if page is not None:
+        _open_browser(page)
+    return ExitCode.YES if report.verdict is Verdict.YES or exit_zero else ExitCode.NO
+
+
+def read_report(path: Path) -> Report:
+    """Read the report of a run, or what a plan holds of one.
+
+    Raises:
+        UnfoldError: The path holds neither, or what it holds is damaged.
+    """
+    if path.is_file():
+        plan = read_plan(path)
+        facts = {key: value for key, value in plan.items() if key not in ("schema", "kind", "name", "decision")}
+        return Report(
+            kind=str(plan.get("kind")), verb="plan", name=str(plan.get("name")), verdict=Verdict.YES, headline="",
+            decision=plan["decision"], provenance=facts,
+        )  # fmt: skip
+    if not path.is_dir():
+        raise user_error("no such run", file=str(path), hint="a run is a folder such as runs/digits")
+    if not (path / MANIFEST).is_file():
+        raise user_error("the folder holds no run", file=str(path), hint=_list_runs(path))
+    with RunDir(path).decoding(REPORT, "a report") as data:
         report = from_data(parse_object(data))
         for problem in validate_report(report, report.kind, report.verb):
             raise ValueError(problem)
-    output.deliver(report, output.select_renderer(plugin_registry.open_registry(), form, out), out)
-    return ExitCode.YES if report.verdict is Verdict.YES or exit_zero else ExitCode.NO
+    return report
+
+
+def _select_page(request: ReportRequest) -> Path:
+    """Return where the page to open is written.
+
+    Raises:
+        UnfoldError: The machine has no display, or another format is wanted.
+    """
+    if request.form not in (None, "html"):
+        raise user_error(f"--format {request.form}: --open shows a page", hint="leave one of them out")
+    if request.out is not None and request.out.suffix.lower() not in (".html", ".htm"):
+        raise user_error(f"--out {request.out}: --open shows a page", hint="a name that ends in .html")
+    if not has_display():
+        raise user_error("--open: there is no display to open a browser on", hint="--out report.html writes the page")
+    name = "comparison.html" if request.other else "report.html"
+    folder = request.path if request.path.is_dir() else request.path.parent
+    return request.out or folder / name
+
+
+def has_display(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> bool:
+    """Whether a browser with windows can be opened."""
+    if platform in ("darwin", "win32"):
+        return True
+    return any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def _open_browser(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        raise user_error("no browser could be opened", file=str(page), hint="open this file in a browser")
 
 
 def _list_runs(folder: Path) -> str:

@@ -9,6 +9,7 @@ from rich.cells import cell_len, set_cell_size
 
 from unfoldkit.figures import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, Series, StepArea, Timeline, type_name
 from unfoldkit.format import format_number, format_percent
+from unfoldkit.render.figures.description import describe_markers
 from unfoldkit.render.figures.flow import get_total, sum_flow
 from unfoldkit.render.figures.timeline import get_range, list_groups
 
@@ -107,8 +108,7 @@ def _write_timeline(timeline: Timeline, width: int) -> Iterator[str]:
         yield f"and {len(timeline.lanes) - len(lanes):,} more"
     ends = f"{format_number(first)} to {format_number(last)} {timeline.unit}"
     named = [f"{GROUP_LETTERS[number]} {name}" for name, number in groups.items() if name][: len(GROUP_LETTERS)]
-    moments = [f"{marker.name} at {format_number(marker.at)}" for marker in timeline.markers]
-    yield " · ".join([ends, *named, *moments])
+    yield " · ".join([ends, *named, *describe_markers(timeline.markers)])
 
 
 def _draw_strip(bars: Sequence[Bar], groups: Mapping[str, int], first: float, cell: float, cells: int) -> str:
@@ -152,9 +152,8 @@ def _write_step_area(figure: StepArea, width: int) -> Iterator[str]:
         cells = max(8, min(MAX_STRIP, width - cell_len(label) - len(ends) - 4))
         yield f"{label}  {draw_sparkline(series, min(moments), max(moments), cells)}  {ends}"
     if moments:
-        markers = [f"{marker.name} at {format_number(marker.at)}" for marker in figure.markers]
         ends = f"{format_number(_trim(min(moments)))} to {format_number(_trim(max(moments)))} {figure.unit}"
-        yield " · ".join([ends, *markers])
+        yield " · ".join([ends, *describe_markers(figure.markers)])
 
 
 def draw_sparkline(series: Series, first: float, last: float, cells: int) -> str:

@@ -116,10 +116,11 @@ def _describe_timeline(timeline: Timeline) -> str:
         if bars:
             ends = format_number(min(bar.start for bar in bars)), format_number(max(bar.end for bar in bars))
             lanes.append(f"{lane}: {format_count(len(bars), 'bar')} from {ends[0]} to {ends[1]}")
-    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *_describe_markers(timeline.markers)])}"
+    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *describe_markers(timeline.markers)])}"
 
 
-def _describe_markers(markers: Sequence[Marker]) -> list[str]:
+def describe_markers(markers: Sequence[Marker]) -> list[str]:
+    """Describe each moment or interval of a time axis with its name and its time."""
     return [
         f"{item.name} at {format_number(item.at)}" + (f" to {format_number(item.end)}" if item.end is not None else "")
         for item in markers
@@ -186,7 +187,7 @@ def _tabulate_flow(flow: Flow) -> Table:
 
 def _describe_step_area(figure: StepArea) -> str:
     parts = [f"{panel.name}: {_describe_ends(panel.series)}" for panel in figure.panels]
-    return f"{figure.title}, in {figure.unit}. {'; '.join([*parts, *_describe_markers(figure.markers)])}"
+    return f"{figure.title}, in {figure.unit}. {'; '.join([*parts, *describe_markers(figure.markers)])}"
 
 
 def _tabulate_step_area(figure: StepArea) -> Table:

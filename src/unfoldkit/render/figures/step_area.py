@@ -61,7 +61,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.step(x, y, where="post", color=colour, linewidth=1.5, linestyle=dashes, label=series.name)
     values = [value for series in panel.series for value in series.y if math.isfinite(value)]
     if min(values, default=0.0) >= 0:
-        axes.set_ylim(bottom=0)
+        # an axis of nothing would have ticks of thousandths
+        axes.set_ylim(bottom=0, top=None if any(values) else 1)
     is_whole = all(float(value).is_integer() for value in values)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=is_whole))
     for axis in (axes.xaxis, axes.yaxis):

@@ -25,6 +25,7 @@ STEPS = 700
 """Bars of one row and group with a gap below this part of the axis are drawn as one."""
 MIN_STEPS = 60
 MAX_BARS = 800
+LEGEND_LETTERS = 60
 MAX_NAMES = 150
 MIN_NAME_PT = 8.5
 OTHERS = "others"
@@ -182,7 +183,8 @@ def _draw_legend(axes: Axes, groups: Mapping[str, int]) -> None:
     handles, _ = axes.get_legend_handles_labels()
     handles = [*(patches if len(patches) > 1 else []), *handles]
     if handles:
+        columns = 4 if sum(len(str(handle.get_label())) for handle in handles[:4]) <= LEGEND_LETTERS else 2
         axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8.5,
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8.5,
             borderaxespad=0.2, columnspacing=1.2, handlelength=1.8,
         )  # fmt: skip

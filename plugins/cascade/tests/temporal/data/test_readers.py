@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_cascade.temporal.data.readers import read_long, read_psv
+from unfold_cascade.temporal.data.readers import read_long, read_patient_table, read_psv
 from unfold_cascade.temporal.problem import LongSource
 from unfoldkit.errors import UnfoldError
 
@@ -190,3 +190,26 @@ def test_rows_without_time_or_entity_are_reported(old: str, new: str, message: s
     (tmp_path / "icu.csv").write_text(_padded(ICU.replace(old, new)))
     with pytest.raises(UnfoldError, match=message):
         read_long(tmp_path / "icu.csv", LongSource("x", entity="stay", time="charttime"))
+
+
+@pytest.mark.parametrize(("separator", "ending"), [(",", "csv"), (";", "csv"), ("|", "psv"), ("\t", "tsv")])
+def test_one_table_of_many_patients_equals_their_files(separator: str, ending: str, tmp_path: Path) -> None:
+    """The columns of PhysioNet are read from one table too, rows in any order; the hours stay a column."""
+    rng = np.random.default_rng(0)
+    header, rows = ["HR", "SepsisLabel", "ICULOS"], []
+    (tmp_path / "psv").mkdir()
+    for patient in ("p1", "p2", "p3"):
+        lines = [[f"{rng.normal(80, 9):.1f}" if rng.random() < 0.7 else "NaN", "0", str(hour)] for hour in range(2, 9)]
+        (tmp_path / "psv" / f"{patient}.psv").write_text("\n".join("|".join(line) for line in [header, *lines]))
+        rows += [[*line, patient] for line in lines]
+    text = [separator.join([*header, "Patient_ID"]), *(separator.join(rows[row]) for row in rng.permutation(len(rows)))]
+    (tmp_path / f"all.{ending}").write_text("\n".join(text))
+    table, files = read_patient_table(tmp_path / f"all.{ending}"), read_psv(tmp_path / "psv")
+    assert table.ids == files.ids
+    assert (table.starts == files.starts).all()
+    for column in header:
+        pair = (each.values[:, each.columns.index(column)] for each in (table, files))
+        np.testing.assert_array_equal(*pair)
+    (tmp_path / "none.csv").write_text(text[0].replace("Patient_ID", "bed") + "\n" + "\n".join(text[1:]))
+    with pytest.raises(UnfoldError, match="no column that names the patient"):
+        read_patient_table(tmp_path / "none.csv")

@@ -19,6 +19,7 @@ from unfold_cascade.temporal.search.outcomes import (
     Conduct,
     build_outcome_guarantees,
     measure_sensitivity,
+    sum_outcome,
 )
 
 DELTA = 0.05
@@ -105,3 +106,26 @@ def test_sensitivity_counts_alerts_within_the_hours_before_the_event() -> None:
         caught = measure_sensitivity(cohort, _conduct(np.asarray(hours)), 1, 6.0)
         assert len(caught) == 5
         assert caught.mean() == share
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        OutcomeGoal(name="sensitivity", stage=1, within_h=6.0, allowed=0.1),
+        OutcomeGoal(name="alerts", stage=1, per_100h=10.0),
+        OutcomeGoal(name="utility", stage=1, allowed=0.1),
+        OutcomeGoal(name="label", stage=1, label=1, allowed=0.1),
+    ],
+    ids=lambda goal: goal.name,
+)
+def test_the_ratio_that_a_validation_states_is_the_one_that_is_certified(goal: OutcomeGoal) -> None:
+    """The ratio of the sums is beyond the limit exactly where the mean of the certificate's differences is."""
+    rng, beyond = np.random.default_rng(8), set()
+    for _ in range(30):
+        part = _draw_part(rng, 60, goal)
+        sums = sum_outcome(goal, part)
+        (guarantee,) = build_outcome_guarantees([goal], part, part)
+        ratio = sums.numerator.sum() / sums.denominator.sum()
+        assert (ratio > sums.limit) == (guarantee.tune[0].mean() > guarantee.epsilon)
+        beyond.add(bool(ratio > sums.limit))
+    assert beyond == {True, False}

@@ -8,7 +8,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+from unfoldkit.api import UnfoldError
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -32,10 +33,15 @@ HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/healt
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its reply; what is sent is recorded if it may be replayed."""
+    """One request and its reply; what is sent is recorded if it may be replayed.
+
+    A client of HTTP/1.0 reads no chunks: a reply without a length is held until its end (RFC 9112, section 6.1).
+    """
 
     send: Send
+    is_http_1_0: bool = False
     is_recorded: bool = False
+    is_held: bool = False
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
@@ -43,12 +49,20 @@ class Exchange:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the head of the reply."""
         self.status, self.headers = status, headers
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        self.is_held = self.is_http_1_0 and all(name != b"content-length" for name, _ in headers)
+        if not self.is_held:
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body."""
-        if self.is_recorded:
+        if self.is_recorded or self.is_held:
             self.body += data
+        if self.is_held:
+            if more:
+                return
+            data = bytes(self.body)
+            headers = [*self.headers, (b"content-length", b"%d" % len(data))]
+            await self.send({"type": "http.response.start", "status": self.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
 
@@ -68,7 +82,7 @@ class GatewayApp:
         if scope["type"] == "lifespan":
             await self._handle_lifespan(receive, send)
         elif scope["type"] == "http":
-            exchange = Exchange(send)
+            exchange = Exchange(send, is_http_1_0=scope.get("http_version") == "1.0")
             try:
                 await self._dispatch(scope, receive, exchange)
             except RequestError as error:
@@ -78,7 +92,7 @@ class GatewayApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
+                await send(await self._start())
             else:
                 for task in list(self.background):
                     task.cancel()
@@ -86,6 +100,16 @@ class GatewayApp:
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _start(self) -> dict[str, Any]:
+        """Probe the models if the plan says so, and return the outcome of the start."""
+        try:
+            if self.plan.is_probed:
+                await self.router.probe()
+        except UnfoldError as error:
+            await self.close()
+            return {"type": "lifespan.startup.failed", "message": str(error), "error": error}
+        return {"type": "lifespan.startup.complete"}
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
@@ -155,25 +179,17 @@ class GatewayApp:
         await _send_json(exchange, {"counted": is_drawn, "promise": self.router.promise()})
 
     async def _chat(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
-        client = self._authenticate(scope)
-        body = await _read_body(scope, receive, self.plan.body_bytes)
-        key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
-        if len(key) > MAX_KEY:
-            raise RequestError(400, f"Idempotency-Key is longer than {MAX_KEY} characters")
-        work = self._answer_once(client, key, body, exchange) if key else self._answer(client, body, exchange)
-        task = asyncio.create_task(work)
-        watch = asyncio.create_task(_wait_for_hang_up(receive))
+        trace = Trace(f"unfold-{os.urandom(12).hex()}", promise=self.router.promise())
         try:
-            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        finally:
-            task.cancel()
-            watch.cancel()
+            client = self._authenticate(scope)
+            body = await _read_body(scope, receive, self.plan.body_bytes)
+            key = _read_idempotency_key(scope)
+            answer = self._answer_once(key, client, body, exchange, trace) if key else None
+            await _run_until_hang_up(answer or self._answer(client, body, exchange, trace), receive)
+        except RequestError as error:
+            await _send_error(exchange, error, self._headers(trace))
 
-    async def _answer_once(self, client: ClientKey, key: str, body: bytes, exchange: Exchange) -> None:
+    async def _answer_once(self, key: str, client: ClientKey, body: bytes, exchange: Exchange, trace: Trace) -> None:
         """Answer a request with an idempotency key: replay, wait, or answer and store."""
         while (entry := self.replies.find(client.name, key)) is not None:
             if entry.body_hash != hash_body(body):
@@ -184,7 +200,7 @@ class GatewayApp:
         self.replies.open(client.name, key, body)
         exchange.is_recorded, is_stored = True, False
         try:
-            is_whole = await self._answer(client, body, exchange)
+            is_whole = await self._answer(client, body, exchange, trace)
             if is_whole and exchange.status == 200:
                 self.replies.complete(client.name, key, StoredReply(200, exchange.headers, bytes(exchange.body)))
                 is_stored = True
@@ -192,14 +208,13 @@ class GatewayApp:
             if not is_stored:
                 self.replies.drop(client.name, key)
 
-    async def _answer(self, client: ClientKey, body: bytes, exchange: Exchange) -> bool:
+    async def _answer(self, client: ClientKey, body: bytes, exchange: Exchange, trace: Trace) -> bool:
         """Answer a chat request, and return whether the answer is whole."""
-        request = parse_chat_request(body)
-        deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
-        trace = Trace(request_id=f"unfold-{os.urandom(12).hex()}", deadline=deadline)
+        trace.deadline = asyncio.get_running_loop().time() + self.plan.limits.total_s
         begin, status = time.perf_counter(), 499
         reservation: Reservation | None = None
         try:
+            request = parse_chat_request(body)
             names = self.router.list_models(request, trace)
             reservation = self._reserve(client, request, names)
             request = self._bound_output(client, request, names)
@@ -374,6 +389,28 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return bytes(body)
 
 
+def _read_idempotency_key(scope: Scope) -> str:
+    key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
+    if len(key) > MAX_KEY:
+        raise RequestError(400, f"Idempotency-Key is longer than {MAX_KEY} characters")
+    return str(key)
+
+
+async def _run_until_hang_up(work: Coroutine[Any, Any, object], receive: Receive) -> None:
+    """Run the work on a request until it is done, or cancel it if the client hangs up."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_wait_for_hang_up(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
 async def _wait_for_hang_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -424,7 +461,7 @@ def _as_request_error(error: UpstreamError) -> RequestError:
         if error.status < 500
         else "upstream_error"
     )
-    return RequestError(error.status, error.message, kind, code=error.code, retry_after_s=error.retry_after_s)
+    return RequestError(error.status, error.message, kind, error.param, error.code, error.retry_after_s)
 
 
 def _stream_headers() -> list[tuple[bytes, bytes]]:

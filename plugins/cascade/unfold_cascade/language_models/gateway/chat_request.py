@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_cascade.language_models.planning.scripts import list_scripts
+
 MAX_CHOICES = 128
 MAX_TOKENS = 10_000_000
 LONGER = 3
@@ -77,11 +79,19 @@ def has_media(request: Mapping[str, Any]) -> bool:
     return any(not isinstance(part, dict) or part.get("type") not in ("text", "refusal") for part in parts)
 
 
-def is_covered(request: Mapping[str, Any], longest_prompt: int | None) -> bool:
-    """Whether a log of text prompts, of which the longest had so many characters, covers a request."""
+def is_covered(request: Mapping[str, Any], longest_prompt: int | None, scripts: frozenset[str]) -> bool:
+    """Whether a log of text prompts covers a request.
+
+    Args:
+        request: a checked request.
+        longest_prompt: characters of the longest prompt of the log, ``None`` if unknown.
+        scripts: that the prompts of the log are written in; empty if unknown.
+    """
     if has_media(request):
         return False
-    return longest_prompt is None or prompt_length(request) <= LONGER * longest_prompt
+    if longest_prompt is not None and prompt_length(request) > LONGER * longest_prompt:
+        return False
+    return not scripts or list_scripts("\n".join(_list_texts(request))) <= scripts
 
 
 def last_tool_call_id(request: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 KEPT_S = 24 * 3600.0
 MAX_BYTES = 64 << 20
+ENTRY_BYTES = 512
+"""Counted for every entry, beside the reply: at least what it takes in memory."""
 Header = tuple[bytes, bytes]
 
 
@@ -58,7 +60,7 @@ class ReplyStore:
         entry = self.entries.get((client, key))
         if entry is None:
             return
-        entry.size = len(reply.body)
+        entry.size = ENTRY_BYTES + len(reply.body) + sum(len(name) + len(value) for name, value in reply.headers)
         self.size += entry.size
         if not entry.reply.done():
             entry.reply.set_result(reply)

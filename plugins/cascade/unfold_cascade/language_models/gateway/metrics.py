@@ -20,6 +20,7 @@ class GatewayMetrics:
     cost: Any
     calls: Any
     unpriced: Any
+    unjudged: Any
     seconds: Any
 
     def count(self, trace: Trace, status: int, seconds: float) -> None:
@@ -29,6 +30,8 @@ class GatewayMetrics:
         self.cost.labels(model).inc(max(trace.attempts.cost_usd, 0.0))
         self.calls.inc(trace.attempts.calls)
         self.unpriced.inc(trace.attempts.unpriced)
+        for name in trace.unjudged:
+            self.unjudged.labels(name).inc()
         self.seconds.observe(seconds)
 
 
@@ -43,5 +46,8 @@ def build_metrics() -> GatewayMetrics:
         cost=Counter(f"{PREFIX}cost_usd", "dollars, by the model that answered", ["model"], registry=registry),
         calls=Counter(f"{PREFIX}upstream_calls", "calls of upstreams", registry=registry),
         unpriced=Counter(f"{PREFIX}unpriced_calls", "calls without usage, so of unknown cost", registry=registry),
+        unjudged=Counter(
+            f"{PREFIX}missing_confidences", "gated answers without a confidence", ["model"], registry=registry
+        ),
         seconds=Histogram(f"{PREFIX}seconds", "duration of requests", registry=registry, buckets=BUCKETS_S),
     )

@@ -97,11 +97,13 @@ class GatewayPlan:
         promise: ``None`` without a certificate.
         plan_hash: identifies the plan.
         longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
+        scripts: that logged prompts are written in; empty if unknown.
         of: how log-probabilities of tokens become one number.
         sticky: later turns stay with the model of the first.
         trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
         audit_share: share of requests which are audited.
         audits_labels: whether audits wait for labels instead of comparing texts.
+        is_probed: whether each gated model is called at the start.
         limits: of upstreams.
         body_bytes: largest request.
         keys: of clients; empty if none is needed.
@@ -117,11 +119,13 @@ class GatewayPlan:
     promise: Promise | None
     plan_hash: str
     longest_prompt: int | None = None
+    scripts: frozenset[str] = frozenset()
     of: str = "mean"
     sticky: bool = False
     trusts_filtered: bool = True
     audit_share: float = 0.02
     audits_labels: bool = False
+    is_probed: bool = False
     limits: UpstreamLimits = UpstreamLimits()
     body_bytes: int = 4 << 20
     keys: tuple[ClientKey, ...] = ()

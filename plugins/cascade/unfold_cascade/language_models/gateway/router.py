@@ -24,6 +24,8 @@ from unfold_cascade.language_models.gateway.upstream import (
     estimate_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.report import sentences
+from unfoldkit.api import user_error
 
 REFUSED_FOR_S = 60.0
 """How long a model is left out after its endpoint refused the gateway."""
@@ -36,7 +38,7 @@ class Trace:
     """What happened to one request, for headers, metrics and audit; it holds no text of prompt or answer."""
 
     request_id: str
-    deadline: float
+    deadline: float = 0.0
     promise: str = "none"
     model: str = ""
     steps: list[str] = field(default_factory=list)
@@ -45,6 +47,8 @@ class Trace:
     gate_ms: float = 0.0
     is_gated: bool = False
     is_audited: bool = False
+    unjudged: list[str] = field(default_factory=list)
+    """Models whose answers came without a confidence."""
 
     def decide(self, model: str, step: str) -> None:
         """Note the model that answers and the time of the decision."""
@@ -91,12 +95,33 @@ class Router:
             return (bound,) if bound == plan.reference else (bound, plan.reference)
         if self.state.is_withdrawn:
             return (plan.reference,)
-        if not chat_request.is_covered(request, plan.longest_prompt):
+        if not chat_request.is_covered(request, plan.longest_prompt, plan.scripts):
             trace.promise = "unpromised"
             return (plan.reference,)
         trace.is_gated = True
         trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
         return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
+
+    async def probe(self) -> None:
+        """Call each gated model once; one that cannot be reached now is skipped later, and does not matter here.
+
+        Raises:
+            UnfoldError: a model returns no log-probabilities, so that its gate could never open.
+        """
+        request = {"messages": [{"role": "user", "content": "Reply with one word."}], "max_tokens": 1, "logprobs": True}
+        deadline = asyncio.get_running_loop().time() + self.plan.limits.first_token_s
+        for name in self.plan.chain[: len(self.plan.gates)]:
+            try:
+                completion = await self.upstreams.complete(self.plan.models[name], request, deadline, Attempts())
+            except UpstreamError as problem:
+                self.log.warning("the probe of %s failed: %s", name, problem.message)
+                continue
+            if read_confidence(completion, self.plan.of) is None:
+                raise user_error(
+                    sentences.no_log_probabilities(name),
+                    key="confidence.from",
+                    hint="serve: {probe: false} starts all the same",
+                )
 
     def promise(self) -> str:
         """Return the promise as a header: its text, ``revoked``, ``void`` or ``none``."""
@@ -135,7 +160,10 @@ class Router:
                 error = problem
                 self._note_failure(name, problem, request, trace, has_next=has_next)
                 continue
-            probability = gate.calibration.probability(read_confidence(completion, self.plan.of))
+            confidence = read_confidence(completion, self.plan.of)
+            if confidence is None:
+                trace.unjudged.append(name)
+            probability = gate.calibration.probability(confidence)
             distrust = find_distrust(completion, request, trusts_filtered=self.plan.trusts_filtered)
             shown = f"{probability:.2f}" if probability >= 0.0 else "none"
             if probability >= gate.cut and not distrust:

@@ -48,6 +48,7 @@ class UpstreamError(Exception):
         status: of the reply to the client, should no other model answer.
         message: for the client; it holds no address and no key.
         code: error code, if the upstream gave one.
+        param: the field at fault, if the upstream named one.
         retry_after_s: time to wait that the upstream named.
         is_billed: whether the upstream may charge for the attempt.
         partial: what arrived before a break.
@@ -60,6 +61,7 @@ class UpstreamError(Exception):
     retry_after_s: float | None = None
     is_billed: bool = False
     partial: Completion | None = None
+    param: str | None = None
 
 
 @dataclass(slots=True)
@@ -368,7 +370,7 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
     message = error.get("message") if isinstance(error, dict) else error
     text = message if isinstance(message, str) else f"the upstream answered with status {status}"
     kind_text = error.get("type") if isinstance(error, dict) else ""
-    code = error.get("code") if isinstance(error, dict) else None
+    code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
@@ -378,7 +380,9 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
     if status in RETRIED or status >= 500:
         retry_after_s = read_retry_after(response.headers)
         return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
-    return UpstreamError("client", status if 400 <= status < 500 else 502, text[:500], str(code) if code else None)
+    shown = status if 400 <= status < 500 else 502
+    named = param[:100] if isinstance(param, str) else None
+    return UpstreamError("client", shown, text[:500], str(code) if code else None, param=named)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -45,6 +45,7 @@ class RoutingProblem:
         scale: unit of the confidences, ``None`` to detect it.
         unit_name: what an independent unit is called: request, prompt or conversation.
         longest_prompt: characters of the longest prompt of the log, or ``None``.
+        scripts: that the prompts of the log are written in; empty if unknown.
         confidence: source of the confidences, as plain data.
         goal: the goal, as plain data.
     """
@@ -61,6 +62,7 @@ class RoutingProblem:
     scale: Scale | None
     unit_name: str
     longest_prompt: int | None
+    scripts: tuple[str, ...]
     confidence: Mapping[str, Any]
     goal: Mapping[str, Any]
 

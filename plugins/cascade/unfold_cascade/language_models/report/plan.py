@@ -58,6 +58,7 @@ def build_decision(solution: RoutingSolution) -> dict[str, Any]:
         "confidence": dict(problem.confidence),
         "goal": dict(problem.goal),
         "longest_prompt": problem.longest_prompt,
+        "scripts": list(problem.scripts),
         "expected": _expect_costs(solution, route),
         "promise": None,
     }

@@ -25,6 +25,9 @@ HOUR_COLUMN = "ICULOS"
 UNIT_COLUMN = "unit"
 UNITS = {"Unit1": "MICU", "Unit2": "SICU"}
 """Indicator columns of the care units in PhysioNet 2019, and the units: medical and surgical intensive care."""
+PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "stay_id", "icustay_id", "entity", "case", "id")
+"""Names of the column of patients where all hours are in one table, in lower case."""
+TABLE_ENDINGS = (".csv", ".csv.gz", ".psv", ".tsv", ".txt", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 FILES_PER_CHUNK = 512
 NamedContent = tuple[str, bytes]
 
@@ -37,7 +40,8 @@ def read_table(source: TableSource, run: Run) -> EntityTable:
     """
     path = run.path(source.path, key="data.path")
     if isinstance(source, PsvSource):
-        table = read_psv(path, max_patients=source.max_patients)
+        is_one_table = path.name.endswith(TABLE_ENDINGS)
+        table = read_patient_table(path) if is_one_table else read_psv(path, max_patients=source.max_patients)
         return replace(table, split_values=_read_split_values(table, source.split_column))
     return read_long(path, source)
 
@@ -90,11 +94,15 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
     Raises:
         UnfoldError: A column is missing, a row has no entity, a time is neither number nor date, an hour repeats.
     """
-    frame = frame_of_file(path)
+    return _arrange_long(frame_of_file(path), source)
+
+
+def _arrange_long(frame: Frame, source: LongSource) -> EntityTable:
+    """Order the rows of a long table by entity and hour."""
     entity = frame.text(source.entity, key="data.entity")
     if any(map(is_missing, entity)):
         row = next(row for row, name in enumerate(entity) if is_missing(name))
-        raise user_error(f'{path.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
+        raise user_error(f'{frame.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
     hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
@@ -106,7 +114,7 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
         split_values = np.asarray(frame.columns[source.split_column])[order]
     values = np.array([column[order] for column in columns.values()], dtype=np.float32).T.reshape(len(order), -1)
     names = tuple(map(str, ids))
-    check_hour_order(timeline, names, path.name, "data.time")
+    check_hour_order(timeline, names, frame.name, "data.time")
     return EntityTable(
         ids=names,
         starts=timeline.starts,
@@ -114,10 +122,26 @@ def read_long(path: Path, source: LongSource) -> EntityTable:
         columns=tuple(columns),
         values=values,
         digest=frame.digest,
-        name=path.name,
+        name=frame.name,
         unreadable=unreadable,
         split_values=split_values,
     )
+
+
+def read_patient_table(path: Path) -> EntityTable:
+    """Read the columns of PhysioNet 2019 from one table, in which a column such as ``patient`` names the patient.
+
+    Raises:
+        UnfoldError: As in ``read_long``, or no column names the patient.
+    """
+    frame = frame_of_file(path)
+    entity = next((name for name in frame.columns if name.lower() in PATIENT_COLUMNS), None)
+    if entity is None:
+        message = f"{path.name} has no column that names the patient"
+        raise user_error(message, key="data.path", hint=f"name it {PATIENT_COLUMNS[0]}, or give a folder of psv files")
+    table = _arrange_long(frame, LongSource(str(path), entity, HOUR_COLUMN))
+    hours = table.hour.astype(np.float32)[:, None]
+    return replace(table, columns=(*table.columns, HOUR_COLUMN), values=np.hstack([table.values, hours]))
 
 
 def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArray:

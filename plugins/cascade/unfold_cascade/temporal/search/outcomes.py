@@ -80,6 +80,45 @@ def _hours_until(cohort: Cohort, stage: int) -> FloatArray:
     return until
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomeSums:
+    """An outcome as a ratio of sums by patient, (P,) each, and the limit of that ratio in a goal."""
+
+    numerator: FloatArray
+    denominator: FloatArray
+    limit: float
+
+
+def sum_outcome(goal: OutcomeGoal, part: CohortConduct) -> OutcomeSums:
+    """Sum an outcome of the only cascade of ``part``: events missed, alerts per 100 hours, or utility lost."""
+    if goal.within_h is not None or goal.label is not None:
+        missed = _compare(goal, part)[0]
+        return OutcomeSums(missed, np.ones(len(missed)), goal.allowed)
+    cohort = part.cohort
+    if goal.per_100h is not None:
+        free, alert = _mark_free(goal, part), part.cascades[0].has_reached(goal.stage, cohort.entered.shape[1])
+        alerts, hours = (_sum_by_patient(cohort, each.astype(np.float64)) for each in (free & alert, free))
+        return OutcomeSums(100.0 * alerts, hours, goal.per_100h)
+    gain = cohort.utility.alert - cohort.utility.silence
+    lost = gain * part.baseline.alert - gain * part.cascades[0].alert
+    possible = np.where(cohort.utility.optimal, gain, 0.0)
+    return OutcomeSums(_sum_by_patient(cohort, lost), _sum_by_patient(cohort, possible), goal.allowed)
+
+
+def _sum_by_patient(cohort: Cohort, values: FloatArray) -> FloatArray:
+    """Sum (n,) values by patient, (P,)."""
+    sums: FloatArray = np.bincount(cohort.entity, values, cohort.entities).astype(np.float64)
+    return sums
+
+
+def _mark_free(goal: OutcomeGoal, part: CohortConduct) -> BoolArray:
+    """Mark the (n,) hours at which an alert of the stage is false."""
+    cohort = part.cohort
+    is_last = goal.stage == cohort.entered.shape[1]
+    free: BoolArray = cohort.events.event_free if is_last else ~cohort.entered[:, goal.stage - 1]
+    return free
+
+
 def _build_guarantee(goal: OutcomeGoal, tune: CohortConduct, fresh: CohortConduct) -> Guarantee:
     if goal.within_h is not None or goal.label is not None:
         before, after = (_compare(goal, part) for part in (tune, fresh))
@@ -108,8 +147,7 @@ def _sum_excess(goal: OutcomeGoal, part: CohortConduct) -> FloatArray:
     """Compute (m, P) the sum over hours of what each cascade has too much: alerts, or utility lost."""
     cohort, count = part.cohort, part.cohort.entities
     if goal.per_100h is not None:
-        free = cohort.events.event_free if goal.stage == cohort.entered.shape[1] else ~cohort.entered[:, goal.stage - 1]
-        stages = cohort.entered.shape[1]
+        free, stages = _mark_free(goal, part), cohort.entered.shape[1]
         alerts = [each.has_reached(goal.stage, stages) for each in part.cascades]
         hours = [np.where(free, alert - goal.per_100h / 100.0, 0.0) for alert in alerts]
         return np.array([np.bincount(cohort.entity, each, count) for each in hours])

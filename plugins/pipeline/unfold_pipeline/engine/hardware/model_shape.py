@@ -35,6 +35,7 @@ class ModelShape:
         inner: width of the MLP.
         vocabulary: tokens of the vocabulary.
         is_tied: whether the embedding is the LM head.
+        is_unusual: whether the model has experts or another attention, so that the sizes do not give its memory.
     """
 
     layers: int
@@ -45,6 +46,7 @@ class ModelShape:
     inner: int
     vocabulary: int
     is_tied: bool = False
+    is_unusual: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -67,8 +69,8 @@ class ModelShape:
         return 2 * self.layers * heads * self.head * BYTES_PER_VALUE[kv_precision]
 
 
-def read_model_config(path: Path) -> ModelShape:
-    """Read the ``config.json`` of a Hugging Face model.
+def read_model_config(path: Path, *, is_profiled: bool = False) -> ModelShape:
+    """Read the ``config.json`` of a Hugging Face model; its architecture does not matter where it was profiled.
 
     Raises:
         UnfoldError: a size is missing, or the model is no dense transformer with grouped-query attention.
@@ -78,11 +80,11 @@ def read_model_config(path: Path) -> ModelShape:
     if isinstance(nested, dict):
         config = {**config, **nested}
     experts = next((key for key in EXPERT_KEYS if _count(config, key) > 1), None)
-    if experts is not None:
+    if experts is not None and not is_profiled:
         message = f"the model is a mixture of experts ({experts}), which dense operator tables do not describe"
         raise user_error(message, file=str(path), hint="a dense model, or measure the engine: unfold profile")
     other = next((key for key in OTHER_ATTENTION_KEYS if config.get(key) is not None), None)
-    if other is not None:
+    if other is not None and not is_profiled:
         raise user_error(f"the model's attention is not grouped-query attention ({other})", file=str(path))
     sizes = {name: _size(config, keys, path) for name, keys in CONFIG_KEYS.items()}
     head = _count(config, "head_dim") or sizes["hidden"] // sizes["heads"]
@@ -94,6 +96,7 @@ def read_model_config(path: Path) -> ModelShape:
         kv_heads=_count(config, "num_key_value_heads") or sizes["heads"],
         head=head,
         is_tied=config.get("tie_word_embeddings") is True,
+        is_unusual=experts is not None or other is not None,
     )
 
 

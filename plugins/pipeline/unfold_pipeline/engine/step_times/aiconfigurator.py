@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.hardware.gpu import Gpu
+from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu
 from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
 from unfold_pipeline.engine.step_times.all_reduce import (
@@ -75,7 +75,7 @@ def find_tables(folder: Path, system: str, backend: str) -> Mapping[str, Path]:
     Folders that name another system or backend are left out; of several versions, the last one counts.
 
     Raises:
-        UnfoldError: a table is missing.
+        UnfoldError: a table is missing, or all are of other GPUs.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     matches = {}
@@ -83,6 +83,7 @@ def find_tables(folder: Path, system: str, backend: str) -> Mapping[str, Path]:
         named = [path for path in files if name in path.name.lower() and "nccl" not in path.name.lower()]
         if key in ("context", "generation", "gemm"):
             named = [path for path in named if "encoder" not in path.name.lower() and "group" not in path.name.lower()]
+        _reject_other_gpus(named, folder, system)
         for word in (system, backend):
             inside = [path for path in named if word in path.relative_to(folder.parent).parts]
             named = inside or named
@@ -92,6 +93,21 @@ def find_tables(folder: Path, system: str, backend: str) -> Mapping[str, Path]:
     if missing:
         raise user_error(f"no table {', '.join(missing)}", file=str(folder), hint="systems/data/h100_sxm, for example")
     return matches
+
+
+def _reject_other_gpus(files: Sequence[Path], folder: Path, system: str) -> None:
+    """Reject folders that name other GPUs only: their tables may not name their GPU again.
+
+    Raises:
+        UnfoldError: no file lies in a folder of the GPU, and all lie in folders of others.
+    """
+    parts = [path.relative_to(folder.parent).parts[:-1] for path in files]
+    if not parts or any(system in names for names in parts):
+        return
+    gpus = [{gpu.name for name in names if (gpu := find_gpu(name)) is not None} for names in parts]
+    if all(gpus):
+        others = ", ".join(sorted(set().union(*gpus)))
+        raise user_error(f"no tables of {system}", file=str(folder), hint=f"it has {others}")
 
 
 def read_database(

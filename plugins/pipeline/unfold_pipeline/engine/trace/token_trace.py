@@ -23,6 +23,8 @@ OUTPUT_COLUMNS = (
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MAX_TOKENS = 1 << 24
+MAX_MS = 1e16
+MAX_SPAN_S = 366 * 86_400.0
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 
 
@@ -184,15 +186,19 @@ def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int 
         )
         values = [column if isinstance(column, int) else _parse_count(str(row[column])) for column in columns]
         stamp = row.get("timestamp")
-        if None in values or not isinstance(stamp, (int, float)) or isinstance(stamp, bool) or not np.isfinite(stamp):
+        if None in values or isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not abs(stamp) < MAX_MS:
             message = "the line has no timestamp in ms, or no tokens"
             raise UnfoldError(Diagnostic(message, str(path), line, 1, hint='"timestamp": 27482, "input_length": 6955'))
         times.append(float(stamp) / 1e3)
         tokens.append([int(value or 0) for value in values])
         ids = row.get("hash_ids")
-        hashes.append(ids if isinstance(ids, list) else [])
+        is_hashed = isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids)
+        hashes.append(ids if is_hashed else [])
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
+    if max(times) - min(times) > MAX_SPAN_S:
+        message = f"the timestamps span {(max(times) - min(times)) / 86_400:,.0f} days: they are of several clocks"
+        raise user_error(message, file=str(path), key="timestamp", hint="milliseconds of one clock")
     order = np.argsort(times, kind="stable")
     counts = np.array(tokens, dtype=np.int64)[order]
     shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])

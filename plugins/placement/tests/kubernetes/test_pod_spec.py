@@ -1,0 +1,137 @@
+"""What a pod needs of a node, as kube-scheduler would add it up and filter: needs no cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unfold_placement.core.types import Node
+from unfold_placement.kubernetes.codec import Body, Scope, decode_node
+from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand, pod_filter
+from unfold_placement.kubernetes.workloads import Group
+from unfold_placement.policies.affinity.node_filter import decode_filter
+
+SCOPE = Scope("mine", "unfold")
+GPU_TAINT = ("nvidia.com/gpu", "present", "NoSchedule")
+
+
+def pod(**spec: Any) -> Body:
+    """Return a pod of another program."""
+    meta = {"name": "p", "namespace": "unfold", "labels": {"app": "x"}, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"metadata": meta, "spec": {"containers": [{"name": "c"}], **spec}}
+
+
+def asks(cpu: str, **more: Any) -> Body:
+    """Return a container that requests so many cores."""
+    return {"name": "c", "resources": {"requests": {"cpu": cpu}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("spec", "cpu"),
+    [
+        ({"containers": [asks("1"), asks("500m")]}, 1500),
+        ({"containers": [asks("1")], "initContainers": [asks("3")]}, 3000),
+        ({"containers": [asks("1")], "initContainers": [asks("3", restartPolicy="Always")]}, 4000),
+        ({"containers": [asks("1")], "initContainers": [asks("1", restartPolicy="Always"), asks("3")]}, 4000),
+        ({"containers": [asks("1")], "initContainers": [asks("3"), asks("1", restartPolicy="Always")]}, 3000),
+        ({"containers": [asks("1")], "overhead": {"cpu": "250m"}}, 1250),
+        ({"containers": [asks("1")], "resources": {"requests": {"cpu": "2"}}, "overhead": {"cpu": "1"}}, 3000),
+        ({"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}, 2000),
+        ({"containers": [asks("1n")]}, 1),
+    ],
+)
+def test_demand_counts_init_containers_sidecars_and_overhead(spec: Body, cpu: int) -> None:
+    """An init container runs beside the sidecars before it, sidecars beside the containers; overhead comes on top."""
+    assert pod_demand(pod(**spec), SCOPE)["cpu"] == cpu
+
+
+def selects(node: Node, **spec: Any) -> bool:
+    """Return whether a pod accepts a node by its fields."""
+    node_filter = decode_filter(pod_filter(pod(**spec), SCOPE))
+    return node_filter.selects(node) and node_filter.tolerates(node)
+
+
+def affinity(*terms: Body) -> Body:
+    """Return a required node affinity."""
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}}
+
+
+def expression(key: str, operator: str, *values: str) -> Body:
+    """Return a term of one expression."""
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "accepts"),
+    [
+        ({}, True),
+        ({"nodeSelector": {"disk": "ssd"}}, True),
+        ({"nodeSelector": {"disk": "ssd", "zone": "b"}}, False),
+        ({"affinity": affinity(expression("zone", "In", "b", "a"))}, True),
+        ({"affinity": affinity(expression("zone", "NotIn", "a"))}, False),
+        ({"affinity": affinity(expression("rack", "NotIn", "r1"))}, True),
+        ({"affinity": affinity(expression("rack", "Exists"), expression("zone", "Exists"))}, True),
+        ({"affinity": affinity(expression("disk", "DoesNotExist"))}, False),
+        ({"affinity": affinity(expression("gpus", "Gt", "7"))}, True),
+        ({"affinity": affinity(expression("gpus", "Lt", "8"))}, False),
+        ({"affinity": affinity(expression("disk", "Gt", "1"))}, False),
+        ({"affinity": affinity({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})}, True),
+        ({"affinity": affinity({})}, False),
+        ({"nodeSelector": {"disk": "ssd"}, "affinity": affinity(expression("zone", "In", "b"))}, False),
+    ],
+)
+def test_selector_and_affinity(spec: Body, accepts: bool) -> None:
+    """The selector and one term of the affinity must hold; an empty term matches nothing."""
+    assert selects(Node("n", {}, {"disk": "ssd", "zone": "a", "gpus": "8"}), **spec) is accepts
+
+
+@pytest.mark.parametrize(
+    ("toleration", "accepts"),
+    [
+        (None, False),
+        ({"operator": "Exists"}, True),
+        ({"key": "nvidia.com/gpu", "operator": "Exists"}, True),
+        ({"key": "nvidia.com/gpu", "value": "present"}, True),
+        ({"key": "nvidia.com/gpu", "value": "absent"}, False),
+        ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute"}, False),
+        ({"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"}, True),
+        ({"key": "other", "operator": "Exists"}, False),
+    ],
+)
+def test_tolerations(toleration: Body | None, accepts: bool) -> None:
+    """A tainted node is a node of the pods that tolerate its taint; a preference keeps none away."""
+    node = Node("n", {}, {}, taints=(GPU_TAINT, ("soft", "", "PreferNoSchedule")))
+    assert selects(node, tolerations=[toleration] if toleration else []) is accepts
+
+
+def test_a_cordoned_node_has_a_taint() -> None:
+    """Its tasks go on, and no other starts there, as kube-scheduler sees it."""
+    body = {"metadata": {"name": "n"}, "spec": {"unschedulable": True, "taints": [{"key": "a", "effect": "NoExecute"}]}}
+    node = decode_node(body, SCOPE, {})
+    assert node.taints == (("a", "", "NoExecute"), ("node.kubernetes.io/unschedulable", "", "NoSchedule"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"resourceClaims": [{"name": "gpu"}]}, "resource claim gpu"),
+        (
+            {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{}]}}},
+            "affinity to other pods",
+        ),
+        ({"schedulingGroup": {"podGroupName": "x"}}, "PodGroup"),
+    ],
+)
+def test_fields_that_no_policy_sees_are_named(spec: Body, reason: str) -> None:
+    """A pod with such a field is set aside with the reason rather than placed wrongly."""
+    assert reason in decode_filter(pod_filter(pod(**spec), SCOPE)).unsupported
+
+
+def test_a_foreign_pod_becomes_a_task_of_its_group() -> None:
+    """Priority comes from its class, job and size from its owner, the arrival from the owner's creation."""
+    body = pod(priority=500)
+    body["metadata"]["annotations"] = {"placement.unfoldkit/size": "7"}
+    assert (decode_task(body, SCOPE, 0.0).size, decode_task(body, SCOPE, 0.0).priority) == (7, 500)
+    task = decode_task(body, SCOPE, 100.0, Group("job/j", 4, "worker", created_s=150.0))
+    assert (task.job, task.size, task.role, task.arrival) == ("job/j", 4, "worker", 50.0)

@@ -1,0 +1,95 @@
+"""Topology spread and anti-affinity of pods, against a check of every start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from plugins.placement.tests.cases import job, places, policy, starts
+from unfold_placement.core.types import Node, Task
+from unfold_placement.policies.affinity.node_filter import (
+    AcceptedNodes,
+    DomainLimit,
+    DomainLimits,
+    NodeFilter,
+    Requirement,
+    Toleration,
+    encode_filter,
+)
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.simulation.simulator import SimulationResult, simulate
+
+APP = (Requirement("app", "In", ("x",)),)
+
+
+def zones(count: int = 6, gpu: int = 4) -> list[Node]:
+    """Return nodes in three zones."""
+    return [Node(f"n{i}", {"gpu": gpu * 1000}, {"zone": f"z{i % 3}", "host": f"n{i}"}) for i in range(count)]
+
+
+def filtered(tasks: list[Task], *limits: DomainLimit, app: str = "x", **fields: object) -> list[Task]:
+    """Return tasks of pods with these fields."""
+    text = encode_filter(NodeFilter(limits=limits, labels={"app": app}, **fields))  # type: ignore[arg-type]
+    return [replace(task, node_filter=text) for task in tasks]
+
+
+def run(nodes: list[Node], tasks: list[Task], **parts: object) -> SimulationResult:
+    """Replay under the policies of a cluster and others."""
+    return simulate(nodes, tasks, [AcceptedNodes(), DomainLimits(), *build_policies(policy(**parts))])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_start_keeps_the_skew(seed: int) -> None:
+    """Whatever arrives and ends, no start leaves a zone more than the skew above the least loaded one."""
+    rng = np.random.default_rng(seed)
+    skew = int(rng.integers(1, 3))
+    limit = DomainLimit("zone", APP, skew)
+    tasks = [
+        replace(filtered(job(f"j{i}", 1), limit)[0], arrival=float(rng.uniform(0, 60)), run=float(rng.uniform(5, 40)))
+        for i in range(40)
+    ]
+    result = run(zones(6, 2), tasks)
+    assert not result.stuck
+    spans = sorted(
+        (float(start), float(end), int(row))
+        for start, end, row in zip(result.start_s, result.end_s, result.node_rows, strict=True)
+    )
+    for start, _, row in spans:
+        running = Counter(other[2] % 3 for other in spans if other[0] < start < other[1])
+        # several may start at one instant, each one counts for the next
+        instant = [other[2] % 3 for other in spans if other[0] == start]
+        after = running + Counter(instant)
+        assert after[row % 3] - min(after[zone] for zone in range(3)) <= skew + len(instant) - 1
+
+
+@pytest.mark.parametrize(("size", "fits"), [(3, True), (6, True), (11, True), (24, True), (25, False)])
+def test_a_gang_is_spread_as_a_whole(size: int, fits: bool) -> None:
+    """A gang starts together, with zones that differ by one pod at most."""
+    tasks = filtered(job("g", size), DomainLimit("zone", APP, 1))
+    result = run(zones(), tasks, gang={})
+    if not fits:
+        assert len(result.stuck) == size
+        return
+    assert set(starts(result).values()) == {0.0}
+    counts = Counter(int(node[1:]) % 3 for node in places(result).values())
+    assert max(counts.values()) - min(counts[zone] for zone in range(3)) <= 1
+
+
+def test_anti_affinity_allows_one_pod_a_domain() -> None:
+    """Pods that avoid their like run on a host each; the fourth waits for an end, a pod of another app does not."""
+    tasks = filtered(job("a", 4), DomainLimit("host", APP)) + filtered(job("b", 1), app="y")
+    tasks = [replace(task, size=1) for task in tasks]
+    result = run(zones(3), tasks)
+    assert sorted(starts(result).values()) == [0.0, 0.0, 0.0, 0.0, 10.0]
+    assert starts(result)["b-0"] == 0.0
+
+
+def test_only_pods_that_tolerate_a_taint_use_the_node() -> None:
+    """A tainted GPU node counts for the pods that tolerate its taint, and others wait for the rest."""
+    nodes = [Node("plain", {"gpu": 1000}), Node("tainted", {"gpu": 1000}, taints=(("gpu", "", "NoSchedule"),))]
+    tolerant = filtered(job("t", 1), tolerations=(Toleration("gpu", "Exists"),))
+    result = run(nodes, filtered(job("p", 2), app="p") + tolerant)
+    assert places(result) == {"p-0": "plain", "p-1": "plain", "t-0": "tainted"}

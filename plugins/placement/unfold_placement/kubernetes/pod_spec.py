@@ -1,0 +1,228 @@
+"""Tasks of pods: what a pod requests, as kube-scheduler adds it up, and the nodes that its fields allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from unfold_placement.core.types import MILLI, PODS, Task
+from unfold_placement.kubernetes import dra
+from unfold_placement.kubernetes.codec import (
+    DOMAIN,
+    DRA,
+    HOSTNAME,
+    Body,
+    Scope,
+    annotation_key,
+    parse_amount,
+    parse_time,
+)
+from unfold_placement.kubernetes.workloads import Group, parse_count
+from unfold_placement.policies.affinity.node_filter import (
+    DomainLimit,
+    NodeFilter,
+    Requirement,
+    Toleration,
+    encode_filter,
+)
+from unfoldkit.api import user_error
+
+ALWAYS = "Always"
+"""Restart policy of a sidecar: an init container that keeps running."""
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+VOLATILE_LABELS = frozenset(
+    {"controller-uid", "batch.kubernetes.io/controller-uid", "statefulset.kubernetes.io/pod-name"}
+)
+"""Labels that differ between pods alike."""
+
+
+def pod_demand(pod: Body, scope: Scope) -> dict[str, int]:
+    """Return what a pod occupies of a node, in thousandths, without ephemeral resources.
+
+    The sum of containers and sidecars, or an init container with the sidecars before it where that is more, plus the
+    pod's overhead; requests of the pod itself replace the sum (KEP-753, KEP-688, KEP-2837).
+    """
+    spec = pod["spec"]
+    running = _sum_requests(spec.get("containers", ()), scope)
+    sidecars: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.get("initContainers", ()):
+        requests = _requests(container, scope)
+        if container.get("restartPolicy") == ALWAYS:
+            sidecars = _add(sidecars, requests)
+            peak = _maximum(peak, sidecars)
+        else:
+            peak = _maximum(peak, _add(sidecars, requests))
+    total = _maximum(_add(running, sidecars), peak)
+    total |= _requests(spec, scope)
+    total = _add(total, _amounts(spec.get("overhead", {}), scope))
+    return {kind: amount for kind, amount in total.items() if amount} | {PODS: MILLI}
+
+
+def pod_filter(pod: Body, scope: Scope) -> str:
+    """Return the fields of a pod that restrict its nodes, encoded; a pod of this program's own pin is not one."""
+    spec, labels = pod["spec"], pod["metadata"].get("labels", {})
+    affinity = spec.get("affinity") or {}
+    selector = dict(spec.get("nodeSelector") or {})
+    notes = pod["metadata"].get("annotations", {})
+    if annotation_key("started") in notes and annotation_key("pinned") not in notes:
+        selector.pop(HOSTNAME, None)
+    limits = [*_spread_limits(spec, labels), *_anti_affinity_limits(affinity, pod["metadata"].get("namespace", ""))]
+    return encode_filter(
+        NodeFilter(
+            selector=selector,
+            terms=_affinity_terms(affinity.get("nodeAffinity") or {}),
+            tolerations=tuple(map(_toleration, spec.get("tolerations") or ())),
+            limits=tuple(limits),
+            labels={
+                key: value
+                for key, value in labels.items()
+                if key not in VOLATILE_LABELS and not key.startswith(f"{DOMAIN}/")
+            },
+            unsupported=_find_unsupported(spec, affinity, scope),
+        )
+    )
+
+
+def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = None) -> Task:
+    """Decode the task of a pod; for a pod made by other programs, from what its spec shows.
+
+    Args:
+        pod: The pod.
+        scope: The policy's scope.
+        origin: Unix time from which the policy's times count.
+        group: The workload to which the pod belongs, if its owner forms one.
+
+    Raises:
+        UnfoldError: the annotation is malformed.
+    """
+    meta = pod["metadata"]
+    notes, labels = meta.get("annotations", {}), meta.get("labels", {})
+    name = notes.get(annotation_key("name"), meta["name"])
+    demand, created = pod_demand(pod, scope), parse_time(meta["creationTimestamp"])
+    group = group or Group(
+        labels.get(annotation_key("job"), name), max(1, parse_count(notes, "size")), created_s=created
+    )
+    visible: Body = {
+        "run": 0.0,
+        "job": group.job,
+        "size": group.size,
+        "role": labels.get(annotation_key("role"), group.role),
+        "user": labels.get(annotation_key("user"), ""),
+        "priority": int(pod["spec"].get("priority") or 0),
+    }
+    try:
+        annotated = msgspec.json.decode(notes.get(annotation_key("task"), "{}"), type=dict[str, Any])
+        task = msgspec.convert({**visible, "demand": {}, **annotated, "name": name}, Task)
+    except msgspec.MsgspecError as error:
+        raise user_error(f"pod {meta['name']}: {annotation_key('task')} is malformed: {error}") from error
+    arrival = float(notes.get(annotation_key("arrival")) or group.created_s) - origin
+    # rounding to whole units of Kubernetes may add a thousandth; sidecars of the template count
+    stated = {kind: amount for kind, amount in task.demand.items() if demand.get(kind, 0) <= amount + 1}
+    return replace(
+        task,
+        demand={**demand, **stated},
+        node_filter=pod_filter(pod, scope),
+        arrival=arrival,
+        deadline=arrival + task.deadline,
+    )
+
+
+def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope) -> str:
+    own_claims = {dra.ENTRY} if scope.counters == DRA else set()
+    claims = [
+        claim.get("name", "") for claim in spec.get("resourceClaims") or () if claim.get("name") not in own_claims
+    ]
+    if claims:
+        return f"it has the resource claim {claims[0]}, and no policy sees devices"
+    if (affinity.get("podAffinity") or {}).get(REQUIRED):
+        return "it requires affinity to other pods, which no policy sees"
+    for term in (affinity.get("podAntiAffinity") or {}).get(REQUIRED) or ():
+        if term.get("namespaceSelector") is not None or term.get("namespaces"):
+            return "its anti-affinity covers other namespaces"
+    if spec.get("schedulingGroup"):
+        return "it belongs to a PodGroup, which kube-scheduler places itself"
+    return ""
+
+
+def _requests(container: Mapping[str, Any], scope: Scope) -> dict[str, int]:
+    resources = container.get("resources") or {}
+    # the server copies limits to missing requests, except in manifests that it has not seen
+    return _amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})}, scope)
+
+
+def _amounts(texts: Mapping[str, Any], scope: Scope) -> dict[str, int]:
+    own_names = {cluster_name: name for name, cluster_name in scope.units.items()}
+    return {
+        own_names.get(name, name): parse_amount(name, text, is_demand=True)
+        for name, text in texts.items()
+        if not name.partition("/")[0].endswith(DOMAIN)
+    }
+
+
+def _sum_requests(containers: Iterable[Mapping[str, Any]], scope: Scope) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for container in containers:
+        total = _add(total, _requests(container, scope))
+    return total
+
+
+def _add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {kind: left.get(kind, 0) + right.get(kind, 0) for kind in {**left, **right}}
+
+
+def _maximum(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {kind: max(left.get(kind, 0), right.get(kind, 0)) for kind in {**left, **right}}
+
+
+def _affinity_terms(node_affinity: Mapping[str, Any]) -> tuple[tuple[Requirement, ...], ...]:
+    required = node_affinity.get(REQUIRED) or {}
+    return tuple(
+        (
+            *(_requirement(item) for item in term.get("matchExpressions") or ()),
+            *(_requirement(item, is_field=True) for item in term.get("matchFields") or ()),
+        )
+        for term in required.get("nodeSelectorTerms") or ()
+    )
+
+
+def _requirement(item: Mapping[str, Any], *, is_field: bool = False) -> Requirement:
+    return Requirement(item["key"], item["operator"], tuple(item.get("values") or ()), is_field)
+
+
+def _toleration(item: Mapping[str, Any]) -> Toleration:
+    return Toleration(
+        item.get("key") or "", item.get("operator") or "Equal", item.get("value") or "", item.get("effect") or ""
+    )
+
+
+def _selector(item: Mapping[str, Any] | None) -> tuple[Requirement, ...]:
+    """Return the expressions of a label selector; none selects nothing, an empty one everything."""
+    if item is None:
+        return (Requirement("", "In"),)
+    labels = [Requirement(key, "In", (value,)) for key, value in (item.get("matchLabels") or {}).items()]
+    return (*labels, *map(_requirement, item.get("matchExpressions") or ()))
+
+
+def _spread_limits(spec: Body, labels: Mapping[str, str]) -> Iterable[DomainLimit]:
+    for item in spec.get("topologySpreadConstraints") or ():
+        if item.get("whenUnsatisfiable") == "ScheduleAnyway":
+            continue
+        keys = [key for key in item.get("matchLabelKeys") or () if key in labels]
+        yield DomainLimit(
+            item["topologyKey"],
+            (*_selector(item.get("labelSelector")), *(Requirement(key, "In", (labels[key],)) for key in keys)),
+            int(item["maxSkew"]),
+            int(item.get("minDomains") or 1),
+            item.get("nodeAffinityPolicy", "Honor") == "Honor",
+            item.get("nodeTaintsPolicy", "Ignore") == "Honor",
+        )
+
+
+def _anti_affinity_limits(affinity: Mapping[str, Any], namespace: str) -> Iterable[DomainLimit]:
+    for term in (affinity.get("podAntiAffinity") or {}).get(REQUIRED) or ():
+        if set(term.get("namespaces") or ()) <= {namespace}:
+            yield DomainLimit(term["topologyKey"], _selector(term.get("labelSelector")))

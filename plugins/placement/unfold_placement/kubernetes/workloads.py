@@ -1,0 +1,165 @@
+"""Workloads that own pods: Jobs, JobSets and ReplicaSets, whose pods are admitted together.
+
+A suspended Job or JobSet with the policy's label is resumed behind the policy's gate: its controller then creates gated
+pods, which the policy places one by one. Pods that an owner creates later replace others, and are placed alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_placement.kubernetes.api import MERGE, Api, ApiError
+from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, parse_time
+
+POLICY = annotation_key("policy")
+ADMITTED = annotation_key("admitted")
+"""Annotation of a workload that was resumed: one that its user suspends later stays suspended."""
+JOBSET_NAME, REPLICATED_JOB = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/replicatedjob-name"
+JOB_API, JOBSET_API, APPS_API = "/apis/batch/v1", "/apis/jobset.x-k8s.io/v1alpha2", "/apis/apps/v1"
+WORKLOAD_LISTS: Mapping[str, str] = {"Job": f"{JOB_API}/{{}}/jobs", "JobSet": f"{JOBSET_API}/{{}}/jobsets"}
+"""Paths of the lists of workloads that can be suspended, by kind."""
+CACHE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The pods of a workload that start together.
+
+    Attributes:
+        job: Name of the group.
+        size: Number of its pods.
+        role: Role of the pod in it.
+        created_s: Unix time of the workload's creation, from which its pods wait.
+    """
+
+    job: str
+    size: int
+    role: str = ""
+    created_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Owners:
+    """Reads the owners of pods, each at most once in two seconds.
+
+    Attributes:
+        api: The server.
+        bodies: Owner and time of reading (s), by path; None where it does not exist or may not be read.
+    """
+
+    api: Api
+    bodies: dict[str, tuple[Body | None, float]] = field(default_factory=dict)
+
+    def find_group(self, pod: Body) -> Group | None:
+        """Return the group of a pod by its owner; None if the owner forms none, or cannot be read.
+
+        StatefulSets create their pods one after the other, so these form no group.
+        """
+        meta = pod["metadata"]
+        labels, notes = meta.get("labels", {}), meta.get("annotations", {})
+        if annotation_key("job") in labels or annotation_key("name") in notes:
+            return None
+        if JOBSET_NAME in labels:
+            body = self._read(f"{JOBSET_API}/{self._namespace}/jobsets/{labels[JOBSET_NAME]}")
+            roles = (body or {}).get("spec", {}).get("replicatedJobs", ())
+            size = sum(int(role.get("replicas", 1)) * _job_width(role["template"]["spec"]) for role in roles)
+            return _group(body, size, labels.get(REPLICATED_JOB, ""))
+        owner: Body = next((item for item in meta.get("ownerReferences", ()) if item.get("controller")), {})
+        if owner.get("kind") == "Job":
+            body = self._read(f"{JOB_API}/{self._namespace}/jobs/{owner['name']}")
+            return _group(body, _job_width((body or {}).get("spec", {})))
+        if owner.get("kind") == "ReplicaSet":
+            body = self._read(f"{APPS_API}/{self._namespace}/replicasets/{owner['name']}")
+            return _group(body, int((body or {}).get("spec", {}).get("replicas", 1)))
+        return None
+
+    @property
+    def _namespace(self) -> str:
+        return f"namespaces/{self.api.namespace}"
+
+    def _read(self, path: str) -> Body | None:
+        body, read_s = self.bodies.get(path, (None, -CACHE_S))
+        if time.monotonic() - read_s < CACHE_S:
+            return body
+        if len(self.bodies) > 10_000:
+            self.bodies.clear()
+        try:
+            body = self.api.get(path)
+        except ApiError:
+            # without its owner a pod is placed alone
+            body = None
+        self.bodies[path] = body, time.monotonic()
+        return body
+
+
+def awaits_admission(workload: Body, scope: Scope) -> bool:
+    """Return whether a workload is suspended, has the policy's label, and was neither started nor resumed before."""
+    meta = workload["metadata"]
+    return (
+        meta.get("labels", {}).get(POLICY) == scope.name
+        and workload["spec"].get("suspend") is True
+        and ADMITTED not in meta.get("annotations", {})
+        and "startTime" not in workload.get("status", {})
+        and not meta.get("deletionTimestamp")
+    )
+
+
+def resume_workload(api: Api, kind: str, workload: Body, scope: Scope, by: str) -> None:
+    """Let a suspended workload create its pods behind the policy's gate.
+
+    Raises:
+        ApiError: the server refused, or the workload changed meanwhile.
+    """
+    spec = copy.deepcopy(workload["spec"])
+    if kind == "JobSet":
+        for role in spec["replicatedJobs"]:
+            _gate_template(role["template"]["spec"]["template"], scope)
+        change: Body = {"replicatedJobs": spec["replicatedJobs"]}
+    else:
+        _gate_template(spec["template"], scope)
+        template = spec["template"]
+        change = {
+            "template": {
+                "metadata": {"labels": template["metadata"]["labels"]},
+                "spec": {"schedulingGates": template["spec"]["schedulingGates"]},
+            }
+        }
+    meta = {"resourceVersion": workload["metadata"]["resourceVersion"], "annotations": {ADMITTED: by}}
+    path = f"{WORKLOAD_LISTS[kind].format(f'namespaces/{api.namespace}')}/{workload['metadata']['name']}"
+    api.patch(path, {"metadata": meta, "spec": {**change, "suspend": False}}, MERGE)
+
+
+def controller_of(pod: Body) -> Body | None:
+    """Return the reference to the controller that creates a pod again when it is deleted; None for none."""
+    owners = pod["metadata"].get("ownerReferences", ())
+    return next((owner for owner in owners if owner.get("controller")), None)
+
+
+def parse_count(notes: Mapping[str, str], name: str) -> int:
+    """Return a count from an annotation of this program; 0 if there is none."""
+    text = notes.get(annotation_key(name), "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _gate_template(template: Body, scope: Scope) -> None:
+    labels = template.setdefault("metadata", {}).setdefault("labels", {})
+    labels[POLICY] = scope.name
+    gates = [gate for gate in template["spec"].get("schedulingGates", ()) if gate["name"] != scope.gate]
+    template["spec"]["schedulingGates"] = [*gates, {"name": scope.gate}]
+
+
+def _job_width(spec: Mapping[str, Any]) -> int:
+    """Return how many pods of a Job run at a time."""
+    parallelism = int(spec.get("parallelism", 1))
+    return min(parallelism, int(spec.get("completions") or parallelism))
+
+
+def _group(body: Body | None, size: int, role: str = "") -> Group | None:
+    if body is None or size < 1:
+        return None
+    meta = body["metadata"]
+    return Group(f"{body.get('kind', '').lower()}/{meta['name']}", size, role, parse_time(meta["creationTimestamp"]))

@@ -1,0 +1,370 @@
+"""The nodes that kube-scheduler accepts for a pod: selector, node affinity, taints, topology spread, anti-affinity.
+
+The rules are those of the scheduler's filters (kubernetes.io/docs/concepts/scheduling-eviction). Their resources exist
+in the controller alone: on the cluster a pod's own fields stand for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import ClassVar
+
+import msgspec
+
+from unfold_placement.core.types import (
+    CLUSTER_RULE,
+    ENDED,
+    JOINED,
+    LEFT,
+    MANY,
+    PREEMPTED,
+    QUIET,
+    REFUSED,
+    STARTED,
+    STATIC,
+    SUBMITTED,
+    Ask,
+    Event,
+    Node,
+    Put,
+    Task,
+    Transactions,
+)
+from unfold_placement.core.view import View
+from unfoldkit.api import user_error
+
+BLOCKING_EFFECTS = frozenset({"NoSchedule", "NoExecute"})
+MAX_SUMMARY = 80
+HASH_LENGTH = 8
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """An expression on labels: ``In``, ``NotIn``, ``Exists``, ``DoesNotExist``, ``Gt`` or ``Lt``."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+    is_field: bool = False
+    """The expression is on the node's name rather than on its labels."""
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Return whether labels satisfy the expression."""
+        value = labels.get(self.key)
+        if self.operator in {"Exists", "DoesNotExist"}:
+            return (value is not None) == (self.operator == "Exists")
+        if self.operator == "NotIn":
+            return value is None or value not in self.values
+        if value is None:
+            return False
+        return value in self.values if self.operator == "In" else _compare(value, self.operator, self.values)
+
+
+class Toleration(msgspec.Struct, frozen=True):
+    """A toleration; an empty key with ``Exists`` tolerates every taint, an empty effect every effect."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+    def tolerates(self, taint: Sequence[str]) -> bool:
+        """Return whether it tolerates a taint: key, value and effect."""
+        key, value, effect = taint
+        if self.effect not in {"", effect} or (self.key and self.key != key):
+            return False
+        if self.operator in {"Gt", "Lt"}:
+            return _compare(value, self.operator, (self.value,))
+        return self.operator == "Exists" or (bool(self.key) and self.value == value)
+
+
+class DomainLimit(msgspec.Struct, frozen=True):
+    """How many pods that match a selector a topology domain may hold.
+
+    Attributes:
+        key: Node label that names the domain.
+        selector: Expressions that counted pods satisfy.
+        max_skew: Largest difference to the least loaded domain; 0 for anti-affinity, which allows no other pod.
+        min_domains: With fewer domains the least loaded one counts as empty.
+        honors_affinity: Only nodes that the pod's selector and affinity accept form domains.
+        honors_taints: Only nodes whose taints the pod tolerates form domains.
+    """
+
+    key: str
+    selector: tuple[Requirement, ...]
+    max_skew: int = 0
+    min_domains: int = 1
+    honors_affinity: bool = True
+    honors_taints: bool = False
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Return whether a pod with these labels is counted."""
+        return all(requirement.matches(labels) for requirement in self.selector)
+
+
+class NodeFilter(msgspec.Struct, frozen=True):
+    """The fields of a pod that restrict its nodes.
+
+    Attributes:
+        selector: Labels that a node must have.
+        terms: Node affinity: one of the terms must hold, all of its expressions together; empty for none.
+        tolerations: Its tolerations.
+        limits: Topology spread constraints and anti-affinity.
+        labels: The pod's labels.
+        unsupported: Why the pod cannot be placed by a policy; empty if it can.
+    """
+
+    selector: dict[str, str] = {}
+    terms: tuple[tuple[Requirement, ...], ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    limits: tuple[DomainLimit, ...] = ()
+    labels: dict[str, str] = {}
+    unsupported: str = ""
+
+    def selects(self, node: Node) -> bool:
+        """Return whether a node satisfies selector and affinity."""
+        if any(node.labels.get(key) != value for key, value in self.selector.items()):
+            return False
+        fields = {"metadata.name": node.name}
+        return not self.terms or any(
+            bool(term) and all(item.matches(fields if item.is_field else node.labels) for item in term)
+            for term in self.terms
+        )
+
+    def tolerates(self, node: Node) -> bool:
+        """Return whether the pod tolerates every taint of a node that keeps pods away."""
+        blocking = [taint for taint in node.taints if taint[2] in BLOCKING_EFFECTS]
+        return all(any(toleration.tolerates(taint) for toleration in self.tolerations) for taint in blocking)
+
+    def summarize(self) -> str:
+        """Return the restrictions in a few words, for explanations."""
+        selector = [f"{key}={value}" for key, value in self.selector.items()]
+        parts = [*selector, *(["its node affinity"] if self.terms else []), "tolerated taints"]
+        return ", ".join(parts)[:MAX_SUMMARY]
+
+
+def encode_filter(node_filter: NodeFilter) -> str:
+    """Encode a filter, equal filters as equal texts."""
+    return msgspec.json.encode(node_filter, order="sorted").decode()
+
+
+@lru_cache(maxsize=10_000)
+def decode_filter(text: str) -> NodeFilter:
+    """Decode a filter; an empty text restricts nothing but tainted nodes."""
+    return msgspec.json.decode(text or "{}", type=NodeFilter)
+
+
+def has_domain_limits(task: Task) -> bool:
+    """Return whether a task has a topology spread constraint or anti-affinity."""
+    return bool(task.node_filter) and bool(decode_filter(task.node_filter).limits)
+
+
+@dataclass(slots=True)
+class AcceptedNodes:
+    """A task runs only on nodes that its selector, its node affinity and its tolerations accept.
+
+    Attributes:
+        filters: Encoded filter of each mark.
+    """
+
+    filters: dict[str, str] = field(default_factory=dict)
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, JOINED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request a node that accepts the task.
+
+        Raises:
+            UnfoldError: the task has a field that no policy can honour.
+        """
+        node_filter = decode_filter(task.node_filter)
+        if node_filter.unsupported:
+            raise user_error(f"{task.name} cannot be placed by a policy: {node_filter.unsupported}")
+        return [Ask(_accepted_mark(task.node_filter), gated=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Mark the accepting nodes when the first task of a filter is submitted, and nodes that join."""
+        if event.kind == JOINED:
+            joined = [node for node in view.nodes if node.name == event.node]
+            yield [put for text in self.filters.values() for put in _mark_nodes(text, joined)]
+        elif event.task is not None and _accepted_mark(event.task.node_filter) not in self.filters:
+            text = event.task.node_filter
+            self.filters[_accepted_mark(text)] = text
+            yield _mark_nodes(text, view.nodes)
+
+
+@dataclass(slots=True)
+class DomainLimits:
+    """Topology spread constraints (``DoNotSchedule``) and required anti-affinity of pods.
+
+    Single tasks start one by one, each where the constraints allow it. The tasks of a gang start together, so the
+    allowed numbers are shared out beforehand: always to the least loaded domain with room.
+
+    Attributes:
+        waiting: Waiting tasks with limits, by name.
+        running: Node of each running task, with the task, by name.
+        amounts: Slots of each group by node.
+    """
+
+    waiting: dict[str, Task] = field(default_factory=dict)
+    running: dict[str, tuple[Task, str]] = field(default_factory=dict)
+    amounts: dict[str, dict[str, int]] = field(default_factory=dict)
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, REFUSED, JOINED, LEFT, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request a slot in a domain that may hold one more of the task's kind."""
+        return [Ask(_domain_mark(task), gated=True)] if has_domain_limits(task) else []
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Follow what runs where, and set the slots of every group that waits."""
+        task = event.task
+        if task is not None:
+            self.waiting.pop(task.name, None)
+            self.running.pop(task.name, None)
+            if event.kind == STARTED:
+                self.running[task.name] = task, event.node
+            elif event.kind in {SUBMITTED, PREEMPTED} and has_domain_limits(task):
+                self.waiting[task.name] = task
+        if event.kind in {STARTED, QUIET, JOINED, LEFT}:
+            for group, waiting in self._groups(view).items():
+                if puts := self._set_slots(group, waiting, view):
+                    yield puts
+
+    def _groups(self, view: View) -> dict[str, tuple[Task, int]]:
+        """Return a task of each group that may start, and how many of them start together."""
+        groups: dict[str, tuple[Task, int]] = {}
+        for task in self.waiting.values():
+            if _domain_mark(task) not in groups and (unit := view.unit(task)):
+                alike = sum(_domain_mark(mate) == _domain_mark(task) for mate in unit)
+                groups[_domain_mark(task)] = task, alike
+        return groups
+
+    def _set_slots(self, group: str, waiting: tuple[Task, int], view: View) -> list[Put]:
+        task, count = waiting
+        allowed = self._share_out(task, count, view)
+        held = Counter(node for mate, node in self.running.values() if _domain_mark(mate) == group)
+        desired = {node.name: held[node.name] + allowed.get(node.name, 0) for node in view.nodes}
+        before = self.amounts.get(group, {})
+        self.amounts[group] = desired
+        return [Put(group, node, amount) for node, amount in desired.items() if before.get(node) != amount]
+
+    def _share_out(self, task: Task, count: int, view: View) -> dict[str, int]:
+        """Return how many more tasks alike each node may take, when ``count`` of them start together."""
+        node_filter = decode_filter(task.node_filter)
+        accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
+        counts = [self._count_matching(limit, node_filter, view.nodes) for limit in node_filter.limits]
+        room = {node.name: _room(task, node, view) for node in accepting}
+        allowed: Counter[str] = Counter()
+        for _ in range(count):
+            candidates = [
+                node
+                for node in accepting
+                if room[node.name] > allowed[node.name] and self._may_add(node, node_filter, counts)
+            ]
+            if not candidates:
+                break
+            if count == 1:
+                return {node.name: 1 for node in candidates}
+            chosen = min(candidates, key=lambda node: self._load(node, node_filter, counts))
+            allowed[chosen.name] += 1
+            for limit, by_domain in zip(node_filter.limits, counts, strict=True):
+                if limit.selects(node_filter.labels):
+                    by_domain[chosen.labels[limit.key]] += 1
+        return allowed if allowed.total() == count else {}
+
+    def _load(self, node: Node, node_filter: NodeFilter, counts: Sequence[Counter[str]]) -> tuple[int, ...]:
+        pairs = zip(node_filter.limits, counts, strict=True)
+        return tuple(by_domain[node.labels[limit.key]] for limit, by_domain in pairs)
+
+    def _may_add(self, node: Node, node_filter: NodeFilter, counts: Sequence[Counter[str]]) -> bool:
+        for limit, by_domain in zip(node_filter.limits, counts, strict=True):
+            domain = node.labels.get(limit.key)
+            if limit.max_skew == 0:
+                if domain is not None and by_domain[domain] > 0:
+                    return False
+                continue
+            if domain is None:
+                return False
+            fewest = min(by_domain.values(), default=0) if len(by_domain) >= limit.min_domains else 0
+            if by_domain[domain] + limit.selects(node_filter.labels) - fewest > limit.max_skew:
+                return False
+        return not self._is_excluded(node, node_filter)
+
+    def _is_excluded(self, node: Node, node_filter: NodeFilter) -> bool:
+        """Return whether a running task's own anti-affinity keeps the pod away from a node."""
+        for task, location in self.running.values():
+            limits = decode_filter(task.node_filter).limits if task.node_filter else ()
+            for limit in limits:
+                if limit.max_skew == 0 and limit.selects(node_filter.labels) and location == node.name:
+                    return True
+        return False
+
+    def _count_matching(self, limit: DomainLimit, node_filter: NodeFilter, nodes: Sequence[Node]) -> Counter[str]:
+        """Return the number of matching pods by domain; domains without any count too."""
+        counts: Counter[str] = Counter()
+        keys = [other.key for other in node_filter.limits if other.max_skew] if limit.max_skew else [limit.key]
+        domains: dict[str, str] = {}
+        for node in nodes:
+            is_eligible = not limit.max_skew or (
+                (not limit.honors_affinity or node_filter.selects(node))
+                and (not limit.honors_taints or node_filter.tolerates(node))
+            )
+            if is_eligible and all(key in node.labels for key in keys):
+                domains[node.name] = node.labels[limit.key]
+                counts[node.labels[limit.key]] += sum(map(limit.selects, node.occupants))
+        for task, location in self.running.values():
+            if location in domains and task.node_filter and limit.selects(decode_filter(task.node_filter).labels):
+                counts[domains[location]] += 1
+        return counts
+
+
+@lru_cache(maxsize=10_000)
+def _accepted_mark(text: str) -> str:
+    node_filter = decode_filter(text)
+    accepting = NodeFilter(node_filter.selector, node_filter.terms, node_filter.tolerations)
+    return f"{CLUSTER_RULE}{node_filter.summarize()} #{_hash(encode_filter(accepting))}"
+
+
+def _domain_mark(task: Task) -> str:
+    return f"{_limits_mark(task.node_filter)} of {task.job}" if task.size > 1 else _limits_mark(task.node_filter)
+
+
+@lru_cache(maxsize=10_000)
+def _limits_mark(text: str) -> str:
+    node_filter = decode_filter(text)
+    own = "".join(str(int(limit.selects(node_filter.labels))) for limit in node_filter.limits)
+    # pods differ in labels that no constraint reads, such as their index
+    alike = msgspec.structs.replace(node_filter, labels={})
+    return f"{CLUSTER_RULE}topology spread #{_hash(encode_filter(alike) + own)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def _mark_nodes(text: str, nodes: Sequence[Node]) -> list[Put]:
+    node_filter = decode_filter(text)
+    return [
+        Put(_accepted_mark(text), node.name, MANY)
+        for node in nodes
+        if node_filter.selects(node) and node_filter.tolerates(node)
+    ]
+
+
+def _room(task: Task, node: Node, view: View) -> int:
+    """Return how many tasks of this demand fit on a node now."""
+    free = view.free_amounts(node.name)
+    counts = [free.get(kind, 0) // amount for kind, amount in task.demand.items() if amount]
+    return min(counts, default=1)
+
+
+def _compare(value: str, operator: str, values: Sequence[str]) -> bool:
+    try:
+        number, bound = int(value), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return number > bound if operator == "Gt" else number < bound
