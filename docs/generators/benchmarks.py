@@ -250,18 +250,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "cost_error_percent_max": "error of the predicted cost, worst %",
         "plans": "plans carried out, on local processes and on Ray",
     },
-    "tuning-dropin": {
-        "kills_optuna": "kills of the Optuna script",
-        "kills_ray": "kills of the Ray Tune script",
-        "changed_lines_optuna": "new lines of the Optuna script",
-        "changed_lines_ray": "new lines of the Ray Tune script",
-        "other_winners_optuna": "runs of Optuna with another winner than successive halving",
-        "other_winners_ray": "the same, Ray Tune",
-        "finished_iterations_repeated_optuna": "finished iterations repeated, Optuna",
-        "finished_iterations_repeated_ray": "the same, Ray Tune",
-        "late_optuna": "runs of Optuna past a deadline that is too short",
-        "late_ray": "the same, Ray Tune",
-    },
     "tuning-kills": {
         "kills": "kills of the driver on local processes",
         "kills_ray": "kills of the driver on Ray",
