@@ -134,7 +134,8 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
         os.killpg(process.pid, signal.SIGINT)
         out, told = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert told == "interrupted; the same command resumes where it was\n"
+    words = f"unfold train slow.yaml --jobs {jobs}"
+    assert told == f"interrupted; the same command resumes where it was: {words}\n"
     run = RunDir(tmp_path / "runs" / "a")
     assert run.read("said/0.txt") == b"hi"
     before = (run.path / "said" / "0.txt").stat().st_mtime_ns

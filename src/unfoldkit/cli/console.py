@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 
 from unfoldkit.descriptors import explain_missing_packages
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, escape_unprintable, internal_error, shorten
+from unfoldkit.format import format_duration
 
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
@@ -57,33 +60,94 @@ def open_log(*, verbose: bool) -> logging.Logger:
     return log
 
 
+FIRST_LINE_S = 2.0
+"""A verb that ends earlier prints no progress."""
+LINE_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class StepPace:
+    """How far a step has come since it was first reported, which gives its rate and the time that it still needs."""
+
+    start_s: float
+    first: int
+    printed_s: float | None = None
+
+    def rate(self, done: int, now_s: float) -> float | None:
+        """Return parts per second, once some are done."""
+        elapsed_s = now_s - self.start_s
+        return (done - self.first) / elapsed_s if done > self.first and elapsed_s > 0 else None
+
+
+def describe_rate(rate: float | None) -> str:
+    """Return a rate in the unit in which it is at least 1: per second, minute or hour; empty if it is unknown."""
+    if not rate:
+        return ""
+    scale, unit = (1, "s") if rate >= 1 else (60, "min") if rate * 60 >= 1 else (3600, "h")
+    return f"{rate * scale:,.3g}/{unit}" if rate * scale < 1000 else f"{rate * scale:,.0f}/{unit}"
+
+
 @dataclass(frozen=True, slots=True)
 class ProgressBars:
     """Progress bars on a terminal's stderr."""
 
     progress: Any
     tasks: dict[str, Any]
+    paces: dict[str, StepPace]
+    clock: Callable[[], float] = time.monotonic
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Update the bar of ``step``; the text after its first `` · `` may change and is not part of its name."""
-        name = step.partition(" · ")[0]
+        name, now_s = step.partition(" · ")[0], self.clock()
         if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(step, total=total)
-        self.progress.update(self.tasks[name], completed=done, total=total, description=step)
+            self.paces[name] = StepPace(now_s, done)
+            self.tasks[name] = self.progress.add_task(step, total=total, rate="")
+        rate = describe_rate(self.paces[name].rate(done, now_s))
+        self.progress.update(self.tasks[name], completed=done, total=total, description=step, rate=rate)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressLines:
+    """Progress as plain lines, for the log of a CI server: after two seconds, then every ten, and at the end."""
+
+    write: Callable[[str], None]
+    paces: dict[str, StepPace]
+    clock: Callable[[], float] = time.monotonic
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Write a line on ``step`` if it is time for one."""
+        name, now_s = step.partition(" · ")[0], self.clock()
+        pace = self.paces.setdefault(name, StepPace(now_s, done))
+        if pace.printed_s is None:
+            is_due = now_s - pace.start_s >= FIRST_LINE_S
+        else:
+            is_due = done >= total or now_s - pace.printed_s >= LINE_EVERY_S
+        if is_due:
+            pace.printed_s = now_s
+            rate = pace.rate(done, now_s)
+            rest = f"{format_duration((total - done) / rate)} left" if rate and done < total else ""
+            parts = [f"{step} {done:,}/{total:,}", describe_rate(rate), rest]
+            self.write(" · ".join(part for part in parts if part))
 
 
 @contextmanager
 def show_progress(environment: Mapping[str, str] = os.environ) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a progress reporter: bars on a terminal, nothing in a pipe or in CI."""
-    if not sys.stderr.isatty() or environment.get("CI"):
+    """Yield a progress reporter: bars on a terminal, plain lines in CI, nothing in another pipe."""
+    if environment.get("CI"):
+        yield ProgressLines(print_message, {})
+        return
+    if not sys.stderr.isatty():
         yield lambda _step, _done, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("  {task.description}"), BarColumn(28), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}"), BarColumn(28), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield ProgressBars(progress, {})
+        yield ProgressBars(progress, {}, {})
 
 
 def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
@@ -96,7 +160,8 @@ def run_guarded(action: Callable[[], int], environment: Mapping[str, str] = os.e
         print_message("\n".join(str(item) for item in error.diagnostics))
         return int(error.code)
     except KeyboardInterrupt:
-        print_message("interrupted; the same command resumes where it was")
+        words = escape_unprintable(shlex.join(["unfold", *sys.argv[1:]]))
+        print_message(f"interrupted; the same command resumes where it was: {words}")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         discard_stdout()

@@ -151,13 +151,13 @@ def _scales(axes: Axes, figure: Figure) -> None:
     ]
     if figure.log_x and finite and min(x for x, _ in finite) > 0:
         axes.set_xscale("log")
-        _ticks(axes.xaxis, [x for x, _ in finite])
+        label_log_axis(axes.xaxis, [x for x, _ in finite])
     if figure.log_y and finite and min(y for _, y in finite) > 0:
         axes.set_yscale("log")
-        _ticks(axes.yaxis, [y for _, y in finite])
+        label_log_axis(axes.yaxis, [y for _, y in finite])
 
 
-def _ticks(axis: Axis, values: Sequence[float]) -> None:
+def label_log_axis(axis: Axis, values: Sequence[float]) -> None:
     """Label a logarithmic axis with enough plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unfoldkit.figures import Interval, IntervalPlot
+from unfoldkit.render.figures.chart import label_log_axis
 from unfoldkit.render.figures.style import COLOURS, INK, MARKERS, shorten_to
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def draw_interval_plot(axes: Axes, figure: IntervalPlot) -> None:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(figure.axis)
         axes.grid(visible=False, axis="y")
-    if figure.log_at and all((item.at or 0) > 0 for item in figure.intervals):
+    positions = [item.at or 0.0 for item in figure.intervals]
+    if figure.log_at and min(positions, default=0.0) > 0:
         axes.set_xscale("log")
+        label_log_axis(axes.xaxis, positions)
     _draw_target(axes, figure)
     axes.set_title(figure.title, loc="left", fontsize=11, pad=22)
     if len([group for group in groups if group]) > 1 or figure.target is not None:
