@@ -85,6 +85,8 @@ def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+NODE_RETRIES = 5
+STOP_S = 30
 FULL = {"names": 300, "cycles": 1000, "trials": 1000, "tasks": 1200}
 
 
@@ -99,15 +101,31 @@ def cluster() -> Iterator[str]:
     os.environ.update(RAY_worker_niceness="0", RAY_num_workers_soft_limit=KEPT, RAY_USAGE_STATS_ENABLED="0")
     made = Cluster()
     try:
-        while len(made.list_all_nodes()) < NODES:
-            # a busy machine may take longer than Ray waits for a node
-            with contextlib.suppress(Exception):
-                made.add_node(**NODE, include_dashboard=False)
+        _add_nodes(made)
         ray.init(address=made.address, namespace="unfold", log_to_driver=False, logging_level="error")
         yield str(made.address)
     finally:
         ray.shutdown()
         made.shutdown()
+
+
+def _add_nodes(made: Any) -> None:
+    """Add the nodes of a cluster; a busy machine may take longer than Ray waits for one.
+
+    Raises:
+        TimeoutError: a node did not start, again and again; the message names Ray's last error.
+    """
+    failure: Exception | None = None
+    for _ in range(NODES + NODE_RETRIES):
+        if len(made.list_all_nodes()) >= NODES:
+            return
+        try:
+            made.add_node(**NODE, include_dashboard=False)
+        except Exception as error:  # noqa: BLE001 - of any layer of Ray
+            failure = error
+    if len(made.list_all_nodes()) < NODES:
+        message = f"{len(made.list_all_nodes())} of {NODES} Ray nodes started in {NODES + NODE_RETRIES} attempts"
+        raise TimeoutError(f"{message}: {failure}") from failure
 
 
 def latencies(count: int) -> tuple[Row, Row]:
@@ -180,7 +198,8 @@ def native_cycles(count: int) -> float:
     def cycle(index: int) -> None:
         pinned = {"ray.io/node-id": nodes[index % len(nodes)]}
         group = placement_group([{"eph": 1}], bundle_label_selector=[pinned])
-        group.wait(LATE)
+        if not group.wait(LATE):
+            raise TimeoutError(f"a placement group was not placed within {LATE} s")
         inside = PlacementGroupSchedulingStrategy(group, 0)
         _get(empty.options(num_cpus=0, resources={"eph": 1}, scheduling_strategy=inside).remote())
         remove_placement_group(group)
@@ -258,9 +277,13 @@ def native_pairs(count: int) -> Row:
     empty = ray.remote(_nothing)
 
     def pair(_index: int) -> None:
-        groups = [placement_group([{"CPU": 1}] * GANG) for _ in range(2)]
-        for group in groups:
-            group.wait(LATE)
+        groups = {made.ready(): made for made in (placement_group([{"CPU": 1}] * GANG) for _ in range(2))}
+        while groups:
+            # Ray may place the second group first: waiting for the first one would then wait for ever
+            ready, _ = ray.wait(list(groups), timeout=LATE)
+            if not ready:
+                raise TimeoutError(f"none of {len(groups)} placement groups of {GANG} was placed within {LATE} s")
+            group = groups.pop(ready[0])
             inside = empty.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
             _get([inside.remote() for _ in range(GANG)])
             remove_placement_group(group)
@@ -282,8 +305,18 @@ def served(address: str, name: str, policy: Any) -> Iterator[None]:
                 yield
             finally:
                 unfold.close(name)
-                process.terminate()
-                process.wait(30)
+                _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a served policy; one that does not stop is killed, since leaving its block would wait for it for ever."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        print(f"the served policy did not stop within {STOP_S} s of SIGTERM, and is killed", file=sys.stderr)
+        process.kill()
+        process.wait(STOP_S)
 
 
 def dead() -> int:

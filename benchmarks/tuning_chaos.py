@@ -36,7 +36,7 @@ from unfold_tuning.trial.worker import TrialJob, WorkerMessage, save_state
 from unfoldkit.api import UnfoldError
 from unfoldkit.catalog.billing import Billing
 
-RUNS = 200
+RUNS = 60
 STAGES = build_successive_halving(18, 2, 18, 3)
 ITERATION_S = 240.0
 MACHINE = Machine("g5.12xlarge", 4, 5.672, max_instances=6, billing=Billing(1.0, 60.0), market="spot")
@@ -292,7 +292,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     """Count how runs end.
 
     Args:
-        quick: 20 runs instead of 200.
+        quick: 20 runs instead of 60.
         seed: Of the first run.
         data: Unused.
 

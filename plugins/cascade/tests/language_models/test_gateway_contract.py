@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import socket
 import time
 import urllib.request
@@ -13,11 +15,20 @@ from urllib.parse import urlparse
 
 import pytest
 
-from plugins.cascade.tests.language_models.scripted_upstream import always
-from plugins.cascade.tests.language_models.served_gateway import LARGE_COST, SMALL_COST, Gateway, ask, serve_gateway
+from plugins.cascade.tests.language_models.scripted_upstream import always, serve_upstream
+from plugins.cascade.tests.language_models.served_gateway import (
+    LARGE_COST,
+    SMALL_COST,
+    Gateway,
+    ask,
+    make_plan,
+    serve_gateway,
+)
 from unfold_cascade.language_models.gateway import app as gateway_app
 from unfold_cascade.language_models.gateway import idempotency
+from unfold_cascade.language_models.gateway.dashboard import build_dashboard
 from unfold_cascade.language_models.gateway.plan import ClientKey, UpstreamLimits
+from unfold_cascade.language_models.gateway.service import build_app
 from unfold_cascade.language_models.planning.scripts import list_scripts
 
 openai = pytest.importorskip("openai")
@@ -346,3 +357,58 @@ def test_prompts_in_a_script_that_the_log_lacks_are_unpromised(tmp_path: Path) -
             assert head["x-unfold-model"] == ("large" if promise == "unpromised" else "small")
     with serve_gateway(tmp_path / "b") as gateway:
         assert gateway.post(ask("フランスの首都は"))[1]["x-unfold-model"] == "small"
+
+
+def test_the_live_page_shows_promise_models_money_and_keys(tmp_path: Path) -> None:
+    """Its figures are those of the metrics and the budgets; it holds neither texts nor keys."""
+    keys = (ClientKey(name="web", key="super-key", budget_usd=1.0),)
+
+    def small(request: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"text": "giraffe", "logprob": [-0.1, -2.0, None][number]}
+
+    with serve_gateway(tmp_path, small, keys=keys) as gateway:
+        read = build_dashboard(gateway.app.plan, gateway.app.router.state, gateway.app.metrics)
+        before = read()
+        for _ in range(3):
+            gateway.post(ask("zebra"), authorization="Bearer super-key")
+        page = read()
+        tiles = {tile.label: tile for tile in page.tiles}
+        assert (before.shares[0].values, page.shares[0].values) == ({}, {"small": 1.0, "large": 2.0})
+        assert (tiles["promise"].value, tiles["requests"].value, tiles["requests"].note) == (
+            "2pt@95",
+            "3",
+            "5 upstream calls",
+        )
+        assert (tiles["missing confidences"].value, tiles["failed"].ok) == ("1", True)
+        assert sum(page.spreads[0].counts) == 3
+        assert page.grids[0].rows == (("web", f"{3 * SMALL_COST + 2 * LARGE_COST:.4f}", "1.00"),)
+        assert not any(text in repr(page) for text in ("zebra", "giraffe", "super-key"))
+        gateway.app.router.state.is_revoked = True
+        assert (read().tiles[0].value, read().tiles[0].ok) == ("revoked", False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [({}, "complete"), ({"logprob": None}, "failed"), ({"status": 500}, "complete")]
+)
+def test_a_model_without_log_probabilities_is_not_served(tmp_path: Path, answer: dict[str, Any], outcome: str) -> None:
+    """The start fails with a message that names the model; one that is down at the start may come up later."""
+    sent: list[dict[str, Any]] = []
+
+    async def start(url: str) -> None:
+        app = build_app(make_plan(url, url, is_probed=True), tmp_path, logging.getLogger("unfold.test"))
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+        async def receive() -> dict[str, Any]:
+            return next(messages)
+
+        await app({"type": "lifespan"}, receive, send)
+
+    with serve_upstream(always(text="a", **answer)) as upstream:
+        asyncio.run(start(upstream.url))
+        assert sent[0]["type"] == f"lifespan.startup.{outcome}"
+        assert outcome == "complete" or "small returns no log-probabilities" in str(sent[0]["error"])
+        assert {request["model"] for request in upstream.requests} == {"s-1"}

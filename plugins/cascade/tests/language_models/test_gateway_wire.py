@@ -180,6 +180,22 @@ def test_a_hang_up_is_noticed_behind_the_host(served: Served) -> None:
         time.sleep(0.05)
 
 
+def test_the_live_page_is_served_at_the_root(served: Served) -> None:
+    """The page and its events come from the host, as for every served kind."""
+    place = urlparse(served.url).netloc
+    page = served.send(f"GET / HTTP/1.1\r\nhost: {place}\r\n\r\n".encode())
+    assert b" 200 " in page.partition(b"\r\n")[0]
+    assert b"text/html" in page
+    with served.open() as client:
+        client.settimeout(10)
+        client.sendall(f"GET /events HTTP/1.1\r\nhost: {place}\r\n\r\n".encode())
+        received = b""
+        while b"requests by model" not in received:
+            part = client.recv(65536)
+            assert part
+            received += part
+
+
 def test_a_stop_answers_what_is_under_way(served: Served) -> None:
     """SIGTERM: the slow answer arrives, and the process ends with 0."""
     with served.open() as client:

@@ -41,6 +41,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "served_promise": (sentences.served_promise(0.02, 0.95, "large"),),
     "withdrawn": (sentences.withdrawn("large", ""), sentences.withdrawn("large", "small is now s-2, and was s-1")),
     "unpromised": (sentences.unpromised("large"),),
+    "no_log_probabilities": (sentences.no_log_probabilities("small"),),
     "served_audit": (
         sentences.served_audit(0.02, None, by_labels=False),
         sentences.served_audit(0.02, 0.054, by_labels=False),

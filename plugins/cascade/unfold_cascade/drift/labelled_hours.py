@@ -24,11 +24,10 @@ from unfold_cascade.temporal.data.warning_metrics import compute_lead_hours, com
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report import sentences
-from unfold_cascade.temporal.search.costs import build_cost_measure
 from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, sum_outcome
 from unfold_cascade.temporal.search.select import average_by_patient
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
-from unfold_cascade.temporal.simulation.cost import compute_bill, sum_costs
+from unfold_cascade.temporal.simulation.cost import build_cost_measure, compute_bill, sum_costs
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.api import Report, Run
@@ -191,7 +190,7 @@ def _sum_compared_costs(plan: LoadedPlan, now: Observed) -> tuple[FloatArray, Fl
         bill = compute_bill(trajectories, tuned.scores, plan.call_costs)
     measure, sample = build_cost_measure(by, bill, plan.call_costs), now.sample
     baseline = simulate(sample.timeline, sample.scores, arrays, transitions)
-    return measure.sum_by_patient(now.cohort, baseline), measure.sum_by_patient(now.cohort, sample.trajectories)
+    return measure.sum_by_patient(sample.scores, baseline), measure.sum_by_patient(sample.scores, sample.trajectories)
 
 
 def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, labels: Labels) -> dict[str, Sums]:

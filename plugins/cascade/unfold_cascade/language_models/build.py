@@ -262,6 +262,7 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
         trusts_filtered=serve.content_filter == "trust",
         audit_share=serve.audit,
         audits_labels=serve.judge == "labels",
+        is_probed=serve.probe,
         limits=UpstreamLimits(
             connect_s=timeouts.connect,
             first_token_s=timeouts.first_token,

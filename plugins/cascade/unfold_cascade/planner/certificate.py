@@ -44,11 +44,9 @@ def binomial_p_value(worse: int, n: int, epsilon: float) -> float:
         return 1.0
     if epsilon >= 1.0 or worse < 0:
         return 0.0
-    # not scipy.special.bdtr: its import takes longer than a whole plan
-    k = np.arange(worse)
-    ratio = np.log((n - k) / (k + 1.0)) + math.log(epsilon) - math.log1p(-epsilon)
-    logs = n * math.log1p(-epsilon) + np.concatenate(([0.0], np.cumsum(ratio)))
-    return min(1.0, float(np.exp(logs).sum()))
+    from scipy.special import bdtr
+
+    return float(bdtr(worse, n, epsilon))
 
 
 def betting_p_value(d: FloatArray, epsilon: float, wager: float) -> float:

@@ -140,6 +140,9 @@ class GatewaySpec(Model):
         default=None, description="conversation: the first turn is routed, later turns stay with its model"
     )
     retries: int = Field(default=2, ge=0, le=10, description="of one upstream, before the next model")
+    probe: bool = Field(
+        default=True, description="call each gated model at the start; without log-probabilities it is not served"
+    )
     content_filter: Literal["trust", "escalate"] = Field(default="trust", description="an answer which was filtered")
     timeouts: Timeouts = Timeouts()
     keys: tuple[GatewayKey, ...] = Field(default=(), max_length=1000, description="of clients; none: no key is needed")

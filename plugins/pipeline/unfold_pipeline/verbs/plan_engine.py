@@ -25,7 +25,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
-from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
+from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.report.engines.plan import (
     build_engine_report,
     build_no_engine_report,
@@ -54,8 +54,10 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
     predicted = find_cheapest_engines(problem, run.progress)
     planning_seconds = Metric(run.clock() - start_s, "s", timed=True)
     low = find_cheapest_engines(scale_to_end(problem, high=False), run.progress)
-    high = find_cheapest_engines(scale_to_end(problem, high=True), run.progress)
-    solution = predicted if problem.confidence is None else high
+    slow = scale_to_end(problem, high=True)
+    high = find_cheapest_engines(slow, run.progress)
+    planned, solution = (problem, predicted) if problem.confidence is None else (slow, high)
+    solution = explain_refusals(planned, solution)
     if solution.config is None:
         return build_no_engine_report(problem, solution)
     outcome = evaluate(problem, solution.config, complete=True)
@@ -73,7 +75,7 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
         planned = problem if problem.confidence is None else scale_to_end(problem, high=True)
         solution = find_cheapest_engines(planned, run.progress)
         if solution.config is None:
-            return build_no_engine_report(problem, solution)
+            return build_no_engine_report(problem, explain_refusals(planned, solution))
         config = solution.config
     live = replace(problem, requests=build_replay_requests(spec, problem, config, trace, run))
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)

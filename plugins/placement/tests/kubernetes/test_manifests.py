@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 
 from unfold_placement.kubernetes.manifests import export_manifests
 from unfoldkit.api import Report, UnfoldError, Verdict
+
+ROOT = Path(__file__).parents[4]
 
 
 def exported(**cluster: Any) -> dict[tuple[str, str], dict[str, Any]]:
@@ -24,7 +27,8 @@ def test_counter_roles_are_exported_on_request() -> None:
     assert {kind for kind, _ in counting.keys() - plain.keys()} == {
         "DeviceClass", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding",
     }  # fmt: skip
-    same = [key for key in plain if key != ("ConfigMap", "unfold-placement-mine")]
+    # the spec, and with it the note that restarts the controllers, differs
+    same = [key for key in plain if key[1] != "unfold-placement-mine"]
     assert [counting[key] for key in same] == [plain[key] for key in same]
     rights = counting["Role", "unfold-placement-counters"]["rules"]
     assert [(rule["resources"], rule["verbs"]) for rule in rights] == [
@@ -32,6 +36,19 @@ def test_counter_roles_are_exported_on_request() -> None:
     ]
     served = yaml.safe_load(counting["ConfigMap", "unfold-placement-mine"]["data"]["spec.yaml"])
     assert served["cluster"]["kubernetes"]["counters"] == "dra"
+
+
+def test_the_kustomize_base_is_the_export_of_its_spec() -> None:
+    """The stored base equals what the command writes, and the kustomization names it."""
+    base = ROOT / "deploy" / "placement"
+    spec = yaml.safe_load((ROOT / "configs" / "placement" / "kubernetes.yaml").read_text("utf-8"))
+    report = Report("placement", "plan", spec["name"], Verdict.YES, "", provenance={"spec": spec})
+    assert (base / "controller.yaml").read_text("utf-8") == export_manifests(report)
+    kustomization = yaml.safe_load((base / "kustomization.yaml").read_text("utf-8"))
+    assert kustomization["resources"] == ["controller.yaml"]
+    assert [image["name"] for image in kustomization["images"]] == [
+        spec["cluster"]["kubernetes"].get("image", "unfoldkit")
+    ]
 
 
 def test_only_placements_are_exported() -> None:

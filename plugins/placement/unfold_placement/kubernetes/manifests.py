@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.codec import DRA, Body
+from unfold_placement.kubernetes.codec import DOMAIN, DRA, HOSTNAME, Body, annotation_key
+from unfold_placement.kubernetes.pods import POLICY
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -14,6 +16,9 @@ NAMESPACE = "unfold"
 RBAC = "rbac.authorization.k8s.io"
 READ_VERBS = ["get", "list", "watch"]
 REPLICAS = 2
+PORT = 8080
+USER_ID = 65532
+"""A user without a name or rights on the node, as in images without a distribution."""
 
 
 def build_roles(namespace: str = NAMESPACE) -> list[Body]:
@@ -61,29 +66,97 @@ def build_submitter_role(namespace: str = NAMESPACE) -> Body:
 
 
 def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPACE) -> list[Body]:
-    """Build the spec as a ConfigMap, and the controllers that serve it, one of which leads."""
+    """Build the spec as a ConfigMap, the controllers that serve it, and their disruption budget.
+
+    One of the controllers leads. Their pods pass the ``restricted`` level of pod security.
+    """
     labels = {"app.kubernetes.io/name": ACCOUNT, "app.kubernetes.io/instance": name}
     title = f"{ACCOUNT}-{name}"
-    command = ["unfold", "serve", "/etc/unfold/spec.yaml", "--run", "/tmp/run"]  # noqa: S108 - of the container
+    command = ["unfold", "serve", "/etc/unfold/spec.yaml", "--run", "/tmp/run", "--port", str(PORT)]  # noqa: S108 - of the container
     container: dict[str, Any] = {
         "name": "controller",
         "image": image,
         "command": command,
-        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}},
+        "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "HOME", "value": "/tmp"}],  # noqa: S108
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
         "volumeMounts": [{"name": "spec", "mountPath": "/etc/unfold"}, {"name": "run", "mountPath": "/tmp"}],  # noqa: S108
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "startupProbe": _probe("ready", 2, 60),
+        "readinessProbe": _probe("ready", 10, 3),
+        "livenessProbe": _probe("live", 20, 3),
     }
+    spread = {"maxSkew": 1, "topologyKey": HOSTNAME, "whenUnsatisfiable": "ScheduleAnyway"}
     pod = {
         "serviceAccountName": ACCOUNT,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": USER_ID, "seccompProfile": {"type": "RuntimeDefault"}},
+        "topologySpreadConstraints": [{**spread, "labelSelector": {"matchLabels": labels}}],
         "containers": [container],
-        "volumes": [{"name": "spec", "configMap": {"name": title}}, {"name": "run", "emptyDir": {}}],
+        "volumes": [
+            {"name": "spec", "configMap": {"name": title}},
+            {"name": "run", "emptyDir": {"sizeLimit": "1Gi"}},
+        ],
     }
-    template = {"metadata": {"labels": labels}, "spec": pod}
+    # a changed policy starts the controllers anew
+    notes = {annotation_key("spec"): hashlib.sha256(spec.encode()).hexdigest()[:16]}
+    template = {"metadata": {"labels": labels, "annotations": notes}, "spec": pod}
     deployment = {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": template}
+    budget = {"minAvailable": 1, "selector": {"matchLabels": labels}}
     return [
         _object("v1", "ConfigMap", title, namespace) | {"data": {"spec.yaml": spec}},
         _object("apps/v1", "Deployment", title, namespace) | {"spec": deployment},
+        _object("policy/v1", "PodDisruptionBudget", title, namespace) | {"spec": budget},
     ]
+
+
+def build_gate_guard(namespace: str = NAMESPACE) -> list[Body]:
+    """Build the admission policy by which only the controller removes a policy's gate or label from a pod.
+
+    Without it, whoever may update pods of the namespace can start them past the policy.
+    """
+    name, user = f"{ACCOUNT}-{namespace}", f"system:serviceaccount:{namespace}:{ACCOUNT}"
+    gates = (
+        "has({0}.spec.schedulingGates) && {0}.spec.schedulingGates.exists(gate, gate.name.startsWith('"
+        + DOMAIN
+        + "/'))"
+    )
+    label = "has({0}.metadata.labels) && '" + POLICY + "' in {0}.metadata.labels"
+    kept_gate = f"!({gates.format('oldObject')}) || ({gates.format('object')})"
+    kept_label = (
+        f"!({label.format('oldObject')}) || (({label.format('object')}) && "
+        f"object.metadata.labels['{POLICY}'] == oldObject.metadata.labels['{POLICY}'])"
+    )
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"]}
+    policy = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [rule]},
+        "matchConditions": [{"name": "others", "expression": f"request.userInfo.username != '{user}'"}],
+        "validations": [
+            {"expression": kept_gate, "message": "only the placement controller removes its scheduling gate"},
+            {"expression": kept_label, "message": f"the label {POLICY} of a pod cannot be changed"},
+        ],
+    }
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    binding = {
+        "policyName": name,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": selector},
+    }
+    api = "admissionregistration.k8s.io/v1"
+    return [
+        _object(api, "ValidatingAdmissionPolicy", name) | {"spec": policy},
+        _object(api, "ValidatingAdmissionPolicyBinding", name) | {"spec": binding},
+    ]
+
+
+def _probe(path: str, period_s: int, failures: int) -> Body:
+    """Return a probe that runs inside the container, since the service listens on loopback only."""
+    code = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{PORT}/v2/health/{path}', timeout=3)"
+    command = {"command": ["python", "-c", code]}
+    return {"exec": command, "periodSeconds": period_s, "failureThreshold": failures, "timeoutSeconds": 5}
 
 
 def _bind_rules(title: str, namespace: str, cluster_rules: list[Body], namespace_rules: list[Body]) -> list[Body]:
@@ -131,6 +204,7 @@ def export_manifests(report: Report) -> str:
         *build_roles(namespace),
         *(build_counter_roles(namespace) if settings.get("counters") == DRA else []),
         build_submitter_role(namespace),
+        *build_gate_guard(namespace),
         *build_deployment(report.name, str(to_yaml(served)), settings.get("image") or IMAGE, namespace),
     ]
     return "---\n".join(str(to_yaml(document)) for document in documents)

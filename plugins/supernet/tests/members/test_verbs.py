@@ -78,15 +78,19 @@ def test_members_return_what_onnx_runtime_returns(folder: Path) -> None:
         assert (shares.argmax(1) == np.concatenate(rows).argmax(1)).all()
 
 
-def test_replay_with_little_memory_is_planned_and_measured(folder: Path) -> None:
-    """A plan for a memory that holds one model at a time is stored; a measured replay loads members within it."""
+@pytest.mark.e2e
+@pytest.mark.parametrize("spare_bytes", [1, -1])
+def test_replay_with_little_memory_is_planned_and_measured(folder: Path, spare_bytes: int) -> None:
+    """A plan for a memory that holds one model, or not even the largest, is stored; a measured replay keeps to it."""
     run = make_run(folder / "runs" / "list", base=folder, options={"replay": str(folder / "trace.csv")})
     spec = parse_spec(SPEC)
     members = measure_members(build_member_list(spec, run), run.directory, run.progress)
-    budget = max(cost.bytes for cost in members.costs) + 1
+    budget = max(cost.bytes for cost in members.costs) + spare_bytes
     short = parse_spec(SPEC.replace("slo: 200 ms", f"slo: 200 ms, memory: {budget} B"))
     report = plan(short, run)
     assert report.tables[-1].name == "residency"
+    if spare_bytes < 0:
+        assert next(row[-1] for row in report.tables[-1].rows if row[0] == "large") == "not used"
     assert run.directory.has(PLAN_FILE)
     measured = serve(short, run)
     assert isinstance(measured, Report)

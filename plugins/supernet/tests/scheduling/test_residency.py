@@ -62,6 +62,7 @@ def test_evictions_follow_the_rule() -> None:
 def test_a_member_beside_which_nothing_fits_is_refused() -> None:
     """A member larger than the room beside the pinned ones cannot be loaded."""
     residency = Residency(costs=COSTS, budget_bytes=95, pinned=frozenset({0}), resident=frozenset({0}))
+    assert (residency.can_hold(0), residency.can_hold(1)) == (True, False)
     with pytest.raises(ValueError, match="90 bytes does not fit"):
         residency.acquire(1)
 

@@ -128,6 +128,8 @@ class _BatchRunner:
     def warm_up(self) -> float:
         """Run full batches of every subnet; return the median slowdown of those after the warm-up."""
         for subnet, profile in enumerate(self.profiles):
+            if self.pool is not None and not self.pool.residency.can_hold(subnet):
+                continue
             for _ in range(WARM_UP + TIMED):
                 self.run_range(subnet, 0, profile.max_batch)
             del self.slowdowns[-WARM_UP - TIMED : -TIMED]

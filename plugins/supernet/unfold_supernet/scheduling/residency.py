@@ -63,6 +63,11 @@ class Residency:
         """Whether all members fit the memory."""
         return sum(cost.bytes for cost in self.costs) <= self.budget_bytes
 
+    def can_hold(self, index: int) -> bool:
+        """Whether a member fits beside the pinned ones."""
+        pinned_bytes = sum(self.costs[other].bytes for other in self.pinned if other != index)
+        return self.costs[index].bytes + pinned_bytes <= self.budget_bytes
+
     def acquire(self, index: int) -> tuple[int, ...]:
         """Count a batch of a member, and bring it into memory if it is not there.
 

@@ -84,6 +84,9 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
     if members.memory_bytes is not None and not members.fits:
         budget_bytes = members.memory_bytes
         stored = read_plan(problem.directory, names, budget_bytes)
+        if stored and sum(members.costs[index].bytes for index in stored.initial) > budget_bytes:
+            # the members were measured again since, and need more
+            stored = None
     ranked = rank_by_accuracy([profile.accuracy for profile in members.profiles])
     plan = stored or complete_plan(members.costs, budget_bytes, everything if members.fits else (), ranked)
     residency = Residency(

@@ -34,7 +34,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_cheaper_plan: [(0.7, 0.89, 438.0)],
     sentences.describe_earliest: [(360.0, 306.0)],
     sentences.describe_frontier: [({"$2.60": "6.0 min", "$0.85": "6.7 min"},)],
-    sentences.describe_asha: [(2, 0.6, (0.5, 0.8), 400.0, 0.95), (1, 0.6, (0.5, 0.8), 400.0, 0.95)],
+    sentences.describe_asha: [(2, 0.6, (0.5, 0.8), 400.0, 0.95, None), (1, 0.6, (0.5, 0.8), 400.0, 0.95, 0.1)],
     sentences.describe_late_asha: [(8, 460.0, 0.95)],
     sentences.describe_sensitivity: [([("iterations 3 % slower", 0.955), ("provisioning twice as long", 0.717)],)],
     sentences.describe_total_loss: [(0.766,)],

@@ -286,15 +286,11 @@ def _compare_with_asha(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     runs = min(on_time, key=lambda runs: float(runs.cost_usd.mean()))
     range_usd = (float(np.quantile(runs.cost_usd, 0.05)), float(np.quantile(runs.cost_usd, 0.95)))
     end_s = float(np.quantile(runs.seconds, goal.confidence))
-    is_cheaper = runs.cost_usd.mean() < analysis.plan.mean_cost_usd and range_usd[
-        1
-    ] < analysis.plan.compute_cost_quantile_usd(CAP_LEVEL)
-    yield (
-        "without barriers",
-        sentences.describe_asha(
-            runs.instances, float(runs.cost_usd.mean()), range_usd, end_s, goal.confidence, is_cheaper=is_cheaper
-        ),
-    )
+    cost_usd, plan = float(runs.cost_usd.mean()), analysis.plan
+    is_cheaper = cost_usd < plan.mean_cost_usd and range_usd[1] < plan.compute_cost_quantile_usd(CAP_LEVEL)
+    saved_usd = plan.mean_cost_usd - cost_usd if is_cheaper else None
+    text = sentences.describe_asha(runs.instances, cost_usd, range_usd, end_s, goal.confidence, saved_usd)
+    yield "without barriers", text
 
 
 def _describe_thrifty(machine: Machine, runs: ThriftyRuns) -> Iterator[tuple[str, str]]:

@@ -118,14 +118,14 @@ def describe_asha(
     range_usd: tuple[float, float],
     end_s: float,
     confidence: float,
-    *,
-    is_cheaper: bool,
+    saved_usd: float | None,
 ) -> str:
-    """Describe ASHA on a fixed cluster whose idle nodes are released, and whether it is cheaper than the plan."""
+    """Describe ASHA on a fixed cluster whose idle nodes are released, and what it saves, if anything."""
     cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
     end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
-    verdict = "cheaper than this plan" if is_cheaper else "not cheaper than this plan"
-    return f"ASHA on {format_count(instances, 'instance')}: {cost}, {end}: {verdict}; a comparison, not a guarantee"
+    saved = "not" if saved_usd is None else format_money(saved_usd)
+    name = f"ASHA on {format_count(instances, 'instance')}"
+    return f"{name}: {cost}, {end}: {saved} cheaper than this plan; a comparison, not a guarantee"
 
 
 def describe_late_asha(instances: int, end_s: float, confidence: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -189,3 +190,27 @@ def test_macro_f1_equals_scikit_learn() -> None:
     weight = rng.integers(0, 4, len(truth)).astype(np.float64)
     expected = f1_score(truth, answer, average="macro", sample_weight=weight)
     assert compute_macro_f1(answer, truth, 3, weight) == pytest.approx(expected)
+
+
+def test_ranking_once_is_twice_as_fast_as_sorting_for_each_resample() -> None:
+    """The reason for this class: the best of three rounds over eight resamples takes less than half of the time."""
+    rng = np.random.default_rng(0)
+    positive = rng.random(50_000) < 0.02
+    score = rng.random(50_000) + 0.2 * positive
+    weights = rng.poisson(1, (8, 50_000)).astype(np.float64)
+    seconds = np.zeros((3, 2))
+    for number in range(3):
+        begin = time.process_time()
+        ranking = rank_scores(score, positive)
+        ours = [(ranking.auprc(weight), ranking.auroc(weight)) for weight in weights]
+        middle = time.process_time()
+        theirs = [
+            (
+                average_precision_score(positive, score, sample_weight=weight),
+                roc_auc_score(positive, score, sample_weight=weight),
+            )
+            for weight in weights
+        ]
+        seconds[number] = middle - begin, time.process_time() - middle
+        assert np.allclose(ours, theirs)
+    assert 2.0 * seconds[:, 0].min() < seconds[:, 1].min()

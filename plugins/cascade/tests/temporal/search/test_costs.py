@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from plugins.cascade.tests.temporal.simulation.worlds import draw_scores, draw_s
 from unfold_cascade.planner.guarantees import compute_cost_tests
 from unfold_cascade.planner.saving import BUDGET, CostSample, bound_saving, cost_guarantee, saving_guarantee
 from unfold_cascade.planner.select import BUDGET_UNCERTAIN, NO_CHEAPER, REFUTED, SAVING_UNCERTAIN
-from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.costs import build_cost_measure, follow_longest_path
 from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution
 from unfold_cascade.temporal.search.select import retest_selection
-from unfold_cascade.temporal.simulation.cost import CallCosts
+from unfold_cascade.temporal.simulation.cost import CallCosts, build_cost_measure, follow_longest_path
 from unfold_cascade.temporal.simulation.policy import build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.api import RunDir, UnfoldError, Verdict
@@ -35,11 +32,10 @@ def test_no_patient_costs_more_than_the_longest_path(by: str) -> None:
         timeline = draw_timeline(rng)
         scores, transitions = draw_scores(rng, len(timeline.hour)), draw_transitions(rng)
         policy = tuple(draw_stage(rng, 5) for _ in range(3))
-        cohort = cast("Cohort", SimpleNamespace(timeline=timeline, scores=scores))
         measure = build_cost_measure(by, bill, CallCosts(*(rng.random((4, 5)))))
         arrays = build_policy_arrays(policy, rng.random(3) < 0.4)
-        usual = measure.sum_by_patient(cohort, simulate(timeline, scores, arrays, transitions))
-        longest = measure.sum_by_patient(cohort, follow_longest_path(cohort, transitions, policy))
+        usual = measure.sum_by_patient(scores, simulate(timeline, scores, arrays, transitions))
+        longest = measure.sum_by_patient(scores, follow_longest_path(timeline, scores, transitions, policy))
         assert (usual <= longest + 1e-9).all()
 
 

@@ -20,6 +20,7 @@ from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan
 from unfold_cascade.language_models.gateway.router import Answer, Router, Trace, shape_chunks
 from unfold_cascade.language_models.gateway.state import Reservation
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
+from unfoldkit.api import UnfoldError
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -91,7 +92,7 @@ class GatewayApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
+                await send(await self._start())
             else:
                 for task in list(self.background):
                     task.cancel()
@@ -99,6 +100,16 @@ class GatewayApp:
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _start(self) -> dict[str, Any]:
+        """Probe the models if the plan says so, and return the outcome of the start."""
+        try:
+            if self.plan.is_probed:
+                await self.router.probe()
+        except UnfoldError as error:
+            await self.close()
+            return {"type": "lifespan.startup.failed", "message": str(error), "error": error}
+        return {"type": "lifespan.startup.complete"}
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]

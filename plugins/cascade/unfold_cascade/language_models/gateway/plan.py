@@ -103,6 +103,7 @@ class GatewayPlan:
         trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
         audit_share: share of requests which are audited.
         audits_labels: whether audits wait for labels instead of comparing texts.
+        is_probed: whether each gated model is called at the start.
         limits: of upstreams.
         body_bytes: largest request.
         keys: of clients; empty if none is needed.
@@ -124,6 +125,7 @@ class GatewayPlan:
     trusts_filtered: bool = True
     audit_share: float = 0.02
     audits_labels: bool = False
+    is_probed: bool = False
     limits: UpstreamLimits = UpstreamLimits()
     body_bytes: int = 4 << 20
     keys: tuple[ClientKey, ...] = ()

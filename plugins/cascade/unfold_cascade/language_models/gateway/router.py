@@ -24,6 +24,8 @@ from unfold_cascade.language_models.gateway.upstream import (
     estimate_tokens,
     worst_cost,
 )
+from unfold_cascade.language_models.report import sentences
+from unfoldkit.api import user_error
 
 REFUSED_FOR_S = 60.0
 """How long a model is left out after its endpoint refused the gateway."""
@@ -99,6 +101,27 @@ class Router:
         trace.is_gated = True
         trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
         return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
+
+    async def probe(self) -> None:
+        """Call each gated model once; one that cannot be reached now is skipped later, and does not matter here.
+
+        Raises:
+            UnfoldError: a model returns no log-probabilities, so that its gate could never open.
+        """
+        request = {"messages": [{"role": "user", "content": "Reply with one word."}], "max_tokens": 1, "logprobs": True}
+        deadline = asyncio.get_running_loop().time() + self.plan.limits.first_token_s
+        for name in self.plan.chain[: len(self.plan.gates)]:
+            try:
+                completion = await self.upstreams.complete(self.plan.models[name], request, deadline, Attempts())
+            except UpstreamError as problem:
+                self.log.warning("the probe of %s failed: %s", name, problem.message)
+                continue
+            if read_confidence(completion, self.plan.of) is None:
+                raise user_error(
+                    sentences.no_log_probabilities(name),
+                    key="confidence.from",
+                    hint="serve: {probe: false} starts all the same",
+                )
 
     def promise(self) -> str:
         """Return the promise as a header: its text, ``revoked``, ``void`` or ``none``."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unfold_cascade.language_models.gateway.app import GatewayApp
+from unfold_cascade.language_models.gateway.dashboard import build_dashboard
 from unfold_cascade.language_models.gateway.metrics import build_metrics
 from unfold_cascade.language_models.gateway.plan import GatewayPlan
 from unfold_cascade.language_models.gateway.router import Router
@@ -32,6 +33,7 @@ def build_gateway(plan: GatewayPlan, folder: Path, log: logging.Logger) -> Servi
         paths=("/v1/chat/completions", "/v1/models", "/health", "/metrics"),
         body_bytes=plan.body_bytes,
         lines=tuple(_list_lines(plan, app)),
+        watch=build_dashboard(plan, app.router.state, app.metrics),
     )
 
 

@@ -160,6 +160,11 @@ def unpromised(reference: str) -> str:
     return f"none is certified; all requests go to {reference}"
 
 
+def no_log_probabilities(model: str) -> str:
+    """State why a gateway does not start."""
+    return f"{model} returns no log-probabilities, so its answers could never be trusted"
+
+
 def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) -> str:
     """Describe the audit of a gateway."""
     if audit_limit is None:

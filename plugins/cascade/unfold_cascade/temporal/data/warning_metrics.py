@@ -114,7 +114,11 @@ def compute_lead_hours(alerts: BoolArray, events: EventTimes, starts: IntArray) 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Scores sorted once for fast weighted AUPRC and AUROC. ``order`` is descending; ``ends`` closes each tie."""
+    """Scores sorted once for the weighted AUPRC and AUROC of many resamples.
+
+    ``order`` is descending; ``ends`` closes each tie. ``sklearn.metrics`` sorts anew for each resample, which takes
+    more than twice as long; the values are the same.
+    """
 
     order: IntArray
     positive: BoolArray

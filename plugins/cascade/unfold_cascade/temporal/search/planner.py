@@ -36,8 +36,8 @@ from unfold_cascade.temporal.search.compose import (
     select_cheapest,
     select_nearest,
 )
-from unfold_cascade.temporal.search.costs import build_cost_measure
 from unfold_cascade.temporal.search.select import BaselineOutcomes, Selection, retest_selection, select_cascade
+from unfold_cascade.temporal.simulation.cost import build_cost_measure
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
 from unfoldkit.api import Run
 

@@ -24,8 +24,8 @@ from unfold_cascade.planner.select import BUDGET_UNCERTAIN, NO_CHEAPER, REFUTED,
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
 from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
-from unfold_cascade.temporal.search.costs import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, build_outcome_guarantees
+from unfold_cascade.temporal.simulation.cost import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Int8, simulate
 from unfoldkit.api import user_error
@@ -177,12 +177,12 @@ def _try_on_cohort(
         cascades.append(Conduct(trajectories.stage, trajectories.stage == len(point.policy)))
         chains = tuple(stage.chain for stage in point.policy)
         if chains not in longest:
-            path = follow_longest_path(cohort, transitions, point.policy)
-            longest[chains] = measure.sum_by_patient(cohort, path)
+            path = follow_longest_path(cohort.timeline, cohort.scores, transitions, point.policy)
+            longest[chains] = measure.sum_by_patient(cohort.scores, path)
         costs.append(
             CostSample(
-                cascade=measure.sum_by_patient(cohort, trajectories),
-                baseline=measure.sum_by_patient(cohort, baseline.trajectories),
+                cascade=measure.sum_by_patient(cohort.scores, trajectories),
+                baseline=measure.sum_by_patient(cohort.scores, baseline.trajectories),
                 longest=longest[chains],
             )
         )
@@ -277,8 +277,8 @@ def retest_selection(
     goal, test = study.problem.goal, study.test
     delta = 1 - goal.confidence
     difference = average_by_patient(cascade.stage, baseline.stage, test.highest, test.entity)
-    costs = measure.sum_by_patient(test, cascade.trajectories)
-    sample = CostSample(costs, measure.sum_by_patient(test, baseline.trajectories), costs)
+    costs = measure.sum_by_patient(test.scores, cascade.trajectories)
+    sample = CostSample(costs, measure.sum_by_patient(test.scores, baseline.trajectories), costs)
     is_refuted = goal.max_loss is not None and certificate.mixture_p_value(-difference, -goal.max_loss) <= delta
     if goal.min_saving is not None:
         is_refuted |= is_saving_refuted(sample, goal.min_saving, delta)

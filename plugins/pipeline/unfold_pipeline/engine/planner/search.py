@@ -2,7 +2,7 @@
 
 Every candidate below the price of the plan is simulated or excluded by a proof, so the plan is the cheapest of the
 choices. A simulation ends once a target is missed too often; limits of running requests above the peak of a run without
-them change nothing and are skipped.
+them change nothing and are skipped, as are those below a limit that meets the targets at the same price.
 """
 
 from __future__ import annotations
@@ -97,14 +97,16 @@ class EngineSolution:
         simulations: simulations.
         simulated_requests: requests that were simulated to their end.
         bounds: least engines of each option and budget, or the proof against it.
-        refusals: for each option, its most expensive configuration that misses.
+        refused: for each option, its most expensive configuration that misses.
+        refusals: what each of them misses, once :func:`explain_refusals` simulated it to its end.
     """
 
     outcome: Outcome | None
     simulations: int
     simulated_requests: int
     bounds: tuple[tuple[ReplicaBound, ...], ...]
-    refusals: tuple[Refusal, ...]
+    refused: tuple[EngineConfig, ...]
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def config(self) -> EngineConfig | None:
@@ -197,8 +199,13 @@ def find_cheapest_engines(problem: EngineProblem, progress: Progress | None = No
         simulations=simulations,
         simulated_requests=simulated_requests,
         bounds=bounds,
-        refusals=tuple(_describe_refusal(problem, refused[index]) for index in sorted(refused)),
+        refused=tuple(refused[index] for index in sorted(refused)),
     )
+
+
+def explain_refusals(problem: EngineProblem, solution: EngineSolution) -> EngineSolution:
+    """Return the solution with what its refused configurations miss; ``problem`` is the one that was solved."""
+    return replace(solution, refusals=tuple(_describe_refusal(problem, config) for config in solution.refused))
 
 
 def _push(
@@ -220,7 +227,10 @@ def _is_beyond(problem: EngineProblem, best: Outcome, cost: float, gpus: int) ->
 
 
 def _try_limits(problem: EngineProblem, index: int, replicas: int, budget: int) -> Iterator[Outcome]:
-    """Yield the outcomes of each limit of running requests, from the largest; those above the last peak are equal."""
+    """Yield the outcomes of each limit of running requests, from the largest; those above the last peak are equal.
+
+    A smaller limit costs as much, so it is tried only where the larger one misses a target.
+    """
     peak = math.inf
     for max_seqs in sorted(problem.settings.max_seqs, reverse=True):
         if max_seqs >= peak:
@@ -229,6 +239,8 @@ def _try_limits(problem: EngineProblem, index: int, replicas: int, budget: int) 
         outcome = evaluate(problem, config)
         peak = outcome.run.peak_running
         yield outcome
+        if outcome.meets(problem):
+            return
 
 
 def _better(problem: EngineProblem, best: Outcome, outcome: Outcome) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -103,6 +103,7 @@ class EngineCluster:
         routing: Routing = "round_robin",
         targets: LatencyTargets | None = None,
         closed_loop: int = 0,
+        ends_at_preemption: bool = False,
     ) -> None:
         goal, count, depth = targets or LatencyTargets(), len(requests), 2 if limits.async_scheduling else 1
         self.requests, self.limits = requests, limits
@@ -127,7 +128,13 @@ class EngineCluster:
             np.zeros((engines, depth), dtype=np.int64),
             np.zeros((engines, depth)),
             np.zeros((engines, kernel.CLOCKS)),
-            _limit_numbers(limits, requests.block_tokens, depth, is_closed=closed_loop > 0),
+            _limit_numbers(
+                limits,
+                requests.block_tokens,
+                depth,
+                is_closed=closed_loop > 0,
+                ends_at_preemption=ends_at_preemption,
+            ),
             np.array([goal.ttft_s, goal.tpot_s, goal.latency_s]),
             goal.allowed,
             np.zeros(kernel.MISSES, dtype=np.int64),
@@ -213,12 +220,26 @@ def simulate(
         routing: how requests are distributed.
         closed_loop: clients which send their next request when the last one is answered; arrivals are then not used.
     """
-    cluster = EngineCluster(
-        requests, limits, times, engines=engines, routing=routing, targets=targets, closed_loop=closed_loop
-    )
-    cluster.route(len(requests))
-    cluster.advance(np.inf)
+    kinds: dict[str, Any] = {
+        "engines": engines,
+        "routing": routing,
+        "targets": targets,
+        "closed_loop": closed_loop,
+    }
+    if limits.prefix_cache and not requests.is_shared:
+        # only a preempted request can find its own blocks: without one, the prefix cache changes nothing but costs time
+        plain = EngineCluster(requests, replace(limits, prefix_cache=False), times, **kinds, ends_at_preemption=True)
+        _run_to_end(plain)
+        if not plain.counters[:, kernel.PREEMPTIONS].any():
+            return plain.result()
+    cluster = EngineCluster(requests, limits, times, **kinds)
+    _run_to_end(cluster)
     return cluster.result()
+
+
+def _run_to_end(cluster: EngineCluster) -> None:
+    cluster.route(len(cluster.requests))
+    cluster.advance(np.inf)
 
 
 def _request_state(requests: EngineRequests) -> CountArray:
@@ -241,9 +262,12 @@ def _empty_pools(blocks: int, counters: CountArray) -> CountArray:
     return pools
 
 
-def _limit_numbers(limits: EngineLimits, block_tokens: int, depth: int, *, is_closed: bool) -> CountArray:
+def _limit_numbers(
+    limits: EngineLimits, block_tokens: int, depth: int, *, is_closed: bool, ends_at_preemption: bool
+) -> CountArray:
     numbers = np.zeros(kernel.LIMITS, dtype=np.int64)
     numbers[kernel.BUDGET], numbers[kernel.MAX_RUNNING] = limits.max_num_batched_tokens, limits.max_num_seqs
     numbers[kernel.BLOCK_TOKENS], numbers[kernel.DEPTH], numbers[kernel.CLOSED] = block_tokens, depth, is_closed
     numbers[kernel.CACHES], numbers[kernel.RESERVES] = limits.prefix_cache, limits.reserve_full_isl
+    numbers[kernel.ENDS_AT_PREEMPTION] = ends_at_preemption
     return numbers

@@ -28,7 +28,7 @@ PEAK_RUNNING, PEAK_BLOCKS, WAITING_TOKENS, OLDEST, IN_FLIGHT, STALLED, FINISHED,
 # requests that miss a target, and how many may
 LATE_FIRST, LATE_TOKEN, LATE_LAST, MISSES = range(4)
 # limits, as numbers
-BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, LIMITS = range(8)
+BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, ENDS_AT_PREEMPTION, LIMITS = range(9)
 # rows of the clock of an engine
 NOW, BUSY_UNTIL, CLOCKS = range(3)
 # what a router does
@@ -103,10 +103,15 @@ def _compute(
     by_content: CountArray,
     queues: CountArray,
     steps: CountArray,
+    point: FloatArray,
     counters: CountArray,
 ) -> tuple[int, int, int]:
-    """Schedule running requests from ``position`` up to one that lacks blocks; return position, requests, budget."""
+    """Schedule running requests from ``position`` up to one that lacks blocks; return position, requests, budget.
+
+    The sums of the step are added to ``point``: prefill tokens, prefill work, decodes and their contexts.
+    """
     size, caches = limits[BLOCK_TOKENS], limits[CACHES]
+    chunk, work, decodes, contexts = 0, 0.0, 0, 0
     while position < stop and budget > 0:
         request = queues[RUNNING, position]
         if state[GENERATED, request] < state[OUTPUT, request]:
@@ -137,9 +142,19 @@ def _compute(
             if end == total:
                 state[GENERATED, request] += 1
                 steps[TOKENS, slot, fill] = count
+            if count == 1 and history >= state[INPUT, request]:
+                decodes += 1
+                contexts += end
+            else:
+                chunk += count
+                work += count * (history + count / 2)
             fill += 1
             budget -= count
         position += 1
+    point[0] += chunk
+    point[1] += work
+    point[2] += decodes
+    point[3] += contexts
     return position, fill, budget
 
 
@@ -192,6 +207,21 @@ def _admit(
 
 
 @compiled
+def _merge_chunks(point: FloatArray, counters: CountArray) -> None:
+    """Turn the sums of a step into its attention point: chunk, history, decodes, mean context."""
+    if point[2] > 0:
+        point[3] /= point[2]
+    chunk, work = point[0], point[1]
+    point[1] = 0.0
+    if chunk > 0:
+        counters[PREFILL_STEPS] += 1
+        # several chunks are one of equal work
+        point[1] = work / chunk - chunk / 2
+        if point[1] < 0:
+            point[0], point[1] = np.sqrt(2 * work), 0.0
+
+
+@compiled
 def _schedule(
     slot: int,
     limits: CountArray,
@@ -202,14 +232,16 @@ def _schedule(
     by_content: CountArray,
     queues: CountArray,
     steps: CountArray,
+    point: FloatArray,
     counters: CountArray,
-) -> int:
-    """Choose the tokens of the next step; return the number of its requests."""
+) -> tuple[int, int]:
+    """Choose the tokens of the next step; return its requests and its tokens, and set its attention point."""
     budget, fill, position, preempted = limits[BUDGET], 0, 0, False
+    point[0] = point[1] = point[2] = point[3] = 0.0
     while True:
         position, fill, budget = _compute(
             position, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content, by_content, queues,
-            steps, counters,
+            steps, point, counters,
         )  # fmt: skip
         if position >= counters[RUNNING] or budget <= 0:
             break
@@ -218,7 +250,14 @@ def _schedule(
         # the last one that was admitted: it stands last where this step has scheduled it
         if fill and steps[REQUEST, slot, fill - 1] == victim:
             fill -= 1
-            budget += abs(steps[TOKENS, slot, fill])
+            count, history = abs(steps[TOKENS, slot, fill]), steps[HISTORY, slot, fill]
+            budget += count
+            if count == 1 and history >= state[INPUT, victim]:
+                point[2] -= 1
+                point[3] -= history + 1
+            else:
+                point[0] -= count
+                point[1] -= count * (history + count / 2)
             if steps[TOKENS, slot, fill] > 0:
                 state[GENERATED, victim] -= 1
         _release(victim, state, table, pool, counters)
@@ -232,11 +271,12 @@ def _schedule(
             break
         _, fill, budget = _compute(
             counters[RUNNING] - 1, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content,
-            by_content, queues, steps, counters,
+            by_content, queues, steps, point, counters,
         )  # fmt: skip
     counters[PEAK_RUNNING] = max(counters[PEAK_RUNNING], counters[RUNNING])
     counters[PEAK_BLOCKS] = max(counters[PEAK_BLOCKS], pool.shape[1] - counters[FREE])
-    return fill
+    _merge_chunks(point, counters)
+    return fill, limits[BUDGET] - budget
 
 
 @compiled
@@ -267,31 +307,6 @@ def _attention(point: FloatArray, axes: FloatArray, lengths: CountArray, values:
                 at_high = (1 - weight3) * high[low3] + weight3 * high[low3 + 1]
                 result += part1 * ((1 - weight2) * at_low + weight2 * at_high)
     return result
-
-
-@compiled
-def _sum_tokens(
-    count: int, slot: int, state: CountArray, steps: CountArray, point: FloatArray, counters: CountArray
-) -> int:
-    """Set the attention point of a step (chunk, history, decodes, context) and return its tokens."""
-    total, decodes, contexts, chunk, work = 0, 0, 0, 0, 0.0
-    for index in range(count):
-        tokens, history = abs(steps[TOKENS, slot, index]), steps[HISTORY, slot, index]
-        total += tokens
-        if tokens == 1 and history >= state[INPUT, steps[REQUEST, slot, index]]:
-            decodes += 1
-            contexts += history + 1
-        else:
-            chunk += tokens
-            work += tokens * (history + tokens / 2)
-    point[0], point[1], point[2], point[3] = chunk, 0.0, decodes, contexts / decodes if decodes else 0.0
-    if chunk > 0:
-        counters[PREFILL_STEPS] += 1
-        # several chunks are one of equal work
-        point[1] = work / chunk - chunk / 2
-        if point[1] < 0:
-            point[0], point[1] = np.sqrt(2 * work), 0.0
-    return total
 
 
 @compiled
@@ -413,11 +428,12 @@ def _advance(
             ):
                 counters[ARRIVED] += 1
             slot = (counters[OLDEST] + counters[IN_FLIGHT]) % depth
-            count = _schedule(slot, limits, state, table, pool, content, by_content, queues, steps, counters)
+            count, total = _schedule(
+                slot, limits, state, table, pool, content, by_content, queues, steps, point, counters
+            )  # fmt: skip
             if count == 0:
                 counters[STALLED] = 1
                 break
-            total = _sum_tokens(count, slot, state, steps, point, counters)
             fixed = dense[min(total, dense.size - 1)] + sequence[min(count, sequence.size - 1)]
             duration = factors[0] * (fixed + _attention(point, axes, lengths, attention)) + factors[1]
             clock[BUSY_UNTIL] = max(clock[BUSY_UNTIL], clock[NOW]) + duration
@@ -439,7 +455,10 @@ def _advance(
             counters[OLDEST] = (oldest + 1) % depth
             counters[IN_FLIGHT] -= 1
             counters[STALLED] = 0
-            if (misses > allowed).any():
+            is_missed = (
+                misses[LATE_FIRST] > allowed[0] or misses[LATE_TOKEN] > allowed[1] or misses[LATE_LAST] > allowed[2]
+            )
+            if is_missed or (limits[ENDS_AT_PREEMPTION] and counters[PREEMPTIONS] > 0):
                 return True
         elif counters[ARRIVED] < counters[ASSIGNED] and arrivals[queues[ASSIGNED, counters[ARRIVED]]] < until:
             clock[NOW] = max(clock[NOW], arrivals[queues[ASSIGNED, counters[ARRIVED]]])
