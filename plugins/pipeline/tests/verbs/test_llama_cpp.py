@@ -82,8 +82,8 @@ def run_llama_cpp() -> Iterator[str]:
         process.wait(10)
 
 
-@pytest.mark.e2e
-@pytest.mark.skipif(bool(MISSING), reason=f"pip install --group llm: {', '.join(MISSING)}")
+@pytest.mark.engines
+@pytest.mark.skipif(bool(MISSING), reason=f"nox -s engines: {', '.join(MISSING)}")
 def test_llama_cpp_is_profiled_planned_and_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batching and prefill of a real engine are fitted; a trace on it is measured next to its estimate."""
     monkeypatch.setattr(profiler, "LARGEST_DRIFT", math.inf)  # the machine of the tests may be busy
