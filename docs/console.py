@@ -104,9 +104,9 @@ def _lines(text: str) -> list[str]:
 
 
 def surroundings(base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the commands: this interpreter's programs first, no colour."""
+    """Return the environment of the commands: this interpreter's programs first, no colour, no progress."""
     first = str(Path(sys.executable).parent)
-    own = {"NO_COLOR": "1", "CI": "true", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    own = {"NO_COLOR": "1", "CI": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return {**base, **own, "PATH": f"{first}{os.pathsep}{base.get('PATH', '')}"}
 
 

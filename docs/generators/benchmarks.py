@@ -115,6 +115,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "p99_ms": "p99, ms",
         "baseline_p99_ms": "p99 of FastAPI with joblib, ms",
     },
+    "cascade-truth": {
+        "false_yes_percent": "false yes in the worst scenario, % of draws",
+        "false_yes_duplicates_percent": "false yes where rows are copies, %",
+        "false_yes_no_saving_percent": "false yes where there is no saving, %",
+        "power_percent": "real savings found, % of draws",
+        "cost_broken_percent": "yes verdicts whose saving is below the promise, %",
+        "loss_broken_percent": "yes verdicts that lose more than promised, %",
+        "sensitivity_broken_percent": "yes verdicts that lose more within a label than promised, %",
+    },
     "estimator": {
         "queries_per_s": "queries/s through three stages",
         "simpy_ratio": "times faster than SimPy",
@@ -181,12 +190,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "kept_share_without_mean": "without a confidence, mean",
         "expected_share_error_mean": "stated against observed share, mean difference",
         "extra_cost_percent_mean": "price of the confidence, mean %",
-    },
-    "pipeline-exports": {
-        "targets_executed": "targets whose exports ran, of Ray Serve, KServe's graph and Triton's configs",
-        "share_error_sigma_max": "visits of a stage against the plan, worst, standard deviations",
-        "queries": "queries sent through each",
-        "triton_configs_read": "configs that Triton's message type reads, with all fields",
     },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",

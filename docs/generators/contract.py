@@ -126,7 +126,9 @@ def _schema() -> str:
     head = (
         "## Schema of a report\n\n"
         f"`--format json` writes the fields of `Report` in this order, after `schema`, which is {code(report.SCHEMA)}. "
-        "What a clock measured is marked `timed`; the rest is the same for the same spec and seed.\n"
+        "What a clock measured is marked `timed`; the rest is the same for the same spec and seed. "
+        f"The key `type` of a figure is one of {', '.join(code(name) for name in figures.TYPES)}; "
+        "a figure without it is a plot.\n"
     )
     described: tuple[Any, ...] = (
         report.Report, report.Metric, report.Table, report.Column, figures.Figure, figures.Series, figures.Graph,

@@ -40,7 +40,7 @@ REPORT = "report.json"
 CHECK = "check.json"
 VALIDATION = "validation.json"
 LIBRARIES = ("numpy", "scikit-learn", "xgboost")
-"""Libraries on whose versions a result may depend."""
+"""Libraries with versions that a result may depend on."""
 
 
 def perform(request: Request, stdin: str = "") -> ExitCode:

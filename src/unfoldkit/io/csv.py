@@ -66,7 +66,7 @@ class CsvRow:
 
 
 def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Sequence[str] = ()) -> Iterator[CsvRow]:
-    """Yield the rows of a CSV file whose first line names the columns; empty lines are skipped.
+    """Yield the rows of a CSV file, with the columns that its first line names; empty lines are skipped.
 
     Args:
         path: The file, in UTF-8, gzipped or not.

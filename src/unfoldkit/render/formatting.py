@@ -63,7 +63,7 @@ def strip_controls(report: Report) -> Report:
 
 
 def escape_controls(text: str) -> str:
-    r"""Return JSON whose control characters are written as ``\uXXXX``."""
+    r"""Return JSON with control characters written as ``\uXXXX``."""
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

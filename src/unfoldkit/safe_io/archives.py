@@ -1,4 +1,4 @@
-"""Archives whose expansion is bounded: ZIP and gzip."""
+"""Archives with bounded expansion: ZIP and gzip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError,
 
 
 def read_archive(data: bytes, file: str = "") -> zipfile.ZipFile:
-    """Return a ZIP archive whose members have different names and expand within the stated bound.
+    """Return a ZIP archive with members of different names that expand within the stated bound.
 
     Raises:
         UnfoldError: it is no archive, names a member twice, or expands beyond the bound.

@@ -1,4 +1,4 @@
-"""Arrays of NumPy whose files hold exactly what their headers state, and no objects."""
+"""Arrays of NumPy, from files that hold exactly what their headers state, and no objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NPY = b"\x93NUMPY"
 
 
 def parse_npy(data: bytes, file: str = "") -> NDArray[Any]:
-    """Return the array of an NPY file whose header states exactly the bytes that follow.
+    """Return the array of an NPY file with a header that states exactly the bytes that follow.
 
     Raises:
         UnfoldError: it is no NPY file, holds objects, or its size does not match its header.

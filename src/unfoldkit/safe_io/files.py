@@ -31,7 +31,7 @@ AGAIN = "delete it from the run, or the run, and make it again"
 def decoding(file: str, what: str = "") -> Iterator[None]:
     """Turn what decoding a stored file raises into an error with its name.
 
-    A file whose manifest was rewritten may hold anything: its parts can miss, or be of other types and shapes.
+    A file with a rewritten manifest may hold anything: its parts can miss, or be of other types and shapes.
 
     Raises:
         UnfoldError: the body raised it, or what a damaged file makes it raise.
@@ -92,7 +92,7 @@ def read_bytes(path: str | Path, *, max_bytes: int | None = None) -> bytes:
 
 
 def parse_json(data: bytes | str, file: str = "") -> Any:
-    """Return the value of a JSON text whose nesting is bounded.
+    """Return the value of a JSON text of bounded nesting.
 
     Raises:
         UnfoldError: it is no JSON, or is nested deeper than ``MAX_JSON_DEPTH``.

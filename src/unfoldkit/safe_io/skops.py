@@ -28,7 +28,7 @@ from unfoldkit.safe_io.skops_types import TRUSTED_TYPES
 SCHEMA = "schema.json"
 MAX_SCHEMA_BYTES = 256 << 20
 PROTOCOLS = (1, 2)
-"""Versions of the skops format whose nodes were read for this module."""
+"""Versions of the skops format with nodes that this module reads."""
 BIT_GENERATOR = '"PCG64"'
 _EXTRA_KEYS = {"protocol", "_skops_version"}
 Node = Mapping[str, Any]
@@ -59,7 +59,7 @@ def dump_skops(model: Any, name: str) -> bytes:
 
 
 def load_skops(data: bytes, file: str = "") -> Any:
-    """Return the model in a skops file, none of whose types is outside ``TRUSTED_TYPES``.
+    """Return the model in a skops file that holds no type outside ``TRUSTED_TYPES``.
 
     Args:
         data: the bytes of the file.

@@ -46,7 +46,9 @@ def test_the_kustomize_base_is_the_export_of_its_spec() -> None:
     assert (base / "controller.yaml").read_text("utf-8") == export_manifests(report)
     kustomization = yaml.safe_load((base / "kustomization.yaml").read_text("utf-8"))
     assert kustomization["resources"] == ["controller.yaml"]
-    assert [image["name"] for image in kustomization["images"]] == [spec["cluster"]["kubernetes"].get("image", "unfoldkit")]
+    assert [image["name"] for image in kustomization["images"]] == [
+        spec["cluster"]["kubernetes"].get("image", "unfoldkit")
+    ]
 
 
 def test_only_placements_are_exported() -> None:

@@ -69,6 +69,12 @@ def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
     assert len(rows) == 21
 
 
+def test_thousands_of_tasks_have_no_bar_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay with more tasks than a page can show has its other figures, and no bar for each task."""
+    monkeypatch.setattr("unfold_placement.report.plan.MAX_BARS", 19)
+    assert [figure.name for figure in answer(tmp_path, "{gang: {by: job}}").figures] == ["timeline", "waits"]
+
+
 def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
     """The first spec of a newcomer tears gangs without its policy and none with it, and a task that waits is told."""
     text = resources.files("unfold_placement").joinpath("examples", "gangs.yaml").read_text(encoding="utf-8")

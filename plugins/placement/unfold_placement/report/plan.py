@@ -36,6 +36,8 @@ MAX_SERIES = 6
 """Groups of tasks that the timeline distinguishes."""
 MAX_PLACEMENTS = 200
 """The decision lists the placements of so many tasks; more are counted by node."""
+MAX_BARS = 2000
+"""Tasks of a timeline; a report with more would be too large to open."""
 QUANTILES = 100
 """Steps of the distribution of waits."""
 
@@ -61,7 +63,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
         tables=tuple(tables),
         figures=(
-            gantt_figure(policy.result),
+            *gantt_figures(policy.result),
             timeline_figure(policy.result),
             wait_figure(policy.result, baseline.result),
         ),
@@ -120,11 +122,13 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def gantt_figure(result: SimulationResult) -> Timeline:
-    """Show which tasks run on which node and when, in the colours of their jobs.
+def gantt_figures(result: SimulationResult) -> tuple[Timeline, ...]:
+    """Show which tasks run on which node and when, in the colours of their jobs; nothing for thousands of tasks.
 
     A task has one bar, its last run: the result holds no node of runs that were preempted.
     """
+    if len(result.tasks) > MAX_BARS:
+        return ()
     ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
     unit, unit_s = time_axis(max(ends, default=0.0))
     group_of = {task.name: name for name, tasks in _group_tasks(result.tasks).items() for task in tasks}
@@ -141,7 +145,7 @@ def gantt_figure(result: SimulationResult) -> Timeline:
         if node_row >= 0 and math.isfinite(start_s) and start_s <= end_s < math.inf
     )
     lanes = tuple(dict.fromkeys(node.name for node in result.nodes))
-    return Timeline(name="gantt", title=sentences.GANTT_TITLE, unit=unit, lanes=lanes, bars=bars)
+    return (Timeline(name="gantt", title=sentences.GANTT_TITLE, unit=unit, lanes=lanes, bars=bars),)
 
 
 def timeline_figure(result: SimulationResult) -> Figure:

@@ -18,6 +18,7 @@ from unfold_tuning.simulator.plan_cost import SimulatedPlan, compute_quantile
 from unfold_tuning.trial.ledger import Ledger
 from unfoldkit.api import Bar, Figure, Marker, Panel, Series, StepArea, Timeline, format_percent, time_axis
 
+MAX_BARS = 2000
 MAX_NAMED_TRIALS = 6
 """Trials with their own learning curve; the colours do not distinguish more."""
 
@@ -78,8 +79,13 @@ def draw_cluster(plan: SimulatedPlan, goal: Goal) -> StepArea:
     )
 
 
-def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> Timeline:
-    """Draw the trials of each stage in lanes, one per trial that runs at a time, by the mean times of the plan."""
+def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> tuple[Timeline, ...]:
+    """Draw the trials of each stage in lanes, one per trial that runs at a time, by the mean times of the plan.
+
+    A job of thousands of trials has no such figure, which would be too large to open.
+    """
+    if sum(stage.trials for stage in stages) > MAX_BARS:
+        return ()
     unit, unit_s = _select_axis(plan, goal)
     ends = [0.0, *(plan.ends.mean(axis=1) / unit_s).tolist()]
     bars = []
@@ -92,7 +98,7 @@ def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> Tim
             start = ends[index] + wave * length
             bars.append(Bar(lane=f"{lane + 1}", start=start, end=start + length, group=group))
     count = max((min(stage.trials, item.slots) for stage, item in zip(stages, plan.plan, strict=True)), default=0)
-    return Timeline(
+    timeline = Timeline(
         name="trials",
         title="Trials that run at a time, stage by stage",
         unit=unit,
@@ -100,6 +106,7 @@ def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> Tim
         bars=tuple(bars),
         markers=_mark_end(plan, goal, unit_s),
     )
+    return (timeline,)
 
 
 def _select_axis(plan: SimulatedPlan, goal: Goal) -> tuple[str, float]:

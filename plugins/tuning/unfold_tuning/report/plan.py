@@ -130,7 +130,7 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         tables=(_build_stage_table(analysis), _build_plan_table(analysis)),
         figures=(
             draw_cluster(plan, goal),
-            draw_trials(plan, problem.stages, goal),
+            *draw_trials(plan, problem.stages, goal),
             draw_frontier(solution.candidates, selected, goal, analysis.points),
         ),
         lines=tuple(_build_lines(analysis)),

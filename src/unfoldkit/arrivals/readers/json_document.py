@@ -101,7 +101,7 @@ def _parent_id(span: dict[str, Any]) -> str | int | None:
 
 
 def _read_matrix(values: Sequence[Any], match: str, path: Path) -> TraceRows | None:
-    """Read a range query of Prometheus: the sum of the series whose labels contain ``match``."""
+    """Read a range query of Prometheus: the sum of the series with labels that contain ``match``."""
     matrix = next((each for each in _iter_objects(list(values)) if each.get("resultType") == "matrix"), None)
     if matrix is None:
         return None

@@ -85,7 +85,7 @@ class TimeNotation:
         format: Directives of ``strptime`` for dates that are neither ISO 8601 nor common log format.
         unit: Unit of numbers, a key of ``UNITS_S``; without it, a column's name or the size of the numbers decides.
         key: The section of the spec that has the keys ``time_format`` and ``unit``, for hints; empty if none has.
-        likely_unit: Unit of numbers whose unit nothing else states: that of a related trace.
+        likely_unit: Unit of numbers for which nothing else states one: that of a related trace.
     """
 
     format: str | None = None

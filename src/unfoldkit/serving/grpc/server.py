@@ -168,11 +168,11 @@ class InferenceServicer:
 
     async def call_RepositoryModelLoad(self, _request: Any) -> Any:  # noqa: N802
         """Refuse to load a model: a service is one run."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, whose models stay loaded")
+        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
 
     async def call_RepositoryModelUnload(self, _request: Any) -> Any:  # noqa: N802
         """Refuse to unload a model."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, whose models stay loaded")
+        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
 
     async def call_ModelInfer(self, message: Any) -> Any:  # noqa: N802
         """Answer an inference request."""

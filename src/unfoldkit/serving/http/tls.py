@@ -104,7 +104,7 @@ def with_errors(file: Path, load: Callable[[], object]) -> None:
         load()
     except ssl.SSLError as error:
         reason = (error.reason or str(error)).replace("_", " ").lower()
-        hint = "PEM files whose key belongs to the certificate"
+        hint = "PEM files with the key of the certificate"
         raise user_error(f"cannot be used for TLS: {reason}", file=str(file), hint=hint) from error
     except OSError as error:
         raise user_error(f"cannot be used for TLS: {error.strerror}", file=str(error.filename or file)) from error

@@ -59,7 +59,8 @@ class Supervisor:
     """Keeps ``count`` processes running until a signal ends them.
 
     A process that ends before its first heartbeat, or soon after its start, counts as an early exit; after a few in a
-    row the supervisor gives up. A process whose exit code blames the caller is not replaced: all are ``rejected``.
+    row the supervisor gives up. A process that exits with a code which blames the caller is not replaced: all are
+    ``rejected``.
 
     Args:
         work: What each process does.

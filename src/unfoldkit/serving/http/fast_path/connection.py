@@ -21,7 +21,7 @@ MAX_PROBE_BYTES = 4096
 MIN_COSTLY_BYTES = 2**14
 MAX_TURN_S = 0.002
 PAUSE_FACTOR = 4.0
-"""A client whose bytes held up the event loop for longer is not read for so many times that duration."""
+"""A client that held up the event loop for longer with its bytes is not read for so many times that duration."""
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
 
