@@ -106,7 +106,7 @@ def test_sentences_are_short_and_plain(function: Callable[..., str], arguments: 
     """A sentence has an end that is no separator, at most 25 words per part, and no word that only its authors know."""
     text = function(*arguments)
     print(text)  # noqa: T201 - the page
-    assert re.fullmatch(r"\S.*[\w%$)]", text)
+    assert re.fullmatch(r"\S.*[\w%$).]", text)
     assert "  " not in text
     assert not PRIVATE_WORDS.search(text)
     assert all(len(part.split()) <= MAX_WORDS for part in re.split(r" · |; |: ", text))
