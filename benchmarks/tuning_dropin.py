@@ -65,7 +65,7 @@ def objective(trial):
     return loss_after(quality, speed, STEPS - 1)
 
 
-storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(FOLDER / "journal")))
+storage = f"sqlite:///{FOLDER}/study.db"
 study = optuna.create_study(study_name="s", storage=storage, direction="minimize", load_if_exists=True)
 study.optimize(objective, n_trials=TRIALS, n_jobs=2)
 print(study.best_trial.params)
@@ -373,10 +373,8 @@ def compute_loss(quality: float, speed: float, step: int) -> float:
 
 def _list_optuna_trials(folder: Path) -> list[tuple[float, float]]:
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
-    backend = JournalFileBackend(str(folder / "journal"))
-    study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/study.db")
     return [(trial.params["quality"], trial.params["speed"]) for trial in study.trials]
 
 

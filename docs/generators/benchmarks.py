@@ -115,6 +115,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "p99_ms": "p99, ms",
         "baseline_p99_ms": "p99 of FastAPI with joblib, ms",
     },
+    "cascade-truth": {
+        "false_yes_percent": "false yes in the worst scenario, % of draws",
+        "false_yes_duplicates_percent": "false yes where rows are copies, %",
+        "false_yes_no_saving_percent": "false yes where there is no saving, %",
+        "power_percent": "real savings found, % of draws",
+        "cost_broken_percent": "yes verdicts whose saving is below the promise, %",
+        "loss_broken_percent": "yes verdicts that lose more than promised, %",
+        "sensitivity_broken_percent": "yes verdicts that lose more within a label than promised, %",
+    },
     "estimator": {
         "queries_per_s": "queries/s through three stages",
         "simpy_ratio": "times faster than SimPy",
@@ -182,12 +191,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "expected_share_error_mean": "stated against observed share, mean difference",
         "extra_cost_percent_mean": "price of the confidence, mean %",
     },
-    "pipeline-exports": {
-        "targets_executed": "targets whose exports ran, of Ray Serve, KServe's graph and Triton's configs",
-        "share_error_sigma_max": "visits of a stage against the plan, worst, standard deviations",
-        "queries": "queries sent through each",
-        "triton_configs_read": "configs that Triton's message type reads, with all fields",
-    },
     "tuner": {
         "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
         "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
@@ -246,18 +249,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "time_error_percent_max": "error of the predicted time, worst %",
         "cost_error_percent_max": "error of the predicted cost, worst %",
         "plans": "plans carried out, on local processes and on Ray",
-    },
-    "tuning-dropin": {
-        "kills_optuna": "kills of the Optuna script",
-        "kills_ray": "kills of the Ray Tune script",
-        "changed_lines_optuna": "new lines of the Optuna script",
-        "changed_lines_ray": "new lines of the Ray Tune script",
-        "other_winners_optuna": "runs of Optuna with another winner than successive halving",
-        "other_winners_ray": "the same, Ray Tune",
-        "finished_iterations_repeated_optuna": "finished iterations repeated, Optuna",
-        "finished_iterations_repeated_ray": "the same, Ray Tune",
-        "late_optuna": "runs of Optuna past a deadline that is too short",
-        "late_ray": "the same, Ray Tune",
     },
     "tuning-kills": {
         "kills": "kills of the driver on local processes",

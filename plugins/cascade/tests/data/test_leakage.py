@@ -179,3 +179,14 @@ def test_neighbours_of_independent_rows_are_no_copies() -> None:
     for name, rows in tables.items():
         copies = find_copies(rows)
         assert copies is None or copies.near <= 0.01 * len(rows), name
+
+
+def test_copies_of_two_columns_are_grouped_if_one_is_drawn_anew() -> None:
+    """Fifteen copies whose second value was measured anew count once; the uneven leaves of a tree are no copies."""
+    rng = RNG(12)
+    copied = np.column_stack([np.repeat(rng.normal(size=60).round(4), 15), rng.normal(size=900)])
+    copies = find_copies(copied)
+    assert copies is not None
+    assert copies.distinct == 60
+    leaves = rng.choice(rng.random(30), 900, p=rng.dirichlet(np.ones(30) * 3))
+    assert find_copies(np.column_stack([leaves, rng.normal(size=900)])) is None

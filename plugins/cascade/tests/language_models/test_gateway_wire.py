@@ -74,6 +74,8 @@ def count_whole(data: bytes) -> int:
 
 def _answer(request: dict[str, Any], _number: int) -> dict[str, Any]:
     text = request["messages"][-1]["content"]
+    if "endless" in text:
+        return {"text": " ".join(["w"] * 100), "logprob": -0.0001, "pace": 0.1}
     return {"text": f"re: {text[:40]}", "logprob": -0.0001, "delay": 1.0 if "slow" in text else 0.0}
 
 
@@ -88,14 +90,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert planned.returncode == 0, planned.stderr
         with serving(folder, "run", patience=280) as (process, url):
             served = Served(url, upstream, process)
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    served.open().close()
-                    break
-                except OSError:
-                    assert time.monotonic() < end
-                    time.sleep(0.1)
+            # connections wait while the gateway starts and probes its models
+            health = f"GET /health HTTP/1.1\r\n{HOST}\r\n\r\n".encode()
+            assert b" 200 " in served.send(health, patience_s=60).partition(b"\r\n")[0]
             yield served
 
 
@@ -139,17 +136,23 @@ def test_a_chunked_request_is_read_whole(served: Served) -> None:
     assert json.loads(data.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"] == "re: 日本"
 
 
-@pytest.mark.parametrize("headers", [("x-long: " + "a" * 200_000,), tuple(f"x-{k}: {k}" for k in range(20_000))])
-def test_huge_headers_are_rejected_and_the_gateway_lives(served: Served, headers: tuple[str, ...]) -> None:
+def test_too_many_headers_are_rejected_and_the_gateway_lives(served: Served) -> None:
     """They reach no upstream, and the next request is answered."""
     before = len(served.upstream.requests)
     try:
-        data = served.send(format_request("huge", *headers))
+        data = served.send(format_request("many", *(f"x-{k}: {k}" for k in range(20_000))))
     except ConnectionError:
         data = b""
     assert b" 200 " not in data.partition(b"\r\n")[0]
     assert len(served.upstream.requests) == before
     assert b" 200 " in served.send(format_request("x")).partition(b"\r\n")[0]
+
+
+def test_a_huge_header_goes_no_further_than_the_gateway(served: Served) -> None:
+    """The host bounds heads by their sum; whatever a client sends in its head, no upstream sees it."""
+    data = served.send(format_request("huge", "x-long: " + "a" * 200_000))
+    assert b" 200 " in data.partition(b"\r\n")[0]
+    assert "x-long" not in served.upstream.headers[-1]
 
 
 def test_headers_of_common_size_pass(served: Served) -> None:
@@ -168,14 +171,16 @@ def test_two_lengths_or_a_torn_body_reach_no_upstream(served: Served) -> None:
 
 
 def test_a_hang_up_is_noticed_behind_the_host(served: Served) -> None:
-    """The upstream call of a client that left is cancelled, also with a pipelined request behind it."""
-    before = served.upstream.hang_ups
-    for more in (b"", format_request("y")):
-        with served.open() as client:
-            client.sendall(format_request("slow z", stream=True) + more)
-            time.sleep(0.3)
-    end = time.monotonic() + 5
-    while served.upstream.hang_ups < before + 2:
+    """The upstream call of a client that left is cancelled."""
+    before, count = served.upstream.hang_ups, len(served.upstream.requests)
+    with served.open() as client:
+        client.sendall(format_request("endless", stream=True))
+        end = time.monotonic() + 5
+        while len(served.upstream.requests) == count:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    end = time.monotonic() + 6
+    while served.upstream.hang_ups == before:
         assert time.monotonic() < end
         time.sleep(0.05)
 

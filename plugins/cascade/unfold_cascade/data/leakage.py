@@ -156,10 +156,14 @@ def _mark_copies(numbers: FloatArray, row: IntArray) -> BoolArray:
     if numbers.shape[1] == 1 and _count_chance_repeats(numbers[first, 0], len(row)) < 0.1 * (len(row) - len(first)):
         return is_repeated[row]
     is_specific = _mark_specific(numbers[first])
-    is_even = is_repeated.sum() >= MIN_CASES and count.mean() >= 3 and count.var() < 0.5 * count.mean()
-    if is_even or 2 * (is_repeated & is_specific).sum() >= is_repeated.sum():
+    if _are_even(count) or 2 * (is_repeated & is_specific).sum() >= is_repeated.sum():
         return is_repeated[row]
     return (is_repeated & is_specific)[row]
+
+
+def _are_even(count: IntArray) -> bool:
+    """Whether (k,) distinct rows occur about equally often, three times or more: by chance counts vary more."""
+    return bool((count > 1).sum() >= MIN_CASES and count.mean() >= 3 and count.var() < 0.5 * count.mean())
 
 
 def _count_chance_repeats(distinct: FloatArray, rows: int) -> float:
@@ -186,11 +190,12 @@ def _mark_specific(distinct: FloatArray) -> BoolArray:
 
 def _find_copies_but_one(numbers: FloatArray, keys: np.ndarray, whole: np.ndarray) -> IntArray:
     """Number rows that are equal in all columns but one, such as a visit number, if many are, and not by chance."""
-    columns = range(min(keys.shape[1], MAX_COLUMNS)) if numbers.shape[1] > 2 else ()
+    columns = range(min(keys.shape[1], MAX_COLUMNS)) if numbers.shape[1] > 1 else ()
     for column in columns:
         row = np.unique(whole - keys[:, column], return_inverse=True)[1]
         count = np.bincount(row)
-        if (count[row] > 1).mean() < MIN_REPEATED_SHARE:
+        # one column that is left repeats by chance as well, such as the leaves of a tree, but not equally often
+        if (count[row] > 1).mean() < MIN_REPEATED_SHARE or (numbers.shape[1] == 2 and not _are_even(count)):
             continue
         others = np.delete(numbers, column, axis=1) if column < numbers.shape[1] else numbers
         is_copied = _mark_copies(others, row)

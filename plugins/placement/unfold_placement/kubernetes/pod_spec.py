@@ -34,7 +34,16 @@ ALWAYS = "Always"
 """Restart policy of a sidecar: an init container that keeps running."""
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 VOLATILE_LABELS = frozenset(
-    {"controller-uid", "batch.kubernetes.io/controller-uid", "statefulset.kubernetes.io/pod-name"}
+    {
+        "apps.kubernetes.io/pod-index",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-completion-index",
+        "controller-uid",
+        "jobset.sigs.k8s.io/job-global-index",
+        "jobset.sigs.k8s.io/job-index",
+        "jobset.sigs.k8s.io/job-key",
+        "statefulset.kubernetes.io/pod-name",
+    }
 )
 """Labels that differ between pods alike."""
 

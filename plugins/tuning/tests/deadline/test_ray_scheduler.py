@@ -52,6 +52,7 @@ class FakeController:
         ]
         self.steps = [0] * len(qualities)
         scheduler._inform_autoscaler = lambda *_: None
+        self.max_results = 10**9
 
     def get_trials(self) -> list[Any]:
         """Return every trial."""
@@ -82,6 +83,8 @@ class FakeController:
                 return
             self.now += self.step_s
             for trial in running:
+                if sum(self.steps) >= self.max_results:
+                    return
                 if trial.status == "RUNNING":
                     self._step(trial)
 
@@ -92,6 +95,7 @@ class FakeController:
             return
         self.steps[index] += 1
         result = {"training_iteration": self.steps[index], "score": self.qualities[index]}
+        trial.last_result = result
         decision = self.scheduler.on_trial_result(self, trial, result)
         trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
         if decision == "STOP":
@@ -128,6 +132,49 @@ def test_a_trial_that_ray_retries_keeps_its_place() -> None:
     controller.run()
     assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 2, 1]
     assert [trial.status for trial in controller.trials].count("ERROR") == 1
+
+
+@pytest.mark.parametrize("results", [1, 5, 9, 11, 14, 17])
+def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int) -> None:
+    """A new scheduler with the trials that Ray restores ends the search as planned, with the same clock."""
+    from pyarrow.fs import LocalFileSystem
+
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    for trial in first.trials:
+        trial.storage = storage
+    first.max_results = results
+    first.run()
+    second = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    second.steps, second.trials = first.steps, first.trials
+    for trial in second.trials:
+        trial.status = trial.status if trial.status == "TERMINATED" else "PENDING"
+    second.trials.sort(key=lambda trial: -first.steps[int(trial.trial_id)])
+    second.run()
+    assert second.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+    assert second.scheduler.keeper.began == first.scheduler.keeper.began
+    assert all(trial.status == "TERMINATED" for trial in second.trials)
+
+
+def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
+    """The state of other trials is ignored, and a file that is no state is an error."""
+    from pyarrow.fs import LocalFileSystem
+
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    state = tmp_path / "unfold-scheduler.json"
+    for text in ('{"numbers": {"other": 0}}', "{}", "[]", "no state"):
+        state.write_text(text)
+        scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+        controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+        for trial in controller.trials:
+            trial.storage = storage
+        if "other" in text:
+            controller.run()
+            assert max(controller.steps) == 9
+        else:
+            with pytest.raises(UnfoldError, match="state"):
+                controller.run()
 
 
 def test_the_autoscaler_may_release_every_node_at_the_end() -> None:

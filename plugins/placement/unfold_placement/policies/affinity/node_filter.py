@@ -204,7 +204,7 @@ class DomainLimits:
     allowed numbers are shared out beforehand: always to the least loaded domain with room.
 
     Attributes:
-        waiting: Waiting tasks with limits, by name.
+        waiting: Waiting tasks, by name.
         running: Node of each running task, with the task, by name.
         amounts: Slots of each group by node.
     """
@@ -217,7 +217,8 @@ class DomainLimits:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Request a slot in a domain that may hold one more of the task's kind."""
-        return [Ask(_domain_mark(task), gated=True)] if has_domain_limits(task) else []
+        # the anti-affinity of others concerns pods without limits of their own
+        return [Ask(_domain_mark(task), gated=True)] if task.node_filter else []
 
     def react(self, event: Event, view: View) -> Transactions:
         """Follow what runs where, and set the slots of every group that waits."""
@@ -227,7 +228,7 @@ class DomainLimits:
             self.running.pop(task.name, None)
             if event.kind == STARTED:
                 self.running[task.name] = task, event.node
-            elif event.kind in {SUBMITTED, PREEMPTED} and has_domain_limits(task):
+            elif event.kind in {SUBMITTED, PREEMPTED} and task.node_filter:
                 self.waiting[task.name] = task
         if event.kind in {STARTED, QUIET, JOINED, LEFT}:
             for group, waiting in self._groups(view).items():
@@ -335,11 +336,7 @@ def _domain_mark(task: Task) -> str:
 
 @lru_cache(maxsize=10_000)
 def _limits_mark(text: str) -> str:
-    node_filter = decode_filter(text)
-    own = "".join(str(int(limit.selects(node_filter.labels))) for limit in node_filter.limits)
-    # pods differ in labels that no constraint reads, such as their index
-    alike = msgspec.structs.replace(node_filter, labels={})
-    return f"{CLUSTER_RULE}topology spread #{_hash(encode_filter(alike) + own)}"
+    return f"{CLUSTER_RULE}topology spread #{_hash(text)}"
 
 
 def _hash(text: str) -> str:
