@@ -315,5 +315,5 @@ def _format_parameter(value: object) -> str:
 
 def describe_stage(number: int, trials: int, workers: int) -> str:
     """Describe a stage for the legend of a figure: its trials, and the accelerators of each."""
-    each = f" × {workers} accel." if workers > 1 else ""
-    return f"stage {number}: {format_count(trials, 'trial')}{each}"
+    accelerators = f" × {workers} accel. each" if workers > 1 else ""
+    return f"stage {number}: {format_count(trials, 'trial')}{accelerators}"
