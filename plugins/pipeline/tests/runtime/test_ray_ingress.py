@@ -122,10 +122,16 @@ slo: {p99: 600 ms}
 arrivals: {process: poisson, rate: 5/s, duration: 10 s}
 hardware: {core: {price: $0.05/h, quota: 3}}
 stages:
-  in: {latency: {core: {1: 10 ms, 4: 20 ms}}, model: {code: "exported_models:total", features: 2}}
-  left: {after: {in: 50%}, latency: {core: {1: 10 ms, 4: 20 ms}}, model: {code: "exported_models:total", features: 2}}
+  in:
+    latency: {core: {1: 10 ms, 4: 20 ms}}
+    model: {code: "exported_models:total", features: 2, outputs: {output: 1}}
+  left:
+    after: {in: 50%}
+    latency: {core: {1: 10 ms, 4: 20 ms}}
+    model: {code: "exported_models:total", features: 1, outputs: {output: 1}}
   join:
     after: {in: 100%, left: 100%}
+    missing: 0
     latency: {core: {1: 10 ms}}
     model: {code: "exported_models:total", features: 2}
 """
@@ -142,7 +148,9 @@ def test_exported_config_answers_http(tmp_path: Path, monkeypatch: pytest.Monkey
     from ray import serve
     from ray.serve.schema import ServeDeploySchema
 
-    (tmp_path / "exported_models.py").write_text("def total(rows):\n    return rows.sum(axis=1)\n")
+    (tmp_path / "exported_models.py").write_text(
+        "def total(rows):\n    return rows.reshape(len(rows), -1).sum(axis=1)\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = yaml.safe_load(export_ray_serve(plan_report(tmp_path, SPEC)))
     for deployment in config["applications"][0]["deployments"]:
@@ -162,9 +170,12 @@ def test_exported_config_answers_http(tmp_path: Path, monkeypatch: pytest.Monkey
             request = urllib.request.Request("http://127.0.0.1:18123/", json.dumps(body).encode())
             with urllib.request.urlopen(request, timeout=60) as response:
                 outputs = json.load(response)["outputs"]
-            assert [json.loads(value) for value in outputs[0]["data"]] == [sum(row) for row in rows]
-            for output in outputs:
-                counts[output["name"]] += sum(json.loads(value) is not None for value in output["data"])
+            values = {output["name"]: [json.loads(value) for value in output["data"]] for output in outputs}
+            assert values["in"] == [sum(row) for row in rows]
+            # the join adds what both branches pass to it
+            assert values["join"] == [a + (b or 0) for a, b in zip(values["in"], values["left"], strict=True)]
+            for name, answers in values.items():
+                counts[name] += sum(value is not None for value in answers)
         check_counts(counts, {"in": 1.0, "left": 0.5, "join": 1.0}, QUERIES)
     finally:
         serve.shutdown()
