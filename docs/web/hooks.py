@@ -32,7 +32,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_rest: Any) -> str:
 
 def navigation(folder: Path) -> list[Any]:
     """Return the pages of each part; none is left out, whether the start page names it or not."""
-    return [{"Start": "index.md"}, *({title: _part(folder, name)} for title, name in SECTIONS.items())]
+    start = {"Start": ["index.md", "gallery.md"]}
+    return [start, *({title: _part(folder, name)} for title, name in SECTIONS.items())]
 
 
 def adapted(markdown: str, path: Path) -> str:

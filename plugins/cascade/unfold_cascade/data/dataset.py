@@ -270,7 +270,8 @@ def _find_copies(options: DatasetOptions, frame: Frame, order: Sequence[str], se
     values = np.column_stack([frame.numbers_or_flags(name, key="data.path") for name in present[0]])
     texts = [frame.text(name, key="data.path")[selected] for name in present[1]]
     labels = [] if options.is_scored else [read_labels(options, frame)[selected]]
-    return find_copies(values[selected], [*texts, *labels])
+    # confidences of good models crowd near 1, where independent cases are as close as noisy copies
+    return find_copies(values[selected], [*texts, *labels], finds_noisy=False)
 
 
 def _find_leaks(

@@ -52,12 +52,13 @@ class Copies:
         return int(self.unit.max()) + 1
 
 
-def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = ()) -> Copies | None:
+def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = (), *, finds_noisy: bool = True) -> Copies | None:
     """Find the rows of a table that are copies of others; ``None`` if there are none.
 
     Args:
         numbers: (n, d) numeric columns, NaN where a value is missing.
         words: columns of (n,) words, such as recorded answers.
+        finds_noisy: also find copies with noise in every column.
     """
     if len(numbers) < 2:
         return None
@@ -73,7 +74,8 @@ def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = ()) -> Copies
     identical = len(unit) - int(unit.max()) - 1
     near = join_groups(unit, _find_near_copies(numbers, words, unit))
     near = join_groups(near, _find_copies_but_one(numbers, keys, whole))
-    near = join_groups(near, _find_jittered_copies(numbers, words, near))
+    if finds_noisy:
+        near = join_groups(near, _find_jittered_copies(numbers, words, near))
     extra = int(unit.max()) - int(near.max())
     return Copies(near, identical, extra) if identical + extra else None
 
