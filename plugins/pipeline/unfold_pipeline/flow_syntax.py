@@ -18,10 +18,10 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 REQUEST = "request"
 """The source that stands for the row of the request."""
@@ -35,7 +35,8 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-FUNCTIONS: Mapping[str, Callable[[NDArray[Any]], Any]] = {"max": np.max, "min": np.min, "argmax": np.argmax}
+FUNCTIONS = ("max", "min", "argmax")
+"""Functions of NumPy that make one value of a tensor."""
 CONSTANTS = {"true": True, "false": False}
 WORDS = ("and", "or", "not", "in")
 TOKEN = re.compile(
@@ -322,9 +323,12 @@ def _is_equal(left: Any, right: Any) -> bool:
 def _read_value(value: Value, tensors: Mapping[str, NDArray[Any]]) -> Any:
     if not isinstance(value, TensorValue):
         return value
+    # a spec is checked without numpy
+    import numpy as np
+
     tensor = np.asarray(find_tensor(tensors, value.tensor))
     try:
-        selected = FUNCTIONS[value.function](tensor) if value.function else tensor[value.index]
+        selected = getattr(np, value.function)(tensor) if value.function else tensor[value.index]
     except (IndexError, ValueError, TypeError) as error:
         raise ConditionError(f"{value.tensor} of shape {list(tensor.shape)}: {error}") from error
     if np.size(selected) != 1:

@@ -27,6 +27,7 @@ def asks(cpu: str, **more: Any) -> Body:
     return {"name": "c", "resources": {"requests": {"cpu": cpu}}, **more}
 
 
+@pytest.mark.kubernetes
 @pytest.mark.parametrize(
     ("spec", "cpu"),
     [

@@ -17,7 +17,7 @@ from unfold_tuning.job.build import (
     limit_samples,
 )
 from unfold_tuning.verbs.plan import plan
-from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.api import Figure, Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 
 SPEC = """
@@ -197,7 +197,8 @@ def test_a_custom_search_is_planned(tmp_path: Path) -> None:
 def test_no_baseline_of_the_figure_lies_below_the_frontier(tmp_path: Path) -> None:
     """At every deadline that a baseline guarantees, the frontier costs no more; this plan lies on it."""
     report = plan_spec(tmp_path)
-    curves = {series.name: list(zip(series.x, series.y, strict=True)) for series in report.figures[0].series}
+    frontier = next(figure for figure in report.figures if isinstance(figure, Figure))
+    curves = {series.name: list(zip(series.x, series.y, strict=True)) for series in frontier.series}
     exact = curves["cheapest plan found"]
     for name in ("best static", "greedy (RubberBand)"):
         assert curves[name]
