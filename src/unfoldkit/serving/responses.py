@@ -1,13 +1,16 @@
-"""Short responses: JSON with a status."""
+"""Short responses, JSON with a status, and work that ends when its client does."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from unfoldkit.serving.service import Send
+from unfoldkit.serving.service import Receive, Send
 
 Header = tuple[bytes, bytes]
 
@@ -48,3 +51,24 @@ async def send_reply(reply: Reply, send: Send) -> None:
         # uvloop raises this if the connection was lost meanwhile; uvicorn does not handle it
         if "closed" not in str(problem):
             raise
+
+
+async def run_until_disconnect(work: Coroutine[Any, Any, object], receive: Receive) -> None:
+    """Run the work on a request until it is done, or cancel it if the client disconnects."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client of a request disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -25,7 +25,7 @@ from unfold_pipeline.engine.endpoint.client import (
     has_token,
     read_lines,
 )
-from unfoldkit.serving.responses import Reply, json_reply, send_reply
+from unfoldkit.serving.responses import Reply, json_reply, run_until_disconnect, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -205,18 +205,8 @@ class EngineRouterApp:
         if sum(self.balancer.requests) >= self.max_in_flight:
             raise RequestError(429, "too many requests are waiting; retry later", ((b"retry-after", b"1"),))
         request = _parse_request(await _read_body(receive))
-        task = asyncio.create_task(self._route(path, request, send))
-        hang_up = asyncio.create_task(_wait_for_hang_up(receive))
-        try:
-            await asyncio.wait({task, hang_up}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                # the engine stops generating once the connection closes
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        finally:
-            task.cancel()
-            hang_up.cancel()
+        # the engine stops generating once the connection closes
+        await run_until_disconnect(self._route(path, request, send), receive)
 
     async def _route(self, path: str, request: dict[str, Any], send: Send) -> None:
         """Send a request to one engine after the other until one begins to answer.
@@ -364,11 +354,6 @@ async def _read_answer(response: httpx.Response) -> bytes:
         if len(data) > MAX_ANSWER_BYTES:
             raise EndpointError("the answer of the engine is too long")
     return bytes(data)
-
-
-async def _wait_for_hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _parse_request(body: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource
-from unfoldkit.serving.responses import Reply, send_reply
+from unfoldkit.serving.responses import Reply, send_reply, wait_for_disconnect
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
 
 EVENTS = "/events"
@@ -92,7 +92,7 @@ async def _stream(shared: SharedEvent, drains: asyncio.Event, receive: Receive, 
     unbuffered = (b"x-accel-buffering", b"no")
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), unbuffered]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    disconnected = asyncio.create_task(_wait_for_disconnect(receive))
+    disconnected = asyncio.create_task(wait_for_disconnect(receive))
     try:
         async for text in _iter_events(shared, drains, disconnected):
             await send({"type": "http.response.body", "body": text, "more_body": True})
@@ -111,8 +111,3 @@ async def _iter_events(
             await asyncio.wait(ends, timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         ends[0].cancel()
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -8,7 +8,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from unfold_cascade.language_models.gateway.router import Answer, Router, Trace,
 from unfold_cascade.language_models.gateway.state import Reservation
 from unfold_cascade.language_models.gateway.upstream import Events, UpstreamError, price_of
 from unfoldkit.api import UnfoldError
+from unfoldkit.serving.responses import run_until_disconnect
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -185,7 +186,7 @@ class GatewayApp:
             body = await _read_body(scope, receive, self.plan.body_bytes)
             key = _read_idempotency_key(scope)
             answer = self._answer_once(key, client, body, exchange, trace) if key else None
-            await _run_until_hang_up(answer or self._answer(client, body, exchange, trace), receive)
+            await run_until_disconnect(answer or self._answer(client, body, exchange, trace), receive)
         except RequestError as error:
             await _send_error(exchange, error, self._headers(trace))
 
@@ -394,26 +395,6 @@ def _read_idempotency_key(scope: Scope) -> str:
     if len(key) > MAX_KEY:
         raise RequestError(400, f"Idempotency-Key is longer than {MAX_KEY} characters")
     return str(key)
-
-
-async def _run_until_hang_up(work: Coroutine[Any, Any, object], receive: Receive) -> None:
-    """Run the work on a request until it is done, or cancel it if the client hangs up."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_wait_for_hang_up(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-async def _wait_for_hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _replay(entry: Entry, exchange: Exchange) -> bool:
