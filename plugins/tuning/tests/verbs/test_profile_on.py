@@ -23,6 +23,7 @@ AWS = SPEC.replace("provider: local", "provider: aws").replace(
     "{type: p, accelerators: 1, price: $3.6/h}",
     "{type: g5.xlarge, accelerators: 1, price: $3.6/h}, {type: g4dn.xlarge, accelerators: 1, price: $1/h}",
 )
+SLEEPER = Path(__file__).parents[1]
 UNMEASURED = AWS[: AWS.index("profile:")] + AWS[AWS.index("samples:") :]
 
 
@@ -74,8 +75,10 @@ def test_impossible_nodes_are_refused(tmp_path: Path, text: str, on: str, messag
 
 @pytest.mark.ray
 @pytest.mark.e2e
-def test_a_ray_node_is_measured(tmp_path: Path) -> None:
+def test_a_ray_node_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``--on ray`` the trials run on a raylet of this machine, whose hardware the profile records."""
     pytest.importorskip("ray")
+    # the raylet imports the function from there
+    monkeypatch.setenv("PYTHONPATH", str(SLEEPER))
     profile_verb.profile(load_spec(UNMEASURED), build_run(tmp_path, "ray"))
     assert json.loads((tmp_path / "profile.json").read_text())["measured_on"] == describe_hardware()
