@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from unfoldkit.errors import install_command
-
 ROOT = Path(__file__).parents[1]
 USE = "usage: python -m tests.wheels held WHEEL | slim | used | alone FOLDER"
 MAX_INSTALLED_MIB = 200
@@ -88,6 +86,9 @@ def use(away: Path) -> None:
 
 def use_without_extras(away: Path) -> None:
     """Run the command as installed without extras: small, checks everything, and names the extra of what it lacks."""
+    # another command of this module runs without the project
+    from unfoldkit.errors import install_command
+
     size_mib = sum(map(installed_bytes, importlib.metadata.distributions())) / 2**20
     if size_mib > MAX_INSTALLED_MIB:
         sys.exit(f"{size_mib:.0f} MiB are installed, more than {MAX_INSTALLED_MIB}")
