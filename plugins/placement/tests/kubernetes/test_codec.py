@@ -128,7 +128,7 @@ def test_pods_have_no_claims_without_dra() -> None:
 
 @given(TEXTS, TEXTS)
 def test_every_resource_has_its_own_pool(one: str, two: str) -> None:
-    """Names, and scopes, are told apart by their pools, which are valid names of objects; a slice is one device."""
+    """Names and scopes have different pools, which are valid names of objects; a slice is one device."""
     spec = dra.build_slice(SCOPE, one, 7, 3)["spec"]
     pool = spec["pool"]["name"]
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", pool)

@@ -1,7 +1,7 @@
 """The scripts that prompts are written in: a promise covers those of its log, and no other one.
 
-A script is the first word of the Unicode name of a letter, such as LATIN, CYRILLIC, CJK or HANGUL. Languages which
-share a script are not told apart: that would need a model, and a model would need a promise of its own.
+A script is the first word of the Unicode name of a letter, such as LATIN, CYRILLIC, CJK or HANGUL. Languages that
+share a script count as one: to separate them takes a model, which would need a promise of its own.
 """
 
 from __future__ import annotations
