@@ -23,6 +23,8 @@ from unfold_pipeline.engine.endpoint.client import (
     EndpointLimits,
     build_http_client,
     has_token,
+    parse_event,
+    read_bounded,
     read_lines,
 )
 from unfoldkit.serving.responses import Reply, json_reply, run_until_disconnect, send_reply
@@ -258,7 +260,7 @@ class EngineRouterApp:
             self.balancer.mark_up(index)
             kind = response.headers.get("content-type", "application/json")
             if response.status_code != 200 or "text/event-stream" not in kind:
-                await exchange.reply(response.status_code, await _read_answer(response), kind)
+                await exchange.reply(response.status_code, await read_bounded(response, MAX_ANSWER_BYTES), kind)
                 return int(response.status_code)
             async with aclosing(read_lines(response, self.limits)) as lines:
                 await self._pass_on(lines, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
@@ -286,9 +288,9 @@ class EngineRouterApp:
                 if events:
                     self.metrics.observe_stream(first_s - begin_s, last_s - first_s, tokens or events)
                 return
-            event = _parse_event(data)
-            if event is None:
+            if not data:
                 continue
+            event = parse_event(data)
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1
             usage = event.get("usage")
@@ -347,15 +349,6 @@ async def _read_body(receive: Receive) -> bytes:
             return bytes(data)
 
 
-async def _read_answer(response: httpx.Response) -> bytes:
-    data = bytearray()
-    async for part in response.aiter_bytes():
-        data += part
-        if len(data) > MAX_ANSWER_BYTES:
-            raise EndpointError("the answer of the engine is too long")
-    return bytes(data)
-
-
 def _parse_request(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
@@ -364,18 +357,6 @@ def _parse_request(body: bytes) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise RequestError(400, "the body is no JSON object")
     return request
-
-
-def _parse_event(data: bytes) -> dict[str, Any] | None:
-    if not data:
-        return None
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise EndpointError("the stream holds broken JSON") from error
-    if not isinstance(event, dict):
-        raise EndpointError("the stream holds broken JSON")
-    return event
 
 
 def _estimate_tokens(request: Mapping[str, Any]) -> int:

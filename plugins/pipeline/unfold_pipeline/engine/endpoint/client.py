@@ -256,7 +256,7 @@ async def _get(client: httpx.AsyncClient, endpoint: Endpoint, path: str, limits:
             asyncio.timeout(limits.first_token_s),
             client.stream("GET", endpoint.build_url(path), headers=endpoint.headers) as response,
         ):
-            body = await _read_bounded(response, MAX_REPLY_BYTES)
+            body = await read_bounded(response, MAX_REPLY_BYTES)
     except TimeoutError as error:
         raise EndpointError("the server does not respond", "is it overloaded?") from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
@@ -278,7 +278,7 @@ async def _read_stream(
         async with client.stream("POST", url, content=content, headers=endpoint.headers) as response:
             if response.status_code != 200:
                 raise _describe_status(
-                    response.status_code, endpoint.path, await _read_bounded(response, MAX_ERROR_BYTES)
+                    response.status_code, endpoint.path, await read_bounded(response, MAX_ERROR_BYTES)
                 )
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise EndpointError("the server does not stream", "a server that honors stream: true")
@@ -289,7 +289,7 @@ async def _read_stream(
                     data = line[5:].strip()
                     if data == b"[DONE]":
                         return
-                    yield now_s, _parse_event(data)
+                    yield now_s, _parse_answer(data)
         raise EndpointError("the stream broke off before its end")
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise _describe_fault(error) from error
@@ -301,22 +301,29 @@ async def read_lines(response: httpx.Response, limits: EndpointLimits) -> AsyncG
     async with aclosing(response.aiter_bytes()) as parts:  # type: ignore[type-var]
         while True:
             try:
-                part = await asyncio.wait_for(anext(parts), wait_s)
+                async with asyncio.timeout(wait_s):
+                    part = await anext(parts)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
                 raise EndpointError(f"the stream stalls: nothing for {wait_s:g} s", "is it overloaded?") from error
             now_s, wait_s = time.perf_counter(), limits.between_tokens_s
             size += len(part)
-            pending += part
-            *lines, pending = pending.split(b"\n")
+            *ends, rest = part.split(b"\n")
+            for end in ends:
+                yield now_s, bytes(pending + end).rstrip(b"\r")
+                pending.clear()
+            pending += rest
             if size > MAX_REPLY_BYTES or len(pending) > MAX_LINE_BYTES:
                 raise EndpointError(f"the stream is longer than {MAX_REPLY_BYTES >> 20} MiB")
-            for line in lines:
-                yield now_s, bytes(line.rstrip(b"\r"))
 
 
-async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
+async def read_bounded(response: httpx.Response, limit: int) -> bytes:
+    """Read a body.
+
+    Raises:
+        EndpointError: it has more than ``limit`` bytes.
+    """
     data = bytearray()
     async for part in response.aiter_bytes():
         data += part
@@ -325,13 +332,23 @@ async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
     return bytes(data)
 
 
-def _parse_event(data: bytes) -> Mapping[str, Any]:
+def parse_event(data: bytes) -> dict[str, Any]:
+    """Parse the JSON object of an event.
+
+    Raises:
+        EndpointError: it is none.
+    """
     try:
         event = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise EndpointError("the stream holds broken JSON") from error
-    if not isinstance(event, Mapping):
+    if not isinstance(event, dict):
         raise EndpointError("the stream holds broken JSON")
+    return event
+
+
+def _parse_answer(data: bytes) -> dict[str, Any]:
+    event = parse_event(data)
     if "error" in event and "choices" not in event:
         raise EndpointError(f"the stream reports an error: {_find_message(event)}")
     return event
