@@ -95,6 +95,23 @@ def test_a_pod_without_limits_respects_the_anti_affinity_of_others() -> None:
     assert starts(result)["b-0"] == 1.0
 
 
+def test_the_anti_affinity_of_others_covers_their_whole_domain() -> None:
+    """A pod that avoids an app in its zone keeps that app from every node of the zone, not from its own node only."""
+    avoiding = filtered(job("a", 1), DomainLimit("zone", (Requirement("app", "In", ("y",)),)))
+    result = run(zones(4, 1), avoiding + filtered([replace(task, size=1) for task in job("b", 3, at=1.0)], app="y"))
+    assert places(result)["a-0"] == "n0"
+    # n3 is in the zone of n0
+    assert {places(result)[f"b-{i}"] for i in range(2)} == {"n1", "n2"}
+    assert starts(result)["b-2"] > 1.0
+
+
+def test_nodes_without_the_label_of_an_anti_affinity_form_no_domain() -> None:
+    """A gang that avoids its like by zone may use nodes outside every zone, as many as have room."""
+    nodes = [*zones(2, 1), Node("bare", {"gpu": 2000}, {"host": "bare"})]
+    result = run(nodes, filtered(job("g", 4), DomainLimit("zone", APP)), gang={})
+    assert Counter(places(result).values()) == {"n0": 1, "n1": 1, "bare": 2}
+
+
 def test_only_pods_that_tolerate_a_taint_use_the_node() -> None:
     """A tainted GPU node counts for the pods that tolerate its taint, and others wait for the rest."""
     nodes = [Node("plain", {"gpu": 1000}), Node("tainted", {"gpu": 1000}, taints=(("gpu", "", "NoSchedule"),))]

@@ -259,6 +259,8 @@ class DomainLimits:
         accepting = [node for node in view.nodes if node_filter.selects(node) and node_filter.tolerates(node)]
         counts = [self._count_matching(limit, node_filter, view.nodes) for limit in node_filter.limits]
         room = {node.name: _room(task, node, view) for node in accepting}
+        excluded = self._list_excluded(node_filter, view)
+        accepting = [node for node in accepting if not _is_in_any(node, excluded)]
         allowed: Counter[str] = Counter()
         for _ in range(count):
             candidates = [
@@ -273,13 +275,13 @@ class DomainLimits:
             chosen = min(candidates, key=lambda node: self._load(node, node_filter, counts))
             allowed[chosen.name] += 1
             for limit, by_domain in zip(node_filter.limits, counts, strict=True):
-                if limit.selects(node_filter.labels):
+                if limit.selects(node_filter.labels) and limit.key in chosen.labels:
                     by_domain[chosen.labels[limit.key]] += 1
         return allowed if allowed.total() == count else {}
 
     def _load(self, node: Node, node_filter: NodeFilter, counts: Sequence[Counter[str]]) -> tuple[int, ...]:
         pairs = zip(node_filter.limits, counts, strict=True)
-        return tuple(by_domain[node.labels[limit.key]] for limit, by_domain in pairs)
+        return tuple(by_domain[node.labels.get(limit.key, "")] for limit, by_domain in pairs)
 
     def _may_add(self, node: Node, node_filter: NodeFilter, counts: Sequence[Counter[str]]) -> bool:
         for limit, by_domain in zip(node_filter.limits, counts, strict=True):
@@ -293,16 +295,18 @@ class DomainLimits:
             fewest = min(by_domain.values(), default=0) if len(by_domain) >= limit.min_domains else 0
             if by_domain[domain] + limit.selects(node_filter.labels) - fewest > limit.max_skew:
                 return False
-        return not self._is_excluded(node, node_filter)
+        return True
 
-    def _is_excluded(self, node: Node, node_filter: NodeFilter) -> bool:
-        """Return whether a running task's own anti-affinity keeps the pod away from a node."""
+    def _list_excluded(self, node_filter: NodeFilter, view: View) -> set[tuple[str, str]]:
+        """Return the domains, by key and value, from which the anti-affinity of running tasks keeps the pod away."""
+        excluded = set()
+        labels = {node.name: node.labels for node in view.nodes}
         for task, location in self.running.values():
-            limits = decode_filter(task.node_filter).limits if task.node_filter else ()
-            for limit in limits:
-                if limit.max_skew == 0 and limit.selects(node_filter.labels) and location == node.name:
-                    return True
-        return False
+            for limit in decode_filter(task.node_filter).limits if task.node_filter else ():
+                domain = labels.get(location, {}).get(limit.key)
+                if limit.max_skew == 0 and domain is not None and limit.selects(node_filter.labels):
+                    excluded.add((limit.key, domain))
+        return excluded
 
     def _count_matching(self, limit: DomainLimit, node_filter: NodeFilter, nodes: Sequence[Node]) -> Counter[str]:
         """Return the number of matching pods by domain; domains without any count too."""
@@ -350,6 +354,10 @@ def _mark_nodes(text: str, nodes: Sequence[Node]) -> list[Put]:
         for node in nodes
         if node_filter.selects(node) and node_filter.tolerates(node)
     ]
+
+
+def _is_in_any(node: Node, domains: Iterable[tuple[str, str]]) -> bool:
+    return any(node.labels.get(key) == value for key, value in domains)
 
 
 def _room(task: Task, node: Node, view: View) -> int:
