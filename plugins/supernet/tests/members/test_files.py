@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from onnx import TensorProto
 
@@ -111,6 +112,23 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
     (folder / "weights.bin").unlink()
     with pytest.raises(UnfoldError, match=r"weights.bin' is missing"):
         check_file(make_member(path))
+
+
+def test_external_data_of_a_function_is_refused_too(tmp_path: Path) -> None:
+    """A constant in the body of a function leads out of the folder no more than one of the graph."""
+    import onnx
+
+    model = onnx.load(str(write_model(tmp_path / "a.onnx")))
+    constant = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "c")
+    constant.ClearField("raw_data")
+    constant.data_location = TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value="../secret.bin")
+    node = onnx.helper.make_node("Constant", [], ["c"], value=constant)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model.functions.append(onnx.helper.make_function("com.mine", "Hidden", [], ["c"], [node], opsets))
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UnfoldError, match="lies outside its folder"):
+        check_file(make_member(tmp_path / "a.onnx"))
 
 
 def test_every_bad_file_of_a_list_is_named(tmp_path: Path) -> None:

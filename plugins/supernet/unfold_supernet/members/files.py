@@ -99,7 +99,8 @@ def check_file(member: MemberFile) -> CheckedFile:
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise reject(member, "not an ONNX model: it has no graph", "export it with torch.onnx.export or skl2onnx")
     digest, size_bytes = hashlib.sha256(content), len(content)
-    for location in sorted(set(_list_external_files(model.graph))):
+    parts = (model.graph, *model.functions)
+    for location in sorted({location for part in parts for location in _list_external_files(part)}):
         path = _locate_external(member, location)
         data = read_bytes(path)
         digest.update(data)
@@ -127,9 +128,13 @@ def format_size(size: Sequence[int]) -> str:
 
 
 def _list_external_files(graph: Any) -> Iterator[str]:
-    """Yield the file of every tensor that is stored outside the model, those of nested graphs included."""
-    tensors = [*graph.initializer]
-    for sparse in graph.sparse_initializer:
+    """Yield the file of every tensor that is stored outside the model, those of nested graphs included.
+
+    Args:
+        graph: A graph, or a function of the model, which has no initializers.
+    """
+    tensors = [*getattr(graph, "initializer", ())]
+    for sparse in getattr(graph, "sparse_initializer", ()):
         tensors += [sparse.values, sparse.indices]
     for node in graph.node:
         for attribute in node.attribute:
