@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
-import sys
 
 import pytest
 
-from plugins.cascade.tests.report.test_sentences import MAX_WORDS, PRIVATE
+from plugins.cascade.tests.report.test_sentences import check_sentence
 from unfold_cascade.language_models.report import sentences
 
 MODELS = ("small", "large")
@@ -64,10 +62,4 @@ def test_every_sentence_has_a_sample() -> None:
 @pytest.mark.parametrize("text", [text for texts in SAMPLES.values() for text in texts])
 def test_sentences_are_complete_short_and_free_of_private_words(text: str) -> None:
     """No sentence is empty, padded, open-ended, longer than 25 words per clause, or in words of this project only."""
-    sys.stdout.write(f"{text}\n")
-    assert text == text.strip() != ""
-    assert "  " not in text
-    assert text[-1] not in ",;:("
-    assert text.count("(") == text.count(")")
-    assert all(len(clause.split()) <= MAX_WORDS for clause in re.split(r"[;·(]", text))
-    assert not PRIVATE.search(text)
+    check_sentence(text)

@@ -120,9 +120,8 @@ def test_every_sentence_has_a_sample() -> None:
     assert public == set(SAMPLES)
 
 
-@pytest.mark.parametrize("text", [text for texts in SAMPLES.values() for text in texts])
-def test_sentences_are_complete_short_and_free_of_private_words(text: str) -> None:
-    """No sentence is empty, padded, open-ended, longer than 25 words per clause, or in words of this project only."""
+def check_sentence(text: str) -> None:
+    """Print a sentence, and fail if it is empty, padded, open-ended, too long or in words of this project only."""
     sys.stdout.write(f"{text}\n")
     assert text == text.strip() != ""
     assert "  " not in text
@@ -130,3 +129,9 @@ def test_sentences_are_complete_short_and_free_of_private_words(text: str) -> No
     assert text.count("(") == text.count(")")
     assert all(len(clause.split()) <= MAX_WORDS for clause in re.split(r"[;·(]", text))
     assert not PRIVATE.search(text)
+
+
+@pytest.mark.parametrize("text", [text for texts in SAMPLES.values() for text in texts])
+def test_sentences_are_complete_short_and_free_of_private_words(text: str) -> None:
+    """No sentence is empty, padded, open-ended, longer than 25 words per clause, or in words of this project only."""
+    check_sentence(text)

@@ -270,7 +270,7 @@ class StudyRun:
                 item.steps = max(item.steps, self.keeper.rungs[-1])
             if is_running and self.stage and frozen.number not in stored.survivors:
                 item.has_ended = item.is_stopped = True
-                self._tell(item, None, TrialState.PRUNED)
+                self._store_end(item, None, TrialState.PRUNED)
             elif is_running:
                 item.waits_for = next((rung for rung in self.keeper.rungs[self.stage :] if rung <= item.steps), 0)
         if self.trials:
@@ -412,7 +412,7 @@ class StudyRun:
                 item.waits_for = 0
                 if item.is_begun_earlier:
                     item.has_ended = True
-                    self._tell(item, None, TrialState.PRUNED)
+                    self._store_end(item, None, TrialState.PRUNED)
         self.changed.notify_all()
         for item in waiting:
             while not self.is_ending and len(self._list_active(rung)) >= self.keeper.slots:
@@ -454,9 +454,9 @@ class StudyRun:
             for item in open_items:
                 item.has_ended = item.is_stopped = True
                 if item is best or (_has_number(item) and item.steps >= self.keeper.rungs[-1]):
-                    self._tell(item, item.values[max(item.values)], TrialState.COMPLETE)
+                    self._store_end(item, item.values[max(item.values)], TrialState.COMPLETE)
                 else:
-                    self._tell(item, None, TrialState.PRUNED)
+                    self._store_end(item, None, TrialState.PRUNED)
 
     # the threads of the trials
 
@@ -482,7 +482,7 @@ class StudyRun:
             if state == TrialState.PRUNED and is_cut_off and item.values:
                 item.is_cut_off = True
             else:
-                state = self._tell(item, value if state == TrialState.COMPLETE else None, state)
+                state = self._store_end(item, value if state == TrialState.COMPLETE else None, state)
                 item.is_stopped = item.is_stopped or state == TrialState.PRUNED
             item.has_failed = state == TrialState.FAIL
             self._record_duration(item, is_complete=state == TrialState.COMPLETE)
@@ -498,7 +498,7 @@ class StudyRun:
             self.keeper.min_steps = self.keeper.max_steps = 1
             self.keeper.record_step(item.trial.number, 1, self.keeper.wall() - item.reported_at)
 
-    def _tell(self, item: RunningTrial, value: Any, state: Any) -> Any:
+    def _store_end(self, item: RunningTrial, value: Any, state: Any) -> Any:
         """Store how a trial ended, and call the callbacks; return the state, which a wrong value turns into a failure.
 
         A value that is no number fails the trial, as in ``study.optimize``.
