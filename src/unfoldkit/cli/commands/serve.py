@@ -35,8 +35,8 @@ from unfoldkit.serving.observability.access_log import (
     Observer,
     combine_observers,
     json_access_log,
-    request_tracer,
 )
+from unfoldkit.serving.observability.tracing import find_instrumentation, request_tracer
 from unfoldkit.serving.service import Service, is_always_healthy
 from unfoldkit.spec.resolve import RUN_PLAN, LoadedSpec
 
@@ -230,12 +230,14 @@ def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> 
     from unfoldkit.serving.http.host import HostOptions
 
     observers = [json_access_log(_open_json_log())] if options.log_json else []
-    tracer = request_tracer()
+    instrumentation = find_instrumentation()
+    tracer = request_tracer() if instrumentation is None else None
     observer: Observer | None = combine_observers([*observers, *([tracer] if tracer else [])])
     return HostOptions(
         token=options.token,
         heartbeat=heartbeat,
         observer=observer,
+        instrumentation=instrumentation,
         own_log=options.log_json,
         fast_path=options.fast_path,
         limits=ResourceLimits(connections=options.max_connections),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from unfoldkit.serving.batching.batcher import QueueFull, Result
 from unfoldkit.serving.grpc.messages import METHODS, SERVICE, Messages, build_messages
 from unfoldkit.serving.grpc.tensors import fill_response, read_request
 from unfoldkit.serving.model import Rejection
+from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, RequestNote, new_id, sanitize_id
 from unfoldkit.serving.oip.app import describe_model
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply
@@ -31,6 +33,11 @@ CODES = {
     503: "UNAVAILABLE",
 }
 """The status codes of gRPC by HTTP status; INTERNAL for any other."""
+STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
+    "UNAUTHENTICATED": 401,
+    "UNIMPLEMENTED": 501,
+}
+"""The HTTP statuses of calls in the access log, by their status code."""
 
 
 class CallError(Exception):
@@ -52,6 +59,8 @@ class GrpcOptions:
         hold_body: Records the bytes of a client's request, and returns why they are too many; called with a negative
             size afterwards.
         is_draining: Whether the server is about to stop.
+        observer: Receives a note of every call, with the HTTP status that its outcome would have.
+        interceptors: Interceptors of the server.
     """
 
     address: str
@@ -59,6 +68,8 @@ class GrpcOptions:
     credentials: Any = None
     hold_body: Callable[[str, int], str] = field(default=lambda _client, _size: "")
     is_draining: Callable[[], bool] = bool
+    observer: Observer | None = None
+    interceptors: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +96,30 @@ class InferenceServicer:
         """Answer a call, after its token was checked and its bytes were counted."""
         import grpc
 
+        start_s, status = time.perf_counter(), 500
+        ids = read_ids(context.invocation_metadata())
+        request_id = ids[ID] or (new_id() if self.options.observer else "")
+        trailers = ((ID.decode(), request_id),) if request_id else ()
         client, size = client_address(context.peer()), request.ByteSize()
         exceeded = self.options.hold_body(client, size)
         try:
             self._check_token(name, context)
             self._check_size(exceeded)
-            return await getattr(self, f"call_{name}")(request)
+            response = await getattr(self, f"call_{name}")(request)
+            context.set_trailing_metadata(trailers)
         except CallError as error:
-            trailers = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
-            await context.abort(grpc.StatusCode[error.code], error.message, trailers)
+            status = STATUSES.get(error.code, 500)
+            retry = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
+            await context.abort(grpc.StatusCode[error.code], error.message, (*trailers, *retry))
+        else:
+            status = 200
+            return response
         finally:
             self.options.hold_body(client, -size)
+            if self.options.observer is not None:
+                duration_s = time.perf_counter() - start_s
+                note = RequestNote(request_id, "POST", f"/{SERVICE}/{name}", status, duration_s, ids[PARENT])
+                self.options.observer(note)
 
     def _check_size(self, exceeded: str) -> None:
         if exceeded:
@@ -206,6 +230,7 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     servicer = InferenceServicer(endpoints, options, messages)
     max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
     server = grpc.aio.server(
+        interceptors=options.interceptors,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         options=[
             ("grpc.max_receive_message_length", max_bytes),
@@ -266,6 +291,15 @@ def _build_handler(servicer: InferenceServicer, name: str) -> Any:
         request_deserializer=classes[f"{name}Request"].FromString,
         response_serializer=classes[f"{name}Response"].SerializeToString,
     )
+
+
+def read_ids(metadata: Any) -> dict[bytes, str]:
+    """Return the request id and the trace parent in the metadata of a call; empty if there is none to repeat."""
+    ids = {ID: "", PARENT: ""}
+    for key, value in metadata or ():
+        if (name := key.encode()) in ids:
+            ids[name] = sanitize_id(value.encode() if isinstance(value, str) else value)
+    return ids
 
 
 def client_address(peer: str) -> str:
