@@ -28,6 +28,7 @@ from unfoldkit.serving.observability.access_log import JsonLines, json_access_lo
 from unfoldkit.serving.observability.dashboard import request_dashboard
 from unfoldkit.serving.observability.tracing import Instrumentation, find_instrumentation
 from unfoldkit.serving.oip.app import build_application, build_service
+from unfoldkit.serving.oip.repository import offer_repository
 from unfoldkit.serving.service import Service
 from unfoldkit.serving.state.entity_model import EntityStateModel
 from unfoldkit.serving.state.store import open_store
@@ -50,7 +51,10 @@ def service(name: str, given: dict[str, str]) -> Service:
         model, close = EntityStateModel(Diary(), store), store.close
     app = build_application([model], limits=limits, close=close)
     watch = request_dashboard(name, "toy", app.source.read)
-    return build_service(name, app, watch=watch)
+    served = build_service(name, app, watch=watch)
+    if "control" in given:
+        return offer_repository(served, lambda: service(name, {key: given[key] for key in given if key != "control"}))
+    return served
 
 
 @dataclass(frozen=True, slots=True)

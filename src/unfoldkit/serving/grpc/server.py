@@ -19,6 +19,7 @@ from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, Req
 from unfoldkit.serving.oip.app import describe_model
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply
+from unfoldkit.serving.oip.repository import ModelRepository, RepositoryError
 from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
 
 MAX_CONCURRENT_CALLS = 1024
@@ -59,6 +60,7 @@ class GrpcOptions:
         hold_body: Records the bytes of a client's request, and returns why they are too many; called with a negative
             size afterwards.
         is_draining: Whether the server is about to stop.
+        repository: Loads and unloads the models; ``None`` if they stay loaded.
         observer: Receives a note of every call, with the HTTP status that its outcome would have.
         interceptors: Interceptors of the server.
     """
@@ -68,6 +70,7 @@ class GrpcOptions:
     credentials: Any = None
     hold_body: Callable[[str, int], str] = field(default=lambda _client, _size: "")
     is_draining: Callable[[], bool] = bool
+    repository: ModelRepository | None = None
     observer: Observer | None = None
     interceptors: tuple[Any, ...] = ()
 
@@ -90,7 +93,7 @@ class InferenceServicer:
     def is_ready(self) -> bool:
         """Whether every model responds, and the server is not about to stop."""
         is_hung = any(endpoint.batcher.hung for endpoint in self.endpoints.values())
-        return not is_hung and not self.options.is_draining()
+        return bool(self.endpoints) and not is_hung and not self.options.is_draining()
 
     async def answer(self, name: str, request: Any, context: Any) -> Any:
         """Answer a call, after its token was checked and its bytes were counted."""
@@ -135,7 +138,9 @@ class InferenceServicer:
             raise CallError("UNAUTHENTICATED", "a bearer token is needed")
 
     def _find(self, name: str, version: str) -> Endpoint:
-        endpoint = self.endpoints.get(name)
+        endpoint, repository = self.endpoints.get(name), self.options.repository
+        if endpoint is None and repository is not None and name in repository.versions:
+            raise CallError("UNAVAILABLE", repository.explain(name))
         if endpoint is None or version not in ("", endpoint.model.version):
             raise CallError("NOT_FOUND", f"no such model: {name[:80]!r} {version[:80]}; there is {self._names()}")
         return endpoint
@@ -182,6 +187,9 @@ class InferenceServicer:
 
     async def call_RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
         """List the models."""
+        if self.options.repository is not None:
+            models = self.options.repository.list_models(is_ready_only=request.ready)
+            return self.messages.RepositoryIndexResponse(models=models)
         states = {False: "READY", True: "UNAVAILABLE"}
         models = [
             {"name": item.model.name, "version": item.model.version, "state": states[item.batcher.hung]}
@@ -190,17 +198,39 @@ class InferenceServicer:
         ]
         return self.messages.RepositoryIndexResponse(models=models)
 
-    async def call_RepositoryModelLoad(self, _request: Any) -> Any:  # noqa: N802
-        """Refuse to load a model: a service is one run."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
+    async def call_RepositoryModelLoad(self, request: Any) -> Any:  # noqa: N802
+        """Load a model, if the service was started with model control."""
+        repository = self._require_repository()
+        try:
+            await repository.load(request.model_name, request.parameters)
+        except RepositoryError as error:
+            raise CallError(CODES[error.status], error.message) from error
+        return self.messages.RepositoryModelLoadResponse()
 
-    async def call_RepositoryModelUnload(self, _request: Any) -> Any:  # noqa: N802
-        """Refuse to unload a model."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
+    async def call_RepositoryModelUnload(self, request: Any) -> Any:  # noqa: N802
+        """Unload a model after its responses, if the service was started with model control."""
+        repository = self._require_repository()
+        try:
+            await repository.unload(request.model_name)
+        except RepositoryError as error:
+            raise CallError(CODES[error.status], error.message) from error
+        return self.messages.RepositoryModelUnloadResponse()
+
+    def _require_repository(self) -> ModelRepository:
+        if self.options.repository is None:
+            message = "the models of this service stay loaded; it was started without --model-control"
+            raise CallError("UNIMPLEMENTED", message)
+        return self.options.repository
 
     async def call_ModelInfer(self, message: Any) -> Any:  # noqa: N802
         """Answer an inference request."""
         endpoint = self._find(message.model_name, message.model_version)
+        if self.options.repository is None:
+            return await self._infer(endpoint, message)
+        with self.options.repository.track(endpoint.model.name):
+            return await self._infer(endpoint, message)
+
+    async def _infer(self, endpoint: Endpoint, message: Any) -> Any:
         if retry_s := endpoint.gate.ask():
             raise CallError(CODES[429], "too many rows are waiting; retry later", retry_s)
         try:
@@ -265,9 +295,12 @@ async def _add_health_and_reflection(server: Any, servicer: InferenceServicer) -
             """Return whether requests are answered."""
             import grpc
 
-            if request.service not in ("", SERVICE, *servicer.endpoints):
+            repository = servicer.options.repository
+            unloaded = set(repository.versions) - set(servicer.endpoints) if repository else set()
+            if request.service not in ("", SERVICE, *servicer.endpoints, *unloaded):
                 await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-            return status(status=status.SERVING if servicer.is_ready else status.NOT_SERVING)
+            is_serving = servicer.is_ready and request.service not in unloaded
+            return status(status=status.SERVING if is_serving else status.NOT_SERVING)
 
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     if servicer.options.is_authorized is None:

@@ -166,6 +166,7 @@ async def _start_grpc(service: Service, options: HostOptions, drain: Drain, usag
         credentials=options.tls.build_grpc_credentials() if options.tls else None,
         hold_body=usage.hold_call,
         is_draining=drain.started.is_set,
+        repository=service.repository,
         observer=options.observer,
         interceptors=tuple(options.instrumentation.build_interceptors()) if options.instrumentation else (),
     )
