@@ -203,11 +203,12 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
         return
     fit(
         family,
-        torch.from_numpy(data.x[data.train]),
-        torch.from_numpy(data.y[data.train]),
+        torch.from_numpy(data.x),
+        torch.from_numpy(data.y),
         problem.fit,
         lambda epoch, epochs: progress("train family", epoch, epochs),
         _make_store(directory, CHECKPOINT_FILE, made_from),
+        torch.from_numpy(data.train),
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
@@ -254,13 +255,13 @@ def _compare_standalone(
     """Train the smallest, middle and largest member alone, from the same start for as many steps."""
     data, members = problem.data, untrained.members()
     extremes = dict.fromkeys((members[0].name, members[(len(members) - 1) // 2].name, members[-1].name))
-    x, y = torch.from_numpy(data.x[data.train]), torch.from_numpy(data.y[data.train])
+    x, y, train = (torch.from_numpy(array) for array in (data.x, data.y, data.train))
     comparisons = {}
     for name in extremes:
         single = copy.deepcopy(untrained.keep(name))
         made_from = fingerprint(_compute_fingerprint(problem), name)
         store = _make_store(directory, f"alone/{name}.safetensors", made_from)
-        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store)
+        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store, train)
         predictions = predict_classes(_bind(single, name), data, data.test)
         alone = evaluate_predictions(predictions, data.y[data.test], len(data.names))
         comparisons[name] = StandaloneComparison(qualities[name], alone)

@@ -25,6 +25,8 @@ from unfold_supernet.training.problem import SwitchCosts
 Model = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
 CHUNK = 1024
+CHUNK_BYTES = 16 << 20
+"""Largest inputs of a chunk of predictions: feature maps need a multiple of them."""
 VIEW_BATCH = 32
 
 
@@ -142,6 +144,8 @@ def _count_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _iterate_chunks(data: Dataset, rows: IntArray) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+    row_bytes = max(1, data.x[:1].nbytes)
+    size = max(1, min(CHUNK, CHUNK_BYTES // row_bytes))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
         yield torch.from_numpy(data.x[chunk]), torch.from_numpy(data.extra[chunk])
