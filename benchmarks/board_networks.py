@@ -1,8 +1,8 @@
 """Networks of published board measurements, layer by layer, and the frame rates that were published of them.
 
 Source of the rates: Xilinx, Vitis AI Model Zoo 1.3, ``models/AI-Model-Zoo/README.md``, sections "Performance on ZCU104"
-(2 x B4096 at 300 MHz) and "Performance on ZCU102 (0432055-05)" (3 x B4096 at 281 MHz), column end-to-end throughput on a
-single thread; the Vitis AI Library user guide (UG1354) is the manual of these tables. Layers are those of the published
+(2 x B4096 at 300 MHz) and "Performance on ZCU102 (0432055-05)" (3 x B4096 at 281 MHz), end-to-end throughput of one
+thread; the Vitis AI Library user guide (UG1354) is the manual of these tables. Layers are those of the published
 architectures at the stated input size; pruned networks and detectors, which the tables do not define, are left out.
 """
 
@@ -152,7 +152,17 @@ def mobilenet_v1(name: str, width: float, edge: int) -> SubnetLayers:
     """Build a MobileNet (Howard et al., 2017)."""
     net = Builder(3, edge)
     net.conv(int(32 * width), 3, 2)
-    for out, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1)):
+    for out, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *((512, 1),) * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
         net.conv(net.channels, 3, stride, groups=net.channels)
         net.conv(int(out * width), 1)
     net.dense(1000)
@@ -215,7 +225,10 @@ def inception_v1(name: str, largest: int = 5) -> SubnetLayers:
             continue
         one, reduce3, three, reduce5, five, pooled = module
         net.branches(
-            _chain((one, 1)), _chain((reduce3, 1), (three, 3)), _chain((reduce5, 1), (five, largest)), _chain((pooled, 1))
+            _chain((one, 1)),
+            _chain((reduce3, 1), (three, 3)),
+            _chain((reduce5, 1), (five, largest)),
+            _chain((pooled, 1)),
         )
     net.dense(1000)
     return net.finish(name)
@@ -232,9 +245,7 @@ def inception_v3(name: str) -> SubnetLayers:
     net.conv(192, 3, valid=True)
     net.pool(2, 3)
     for pooled in (32, 64, 64):
-        net.branches(
-            _chain((64, 1)), _chain((48, 1), (64, 5)), _chain((64, 1), (96, 3), (96, 3)), _chain((pooled, 1))
-        )
+        net.branches(_chain((64, 1)), _chain((48, 1), (64, 5)), _chain((64, 1), (96, 3), (96, 3)), _chain((pooled, 1)))
     net.branches(_reduce((384, 3)), _reduce((64, 1), (96, 3), (96, 3)), lambda part: part.pool(2, 3))
     for width in (128, 160, 160, 192):
         net.branches(
@@ -308,6 +319,8 @@ def list_board_rates() -> tuple[BoardRate, ...]:
         "torchvision_inception_v3": ("inception", 299, 60.9, 57.4, inception_v3),
     }
     return tuple(
-        BoardRate(name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=lambda make=make, name=name: make(name))
+        BoardRate(
+            name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=lambda make=make, name=name: make(name)
+        )
         for name, (family, edge, fast, slow, make) in rates.items()
     )
