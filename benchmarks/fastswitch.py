@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.board_calibration import predict_board_rates, summarise_board_errors
+from benchmarks.board_rates import list_board_notes, predict_board_rates, summarise_board_errors
 from benchmarks.frame import FOLDER
 from unfold_supernet.accelerator import cost_model, tile_simulator
 from unfold_supernet.accelerator.hardware import count_cycles, get_presets
@@ -295,7 +295,6 @@ def _notes() -> list[str]:
         "best: the net that gains most; stream: the mean over random queries with STRICT_ACCURACY.",
         "energy_saving_max counts arithmetic, on-chip accesses and 0.5 W of static power too.",
         "dram_bytes_error_percent_max: 200 random layers against the best of all tiles and loop orders.",
-        "boards: rates of the Vitis AI Model Zoo 1.3, single thread, end to end; errors are those of latencies.",
-        "Host time a pixel and bandwidth are calibrated on ZCU104 rates of architectures other than the network's.",
+        *list_board_notes(),
         "SCALE-Sim's compute cycles are compared, without its time to fill buffers; its seconds are processor time.",
     ]

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.board_calibration import calibrate_board, measure_demand, predict_board_rates
 from benchmarks.board_networks import list_board_rates
+from benchmarks.board_rates import calibrate_board, measure_demand, predict_board_rates
 
 PUBLISHED_GOP = {
     "cf_resnet50": 7.7, "cf_resnet18": 3.65, "cf_inceptionv1": 3.16, "cf_inceptionv3": 11.4, "cf_mobilenetv2": 0.59,

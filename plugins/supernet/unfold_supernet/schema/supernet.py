@@ -112,6 +112,9 @@ class SupernetSpec(Spec):
             yield from find_module_problems(self.model)
             yield from find_data_problems(self.data, "module")
             yield from _find_unused_training(self.training)
+            if self.model.max_int8_loss is not None and not self.training.validation:
+                message, hint = "needs validation rows to judge int8 by", "remove training.validation: 0"
+                yield Problem(("model", "max_int8_loss"), message, hint=hint)
         yield from _find_list_problems(self)
         yield from _find_goal_problems(self)
         yield from find_query_problems(self.queries)

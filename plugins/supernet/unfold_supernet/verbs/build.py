@@ -103,6 +103,8 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
     weights = None if model.weights is None else run.path(model.weights, key="model.weights")
     document = dump(spec)
     training = {key: value for key, value in document["training"].items() if key != "alone"}
+    # what only the exported models depend on trains nothing again
+    architecture = {key: value for key, value in document["model"].items() if key != "max_int8_loss"}
     digest = hashlib.sha256(read_bytes(weights)).hexdigest() if weights else ""
     return ModuleProblem(
         name=spec.name,
@@ -121,8 +123,9 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
         compares=spec.training.alone,
         threads=spec.training.threads,
         goal=build_goal(spec.goal),
+        max_int8_loss=model.max_int8_loss,
         seed=run.seed,
-        fingerprint_parts=(document["data"], document["model"], training, digest),
+        fingerprint_parts=(document["data"], architecture, training, digest),
     )
 
 
