@@ -150,5 +150,5 @@ def read_image(path: Path, edge: int) -> Float32Array:
         message = f"its pixels are of mode {mode}, not of 8 bits"
         raise user_error(message, file=str(path), key="data.path", hint="convert it to 8 bits")
     pixels: Any = np.asarray(square, np.float32)
-    result: Float32Array = np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(255)
+    result: Float32Array = np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(255), np.float32)
     return result
