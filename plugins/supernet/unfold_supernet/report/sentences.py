@@ -235,6 +235,27 @@ def describe_front(names: Sequence[str]) -> str:
     return f"{' < '.join(names)}: each significantly more accurate than the previous one (95 %, paired)"
 
 
+def title_front(*, shown: int, total: int) -> str:
+    """Title the picture of the front."""
+    title = "Accuracy by latency, 95 % intervals"
+    return title if shown == total else f"{title}: the front and the compared members, {shown} of {total}"
+
+
+def name_front_group(*, is_front: bool) -> str:
+    """Name the group of a member in the picture of the front."""
+    return "on the front" if is_front else "other members"
+
+
+def name_standalone_group() -> str:
+    """Name the group of the standalone networks."""
+    return "standalone networks"
+
+
+def name_standalone(name: str) -> str:
+    """Name the standalone network in the shape of a member."""
+    return f"{name}, standalone"
+
+
 def describe_steps(steps: Mapping[str, int], max_listed: int) -> str:
     """Describe the training steps by subnet; for many subnets, their minimum, median and maximum."""
     if len(steps) <= max_listed:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
+from unfold_supernet.report.front import draw_front
 from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
 from unfold_supernet.units import scale_column
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 MICRO = 1e6
 MAX_LISTED_STEPS = 16
@@ -53,7 +54,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(_plot_front(result),),
+        figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
         notes=_write_notes(problem, result),
         next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
@@ -204,26 +205,6 @@ def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, 
         "ece_points_max": Metric(max((error.after for error in errors), default=None), "points"),
         "ece_points_max_uncalibrated": Metric(max((error.before for error in errors), default=None), "points"),
     }
-
-
-def _plot_front(result: TrainingResult) -> Figure:
-    return plot_front(result.macs, result.qualities, result.front, "subnets")
-
-
-def plot_front(
-    macs: Sequence[float], qualities: Mapping[str, SubnetQuality], front: Sequence[str], members: str
-) -> Figure:
-    """Plot the accuracy of every member by its operations, and the front among them."""
-    points = {name: (cost, quality.accuracy) for cost, (name, quality) in zip(macs, qualities.items(), strict=True)}
-    chosen = [points[name] for name in front]
-    steps = Series("front", tuple(cost for cost, _ in chosen), tuple(accuracy for _, accuracy in chosen), "steps")
-    every = Series(
-        members,
-        tuple(cost for cost, _ in points.values()),
-        tuple(accuracy for _, accuracy in points.values()),
-        "points",
-    )
-    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (every, steps), log_x=True)
 
 
 def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
