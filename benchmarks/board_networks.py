@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from unfold_supernet.accelerator.layers import Layer, SubnetLayers, tabulate_subnet
 
@@ -200,8 +201,7 @@ def squeezenet(name: str) -> SubnetLayers:
         if index in (2, 4):
             net.pool(2, 3, up=True)
         net.conv(squeeze, 1)
-        expand = squeeze * 4
-        net.branches(lambda part, out=expand: part.conv(out, 1), lambda part, out=expand: part.conv(out, 3))
+        net.branches(_chain((squeeze * 4, 1)), _chain((squeeze * 4, 3)))
     net.conv(1000, 1)
     return net.finish(name)
 
@@ -319,8 +319,6 @@ def list_board_rates() -> tuple[BoardRate, ...]:
         "torchvision_inception_v3": ("inception", 299, 60.9, 57.4, inception_v3),
     }
     return tuple(
-        BoardRate(
-            name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=lambda make=make, name=name: make(name)
-        )
+        BoardRate(name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=partial(make, name))
         for name, (family, edge, fast, slow, make) in rates.items()
     )

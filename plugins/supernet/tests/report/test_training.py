@@ -41,7 +41,11 @@ def test_front_shows_intervals_and_standalone_networks() -> None:
     assert all(interval.low <= interval.value <= interval.high for interval in plot.intervals)
     assert plot.intervals[-1].low < 100 == plot.intervals[-1].high
     assert plot.intervals[-1].at == plot.intervals[-2].at == pytest.approx(400)
-    assert [interval.group for interval in plot.intervals[2:]] == ["other members", "on the front", "standalone networks"]
+    assert [interval.group for interval in plot.intervals[2:]] == [
+        "other members",
+        "on the front",
+        "standalone networks",
+    ]
 
 
 def test_front_of_a_long_list_keeps_what_was_chosen() -> None:

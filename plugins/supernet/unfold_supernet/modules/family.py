@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unfold_supernet.modules.attention_heads import HeadGroup, find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
-from unfold_supernet.modules.export_check import check_export
+from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
@@ -28,8 +27,6 @@ from unfold_supernet.modules.width_groups import (
 from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
-OPSET = 18
-EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,23 +172,6 @@ class ElasticFamily:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
-
-
-def export_onnx(module: nn.Module, example: Tensor) -> bytes:
-    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
-    # the exporter warns of each operator of torchvision where that is not installed
-    registry, level = logging.getLogger(EXPORTER_REGISTRY), logging.getLogger(EXPORTER_REGISTRY).level
-    registry.setLevel(logging.ERROR)
-    try:
-        program = torch.onnx.export(
-            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-        )  # fmt: skip
-    finally:
-        registry.setLevel(level)
-    return bytes(program.model_proto.SerializeToString())
 
 
 def make_shrink(dims: int, shrink: int) -> nn.Module:

@@ -14,6 +14,7 @@ from unfold_supernet.report.training import (
     collect_quality_metrics,
     describe_gap,
     describe_verdict,
+    note_missed_classes,
     state_misses,
     tabulate_calibration,
     tabulate_classes,
@@ -57,7 +58,7 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         tables=tuple(tables),
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(problem, result),
-        notes=_write_notes(problem),
+        notes=(*note_missed_classes(problem.data.names, result.qualities), *_write_notes(problem)),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )

@@ -169,7 +169,7 @@ def state_useless_subnets(names: Sequence[str], majority: float) -> str:
     """State which subnets do not beat the classifier that always predicts the commonest class."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "does" if len(names) == 1 else "do"
-    return f"{listed} {verb} not beat always predicting the commonest class ({majority:.1f} %)"
+    return f"{listed} {verb} not significantly beat always predicting the commonest class ({majority:.1f} %)"
 
 
 def state_no_growth() -> str:
@@ -190,10 +190,10 @@ def state_missed_sharing(bound: float, goal: float) -> str:
 def advise_training(reason: str) -> str:
     """Advise which change most likely turns a no into a yes."""
     advice = {
-        "useless": "raise training.epochs, lower training.rate, or remove the smallest entries of space",
+        "useless": "raise training.epochs, lower training.rate, remove the smallest members, or use more test rows",
         "growth": "serve the smallest subnet alone, widen space.stages, or use more test rows (data.test)",
         "accuracy": "raise training.epochs, widen space.stages, or lower goal.accuracy",
-        "sharing": "raise training.epochs, remove the smallest entries of space, or use more test rows (data.test)",
+        "sharing": "raise training.epochs, remove the smallest members, or use more test rows (data.test)",
     }
     return advice[reason]
 

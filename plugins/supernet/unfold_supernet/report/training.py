@@ -56,7 +56,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         tables=tuple(tables),
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
-        notes=_write_notes(problem, result),
+        notes=note_missed_classes(problem.data.names, result.qualities),
         next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
@@ -225,9 +225,8 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     return (("search", text), *lines)
 
 
-def _write_notes(problem: TrainingProblem, result: TrainingResult) -> tuple[str, ...]:
-    """Name the classes that no subnet ever recognises; accuracy hides them where they are rare."""
-    sensitivities = (quality.sensitivity for quality in result.qualities.values())
-    recalls = zip(problem.data.names, *sensitivities, strict=True)
+def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:
+    """Name the classes that no member ever recognises; accuracy hides them where they are rare."""
+    recalls = zip(names, *(quality.sensitivity for quality in qualities.values()), strict=True)
     missed = [name for name, *values in recalls if not any(values)]
     return (sentences.state_missed_classes(missed, MAX_CLASSES),) if missed else ()
