@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.autoscaling.replay import Fleet, compute_hindsight_cost, replay_rule
+from unfold_pipeline.engine.autoscaling.fleet import Fleet
+from unfold_pipeline.engine.autoscaling.replay import compute_hindsight_cost, replay_rule
 from unfold_pipeline.engine.autoscaling.rules import (
     HPA_STABILIZATION_S,
     Observation,
@@ -15,13 +16,14 @@ from unfold_pipeline.engine.autoscaling.rules import (
     build_hpa_rule,
     build_keda_rule,
     build_token_envelope,
+    count_trace_tokens,
     keep_replicas,
 )
-from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.hardware.model_shape import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 
@@ -80,7 +82,7 @@ def test_every_request_of_a_scaled_service_is_answered() -> None:
     case = problem(burst())
     envelope = build_token_envelope(case.requests, 2, 10.0)
     for rule in (
-        build_envelope_rule(envelope, case.requests, hold_s=10.0),
+        build_envelope_rule(envelope, count_trace_tokens(case.requests), hold_s=10.0),
         build_hpa_rule(4.0),
         build_keda_rule(),
     ):
@@ -94,7 +96,9 @@ def test_every_request_of_a_scaled_service_is_answered() -> None:
 def test_the_envelope_rule_follows_the_traffic() -> None:
     """Quiet traffic needs fewer engines than the plan, and the traffic of the plan no more than the margin."""
     case = problem(burst())
-    rule = build_envelope_rule(build_token_envelope(case.requests, 2, 10.0), case.requests, hold_s=10.0)
+    rule = build_envelope_rule(
+        build_token_envelope(case.requests, 2, 10.0), count_trace_tokens(case.requests), hold_s=10.0
+    )
     run = replay_rule("rule", case, CONFIG, rule, max_replicas=4)
     assert run.engines.min() == 1
     assert run.engines.max() <= 3

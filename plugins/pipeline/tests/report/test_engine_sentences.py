@@ -15,6 +15,15 @@ PAGE: dict[str, list[str]] = {
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
     "describe_estimate": [sentences.describe_estimate(2, 2), sentences.describe_estimate(2, 1)],
+    "describe_local_engines": [
+        sentences.describe_local_engines(1, 1.2, 0),
+        sentences.describe_local_engines(2, 1.2, 1),
+    ],
+    "describe_local_service": [
+        sentences.describe_local_service(1, 1, "round_robin"),
+        sentences.describe_local_service(2, 4, "least_tokens"),
+    ],
+    "describe_scaled_estimate": [sentences.describe_scaled_estimate()],
     "describe_measured_replay": [
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
         sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),

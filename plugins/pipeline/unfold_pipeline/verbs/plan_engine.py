@@ -20,6 +20,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     build_hpa_rule,
     build_keda_rule,
     build_token_envelope,
+    count_trace_tokens,
     keep_replicas,
 )
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
@@ -81,7 +82,7 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
     calibrated = None
     if spec.tuner.policy != "fixed":
-        most = _limit_replicas(problem, config)
+        most = limit_replicas(problem, config)
         calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=most)
     runs = []
     for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated):
@@ -93,7 +94,8 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
     return build_engine_replay_report(live, runs, calibrated, compute_hindsight_cost(live, config, slot_s))
 
 
-def _limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
+def limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
+    """Return the engines that a scaling rule may have at a time."""
     option = problem.options[config.option]
     return min(option.max_replicas(problem.settings.max_replicas), MAX_GROWTH * config.replicas)
 
@@ -105,11 +107,14 @@ def _simulate_rules(
     envelope: TokenEnvelope,
     calibrated: tuple[float, float] | None,
 ) -> Iterator[AutoscaledRun]:
-    settings, most = problem.settings, _limit_replicas(problem, config)
+    settings, most = problem.settings, limit_replicas(problem, config)
     peak_running = evaluate(problem, config, complete=True).run.peak_running
     margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
     rules: tuple[tuple[str, ScalingRule], ...] = (
-        ("token envelope", build_envelope_rule(envelope, live.requests, hold_s=hold_s, margin=margin)),
+        (
+            "token envelope",
+            build_envelope_rule(envelope, count_trace_tokens(live.requests), hold_s=hold_s, margin=margin),
+        ),
         ("fixed plan", keep_replicas(config.replicas)),
         ("HPA on requests inside", build_hpa_rule(HPA_UTILIZATION * peak_running)),
         ("KEDA on waiting requests", build_keda_rule()),

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.autoscaling.fleet import ACTIVE, OFF, Fleet
 from unfold_pipeline.engine.autoscaling.rules import (
     TICK_S,
     Observation,
     ScalingRule,
     TokenEnvelope,
     build_envelope_rule,
+    count_trace_tokens,
 )
 from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
@@ -25,7 +27,6 @@ from unfold_pipeline.engine.planner.search import (
 )
 from unfold_pipeline.engine.simulation.cluster import EngineCluster
 
-OFF, STARTING, ACTIVE, DRAINING = range(4)
 SLOTS = 60
 MARGINS = (1.15, 1.4)
 HOLD_STARTS = (1.0, 3.0)
@@ -52,41 +53,6 @@ class AutoscaledRun:
     time_s: FloatArray
     engines: CountArray
     paid: CountArray
-
-
-class Fleet:
-    """The engines of a replay and their states."""
-
-    def __init__(self, slots: int, first: int, start_s: float) -> None:
-        self.states = np.array([ACTIVE] * first + [OFF] * (slots - first))
-        self.ready_s = np.zeros(slots)
-        self.start_s = start_s
-
-    def count_ordered(self) -> int:
-        """Return the engines that take requests or start."""
-        return int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
-
-    def update(self, now_s: float, unfinished: CountArray) -> None:
-        """Let started engines take requests, and stop drained ones."""
-        self.states[(self.states == STARTING) & (self.ready_s <= now_s)] = ACTIVE
-        self.states[(self.states == DRAINING) & (unfinished == 0)] = OFF
-
-    def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
-        """Order engines or drain some: draining ones return first, starting ones are canceled first."""
-        present = self.count_ordered()
-        for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
-            self.states[engine] = ACTIVE
-            present += 1
-        for engine in np.flatnonzero(self.states == OFF)[: max(0, wanted - present)]:
-            self.states[engine], self.ready_s[engine] = STARTING, now_s + self.start_s
-            present += 1
-        for engine in np.flatnonzero(self.states == STARTING)[::-1][: max(0, present - wanted)]:
-            self.states[engine] = OFF
-            present -= 1
-        active = np.flatnonzero(self.states == ACTIVE)
-        spare = min(max(0, present - wanted), active.size - 1)
-        for engine in active[np.argsort(unfinished[active], kind="stable")][:spare]:
-            self.states[engine] = DRAINING
 
 
 def replay_rule(
@@ -147,7 +113,7 @@ def calibrate_envelope_rule(
     choices = []
     for margin, hold_starts in itertools.product(MARGINS, HOLD_STARTS):
         hold_s = hold_starts * problem.settings.start_s
-        rule = build_envelope_rule(envelope, problem.requests, hold_s=hold_s, margin=margin)
+        rule = build_envelope_rule(envelope, count_trace_tokens(problem.requests), hold_s=hold_s, margin=margin)
         run = replay_rule("", problem, config, rule, max_replicas=max_replicas)
         if meets_targets(problem, run.latencies):
             choices.append((run.usd_per_hour, -run.attainment, margin, hold_s))

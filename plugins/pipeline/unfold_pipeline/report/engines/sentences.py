@@ -175,6 +175,24 @@ def describe_routing(engines: int, replicas: int, routing: str) -> str:
     return f"{_pluralize(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
 
 
+def describe_local_service(replicas: int, most: int, routing: str) -> str:
+    """Return the processes that a service starts."""
+    growth = f", up to {most:,} by the traffic" if most > replicas else ""
+    return f"{_pluralize(replicas, 'llama.cpp process')}{growth}, by {routing.replace('_', ' ')}"
+
+
+def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:
+    """Return what happened to the processes of a replay."""
+    deaths = f"; {_pluralize(replaced, 'process')} ended early and were replaced" if replaced else ""
+    started = _pluralize(replicas, "llama.cpp process")
+    return f"{started} at the begin, ready within {format_seconds(start_s)}{deaths}"
+
+
+def describe_scaled_estimate() -> str:
+    """Return what the estimate next to a measurement with a changing number of engines simulates."""
+    return "the same requests simulated on the engines that took requests, with the tokens that were counted"
+
+
 def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
     """Return the headline of a trace that was replayed on running engines."""
     failed = f", {failures:,} failed" if failures else ""
@@ -212,4 +230,5 @@ def describe_hindsight(cost: float) -> str:
 
 
 def _pluralize(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
