@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
+from unfold_supernet.modules.family import ElasticFamily, elastic
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
+from unfold_supernet.modules.onnx_export import export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
 from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
