@@ -23,6 +23,7 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_local_service(1, 1, "round_robin"),
         sentences.describe_local_service(2, 4, "least_tokens"),
     ],
+    "describe_split": [sentences.describe_split(0.03, 0.4, 0.02)],
     "describe_scaled_estimate": [sentences.describe_scaled_estimate()],
     "describe_measured_replay": [
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),

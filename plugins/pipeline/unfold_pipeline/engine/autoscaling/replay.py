@@ -91,7 +91,7 @@ def replay_rule(
         fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
         engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
     cluster.advance(math.inf)
-    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s)
+    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s, problem.surroundings)
     return AutoscaledRun(
         name=name,
         latencies=latencies,
