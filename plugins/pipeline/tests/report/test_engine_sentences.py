@@ -41,7 +41,10 @@ PAGE: dict[str, list[str]] = {
     "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 2_048, 0.19)],
     "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
     "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
-    "describe_hindsight": [sentences.describe_hindsight(41.2)],
+    "describe_hindsight": [
+        sentences.describe_hindsight(41.2, 47.5, 6.0, 180.0),
+        sentences.describe_hindsight(41.2, 41.2, 6.0, 180.0),
+    ],
     "describe_interval": [
         sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9),
         sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9),

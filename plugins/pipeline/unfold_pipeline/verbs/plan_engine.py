@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from unfold_pipeline.engine.autoscaling.hindsight import find_cheapest_schedule, find_fixed_peak, simulate_slots
 from unfold_pipeline.engine.autoscaling.replay import (
     AutoscaledRun,
     calibrate_envelope_rule,
-    compute_hindsight_cost,
     replay_rule,
 )
 from unfold_pipeline.engine.autoscaling.rules import (
@@ -42,7 +42,8 @@ from unfoldkit.api import Metric, Report, Run, user_error
 
 HPA_UTILIZATION = 0.8
 MAX_GROWTH = 4
-RULES = 4
+RULES = 5
+SHORTEST_SLOT_S = 60.0
 
 
 def plan_engine(spec: PipelineSpec, run: Run) -> Report:
@@ -142,14 +143,16 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
     if spec.tuner.policy != "fixed":
         most = limit_replicas(problem, config)
         calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=most)
-    runs = []
+    runs: list[AutoscaledRun] = []
     for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated):
         runs.append(autoscaled)
         run.progress("replay", len(runs), RULES)
     if calibrated is None:
         runs[:2] = runs[1::-1]
-    slot_s = max(problem.settings.start_s, 60.0)
-    return build_engine_replay_report(live, runs, calibrated, compute_hindsight_cost(live, config, slot_s))
+    slot_s = max(problem.settings.start_s, SHORTEST_SLOT_S)
+    slots = simulate_slots(live, config, slot_s, limit_replicas(problem, config))
+    bounds = [find_cheapest_schedule(slots, item.misses) for item in runs]
+    return build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0]))
 
 
 def limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
@@ -168,14 +171,18 @@ def _simulate_rules(
     settings, most = problem.settings, limit_replicas(problem, config)
     peak_running = evaluate(problem, config, complete=True).run.peak_running
     margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
+    peak = find_fixed_peak(live, config)
     rules: tuple[tuple[str, ScalingRule], ...] = (
         (
             "token envelope",
             build_envelope_rule(envelope, count_trace_tokens(live.requests), hold_s=hold_s, margin=margin),
         ),
         ("fixed plan", keep_replicas(config.replicas)),
+        *(() if peak is None else (("fixed peak", keep_replicas(peak)),)),
         ("HPA on requests inside", build_hpa_rule(HPA_UTILIZATION * peak_running)),
         ("KEDA on waiting requests", build_keda_rule()),
     )
     for name, rule in rules:
-        yield replay_rule(name, live, config, rule, max_replicas=most)
+        # a fixed peak is there from the begin
+        first = replace(config, replicas=peak) if name == "fixed peak" and peak is not None else config
+        yield replay_rule(name, live, first, rule, max_replicas=most)

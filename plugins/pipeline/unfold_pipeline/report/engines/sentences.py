@@ -234,9 +234,13 @@ def describe_autoscaling(start_s: float) -> str:
     return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
 
 
-def describe_hindsight(cost: float) -> str:
-    """Return the cost of an autoscaler with perfect knowledge."""
-    return f"${cost:,.2f}/h with engines ready in time for each slot, each of which meets its targets alone"
+def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slot_s: float) -> str:
+    """Return the cost of a schedule with perfect knowledge at the attainment of the rule in charge."""
+    excess = f"; the rule costs {(ruling_cost / cost - 1) * 100:,.0f} % more" if 0 < cost < ruling_cost else ""
+    return (
+        f"${cost:,.2f}/h and {engine_hours:,.2f} engine-hours miss no more requests, with engines ready in time, "
+        f"changed every {format_seconds(slot_s)}{excess}"
+    )
 
 
 def _pluralize(count: int, noun: str) -> str:
