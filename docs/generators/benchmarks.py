@@ -40,6 +40,7 @@ OTHER_KINDS = {
     "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
+    "board-rates": "supernet",
     "fastswitch": "supernet",
     "gateway": "serving",
     "scale": "serving",
@@ -247,6 +248,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "other_winners": "runs with another winner",
         "finished_iterations_repeated": "finished iterations repeated",
         "ledger_error_percent": "error of the spend ledger, %",
+    },
+    "board-rates": {
+        "board_error_percent_median": "latency of 20 networks on ZCU104 and ZCU102 boards, held-out median error, %",
+        "board_error_percent_max": "the same, worst network, %",
+        "board_error_uncalibrated_percent_median": "the same without calibration of host time and bandwidth, %",
     },
     "fastswitch": {
         "traffic_saving_mobilenetv3": "off-chip traffic saved, MobileNetV3, 1.69 MiB buffer",

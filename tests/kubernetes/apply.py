@@ -11,6 +11,7 @@ PLURALS = {
     "RoleBinding": "rolebindings", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
     "Deployment": "deployments", "DeviceClass": "deviceclasses", "ResourceClaim": "resourceclaims", "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets",
+    "Ingress": "ingresses", "NetworkPolicy": "networkpolicies", "Service": "services",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }  # fmt: skip

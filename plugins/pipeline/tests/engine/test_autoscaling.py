@@ -26,11 +26,11 @@ from unfold_pipeline.engine.autoscaling.rules import (
     count_trace_tokens,
     keep_replicas,
 )
-from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.hardware.model_shape import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.memory import BLOCK_TOKENS, KvCache, estimate_kv_cache
-from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
+from unfold_pipeline.engine.hardware.model_shape import (
+    BLOCK_TOKENS,
+    KvCache,
+    ModelShape,
+    estimate_kv_cache,
+    read_model_config,
+)
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,

@@ -13,7 +13,7 @@ from unfold_placement.core import bulk, kernel, types
 from unfold_placement.core.policy import MAX_TRANSACTIONS, InstantBudget, Policy, exception_error, policy_error
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import grow_log
-from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Transactions, Wake
+from unfold_placement.core.types import Ask, Drop, Event, NodeChange, Operation, Put, Refuse, Task, Transactions, Wake
 from unfold_placement.core.view import View
 from unfoldkit.api import UnfoldError
 
@@ -58,6 +58,8 @@ class Controller:
         pending_events: Events to dispatch.
         departures: Ends and preemptions to dispatch first.
         timers: Heap of timer times in seconds.
+        node_changes: Changes of nodes that are to come, in order of time (simulation).
+        past_node_changes: Those that have happened.
         rejections: Reasons of rejected tasks by name.
         owners: Class of the policy that created a resource, by resource name.
         watched_kinds: Event kinds that some policy watches.
@@ -77,6 +79,8 @@ class Controller:
     pending_events: deque[Event] = field(default_factory=deque)
     departures: deque[Event] = field(default_factory=deque)
     timers: list[float] = field(default_factory=list)
+    node_changes: deque[NodeChange] = field(default_factory=deque)
+    past_node_changes: list[NodeChange] = field(default_factory=list)
     rejections: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     watched_kinds: frozenset[str] = frozenset()
@@ -89,6 +93,11 @@ class Controller:
     def next_wakeup_s(self) -> float:
         """Time of the next timer or lease end, or infinity."""
         return min(self.timers[0] if self.timers else math.inf, self.table.next_expiry_s)
+
+    @property
+    def next_change_s(self) -> float:
+        """Time of the next change of a node, or infinity."""
+        return self.node_changes[0].at if self.node_changes else math.inf
 
     @property
     def stop_mask(self) -> int:
@@ -224,19 +233,39 @@ class Controller:
 
     def set_node_up(self, node: str, *, is_up: bool) -> None:
         """Add a node to the cluster again, or remove it and preempt what runs there."""
+        self.change_nodes([NodeChange(self.table.now, node, types.UP if is_up else types.DOWN)])
+
+    def change_nodes(self, changes: Sequence[NodeChange]) -> None:
+        """Change nodes at once: tasks of a lost node are preempted, those of a cordoned one continue."""
         self.reserve_log()
         self.active_policy = None
-        state, row = self.table.state, self.table.node_rows[node]
-        state.is_up[row] = is_up
+        state = self.table.state
+        for change in changes:
+            row = self.table.node_rows[change.node]
+            state.is_up[row] = change.change == types.UP
+            kernel.call_mark_dirty(state, row)
         self.view.empty_cluster.rules_version += 1
         self.view.totals.clear()
         state.counters[kernel.FREED] += 1
-        kernel.call_mark_dirty(state, row)
-        stopped = [] if is_up else [task for task, location, _ in self.view.running() if location == node]
-        for task in stopped:
+        lost = {change.node for change in changes if change.change == types.DOWN}
+        for task in [task for task, node, _ in self.view.running() if node in lost]:
             self.preempt(task)
-        self.pending_events.append(Event(types.JOINED if is_up else types.LEFT, self.table.now, node=node))
+        for change in changes:
+            kind = types.JOINED if change.change == types.UP else types.LEFT
+            self.pending_events.append(Event(kind, self.table.now, node=change.node))
         self.process_events()
+
+    def apply_node_changes(self) -> None:
+        """Carry out the next changes of nodes, all of one instant; tasks that end at this instant end before."""
+        at_s = self.node_changes[0].at
+        changes = []
+        while self.node_changes and self.node_changes[0].at == at_s:
+            changes.append(self.node_changes.popleft())
+        self.reserve_log()
+        self.table.state.clock[0] = max(self.table.now, at_s)
+        kernel.call_end_due_tasks(self.table.state, at_s)
+        self.past_node_changes += changes
+        self.change_nodes(changes)
 
     def remove_waiting(self, row: int) -> None:
         """Remove a waiting task from the queue for good."""

@@ -320,8 +320,10 @@ class View:
         state, table = self.table.state, self.table
         for task in tasks:
             row = table.task_rows[task.name]
-            if state.status[row] == kernel.RUNNING:
-                counts[table.nodes[state.task_node[row]].name] += 1
+            name = table.nodes[state.task_node[row]].name
+            if state.status[row] == kernel.RUNNING and name in counts:
+                # on a cordoned node tasks go on, but it is not up
+                counts[name] += 1
         return counts
 
     def first_overload_s(self, tasks: Sequence[Task]) -> float:

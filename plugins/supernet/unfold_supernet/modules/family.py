@@ -150,8 +150,15 @@ class ElasticFamily:
             for key, tensor in current.items():
                 tensor.copy_(state[key])
 
-    def calibrate(self, x: Tensor, batch: int = 256) -> None:
-        """Compute each member's own batch-norm statistics from inputs (n, *size); all else stays as it is."""
+    def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256) -> None:
+        """Compute each member's own batch-norm statistics; all else stays as it is.
+
+        Args:
+            x: Inputs (n, *size).
+            rows: Which of them to take; all by default.
+            batch: Rows that are computed together.
+        """
+        parts = _split_rows(torch.arange(len(x)) if rows is None else rows, batch)
         for member in self.members():
             norms = [layer for layer in member.skeleton.modules() if isinstance(layer, NORMS)]
             momenta = [norm.momentum for norm in norms]
@@ -162,8 +169,8 @@ class ElasticFamily:
                 norm.momentum = None
                 norm.train()
             with torch.no_grad():
-                for rows in _split_rows(x, batch) if norms else ():
-                    self(member.name, rows)
+                for part in parts if norms else ():
+                    self(member.name, x[part])
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
@@ -328,7 +335,7 @@ def _build_member(
     )
 
 
-def _split_rows(x: Tensor, batch: int) -> list[Tensor]:
+def _split_rows(rows: Tensor, batch: int) -> list[Tensor]:
     """Split rows into batches; a single leftover row has no spread and is left out."""
-    parts: list[Any] = [part for part in x.split(batch) if len(part) > 1]
-    return parts or [x]
+    parts: list[Any] = [part for part in rows.split(batch) if len(part) > 1]
+    return parts or [rows]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.training.accuracy import SubnetQuality, select_front
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison, record_members
@@ -89,6 +90,7 @@ class ModuleProblem:
         compares: Whether to train standalone members for comparison.
         threads: Threads of torch.
         goal: What the family must reach.
+        max_int8_loss: Largest accuracy that int8 may cost a member, in points; ``None`` keeps all in float32.
         seed: Of the fresh weights.
         fingerprint_parts: Sections of the spec on which the weights depend.
     """
@@ -103,6 +105,7 @@ class ModuleProblem:
     compares: bool
     threads: int
     goal: Goal
+    max_int8_loss: float | None
     seed: int
     fingerprint_parts: tuple[object, ...]
 
@@ -126,6 +129,7 @@ class ModuleResult:
         inelastic: Path and reason of each part that is shared in full.
         training_s: Seconds of training; about 0 if the run was already trained.
         load_s: Seconds to load the largest member into ONNX Runtime.
+        precisions: Choice of int8 or float32; empty without ``max_int8_loss``.
     """
 
     qualities: dict[str, SubnetQuality]
@@ -142,6 +146,7 @@ class ModuleResult:
     inelastic: tuple[tuple[str, str], ...]
     training_s: float
     load_s: float
+    precisions: dict[str, PrecisionChoice]
 
     @property
     def front(self) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def fit(
     options: FitOptions | None = None,
     progress: Callable[[int, int], None] = lambda _epoch, _epochs: None,
     store: CheckpointStore | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     """Train a family's shared weights in place, then compute each member's norm statistics.
 
@@ -57,6 +58,7 @@ def fit(
         options: How it is trained.
         progress: Receives completed epochs and their number.
         store: Keeps the state after each epoch; a training that was killed continues from it.
+        rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
     Raises:
         UnfoldError: The weights are no longer finite, or inputs and targets differ in length.
@@ -65,17 +67,18 @@ def fit(
     if len(x) != len(y) or not len(x):
         raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
     optimizer = _make_optimizer(family, options)
-    batches = max(1, len(x) // options.batch)
+    train = torch.arange(len(x)) if rows is None else rows
+    batches = max(1, len(train) // options.batch)
     names = [member.name for member in family.members()]
     for member in family.members():
         member.skeleton.train()
     stored = None if store is None else store.read()
     for epoch in range(0 if stored is None else _restore(family, optimizer, stored), options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
-        rows = torch.from_numpy(rng.permutation(len(x)))
+        order = train[torch.from_numpy(rng.permutation(len(train)))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            for index, chosen in enumerate(rows.split(options.batch)[:batches]):
+            for index, chosen in enumerate(order.split(options.batch)[:batches]):
                 _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
                 sample = _draw_members(names, options.samples, rng)
                 _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
@@ -85,8 +88,8 @@ def fit(
         if store is not None:
             store.write(_pack_state(family, optimizer, epoch + 1))
         progress(epoch + 1, options.epochs)
-    rows = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(x))[: options.calibrate])
-    family.calibrate(x[rows])
+    order = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(train)))
+    family.calibrate(x, train[order[: options.calibrate]])
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:

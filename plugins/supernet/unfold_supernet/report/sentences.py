@@ -275,6 +275,22 @@ def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
     return f"{listed}; {others} more" if others else listed
 
 
+def describe_precision_choice(
+    chosen: Sequence[str], speedup: float | None, loss_bound: float, max_loss: float, rows: int
+) -> str:
+    """Describe which members are served in int8; the figures are those of the member where int8 does best."""
+    if chosen:
+        return f"int8 serves {', '.join(chosen)}: at most {loss_bound:.2f} points lost at 95 %, {speedup:.2f}x as fast"
+    if speedup is None:
+        return "all members stay in float32: ONNX Runtime cannot quantise them, or there are no validation rows"
+    if loss_bound > max_loss:
+        return (
+            f"all members stay in float32: {rows:,} validation rows bound the loss at {loss_bound:.2f} points, "
+            f"{max_loss:g} allowed"
+        )
+    return f"all members stay in float32: int8 is {speedup:.2f}x as fast on this machine"
+
+
 def list_member_files() -> str:
     """List the files that the training of a module leaves."""
     return "family/module.safetensors holds the weights; subnets/ holds calibrated ONNX models"

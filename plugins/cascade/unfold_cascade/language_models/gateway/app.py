@@ -217,7 +217,7 @@ class GatewayApp:
         try:
             request = parse_chat_request(body)
             names = self.router.list_models(request, trace)
-            reservation = self._reserve(client, request, names)
+            reservation = self._reserve(client, request, names, trace)
             request = self._bound_output(client, request, names)
 
             def settle() -> None:
@@ -245,7 +245,9 @@ class GatewayApp:
                 self.router.state.settle(reservation, trace.attempts.cost_usd)
             self.metrics.count(trace, status, time.perf_counter() - begin)
 
-    def _reserve(self, client: ClientKey, request: Mapping[str, Any], names: tuple[str, ...]) -> Reservation | None:
+    def _reserve(
+        self, client: ClientKey, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace
+    ) -> Reservation | None:
         """Set aside the largest cost of a request.
 
         Raises:
@@ -253,7 +255,7 @@ class GatewayApp:
         """
         if not self.plan.keys:
             return None
-        worst = self.router.worst_cost(request, names)
+        worst = self.router.worst_cost(request, names, trace)
         reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
         if reservation is None:
             message = "the budget of this key does not suffice for the largest cost of this request"

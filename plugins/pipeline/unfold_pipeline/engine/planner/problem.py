@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.hardware.model_shape import KvCache
 from unfold_pipeline.engine.simulation.cluster import EngineRun, LatencyTargets, Routing
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 
