@@ -35,6 +35,7 @@ TITLES = {
 }
 OTHER_KINDS = {
     "engine-fidelity": "pipeline",
+    "engine-live": "pipeline",
     "engine-plan": "pipeline",
     "engine-speed": "pipeline",
     "estimator": "pipeline",
@@ -141,6 +142,12 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "silicon_tpot_corrected_error_percent": "the same with one factor for each GPU, engine and precision, %",
         "silicon_ttft_error_percent": "error of TTFT there, %",
         "interval_groups_covered": "groups of four that the interval of the other three covers",
+    },
+    "engine-live": {
+        "ttft_p50_error_percent_max": "error of p50 TTFT, llama.cpp processes of this machine, worst of one and two, %",
+        "tpot_mean_error_percent_max": "error of mean TPOT there, %",
+        "failed": "failed requests",
+        "load_average_before": "load average of the machine before the run",
     },
     "engine-plan": {
         "saving_against_peak_percent": "cheaper than the cheapest steady-state peak that attains as much, %",

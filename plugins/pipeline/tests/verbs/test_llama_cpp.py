@@ -58,6 +58,8 @@ stages:
 """
 
 
+LONGEST_START_S = 240.0
+"""On a busy machine a service plans for minutes before it starts its engines."""
 LOCAL = SPEC.replace("      kv_tokens: {laptop: {1: 2048}}\n      url: URL\n", "      local: {context: 2048}\n")
 
 
@@ -117,6 +119,7 @@ def find_children(parent: int) -> list[int]:
 
 
 @pytest.mark.engines
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(MISSING), reason=f"nox -s engines: {', '.join(MISSING)}")
 def test_local_engines_are_profiled_served_replaced_and_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +156,7 @@ def test_local_engines_are_profiled_served_replaced_and_drained(
             next(lines)
             service.send_signal(signal.SIGTERM)
             assert "data: [DONE]" in list(lines)
-        service.wait(30)
+        service.wait(60)
         assert not Path(f"/proc/{engine}").exists()
     finally:
         service.kill()
@@ -162,7 +165,7 @@ def test_local_engines_are_profiled_served_replaced_and_drained(
 
 def wait_until_healthy(url: str, is_other: Callable[[], bool] = lambda: True) -> None:
     """Wait until a service responds that an engine takes requests."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LONGEST_START_S
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
             if is_other() and httpx.get(f"{url}/health", timeout=5).status_code == 200:

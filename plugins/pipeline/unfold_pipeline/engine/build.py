@@ -56,13 +56,16 @@ from unfold_pipeline.engine.trace.token_trace import (
     is_json_lines,
     read_tokens,
 )
+from unfold_pipeline.problem.build import build_pipeline, resolve_stages
 from unfold_pipeline.problem.latency_profile import load_activation
+from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
 from unfold_pipeline.schema.engine import SOURCE_KEYS, Count, Counts, EngineModel, EngineSpec, StepSource
 from unfold_pipeline.schema.hardware import GpuSheet, Hardware
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import sort_stages
 from unfoldkit.api import Run, did_you_mean, user_error
 
 SLOTS_HEADROOM = 1
@@ -126,6 +129,27 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         precision=engine.precision,
         kv_precision=engine.kv_precision,
     )
+
+
+def build_engine_stages(spec: PipelineSpec, run: Run) -> tuple[Pipeline, Pipeline] | None:
+    """Return the stages before and after the engine; ``None`` if it stands alone.
+
+    Raises:
+        UnfoldError: a stage has no latency or no price.
+    """
+    if len(spec.stages_by_name) == 1:
+        return None
+    resolved = resolve_stages(spec, run)
+    names = sort_stages(resolved.stages_by_name)
+    position = names.index(str(spec.engine_stage))
+    prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
+    parts = []
+    for part in (names[:position], names[position + 1 :]):
+        stages = {name: resolved.stages_by_name[name] for name in part}
+        if part:
+            stages[part[0]] = stages[part[0]].model_copy(update={"after": {}, "inputs": None})
+        parts.append(build_pipeline(resolved.model_copy(update={"stages": stages}), prices, run))
+    return parts[0], parts[1]
 
 
 def build_replay_requests(

@@ -20,6 +20,7 @@ from unfold_pipeline.report.engines.plan import parse_engine_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.local_engines import LocalEngines, build_local_engines
+from unfold_pipeline.verbs.plan_engine import reject_stages_around
 from unfold_pipeline.verbs.profile_engine import read_key
 from unfoldkit.api import Report, Run, Service, user_error
 
@@ -34,6 +35,8 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         UnfoldError: the spec names no engine, there is no plan, or an engine does not respond.
     """
     stage, engine = find_engine(spec)
+    if len(spec.stages_by_name) > 1:
+        reject_stages_around(spec, "unfold serve")
     key = f"stages.{stage}.engine.urls"
     if not engine.endpoints and engine.local is None:
         hint = (
