@@ -143,10 +143,11 @@ def _choose_precisions(
     if problem.max_int8_loss is None:
         return contents, {}
     data, chosen, choices = problem.data, {}, {}
-    x, y = data.x[data.holdout], data.y[data.holdout]
     for index, (name, content) in enumerate(contents.items()):
         progress("choose int8 or float32", index, len(contents))
-        chosen[name], choices[name] = choose_precision(content, x, y, problem.max_int8_loss, problem.seed)
+        chosen[name], choices[name] = choose_precision(
+            content, data.x, data.y, data.holdout, problem.max_int8_loss, problem.seed
+        )
     progress("choose int8 or float32", len(contents), len(contents))
     return chosen, choices
 
