@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from unfoldkit.engines.base import Engine
+from unfoldkit.engines import Engine
 from unfoldkit.errors import user_error
 from unfoldkit.run_directory import RunDir
 

@@ -11,6 +11,7 @@ PLURALS = {
     "RoleBinding": "rolebindings", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
     "Deployment": "deployments", "DeviceClass": "deviceclasses", "ResourceClaim": "resourceclaims", "Pod": "pods",
     "PodDisruptionBudget": "poddisruptionbudgets", "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "Ingress": "ingresses", "NetworkPolicy": "networkpolicies", "Service": "services",
     "StatefulSet": "statefulsets",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",

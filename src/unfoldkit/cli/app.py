@@ -183,6 +183,9 @@ def serve(
         int,
         typer.Option("--max-connections", metavar="N", min=0, help="per process; 0: as the descriptors allow"),
     ] = 0,
+    model_control: Annotated[
+        bool, typer.Option("--model-control", help="let clients unload models and load them again")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="log to stderr as JSON, one line per request")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace against the service")
@@ -213,6 +216,7 @@ def serve(
             is_insecure=insecure,
             max_connections=max_connections,
             grpc_port=grpc_port,
+            model_control=model_control,
         )
         return action(request, serving, _read_stdin(spec))
 

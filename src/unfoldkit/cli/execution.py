@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from unfoldkit import __version__
-from unfoldkit.catalog.cache import cache_folder, state_folder
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.catalog.price_books import cache_folder, state_folder
+from unfoldkit.cli import console, output
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import (
@@ -26,10 +26,10 @@ from unfoldkit.descriptors import (
     find_distribution,
     resolve,
 )
-from unfoldkit.engines.base import Engine
+from unfoldkit.engines import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
-from unfoldkit.registry import Registry
+from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
 from unfoldkit.run_context import Options, Progress, Run, ignore_progress
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
@@ -49,7 +49,7 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     Raises:
         UnfoldError: The request, the spec or the environment is at fault, and the format cannot hold the mistakes.
     """
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     renderer = output.select_renderer(registry, request.format, request.out)
     try:
         loaded = load_request(request, registry, stdin)

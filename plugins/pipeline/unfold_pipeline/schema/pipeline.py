@@ -137,6 +137,7 @@ class PipelineSpec(Spec):
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
             yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        yield from self._validate_surroundings()
         if self.slo.survive:
             hint = "leave it out; replicas of engines are planned without a loss"
             yield Problem(("slo", "survive"), "is not planned for an engine", hint=hint)
@@ -144,3 +145,11 @@ class PipelineSpec(Spec):
             yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
         if not isinstance(self.arrivals, Arrivals):
             yield Problem(("arrivals",), "an engine is planned on one trace", hint="leave the others out")
+
+    def _validate_surroundings(self) -> Iterable[Problem]:
+        parents = {parent for stage in self.stages_by_name.values() for parent in stage.after}
+        if self.engine_stage in parents and self.slo.p99 is None:
+            message = "the stages after an engine have no target"
+            yield Problem(("slo", "p99"), message, hint="p99: 30 s, from the arrival to the last stage")
+        if self.visits is not None:
+            yield Problem(("visits",), "recorded visits are not planned with an engine", hint="leave it out")

@@ -11,9 +11,9 @@ from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.planner.confident_plan import find_confident_plan
 from unfold_pipeline.planner.planner import NoPlan
-from unfold_pipeline.problem.build import build_live_sample, build_problem, resolve_stages
+from unfold_pipeline.problem.build import build_live_sample, build_problem, locate_model, resolve_stages
 from unfold_pipeline.problem.latency_profile import store_activation
-from unfold_pipeline.problem.model_source import ModelSource, locate_model
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample

@@ -65,11 +65,12 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class Attempts:
-    """Counts the calls of one request, and what they cost."""
+    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences."""
 
     calls: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
+    confidence_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +230,18 @@ def price_of(model: ServedModel, completion: Completion, request: Mapping[str, A
     usage = completion.usage
     if usage is None:
         attempts.unpriced += 1
-        characters = sum(len(text) for text in completion.texts)
-        return model.prices.cost(estimate_tokens(request), characters / 4)
+        return model.prices.cost(estimate_tokens(request), count_output_tokens(completion))
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
     written = _count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
-    return model.prices.cost(
-        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), cached, written
-    )
+    return model.prices.cost(_count(usage.get("prompt_tokens")), count_output_tokens(completion), cached, written)
+
+
+def count_output_tokens(completion: Completion) -> float:
+    """Read the output tokens of an answer, or estimate them from its text."""
+    if completion.usage is None:
+        return sum(len(text) for text in completion.texts) / 4
+    return _count(completion.usage.get("completion_tokens"))
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> float:
