@@ -32,6 +32,8 @@ from unfoldkit.safe_io.arrays import parse_npy, read_npz
 from unfoldkit.safe_io.files import read_bytes
 
 _HOUR_S = 3600.0
+_YEAR_S = 365.25 * 86_400.0
+_MAX_SPAN_S = 10 * _YEAR_S
 _FORM_NAMES = {"array": "an array", "log": "a log"}
 
 
@@ -84,6 +86,7 @@ def read_trace(
     )
     rows = _read_rows(path, columns, warn)
     validate_times(rows.times, str(path))
+    _check_span(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
         suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
         if suspicion:
@@ -115,6 +118,20 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
         hint = "an hour back, as winter time begins? write the times in UTC" if is_winter_time else "sort the trace"
         raise user_error(f"arrival {index + 1} ({times[index]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
+
+
+def _check_span(times: Times, file: str) -> None:
+    """Reject a trace whose rows have several units: each alone is plausible, together they last for ages.
+
+    Raises:
+        UnfoldError: It would last for more than ten years.
+    """
+    if times[-1] - times[0] <= _MAX_SPAN_S:
+        return
+    index = int(np.argmax(np.diff(times))) + 1
+    years = (times[-1] - times[0]) / _YEAR_S
+    message = f"the trace would last {years:,.0f} years: arrival {index + 1} is far from the one above it"
+    raise user_error(message, file=file, hint="do all rows have the same unit and origin?")
 
 
 def compress_time(times: Times, factor: float) -> Times:
