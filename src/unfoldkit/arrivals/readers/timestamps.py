@@ -214,7 +214,9 @@ def describe_unit_doubt(times: Times) -> str:
     Args:
         times: Sorted numbers as written; those since 1970 are in no doubt.
     """
-    if times.size < MIN_DOUBTFUL or not 0 <= times[0] < FIRST_EPOCH_S or (times % 1).any():
+    if times.size < MIN_DOUBTFUL or not 0 <= times[0] < FIRST_EPOCH_S or not np.isfinite(times).all():
+        return ""
+    if (times % 1).any():
         return ""
     span = float(times[-1] - times[0])
     if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
