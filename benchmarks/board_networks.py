@@ -8,9 +8,9 @@ architectures at the stated input size; pruned networks and detectors, which the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from unfold_supernet.accelerator.layers import Layer, SubnetLayers, tabulate_subnet
 
@@ -201,11 +201,7 @@ def squeezenet(name: str) -> SubnetLayers:
         if index in (2, 4):
             net.pool(2, 3, up=True)
         net.conv(squeeze, 1)
-        expand = squeeze * 4
-        net.branches(
-            functools.partial(Builder.conv, kernels=expand, size=1),
-            functools.partial(Builder.conv, kernels=expand, size=3),
-        )
+        net.branches(_chain((squeeze * 4, 1)), _chain((squeeze * 4, 3)))
     net.conv(1000, 1)
     return net.finish(name)
 
@@ -323,6 +319,6 @@ def list_board_rates() -> tuple[BoardRate, ...]:
         "torchvision_inception_v3": ("inception", 299, 60.9, 57.4, inception_v3),
     }
     return tuple(
-        BoardRate(name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=functools.partial(make, name))
+        BoardRate(name=name, family=family, edge=edge, zcu104=fast, zcu102=slow, build=partial(make, name))
         for name, (family, edge, fast, slow, make) in rates.items()
     )

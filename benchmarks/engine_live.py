@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def write_trace(path: Path, rate: float, seconds: float, rng: np.random.Generato
 
 
 def replay_engines(
-    spec: PipelineSpec, planned: Run, decision: dict[str, Any], count: int, seconds: float, seed: int
+    spec: PipelineSpec, planned: Run, decision: Mapping[str, Any], count: int, seconds: float, seed: int
 ) -> dict[str, Any]:
     """Replay a new draw on some processes and return measured and simulated figures."""
     trace = planned.base / f"live-{count}.csv"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_pipeline.schema.arrivals import Arrivals, validate_arrivals
+from unfold_pipeline.schema.control import ControlSpec, validate_control
 from unfold_pipeline.schema.hardware import Hardware, Placement, validate_hardware, validate_placement
 from unfold_pipeline.schema.stages import FromRun, StageSpec, validate_stages
 from unfoldkit.api import Duration, Fraction, Model, Problem, Spec, did_you_mean, user_error
@@ -86,6 +87,9 @@ class PipelineSpec(Spec):
     placement: Placement = Field(
         default=Placement(), description="the node on Ray, or the core of this machine, for each replica"
     )
+    control: ControlSpec = Field(
+        default=ControlSpec(), description="the existing deployment that unfold serve --target scales"
+    )
 
     @property
     def stages_by_name(self) -> Mapping[str, StageSpec]:
@@ -119,6 +123,7 @@ class PipelineSpec(Spec):
         for name, hardware in self.hardware.items():
             yield from validate_hardware(name, hardware)
         yield from validate_placement(self.placement)
+        yield from validate_control(self.control, self.stages_by_name, self.tuner.most)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
 

@@ -26,9 +26,10 @@ from unfold_pipeline.engine.endpoint.client import (
     has_token,
     parse_event,
     read_bounded,
-    read_lines,
+    read_events,
 )
 from unfoldkit.api import UnfoldError
+from unfoldkit.io.event_stream import DONE
 from unfoldkit.serving.responses import Reply, json_reply, run_until_disconnect, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
 
@@ -304,13 +305,13 @@ class EngineRouterApp:
             if response.status_code != 200 or "text/event-stream" not in kind:
                 await exchange.reply(response.status_code, await read_bounded(response, MAX_ANSWER_BYTES), kind)
                 return int(response.status_code)
-            async with aclosing(read_lines(response, self.limits)) as lines:
-                await self._pass_on(lines, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
+            async with aclosing(read_events(response, self.limits)) as stream:
+                await self._pass_on(stream, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
         return 200
 
     async def _pass_on(
         self,
-        lines: AsyncGenerator[tuple[float, bytes], None],
+        stream: AsyncGenerator[tuple[float, bytes], None],
         exchange: _Exchange,
         begin_s: float,
         *,
@@ -323,17 +324,14 @@ class EngineRouterApp:
         """
         first_s = last_s = 0.0
         events = tokens = prompt = 0
-        async for now_s, text in lines:
-            data = text[5:].strip() if text.startswith(b"data:") else b""
-            if data == b"[DONE]":
+        async for now_s, data in stream:
+            if data == DONE:
                 await exchange.write(b"data: [DONE]\n\n", more=False)
                 if events:
                     self.metrics.observe_stream(first_s - begin_s, last_s - first_s, tokens or events)
                 if exchange.arrival is not None and tokens:
                     exchange.arrival.correct(prompt or exchange.arrival.prompt, tokens)
                 return
-            if not data:
-                continue
             event = parse_event(data)
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1

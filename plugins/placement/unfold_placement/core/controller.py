@@ -7,12 +7,21 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.policy import MAX_TRANSACTIONS, InstantBudget, Policy, exception_error, policy_error
+from unfold_placement.core.operations import current_line, find_fault, is_amount
+from unfold_placement.core.policy import (
+    MAX_OPERATIONS,
+    MAX_TRANSACTIONS,
+    InstantBudget,
+    Policy,
+    exception_error,
+    policy_error,
+)
 from unfold_placement.core.resources import ResourceTable
-from unfold_placement.core.state import grow_log
+from unfold_placement.core.state import MAX_REQUESTS, grow_log
 from unfold_placement.core.types import Ask, Drop, Event, NodeChange, Operation, Put, Refuse, Task, Transactions, Wake
 from unfold_placement.core.view import View
 from unfoldkit.api import UnfoldError
@@ -180,15 +189,18 @@ class Controller:
             self.read_log()
         return has_started
 
-    def apply(self, operations: Iterable[Operation], policy: Policy) -> None:
+    def apply(self, operations: Iterable[Operation], policy: Policy, line: int = 0) -> None:
         """Apply one transaction, notify later phases and start what can start now.
 
+        Args:
+            operations: The operations.
+            policy: The policy that yielded them.
+            line: Line of its file that did, for errors; 0 if unknown.
+
         Raises:
-            UnfoldError: the policy yielded something that is no list of operations.
+            UnfoldError: the policy yielded something that is no list of operations, or operations without a sense.
         """
-        if not isinstance(operations, Iterable):
-            raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
-        transaction, self.active_policy = list(operations), policy
+        transaction, self.active_policy = self._list_operations(operations, policy, line), policy
         if bulk.is_uniform(transaction):
             changes = [self._apply_bulk(transaction, policy)]
         else:
@@ -211,11 +223,22 @@ class Controller:
         state, row = self.table.state, self.table.task_rows[task.name]
         kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
         self._keep_checkpoint(task, row)
-        kernel.enqueue(state, row)
+        self._enqueue_again(row)
         self.view.requeue_gang(task)
         if self.sink is not None:
             self.sink.stop(task)
         self.read_log()
+
+    def _enqueue_again(self, row: int) -> None:
+        """Append a stopped task to the queue; one that has only just started is still in it."""
+        state = self.table.state
+        if row not in state.queue[: state.counters[kernel.QUEUED]]:
+            kernel.enqueue(state, row)
+            return
+        state.status[row] = kernel.WAITING
+        if state.recheck[row] != kernel.ALL_NODES:
+            state.recheck[row] = kernel.ALL_NODES
+            state.counters[kernel.RECHECKS] += 1
 
     def _keep_checkpoint(self, task: Task, row: int) -> None:
         """Shorten the next run of a preempted task by what its last checkpoint keeps."""
@@ -293,19 +316,24 @@ class Controller:
         event = Event(types.CREATED, self.table.now)
         for policy in self.policies:
             if policy.phase > phase and types.CREATED in policy.watches:
-                self._react(policy, event)
+                self.call_react(policy, event)
         while self.start_fitting():
             pass
 
     def _notify(self, event: Event) -> None:
         for policy in self.policies:
             if event.kind in policy.watches:
-                self._react(policy, event)
+                self.call_react(policy, event)
 
-    def _react(self, policy: Policy, event: Event) -> None:
-        transactions = iter(_call_policy(policy, event, self.view))
+    def call_react(self, policy: Policy, event: Event) -> None:
+        """Pass an event to a policy and apply its transactions.
+
+        Raises:
+            UnfoldError: the policy raised, returned something that makes no sense, or responds without end.
+        """
+        transactions = iter(call_policy(policy, event, self.view))
         bound = MAX_TRANSACTIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
-        while bound > 0:
+        for step in range(bound):  # noqa: B007 - the watchdog reads it from the frame
             try:
                 operations = next(transactions)
             except StopIteration:
@@ -314,9 +342,26 @@ class Controller:
                 raise
             except Exception as error:
                 raise exception_error(policy, "react", error) from error
-            self.apply(operations, policy)
-            bound -= 1
+            self.apply(operations, policy, current_line(transactions))
         raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
+
+    def _list_operations(self, operations: Iterable[Operation], policy: Policy, line: int) -> list[Operation]:
+        """Return the operations of a transaction once each of them makes sense."""
+        if not isinstance(operations, Iterable):
+            raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
+        bound = MAX_OPERATIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
+        try:
+            transaction = list(islice(operations, bound + 1))
+        except UnfoldError:
+            raise
+        except Exception as error:
+            raise exception_error(policy, "react", error) from error
+        if len(transaction) > bound:
+            raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
+        for operation in transaction:
+            if fault := find_fault(operation, self.table):
+                raise policy_error(policy, "react", fault, line=line, hint=f"it yielded {str(operation)[:80]}")
+        return transaction
 
     def _apply_one(self, operation: Operation, policy: Policy) -> bool:
         if isinstance(operation, Put):
@@ -419,18 +464,23 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
     requests: list[tuple[Ask, int]] = []
     for policy in policies:
         try:
-            asks = list(policy.request(task))
+            asks = list(islice(policy.request(task), MAX_REQUESTS + 1))
         except UnfoldError:
             raise
         except Exception as error:
             raise exception_error(policy, "request", error) from error
         requests += [(_check_ask(ask, policy), policy.phase) for ask in asks]
+        if len(requests) > MAX_REQUESTS:
+            message = f"task {task.name} requests more than {MAX_REQUESTS} ephemeral resources"
+            raise policy_error(policy, "request", message)
     return requests
 
 
 def _check_ask(ask: object, policy: Policy) -> Ask:
     if not isinstance(ask, Ask):
         raise _misuse_error(policy, "request", ask, "an Ask: return [Ask(name)]")
+    if not isinstance(ask.name, str) or not is_amount(ask.amount):
+        raise policy_error(policy, "request", "a request has a name and a whole amount", hint=f"it is {str(ask)[:80]}")
     return ask
 
 
@@ -439,7 +489,12 @@ def _misuse_error(policy: Policy, method: str, value: object, expected: str) -> 
     return policy_error(policy, method, f"{method} of a policy must return {expected}", hint=hint)
 
 
-def _call_policy(policy: Policy, event: Event, view: View) -> Transactions:
+def call_policy(policy: Policy, event: Event, view: View) -> Transactions:
+    """Return the transactions with which a policy responds to an event.
+
+    Raises:
+        UnfoldError: it raised, or returned no transactions.
+    """
     try:
         transactions = policy.react(event, view)
     except UnfoldError:

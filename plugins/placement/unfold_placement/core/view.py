@@ -306,6 +306,11 @@ class View:
         row = self.table.state.free[self.table.node_rows[node]]
         return dict(zip(self.table.resource_kinds, row.tolist(), strict=True))
 
+    def node_of(self, task: Task) -> str:
+        """Return the name of the node on which a task runs or ran last."""
+        row: int = self.table.state.task_node[self.table.task_rows[task.name]]
+        return self.table.nodes[row].name
+
     def node(self, name: str) -> Node:
         """Return a node by name."""
         return self.table.nodes[self.table.node_rows[name]]

@@ -71,7 +71,7 @@ def test_faster_and_accurate_members_become_int8(monkeypatch: pytest.MonkeyPatch
     model = make_model()
     x, y = make_rows(model)
     monkeypatch.setattr(int8, "measure_speedup", lambda *_args: 1.5)
-    content, choice = choose_precision(model, x, y, 5.0, 0)
+    content, choice = choose_precision(model, x, y, np.arange(ROWS), 5.0, 0)
     assert choice.is_int8, choice
     assert content != model
     assert choice.loss_points <= choice.loss_bound <= 5.0
@@ -87,7 +87,7 @@ def test_slow_or_uncertain_members_stay_in_float32(
     model = make_model(scale)
     x, y = make_rows(model)
     monkeypatch.setattr(int8, "measure_speedup", lambda *_args: speedup)
-    content, choice = choose_precision(model, x, y, max_loss, 0)
+    content, choice = choose_precision(model, x, y, np.arange(ROWS), max_loss, 0)
     assert content == model
     assert not choice.is_int8
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_quantised_stays_in_float32() -> None:
     model = make_model()
     x, y = make_rows(model)
     assert int8.quantise(b"no model", x) is None
-    assert choose_precision(model, x[:1], y[:1], 5.0, 0)[0] == model
+    assert choose_precision(model, x, y, np.arange(1), 5.0, 0)[0] == model
 
 
 def test_speedup_compares_the_same_inputs() -> None:

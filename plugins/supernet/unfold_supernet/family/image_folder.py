@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -149,6 +148,5 @@ def read_image(path: Path, edge: int) -> Float32Array:
     if mode not in EIGHT_BIT_MODES:
         message = f"its pixels are of mode {mode}, not of 8 bits"
         raise user_error(message, file=str(path), key="data.path", hint="convert it to 8 bits")
-    pixels: Any = np.asarray(square, np.float32)
-    result: Float32Array = np.ascontiguousarray(pixels.transpose(2, 0, 1) / np.float32(255), np.float32)
-    return result
+    pixels = np.asarray(square, np.float32) / 255
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)

@@ -210,8 +210,8 @@ def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
 
 def _choose_batch_rows(metadata: Any) -> int:
     """Choose how many rows are read together, from the uncompressed bytes that the file states."""
-    total: int = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    row_bytes: int = max(1, total // max(1, metadata.num_rows))
+    total = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    row_bytes = max(1, int(total) // max(1, int(metadata.num_rows)))
     return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // row_bytes))
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
+from unfold_supernet.modules.family import ElasticFamily, elastic
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
+from unfold_supernet.modules.onnx_export import export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
 from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
@@ -142,10 +143,11 @@ def _choose_precisions(
     if problem.max_int8_loss is None:
         return contents, {}
     data, chosen, choices = problem.data, {}, {}
-    x, y = data.x[data.holdout], data.y[data.holdout]
     for index, (name, content) in enumerate(contents.items()):
         progress("choose int8 or float32", index, len(contents))
-        chosen[name], choices[name] = choose_precision(content, x, y, problem.max_int8_loss, problem.seed)
+        chosen[name], choices[name] = choose_precision(
+            content, data.x, data.y, data.holdout, problem.max_int8_loss, problem.seed
+        )
     progress("choose int8 or float32", len(contents), len(contents))
     return chosen, choices
 

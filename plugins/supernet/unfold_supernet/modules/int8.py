@@ -6,6 +6,7 @@ The other half bounds what it loses. Test rows have no part in the choice, and a
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ MIN_SPEEDUP = 1.05
 """Below this ratio, a difference of medians is noise."""
 CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
 ROUNDS, ENOUGH_S = 30, 0.5
-CHUNK = 256
+CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +51,23 @@ class PrecisionChoice:
 
 
 def choose_precision(
-    content: bytes, x: Float32Array, y: IntArray, max_loss: float, seed: int
+    content: bytes, x: Float32Array, y: IntArray, rows: IntArray, max_loss: float, seed: int
 ) -> tuple[bytes, PrecisionChoice]:
     """Choose float32 or int8 for an ONNX model, by accuracy and latency.
 
     Args:
         content: The model in float32, with input ``x``.
-        x: Validation inputs (n, *size).
+        x: Inputs (n, *size), which may be mapped from a file: they are read in chunks.
         y: Their classes (n).
+        rows: The validation rows.
         max_loss: Largest accuracy that int8 may lose, in points.
         seed: Which rows calibrate and which judge.
 
     Returns:
         The model to serve, and why.
     """
-    order = np.random.default_rng([seed, 0x18]).permutation(len(y))
-    calibration, judges = np.sort(order[: len(y) // 2]), np.sort(order[len(y) // 2 :])
+    order = np.random.default_rng([seed, 0x18]).permutation(rows)
+    calibration, judges = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
     if not len(calibration) or not len(judges):
         return content, PrecisionChoice(is_int8=False)
     quantised = quantise(content, x[calibration[:CALIBRATION_ROWS]])
@@ -74,7 +76,7 @@ def choose_precision(
     sessions = [open_session(content), open_session(quantised)]
     exact, rounded = (_predict(session, x, judges) == y[judges] for session in sessions)
     loss_bound = bound_loss(exact, rounded)
-    speedup = measure_speedup(sessions[0], sessions[1], x[judges])
+    speedup = measure_speedup(sessions[0], sessions[1], x[judges[: max(BATCHES)]])
     is_int8 = loss_bound <= max_loss and speedup >= MIN_SPEEDUP
     choice = PrecisionChoice(
         is_int8=is_int8,
@@ -135,6 +137,9 @@ def quantise(content: bytes, x: Float32Array) -> bytes | None:
             batch = next(self.batches, None)
             return None if batch is None else {"x": batch}
 
+    # it advises on the root logger to optimise the model first, which its sessions do when they load it
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         try:
@@ -152,6 +157,8 @@ def quantise(content: bytes, x: Float32Array) -> bytes | None:
         # operators that it does not know end in errors of many kinds: such a member stays in float32
         except Exception:  # noqa: BLE001
             return None
+        finally:
+            root.setLevel(level)
 
 
 def _predict(session: Any, x: Float32Array, rows: IntArray) -> IntArray:

@@ -17,8 +17,8 @@ from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
 EAGER_BATCH = 32
 """Rows of the batch in which ONNX Runtime is compared with torch."""
-Task = Literal["classes", "labels", "values"]
-"""One class a row, several labels a row (0 or 1 each), or real values."""
+Task = Literal["classes", "labels", "values", "embeddings"]
+"""One class a row, several labels a row (0 or 1 each), real values, or embeddings that are close within a class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class FitOptions:
         warmup: Fraction of the steps in which the rate rises.
         clip: Maximum gradient norm.
         class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
+        dimensions: Lengths of the prefixes of an embedding that are embeddings too; none stands for all dimensions.
+        temperature: Divides the cosines of embeddings in their loss.
         calibrate: Rows for the members' batch-norm statistics after training.
         seed: Of the batches and the random members.
     """
@@ -52,6 +54,8 @@ class FitOptions:
     warmup: float = 0.05
     clip: float = 5.0
     class_weights: tuple[float, ...] | None = None
+    dimensions: tuple[int, ...] = ()
+    temperature: float = 0.1
     calibrate: int = 4096
     seed: int = 0
 

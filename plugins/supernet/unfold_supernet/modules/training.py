@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unfold_supernet.modules.embeddings import compute_nested_loss
 from unfold_supernet.modules.family import ElasticFamily
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
@@ -54,7 +55,7 @@ def fit(
     Args:
         family: The family.
         x: Inputs (n, *size).
-        y: Classes (n) of integers, labels (n, labels) of zeros and ones, or values (n, values).
+        y: Classes (n) of integers, also for embeddings; labels (n, labels) of zeros and ones, or values (n, values).
         options: How it is trained.
         progress: Receives completed epochs and their number.
         store: Keeps the state after each epoch; a training that was killed continues from it.
@@ -167,6 +168,8 @@ def compute_loss(outputs: Tensor, y: Tensor, options: FitOptions) -> Tensor:
     weights = None if options.class_weights is None else torch.tensor(options.class_weights)
     if options.task == "classes":
         return functional.cross_entropy(outputs, y, weight=weights)
+    if options.task == "embeddings":
+        return compute_nested_loss(outputs, y, options.dimensions, options.temperature)
     if options.task == "labels":
         return functional.binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), weight=weights)
     return functional.mse_loss(outputs, y.to(outputs.dtype).reshape(outputs.shape))
@@ -177,4 +180,7 @@ def _compute_soft_loss(outputs: Tensor, teacher: Tensor, options: FitOptions) ->
         return -(functional.softmax(teacher, 1) * functional.log_softmax(outputs, 1)).sum(1).mean()
     if options.task == "labels":
         return functional.binary_cross_entropy_with_logits(outputs, torch.sigmoid(teacher))
+    if options.task == "embeddings":
+        # lengths do not matter where cosines are compared
+        return 1 - functional.cosine_similarity(outputs, teacher, dim=1).mean()
     return functional.mse_loss(outputs, teacher)

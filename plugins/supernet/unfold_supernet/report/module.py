@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
 from unfold_supernet.report import sentences
+from unfold_supernet.report.front import draw_front
 from unfold_supernet.report.training import (
     MICRO,
     WEIGHT_BYTES,
     collect_quality_metrics,
     describe_gap,
     describe_verdict,
-    plot_front,
+    note_missed_classes,
     state_misses,
     tabulate_calibration,
     tabulate_classes,
@@ -55,9 +56,9 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(plot_front(list(result.macs.values()), result.qualities, result.front, "members"),),
+        figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(problem, result),
-        notes=_write_notes(problem),
+        notes=(*note_missed_classes(problem.data.names, result.qualities), *_write_notes(problem)),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )

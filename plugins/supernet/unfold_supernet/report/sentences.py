@@ -169,7 +169,7 @@ def state_useless_subnets(names: Sequence[str], majority: float) -> str:
     """State which subnets do not beat the classifier that always predicts the commonest class."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "does" if len(names) == 1 else "do"
-    return f"{listed} {verb} not beat always predicting the commonest class ({majority:.1f} %)"
+    return f"{listed} {verb} not significantly beat always predicting the commonest class ({majority:.1f} %)"
 
 
 def state_no_growth() -> str:
@@ -190,10 +190,10 @@ def state_missed_sharing(bound: float, goal: float) -> str:
 def advise_training(reason: str) -> str:
     """Advise which change most likely turns a no into a yes."""
     advice = {
-        "useless": "raise training.epochs, lower training.rate, or remove the smallest entries of space",
+        "useless": "raise training.epochs, lower training.rate, remove the smallest members, or use more test rows",
         "growth": "serve the smallest subnet alone, widen space.stages, or use more test rows (data.test)",
         "accuracy": "raise training.epochs, widen space.stages, or lower goal.accuracy",
-        "sharing": "raise training.epochs, remove the smallest entries of space, or use more test rows (data.test)",
+        "sharing": "raise training.epochs, remove the smallest members, or use more test rows (data.test)",
     }
     return advice[reason]
 
@@ -233,6 +233,27 @@ def rate_gap(*, is_significant: bool, points: float) -> str:
 def describe_front(names: Sequence[str]) -> str:
     """Describe the accuracy front."""
     return f"{' < '.join(names)}: each significantly more accurate than the previous one (95 %, paired)"
+
+
+def title_front(*, shown: int, total: int) -> str:
+    """Title the picture of the front."""
+    title = "Accuracy by latency, 95 % intervals"
+    return title if shown == total else f"{title}: the front and the compared members, {shown} of {total}"
+
+
+def name_front_group(*, is_front: bool) -> str:
+    """Name the group of a member in the picture of the front."""
+    return "on the front" if is_front else "other members"
+
+
+def name_standalone_group() -> str:
+    """Name the group of the standalone networks."""
+    return "standalone networks"
+
+
+def name_standalone(name: str) -> str:
+    """Name the standalone network in the shape of a member."""
+    return f"{name}, standalone"
 
 
 def describe_steps(steps: Mapping[str, int], max_listed: int) -> str:

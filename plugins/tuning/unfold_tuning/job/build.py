@@ -241,6 +241,7 @@ def encode_profile(profile: Profile, trials: Sequence[ProfiledTrial] = (), measu
     encoded = {
         "iteration": _encode_time(profile.iteration),
         "speedup": {workers: round(speedup, 4) for workers, speedup in profile.speedup},
+        "across": {workers: round(speedup, 4) for workers, speedup in profile.across} or None,
         "provision": _encode_time(profile.provision),
         "startup": _encode_time(profile.startup),
         "start": _encode_time(profile.start),
@@ -435,6 +436,7 @@ def build_trainable(trainable: trainable_schema.Trainable) -> TrainableConfig:
         early_stop=_build_early_stop(trainable),
         rounds=trainable.rounds,
         timeout_s=trainable.timeout,
+        span=trainable.span,
         space={name: _build_dimension(dimension) for name, dimension in trainable.space.items()},
     )
 

@@ -17,6 +17,7 @@ from unfoldkit.cli.execution import (
     check_run_kind,
     load_request,
     perform,
+    reject_target,
     run_folder,
     store_spec,
     verb_reference,
@@ -147,6 +148,7 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         options.tls.build_context()
     registry = open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry, stdin)
+    reject_target(request, loaded.kind)
     run = _build_run(request, loaded, log_json=options.log_json)
     if options.processes > 1:
         return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)

@@ -195,7 +195,7 @@ def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:
     """Return what happened to the processes of a replay."""
     deaths = f"; {_pluralize(replaced, 'process')} ended early and were replaced" if replaced else ""
     started = _pluralize(replicas, "llama.cpp process")
-    return f"{started} at the begin, ready within {format_seconds(start_s)}{deaths}"
+    return f"{started} at the start, ready within {format_seconds(start_s)}{deaths}"
 
 
 def describe_scaled_estimate() -> str:

@@ -1,4 +1,4 @@
-"""A Kubernetes API server: requests, watches, and reflectors, which follow a list.
+"""A Kubernetes API server: requests and watches, for every controller of this project.
 
 The official client logs in; requests are plain JSON, as its models are slow.
 """
@@ -6,20 +6,18 @@ The official client logs in; requests are plain JSON, as its models are slow.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 
-from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.errors import UnfoldError, install_command, user_error
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
@@ -30,10 +28,7 @@ WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
 FIRST_ERROR = 400
-PAUSE_S = 1.0
-"""Pause after an interrupted watch."""
-ObjectKey = tuple[str | None, str]
-"""Namespace (None for cluster-scoped objects) and name of an object."""
+KEY = "cluster.kubernetes"
 Body = dict[str, Any]
 """An object as decoded JSON."""
 
@@ -73,12 +68,14 @@ class Api:
         namespace: The namespace of the pods.
         streams: Open watches.
         closed: Set by ``close``.
+        key: The key of a spec that names the server, for messages.
     """
 
     client: Any
     namespace: str
     streams: list[Any] = field(default_factory=list)
     closed: bool = False
+    key: str = KEY
 
     def get(self, path: str, **query: str) -> Body:
         """Return an object or a list.
@@ -142,7 +139,7 @@ class Api:
         except Exception as error:
             # a stream that is closed under its reader raises many kinds of errors
             if not self.closed:
-                raise user_error(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
+                raise user_error(f"the watch of {path} was cut: {error}", key=self.key) from error
         finally:
             self.streams.remove(response)
             response.close()
@@ -176,69 +173,10 @@ class Api:
             )
         except urllib3.exceptions.HTTPError as error:
             message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
-            raise user_error(message, key="cluster.kubernetes") from error
+            raise user_error(message, key=self.key) from error
 
 
-class Handler(Protocol):
-    """Receives an object that exists or, with ``is_gone``, was deleted."""
-
-    def __call__(self, body: Body, *, is_gone: bool = False) -> None:
-        """Process the object."""
-
-
-@dataclass(slots=True)
-class Reflector:
-    """Passes every object of a list, and its later changes, to a handler.
-
-    Attributes:
-        api: The server.
-        path: Path of the list.
-        handle: Receives objects.
-        find_missing: Returns objects that the handler knows and that are not among the existing ones.
-        query: Selectors of the list.
-    """
-
-    api: Api
-    path: str
-    handle: Handler
-    find_missing: Callable[[set[ObjectKey]], Iterable[Body]]
-    query: Mapping[str, str] = field(default_factory=dict)
-
-    def start(self) -> threading.Thread:
-        """Read the list, and follow it in a new thread."""
-        thread = threading.Thread(target=self._follow, args=(self._read_list(),), daemon=True)
-        thread.start()
-        return thread
-
-    def _read_list(self) -> str:
-        """Pass the whole list to the handler and return its resource version."""
-        listed = self.api.get(self.path, **self.query)
-        existing = {(body["metadata"].get("namespace"), body["metadata"]["name"]) for body in listed["items"]}
-        # pods that run come first: others of their workload replace some of its pods
-        for body in sorted(listed["items"], key=lambda body: bool(body.get("spec", {}).get("schedulingGates"))):
-            self.handle(body)
-        for body in self.find_missing(existing):
-            self.handle(body, is_gone=True)
-        return str(listed["metadata"]["resourceVersion"])
-
-    def _follow(self, version: str) -> None:
-        while not self.api.closed:
-            try:
-                version = version or self._read_list()
-                for event in self.api.watch(self.path, version, **self.query):
-                    version = event.body["metadata"]["resourceVersion"]
-                    if event.kind != "BOOKMARK":
-                        self.handle(event.body, is_gone=event.kind == "DELETED")
-            except ApiError as error:
-                version = "" if error.status == GONE else version
-                time.sleep(PAUSE_S)
-            except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
-                if not self.api.closed:
-                    logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
-                    time.sleep(PAUSE_S)
-
-
-def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:
+def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:
     """Connect to the server of a kubeconfig context; inside a pod, to its own cluster unless a context is named.
 
     Raises:
@@ -247,19 +185,19 @@ def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "")
     try:
         from kubernetes import client, config
     except ModuleNotFoundError as error:
-        hint = "pip install 'unfoldkit[kubernetes]'"
+        hint = install_command("kubernetes")
         raise user_error("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = MAX_CONNECTIONS
     try:
         if not context and not kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=configuration)
-            return Api(client.ApiClient(configuration), namespace or _own_namespace())
+            return Api(client.ApiClient(configuration), namespace or _own_namespace(), key=key)
         config.load_kube_config(kubeconfig or None, context or None, client_configuration=configuration)
         selected = _find_context(config, kubeconfig, context)
     except (config.ConfigException, OSError) as error:
-        raise _context_error(error) from error
-    return Api(client.ApiClient(configuration), namespace or selected.get("namespace", "default"))
+        raise _context_error(error, key) from error
+    return Api(client.ApiClient(configuration), namespace or selected.get("namespace", "default"), key=key)
 
 
 def call_all(calls: Sequence[Any], workers: int = MAX_CONNECTIONS // 2) -> list[Any]:
@@ -288,9 +226,9 @@ def _find_context(config: Any, kubeconfig: str, context: str) -> Body:
     return settings
 
 
-def _context_error(error: Exception) -> UnfoldError:
+def _context_error(error: Exception, key: str) -> UnfoldError:
     hint = "kubectl config get-contexts lists them"
-    return user_error(f"cannot connect to the cluster: {error}", key="cluster.kubernetes.context", hint=hint)
+    return user_error(f"cannot connect to the cluster: {error}", key=f"{key}.context", hint=hint)
 
 
 def _own_namespace() -> str:
