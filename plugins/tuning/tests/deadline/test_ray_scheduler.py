@@ -51,7 +51,7 @@ class FakeController:
             for index in range(len(qualities))
         ]
         self.steps = [0] * len(qualities)
-        self._search_alg: Any = None
+        self.search_alg: Any = None
         scheduler._inform_autoscaler = lambda *_: None
         self.max_results = 10**9
 
@@ -156,18 +156,18 @@ def test_the_search_has_as_many_trials_as_both_allow(trials: int, steps: list[in
     qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6, *([1.0] * 5)]
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
     controller = FakeController(scheduler, qualities[:trials], 1.0, 9)
-    controller._search_alg = FakeSearch(is_endless=trials > 9)
+    controller.search_alg = FakeSearch(is_endless=trials > 9)
     controller.run()
     assert controller.steps == (steps or [1, 1, 9, 1, 1, 3, 1, 3, 1, 0, 0, 0, 0, 0])
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
-    assert controller._search_alg.is_finished()
+    assert controller.search_alg.is_finished()
 
 
 def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
     """While trials wait at a rung, a limit on concurrent trials would never let the others begin."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
-    controller._search_alg = SimpleNamespace(searcher=FakeSearch(max_concurrent=2))
+    controller.search_alg = SimpleNamespace(searcher=FakeSearch(max_concurrent=2))
     with pytest.raises(UnfoldError, match="2 trials at a time"):
         controller.run()
 

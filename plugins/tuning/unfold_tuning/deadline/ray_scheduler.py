@@ -105,7 +105,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if not is_known and (self.stage or len(self.numbers) >= self.keeper.trials or self.keeper.is_over()):
             self.ended.add(trial.trial_id)
             tune_controller.stop_trial(trial)
-            search = getattr(tune_controller, "_search_alg", None)
+            search = getattr(tune_controller, "search_alg", None)
             if search is not None:
                 # a searcher without end would go on for ever
                 search.set_finished()
@@ -126,7 +126,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         Raises:
             UnfoldError: It waits for some of them to end before it suggests more.
         """
-        search = getattr(tune_controller, "_search_alg", None)
+        search = getattr(tune_controller, "search_alg", None)
         limit = getattr(getattr(search, "searcher", search), "max_concurrent", 0) or 0
         if 0 < limit < self.keeper.trials:
             message = f"the searcher suggests {limit} trials at a time, but all {self.keeper.trials} wait at a rung"
@@ -195,7 +195,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
 
     def _accept_fewer_trials(self, tune_controller: Any) -> None:
         """Search with as many trials as there are, once the searcher has no more."""
-        search = getattr(tune_controller, "_search_alg", None)
+        search = getattr(tune_controller, "search_alg", None)
         count = len(self.numbers)
         if self.stage or self.is_full or search is None or not 0 < count < self.keeper.trials:
             return
