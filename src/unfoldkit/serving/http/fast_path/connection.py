@@ -22,6 +22,7 @@ MIN_COSTLY_BYTES = 2**14
 MAX_TURN_S = 0.002
 PAUSE_FACTOR = 4.0
 """A client that held up the event loop for longer with its bytes is not read for so many times that duration."""
+INFERENCE_PATHS = ("/v1/models/", "/v2/models/")
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
 
@@ -151,7 +152,20 @@ class Connection:
         """Keep the connection open while a response is due."""
         self.inner.eof_received()
         self.is_ending, self.is_quiet = True, False
-        return self.is_busy
+        return self.is_busy or (self.is_uvicorns and self._is_inference_due())
+
+    def _is_inference_due(self) -> bool:
+        """Whether uvicorn owes the response to a complete inference request; the connection ends with it.
+
+        Other requests may stream or cost money, so that a client that stops sending counts as gone.
+        """
+        cycle = self.inner.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        if cycle.scope["method"] != "POST" or not cycle.scope["path"].startswith(INFERENCE_PATHS):
+            return False
+        cycle.keep_alive = False
+        return True
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not read its responses."""

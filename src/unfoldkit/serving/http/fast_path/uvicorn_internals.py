@@ -14,7 +14,7 @@ METHODS = (
     "shutdown",
 )
 PROTOCOL_ATTRIBUTES = ("connections", "cycle", "headers", "pipeline", "timeout_keep_alive_task")
-CYCLE_ATTRIBUTES = ("body", "disconnected", "more_body", "response_complete", "scope")
+CYCLE_ATTRIBUTES = ("body", "disconnected", "keep_alive", "more_body", "response_complete", "scope")
 STATE_ATTRIBUTES = ("connections", "default_headers")
 
 
