@@ -43,6 +43,7 @@ OTHER_KINDS = {
     "gateway": "serving",
     "scale": "serving",
     "serve-abuse": "serving",
+    "serve-artifact": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
