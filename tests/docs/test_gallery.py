@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from docs.gallery import EXHIBITS, IMAGES, MAX_BYTES, PAGE, ROOT, plan_spec
-from unfoldkit.cli.plugin_registry import open_registry
 from unfoldkit.figures import Timeline
+from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 
 WORKFLOW = ROOT / ".github" / "workflows" / "docs.yml"

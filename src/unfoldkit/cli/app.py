@@ -190,9 +190,15 @@ def serve(
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace against the service")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="SYSTEM", help="take charge of an existing deployment; --dry-run shows the change"
+        ),
+    ] = None,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
-    request = _request("serve", spec, shared, replay=replay)
+    request = _request("serve", spec, shared, replay=replay, target=target)
 
     def run() -> int:
         from unfoldkit.cli.commands.serve import ServeOptions, build_tls
@@ -403,6 +409,7 @@ def _request(
     data: Path | None = None,
     recalibrate: Path | None = None,
     on: str | None = None,
+    target: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -426,6 +433,7 @@ def _request(
         data=data,
         recalibrate=recalibrate,
         on=on,
+        target=target,
     )
 
 

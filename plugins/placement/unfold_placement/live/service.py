@@ -13,7 +13,6 @@ from typing import Any
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
 from unfold_placement.live.status import read_status, status_to_json
-from unfoldkit.api import UnfoldError
 from unfoldkit.serving.service import ASGIApp
 
 STOP_TIMEOUT_S = 10.0
@@ -56,6 +55,8 @@ class ControllerThread:
         """Whether the loop runs and has recovered from its last error."""
         if self.thread is None or not self.thread.is_alive():
             return False
+        if self.loop.find_stall():
+            return False
         return not self.last_error or self.loop.actuator is not None
 
     def _run_loop(self) -> None:
@@ -63,8 +64,8 @@ class ControllerThread:
         while not self.stop_requested.is_set():
             try:
                 run_until_stopped(self.loop, self.stop_requested.is_set, self.stop_requested.wait)
-            except UnfoldError as error:
-                self.last_error = str(error)
+            except Exception as error:  # noqa: BLE001 - a thread that ends would decide nothing for ever
+                self.last_error = self.loop.last_error or str(error)
                 self.stop_requested.wait(RETRY_S)
 
     def _submit_tasks(self) -> None:
@@ -93,7 +94,8 @@ def build_application(name: str, thread: ControllerThread) -> ASGIApp:
 
     async def get_ready(_request: Request) -> JSONResponse:
         is_ready = thread.is_healthy
-        return JSONResponse({"ready": is_ready, "error": thread.last_error}, 200 if is_ready else 503)
+        error = thread.loop.find_stall() or thread.loop.last_error or thread.last_error
+        return JSONResponse({"ready": is_ready, "error": error}, 200 if is_ready else 503)
 
     async def get_status(_request: Request) -> JSONResponse:
         status = await asyncio.to_thread(read_status, thread.loop)

@@ -12,6 +12,8 @@ from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Grid, Tile, TimeSeries
 
+LOCK_TIMEOUT_S = 2.0
+"""How long a reader waits for a decision to end."""
 MAX_ROWS = 20
 """Rows of a table on the dashboard, and explained tasks."""
 
@@ -45,6 +47,7 @@ class Status:
         running_tasks: Task, node and elapsed seconds of every running task.
         resources: Name, node, amount and owner of every ephemeral resource.
         nodes: Names of the nodes that are up.
+        error: Why the last decision failed; empty once one was made.
     """
 
     is_leader: bool
@@ -53,13 +56,17 @@ class Status:
     running_tasks: tuple[tuple[str, str, float], ...] = ()
     resources: tuple[tuple[str, str, int, str], ...] = ()
     nodes: tuple[str, ...] = ()
+    error: str = ""
 
 
 def read_status(loop: ControlLoop) -> Status:
     """Read the state of a controller."""
-    with loop.lock:
+    if not loop.lock.acquire(timeout=LOCK_TIMEOUT_S):
+        # a policy that does not return keeps the controller to itself
+        return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error or "a decision takes long")
+    try:
         if loop.actuator is None or not loop.is_leader:
-            return Status(is_leader=False)
+            return Status(is_leader=False, error=loop.find_stall() or loop.last_error)
         controller, view = loop.actuator.controller, loop.actuator.controller.view
         waiting = list(view.waiting())
         entries = controller.table.snapshot()
@@ -71,6 +78,8 @@ def read_status(loop: ControlLoop) -> Status:
             resources=tuple((entry.name, entry.node, entry.amount, entry.owner) for entry in entries),
             nodes=tuple(node.name for node in view.nodes),
         )
+    finally:
+        loop.lock.release()
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
@@ -97,6 +106,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "role": "leader" if status.is_leader else "standby",
         "nodes": list(status.nodes),
         "waiting": status.waiting_count,
+        "error": status.error,
         "waits": waits,
         "runs": runs,
         "names": names,

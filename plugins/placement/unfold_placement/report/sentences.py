@@ -117,7 +117,16 @@ def class_starvation_line(task: str) -> str:
 def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
     """Return the line about preemptions and the work that they discarded, by kind."""
     lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
-    return f"{count:,} preemptions discarded {lost or 'no work'}"
+    return f"{count:,} {'preemption' if count == 1 else 'preemptions'} discarded {lost or 'no work'}"
+
+
+def node_loss_line(count: int, stopped: int, lost_hours: Mapping[str, float]) -> str:
+    """Return the line about nodes that went down, and the work that this discarded, by kind."""
+    nodes = _count_nodes(count)
+    if not stopped:
+        return f"{nodes} went down and stopped no task"
+    lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
+    return f"{nodes} went down and stopped {_count_tasks(stopped)}, which lost {lost or 'no work'}"
 
 
 def unaudited_line(policies: Sequence[str]) -> str:

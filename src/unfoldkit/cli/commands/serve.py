@@ -11,12 +11,13 @@ from signal import SIGINT
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.cli import console, plugin_registry
+from unfoldkit.cli import console
 from unfoldkit.cli.execution import (
     build_run,
     check_run_kind,
     load_request,
     perform,
+    reject_target,
     run_folder,
     store_spec,
     verb_reference,
@@ -25,6 +26,7 @@ from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, open_listener
 from unfoldkit.serving.http.resource_limits import ResourceLimits
@@ -109,7 +111,7 @@ class WorkerProcess:
         raise SystemExit(console.run_guarded(lambda: self._serve(number, heartbeat)))
 
     def _serve(self, number: int, heartbeat: Heartbeat) -> int:
-        registry = plugin_registry.open_registry(builtin_only=self.request.builtin_only)
+        registry = open_registry(builtin_only=self.request.builtin_only)
         loaded = load_request(self.request, registry, self.stdin)
         service = _start_service(loaded, _build_run(self.request, loaded, log_json=self.options.log_json))
         store_metrics = service.share(self.folder) if service.share else is_always_healthy
@@ -144,8 +146,9 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
     if options.tls is not None:
         # before a large model is loaded
         options.tls.build_context()
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry, stdin)
+    reject_target(request, loaded.kind)
     run = _build_run(request, loaded, log_json=options.log_json)
     if options.processes > 1:
         return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)

@@ -11,10 +11,11 @@ from typing import Any
 
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, watch_for_hang_up
 from unfoldkit.serving.http.resource_limits import Holding, ResourceUsage, overload_reply
 from unfoldkit.serving.observability.access_log import RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
+from unfoldkit.serving.service import Scope
 
 _CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
 MAX_PROBE_BYTES = 4096
@@ -155,16 +156,17 @@ class Connection:
         return self.is_busy or (self.is_uvicorns and self._is_inference_due())
 
     def _is_inference_due(self) -> bool:
-        """Whether uvicorn owes the response to a complete inference request; the connection ends with it.
+        """Whether uvicorn owes responses to complete inference requests only; the connection ends with the last.
 
         Other requests may stream or cost money, so that a client that stops sending counts as gone.
         """
-        cycle = self.inner.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
+        last = self.inner.cycle
+        if last is None or last.response_complete or last.more_body:
             return False
-        if cycle.scope["method"] != "POST" or not cycle.scope["path"].startswith(INFERENCE_PATHS):
+        due = [last, self.inner.answered, *(cycle for cycle, _ in self.inner.pipeline)]
+        if not all(_is_inference(cycle.scope) for cycle in due if cycle is not None):
             return False
-        cycle.keep_alive = False
+        last.keep_alive = False
         return True
 
     def pause_writing(self) -> None:
@@ -243,6 +245,8 @@ class Connection:
         elif self.holding is not None and self.holding.hold(self.read_ahead.held_bytes(self.inner), 0):
             self.usage.reject("head_bytes")
             self.abort()
+        else:
+            watch_for_hang_up(self.inner)
 
     def _give_to_uvicorn(self, data: bytes) -> None:
         """Leave the connection to uvicorn for good, with what the client has sent so far."""
@@ -392,3 +396,7 @@ class Connection:
         elif self.buffer:
             data, self.buffer = bytes(self.buffer), bytearray()
             self._begin(data)
+
+
+def _is_inference(scope: Scope) -> bool:
+    return bool(scope["method"] == "POST" and scope["path"].startswith(INFERENCE_PATHS))
