@@ -318,6 +318,13 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "tuning_growth": "growth exponent of tuning plans",
         "gates_growth": "growth exponent of the gate search",
     },
+    "serve-artifact": {
+        "graph_rows_per_s": "rows/s of the cascade as one ONNX graph, requests of 64 rows",
+        "cascade_rows_per_s": "rows/s of the cascade server",
+        "ratio": "ratio",
+        "ratio_single_rows": "ratio, requests of one row",
+        "differing": "answers of 1,797 digits that differ",
+    },
     "serve-load": {
         "requests_per_s": "single rows/s on one core",
         "best_product_requests_per_s": "the best product in the same run",
