@@ -34,6 +34,7 @@ from unfoldkit.safe_io.files import read_bytes
 _HOUR_S = 3600.0
 _YEAR_S = 365.25 * 86_400.0
 _MAX_SPAN_S = 10 * _YEAR_S
+MAX_SCALED = 20_000_000
 _FORM_NAMES = {"array": "an array", "log": "a log"}
 
 
@@ -160,7 +161,14 @@ def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
 
 
 def scale_rate_with_sources(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
-    """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies."""
+    """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies.
+
+    Raises:
+        UnfoldError: The result would be too long to hold.
+    """
+    if times.size * factor > MAX_SCALED:
+        message = f"scaled by {factor:g}, the trace would have {times.size * factor:,.0f} arrivals"
+        raise user_error(message, key="arrivals.scale", hint=f"at most {MAX_SCALED:,}")
     copies = np.floor(factor + rng.random(times.size)).astype(np.int64)
     gaps = np.diff(times, append=times[-1])
     moved = np.repeat(times, copies) + np.repeat(gaps, copies) * rng.random(int(copies.sum()))

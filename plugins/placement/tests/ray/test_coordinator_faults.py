@@ -42,12 +42,18 @@ class FakeGroups(PlacementGroups):
         self.removal()
 
 
+class Unconnected(Coordinator):
+    """A coordinator that asks no Ray cluster for nodes; its maintenance goes on after the test."""
+
+    def _update_nodes(self) -> None:
+        pass
+
+
 @pytest.fixture
 def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     """A coordinator of two nodes without a Ray cluster, and without waiting."""
-    monkeypatch.setattr(Coordinator, "_update_nodes", lambda _self: None)
     monkeypatch.setattr(module, "BACKOFF_S", (0.0, 0.0))
-    made = Coordinator()
+    made = Unconnected()
     made.placement_groups = FakeGroups(node_ids={"n0": "id-0", "n1": "id-1"})
     for name in ("n0", "n1"):
         made.store.join(Node(name, {"gpu": 4000}))

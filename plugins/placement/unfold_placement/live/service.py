@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
-from unfold_placement.live.status import read_status, status_to_json
+from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
 from unfoldkit.serving.service import ASGIApp
 
 STOP_TIMEOUT_S = 10.0
@@ -29,6 +30,7 @@ class ControllerThread:
         stop_requested: Set when the loop must stop.
         thread: The thread, once started.
         last_error: The last error of the loop; empty for none.
+        on_stop: Called when the service stops.
     """
 
     loop: ControlLoop
@@ -36,6 +38,7 @@ class ControllerThread:
     stop_requested: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     last_error: str = ""
+    on_stop: Callable[[], object] | None = None
 
     def start(self) -> None:
         """Start the control loop, and submit this process's tasks."""
@@ -49,6 +52,8 @@ class ControllerThread:
         self.stop_requested.set()
         if self.thread is not None:
             self.thread.join(STOP_TIMEOUT_S)
+        if self.on_stop is not None:
+            self.on_stop()
 
     @property
     def is_healthy(self) -> bool:
@@ -76,7 +81,7 @@ class ControllerThread:
             self.loop.backend.submit(task)
 
 
-def build_application(name: str, thread: ControllerThread) -> ASGIApp:
+def build_application(name: str, thread: ControllerThread, agreement: Agreement | None = None) -> ASGIApp:
     """Build the HTTP application with health and status; its lifespan runs the control loop."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -99,7 +104,8 @@ def build_application(name: str, thread: ControllerThread) -> ASGIApp:
 
     async def get_status(_request: Request) -> JSONResponse:
         status = await asyncio.to_thread(read_status, thread.loop)
-        return JSONResponse({"name": name, **status_to_json(status)})
+        shadow = {"shadow": agreement_to_json(agreement)} if agreement is not None else {}
+        return JSONResponse({"name": name, **status_to_json(status), **shadow})
 
     routes = [
         Route("/v2/health/live", get_live),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_placement.core.agreement import Agreement, Placement, count_outcomes, median_waits_s
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
 from unfold_placement.core.types import Task, Wait
@@ -111,6 +113,29 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "runs": runs,
         "names": names,
     }
+
+
+def agreement_to_json(agreement: Agreement) -> dict[str, Any]:
+    """Return the decisions next to those of kube-scheduler as JSON values: counts, waits and the latest tasks."""
+    placements = agreement.list_placements()
+    decided_s, bound_s = median_waits_s(placements)
+    rows = [
+        {
+            "task": item.task,
+            "outcome": item.outcome,
+            "policy_node": item.decided_node,
+            "policy_wait_s": _wait_s(item, item.decided_s),
+            "scheduler_node": item.bound_node,
+            "scheduler_wait_s": _wait_s(item, item.bound_s),
+        }
+        for item in placements[-MAX_ROWS:]
+    ]
+    waits = {"policy_wait_s": round(decided_s, 3), "scheduler_wait_s": round(bound_s, 3)}
+    return {"tasks": len(placements), "outcomes": dict(count_outcomes(placements)), "median": waits, "latest": rows}
+
+
+def _wait_s(placement: Placement, time_s: float) -> float | None:
+    return round(time_s - placement.submitted_s, 3) if math.isfinite(time_s) else None
 
 
 def build_dashboard(name: str, loop: ControlLoop) -> DashboardSource:

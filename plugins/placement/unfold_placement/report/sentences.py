@@ -144,6 +144,13 @@ def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> 
     return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"
 
 
+def agreement_headline(count: int, same: int, later: int) -> str:
+    """Return the headline of a shadow: of how many tasks the policies agree with kube-scheduler."""
+    if not count:
+        return "no task came while the shadow ran"
+    return f"{same:,} of {_count_tasks(count)} on the node that kube-scheduler chose; {later:,} would have waited"
+
+
 def _count_tasks(count: int) -> str:
     return "1 task" if count == 1 else f"{count:,} tasks"
 

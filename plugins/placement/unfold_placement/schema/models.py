@@ -130,6 +130,10 @@ class KubernetesSpec(Model):
     patience: Duration = Field(default=10.0, description="how long a released pod may stay without a node")
     in_flight: Count = Field(default=64, description="how many released pods may be without a node at a time")
     image: str = Field(default="", description="image of the controller, for --format kubernetes")
+    shadow: bool = Field(
+        default=False,
+        description="decide about every pod of the namespace beside kube-scheduler, write nothing, report both",
+    )
     counters: Literal["gates", "dra"] = Field(
         default="gates", description="dra: limits and licences are also devices, which kube-scheduler counts itself"
     )

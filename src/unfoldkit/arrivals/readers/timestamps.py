@@ -218,7 +218,8 @@ def describe_unit_doubt(times: Times) -> str:
     Args:
         times: Sorted numbers as written; those since 1970 are in no doubt.
     """
-    if times.size < MIN_DOUBTFUL or not 0 <= times[0] < FIRST_EPOCH_S:
+    is_doubtful = times.size >= MIN_DOUBTFUL and 0 <= times[0] < FIRST_EPOCH_S
+    if not is_doubtful or not np.isfinite(times).all():
         return ""
     span = float(times[-1] - times[0])
     if (times % 1).any():
