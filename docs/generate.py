@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.generators import ablation, benchmarks, cli, contract, kinds, scale, units
+from docs.generators import ablation, benchmarks, cli, contract, kinds, scale, units, verification
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- made by `python -m docs.generate`; change the code, not this page -->\n\n"
@@ -23,6 +23,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         "docs/reference/formats.md": contract.formats(),
         "docs/reference/units.md": units.page(),
         **benchmarks.pages(root / "benchmarks"),
+        verification.PAGE: verification.page(root / "benchmarks"),
         "docs/explanation/scale.md": scale.page(root / "benchmarks"),
         **{f"docs/reference/kinds/{name}.md": text for name, text in kinds.pages().items()},
     }

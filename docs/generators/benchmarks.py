@@ -35,10 +35,12 @@ TITLES = {
 }
 OTHER_KINDS = {
     "engine-fidelity": "pipeline",
+    "engine-live": "pipeline",
     "engine-plan": "pipeline",
     "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
+    "board-rates": "supernet",
     "fastswitch": "supernet",
     "gateway": "serving",
     "scale": "serving",
@@ -141,6 +143,12 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "silicon_ttft_error_percent": "error of TTFT there, %",
         "interval_groups_covered": "groups of four that the interval of the other three covers",
     },
+    "engine-live": {
+        "ttft_p50_error_percent_max": "error of p50 TTFT, llama.cpp processes of this machine, worst of one and two, %",
+        "tpot_mean_error_percent_max": "error of mean TPOT there, %",
+        "failed": "failed requests",
+        "load_average_before": "load average of the machine before the run",
+    },
     "engine-plan": {
         "saving_against_peak_percent": "cheaper than the cheapest steady-state peak that attains as much, %",
         "attainment_percent": "both targets attained on the other half of the trace, %",
@@ -204,6 +212,17 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "gang_deadlocks": "deadlocks",
         "throughput_ratio": "task throughput against plain Ray tasks",
     },
+    "placement-verify": {
+        "mutations_found": "seeded bugs found, of 30 mutations of shipped policies",
+        "false_alarms": "counterexamples in compositions with their guards",
+        "unconfirmed": "findings that no replay showed",
+        "shipped": "shipped policies and pairs of them",
+        "shipped_s": "CPU s to verify all of these, on one core",
+        "public_bugs": "bugs of Kueue and Volcano: found, and clean once fixed",
+        "transitions_per_s": "transitions a second",
+        "four_jobs_s": "complete search, 2 nodes, 3 kinds, 4 jobs in flight, s",
+        "six_jobs_s": "the same with 6 jobs in flight, s",
+    },
     "placement-replay": {
         "openb_seconds": "replay of openb (8,152 pods, 1,523 nodes), CPU s",
         "decisions_per_s": "decisions/s",
@@ -240,6 +259,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "other_winners": "runs with another winner",
         "finished_iterations_repeated": "finished iterations repeated",
         "ledger_error_percent": "error of the spend ledger, %",
+    },
+    "board-rates": {
+        "board_error_percent_median": "latency of 20 networks on ZCU104 and ZCU102 boards, held-out median error, %",
+        "board_error_percent_max": "the same, worst network, %",
+        "board_error_uncalibrated_percent_median": "the same without calibration of host time and bandwidth, %",
     },
     "fastswitch": {
         "traffic_saving_mobilenetv3": "off-chip traffic saved, MobileNetV3, 1.69 MiB buffer",

@@ -12,6 +12,7 @@ from unfold_placement.core.types import Task
 from unfold_placement.ray import connection
 from unfold_placement.ray.client import Client
 from unfold_placement.ray.connection import CALL_TIMEOUT_S, CoordinatorTimeoutError, call_coordinator
+from unfold_placement.ray.sessions import Ended
 
 
 class NeverError(Exception):
@@ -30,7 +31,7 @@ def timeouts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         raise late
 
     vars(ray).update(get=get, is_initialized=lambda: True, exceptions=errors)
-    others = {name: type(name, (NeverError,), {}) for name in ("RayActorError", "RayTaskError")}
+    others = {name: type(name, (NeverError,), {}) for name in ("RayActorError", "RayTaskError", "RayError")}
     vars(errors).update(GetTimeoutError=late, **others)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
@@ -59,4 +60,13 @@ def test_a_report_without_an_answer_fails_its_tasks(timeouts: list[float]) -> No
     client.jobs["a-0"] = SimpleNamespace(task=task)  # type: ignore[assignment]
     failures = client._call_with_retry("report", "me", [task], [])
     assert failures == {"a-0": "the coordinator did not answer report within 60 s"}
+    assert client.outbox.empty()
+    assert timeouts == [CALL_TIMEOUT_S]
+
+
+def test_an_end_without_an_answer_is_reported_again(timeouts: list[float]) -> None:
+    """An end that the coordinator may not have received would occupy its place for ever; twice, it counts once."""
+    client, ended = Client(COORDINATOR), Ended("a-0", 1)
+    assert client._call_with_retry("report", "me", [], [ended]) == {}
+    assert client.outbox.get_nowait() == ended
     assert timeouts == [CALL_TIMEOUT_S]

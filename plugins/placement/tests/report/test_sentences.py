@@ -54,6 +54,16 @@ SAMPLES: dict[str, list[str]] = {
     "starvation_headline": [sentences.starvation_headline("g-0")],
     "starvation_line": [sentences.starvation_line("g-0", (600.0, 630.0), (1200.0, 1230.0))],
     "class_starvation_line": [sentences.class_starvation_line("g-0")],
+    "agreement_headline": [
+        sentences.agreement_headline(0, 0, 0),
+        sentences.agreement_headline(1, 1, 0),
+        sentences.agreement_headline(1200, 900, 40),
+    ],
+    "node_loss_line": [
+        sentences.node_loss_line(1, 0, {}),
+        sentences.node_loss_line(1, 8, {"gpu": 0.267}),
+        sentences.node_loss_line(3, 1, {}),
+    ],
     "preemption_line": [
         sentences.preemption_line(3, {"gpu": 80.0, "cpu": 4.25, "memory": 9.0}),
         sentences.preemption_line(12, {}),

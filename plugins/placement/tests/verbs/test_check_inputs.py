@@ -46,6 +46,15 @@ def test_faults_of_nodes_and_tasks_are_reported_together(tmp_path: Path) -> None
     assert "soon" in time
 
 
+def test_events_of_nodes_that_do_not_exist_are_reported(tmp_path: Path) -> None:
+    """A misspelt node of an event is a mistake at its key, with the name that was meant."""
+    (found,) = told(
+        tmp_path, SPEC.replace("labels: {rack: r1}}]", "labels: {rack: r1}}], events: [{at: 1 s, nodes: [nod-1]}]")
+    )
+    assert "cluster.events.0.nodes: no such node: nod-1" in found
+    assert "node-1" in found.partition("nod-1")[2]
+
+
 @pytest.mark.parametrize("key", ["nodes", "tasks"])
 def test_a_missing_file_is_reported(tmp_path: Path, key: str) -> None:
     """A missing file of nodes or tasks is told at its key."""

@@ -7,13 +7,22 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from unfold_placement.core import bulk, kernel, types
-from unfold_placement.core.policy import MAX_TRANSACTIONS, InstantBudget, Policy, exception_error, policy_error
+from unfold_placement.core.operations import current_line, find_fault, is_amount
+from unfold_placement.core.policy import (
+    MAX_OPERATIONS,
+    MAX_TRANSACTIONS,
+    InstantBudget,
+    Policy,
+    exception_error,
+    policy_error,
+)
 from unfold_placement.core.resources import ResourceTable
-from unfold_placement.core.state import grow_log
-from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Transactions, Wake
+from unfold_placement.core.state import MAX_REQUESTS, grow_log
+from unfold_placement.core.types import Ask, Drop, Event, NodeChange, Operation, Put, Refuse, Task, Transactions, Wake
 from unfold_placement.core.view import View
 from unfoldkit.api import UnfoldError
 
@@ -58,6 +67,8 @@ class Controller:
         pending_events: Events to dispatch.
         departures: Ends and preemptions to dispatch first.
         timers: Heap of timer times in seconds.
+        node_changes: Changes of nodes that are to come, in order of time (simulation).
+        past_node_changes: Those that have happened.
         rejections: Reasons of rejected tasks by name.
         owners: Class of the policy that created a resource, by resource name.
         watched_kinds: Event kinds that some policy watches.
@@ -77,6 +88,8 @@ class Controller:
     pending_events: deque[Event] = field(default_factory=deque)
     departures: deque[Event] = field(default_factory=deque)
     timers: list[float] = field(default_factory=list)
+    node_changes: deque[NodeChange] = field(default_factory=deque)
+    past_node_changes: list[NodeChange] = field(default_factory=list)
     rejections: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     watched_kinds: frozenset[str] = frozenset()
@@ -89,6 +102,11 @@ class Controller:
     def next_wakeup_s(self) -> float:
         """Time of the next timer or lease end, or infinity."""
         return min(self.timers[0] if self.timers else math.inf, self.table.next_expiry_s)
+
+    @property
+    def next_change_s(self) -> float:
+        """Time of the next change of a node, or infinity."""
+        return self.node_changes[0].at if self.node_changes else math.inf
 
     @property
     def stop_mask(self) -> int:
@@ -171,15 +189,18 @@ class Controller:
             self.read_log()
         return has_started
 
-    def apply(self, operations: Iterable[Operation], policy: Policy) -> None:
+    def apply(self, operations: Iterable[Operation], policy: Policy, line: int = 0) -> None:
         """Apply one transaction, notify later phases and start what can start now.
 
+        Args:
+            operations: The operations.
+            policy: The policy that yielded them.
+            line: Line of its file that did, for errors; 0 if unknown.
+
         Raises:
-            UnfoldError: the policy yielded something that is no list of operations.
+            UnfoldError: the policy yielded something that is no list of operations, or operations without a sense.
         """
-        if not isinstance(operations, Iterable):
-            raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
-        transaction, self.active_policy = list(operations), policy
+        transaction, self.active_policy = self._list_operations(operations, policy, line), policy
         if bulk.is_uniform(transaction):
             changes = [self._apply_bulk(transaction, policy)]
         else:
@@ -202,11 +223,22 @@ class Controller:
         state, row = self.table.state, self.table.task_rows[task.name]
         kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
         self._keep_checkpoint(task, row)
-        kernel.enqueue(state, row)
+        self._enqueue_again(row)
         self.view.requeue_gang(task)
         if self.sink is not None:
             self.sink.stop(task)
         self.read_log()
+
+    def _enqueue_again(self, row: int) -> None:
+        """Append a stopped task to the queue; one that has only just started is still in it."""
+        state = self.table.state
+        if row not in state.queue[: state.counters[kernel.QUEUED]]:
+            kernel.enqueue(state, row)
+            return
+        state.status[row] = kernel.WAITING
+        if state.recheck[row] != kernel.ALL_NODES:
+            state.recheck[row] = kernel.ALL_NODES
+            state.counters[kernel.RECHECKS] += 1
 
     def _keep_checkpoint(self, task: Task, row: int) -> None:
         """Shorten the next run of a preempted task by what its last checkpoint keeps."""
@@ -224,19 +256,39 @@ class Controller:
 
     def set_node_up(self, node: str, *, is_up: bool) -> None:
         """Add a node to the cluster again, or remove it and preempt what runs there."""
+        self.change_nodes([NodeChange(self.table.now, node, types.UP if is_up else types.DOWN)])
+
+    def change_nodes(self, changes: Sequence[NodeChange]) -> None:
+        """Change nodes at once: tasks of a lost node are preempted, those of a cordoned one continue."""
         self.reserve_log()
         self.active_policy = None
-        state, row = self.table.state, self.table.node_rows[node]
-        state.is_up[row] = is_up
+        state = self.table.state
+        for change in changes:
+            row = self.table.node_rows[change.node]
+            state.is_up[row] = change.change == types.UP
+            kernel.call_mark_dirty(state, row)
         self.view.empty_cluster.rules_version += 1
         self.view.totals.clear()
         state.counters[kernel.FREED] += 1
-        kernel.call_mark_dirty(state, row)
-        stopped = [] if is_up else [task for task, location, _ in self.view.running() if location == node]
-        for task in stopped:
+        lost = {change.node for change in changes if change.change == types.DOWN}
+        for task in [task for task, node, _ in self.view.running() if node in lost]:
             self.preempt(task)
-        self.pending_events.append(Event(types.JOINED if is_up else types.LEFT, self.table.now, node=node))
+        for change in changes:
+            kind = types.JOINED if change.change == types.UP else types.LEFT
+            self.pending_events.append(Event(kind, self.table.now, node=change.node))
         self.process_events()
+
+    def apply_node_changes(self) -> None:
+        """Carry out the next changes of nodes, all of one instant; tasks that end at this instant end before."""
+        at_s = self.node_changes[0].at
+        changes = []
+        while self.node_changes and self.node_changes[0].at == at_s:
+            changes.append(self.node_changes.popleft())
+        self.reserve_log()
+        self.table.state.clock[0] = max(self.table.now, at_s)
+        kernel.call_end_due_tasks(self.table.state, at_s)
+        self.past_node_changes += changes
+        self.change_nodes(changes)
 
     def remove_waiting(self, row: int) -> None:
         """Remove a waiting task from the queue for good."""
@@ -264,19 +316,24 @@ class Controller:
         event = Event(types.CREATED, self.table.now)
         for policy in self.policies:
             if policy.phase > phase and types.CREATED in policy.watches:
-                self._react(policy, event)
+                self.call_react(policy, event)
         while self.start_fitting():
             pass
 
     def _notify(self, event: Event) -> None:
         for policy in self.policies:
             if event.kind in policy.watches:
-                self._react(policy, event)
+                self.call_react(policy, event)
 
-    def _react(self, policy: Policy, event: Event) -> None:
-        transactions = iter(_call_policy(policy, event, self.view))
+    def call_react(self, policy: Policy, event: Event) -> None:
+        """Pass an event to a policy and apply its transactions.
+
+        Raises:
+            UnfoldError: the policy raised, returned something that makes no sense, or responds without end.
+        """
+        transactions = iter(call_policy(policy, event, self.view))
         bound = MAX_TRANSACTIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
-        while bound > 0:
+        for step in range(bound):  # noqa: B007 - the watchdog reads it from the frame
             try:
                 operations = next(transactions)
             except StopIteration:
@@ -285,9 +342,26 @@ class Controller:
                 raise
             except Exception as error:
                 raise exception_error(policy, "react", error) from error
-            self.apply(operations, policy)
-            bound -= 1
+            self.apply(operations, policy, current_line(transactions))
         raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
+
+    def _list_operations(self, operations: Iterable[Operation], policy: Policy, line: int) -> list[Operation]:
+        """Return the operations of a transaction once each of them makes sense."""
+        if not isinstance(operations, Iterable):
+            raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
+        bound = MAX_OPERATIONS + 10 * (len(self.table.tasks) + len(self.table.nodes))
+        try:
+            transaction = list(islice(operations, bound + 1))
+        except UnfoldError:
+            raise
+        except Exception as error:
+            raise exception_error(policy, "react", error) from error
+        if len(transaction) > bound:
+            raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
+        for operation in transaction:
+            if fault := find_fault(operation, self.table):
+                raise policy_error(policy, "react", fault, line=line, hint=f"it yielded {str(operation)[:80]}")
+        return transaction
 
     def _apply_one(self, operation: Operation, policy: Policy) -> bool:
         if isinstance(operation, Put):
@@ -390,18 +464,23 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
     requests: list[tuple[Ask, int]] = []
     for policy in policies:
         try:
-            asks = list(policy.request(task))
+            asks = list(islice(policy.request(task), MAX_REQUESTS + 1))
         except UnfoldError:
             raise
         except Exception as error:
             raise exception_error(policy, "request", error) from error
         requests += [(_check_ask(ask, policy), policy.phase) for ask in asks]
+        if len(requests) > MAX_REQUESTS:
+            message = f"task {task.name} requests more than {MAX_REQUESTS} ephemeral resources"
+            raise policy_error(policy, "request", message)
     return requests
 
 
 def _check_ask(ask: object, policy: Policy) -> Ask:
     if not isinstance(ask, Ask):
         raise _misuse_error(policy, "request", ask, "an Ask: return [Ask(name)]")
+    if not isinstance(ask.name, str) or not is_amount(ask.amount):
+        raise policy_error(policy, "request", "a request has a name and a whole amount", hint=f"it is {str(ask)[:80]}")
     return ask
 
 
@@ -410,7 +489,12 @@ def _misuse_error(policy: Policy, method: str, value: object, expected: str) -> 
     return policy_error(policy, method, f"{method} of a policy must return {expected}", hint=hint)
 
 
-def _call_policy(policy: Policy, event: Event, view: View) -> Transactions:
+def call_policy(policy: Policy, event: Event, view: View) -> Transactions:
+    """Return the transactions with which a policy responds to an event.
+
+    Raises:
+        UnfoldError: it raised, or returned no transactions.
+    """
     try:
         transactions = policy.react(event, view)
     except UnfoldError:

@@ -59,7 +59,7 @@ def explain_wait(controller: Controller, task: Task, history: History) -> list[R
     fitting = [
         node.name
         for node_row, node in enumerate(table.nodes)
-        if kernel.fits_demand(state.demand, state.free, row, node_row)
+        if state.is_up[node_row] and kernel.fits_demand(state.demand, state.free, row, node_row)
     ]
     missing = [node.name for node in table.nodes if node.name not in set(fitting)]
     count = len(table.nodes)
@@ -105,6 +105,8 @@ def format_wait(wait: Wait) -> str:
 
 def _describe_room(controller: Controller, task: Task, members: Unit) -> Wait:
     view = controller.view
+    if not view.nodes:
+        return Wait("waits for a node: none is up")
     if (missing := view.missing_resource(members, QUEUE)) is not None:
         return Wait(f"waits for {view.resource_name(missing)}, which exists nowhere yet")
     if view.room(members, QUEUE) is not None:

@@ -137,7 +137,7 @@ class EmptyCluster:
         table, state = self.table, self.table.state
         if not self.capacity.size:
             rows = [[node.capacity.get(kind, 0) for kind in table.resource_kinds] for node in table.nodes]
-            self.capacity = np.array(rows, np.int64).reshape(len(table.nodes), -1)
+            self.capacity = np.array(rows, np.int64).reshape(len(table.nodes), len(table.resource_kinds))
         if self.seen_version != self.rules_version or self.state is None:
             self.seen_version, self.reasons = self.rules_version, {}
             free = np.where(state.is_up[:, None] > 0, self.capacity, -1)

@@ -480,7 +480,16 @@ def start_fitting(state: StateArrays, max_starts: int, knows_ends: bool) -> int:
 
 
 @compiled
-def advance(state: StateArrays, until: float, watched: int) -> int:  # noqa: C901
+def end_due_tasks(state: StateArrays, now: float) -> None:
+    """End the running tasks with an end at ``now`` or before."""
+    while state.counters[HEAPED] > 0 and state.heap_time[0] <= now:
+        task = pop_end(state)
+        if state.status[task] == RUNNING and state.end_s[task] <= now:
+            finish_task(state, task, LOG_ENDED)
+
+
+@compiled
+def advance(state: StateArrays, until: float, watched: int) -> int:
     """Advance the clock to a watched event, to ``until`` or to the end, matching tasks at every instant before.
 
     Args:
@@ -520,10 +529,7 @@ def advance(state: StateArrays, until: float, watched: int) -> int:  # noqa: C90
             return LOG_FULL
         state.clock[0] = max(state.clock[0], now)
         first_entry = state.counters[LOGGED]
-        while state.counters[HEAPED] > 0 and state.heap_time[0] <= now:
-            task = pop_end(state)
-            if state.status[task] == RUNNING and state.end_s[task] <= now:
-                finish_task(state, task, LOG_ENDED)
+        end_due_tasks(state, now)
         while (
             state.counters[ARRIVED] < state.arrival_order.size
             and state.arrival_s[state.arrival_order[state.counters[ARRIVED]]] <= now
@@ -553,4 +559,5 @@ call_mark_fitting = without_dispatch(mark_fitting)
 call_has_cluster_resources = without_dispatch(has_cluster_resources)
 call_allocate = without_dispatch(allocate)
 call_release = without_dispatch(release)
+call_end_due_tasks = without_dispatch(end_due_tasks)
 call_next_candidate = without_dispatch(next_candidate)

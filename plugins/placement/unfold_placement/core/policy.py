@@ -27,6 +27,10 @@ MAX_TRANSACTIONS = 1000
 """Transactions with which a policy may respond to one event, besides ten per task and node."""
 
 
+MAX_OPERATIONS = 100_000
+"""Operations of one transaction, besides ten per task and node."""
+
+
 class Policy(Protocol):
     """Decides which ephemeral resources tasks request, and where and when these exist.
 

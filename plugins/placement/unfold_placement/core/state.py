@@ -115,7 +115,7 @@ def allocate_state(nodes: Sequence[Node], resource_kinds: Sequence[str]) -> Stat
     node_types = list_node_types(nodes)
     zeros = np.zeros
     rows = [[node.capacity.get(kind, 0) for kind in resource_kinds] for node in nodes]
-    free = np.array(rows, np.int64).reshape(count, -1)
+    free = np.array(rows, np.int64).reshape(count, len(resource_kinds))
     return StateArrays(
         demand=zeros((0, len(resource_kinds)), np.int64),
         requested=zeros((0, MAX_REQUESTS), np.int32),

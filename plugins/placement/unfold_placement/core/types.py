@@ -51,6 +51,19 @@ class Node:
     occupants: tuple[Mapping[str, str], ...] = ()
 
 
+DOWN, CORDON, UP = "down", "cordon", "up"
+"""Changes of a node: it is lost with all that runs there, takes no new tasks, or takes tasks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange:
+    """A change of a node at a time (s): ``down``, ``cordon`` or ``up``."""
+
+    at: float
+    node: str
+    change: str
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """A task with its demand and the properties that policies use.

@@ -306,6 +306,11 @@ class View:
         row = self.table.state.free[self.table.node_rows[node]]
         return dict(zip(self.table.resource_kinds, row.tolist(), strict=True))
 
+    def node_of(self, task: Task) -> str:
+        """Return the name of the node on which a task runs or ran last."""
+        row: int = self.table.state.task_node[self.table.task_rows[task.name]]
+        return self.table.nodes[row].name
+
     def node(self, name: str) -> Node:
         """Return a node by name."""
         return self.table.nodes[self.table.node_rows[name]]
@@ -320,8 +325,10 @@ class View:
         state, table = self.table.state, self.table
         for task in tasks:
             row = table.task_rows[task.name]
-            if state.status[row] == kernel.RUNNING:
-                counts[table.nodes[state.task_node[row]].name] += 1
+            name = table.nodes[state.task_node[row]].name
+            if state.status[row] == kernel.RUNNING and name in counts:
+                # on a cordoned node tasks go on, but it is not up
+                counts[name] += 1
         return counts
 
     def first_overload_s(self, tasks: Sequence[Task]) -> float:

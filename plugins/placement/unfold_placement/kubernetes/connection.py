@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.core.types import Ask, Node, Task
-from unfold_placement.kubernetes.api import Api, connect_api
 from unfold_placement.kubernetes.backend import BIND_TIMEOUT_S, KubernetesBackend, open_backend
-from unfold_placement.kubernetes.codec import GATES, UNITS
+from unfold_placement.kubernetes.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
+from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
+from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,22 @@ def open_cluster(
         counters=access.counters,
     )
     return backend, f"Kubernetes at {api.client.configuration.host}, namespace {access.namespace}"
+
+
+def open_cluster_shadow(scope_name: str, access: ClusterAccess) -> tuple[ShadowBackend, str]:
+    """Open a shadow of a cluster, which is only read; return it and a description of its location.
+
+    Raises:
+        UnfoldError: the cluster does not answer, or refuses access.
+    """
+    api = access.connect()
+    try:
+        backend = open_shadow(api, Scope(scope_name, api.namespace, access.units, GATES))
+    except ApiError as error:
+        hint = "shadow mode needs to list and watch nodes and pods"
+        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+    location = f"Kubernetes at {api.client.configuration.host}, namespace {access.namespace}"
+    return backend, f"shadow of {location}: nothing is written"
 
 
 def read_nodes(scope_name: str, access: ClusterAccess) -> list[Node]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from unfold_placement.core.controller import Controller, collect_requests
-from unfold_placement.core.types import CLUSTER_RULE, EphemeralResource, Task
+from unfold_placement.core.types import ANYWHERE, CLUSTER_RULE, EphemeralResource, Task
 from unfold_placement.live.backend import Backend, Start
 from unfold_placement.live.state_store import ResourceKey
+from unfoldkit.api import UnfoldError
 
 
 @dataclass(slots=True)
@@ -79,15 +80,18 @@ class Actuator:
         for action in actions:
             action()
 
-    def reconcile(self, existing: Sequence[EphemeralResource]) -> None:
+    def reconcile(self, existing: Sequence[EphemeralResource], nodes: Iterable[str]) -> None:
         """Make the owner's resources on the cluster equal to those of the controller.
 
         Args:
             existing: All resources on the cluster.
+            nodes: Names of its nodes.
         """
         self.owned = {(entry.name, entry.node): entry for entry in existing if entry.owner == self.owner}
         entries = [entry for entry in self.controller.table.snapshot() if not entry.name.startswith(CLUSTER_RULE)]
-        desired = {(entry.name, entry.node): entry for entry in entries if not entry.until}
+        # a node that has left holds nothing
+        places = {ANYWHERE, *nodes}
+        desired = {(entry.name, entry.node): entry for entry in entries if not entry.until and entry.node in places}
         for key in [key for key in self.owned if key not in desired]:
             self._delete(key)
         for key, entry in desired.items():
@@ -104,5 +108,11 @@ class Actuator:
 
     def _delete(self, key: ResourceKey) -> None:
         current = self.owned.pop(key, None)
-        if current is not None:
+        if current is None:
+            return
+        try:
             self.backend.delete(*key, epoch=current.epoch)
+        except UnfoldError:
+            # with a node that has left, its resources may be gone already
+            if key[1] in {ANYWHERE, *(node.name for node in self.controller.view.nodes)}:
+                raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,11 +13,12 @@ from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller, build_controller
 from unfold_placement.core.explain import History, record_history
 from unfold_placement.core.resources import build_resource_table
-from unfold_placement.core.types import Task
+from unfold_placement.core.types import DOWN, NodeChange, Task
+from unfold_placement.core.watchdog import find_call, stall_error
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.actuator import Actuator
 from unfold_placement.live.backend import Backend, Change, Snapshot
-from unfold_placement.live.recovery import adopt_cluster, end_task, submit_task
+from unfold_placement.live.recovery import adopt_cluster, end_task, list_torn, lost_nodes, submit_task
 from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
@@ -23,6 +27,8 @@ MAX_ROWS = 20_000
 """Tasks that a controller keeps before it starts anew from a snapshot."""
 MAX_FAILURES = 20
 """Consecutive errors after which the loop gives up."""
+STALL_S = 10.0
+"""A step that takes longer and is inside a policy is reported."""
 ELECTIONS_PER_TERM = 4
 PAUSES_PER_TERM = 20
 
@@ -43,6 +49,9 @@ class ControlLoop:
         is_leader: Whether this process leads.
         next_election_s: When leadership is next renewed or claimed.
         failures: Consecutive errors.
+        last_error: The last of them; empty once a decision was made.
+        thread_id: The thread that makes decisions.
+        step_began_s: When its present step began, by the monotonic clock; infinity between steps.
         history: Changes of ephemeral resources, for explanations.
         lock: Guards the controller against readers of its status.
     """
@@ -58,6 +67,9 @@ class ControlLoop:
     is_leader: bool = False
     next_election_s: float = 0.0
     failures: int = 0
+    last_error: str = ""
+    thread_id: int = 0
+    step_began_s: float = math.inf
     history: History = field(default_factory=History)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,18 +77,37 @@ class ControlLoop:
         """Process changes for up to ``timeout`` seconds; return whether this process leads.
 
         Raises:
-            UnfoldError: the backend failed too often in succession.
+            Exception: the backend or a policy failed too often in succession.
         """
+        self.thread_id, self.step_began_s = threading.get_ident(), time.monotonic()
         try:
             if self._renew_leadership():
                 self.actuator = self._adopt() if self.actuator is None else self._watch(self.actuator, timeout)
                 self.failures = 0
-        except UnfoldError:
-            # another process leads, or the controller's state is outdated: continue from a snapshot
+                self.last_error = "" if self.actuator is not None else self.last_error
+        except Exception as error:
+            # another process leads, a policy failed, or the controller's state is outdated: continue from a snapshot
+            self._record_error(error)
             self.actuator, self.next_election_s, self.failures = None, 0.0, self.failures + 1
             if self.failures > MAX_FAILURES:
                 raise
+        finally:
+            self.step_began_s = math.inf
         return self.is_leader
+
+    def find_stall(self) -> str:
+        """Return the error of a policy that has not returned for long, with file and line; empty for none."""
+        elapsed_s = time.monotonic() - self.step_began_s
+        call = find_call(self.thread_id) if elapsed_s > STALL_S else None
+        return str(stall_error(call, elapsed_s)) if call is not None else ""
+
+    def _record_error(self, error: Exception) -> None:
+        """Record an error for the status, and log it where it is another than before."""
+        text = str(error) if isinstance(error, UnfoldError) else f"{type(error).__name__}: {error}"
+        if text != self.last_error:
+            has_traceback = not isinstance(error, UnfoldError)
+            logging.getLogger("unfoldkit").warning("no decision: %s", text, exc_info=error if has_traceback else None)
+        self.last_error = text
 
     def stop(self) -> None:
         """Give up leadership. Running tasks continue; ephemeral resources live on for their lease."""
@@ -103,21 +134,31 @@ class ControlLoop:
         self.history = record_history(controller)
         failures = adopt_cluster(controller, snapshot.records, self.backend.now())
         waiting = {record.task.name for record in snapshot.records if record.state == kinds.WAITING}
-        for task in waiting & failures.keys():
-            self.backend.refuse(task, failures[task])
+        for name in waiting & failures.keys():
+            self.backend.refuse(name, failures[name])
         attempts = {record.task.name: record.attempt for record in snapshot.records}
         actuator = Actuator(self.backend, controller, self.owner, self.lease_s, attempts=attempts)
         controller.sink = actuator
-        actuator.reconcile(snapshot.names)
+        nodes = {node.name for node in snapshot.nodes}
+        actuator.reconcile(snapshot.names, nodes)
+        if lost := lost_nodes(snapshot):
+            now = controller.table.now
+            controller.change_nodes([NodeChange(now, node.name, DOWN) for node in lost])
+        for task in list_torn(controller.view.gang_key, snapshot.records, nodes):
+            # what is stopped with its node is stopped already
+            if controller.view.is_running(task):
+                controller.preempt(task)
         controller.process_events()
         actuator.flush()
         return actuator
 
     def _new_controller(self, snapshot: Snapshot) -> Controller:
-        nodes = sorted(snapshot.nodes, key=lambda node: node.name)
+        nodes = sorted([*snapshot.nodes, *lost_nodes(snapshot)], key=lambda node: node.name)
         alive = [record.task for record in snapshot.records if record.state in ALIVE]
         policies = [*self.make_policies(), *self.backend.constraints(alive)]
-        controller = build_controller(build_resource_table(nodes), policies)
+        # what no node has now, one that joins may have: such a task is set aside, not rejected
+        demanded = {kind for task in alive for kind in task.demand}
+        controller = build_controller(build_resource_table(nodes, demanded), policies)
         controller.knows_end_times = False
         return controller
 
@@ -129,7 +170,8 @@ class ControlLoop:
         changes = self.backend.watch(self.last_change, wait_s)
         if changes is None or len(table.tasks) > MAX_ROWS:
             return None
-        if any(self._requires_snapshot(controller, change) for change in changes):
+        left = {change.node for change in changes if change.kind == kinds.LEFT}
+        if any(self._requires_snapshot(controller, change, left) for change in changes):
             return None
         now = self.backend.now()
         with self.lock:
@@ -144,12 +186,16 @@ class ControlLoop:
         actuator.flush()
         return actuator
 
-    def _requires_snapshot(self, controller: Controller, change: Change) -> bool:
+    def _requires_snapshot(self, controller: Controller, change: Change, left: set[str]) -> bool:
         if change.kind == kinds.SUBMITTED and change.record is not None:
-            needed = self.backend.constraints([change.record.task])
-            return not {type(policy) for policy in needed} <= {type(policy) for policy in controller.policies}
+            task, kinds_known = change.record.task, controller.table.resource_kinds
+            needed = self.backend.constraints([task])
+            has_policies = {type(policy) for policy in needed} <= {type(policy) for policy in controller.policies}
+            return not (has_policies and task.demand.keys() <= set(kinds_known))
         has_own_expiry = change.kind == kinds.EXPIRED and change.by == self.owner
-        return has_own_expiry or (change.kind == kinds.JOINED and change.node not in controller.table.node_rows)
+        # a node that comes, or comes back, has none of the resources that it had
+        is_up = change.node in {node.name for node in controller.view.nodes} - left
+        return has_own_expiry or (change.kind == kinds.JOINED and not is_up)
 
     def _apply_change(self, actuator: Actuator, change: Change) -> None:
         controller, table = actuator.controller, actuator.controller.table

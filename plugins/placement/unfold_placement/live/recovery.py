@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller, collect_requests
-from unfold_placement.core.types import Task
+from unfold_placement.core.types import Node, Task
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.backend import Record
+from unfold_placement.live.backend import Record, Snapshot
 from unfoldkit.api import UnfoldError
 
 PastEvent = tuple[float, int, Record]
@@ -32,7 +33,8 @@ def adopt_cluster(controller: Controller, records: Sequence[Record], now: float)
     controller.table.state.clock[0] = 0.0
     controller.begin()
     failures: dict[str, str] = {}
-    past = [record for record in records if record.state != kinds.WAITING]
+    # what was withdrawn or rejected before it ran left no trace, and may be what a policy cannot bear
+    past = [record for record in records if record.state in {kinds.RUNNING, kinds.DONE} or _has_started(record)]
     events = sorted(_past_events(past), key=lambda event: event[:2])
     for time, batch in groupby(events, key=lambda event: event[0]):
         _advance_clock(controller, time)
@@ -47,6 +49,41 @@ def adopt_cluster(controller: Controller, records: Sequence[Record], now: float)
         if record.state == kinds.WAITING:
             failures.update(_replay_event(controller, SUBMISSION, record))
     return failures
+
+
+def lost_nodes(snapshot: Snapshot) -> list[Node]:
+    """Return the nodes on which tasks are recorded as running although they have left.
+
+    A controller that adopts a cluster needs them for a moment. What ran there is replayed as running, and stopped
+    with the rest of its gang when the nodes are taken down: otherwise the others of the gang would run on as a part.
+    """
+    present = {node.name for node in snapshot.nodes}
+    amounts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in snapshot.records:
+        if record.state == kinds.RUNNING and record.node not in present:
+            amounts[record.node].update(record.task.demand)
+    return [Node(name, dict(demand)) for name, demand in amounts.items()]
+
+
+def list_torn(gang_key: str, records: Sequence[Record], nodes: Container[str]) -> list[Task]:
+    """Return the running tasks of gangs of which other tasks wait, or run on nodes that have left.
+
+    A gang starts as a whole, so these others have lost their node, or could not start.
+
+    Args:
+        gang_key: Task field that names the gang; empty without gangs.
+        records: The records of the cluster.
+        nodes: Names of its nodes.
+    """
+    if not gang_key:
+        return []
+    torn = {
+        record.task.key(gang_key)
+        for record in records
+        if record.state == kinds.WAITING or (record.state == kinds.RUNNING and record.node not in nodes)
+    }
+    running = [record.task for record in records if record.state == kinds.RUNNING]
+    return [task for task in running if task.size > 1 and task.key(gang_key) in torn]
 
 
 def submit_task(controller: Controller, task: Task) -> None:
@@ -87,6 +124,10 @@ def end_task(controller: Controller, task: str, *, has_finished: bool = True) ->
     elif state.status[row] == kernel.WAITING:
         controller.remove_waiting(row)
         controller.view.remove_member(controller.table.tasks[row], has_finished=has_finished)
+
+
+def _has_started(record: Record) -> bool:
+    return record.state != kinds.WAITING and math.isfinite(record.started)
 
 
 def _past_events(records: Iterable[Record]) -> Iterator[PastEvent]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.types import Task
 from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
-from unfold_placement.live.status import read_status, status_to_json
-from unfoldkit.api import UnfoldError
+from unfold_placement.live.status import agreement_to_json, read_status, status_to_json
 from unfoldkit.serving.service import ASGIApp
 
 STOP_TIMEOUT_S = 10.0
@@ -30,6 +30,7 @@ class ControllerThread:
         stop_requested: Set when the loop must stop.
         thread: The thread, once started.
         last_error: The last error of the loop; empty for none.
+        on_stop: Called when the service stops.
     """
 
     loop: ControlLoop
@@ -37,6 +38,7 @@ class ControllerThread:
     stop_requested: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     last_error: str = ""
+    on_stop: Callable[[], object] | None = None
 
     def start(self) -> None:
         """Start the control loop, and submit this process's tasks."""
@@ -50,11 +52,15 @@ class ControllerThread:
         self.stop_requested.set()
         if self.thread is not None:
             self.thread.join(STOP_TIMEOUT_S)
+        if self.on_stop is not None:
+            self.on_stop()
 
     @property
     def is_healthy(self) -> bool:
         """Whether the loop runs and has recovered from its last error."""
         if self.thread is None or not self.thread.is_alive():
+            return False
+        if self.loop.find_stall():
             return False
         return not self.last_error or self.loop.actuator is not None
 
@@ -63,8 +69,8 @@ class ControllerThread:
         while not self.stop_requested.is_set():
             try:
                 run_until_stopped(self.loop, self.stop_requested.is_set, self.stop_requested.wait)
-            except UnfoldError as error:
-                self.last_error = str(error)
+            except Exception as error:  # noqa: BLE001 - a thread that ends would decide nothing for ever
+                self.last_error = self.loop.last_error or str(error)
                 self.stop_requested.wait(RETRY_S)
 
     def _submit_tasks(self) -> None:
@@ -75,7 +81,7 @@ class ControllerThread:
             self.loop.backend.submit(task)
 
 
-def build_application(name: str, thread: ControllerThread) -> ASGIApp:
+def build_application(name: str, thread: ControllerThread, agreement: Agreement | None = None) -> ASGIApp:
     """Build the HTTP application with health and status; its lifespan runs the control loop."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -93,11 +99,13 @@ def build_application(name: str, thread: ControllerThread) -> ASGIApp:
 
     async def get_ready(_request: Request) -> JSONResponse:
         is_ready = thread.is_healthy
-        return JSONResponse({"ready": is_ready, "error": thread.last_error}, 200 if is_ready else 503)
+        error = thread.loop.find_stall() or thread.loop.last_error or thread.last_error
+        return JSONResponse({"ready": is_ready, "error": error}, 200 if is_ready else 503)
 
     async def get_status(_request: Request) -> JSONResponse:
         status = await asyncio.to_thread(read_status, thread.loop)
-        return JSONResponse({"name": name, **status_to_json(status)})
+        shadow = {"shadow": agreement_to_json(agreement)} if agreement is not None else {}
+        return JSONResponse({"name": name, **status_to_json(status), **shadow})
 
     routes = [
         Route("/v2/health/live", get_live),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_placement.core.agreement import Agreement, Placement, count_outcomes, median_waits_s
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
 from unfold_placement.core.types import Task, Wait
@@ -12,6 +14,8 @@ from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
 from unfoldkit.serving.observability.dashboard import Dashboard, DashboardSource, Grid, Tile, TimeSeries
 
+LOCK_TIMEOUT_S = 2.0
+"""How long a reader waits for a decision to end."""
 MAX_ROWS = 20
 """Rows of a table on the dashboard, and explained tasks."""
 
@@ -45,6 +49,7 @@ class Status:
         running_tasks: Task, node and elapsed seconds of every running task.
         resources: Name, node, amount and owner of every ephemeral resource.
         nodes: Names of the nodes that are up.
+        error: Why the last decision failed; empty once one was made.
     """
 
     is_leader: bool
@@ -53,13 +58,17 @@ class Status:
     running_tasks: tuple[tuple[str, str, float], ...] = ()
     resources: tuple[tuple[str, str, int, str], ...] = ()
     nodes: tuple[str, ...] = ()
+    error: str = ""
 
 
 def read_status(loop: ControlLoop) -> Status:
     """Read the state of a controller."""
-    with loop.lock:
+    if not loop.lock.acquire(timeout=LOCK_TIMEOUT_S):
+        # a policy that does not return keeps the controller to itself
+        return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error or "a decision takes long")
+    try:
         if loop.actuator is None or not loop.is_leader:
-            return Status(is_leader=False)
+            return Status(is_leader=False, error=loop.find_stall() or loop.last_error)
         controller, view = loop.actuator.controller, loop.actuator.controller.view
         waiting = list(view.waiting())
         entries = controller.table.snapshot()
@@ -71,6 +80,8 @@ def read_status(loop: ControlLoop) -> Status:
             resources=tuple((entry.name, entry.node, entry.amount, entry.owner) for entry in entries),
             nodes=tuple(node.name for node in view.nodes),
         )
+    finally:
+        loop.lock.release()
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
@@ -97,10 +108,34 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "role": "leader" if status.is_leader else "standby",
         "nodes": list(status.nodes),
         "waiting": status.waiting_count,
+        "error": status.error,
         "waits": waits,
         "runs": runs,
         "names": names,
     }
+
+
+def agreement_to_json(agreement: Agreement) -> dict[str, Any]:
+    """Return the decisions next to those of kube-scheduler as JSON values: counts, waits and the latest tasks."""
+    placements = agreement.list_placements()
+    decided_s, bound_s = median_waits_s(placements)
+    rows = [
+        {
+            "task": item.task,
+            "outcome": item.outcome,
+            "policy_node": item.decided_node,
+            "policy_wait_s": _wait_s(item, item.decided_s),
+            "scheduler_node": item.bound_node,
+            "scheduler_wait_s": _wait_s(item, item.bound_s),
+        }
+        for item in placements[-MAX_ROWS:]
+    ]
+    waits = {"policy_wait_s": round(decided_s, 3), "scheduler_wait_s": round(bound_s, 3)}
+    return {"tasks": len(placements), "outcomes": dict(count_outcomes(placements)), "median": waits, "latest": rows}
+
+
+def _wait_s(placement: Placement, time_s: float) -> float | None:
+    return round(time_s - placement.submitted_s, 3) if math.isfinite(time_s) else None
 
 
 def build_dashboard(name: str, loop: ControlLoop) -> DashboardSource:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import logging
 import queue
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from unfold_placement.core.types import Task
 from unfold_placement.live.backend import Record
-from unfold_placement.ray.connection import CoordinatorTimeoutError, call_coordinator
+from unfold_placement.ray.connection import CoordinatorDiedError, CoordinatorTimeoutError, call_coordinator
 from unfold_placement.ray.placement_groups import task_options
 from unfold_placement.ray.sessions import Ended, Offer
 from unfoldkit.api import UnfoldError, user_error
@@ -129,15 +130,34 @@ class Client:
             tasks = list({message.name: message for message in messages if isinstance(message, Task)}.values())
             ended = [message for message in messages if isinstance(message, Ended)]
             for name, reason in (self._call_with_retry("report", self.name, tasks, ended) or {}).items():
-                self.jobs.pop(name).result.set_exception(user_error(reason))
+                self._fail_job(name, user_error(reason))
 
     def _receive_offers(self) -> None:
+        received = 0
         while not self.stopped.is_set():
-            offers, closed = self._call_with_retry("wait_for_offers", self.name, POLL_S) or ((), ())
-            for offer in offers:
-                self._run_offer(offer)
-            for record in closed:
-                self._close_job(record)
+            for number, message in self._call_with_retry("wait_for_offers", self.name, received, POLL_S) or ():
+                if number <= received:
+                    continue
+                received = number
+                if isinstance(message, Offer):
+                    self._accept_offer(message)
+                else:
+                    self._close_job(message)
+
+    def _accept_offer(self, offer: Offer) -> None:
+        """Run an offer; where Ray refuses, its future fails, and the place is given back."""
+        try:
+            self._run_offer(offer)
+        except Exception as error:  # noqa: BLE001 - this thread receives all further offers
+            self._fail_job(offer.task, user_error(f"task {offer.task} could not be started: {error}"))
+            self.outbox.put(Ended(offer.task, offer.attempt, type(error).__name__))
+
+    def _fail_job(self, name: str, error: Exception) -> None:
+        """Fail a job, if it was not cancelled meanwhile."""
+        job = self.jobs.pop(name, None)
+        if job is not None:
+            with contextlib.suppress(InvalidStateError):
+                job.result.set_exception(error)
 
     def _call_with_retry(self, method: str, *args: Any) -> Any:
         import ray
@@ -148,13 +168,21 @@ class Client:
                 return call_coordinator(self.coordinator, method, *args)
             except CoordinatorTimeoutError as error:
                 if method == "report":
+                    # an end that is reported twice counts once; one that is lost would occupy its place for ever
+                    for ended in args[2]:
+                        self.outbox.put(ended)
                     # the tasks may have been enqueued: submitted again they would exist twice
                     return {task.name: error.diagnostics[0].message for task in args[1] if task.name in self.jobs}
-            except UnfoldError:
+            except CoordinatorDiedError:
                 time.sleep(RETRY_S)
                 self._resubmit_all(deaths)
                 # the outbox now holds what the failed report contained
                 args = (self.name, [], []) if method == "report" else args
+            except UnfoldError as error:
+                logging.getLogger("unfoldkit").warning("%s", error)
+                if method == "report":
+                    return {task.name: error.diagnostics[0].message for task in args[1]}
+                time.sleep(RETRY_S)
         self.stopped.set()
         return None
 

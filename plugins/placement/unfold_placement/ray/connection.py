@@ -26,6 +26,10 @@ class CoordinatorTimeoutError(UnfoldError):
     """The coordinator did not answer in time; it may still carry the call out."""
 
 
+class CoordinatorDiedError(UnfoldError):
+    """The coordinator's process has ended, and its records with it."""
+
+
 def start_coordinator(
     name: str,
     described: Sequence[Node] = (),
@@ -48,11 +52,12 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
     """Call a method of a coordinator and return its result.
 
     Raises:
-        UnfoldError: the method raised it, or the coordinator is being restarted.
+        UnfoldError: the method raised it, or Ray failed.
+        CoordinatorDiedError: the coordinator is being restarted.
         CoordinatorTimeoutError: there was no answer in time.
     """
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
     timeout_s = CALL_TIMEOUT_S + (float(args[-1]) if method in WAITING_CALLS else 0.0)
     try:
@@ -63,6 +68,11 @@ def call_coordinator(coordinator: Any, method: str, *args: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UnfoldError):
             raise error.cause from None
-        raise
+        raise user_error(
+            f"the coordinator failed in {method}: {error.cause}", hint="its log in Ray has more"
+        ) from error
     except RayActorError as error:
-        raise user_error("the coordinator of the cluster has died", hint="Ray restarts it") from error
+        message = "the coordinator of the cluster has died"
+        raise CoordinatorDiedError(Diagnostic(message, hint="Ray restarts it")) from error
+    except RayError as error:
+        raise user_error(f"Ray did not carry {method} to the coordinator: {error}") from error

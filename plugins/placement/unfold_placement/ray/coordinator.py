@@ -7,6 +7,7 @@ restarts without records. Clients submit their unfinished tasks again, and the c
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -45,6 +46,8 @@ BACKOFF_S = (0.05, 0.25)
 """Range of the random delay after a failed reservation, so that two units do not collide again."""
 MAX_DEATHS = 3
 """Deaths of workers after which a task ends as failed."""
+NODE_DEATH = "NodeDiedError"
+"""Ray's error of a task that ended with its node: no fault of the task."""
 REMOVAL_THREADS = 16
 
 
@@ -199,13 +202,23 @@ class Coordinator:
                     failures[task.name] = error.diagnostics[0].message
         return failures
 
-    def wait_for_offers(self, client: str, timeout: float) -> tuple[list[Offer], list[Record]]:
-        """Wait for tasks that a client is to run, or for records of its tasks that will not run any more."""
+    def wait_for_offers(self, client: str, received: int, timeout: float) -> list[tuple[int, Offer | Record]]:
+        """Wait for tasks that a client is to run, or for records of its tasks that will not run any more.
+
+        Args:
+            client: The client.
+            received: Number of the last message that it received; those up to it are not sent again.
+            timeout: Seconds to wait.
+
+        Returns:
+            The messages with their numbers.
+        """
         with self.lock:
             session = self.sessions.touch(client, time.monotonic())
+            session.acknowledge(received)
             self.lock.wait_for(lambda: session.has_messages, timeout)
             session.last_seen_s = time.monotonic()
-            return session.take_messages()
+            return session.list_messages()
 
     def leave(self, client: str) -> None:
         """End the waiting of a client that leaves; its tasks are withdrawn some seconds later."""
@@ -224,7 +237,7 @@ class Coordinator:
         if record is None or record.state != kinds.RUNNING or record.attempt != message.attempt:
             return
         reservation = self.reservations.pop(task, None)
-        self.deaths[task] += message.died
+        self.deaths[task] += message.died and message.outcome != NODE_DEATH
         if message.died and reservation is not None:
             self.pool.submit(self._remove_groups, [reservation.group])
         elif reservation is not None:
@@ -249,16 +262,22 @@ class Coordinator:
             self.resource_groups.add((resource.name, resource.node), [group])
 
     def _reserve_and_start(self, records: Sequence[Record]) -> None:
-        reservations = self.placement_groups.reserve(_demands(records), self.reservation_timeout_s)
-        if reservations is not None:
-            with self.lock:
-                self._send_offers(records, reservations)
-            return
+        """Reserve and offer a unit; whatever fails, its tasks wait again rather than for ever."""
+        reason = "no room for all tasks of the unit"
+        try:
+            reservations = self.placement_groups.reserve(_demands(records), self.reservation_timeout_s)
+            if reservations is not None:
+                with self.lock:
+                    self._send_offers(records, reservations)
+                return
+        except Exception as error:  # noqa: BLE001 - Ray has no narrower class for a group that is gone
+            # a node may have left, or a group was removed, while it was awaited
+            reason = f"the reservation failed: {error}"
+            _logger().exception("no reservation for %s", records[0].task.name)
         time.sleep(random.uniform(*BACKOFF_S))  # noqa: S311
         with self.lock:
             for record in records:
-                reason = f"no room on {record.node} for all tasks of the unit"
-                self.store.fail(record.task.name, record.attempt, reason)
+                self.store.fail(record.task.name, record.attempt, f"{record.node}: {reason}")
 
     def _send_offers(self, records: Sequence[Record], reservations: Sequence[Reservation]) -> None:
         for record, reservation in zip(records, reservations, strict=True):
@@ -269,7 +288,7 @@ class Coordinator:
                 self.placement_groups.keep_idle(reservation, time.monotonic())
                 continue
             self.reservations[name] = reservation
-            session.offers.append(Offer(name, record.attempt, reservation))
+            session.add_message(Offer(name, record.attempt, reservation))
         self.lock.notify_all()
 
     def _free_reservation(self, task: str) -> None:
@@ -281,15 +300,24 @@ class Coordinator:
     def _remove_groups(self, groups: Sequence[Any], delay_s: float = 0.0) -> None:
         time.sleep(delay_s)
         for group in groups:
-            self.placement_groups.remove(group)
+            try:
+                self.placement_groups.remove(group)
+            except Exception:  # noqa: BLE001 - the others must go all the same
+                _logger().exception("placement group %s was not removed", group.id)
 
     def _maintain(self) -> None:
+        """Keep leases, reservations and nodes up to date; an error of Ray must not end that for good."""
         while True:
             time.sleep(MAINTENANCE_PERIOD_S)
-            self._expire()
-            self._update_nodes()
-            if self.resource_groups.terminating:
-                self._remove_groups(self.resource_groups.take_unused(self.placement_groups.find_unused))
+            for step in (self._expire, self._update_nodes, self._remove_unused):
+                try:
+                    step()
+                except Exception:  # noqa: BLE001 - of any layer of Ray
+                    _logger().exception("maintenance of the coordinator")
+
+    def _remove_unused(self) -> None:
+        if self.resource_groups.terminating:
+            self._remove_groups(self.resource_groups.take_unused(self.placement_groups.find_unused))
 
     def _expire(self) -> None:
         """Expire leases, idle reservations and silent clients."""
@@ -310,7 +338,9 @@ class Coordinator:
         found = {parse_node(node).name: (parse_node(node), node["NodeID"]) for node in alive}
         usable = {name: entry for name, entry in found.items() if not self.described or name in self.described}
         with self.lock:
-            for name in self.store.nodes.keys() - usable.keys():
+            ids = self.placement_groups.node_ids
+            # a node that came back at once under its name has another id, and runs nothing of the old one
+            for name in [name for name in self.store.nodes if name not in usable or usable[name][1] != ids.get(name)]:
                 self._remove_node(name)
             for name in usable.keys() - self.store.nodes.keys():
                 node, node_id = usable[name]
@@ -324,10 +354,15 @@ class Coordinator:
     def _remove_node(self, name: str) -> None:
         tasks = [task for task, reservation in self.reservations.items() if reservation.node == name]
         groups = [self.reservations.pop(task).group for task in tasks]
-        self.placement_groups.remove_idle(node=name)
+        groups += self.placement_groups.take_idle(node=name)
+        self.placement_groups.node_ids.pop(name, None)
         self.store.leave(name)
         deleted = self.resource_groups.take_deleted(self.store.resources)
         self.pool.submit(self._remove_groups, [*groups, *deleted])
+
+
+def _logger() -> logging.Logger:
+    return logging.getLogger("unfoldkit")
 
 
 def _demands(records: Sequence[Record]) -> list[NodeShape]:

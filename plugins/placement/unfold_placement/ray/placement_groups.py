@@ -33,11 +33,12 @@ NodeShape = tuple[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A group that reserves on one node what one task needs."""
+    """A group that reserves on one node what one task needs; ``node_id`` is Ray's id of the node."""
 
     node: str
     shape: Shape
     group: Any
+    node_id: str = ""
 
 
 @dataclass(slots=True)
@@ -70,31 +71,47 @@ class PlacementGroups:
         """Reserve all demands, reusing idle reservations; None if that takes too long, and then nothing is kept."""
         reused = [(node, shape, self._take_idle(node, shape)) for node, shape in demands]
         created = {
-            index: Reservation(node, shape, self.create(node, shape))
+            index: Reservation(node, shape, self.create(node, shape), self.node_ids[node])
             for index, (node, shape, reservation) in enumerate(reused)
             if not reservation
         }
         reservations = [reservation or created[index] for index, (_, _, reservation) in enumerate(reused)]
-        if all(reservation.group.wait(timeout_s) for reservation in created.values()):
-            return reservations
-        for reservation in reservations:
-            self.remove(reservation.group)
+        try:
+            # one deadline for all of them
+            deadline_s = time.monotonic() + timeout_s
+            if all(item.group.wait(max(0.0, deadline_s - time.monotonic())) for item in created.values()):
+                return reservations
+        except Exception:
+            self._remove_all(reservations)
+            raise
+        self._remove_all(reservations)
         return None
 
+    def _remove_all(self, reservations: Iterable[Reservation]) -> None:
+        for reservation in reservations:
+            self.remove(reservation.group)
+
     def keep_idle(self, reservation: Reservation, now: float) -> None:
-        """Keep a reservation for the next task of its shape."""
+        """Keep a reservation for the next task of its shape; one of a node that has left is removed."""
         with self.lock:
-            self.idle.setdefault((reservation.node, reservation.shape), []).append((reservation, now))
+            if is_present := self.node_ids.get(reservation.node) == reservation.node_id:
+                self.idle.setdefault((reservation.node, reservation.shape), []).append((reservation, now))
+        if not is_present:
+            self.remove(reservation.group)
 
     def remove_idle(self, before: float = float("inf"), node: str | None = None) -> None:
         """Remove reservations that are unused since before a time (s), on one node or on all."""
+        for group in self.take_idle(before, node):
+            self.remove(group)
+
+    def take_idle(self, before: float = float("inf"), node: str | None = None) -> list[Any]:
+        """Forget such reservations and return their groups, which the caller removes."""
         removed: list[Reservation] = []
         with self.lock:
             for key in [key for key in self.idle if node in {None, key[0]}]:
                 removed += [reservation for reservation, since in self.idle[key] if since < before]
                 self.idle[key] = [(reservation, since) for reservation, since in self.idle[key] if since >= before]
-        for reservation in removed:
-            self.remove(reservation.group)
+        return [reservation.group for reservation in removed]
 
     def has_idle(self, demands: Iterable[NodeShape]) -> bool:
         """Return whether idle reservations cover all demands."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -38,28 +39,36 @@ class ClientSession:
     Attributes:
         last_seen_s: Time of its last message in seconds.
         is_leaving: It has announced its end.
-        offers: Offers that it has not received.
-        closed: Records of its tasks that will not run any more, which it has not received.
+        messages: Offers, and records of tasks that will not run any more, by number. They stay until the client
+            acknowledges them, since an answer may be lost on its way.
+        last_number: Number of the last message.
         tasks: Its unfinished tasks.
     """
 
     last_seen_s: float
     is_leaving: bool = False
-    offers: deque[Offer] = field(default_factory=deque)
-    closed: deque[Record] = field(default_factory=deque)
+    messages: deque[tuple[int, Offer | Record]] = field(default_factory=deque)
+    last_number: int = 0
     tasks: set[str] = field(default_factory=set)
 
     @property
     def has_messages(self) -> bool:
         """Whether a waiting client must be answered."""
-        return bool(self.offers or self.closed or self.is_leaving)
+        return bool(self.messages or self.is_leaving)
 
-    def take_messages(self) -> tuple[list[Offer], list[Record]]:
-        """Remove and return the messages for the client."""
-        offers, closed = list(self.offers), list(self.closed)
-        self.offers.clear()
-        self.closed.clear()
-        return offers, closed
+    def add_message(self, message: Offer | Record) -> None:
+        """Add a message for the client."""
+        self.last_number += 1
+        self.messages.append((self.last_number, message))
+
+    def acknowledge(self, number: int) -> None:
+        """Forget the messages up to a number, which the client has received."""
+        while self.messages and self.messages[0][0] <= number:
+            self.messages.popleft()
+
+    def list_messages(self) -> list[tuple[int, Offer | Record]]:
+        """Return the messages that the client has not acknowledged, with their numbers."""
+        return list(self.messages)
 
 
 @dataclass(slots=True)
@@ -76,7 +85,8 @@ class Sessions:
 
     def touch(self, client: str, now: float) -> ClientSession:
         """Return the session of a client, which is new or seen now."""
-        session = self.clients.setdefault(client, ClientSession(now))
+        # numbers grow from one coordinator to the next, so that a client acknowledges nothing that it has not seen
+        session = self.clients.setdefault(client, ClientSession(now, last_number=time.time_ns() // 1_000_000))
         session.last_seen_s = now
         return session
 
@@ -95,7 +105,7 @@ class Sessions:
         if session is not None:
             session.tasks.discard(record.task.name)
             if notify:
-                session.closed.append(record)
+                session.add_message(record)
 
     def remove_silent(self, now: float) -> list[str]:
         """Remove clients that have been silent too long; return their unfinished tasks."""

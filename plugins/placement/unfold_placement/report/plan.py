@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.types import Task
 from unfold_placement.report import sentences
-from unfold_placement.simulation.metrics import count_running
+from unfold_placement.simulation.metrics import NodeLosses, count_running
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
 from unfold_placement.simulation.starvation import Starvation
@@ -96,6 +96,7 @@ def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -
         "restarts": Metric(figures.restarts),
         "lost_gpu_hours": Metric(figures.lost_hours.get("gpu", 0.0), "h"),
         "lost_cpu_hours": Metric(figures.lost_hours.get("cpu", 0.0), "h"),
+        **_node_loss_metrics(figures.node_losses),
         "refused": Metric(len(result.rejections)),
         "deadlines_missed": Metric(figures.missed_deadlines),
         "fifo_makespan_s": Metric(baseline.metrics.makespan_s, "s"),
@@ -105,6 +106,17 @@ def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -
         "decisions": Metric(result.decisions),
         "decisions_per_second": Metric(result.decisions / max(policy.elapsed_s, 1e-9), "/s", timed=True),
         "replay_seconds": Metric(policy.elapsed_s, "s", timed=True),
+    }
+
+
+def _node_loss_metrics(losses: NodeLosses | None) -> dict[str, Metric]:
+    if losses is None:
+        return {}
+    return {
+        "node_losses": Metric(losses.count),
+        "stopped_by_node_loss": Metric(losses.stopped),
+        "node_loss_gpu_hours": Metric(losses.lost_hours.get("gpu", 0.0), "h"),
+        "node_loss_cpu_hours": Metric(losses.lost_hours.get("cpu", 0.0), "h"),
     }
 
 
@@ -231,7 +243,12 @@ def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], .
         lines.append(("starvation", _starvation_line(solution.starvation)))
     if policy.metrics.preemptions:
         lost = policy.metrics.lost_hours
+        if policy.metrics.node_losses is not None:
+            by_nodes = policy.metrics.node_losses.lost_hours
+            lost = {kind: hours - by_nodes.get(kind, 0.0) for kind, hours in lost.items()}
         lines.append(("preemptions", sentences.preemption_line(policy.metrics.preemptions, lost)))
+    if losses := policy.metrics.node_losses:
+        lines.append(("node loss", sentences.node_loss_line(losses.count, losses.stopped, losses.lost_hours)))
     if policy.unaudited:
         lines.append(("not audited", sentences.unaudited_line(policy.unaudited)))
     lines += [("input", note) for note in screening.problem.notes]

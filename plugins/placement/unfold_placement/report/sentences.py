@@ -117,7 +117,16 @@ def class_starvation_line(task: str) -> str:
 def preemption_line(count: int, lost_hours: Mapping[str, float]) -> str:
     """Return the line about preemptions and the work that they discarded, by kind."""
     lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
-    return f"{count:,} preemptions discarded {lost or 'no work'}"
+    return f"{count:,} {'preemption' if count == 1 else 'preemptions'} discarded {lost or 'no work'}"
+
+
+def node_loss_line(count: int, stopped: int, lost_hours: Mapping[str, float]) -> str:
+    """Return the line about nodes that went down, and the work that this discarded, by kind."""
+    nodes = _count_nodes(count)
+    if not stopped:
+        return f"{nodes} went down and stopped no task"
+    lost = " and ".join(f"{hours:.3g} {kind}-hours" for kind, hours in lost_hours.items() if kind in {"cpu", "gpu"})
+    return f"{nodes} went down and stopped {_count_tasks(stopped)}, which lost {lost or 'no work'}"
 
 
 def unaudited_line(policies: Sequence[str]) -> str:
@@ -133,6 +142,13 @@ def default_line(file: str, column: str, default: str, counts: tuple[int, int]) 
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
     """Return the line about rows that were left out for want of a value."""
     return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"
+
+
+def agreement_headline(count: int, same: int, later: int) -> str:
+    """Return the headline of a shadow: of how many tasks the policies agree with kube-scheduler."""
+    if not count:
+        return "no task came while the shadow ran"
+    return f"{same:,} of {_count_tasks(count)} on the node that kube-scheduler chose; {later:,} would have waited"
 
 
 def _count_tasks(count: int) -> str:

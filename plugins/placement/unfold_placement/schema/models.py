@@ -21,6 +21,7 @@ from unfold_placement.schema.columns import (
 from unfold_placement.schema.policies import PolicySpec
 from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_mean
 
+Text = Annotated[str, Field(min_length=1, max_length=253)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Amount = Annotated[float, Field(ge=0, le=1e6)]
 TraceFormat = Literal["openb", "csv", "kubectl", "ray", "swf", "philly"]
@@ -41,6 +42,18 @@ class NodeSpec(Model):
     type: str = Field(default="", description="node type, to which run_on refers")
     labels: dict[str, str] = Field(default_factory=dict, description="labels that policies use, such as rack")
     data: tuple[str, ...] = Field(default=(), description="blocks of data that these nodes store")
+
+
+class NodeEventSpec(Model):
+    """A change of nodes: they are lost, are cordoned, or come back."""
+
+    at: Duration = Field(description="time of the change")
+    nodes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=10_000)]
+    change: Literal["down", "cordon", "up"] = Field(
+        default="down",
+        description="down: its tasks wait again, from their last checkpoint; cordon: nothing more starts there; up",
+    )
+    lasts: Duration | None = Field(default=None, description="time after which the nodes are up again")
 
 
 class TableSpec(Model):
@@ -117,6 +130,10 @@ class KubernetesSpec(Model):
     patience: Duration = Field(default=10.0, description="how long a released pod may stay without a node")
     in_flight: Count = Field(default=64, description="how many released pods may be without a node at a time")
     image: str = Field(default="", description="image of the controller, for --format kubernetes")
+    shadow: bool = Field(
+        default=False,
+        description="decide about every pod of the namespace beside kube-scheduler, write nothing, report both",
+    )
     counters: Literal["gates", "dra"] = Field(
         default="gates", description="dra: limits and licences are also devices, which kube-scheduler counts itself"
     )
@@ -136,6 +153,12 @@ class ClusterSpec(Model):
     table: TableSpec = Field(default=TableSpec(), description="how to read a CSV file of nodes")
     part: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="use only this fraction of the file's nodes, evenly spaced"
+    )
+    events: Annotated[tuple[NodeEventSpec, ...], Field(max_length=10_000)] = Field(
+        default=(), description="nodes that are lost, cordoned or come back during a plan"
+    )
+    churn: str | None = Field(
+        default=None, description="CSV file of further events: time (s from the first arrival), node, change"
     )
     kubernetes: KubernetesSpec | None = Field(default=None, description="serve on this Kubernetes cluster")
     ray: str | None = Field(
@@ -249,6 +272,10 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
     yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE_COLUMNS, allows_labels=True)
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
+    for index, event in enumerate(cluster.events):
+        if event.lasts is not None and (event.change == "up" or event.lasts <= 0):
+            message = "lasts is the time until the nodes are up again"
+            yield Problem(("cluster", "events", index, "lasts"), message, hint="write change: down and lasts: 10 min")
     for index, node in enumerate(cluster.nodes):
         if not (node.cpu or node.gpu or node.memory or node.resources or cluster.ray):
             yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")

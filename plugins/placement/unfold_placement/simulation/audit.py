@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import LOGGED_KINDS
 from unfold_placement.core.policy import Policy, exception_error
-from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.core.types import DOWN, MILLI, UP, Node, NodeChange, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.metrics import START_CHANGE
 from unfold_placement.simulation.simulator import SimulationResult
@@ -41,6 +41,7 @@ class AuditState:
         waiting: Waiting tasks by name.
         since_s: First submission of each task in seconds.
         ended: Ended tasks by job.
+        closed: Names of the nodes that are down or cordoned.
     """
 
     nodes: Sequence[Node]
@@ -50,6 +51,7 @@ class AuditState:
     waiting: dict[str, Task] = field(default_factory=dict)
     since_s: dict[str, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
+    closed: set[str] = field(default_factory=set)
 
     def running_on(self, node: Node) -> list[Task]:
         """Return the tasks that run on a node."""
@@ -71,6 +73,7 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
     state = AuditState(result.nodes, groups={key: defaultdict(Counter) for key in group_keys})
     used = {node.name: Counter[str]() for node in result.nodes}
     starts: dict[str, list[float]] = defaultdict(list)
+    outages = Outages(deque(result.node_changes), state.closed)
     log = result.log
     for time, kind, row, node_row in zip(
         log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist(), strict=True
@@ -80,9 +83,11 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
         _apply_event(state, kind, task, node)
         if kind == kernel.LOG_STARTED:
             starts[task.name].append(time)
+            yield from outages.check_start(time, task, node)
             yield from _check_start(state, used[node.name], task, node, checks)
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
             used[node.name].subtract(task.demand)
+            yield from outages.check_end(time, starts[task.name][-1], task, node)
     for rule in sorted(rules, key=lambda rule: rule.name != "gang"):
         if rule.name == "gang":
             yield from _check_gangs(result, starts, rule.options)
@@ -90,6 +95,44 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
             yield from _check_packing(result, rule.options)
         if rule.name in ORDER_FIELDS:
             yield from _check_order(result, starts, rule, is_alone=len(rules) == 1)
+
+
+@dataclass(slots=True)
+class Outages:
+    """Checks that tasks start on nodes which take them, and that none outlives its node.
+
+    Attributes:
+        pending: Changes of nodes that are later than the last event.
+        closed: Nodes that take no tasks.
+        lost_s: When each node was last lost, in seconds.
+    """
+
+    pending: deque[NodeChange]
+    closed: set[str]
+    lost_s: dict[str, float] = field(default_factory=dict)
+
+    def check_start(self, time: float, task: Task, node: Node) -> Iterator[str]:
+        """Yield the violation of a start on a node that is down or cordoned."""
+        self._advance(time)
+        if node.name in self.closed:
+            yield f"{time:g} s: {task.name} starts on {node.name}, which takes no tasks"
+
+    def check_end(self, time: float, started_s: float, task: Task, node: Node) -> Iterator[str]:
+        """Yield the violation of a task that ran on after its node was lost."""
+        self._advance(time)
+        lost_s = self.lost_s.get(node.name, time)
+        if started_s < lost_s < time:
+            yield f"{time:g} s: {task.name} runs on {node.name}, which was lost at {lost_s:g} s"
+
+    def _advance(self, time: float) -> None:
+        while self.pending and self.pending[0].at <= time:
+            change = self.pending.popleft()
+            if change.change == UP:
+                self.closed.discard(change.node)
+            else:
+                self.closed.add(change.node)
+            if change.change == DOWN:
+                self.lost_s[change.node] = change.at
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +283,8 @@ def _check_spread(options: Options, state: AuditState, task: Task, node: Node) -
     if options["soft"]:
         return ""
     counts = state.groups[options["by"]][task.key(options["by"])]
-    before = [counts[name] - (name == node.name) for name in counts if counts[name]]
-    fewest = min(before) if len(before) == len(state.nodes) else 0
+    others = [other.name for other in state.nodes if other.name not in state.closed]
+    fewest = min((counts[name] - (name == node.name) for name in others), default=0)
     is_balanced = counts[node.name] <= fewest + options["skew"]
     return "" if is_balanced else f"{counts[node.name]} run here, {fewest} on the least loaded node"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_placement._types import FloatArray, Int64Array
 from unfold_placement.core import kernel
-from unfold_placement.core.types import MILLI, PODS, Task
+from unfold_placement.core.types import DOWN, MILLI, PODS, UP, Task
 from unfold_placement.simulation.simulator import SimulationResult
 
 MAX_INSTANTS = 48
@@ -34,10 +34,11 @@ class ReplayMetrics:
         utilisation: Used fraction of the bottleneck.
         fragmentation: Fraction of the bottleneck's free capacity that typical tasks cannot use.
         bottleneck: The kind with the highest utilisation.
-        preemptions: Number of preemptions.
+        preemptions: Number of preemptions by policies.
         restarts: Number of starts beyond each task's first.
-        lost_hours: Hours of work that preemptions discarded, times the amount, by kind.
+        lost_hours: Hours of work that preemptions and lost nodes discarded, times the amount, by kind.
         missed_deadlines: Number of tasks that end after their deadline.
+        node_losses: What the loss of nodes did; None where no node changes.
     """
 
     makespan_s: float
@@ -51,6 +52,22 @@ class ReplayMetrics:
     restarts: int
     lost_hours: Mapping[str, float]
     missed_deadlines: int
+    node_losses: NodeLosses | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLosses:
+    """What the loss of nodes did to tasks; members of a gang that stop with it count too.
+
+    Attributes:
+        count: Nodes that went down before the last task ended.
+        stopped: Preemptions that this caused.
+        lost_hours: Hours of work that they discarded, times the amount, by kind.
+    """
+
+    count: int
+    stopped: int
+    lost_hours: Mapping[str, float]
 
 
 def compute_metrics(result: SimulationResult) -> ReplayMetrics:
@@ -60,6 +77,7 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
     pieces = list_pieces(result)
     waits_s = _waited_seconds(result, pieces)[has_run]
     bottleneck, utilisation = compute_utilisation(result, pieces)
+    losses = compute_node_losses(result, pieces)
     return ReplayMetrics(
         makespan_s=float(result.end_s[has_run].max() - arrival_s.min()) if has_run.any() else 0.0,
         wait_mean_s=float(waits_s.mean()) if waits_s.size else 0.0,
@@ -68,14 +86,15 @@ def compute_metrics(result: SimulationResult) -> ReplayMetrics:
         utilisation=utilisation,
         fragmentation=compute_fragmentation(result, bottleneck),
         bottleneck=bottleneck,
-        preemptions=int((result.log.kinds == kernel.LOG_PREEMPTED).sum()),
+        preemptions=int((result.log.kinds == kernel.LOG_PREEMPTED).sum()) - (losses.stopped if losses else 0),
         restarts=len(pieces) - len({piece.row for piece in pieces}),
         lost_hours=_lost_hours(result, pieces),
         missed_deadlines=sum(end > task.deadline for task, end in zip(result.tasks, result.end_s, strict=True)),
+        node_losses=losses,
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """One run of a task: from a start to an end or a preemption.
 
@@ -84,12 +103,14 @@ class Piece:
         start_s: Start in seconds.
         end_s: End in seconds.
         useful_s: Seconds that were not discarded.
+        has_ended: The task ended; else it was stopped.
     """
 
     row: int
     start_s: float
     end_s: float
     useful_s: float
+    has_ended: bool
 
 
 def list_pieces(result: SimulationResult) -> list[Piece]:
@@ -101,9 +122,50 @@ def list_pieces(result: SimulationResult) -> list[Piece]:
             started[row] = time
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
             elapsed_s = time - started[row]
-            useful_s = elapsed_s if kind == kernel.LOG_ENDED else result.tasks[row].kept_seconds(elapsed_s)
-            pieces.append(Piece(row, started[row], time, useful_s))
+            has_ended = kind == kernel.LOG_ENDED
+            useful_s = elapsed_s if has_ended else result.tasks[row].kept_seconds(elapsed_s)
+            piece = Piece(row=row, start_s=started[row], end_s=time, useful_s=useful_s, has_ended=has_ended)
+            pieces.append(piece)
     return pieces
+
+
+def compute_node_losses(result: SimulationResult, pieces: Sequence[Piece]) -> NodeLosses | None:
+    """Compute what the loss of nodes did; None where no node changes."""
+    if not result.node_changes:
+        return None
+    losses = {(change.at, change.node) for change in result.node_changes if change.change == DOWN}
+    log, stopped, gangs = result.log, set[tuple[int, float]](), set[tuple[str, float]]()
+    entries = [
+        (row, time, result.nodes[node].name)
+        for time, kind, row, node in zip(
+            log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), log.nodes.tolist(), strict=True
+        )
+        if kind == kernel.LOG_PREEMPTED
+    ]
+    for row, time, node in entries:
+        if (time, node) in losses:
+            stopped.add((row, time))
+            gangs.add((result.tasks[row].job, time))
+    stopped |= {(row, time) for row, time, _ in entries if (result.tasks[row].job, time) in gangs}
+    caused = [piece for piece in pieces if (piece.row, piece.end_s) in stopped and not piece.has_ended]
+    ends = result.end_s[np.isfinite(result.end_s)]
+    last_s = np.inf if result.stuck else float(ends.max()) if ends.size else -np.inf
+    return NodeLosses(
+        count=sum(at < last_s for at, _ in losses), stopped=len(caused), lost_hours=_lost_hours(result, caused)
+    )
+
+
+def list_outages(result: SimulationResult) -> list[tuple[int, float, float]]:
+    """Return the node row, begin and end (s) of every time for which a node was down; infinity for no end."""
+    rows, began = {node.name: row for row, node in enumerate(result.nodes)}, dict[int, float]()
+    outages = []
+    for change in result.node_changes:
+        row = rows[change.node]
+        if change.change == DOWN:
+            began.setdefault(row, change.at)
+        elif change.change == UP and row in began:
+            outages.append((row, began.pop(row), change.at))
+    return [*outages, *((row, begin_s, np.inf) for row, begin_s in began.items())]
 
 
 def _waited_seconds(result: SimulationResult, pieces: Sequence[Piece]) -> FloatArray:
@@ -129,7 +191,7 @@ def _lost_hours(result: SimulationResult, pieces: Sequence[Piece]) -> dict[str, 
 def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tuple[str, float]:
     """Compute the kind with the highest utilisation and its used fraction, from first arrival to last start.
 
-    Work that a preemption discarded does not count; what a checkpoint kept does.
+    Work that a preemption discarded does not count; what a checkpoint kept does. Nodes that are down offer nothing.
     """
     kinds = result.table.resource_kinds
     has_run = np.isfinite(result.end_s)
@@ -142,7 +204,11 @@ def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tu
         if piece.useful_s < piece.end_s - piece.start_s:
             run_s[piece.row] += piece.useful_s
     used = (result.table.state.demand[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
-    fractions = used / np.maximum(_total_capacity(result) * (until_s - begin_s), 1e-9)
+    offered = _total_capacity(result) * (until_s - begin_s)
+    for row, down_s, up_s in list_outages(result):
+        outage_s = max(0.0, min(up_s, until_s) - max(down_s, begin_s))
+        offered -= outage_s * np.array([result.nodes[row].capacity.get(kind, 0) for kind in kinds], float)
+    fractions = used / np.maximum(offered, 1e-9)
     fractions[[kind == PODS for kind in kinds]] = 0.0
     column = int(fractions.argmax())
     return kinds[column], float(fractions[column])
@@ -256,11 +322,14 @@ def _sample_free_capacity(result: SimulationResult) -> Sequence[Int64Array]:
     demand, log = result.table.state.demand, result.log
     starts = np.flatnonzero(log.kinds == kernel.LOG_STARTED)
     sampled = set(starts[np.linspace(0, starts.size - 1, min(MAX_INSTANTS, starts.size)).astype(int)].tolist())
+    outages = list_outages(result)
     samples = []
     for entry in range(log.times.size):
         change = START_CHANGE.get(int(log.kinds[entry]), 0)
         if change:
             free[log.nodes[entry]] -= change * demand[log.tasks[entry]]
         if entry in sampled:
-            samples.append(free.copy())
+            sample = free.copy()
+            sample[[row for row, down_s, up_s in outages if down_s <= log.times[entry] < up_s]] = 0
+            samples.append(sample)
     return samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import Node, Task
+from unfold_placement.core.types import Node, NodeChange, Task
 from unfold_placement.policies.registry import PolicyRule, build_policies
 
 
@@ -24,6 +24,7 @@ class Problem:
         explained_task: Task of the wait that the report explains; empty selects the longest wait.
         explained_at_s: Time (s) at which its wait is explained; None is the middle of the wait.
         notes: What reading the input left out or replaced, for the report.
+        node_changes: When nodes go down, are cordoned or come back.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Problem:
     explained_task: str = ""
     explained_at_s: float | None = None
     notes: tuple[str, ...] = ()
+    node_changes: tuple[NodeChange, ...] = ()
 
     @property
     def policy_names(self) -> str:

@@ -124,7 +124,7 @@ def solve_problem(screening: Screening, monitor: Monitor) -> Solution:
 
 def replay_workload(problem: Problem, monitor: Monitor, audited_rules: tuple[PolicyRule, ...] | None = None) -> Replay:
     """Replay a workload, and audit it against its policies or against ``audited_rules``."""
-    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies())
+    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies(), problem.node_changes)
     began_s = monitor.clock()
     step = "replay" if controller.policies else "replay without policy"
     count = len(problem.tasks)
@@ -147,7 +147,7 @@ def explain_task(problem: Problem, result: SimulationResult, monitor: Monitor) -
     if selection is None:
         return None
     task, at_s = selection
-    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies())
+    controller = prepare_simulation(problem.nodes, problem.tasks, problem.new_policies(), problem.node_changes)
     history = record_history(controller)
     count = len(problem.tasks)
     run_simulation(controller, until=at_s, on_step=lambda starts: monitor.progress("explain", starts, count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from unfold_placement.core.controller import Controller, build_controller, colle
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.resources import ResourceTable, build_resource_table
 from unfold_placement.core.state import grow_log, schedule_arrivals
-from unfold_placement.core.types import Node, Task
+from unfold_placement.core.types import Node, NodeChange, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class SimulationResult:
         decisions: Tasks that the matcher examined.
         rejections: Reasons of rejected tasks by name.
         table: The final state.
+        node_changes: Changes of nodes that happened, in order of time.
     """
 
     nodes: tuple[Node, ...]
@@ -58,6 +60,7 @@ class SimulationResult:
     decisions: int
     rejections: dict[str, str]
     table: ResourceTable
+    node_changes: tuple[NodeChange, ...] = ()
 
     @property
     def stuck(self) -> tuple[Task, ...]:
@@ -66,12 +69,15 @@ class SimulationResult:
         return tuple(self.tasks[row] for row in np.flatnonzero(is_waiting))
 
 
-def prepare_simulation(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy]) -> Controller:
-    """Build the controller of a simulation that has not begun."""
+def prepare_simulation(
+    nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy], changes: Sequence[NodeChange] = ()
+) -> Controller:
+    """Build the controller of a simulation that has not begun; nodes change at the times of ``changes``."""
     table = build_resource_table(nodes)
     controller = build_controller(table, policies)
     table.add_tasks(tasks, [collect_requests(controller.policies, task) for task in tasks])
     table.state = schedule_arrivals(table.state, len(tasks))
+    controller.node_changes.extend(sorted(changes, key=lambda change: change.at))
     return controller
 
 
@@ -89,7 +95,11 @@ def run_simulation(
         controller.begin()
     stop_mask, table = controller.stop_mask, controller.table
     while True:
-        reason = kernel.call_advance(table.state, min(until, controller.next_wakeup_s), stop_mask)
+        next_change_s = controller.next_change_s
+        # what ends at the instant of a change ends before it, and what arrives then arrives after it
+        has_change = math.isfinite(next_change_s) and next_change_s <= until
+        before_change_s = math.nextafter(next_change_s, -math.inf) if has_change else math.inf
+        reason = kernel.call_advance(table.state, min(until, controller.next_wakeup_s, before_change_s), stop_mask)
         if reason == kernel.LOG_FULL:
             table.state = grow_log(table.state, 2 * table.state.log_time.size)
         elif reason == kernel.EVENT_WATCHED:
@@ -98,6 +108,8 @@ def run_simulation(
                 on_step(int(table.state.counters[kernel.STARTS]))
         elif controller.next_wakeup_s <= table.now:
             controller.fire_timers()
+        elif table.now >= before_change_s:
+            controller.apply_node_changes()
         elif reason == kernel.IDLE or table.now >= until:
             return controller
 
@@ -122,9 +134,15 @@ def collect_result(controller: Controller) -> SimulationResult:
         decisions=int(state.counters[kernel.DECISIONS]),
         rejections=dict(controller.rejections),
         table=table,
+        node_changes=tuple(controller.past_node_changes),
     )
 
 
-def simulate(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy] = ()) -> SimulationResult:
+def simulate(
+    nodes: Sequence[Node],
+    tasks: Sequence[Task],
+    policies: Sequence[Policy] = (),
+    changes: Sequence[NodeChange] = (),
+) -> SimulationResult:
     """Replay a workload under policies; without policies, first come first served with passing."""
-    return collect_result(run_simulation(prepare_simulation(nodes, tasks, policies)))
+    return collect_result(run_simulation(prepare_simulation(nodes, tasks, policies, changes)))

@@ -59,7 +59,7 @@ def find_starvation(
         # a job arrives as a whole or not at all
         jobs = {other.job for other in result.tasks if other.arrival > first + length_s}
         kept = [other for other in result.tasks if other.job not in jobs or other.job == task.job]
-        replayed = result if part == 1.0 else simulate(nodes, kept, new_policies())
+        replayed = result if part == 1.0 else simulate(nodes, kept, new_policies(), result.node_changes)
         start_s = float(replayed.start_s[[other.name for other in replayed.tasks].index(task.name)])
         waits.append(min(start_s, max(last, float(replayed.table.now))) - task.arrival)
         lengths.append(length_s)

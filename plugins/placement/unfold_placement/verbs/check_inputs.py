@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.schema.policies import check_pack_levels
-from unfold_placement.workload.build import build_nodes, build_tasks
+from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
@@ -22,6 +22,7 @@ def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
 def _check_nodes(spec: PlacementSpec, run: Run) -> None:
     if nodes := build_nodes(spec.cluster, run):
         check_pack_levels(spec.policy, nodes)
+        build_node_changes(spec.cluster, nodes, run)
 
 
 def _check_tasks(spec: PlacementSpec, run: Run) -> None:

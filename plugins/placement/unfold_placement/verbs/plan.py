@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unfold_placement.core.watchdog import interrupt_stalled_policies
 from unfold_placement.report.plan import format_placements, plan_report
 from unfold_placement.report.sentences import counterexample_hint, counterexample_message, unplaceable_lines
 from unfold_placement.schema.models import PlacementSpec
@@ -20,9 +21,10 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
             Recorded or generated tasks that can never start are left out and reported.
     """
     problem = build_problem(spec, run)
-    screening = screen_tasks(problem)
-    _check_feasible(screening)
-    solution = solve_problem(screening, Monitor(run.clock, run.progress))
+    with interrupt_stalled_policies():
+        screening = screen_tasks(problem)
+        _check_feasible(screening)
+        solution = solve_problem(screening, Monitor(run.clock, run.progress))
     run.directory.write(PLACEMENTS_FILE, format_placements(solution.policy.result, screening.excluded).encode())
     return plan_report(screening, solution)
 

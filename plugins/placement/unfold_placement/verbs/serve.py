@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes.connection import open_cluster
+from unfold_placement.kubernetes.connection import open_cluster, open_cluster_shadow
 from unfold_placement.live.backend import Backend
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.local import LocalBackend
@@ -19,9 +21,11 @@ from unfold_placement.live.service import ControllerThread, build_application
 from unfold_placement.live.state_store import build_state_store
 from unfold_placement.live.status import build_dashboard
 from unfold_placement.policies.registry import PolicyFactory, build_policies
+from unfold_placement.report.agreement import agreement_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.workload.build import build_nodes, build_tasks, cluster_access, policy_rules
-from unfoldkit.api import Run, Service
+from unfoldkit.api import Report, Run, Service
+from unfoldkit.report import to_data
 
 TERMS_PER_LEASE = 3
 """Leadership lasts this fraction of the lease of ephemeral resources."""
@@ -29,11 +33,12 @@ TERMS_PER_LEASE = 3
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A backend, the tasks that this process submits itself, and a description of the location."""
+    """A backend, the tasks that this process submits itself, a description, and the decisions of a shadow."""
 
     backend: Backend
     tasks: Sequence[Task]
     location: str
+    agreement: Agreement | None = None
 
 
 def serve(spec: PlacementSpec, run: Run) -> Service:
@@ -62,8 +67,17 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     policy_names = ", ".join(rule.name for rule in rules) or "none"
     lines = (("cluster", cluster.location), ("policy", policy_names))
     paths = ("/v2/health/ready", "/status")
-    application = build_application(spec.name, thread)
+    agreement = cluster.agreement
+    if agreement is not None:
+        # the file is that of a report: unfold report RUN shows it
+        thread.on_stop = lambda: store_report(run, agreement_report(spec.name, policy_names, agreement))
+    application = build_application(spec.name, thread, agreement)
     return Service(spec.name, application, paths, lines=lines, watch=build_dashboard(spec.name, loop))
+
+
+def store_report(run: Run, report: Report) -> None:
+    """Store a report in the run's folder, where ``unfold report`` finds it."""
+    run.directory.write("report.json", json.dumps(to_data(report), ensure_ascii=False).encode())
 
 
 def open_backend(spec: PlacementSpec, run: Run, new_policies: PolicyFactory) -> Cluster:
@@ -73,6 +87,9 @@ def open_backend(spec: PlacementSpec, run: Run, new_policies: PolicyFactory) -> 
         UnfoldError: the cluster does not answer.
     """
     nodes = build_nodes(spec.cluster, run)
+    if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.shadow:
+        shadow, location = open_cluster_shadow(spec.name, cluster_access(spec.cluster.kubernetes))
+        return Cluster(shadow, (), location, shadow.agreement)
     if spec.cluster.kubernetes is not None:
         policies = new_policies()
         backend, location = open_cluster(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfold_placement.core.types import MILLI, Task
+from unfold_placement.core.watchdog import interrupt_stalled_policies
 from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
@@ -36,7 +37,8 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
         allow_code=run.allow_code,
         is_recorded=not is_written,
     )
-    verification = verify_policies(problem, Bound(), run.progress)
+    with interrupt_stalled_policies():
+        verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}
     return verification_report(problem, verification, decision)

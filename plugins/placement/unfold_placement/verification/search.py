@@ -137,9 +137,9 @@ def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> S
     while queue:
         number, controller, jobs = queue.popleft()
         actions = list(list_actions(scenario, controller, jobs))
+        before = running_jobs(controller, only_whole=False)
         for action in actions:
             following = copy_controller(controller) if action is not actions[-1] else controller
-            before = running_jobs(following, only_whole=False)
             cursor = int(following.table.state.counters[kernel.LOGGED])
             graph.transitions += 1
             try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_placement.core.types import MILLI, PODS, Node, Task
+from unfold_placement.core.types import MILLI, PODS, UP, Node, NodeChange, Task
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.schema.models import (
@@ -29,11 +29,12 @@ from unfold_placement.schema.policies import PackOptions, PolicySpec, check_pack
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
+from unfold_placement.workload.node_events import read_node_changes
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
 from unfold_placement.workload.swf import swf_nodes, swf_tasks
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
-from unfoldkit.api import Run, user_error
+from unfoldkit.api import Run, did_you_mean, user_error
 
 MIB = 1 << 20
 AMOUNT_TOLERANCE = 1e-6
@@ -82,6 +83,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         explained_task=spec.explain.task if spec.explain is not None else "",
         explained_at_s=spec.explain.at if spec.explain is not None else None,
         notes=tuple(notes),
+        node_changes=build_node_changes(spec.cluster, nodes, run),
     )
 
 
@@ -95,6 +97,27 @@ def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
         return _read_node_file(cluster, run)
     counts = Counter[str]()
     return [node for group in cluster.nodes for node in _expand_nodes(group, counts)]
+
+
+def build_node_changes(cluster: ClusterSpec, nodes: Sequence[Node], run: Run) -> tuple[NodeChange, ...]:
+    """Build the changes of nodes of a spec, written and read from its file, in order of time.
+
+    Raises:
+        UnfoldError: the file is missing or malformed, or a node does not exist.
+    """
+    names = [node.name for node in nodes]
+    changes = []
+    for index, event in enumerate(cluster.events):
+        for name in event.nodes:
+            if name not in names:
+                key = f"cluster.events.{index}.nodes"
+                raise user_error(f"no such node: {name}", key=key, hint=did_you_mean(name, names))
+            changes.append(NodeChange(event.at, name, event.change))
+            changes += [NodeChange(event.at + event.lasts, name, UP)] if event.lasts is not None else []
+    if cluster.churn is not None:
+        # of a part of a trace's nodes, the events of the others do not matter
+        changes += read_node_changes(run.path(cluster.churn, key="cluster.churn"), names, skips=cluster.part < 1)
+    return tuple(sorted(changes, key=lambda change: change.at))
 
 
 def build_tasks(workload: WorkloadSpec, run: Run, warn: Warn | None = None) -> list[Task]:

@@ -49,9 +49,8 @@ from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
 from unfoldkit.catalog.aws import AwsClients, connect_clients, request_prices
 from unfoldkit.catalog.billing import Billing
-from unfoldkit.catalog.bundled import load_bundled_book, load_catalog
-from unfoldkit.catalog.cache import load_cached_book
 from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
+from unfoldkit.catalog.price_books import load_bundled_book, load_cached_book, load_catalog
 from unfoldkit.catalog.price_lists import read_prices
 
 GIB = 1024**3

@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.calibration import Calibration
+from unfold_cascade.language_models.planning.entry import EntryRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,12 @@ class CallLog:
         turn: (n,) position of the request within its unit; 0 where each request is routed for itself.
         answer: (n, M) number of the text of each answer, equal for equal texts; ``None`` where no texts were recorded.
         is_unlabelled: (n, M) whether it is unknown if the answer was correct; ``None`` where all is known.
+        confidence_latency_ms: (n, M) duration of the confidence where a gate follows; ``None``: none beside the call.
+        is_gated_correct: (n, M) whether the answer that a gate trusts was correct, if it is another one, as the
+            majority of votes is; ``None``: the same answer.
+        features: (n, F) of prompts, ``None`` if no gate before the first model is searched.
+        entry_score: (n, M) probability of a correct answer from the features, once it is fitted.
+        gated_answer: (n, M) number of its text, on the scale of ``answer``; ``None``: the same answer.
     """
 
     models: tuple[str, ...]
@@ -39,6 +46,11 @@ class CallLog:
     turn: IntArray | None = None
     answer: IntArray | None = None
     is_unlabelled: BoolArray | None = None
+    confidence_latency_ms: FloatArray | None = None
+    is_gated_correct: BoolArray | None = None
+    gated_answer: IntArray | None = None
+    features: FloatArray | None = None
+    entry_score: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.is_correct)
@@ -53,6 +65,11 @@ class CallLog:
         return replace(self, **arrays)
 
     @property
+    def trusted_correct(self) -> BoolArray:
+        """(n, M) whether the answer that a gate trusts was correct."""
+        return self.is_correct if self.is_gated_correct is None else self.is_gated_correct
+
+    @property
     def has_latency(self) -> bool:
         """Whether the duration of every call was recorded."""
         return bool(np.isfinite(self.latency_ms).all())
@@ -60,10 +77,14 @@ class CallLog:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A chain of models and the probability from which each gate trusts; the last model is always trusted."""
+    """A chain of models and the probability from which each gate trusts; the last model is always trusted.
+
+    ``entry`` decides where a request enters the chain; ``None``: at the first model.
+    """
 
     chain: tuple[int, ...]
     cuts: tuple[float, ...]
+    entry: EntryRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +105,32 @@ def score_log(log: CallLog, calibrations: Sequence[Calibration]) -> FloatArray:
 
 def follow_route(log: CallLog, score: FloatArray, route: Route) -> Outcome:
     """Follow a route on every request; a request in a conversation keeps the route of its first turn."""
-    chain = np.array(route.chain)
+    chain, entries = np.array(route.chain), find_entries(log, route)
     passes = score[:, chain[:-1]] >= np.array(route.cuts)
+    passes &= np.arange(len(chain) - 1) >= entries[:, None]
     exits = np.where(passes.any(axis=1), passes.argmax(axis=1), len(chain) - 1) if len(chain) > 1 else None
     rows = np.arange(len(log))
     exits = np.zeros(len(log), dtype=np.int64) if exits is None else exits
     if log.turn is not None and len(chain) > 1:
-        return _follow_conversations(log, route, exits)
+        return _follow_conversations(log, route, exits, entries)
     cost, latency = accumulate_chain(log, route.chain)
-    loss = 1.0 - log.is_correct[rows, chain[exits]]
-    return Outcome(exits, loss, cost[rows, exits], latency[rows, exits])
+    is_last = exits == len(chain) - 1
+    is_correct = np.where(is_last, log.is_correct[rows, chain[exits]], log.trusted_correct[rows, chain[exits]])
+    skipped = [_before_entry(table, entries) for table in (cost, latency)]
+    return Outcome(exits, 1.0 - is_correct, cost[rows, exits] - skipped[0], latency[rows, exits] - skipped[1])
+
+
+def find_entries(log: CallLog, route: Route) -> IntArray:
+    """Find the (n,) positions in the chain at which requests enter."""
+    if route.entry is None or len(route.chain) == 1:
+        return np.zeros(len(log), dtype=np.int64)
+    assert log.entry_score is not None  # noqa: S101 - rules are searched on logs with scores
+    return route.entry.find_entries(log.entry_score, route.chain)
+
+
+def _before_entry(table: FloatArray, entries: IntArray) -> FloatArray:
+    """Return the (n,) accumulated values that requests do not pay, as they enter later."""
+    return np.where(entries > 0, table[np.arange(len(table)), np.maximum(entries - 1, 0)], 0.0)
 
 
 def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
@@ -101,10 +138,23 @@ def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, 
     models = list(chain)
     gate_cost = log.confidence_cost[:, models].copy()
     gate_cost[:, -1] = 0.0
-    return np.cumsum(log.cost[:, models] + gate_cost, axis=1), np.cumsum(log.latency_ms[:, models], axis=1)
+    latency = log.latency_ms[:, models].copy()
+    if log.confidence_latency_ms is not None:
+        latency[:, :-1] += log.confidence_latency_ms[:, models[:-1]]
+    return np.cumsum(log.cost[:, models] + gate_cost, axis=1), np.cumsum(latency, axis=1)
 
 
-def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcome:
+def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
+    """Find the (n,) numbers of the texts with which a route answers; the log must have texts."""
+    assert log.answer is not None  # noqa: S101 - the caller has checked it
+    rows, model = np.arange(len(log)), np.array(route.chain)[exits]
+    answer: IntArray = log.answer[rows, model]
+    if log.gated_answer is not None:
+        answer = np.where(exits < len(route.chain) - 1, log.gated_answer[rows, model], answer)
+    return answer
+
+
+def _follow_conversations(log: CallLog, route: Route, exits: IntArray, entries: IntArray) -> Outcome:
     """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
     assert log.turn is not None  # noqa: S101 - the caller has checked it
     order = np.lexsort((log.turn, log.unit))
@@ -116,11 +166,12 @@ def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcom
     model = np.array(route.chain)[exits]
     cost, latency = accumulate_chain(log, route.chain)
     is_opener = opener == rows
+    is_trusted = is_opener & (exits < len(route.chain) - 1)
     return Outcome(
         exits,
-        1.0 - log.is_correct[rows, model],
-        np.where(is_opener, cost[rows, exits], log.cost[rows, model]),
-        np.where(is_opener, latency[rows, exits], log.latency_ms[rows, model]),
+        1.0 - np.where(is_trusted, log.trusted_correct[rows, model], log.is_correct[rows, model]),
+        np.where(is_opener, cost[rows, exits] - _before_entry(cost, entries), log.cost[rows, model]),
+        np.where(is_opener, latency[rows, exits] - _before_entry(latency, entries), log.latency_ms[rows, model]),
     )
 
 

@@ -66,7 +66,7 @@ class Gang:
         """Create the slots of each gang that fits, in one transaction; delete them with the last member."""
         key = event.task.key(self.by) if event.task is not None else ""
         if event.kind in {ENDED, PREEMPTED} and key in self.slots:
-            yield self._remove_member(key, is_preempted=event.kind == PREEMPTED)
+            yield self._remove_member(key, view, is_preempted=event.kind == PREEMPTED)
         if event.task is not None and (unit := view.unit(event.task)):
             self.complete_units.setdefault(key, (unit, view.now))
         if event.kind in {CREATED, QUIET}:
@@ -106,11 +106,21 @@ class Gang:
         is_admitted = view.has_cluster_resources(unit, PACK) and view.missing_resource(unit, PACK) is None
         return is_admitted and not view.short_resources(unit, PACK) and not view.why_impossible(unit)
 
-    def _remove_member(self, key: str, *, is_preempted: bool) -> list[Drop]:
-        """Delete the slots of a gang with its last member, or when a member is preempted."""
+    def _remove_member(self, key: str, view: View, *, is_preempted: bool) -> list[Put | Drop]:
+        """Delete the slots of a gang with its last member, or when a member is preempted.
+
+        After a change of controllers members may run where the gang has no slot: there one is created, so that its
+        deletion stops them too.
+        """
         slots, members = self.slots[key]
         self.slots[key] = slots, members - 1
-        if not is_preempted and members > 1:
-            return []
+        if not is_preempted:
+            if members > 1:
+                return []
+            del self.slots[key]
+            return [Drop(name, node) for name, node in slots]
         del self.slots[key]
-        return [Drop(name, node, force=is_preempted) for name, node in slots]
+        running = [task for task in view.members.get(key, {}).values() if view.is_running(task)]
+        held = Counter((self._slot_name(task), view.node_of(task)) for task in running)
+        strays = [Put(name, node, count) for (name, node), count in held.items() if (name, node) not in slots]
+        return [*strays, *(Drop(name, node, force=True) for name, node in dict.fromkeys([*slots, *held]))]

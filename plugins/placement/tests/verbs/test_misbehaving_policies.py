@@ -1,0 +1,186 @@
+"""Policies that raise, hang or yield nonsense: reported with file and line, in plan, in verify and live."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job
+from plugins.placement.tests.live.worlds import local_world
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import QUEUE, SUBMITTED, Ask, Drop, Event, Put, Refuse, Task, Wake
+from unfold_placement.core.view import View
+from unfold_placement.core.watchdog import interrupt_stalled_policies
+from unfold_placement.live import backend as kinds
+from unfold_placement.live import control_loop
+from unfold_placement.live import status as status_module
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.status import read_status, status_to_json
+from unfold_placement.simulation.simulator import simulate
+from unfold_placement.verification.scenario import Kind, Scenario
+from unfold_placement.verification.search import LIVELOCK, search
+from unfoldkit.api import UnfoldError
+
+Yielded = Callable[[Task], Any]
+
+
+@dataclass(slots=True)
+class Misbehaving:
+    """Admits tasks, and yields something else for the jobs named ``bad``."""
+
+    yielded: Yielded
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Iterator[Any]:
+        del view
+        assert event.task is not None
+        if event.task.job.startswith("bad"):
+            yield self.yielded(event.task)
+        yield [Put(f"turn-{event.task.name}", until=event.task.name)]
+
+
+def _raise(_task: Task) -> Any:
+    raise ZeroDivisionError("a score of nothing")
+
+
+NONSENSE: dict[str, tuple[Yielded, str]] = {
+    "raises": (_raise, "a score of nothing"),
+    "NaN": (lambda _: [Put("x", "n0", float("nan"))], "nan, not a whole number"),  # type: ignore[arg-type]
+    "negative": (lambda _: [Put("x", "n0", -1)], "-1, not a whole number"),
+    "more than any node": (lambda _: [Put("x", "n0", 1 << 70)], "not a whole number"),
+    "unknown node": (lambda _: [Put("x", "n00")], "no node n00"),
+    "no node": (lambda _: [Drop("x", None)], "no node None"),  # type: ignore[arg-type]
+    "unknown task": (lambda _: [Refuse("nobody", "why not")], "no task nobody"),
+    "a task that ended": (lambda _: [Put("x", until="nobody")], "no task nobody"),
+    "a timer that never fires": (lambda _: [Wake(float("nan"))], "never fires"),
+    "no operation": (lambda _: [("Put", "x")], "must return a Put, Drop, Wake or Refuse"),
+    "a number": (lambda _: 7, "a list of operations"),
+    "an endless list": (lambda _: (Put(f"x{i}", "n0") for i in itertools.count()), "operations"),
+    "a huge list of one node": (lambda _: [Put("x", "n7")] * 50, "no node n7"),
+    "an unnamed resource": (lambda _: [Put("", "n0")], "name of a resource"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_nonsense_is_reported_with_file_and_line(case: str) -> None:
+    """A replay ends with the policy, this file and the line that yielded it."""
+    yielded, message = NONSENSE[case]
+    with pytest.raises(UnfoldError, match="policy Misbehaving") as error:
+        simulate(cluster(2), job("bad", 2), [Misbehaving(yielded)])
+    found = error.value.diagnostics[0]
+    assert message in f"{found.message} {found.hint}"
+    assert Path(found.file) == Path(__file__)
+    assert found.line > 0
+
+
+@pytest.mark.parametrize("case", ["raises", "NaN", "unknown node", "an endless list"])
+def test_verify_reports_nonsense_as_a_finding(case: str) -> None:
+    """A search finds it with the actions that lead there."""
+    kind = Kind("bad", (Task("", {"gpu": 1000}, 60.0),))
+    scenario = Scenario(tuple(cluster(1)), (kind,), "bad", 2)
+    (finding,) = search(scenario, [Misbehaving(NONSENSE[case][0])], 100).findings
+    assert finding.property_name == LIVELOCK
+    assert NONSENSE[case][1].split(",")[0] in finding.message or case == "an endless list"
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_a_live_cluster_keeps_its_last_good_decision(case: str) -> None:
+    """What runs goes on, nothing else starts, and the status names policy and file until it decides again."""
+    world = local_world(cluster(2))
+    live = ControlLoop(world.handle(), lambda: [Misbehaving(NONSENSE[case][0])], "me", "spec", 1e6, 2e6)
+    for task in job("good", 2, run=1e5):
+        world.submit(task)
+    live.step(0.0)
+    live.step(0.0)
+    for task in job("bad", 1, run=1e5):
+        world.submit(task)
+    for _ in range(5):
+        live.step(0.0)
+    states = {name: item.state for name, item in world.register.records.items()}
+    assert states == {"good-0": kinds.RUNNING, "good-1": kinds.RUNNING, "bad-0": kinds.WAITING}
+    error = status_to_json(read_status(live))["error"]
+    assert "policy Misbehaving" in error
+    assert "test_misbehaving_policies.py" in error
+    world.register.withdraw("bad-0")
+    for _ in range(3):
+        live.step(0.0)
+    assert status_to_json(read_status(live))["error"] == ""
+    assert live.actuator is not None
+
+
+def hang(policy_hangs: Callable[[], object]) -> Policy:
+    """Return a policy that calls something as a task arrives."""
+
+    @dataclass(slots=True)
+    class Hanging:
+        phase: ClassVar[int] = QUEUE
+        watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+        def request(self, task: Task) -> Iterable[Ask]:
+            del task
+            return ()
+
+        def react(self, event: Event, view: View) -> Iterator[Any]:
+            del event, view
+            policy_hangs()
+            yield []
+
+    return Hanging()
+
+
+def spin() -> None:
+    """Never return."""
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("wait", [spin, lambda: time.sleep(1e4)], ids=["spins", "sleeps"])
+def test_a_policy_that_hangs_is_interrupted_with_its_line(wait: Callable[[], None]) -> None:
+    """The error names the policy and a line of its file, whether it computes or waits."""
+    with (
+        pytest.raises(UnfoldError, match=r"policy Hanging: it has not returned from react for \d+ s") as error,
+        interrupt_stalled_policies(0.2),
+    ):
+        simulate(cluster(1), job("a", 1), [hang(wait)])
+    assert Path(error.value.diagnostics[0].file) == Path(__file__)
+
+
+def test_a_live_policy_that_hangs_is_named_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status answers while the policy has the controller, and holds its file and line."""
+    monkeypatch.setattr(control_loop, "STALL_S", 0.2)
+    monkeypatch.setattr(status_module, "LOCK_TIMEOUT_S", 0.2)
+    released = threading.Event()
+    world = local_world(cluster(1))
+    live = ControlLoop(world.handle(), lambda: [hang(released.wait)], "me", "spec", 1e6, 2e6)
+    live.step(0.0)
+    for task in job("a", 1):
+        world.submit(task)
+    thread = threading.Thread(target=live.step, args=(0.0,), daemon=True)
+    thread.start()
+    end = time.monotonic() + 10
+    while not (error := status_to_json(read_status(live))["error"]).startswith(__file__):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "policy Hanging: it has not returned from react" in error
+    released.set()
+    thread.join(10)
+    assert status_to_json(read_status(live))["error"] == ""
+
+
+def test_a_quick_policy_is_never_interrupted() -> None:
+    """Many short calls are not one long one."""
+    with interrupt_stalled_policies(0.2):
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            simulate(cluster(1), job("good", 3), [Misbehaving(lambda _: [])])

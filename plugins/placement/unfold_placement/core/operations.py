@@ -1,0 +1,63 @@
+"""Checks of what policies yield: operations that make no sense are reported before any of them takes effect."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from types import GeneratorType
+
+from unfold_placement.core import kernel
+from unfold_placement.core.resources import ResourceTable
+from unfold_placement.core.types import ANYWHERE, MANY, Drop, Put, Refuse, Wake
+from unfoldkit.api import did_you_mean
+
+
+def find_fault(operation: object, table: ResourceTable) -> str:
+    """Return why an operation makes no sense on a cluster; empty if it does.
+
+    What is no operation at all is reported elsewhere, with what a policy may yield.
+    """
+    if isinstance(operation, Put):
+        return _find_amount_fault(operation, table) or _find_location_fault(operation.name, operation.node, table)
+    if isinstance(operation, Drop):
+        return _find_location_fault(operation.name, operation.node, table)
+    if isinstance(operation, Wake):
+        is_time = isinstance(operation.at, numbers.Real) and math.isfinite(operation.at)
+        return "" if is_time else f"a timer at {operation.at!r} s never fires"
+    return _find_task_fault(operation.task, table) if isinstance(operation, Refuse) else ""
+
+
+def is_amount(value: object) -> bool:
+    """Return whether a value is an amount of an ephemeral resource: whole, not negative, and at most ``MANY``."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= int(value) <= MANY
+
+
+def current_line(transactions: object) -> int:
+    """Return the line at which a generator stands, 0 where it is none or has ended."""
+    frame = transactions.gi_frame if isinstance(transactions, GeneratorType) else None
+    return frame.f_lineno if frame is not None else 0
+
+
+def _find_amount_fault(operation: Put, table: ResourceTable) -> str:
+    if not is_amount(operation.amount):
+        return f"the amount of {str(operation.name)[:60]} is {operation.amount!r}, not a whole number from 0 to 2^30"
+    if operation.until and operation.until not in table.task_rows:
+        return f"there is no task {str(operation.until)[:60]} to the end of which a resource could exist"
+    return ""
+
+
+def _find_task_fault(task: object, table: ResourceTable) -> str:
+    row = table.task_rows.get(task) if isinstance(task, str) else None
+    if row is None:
+        return f"there is no task {str(task)[:60]} to reject"
+    is_waiting = table.state.status[row] == kernel.WAITING
+    return "" if is_waiting else f"{task} does not wait, so it cannot be rejected"
+
+
+def _find_location_fault(name: object, node: object, table: ResourceTable) -> str:
+    if not isinstance(name, str) or not name:
+        return f"the name of a resource is a text, not {str(name)[:60]!r}"
+    if not isinstance(node, str) or (node != ANYWHERE and node not in table.node_rows):
+        hint = did_you_mean(node, table.node_rows) if isinstance(node, str) else ""
+        return f"there is no node {str(node)[:60]}" + (f" ({hint})" if hint.startswith("did") else "")
+    return ""
