@@ -226,7 +226,11 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         "The winner is compared with that of successive halving computed from the parameters of all trials.",
         "Finished is an iteration whose state Optuna's script, or whose result Ray's driver, has stored.",
         "late: the deadline is too short for the search, and the script takes longer than the deadline and its grace.",
-        *([] if RAY in measured else ["Not measured on Ray: quick, or it is not installed, or does not start here."]),
+        *(
+            []
+            if RAY in measured
+            else ["Not measured on Ray: quick, not installed, or the machine was too busy to start it."]
+        ),
     ]
     return {"metrics": metrics, "tables": {"runs": rows}, "aims": aims, "notes": notes}
 
