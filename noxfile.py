@@ -124,13 +124,13 @@ def ray(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
 def kubernetes(session: nox.Session) -> None:
-    """Test placement on a real control plane; Go builds its programs once, into the user's cache."""
+    """Test controllers on a real control plane; Go builds its programs once, into the user's cache."""
     # 69: there is no Go
     programs = run_in("extras", session, "python", "-m", "tests.kubernetes.build", codes=[0, 69], silent=True).strip()
     if not Path(programs).is_dir():
         note(session, programs)
         return
-    run_tests(session, "extras", "plugins/placement", "-m", "kubernetes", *RERUN, *session.posargs)
+    run_tests(session, "extras", *folders_marked("kubernetes"), "-m", "kubernetes", *RERUN, *session.posargs)
 
 
 @nox.session(requires=["work"], tags=["full", "lane-b"])

@@ -29,10 +29,9 @@ from benchmarks.engine_silicon import (
 )
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import list_gpus
-from unfold_pipeline.engine.hardware.memory import estimate_kv_cache
-from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.hardware.model_shape import ModelShape, estimate_kv_cache
 from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,

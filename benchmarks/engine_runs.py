@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.operator_tables import read_operator_tables
 

@@ -19,11 +19,9 @@ import numpy as np
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.gpu import list_gpus
-from unfold_pipeline.engine.hardware.memory import estimate_kv_cache
-from unfold_pipeline.engine.hardware.model_shape import ModelShape
+from unfold_pipeline.engine.hardware.model_shape import ModelShape, estimate_kv_cache
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,

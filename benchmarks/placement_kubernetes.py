@@ -27,9 +27,9 @@ from tests.kubernetes import build
 from tests.kubernetes.bench import DEFAULT, Bindings, Controlled, Native, bindings, claiming, controlled, native, pod
 from tests.kubernetes.cluster import ControlPlane, control_plane
 from tests.kubernetes.kubelet import add_nodes, kubelet
-from unfold_placement.kubernetes.api import Api, call_all, connect_api
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import DRA, Body, Scope
+from unfoldkit.kubernetes.api import Api, call_all, connect_api
 
 NODES = 100
 GANG = 8

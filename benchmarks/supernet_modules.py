@@ -7,6 +7,7 @@ A network counts as elastic if narrower members run and return outputs of the sa
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +44,13 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         torch.manual_seed(seed)
         network, example = build()
         rows.append({"network": name, **measure(network.eval(), example)})
+        print(rows[-1], file=sys.stderr, flush=True)
     elastic = [row for row in rows if not row["error"]]
     metrics = {
         "elastic_networks": len(elastic),
         "networks": len(rows),
-        "onnx_difference_max": max(row["onnx_difference"] for row in elastic),
-        "trace_seconds_max": max(row["seconds"] for row in elastic),
+        "onnx_difference_max": max((row["onnx_difference"] for row in elastic), default=None),
+        "trace_seconds_max": max((row["seconds"] for row in elastic), default=None),
     }
     return {
         "metrics": metrics,

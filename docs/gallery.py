@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unfoldkit.cli.execution import execute, load_request
-from unfoldkit.cli.plugin_registry import open_registry
 from unfoldkit.cli.request import Request
 from unfoldkit.figures import AnyFigure
+from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 from unfoldkit.render.figures.style import INK
 from unfoldkit.render.plot import svg

@@ -35,10 +35,12 @@ TITLES = {
 }
 OTHER_KINDS = {
     "engine-fidelity": "pipeline",
+    "engine-live": "pipeline",
     "engine-plan": "pipeline",
     "engine-speed": "pipeline",
     "estimator": "pipeline",
     "tuner": "pipeline",
+    "board-rates": "supernet",
     "fastswitch": "supernet",
     "gateway": "serving",
     "scale": "serving",
@@ -140,6 +142,12 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "silicon_tpot_corrected_error_percent": "the same with one factor for each GPU, engine and precision, %",
         "silicon_ttft_error_percent": "error of TTFT there, %",
         "interval_groups_covered": "groups of four that the interval of the other three covers",
+    },
+    "engine-live": {
+        "ttft_p50_error_percent_max": "error of p50 TTFT, llama.cpp processes of this machine, worst of one and two, %",
+        "tpot_mean_error_percent_max": "error of mean TPOT there, %",
+        "failed": "failed requests",
+        "load_average_before": "load average of the machine before the run",
     },
     "engine-plan": {
         "saving_against_peak_percent": "cheaper than the cheapest steady-state peak that attains as much, %",
@@ -251,6 +259,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "other_winners": "runs with another winner",
         "finished_iterations_repeated": "finished iterations repeated",
         "ledger_error_percent": "error of the spend ledger, %",
+    },
+    "board-rates": {
+        "board_error_percent_median": "latency of 20 networks on ZCU104 and ZCU102 boards, held-out median error, %",
+        "board_error_percent_max": "the same, worst network, %",
+        "board_error_uncalibrated_percent_median": "the same without calibration of host time and bandwidth, %",
     },
     "fastswitch": {
         "traffic_saving_mobilenetv3": "off-chip traffic saved, MobileNetV3, 1.69 MiB buffer",

@@ -13,9 +13,8 @@ from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
 from unfoldkit import descriptors, errors, figures, hookspec, report, run_context, run_directory
-from unfoldkit.cli import plugin_registry
 from unfoldkit.descriptors import Renderer, resolve
-from unfoldkit.registry import hook_names
+from unfoldkit.registry import hook_names, open_registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.serving.service import Service
 from unfoldkit.testing.conformance import first_report
@@ -119,7 +118,7 @@ def _samples(renderers: tuple[Renderer, ...]) -> str:
 def sample() -> report.Report:
     """Return the plan of the first example of ``echo``."""
     with tempfile.TemporaryDirectory() as folder:
-        return first_report(plugin_registry.open_registry().kind("echo"), Path(folder) / "run")
+        return first_report(open_registry().kind("echo"), Path(folder) / "run")
 
 
 def _schema() -> str:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from docs.generators.markdown import code, fenced, table
-from unfoldkit.cli import plugin_registry
 from unfoldkit.cli.commands.authoring import read_examples
 from unfoldkit.descriptors import Kind, resolve
+from unfoldkit.registry import open_registry
 from unfoldkit.spec.schema import build_schema
 from unfoldkit.spec.units import BYTES, HERTZ, PER, SECONDS
 
@@ -20,7 +20,7 @@ LENGTHS = {"minLength": "≥", "minItems": "≥", "maxLength": "≤", "maxItems"
 
 def pages() -> dict[str, str]:
     """Return the page of every kind that loads, by name."""
-    return {name: page(kind) for name, kind in plugin_registry.open_registry().kinds.items()}
+    return {name: page(kind) for name, kind in open_registry().kinds.items()}
 
 
 def page(kind: Kind) -> str:

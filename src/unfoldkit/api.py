@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unfoldkit.descriptors import Check, CheckResult, Kind, Renderer, RunFinished
-    from unfoldkit.engines.base import Engine
+    from unfoldkit.engines import Engine
     from unfoldkit.errors import (
         Diagnostic,
         ExitCode,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "unfoldkit.run_context": ("Progress", "Run"),
     "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
-    "unfoldkit.engines.base": ("Engine",),
+    "unfoldkit.engines": ("Engine",),
     "unfoldkit.errors": (
         "Diagnostic",
         "ExitCode",

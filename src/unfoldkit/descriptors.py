@@ -42,6 +42,8 @@ class Kind:
         carries: ``train`` executes a plan.
         recalibrates: ``plan`` refits a stored plan on new data.
         selects_node: ``profile`` measures on the node that ``--on`` names.
+        targets: Systems with an existing deployment that ``serve --target`` takes charge of. With ``--dry-run`` it
+            returns a report of what it would change.
         export: A ``(spec, Run) -> bytes`` that makes one ONNX graph of a run, for ``unfold export``.
         opens: A ``(spec, Run) -> Iterable[Diagnostic]`` that checks the files of a spec, for ``check --data``.
         verifies: A ``(spec, Run) -> Report`` that searches for violations, for ``check --verify``. The key
@@ -64,6 +66,7 @@ class Kind:
     carries: bool = False
     recalibrates: bool = False
     selects_node: bool = False
+    targets: tuple[str, ...] = ()
     opens: str | None = None
     verifies: str | None = None
     export: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,8 @@ import pluggy
 from unfoldkit import hookspec
 from unfoldkit.descriptors import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
+
+DISTRIBUTION = "unfoldkit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,16 @@ class Registry:
                 implementation.function(*[event] if "event" in implementation.argnames else [])
             except Exception as error:  # noqa: BLE001 - an observer must not change the result
                 warn(f"the plugin {implementation.plugin_name} failed in unfold_run_finished: {error!r}")
+
+
+def open_registry(*, builtin_only: bool = False, environment: Mapping[str, str] = os.environ) -> Registry:
+    """Load the plugins, except those that ``UNFOLD_DISABLE_PLUGINS=a,b`` names."""
+    disabled = [name.strip() for name in environment.get("UNFOLD_DISABLE_PLUGINS", "").split(",") if name.strip()]
+    if not builtin_only:
+        return load_registry(disabled=disabled)
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    builtin = [point for point in points if point.dist is not None and point.dist.name == DISTRIBUTION]
+    return load_registry(disabled=disabled, entry_points=builtin)
 
 
 def load_registry(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
-from unfoldkit.engines.base import Engine
+from unfoldkit.engines import Engine
 from unfoldkit.errors import user_error
 from unfoldkit.run_directory import RunDir
 
@@ -37,6 +37,8 @@ class Options(TypedDict, total=False):
     data: str
     recalibrate: str
     on: str
+    target: str
+    dry_run: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Run:
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
             has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
             ``data`` the file to validate on, and ``recalibrate`` the file to refit the plan on.
-            ``on`` names the node to measure on. ``state`` is the user's folder of records that outlive runs.
+            ``on`` names the node to measure on, ``target`` the system with the deployment to take charge of, and
+            ``dry_run`` is true if nothing may change. ``state`` is the user's folder of records that outlive runs.
         allow_code: Whether the spec may name code.
     """
 

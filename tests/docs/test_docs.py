@@ -17,12 +17,11 @@ from docs import console, generate
 from docs.generators.benchmarks import HEADLINES, kind_of
 from docs.generators.cli import commands
 from tests.support import Unfold
-from unfoldkit.cli import plugin_registry
 from unfoldkit.cli.app import EPILOG, build_app
 from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
 from unfoldkit.cli.help_layout import read_help as first_screen
 from unfoldkit.errors import ExitCode
-from unfoldkit.registry import hook_names
+from unfoldkit.registry import hook_names, open_registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -58,7 +57,7 @@ def test_every_hook_has_its_section(name: str) -> None:
 
 def test_every_kind_has_its_page_and_a_link_to_it() -> None:
     """Each kind that loads has a page, and the start page leads to it."""
-    for kind in plugin_registry.open_registry().kinds:
+    for kind in open_registry().kinds:
         assert page(f"reference/kinds/{kind}.md")
         assert f"(reference/kinds/{kind}.md)" in page("index.md"), kind
 
@@ -66,7 +65,7 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
 def test_every_kind_stands_in_the_readme() -> None:
     """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.open_registry().kinds if f"`{kind}`" not in text] == []
+    assert [kind for kind in open_registry().kinds if f"`{kind}`" not in text] == []
     assert len(text) <= 5000
 
 
@@ -79,7 +78,7 @@ def test_the_changelog_is_short() -> None:
 
 def test_fragments_of_the_changelog_are_named_and_short() -> None:
     """A news fragment names an issue, a kind and a type, and is one sentence of at most 30 words."""
-    areas = "|".join([*plugin_registry.open_registry().kinds, "core", "docs"])
+    areas = "|".join([*open_registry().kinds, "core", "docs"])
     for path in (ROOT / "changes").glob("*.md"):
         assert re.fullmatch(rf"\d+\.(?:{areas})\.(?:feature|change|removal|fix)\.md", path.name)
         assert len(path.read_text("utf-8").split()) <= 30, path.name

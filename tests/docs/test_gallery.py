@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from docs.gallery import EXHIBITS, IMAGES, MAX_BYTES, PAGE, plan_spec
-from unfoldkit.cli.plugin_registry import open_registry
 from unfoldkit.figures import Timeline
+from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 
 TEXT = PAGE.read_text("utf-8")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfold_placement.kubernetes.api import Api, ApiError, Body
+from unfoldkit.kubernetes.api import Api, ApiError, Body
 
 PLURALS = {
     "Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "Role": "roles",
     "RoleBinding": "rolebindings", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
     "Deployment": "deployments", "DeviceClass": "deviceclasses", "ResourceClaim": "resourceclaims", "Pod": "pods",
-    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodDisruptionBudget": "poddisruptionbudgets", "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "Ingress": "ingresses", "NetworkPolicy": "networkpolicies", "Service": "services",
+    "StatefulSet": "statefulsets",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }  # fmt: skip

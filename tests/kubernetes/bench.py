@@ -19,7 +19,6 @@ from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.api import Api, ApiError, call_all, connect_api
 from unfold_placement.kubernetes.client import Client, connect_client
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key
 from unfold_placement.kubernetes.manifests import build_roles
@@ -27,6 +26,7 @@ from unfold_placement.policies.registry import build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.workload.build import policy_rules
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import Api, ApiError, call_all, connect_api
 
 WAIT = 120.0
 DEFAULT = "/api/v1/namespaces/default/pods"

@@ -21,13 +21,14 @@ from pathlib import Path
 
 from tests.kubernetes import build, keys
 
-ADMIN, CONTROLLER, APPLICATION = "admin-token", "controller-token", "application-token"
+ADMIN, CONTROLLER, APPLICATION, TUNER = "admin-token", "controller-token", "application-token", "tuner-token"
 ACCOUNTS = {
     ADMIN: ("admin", '"system:masters"'),
     CONTROLLER: ("system:serviceaccount:unfold:unfold-placement", '"system:serviceaccounts"'),
     APPLICATION: ("application", '"applications"'),
+    TUNER: ("system:serviceaccount:unfold:unfold-tuner", '"system:serviceaccounts"'),
 }
-"""Who may speak to the server: the second by the shipped RBAC manifest alone."""
+"""Who may speak to the server: controller and tuner by the RBAC manifests of this project alone."""
 PATIENCE = 120.0
 
 
@@ -121,7 +122,7 @@ def _write_files(made: ControlPlane) -> None:
     keys.write(made.folder)
     lines = [f"{token},{user},{user},{groups}" for token, (user, groups) in ACCOUNTS.items()]
     (made.folder / "tokens.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    names = {"admin": ADMIN, "controller": CONTROLLER, "application": APPLICATION}
+    names = {"admin": ADMIN, "controller": CONTROLLER, "application": APPLICATION, "tuner": TUNER}
     cluster = {"server": made.server, "certificate-authority": str(made.folder / "ca.crt")}
     config = {
         "apiVersion": "v1",

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError, call_all
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError, call_all
 
 PODS = "/api/v1/pods"
 Body = dict[str, Any]

@@ -20,6 +20,7 @@ def unfold_kinds() -> Iterable[Kind]:
         examples="unfold_pipeline:examples",
         extra="pipeline",
         replay=True,
+        targets=("kubernetes", "ray"),
         opens="unfold_pipeline.verbs.check_inputs:check_inputs",
     )
 
@@ -43,6 +44,11 @@ def unfold_renderers() -> Iterable[Renderer]:
     )
     yield Renderer(
         "triton", "a pipeline's plan as Triton models", "unfold_pipeline.report.export_triton:export_triton", (".zip",)
+    )
+    yield Renderer(
+        "tuner-roles",
+        "the rights of the tuner on Kubernetes",
+        "unfold_pipeline.report.export_tuner_roles:export_tuner_roles",
     )
     yield Renderer(
         "vllm", "a plan of LLM engines as vLLM commands", "unfold_pipeline.report.engines.exports:export_vllm", (".sh",)

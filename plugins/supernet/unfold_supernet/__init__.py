@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unfold_supernet.modules.embeddings import RetrievalQuality
     from unfold_supernet.modules.family import ElasticFamily
 
-__all__ = ["elastic", "fit"]
+__all__ = ["elastic", "fit", "measure_retrieval"]
 
 
 def elastic(
@@ -56,3 +57,22 @@ def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
     from unfold_supernet.modules import problem, training
 
     training.fit(family, x, y, problem.FitOptions(**options))
+
+
+def measure_retrieval(
+    embeddings: Any, classes: Any, dimensions: Sequence[int] = (), nearest: int = 1
+) -> tuple[RetrievalQuality, ...]:
+    """Measure how often the nearest rows of an embedding hold one of the same class, by number of dimensions.
+
+    Args:
+        embeddings: An array of test rows (n, d).
+        classes: An array with the class of each row (n).
+        dimensions: Lengths of the prefixes; none stands for all dimensions.
+        nearest: How many rows may be returned.
+
+    Raises:
+        UnfoldError: A prefix is longer than the embedding, or no class has two rows.
+    """
+    from unfold_supernet.modules import embeddings as module
+
+    return module.measure_retrieval(embeddings, classes, dimensions, nearest)

@@ -167,3 +167,27 @@ def losing(
     """Return a loss instead of a gain."""
     metric, state = train(config, state, iters, accelerators, seed)
     return 1 - metric, state
+
+
+def reducing(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Sum the ranks of a spanning trial by ``torch.distributed``; the last one kills its node once."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    total, rank = torch.tensor([float(distributed.get_rank() + 1)]), distributed.get_rank()
+    distributed.all_reduce(total)
+    done = json.loads(state)["done"] if state else 0
+    log = Path(os.environ["SLEEPER_LOG"])
+    with log.open("a") as lines:
+        variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "UNFOLD_HOSTS")
+        lines.write(" ".join([str(done), *(os.environ[name] for name in variables)]) + "\n")
+    if done == 2 and rank == accelerators - 1 and not log.with_suffix(".dead").exists():
+        log.with_suffix(".dead").touch()
+        # the node of a local trial is its process, that of one on Ray is the raylet
+        os.kill(os.getppid() if config["kills_parent"] else os.getpid(), 9)
+        time.sleep(60)
+    return float(total), json.dumps({"done": done + iters}).encode()

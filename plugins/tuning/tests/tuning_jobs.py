@@ -31,7 +31,7 @@ P3 = Machine("p3.8xlarge", 4, 12.24, max_instances=64, billing=Billing(0.0, 0.0)
 def deterministic_profile(name: str) -> Profile:
     """Return the profile of a job without any randomness."""
     _, speedup, seconds = JOBS[name]
-    return Profile(LogNormal(seconds), speedup, startup=LogNormal(60.0), sync=LogNormal(10.0))
+    return Profile(LogNormal(seconds), speedup, speedup, startup=LogNormal(60.0), sync=LogNormal(10.0))
 
 
 def noisy_profile(name: str, error: float = 0.05) -> Profile:
@@ -39,6 +39,7 @@ def noisy_profile(name: str, error: float = 0.05) -> Profile:
     _, speedup, seconds = JOBS[name]
     return Profile(
         LogNormal(seconds, 0.2 * seconds),
+        speedup,
         speedup,
         provision=LogNormal(30.0, 15.0),
         startup=LogNormal(60.0, 9.0),
@@ -72,9 +73,11 @@ def small_jobs(draw: st.DrawFn) -> Job:
     counts = draw(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=2, max_size=3))
     # in hundredths: times that differ by less than the tolerance of the tests are equal
     times = st.floats(0.0, 90.0).map(lambda seconds: round(seconds, 2))
+    speedup = draw(st.sampled_from([RESNET101, IMAGENET, ((1, 1.0), (2, 1.2), (4, 1.1))]))
     profile = Profile(
         LogNormal(draw(st.floats(1.0, 30.0))),
-        draw(st.sampled_from([RESNET101, IMAGENET, ((1, 1.0), (2, 1.2), (4, 1.1))])),
+        speedup,
+        draw(st.sampled_from([speedup, ()])),
         provision=LogNormal(draw(times)),
         startup=LogNormal(draw(times)),
         start=LogNormal(draw(st.sampled_from([0.0, 5.0]))),

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from unfoldkit.catalog.instances import Instance, PriceBook
-from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
+from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.errors import user_error
 
 PRICING_REGIONS = ("us-east-1", "eu-central-1", "ap-south-1")

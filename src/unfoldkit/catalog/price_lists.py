@@ -11,8 +11,7 @@ from pathlib import Path
 
 from unfoldkit.catalog.cloud_price_json import iter_offers
 from unfoldkit.catalog.currency import PriceUnit, parse_price, parse_unit
-from unfoldkit.catalog.instances import Instance, PriceBook
-from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
+from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unfoldkit.catalog.instances import Instance, PriceBook
-from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibility
+from unfoldkit.catalog.instances import Instance, PriceBook, find_implausibility, find_spot_implausibility
 from unfoldkit.errors import user_error
 from unfoldkit.io.csv import csv_rows
 

@@ -183,13 +183,22 @@ def serve(
         int,
         typer.Option("--max-connections", metavar="N", min=0, help="per process; 0: as the descriptors allow"),
     ] = 0,
+    model_control: Annotated[
+        bool, typer.Option("--model-control", help="let clients unload models and load them again")
+    ] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="log to stderr as JSON, one line per request")] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace against the service")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="SYSTEM", help="take charge of an existing deployment; --dry-run shows the change"
+        ),
+    ] = None,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
-    request = _request("serve", spec, shared, replay=replay)
+    request = _request("serve", spec, shared, replay=replay, target=target)
 
     def run() -> int:
         from unfoldkit.cli.commands.serve import ServeOptions, build_tls
@@ -207,6 +216,7 @@ def serve(
             is_insecure=insecure,
             max_connections=max_connections,
             grpc_port=grpc_port,
+            model_control=model_control,
         )
         return action(request, serving, _read_stdin(spec))
 
@@ -399,6 +409,7 @@ def _request(
     data: Path | None = None,
     recalibrate: Path | None = None,
     on: str | None = None,
+    target: str | None = None,
 ) -> Request:
     return Request(
         verb=verb,
@@ -422,6 +433,7 @@ def _request(
         data=data,
         recalibrate=recalibrate,
         on=on,
+        target=target,
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import execute, load_request, notify_observers, perform, run_folder
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_error
-from unfoldkit.registry import Registry
+from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report
 from unfoldkit.run_directory import encode_text, write_atomically
 from unfoldkit.spec.resolve import LoadedSpec, spec_hash
@@ -112,7 +112,7 @@ def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
         return perform(replace(request, spec=specs[0]), stdin)
     _reject_single_spec_options(request)
     output.refuse_overwrite(request.out, *specs, request.replay)
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     renderer = output.select_renderer(registry, request.format, request.out)
     if renderer.name not in SEPARATORS:
         hint = f"for several: {', '.join(SEPARATORS)}"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from unfoldkit import __version__
-from unfoldkit.catalog.cache import cache_folder, state_folder
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.catalog.price_books import cache_folder, state_folder
+from unfoldkit.cli import console, output
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import (
@@ -26,10 +26,10 @@ from unfoldkit.descriptors import (
     find_distribution,
     resolve,
 )
-from unfoldkit.engines.base import Engine
+from unfoldkit.engines import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
-from unfoldkit.registry import Registry
+from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
 from unfoldkit.run_context import Options, Progress, Run, ignore_progress
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
@@ -49,7 +49,7 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     Raises:
         UnfoldError: The request, the spec or the environment is at fault, and the format cannot hold the mistakes.
     """
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     renderer = output.select_renderer(registry, request.format, request.out)
     try:
         loaded = load_request(request, registry, stdin)
@@ -87,8 +87,27 @@ def execute(request: Request, registry: Registry, loaded: LoadedSpec) -> tuple[R
     """
     function = verb_reference(loaded.kind, request.verb)
     _reject_ignored_options(request, loaded.kind, registry.kinds)
-    report = _report_dry_run(request, loaded) if request.dry_run else _run_and_store(request, loaded, function)
+    if request.dry_run:
+        report = _preview(request, loaded, function) if request.target else _report_dry_run(request, loaded)
+    else:
+        report = _run_and_store(request, loaded, function)
     return report, ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
+
+
+def reject_target(request: Request, kind: Kind) -> None:
+    """Reject a system that the kind does not take charge of, or a trace beside it.
+
+    Raises:
+        UnfoldError: The request names such a system.
+    """
+    if request.target is None:
+        return
+    if request.target not in kind.targets:
+        hint = did_you_mean(request.target, kind.targets) if kind.targets else f"unfold serve {request.spec} serves it"
+        problem = "no such system" if kind.targets else f"kind {kind.name} takes charge of no deployment"
+        raise user_error(f"--target {request.target}: {problem}", hint=hint)
+    if request.replay is not None:
+        raise user_error(f"--replay {request.replay}: no trace is sent to an existing deployment", hint="leave it out")
 
 
 def verb_reference(kind: Kind, verb: str) -> str:
@@ -123,6 +142,10 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         options["recalibrate"] = str(request.recalibrate)
     if request.on:
         options["on"] = request.on
+    if request.target:
+        options["target"] = request.target
+    if request.dry_run:
+        options["dry_run"] = True
     if request.data or request.recalibrate:
         options["plan"] = _read_stored_plan(run_folder(request, loaded))
     return Run(
@@ -228,6 +251,7 @@ def _protect_inputs(request: Request, renderer: Renderer, loaded: LoadedSpec) ->
 
 def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:
     """Reject an option that the verb of this kind would silently ignore."""
+    reject_target(request, kind)
     for flag, value, problem, capable in (
         ("--replay", request.replay, "replays no trace", [each.name for each in kinds.values() if each.replay]),
         ("--plan", request.plan, "executes no plan", [each.name for each in kinds.values() if each.carries]),
@@ -247,6 +271,14 @@ def _reject_ignored_options(request: Request, kind: Kind, kinds: Mapping[str, Ki
         if value is not None and kind.name not in capable:
             hint = f"kinds that do: {', '.join(sorted(capable))}"
             raise user_error(f"{flag} {value}: kind {kind.name} {problem}", hint=hint)
+
+
+def _preview(request: Request, loaded: LoadedSpec, function: str) -> Report:
+    """Call ``serve`` for the report of what it would change in an existing deployment; store nothing."""
+    run = build_run(request, loaded)
+    with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
+        report = _validate(resolve(function, extra=loaded.kind.extra)(loaded.spec, run), request, loaded.kind)
+    return replace(report, provenance={"seed": run.seed, "spec_sha256": spec_hash(loaded.spec), **report.provenance})
 
 
 def _report_dry_run(request: Request, loaded: LoadedSpec) -> Report:

@@ -15,17 +15,17 @@ import typer
 
 def complete_kind(incomplete: str) -> list[str]:
     """Complete the name of a kind, for a shell."""
-    from unfoldkit.cli import plugin_registry
+    from unfoldkit.registry import open_registry
 
-    return [name for name in plugin_registry.open_registry().kinds if name.startswith(incomplete)]
+    return [name for name in open_registry().kinds if name.startswith(incomplete)]
 
 
 def complete_format(incomplete: str) -> list[str]:
     """Complete the name of a format, for a shell."""
-    from unfoldkit.cli import plugin_registry
     from unfoldkit.cli.output import list_renderers
+    from unfoldkit.registry import open_registry
 
-    names = {renderer.name for renderer in list_renderers(plugin_registry.open_registry())}
+    names = {renderer.name for renderer in list_renderers(open_registry())}
     return sorted(name for name in names if name.startswith(incomplete))
 
 

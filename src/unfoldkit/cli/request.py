@@ -32,6 +32,7 @@ class Request:
         data: New data to validate a run on.
         recalibrate: New data to refit the plan of a run on.
         on: The node to measure on: an instance type, or ``ray``.
+        target: The system whose existing deployment ``serve`` takes charge of.
     """
 
     verb: str
@@ -55,3 +56,4 @@ class Request:
     data: Path | None = None
     recalibrate: Path | None = None
     on: str | None = None
+    target: str | None = None

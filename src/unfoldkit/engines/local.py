@@ -35,7 +35,7 @@ class LocalEngine:
         *,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
-        """See :class:`~unfoldkit.engines.base.Engine`."""
+        """See :class:`~unfoldkit.engines.Engine`."""
         notify = on_result or _ignore
         if min(self.workers, len(items)) <= 1:
             return [_pass_on(index, function(item), notify) for index, item in enumerate(items)]

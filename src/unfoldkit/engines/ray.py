@@ -28,7 +28,7 @@ class RayEngine:
         *,
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
-        """See :class:`~unfoldkit.engines.base.Engine`."""
+        """See :class:`~unfoldkit.engines.Engine`."""
         ray = connect_ray(self.address)
         task = ray.remote(num_cpus=1)(function)
         waiting = {task.remote(item): index for index, item in enumerate(items)}

@@ -63,6 +63,7 @@ class Service:
         healthy: Whether the models respond.
         registry: The metrics of the service, to which the host adds its own.
         endpoints: By name, the models that are offered over gRPC too.
+        repository: Loads and unloads the models; ``None`` if they stay loaded.
     """
 
     name: str
@@ -77,3 +78,4 @@ class Service:
     healthy: Callable[[], bool] = is_always_healthy
     registry: CollectorRegistry | None = None
     endpoints: Mapping[str, Any] = field(default_factory=dict)
+    repository: Any = None

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfoldkit.catalog.billing import Billing
-from unfoldkit.catalog.bundled import load_bundled_book, load_catalog
-from unfoldkit.catalog.instances import Instance, InstanceFilter, PriceBook
-from unfoldkit.catalog.sanity import find_implausibility
+from unfoldkit.catalog.instances import Instance, InstanceFilter, PriceBook, find_implausibility
+from unfoldkit.catalog.price_books import load_bundled_book, load_catalog
 from unfoldkit.catalog.skypilot import read_vms
 from unfoldkit.cli import main
 from unfoldkit.errors import UnfoldError

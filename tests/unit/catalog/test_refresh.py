@@ -13,7 +13,7 @@ import pytest
 from moto import mock_aws
 
 from unfoldkit.catalog.aws import AwsClients, request_prices
-from unfoldkit.catalog.bundled import load_bundled_book
+from unfoldkit.catalog.price_books import load_bundled_book
 from unfoldkit.cli.commands.catalog import open_catalog, refresh_prices
 from unfoldkit.errors import UnfoldError
 

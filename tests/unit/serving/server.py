@@ -26,7 +26,9 @@ from unfoldkit.serving.http.tls import TlsFiles
 from unfoldkit.serving.http.workers import Supervisor
 from unfoldkit.serving.observability.access_log import JsonLines, json_access_log
 from unfoldkit.serving.observability.dashboard import request_dashboard
+from unfoldkit.serving.observability.tracing import Instrumentation, find_instrumentation
 from unfoldkit.serving.oip.app import build_application, build_service
+from unfoldkit.serving.oip.repository import offer_repository
 from unfoldkit.serving.service import Service
 from unfoldkit.serving.state.entity_model import EntityStateModel
 from unfoldkit.serving.state.store import open_store
@@ -49,7 +51,10 @@ def service(name: str, given: dict[str, str]) -> Service:
         model, close = EntityStateModel(Diary(), store), store.close
     app = build_application([model], limits=limits, close=close)
     watch = request_dashboard(name, "toy", app.source.read)
-    return build_service(name, app, watch=watch)
+    served = build_service(name, app, watch=watch)
+    if "control" in given:
+        return offer_repository(served, lambda: service(name, {key: given[key] for key in given if key != "control"}))
+    return served
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,22 @@ def jump(_number: int, _frame: Any) -> None:
     time.time = lambda: real() + 86400.0 * days
 
 
+def instrumentation() -> Instrumentation | None:
+    """Return OpenTelemetry's instrumentation; spans and metrics go to stderr, one JSON document per line."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+    def line(item: Any) -> str:
+        return " ".join(item.to_json(indent=None).split()) + "\n"
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr, formatter=line)))
+    meters = MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter(out=sys.stderr, formatter=line))])
+    return find_instrumentation(provider, meters)
+
+
 def terms(given: dict[str, str]) -> HostOptions:
     log = logging.Logger("server")  # noqa: LOG001 - of this process alone
     log.addHandler(logging.StreamHandler(sys.stderr))
@@ -88,6 +109,7 @@ def terms(given: dict[str, str]) -> HostOptions:
         token=given.get("token", ""),
         request_timeout_s=float(given.get("patience", 30)),
         observer=observer,
+        instrumentation=instrumentation() if "spans" in given else None,
         fast_path=given.get("fast_path", "1") == "1",
         tls=TlsFiles(Path(given["cert"]), Path(given["key"]), Path(given["ca"]) if "ca" in given else None)
         if "cert" in given

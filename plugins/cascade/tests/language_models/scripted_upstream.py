@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,8 @@ Script = Callable[[dict[str, Any], int], Mapping[str, Any]]
 """Takes a request and its number from 0; returns how to answer. Keys: text, logprob, status, error, headers, delay,
 cut (chunks before the connection is cut), stall (seconds after two chunks), broken (send broken JSON), raw (send these
 bytes as the stream), raw_size (bytes of a write of raw), keeps (the stream is chunked and the connection stays), usage,
-model, fingerprint, finish, tool_calls; logprob may be a list, by choice."""
+model, fingerprint, finish, tool_calls, top (tokens and log-probabilities beside each token), ignores_n (one choice
+whatever n is); logprob and text may be lists, by choice."""
 
 
 @dataclass(slots=True)
@@ -122,20 +123,33 @@ def _logprobs(request: Mapping[str, Any], answer: Mapping[str, Any], token: str,
     if not request.get("logprobs") or logprob is None:
         return None
     value = logprob[choice] if isinstance(logprob, list) else logprob
-    return {"content": [{"token": token, "logprob": value, "bytes": None, "top_logprobs": []}]}
+    listed = answer.get("top", []) if request.get("top_logprobs") else []
+    top = [{"token": text, "logprob": number, "bytes": None} for text, number in listed]
+    return {"content": [{"token": token, "logprob": value, "bytes": None, "top_logprobs": top}]}
+
+
+def _count(request: Mapping[str, Any], answer: Mapping[str, Any]) -> int:
+    return 1 if answer.get("ignores_n") else request.get("n") or 1
+
+
+def _text(answer: Mapping[str, Any], choice: int) -> str:
+    text = answer.get("text", "hello world")
+    return str(text[choice % len(text)] if isinstance(text, list) else text)
 
 
 def _body(request: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    text, calls = answer.get("text", "hello world"), answer.get("tool_calls")
-    message = {"role": "assistant", "content": None if calls else text, **({"tool_calls": calls} if calls else {})}
+    calls = answer.get("tool_calls")
     choices = [
         {
             "index": k,
-            "message": message,
+            "message": {
+                "role": "assistant",
+                **({"content": None, "tool_calls": calls} if calls else {"content": text}),
+            },
             "finish_reason": answer.get("finish", "tool_calls" if calls else "stop"),
             "logprobs": _logprobs(request, answer, text, k),
         }
-        for k in range(request.get("n") or 1)
+        for k, text in ((k, _text(answer, k)) for k in range(_count(request, answer)))
     ]
     body = {**_head(request, answer, "chat.completion"), "choices": choices}
     return body if answer.get("usage", 1) is None else {**body, "usage": _usage(answer)}
@@ -179,10 +193,12 @@ def _stream(handler: BaseHTTPRequestHandler, request: Mapping[str, Any], answer:
 def _chunks(request: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     head = _head(request, answer, "chat.completion.chunk")
 
-    count = request.get("n") or 1
+    count = _count(request, answer)
 
-    def list_chunks(delta: Any, finish: str | None = None, token: str = "") -> Iterator[dict[str, Any]]:
-        for k in range(count):
+    def list_chunks(
+        delta: Any, finish: str | None = None, token: str = "", choices: Sequence[int] = range(count)
+    ) -> Iterator[dict[str, Any]]:
+        for k in choices:
             logprobs = _logprobs(request, answer, token, k) if token else None
             choice = {"index": k, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
             yield {**head, "choices": [choice]}
@@ -195,8 +211,12 @@ def _chunks(request: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[d
         yield from list_chunks({"tool_calls": [begin]}, token=name)
         for at in range(0, len(arguments), 3):
             yield from list_chunks({"tool_calls": [{"index": k, "function": {"arguments": arguments[at : at + 3]}}]})
-    for word in () if calls else answer.get("text", "hello world").split(" "):
-        yield from list_chunks({"content": word + " "}, token=word)
+    # the words of all choices alternate, as in a real stream
+    texts = [] if calls else [_text(answer, k).split(" ") for k in range(count)]
+    for at in range(max(map(len, texts), default=0)):
+        for k, words in enumerate(texts):
+            if at < len(words):
+                yield from list_chunks({"content": words[at] + " "}, token=words[at], choices=[k])
     yield from list_chunks({}, answer.get("finish", "tool_calls" if calls else "stop"))
     if (request.get("stream_options") or {}).get("include_usage") and answer.get("usage", 1) is not None:
         yield {**head, "choices": [], "usage": _usage(answer)}

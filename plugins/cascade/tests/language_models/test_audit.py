@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unfold_cascade.language_models.gateway.audit import ALPHA, AuditProcess, parse_audit
+from unfold_cascade.language_models.gateway.audit import ALPHA, AT_START, AuditProcess, parse_audit, remaining_weight
 from unfold_cascade.language_models.gateway.state import GatewayState
 from unfoldkit.api import UnfoldError
 
@@ -25,6 +26,32 @@ def test_the_evidence_is_an_e_value_at_the_limit() -> None:
         revoked += audit.is_revoked
     assert np.mean(values) < 1.3
     assert revoked / 300 <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.02, 0.1])
+@pytest.mark.parametrize("better", [0.0, 0.05])
+def test_each_audit_keeps_the_expectation_of_the_evidence(limit: float, better: float) -> None:
+    """From any state, one audit at the limit leaves the expected evidence as it is, later starts included."""
+    rng = np.random.default_rng(int(1000 * limit))
+    weights = {1.0: limit + better, -1.0: better, 0.0: 1.0 - limit - 2 * better}
+    audit = AuditProcess(limit)
+    for d in rng.choice(list(weights), size=120, p=list(weights.values())):
+        before, document = audit.evidence(), audit.to_document()
+        after = 0.0
+        for value, weight in weights.items():
+            branch = parse_audit(document)
+            branch.observe(value)
+            after += weight * branch.evidence()
+        assert after == pytest.approx(before, rel=1e-12)
+        audit.observe(float(d))
+
+
+def test_the_weights_of_all_starts_add_up_to_one() -> None:
+    """The first start has a quarter; the remainder falls to nothing, never below it."""
+    assert (remaining_weight(0), remaining_weight(1)) == (1.0, 1.0 - AT_START)
+    rest = [remaining_weight(t) for t in range(5000)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(rest))
+    assert remaining_weight(10**9) < 1e-5
 
 
 def test_a_broken_endpoint_is_found_soon_also_after_good_behaviour() -> None:

@@ -170,11 +170,12 @@ def test_two_lengths_or_a_torn_body_reach_no_upstream(served: Served) -> None:
     assert len(served.upstream.requests) == before
 
 
-def test_a_hang_up_is_noticed_behind_the_host(served: Served) -> None:
-    """The upstream call of a client that left is cancelled."""
+@pytest.mark.parametrize("behind", [0, 1, 20])
+def test_a_hang_up_is_noticed_behind_the_host(served: Served, behind: int) -> None:
+    """The upstream call of a client that left is cancelled, also if it had pipelined further requests."""
     before, count = served.upstream.hang_ups, len(served.upstream.requests)
     with served.open() as client:
-        client.sendall(format_request("endless", stream=True))
+        client.sendall(format_request("endless", stream=True) + behind * format_request("behind"))
         end = time.monotonic() + 5
         while len(served.upstream.requests) == count:
             assert time.monotonic() < end
@@ -183,6 +184,7 @@ def test_a_hang_up_is_noticed_behind_the_host(served: Served) -> None:
     while served.upstream.hang_ups == before:
         assert time.monotonic() < end
         time.sleep(0.05)
+    assert not any(r["messages"][-1]["content"] == "behind" for r in served.upstream.requests[count:])
 
 
 def test_the_live_page_is_served_at_the_root(served: Served) -> None:

@@ -33,6 +33,16 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "chain_length": (sentences.chain_length(800, 1000),),
     "labels": (sentences.labels(34),),
     "split": (sentences.split(375, 838, 287),),
+    "confidence_source": tuple(
+        sentences.confidence_source({"from": kind, "of": "mean", "samples": 5, "judge": "large (l-1)"} | prompt)
+        for kind, prompt in (
+            ("logprob", {}),
+            ("votes", {}),
+            ("check", {"prompt_sha256": "0123456789abcdef"}),
+            ("judge", {"prompt_sha256": "0123456789abcdef"}),
+            ("column", {}),
+        )
+    ),
     "reversed_scores": (sentences.reversed_scores(MODELS),),
     "weak_scores": (sentences.weak_scores(MODELS[:1]),),
     "served_alias": (sentences.served_alias("auto", MODELS),),

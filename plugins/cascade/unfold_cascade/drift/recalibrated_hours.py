@@ -20,7 +20,13 @@ from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import Study, assemble_study, split_entities
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import Solution, record_certificate, solve
+from unfold_cascade.temporal.search.planner import (
+    Solution,
+    find_cheapest_within_loss,
+    record_certificate,
+    search_cascades,
+    solve,
+)
 from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfoldkit.api import Cell, Column, Report, Run, Table
 
@@ -95,8 +101,14 @@ def list_sizes(plan: LoadedPlan, solution: Solution) -> Iterator[tuple[Cell, ...
     baseline = decode_baseline(study.test, plan.baseline, transitions, study.call_costs)
     yield 0, *_row(measure_quality(study.test, cascade), measure_quality(study.test, baseline), currency)
     for size in (*(size for size in SIZES if size < study.train.entities), study.train.entities):
-        fitted = solution if size == study.train.entities else solve(replace(study, train=study.train.take(size)))
-        yield size, *_row(fitted.tuned_only.quality, fitted.latched.quality, currency)
+        policy, rule = solution.tuned_only.policy, solution.rule
+        if size < study.train.entities:
+            # nothing is certified here, so the search alone is enough
+            search = search_cascades(replace(study, train=study.train.take(size)))
+            policy, rule = find_cheapest_within_loss(search).policy, search.baselines.latched
+        cascade = evaluate_policy(study.test, policy, study.parallel, transitions, study.call_costs)
+        baseline = decode_baseline(study.test, rule, transitions, study.call_costs)
+        yield size, *_row(measure_quality(study.test, cascade), measure_quality(study.test, baseline), currency)
 
 
 def _row(cascade: Quality, baseline: Quality, currency: str) -> tuple[Cell, ...]:

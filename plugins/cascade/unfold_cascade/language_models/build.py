@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, TableSource, load_frame
-from unfold_cascade.language_models.collection.profiler import CHECK_PROMPT, CollectionTask
+from unfold_cascade.language_models.collection.profiler import CollectionTask
 from unfold_cascade.language_models.collection.scoring import (
     Score,
     build_pattern_score,
@@ -21,7 +21,14 @@ from unfold_cascade.language_models.collection.scoring import (
     load_function,
 )
 from unfold_cascade.language_models.gateway.loader import check_keys, read_promise, read_route, read_secret
-from unfold_cascade.language_models.gateway.plan import ClientKey, GatewayPlan, ServedModel, UpstreamLimits
+from unfold_cascade.language_models.gateway.plan import (
+    CHECK_PROMPT,
+    ClientKey,
+    ConfidenceMethod,
+    GatewayPlan,
+    ServedModel,
+    UpstreamLimits,
+)
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
 from unfold_cascade.language_models.planning.planner import RoutingSolution
@@ -100,7 +107,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         unit_name=_unit_name(spec),
         longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
         scripts=() if prompts is None else join_scripts(prompts),
-        confidence=describe_confidence(spec.confidence or ConfidenceSource()),
+        confidence=describe_confidence(spec),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
     )
 
@@ -130,12 +137,12 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         UnfoldError: a column is missing or no number, or a price is missing.
     """
     models = spec.stages[0].models
-    columns = [_profile_columns(model) if model.recorded is None else model.recorded for model in models]
+    source = spec.confidence or ConfidenceSource()
+    columns = [_profile_columns(model, source) if model.recorded is None else model.recorded for model in models]
     keys = [f"stages[0].models[{m}].recorded" for m in range(len(models))]
     pairs = list(zip(columns, keys, strict=True))
     scores = [frame.numbers_or_flags(c.score or "", key=f"{key}.score") for c, key in pairs]
-    threshold = [MIN_SCORE if c.right_from is None else c.right_from for c in columns]
-    is_correct = np.column_stack([np.nan_to_num(s, nan=-np.inf) >= t for s, t in zip(scores, threshold, strict=True)])
+    is_correct = np.column_stack([_is_right(score, c) for score, c in zip(scores, columns, strict=True)])
     is_missing = np.column_stack([np.isnan(score) for score in scores])
     confidence = np.column_stack([_read_confidence(frame, c, key) for c, key in pairs])
     cost = np.column_stack(
@@ -144,7 +151,7 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
             for m, (model, (c, key)) in enumerate(zip(models, pairs, strict=True))
         ]
     )
-    answer, is_unlabelled = _read_answers(frame, columns, keys, is_missing)
+    answer, gated_answer, is_unlabelled = _read_answers(frame, columns, keys, is_missing)
     if is_unlabelled is None:
         # a call without an answer gave no confidence either
         confidence = np.where(is_missing, np.nan, confidence)
@@ -159,13 +166,16 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         confidence=confidence,
         cost=cost,
         confidence_cost=np.column_stack(
-            [_read_confidence_cost(frame, model, c, key) for model, (c, key) in zip(models, pairs, strict=True)]
+            [_read_confidence_cost(frame, spec, model, c, key) for model, (c, key) in zip(models, pairs, strict=True)]
         ),
         latency_ms=np.column_stack([_read_latency(frame, c, key) for c, key in pairs]),
         unit=unit,
         turn=np.arange(len(frame)) if is_sticky else None,
         answer=answer,
         is_unlabelled=is_unlabelled,
+        confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
+        is_gated_correct=_read_gated_scores(frame, columns, keys),
+        gated_answer=gated_answer,
     )
     if spec.goal.max_latency is not None and not log.has_latency:
         rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
@@ -212,12 +222,18 @@ def token_prices(price: float | TokenPrice | None) -> TokenPrices:
     )
 
 
-def describe_confidence(source: ConfidenceSource) -> dict[str, Any]:
+def describe_confidence(spec: CascadeSpec) -> dict[str, Any]:
     """Describe the source of confidences, with a hash of its prompt; another description voids a promise."""
+    source = spec.confidence or ConfidenceSource()
     document = source.model_dump(mode="json", exclude_none=True, by_alias=True)
-    prompt = document.pop("prompt", None)
-    if prompt is not None:
-        document["prompt_sha256"] = hashlib.sha256(prompt.encode()).hexdigest()
+    document.pop("prompt", None)
+    if source.source == "votes":
+        document["answer"] = "majority"
+    if source.source in ("check", "judge"):
+        document["prompt_sha256"] = hashlib.sha256((source.prompt or CHECK_PROMPT).encode()).hexdigest()
+    if source.source == "judge":
+        judge = next(model for model in spec.stages[0].models if model.name == source.model)
+        document["judge"] = judge.name if judge.endpoint is None else f"{judge.name} ({judge.endpoint.model})"
     return document
 
 
@@ -231,12 +247,12 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
     if not isinstance(decision, Mapping) or not decision.get("chain"):
         raise user_error("the run has no plan for language models", hint="run unfold plan SPEC first")
     source = spec.confidence or ConfidenceSource()
-    if decision.get("confidence") != describe_confidence(source):
+    if decision.get("confidence") != describe_confidence(spec):
         message = "the confidence of the spec is not that of the plan, which voids its promise"
         raise user_error(message, key="confidence", hint="unfold plan SPEC again")
-    if source.source not in ("logprob", "column"):
-        message = f"the gateway reads log-probabilities; it does not take confidences from: {source.source}"
-        raise user_error(message, key="confidence.from", hint="from: logprob")
+    if source.source == "column" and len(decision["chain"]) > 1:
+        message = "the gateway cannot obtain the confidences which the column of the log holds"
+        raise user_error(message, key="confidence.from", hint="from: logprob, votes, check or judge")
     models = {model.name: _build_served_model(model, m) for m, model in enumerate(spec.stages[0].models)}
     chain, gates = read_route(decision, models)
     timeouts = serve.timeouts
@@ -257,7 +273,7 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
         longest_prompt=decision.get("longest_prompt"),
         scripts=frozenset(map(str, decision.get("scripts") or ())),
         largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
-        of=source.of,
+        method=_build_method(source, models),
         sticky=serve.sticky == "conversation",
         trusts_filtered=serve.content_filter == "trust",
         audit_share=serve.audit,
@@ -299,16 +315,13 @@ def build_collection(spec: CascadeSpec, run: Run) -> tuple[CollectionTask, str]:
         concurrency=options.concurrency,
         max_tokens=options.max_tokens,
         system=options.system or "",
-        source=source.source,
-        of=source.of,
-        samples=source.samples,
-        check_prompt=source.prompt or CHECK_PROMPT,
+        method=_build_method(source, {model.name: model for model in models}),
         score=_build_score(options.score, run),
         judge=next((model for model in models if model.name == judge), None),
     )
     settings = options.model_dump(mode="json", exclude={"cap", "concurrency", "retries"})
     names = [[model.name, model.url, model.upstream_model] for model in models]
-    return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(source))
+    return task, fingerprint(frame.digest, data.prompt, names, settings, describe_confidence(spec))
 
 
 def list_exports(spec: CascadeSpec, solution: RoutingSolution) -> Iterator[tuple[str, str]]:
@@ -331,7 +344,8 @@ def list_exports(spec: CascadeSpec, solution: RoutingSolution) -> Iterator[tuple
     yield "litellm.yaml", export_litellm(alias, chain, models)
     calibrations = dict(zip(names, solution.calibrations, strict=True))
     text = export_semantic_router(alias, chain, route.cuts, calibrations)
-    if text is not None and (spec.confidence or ConfidenceSource()).of == "mean":
+    source = spec.confidence or ConfidenceSource()
+    if text is not None and (source.source, source.of) == ("logprob", "mean"):
         yield "semantic-router.yaml", text
 
 
@@ -360,16 +374,31 @@ def _build_served_model(model: ModelSpec, m: int) -> ServedModel:
         upstream_model=endpoint.model,
         key=read_secret(endpoint.key_env, f"{path}.endpoint.key_env"),
         prices=token_prices(model.price),
+        confidence_prices=None if model.price_of_confidence is None else token_prices(model.price_of_confidence),
         window=endpoint.window,
         max_tokens=endpoint.max_tokens,
         http2=endpoint.http2,
     )
 
 
-def _profile_columns(model: ModelSpec) -> Recorded:
+def _build_method(source: ConfidenceSource, models: Mapping[str, ServedModel]) -> ConfidenceMethod:
+    """Resolve how confidences are obtained; a column of a log has no gate to serve."""
+    return ConfidenceMethod(
+        source="logprob" if source.source == "column" else source.source,
+        of=source.of,
+        samples=source.samples,
+        prompt=source.prompt or CHECK_PROMPT,
+        judge=models[source.model] if source.source == "judge" and source.model is not None else None,
+    )
+
+
+def _profile_columns(model: ModelSpec, source: ConfidenceSource) -> Recorded:
     """Name the columns that ``profile`` writes for a model."""
+    gated = {"gated_score": f"{model.name}|gated_correct", "gated_answer": f"{model.name}|gated_answer"}
     return Recorded.model_validate(
         {
+            **(gated if source.source == "votes" else {}),
+            "confidence_latency": f"{model.name}|confidence_latency_ms",
             "score": f"{model.name}|correct",
             "confidence": f"{model.name}|confidence",
             "price": f"{model.name}|cost_usd",
@@ -407,19 +436,28 @@ def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_m
     return prices.costs(counts["input"], counts["out"], counts["cached"], counts["written"])
 
 
-def _read_confidence_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str) -> FloatArray:
+def _read_confidence_cost(frame: Frame, spec: CascadeSpec, model: ModelSpec, columns: Recorded, key: str) -> FloatArray:
+    """Read (n,) costs of confidences; without a price of their own they follow from the tokens of the answer."""
     may_be_empty = np.ones(len(frame), dtype=np.bool_)
     if columns.price_of_confidence is not None:
         return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", may_be_empty)
-    prices = token_prices(model.price_of_confidence)
-    if not isinstance(model.price_of_confidence, TokenPrice) or columns.tokens is None:
+    source = spec.confidence or ConfidenceSource()
+    price = model.price_of_confidence
+    if price is None and isinstance(model.price, TokenPrice) and source.source in ("votes", "check", "judge"):
+        judge = next((each for each in spec.stages[0].models if each.name == source.model), model)
+        price = judge.price if source.source == "judge" else model.price
+    prices = token_prices(price)
+    if not isinstance(price, TokenPrice) or columns.tokens is None:
         return np.full(len(frame), prices.fixed)
     read = [
         _read_tokens(frame, column, f"{key}.tokens", may_be_empty)
         for column in (columns.tokens.input, columns.tokens.out)
     ]
     zero = np.zeros(len(frame))
-    # a self-check reads prompt and answer, and writes one token
+    if source.source == "votes":
+        # the other samples share the input of the first
+        return prices.costs(zero, (source.samples - 1) * read[1], zero, zero) - prices.fixed
+    # a check reads prompt and answer, and writes one token
     return prices.costs(read[0] + read[1], np.ones(len(frame)), zero, zero)
 
 
@@ -449,18 +487,57 @@ def _read_latency(frame: Frame, columns: Recorded, key: str) -> FloatArray:
     return frame.numbers(columns.latency, key=f"{key}.latency")
 
 
+def _is_right(score: FloatArray, columns: Recorded) -> BoolArray:
+    threshold = MIN_SCORE if columns.right_from is None else columns.right_from
+    is_right: BoolArray = np.nan_to_num(score, nan=-np.inf) >= threshold
+    return is_right
+
+
+def _read_gated_scores(frame: Frame, columns: list[Recorded], keys: list[str]) -> BoolArray | None:
+    """Read whether the answers that gates trust are correct, if they are other ones; unknown counts as wrong."""
+    if all(column.gated_score is None for column in columns):
+        return None
+    return np.column_stack(
+        [
+            _is_right(frame.numbers_or_flags(c.gated_score or c.score or "", key=f"{key}.gated_score"), c)
+            for c, key in zip(columns, keys, strict=True)
+        ]
+    )
+
+
+def _read_confidence_latency(frame: Frame, columns: list[Recorded], keys: list[str]) -> FloatArray | None:
+    if all(column.confidence_latency is None for column in columns):
+        return None
+    return np.column_stack(
+        [
+            np.zeros(len(frame))
+            if c.confidence_latency is None
+            else np.nan_to_num(frame.numbers(c.confidence_latency, key=f"{key}.confidence_latency"))
+            for c, key in zip(columns, keys, strict=True)
+        ]
+    )
+
+
 def _read_answers(
     frame: Frame, columns: list[Recorded], keys: list[str], is_missing: BoolArray
-) -> tuple[IntArray | None, BoolArray | None]:
-    """Number the texts of answers, and mark the answers of unknown correctness."""
+) -> tuple[IntArray | None, IntArray | None, BoolArray | None]:
+    """Number the texts of plain and of gated answers, and mark the answers of unknown correctness."""
     if any(column.answer is None for column in columns):
-        return None, None
-    texts = [frame.text(c.answer or "", key=f"{key}.answer") for c, key in zip(columns, keys, strict=True)]
-    stripped = [np.char.strip(text) for text in texts]
-    _, number = np.unique(np.concatenate(stripped), return_inverse=True)
-    is_unlabelled = is_missing & np.column_stack([text != "" for text in stripped])
-    answer = number.reshape(len(columns), len(frame)).T.astype(np.int64)
-    return answer, is_unlabelled if is_unlabelled.any() else None
+        return None, None, None
+    names = [c.answer or "" for c in columns]
+    has_gated = any(column.gated_answer is not None for column in columns)
+    if has_gated:
+        names += [c.gated_answer or c.answer or "" for c in columns]
+    texts = [
+        np.char.strip(frame.text(name, key=f"{key}.answer"))
+        for name, key in zip(names, keys * (1 + has_gated), strict=True)
+    ]
+    _, number = np.unique(np.concatenate(texts), return_inverse=True)
+    numbers = number.reshape(len(texts), len(frame)).T.astype(np.int64)
+    count = len(columns)
+    is_unlabelled = is_missing & np.column_stack([text != "" for text in texts[:count]])
+    gated = numbers[:, count:] if has_gated else None
+    return numbers[:, :count], gated, is_unlabelled if is_unlabelled.any() else None
 
 
 def _read_prompts(spec: CascadeSpec, frame: Frame) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.data.case_order import average_in_order, find_late_break
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.planner import certificate
@@ -23,6 +24,8 @@ from unfold_cascade.planner.guarantees import (
 from unfold_cascade.planner.policy import Outcome, Policy, follow
 from unfold_cascade.planner.problem import Goal
 from unfold_cascade.planner.saving import (
+    BUDGET,
+    SAVING,
     CostSample,
     average_by_unit,
     bound_saving,
@@ -44,13 +47,9 @@ NO_ADVANTAGE = "the cases certify neither a saving nor a gain in accuracy"
 OVER_BUDGET = "every cascade exceeds the budget"
 BUDGET_UNCERTAIN = "the cases certify no cascade within the budget"
 LEAKED = "a column predicts the label on its own"
-DRIFTED = "its loss grows from the first to the last rows of the table, so later cases would lose more"
+LOSS_DRIFTED = "its loss grows along the table: the last rows lose more than is allowed"
+COST_DRIFTED = "its cost grows along the table: the last rows cost more than is allowed"
 REFUTED = "the cases held back for evaluation contradict it"
-ORDER_Z = 2.71
-"""Quantile of the normal distribution for a level of 0.01, shared by three cuts."""
-ORDER_SHARES = (0.5, 2 / 3, 5 / 6)
-"""Where a table is cut to compare its later rows with its earlier ones."""
-MIN_ORDERED = 60
 BUDGET_MARGINS = (12.0, 6.0, 3.0, 1.5)
 """Standard errors between the tuned cost of a candidate and the budget, from safe to bold."""
 ADVANTAGE_SAVING = 1.05
@@ -249,7 +248,7 @@ def count_units(tables: ScoreTables, rows: IntArray) -> int:
     return len(rows) if tables.clusters is None else len(np.unique(tables.clusters[rows]))
 
 
-def refuse_drift(
+def refuse_late_break(
     tables: ScoreTables,
     front: PolicyFront,
     selection: Selection,
@@ -257,11 +256,13 @@ def refuse_drift(
     labels: IntArray,
     rows: IntArray,
     goal: Goal,
+    names: Sequence[str] = (),
 ) -> Selection:
-    """Select no cascade if its loss grows along the table, as logs are often written in the order of time.
+    """Select no cascade if the last rows of the table break a promise that the earlier ones keep.
 
-    A random split hides such a change: each part holds early and late rows. The later rows of three cuts are compared
-    with the earlier ones (one-sided z-test, level 0.01 for all). Tables that are sorted by label have no such order.
+    Each promise is tested along the table: the loss, that within a label, the saving and the budget. A cascade that was
+    tuned on some of the rows may do better there; as they are drawn at random, that is no growth. Tables that are
+    sorted by label have no order in time.
 
     Args:
         tables: the score tables.
@@ -269,22 +270,47 @@ def refuse_drift(
         selection: the selected one.
         baseline: the baseline model.
         labels: (n,) true labels, in the order of the table.
-        rows: the rows that the cascade was not tuned on.
-        goal: the loss that is allowed.
+        rows: the rows to test on, one random sample of the table or all of it.
+        goal: what is promised.
+        names: (C,) labels, for ``goal.max_loss_of``.
     """
-    if selection.point is None or goal.max_loss is None or len(rows) < MIN_ORDERED or _are_sorted(labels):
+    if selection.point is None or _are_sorted(labels):
         return selection
     rows = np.sort(rows)
-    answer = follow(tables, front.policies[selection.point], rows).answer
-    costs = tables.error_costs
-    d = costs.losses(answer, labels[rows]) - costs.losses(baseline.answer[rows], labels[rows])
-    for share in ORDER_SHARES:
-        early, late = np.split(d, [int(share * len(d))])
-        error = math.sqrt(float(early.var() / len(early) + late.var() / len(late)))
-        growth = float(late.mean() - early.mean())
-        if late.mean() > goal.max_loss and error > 0 and growth / error > ORDER_Z:
-            return replace(select_none(goal, selection.units, DRIFTED), has_rejections=True)
-    return selection
+    outcome = follow(tables, front.policies[selection.point], rows)
+    broken = find_late_break(_list_excesses(tables, outcome, baseline, labels, rows, goal, names))
+    if broken is None:
+        return selection
+    reason = COST_DRIFTED if broken in (SAVING, BUDGET) else LOSS_DRIFTED
+    return replace(select_none(goal, selection.units, reason), has_rejections=True)
+
+
+def _list_excesses(
+    tables: ScoreTables,
+    outcome: Outcome,
+    baseline: Baseline,
+    labels: IntArray,
+    rows: IntArray,
+    goal: Goal,
+    names: Sequence[str],
+) -> dict[str, FloatArray]:
+    """List by promise how much each unit exceeds it, in the order of the table; the mean may not be positive."""
+    costs, units, excesses = tables.error_costs, None if tables.clusters is None else tables.clusters[rows], {}
+    if goal.max_loss is not None:
+        losses = costs.losses(outcome.answer, labels[rows]) - costs.losses(baseline.answer[rows], labels[rows])
+        excesses["loss"] = average_in_order(losses - goal.max_loss, units)
+        wrong = (outcome.answer != labels[rows]).astype(np.float64) - (baseline.answer[rows] != labels[rows])
+        for label, allowed in goal.max_loss_of.items():
+            mask = labels[rows] == number_of_label(label, names)
+            excesses[f"loss of {label}"] = average_in_order(
+                wrong[mask] - allowed, None if units is None else units[mask]
+            )
+    if goal.min_saving is not None:
+        excess = goal.min_saving * outcome.cost - baseline.costs(tables, rows)
+        excesses[SAVING] = average_in_order(excess, units)
+    if goal.budget is not None:
+        excesses[BUDGET] = average_in_order(outcome.cost - goal.budget, units)
+    return excesses
 
 
 def _are_sorted(labels: IntArray) -> bool:

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from unfold_cascade.schema.cascade import CascadeSpec
 
 Path = tuple[str | int, ...]
+COLUMNS = (
+    "tokens",
+    "latency",
+    "answer",
+    "price_of_confidence",
+    "confidence_latency",
+    "gated_score",
+    "gated_answer",
+)
+"""Keys of ``recorded`` that only language models have."""
 
 
 def has_language_model_keys(spec: CascadeSpec) -> bool:
@@ -24,9 +34,7 @@ def has_language_model_keys(spec: CascadeSpec) -> bool:
 
 def _has_keys(model: ModelSpec) -> bool:
     columns = model.recorded
-    has_columns = columns is not None and any(
-        (columns.tokens, columns.latency, columns.answer, columns.price_of_confidence)
-    )
+    has_columns = columns is not None and any(getattr(columns, key) is not None for key in COLUMNS)
     is_priced = isinstance(model.price, TokenPrice) or model.price_of_confidence is not None
     return has_columns or is_priced or model.endpoint is not None
 
@@ -53,7 +61,7 @@ def _misplaced_problems(model: ModelSpec, path: Path, hint: str) -> Iterator[Pro
             yield Problem((*path, key), "applies to language models only", hint, at_key=True)
     if isinstance(model.price, TokenPrice):
         yield Problem((*path, "price"), "token prices apply to language models only", hint, at_key=True)
-    for key in ("tokens", "latency", "answer", "price_of_confidence"):
+    for key in COLUMNS:
         if model.recorded is not None and getattr(model.recorded, key) is not None:
             hint = "score: COLUMN instead of prediction"
             yield Problem((*path, "recorded", key), "applies to language models only", hint, at_key=True)
@@ -146,11 +154,37 @@ def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
             yield Problem(("serve", "keys"), "two keys have the same name")
     if spec.collect is not None:
         yield from _scoring_problems(spec, names)
+    yield from _confidence_problems(spec, names)
+
+
+def _confidence_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
     source = spec.confidence or ConfidenceSource()
-    if source.prompt is not None and source.source != "check":
-        yield Problem(("confidence", "prompt"), "applies to from: check only", at_key=True)
+    if source.prompt is not None and source.source not in ("check", "judge"):
+        yield Problem(("confidence", "prompt"), "applies to from: check and from: judge only", at_key=True)
+    if source.prompt is not None and "{answer}" not in source.prompt:
+        yield Problem(("confidence", "prompt"), "does not show the answer", '"... {prompt} ... {answer} ..."')
+    if source.source == "judge" and source.model is None:
+        yield Problem(("confidence",), "from: judge needs a model", f"model: {names[-1]}")
+    if source.model is not None and source.source != "judge":
+        yield Problem(("confidence", "model"), "applies to from: judge only", at_key=True)
+    elif source.model is not None and source.model not in names:
+        yield Problem(("confidence", "model"), "no such model in the stage", ", ".join(names))
     if source.source == "column" and spec.data.source == "endpoints":
         yield Problem(("confidence", "from"), "a column is read from a log only", "from: logprob")
+    for m, model in enumerate(spec.stages[0].models):
+        if model.recorded is not None:
+            yield from _vote_problems(source, model.recorded, ("stages", 0, "models", m, "recorded"))
+
+
+def _vote_problems(source: ConfidenceSource, columns: Recorded, path: Path) -> Iterator[Problem]:
+    if source.source == "votes":
+        if columns.gated_score is None:
+            hint = "gated_score: COLUMN, and score: that of one sample"
+            yield Problem(path, "votes need to know whether the answer of the majority was right", hint)
+        return
+    for key in ("gated_score", "gated_answer"):
+        if getattr(columns, key) is not None:
+            yield Problem((*path, key), "applies to confidence: {from: votes} only", at_key=True)
 
 
 def _scoring_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:

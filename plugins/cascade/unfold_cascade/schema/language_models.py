@@ -94,19 +94,21 @@ class Endpoint(Model):
 class ConfidenceSource(Model):
     """Where a confidence comes from. The plan names it; a change voids the promise."""
 
-    source: Literal["logprob", "votes", "check", "column"] = Field(
+    source: Literal["logprob", "votes", "check", "judge", "column"] = Field(
         default="logprob",
         alias="from",
-        description="logprob: mean log-probability of the answer's tokens. votes: share of the most frequent of "
-        "several samples. check: a second call that asks whether the answer is correct. column: of the log only",
+        description="logprob: log-probability of the answer's tokens. votes: share of the most frequent of several "
+        "samples, whose answer is returned. check: P(yes) of a second call that asks the same model whether the answer "
+        "is correct. judge: P(yes) of another model. column: of the log only, cannot be served",
     )
     of: Literal["mean", "sum", "min", "first"] = Field(
         default="mean", description="logprob: how the tokens' log-probabilities become one number"
     )
     samples: int = Field(default=5, ge=2, le=20, description="votes: answers per request")
     prompt: str | None = Field(
-        default=None, max_length=4000, description="check: the question; {prompt} and {answer} are filled in"
+        default=None, max_length=4000, description="check, judge: the question; {prompt} and {answer} are filled in"
     )
+    model: str | None = Field(default=None, description="judge: the name of the model of the stage that judges")
 
 
 class MaxLatency(Model):

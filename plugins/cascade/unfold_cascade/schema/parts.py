@@ -143,6 +143,19 @@ class Recorded(Model):
         description="language models: the column with the text of each answer; where a score is missing, an answer "
         "equal to that of the reference needs none",
     )
+    confidence_latency: str | None = Field(
+        default=None,
+        description="language models: the column with the duration of each confidence, ms; where a gate follows, it "
+        "adds to the latency",
+    )
+    gated_score: str | None = Field(
+        default=None,
+        description="language models, votes: whether the answer of the majority, which a gate trusts, was right; score "
+        "is that of one sample, which the last model gives",
+    )
+    gated_answer: str | None = Field(
+        default=None, description="language models, votes: the column with the text of the majority's answer"
+    )
 
 
 class Tune(Model):

@@ -15,8 +15,7 @@ from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
 from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.problem import PsvSource, TemporalProblem
-from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.report.profile import build_profile_report
+from unfold_cascade.temporal.report.plan import build_plan_report, build_profile_report
 from unfold_cascade.temporal.search.left_out_sites import evaluate_patient_sites
 from unfold_cascade.temporal.search.planner import record_certificate, solve
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.autoscaling.replay import Fleet, compute_hindsight_cost, replay_rule
+from unfold_pipeline.engine.autoscaling.fleet import Fleet
+from unfold_pipeline.engine.autoscaling.hindsight import (
+    SlotMisses,
+    find_cheapest_schedule,
+    find_fixed_peak,
+    simulate_slots,
+)
+from unfold_pipeline.engine.autoscaling.replay import replay_rule
 from unfold_pipeline.engine.autoscaling.rules import (
     HPA_STABILIZATION_S,
     Observation,
@@ -15,13 +23,14 @@ from unfold_pipeline.engine.autoscaling.rules import (
     build_hpa_rule,
     build_keda_rule,
     build_token_envelope,
+    count_trace_tokens,
     keep_replicas,
 )
-from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.hardware.model_shape import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 
@@ -80,7 +89,7 @@ def test_every_request_of_a_scaled_service_is_answered() -> None:
     case = problem(burst())
     envelope = build_token_envelope(case.requests, 2, 10.0)
     for rule in (
-        build_envelope_rule(envelope, case.requests, hold_s=10.0),
+        build_envelope_rule(envelope, count_trace_tokens(case.requests), hold_s=10.0),
         build_hpa_rule(4.0),
         build_keda_rule(),
     ):
@@ -94,7 +103,9 @@ def test_every_request_of_a_scaled_service_is_answered() -> None:
 def test_the_envelope_rule_follows_the_traffic() -> None:
     """Quiet traffic needs fewer engines than the plan, and the traffic of the plan no more than the margin."""
     case = problem(burst())
-    rule = build_envelope_rule(build_token_envelope(case.requests, 2, 10.0), case.requests, hold_s=10.0)
+    rule = build_envelope_rule(
+        build_token_envelope(case.requests, 2, 10.0), count_trace_tokens(case.requests), hold_s=10.0
+    )
     run = replay_rule("rule", case, CONFIG, rule, max_replicas=4)
     assert run.engines.min() == 1
     assert run.engines.max() <= 3
@@ -120,12 +131,58 @@ def test_hpa_does_not_cancel_engines_that_start() -> None:
         assert fleet.count_ordered() == 4
 
 
-def test_perfect_knowledge_needs_no_more_than_the_plan_where_it_meets_the_targets() -> None:
-    """Quiet slots cost less than the plan, and no slot is free."""
+def test_perfect_knowledge_is_the_cheapest_schedule_by_brute_force() -> None:
+    """Over random slots, no choice of engines that misses as few costs less; fewer misses never cost less."""
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        misses = np.sort(rng.integers(0, 9, (4, 4)), axis=1)[:, ::-1]
+        slots = SlotMisses(
+            seconds=rng.uniform(60, 90, 4), misses=misses, usd_per_hour=np.array([0.0, 3.0, 4.0, 7.0]), requests=99
+        )
+        last = np.inf
+        for allowed in (0, 3, 8, 40):
+            prices = [
+                float((slots.usd_per_hour[list(choice)] * slots.seconds).sum() / slots.seconds.sum())
+                for choice in itertools.product(range(4), repeat=4)
+                if sum(misses[slot, count] for slot, count in enumerate(choice)) <= allowed
+            ]
+            schedule = find_cheapest_schedule(slots, allowed)
+            assert (schedule is None) == (not prices)
+            if schedule is not None:
+                assert abs(schedule.usd_per_hour - min(prices)) < 1e-9
+                assert schedule.usd_per_hour <= last + 1e-9
+                last = schedule.usd_per_hour
+
+
+def test_no_rule_is_cheaper_than_perfect_knowledge_with_its_misses() -> None:
+    """On bursts, every rule and the fixed engines cost at least the bound at their own attainment."""
+    case = problem(burst())
+    slots = simulate_slots(case, CONFIG, 20.0, 4)
+    envelope = build_token_envelope(case.requests, 2, 10.0)
+    rules = {
+        "envelope": build_envelope_rule(envelope, count_trace_tokens(case.requests), hold_s=10.0),
+        "hpa": build_hpa_rule(4.0),
+        "keda": build_keda_rule(),
+        "one": keep_replicas(1),
+        "two": keep_replicas(2),
+    }
+    for name, rule in rules.items():
+        run = replay_rule(name, case, CONFIG, rule, max_replicas=4)
+        bound = find_cheapest_schedule(slots, run.misses)
+        assert bound is not None, name
+        assert bound.usd_per_hour <= run.usd_per_hour + 1e-9, name
+        assert bound.engine_hours * 2.0 <= run.engine_hours * 2.0 + 0.01, name
+    assert slots.misses.shape[1] == 5
+
+
+def test_the_fixed_peak_is_the_fewest_engines_for_the_whole_trace() -> None:
+    """One engine less misses a target; without any number that meets them there is no peak."""
     case = replace(problem(burst(300)), targets=Targets(ttft_s=2.0, tpot_s=0.5))
-    cost = compute_hindsight_cost(case, CONFIG, 20.0)
-    assert cost is not None
-    assert 2.0 <= cost <= 4.0
+    peak = find_fixed_peak(case, CONFIG)
+    assert peak is not None
+    assert evaluate(case, replace(CONFIG, replicas=peak)).meets(case)
+    assert peak == 1 or not evaluate(case, replace(CONFIG, replicas=peak - 1)).meets(case)
+    assert find_fixed_peak(replace(case, targets=Targets(ttft_s=1e-6)), CONFIG) is None
 
 
 def test_a_range_of_requests_keeps_the_prompts_that_they_share() -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.engine.simulation.cluster import simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import build_requests
 from unfold_pipeline.engine.step_times.all_reduce import AllReduce
 from unfold_pipeline.engine.step_times.operator_tables import DENSE_OPERATORS, read_operator_tables, read_profile

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_pipeline.engine.simulation.cluster import LatencyTargets, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.scheduler_reference import (
     ReferenceEngine,
     ReferencePool,
     interpolate,
     simulate_reference,
 )
-from unfold_pipeline.engine.simulation.step_time import StepTimes, pad_axes
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 TOKENS = 64

@@ -16,9 +16,9 @@ import pytest
 
 from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.problem import build
-from unfold_pipeline.problem.build import resolve_stages
+from unfold_pipeline.problem.build import locate_model, resolve_stages
 from unfold_pipeline.problem.from_cascade import ROUTES_FILE
-from unfold_pipeline.problem.model_source import ModelSource, locate_model
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import StageConfig
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.runtime.models import model_loader

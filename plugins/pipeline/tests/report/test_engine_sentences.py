@@ -15,6 +15,16 @@ PAGE: dict[str, list[str]] = {
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],
     "describe_estimate": [sentences.describe_estimate(2, 2), sentences.describe_estimate(2, 1)],
+    "describe_local_engines": [
+        sentences.describe_local_engines(1, 1.2, 0),
+        sentences.describe_local_engines(2, 1.2, 1),
+    ],
+    "describe_local_service": [
+        sentences.describe_local_service(1, 1, "round_robin"),
+        sentences.describe_local_service(2, 4, "least_tokens"),
+    ],
+    "describe_split": [sentences.describe_split(0.03, 0.4, 0.02)],
+    "describe_scaled_estimate": [sentences.describe_scaled_estimate()],
     "describe_measured_replay": [
         sentences.describe_measured_replay(0.993, "p99 TTFT ≤ 500 ms", 2, 0),
         sentences.describe_measured_replay(0.9, "p99 TTFT ≤ 500 ms", 1, 3),
@@ -31,7 +41,10 @@ PAGE: dict[str, list[str]] = {
     "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 2_048, 0.19)],
     "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
     "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
-    "describe_hindsight": [sentences.describe_hindsight(41.2)],
+    "describe_hindsight": [
+        sentences.describe_hindsight(41.2, 47.5, 6.0, 180.0),
+        sentences.describe_hindsight(41.2, 41.2, 6.0, 180.0),
+    ],
     "describe_interval": [
         sentences.describe_interval("tables", 4, 0.64, 1.62, 0.9),
         sentences.describe_interval("runs", 1, 0.82, 1.22, 0.9),

@@ -52,6 +52,13 @@ PAGE: dict[str, list[str]] = {
     ],
     "describe_jitter": [sentences.describe_jitter(0.21, 0.35), sentences.describe_jitter(0.4, 0.35)],
     "describe_knative_settings": [sentences.describe_knative_settings(0.7, 60.0)],
+    "describe_limits": [sentences.describe_limits(10, 1, 5.0)],
+    "describe_paused": [sentences.describe_paused(["detect", "face"])],
+    "describe_proposal": [
+        sentences.describe_proposal(12.34, 8.0, 0),
+        sentences.describe_proposal(12.34, 8.0, 1),
+        sentences.describe_proposal(12.34, 8.0, 3),
+    ],
     "describe_known_plan": [sentences.describe_known_plan(0.4, 3.1)],
     "describe_measured": [
         sentences.describe_measured(["detect", "classify"], "core", "8 cores of EPYC 7763"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -54,6 +56,11 @@ stages:
       url: URL
       steps: {laptop: {endpoint: true}}
 """
+
+
+LONGEST_START_S = 240.0
+"""On a busy machine a service plans for minutes before it starts its engines."""
+LOCAL = SPEC.replace("      kv_tokens: {laptop: {1: 2048}}\n      url: URL\n", "      local: {context: 2048}\n")
 
 
 @contextlib.contextmanager
@@ -103,3 +110,65 @@ def test_llama_cpp_is_profiled_planned_and_replayed(tmp_path: Path, monkeypatch:
     for key in ("ttft_p50", "tpot_mean"):
         ratio = (report.metrics[f"{key}_estimate_ms"].value or 0) / (report.metrics[f"{key}_ms"].value or math.inf)
         assert 1 / 4 < ratio < 4
+
+
+def find_children(parent: int) -> list[int]:
+    """Return the processes of llama.cpp that a process started."""
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text("utf-8")
+    return [int(word) for word in text.split() if b"llama_server" in Path(f"/proc/{word}/cmdline").read_bytes()]
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(MISSING), reason=f"nox -s engines: {', '.join(MISSING)}")
+def test_local_engines_are_profiled_served_replaced_and_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``serve`` starts llama.cpp, answers over HTTP, replaces a killed process, and ends all of them on SIGTERM."""
+    monkeypatch.setattr(profiler, "LARGEST_DRIFT", math.inf)
+    rows = [f"{1.5 * index:.1f},{20 + 10 * index},4" for index in range(3)]
+    (tmp_path / "live.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n", "utf-8")
+    spec = validate(PipelineSpec, parse(LOCAL, "laptop.yaml"))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    assert (profile(spec, run).metrics["step_ms"].value or 0) > 0
+    live = Run(run.directory, run.engine, base=tmp_path, options={"replay": str(tmp_path / "live.csv")})
+    report = serve(spec, live)
+    assert isinstance(report, Report)
+    assert report.metrics["failed"].value == 0
+    assert "1 llama.cpp process at the begin" in dict(report.lines)["processes"]
+    assert not find_children(os.getpid())
+    (tmp_path / "laptop.yaml").write_text(LOCAL, "utf-8")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "unfoldkit", "serve", "laptop.yaml", "--run", str(tmp_path / "run")]
+    service = subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    body = {"model": "any", "prompt": "once upon a time", "max_tokens": 8, "ignore_eos": True}
+    try:
+        wait_until_healthy(url)
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["usage"]["completion_tokens"] == 8
+        (engine,) = find_children(service.pid)
+        os.kill(engine, signal.SIGKILL)
+        wait_until_healthy(url, is_other=lambda: find_children(service.pid) not in ([], [engine]))
+        with httpx.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            service.send_signal(signal.SIGTERM)
+            assert "data: [DONE]" in list(lines)
+        service.wait(60)
+        assert not Path(f"/proc/{engine}").exists()
+    finally:
+        service.kill()
+        service.wait(10)
+
+
+def wait_until_healthy(url: str, is_other: Callable[[], bool] = lambda: True) -> None:
+    """Wait until a service responds that an engine takes requests."""
+    deadline = time.monotonic() + LONGEST_START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if is_other() and httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError("no engine takes requests")

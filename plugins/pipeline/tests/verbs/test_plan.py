@@ -23,7 +23,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.serve import prepare_deployment
 from unfoldkit.api import Graph, Report, Run, RunDir, StepArea, UnfoldError, Verdict
-from unfoldkit.catalog.bundled import load_catalog
+from unfoldkit.catalog.price_books import load_catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.problem import build, latency_profile
+from unfold_pipeline.problem.build import locate_model
 from unfold_pipeline.problem.model_source import (
     ModelSource,
     load_digits,
-    locate_model,
     read_imported_modules,
     read_module,
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem.build import build_live_sample
-from unfold_pipeline.problem.model_source import ModelSource, fingerprint_model, locate_model
+from unfold_pipeline.problem.build import build_live_sample, fingerprint_model, locate_model
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.routing import build_routes
 from unfold_pipeline.problem.sample import draw_sample

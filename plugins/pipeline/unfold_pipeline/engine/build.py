@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.memory import BLOCK_TOKENS, KvCache, estimate_kv_cache
-from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
+from unfold_pipeline.engine.hardware.model_shape import (
+    BLOCK_TOKENS,
+    KvCache,
+    ModelShape,
+    estimate_kv_cache,
+    read_model_config,
+)
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
     OperatorDatabase,
@@ -52,12 +56,16 @@ from unfold_pipeline.engine.trace.token_trace import (
     is_json_lines,
     read_tokens,
 )
+from unfold_pipeline.problem.build import build_pipeline, resolve_stages
+from unfold_pipeline.problem.latency_profile import load_activation
+from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
 from unfold_pipeline.schema.engine import SOURCE_KEYS, Count, Counts, EngineModel, EngineSpec, StepSource
 from unfold_pipeline.schema.hardware import GpuSheet, Hardware
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import sort_stages
 from unfoldkit.api import Run, did_you_mean, user_error
 
 SLOTS_HEADROOM = 1
@@ -96,7 +104,9 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
     model = read_model(engine.model, f"{key}.model", run, is_profiled=is_profiled)
     needed = find_step_range(spec, engine, trace)
     measured = _fit_endpoint(stage, engine, needed, key, run)
-    settings = _build_settings(engine, engine.front if measured is None else measured.fit.front_s)
+    settings = _build_settings(
+        engine, engine.front if measured is None else measured.fit.front_s, _find_start(stage, engine, run)
+    )
     requests = trace.build_requests(BLOCK_TOKENS)
     options, too_small = _build_options(spec, engine, model, prices, needed, measured, key, run)
     return EngineProblem(
@@ -119,6 +129,27 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         precision=engine.precision,
         kv_precision=engine.kv_precision,
     )
+
+
+def build_engine_stages(spec: PipelineSpec, run: Run) -> tuple[Pipeline, Pipeline] | None:
+    """Return the stages before and after the engine; ``None`` if it stands alone.
+
+    Raises:
+        UnfoldError: a stage has no latency or no price.
+    """
+    if len(spec.stages_by_name) == 1:
+        return None
+    resolved = resolve_stages(spec, run)
+    names = sort_stages(resolved.stages_by_name)
+    position = names.index(str(spec.engine_stage))
+    prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
+    parts = []
+    for part in (names[:position], names[position + 1 :]):
+        stages = {name: resolved.stages_by_name[name] for name in part}
+        if part:
+            stages[part[0]] = stages[part[0]].model_copy(update={"after": {}, "inputs": None})
+        parts.append(build_pipeline(resolved.model_copy(update={"stages": stages}), prices, run))
+    return parts[0], parts[1]
 
 
 def build_replay_requests(
@@ -269,17 +300,24 @@ def resolve_gpu(name: str, hardware: Hardware, *, is_measured: bool = False) -> 
     return gpu
 
 
-def _build_settings(engine: EngineSpec, front_s: float) -> EngineSettings:
+def _find_start(stage: str, engine: EngineSpec, run: Run) -> float:
+    """Return the time that an engine takes to start: that of the spec, or else as ``unfold serve`` measured it."""
+    if "start" in engine.model_fields_set or engine.local is None:
+        return engine.start
+    return load_activation(run).get(stage) or engine.start
+
+
+def _build_settings(engine: EngineSpec, front_s: float, start_s: float) -> EngineSettings:
     return EngineSettings(
         budgets=_as_tuple(engine.max_num_batched_tokens),
         max_seqs=_as_tuple(engine.max_num_seqs),
         routing=engine.routing,
         prefix_cache=engine.prefix_cache,
-        async_scheduling=engine.async_scheduling,
+        async_scheduling=engine.schedules_ahead,
         reserve_full_isl=engine.reserve_full_isl,
         front_s=front_s,
         tail=engine.tail,
-        start_s=engine.start,
+        start_s=start_s,
         max_replicas=engine.max_replicas,
         utilization=engine.gpu_memory_utilization,
     )
@@ -360,7 +398,7 @@ def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> 
 def _size_kv_cache(
     engine: EngineSpec, name: str, parallel: int, model: ModelShape, gpu: Gpu, endpoint: MeasuredEndpoint | None
 ) -> KvCache:
-    measured = engine.kv_tokens.get(name, {}).get(parallel)
+    measured = engine.kv_tokens.get(name, {}).get(parallel) if engine.local is None else engine.local.context
     if measured is None and endpoint is not None and endpoint.profile.kv_tokens:
         measured = endpoint.profile.kv_tokens
     if measured is not None:
@@ -393,7 +431,7 @@ def build_measured_limits(engine: EngineSpec, num_blocks: int) -> EngineLimits:
         max_num_seqs=max(_as_tuple(engine.max_num_seqs)),
         prefix_cache=engine.prefix_cache,
         reserve_full_isl=engine.reserve_full_isl,
-        async_scheduling=engine.async_scheduling,
+        async_scheduling=engine.schedules_ahead,
     )
 
 

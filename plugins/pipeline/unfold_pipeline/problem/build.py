@@ -28,7 +28,13 @@ from unfold_pipeline.problem.latency_profile import (
     load_profile_machine,
     require_profile,
 )
-from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
+from unfold_pipeline.problem.model_source import (
+    DEFAULT_START_S,
+    MODEL_SUFFIXES,
+    ModelSource,
+    fingerprint_source,
+    fit_estimator,
+)
 from unfold_pipeline.problem.pipeline import (
     Edge,
     HardwareOption,
@@ -214,6 +220,34 @@ def resolve_stages(spec: PipelineSpec, run: Run, *, check_profiles: bool = True)
     return resolved
 
 
+def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
+    """Return where the model of a stage is; an estimator is fitted and stored in the run first.
+
+    Raises:
+        UnfoldError: a file is missing or of an unknown kind, or the spec names code without permission.
+    """
+    if model.code is not None:
+        if not run.allow_code:
+            hint = "--allow-code permits it; only for specs that you trust"
+            raise user_error(
+                f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint
+            )
+        return _build_source(model, run, code=model.code, folder=str(run.base.absolute()))
+    if model.file is not None:
+        path = run.path(model.file, key=f"stages.{stage}.model.file")
+        if path.suffix not in MODEL_SUFFIXES:
+            hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
+            raise user_error(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
+        return _build_source(model, run, path=str(path.absolute()))
+    return _build_source(model, run, path=str(fit_estimator(stage, str(model.estimator), model.dataset, run)))
+
+
+def fingerprint_model(source: ModelSource, model: ModelSpec, *, is_pinned: bool = False) -> str:
+    """Return the fingerprint of a model with its options in the spec; ``is_pinned`` replicas have other latencies."""
+    options = model.model_dump(mode="json", exclude_none=True, exclude={"start", "outputs"})
+    return fingerprint_source(source, options | ({"pin": "core"} if is_pinned else {}))
+
+
 def find_serve_command(spec: PipelineSpec) -> str:
     """Return the command that serves a plan, empty if a stage has no model; a cascade runs under a trace only."""
     if isinstance(spec.stages, FromRun):
@@ -249,6 +283,19 @@ def _check_profiles(spec: PipelineSpec, run: Run) -> None:
         if load_profile(name, run, made_from=made_from) is None:
             message = "the stored profile belongs to another model: the cascade was trained again"
             raise user_error(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")
+
+
+def _build_source(model: ModelSpec, run: Run, *, path: str = "", code: str = "", folder: str = "") -> ModelSource:
+    return ModelSource(
+        path=path,
+        code=code,
+        folder=folder,
+        columns=model.columns or (),
+        start_s=model.start or DEFAULT_START_S,
+        features=model.features,
+        rows_file="" if model.rows is None else str(run.path(model.rows, key="stages")),
+        outputs=tuple((model.outputs or {}).items()),
+    )
 
 
 def _build_stage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
@@ -15,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline._types import RowArray
-from unfold_pipeline.schema.stages import ModelSpec
-from unfoldkit.api import Run, fingerprint, user_error
+from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import read_bytes
 from unfoldkit.safe_io.skops import dump_skops
 
@@ -52,39 +52,14 @@ class ModelSource:
     wanted: tuple[str, ...] = ()
 
 
-def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
-    """Return where the model of a stage is; an estimator is fitted and stored in the run first.
-
-    Raises:
-        UnfoldError: a file is missing or of an unknown kind, or the spec names code without permission.
-    """
-    if model.code is not None:
-        if not run.allow_code:
-            hint = "--allow-code permits it; only for specs that you trust"
-            raise user_error(
-                f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint
-            )
-        return _build_source(model, run, code=model.code, folder=str(run.base.absolute()))
-    if model.file is not None:
-        path = run.path(model.file, key=f"stages.{stage}.model.file")
-        if path.suffix not in MODEL_SUFFIXES:
-            hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
-            raise user_error(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
-        return _build_source(model, run, path=str(path.absolute()))
-    return _build_source(model, run, path=str(_fit_estimator(stage, model, run)))
-
-
-def fingerprint_model(source: ModelSource, model: ModelSpec, *, is_pinned: bool = False) -> str:
+def fingerprint_source(source: ModelSource, options: Mapping[str, Any]) -> str:
     """Return a fingerprint of the model's bytes and options, by which a stored profile is recognized.
 
     Args:
         source: the file, or the code, which counts with the modules that it imports.
-        model: the options in the spec.
-        is_pinned: whether replicas are pinned to a core, which changes latencies.
+        options: what else changes the latencies.
     """
     body = read_bytes(source.path) if source.path else read_module(source) + read_imported_modules(source)
-    options = model.model_dump(mode="json", exclude_none=True, exclude={"start", "outputs"})
-    options |= {"pin": "core"} if is_pinned else {}
     return fingerprint(MEASURED, options, hashlib.sha256(body).hexdigest())
 
 
@@ -120,24 +95,12 @@ def load_digits() -> tuple[RowArray, NDArray[np.int64]]:
     return (rows / 16.0).astype(np.float32), labels
 
 
-def _build_source(model: ModelSpec, run: Run, *, path: str = "", code: str = "", folder: str = "") -> ModelSource:
-    return ModelSource(
-        path=path,
-        code=code,
-        folder=folder,
-        columns=model.columns or (),
-        start_s=model.start or DEFAULT_START_S,
-        features=model.features,
-        rows_file="" if model.rows is None else str(run.path(model.rows, key="stages")),
-        outputs=tuple((model.outputs or {}).items()),
-    )
-
-
-def _fit_estimator(stage: str, model: ModelSpec, run: Run) -> Path:
-    suffix = "ubj" if model.estimator == "xgboost" else "skops"
+def fit_estimator(stage: str, estimator: str, dataset: str, run: Run) -> Path:
+    """Fit the estimator of a stage, unless the run holds it, and return its file."""
+    suffix = "ubj" if estimator == "xgboost" else "skops"
     name = f"models/{stage}.{suffix}"
-    made_from = fingerprint(model.estimator, model.dataset, run.seed)
-    run.directory.once(name, made_from, lambda: _dump_fitted(str(model.estimator), run.seed))
+    made_from = fingerprint(estimator, dataset, run.seed)
+    run.directory.once(name, made_from, lambda: _dump_fitted(estimator, run.seed))
     return (run.directory.path / name).absolute()
 
 

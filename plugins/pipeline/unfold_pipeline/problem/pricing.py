@@ -8,9 +8,8 @@ from pathlib import Path
 
 from unfold_pipeline.schema.hardware import Hardware
 from unfoldkit.api import Run, UnfoldError, user_error
-from unfoldkit.catalog.bundled import load_catalog
-from unfoldkit.catalog.cache import load_cached_book
 from unfoldkit.catalog.instances import Catalog
+from unfoldkit.catalog.price_books import load_cached_book, load_catalog
 from unfoldkit.catalog.price_lists import read_prices
 
 

@@ -82,6 +82,20 @@ class FluidQueue:
         rows = np.minimum(np.arange(delay_ticks), len(self.arriving_replicas) - 1)
         self.arriving_replicas = self.arriving_replicas[rows]
 
+    def begin(self, replicas: CountArray) -> None:
+        """Let ``replicas`` serve from now on, shape (stages,), with nothing on its way."""
+        self.arriving_replicas = np.tile(replicas, (len(self.arriving_replicas), 1))
+
+    def observe(self, serving: CountArray, queued: FloatArray) -> None:
+        """Replace the estimate of the present by what was measured.
+
+        Args:
+            serving: replicas that exist, shape (stages,); no more can serve.
+            queued: items that wait, NaN where that is unknown, shape (stages,).
+        """
+        self.arriving_replicas[0] = np.minimum(self.arriving_replicas[0], serving)
+        self.backlog = np.where(np.isnan(queued), self.backlog, queued)
+
 
 def build_fluid_queue(
     start_replicas: CountArray, delay_ticks: int, max_replicas: int, max_wait_s: float = math.inf

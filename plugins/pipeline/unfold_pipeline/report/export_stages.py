@@ -15,7 +15,7 @@ from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun, list_conditions, list_inputs
 from unfoldkit.api import Report, UnfoldError, user_error
-from unfoldkit.catalog.bundled import load_catalog
+from unfoldkit.catalog.price_books import load_catalog
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse

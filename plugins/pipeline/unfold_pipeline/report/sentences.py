@@ -416,3 +416,24 @@ def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:
 def describe_replay_figure(rule: str) -> str:
     """Describe the figure of a replay."""
     return f"Arrivals, replicas and misses over time, under {rule} and tuned baselines"
+
+
+# an existing deployment
+
+
+def describe_proposal(rate: float, age_s: float, changes: int) -> str:
+    """Return the headline of a dry run: the demand, and how many stages would change."""
+    demand = f"{rate:.3g} queries/s, known until {format_duration(age_s)} ago"
+    if not changes:
+        return f"{demand}: no replica count would change"
+    return f"{demand}: {_pluralize(changes, 'stage')} would change now"
+
+
+def describe_limits(add: int, remove: int, every_s: float) -> str:
+    """Return the bounds of one decision."""
+    return f"every {format_duration(every_s)}, at most {add:,} added and {remove:,} removed per stage"
+
+
+def describe_paused(stages: Sequence[str]) -> str:
+    """Return that workloads with zero replicas stay as they are."""
+    return f"zero replicas are left alone: {join_names(stages)}"

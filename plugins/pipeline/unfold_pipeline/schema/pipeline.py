@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_pipeline.schema.arrivals import Arrivals, validate_arrivals
+from unfold_pipeline.schema.control import ControlSpec, validate_control
 from unfold_pipeline.schema.hardware import Hardware, Placement, validate_hardware, validate_placement
 from unfold_pipeline.schema.stages import FromRun, StageSpec, validate_stages
 from unfoldkit.api import Duration, Fraction, Model, Problem, Spec, did_you_mean, user_error
@@ -86,6 +87,9 @@ class PipelineSpec(Spec):
     placement: Placement = Field(
         default=Placement(), description="the node on Ray, or the core of this machine, for each replica"
     )
+    control: ControlSpec = Field(
+        default=ControlSpec(), description="the existing deployment that unfold serve --target scales"
+    )
 
     @property
     def stages_by_name(self) -> Mapping[str, StageSpec]:
@@ -119,6 +123,7 @@ class PipelineSpec(Spec):
         for name, hardware in self.hardware.items():
             yield from validate_hardware(name, hardware)
         yield from validate_placement(self.placement)
+        yield from validate_control(self.control, self.stages_by_name, self.tuner.most)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
 
@@ -132,6 +137,7 @@ class PipelineSpec(Spec):
             return
         if self.slo.p99 is None and self.slo.ttft_p99 is None and self.slo.tpot_p99 is None:
             yield Problem(("slo",), "no target", hint="one of: ttft_p99, tpot_p99, p99", at_key=True)
+        yield from self._validate_surroundings()
         if self.slo.survive:
             hint = "leave it out; replicas of engines are planned without a loss"
             yield Problem(("slo", "survive"), "is not planned for an engine", hint=hint)
@@ -139,3 +145,11 @@ class PipelineSpec(Spec):
             yield Problem(("slo", "shed"), "an engine drops no request", hint="leave it out")
         if not isinstance(self.arrivals, Arrivals):
             yield Problem(("arrivals",), "an engine is planned on one trace", hint="leave the others out")
+
+    def _validate_surroundings(self) -> Iterable[Problem]:
+        parents = {parent for stage in self.stages_by_name.values() for parent in stage.after}
+        if self.engine_stage in parents and self.slo.p99 is None:
+            message = "the stages after an engine have no target"
+            yield Problem(("slo", "p99"), message, hint="p99: 30 s, from the arrival to the last stage")
+        if self.visits is not None:
+            yield Problem(("visits",), "recorded visits are not planned with an engine", hint="leave it out")

@@ -88,7 +88,7 @@ def validate_stages(stages: Mapping[str, StageSpec], hardware: Mapping[str, Hard
         yield from _validate_latencies(("stages", name), stage, hardware)
         if stage.engine is not None:
             yield from _validate_engine_stage(("stages", name), stage, hardware)
-    yield from _validate_engine_count(stages)
+    yield from _validate_engine_count(stages, hardware)
     yield from _validate_graph(stages)
 
 
@@ -199,14 +199,59 @@ def _validate_engine_stage(
     yield from validate_engine((*path, "engine"), stage.engine, hardware)
 
 
-def _validate_engine_count(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+def _validate_engine_count(stages: Mapping[str, StageSpec], hardware: Mapping[str, Hardware]) -> Iterable[Problem]:
     engines = [name for name, stage in stages.items() if stage.engine is not None]
     if len(engines) == 1 and len(stages) > 1:
-        other = next(name for name in stages if name not in engines)
-        hint = f"plan {engines[0]} in a spec of its own, with less time in its targets"
-        yield Problem(("stages", other), "stages beside an engine are not planned together", hint=hint, at_key=True)
+        yield from _validate_line(stages)
+        yield from _validate_shared_hardware(engines[0], stages, hardware)
     for name in engines[1:]:
         yield Problem(("stages", name, "engine"), "a second engine", hint=f"plan {name} in a spec of its own")
+
+
+def _validate_line(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    """Yield what is not planned around an engine: other than a line of stages that every request passes once."""
+    parents: dict[str, str] = {}
+    entries = [name for name, stage in stages.items() if not stage.after]
+    for name in entries[1:]:
+        hint = "after: STAGE; every request passes one stage after the other"
+        yield Problem(("stages", name), "stages beside an engine are not planned", hint=hint, at_key=True)
+    for name, stage in stages.items():
+        path = ("stages", name)
+        if len(stage.after) > 1:
+            yield Problem((*path, "after"), "a join around an engine is not planned", hint="one upstream stage")
+        for parent, fraction in stage.after.items():
+            if parent in parents:
+                message = f"{parents[parent]} and {name} both follow {parent}, which is not planned around an engine"
+                yield Problem((*path, "after"), message, hint="one stage after the other")
+            parents[parent] = name
+            if fraction < 1:
+                message = "a part of the requests is not planned around an engine"
+                yield Problem((*path, "after", parent), message, hint=f"{parent}: 1")
+        if stage.share < 1 or stage.fan_out != 1:
+            key = "share" if stage.share < 1 else "fan_out"
+            yield Problem((*path, key), "every request passes each stage around an engine once", hint="leave it out")
+        if stage.when:
+            yield Problem((*path, "when"), "conditions are not planned around an engine", hint="leave it out")
+
+
+def _validate_shared_hardware(
+    engine: str, stages: Mapping[str, StageSpec], hardware: Mapping[str, Hardware]
+) -> Iterable[Problem]:
+    """Yield hardware that the engine or both sides of it would share."""
+    spec = stages[engine].engine
+    users: dict[str, str] = {}
+    for name, stage in stages.items():
+        for key, options in (("latency", stage.latency), ("perf_analyzer", stage.perf_analyzer)):
+            for option in options:
+                path = ("stages", name, key, option)
+                if spec is not None and option in spec.steps:
+                    hint = "the same under another name, with a quota of its own"
+                    yield Problem(path, f"{option} runs the engine; sharing it is not planned", hint=hint, at_key=True)
+                elif (
+                    option in hardware and hardware[option].per_instance > 1 and users.setdefault(option, name) != name
+                ):
+                    message = f"{option} has several replicas an instance; sharing it around an engine is not planned"
+                    yield Problem(path, message, hint="the same under another name", at_key=True)
 
 
 def _validate_latencies(path: tuple[str, ...], stage: StageSpec, hardware: Mapping[str, Hardware]) -> Iterable[Problem]:

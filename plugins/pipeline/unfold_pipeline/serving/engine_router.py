@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from unfold_pipeline.engine.autoscaling.token_log import Arrival, TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import (
     Endpoint,
@@ -25,8 +26,10 @@ from unfold_pipeline.engine.endpoint.client import (
     has_token,
     parse_event,
     read_bounded,
-    read_lines,
+    read_events,
 )
+from unfoldkit.api import UnfoldError
+from unfoldkit.io.event_stream import DONE
 from unfoldkit.serving.responses import Reply, json_reply, run_until_disconnect, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
 
@@ -120,16 +123,41 @@ class RequestError(Exception):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+RunEngines = Callable[[], AbstractAsyncContextManager[None]]
+"""Returns a context in which the engines run."""
+
+
+def run_elsewhere() -> AbstractAsyncContextManager[None]:
+    """Return the context of engines that something else starts and stops."""
+    return nullcontext()
+
+
 @dataclass(slots=True)
 class EngineRouterApp:
-    """Answers OpenAI's completions by running engines."""
+    """Answers OpenAI's completions by running engines.
 
-    endpoints: tuple[Endpoint, ...]
+    Attributes:
+        endpoints: the engines, in the order of the balancer.
+        balancer: distributes the requests.
+        metrics: what is measured.
+        estimate: what the plan estimates.
+        limits: how long an engine may take.
+        max_in_flight: requests that may be inside.
+        running: starts the engines and stops them.
+        log: records the tokens that arrive, for a scaling rule.
+        list_states: returns the state of each engine, where this service starts them.
+        client: connections to the engines, while the service runs.
+    """
+
+    endpoints: Sequence[Endpoint]
     balancer: EngineBalancer
     metrics: RouterMetrics
     estimate: Estimate
     limits: EndpointLimits
     max_in_flight: int
+    running: RunEngines = run_elsewhere
+    log: TokenLog | None = None
+    list_states: Callable[[], Sequence[str]] | None = None
     client: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,10 +172,17 @@ class EngineRouterApp:
 
     async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        async with build_http_client(self.max_in_flight + len(self.endpoints), self.limits) as client:
-            self.client = client
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
+        try:
+            async with (
+                build_http_client(self.max_in_flight + len(self.endpoints), self.limits) as client,
+                self.running(),
+            ):
+                self.client = client
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except UnfoldError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error), "error": error})
+            return
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +197,7 @@ class EngineRouterApp:
         elif path == "/v1/models":
             await send_reply(await self._list_models(), send)
         elif path in HEALTH_PATHS:
-            is_up = any(until_s <= time.perf_counter() for until_s in self.balancer.down_until_s)
+            is_up = self.balancer.count_up(time.perf_counter()) > 0
             await send_reply(
                 json_reply({"status": "ok" if is_up else "no engine responds"}, 200 if is_up else 503), send
             )
@@ -177,15 +212,18 @@ class EngineRouterApp:
 
     def _describe_status(self) -> dict[str, Any]:
         now_s = time.perf_counter()
+        states = self.list_states() if self.list_states is not None else [""] * len(self.endpoints)
         return {
             "engines": [
                 {
-                    "url": url,
+                    "url": endpoint.url,
+                    **({"state": states[index]} if states[index] else {}),
                     "requests": self.balancer.requests[index],
                     "outstanding_tokens": self.balancer.outstanding[index],
-                    "is_up": self.balancer.down_until_s[index] <= now_s,
+                    "is_up": self.balancer.active[index] and self.balancer.down_until_s[index] <= now_s,
                 }
-                for index, url in enumerate(self.balancer.urls)
+                for index, endpoint in enumerate(self.endpoints)
+                if endpoint.url
             ],
             "measured_mean_ms": {name: item.mean_ms for name, item in self.metrics.sums.items()},
             "estimated_s": self.estimate.quantiles,
@@ -196,7 +234,8 @@ class EngineRouterApp:
         import httpx
 
         assert self.client is not None  # noqa: S101 - the lifespan comes first
-        for endpoint in self.endpoints:
+        active = zip(self.endpoints, self.balancer.active, strict=True)
+        for endpoint in [endpoint for endpoint, is_active in active if is_active]:
             with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
                 response = await self.client.get(endpoint.build_url("/v1/models"), headers=endpoint.headers)
                 if response.status_code == 200 and len(response.content) <= MAX_BODY_BYTES:
@@ -218,7 +257,11 @@ class EngineRouterApp:
         """
         import httpx
 
-        exchange, tokens, tried = _Exchange(send), _estimate_tokens(request), set[int]()
+        exchange, tried = _Exchange(send), set[int]()
+        prompt, output = _estimate_tokens(request)
+        tokens = prompt + output
+        if self.log is not None:
+            exchange.arrival = self.log.add(time.perf_counter(), prompt, output)
         fault = RequestError(502, "no engine responds")
         while (index := self.balancer.choose(tokens, time.perf_counter(), tried)) is not None:
             tried.add(index)
@@ -262,13 +305,13 @@ class EngineRouterApp:
             if response.status_code != 200 or "text/event-stream" not in kind:
                 await exchange.reply(response.status_code, await read_bounded(response, MAX_ANSWER_BYTES), kind)
                 return int(response.status_code)
-            async with aclosing(read_lines(response, self.limits)) as lines:
-                await self._pass_on(lines, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
+            async with aclosing(read_events(response, self.limits)) as stream:
+                await self._pass_on(stream, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
         return 200
 
     async def _pass_on(
         self,
-        lines: AsyncGenerator[tuple[float, bytes], None],
+        stream: AsyncGenerator[tuple[float, bytes], None],
         exchange: _Exchange,
         begin_s: float,
         *,
@@ -280,22 +323,22 @@ class EngineRouterApp:
             EndpointError: the stream ends before ``[DONE]``.
         """
         first_s = last_s = 0.0
-        events = tokens = 0
-        async for now_s, text in lines:
-            data = text[5:].strip() if text.startswith(b"data:") else b""
-            if data == b"[DONE]":
+        events = tokens = prompt = 0
+        async for now_s, data in stream:
+            if data == DONE:
                 await exchange.write(b"data: [DONE]\n\n", more=False)
                 if events:
                     self.metrics.observe_stream(first_s - begin_s, last_s - first_s, tokens or events)
+                if exchange.arrival is not None and tokens:
+                    exchange.arrival.correct(prompt or exchange.arrival.prompt, tokens)
                 return
-            if not data:
-                continue
             event = parse_event(data)
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1
             usage = event.get("usage")
             if isinstance(usage, Mapping) and isinstance(usage.get("completion_tokens"), int):
                 tokens = usage["completion_tokens"]
+                prompt = usage["prompt_tokens"] if isinstance(usage.get("prompt_tokens"), int) else 0
             if event.get("choices") or wants_usage or "error" in event:
                 await exchange.write(b"data: " + data + b"\n\n")
         raise EndpointError("the stream broke off before its end")
@@ -303,10 +346,11 @@ class EngineRouterApp:
 
 @dataclass(slots=True)
 class _Exchange:
-    """The reply to one request."""
+    """The reply to one request, and its entry in the log of tokens."""
 
     send: Send
     is_started: bool = False
+    arrival: Arrival | None = None
 
     async def reply(self, status: int, body: bytes, kind: str) -> None:
         """Send a whole reply."""
@@ -359,13 +403,13 @@ def _parse_request(body: bytes) -> dict[str, Any]:
     return request
 
 
-def _estimate_tokens(request: Mapping[str, Any]) -> int:
+def _estimate_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
     """Return the tokens of a request: its text at four bytes a token, and the most that it may generate."""
     text = request.get("messages") or request.get("prompt") or ""
     size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
     limits = [request.get(name) for name in ("max_completion_tokens", "max_tokens")]
     output = next((value for value in limits if isinstance(value, int) and value > 0), DEFAULT_OUTPUT_TOKENS)
-    return size // BYTES_PER_TOKEN + min(output, 1 << 20)
+    return size // BYTES_PER_TOKEN, min(output, 1 << 20)
 
 
 def _format_fault(fault: RequestError) -> Reply:

@@ -58,11 +58,20 @@ def _try_settings(context: ScalingContext, settings: TunerSettings, table: Repli
     return _Trial(miss_rate, sum(trace.hourly_cost for trace in traces) / len(traces), settings)
 
 
-def build_live_rule(policy: str, context: ScalingContext, settings: TunerSettings) -> EnvelopeTrigger | TableRule:
-    """Return a rule by its name in the spec (not ``fixed``), as a running service calls it."""
+def build_live_rule(
+    policy: str, context: ScalingContext, settings: TunerSettings, table: ReplicaTable | None = None
+) -> EnvelopeTrigger | TableRule:
+    """Return a rule as a running service calls it.
+
+    Args:
+        policy: its name in the spec, not ``fixed``.
+        context: what the planner hands over.
+        settings: settings of the rules.
+        table: replicas by rate; by default one that changes batch sizes too.
+    """
     if policy in ("paper", "ratio"):
         return build_trigger(context, settings, is_literal=policy == "paper")
-    table = build_context_table(context, settings)
+    table = table or build_context_table(context, settings)
     if policy == "calibrated":
         settings = calibrate_settings(context, settings, table)
     return build_table_rule(context, settings, table)

@@ -144,6 +144,14 @@ class EnvelopeTrigger:
     def set_delay(self, _delay_s: float) -> None:
         """Do nothing: InferLine's tuner does not look ahead."""
 
+    def begin(self, replicas: CountArray) -> None:
+        """Take charge of a deployment with ``replicas``, shape (stages,)."""
+        for state, count in zip(self.states, replicas.tolist(), strict=True):
+            state.target = count
+
+    def observe(self, _serving: CountArray, _queued: FloatArray) -> None:
+        """Do nothing: InferLine's tuner decides by arrivals alone."""
+
     def decide_all(self, arrivals: FloatArray, times_s: FloatArray) -> list[tuple[int, ...]]:
         """Return the target replicas of each stage at successive times."""
         return [self._decide(signal) for signal in self._read_signals(arrivals, times_s)]

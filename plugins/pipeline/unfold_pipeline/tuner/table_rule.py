@@ -83,6 +83,15 @@ class TableRule:
         self.settings = replace(self.settings, delay_s=delay_s)
         self.queue.set_delay(_count_delay_ticks(delay_s))
 
+    def begin(self, replicas: CountArray) -> None:
+        """Take charge of a deployment with ``replicas``, shape (stages,), as if the last seconds had needed them."""
+        self.recent_counts = np.tile(replicas, (len(self.recent_counts), 1))
+        self.queue.begin(replicas)
+
+    def observe(self, serving: CountArray, queued: FloatArray) -> None:
+        """Replace the estimate of replicas and queues by what was measured; NaN where a queue is unknown."""
+        self.queue.observe(serving, queued)
+
     def _drain_queues(
         self, arrivals: FloatArray, times_s: FloatArray, targets: CountArray, batches: CountArray
     ) -> CountArray:

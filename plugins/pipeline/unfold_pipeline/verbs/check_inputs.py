@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from unfold_pipeline.engine.build import build_engine_problem
+from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
 from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
@@ -35,6 +35,7 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
         yield partial(read_exits, spec.stages.run, run)
     if spec.engine_stage is not None:
         yield partial(build_engine_problem, spec, run)
+        yield partial(build_engine_stages, spec, run)
         return
     for key, traffic in label_arrivals(spec.arrivals):
         if traffic.trace is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from unfold_pipeline.problem.build import build_placement, resolve_stages
+from unfold_pipeline.problem.build import build_placement, fingerprint_model, locate_model, resolve_stages
 from unfold_pipeline.problem.latency_profile import load_profile, store_profile
-from unfold_pipeline.problem.model_source import fingerprint_model, locate_model
 from unfold_pipeline.report.profile import build_profile_report
 from unfold_pipeline.runtime.models.model_loader import check_rows, load_rows, read_width
 from unfold_pipeline.runtime.profiler import DEFAULT_MAX_BATCH, ProfileJob, list_batch_sizes, profile_model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from unfold_pipeline.engine.step_times.endpoint_profile import (
 from unfold_pipeline.report.engines.endpoint import build_endpoint_report
 from unfold_pipeline.schema.engine import EngineSpec
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.local_engines import build_pool
 from unfoldkit.api import Report, Run, fingerprint, user_error
 
 PROMPT_QUANTILE = 0.95
@@ -31,32 +34,64 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
         UnfoldError: there is no url, or the server cannot be measured.
     """
     stage, engine = find_engine(spec)
-    key = f"stages.{stage}.engine.url"
-    if engine.url is None:
+    key = f"stages.{stage}.engine.{'url' if engine.local is None else 'local'}"
+    if engine.url is None and engine.local is None:
         raise user_error("no running engine to measure", key=key, hint="url: http://127.0.0.1:8080")
     trace = load_token_trace(spec, run)
     needed = find_step_range(spec, engine, trace)
     slots = engine.max_num_seqs if isinstance(engine.max_num_seqs, int) else max(engine.max_num_seqs)
     task = ProfileTask(
-        endpoint=Endpoint(url=engine.url, model=engine.model.name or "", key=read_key(engine, stage)),
+        endpoint=Endpoint(url=engine.url or "", model=engine.model.name or "", key=read_key(engine, stage)),
         longest_prompt=int(np.quantile(trace.input_tokens, PROMPT_QUANTILE)),
         max_streams=slots,
         seed=run.seed,
         limits=EndpointLimits(),
     )
-    made_from = fingerprint(task.endpoint.url, task.endpoint.model, task.longest_prompt, slots, run.seed)
+    made_from = fingerprint(_identify_server(engine), task.endpoint.model, task.longest_prompt, slots, run.seed)
     stored = load_endpoint_profile(stage, run, made_from=made_from)
     measured_before = 0 if stored is None else stored.requests
 
     def store(profile: EndpointProfile) -> None:
         store_endpoint_profile(stage, profile, made_from, run)
 
+    measuring = (
+        measure_endpoint(task, stored, store, run.progress)
+        if engine.local is None
+        else _measure_local(spec, task, stored, store, run)
+    )
     try:
-        profile = asyncio.run(measure_endpoint(task, stored, store, run.progress))
+        profile = asyncio.run(measuring)
     except EndpointError as error:
-        raise user_error(f"{engine.url}: {error.message}", key=key, hint=error.hint) from error
+        raise user_error(f"{engine.url or 'llama.cpp'}: {error.message}", key=key, hint=error.hint) from error
     fit = fit_profile(profile, engine, max_requests=needed.max_requests, max_context=needed.max_context)
     return build_endpoint_report(spec.name, stage, profile, fit, profile.requests - measured_before)
+
+
+def _identify_server(engine: EngineSpec) -> str:
+    """Return what a stored profile belongs to: an address, or the arguments of a local process."""
+    if engine.local is None:
+        return engine.url or ""
+    return f"local {engine.local.model_dump_json()} {engine.max_num_batched_tokens}"
+
+
+async def _measure_local(
+    spec: PipelineSpec,
+    task: ProfileTask,
+    stored: EndpointProfile | None,
+    store: Callable[[EndpointProfile], None],
+    run: Run,
+) -> EndpointProfile:
+    """Start one process with the largest limits, measure it, and end it."""
+    stage, engine = find_engine(spec)
+    budgets = engine.max_num_batched_tokens
+    budget = budgets if isinstance(budgets, int) else max(budgets)
+    pool = build_pool(engine, stage, budget, task.max_streams, 1, run)
+    await pool.start(1)
+    try:
+        local = replace(task, endpoint=replace(task.endpoint, url=pool.endpoints[0].url))
+        return await measure_endpoint(local, stored, store, run.progress)
+    finally:
+        await pool.stop()
 
 
 def read_key(engine: EngineSpec, stage: str) -> str:

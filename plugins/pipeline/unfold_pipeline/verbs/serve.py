@@ -11,9 +11,9 @@ from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.planner.confident_plan import find_confident_plan
 from unfold_pipeline.planner.planner import NoPlan
-from unfold_pipeline.problem.build import build_live_sample, build_problem, resolve_stages
+from unfold_pipeline.problem.build import build_live_sample, build_problem, locate_model, resolve_stages
 from unfold_pipeline.problem.latency_profile import store_activation
-from unfold_pipeline.problem.model_source import ModelSource, locate_model
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.problem.problem import compute_wait_bound
 from unfold_pipeline.problem.quotas import build_quota_limits
 from unfold_pipeline.problem.sample import Sample
@@ -30,6 +30,7 @@ from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.rules import build_scaling_context
 from unfold_pipeline.verbs.serve_engine import serve_engine
+from unfold_pipeline.verbs.serve_target import serve_target
 from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.engines.local import available_cores
 
@@ -37,9 +38,13 @@ from unfoldkit.engines.local import available_cores
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     """Return the service; with ``--replay``, the report of a trace that was replayed on the replicas.
 
+    With ``--target``, the service scales a deployment that exists already.
+
     Raises:
         UnfoldError: a stage has no model, or no plan meets the SLO.
     """
+    if target := run.options.get("target"):
+        return serve_target(spec, run, target)
     if spec.engine_stage is not None:
         return serve_engine(spec, run)
     trace = run.options.get("replay")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests, find_engine
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
-from unfold_pipeline.engine.endpoint.replay import replay_requests
+from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requests
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
 from unfold_pipeline.report.engines import sentences
-from unfold_pipeline.report.engines.measured import build_measured_engine_report
+from unfold_pipeline.report.engines.measured import LocalFacts, build_measured_engine_report
 from unfold_pipeline.report.engines.plan import parse_engine_decision
+from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
 from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.local_engines import LocalEngines, build_local_engines
+from unfold_pipeline.verbs.plan_engine import reject_stages_around
 from unfold_pipeline.verbs.profile_engine import read_key
 from unfoldkit.api import Report, Run, Service, user_error
 
@@ -31,18 +35,24 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         UnfoldError: the spec names no engine, there is no plan, or an engine does not respond.
     """
     stage, engine = find_engine(spec)
+    if len(spec.stages_by_name) > 1:
+        reject_stages_around(spec, "unfold serve")
     key = f"stages.{stage}.engine.urls"
-    if not engine.endpoints:
-        hint = "urls: [http://127.0.0.1:8080]; unfold plan SPEC --format vllm starts engines"
+    if not engine.endpoints and engine.local is None:
+        hint = (
+            "urls: [http://127.0.0.1:8080], or local: {} for llama.cpp; unfold plan SPEC --format vllm starts engines"
+        )
         raise user_error("no running engine to route to", key=key, hint=hint)
-    api_key = read_key(engine, stage)
-    endpoints = tuple(Endpoint(url=url, model=engine.model.name or "", key=api_key) for url in engine.endpoints)
     problem = build_engine_problem(spec, run)
     config = choose_engine(problem, run)
+    if engine.local is not None:
+        return _serve_local_engines(spec, problem, config, run)
+    api_key = read_key(engine, stage)
+    endpoints = tuple(Endpoint(url=url, model=engine.model.name or "", key=api_key) for url in engine.endpoints)
     balancer = EngineBalancer(engine.endpoints, problem.settings.routing)
     trace = run.options.get("replay")
     if not trace:
-        return _build_service(problem, config, endpoints, balancer)
+        return _build_service(problem, config, endpoints, balancer, None)
     live = replace(problem, requests=build_replay_requests(spec, problem, config, Path(trace), run))
     try:
         replayed = asyncio.run(
@@ -53,8 +63,48 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
     return build_measured_engine_report(live, config, replayed, len(endpoints))
 
 
+def _serve_local_engines(
+    spec: PipelineSpec, problem: EngineProblem, config: EngineConfig, run: Run
+) -> Service | Report:
+    """Route to processes that are started here; with ``--replay``, send a trace to them and end them.
+
+    Raises:
+        UnfoldError: an engine does not start or respond.
+    """
+    engines = build_local_engines(spec, problem, config, run)
+    pool = engines.pool
+    trace = run.options.get("replay")
+    if not trace:
+        return _build_service(problem, config, pool.endpoints, pool.balancer, engines)
+    live = replace(problem, requests=build_replay_requests(spec, problem, config, Path(trace), run))
+
+    async def replay() -> ReplayedRequests:
+        async with engines.running():
+            return await replay_requests(
+                pool.endpoints, pool.balancer, live.requests, EndpointLimits(), run.seed, run.progress, engines.log
+            )
+
+    try:
+        replayed = asyncio.run(replay())
+    except EndpointError as error:
+        raise user_error(error.message, key=f"stages.{problem.stage}.engine.local", hint=error.hint) from error
+    active = count_engines_over_time(pool.changes, replayed.start_s)
+    facts = LocalFacts(
+        count_engines=active,
+        most=len(pool.endpoints),
+        start_s=pool.start_s,
+        replaced=pool.replaced,
+        is_scaled=engines.is_scaled,
+    )
+    return build_measured_engine_report(live, config, replayed, len(pool.endpoints), facts)
+
+
 def _build_service(
-    problem: EngineProblem, config: EngineConfig, endpoints: tuple[Endpoint, ...], balancer: EngineBalancer
+    problem: EngineProblem,
+    config: EngineConfig,
+    endpoints: Sequence[Endpoint],
+    balancer: EngineBalancer,
+    local: LocalEngines | None,
 ) -> Service:
     # this module loads the HTTP stack, which a replay does not need
     from unfold_pipeline.serving.engine_router import (
@@ -65,7 +115,7 @@ def _build_service(
         build_router_metrics,
     )
 
-    running = replace(config, replicas=len(endpoints))
+    running = config if local is not None else replace(config, replicas=len(endpoints))
     outcome = evaluate(problem, running, complete=True)
     latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
     estimate = Estimate(
@@ -75,15 +125,18 @@ def _build_service(
         }
     )
     metrics = build_router_metrics(balancer, estimate)
-    app = EngineRouterApp(
-        endpoints, balancer, metrics, estimate, EndpointLimits(), QUEUED_PER_SLOT * config.max_seqs * len(endpoints)
-    )
+    max_in_flight = QUEUED_PER_SLOT * config.max_seqs * len(endpoints)
+    app = EngineRouterApp(endpoints, balancer, metrics, estimate, EndpointLimits(), max_in_flight)
+    lines = (("engines", sentences.describe_routing(len(endpoints), config.replicas, balancer.routing)),)
+    if local is not None:
+        app.running, app.log, app.list_states = local.running, local.log, local.pool.list_states
+        lines = (("engines", sentences.describe_local_service(config.replicas, len(endpoints), balancer.routing)),)
     return Service(
         problem.name,
         app,
         paths=(*COMPLETION_PATHS, "/v1/models", "/health", "/status", "/metrics"),
         body_bytes=MAX_BODY_BYTES,
-        lines=(("engines", sentences.describe_routing(len(endpoints), config.replicas, balancer.routing)),),
+        lines=lines,
         registry=metrics.registry,
     )
 

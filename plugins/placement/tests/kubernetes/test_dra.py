@@ -9,9 +9,9 @@ import pytest
 
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra, pods
-from unfold_placement.kubernetes.api import Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, Body, Scope
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import Api, ApiError
 
 SCOPE = Scope("mine", "unfold", counters=DRA)
 LICENCE = Ask("l", gated=True, counted=True)

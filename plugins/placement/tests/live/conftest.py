@@ -18,7 +18,7 @@ from tests.kubernetes.cluster import ControlPlane, control_plane
 
 if TYPE_CHECKING:
     from plugins.placement.tests.live.kube_world import KubeWorld
-    from unfold_placement.kubernetes.api import Api
+    from unfoldkit.kubernetes.api import Api
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def plane() -> Iterator[ControlPlane]:
     if build.missing():
         pytest.skip(f"not built: {', '.join(build.missing())}: nox -s kubernetes")
     from tests.kubernetes.apply import apply
-    from unfold_placement.kubernetes.api import connect_api
     from unfold_placement.kubernetes.manifests import build_counter_roles, build_roles
+    from unfoldkit.kubernetes.api import connect_api
 
     with control_plane(claims=True) as made:
         apply(connect_api("admin", kubeconfig=str(made.kubeconfig)), [*build_roles(), *build_counter_roles()])
@@ -84,7 +84,7 @@ def kube(kubernetes: Open) -> Iterator[KubeWorld]:
 @pytest.fixture
 def admin(kube: KubeWorld) -> Api:
     """Returns who may do everything."""
-    from unfold_placement.kubernetes.api import connect_api
+    from unfoldkit.kubernetes.api import connect_api
 
     return connect_api("admin", kubeconfig=str(kube.plane.kubeconfig))
 

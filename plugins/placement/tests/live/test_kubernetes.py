@@ -17,7 +17,6 @@ from plugins.placement.tests.live.test_contract import record, until
 from tests.kubernetes.apply import apply
 from tests.served import serving
 from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.kubernetes.client import connect_client
 from unfold_placement.kubernetes.manifests import build_deployment, build_roles, build_submitter_role
@@ -26,6 +25,7 @@ from unfold_placement.live.backend import Start
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.workload.build import policy_rules
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"

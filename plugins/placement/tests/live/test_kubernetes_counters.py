@@ -16,7 +16,6 @@ from tests.kubernetes.bench import claiming
 from unfold_placement.core.types import STATIC, Ask, Event, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.api import Api
 from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.kubernetes.codec import DRA
 from unfold_placement.live import backend as kinds
@@ -25,6 +24,7 @@ from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.workload.build import policy_rules
+from unfoldkit.kubernetes.api import Api
 
 pytestmark = pytest.mark.kubernetes
 CLAIMS = f"/apis/{dra.API}/namespaces/unfold/resourceclaims"

@@ -20,11 +20,11 @@ from plugins.placement.tests.live.worlds import Open
 from tests.served import serving
 from unfold_placement.core.types import ANYWHERE
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import Api, Body, connect_api
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
+from unfoldkit.kubernetes.api import Api, Body, connect_api
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 LEASE = 6.0

@@ -13,12 +13,12 @@ from plugins.placement.tests.live.test_contract import record, until
 from plugins.placement.tests.live.test_kubernetes import PODS, node_of, other, soon
 from plugins.placement.tests.live.worlds import Open
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes.api import Api, connect_api
 from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
+from unfoldkit.kubernetes.api import Api, connect_api
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0

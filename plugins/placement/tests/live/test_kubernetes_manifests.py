@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import other, soon
-from tests.kubernetes.apply import apply
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError, connect_api
+from tests.kubernetes.apply import PLURALS, apply
+from tests.support import ROOT
 from unfold_placement.kubernetes.codec import DOMAIN
 from unfold_placement.kubernetes.manifests import build_deployment, build_gate_guard, build_roles
 from unfold_placement.kubernetes.pods import POLICY
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError, connect_api
 
 pytestmark = pytest.mark.kubernetes
 GUARDS = "/apis/admissionregistration.k8s.io/v1"
@@ -38,6 +41,42 @@ def test_controllers_pass_the_restricted_level(kube: KubeWorld, admin: Api) -> N
     budgets = admin.get("/apis/policy/v1/namespaces/locked/poddisruptionbudgets")["items"]
     assert [item["spec"]["minAvailable"] for item in budgets] == [1]
     admin.delete("/api/v1/namespaces/locked/pods/c", {"gracePeriodSeconds": 0})
+
+
+def test_the_ingress_of_a_service_is_accepted(kube: KubeWorld, admin: Api) -> None:
+    """The apiserver stores base and Ingress as they are written; their backends are ports of the service."""
+    assert kube.scope
+    documents = list(read_manifests("kustomize", "ingress"))
+    # the world has this namespace already
+    apply(admin, documents)
+    root = "/apis/networking.k8s.io/v1/namespaces/unfold"
+    stored = {item["metadata"]["name"]: item for item in admin.get(f"{root}/ingresses")["items"]}
+    written = {item["metadata"]["name"]: item for item in documents if item["kind"] == "Ingress"}
+    assert {name: item["spec"] for name, item in stored.items()} == {
+        name: item["spec"] for name, item in written.items()
+    }
+    ports = {port["name"] for port in admin.get("/api/v1/namespaces/unfold/services/unfold-serve")["spec"]["ports"]}
+    backends = [path["backend"] for item in stored.values() for path in item["spec"]["rules"][0]["http"]["paths"]]
+    assert {backend["service"]["port"]["name"] for backend in backends} == ports
+    assert len(admin.get(f"{root}/networkpolicies")["items"]) == 2
+    for document in documents:
+        if document["kind"] != "Namespace":
+            group, _, version = document["apiVersion"].rpartition("/")
+            plural, name = PLURALS[document["kind"]], document["metadata"]["name"]
+            admin.delete(f"{f'/apis/{group}' if group else '/api'}/{version}/namespaces/unfold/{plural}/{name}")
+
+
+def read_manifests(*folders: str) -> Iterator[Any]:
+    """Yield the documents of the shipped folders; labels and selectors are what kustomize would add."""
+    labels = {"app.kubernetes.io/name": "unfold-serve"}
+    for folder in folders:
+        for path in sorted((ROOT / "deploy" / folder).glob("*.yaml")):
+            document = yaml.safe_load(path.read_text("utf-8"))
+            if document["kind"] == "Deployment":
+                document["spec"]["selector"] = {"matchLabels": labels}
+                document["spec"]["template"]["metadata"] = {"labels": labels}
+            if document["kind"] != "Kustomization":
+                yield document
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from plugins.placement.tests.live.test_kubernetes_workloads import work
 from tests.kubernetes.kubelet import add_node
 from unfold_placement.core.types import ANYWHERE
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import MERGE, Api
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.policies.registry import build_policies
+from unfoldkit.kubernetes.api import MERGE, Api
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(400)]
 PODS = "/api/v1/namespaces/unfold/pods"

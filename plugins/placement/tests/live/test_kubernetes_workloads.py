@@ -16,12 +16,12 @@ from plugins.placement.tests.cases import job, policy
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import node_of, other, soon
 from tests.kubernetes.kubelet import add_node
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError, Body
 from unfold_placement.kubernetes.pods import POLICY, REFUSED
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import read_status, status_to_json
 from unfold_placement.policies.registry import build_policies
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError, Body
 
 pytestmark = pytest.mark.kubernetes
 SPACE = "namespaces/unfold"

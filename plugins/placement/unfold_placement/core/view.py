@@ -308,7 +308,8 @@ class View:
 
     def node_of(self, task: Task) -> str:
         """Return the name of the node on which a task runs or ran last."""
-        return self.table.nodes[self.table.state.task_node[self.table.task_rows[task.name]]].name
+        row: int = self.table.state.task_node[self.table.task_rows[task.name]]
+        return self.table.nodes[row].name
 
     def node(self, name: str) -> Node:
         """Return a node by name."""

@@ -11,7 +11,6 @@ from typing import Any
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
 from unfold_placement.kubernetes import leases, pods
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.gate_queue import (
@@ -24,13 +23,14 @@ from unfold_placement.kubernetes.gate_queue import (
     track_unbound_pods,
 )
 from unfold_placement.kubernetes.informer import Informer
-from unfold_placement.kubernetes.leases import LeaderElection
 from unfold_placement.kubernetes.writer import LostTask, Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError
+from unfoldkit.kubernetes.leader_election import LeaderElection
 
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0

@@ -11,9 +11,9 @@ from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import Api, ApiError, connect_api
 from unfold_placement.kubernetes.codec import GATES, UNITS, Body, Scope
 from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 
 
 @dataclass(frozen=True, slots=True)

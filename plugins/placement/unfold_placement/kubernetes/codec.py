@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -211,11 +211,6 @@ def is_ready(body: Body) -> bool:
 def parse_time(text: str) -> float:
     """Return a Kubernetes timestamp in Unix seconds."""
     return datetime.fromisoformat(text).timestamp()
-
-
-def format_time(time: float) -> str:
-    """Return Unix seconds as a Kubernetes timestamp with microseconds."""
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _node_taints(body: Body) -> tuple[tuple[str, str, str], ...]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.core.types import Ask, Node, Task
-from unfold_placement.kubernetes.api import Api, ApiError, connect_api
 from unfold_placement.kubernetes.backend import BIND_TIMEOUT_S, KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
 from unfold_placement.kubernetes.shadow import ShadowBackend, open_shadow
 from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import Api, ApiError, connect_api
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from functools import partial
 import msgspec
 
 from unfold_placement.core.types import MILLI, Ask
-from unfold_placement.kubernetes.api import Api, ApiError, call_all
 from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, annotation_key, parse_amount, shorten_name
 from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.kubernetes.api import Api, ApiError, call_all
 
 GROUP = "resource.k8s.io"
 API = f"{GROUP}/v1"

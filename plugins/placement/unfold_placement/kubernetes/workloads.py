@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, parse_time
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 
 POLICY = annotation_key("policy")
 ADMITTED = annotation_key("admitted")

@@ -12,7 +12,6 @@ import msgspec
 
 from unfold_placement.core.types import ANYWHERE, MANY
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import GONE, MERGE, Api, ApiError, call_all
 from unfold_placement.kubernetes.codec import (
     HOSTNAME,
     Body,
@@ -28,6 +27,7 @@ from unfold_placement.kubernetes.workloads import controller_of, resume_workload
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import GONE, MERGE, Api, ApiError, call_all
 
 MAX_TRIES = 4
 OpeningUnits = dict[str, dict[str, int]]

@@ -134,8 +134,8 @@ class ControlLoop:
         self.history = record_history(controller)
         failures = adopt_cluster(controller, snapshot.records, self.backend.now())
         waiting = {record.task.name for record in snapshot.records if record.state == kinds.WAITING}
-        for task in waiting & failures.keys():
-            self.backend.refuse(task, failures[task])
+        for name in waiting & failures.keys():
+            self.backend.refuse(name, failures[name])
         attempts = {record.task.name: record.attempt for record in snapshot.records}
         actuator = Actuator(self.backend, controller, self.owner, self.lease_s, attempts=attempts)
         controller.sink = actuator

@@ -325,6 +325,119 @@ def test_unsuitable_modules_are_refused_with_the_reason(
         elastic(module(), example, **lists)
 
 
+class Gated(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Skips a layer where the features are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.second(x) if x.mean() > 0.1 else x
+
+
+class Fixed(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Accepts two rows only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).reshape(2, 4, 4).sum(2)
+
+
+class Recurrent(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A recurrent layer and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.layer(x)[0][:, -1])
+        return result
+
+
+class Tied(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Two layers of one weight beside a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.free = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 16)
+        self.second.weight, self.head = self.first.weight, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        result: Tensor = self.head(torch.relu(self.free(x)))
+        return result
+
+
+class Shuffled(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A channel shuffle, a gated linear unit and a layer that no other depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.half = nn.Conv1d(2, 16, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.gate, self.free, self.head = nn.Linear(16, 16), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).chunk(2, 1)
+        x = torch.cat([first, self.half(second)], 1)
+        x = x.view(len(x), 2, 8, -1).transpose(1, 2).reshape(len(x), 16, -1).mean(2)
+        result: Tensor = self.head(torch.relu(self.free(nn.functional.glu(self.gate(x)))))
+        return result
+
+
+class InPlace(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Changes a tensor that the gradient of its second layer needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x += self.second(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "path"), [(Tied, (6,), "shares its weights with"), (Shuffled, (2, 12), "is not followed")]
+)
+def test_layers_that_cannot_be_followed_keep_their_width(
+    build: Callable[[], nn.Module], size: tuple[int, ...], path: str
+) -> None:
+    """Tied weights, shuffles and gates are shared in full with the reason; the layer beside them is narrowed."""
+    torch.manual_seed(0)
+    module, example = build().eval(), torch.randn(3, *size)
+    family = elastic(module, example, widths=(0.25, 0.5, 1))
+    assert "free" in {group.root for group in family.groups}
+    assert any(path in part.reason for part in family.inelastic), family.inelastic
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+        assert family("0.25x1", example).shape == (3, 3)
+    family("0.25x1", example).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(16, 3)), (6,), "layer 1 .*depends on the values"),
+        (Fixed, (6,), "the module cannot be exported"),
+        (InPlace, (6,), "the module cannot be trained"),
+        (Recurrent, (5, 6), r"layer: recurrent layers \(GRU\) keep their width"),
+    ],
+)
+def test_what_would_fail_after_training_is_refused_before(
+    module: Callable[[], nn.Module], size: tuple[int, ...], message: str
+) -> None:
+    """Control flow by values, a fixed number of rows and recurrent layers are named with their path."""
+    with pytest.raises(UnfoldError, match=message):
+        elastic(module(), torch.randn(2, *size), widths=(0.5, 1))
+
+
 def test_weights_that_are_not_finite_are_named() -> None:
     """A NaN in the weights or in the example is refused."""
     module, example = make_case("residual")

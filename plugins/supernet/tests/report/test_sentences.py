@@ -56,6 +56,14 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "advise_training": [((reason,), {}) for reason in ("useless", "growth", "accuracy", "sharing")],
     "state_majority": [((88.0,), {})],
     "state_view_cost": [((1.4,), {})],
+    "title_front": [((), {"shown": shown, "total": 60}) for shown in (60, 7)],
+    "name_front_group": [((), {"is_front": is_front}) for is_front in (True, False)],
+    "name_standalone_group": [((), {})],
+    "name_standalone": [(("0.5x1",), {})],
+    "describe_precision_choice": [
+        ((names, speedup, bound, 1.0, 300), {})
+        for names, speedup, bound in ((("0.5x1", "1x1"), 1.8, 0.99), ((), None, 100.0), ((), 1.8, 1.4), ((), 0.7, 0.6))
+    ],
     "describe_module": [(("mine:model", 12, heads, 4), {}) for heads in (0, 6)],
     "list_shared_parts": [(([("fc", "its channels are the outputs")], 0), {}), (([("fc", "why")], 3), {})],
     "list_member_files": [((), {})],

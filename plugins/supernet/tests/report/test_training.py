@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unfold_supernet.report.front import MAX_SHOWN, draw_front
 from unfold_supernet.report.training import describe_gap
-from unfold_supernet.training.accuracy import compare_paired
+from unfold_supernet.training.accuracy import compare_paired, evaluate_predictions
+from unfold_supernet.training.problem import StandaloneComparison
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,35 @@ def test_insignificant_gap_is_reported_as_such(worse: tuple[int, int], message: 
     alone = np.ones(50, bool)
     gaps = [compare_paired(alone, np.arange(50) >= count) for count in worse]
     assert describe_gap(gaps) == message
+
+
+def test_front_shows_intervals_and_standalone_networks() -> None:
+    """Each member has its Wilson interval at its latency; a network trained alone stands where its member does."""
+    labels = np.zeros(100, np.int64)
+    qualities = {
+        str(index): evaluate_predictions((np.arange(100) >= 60 + 10 * index).astype(np.int64), labels, 2)
+        for index in range(4)
+    }
+    alone = evaluate_predictions((np.arange(100) >= 100).astype(np.int64), labels, 2)
+    seconds = {name: {1: (1 + int(name)) * 1e-4, 32: 1e-2} for name in qualities}
+    plot = draw_front(qualities, seconds, ("0", "3"), {"3": StandaloneComparison(qualities["3"], alone)})
+    assert [interval.value for interval in plot.intervals] == [60, 70, 80, 90, 100]
+    assert all(interval.low <= interval.value <= interval.high for interval in plot.intervals)
+    assert plot.intervals[-1].low < 100 == plot.intervals[-1].high
+    assert plot.intervals[-1].at == plot.intervals[-2].at == pytest.approx(400)
+    assert [interval.group for interval in plot.intervals[2:]] == [
+        "other members",
+        "on the front",
+        "standalone networks",
+    ]
+
+
+def test_front_of_a_long_list_keeps_what_was_chosen() -> None:
+    """Of many members, the front and the compared ones are drawn, and the title states how many."""
+    labels = np.zeros(50, np.int64)
+    quality = evaluate_predictions(labels, labels, 2)
+    names = [str(index) for index in range(MAX_SHOWN + 5)]
+    seconds = {name: {1: 1e-4} for name in names}
+    plot = draw_front(dict.fromkeys(names, quality), seconds, ("0",), {"7": StandaloneComparison(quality, quality)})
+    assert [interval.name for interval in plot.intervals] == ["0", "7", "7, standalone"]
+    assert f"2 of {len(names)}" in plot.title

@@ -184,3 +184,25 @@ def test_code_needs_permission(tmp_path: Path) -> None:
     assert done.code == 2
     assert "--allow-code" in done.err
     assert not (tmp_path / "ran").exists()
+
+
+def test_shards_train_the_same_family_as_one_archive(tmp_path: Path) -> None:
+    """Rows in shards, with class weights, give the predictions of the same rows in one archive."""
+    digits = load_digits()
+    x, y = (digits.data[:400] / 16).astype(np.float32).reshape(-1, 1, 8, 8), digits.target[:400]
+    np.savez(tmp_path / "all.npz", x=x, y=y)
+    (tmp_path / "shards").mkdir()
+    for index, rows in enumerate(np.array_split(np.arange(400), 4)):
+        np.savez(tmp_path / "shards" / f"{index}.npz", x=x[rows], y=y[rows])
+    predictions = []
+    for path in ("all.npz", "shards"):
+        text = SPEC.replace("{source: digits}", f"{{source: file, path: {path}}}").replace("epochs: 5", "epochs: 2")
+        write_spec(tmp_path, text.replace("alone: false", "alone: false, class_weights: balanced"))
+        done = unfold(tmp_path, "train", "mine.yaml", "--allow-code", "--run", f"runs/{path}")
+        assert done.code in (0, 1), done.err
+        with np.load(tmp_path / "runs" / path / "answers.npz") as stored:
+            predictions.append({name: stored[name] for name in stored.files})
+    assert predictions[0].keys() == predictions[1].keys()
+    for name, values in predictions[0].items():
+        np.testing.assert_array_equal(values, predictions[1][name])
+    assert not list((tmp_path / "runs" / "shards").glob("tmp*"))

@@ -1,4 +1,7 @@
-"""Labelled examples: scikit-learn's digits, heart beats of MIT-BIH, or a user's NPZ or CSV file."""
+"""Labelled examples: scikit-learn's digits, heart beats of MIT-BIH, or a user's files.
+
+One NPZ or CSV file is read into memory. Shards, Parquet files and images are read in bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array, IntArray
+from unfold_supernet.family.image_folder import load_images
+from unfold_supernet.family.shards import is_sharded, load_shards
 from unfold_supernet.family.space_builder import InputShape
 from unfold_supernet.family.user_arrays import (
     UserData,
@@ -24,6 +29,8 @@ from unfoldkit.safe_io.files import read_bytes
 
 NORMAL_BEATS = 16_000
 MAX_RR_RATIO = 3.0
+DEFAULT_EDGE = 64
+"""Height and width of images, in pixels."""
 MITBIH_ARRAYS = ("X", "rr", "y", "split")
 
 
@@ -32,11 +39,13 @@ class DataOptions:
     """Where the examples come from and how they are split.
 
     Attributes:
-        source: ``digits``, ``mitbih`` or ``file``.
-        path: The file; ``None`` for digits.
+        source: ``digits``, ``mitbih``, ``file`` or ``images``.
+        path: The file or folder; ``None`` for digits.
         user: Layout of a user's file.
         split: ``random``, ``inter-patient`` or ``given``.
         test_fraction: Fraction of each class held out for testing.
+        edge: Height and width of images, in pixels.
+        scratch: Folder for decoded inputs; ``None`` takes the system's folder for temporary files.
     """
 
     source: str
@@ -44,6 +53,8 @@ class DataOptions:
     user: UserDataOptions
     split: str
     test_fraction: float
+    edge: int = DEFAULT_EDGE
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +99,14 @@ def load_dataset(options: DataOptions, seed: int, *, form: str = "conv1d") -> Da
     """
     if options.path is None:
         return _load_digits(options, seed)
-    content, file = read_bytes(options.path), str(options.path)
+    file = str(options.path)
+    if options.source == "images":
+        images = load_images(options.path, options.edge, options.scratch, has_split=options.split == "given")
+        return _check_split(_split_user_data(options, images[0], seed, images[1]), file)
+    if options.source == "file" and is_sharded(options.path):
+        shards = load_shards(options.user, options.path, form, options.scratch)
+        return _check_split(_split_user_data(options, shards[0], seed, shards[1]), file)
+    content = read_bytes(options.path)
     digest = hashlib.sha256(content).hexdigest()
     if options.source == "mitbih":
         return _check_split(

@@ -82,14 +82,14 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
     y, names = parse_labels(arrays["y"], file)
     x = arrange_axes(check_numbers(arrays["x"], "x", len(y), file), options.channels, form, file)
     extra = check_numbers(arrays.get("extra", np.zeros((len(y), 0))), "extra", len(y), file)
-    groups = np.unique(_check_rows(arrays[group], group, len(y), file), return_inverse=True)[1] if group else None
+    groups = parse_groups(_check_rows(arrays[group], group, len(y), file)) if group else None
     return UserData(
         x=x,
         extra=extra[:, None] if extra.ndim == 1 else extra,
         y=y,
         names=names,
         groups=groups,
-        is_train=_parse_split(arrays["split"], len(y), file) if options.has_split else None,
+        is_train=parse_split(arrays["split"], len(y), file) if options.has_split else None,
     )
 
 
@@ -140,8 +140,10 @@ def require_arrays(arrays: dict[str, Any], names: Sequence[str], file: str) -> N
         raise user_error(f"the file holds no {', '.join(missing)}", file=file, key="data.path", hint=hint)
 
 
-def check_numbers(values: Any, name: str, rows: int, file: str) -> Float32Array:
+def check_numbers(values: Any, name: str, rows: int, file: str, start: int = 0) -> Float32Array:
     """Check that an array holds finite numbers and as many rows as there are labels; convert it to float32.
+
+    ``start`` is the number of its first row, for the error.
 
     Raises:
         UnfoldError: It does not.
@@ -150,7 +152,7 @@ def check_numbers(values: Any, name: str, rows: int, file: str) -> Float32Array:
         raise user_error(f"{name} holds {values.dtype}, not numbers", file=file, key="data.path")
     numbers = np.asarray(_check_rows(values, name, rows, file), np.float32)
     if not np.isfinite(numbers).all():
-        row = int(np.argwhere(~np.isfinite(numbers))[0][0])
+        row = start + int(np.argwhere(~np.isfinite(numbers))[0][0])
         message = f"{name}[{row}] holds a value that is not finite in single precision"
         raise user_error(message, file=file, hint="fill the gaps, or drop such rows")
     return numbers
@@ -230,7 +232,18 @@ def _check_rows(values: Any, name: str, rows: int, file: str) -> Any:
     return values
 
 
-def _parse_split(values: Any, rows: int, file: str) -> BoolArray:
+def parse_groups(values: Any) -> IntArray:
+    """Number the groups of rows."""
+    groups: IntArray = np.unique(values, return_inverse=True)[1]
+    return groups
+
+
+def parse_split(values: Any, rows: int, file: str) -> BoolArray:
+    """Parse which rows are for training.
+
+    Raises:
+        UnfoldError: A mark is unknown.
+    """
     marks = [str(value).removesuffix(".0") for value in _check_rows(values, "split", rows, file).ravel().tolist()]
     unknown = next((mark for mark in marks if mark not in TRAIN_MARKS), None)
     if unknown is not None:

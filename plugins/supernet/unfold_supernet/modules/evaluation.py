@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic, export_onnx
+from unfold_supernet.modules.family import ElasticFamily, elastic
+from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
+from unfold_supernet.modules.onnx_export import export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
 from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
@@ -96,6 +98,7 @@ def train_module(
         progress("export members", index, len(temperatures))
         contents[name] = export_onnx(_Calibrated(family.extract(name), temperature).eval(), family.example)
     progress("export members", len(temperatures), len(temperatures))
+    contents, precisions = _choose_precisions(problem, contents, progress)
     write_members(directory, data.x.shape[1:], contents)
     members = {name: open_member(content) for name, content in contents.items()}
     logits = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
@@ -125,11 +128,28 @@ def train_module(
         skippable=sum(len(run.paths) for run in family.runs),
         inelastic=tuple((part.path, part.reason) for part in family.inelastic),
         training_s=training_s,
+        precisions=precisions,
         load_s=float(np.median(time_rounds(partial(open_member, contents[largest]), 5, ENOUGH_S, min_rounds=2))),
     )
     directory.write(PREDICTIONS_FILE, pack_predictions(tested))
     write_record(directory, result.summarise(data.names))
     return result
+
+
+def _choose_precisions(
+    problem: ModuleProblem, contents: dict[str, bytes], progress: Progress
+) -> tuple[dict[str, bytes], dict[str, PrecisionChoice]]:
+    """Choose int8 or float32 for every member on validation rows; return the models to serve."""
+    if problem.max_int8_loss is None:
+        return contents, {}
+    data, chosen, choices = problem.data, {}, {}
+    for index, (name, content) in enumerate(contents.items()):
+        progress("choose int8 or float32", index, len(contents))
+        chosen[name], choices[name] = choose_precision(
+            content, data.x, data.y, data.holdout, problem.max_int8_loss, problem.seed
+        )
+    progress("choose int8 or float32", len(contents), len(contents))
+    return chosen, choices
 
 
 def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
@@ -203,11 +223,12 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
         return
     fit(
         family,
-        torch.from_numpy(data.x[data.train]),
-        torch.from_numpy(data.y[data.train]),
+        torch.from_numpy(data.x),
+        torch.from_numpy(data.y),
         problem.fit,
         lambda epoch, epochs: progress("train family", epoch, epochs),
         _make_store(directory, CHECKPOINT_FILE, made_from),
+        torch.from_numpy(data.train),
     )
     state = {key: tensor.contiguous() for key, tensor in family.state_dict().items()}
     directory.write(STATE_FILE, save(state), made_from=made_from)
@@ -254,13 +275,13 @@ def _compare_standalone(
     """Train the smallest, middle and largest member alone, from the same start for as many steps."""
     data, members = problem.data, untrained.members()
     extremes = dict.fromkeys((members[0].name, members[(len(members) - 1) // 2].name, members[-1].name))
-    x, y = torch.from_numpy(data.x[data.train]), torch.from_numpy(data.y[data.train])
+    x, y, train = (torch.from_numpy(array) for array in (data.x, data.y, data.train))
     comparisons = {}
     for name in extremes:
         single = copy.deepcopy(untrained.keep(name))
         made_from = fingerprint(_compute_fingerprint(problem), name)
         store = _make_store(directory, f"alone/{name}.safetensors", made_from)
-        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store)
+        fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store, train)
         predictions = predict_classes(_bind(single, name), data, data.test)
         alone = evaluate_predictions(predictions, data.y[data.test], len(data.names))
         comparisons[name] = StandaloneComparison(qualities[name], alone)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unfold_supernet.modules.attention_heads import HeadGroup, find_head_groups, keep_heads
 from unfold_supernet.modules.depth_blocks import BlockRun, find_block_runs, replace_blocks
+from unfold_supernet.modules.onnx_export import check_export, export_onnx
 from unfold_supernet.modules.width_groups import (
     Indices,
     Inelastic,
@@ -27,8 +27,6 @@ from unfold_supernet.modules.width_groups import (
 from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
-OPSET = 18
-EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +148,15 @@ class ElasticFamily:
             for key, tensor in current.items():
                 tensor.copy_(state[key])
 
-    def calibrate(self, x: Tensor, batch: int = 256) -> None:
-        """Compute each member's own batch-norm statistics from inputs (n, *size); all else stays as it is."""
+    def calibrate(self, x: Tensor, rows: Tensor | None = None, batch: int = 256) -> None:
+        """Compute each member's own batch-norm statistics; all else stays as it is.
+
+        Args:
+            x: Inputs (n, *size).
+            rows: Which of them to take; all by default.
+            batch: Rows that are computed together.
+        """
+        parts = _split_rows(torch.arange(len(x)) if rows is None else rows, batch)
         for member in self.members():
             norms = [layer for layer in member.skeleton.modules() if isinstance(layer, NORMS)]
             momenta = [norm.momentum for norm in norms]
@@ -162,28 +167,11 @@ class ElasticFamily:
                 norm.momentum = None
                 norm.train()
             with torch.no_grad():
-                for rows in _split_rows(x, batch) if norms else ():
-                    self(member.name, rows)
+                for part in parts if norms else ():
+                    self(member.name, x[part])
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
-
-
-def export_onnx(module: nn.Module, example: Tensor) -> bytes:
-    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
-    # two rows: a single one is taken for a constant axis
-    rows = example if len(example) > 1 else torch.cat([example, example])
-    # the exporter warns of each operator of torchvision where that is not installed
-    registry, level = logging.getLogger(EXPORTER_REGISTRY), logging.getLogger(EXPORTER_REGISTRY).level
-    registry.setLevel(logging.ERROR)
-    try:
-        program = torch.onnx.export(
-            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-        )  # fmt: skip
-    finally:
-        registry.setLevel(level)
-    return bytes(program.model_proto.SerializeToString())
 
 
 def make_shrink(dims: int, shrink: int) -> nn.Module:
@@ -214,13 +202,15 @@ def elastic(
 
     Raises:
         UnfoldError: Nothing of the module is elastic in the dimension that was asked for, the module fails on the
-            example, or the lists differ in length.
+            example or cannot be exported, or the lists differ in length.
     """
     sizes = _combine(widths, depths, resolutions)
     if not _is_finite(example):
         raise user_error("the example input is not finite", key="example")
     whole = copy.deepcopy(module).eval()
     _check_module(whole, example)
+    _check_gradients(whole, example)
+    check_export(whole, example)
     groups, inelastic = find_width_groups(whole, example)
     heads = find_head_groups(whole, example)
     inside = tuple(f"{group.path}." for group in heads)
@@ -273,6 +263,21 @@ def _check_module(module: nn.Module, example: Tensor) -> None:
         raise user_error("the outputs for the example are not finite")
 
 
+def _check_gradients(module: nn.Module, example: Tensor) -> None:
+    """Check that a loss of the outputs has gradients: a tensor that is changed in place may have none."""
+    module.zero_grad(set_to_none=True)
+    try:
+        with torch.enable_grad():
+            outputs = module(example)
+            if outputs.requires_grad:
+                outputs.sum().backward()
+    except Exception as error:
+        message = f"the module cannot be trained: {' '.join(str(error).split()[:30])}"
+        raise user_error(message, key="model.from", hint="replace operations in place, such as x += y") from error
+    finally:
+        module.zero_grad(set_to_none=True)
+
+
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
@@ -299,7 +304,13 @@ def _build_member(
 ) -> Member:
     (groups, heads, runs), (width, depth, resolution) = parts, size
     shrink = round(1 / resolution)
-    skeleton, indices = trace_indices(whole, example, groups, width)
+    name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")
+    try:
+        skeleton, indices = trace_indices(whole, example, groups, width)
+    # a layer that splits its channels may not divide those that remain
+    except Exception as error:
+        message = f"member {name} cannot be narrowed: {error}"
+        raise user_error(message, key="widths", hint="use widths that leave whole numbers of channels") from error
     with torch.no_grad():
         source = dict(whole.named_buffers())
         for key, buffer in skeleton.named_buffers():
@@ -307,7 +318,6 @@ def _build_member(
     indices |= keep_heads(skeleton, heads, width)
     replace_blocks(skeleton, tuple(path for run in runs for path in run.list_skipped(depth)))
     kept = {key for key, _ in skeleton.named_parameters()}
-    name = f"{width:g}x{depth:g}" + ("" if shrink == 1 else f"r{resolution:g}")
     try:
         counter = FlopCounterMode(display=False)
         # with gradients: torch's fused encoder layers are not counted
@@ -315,7 +325,8 @@ def _build_member(
             skeleton(make_shrink(example.ndim - 2, shrink)(example[:1]))
     except Exception as error:
         message = f"member {name} fails on the example: {error}"
-        raise user_error(message, key="resolutions", hint="use resolutions: [1]") from error
+        key = "widths" if shrink == 1 else "resolutions"
+        raise user_error(message, key=key, hint=f"use other {key}, or {key}: [1]") from error
     return Member(
         name=name,
         width=width,
@@ -328,7 +339,7 @@ def _build_member(
     )
 
 
-def _split_rows(x: Tensor, batch: int) -> list[Tensor]:
+def _split_rows(rows: Tensor, batch: int) -> list[Tensor]:
     """Split rows into batches; a single leftover row has no spread and is left out."""
-    parts: list[Any] = [part for part in x.split(batch) if len(part) > 1]
-    return parts or [x]
+    parts: list[Any] = [part for part in rows.split(batch) if len(part) > 1]
+    return parts or [rows]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.training.accuracy import SubnetQuality, select_front
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison, record_members
@@ -16,8 +17,8 @@ from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
 EAGER_BATCH = 32
 """Rows of the batch in which ONNX Runtime is compared with torch."""
-Task = Literal["classes", "labels", "values"]
-"""One class a row, several labels a row (0 or 1 each), or real values."""
+Task = Literal["classes", "labels", "values", "embeddings"]
+"""One class a row, several labels a row (0 or 1 each), real values, or embeddings that are close within a class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class FitOptions:
         warmup: Fraction of the steps in which the rate rises.
         clip: Maximum gradient norm.
         class_weights: Weight of each class or label in the loss; ``None`` weighs them alike.
+        dimensions: Lengths of the prefixes of an embedding that are embeddings too; none stands for all dimensions.
+        temperature: Divides the cosines of embeddings in their loss.
         calibrate: Rows for the members' batch-norm statistics after training.
         seed: Of the batches and the random members.
     """
@@ -51,6 +54,8 @@ class FitOptions:
     warmup: float = 0.05
     clip: float = 5.0
     class_weights: tuple[float, ...] | None = None
+    dimensions: tuple[int, ...] = ()
+    temperature: float = 0.1
     calibrate: int = 4096
     seed: int = 0
 
@@ -89,6 +94,7 @@ class ModuleProblem:
         compares: Whether to train standalone members for comparison.
         threads: Threads of torch.
         goal: What the family must reach.
+        max_int8_loss: Largest accuracy that int8 may cost a member, in points; ``None`` keeps all in float32.
         seed: Of the fresh weights.
         fingerprint_parts: Sections of the spec on which the weights depend.
     """
@@ -103,6 +109,7 @@ class ModuleProblem:
     compares: bool
     threads: int
     goal: Goal
+    max_int8_loss: float | None
     seed: int
     fingerprint_parts: tuple[object, ...]
 
@@ -126,6 +133,7 @@ class ModuleResult:
         inelastic: Path and reason of each part that is shared in full.
         training_s: Seconds of training; about 0 if the run was already trained.
         load_s: Seconds to load the largest member into ONNX Runtime.
+        precisions: Choice of int8 or float32; empty without ``max_int8_loss``.
     """
 
     qualities: dict[str, SubnetQuality]
@@ -142,6 +150,7 @@ class ModuleResult:
     inelastic: tuple[tuple[str, str], ...]
     training_s: float
     load_s: float
+    precisions: dict[str, PrecisionChoice]
 
     @property
     def front(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unfold_supernet.modules.embeddings import compute_nested_loss
 from unfold_supernet.modules.family import ElasticFamily
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
@@ -44,6 +45,7 @@ def fit(
     options: FitOptions | None = None,
     progress: Callable[[int, int], None] = lambda _epoch, _epochs: None,
     store: CheckpointStore | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     """Train a family's shared weights in place, then compute each member's norm statistics.
 
@@ -53,10 +55,11 @@ def fit(
     Args:
         family: The family.
         x: Inputs (n, *size).
-        y: Classes (n) of integers, labels (n, labels) of zeros and ones, or values (n, values).
+        y: Classes (n) of integers, also for embeddings; labels (n, labels) of zeros and ones, or values (n, values).
         options: How it is trained.
         progress: Receives completed epochs and their number.
         store: Keeps the state after each epoch; a training that was killed continues from it.
+        rows: Which rows to train on; all by default. Inputs that are mapped from a file are read batch by batch.
 
     Raises:
         UnfoldError: The weights are no longer finite, or inputs and targets differ in length.
@@ -65,17 +68,18 @@ def fit(
     if len(x) != len(y) or not len(x):
         raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
     optimizer = _make_optimizer(family, options)
-    batches = max(1, len(x) // options.batch)
+    train = torch.arange(len(x)) if rows is None else rows
+    batches = max(1, len(train) // options.batch)
     names = [member.name for member in family.members()]
     for member in family.members():
         member.skeleton.train()
     stored = None if store is None else store.read()
     for epoch in range(0 if stored is None else _restore(family, optimizer, stored), options.epochs):
         rng = np.random.default_rng([options.seed, epoch])
-        rows = torch.from_numpy(rng.permutation(len(x)))
+        order = train[torch.from_numpy(rng.permutation(len(train)))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            for index, chosen in enumerate(rows.split(options.batch)[:batches]):
+            for index, chosen in enumerate(order.split(options.batch)[:batches]):
                 _set_rate(optimizer, options, epoch * batches + index, options.epochs * batches)
                 sample = _draw_members(names, options.samples, rng)
                 _take_step(family, sample, optimizer, options, x[chosen], y[chosen])
@@ -85,8 +89,8 @@ def fit(
         if store is not None:
             store.write(_pack_state(family, optimizer, epoch + 1))
         progress(epoch + 1, options.epochs)
-    rows = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(x))[: options.calibrate])
-    family.calibrate(x[rows])
+    order = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(train)))
+    family.calibrate(x, train[order[: options.calibrate]])
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
@@ -164,6 +168,8 @@ def compute_loss(outputs: Tensor, y: Tensor, options: FitOptions) -> Tensor:
     weights = None if options.class_weights is None else torch.tensor(options.class_weights)
     if options.task == "classes":
         return functional.cross_entropy(outputs, y, weight=weights)
+    if options.task == "embeddings":
+        return compute_nested_loss(outputs, y, options.dimensions, options.temperature)
     if options.task == "labels":
         return functional.binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), weight=weights)
     return functional.mse_loss(outputs, y.to(outputs.dtype).reshape(outputs.shape))
@@ -174,4 +180,7 @@ def _compute_soft_loss(outputs: Tensor, teacher: Tensor, options: FitOptions) ->
         return -(functional.softmax(teacher, 1) * functional.log_softmax(outputs, 1)).sum(1).mean()
     if options.task == "labels":
         return functional.binary_cross_entropy_with_logits(outputs, torch.sigmoid(teacher))
+    if options.task == "embeddings":
+        # lengths do not matter where cosines are compared
+        return 1 - functional.cosine_similarity(outputs, teacher, dim=1).mean()
     return functional.mse_loss(outputs, teacher)

@@ -64,18 +64,18 @@ def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGr
     outputs = _run(module, example)
     graph = build_graph(module, example)
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
-    names = {layer: path for path, layer in module.named_modules()}
-    candidates, inelastic = list[WidthGroup](), list[Inelastic]()
+    names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
+    candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
     for group in graph.get_all_groups(root_module_types=list(ROOTS)):
         root = names[group[0].dep.target.module]
-        reason = _find_obstacle(group, names, module)
+        reason, order = _find_obstacle(group, names, module, tied), tuple[int, ...]()
+        if not reason:
+            order = _rank_channels(importance, group)
+            reason = "" if order else "its channels are split or reshaped in a way that is not followed"
         if reason:
             inelastic.append(Inelastic(root, reason))
-            continue
-        scores = importance(group)
-        # stable, so that members do not depend on the order in which equal channels happen to be sorted
-        order = torch.argsort(scores, descending=True, stable=True).tolist()
-        candidates.append(WidthGroup(root, tuple(order)))
+        else:
+            candidates.append(WidthGroup(root, order))
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if len(group.order) in outputs.shape[1:]]
     ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
@@ -90,6 +90,27 @@ def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGr
         else:
             inelastic.append(Inelastic(group.root, "a narrower copy fails or returns another shape"))
     return tuple(accepted), tuple(inelastic)
+
+
+def find_tied_layers(module: nn.Module) -> dict[str, str]:
+    """Find the layers that share a parameter with another layer, by path; the value names the other one."""
+    first, tied = dict[int, str](), dict[str, str]()
+    # a layer that is called twice is a single one, and no tie
+    for path, layer in module.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            other = first.setdefault(id(parameter), path)
+            if other != path:
+                tied |= {path: other, other: path}
+    return tied
+
+
+def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
+    """List the recurrent layers of a module: their gates are packed, and no member narrows them."""
+    return [
+        Inelastic(path, f"recurrent layers ({type(layer).__name__}) keep their width")
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase)
+    ]
 
 
 def build_graph(module: nn.Module, example: Tensor) -> Any:
@@ -181,11 +202,24 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
     return tuple(kept)
 
 
-def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module) -> str:
+def _rank_channels(importance: Any, group: Any) -> tuple[int, ...]:
+    """Rank the channels of a group, the most important first; empty if torch-pruning lost track of them."""
+    try:
+        scores = importance(group)
+    # indices that it maps through splits and reshapes may lie beyond a layer
+    except (IndexError, RuntimeError):
+        return ()
+    # stable, so that members do not depend on the order in which equal channels happen to be sorted
+    return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
+
+
+def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module, tied: Mapping[str, str]) -> str:
     """Find why a group cannot be narrowed, before it is tried; empty if nothing is known."""
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
+        if path in tied:
+            return f"{path} shares its weights with {tied[path]}"
         if isinstance(layer, nn.GroupNorm):
             return f"{path} normalises groups of channels"
         if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.in_channels:  # noqa: SLF001

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
 from unfold_supernet.report import sentences
+from unfold_supernet.report.front import draw_front
 from unfold_supernet.report.training import (
     MICRO,
     WEIGHT_BYTES,
     collect_quality_metrics,
     describe_gap,
     describe_verdict,
-    plot_front,
+    note_missed_classes,
     state_misses,
     tabulate_calibration,
     tabulate_classes,
@@ -52,9 +56,9 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(plot_front(list(result.macs.values()), result.qualities, result.front, "members"),),
+        figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(problem, result),
-        notes=_write_notes(problem),
+        notes=(*note_missed_classes(problem.data.names, result.qualities), *_write_notes(problem)),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )
@@ -62,10 +66,17 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
 
 def _collect_metrics(result: ModuleResult) -> dict[str, Metric]:
     ratios = [result.eager_seconds[name] / result.seconds_by_batch[name][EAGER_BATCH] for name in result.qualities]
-    return collect_quality_metrics(result) | {
-        "engine_ratio_min": Metric(min(ratios), "x", timed=True),
-        "train_seconds": Metric(result.training_s, "s", timed=True),
-    }
+    int8 = sum(choice.is_int8 for choice in result.precisions.values())
+    # which engine is faster depends on the machine
+    precision = {"int8_members": Metric(int8, timed=True)} if result.precisions else {}
+    return (
+        collect_quality_metrics(result)
+        | precision
+        | {
+            "engine_ratio_min": Metric(min(ratios), "x", timed=True),
+            "train_seconds": Metric(result.training_s, "s", timed=True),
+        }
+    )
 
 
 def _tabulate_members(result: ModuleResult) -> Table:
@@ -109,11 +120,27 @@ def _write_lines(problem: ModuleProblem, result: ModuleResult) -> tuple[tuple[st
         *describe_verdict(result.verdict),
         ("files", sentences.list_member_files()),
     ]
+    if problem.max_int8_loss is not None:
+        lines.append(("precision", _describe_precisions(result.precisions, problem.max_int8_loss)))
     if result.inelastic:
         shared = list(result.inelastic[:MAX_REASONS])
         text = sentences.list_shared_parts(shared, len(result.inelastic) - len(shared))
         lines.insert(1, ("shared in full", text))
     return tuple(lines)
+
+
+def _describe_precisions(precisions: Mapping[str, PrecisionChoice], max_loss: float) -> str:
+    chosen = [name for name, choice in precisions.items() if choice.is_int8]
+    relevant = [precisions[name] for name in chosen] or [choice for choice in precisions.values() if choice.speedup]
+    if not relevant:
+        return sentences.describe_precision_choice((), None, 100.0, max_loss, 0)
+    if chosen:
+        speedup = min(choice.speedup or 0.0 for choice in relevant)
+        loss_bound = max(choice.loss_bound for choice in relevant)
+    else:
+        best = min(relevant, key=lambda choice: (choice.loss_bound > max_loss, -(choice.speedup or 0.0)))
+        speedup, loss_bound = best.speedup or 0.0, best.loss_bound
+    return sentences.describe_precision_choice(chosen, speedup, loss_bound, max_loss, relevant[0].rows)
 
 
 def _write_notes(problem: ModuleProblem) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def state_useless_subnets(names: Sequence[str], majority: float) -> str:
     """State which subnets do not beat the classifier that always predicts the commonest class."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "does" if len(names) == 1 else "do"
-    return f"{listed} {verb} not beat always predicting the commonest class ({majority:.1f} %)"
+    return f"{listed} {verb} not significantly beat always predicting the commonest class ({majority:.1f} %)"
 
 
 def state_no_growth() -> str:
@@ -190,10 +190,10 @@ def state_missed_sharing(bound: float, goal: float) -> str:
 def advise_training(reason: str) -> str:
     """Advise which change most likely turns a no into a yes."""
     advice = {
-        "useless": "raise training.epochs, lower training.rate, or remove the smallest entries of space",
+        "useless": "raise training.epochs, lower training.rate, remove the smallest members, or use more test rows",
         "growth": "serve the smallest subnet alone, widen space.stages, or use more test rows (data.test)",
         "accuracy": "raise training.epochs, widen space.stages, or lower goal.accuracy",
-        "sharing": "raise training.epochs, remove the smallest entries of space, or use more test rows (data.test)",
+        "sharing": "raise training.epochs, remove the smallest members, or use more test rows (data.test)",
     }
     return advice[reason]
 
@@ -235,6 +235,27 @@ def describe_front(names: Sequence[str]) -> str:
     return f"{' < '.join(names)}: each significantly more accurate than the previous one (95 %, paired)"
 
 
+def title_front(*, shown: int, total: int) -> str:
+    """Title the picture of the front."""
+    title = "Accuracy by latency, 95 % intervals"
+    return title if shown == total else f"{title}: the front and the compared members, {shown} of {total}"
+
+
+def name_front_group(*, is_front: bool) -> str:
+    """Name the group of a member in the picture of the front."""
+    return "on the front" if is_front else "other members"
+
+
+def name_standalone_group() -> str:
+    """Name the group of the standalone networks."""
+    return "standalone networks"
+
+
+def name_standalone(name: str) -> str:
+    """Name the standalone network in the shape of a member."""
+    return f"{name}, standalone"
+
+
 def describe_steps(steps: Mapping[str, int], max_listed: int) -> str:
     """Describe the training steps by subnet; for many subnets, their minimum, median and maximum."""
     if len(steps) <= max_listed:
@@ -273,6 +294,22 @@ def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
     """List the parts of a module that every member shares in full, with the reason."""
     listed = "; ".join(f"{path} ({reason})" for path, reason in parts)
     return f"{listed}; {others} more" if others else listed
+
+
+def describe_precision_choice(
+    chosen: Sequence[str], speedup: float | None, loss_bound: float, max_loss: float, rows: int
+) -> str:
+    """Describe which members are served in int8; the figures are those of the member where int8 does best."""
+    if chosen:
+        return f"int8 serves {', '.join(chosen)}: at most {loss_bound:.2f} points lost at 95 %, {speedup:.2f}x as fast"
+    if speedup is None:
+        return "all members stay in float32: ONNX Runtime cannot quantise them, or there are no validation rows"
+    if loss_bound > max_loss:
+        return (
+            f"all members stay in float32: {rows:,} validation rows bound the loss at {loss_bound:.2f} points, "
+            f"{max_loss:g} allowed"
+        )
+    return f"all members stay in float32: int8 is {speedup:.2f}x as fast on this machine"
 
 
 def list_member_files() -> str:

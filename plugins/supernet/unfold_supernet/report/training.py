@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
+from unfold_supernet.report.front import draw_front
 from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
 from unfold_supernet.units import scale_column
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 MICRO = 1e6
 MAX_LISTED_STEPS = 16
@@ -53,9 +54,9 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(_plot_front(result),),
+        figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
-        notes=_write_notes(problem, result),
+        notes=note_missed_classes(problem.data.names, result.qualities),
         next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
@@ -206,26 +207,6 @@ def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, 
     }
 
 
-def _plot_front(result: TrainingResult) -> Figure:
-    return plot_front(result.macs, result.qualities, result.front, "subnets")
-
-
-def plot_front(
-    macs: Sequence[float], qualities: Mapping[str, SubnetQuality], front: Sequence[str], members: str
-) -> Figure:
-    """Plot the accuracy of every member by its operations, and the front among them."""
-    points = {name: (cost, quality.accuracy) for cost, (name, quality) in zip(macs, qualities.items(), strict=True)}
-    chosen = [points[name] for name in front]
-    steps = Series("front", tuple(cost for cost, _ in chosen), tuple(accuracy for _, accuracy in chosen), "steps")
-    every = Series(
-        members,
-        tuple(cost for cost, _ in points.values()),
-        tuple(accuracy for _, accuracy in points.values()),
-        "points",
-    )
-    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (every, steps), log_x=True)
-
-
 def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     costs, search = result.switch_costs, result.search
     steps = result.steps | {name: result.steps.get(name, 0) for name in result.qualities}
@@ -244,9 +225,8 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     return (("search", text), *lines)
 
 
-def _write_notes(problem: TrainingProblem, result: TrainingResult) -> tuple[str, ...]:
-    """Name the classes that no subnet ever recognises; accuracy hides them where they are rare."""
-    sensitivities = (quality.sensitivity for quality in result.qualities.values())
-    recalls = zip(problem.data.names, *sensitivities, strict=True)
+def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:
+    """Name the classes that no member ever recognises; accuracy hides them where they are rare."""
+    recalls = zip(names, *(quality.sensitivity for quality in qualities.values()), strict=True)
     missed = [name for name, *values in recalls if not any(values)]
     return (sentences.state_missed_classes(missed, MAX_CLASSES),) if missed else ()

@@ -30,6 +30,11 @@ class ModuleSpec(Model):
     widths: Fractions = Field(default=(0.25, 0.5, 0.75, 1.0), description="fractions of the channels, a member each")
     depths: Fractions = Field(default=(1.0,), description="fractions of the residual blocks, entry by entry")
     resolutions: Fractions = Field(default=(1.0,), description="fractions 1/n of the input's edges, entry by entry")
+    max_int8_loss: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="largest accuracy that int8 may cost a member, in points at 95 % on validation rows; members that "
+        "keep it and are faster here are served in int8; by default none is",
+    )
 
 
 def find_module_problems(model: ModuleSpec) -> Iterable[Problem]:

@@ -107,10 +107,14 @@ class SupernetSpec(Spec):
             yield from find_data_problems(self.data, self.space.form)
             yield from find_training_problems(self.training, self.space.coupling)
             yield from find_count_problems(self.space)
+            yield from _find_module_training(self.training)
         if self.model is not None:
             yield from find_module_problems(self.model)
             yield from find_data_problems(self.data, "module")
             yield from _find_unused_training(self.training)
+            if self.model.max_int8_loss is not None and not self.training.validation:
+                message, hint = "needs validation rows to judge int8 by", "remove training.validation: 0"
+                yield Problem(("model", "max_int8_loss"), message, hint=hint)
         yield from _find_list_problems(self)
         yield from _find_goal_problems(self)
         yield from find_query_problems(self.queries)
@@ -124,6 +128,13 @@ def _find_unused_training(training: TrainingSpec) -> Iterable[Problem]:
     for key in ("rule", "samples", "delay", "sort", "warmup", "smoothing", "noise", "shift"):
         if getattr(training, key) != getattr(defaults, key):
             yield Problem(("training", key), "has no effect on a module of your own", hint=f"remove {key}")
+
+
+def _find_module_training(training: TrainingSpec) -> Iterable[Problem]:
+    """Yield the keys of ``training`` that a space does not go by."""
+    for key in ("optimizer", "class_weights"):
+        if getattr(training, key) is not None:
+            yield Problem(("training", key), "applies to a module of your own only", hint=f"remove {key}")
 
 
 def _find_list_problems(spec: SupernetSpec) -> Iterable[Problem]:

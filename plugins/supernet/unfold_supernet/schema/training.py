@@ -9,20 +9,30 @@ from pydantic import Field
 
 from unfoldkit.api import Fraction, Model, Problem
 
+ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]]
+
 
 class DataSpec(Model):
     """Labelled examples."""
 
-    source: Literal["digits", "mitbih", "file"]
-    path: str | None = Field(default=None, description="beats.npz of MIT-BIH, an NPZ with arrays x and y, or a CSV")
-    target: str = Field(default="target", description="the label column of a CSV")
+    source: Literal["digits", "mitbih", "file", "images"]
+    path: str | None = Field(
+        default=None,
+        description="beats.npz of MIT-BIH; an NPZ with arrays x and y, a CSV, a Parquet file, or a folder of NPZ or "
+        "Parquet shards; or a folder with a folder of images for each class",
+    )
+    target: str = Field(default="target", description="the label column of a CSV or Parquet file")
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        default=None, description="height and width to which images are resized, in pixels; by default 64"
+    )
     channels: Literal["first", "last", "none"] | None = Field(
         default=None, description="position of the channel axis in an NPZ's x, after the rows; needed if ambiguous"
     )
     group: str | None = Field(default=None, description="array or column of a file with the group of each row")
     split: Literal["random", "inter-patient", "given"] = Field(
         default="random",
-        description="random rows; whole records or groups on one side; or a file's own split (1 train, 2 test)",
+        description="random rows; whole records or groups on one side; or a file's own split (1 train, 2 test; for "
+        "images the folders train and test)",
     )
     test: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
         default=0.4, description="fraction of each class held out for testing"
@@ -58,6 +68,13 @@ class TrainingSpec(Model):
         default=None,
         description="learning rate after warm-up; by default 0.1 (SGD), or 0.001 for a module of your own (AdamW)",
     )
+    optimizer: Literal["adamw", "sgd"] | None = Field(
+        default=None, description="for a module of your own, by default adamw; a space is trained with sgd"
+    )
+    class_weights: ClassWeights | None = Field(
+        default=None,
+        description="balanced, or the weight of each class in the loss of a module of your own; by default 1",
+    )
     warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs of warm-up")
     decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="weight decay")
     clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="maximum gradient norm")
@@ -85,7 +102,9 @@ def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:
     if data.source != "digits" and data.path is None:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
     yield from _find_split_problems(data)
-    required = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
+    if data.image_size is not None and data.source != "images":
+        yield Problem(("data", "image_size"), "applies to source: images only", hint="remove image_size")
+    required = {"digits": "conv2d", "images": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
     if form not in (required, "transformer", "module"):
         yield Problem(("space", "form"), f"{data.source} requires {required} or transformer")
 
@@ -111,3 +130,6 @@ def _find_split_problems(data: DataSpec) -> Iterable[Problem]:
     if (data.source == "digits" and data.split != "random") or (data.source == "mitbih" and data.split == "given"):
         split = "random" if data.source == "digits" else "inter-patient"
         yield Problem(("data", "split"), f"{data.source} does not support this split", hint=f"split: {split}")
+    if data.source == "images" and by_group:
+        message, hint = "images does not support this split", "split: random, or given with folders train and test"
+        yield Problem(("data", "split"), message, hint=hint)

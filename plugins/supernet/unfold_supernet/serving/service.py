@@ -14,7 +14,7 @@ from unfold_supernet.report import sentences
 from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
-from unfold_supernet.scheduling.speed import BATCHES, ENOUGH_S, time_rounds
+from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
 from unfold_supernet.serving.binding import BoundModels, ServiceProblem, bind_models
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.serving.model import SupernetModel
@@ -117,7 +117,8 @@ def measure_profile(model: SupernetModel, index: int) -> SubnetProfile:
 
 def _measure_single(model: SupernetModel, index: int) -> SubnetProfile:
     seconds, longest = [], 0.0
-    for size in BATCHES:
+    # the sizes of the profile: training stops at batches that take too long to be of use
+    for size, _ in model.profiles[index].seconds:
         call = partial(model.predict, _make_trial(model, size, index))
         time_rounds(call, 2, ENOUGH_S / 10, min_rounds=1)
         times = time_rounds(call, ROUNDS, ENOUGH_S)

@@ -76,13 +76,14 @@ def run_training(
     Raises:
         UnfoldError: The weights are no longer finite; the last saved state precedes that.
     """
-    x, extra, y = (torch.from_numpy(array[data.train]) for array in (data.x, data.extra, data.y))
+    # inputs may be mapped from a file: only the rows of a batch are copied
+    x, extra, y, train = (torch.from_numpy(array) for array in (data.x, data.extra, data.y, data.train))
     phases = build_phases(subnets, options)
     for epoch in range(state.epoch, count_epochs(phases, options)):
         phase = find_phase(phases, epoch)
         if epoch == phase.start_epoch and epoch:
             state = _enter_phase(space, state, phase)
-        state = _train_epoch(space, (x, extra, y), options, seed, state, phase)
+        state = _train_epoch(space, (x, extra, y), train, options, seed, state, phase)
         if not all(bool(tensor.isfinite().all()) for tensor in state.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {state.epoch}"
             hint = "lower rate or clip, or scale the inputs to the order of 1"
@@ -105,7 +106,13 @@ def _enter_phase(space: Space, state: TrainingState, phase: Phase) -> TrainingSt
 
 
 def _train_epoch(
-    space: Space, examples: Examples, options: TrainingOptions, seed: int, state: TrainingState, phase: Phase
+    space: Space,
+    examples: Examples,
+    train: Tensor,
+    options: TrainingOptions,
+    seed: int,
+    state: TrainingState,
+    phase: Phase,
 ) -> TrainingState:
     x, extra, y = examples
     weights = {name: tensor.clone().requires_grad_() for name, tensor in state.weights.items()}
@@ -113,8 +120,8 @@ def _train_epoch(
         list(weights.values()), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=options.decay
     )
     _restore_momentum(optimizer, weights, state.momentum)
-    steps, batches, epoch = dict(state.steps), max(1, len(y) // options.batch), state.epoch
-    rows = torch.from_numpy(np.random.default_rng([seed, epoch, 0xB0]).permutation(len(y)))
+    steps, batches, epoch = dict(state.steps), max(1, len(train) // options.batch), state.epoch
+    rows = train[torch.from_numpy(np.random.default_rng([seed, epoch, 0xB0]).permutation(len(train)))]
     for batch, indices in enumerate(rows.split(options.batch)[:batches]):
         step = (epoch - _get_schedule_start(phase, options)) * batches + batch
         for group in optimizer.param_groups:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel, get_presets
 from unfold_supernet.accelerator.layer_table import read_layer_table
 from unfold_supernet.accelerator.layers import Family
@@ -15,7 +17,7 @@ from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
 from unfold_supernet.accelerator.queries import QueryStream, draw_queries, read_queries
 from unfold_supernet.accelerator.reference_families import build_reference_family
 from unfold_supernet.family.artifacts import read_predictions, read_record, read_space
-from unfold_supernet.family.datasets import DataOptions, Dataset, hold_out_rows, load_dataset
+from unfold_supernet.family.datasets import DEFAULT_EDGE, DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
 from unfold_supernet.family.user_arrays import UserDataOptions
 from unfold_supernet.members.files import MemberFile
@@ -28,13 +30,13 @@ from unfold_supernet.scheduling.requests import read_targets
 from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
 from unfold_supernet.schema.space import SearchSpec, SpaceSpec
 from unfold_supernet.schema.supernet import GoalSpec, OnnxLayersSpec, ServingSpec, SupernetSpec
-from unfold_supernet.schema.training import DataSpec, TrainingSpec
+from unfold_supernet.schema.training import ClassWeights, DataSpec, TrainingSpec
 from unfold_supernet.serving.binding import ServiceProblem
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
 from unfold_supernet.training.verdict import Goal
-from unfoldkit.api import Run, dump, user_error
+from unfoldkit.api import Run, did_you_mean, dump, user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.safe_io.files import read_bytes
@@ -101,6 +103,8 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
     weights = None if model.weights is None else run.path(model.weights, key="model.weights")
     document = dump(spec)
     training = {key: value for key, value in document["training"].items() if key != "alone"}
+    # what only the exported models depend on trains nothing again
+    architecture = {key: value for key, value in document["model"].items() if key != "max_int8_loss"}
     digest = hashlib.sha256(read_bytes(weights)).hexdigest() if weights else ""
     return ModuleProblem(
         name=spec.name,
@@ -115,12 +119,13 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
         depths=model.depths,
         resolutions=model.resolutions,
         data=data,
-        fit=build_fit_options(spec.training, run.seed),
+        fit=build_fit_options(spec.training, data, run.seed),
         compares=spec.training.alone,
         threads=spec.training.threads,
         goal=build_goal(spec.goal),
+        max_int8_loss=model.max_int8_loss,
         seed=run.seed,
-        fingerprint_parts=(document["data"], document["model"], training, digest),
+        fingerprint_parts=(document["data"], architecture, training, digest),
     )
 
 
@@ -148,6 +153,9 @@ def build_data_options(spec: DataSpec, run: Run) -> DataOptions:
         user=UserDataOptions(spec.target, spec.channels, spec.group or "", spec.split == "given"),
         split=spec.split,
         test_fraction=spec.test,
+        edge=spec.image_size or DEFAULT_EDGE,
+        # not the system's folder, which is often in memory
+        scratch=run.directory.path if run.directory.path.is_dir() else None,
     )
 
 
@@ -191,19 +199,43 @@ def build_training_options(spec: TrainingSpec) -> TrainingOptions:
     )
 
 
-def build_fit_options(spec: TrainingSpec, seed: int) -> FitOptions:
-    """Resolve how a user's module is trained."""
+def build_fit_options(spec: TrainingSpec, data: Dataset, seed: int) -> FitOptions:
+    """Resolve how a user's module is trained on some data.
+
+    Raises:
+        UnfoldError: A class weight names no class.
+    """
     default = FitOptions()
     return FitOptions(
         epochs=spec.epochs,
         batch=spec.batch,
         rate=default.rate if spec.rate is None else spec.rate,
+        optimizer=spec.optimizer or default.optimizer,
         decay=spec.decay,
         distill=default.distill if spec.distill is None else spec.distill,
         clip=spec.clip,
         calibrate=spec.calibrate,
+        class_weights=build_class_weights(spec.class_weights, data),
         seed=seed,
     )
+
+
+def build_class_weights(weights: ClassWeights | None, data: Dataset) -> tuple[float, ...] | None:
+    """Resolve the weight of each class in the loss; balanced weights make all classes count alike.
+
+    Raises:
+        UnfoldError: A weight names no class.
+    """
+    if weights is None:
+        return None
+    if weights == "balanced":
+        counts = np.bincount(data.y[data.train], minlength=len(data.names))
+        return tuple((len(data.train) / (len(counts) * np.maximum(counts, 1))).tolist())
+    unknown = next((name for name in weights if name not in data.names), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown, data.names)
+        raise user_error(f"the data has no class {unknown!r}", key="training.class_weights", hint=hint)
+    return tuple(float(weights.get(name, 1.0)) for name in data.names)
 
 
 def build_search_options(spec: SearchSpec) -> SearchOptions:

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 NODE = Machine("p", 2, 3600.0, max_instances=3, billing=Billing(0.0, 0.0))
-PROFILE = Profile(LogNormal(0.05), ((1, 1.0), (2, 1.9), (4, 3.0)))
+PROFILE = Profile(LogNormal(0.05), ((1, 1.0), (2, 1.9)), ((4, 3.0),))
 
 
 @dataclass(slots=True)

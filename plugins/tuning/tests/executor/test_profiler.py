@@ -47,3 +47,14 @@ def test_a_profile_without_any_trial_is_an_error(tmp_path: Path) -> None:
     text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]")
     with pytest.raises(UnfoldError, match=r"failed for all of 16 configurations; the last error: .*too low"):
         profile_spec(tmp_path, text)
+
+
+def test_the_speed_up_across_nodes_is_measured_on_several(tmp_path: Path) -> None:
+    """With ``span: 2`` the profile also measures trials of two nodes, apart from the speed-up within one."""
+    text = SPEC.replace('"sleeper:train"', '"sleeper:train", span: 2').split("profile:")[0]
+    report = profile_spec(tmp_path, text)
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert stored["speedup"] == {"1": 1.0}
+    # every rank sleeps half as long
+    assert 1.2 < stored["across"]["2"] < 2.5
+    assert [row[0] for row in report.tables[0].rows] == [1, 2]

@@ -65,6 +65,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.describe_profiled_trials: [(8, 12)],
     sentences.describe_warm_up: [(40.0,)],
     sentences.describe_posterior: [(0, 8, "2 x Xeon"), (17, 8, ""), (20, 8, "g5.xlarge")],
+    sentences.describe_unmeasured_spans: [((8,), "p3.8xlarge"), ((8, 16), "p3.8xlarge")],
     sentences.describe_failed_configs: [(2, "RuntimeError: too low")],
     sentences.list_trials: [([1, 2],)],
     messages.describe_late_finish: [(90.0, None), (90.0, 1.2)],

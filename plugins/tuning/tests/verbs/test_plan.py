@@ -257,3 +257,19 @@ def test_fewer_simulated_runs_are_reported(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("unfold_tuning.job.build.MIN_SAMPLES", 100)
     samples = dict(plan_spec(tmp_path).lines)["samples"]
     assert samples == "400 simulated runs, because the largest stage has many trials"
+
+
+def test_the_speed_up_within_an_instance_does_not_stand_for_one_across(tmp_path: Path) -> None:
+    """A deadline that only trials over two instances meet is refused until their speed-up is written."""
+    text = (
+        SPEC.replace("MARKET", "on-demand")
+        .replace("4: 3.42", "4: 3.42, 8: 6.8")
+        .replace("max_iters: 27", "max_iters: 81")
+    )
+    late = plan_text(tmp_path, text.replace("DEADLINE", "30 min"))
+    assert dict(late.lines)["not considered"].startswith("trials of 8 accelerators over several mine")
+    hurried = text.replace("DEADLINE", "11 min")
+    with pytest.raises(UnfoldError, match=r"8 accelerators over several instances, at an unknown speed-up"):
+        plan_text(tmp_path, hurried)
+    slow, quick = (hurried.replace("8: 6.8}", f"8: 6.8}}, across: {{8: {gain}}}") for gain in (1.1, 6.8))
+    assert (plan_text(tmp_path, slow).verdict, plan_text(tmp_path, quick).verdict) == (Verdict.NO, Verdict.YES)

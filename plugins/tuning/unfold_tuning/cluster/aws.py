@@ -24,7 +24,7 @@ from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
 from unfoldkit.api import UnfoldError, internal_error, user_error
-from unfoldkit.catalog.sanity import find_implausibility
+from unfoldkit.catalog.instances import find_implausibility
 
 RUN_TAG = "unfold-run"
 ORDER_TAG = "unfold-order"

@@ -1,42 +1,57 @@
-"""A cluster of local processes: nodes come and go between stages, and workers may be killed at any moment."""
+"""A cluster of local processes: nodes come and go between stages, and workers may be killed at any moment.
+
+A trial that fits into a node is one process. One that spans nodes has a process per accelerator, and these end with it:
+a new process group must not meet the connections of an old one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
 from unfold_tuning.cluster.provider import NodeProvider
+from unfold_tuning.trial.process_group import build_ranks, find_free_port
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, serve_jobs
 from unfoldkit.api import UnfoldError, internal_error
 
 POLL_S = 0.1
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSlot:
+    """What a trial holds of a node: the pipes of its processes, and accelerators."""
+
+    pipes: tuple[Connection, ...]
+    accelerators: int
+    is_spanning: bool = False
 
 
 @dataclass(slots=True)
 class Node:
-    """A node with one process per accelerator; a trial of several uses one process with as many threads.
+    """A node with one process per accelerator; a trial within it uses one process with a thread per accelerator.
 
     Attributes:
         name: Name of the node.
         processes: Worker processes with their pipes.
-        busy: The pipe and the accelerators of each running trial.
+        busy: What each running trial holds.
     """
 
     name: str
     processes: list[tuple[SpawnProcess, Connection]]
-    busy: dict[int, tuple[Connection, int]] = field(default_factory=dict)
+    busy: dict[int, TrialSlot] = field(default_factory=dict)
 
     @property
     def used(self) -> int:
         """Accelerators that trials hold."""
-        return sum(workers for _, workers in self.busy.values())
+        return sum(slot.accelerators for slot in self.busy.values())
 
 
 @dataclass(slots=True)
@@ -94,25 +109,45 @@ class LocalCluster:
 
     def start(self, node: str, job: TrialJob) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        hosts = [next(host for host in self.nodes if host.name == node)]
-        empty = [host for host in self.nodes if host is not hosts[0] and not host.busy]
-        hosts += empty[: -(-job.workers // self.accelerators) - 1]
-        busy_pipes = [pipe for pipe, _ in hosts[0].busy.values()]
-        pipe = next(pipe for _, pipe in hosts[0].processes if pipe not in busy_pipes)
-        for host in hosts:
-            host.busy[job.trial] = (pipe, min(job.workers, self.accelerators))
-        # poll_events() detects a worker that died just now by the end of its pipe
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send(job)
+        first = next(host for host in self.nodes if host.name == node)
+        if job.workers > self.accelerators:
+            self._start_spanning(first, job)
+            return
+        busy_pipes = [pipe for slot in first.busy.values() for pipe in slot.pipes]
+        pipe = next(pipe for _, pipe in first.processes if pipe not in busy_pipes)
+        first.busy[job.trial] = TrialSlot((pipe,), job.workers)
+        _send_job(pipe, job)
+
+    def _start_spanning(self, first: Node, job: TrialJob) -> None:
+        """Start every rank of a trial on empty nodes."""
+        empty = [host for host in self.nodes if host is not first and not host.busy]
+        hosts = [first, *empty[: -(-job.workers // self.accelerators) - 1]]
+        port = find_free_port(LOOPBACK)
+        ranks = build_ranks(job.workers, self.accelerators, [LOOPBACK] * len(hosts), port)
+        for index, host in enumerate(hosts):
+            local = [rank for rank in ranks if rank.host == index]
+            pipes = tuple(host.processes[rank.local_rank][1] for rank in local)
+            host.busy[job.trial] = TrialSlot(pipes, len(pipes), is_spanning=True)
+            for rank, pipe in zip(local, pipes, strict=True):
+                _send_job(pipe, replace(job, rank=rank))
 
     def free(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         for node in self.nodes:
-            node.busy.pop(trial, None)
+            slot = node.busy.pop(trial, None)
+            if slot is not None and slot.is_spanning:
+                self._replace_processes(node, slot.pipes)
+
+    def _replace_processes(self, node: Node, pipes: Sequence[Connection]) -> None:
+        """Replace the processes of a trial that spanned nodes; new ones need not be ready to receive a job."""
+        for index, (process, pipe) in enumerate(node.processes):
+            if pipe in pipes:
+                _end_process(process, pipe)
+                node.processes[index] = self._start_process()
 
     def kill(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
-        trial_pipes = [node.busy[trial][0] for node in self.nodes if trial in node.busy]
+        trial_pipes = [pipe for node in self.nodes if trial in node.busy for pipe in node.busy[trial].pipes]
         for process, pipe in (worker for node in self.nodes for worker in node.processes):
             if pipe in trial_pipes:
                 process.kill()
@@ -122,10 +157,14 @@ class LocalCluster:
         pipes = [(node, pipe) for node in self.nodes for _, pipe in node.processes]
         ready = connection.wait([pipe for _, pipe in pipes], timeout_s)
         for node, pipe in pipes:
-            if pipe in ready and node in self.nodes:
+            # a trial that an earlier event ended may have closed it
+            if pipe in ready and node in self.nodes and not pipe.closed:
                 try:
                     message: WorkerMessage = pipe.recv()
-                    yield ClusterEvent(node.name, message.trial, message)
+                    if message.diagnostics:
+                        raise UnfoldError(*message.diagnostics)
+                    if message.kind != "ready":
+                        yield ClusterEvent(node.name, message.trial, message)
                 except (EOFError, ConnectionResetError):
                     yield from self._drop_node(node, pipe)
 
@@ -138,33 +177,43 @@ class LocalCluster:
             self.provider.close()
 
     def _drop_node(self, node: Node, ended_pipe: Connection) -> Iterator[ClusterEvent]:
-        trials = {trial: pipe is ended_pipe for trial, (pipe, _) in node.busy.items()}
+        trials = {trial: ended_pipe in slot.pipes for trial, slot in node.busy.items()}
+        self._release(node)
         for trial in trials:
             self.free(trial)
-        self._release(node)
         for trial, is_own_process in (trials or {-1: True}).items():
             yield ClusterEvent(node.name, trial, None, is_own_process=is_own_process)
 
     def _launch(self, name: str) -> Node:
-        context = get_context("spawn")
-        processes = []
-        for _ in range(self.accelerators):
-            driver_pipe, worker_pipe = context.Pipe()
-            process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, self.setup), daemon=True)
-            process.start()
-            worker_pipe.close()
-            processes.append((process, driver_pipe))
-        node = Node(name, processes)
+        node = Node(name, [self._start_process() for _ in range(self.accelerators)])
         self.nodes.append(node)
         return node
 
+    def _start_process(self) -> tuple[SpawnProcess, Connection]:
+        context = get_context("spawn")
+        driver_pipe, worker_pipe = context.Pipe()
+        process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, self.setup), daemon=True)
+        process.start()
+        worker_pipe.close()
+        return process, driver_pipe
+
     def _release(self, node: Node) -> None:
         for process, pipe in node.processes:
-            pipe.close()
-            process.kill()
-            process.join()
+            _end_process(process, pipe)
         self.nodes.remove(node)
         self.provider.release(node.name)
+
+
+def _send_job(pipe: Connection, job: TrialJob) -> None:
+    # poll_events() detects a worker that died just now by the end of its pipe
+    with contextlib.suppress(BrokenPipeError):
+        pipe.send(job)
+
+
+def _end_process(process: SpawnProcess, pipe: Connection) -> None:
+    pipe.close()
+    process.kill()
+    process.join()
 
 
 def _wait_until_ready(pipe: Connection, watch: Callable[[], None]) -> bool:

@@ -1,20 +1,28 @@
 """A Ray cluster: raylets come and go between stages, and each trial has its own placement group.
 
 Trials are placed here, fullest node first, so that whole nodes become empty and can be released: a bundle requests the
-node's own resource. A trial that fits into a node is packed strictly, a larger one takes whole nodes. A trial's state
-travels with each of its results, so nodes need no shared disk.
+node's own resource. A trial that fits into a node is one task, packed strictly. A larger one takes whole nodes, with a
+bundle for each and a task per accelerator. A trial's state travels with each result, so nodes need no shared disk.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
 from unfold_tuning.cluster.provider import NodeProvider
-from unfold_tuning.cluster.ray_nodes import RayNodes, detect_device, import_ray, list_alive_nodes, name_node_resource
+from unfold_tuning.cluster.ray_nodes import (
+    RayNodes,
+    detect_device,
+    import_ray,
+    list_alive_nodes,
+    name_node_resource,
+    read_addresses,
+)
+from unfold_tuning.trial.process_group import build_ranks, find_free_port
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfold_tuning.trial.worker import (
     TrialJob,
@@ -29,16 +37,20 @@ from unfoldkit.api import UnfoldError, internal_error
 
 LIVENESS_PERIOD_S = 1.0
 TASK_END_TIMEOUT_S = 2.0
+SHOW_ALL_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 HOLD_WORKER = {"_generator_backpressure_num_objects": 1}
 """A task with this option keeps its worker until its result is read."""
 
 
 @dataclass(slots=True)
 class RunningTrial:
-    """A trial on Ray: the stream of its results, its placement group, and the nodes that it uses."""
+    """A trial on Ray: the stream of each of its processes, its placement group, and the nodes that it uses.
+
+    The first stream has its results; the others only end, or report a failure.
+    """
 
     job: TrialJob
-    stream: Any
+    streams: list[Any]
     group: Any
     nodes: tuple[str, ...]
 
@@ -101,11 +113,35 @@ class RayCluster:
 
         empty = [name for name in self.devices if name != node and not self._count_used(name)]
         hosts = (node, *empty[: -(-job.workers // self.accelerators) - 1])
-        bundles = [self._build_bundle(name, job.workers) for name in hosts]
+        bundles = [
+            self._build_bundle(name, min(self.accelerators, job.workers - index * self.accelerators))
+            for index, name in enumerate(hosts)
+        ]
         group = placement_group(bundles, strategy="STRICT_PACK" if len(hosts) == 1 else "PACK")
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        task = self._build_task(bundles[0], strategy, stream_job)
-        self.running[job.trial] = RunningTrial(job, task.remote(self.setup, job, load_state(job)), group, hosts)
+        strategies = [PlacementGroupSchedulingStrategy(group, index) for index in range(len(hosts))]
+        if len(hosts) == 1:
+            task = self._build_task(bundles[0], strategies[0], stream_job)
+            streams = [task.remote(self.setup, job, load_state(job))]
+        else:
+            streams = self._start_ranks(job, hosts, strategies)
+        self.running[job.trial] = RunningTrial(job, streams, group, hosts)
+
+    def _start_ranks(self, job: TrialJob, hosts: Sequence[str], strategies: Sequence[Any]) -> list[Any]:
+        """Start a task per accelerator of a trial that spans nodes; its rendezvous is a free port of the first one."""
+        ray, addresses = import_ray(), read_addresses()
+        state = ray.put(load_state(job))
+        # not waited for: the ranks receive the port when it is known, and fail if its node is lost before
+        port = ray.remote(find_free_port).options(num_cpus=0, max_retries=0, scheduling_strategy=strategies[0]).remote()
+        streams = []
+        for rank in build_ranks(job.workers, self.accelerators, [addresses.get(name, "") for name in hosts], port=0):
+            name = hosts[rank.host]
+            # its process ends with it: a new process group must not meet the connections of an old one
+            task = self._build_task(self._build_bundle(name, 1), strategies[rank.host], stream_rank, max_calls=1)
+            if self.devices[name] == "GPU":
+                # as with torchrun, a process sees all accelerators of its instance and uses that of its local rank
+                task = task.options(runtime_env={"env_vars": {SHOW_ALL_DEVICES: "1"}})
+            streams.append(task.remote(self.setup, replace(job, rank=rank), state, port))
+        return streams
 
     def free(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
@@ -114,14 +150,22 @@ class RayCluster:
         running = self.running.pop(trial, None)
         if running is None:
             return
-        # removing a group under its task would kill the worker process, and lose its imports
-        import_ray().wait([running.stream], timeout=TASK_END_TIMEOUT_S, fetch_local=False)
+        if len(running.nodes) == 1:
+            # removing a group under its task would kill the worker process, and lose its imports
+            import_ray().wait(running.streams, timeout=TASK_END_TIMEOUT_S, fetch_local=False)
+        else:
+            # a rank may wait for others that are gone
+            self._cancel(running)
         remove_placement_group(running.group)
 
     def kill(self, trial: int) -> None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         if trial in self.running:
-            import_ray().cancel(self.running[trial].stream, force=True)
+            self._cancel(self.running[trial])
+
+    def _cancel(self, running: RunningTrial) -> None:
+        for stream in running.streams:
+            import_ray().cancel(stream, force=True)
 
     def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
@@ -129,11 +173,12 @@ class RayCluster:
         if not self.running:
             time.sleep(timeout_s)
             return
-        streams = [running.stream for running in self.running.values()]
+        streams = [stream for running in self.running.values() for stream in running.streams]
         ready, _ = import_ray().wait(streams, num_returns=1, timeout=timeout_s, fetch_local=False)
-        for running in [running for running in self.running.values() if running.stream in ready]:
-            message = self._receive(running)
-            if message is not None:
+        waiting = [(running, stream) for running in self.running.values() for stream in running.streams]
+        for running, stream in [(running, stream) for running, stream in waiting if stream in ready]:
+            message = self._receive(running, stream)
+            if message is not None and running.job.trial in self.running:
                 yield ClusterEvent(running.nodes[0], running.job.trial, message)
 
     def close(self) -> None:
@@ -145,16 +190,18 @@ class RayCluster:
             self.provider.close()
             self.ray_nodes.close()
 
-    def _receive(self, running: RunningTrial) -> WorkerMessage | None:
-        """Receive a trial's next message and store its state; ``None`` if it ended or its node is lost."""
+    def _receive(self, running: RunningTrial, stream: Any) -> WorkerMessage | None:
+        """Receive a trial's next message and store its state; ``None`` if a process ended or a node is lost."""
         ray = import_ray()
         message: WorkerMessage
         try:
-            message, state = ray.get(next(running.stream))
+            message, state = ray.get(next(stream))
         except StopIteration:
+            if len(running.streams) > 1:
+                running.streams.remove(stream)
             return None
         except ray.exceptions.RayError as error:
-            if running.nodes[0] not in list_alive_nodes():
+            if not set(running.nodes) <= list_alive_nodes():
                 return None
             reason = f"its worker is gone: {type(error).__name__}"
             return WorkerMessage(kind="failed", trial=running.job.trial, error=reason)
@@ -204,11 +251,14 @@ class RayCluster:
         # only now that all workers exist: a worker released earlier would have received the next task
         return sorted({name for name, stream in streams if not _is_ready(ray, stream)})
 
-    def _build_task(self, bundle: dict[str, float], strategy: Any, function: Callable[..., Any], **options: Any) -> Any:
+    def _build_task(
+        self, bundle: dict[str, float], strategy: Any, function: Callable[..., Any], max_calls: int = 0, **options: Any
+    ) -> Any:
+        """Build a task that streams its results; its process ends after ``max_calls`` of them, if that is not 0."""
         resources = {key: units for key, units in bundle.items() if key not in ("CPU", "GPU")}
         return (
             import_ray()
-            .remote(function)
+            .remote(max_calls=max_calls)(function)
             .options(
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
@@ -220,9 +270,8 @@ class RayCluster:
             )
         )
 
-    def _build_bundle(self, name: str, workers: int) -> dict[str, float]:
-        units = float(min(workers, self.accelerators))
-        return {self.devices[name] or "CPU": units, name_node_resource(name): units}
+    def _build_bundle(self, name: str, accelerators: int) -> dict[str, float]:
+        return {self.devices[name] or "CPU": float(accelerators), name_node_resource(name): float(accelerators)}
 
     def _count_used(self, name: str) -> int:
         return sum(
@@ -244,9 +293,19 @@ def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterat
     try:
         train = build_train_function(setup)
         for message in run_job(job, train, state, lambda _iters, new_state: states.append(new_state)):
-            yield message, states.pop()
+            yield message, states.pop() if states else b""
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
         yield describe_failure(job, error), b""
+
+
+def stream_rank(
+    setup: WorkerSetup, job: TrialJob, state: bytes | None, port: int
+) -> Iterator[tuple[WorkerMessage, bytes]]:
+    """Run one process of a trial that spans nodes; only the first streams results, the others only failures."""
+    rank = None if job.rank is None else replace(job.rank, port=port)
+    for message, new_state in stream_job(setup, replace(job, rank=rank), state):
+        if job.is_reporting or message.kind == "failed":
+            yield message, new_state
 
 
 def warm_up(setup: WorkerSetup) -> Iterator[WorkerMessage]:

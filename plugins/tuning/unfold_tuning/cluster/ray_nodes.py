@@ -130,9 +130,17 @@ def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> set[str]:
 
 def list_alive_nodes() -> set[str]:
     """List the names of the provider's nodes that Ray considers alive."""
+    return set(read_addresses())
+
+
+def read_addresses() -> dict[str, str]:
+    """Read the address of each alive node of the provider, by its name."""
     prefix = name_node_resource("")
     return {
-        key.removeprefix(prefix) for node in _query_alive_nodes() for key in node["Resources"] if key.startswith(prefix)
+        key.removeprefix(prefix): str(node["NodeManagerAddress"])
+        for node in _query_alive_nodes()
+        for key in node["Resources"]
+        if key.startswith(prefix)
     }
 
 

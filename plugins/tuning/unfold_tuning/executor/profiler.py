@@ -1,4 +1,7 @@
-"""Measures the profile of a job: a few trials of the real trainable at every number of workers, on one node."""
+"""Measures the profile of a job: a few trials of the real trainable at every number of workers.
+
+Trials run on one node, and on several for the speed-up across nodes if they may span them.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ class ProfileSamples:
         metrics: Ranking scores, like ``iterations``.
         configs: The measured configurations by trial.
         checkpoint_iters: Iterations between two checkpoints.
+        accelerators: Accelerators of a node.
         warm_ups: Seconds by which the first checkpoint of each trial exceeds the others: compilation, caches.
         startups: Seconds of starting a node.
         starts: Seconds that a trial takes besides its steps.
@@ -52,6 +56,7 @@ class ProfileSamples:
     metrics: dict[tuple[int, int], list[float]] = field(default_factory=dict)
     configs: dict[int, dict[str, object]] = field(default_factory=dict)
     checkpoint_iters: int = 1
+    accelerators: int = 1
     warm_ups: list[float] = field(default_factory=list)
     startups: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
@@ -80,9 +85,11 @@ class ProfileSamples:
         mean = float(means.mean())
         sizes = sorted({workers for workers, _ in self.iterations})
         starts = np.array(self.starts) + self.warm_up_s
+        speedups = [(workers, self._measure_speedup(workers)) for workers in sizes]
         return Profile(
             iteration=LogNormal(mean, float(np.mean([np.std(values) for values in by_trial.values()]))),
-            speedup=tuple((workers, self._measure_speedup(workers)) for workers in sizes),
+            speedup=tuple(item for item in speedups if item[0] <= self.accelerators),
+            across=tuple(item for item in speedups if item[0] > self.accelerators),
             startup=LogNormal(float(np.mean(self.startups)), float(np.std(self.startups))),
             start=LogNormal(float(np.mean(starts)), float(np.std(starts))),
             sync=LogNormal(LOCAL_SYNC_S),
@@ -118,7 +125,7 @@ class ProfileSamples:
 
 @dataclass(slots=True, kw_only=True)
 class Profiler:
-    """Measures trials on a cluster of one node.
+    """Measures trials on a cluster of one node, or of as many as a trial may span.
 
     Attributes:
         trainable: What trials train.
@@ -149,21 +156,26 @@ class Profiler:
     samples: ProfileSamples = field(default_factory=ProfileSamples)
 
     def run(self) -> ProfileSamples:
-        """Measure trials at every number of workers that a node allows, in powers of two.
+        """Measure trials at every number of workers in powers of two: within a node, then on whole nodes.
 
         Raises:
             UnfoldError: The function failed for every configuration, hangs, or a worker died.
         """
         configs = sample_bracket_configs(self.trainable.space, self.seed, self.bracket, TRIALS + SPARE_TRIALS)
-        self.samples = ProfileSamples(configs=dict(enumerate(configs)), checkpoint_iters=self.checkpoint_iters)
-        workers = 1
-        while workers <= self.accelerators:
+        self.samples = ProfileSamples(
+            configs=dict(enumerate(configs)), checkpoint_iters=self.checkpoint_iters, accelerators=self.accelerators
+        )
+        sizes = self._list_sizes()
+        for index, workers in enumerate(sizes):
             cluster = self.build_cluster()
             try:
                 cluster.open()
                 began = self.clock()
-                cluster.resize(1, _do_nothing)
+                cluster.resize(max(1, workers // self.accelerators), _do_nothing)
                 self.samples.startups.append(self.clock() - began)
+                if cluster.find_node(workers) is None:
+                    self.log.warning("fewer nodes than a trial of %d accelerators needs: not measured", workers)
+                    break
                 jobs = [
                     self._build_job(trial, config, workers)
                     for trial, config in enumerate(configs)
@@ -172,10 +184,15 @@ class Profiler:
                 self._measure_jobs(cluster, jobs, workers)
             finally:
                 cluster.close()
-            self.progress("profile", workers, self.accelerators)
-            workers *= 2
+            self.progress("profile", index + 1, len(sizes))
         self._separate_warm_ups()
         return self.samples
+
+    def _list_sizes(self) -> list[int]:
+        """List the numbers of workers to measure, ascending."""
+        within = [1 << power for power in range(self.accelerators.bit_length())]
+        nodes = [1 << power for power in range(1, self.trainable.span.bit_length())]
+        return within + [self.accelerators * count for count in nodes]
 
     def _separate_warm_ups(self) -> None:
         """Move what the first checkpoint of a trial takes longer than the others to its warm-up, if that is much."""

@@ -49,9 +49,8 @@ from unfold_tuning.schema.tuning import TuningSpec
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
 from unfoldkit.catalog.aws import AwsClients, connect_clients, request_prices
 from unfoldkit.catalog.billing import Billing
-from unfoldkit.catalog.bundled import load_bundled_book, load_catalog
-from unfoldkit.catalog.cache import load_cached_book
 from unfoldkit.catalog.instances import Catalog, Instance, PriceBook
+from unfoldkit.catalog.price_books import load_bundled_book, load_cached_book, load_catalog
 from unfoldkit.catalog.price_lists import read_prices
 
 GIB = 1024**3
@@ -242,6 +241,7 @@ def encode_profile(profile: Profile, trials: Sequence[ProfiledTrial] = (), measu
     encoded = {
         "iteration": _encode_time(profile.iteration),
         "speedup": {workers: round(speedup, 4) for workers, speedup in profile.speedup},
+        "across": {workers: round(speedup, 4) for workers, speedup in profile.across} or None,
         "provision": _encode_time(profile.provision),
         "startup": _encode_time(profile.startup),
         "start": _encode_time(profile.start),
@@ -436,6 +436,7 @@ def build_trainable(trainable: trainable_schema.Trainable) -> TrainableConfig:
         early_stop=_build_early_stop(trainable),
         rounds=trainable.rounds,
         timeout_s=trainable.timeout,
+        span=trainable.span,
         space={name: _build_dimension(dimension) for name, dimension in trainable.space.items()},
     )
 

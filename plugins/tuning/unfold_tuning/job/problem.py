@@ -51,6 +51,7 @@ class TrainableConfig:
         early_stop: Rules that end trials or the search early.
         rounds: Boosting rounds or passes over the data per iteration.
         timeout_s: A trial without a checkpoint for so long is killed.
+        span: Instances that a trial may span.
         space: The search space.
     """
 
@@ -66,6 +67,7 @@ class TrainableConfig:
     early_stop: EarlyStopRules = EarlyStopRules()
     rounds: int = 1
     timeout_s: float | None = None
+    span: int = 1
     space: Mapping[str, Dimension] = field(default_factory=dict)
 
     @property

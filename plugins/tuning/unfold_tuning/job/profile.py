@@ -37,7 +37,7 @@ class Profile:
     Attributes:
         iteration: One iteration on one accelerator.
         speedup: Speed-ups of a trial within one instance.
-        across: Speed-ups of a trial that spans several instances; they override ``speedup`` there.
+        across: Speed-ups of a trial that spans several instances; those within one never stand for them.
         provision: From the request to a running instance; not billed.
         startup: From a running to a ready instance; billed.
         start: Start of a trial's workers with its checkpoint.
@@ -67,12 +67,20 @@ class Profile:
         return workers in self._select_speedups(workers, accelerators)
 
     def _select_speedups(self, workers: int, accelerators: int) -> dict[int, float]:
-        return dict(self.speedup) | (dict(self.across) if workers > accelerators else {})
+        return dict(self.across if workers > accelerators else self.speedup)
 
     def list_worker_counts(self, accelerators: int) -> tuple[int, ...]:
         """List the measured numbers of workers per trial on instances that have ``accelerators`` each, ascending."""
-        measured = sorted(dict(self.speedup) | dict(self.across))
+        measured = sorted({workers for workers, _ in (*self.speedup, *self.across)})
         return tuple(workers for workers in measured if self.has_speedup(workers, accelerators))
+
+    def list_unmeasured_spans(self, accelerators: int) -> tuple[int, ...]:
+        """List the sizes of ``speedup`` that would span instances and have no speed-up for that, ascending."""
+        return tuple(
+            workers
+            for workers, _ in self.speedup
+            if workers > accelerators and not self.has_speedup(workers, accelerators)
+        )
 
 
 @dataclass(frozen=True, slots=True)

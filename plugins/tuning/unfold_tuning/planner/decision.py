@@ -85,9 +85,16 @@ def _parse_positive(value: object, key: str) -> int:
 def _check_speedups(plan: Plan, machine: Machine, profile: Profile) -> None:
     used = {allocation.workers for allocation in plan}
     missing = sorted(workers for workers in used if not profile.has_speedup(workers, machine.accelerators))
-    if missing:
-        message = f"the plan gives a trial {missing[0]} accelerators, but the profile has no speed-up for them"
-        raise user_error(message, key="profile.speedup", hint="measure it, or plan again")
+    if not missing:
+        return
+    if missing[0] > machine.accelerators:
+        message = f"the plan spreads a trial of {missing[0]} accelerators over instances of {machine.accelerators}"
+        hint = (
+            f"write its speed-up there, such as profile.across: {{{missing[0]}: 1.5}}, or measure it (trainable.span)"
+        )
+        raise user_error(f"{message}, at an unknown speed", key="profile.across", hint=hint)
+    message = f"the plan gives a trial {missing[0]} accelerators, but the profile has no speed-up for them"
+    raise user_error(message, key="profile.speedup", hint="measure it, or plan again")
 
 
 def _check_slots(plan: Plan, machine: Machine) -> None:

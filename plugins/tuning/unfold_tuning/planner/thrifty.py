@@ -26,6 +26,7 @@ from unfold_tuning.simulator.spot_market import (
     select_runs,
     simulate_thrifty,
 )
+from unfoldkit.api import user_error
 
 COMPARED_RUNS = 300
 COMPARED_PLANS = 24
@@ -38,6 +39,8 @@ def solve_job(problem: Problem, progress: Callable[[str, int, int], None]) -> So
     On the thrifty market the on-demand plan is kept if no plan leaves enough slack for spot instances.
     """
     solution = solve(problem, progress)
+    if solution.selected is None:
+        _require_known_spans(problem, progress)
     if problem.deadline_s is None or all(machine.spot is None for machine in problem.machines):
         return solution
     thrifty = select_thrifty(solution.candidates, problem.deadline_s, problem.confidence, problem.seed)
@@ -46,6 +49,25 @@ def solve_job(problem: Problem, progress: Callable[[str, int, int], None]) -> So
     plan, budget_usd = thrifty.selection.plan, problem.budget_usd
     is_over = budget_usd is not None and plan.estimate_within_budget_probability(budget_usd) < problem.confidence
     return replace(solution, selected=thrifty.selection, is_over_budget=is_over, thrifty=thrifty.runs)
+
+
+def _require_known_spans(problem: Problem, progress: Callable[[str, int, int], None]) -> None:
+    """Require the speed-up across instances if a plan exists only as long as it equals that within one.
+
+    Raises:
+        UnfoldError: Such a plan exists; whether it is on time is unknown.
+    """
+    profile, machines = problem.profile, problem.machines
+    sizes = sorted({size for machine in machines for size in profile.list_unmeasured_spans(machine.accelerators)})
+    if not sizes:
+        return
+    assumed = tuple(sorted((dict(profile.speedup) | dict(profile.across)).items()))
+    if solve(replace(problem, profile=replace(profile, across=assumed)), progress).selected is None:
+        return
+    counts = " or ".join(map(str, sizes))
+    message = f"a plan needs trials of {counts} accelerators over several instances, at an unknown speed-up"
+    hint = f"write profile.across: {{{sizes[-1]}: ...}}, or measure it: trainable.span, then unfold profile"
+    raise user_error(message, key="profile.across", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

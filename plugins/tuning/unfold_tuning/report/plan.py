@@ -153,6 +153,9 @@ def _describe_sources(problem: Problem, solution: Solution) -> Iterator[tuple[st
     if problem.paces is not None and solution.paces is not None:
         measured, jobs = problem.paces, solution.paces.prior.jobs
         yield "paces", sentences.describe_posterior(jobs, measured.profile.trials, measured.measured_on)
+    for machine in {machine.name: machine for machine in problem.machines}.values():
+        if sizes := problem.profile.list_unmeasured_spans(machine.accelerators):
+            yield "not considered", sentences.describe_unmeasured_spans(sizes, machine.name)
     yield "prices", sentences.describe_prices(problem.machines)
 
 

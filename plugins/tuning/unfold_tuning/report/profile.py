@@ -26,7 +26,8 @@ def report_profile(name: str, profile: Profile, samples: ProfileSamples, measure
         measured_on: The hardware.
         spent_usd: What the measurement cost.
     """
-    rows = tuple((workers, profile.iteration.mean / speedup, speedup) for workers, speedup in profile.speedup)
+    speedups = (*profile.speedup, *profile.across)
+    rows = tuple((workers, profile.iteration.mean / speedup, speedup) for workers, speedup in speedups)
     return Report(
         kind="tuning",
         verb="profile",

@@ -297,6 +297,12 @@ def describe_posterior(jobs: int, trials: int, measured_on: str) -> str:
     return f"{measured}; {source}; the margin is modelled, not proven"
 
 
+def describe_unmeasured_spans(sizes: Sequence[int], machine_name: str) -> str:
+    """Describe sizes of trials that would span instances at an unknown speed."""
+    counts = " or ".join(map(str, sizes))
+    return f"trials of {counts} accelerators over several {machine_name}; profile.across has no speed-up for them"
+
+
 def describe_failed_configs(count: int, error: str) -> str:
     """Describe the configurations that failed while the function was profiled."""
     return f"{format_count(count, 'configuration')} failed; the last error: {error}"

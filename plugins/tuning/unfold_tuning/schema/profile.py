@@ -75,7 +75,7 @@ class ProfileSpec(Model):
         default_factory=lambda: {1: 1.0}, description="speed-up by accelerators per trial, relative to one"
     )
     across: dict[int, float] | None = Field(
-        default=None, description="the same for trials across instances; sizes left out use speedup"
+        default=None, description="the same for trials across instances; only sizes that it names may span instances"
     )
     provision: Time = Field(default=45.0, description="from request to running; a single number varies by 50 %")
     startup: Time = Field(default=60.0, description="from running to ready, billed; a single number varies by 15 %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
@@ -17,6 +18,8 @@ Scalar = float | int | str | bool
 Value = Annotated[Scalar | tuple[Scalar, ...], Field(union_mode="left_to_right")]
 
 
+LOSS_WORDS = frozenset({"loss", "error", "err", "rmse", "mse", "mae", "mape", "nll", "perplexity", "regret"})
+"""Words in the name of a metric of which a smaller value is better."""
 MAX_LISTED = 1000
 """Values of an integer range that a condition may name."""
 
@@ -111,6 +114,10 @@ class Trainable(Model):
     early_stop: EarlyStop | None = Field(
         default=None, description="rules that end trials or the search early; a plan assumes that they never do"
     )
+    span: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="instances that a trial of a function may span; unfold profile measures the speed-up there",
+    )
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="boosting rounds, or passes over the data, in one iteration"
     )
@@ -128,16 +135,11 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
         yield Problem(("trainable",), "name an estimator or a function, not both", hint="write estimator: xgboost")
     if trainable.estimator is not None and trainable.data is None:
         yield Problem(("trainable",), "an estimator needs data", hint="write data: digits")
-    if trainable.estimator is not None and trainable.metric not in (None, *ESTIMATOR_MODES):
-        hint = did_you_mean(str(trainable.metric), ESTIMATOR_MODES)
-        hint = hint or "write accuracy or log-loss; only a function names its own metric"
-        yield Problem(("trainable", "metric"), f"an estimator has no metric {trainable.metric!r}", hint=hint)
-    if trainable.estimator is not None and trainable.mode not in (
-        None,
-        ESTIMATOR_MODES.get(trainable.metric or "accuracy"),
-    ):
-        message = f"a {trainable.mode}imal {trainable.metric or 'accuracy'} is no goal"
-        yield Problem(("trainable", "mode"), message, hint="leave mode out: the metric of an estimator implies it")
+    if trainable.estimator is not None:
+        yield from _check_estimator(trainable)
+    elif trainable.mode is None and LOSS_WORDS & set(re.split(r"[ _-]", (trainable.metric or "").lower())):
+        message = f"without mode, the largest {trainable.metric} would win"
+        yield Problem(("trainable", "metric"), message, hint="write mode: min, or mode: max if that is meant")
     if trainable.early_stop is not None and trainable.early_stop.patience is trainable.early_stop.target is None:
         yield Problem(("trainable", "early_stop"), "no rule", hint="write {patience: 5} or {target: 0.95}")
     for name, dimension in trainable.space.items():
@@ -147,6 +149,27 @@ def check_trainable(trainable: Trainable) -> Iterable[Problem]:
             yield Problem(("trainable", "space", name), "no value to choose", hint="write [16, 32]")
         if isinstance(dimension, ConditionalModel):
             yield from _check_conditions(trainable.space, name, dimension.when)
+
+
+def _check_estimator(trainable: Trainable) -> Iterable[Problem]:
+    """Yield what a built-in estimator cannot do."""
+    metric = trainable.metric or "accuracy"
+    if metric not in ESTIMATOR_MODES:
+        hint = (
+            did_you_mean(metric, ESTIMATOR_MODES) or "write accuracy or log-loss; only a function names its own metric"
+        )
+        yield Problem(("trainable", "metric"), f"an estimator has no metric {metric!r}", hint=hint)
+    if trainable.mode not in (None, ESTIMATOR_MODES.get(metric)):
+        hint = "leave mode out: the metric of an estimator implies it"
+        yield Problem(("trainable", "mode"), f"a {trainable.mode}imal {metric} is no goal", hint=hint)
+    target = trainable.early_stop.target if trainable.early_stop else None
+    if target is not None and (target <= 0 or (metric == "accuracy" and target > 1)):
+        message = f"no trial can reach {'an' if metric == 'accuracy' else 'a'} {metric} of {target:g}"
+        hint = f"write {target / 100:g}" if 1 < target <= 100 else "an accuracy is between 0 and 1, a log-loss positive"
+        yield Problem(("trainable", "early_stop", "target"), message, hint=hint)
+    if trainable.span > 1:
+        hint = "leave span out, or write function: a function may communicate between instances"
+        yield Problem(("trainable", "span"), "a trial of an estimator is one process on one instance", hint=hint)
 
 
 def _check_conditions(space: Mapping[str, SpaceValue], name: str, when: Mapping[str, Value]) -> Iterable[Problem]:

@@ -87,3 +87,17 @@ class TuningSpec(Spec):
             yield Problem(("placement",), "pack and spread exclude each other", hint=hint)
         if self.trainable is not None:
             yield from check_trainable(self.trainable)
+            yield from _check_span(self.trainable, self.profile, self.cloud)
+
+
+def _check_span(trainable: Trainable, profile: ProfileSpec | None, cloud: Cloud) -> Iterable[Problem]:
+    """Yield trials that would span instances without a speed-up, without instances, or without processes for it."""
+    if trainable.span > cloud.limit:
+        message = f"a trial may span {trainable.span} instances, but cloud.limit is {cloud.limit}"
+        yield Problem(("trainable", "span"), message, hint=f"write span: {cloud.limit}")
+    if trainable.span > 1 and profile is not None and not profile.across:
+        hint = "write across: {8: 5.1}, or leave profile out: unfold profile measures it"
+        yield Problem(("profile",), "no speed-up across instances, which trainable.span needs", hint=hint)
+    if trainable.estimator is not None and profile is not None and profile.across:
+        hint = "leave across out, or write function"
+        yield Problem(("profile", "across"), "a trial of an estimator is one process on one instance", hint=hint)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from unfold_tuning.job.problem import Mode, score_metric
 from unfold_tuning.trial.estimators import TrainFunction
+from unfold_tuning.trial.process_group import ProcessRank, set_environment
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.engines.local import start_worker
 from unfoldkit.errors import Diagnostic, UnfoldError, shorten
@@ -37,6 +38,7 @@ class TrialJob:
         seed: Seed of the run.
         folder: Folder of the trial's states, one file per iteration count.
         mode: Whether a smaller or a larger metric is better.
+        rank: The process that it is for, if the trial spans instances.
     """
 
     trial: int
@@ -48,6 +50,12 @@ class TrialJob:
     seed: int
     folder: Path
     mode: Mode = "max"
+    rank: ProcessRank | None = None
+
+    @property
+    def is_reporting(self) -> bool:
+        """Whether this process reports and stores checkpoints: of several, the first does."""
+        return self.rank is None or self.rank.rank == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +101,8 @@ def serve_jobs(parent: int, pipe: Connection, setup: WorkerSetup) -> None:
             return
         try:
             for message in run_job(job, train, load_state(job), lambda iters, state: _save_or_raise(job, iters, state)):  # noqa: B023
-                pipe.send(message)
+                if job.is_reporting:
+                    pipe.send(message)
         except _StateNotSavedError as error:
             pipe.send(WorkerMessage(kind="unsaved", trial=job.trial, error=str(error)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
@@ -129,7 +138,7 @@ def _save_or_raise(job: TrialJob, iters: int, state: bytes) -> None:
 def run_job(
     job: TrialJob, train: TrainFunction, state: bytes | None, save: Callable[[int, bytes], None]
 ) -> Iterator[WorkerMessage]:
-    """Run a job and yield a message after each checkpoint.
+    """Run a job and yield a message after each checkpoint; only the process that reports stores it.
 
     Args:
         job: The job.
@@ -137,6 +146,7 @@ def run_job(
         state: The state to continue from; ``None`` for a new trial.
         save: Stores the state at an iteration count; returns before the message is yielded.
     """
+    set_environment(job.rank)
     done = job.done
     while done < job.target:
         began = time.perf_counter()
@@ -144,7 +154,8 @@ def run_job(
         metric, state = check_result(train(job.config, state, iters, job.workers, job.seed))
         done += iters
         trained = time.perf_counter()
-        save(done, state)
+        if job.is_reporting:
+            save(done, state)
         ended = time.perf_counter()
         yield WorkerMessage(
             kind="step",

@@ -6,9 +6,10 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from unfoldkit.cli import console, plugin_registry
+from unfoldkit.cli import console
 from unfoldkit.descriptors import Kind, resolve
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.registry import open_registry
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.schema import build_joint_schema, build_schema
@@ -20,7 +21,7 @@ def write_starter(kind: str | None, out: Path | None = None, example: str | None
     Raises:
         UnfoldError: The kind or the example is missing or unknown, or the file exists.
     """
-    registry = plugin_registry.open_registry()
+    registry = open_registry()
     if kind is None:
         raise user_error("which kind?", hint=f"one of: {', '.join(sorted(registry.kinds))}")
     text = starter_text(registry.kind(kind), example)
@@ -65,7 +66,7 @@ def read_examples(kind: Kind) -> dict[str, str]:
 
 def write_schema(kind: str | None, out: Path | None = None) -> ExitCode:
     """Print the JSON Schema of one kind or of all, or write it to a file."""
-    registry = plugin_registry.open_registry()
+    registry = open_registry()
     if kind is None:
         data = build_joint_schema({name: _spec_model(item) for name, item in registry.kinds.items()})
     else:

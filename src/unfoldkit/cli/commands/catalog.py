@@ -6,8 +6,6 @@ import datetime as dt
 from pathlib import Path
 
 from unfoldkit.catalog.aws import AwsClients, RefreshResult, connect_clients, request_prices
-from unfoldkit.catalog.bundled import load_catalog
-from unfoldkit.catalog.cache import cache_file, cache_folder, load_cached_book, to_bytes
 from unfoldkit.catalog.instances import (
     Catalog,
     Instance,
@@ -17,9 +15,11 @@ from unfoldkit.catalog.instances import (
     price_of,
     unknown_gpu_error,
 )
+from unfoldkit.catalog.price_books import cache_file, cache_folder, load_cached_book, load_catalog, to_bytes
 from unfoldkit.catalog.price_lists import read_prices
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli import console, output
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.registry import open_registry
 from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.spec.units import format_price, parse_price
@@ -48,7 +48,7 @@ def list_instances(
     if wanted.gpu and not any(is_same_gpu(wanted.gpu, catalog.find(name).gpu) for name in catalog.names()):
         raise unknown_gpu_error(wanted.gpu, (catalog.find(name) for name in catalog.names()))
     report = report_instances(catalog, wanted, region)
-    output.deliver(report, output.select_renderer(plugin_registry.open_registry(builtin_only=True), form, out), out)
+    output.deliver(report, output.select_renderer(open_registry(builtin_only=True), form, out), out)
     return ExitCode.YES if report.verdict is Verdict.YES else ExitCode.NO
 
 

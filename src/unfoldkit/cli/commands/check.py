@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import build_run
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
@@ -20,7 +20,7 @@ from unfoldkit.errors import (
     with_default_file,
 )
 from unfoldkit.io.yaml12 import to_yaml
-from unfoldkit.registry import Registry
+from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
@@ -56,7 +56,7 @@ def check(
     """
     if form not in FORMATS:
         raise user_error(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
-    registry = plugin_registry.open_registry(builtin_only=builtin_only)
+    registry = open_registry(builtin_only=builtin_only)
     by_file = {file: find_mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
     mistakes = [item for items in by_file.values() for item in items]
     console.write_report(_render(mistakes, form))

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from unfoldkit.cli import console, plugin_registry
+from unfoldkit.cli import console
 from unfoldkit.descriptors import REPORT_TO_AUTHORS, Check, CheckResult, list_extras, resolve
 from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
-from unfoldkit.registry import Registry, find_misspelt_hooks
+from unfoldkit.registry import Registry, find_misspelt_hooks, open_registry
 
 GIB = 1024**3
 MIN_PYTHON = (3, 11)
@@ -23,7 +23,7 @@ MIN_PYTHON = (3, 11)
 
 def diagnose(form: str = "text") -> ExitCode:
     """Print every check with the remedy of a failed one; the answer is no if one failed."""
-    results = list(run_checks(plugin_registry.open_registry()))
+    results = list(run_checks(open_registry()))
     if form == "json":
         rows = [{"name": name, "ok": item.ok, "message": item.message, "hint": item.hint} for name, item in results]
         console.write_report(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")

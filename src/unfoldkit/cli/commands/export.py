@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli import console, output
 from unfoldkit.cli.commands.serve import find_plan
 from unfoldkit.cli.execution import build_run, check_run_kind, load_request
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.registry import open_registry
 from unfoldkit.run_directory import write_atomically
 
 FORMATS = ("onnx",)
@@ -29,7 +30,7 @@ def export(request: Request, form: str, out: Path | None) -> ExitCode:
     """
     if form not in FORMATS:
         raise user_error(f"--format {form}: no such format", hint=f"one of {', '.join(FORMATS)}")
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry)
     if loaded.kind.export is None:
         able = [kind.name for kind in registry.kinds.values() if kind.export]

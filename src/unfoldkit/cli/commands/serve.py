@@ -11,12 +11,13 @@ from signal import SIGINT
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.cli import console, plugin_registry
+from unfoldkit.cli import console
 from unfoldkit.cli.execution import (
     build_run,
     check_run_kind,
     load_request,
     perform,
+    reject_target,
     run_folder,
     store_spec,
     verb_reference,
@@ -25,6 +26,7 @@ from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
+from unfoldkit.registry import open_registry
 from unfoldkit.run_context import Run
 from unfoldkit.serving.http.address import Address, bind_socket, is_listening, open_listener
 from unfoldkit.serving.http.resource_limits import ResourceLimits
@@ -35,8 +37,8 @@ from unfoldkit.serving.observability.access_log import (
     Observer,
     combine_observers,
     json_access_log,
-    request_tracer,
 )
+from unfoldkit.serving.observability.tracing import find_instrumentation, request_tracer
 from unfoldkit.serving.service import Service, is_always_healthy
 from unfoldkit.spec.resolve import RUN_PLAN, LoadedSpec
 
@@ -60,6 +62,7 @@ class ServeOptions:
         is_insecure: A token may cross the network in plain text.
         max_connections: The bound of open connections per process; 0 for as many as the descriptors allow.
         grpc_port: The port of gRPC; 0 for HTTP only.
+        model_control: Clients may unload models and load them again.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +75,7 @@ class ServeOptions:
     is_insecure: bool = False
     max_connections: int = 0
     grpc_port: int = 0
+    model_control: bool = False
 
     @property
     def address(self) -> Address:
@@ -107,7 +111,7 @@ class WorkerProcess:
         raise SystemExit(console.run_guarded(lambda: self._serve(number, heartbeat)))
 
     def _serve(self, number: int, heartbeat: Heartbeat) -> int:
-        registry = plugin_registry.open_registry(builtin_only=self.request.builtin_only)
+        registry = open_registry(builtin_only=self.request.builtin_only)
         loaded = load_request(self.request, registry, self.stdin)
         service = _start_service(loaded, _build_run(self.request, loaded, log_json=self.options.log_json))
         store_metrics = service.share(self.folder) if service.share else is_always_healthy
@@ -142,14 +146,17 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
     if options.tls is not None:
         # before a large model is loaded
         options.tls.build_context()
-    registry = plugin_registry.open_registry(builtin_only=request.builtin_only)
+    registry = open_registry(builtin_only=request.builtin_only)
     loaded = load_request(request, registry, stdin)
+    reject_target(request, loaded.kind)
     run = _build_run(request, loaded, log_json=options.log_json)
     if options.processes > 1:
         return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)
     with run.directory.locked(), open_listener(options.address) as listener:
         check_run_kind(run, loaded.kind)
         service = _start_service(loaded, run)
+        if options.model_control:
+            service = _offer_repository(service, lambda: _start_service(loaded, run))
         if loaded.run is None:
             store_spec(run, loaded.spec)
         options = replace(options, port=listener.getsockname()[1])
@@ -185,6 +192,8 @@ def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> Exi
     """Serve by several processes; this one holds the run and the port, and replaces a process that dies or hangs."""
     verb_reference(loaded.kind, "serve")
     options = worker.options
+    if options.model_control:
+        raise user_error("--model-control: a client reaches one process", hint="leave --processes out")
     if not loaded.kind.many:
         raise user_error(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
     is_shared = is_listening(options.address)
@@ -215,6 +224,14 @@ def _start_service(loaded: LoadedSpec, run: Run) -> Service:
     return service
 
 
+def _offer_repository(service: Service, start: Callable[[], Service]) -> Service:
+    from unfoldkit.serving.oip.repository import offer_repository
+
+    if not service.endpoints:
+        raise user_error(f"{service.name} has no models to load and unload", hint="leave --model-control out")
+    return offer_repository(service, start)
+
+
 def _build_run(request: Request, loaded: LoadedSpec, *, log_json: bool) -> Run:
     run = build_run(request, loaded)
     for handler in run.log.handlers if log_json else ():
@@ -230,12 +247,14 @@ def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> 
     from unfoldkit.serving.http.host import HostOptions
 
     observers = [json_access_log(_open_json_log())] if options.log_json else []
-    tracer = request_tracer()
+    instrumentation = find_instrumentation()
+    tracer = request_tracer() if instrumentation is None else None
     observer: Observer | None = combine_observers([*observers, *([tracer] if tracer else [])])
     return HostOptions(
         token=options.token,
         heartbeat=heartbeat,
         observer=observer,
+        instrumentation=instrumentation,
         own_log=options.log_json,
         fast_path=options.fast_path,
         limits=ResourceLimits(connections=options.max_connections),

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.cli import console, output, plugin_registry
+from unfoldkit.cli import console, output
 from unfoldkit.cli.comparison import Side, compare_reports
 from unfoldkit.cli.execution import REPORT
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.errors import ExitCode, shorten, user_error
-from unfoldkit.registry import Registry
+from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, from_data, validate_report
 from unfoldkit.run_directory import MANIFEST, RunDir
 from unfoldkit.safe_io.files import parse_object
@@ -23,7 +23,7 @@ from unfoldkit.safe_io.files import parse_object
 
 def list_plugins(form: str = "text") -> ExitCode:
     """Print every plugin with its kinds, distribution and status."""
-    registry = plugin_registry.open_registry()
+    registry = open_registry()
     rows = [_row(registry, index) for index in range(len(registry.plugins))]
     if form == "json":
         console.write_report(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
@@ -60,7 +60,7 @@ def show_report(request: ReportRequest, *, exit_zero: bool = False) -> ExitCode:
     if request.other is not None:
         report = compare_reports(Side(str(request.path), report), Side(str(request.other), read_report(request.other)))
     form = "html" if page else request.form
-    output.deliver(report, output.select_renderer(plugin_registry.open_registry(), form, page or request.out),
+    output.deliver(report, output.select_renderer(open_registry(), form, page or request.out),
                    page or request.out)  # fmt: skip
     if page is not None:
         _open_browser(page)

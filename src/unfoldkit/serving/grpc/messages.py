@@ -49,15 +49,18 @@ FIELDS: Mapping[str, str] = {
         "repeated double fp64_contents=7, repeated bytes bytes_contents=8"
     ),
     "InferTensor": (
-        "string name=1, string datatype=2, repeated int64 shape=3, map parameters=4, InferTensorContents contents=5"
+        "string name=1, string datatype=2, repeated int64 shape=3, map InferParameter parameters=4, "
+        "InferTensorContents contents=5"
     ),
-    "InferRequestedOutputTensor": "string name=1, map parameters=2",
+    "InferRequestedOutputTensor": "string name=1, map InferParameter parameters=2",
     "ModelInferRequest": (
-        "string model_name=1, string model_version=2, string id=3, map parameters=4, repeated InferTensor inputs=5, "
+        "string model_name=1, string model_version=2, string id=3, map InferParameter parameters=4, "
+        "repeated InferTensor inputs=5, "
         "repeated InferRequestedOutputTensor outputs=6, repeated bytes raw_input_contents=7"
     ),
     "ModelInferResponse": (
-        "string model_name=1, string model_version=2, string id=3, map parameters=4, repeated InferTensor outputs=5, "
+        "string model_name=1, string model_version=2, string id=3, map InferParameter parameters=4, "
+        "repeated InferTensor outputs=5, "
         "repeated bytes raw_output_contents=6"
     ),
     "ModelInput": "string name=1, DataType data_type=2, repeated int64 dims=4",
@@ -82,9 +85,16 @@ FIELDS: Mapping[str, str] = {
     "RepositoryIndexRequest": "string repository_name=1, bool ready=2",
     "ModelIndex": "string name=1, string version=2, string state=3, string reason=4",
     "RepositoryIndexResponse": "repeated ModelIndex models=1",
-    "RepositoryModelLoadRequest": "string repository_name=1, string model_name=2",
+    "ModelRepositoryParameter": (
+        "oneof bool bool_param=1, oneof int64 int64_param=2, oneof string string_param=3, oneof bytes bytes_param=4"
+    ),
+    "RepositoryModelLoadRequest": (
+        "string repository_name=1, string model_name=2, map ModelRepositoryParameter parameters=3"
+    ),
     "RepositoryModelLoadResponse": "",
-    "RepositoryModelUnloadRequest": "string repository_name=1, string model_name=2",
+    "RepositoryModelUnloadRequest": (
+        "string repository_name=1, string model_name=2, map ModelRepositoryParameter parameters=3"
+    ),
     "RepositoryModelUnloadResponse": "",
 }
 
@@ -144,13 +154,13 @@ def _add_field(message: Any, text: str) -> None:
     field = message.field.add(name=name, number=int(number), label=label)
     if words[0] == "oneof":
         field.oneof_index = 0
-    if kind == "map":
+    if words[0] == "map":
         # a map is a repeated message of keys and values
         entry = message.nested_type.add(name="ParametersEntry")
         entry.options.map_entry = True
         entry.field.add(name="key", number=1, type=_Field.TYPE_STRING, label=_Field.LABEL_OPTIONAL)
         value = entry.field.add(name="value", number=2, type=_Field.TYPE_MESSAGE, label=_Field.LABEL_OPTIONAL)
-        value.type_name = f".{PACKAGE}.InferParameter"
+        value.type_name = f".{PACKAGE}.{kind}"
         field.type, field.type_name = _Field.TYPE_MESSAGE, f".{PACKAGE}.{message.name}.ParametersEntry"
     elif kind[0].isupper():
         field.type = _Field.TYPE_ENUM if kind == "DataType" else _Field.TYPE_MESSAGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,11 @@ from unfoldkit.serving.batching.batcher import QueueFull, Result
 from unfoldkit.serving.grpc.messages import METHODS, SERVICE, Messages, build_messages
 from unfoldkit.serving.grpc.tensors import fill_response, read_request
 from unfoldkit.serving.model import Rejection
+from unfoldkit.serving.observability.access_log import ID, PARENT, Observer, RequestNote, new_id, sanitize_id
 from unfoldkit.serving.oip.app import describe_model
 from unfoldkit.serving.oip.binary import InvalidRequest, TooLarge
 from unfoldkit.serving.oip.inference import Endpoint, problem_reply
+from unfoldkit.serving.oip.repository import ModelRepository, RepositoryError
 from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
 
 MAX_CONCURRENT_CALLS = 1024
@@ -31,6 +34,11 @@ CODES = {
     503: "UNAVAILABLE",
 }
 """The status codes of gRPC by HTTP status; INTERNAL for any other."""
+STATUSES = {code: status for status, code in CODES.items() if status != 413} | {
+    "UNAUTHENTICATED": 401,
+    "UNIMPLEMENTED": 501,
+}
+"""The HTTP statuses of calls in the access log, by their status code."""
 
 
 class CallError(Exception):
@@ -52,6 +60,9 @@ class GrpcOptions:
         hold_body: Records the bytes of a client's request, and returns why they are too many; called with a negative
             size afterwards.
         is_draining: Whether the server is about to stop.
+        repository: Loads and unloads the models; ``None`` if they stay loaded.
+        observer: Receives a note of every call, with the HTTP status that its outcome would have.
+        interceptors: Interceptors of the server.
     """
 
     address: str
@@ -59,6 +70,9 @@ class GrpcOptions:
     credentials: Any = None
     hold_body: Callable[[str, int], str] = field(default=lambda _client, _size: "")
     is_draining: Callable[[], bool] = bool
+    repository: ModelRepository | None = None
+    observer: Observer | None = None
+    interceptors: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +93,36 @@ class InferenceServicer:
     def is_ready(self) -> bool:
         """Whether every model responds, and the server is not about to stop."""
         is_hung = any(endpoint.batcher.hung for endpoint in self.endpoints.values())
-        return not is_hung and not self.options.is_draining()
+        return bool(self.endpoints) and not is_hung and not self.options.is_draining()
 
     async def answer(self, name: str, request: Any, context: Any) -> Any:
         """Answer a call, after its token was checked and its bytes were counted."""
         import grpc
 
+        start_s, status = time.perf_counter(), 500
+        ids = read_ids(context.invocation_metadata())
+        request_id = ids[ID] or (new_id() if self.options.observer else "")
+        trailers = ((ID.decode(), request_id),) if request_id else ()
         client, size = client_address(context.peer()), request.ByteSize()
         exceeded = self.options.hold_body(client, size)
         try:
             self._check_token(name, context)
             self._check_size(exceeded)
-            return await getattr(self, f"call_{name}")(request)
+            response = await getattr(self, f"call_{name}")(request)
+            context.set_trailing_metadata(trailers)
         except CallError as error:
-            trailers = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
-            await context.abort(grpc.StatusCode[error.code], error.message, trailers)
+            status = STATUSES.get(error.code, 500)
+            retry = (("retry-after", str(error.retry_s)),) if error.retry_s else ()
+            await context.abort(grpc.StatusCode[error.code], error.message, (*trailers, *retry))
+        else:
+            status = 200
+            return response
         finally:
             self.options.hold_body(client, -size)
+            if self.options.observer is not None:
+                duration_s = time.perf_counter() - start_s
+                note = RequestNote(request_id, "POST", f"/{SERVICE}/{name}", status, duration_s, ids[PARENT])
+                self.options.observer(note)
 
     def _check_size(self, exceeded: str) -> None:
         if exceeded:
@@ -111,7 +138,9 @@ class InferenceServicer:
             raise CallError("UNAUTHENTICATED", "a bearer token is needed")
 
     def _find(self, name: str, version: str) -> Endpoint:
-        endpoint = self.endpoints.get(name)
+        endpoint, repository = self.endpoints.get(name), self.options.repository
+        if endpoint is None and repository is not None and name in repository.versions:
+            raise CallError("UNAVAILABLE", repository.explain(name))
         if endpoint is None or version not in ("", endpoint.model.version):
             raise CallError("NOT_FOUND", f"no such model: {name[:80]!r} {version[:80]}; there is {self._names()}")
         return endpoint
@@ -158,6 +187,9 @@ class InferenceServicer:
 
     async def call_RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
         """List the models."""
+        if self.options.repository is not None:
+            models = self.options.repository.list_models(is_ready_only=request.ready)
+            return self.messages.RepositoryIndexResponse(models=models)
         states = {False: "READY", True: "UNAVAILABLE"}
         models = [
             {"name": item.model.name, "version": item.model.version, "state": states[item.batcher.hung]}
@@ -166,17 +198,39 @@ class InferenceServicer:
         ]
         return self.messages.RepositoryIndexResponse(models=models)
 
-    async def call_RepositoryModelLoad(self, _request: Any) -> Any:  # noqa: N802
-        """Refuse to load a model: a service is one run."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
+    async def call_RepositoryModelLoad(self, request: Any) -> Any:  # noqa: N802
+        """Load a model, if the service was started with model control."""
+        repository = self._require_repository()
+        try:
+            await repository.load(request.model_name, request.parameters)
+        except RepositoryError as error:
+            raise CallError(CODES[error.status], error.message) from error
+        return self.messages.RepositoryModelLoadResponse()
 
-    async def call_RepositoryModelUnload(self, _request: Any) -> Any:  # noqa: N802
-        """Refuse to unload a model."""
-        raise CallError("UNIMPLEMENTED", "a service is one run, and its models stay loaded")
+    async def call_RepositoryModelUnload(self, request: Any) -> Any:  # noqa: N802
+        """Unload a model after its responses, if the service was started with model control."""
+        repository = self._require_repository()
+        try:
+            await repository.unload(request.model_name)
+        except RepositoryError as error:
+            raise CallError(CODES[error.status], error.message) from error
+        return self.messages.RepositoryModelUnloadResponse()
+
+    def _require_repository(self) -> ModelRepository:
+        if self.options.repository is None:
+            message = "the models of this service stay loaded; it was started without --model-control"
+            raise CallError("UNIMPLEMENTED", message)
+        return self.options.repository
 
     async def call_ModelInfer(self, message: Any) -> Any:  # noqa: N802
         """Answer an inference request."""
         endpoint = self._find(message.model_name, message.model_version)
+        if self.options.repository is None:
+            return await self._infer(endpoint, message)
+        with self.options.repository.track(endpoint.model.name):
+            return await self._infer(endpoint, message)
+
+    async def _infer(self, endpoint: Endpoint, message: Any) -> Any:
         if retry_s := endpoint.gate.ask():
             raise CallError(CODES[429], "too many rows are waiting; retry later", retry_s)
         try:
@@ -206,6 +260,7 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     servicer = InferenceServicer(endpoints, options, messages)
     max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
     server = grpc.aio.server(
+        interceptors=options.interceptors,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         options=[
             ("grpc.max_receive_message_length", max_bytes),
@@ -240,9 +295,12 @@ async def _add_health_and_reflection(server: Any, servicer: InferenceServicer) -
             """Return whether requests are answered."""
             import grpc
 
-            if request.service not in ("", SERVICE, *servicer.endpoints):
+            repository = servicer.options.repository
+            unloaded = set(repository.versions) - set(servicer.endpoints) if repository else set()
+            if request.service not in ("", SERVICE, *servicer.endpoints, *unloaded):
                 await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-            return status(status=status.SERVING if servicer.is_ready else status.NOT_SERVING)
+            is_serving = servicer.is_ready and request.service not in unloaded
+            return status(status=status.SERVING if is_serving else status.NOT_SERVING)
 
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     if servicer.options.is_authorized is None:
@@ -266,6 +324,15 @@ def _build_handler(servicer: InferenceServicer, name: str) -> Any:
         request_deserializer=classes[f"{name}Request"].FromString,
         response_serializer=classes[f"{name}Response"].SerializeToString,
     )
+
+
+def read_ids(metadata: Any) -> dict[bytes, str]:
+    """Return the request id and the trace parent in the metadata of a call; empty if there is none to repeat."""
+    ids = {ID: "", PARENT: ""}
+    for key, value in metadata or ():
+        if (name := key.encode()) in ids:
+            ids[name] = sanitize_id(value.encode() if isinstance(value, str) else value)
+    return ids
 
 
 def client_address(peer: str) -> str:

@@ -37,6 +37,7 @@ from unfoldkit.serving.http.tls import TlsFiles, reload_certificate
 from unfoldkit.serving.http.workers import ending_signals, hangup_signal
 from unfoldkit.serving.observability.access_log import Observer, observe_requests
 from unfoldkit.serving.observability.live_page import serve_events, serve_page
+from unfoldkit.serving.observability.tracing import Instrumentation
 from unfoldkit.serving.responses import Header
 from unfoldkit.serving.service import ASGIApp, Service
 
@@ -61,6 +62,7 @@ class HostOptions:
         request_timeout_s: How long a request may take to come in, and a client to read its response.
         heartbeat: Called regularly while requests are accepted and models respond.
         observer: Receives a note of every request.
+        instrumentation: OpenTelemetry's instrumentation, which the fast path would bypass; ``None`` without it.
         own_log: The program has set up its log; uvicorn must not set up another.
         fast_path: Answer plain inference requests without ASGI, see :mod:`unfoldkit.serving.http.fast_path`.
         limits: Bounds of what all connections hold.
@@ -73,6 +75,7 @@ class HostOptions:
     request_timeout_s: float = REQUEST_TIMEOUT_S
     heartbeat: Heartbeat | None = None
     observer: Observer | None = None
+    instrumentation: Instrumentation | None = None
     own_log: bool = False
     fast_path: bool = True
     limits: ResourceLimits = field(default_factory=ResourceLimits)
@@ -163,6 +166,9 @@ async def _start_grpc(service: Service, options: HostOptions, drain: Drain, usag
         credentials=options.tls.build_grpc_credentials() if options.tls else None,
         hold_body=usage.hold_call,
         is_draining=drain.started.is_set,
+        repository=service.repository,
+        observer=options.observer,
+        interceptors=tuple(options.instrumentation.build_interceptors()) if options.instrumentation else (),
     )
     return await start_grpc_server(service.endpoints, grpc_options)
 
@@ -191,8 +197,9 @@ def _build_server(service: Service, options: HostOptions, drain: Drain, usage: R
     from uvicorn.config import LOGGING_CONFIG
 
     app = close_while_draining(require_host(wrap_application(service, options.token, drain)), drain)
+    app = observe_requests(app, options.observer)
     config = uvicorn.Config(
-        observe_requests(app, options.observer),
+        options.instrumentation.wrap_app(app) if options.instrumentation else app,
         http="httptools",
         # a failed start is no reason to go on without one
         lifespan="on",
@@ -222,8 +229,9 @@ def _connection_factory(
 ) -> Callable[..., Connection]:
     protocol_class = build_protocol_class()
     is_token = functools.partial(is_authorized, expected_header(options.token))
+    is_fast = options.fast_path and options.instrumentation is None
     fast_path = FastPath(
-        responders=service.posts if options.fast_path else {},
+        responders=service.posts if is_fast else {},
         max_body_bytes=service.body_bytes,
         is_authorized=is_token if options.token else lambda _header: True,
         is_closing=drain.started.is_set,
@@ -234,7 +242,7 @@ def _connection_factory(
     )
     # an observer sees each request in turn; only Linux has epoll; TLS cannot be read from the descriptor
     is_plain = options.observer is None and options.tls is None
-    rejects_early = options.fast_path and is_plain and hasattr(select, "epoll")
+    rejects_early = is_fast and is_plain and hasattr(select, "epoll")
     call_soon = asyncio.get_running_loop().call_soon
     rejecter = OverloadRejecter(fast_path.rejection_for, call_soon, time.monotonic) if rejects_early else None
 

@@ -1,8 +1,7 @@
-"""Observe every request: an access log in JSON lines, and spans of OpenTelemetry if it is set up."""
+"""Observe every request: ids, and an access log in JSON lines."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import re
 import time
@@ -85,30 +84,6 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(fields).decode()
 
 
-def request_tracer(provider: Any = None) -> Observer | None:
-    """Make an observer that records a span per request, if OpenTelemetry is installed and has an exporter.
-
-    A span is a server span named after method and path, a child of the request's ``traceparent``. Its attributes are
-    those of the HTTP semantic conventions of OpenTelemetry.
-
-    Args:
-        provider: A tracer provider; without it the global one, which ``opentelemetry-instrument`` sets.
-    """
-    if importlib.util.find_spec("opentelemetry") is None:
-        return None
-    from opentelemetry import trace
-
-    provider = provider or trace.get_tracer_provider()
-    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-        return None
-    tracer = provider.get_tracer("unfoldkit.serving")
-
-    def record(note: RequestNote) -> None:
-        _record_span(tracer, note)
-
-    return record
-
-
 def observe_requests(
     app: ASGIApp, observer: Observer | None, clock: Callable[[], float] = time.perf_counter
 ) -> ASGIApp:
@@ -136,34 +111,6 @@ def observe_requests(
 def _log_fields(note: RequestNote) -> dict[str, Any]:
     fields = {"id": note.id, "method": note.method, "path": note.path, "status": note.status}
     return fields | {"ms": round(note.seconds * 1e3, 3)} | ({"traceparent": note.parent} if note.parent else {})
-
-
-def _record_span(tracer: Any, note: RequestNote) -> None:
-    from opentelemetry import trace
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    end_ns = time.time_ns()
-    parent = TraceContextTextMapPropagator().extract({"traceparent": note.parent})
-    attributes: dict[str, Any] = {
-        "http.request.method": note.method,
-        "url.path": note.path,
-        "url.scheme": "http",
-        "http.response.status_code": note.status,
-        "unfold.request_id": note.id,
-    }
-    if note.status >= 500:
-        attributes["error.type"] = str(note.status)
-    # clients can make up any path; span names must stay few
-    span = tracer.start_span(
-        note.method if note.status == 404 else f"{note.method} {note.path}",
-        parent,
-        trace.SpanKind.SERVER,
-        attributes,
-        start_time=end_ns - int(note.seconds * 1e9),
-    )
-    if note.status >= 500:
-        span.set_status(trace.StatusCode.ERROR)
-    span.end(end_ns)
 
 
 def _send_with_id(send: Send, request_id: str, status: list[int]) -> Send:

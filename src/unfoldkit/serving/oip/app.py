@@ -107,6 +107,8 @@ class Application:
         if make_reply is not None or path in self.posts:
             allowed = b"POST" if path in self.posts else b"GET, HEAD"
             return error_reply(405, f"{method} is not for {path}", ((b"allow", allowed),))
+        if path.startswith("/v2/repository/models/"):
+            return error_reply(404, "the models of this service stay loaded; it was started without --model-control")
         return error_reply(404, self._explain_unknown(path))
 
     def _explain_unknown(self, path: str) -> str:
@@ -268,17 +270,17 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
     app.posts[f"{first}:predict"] = functools.partial(answer_predict, endpoint)
 
 
-class _IndexRequest(msgspec.Struct):
+class IndexRequest(msgspec.Struct):
     """Which models the index lists: those that are ready, or all."""
 
     ready: bool | None = None
 
 
 async def _answer_index(app: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one POST to the index of models, the only supported part of the model repository extension."""
+    """Answer one POST to the index of models."""
     try:
         body = await read_body(scope, receive, openapi.INDEX_BYTES)
-        request = msgspec.json.decode(body or b"{}", type=_IndexRequest)
+        request = msgspec.json.decode(body or b"{}", type=IndexRequest)
     except (TooLarge, InvalidRequest) as problem:
         await send_reply(problem_reply(problem), send)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:

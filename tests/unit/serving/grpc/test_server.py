@@ -39,7 +39,7 @@ def both(*words: str, tls: ssl.SSLContext | None = None) -> Iterator[tuple[Serve
 
 def await_port(port: int) -> None:
     """Wait until the second port accepts connections: HTTP may be ready before gRPC."""
-    for _ in range(100):
+    for _ in range(400):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

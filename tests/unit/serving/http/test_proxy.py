@@ -1,4 +1,4 @@
-"""The shipped configurations of nginx and systemd, judged by the programs themselves."""
+"""The shipped configurations of nginx, Envoy and systemd, judged by the programs themselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -108,6 +109,83 @@ def test_nginx_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
         with proxy.connect() as wire:
             wire.sendall(request(INFER, rows([1, 2, 3])))
             assert read(wire).status in (429, 502)
+
+
+@contextmanager
+def before_envoy(folder: Path) -> Iterator[Proxy]:
+    """Run the shipped configuration of Envoy with other ports and a new certificate."""
+    files = certificate(folder, "localhost")
+    with socket.socket() as free, socket.socket() as second, both() as (server, grpc_port):
+        free.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        port, admin = (item.getsockname()[1] for item in (free, second))
+        free.close()
+        second.close()
+        text = (ROOT / "deploy/envoy/unfold.yaml").read_text()
+        changes = {
+            "address: 127.0.0.1, port_value: 8080": f"address: 127.0.0.1, port_value: {server.port}",
+            "address: 127.0.0.1, port_value: 9001": f"address: 127.0.0.1, port_value: {grpc_port}",
+            "address: 127.0.0.1, port_value: 9901": f"address: 127.0.0.1, port_value: {admin}",
+            "address: 0.0.0.0, port_value: 443": f"address: 127.0.0.1, port_value: {port}",
+            # a slow machine reaches the shipped rate never
+            "max_tokens: 400, tokens_per_fill: 200": "max_tokens: 100, tokens_per_fill: 1",
+            "/etc/ssl/unfold/tls.crt": str(files.certificate),
+            "/etc/ssl/unfold/tls.key": str(files.key),
+        }
+        for shipped, tested in changes.items():
+            assert shipped in text
+            text = text.replace(shipped, tested)
+        (folder / "unfold.yaml").write_text(text)
+        words = ["envoy", "-c", str(folder / "unfold.yaml"), "--concurrency", "1", "--disable-hot-restart", "-l", "off"]
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL) as envoy:
+            try:
+                await_port(port)
+                yield Proxy(server, port, client(files.certificate), files.certificate.read_bytes())
+            finally:
+                envoy.terminate()
+
+
+@pytest.mark.skipif(not (shutil.which("envoy") and shutil.which("openssl")), reason="there is no envoy or openssl")
+def test_envoy_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
+    """Requests are answered under TLS, streams are not held back, ambiguous ones and floods end at the proxy."""
+    with before_envoy(tmp_path) as proxy:
+        assert find_reply(proxy, request(INFER, rows([1, 2, 3])), 200)["outputs"][0]["data"] == [6.0]
+        with proxy.connect() as wire:
+            wire.sendall(request(INFER, rows([1, 2, 3]), headers="x-request-id: mine\r\n"))
+            assert read(wire).headers["x-request-id"] == "mine"
+        for bad in ("a_b: 1\r\n", "content-length: 3\r\n"):
+            with proxy.connect() as wire:
+                wire.sendall(request(INFER, rows([1, 2, 3]), headers=bad))
+                assert read(wire).status == 400
+        with proxy.connect() as wire:
+            wire.sendall(request(INFER, b"x" * 4_300_000))
+            assert read(wire).status == 413
+        with proxy.connect() as wire:
+            wire.sendall(request("/events"))
+            stream, deadline = b"", time.monotonic() + 5
+            while b"data:" not in stream:
+                assert time.monotonic() < deadline
+                stream += wire.recv(65536)
+        credentials = grpc.ssl_channel_credentials(proxy.authority)
+        with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
+            messages = build_messages()
+            reply = call(channel, messages, "ModelInfer", raw_request(messages, [[1.0, 2.0, 3.0]]))
+            assert reply.outputs[0].shape == [1]
+        assert proxy.server.end() == 0
+        find_reply(proxy, request(INFER, rows([1, 2, 3])), 503)
+        assert find_status(proxy, 429)
+
+
+def find_reply(proxy: Proxy, message: bytes, status: int) -> Any:
+    """Send a request until its reply has a status: a proxy notices a new state of its service a little later."""
+    for _ in range(60):
+        with proxy.connect() as wire:
+            wire.sendall(message)
+            reply = read(wire)
+            if reply.status == status:
+                return reply.json if status == 200 else reply.body
+        time.sleep(0.2)
+    raise AssertionError(f"{reply.status} instead of {status}")
 
 
 def find_status(proxy: Proxy, status: int) -> bool:

@@ -1,4 +1,4 @@
-"""Ids of requests, lines of logs and spans: over real sockets, and with the real SDK of OpenTelemetry."""
+"""Ids of requests and lines of logs, over real sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from unfoldkit.serving.observability.access_log import (
     RequestNote,
     combine_observers,
     json_access_log,
-    request_tracer,
     sanitize_id,
 )
 
@@ -96,39 +95,3 @@ def test_lines_have_the_fields_of_the_note() -> None:
     json_access_log(log)(RequestNote("i", "POST", "/p", 503, 0.25))
     assert records[0].levelno == logging.ERROR
     assert vars(records[0])["fields"] == {"id": "i", "method": "POST", "path": "/p", "status": 503, "ms": 250.0}
-
-
-def test_a_request_is_a_span() -> None:
-    """With the SDK a request is a span of a server, child of its trace parent, with HTTP's attributes and its time."""
-    sdk = pytest.importorskip(
-        "opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed; nox -s faults has it"
-    )
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-    from opentelemetry.trace import SpanKind, StatusCode
-
-    memory, provider = InMemorySpanExporter(), sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    observer = request_tracer(provider)
-    assert observer
-    observer(RequestNote("i", "POST", "/p", 200, 0.25, PARENT))
-    observer(RequestNote("j", "POST", "/p", 503, 0.0))
-    observer(RequestNote("k", "GET", "/made-up-1", 404, 0.0))
-    good, bad, lost = memory.get_finished_spans()
-    assert (good.name, good.kind) == ("POST /p", SpanKind.SERVER)
-    assert format(good.context.trace_id, "032x") == PARENT.split("-")[1]
-    assert format(good.parent.span_id, "016x") == PARENT.split("-")[2]
-    assert good.attributes["http.response.status_code"] == 200
-    assert good.attributes["unfold.request_id"] == "i"
-    assert abs((good.end_time - good.start_time) / 1e9 - 0.25) < 0.01
-    assert good.attributes["url.scheme"] == "http"
-    assert "error.type" not in good.attributes
-    assert (bad.parent, bad.status.status_code) == (None, StatusCode.ERROR)
-    assert bad.attributes["error.type"] == "503"
-    # a client that makes up paths makes up no names of spans
-    assert (lost.name, lost.attributes["url.path"]) == ("GET", "/made-up-1")
-
-
-def test_without_a_provider_nothing_is_traced() -> None:
-    """OpenTelemetry that nobody set up makes no observer."""
-    assert request_tracer() is None

@@ -19,7 +19,6 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         ),
         sentences.summarise_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
     ),
-    "summarise_profile": (sentences.summarise_profile(6, 256),),
     "describe_certificate": (
         sentences.describe_certificate(
             loss_points=20.0, confidence=0.9, patients=40, method="betting", refused_points=None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +13,16 @@ from typing import Any
 
 from unfold_cascade.language_models.collection.call_store import CallStore
 from unfold_cascade.language_models.collection.scoring import Score
-from unfold_cascade.language_models.gateway.completion import Completion, read_confidence
-from unfold_cascade.language_models.gateway.plan import ServedModel
+from unfold_cascade.language_models.gateway.confidence import (
+    SAMPLE_TEMPERATURE,
+    GatedAnswer,
+    build_yes_no,
+    complete_gated,
+    worst_gated_cost,
+)
+from unfold_cascade.language_models.gateway.plan import ConfidenceMethod, ServedModel
 from unfold_cascade.language_models.gateway.upstream import Attempts, UpstreamError, Upstreams, worst_cost
 
-CHECK_PROMPT = "Question: {prompt}\n\nProposed answer: {answer}\n\nIs the proposed answer correct? Answer yes or no."
 JUDGE_PROMPT = (
     "Question: {prompt}\n\nExpected answer: {expected}\n\nGiven answer: {answer}\n\n"
     "Does the given answer mean the same as the expected one? Answer yes or no."
@@ -41,11 +44,8 @@ class CollectionTask:
         concurrency: calls at once.
         max_tokens: of an answer.
         system: a system message, or empty.
-        source: of the confidence: logprob, votes or check.
-        of: how log-probabilities become one number.
-        samples: of votes.
-        check_prompt: of the check.
-        judge: the model that judges, ``None`` to score by ``score``.
+        method: of the confidences, as the gateway will obtain them.
+        judge: the model that compares answers with the expected ones, ``None`` to score by ``score``.
     """
 
     prompts: tuple[str, ...]
@@ -57,10 +57,7 @@ class CollectionTask:
     concurrency: int
     max_tokens: int
     system: str
-    source: str
-    of: str
-    samples: int
-    check_prompt: str
+    method: ConfidenceMethod
     score: Score
     judge: ServedModel | None
 
@@ -123,61 +120,62 @@ class Collector:
             raise CapReachedError
         number = self.store.start(row, model.name, worst)
         await self._keep_rate(model.name)
-        attempts, extra, judging, begin = Attempts(), Attempts(), Attempts(), time.perf_counter()
+        attempts, judging, begin = Attempts(), Attempts(), time.perf_counter()
         try:
-            completion = await self.upstreams.complete(model, request, _deadline(), attempts)
-            latency_ms = 1000.0 * (time.perf_counter() - begin)
-            answer, confidence = self._read_answer(completion)
-            if task.source == "check":
-                confidence = await self._check(row, model, answer, extra)
-            is_correct = await self._judge(row, answer, judging)
+            judged = await complete_gated(self.upstreams, model, request, task.method, _deadline(), attempts)
+            if judged.fault is not None:
+                raise judged.fault
+            checked_s = time.perf_counter() - begin - judged.answered_s
+            scores = await self._score(row, judged, judging)
         except UpstreamError as error:
             self.failures[f"{model.name}: {error.message[:200]}"] += 1
-            unpriced = attempts.unpriced + extra.unpriced + judging.unpriced
-            cost = attempts.cost_usd + extra.cost_usd + judging.cost_usd + (worst if unpriced else 0.0)
+            is_unknown = attempts.unpriced + judging.unpriced > 0
+            cost = attempts.cost_usd + judging.cost_usd + (worst if is_unknown else 0.0)
             self.store.finish(number, row, model.name, {"cost_usd": min(cost, worst), "error": error.kind})
             return
-        usage = completion.usage or {}
+        usage = judged.plain.usage or {}
         self.store.finish(
             number,
             row,
             model.name,
             {
-                "answer": answer,
-                "confidence": confidence,
-                "is_correct": is_correct,
-                "cost_usd": attempts.cost_usd,
-                "confidence_cost_usd": extra.cost_usd,
+                **scores,
+                "confidence": judged.confidence,
+                "cost_usd": attempts.cost_usd - attempts.confidence_usd,
+                "confidence_cost_usd": attempts.confidence_usd,
                 "judge_cost_usd": judging.cost_usd,
-                "latency_ms": latency_ms,
+                "latency_ms": 1000.0 * judged.answered_s,
+                "confidence_latency_ms": 1000.0 * checked_s,
                 "tokens_in": usage.get("prompt_tokens"),
                 "tokens_out": usage.get("completion_tokens"),
-                "model_reported": completion.model,
+                "model_reported": judged.plain.model,
             },
         )
+
+    async def _score(self, row: int, judged: GatedAnswer, judging: Attempts) -> dict[str, Any]:
+        """Score the answer where no gate follows, and the one which a gate trusts; they differ for votes only."""
+        plain, gated = ("".join(each.texts) for each in (judged.plain, judged.completion))
+        is_correct = await self._judge(row, plain, judging)
+        is_gated_correct = is_correct if gated == plain else await self._judge(row, gated, judging)
+        scores = {"answer": plain, "is_correct": is_correct}
+        if self.task.method.source == "votes":
+            scores |= {"gated_answer": gated, "is_gated_correct": is_gated_correct}
+        return scores
 
     def _build_request(self, prompt: str) -> dict[str, Any]:
         task = self.task
         system = [{"role": "system", "content": task.system}] if task.system else []
         request = {"messages": [*system, {"role": "user", "content": prompt}], "max_tokens": task.max_tokens}
-        if task.source == "logprob":
-            return {**request, "temperature": 0, "logprobs": True}
-        return (
-            {**request, "n": task.samples, "temperature": 1}
-            if task.source == "votes"
-            else {**request, "temperature": 0}
-        )
+        return {**request, "temperature": SAMPLE_TEMPERATURE if task.method.source == "votes" else 0}
 
     def _worst_cost(self, row: int, model: ServedModel, request: Mapping[str, Any]) -> float:
-        """Bound the cost of a call, with retries that may be charged, its check and its judgement."""
+        """Bound the cost of a call with its confidence, retries that may be charged, and its judgements."""
         task = self.task
-        answer = "x" * 4 * task.max_tokens
-        worst = worst_cost(model, request) * (1 + self.upstreams.limits.retries)
-        if task.source == "check":
-            worst += worst_cost(model, _yes_no(task.check_prompt, task.prompts[row], answer, ""))
+        worst = worst_gated_cost(model, request, task.method) * (1 + self.upstreams.limits.retries)
         if task.judge is not None:
-            expected = task.expected[row] if task.expected else ""
-            worst += worst_cost(task.judge, _yes_no(JUDGE_PROMPT, task.prompts[row], answer, expected))
+            answer, expected = "x" * 4 * task.max_tokens, task.expected[row] if task.expected else ""
+            judgement = worst_cost(task.judge, build_yes_no(JUDGE_PROMPT, task.prompts[row], answer, expected))
+            worst += judgement * (2 if task.method.source == "votes" else 1)
         return worst
 
     async def _keep_rate(self, name: str) -> None:
@@ -188,42 +186,18 @@ class Collector:
             self.next_start[name] = start + 1.0 / rate
             await asyncio.sleep(start - now)
 
-    def _read_answer(self, completion: Completion) -> tuple[str, float | None]:
-        texts = [choice.text for _, choice in sorted(completion.choices.items())]
-        if self.task.source != "votes":
-            return texts[0], read_confidence(completion, self.task.of)
-        votes = Counter(" ".join(text.split()).casefold() for text in texts)
-        winner, count = votes.most_common(1)[0]
-        answer = next(text for text in texts if " ".join(text.split()).casefold() == winner)
-        return answer, count / len(texts)
-
-    async def _check(self, row: int, model: ServedModel, answer: str, attempts: Attempts) -> float | None:
-        """Return P(yes) of a second call that asks whether the answer is correct."""
-        request = _yes_no(self.task.check_prompt, self.task.prompts[row], answer, "")
-        completion = await self.upstreams.complete(model, request, _deadline(), attempts)
-        return read_yes_probability(completion)
-
     async def _judge(self, row: int, answer: str, attempts: Attempts) -> bool:
         task, expected = self.task, self.task.expected[row] if self.task.expected else ""
         if task.judge is None:
             return task.score(answer, expected)
-        request = _yes_no(JUDGE_PROMPT, task.prompts[row], answer, expected)
+        request = build_yes_no(JUDGE_PROMPT, task.prompts[row], answer, expected)
         completion = await self.upstreams.complete(task.judge, request, _deadline(), attempts)
         return completion.texts[0].strip().lower().startswith("yes")
 
 
-def read_yes_probability(completion: Completion) -> float | None:
-    """Read the probability of yes from the first token: that of the token, or of its contrary."""
-    choice = completion.choices[min(completion.choices)]
-    if not choice.logprobs:
-        return None
-    probability = math.exp(min(choice.logprobs[0], 0.0))
-    return probability if choice.text.strip().lower().startswith("yes") else 1.0 - probability
-
-
 def write_log(task: CollectionTask, calls: Mapping[tuple[int, str], Mapping[str, Any]]) -> tuple[bytes, int]:
     """Write the log as CSV: the rows that every model has answered; also return their number."""
-    fields = (
+    fields = [
         "answer",
         "correct",
         "confidence",
@@ -232,7 +206,10 @@ def write_log(task: CollectionTask, calls: Mapping[tuple[int, str], Mapping[str,
         "latency_ms",
         "tokens_in",
         "tokens_out",
-    )
+    ]
+    # of one sample and of the majority
+    has_votes = task.method.source == "votes"
+    fields += ["confidence_latency_ms", *(("gated_correct", "gated_answer") if has_votes else ())]
     names = [model.name for model in task.models]
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
@@ -243,12 +220,13 @@ def write_log(task: CollectionTask, calls: Mapping[tuple[int, str], Mapping[str,
         if any(answer is None for answer in answers):
             continue
         count += 1
-        cells = [cell for answer in answers if answer is not None for cell in _list_cells(answer)]
+        cells = [cell for answer in answers if answer is not None for cell in _list_cells(answer, has_votes=has_votes)]
         writer.writerow([prompt, *([task.groups[row]] if task.groups else []), *cells])
     return stream.getvalue().encode("utf-8", "replace"), count
 
 
-def _list_cells(answer: Mapping[str, Any]) -> Sequence[Any]:
+def _list_cells(answer: Mapping[str, Any], *, has_votes: bool) -> Sequence[Any]:
+    gated = [int(bool(answer["is_gated_correct"])), answer["gated_answer"]] if has_votes else []
     return [
         answer["answer"],
         int(bool(answer["is_correct"])),
@@ -258,19 +236,9 @@ def _list_cells(answer: Mapping[str, Any]) -> Sequence[Any]:
         answer["latency_ms"],
         "" if answer.get("tokens_in") is None else answer["tokens_in"],
         "" if answer.get("tokens_out") is None else answer["tokens_out"],
+        answer.get("confidence_latency_ms") or 0.0,
+        *gated,
     ]
-
-
-def _yes_no(template: str, prompt: str, answer: str, expected: str) -> dict[str, Any]:
-    """Build a request for one token, yes or no; the texts are filled in without reading braces in them."""
-    texts = {"{prompt}": prompt, "{answer}": answer, "{expected}": expected}
-    content = re.sub(r"\{(prompt|answer|expected)\}", lambda match: texts[match[0]], template)
-    return {
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": True,
-    }
 
 
 def _deadline() -> float:

@@ -30,6 +30,9 @@ KEEP_ALIVE_S = 10.0
 """A stream that waits for the gate gets a comment this often."""
 MAX_KEY = 255
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
+MODEL_PATHS = frozenset({"/v1/models", "/models"})
+CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+AUDIT_PATH = "/v1/audit"
 
 
 @dataclass(slots=True)
@@ -88,6 +91,9 @@ class GatewayApp:
                 await self._dispatch(scope, receive, exchange)
             except RequestError as error:
                 await _send_error(exchange, error, [])
+            except RecursionError:
+                if not exchange.status:
+                    await _send_error(exchange, RequestError(400, "the body is nested too deeply"), [])
 
     async def _handle_lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -114,22 +120,39 @@ class GatewayApp:
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
-        if path in HEALTH_PATHS and method in ("GET", "HEAD"):
+        allowed = _list_methods(path)
+        if allowed and method not in allowed:
+            message = f"there is no {method} {path[:100]}; use {' or '.join(allowed)}"
+            raise RequestError(405, message, code="method_not_allowed", allow=", ".join(allowed))
+        if path in HEALTH_PATHS:
             await _send_json(exchange, {"status": "ok", "promise": self.router.promise()})
-        elif path == "/metrics" and method == "GET":
+        elif path == "/metrics":
             await self._send_metrics(exchange)
-        elif path in ("/v1/models", "/models") and method == "GET":
+        elif path in MODEL_PATHS:
             self._authenticate(scope)
             await _send_json(exchange, self._list_models())
-        elif path in ("/v1/chat/completions", "/chat/completions"):
-            _require_post(method)
+        elif path in CHAT_PATHS:
             await self._chat(scope, receive, exchange)
-        elif path == "/v1/audit":
-            _require_post(method)
+        elif path == AUDIT_PATH:
             await self._observe_label(scope, receive, exchange)
+        elif allowed:
+            self._authenticate(scope)
+            await _send_json(exchange, self._find_model(path.partition("/models/")[2]))
         else:
             message = f"there is no {method} {path[:100]}; this gateway serves /v1/chat/completions and /v1/models"
-            raise RequestError(404, message, code="not_found")
+            raise RequestError(404, message, code="unknown_url")
+
+    def _find_model(self, name: str) -> dict[str, Any]:
+        """Describe one model.
+
+        Raises:
+            RequestError: there is none of this name.
+        """
+        for model in self._list_models()["data"]:
+            if model["id"] == name:
+                return dict(model)
+        message = f"there is no model {name[:100]!r}; GET /v1/models lists them"
+        raise RequestError(404, message, param="model", code="model_not_found")
 
     def _list_models(self) -> dict[str, Any]:
         names = (self.plan.alias, *self.plan.models)
@@ -217,7 +240,7 @@ class GatewayApp:
         try:
             request = parse_chat_request(body)
             names = self.router.list_models(request, trace)
-            reservation = self._reserve(client, request, names)
+            reservation = self._reserve(client, request, names, trace)
             request = self._bound_output(client, request, names)
 
             def settle() -> None:
@@ -245,7 +268,9 @@ class GatewayApp:
                 self.router.state.settle(reservation, trace.attempts.cost_usd)
             self.metrics.count(trace, status, time.perf_counter() - begin)
 
-    def _reserve(self, client: ClientKey, request: Mapping[str, Any], names: tuple[str, ...]) -> Reservation | None:
+    def _reserve(
+        self, client: ClientKey, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace
+    ) -> Reservation | None:
         """Set aside the largest cost of a request.
 
         Raises:
@@ -253,7 +278,7 @@ class GatewayApp:
         """
         if not self.plan.keys:
             return None
-        worst = self.router.worst_cost(request, names)
+        worst = self.router.worst_cost(request, names, trace)
         reservation = self.router.state.reserve(client.name, worst, client.budget_usd)
         if reservation is None:
             message = "the budget of this key does not suffice for the largest cost of this request"
@@ -363,9 +388,12 @@ class GatewayApp:
         return [(f"x-unfold-{name}".encode(), value.encode("latin-1", "replace")) for name, value in values.items()]
 
 
-def _require_post(method: str) -> None:
-    if method != "POST":
-        raise RequestError(405, "use POST", code="method_not_allowed")
+def _list_methods(path: str) -> tuple[str, ...]:
+    """List the methods of a path; empty if there is no such path."""
+    if path in CHAT_PATHS or path == AUDIT_PATH:
+        return ("POST",)
+    is_read = path in HEALTH_PATHS or path == "/metrics" or path in MODEL_PATHS
+    return ("GET", "HEAD") if is_read or path.startswith(("/v1/models/", "/models/")) else ()
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -417,6 +445,8 @@ async def _send_json(exchange: Exchange, data: Any, headers: list[tuple[bytes, b
 async def _send_error(exchange: Exchange, error: RequestError, headers: list[tuple[bytes, bytes]]) -> None:
     body = error.body()
     retry = [] if error.retry_after_s is None else [(b"retry-after", b"%d" % max(round(error.retry_after_s), 1))]
+    if error.allow:
+        retry.append((b"allow", error.allow.encode()))
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await exchange.start(error.status, [*head, *retry, *headers])
     await exchange.write(body, more=False)

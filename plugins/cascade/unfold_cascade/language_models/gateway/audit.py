@@ -1,9 +1,14 @@
 """The audit of a promise while it is served: an e-process with restarts, which revokes it when the loss is too large.
 
 For H0 ``E[d_t | past] <= epsilon``, ``prod(1 + g (d_i - epsilon))`` is a nonnegative supermartingale for every wager
-g in (0, 1 / (1 + epsilon)), and so is a mixture of wagers and of starting times with fixed weights. By Ville's
+g in (0, 1 / (1 + epsilon)), and so is a mixture over wagers and over the audits at which they start. By Ville's
 inequality it ever reaches ``1 / alpha`` with probability at most alpha (Waudby-Smith and Ramdas 2024; Shin, Ramdas and
 Rinaldo 2022, E-detectors). Starts after the first make a late change visible, which long good behaviour would hide.
+
+The weights of the starts are a prior on the audit at which the loss changes: ``AT_START`` for the first one, and
+``T / (t + T)`` of the remainder is left after t audits (Lomax). Within the first T audits every start therefore weighs
+about as much as any other, and no audit is ever too late. All starts of one wager are multiplied alike, so one number
+per wager holds their sum.
 """
 
 from __future__ import annotations
@@ -17,11 +22,14 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 
-WAGERS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 0.9)
-"""Wagers as shares of their largest value."""
-RESTART_EVERY = 50
-MAX_STARTS = 4000
+WAGERS = (0.1, 0.2, 0.4, 0.8)
+"""Wagers as shares of their largest value; a factor of 2 between them, so that one is near the best."""
+AT_START = 0.25
+"""Weight of a promise that is broken from its first audit on."""
+HORIZON = 2000.0
+"""T: audits within which a change is about as likely at any one."""
 ALPHA = 0.05
+MAX_WEALTH = 1e200
 
 
 @dataclass(slots=True)
@@ -33,7 +41,7 @@ class AuditProcess:
         alpha: probability of a false revocation, for ever.
         audits: observed differences so far.
         total: their sum.
-        log_wealth: (starts, wagers) logarithms of the wealth since each start.
+        wealth: (wagers,) weighted wealth of all starts so far.
         is_revoked: whether the evidence has ever reached 1 / alpha.
     """
 
@@ -41,28 +49,24 @@ class AuditProcess:
     alpha: float = ALPHA
     audits: int = 0
     total: float = 0.0
-    log_wealth: FloatArray = field(default_factory=lambda: np.zeros((0, len(WAGERS))))
+    wealth: FloatArray = field(default_factory=lambda: np.zeros(len(WAGERS)))
     is_revoked: bool = False
 
     def observe(self, difference: float) -> bool:
         """Add one audited difference in [-1, 1] and return whether the promise is revoked."""
         if not -1.0 <= difference <= 1.0:
             raise ValueError(f"a difference is in [-1, 1], not {difference}")
-        if self.audits % RESTART_EVERY == 0 and len(self.log_wealth) < MAX_STARTS:
-            self.log_wealth = np.concatenate([self.log_wealth, np.zeros((1, len(WAGERS)))])
+        started = remaining_weight(self.audits) - remaining_weight(self.audits + 1)
         wagers = np.array(WAGERS) / (1.0 + self.limit)
-        self.log_wealth += np.log1p(wagers * (difference - self.limit))
+        self.wealth = np.minimum((self.wealth + started) * (1.0 + wagers * (difference - self.limit)), MAX_WEALTH)
         self.audits += 1
         self.total += difference
         self.is_revoked = self.is_revoked or self.evidence() >= 1.0 / self.alpha
         return self.is_revoked
 
     def evidence(self) -> float:
-        """Compute the e-value: the weighted wealth of all starts, and the weight that later starts still hold."""
-        starts = len(self.log_wealth)
-        weight = 1.0 / (np.arange(1, starts + 1) * np.arange(2, starts + 2))
-        wealth = np.exp(np.minimum(self.log_wealth, 700.0)).mean(axis=1)
-        return float(min(weight @ wealth, 1e300)) + 1.0 / (starts + 1)
+        """Compute the e-value: the mean wealth of the wagers, and the weight that later starts still hold."""
+        return float(self.wealth.mean()) + remaining_weight(self.audits)
 
     def to_document(self) -> dict[str, Any]:
         """Write the state as plain data."""
@@ -71,9 +75,14 @@ class AuditProcess:
             "alpha": self.alpha,
             "audits": self.audits,
             "total": self.total,
-            "log_wealth": self.log_wealth.tolist(),
+            "wealth": self.wealth.tolist(),
             "is_revoked": self.is_revoked,
         }
+
+
+def remaining_weight(audits: int) -> float:
+    """Compute the weight of the starts that come after so many audits."""
+    return 1.0 if audits == 0 else (1.0 - AT_START) * HORIZON / (audits - 1 + HORIZON)
 
 
 def parse_audit(document: Mapping[str, Any]) -> AuditProcess:
@@ -82,9 +91,10 @@ def parse_audit(document: Mapping[str, Any]) -> AuditProcess:
     Raises:
         KeyError, TypeError, ValueError: the data is no such state.
     """
-    wealth = np.array(document["log_wealth"], dtype=np.float64).reshape(-1, len(WAGERS))
+    wealth = np.array(document["wealth"], dtype=np.float64)
     limit, total = float(document["limit"]), float(document["total"])
-    if not (0.0 <= limit < 1.0 and math.isfinite(total) and np.isfinite(wealth).all()):
+    is_finite = math.isfinite(total) and bool(np.isfinite(wealth).all())
+    if not (0.0 <= limit < 1.0 and is_finite and wealth.shape == (len(WAGERS),) and wealth.min() >= 0.0):
         raise ValueError("the state of the audit is not finite")
     return AuditProcess(
         limit, float(document["alpha"]), int(document["audits"]), total, wealth, bool(document["is_revoked"])

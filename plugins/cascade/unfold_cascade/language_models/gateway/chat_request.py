@@ -26,6 +26,7 @@ class RequestError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after_s: float | None = None
+    allow: str = ""
 
     def body(self) -> bytes:
         """Return the body of the reply."""
@@ -40,7 +41,7 @@ def parse_chat_request(body: bytes) -> dict[str, Any]:
         RequestError: it is not JSON, or a field that the gateway reads has a wrong type.
     """
     try:
-        request = json.loads(body)
+        request = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise RequestError(400, "the body is not valid JSON") from None
     if not isinstance(request, dict):
@@ -63,13 +64,25 @@ def parse_chat_request(body: bytes) -> dict[str, Any]:
     return request
 
 
+def _reject_constant(name: str) -> None:
+    """Reject NaN and infinities, which are no JSON and which an upstream would reject.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{name} is no JSON")
+
+
 def prompt_length(request: Mapping[str, Any]) -> int:
     """Count the characters of all texts of a request."""
     return sum(len(text) for text in _list_texts(request))
 
 
 def has_media(request: Mapping[str, Any]) -> bool:
-    """Whether a message holds something else than text, such as an image or audio."""
+    """Whether a request holds or wants something else than text, such as an image or audio."""
+    wanted = request.get("modalities")
+    if isinstance(wanted, list) and any(kind != "text" for kind in wanted):
+        return True
     parts = (
         part
         for message in request["messages"]

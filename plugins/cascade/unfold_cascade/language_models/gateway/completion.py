@@ -24,11 +24,15 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 @dataclass(slots=True)
 class Choice:
-    """One choice: its text, tool calls, log-probabilities of its tokens and finish reason."""
+    """One choice: its text, tool calls, log-probabilities of its tokens and finish reason.
+
+    ``alternatives`` are the most likely first tokens and their log-probabilities, where they were requested.
+    """
 
     text: str = ""
     tool_calls: dict[int, dict[str, str]] = field(default_factory=dict)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[str, float]] = field(default_factory=list)
     finish_reason: str | None = None
 
 
@@ -79,9 +83,9 @@ class Completion:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Text and tool calls of every choice, for comparison."""
+        """Text and tool calls of every choice, for comparison; ids of calls are drawn anew each time and left out."""
         return tuple(
-            choice.text + "".join(json.dumps(call, sort_keys=True) for _, call in sorted(choice.tool_calls.items()))
+            choice.text + "".join(_format_call(call) for _, call in sorted(choice.tool_calls.items()))
             for _, choice in sorted(self.choices.items())
         )
 
@@ -112,9 +116,50 @@ class Completion:
             _add_tool_call(choice, call, position)
         logprobs = data.get("logprobs")
         tokens = (logprobs.get("content") or []) if isinstance(logprobs, dict) else []
+        if not choice.logprobs and tokens:
+            choice.alternatives = _read_alternatives(tokens[0])
         choice.logprobs += [float(t["logprob"]) for t in tokens if isinstance(t, dict) and is_number(t.get("logprob"))]
         if isinstance(data.get("finish_reason"), str):
             choice.finish_reason = data["finish_reason"] or choice.finish_reason
+
+
+def select_choice(completion: Completion, index: int) -> Completion:
+    """Reduce an answer to one of its choices, which becomes the first one; usage and identity stay."""
+    body = completion.body
+    return Completion(
+        choices={0: completion.choices[index]},
+        usage=completion.usage,
+        model=completion.model,
+        fingerprint=completion.fingerprint,
+        chunks=[
+            {**chunk, "choices": kept}
+            for chunk in completion.chunks
+            if (kept := _keep_choice(chunk, index)) or not chunk.get("choices")
+        ],
+        body=None if body is None else {**body, "choices": _keep_choice(body, index)},
+    )
+
+
+def _keep_choice(data: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
+    return [{**choice, "index": 0} for choice in data.get("choices") or [] if choice.get("index", 0) == index]
+
+
+def _read_alternatives(token: Any) -> list[tuple[str, float]]:
+    listed = token.get("top_logprobs") if isinstance(token, dict) else None
+    return [
+        (each["token"], float(each["logprob"]))
+        for each in (listed if isinstance(listed, list) else [])
+        if isinstance(each, dict) and isinstance(each.get("token"), str) and is_number(each.get("logprob"))
+    ]
+
+
+def _format_call(call: Mapping[str, str]) -> str:
+    """Write a tool call without its id, and its arguments in one form."""
+    try:
+        arguments = json.loads(call["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        arguments = call["arguments"]
+    return json.dumps([call["name"], arguments], sort_keys=True)
 
 
 def is_number(value: Any) -> bool:
@@ -185,7 +230,7 @@ def _tool_schemas(request: Mapping[str, Any]) -> dict[str, Any]:
 def _is_valid_call(call: Mapping[str, str], schemas: Mapping[str, Any]) -> bool:
     try:
         arguments = json.loads(call["arguments"] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return call["name"] in schemas and isinstance(arguments, dict) and matches_schema(arguments, schemas[call["name"]])
 

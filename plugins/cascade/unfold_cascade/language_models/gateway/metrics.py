@@ -20,6 +20,7 @@ class GatewayMetrics:
     cost: Any
     calls: Any
     unpriced: Any
+    confidence_cost: Any
     unjudged: Any
     seconds: Any
 
@@ -29,6 +30,7 @@ class GatewayMetrics:
         self.requests.labels(model, str(status), trace.promise).inc()
         self.cost.labels(model).inc(max(trace.attempts.cost_usd, 0.0))
         self.calls.inc(trace.attempts.calls)
+        self.confidence_cost.inc(max(trace.attempts.confidence_usd, 0.0))
         self.unpriced.inc(trace.attempts.unpriced)
         for name in trace.unjudged:
             self.unjudged.labels(name).inc()
@@ -46,6 +48,11 @@ def build_metrics() -> GatewayMetrics:
         cost=Counter(f"{PREFIX}cost_usd", "dollars, by the model that answered", ["model"], registry=registry),
         calls=Counter(f"{PREFIX}upstream_calls", "calls of upstreams", registry=registry),
         unpriced=Counter(f"{PREFIX}unpriced_calls", "calls without usage, so of unknown cost", registry=registry),
+        confidence_cost=Counter(
+            f"{PREFIX}confidence_cost_usd",
+            "dollars for votes, checks and judgements, part of the cost",
+            registry=registry,
+        ),
         unjudged=Counter(
             f"{PREFIX}missing_confidences", "gated answers without a confidence", ["model"], registry=registry
         ),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from unfold_cascade.language_models.planning.calibration import Calibration
 from unfold_cascade.language_models.planning.prices import TokenPrices
+
+Source = Literal["logprob", "votes", "check", "judge"]
+CHECK_PROMPT = "Question: {prompt}\n\nProposed answer: {answer}\n\nIs the proposed answer correct? Answer yes or no."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +23,7 @@ class ServedModel:
         upstream_model: its name at the endpoint.
         key: API key, from the environment; empty for none. Never stored, never shown.
         prices: of its tokens.
+        confidence_prices: of a call that checks one of its answers; ``None``: the prices of the model that checks.
         window: context length in tokens, ``None`` if unknown.
         max_tokens: output assumed where a request sets no limit.
         http2: whether to offer HTTP/2.
@@ -29,9 +34,37 @@ class ServedModel:
     upstream_model: str
     key: str = field(default="", repr=False)
     prices: TokenPrices = field(default_factory=TokenPrices)
+    confidence_prices: TokenPrices | None = None
     window: int | None = None
     max_tokens: int = 4096
     http2: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceMethod:
+    """How the confidence of an answer is obtained.
+
+    Attributes:
+        source: ``logprob``: of the tokens of the answer. ``votes``: share of the most frequent of several samples.
+            ``check``: P(yes) of a second call of the same model. ``judge``: P(yes) of another model.
+        of: how log-probabilities of tokens become one number.
+        samples: of votes.
+        prompt: of a check or judge; ``{prompt}`` and ``{answer}`` are filled in.
+        judge: the model that judges; ``None`` for other sources.
+    """
+
+    source: Source = "logprob"
+    of: str = "mean"
+    samples: int = 5
+    prompt: str = CHECK_PROMPT
+    judge: ServedModel | None = None
+
+    def find_checker(self, model: ServedModel) -> ServedModel | None:
+        """Return the model that checks the answers of a model, at the price of its confidences; ``None`` if none."""
+        if self.source not in ("check", "judge"):
+            return None
+        checker = self.judge or model
+        return checker if model.confidence_prices is None else replace(checker, prices=model.confidence_prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +131,7 @@ class GatewayPlan:
         plan_hash: identifies the plan.
         longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
         scripts: that logged prompts are written in; empty if unknown.
-        of: how log-probabilities of tokens become one number.
+        method: of the confidences which the gates read.
         sticky: later turns stay with the model of the first.
         trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
         audit_share: share of requests which are audited.
@@ -120,7 +153,7 @@ class GatewayPlan:
     plan_hash: str
     longest_prompt: int | None = None
     scripts: frozenset[str] = frozenset()
-    of: str = "mean"
+    method: ConfidenceMethod = field(default_factory=ConfidenceMethod)
     sticky: bool = False
     trusts_filtered: bool = True
     audit_share: float = 0.02
@@ -130,3 +163,7 @@ class GatewayPlan:
     body_bytes: int = 4 << 20
     keys: tuple[ClientKey, ...] = ()
     largest_cost_usd: float = 0.0
+
+    def find_gate(self, name: str) -> Gate | None:
+        """Return the gate after a model of the chain; ``None`` for the last model and for others."""
+        return next((gate for member, gate in zip(self.chain, self.gates, strict=False) if member == name), None)

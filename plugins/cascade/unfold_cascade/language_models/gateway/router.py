@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_cascade.language_models.gateway import chat_request
-from unfold_cascade.language_models.gateway.completion import Completion, find_distrust, read_confidence
-from unfold_cascade.language_models.gateway.plan import GatewayPlan, ServedModel
+from unfold_cascade.language_models.gateway.completion import Completion, find_distrust
+from unfold_cascade.language_models.gateway.confidence import (
+    GatedAnswer,
+    build_yes_no,
+    complete_gated,
+    worst_gated_cost,
+)
+from unfold_cascade.language_models.gateway.plan import Gate, GatewayPlan, ServedModel
 from unfold_cascade.language_models.gateway.state import GatewayState
 from unfold_cascade.language_models.gateway.upstream import (
     OPTIONAL_WORDS,
@@ -103,22 +109,31 @@ class Router:
         return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
 
     async def probe(self) -> None:
-        """Call each gated model once; one that cannot be reached now is skipped later, and does not matter here.
+        """Call each model whose log-probabilities a gate needs; one that cannot be reached now does not matter here.
 
         Raises:
-            UnfoldError: a model returns no log-probabilities, so that its gate could never open.
+            UnfoldError: a model returns no log-probabilities, so that a gate could never open.
         """
-        request = {"messages": [{"role": "user", "content": "Reply with one word."}], "max_tokens": 1, "logprobs": True}
+        method = self.plan.method
+        if method.source == "votes":
+            return
+        question = "Reply with one word."
+        request = (
+            {"messages": [{"role": "user", "content": question}], "max_tokens": 1, "logprobs": True}
+            if method.source == "logprob"
+            else build_yes_no(method.prompt, question, "word")
+        )
         deadline = asyncio.get_running_loop().time() + self.plan.limits.first_token_s
-        for name in self.plan.chain[: len(self.plan.gates)]:
+        gated = (self.plan.models[name] for name in self.plan.chain[: len(self.plan.gates)])
+        for model in {each.name: each for each in (method.find_checker(model) or model for model in gated)}.values():
             try:
-                completion = await self.upstreams.complete(self.plan.models[name], request, deadline, Attempts())
+                completion = await self.upstreams.complete(model, request, deadline, Attempts())
             except UpstreamError as problem:
-                self.log.warning("the probe of %s failed: %s", name, problem.message)
+                self.log.warning("the probe of %s failed: %s", model.name, problem.message)
                 continue
-            if read_confidence(completion, self.plan.of) is None:
+            if not all(choice.logprobs for choice in completion.choices.values()):
                 raise user_error(
-                    sentences.no_log_probabilities(name),
+                    sentences.no_log_probabilities(model.name),
                     key="confidence.from",
                     hint="serve: {probe: false} starts all the same",
                 )
@@ -132,9 +147,14 @@ class Router:
             return "void"
         return "none" if self.plan.promise is None else self.plan.promise.text
 
-    def worst_cost(self, request: Mapping[str, Any], names: tuple[str, ...]) -> float:
+    def worst_cost(self, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace) -> float:
         """Compute an upper bound of what one call of each model costs, and at least the largest cost seen so far."""
-        bound = sum(worst_cost(self.plan.models[name], request) for name in names)
+        bound = sum(
+            worst_cost(self.plan.models[name], request)
+            if self._find_gate(name, trace) is None
+            else worst_gated_cost(self.plan.models[name], request, self.plan.method)
+            for name in names
+        )
         return max(bound, self.largest_cost_usd, self.plan.largest_cost_usd)
 
     async def answer(self, request: Mapping[str, Any], names: tuple[str, ...], trace: Trace) -> Answer:
@@ -145,25 +165,23 @@ class Router:
         """
         error = UpstreamError("busy", 502, "no model could be called")
         for k, name in enumerate(names):
-            model, gate = self.plan.models[name], None
-            if trace.is_gated and k < len(self.plan.gates):
-                gate = self.plan.gates[k]
+            model, gate = self.plan.models[name], self._find_gate(name, trace)
             has_next = k + 1 < len(names)
-            if has_next and (skip := self._find_skip(model, request)):
+            if has_next and (skip := self._find_skip(model, request, is_gated=gate is not None)):
                 trace.steps.append(f"{name}:{skip}")
                 continue
             try:
                 if gate is None:
                     return await self._call_last(model, request, trace)
-                completion = await self._call_gated(model, request, trace)
+                judged = await self._call_gated(model, request, trace)
             except UpstreamError as problem:
                 error = problem
                 self._note_failure(name, problem, request, trace, has_next=has_next)
                 continue
-            confidence = read_confidence(completion, self.plan.of)
-            if confidence is None:
+            completion = judged.completion
+            if judged.confidence is None:
                 trace.unjudged.append(name)
-            probability = gate.calibration.probability(confidence)
+            probability = gate.calibration.probability(judged.confidence)
             distrust = find_distrust(completion, request, trusts_filtered=self.plan.trusts_filtered)
             shown = f"{probability:.2f}" if probability >= 0.0 else "none"
             if probability >= gate.cut and not distrust:
@@ -230,17 +248,30 @@ class Router:
         earlier = chat_request.last_answered(request["messages"])
         return self.remembered.get(chat_request.conversation_hash(earlier), "") if earlier else ""
 
-    def _find_skip(self, model: ServedModel, request: Mapping[str, Any]) -> str:
-        if self.refused_until.get(model.name, 0.0) > time.monotonic():
+    def _find_gate(self, name: str, trace: Trace) -> Gate | None:
+        return self.plan.find_gate(name) if trace.is_gated else None
+
+    def _find_skip(self, model: ServedModel, request: Mapping[str, Any], *, is_gated: bool) -> str:
+        checker = self.plan.method.find_checker(model) if is_gated else None
+        if any(self.refused_until.get(each.name, 0.0) > time.monotonic() for each in (model, checker) if each):
             return "off"
+        if is_gated and self.plan.method.source != "logprob" and (request.get("n") or 1) > 1:
+            # votes, checks and judgements are of one answer
+            return "n"
         return "window" if model.window is not None and estimate_tokens(request) > model.window else ""
 
-    async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Completion:
-        completion = await self.upstreams.complete(
-            model, {**with_usage(request), "logprobs": True}, trace.deadline, trace.attempts
+    async def _call_gated(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> GatedAnswer:
+        method = self.plan.method
+        judged = await complete_gated(
+            self.upstreams, model, with_usage(request), method, trace.deadline, trace.attempts
         )
-        self.check_identity(model.name, completion)
-        return completion
+        self.check_identity(model.name, judged.completion)
+        checker = method.find_checker(model)
+        if checker is not None and judged.check is not None:
+            self.check_identity(checker.name, judged.check)
+        if checker is not None and judged.fault is not None:
+            self._note_refusal(checker.name, judged.fault)
+        return judged
 
     async def _call_last(self, model: ServedModel, request: Mapping[str, Any], trace: Trace) -> Answer:
         prepared, attempts = with_usage(request), trace.attempts
@@ -256,14 +287,17 @@ class Router:
         self, name: str, problem: UpstreamError, request: Mapping[str, Any], trace: Trace, *, has_next: bool
     ) -> None:
         """Note why a model did not answer; raise if no other model may be tried."""
-        if problem.kind == "refused":
-            self.refused_until[name] = time.monotonic() + REFUSED_FOR_S
-            self.log.error("the endpoint of %s refused the gateway: check its key, URL and model", name)
+        self._note_refusal(name, problem)
         is_ours = any(word in problem.message for word in OPTIONAL_WORDS if word not in request)
         trace.steps.append(f"{name}:{problem.kind}")
         if (problem.kind == "client" and not is_ours) or not has_next:
             trace.model = name
             raise problem
+
+    def _note_refusal(self, name: str, problem: UpstreamError) -> None:
+        if problem.kind == "refused":
+            self.refused_until[name] = time.monotonic() + REFUSED_FOR_S
+            self.log.error("the endpoint of %s refused the gateway: check its key, URL and model", name)
 
 
 def with_usage(request: Mapping[str, Any]) -> dict[str, Any]:

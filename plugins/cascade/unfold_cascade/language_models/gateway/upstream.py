@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import random
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unfold_cascade.language_models.gateway.completion import Completion, is_number
 from unfold_cascade.language_models.gateway.plan import ServedModel, UpstreamLimits
+from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
 
 if TYPE_CHECKING:
     import httpx
@@ -29,8 +29,7 @@ BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
 MAX_SHOWN_RETRY_S = 24 * 3600.0
 """The longest Retry-After that is passed on to a client."""
 MAX_ERROR_BYTES = 64 << 10
-LINE_END = re.compile(rb"[\r\n]")
-DONE = b"[DONE]"
+TOO_LONG = "the answer of the upstream is too long"
 DRAIN_S = 0.1
 TEMPLATE_TOKENS = 32
 """Tokens that a chat template may add to a request, and to each message."""
@@ -66,11 +65,12 @@ class UpstreamError(Exception):
 
 @dataclass(slots=True)
 class Attempts:
-    """Counts the calls of one request, and what they cost."""
+    """Counts the calls of one request, and what they cost; ``confidence_usd`` is the part paid for confidences."""
 
     calls: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
+    confidence_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +230,18 @@ def price_of(model: ServedModel, completion: Completion, request: Mapping[str, A
     usage = completion.usage
     if usage is None:
         attempts.unpriced += 1
-        characters = sum(len(text) for text in completion.texts)
-        return model.prices.cost(estimate_tokens(request), characters / 4)
+        return model.prices.cost(estimate_tokens(request), count_output_tokens(completion))
     details = usage.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0.0
     written = _count(details.get("cache_creation_tokens")) if isinstance(details, dict) else 0.0
-    return model.prices.cost(
-        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), cached, written
-    )
+    return model.prices.cost(_count(usage.get("prompt_tokens")), count_output_tokens(completion), cached, written)
+
+
+def count_output_tokens(completion: Completion) -> float:
+    """Read the output tokens of an answer, or estimate them from its text."""
+    if completion.usage is None:
+        return sum(len(text) for text in completion.texts) / 4
+    return _count(completion.usage.get("completion_tokens"))
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> float:
@@ -280,41 +284,29 @@ async def _continue_stream(first: dict[str, Any], events: Events, deadline: floa
 
 
 async def _read_events(response: httpx.Response, limits: UpstreamLimits) -> Events:
-    """Yield the data of server-sent events up to ``[DONE]``; a stream which ends without it broke off.
-
-    ``aiter_lines`` of httpx buffers a line without bound, and splits at characters that JSON strings may hold.
-    """
-    wait_s, size, pending = limits.first_token_s, 0, bytearray()
+    """Yield the server-sent events up to ``[DONE]``; a stream which ends without it broke off."""
+    bounds = StreamBounds(
+        first_s=limits.first_token_s,
+        between_s=limits.between_tokens_s,
+        max_bytes=limits.answer_bytes,
+        max_line_bytes=limits.answer_bytes,
+    )
     # httpx declares its generator as an iterator
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts:
-        while True:
-            try:
-                async with asyncio.timeout(wait_s):
-                    part = await anext(parts)
-            except StopAsyncIteration:
-                if _read_data(pending) == DONE:
-                    return
-                raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True) from None
-            except TimeoutError:
-                raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
-            wait_s = limits.between_tokens_s
-            size = _add_size(size, part, limits.answer_bytes)
-            # an empty line may follow each, since CR LF counts as two ends
-            *ends, rest = LINE_END.split(part)
-            for end in ends:
-                data = _read_data(pending + end)
-                pending.clear()
+    async with (
+        aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as parts,
+        aclosing(read_event_data(parts, bounds)) as events,
+    ):
+        try:
+            async for _, data in events:
                 if data == DONE:
-                    await _drain(parts, limits.answer_bytes - size)
+                    await _drain(parts, limits.answer_bytes)
                     return
-                if data:
-                    yield _parse_event(data)
-            pending += rest
-
-
-def _read_data(line: bytearray) -> bytes:
-    """Return the data of a line; empty for a comment or another field."""
-    return bytes(line[5:].strip()) if line.startswith(b"data:") else b""
+                yield _parse_event(data)
+        except StreamStalledError:
+            raise UpstreamError("busy", 504, "the stream of the upstream stalled", is_billed=True) from None
+        except StreamTooLongError:
+            raise UpstreamError("broken", 502, TOO_LONG, is_billed=True) from None
+    raise UpstreamError("broken", 502, "the stream of the upstream broke off", is_billed=True)
 
 
 def _parse_event(data: bytes) -> dict[str, Any]:
@@ -345,7 +337,7 @@ async def _read_bounded(response: httpx.Response, limit: int) -> bytes:
 
 def _add_size(size: int, part: bytes, limit: int) -> int:
     if size + len(part) > limit:
-        raise UpstreamError("broken", 502, "the answer of the upstream is too long", is_billed=True)
+        raise UpstreamError("broken", 502, TOO_LONG, is_billed=True)
     return size + len(part)
 
 

@@ -27,6 +27,10 @@ class CallLog:
         turn: (n,) position of the request within its unit; 0 where each request is routed for itself.
         answer: (n, M) number of the text of each answer, equal for equal texts; ``None`` where no texts were recorded.
         is_unlabelled: (n, M) whether it is unknown if the answer was correct; ``None`` where all is known.
+        confidence_latency_ms: (n, M) duration of the confidence where a gate follows; ``None``: none beside the call.
+        is_gated_correct: (n, M) whether the answer that a gate trusts was correct, if it is another one, as the
+            majority of votes is; ``None``: the same answer.
+        gated_answer: (n, M) number of its text, on the scale of ``answer``; ``None``: the same answer.
     """
 
     models: tuple[str, ...]
@@ -39,6 +43,9 @@ class CallLog:
     turn: IntArray | None = None
     answer: IntArray | None = None
     is_unlabelled: BoolArray | None = None
+    confidence_latency_ms: FloatArray | None = None
+    is_gated_correct: BoolArray | None = None
+    gated_answer: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.is_correct)
@@ -51,6 +58,11 @@ class CallLog:
             if name != "models"
         }
         return replace(self, **arrays)
+
+    @property
+    def trusted_correct(self) -> BoolArray:
+        """(n, M) whether the answer that a gate trusts was correct."""
+        return self.is_correct if self.is_gated_correct is None else self.is_gated_correct
 
     @property
     def has_latency(self) -> bool:
@@ -92,8 +104,9 @@ def follow_route(log: CallLog, score: FloatArray, route: Route) -> Outcome:
     if log.turn is not None and len(chain) > 1:
         return _follow_conversations(log, route, exits)
     cost, latency = accumulate_chain(log, route.chain)
-    loss = 1.0 - log.is_correct[rows, chain[exits]]
-    return Outcome(exits, loss, cost[rows, exits], latency[rows, exits])
+    is_last = exits == len(chain) - 1
+    is_correct = np.where(is_last, log.is_correct[rows, chain[exits]], log.trusted_correct[rows, chain[exits]])
+    return Outcome(exits, 1.0 - is_correct, cost[rows, exits], latency[rows, exits])
 
 
 def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
@@ -101,7 +114,20 @@ def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, 
     models = list(chain)
     gate_cost = log.confidence_cost[:, models].copy()
     gate_cost[:, -1] = 0.0
-    return np.cumsum(log.cost[:, models] + gate_cost, axis=1), np.cumsum(log.latency_ms[:, models], axis=1)
+    latency = log.latency_ms[:, models].copy()
+    if log.confidence_latency_ms is not None:
+        latency[:, :-1] += log.confidence_latency_ms[:, models[:-1]]
+    return np.cumsum(log.cost[:, models] + gate_cost, axis=1), np.cumsum(latency, axis=1)
+
+
+def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
+    """Find the (n,) numbers of the texts with which a route answers; the log must have texts."""
+    assert log.answer is not None  # noqa: S101 - the caller has checked it
+    rows, model = np.arange(len(log)), np.array(route.chain)[exits]
+    answer: IntArray = log.answer[rows, model]
+    if log.gated_answer is not None:
+        answer = np.where(exits < len(route.chain) - 1, log.gated_answer[rows, model], answer)
+    return answer
 
 
 def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcome:
@@ -116,9 +142,10 @@ def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcom
     model = np.array(route.chain)[exits]
     cost, latency = accumulate_chain(log, route.chain)
     is_opener = opener == rows
+    is_trusted = is_opener & (exits < len(route.chain) - 1)
     return Outcome(
         exits,
-        1.0 - log.is_correct[rows, model],
+        1.0 - np.where(is_trusted, log.trusted_correct[rows, model], log.is_correct[rows, model]),
         np.where(is_opener, cost[rows, exits], log.cost[rows, model]),
         np.where(is_opener, latency[rows, exits], log.latency_ms[rows, model]),
     )

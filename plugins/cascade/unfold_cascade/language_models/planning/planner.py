@@ -147,7 +147,7 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
 def fit_calibrations(tune: CallLog, problem: RoutingProblem) -> tuple[Calibration, ...]:
     """Fit the calibration of each model on tuning rows."""
     columns = range(len(tune.models))
-    return tuple(fit_calibration(tune.confidence[:, m], tune.is_correct[:, m], problem.scale) for m in columns)
+    return tuple(fit_calibration(tune.confidence[:, m], tune.trusted_correct[:, m], problem.scale) for m in columns)
 
 
 def has_fractions(solution: RoutingSolution) -> bool:

@@ -64,6 +64,9 @@ def _chain_tables(log: CallLog, score: FloatArray, chain: tuple[int, ...]) -> tu
     The cuts of the search are ``score < lo or score >= hi``: with ``lo = -inf`` a row exits from ``hi`` upwards.
     """
     models = list(chain)
-    expected = np.where(np.isfinite(score[:, models]), 1.0 - score[:, models], 1.0 - log.is_correct[:, models])
+    expected = np.where(np.isfinite(score[:, models]), 1.0 - score[:, models], 1.0 - log.trusted_correct[:, models])
+    if log.is_gated_correct is not None:
+        # the last model answers without votes, and its score is that of a majority
+        expected[:, -1] = 1.0 - log.is_correct[:, models[-1]]
     cost = log.cost[:, models] + np.where(np.arange(len(models)) < len(models) - 1, log.confidence_cost[:, models], 0.0)
     return score[:, models[:-1]], expected, cost

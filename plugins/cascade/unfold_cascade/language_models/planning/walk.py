@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.language_models.planning.call_log import CallLog, Route, follow_route
+from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_answers, follow_route
 from unfold_cascade.language_models.planning.loss_test import (
     CHEAP,
     MAX_ROWS_NEEDED,
@@ -172,7 +172,7 @@ def row_differences(log: CallLog, score: FloatArray, route: Route, reference: in
     worst = np.where(is_unknown[0], 1.0, outcome.loss) - np.where(
         is_unknown[1], 0.0, 1.0 - log.is_correct[:, reference]
     )
-    is_equal = log.answer[rows, model] == log.answer[:, reference]
+    is_equal = find_answers(log, route, outcome.exit) == log.answer[:, reference]
     return np.where(is_unknown[0] | is_unknown[1], np.where(is_equal, 0.0, worst), loss)
 
 
@@ -182,9 +182,9 @@ def count_rows_to_label(log: CallLog, score: FloatArray, routes: Sequence[Route]
         return 0
     rows, needed = np.arange(len(log)), np.zeros(len(log), dtype=np.bool_)
     for route in routes:
-        model = np.array(route.chain)[follow_route(log, score, route).exit]
-        is_unknown = log.is_unlabelled[rows, model] | log.is_unlabelled[:, reference]
-        needed |= is_unknown & (log.answer[rows, model] != log.answer[:, reference])
+        exits = follow_route(log, score, route).exit
+        is_unknown = log.is_unlabelled[rows, np.array(route.chain)[exits]] | log.is_unlabelled[:, reference]
+        needed |= is_unknown & (find_answers(log, route, exits) != log.answer[:, reference])
     return int(needed.sum())
 
 

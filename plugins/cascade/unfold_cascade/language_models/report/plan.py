@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain
+from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain, find_answers
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
@@ -94,8 +94,8 @@ def _count_disagreement(solution: RoutingSolution, route: Route) -> dict[str, fl
     log, rows = solution.problem.log, solution.problem.parts.certify
     if log.answer is None:
         return {}
-    model = np.array(route.chain)[solution.outcome(route, rows).exit]
-    differs = log.answer[rows, model] != log.answer[rows, solution.reference]
+    part = log.take(rows)
+    differs = find_answers(part, route, solution.outcome(route, rows).exit) != log.answer[rows, solution.reference]
     limit = upper_proportion(int(differs.sum()), len(rows), solution.problem.limits.delta)
     return {"disagreement": float(differs.mean()), "disagreement_limit": limit}
 
@@ -197,7 +197,7 @@ def _build_model_table(solution: RoutingSolution) -> Table:
             100 * float(log.is_correct[rows, m].mean()),
             1000 * float(log.cost[rows, m].mean()),
             1000 * float(log.confidence_cost[rows, m].mean()),
-            area_under_curve(log.confidence[rows, m], log.is_correct[rows, m]),
+            area_under_curve(log.confidence[rows, m], log.trusted_correct[rows, m]),
             float(log.latency_ms[rows, m].mean()) if log.has_latency else None,
         )
         for m, name in enumerate(log.models)
@@ -250,6 +250,7 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
         yield "latency", sentences.latency(*map(float, figures))
     if limits.deadline_ms is not None and solution.route is not None:
         yield "deadline", sentences.certified_latency(problem.quantile, limits.deadline_ms, 1.0 - limits.delta)
+    yield "gates", sentences.confidence_source(problem.confidence)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)
@@ -304,7 +305,7 @@ def _uncertified_line(solution: RoutingSolution, route: Route) -> str:
 
 def _score_lines(solution: RoutingSolution) -> Iterator[tuple[str, str]]:
     log, rows = solution.problem.log, solution.problem.parts.tune
-    auc = [area_under_curve(log.confidence[rows, m], log.is_correct[rows, m]) for m in range(len(log.models))]
+    auc = [area_under_curve(log.confidence[rows, m], log.trusted_correct[rows, m]) for m in range(len(log.models))]
     reversed_models = [name for name, each in zip(log.models, solution.calibrations, strict=True) if each.slope < 0]
     weak = [name for name, area in zip(log.models, auc, strict=True) if area is not None and 0.4 < area < WEAK_AUC]
     if reversed_models:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 TESTS = {
     "exact": "exact paired test",
@@ -127,6 +128,18 @@ def labels(count: int) -> str:
 def split(tune: int, certify: int, test: int) -> str:
     """State the sizes of the parts."""
     return f"{tune:,} rows tune, {certify:,} certify, {test:,} are reported"
+
+
+def confidence_source(source: Mapping[str, Any]) -> str:
+    """Name the source of confidences and the version of its prompt; another one voids the promise."""
+    kind, prompt = str(source.get("from")), str(source.get("prompt_sha256", ""))[:12]
+    texts = {
+        "logprob": f"{source.get('of')} of log-probabilities of the answer",
+        "votes": f"share of the most frequent of {source.get('samples')} samples",
+        "check": f"self-check by a second call of the same model, prompt {prompt}",
+        "judge": f"{source.get('judge')} judges each answer, prompt {prompt}",
+    }
+    return texts.get(kind, "a column of the log, which no gateway can read")
 
 
 def reversed_scores(models: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The report of ``train`` and ``plan`` over time: verdict, metrics, figure, and the decision that ``serve`` reads."""
+"""The reports of cascades over time: costs of the models, and the plan with the decision that ``serve`` reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from unfold_cascade.planner.ledger import AttemptCount
 from unfold_cascade.planner.select import NO_CHEAPER, SAVING_UNCERTAIN
 from unfold_cascade.report import sentences as shared
+from unfold_cascade.report.profile import CallCost, build_cost_report
+from unfold_cascade.temporal.models.study import Study
 from unfold_cascade.temporal.report import sentences
 from unfold_cascade.temporal.report.tables import (
     CURRENCIES,
@@ -25,6 +27,27 @@ from unfold_cascade.temporal.simulation.policy import StagePolicy
 from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
 
 MetricValue = tuple[float | None, str]
+
+
+def build_profile_report(study: Study, directory: RunDir) -> Report:
+    """Report what one call of each model costs on this machine."""
+    costs = study.call_costs
+    rows = [
+        CallCost(
+            labels=tuple(model.split("/", 1)),
+            flops=float(costs.flops[index]),
+            bytes=int(costs.bytes[index]),
+            latency_us=float(costs.latency[index]),
+        )
+        for index, model in enumerate(study.models)
+    ]
+    return build_cost_report(
+        study.problem.name,
+        rows,
+        batch_rows=study.problem.cost.batch_rows,
+        directory=directory,
+        digest=study.digest,
+    )
 
 
 def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt: AttemptCount | None = None) -> Report:

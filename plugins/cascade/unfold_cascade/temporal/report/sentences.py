@@ -22,11 +22,6 @@ def summarise_plan(
     return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {path}"
 
 
-def summarise_profile(models: int, batch_rows: int) -> str:
-    """Headline of a profile."""
-    return f"{models} models measured with {batch_rows} rows per call"
-
-
 def describe_certificate(
     *,
     loss_points: float,

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.autoscaling.fleet import ACTIVE, OFF, Fleet
+from unfold_pipeline.engine.autoscaling.hindsight import find_met_requests
 from unfold_pipeline.engine.autoscaling.rules import (
     TICK_S,
     Observation,
     ScalingRule,
     TokenEnvelope,
     build_envelope_rule,
+    count_trace_tokens,
 )
 from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
     COST_TOLERANCE,
     EngineConfig,
     build_limits,
-    find_cheapest_engines,
 )
 from unfold_pipeline.engine.simulation.cluster import EngineCluster
 
-OFF, STARTING, ACTIVE, DRAINING = range(4)
-SLOTS = 60
 MARGINS = (1.15, 1.4)
 HOLD_STARTS = (1.0, 3.0)
 
@@ -43,6 +43,7 @@ class AutoscaledRun:
         time_s: (ticks,) moments.
         engines: (ticks,) engines that take requests.
         paid: (ticks,) engines that are paid.
+        misses: requests that miss a target.
     """
 
     name: str
@@ -52,41 +53,12 @@ class AutoscaledRun:
     time_s: FloatArray
     engines: CountArray
     paid: CountArray
+    misses: int
 
-
-class Fleet:
-    """The engines of a replay and their states."""
-
-    def __init__(self, slots: int, first: int, start_s: float) -> None:
-        self.states = np.array([ACTIVE] * first + [OFF] * (slots - first))
-        self.ready_s = np.zeros(slots)
-        self.start_s = start_s
-
-    def count_ordered(self) -> int:
-        """Return the engines that take requests or start."""
-        return int(((self.states == ACTIVE) | (self.states == STARTING)).sum())
-
-    def update(self, now_s: float, unfinished: CountArray) -> None:
-        """Let started engines take requests, and stop drained ones."""
-        self.states[(self.states == STARTING) & (self.ready_s <= now_s)] = ACTIVE
-        self.states[(self.states == DRAINING) & (unfinished == 0)] = OFF
-
-    def scale(self, wanted: int, now_s: float, unfinished: CountArray) -> None:
-        """Order engines or drain some: draining ones return first, starting ones are canceled first."""
-        present = self.count_ordered()
-        for engine in np.flatnonzero(self.states == DRAINING)[: max(0, wanted - present)]:
-            self.states[engine] = ACTIVE
-            present += 1
-        for engine in np.flatnonzero(self.states == OFF)[: max(0, wanted - present)]:
-            self.states[engine], self.ready_s[engine] = STARTING, now_s + self.start_s
-            present += 1
-        for engine in np.flatnonzero(self.states == STARTING)[::-1][: max(0, present - wanted)]:
-            self.states[engine] = OFF
-            present -= 1
-        active = np.flatnonzero(self.states == ACTIVE)
-        spare = min(max(0, present - wanted), active.size - 1)
-        for engine in active[np.argsort(unfinished[active], kind="stable")][:spare]:
-            self.states[engine] = DRAINING
+    @property
+    def engine_hours(self) -> float:
+        """Hours of engines, from order to stop, over the trace."""
+        return float(self.paid.sum()) * TICK_S / 3600
 
 
 def replay_rule(
@@ -125,15 +97,17 @@ def replay_rule(
         fleet.scale(min(rule(seen), slots), float(moment), load.unfinished)
         engines[index], paid[index] = (fleet.states == ACTIVE).sum(), (fleet.states != OFF).sum()
     cluster.advance(math.inf)
-    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s)
+    latencies = measure_latencies(requests, cluster.result(), problem.settings.front_s, problem.surroundings)
+    met = find_met_requests(problem, latencies)
     return AutoscaledRun(
         name=name,
         latencies=latencies,
-        attainment=compute_attainment(problem, latencies),
+        attainment=float(met.mean()),
         usd_per_hour=float(np.mean([option.cost(int(count)) for count in paid])),
         time_s=moments,
         engines=engines,
         paid=paid,
+        misses=int((~met).sum()),
     )
 
 
@@ -147,7 +121,7 @@ def calibrate_envelope_rule(
     choices = []
     for margin, hold_starts in itertools.product(MARGINS, HOLD_STARTS):
         hold_s = hold_starts * problem.settings.start_s
-        rule = build_envelope_rule(envelope, problem.requests, hold_s=hold_s, margin=margin)
+        rule = build_envelope_rule(envelope, count_trace_tokens(problem.requests), hold_s=hold_s, margin=margin)
         run = replay_rule("", problem, config, rule, max_replicas=max_replicas)
         if meets_targets(problem, run.latencies):
             choices.append((run.usd_per_hour, -run.attainment, margin, hold_s))
@@ -167,34 +141,3 @@ def meets_targets(problem: EngineProblem, latencies: Latencies) -> bool:
         (latencies.latency_s, targets.latency_s),
     )
     return all(percentile(values, 0.99, tail) <= target for values, target in pairs)
-
-
-def compute_attainment(problem: EngineProblem, latencies: Latencies) -> float:
-    """Return the fraction of the requests that meets every target."""
-    meets = (latencies.ttft_s <= problem.targets.ttft_s) & (latencies.latency_s <= problem.targets.latency_s)
-    several = problem.requests.output_tokens > 1
-    meets[several] &= latencies.tpot_s <= problem.targets.tpot_s
-    return float(meets.mean())
-
-
-def compute_hindsight_cost(problem: EngineProblem, config: EngineConfig, slot_s: float) -> float | None:
-    """Return the mean price with perfect knowledge, by the least engines of the plan's kind in each slot.
-
-    Each slot meets the targets on its requests alone, with engines that are ready in time and stop at once. That is
-    stricter than a percentile over the whole trace. ``None`` where no number of engines does in a slot.
-    """
-    option, requests = problem.options[config.option], problem.requests
-    end_s = float(requests.arrival_s[-1])
-    count = max(1, min(SLOTS, round(end_s / slot_s)))
-    borders = np.linspace(0.0, math.nextafter(end_s, math.inf), count + 1)
-    total = 0.0
-    settings = replace(problem.settings, budgets=(config.budget,), max_seqs=(config.max_seqs,))
-    for begin, end in itertools.pairwise(np.searchsorted(requests.arrival_s, borders)):
-        if begin < end:
-            part = requests.select_range(int(begin), int(end))
-            slot = replace(problem, requests=part, options=(option,), settings=settings)
-            solution = find_cheapest_engines(slot)
-            if solution.config is None:
-                return None
-            total += option.cost(solution.config.replicas)
-    return total / count

@@ -119,8 +119,27 @@ def count_most_tokens(arrival_s: FloatArray, tokens: CountArray, length_s: float
     return int((sums[ends] - sums[:-1]).max()) if arrival_s.size else 0
 
 
+TokenCounter = Callable[[Observation, float], tuple[float, float]]
+"""Takes a moment and a length; returns the prompt tokens and all tokens that arrived within it."""
+
+
+def count_trace_tokens(live: EngineRequests) -> TokenCounter:
+    """Return a counter over the requests of a trace that reads those of the past only."""
+    sums = [
+        np.concatenate([[0], np.cumsum(tokens)])
+        for tokens in (live.input_tokens, live.input_tokens + live.output_tokens)
+    ]
+
+    def count(seen: Observation, length_s: float) -> tuple[float, float]:
+        first = min(int(np.searchsorted(live.arrival_s, seen.now_s - length_s)), seen.arrived)
+        prompt, total = (float(column[seen.arrived] - column[first]) for column in sums)
+        return prompt, total
+
+    return count
+
+
 def build_envelope_rule(
-    envelope: TokenEnvelope, live: EngineRequests, *, hold_s: float, margin: float = ENVELOPE_MARGIN
+    envelope: TokenEnvelope, count_tokens: TokenCounter, *, hold_s: float, margin: float = ENVELOPE_MARGIN
 ) -> ScalingRule:
     """Return the rule of the plan: engines in proportion to the envelope that recent traffic fills.
 
@@ -129,22 +148,17 @@ def build_envelope_rule(
 
     Args:
         envelope: of the traffic that was planned for.
-        live: the requests that arrive; only those of the past are read.
+        count_tokens: counts the tokens that arrived lately.
         hold_s: how long a fraction counts after its window.
         margin: factor on the fraction.
     """
-    sums = [
-        np.concatenate([[0], np.cumsum(tokens)])
-        for tokens in (live.input_tokens, live.input_tokens + live.output_tokens)
-    ]
     fractions: list[tuple[float, float]] = []
 
     def decide(seen: Observation) -> int:
         fraction = 0.0
         for length, *planned in zip(envelope.windows_s, envelope.prompt, envelope.total, strict=True):
-            first = int(np.searchsorted(live.arrival_s, seen.now_s - length))
-            for column, limit in zip(sums, planned, strict=True):
-                fraction = max(fraction, float(column[seen.arrived] - column[min(first, seen.arrived)]) / limit)
+            counts = count_tokens(seen, float(length))
+            fraction = max(fraction, *(count / limit for count, limit in zip(counts, planned, strict=True)))
         fractions.append((seen.now_s, fraction))
         while fractions[0][0] < seen.now_s - hold_s:
             fractions.pop(0)

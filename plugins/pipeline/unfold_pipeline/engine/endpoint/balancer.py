@@ -20,6 +20,9 @@ class EngineBalancer:
         routing: how requests are distributed.
         outstanding: tokens of the requests that each engine holds.
         requests: requests that each engine holds.
+        down_until_s: until when each engine that failed is used only if no other is left.
+        active: whether each engine takes requests.
+        cursor: the engine that is next by round robin.
     """
 
     urls: tuple[str, ...]
@@ -27,20 +30,22 @@ class EngineBalancer:
     outstanding: list[int] = field(init=False)
     requests: list[int] = field(init=False)
     down_until_s: list[float] = field(init=False)
+    active: list[bool] = field(init=False)
     cursor: int = 0
 
     def __post_init__(self) -> None:
         self.outstanding, self.requests = [0] * len(self.urls), [0] * len(self.urls)
         self.down_until_s = [0.0] * len(self.urls)
+        self.active = [True] * len(self.urls)
 
     def choose(self, tokens: int, now_s: float, tried: Collection[int] = ()) -> int | None:
-        """Return the engine for a request and count its tokens there; ``None`` if every engine was tried.
+        """Return the engine for a request and count its tokens there; ``None`` if every active engine was tried.
 
         Engines that failed lately are chosen only if no other is left.
         """
         count = len(self.urls)
         ring = [(self.cursor + step) % count for step in range(count)]
-        candidates = [index for index in ring if index not in tried]
+        candidates = [index for index in ring if self.active[index] and index not in tried]
         if not candidates:
             return None
         candidates = [index for index in candidates if self.down_until_s[index] <= now_s] or candidates
@@ -49,6 +54,12 @@ class EngineBalancer:
         self.outstanding[index] += tokens
         self.requests[index] += 1
         return index
+
+    def count_up(self, now_s: float) -> int:
+        """Return the engines that take requests and did not fail lately."""
+        return sum(
+            is_active and until_s <= now_s for is_active, until_s in zip(self.active, self.down_until_s, strict=True)
+        )
 
     def release(self, index: int, tokens: int) -> None:
         """Remove a finished request from its engine."""

@@ -14,6 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unfoldkit.io.event_stream import DONE, StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
+
 if TYPE_CHECKING:
     import httpx
 
@@ -282,12 +284,9 @@ async def _read_stream(
                 )
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise EndpointError("the server does not stream", "a server that honors stream: true")
-            async with aclosing(read_lines(response, limits)) as lines:
-                async for now_s, line in lines:
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == b"[DONE]":
+            async with aclosing(read_events(response, limits)) as events:
+                async for now_s, data in events:
+                    if data == DONE:
                         return
                     yield now_s, _parse_answer(data)
         raise EndpointError("the stream broke off before its end")
@@ -295,27 +294,30 @@ async def _read_stream(
         raise _describe_fault(error) from error
 
 
-async def read_lines(response: httpx.Response, limits: EndpointLimits) -> AsyncGenerator[tuple[float, bytes], None]:
-    """Yield each line with the time at which the part of the stream that ends it arrived."""
-    pending, size, wait_s = bytearray(), 0, limits.first_token_s
-    async with aclosing(response.aiter_bytes()) as parts:  # type: ignore[type-var]
-        while True:
-            try:
-                async with asyncio.timeout(wait_s):
-                    part = await anext(parts)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise EndpointError(f"the stream stalls: nothing for {wait_s:g} s", "is it overloaded?") from error
-            now_s, wait_s = time.perf_counter(), limits.between_tokens_s
-            size += len(part)
-            *ends, rest = part.split(b"\n")
-            for end in ends:
-                yield now_s, bytes(pending + end).rstrip(b"\r")
-                pending.clear()
-            pending += rest
-            if size > MAX_REPLY_BYTES or len(pending) > MAX_LINE_BYTES:
-                raise EndpointError(f"the stream is longer than {MAX_REPLY_BYTES >> 20} MiB")
+async def read_events(response: httpx.Response, limits: EndpointLimits) -> AsyncGenerator[tuple[float, bytes], None]:
+    """Yield the data of each event with the time at which it arrived.
+
+    Raises:
+        EndpointError: the stream stalls or is too long.
+    """
+    bounds = StreamBounds(
+        first_s=limits.first_token_s,
+        between_s=limits.between_tokens_s,
+        max_bytes=MAX_REPLY_BYTES,
+        max_line_bytes=MAX_LINE_BYTES,
+    )
+    try:
+        async with (
+            aclosing(response.aiter_bytes()) as parts,  # type: ignore[type-var]
+            aclosing(read_event_data(parts, bounds)) as events,
+        ):
+            async for event in events:
+                yield event
+    except StreamStalledError as error:
+        message = f"the stream stalls: nothing for {error.wait_s:g} s"
+        raise EndpointError(message, "is it overloaded?") from error
+    except StreamTooLongError as error:
+        raise EndpointError(f"the stream is longer than {MAX_REPLY_BYTES >> 20} MiB") from error
 
 
 async def read_bounded(response: httpx.Response, limit: int) -> bytes:

@@ -9,13 +9,14 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.autoscaling.token_log import TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import (
     CHAT,
@@ -53,6 +54,7 @@ class ReplayedRequests:
         engine: (n,) index of the engine.
         failures: failed requests by what happened.
         lateness_s: the greatest delay of the sender.
+        start_s: when the trace began, on the clock of the machine.
     """
 
     arrival_s: FloatArray
@@ -63,6 +65,7 @@ class ReplayedRequests:
     engine: CountArray
     failures: Counter[str]
     lateness_s: float
+    start_s: float = 0.0
 
     @property
     def completed(self) -> CountArray:
@@ -71,42 +74,64 @@ class ReplayedRequests:
 
 
 async def replay_requests(
-    endpoints: tuple[Endpoint, ...],
+    endpoints: Sequence[Endpoint],
     balancer: EngineBalancer,
     requests: EngineRequests,
     limits: EndpointLimits,
     seed: int,
     progress: Callable[[str, int, int], None],
+    log: TokenLog | None = None,
 ) -> ReplayedRequests:
     """Send each request of a trace at its time to an engine, and wait for all.
+
+    Args:
+        endpoints: the engines, in the order of the balancer; they may change while requests are sent.
+        balancer: distributes the requests.
+        requests: what to send.
+        limits: how long an engine may take.
+        seed: of the prompts.
+        progress: receives progress.
+        log: records what was sent, for a scaling rule.
 
     Raises:
         EndpointError: an engine does not respond before the trace begins.
     """
     connections = min(MAX_CONNECTIONS, len(requests) + len(endpoints))
     async with build_http_client(connections, limits) as client:
-        session = _Replay(client, balancer, requests, limits, random.Random(f"{seed}"), progress)  # noqa: S311
-        await session.warm_up(endpoints)
+        session = _Replay(
+            client,
+            endpoints,
+            balancer,
+            requests,
+            limits,
+            random.Random(f"{seed}"),  # noqa: S311
+            progress,
+            log,
+        )
+        await session.warm_up()
         return await session.run()
 
 
 @dataclass(slots=True)
 class _Replay:
     client: httpx.AsyncClient
+    endpoints: Sequence[Endpoint]
     balancer: EngineBalancer
     requests: EngineRequests
     limits: EndpointLimits
     random: random.Random
     progress: Callable[[str, int, int], None]
-    endpoints: list[Endpoint] = field(default_factory=list)
+    log: TokenLog | None
+    named: dict[str, Endpoint] = field(default_factory=dict)
     tokens_per_word: float = 1.0
     replies: dict[int, tuple[int, StreamedReply]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     finished: int = 0
 
-    async def warm_up(self, endpoints: tuple[Endpoint, ...]) -> None:
-        """Find the model and the path of each engine, and the tokens of a word."""
-        for endpoint in endpoints:
+    async def warm_up(self) -> None:
+        """Find the model and the path of each active engine, and the tokens of a word."""
+        active = zip(self.endpoints, self.balancer.active, strict=True)
+        for endpoint in [endpoint for endpoint, is_active in active if is_active]:
             facts = await read_server(self.client, endpoint, self.limits)
             named = replace(endpoint, model=facts.model, path=COMPLETIONS)
             try:
@@ -116,7 +141,7 @@ class _Replay:
                     raise
                 named = replace(named, path=CHAT)
                 reply = await self._send(named, WARMUP_WORDS, WARMUP_TOKENS)
-            self.endpoints.append(named)
+            self.named[endpoint.url] = named
             self.tokens_per_word = reply.input_tokens / WARMUP_WORDS
 
     async def run(self) -> ReplayedRequests:
@@ -131,12 +156,15 @@ class _Replay:
 
     async def _replay_request(self, index: int) -> None:
         prompt, output = int(self.requests.input_tokens[index]), int(self.requests.output_tokens[index])
+        if self.log is not None:
+            self.log.add(time.perf_counter(), prompt, output)
         engine = self.balancer.choose(prompt + output, time.perf_counter())
         if engine is None:
+            self.failures["no engine takes requests"] += 1
             return
         try:
             words = max(1, round(prompt / self.tokens_per_word))
-            self.replies[index] = (engine, await self._send(self.endpoints[engine], words, output))
+            self.replies[index] = (engine, await self._send(self._name_endpoint(engine), words, output))
         except EndpointError as error:
             self.failures[error.message] += 1
             self.balancer.mark_down(engine, time.perf_counter())
@@ -145,6 +173,14 @@ class _Replay:
             self.finished += 1
             if self.finished % REQUESTS_PER_PROGRESS == 0:
                 self.progress("replay", self.finished, len(self.requests))
+
+    def _name_endpoint(self, engine: int) -> Endpoint:
+        """Return an engine with model and path; one that started later serves the same as the others."""
+        endpoint = self.endpoints[engine]
+        if endpoint.url not in self.named:
+            known = next(iter(self.named.values()))
+            self.named[endpoint.url] = replace(endpoint, model=known.model, path=known.path)
+        return self.named[endpoint.url]
 
     async def _send(self, endpoint: Endpoint, words: int, output: int) -> StreamedReply:
         body = build_body(endpoint, write_prompt(self.random, words), output)
@@ -167,4 +203,5 @@ class _Replay:
             engine=tokens[2],
             failures=self.failures,
             lateness_s=lateness_s,
+            start_s=start_s,
         )

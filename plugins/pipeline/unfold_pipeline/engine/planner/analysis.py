@@ -106,6 +106,8 @@ def analyze_plan(
     if any(option.gpus_per_node > 1 for option in problem.options):
         options = tuple(replace(option, gpus_per_node=1) for option in problem.options)
         by_gpu = find_cheapest_engines(replace(problem, options=options), progress)
+        if problem.surroundings is not None:
+            by_gpu = replace(by_gpu, around_usd_per_hour=problem.surroundings.usd_per_hour)
     return EngineAnalysis(
         ttft=ttft,
         tpot=tpot,
@@ -119,7 +121,7 @@ def analyze_plan(
 
 
 def _list_percentiles(problem: EngineProblem, outcome: Outcome) -> list[tuple[float, ...]]:
-    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
+    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s, problem.surroundings)
     return [
         tuple(percentile(values, quantile, problem.settings.tail) for quantile in QUANTILES)
         for values in list_latencies(latencies)

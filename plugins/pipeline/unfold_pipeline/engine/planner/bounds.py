@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
-from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, count_allowed_misses
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, count_allowed_misses, reduce_targets
+from unfold_pipeline.engine.simulation.engine import StepTimes
 
 WINDOW_STARTS = 48
 WINDOW_HALVINGS = 8
@@ -58,7 +58,7 @@ def bound_replicas(problem: EngineProblem, option: EngineOption, budget: int) ->
     A request that meets its targets has its prompt tokens within its TTFT and its later tokens within the TPOT after
     it, in steps that take at least ``token_s`` a token. Prompts that may lie in the cache count as one token.
     """
-    targets, requests = problem.targets, problem.requests
+    targets, requests = reduce_targets(problem), problem.requests
     least = find_least_step_times(option.times, budget)
     allowed = count_allowed_misses(len(requests))
     prompt = np.ones(len(requests)) if requests.is_shared and problem.settings.prefix_cache else requests.input_tokens
@@ -83,7 +83,7 @@ def _bound_by_windows(
 
     The ``spare`` requests with the most work are left out of each window, as they may miss a target.
     """
-    targets, requests = problem.targets, problem.requests
+    targets, requests = reduce_targets(problem), problem.requests
     deadline_s, work = _deadlines(problem, prompt)
     seconds = work * least.token_s
     if not math.isfinite(targets.ttft_s) and not math.isfinite(targets.latency_s):
@@ -108,7 +108,7 @@ def _bound_by_windows(
 
 def _deadlines(problem: EngineProblem, prompt: FloatArray | CountArray) -> tuple[FloatArray, FloatArray]:
     """Return the time within which each request needs some tokens to be computed, and those tokens."""
-    targets, later = problem.targets, problem.later_tokens
+    targets, later = reduce_targets(problem), problem.later_tokens
     first_s = np.full(later.size, targets.ttft_s)
     last_s = np.minimum(targets.latency_s, first_s + np.where(later > 0, later * targets.tpot_s, 0.0))
     has_last = np.isfinite(last_s)
@@ -118,7 +118,7 @@ def _deadlines(problem: EngineProblem, prompt: FloatArray | CountArray) -> tuple
 
 def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes, spare: int) -> int:
     """Return the engines with KV caches that hold all but ``spare`` requests for their least time, by Little's law."""
-    requests, targets = problem.requests, problem.targets
+    requests, targets = problem.requests, reduce_targets(problem)
     if requests.is_shared or not math.isfinite(targets.ttft_s + targets.tpot_s):
         return 1
     later = problem.later_tokens

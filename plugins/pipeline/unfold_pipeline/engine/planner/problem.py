@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.hardware.memory import KvCache
+from unfold_pipeline.engine.hardware.model_shape import KvCache
 from unfold_pipeline.engine.simulation.cluster import EngineRun, LatencyTargets, Routing
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
 
@@ -115,6 +115,25 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the stages around an engine do under a plan of theirs.
+
+    Requests reach the engine in the order in which the stages before it complete them.
+
+    Attributes:
+        usd_per_hour: price of the stages.
+        before_s: (n,) seconds of each request in the stages before the engine, in the order of the engine's requests.
+        least_after_s: least seconds of a request in the stages after the engine.
+        finish: takes the times (n,) of the last tokens; returns when each request leaves the last stage.
+    """
+
+    usd_per_hour: float
+    before_s: FloatArray
+    least_after_s: float
+    finish: Callable[[FloatArray], FloatArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProblem:
     """A trace, engines and targets.
 
@@ -133,6 +152,7 @@ class EngineProblem:
         model_name: its name for exports; empty if unknown.
         precision: precision of the weights.
         kv_precision: precision of the KV cache.
+        surroundings: the stages before and after the engine under a plan; ``None`` if there are none.
     """
 
     name: str
@@ -149,6 +169,12 @@ class EngineProblem:
     model_name: str = ""
     precision: str = "bf16"
     kv_precision: str = "bf16"
+    surroundings: Surroundings | None = None
+
+    def cost(self, option: int, replicas: int) -> float:
+        """Return the $/h of engines of an option and of the stages around them."""
+        around = 0.0 if self.surroundings is None else self.surroundings.usd_per_hour
+        return self.options[option].cost(replicas) + around
 
     @property
     def later_tokens(self) -> FloatArray:
@@ -165,14 +191,18 @@ class Latencies:
     latency_s: FloatArray
 
 
-def measure_latencies(requests: EngineRequests, run: EngineRun, front_s: float) -> Latencies:
-    """Return the latencies of a run with the time of the front end."""
+def measure_latencies(
+    requests: EngineRequests, run: EngineRun, front_s: float, around: Surroundings | None = None
+) -> Latencies:
+    """Return the latencies of a run at the client, with the front end and the stages around the engine."""
     several = requests.output_tokens > 1
     later = np.maximum(requests.output_tokens - 1, 1)
+    before_s = 0.0 if around is None else around.before_s
+    end_s = run.last_token_s if around is None else around.finish(run.last_token_s)
     return Latencies(
-        ttft_s=run.first_token_s - run.arrival_s + front_s,
+        ttft_s=run.first_token_s - run.arrival_s + before_s + front_s,
         tpot_s=((run.last_token_s - run.first_token_s) / later)[several],
-        latency_s=run.last_token_s - run.arrival_s + front_s,
+        latency_s=end_s - run.arrival_s + before_s + front_s,
     )
 
 
@@ -197,9 +227,25 @@ def percentile(values: FloatArray, quantile: float, tail: float = 1.0) -> float:
     return value if tail == 1 or value <= median or math.isinf(value) else median + tail * (value - median)
 
 
+def reduce_targets(problem: EngineProblem) -> Targets:
+    """Return targets from arrival at the engine on which a request must meet to meet those at the client.
+
+    The stages around the engine take at least their least time of any request, so a miss here is a miss there.
+    """
+    around, targets = problem.surroundings, problem.targets
+    if around is None:
+        return targets
+    least_s = float(around.before_s.min())
+    return Targets(
+        ttft_s=targets.ttft_s - least_s,
+        tpot_s=targets.tpot_s,
+        latency_s=targets.latency_s - least_s - around.least_after_s,
+    )
+
+
 def build_abort_targets(problem: EngineProblem) -> LatencyTargets:
     """Return the misses that end a simulation: a run with more of them cannot meet the targets."""
-    targets, several = problem.targets, int((problem.requests.output_tokens > 1).sum())
+    targets, several = reduce_targets(problem), int((problem.requests.output_tokens > 1).sum())
     return LatencyTargets(
         ttft_s=targets.ttft_s - problem.settings.front_s,
         tpot_s=targets.tpot_s,

@@ -23,7 +23,7 @@ from unfold_pipeline.engine.planner.problem import (
     percentile,
 )
 from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
-from unfold_pipeline.engine.simulation.limits import EngineLimits
+from unfold_pipeline.engine.simulation.engine import EngineLimits
 
 COST_TOLERANCE = 1e-9
 DEFAULT_BUDGET = 2048
@@ -99,6 +99,7 @@ class EngineSolution:
         bounds: least engines of each option and budget, or the proof against it.
         refused: for each option, its most expensive configuration that misses.
         refusals: what each of them misses, once :func:`explain_refusals` simulated it to its end.
+        around_usd_per_hour: price of the stages around the engines.
     """
 
     outcome: Outcome | None
@@ -107,6 +108,7 @@ class EngineSolution:
     bounds: tuple[tuple[ReplicaBound, ...], ...]
     refused: tuple[EngineConfig, ...]
     refusals: tuple[Refusal, ...] = ()
+    around_usd_per_hour: float = 0.0
 
     @property
     def config(self) -> EngineConfig | None:
@@ -145,7 +147,10 @@ def describe_run(problem: EngineProblem, config: EngineConfig, run: EngineRun) -
     """Return the percentiles of a run."""
     if run.aborted:
         return Outcome(config=config, run=run, ttft_s=math.inf, tpot_s=math.inf, latency_s=math.inf)
-    latencies, tail = measure_latencies(problem.requests, run, problem.settings.front_s), problem.settings.tail
+    latencies, tail = (
+        measure_latencies(problem.requests, run, problem.settings.front_s, problem.surroundings),
+        problem.settings.tail,
+    )
     ttft_s, tpot_s, latency_s = (percentile(values, 0.99, tail) for values in list_latencies(latencies))
     return Outcome(config=config, run=run, ttft_s=ttft_s, tpot_s=tpot_s, latency_s=latency_s)
 
@@ -167,8 +172,16 @@ def scale_problem(problem: EngineProblem, factors: tuple[float, ...]) -> EngineP
     return replace(problem, options=options)
 
 
-def find_cheapest_engines(problem: EngineProblem, progress: Progress | None = None) -> EngineSolution:
-    """Return the cheapest engines that meet the targets; of equal price, the fewest GPUs, then the largest margin."""
+def find_cheapest_engines(
+    problem: EngineProblem, progress: Progress | None = None, ceiling_usd_per_hour: float = math.inf
+) -> EngineSolution:
+    """Return the cheapest engines that meet the targets; of equal price, the fewest GPUs, then the largest margin.
+
+    Args:
+        problem: what to plan.
+        progress: receives progress.
+        ceiling_usd_per_hour: price of the engines from which on no plan is of interest.
+    """
     budgets = problem.settings.budgets
     bounds = tuple(tuple(bound_replicas(problem, option, budget) for budget in budgets) for option in problem.options)
     queue: list[tuple[float, int, int, int, int]] = []
@@ -181,7 +194,7 @@ def find_cheapest_engines(problem: EngineProblem, progress: Progress | None = No
     simulations = simulated_requests = 0
     while queue:
         cost, gpus, replicas, index, position = heapq.heappop(queue)
-        if best is not None and _is_beyond(problem, best, cost, gpus):
+        if cost >= ceiling_usd_per_hour or (best is not None and _is_beyond(problem, best, cost, gpus)):
             break
         outcomes = list(_try_limits(problem, index, replicas, budgets[position]))
         simulations += len(outcomes)

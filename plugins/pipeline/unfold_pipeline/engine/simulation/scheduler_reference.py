@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_pipeline.engine.simulation.limits import EngineLimits
-from unfold_pipeline.engine.simulation.step_time import StepTimes
+from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
 

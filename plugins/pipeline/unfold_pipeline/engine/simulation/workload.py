@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline._types import CountArray, FloatArray, IndexArray
 from unfoldkit.api import user_error
 
 
@@ -37,6 +37,23 @@ class EngineRequests:
     def __len__(self) -> int:
         return int(self.arrival_s.size)
 
+    def reorder(self, order: IndexArray, arrival_s: FloatArray) -> EngineRequests:
+        """Return the requests in another order with other arrivals, such as after a stage before the engine.
+
+        Args:
+            order: (n,) index of each request.
+            arrival_s: (n,) new arrivals, ascending.
+        """
+        sizes = np.diff(self.first_content)[order]
+        return replace(
+            self,
+            arrival_s=np.ascontiguousarray(arrival_s, dtype=np.float64),
+            input_tokens=self.input_tokens[order],
+            output_tokens=self.output_tokens[order],
+            first_content=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            content=self.content[_list_positions(self.first_content, order)],
+        )
+
     def select_range(self, begin: int, end: int) -> EngineRequests:
         """Return the requests ``[begin, end)`` from 0 s on, with the contents that they share."""
         first = self.first_content[begin : end + 1]
@@ -48,6 +65,13 @@ class EngineRequests:
             first_content=first - first[0],
             content=self.content[first[0] : first[-1]],
         )
+
+
+def _list_positions(first: CountArray, order: IndexArray) -> CountArray:
+    """Return the positions of the blocks of some requests, request after request."""
+    sizes = np.diff(first)[order]
+    starts = np.repeat(first[order] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+    return np.asarray(starts + np.arange(int(sizes.sum())), dtype=np.int64)
 
 
 def build_requests(

@@ -157,6 +157,9 @@ def _list_engines(report: Report) -> Mapping[str, Mapping[str, Any]]:
     if not engines:
         hint = "unfold plan, for a spec with stages.NAME.engine"
         raise user_error("the report holds no plan of LLM engines", hint=hint)
+    if others := (report.decision or {}).get("stages_around"):
+        message = f"exports take an engine without other stages; the plan has {', '.join(others)}"
+        raise user_error(message, hint="a spec with the engine alone, and less time in its targets")
     return dict(engines)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.autoscaling.replay import replay_rule
+from unfold_pipeline.engine.autoscaling.rules import Observation
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
 from unfold_pipeline.engine.planner.problem import (
     EngineProblem,
@@ -28,8 +31,31 @@ MAX_FAILURES_SHOWN = 5
 FIGURE_POINTS = 101
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalFacts:
+    """What happened to engines that were started for a replay.
+
+    Attributes:
+        count_engines: takes seconds since the trace began; returns the engines that took requests then.
+        most: engines that could have run at a time.
+        start_s: the longest start.
+        replaced: processes that died and were replaced.
+        is_scaled: whether a rule changed their number.
+    """
+
+    count_engines: Callable[[float], int]
+    most: int
+    start_s: float
+    replaced: int
+    is_scaled: bool
+
+
 def build_measured_engine_report(
-    problem: EngineProblem, config: EngineConfig, replayed: ReplayedRequests, engines: int
+    problem: EngineProblem,
+    config: EngineConfig,
+    replayed: ReplayedRequests,
+    engines: int,
+    local: LocalFacts | None = None,
 ) -> Report:
     """Return the report of a replay.
 
@@ -37,7 +63,8 @@ def build_measured_engine_report(
         problem: with the requests of the trace.
         config: the engine that runs.
         replayed: what was measured.
-        engines: running engines.
+        engines: running engines, or the most of them.
+        local: what happened to local engines.
 
     Raises:
         UnfoldError: no request was completed.
@@ -46,7 +73,7 @@ def build_measured_engine_report(
     if not replayed.completed.size:
         message = next(iter(replayed.failures), "no request was completed")
         raise user_error(message, key=f"stages.{problem.stage}.engine.urls", hint="are the engines running?")
-    measured, estimated = measure_replay(replayed), estimate_replay(problem, config, replayed, engines)
+    measured, estimated = measure_replay(replayed), estimate_replay(problem, config, replayed, engines, local)
     attainment = _measure_attainment(problem, measured, replayed)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
     is_met = not failed and _meets_targets(problem, measured)
@@ -61,7 +88,8 @@ def build_measured_engine_report(
         tables=(_build_table(measured, estimated), _build_engine_table(replayed, engines)),
         figures=(_build_figure(measured, estimated),),
         lines=(
-            ("estimate", sentences.describe_estimate(config.replicas, engines)),
+            _describe_estimate(config, engines, local),
+            *_describe_local(config, local),
             ("prompts", sentences.describe_prompts(replayed.lateness_s)),
         ),
         notes=tuple(f"{count:,} × {text}" for text, count in replayed.failures.most_common(MAX_FAILURES_SHOWN)),
@@ -77,12 +105,37 @@ def measure_replay(replayed: ReplayedRequests) -> Latencies:
     return Latencies(ttft_s=ttft_s, tpot_s=(latency_s - ttft_s)[several] / (output[several] - 1), latency_s=latency_s)
 
 
+def _describe_estimate(config: EngineConfig, engines: int, local: LocalFacts | None) -> tuple[str, str]:
+    if local is not None and local.is_scaled:
+        return "estimate", sentences.describe_scaled_estimate()
+    return "estimate", sentences.describe_estimate(config.replicas, engines)
+
+
+def _describe_local(config: EngineConfig, local: LocalFacts | None) -> list[tuple[str, str]]:
+    if local is None:
+        return []
+    return [("processes", sentences.describe_local_engines(config.replicas, local.start_s, local.replaced))]
+
+
 def estimate_replay(
-    problem: EngineProblem, config: EngineConfig, replayed: ReplayedRequests, engines: int
+    problem: EngineProblem,
+    config: EngineConfig,
+    replayed: ReplayedRequests,
+    engines: int,
+    local: LocalFacts | None = None,
 ) -> Latencies:
-    """Simulate the completed requests, with the tokens that the engines counted, on as many engines as run."""
+    """Simulate the completed requests, with the tokens that the engines counted, on as many engines as ran."""
     rows, option = replayed.completed, problem.options[config.option]
     requests = build_requests(replayed.arrival_s[rows], replayed.input_tokens[rows], replayed.output_tokens[rows])
+    if local is not None and local.is_scaled:
+        # engines take requests when they were observed to
+        settings = replace(problem.settings, start_s=0.0)
+        case = replace(problem, requests=requests, settings=settings)
+
+        def count_observed(seen: Observation) -> int:
+            return local.count_engines(seen.now_s)
+
+        return replay_rule("observed", case, config, count_observed, max_replicas=local.most).latencies
     run = simulate(
         requests,
         build_limits(problem, option, config.budget, config.max_seqs),

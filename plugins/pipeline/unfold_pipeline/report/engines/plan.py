@@ -12,6 +12,7 @@ from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.report.engines import sentences
+from unfold_pipeline.report.engines.stages_around import PlannedStages
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
 from unfoldkit.arrivals.envelope import window_lengths
 
@@ -19,9 +20,21 @@ MAX_REFUSALS = 8
 
 
 def build_engine_report(
-    problem: EngineProblem, solution: EngineSolution, outcome: Outcome, analysis: EngineAnalysis
+    problem: EngineProblem,
+    solution: EngineSolution,
+    outcome: Outcome,
+    analysis: EngineAnalysis,
+    around: PlannedStages | None = None,
 ) -> Report:
-    """Return the report of a plan that meets the targets."""
+    """Return the report of a plan that meets the targets.
+
+    Args:
+        problem: with the predicted step times, and with the stages around the engine under their plan.
+        solution: what the search found.
+        outcome: the plan on the trace.
+        analysis: what explains it.
+        around: the stages around the engine; ``None`` if there are none.
+    """
     config = outcome.config
     option = problem.options[config.option]
     gpus = config.replicas * option.tensor_parallel
@@ -30,14 +43,25 @@ def build_engine_report(
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES,
-        headline=sentences.describe_plan(option.cost(config.replicas), config.replicas, gpus, option.hardware),
+        headline=sentences.describe_plan(
+            problem.cost(config.option, config.replicas),
+            config.replicas,
+            gpus,
+            option.hardware,
+            0 if around is None else len(around.rows),
+        ),
         subtitle=build_subtitle(problem),
         metrics=build_metrics(problem, outcome, analysis),
-        tables=(_build_engine_table(problem, config), _build_latency_table(analysis), _build_neighbor_table(analysis)),
+        tables=(
+            _build_engine_table(problem, config),
+            *(() if around is None else (_build_stage_table(around),)),
+            _build_latency_table(analysis),
+            _build_neighbor_table(analysis),
+        ),
         figures=(_build_neighbor_figure(problem, analysis), *_build_load_figures(analysis.load)),
-        lines=tuple(_list_lines(problem, solution, outcome, analysis)),
+        lines=(*_list_around_lines(around), *_list_lines(problem, solution, outcome, analysis)),
         next="unfold plan SPEC --replay TRACE",
-        decision=format_decision(problem, config, outcome),
+        decision=format_decision(problem, config, outcome, around),
         provenance={
             "inputs": {
                 "trace_sha256": problem.trace_sha256,
@@ -90,7 +114,7 @@ def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnal
     is_sure = problem.confidence is not None
     values = {name: (item.high if is_sure else item.predicted)[-1] for name, item, _ in measures}
     return {
-        "cost_per_hour": Metric(option.cost(config.replicas), "$/h"),
+        "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
         "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h"),
         "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h"),
         "gpus": Metric(float(config.replicas * option.tensor_parallel)),
@@ -107,12 +131,14 @@ def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnal
     }
 
 
-def format_decision(problem: EngineProblem, config: EngineConfig, outcome: Outcome) -> dict[str, Any]:
+def format_decision(
+    problem: EngineProblem, config: EngineConfig, outcome: Outcome, around: PlannedStages | None = None
+) -> dict[str, Any]:
     """Return a plan as plain data, with the envelopes of the tokens that it was made for."""
     option, settings = problem.options[config.option], problem.settings
     windows_s, prompt, total = compute_token_envelope(problem)
     return {
-        "cost_per_hour": round(option.cost(config.replicas), 9),
+        "cost_per_hour": round(problem.cost(config.option, config.replicas), 9),
         "ttft_p99_ms": _round_ms(outcome.ttft_s),
         "tpot_p99_ms": _round_ms(outcome.tpot_s),
         "latency_p99_ms": _round_ms(outcome.latency_s),
@@ -138,6 +164,7 @@ def format_decision(problem: EngineProblem, config: EngineConfig, outcome: Outco
         },
         "envelope": {"windows_s": windows_s, "input_tokens": prompt, "all_tokens": total},
         "trace_sha256": problem.trace_sha256,
+        **({} if around is None else {"stages_around": {row.stage: row.format_decision() for row in around.rows}}),
     }
 
 
@@ -188,7 +215,7 @@ def compute_token_envelope(problem: EngineProblem) -> tuple[list[float], list[in
 def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], outcome: Outcome) -> Report:
     """Return whether a committed plan still meets its targets on new traffic."""
     config, targets = outcome.config, _format_targets(problem)
-    option, meets = problem.options[config.option], outcome.meets(problem)
+    meets = outcome.meets(problem)
     excess = _find_token_excess(problem, decision.get("envelope", {}))
     return Report(
         kind="pipeline",
@@ -201,7 +228,7 @@ def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], out
             "ttft_p99_ms": Metric(outcome.ttft_s * 1e3, "ms"),
             "tpot_p99_ms": Metric(outcome.tpot_s * 1e3, "ms"),
             "latency_p99_ms": Metric(outcome.latency_s * 1e3, "ms"),
-            "cost_per_hour": Metric(option.cost(config.replicas), "$/h"),
+            "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
         },
         lines=(("envelope", excess),) if excess else (),
         next="unfold plan SPEC",
@@ -232,7 +259,9 @@ def _round_ms(seconds: float) -> float:
 
 def _cost(problem: EngineProblem, solution: EngineSolution) -> float | None:
     config = solution.config
-    return None if config is None else problem.options[config.option].cost(config.replicas)
+    if config is None:
+        return None
+    return problem.options[config.option].cost(config.replicas) + solution.around_usd_per_hour
 
 
 def _build_engine_table(problem: EngineProblem, config: EngineConfig) -> Table:
@@ -258,6 +287,39 @@ def _build_engine_table(problem: EngineProblem, config: EngineConfig) -> Table:
         option.cost(config.replicas),
     )
     return Table("engines", columns, (row,))
+
+
+def _build_stage_table(around: PlannedStages) -> Table:
+    columns = (
+        Column("stage"),
+        Column("hardware"),
+        Column("max batch"),
+        Column("replicas"),
+        Column("p50 time", "ms", 1),
+        Column("p99 time", "ms", 1),
+        Column("price", "$/h", 2),
+    )
+    rows = tuple(
+        (
+            row.stage,
+            row.hardware,
+            row.config.batch,
+            row.config.replicas,
+            row.p50_s * 1e3,
+            row.p99_s * 1e3,
+            row.usd_per_hour,
+        )
+        for row in around.rows
+    )
+    return Table("stages around the engine", columns, rows)
+
+
+def _list_around_lines(around: PlannedStages | None) -> Iterator[tuple[str, str]]:
+    if around is None:
+        return
+    yield "stages", sentences.describe_split(around.before_p99_s, around.engine_p99_s, around.after_p99_s)
+    if not around.is_complete:
+        yield "stages", sentences.UNPROVEN
 
 
 def _build_latency_table(analysis: EngineAnalysis) -> Table:
@@ -352,7 +414,7 @@ def _list_by_gpu(problem: EngineProblem, analysis: EngineAnalysis) -> Iterator[t
         return
     option: EngineOption = problem.options[solution.config.option]
     replicas = solution.config.replicas
-    cost = option.cost_by_gpu(replicas)
+    cost = option.cost_by_gpu(replicas) + solution.around_usd_per_hour
     yield "by GPU", sentences.describe_by_gpu(cost, option.hardware, replicas, option.tensor_parallel)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from unfold_pipeline.engine.autoscaling.hindsight import Hindsight
 from unfold_pipeline.engine.autoscaling.replay import AutoscaledRun, meets_targets
 from unfold_pipeline.engine.planner.problem import EngineProblem, percentile
 from unfold_pipeline.report.engines import sentences
@@ -18,7 +19,8 @@ def build_engine_replay_report(
     problem: EngineProblem,
     runs: Sequence[AutoscaledRun],
     calibrated: tuple[float, float] | None,
-    hindsight_cost: float | None,
+    bounds: Sequence[Hindsight | None],
+    slot_s: float,
 ) -> Report:
     """Return the report of a replay; the first run is the rule in charge.
 
@@ -26,7 +28,8 @@ def build_engine_replay_report(
         problem: with the requests of the replay.
         runs: the trace under each rule.
         calibrated: margin and hold of the token envelope; ``None`` if the plan's engines are kept.
-        hindsight_cost: price with perfect knowledge.
+        bounds: perfect knowledge with no more misses than each rule; ``None`` if its engines are not enough.
+        slot_s: length of the slots of perfect knowledge.
     """
     margin, hold_s = calibrated or (None, None)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
@@ -34,7 +37,17 @@ def build_engine_replay_report(
     unit, unit_s = time_axis(float(ruling.time_s[-1]))
     times = tuple(float(time) for time in ruling.time_s / unit_s)
     series = tuple(Series(run.name, times, tuple(float(count) for count in run.engines), "steps") for run in runs)
-    hindsight = [] if hindsight_cost is None else [("perfect knowledge", sentences.describe_hindsight(hindsight_cost))]
+    bound = bounds[0]
+    hindsight = (
+        []
+        if bound is None
+        else [
+            (
+                "perfect knowledge",
+                sentences.describe_hindsight(bound.usd_per_hour, ruling.usd_per_hour, bound.engine_hours, slot_s),
+            )
+        ]
+    )
     return Report(
         kind="pipeline",
         verb="plan",
@@ -45,9 +58,11 @@ def build_engine_replay_report(
         metrics={
             "attainment": Metric(ruling.attainment * 100, "%", target=f"≥ {REQUIRED_ATTAINMENT * 100:.0f} %"),
             "cost_per_hour": Metric(ruling.usd_per_hour, "$/h"),
-            "hindsight_cost_per_hour": Metric(hindsight_cost, "$/h"),
+            "engine_hours": Metric(ruling.engine_hours, "h"),
+            "hindsight_cost_per_hour": Metric(None if bound is None else bound.usd_per_hour, "$/h"),
+            "hindsight_engine_hours": Metric(None if bound is None else bound.engine_hours, "h"),
         },
-        tables=(_build_rule_table(runs, problem.settings.tail),),
+        tables=(_build_rule_table(runs, bounds, problem.settings.tail),),
         figures=(Figure("engines", "Engines over time", f"time {unit}", "engines", series),),
         lines=(
             ("rule", sentences.describe_calibration(margin, hold_s)),
@@ -58,18 +73,22 @@ def build_engine_replay_report(
     )
 
 
-def _build_rule_table(runs: Sequence[AutoscaledRun], tail: float) -> Table:
+def _build_rule_table(runs: Sequence[AutoscaledRun], bounds: Sequence[Hindsight | None], tail: float) -> Table:
     columns = (
         Column("rule"),
         Column("attained", "%", 2),
         Column("p99 TTFT", "ms", 0),
         Column("p99 TPOT", "ms", 1),
         Column("mean price", "$/h", 2),
+        Column("engine-hours", "h", 2),
+        Column("perfect knowledge", "$/h", 2),
         Column("most engines"),
     )
     rows = []
-    for run in runs:
+    for run, bound in zip(runs, bounds, strict=True):
         ttft_s, tpot_s = (percentile(item, 0.99, tail) for item in (run.latencies.ttft_s, run.latencies.tpot_s))
         cells = [value * 1e3 if math.isfinite(value) else None for value in (ttft_s, tpot_s)]
-        rows.append((run.name, run.attainment * 100, *cells, run.usd_per_hour, int(run.paid.max())))
+        least = None if bound is None else bound.usd_per_hour
+        most = int(run.paid.max())
+        rows.append((run.name, run.attainment * 100, *cells, run.usd_per_hour, run.engine_hours, least, most))
     return Table("rules", columns, tuple(rows), accent=0)

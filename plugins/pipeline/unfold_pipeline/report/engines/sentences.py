@@ -16,6 +16,7 @@ SOURCES = {
 }
 MEASURES = {"ttft": "TTFT", "tpot": "TPOT", "latency": "latency"}
 NO_PREFIX = "none: the trace records no prompts that repeat"
+UNPROVEN = "the search ended at search.limit: a cheaper plan may exist"
 UNPREDICTED = "at low load, tails longer than simulated are normal: drift of host and client is not simulated"
 
 
@@ -30,9 +31,18 @@ def describe_targets(ttft_s: float, tpot_s: float, latency_s: float) -> str:
     return ", ".join(f"p99 {name} ≤ {format_seconds(value)}" for name, value in pairs if math.isfinite(value))
 
 
-def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str) -> str:
+def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, stages: int = 0) -> str:
     """Return the headline of a plan."""
-    return f"${hourly_cost:,.2f}/h: {_pluralize(replicas, 'engine')} of {_pluralize(gpus, f'{hardware} GPU')}"
+    around = f" and {_pluralize(stages, 'stage')} around them" if stages else ""
+    return f"${hourly_cost:,.2f}/h: {_pluralize(replicas, 'engine')} of {_pluralize(gpus, f'{hardware} GPU')}{around}"
+
+
+def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
+    """Return how much of the latency the stages around an engine take."""
+    return (
+        f"p99 {format_seconds(before_s)} before the engine, {format_seconds(engine_s)} inside to the first token, "
+        f"{format_seconds(after_s)} after the last"
+    )
 
 
 def describe_no_plan(targets: str) -> str:
@@ -175,6 +185,24 @@ def describe_routing(engines: int, replicas: int, routing: str) -> str:
     return f"{_pluralize(engines, 'running engine')} by {routing.replace('_', ' ')}{planned}"
 
 
+def describe_local_service(replicas: int, most: int, routing: str) -> str:
+    """Return the processes that a service starts."""
+    growth = f", up to {most:,} by the traffic" if most > replicas else ""
+    return f"{_pluralize(replicas, 'llama.cpp process')}{growth}, by {routing.replace('_', ' ')}"
+
+
+def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:
+    """Return what happened to the processes of a replay."""
+    deaths = f"; {_pluralize(replaced, 'process')} ended early and were replaced" if replaced else ""
+    started = _pluralize(replicas, "llama.cpp process")
+    return f"{started} at the start, ready within {format_seconds(start_s)}{deaths}"
+
+
+def describe_scaled_estimate() -> str:
+    """Return what the estimate next to a measurement with a changing number of engines simulates."""
+    return "the same requests simulated on the engines that took requests, with the tokens that were counted"
+
+
 def describe_measured_replay(attainment: float, targets: str, engines: int, failures: int) -> str:
     """Return the headline of a trace that was replayed on running engines."""
     failed = f", {failures:,} failed" if failures else ""
@@ -206,10 +234,15 @@ def describe_autoscaling(start_s: float) -> str:
     return f"engines take {format_seconds(start_s)} to start, and finish their requests before they stop; simulated"
 
 
-def describe_hindsight(cost: float) -> str:
-    """Return the cost of an autoscaler with perfect knowledge."""
-    return f"${cost:,.2f}/h with engines ready in time for each slot, each of which meets its targets alone"
+def describe_hindsight(cost: float, ruling_cost: float, engine_hours: float, slot_s: float) -> str:
+    """Return the cost of a schedule with perfect knowledge at the attainment of the rule in charge."""
+    excess = f"; the rule costs {(ruling_cost / cost - 1) * 100:,.0f} % more" if 0 < cost < ruling_cost else ""
+    return (
+        f"${cost:,.2f}/h and {engine_hours:,.2f} engine-hours miss no more requests, with engines ready in time, "
+        f"changed every {format_seconds(slot_s)}{excess}"
+    )
 
 
 def _pluralize(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"

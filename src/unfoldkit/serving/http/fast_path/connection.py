@@ -11,7 +11,7 @@ from typing import Any
 
 from unfoldkit.serving.http.fast_path.head import FastPath, Head, format_response, parse_head
 from unfoldkit.serving.http.fast_path.overload import OverloadRejecter
-from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit
+from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, watch_for_hang_up
 from unfoldkit.serving.http.resource_limits import Holding, ResourceUsage, overload_reply
 from unfoldkit.serving.observability.access_log import RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
@@ -229,6 +229,8 @@ class Connection:
         elif self.holding is not None and self.holding.hold(self.read_ahead.held_bytes(self.inner), 0):
             self.usage.reject("head_bytes")
             self.abort()
+        else:
+            watch_for_hang_up(self.inner)
 
     def _give_to_uvicorn(self, data: bytes) -> None:
         """Leave the connection to uvicorn for good, with what the client has sent so far."""

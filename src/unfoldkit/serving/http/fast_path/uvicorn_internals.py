@@ -13,8 +13,8 @@ METHODS = (
     *("connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"),
     "shutdown",
 )
-PROTOCOL_ATTRIBUTES = ("connections", "cycle", "headers", "pipeline", "timeout_keep_alive_task")
-CYCLE_ATTRIBUTES = ("body", "disconnected", "more_body", "response_complete", "scope")
+PROTOCOL_ATTRIBUTES = ("connections", "cycle", "flow", "headers", "pipeline", "timeout_keep_alive_task")
+CYCLE_ATTRIBUTES = ("body", "disconnected", "message_event", "more_body", "response_complete", "scope")
 STATE_ATTRIBUTES = ("connections", "default_headers")
 
 
@@ -46,6 +46,8 @@ def find_incompatibility(config: Any) -> str:
 
 
 MAX_BYTES = 4 * 2**20
+MAX_WATCHED_BYTES = 256 * 2**10
+"""Up to so many bytes of pipelined requests a connection is read on, so that a hang-up behind them is noticed."""
 MAX_HEADERS = 1000
 _CYCLE_BYTES = 4096
 # each byte of a chunked body may come in a chunk of its own
@@ -56,15 +58,31 @@ def build_protocol_class() -> Any:
     """Build uvicorn's protocol without its merging of trailers, and without copying a body for each of its chunks.
 
     uvicorn adds the trailers of a chunked body to the headers of its request, which RFC 9110, section 6.5.1, forbids:
-    a client could send headers past a proxy that checks or removes them.
+    a client could send headers past a proxy that checks or removes them. And it reports a hang-up to the last request
+    that it has read, not to the one that it answers.
     """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Protocol(HttpToolsProtocol):
+        answered: Any = None
+
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
             # what follows goes into a list that is never read
             self.headers = []
+            if not self.pipeline:
+                self.answered = self.cycle
+
+        def on_response_complete(self) -> None:
+            if self.pipeline:
+                self.answered = self.pipeline[-1][0]
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.answered is not None and not self.answered.response_complete:
+                self.answered.disconnected = True
+                self.answered.message_event.set()
+            super().connection_lost(exc)
 
         def on_body(self, body: bytes) -> None:
             if not isinstance(self.cycle.body, bytearray):
@@ -105,6 +123,12 @@ class ReadAheadLimit:
             self.count += max(len(data) - _CHUNK_BYTES * (_body_size(inner) - before), 0)
         exceeds_bytes = self.count > MAX_BYTES or _pipelined_bytes(inner) > MAX_BYTES
         return exceeds_bytes or len(inner.headers or ()) > MAX_HEADERS
+
+
+def watch_for_hang_up(inner: Any) -> None:
+    """Read on behind a few pipelined requests: uvicorn pauses there, and a paused connection shows no hang-up."""
+    if inner.pipeline and _pipelined_bytes(inner) <= MAX_WATCHED_BYTES:
+        inner.flow.resume_reading()
 
 
 def _is_chunked(cycle: Any) -> bool:

@@ -1,0 +1,59 @@
+"""The order of cases: exchangeable tables pass, and promises that break at the end are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unfold_cascade._types import FloatArray
+from unfold_cascade.data.case_order import average_in_order, find_late_break, late_break_p_value
+
+
+def _draw_excess(rng: np.random.Generator, loss: FloatArray, limit: float) -> FloatArray:
+    return (rng.random(len(loss)) < loss).astype(np.float64) - limit
+
+
+@pytest.mark.parametrize("rows", [120, 999, 5000])
+@pytest.mark.parametrize("loss", [0.02, 0.1])
+def test_the_order_of_exchangeable_rows_is_rarely_suspected(rows: int, loss: float) -> None:
+    """At most 5 % of tables whose rows are exchangeable have a p-value up to 5 %, whatever the limit."""
+    rng = np.random.default_rng([rows, int(100 * loss)])
+    p_values = [late_break_p_value(_draw_excess(rng, np.full(rows, loss), 0.0)) for _ in range(40)]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 40)
+
+
+@pytest.mark.parametrize("start", [0.5, 0.75, 0.9])
+def test_a_promise_that_breaks_at_the_end_is_found(start: float) -> None:
+    """A loss of 1 % that becomes 20 % exceeds an allowed 5 % over the whole end, and is found in most tables."""
+    rng = np.random.default_rng(7)
+    loss = np.where(np.arange(1000) >= 1000 * start, 0.2, 0.01)
+    late = [find_late_break({"loss": _draw_excess(rng, loss, 0.05)}) for _ in range(20)]
+    assert sum(name == "loss" for name in late) >= 18
+
+
+def test_growth_within_the_promise_is_no_break() -> None:
+    """A loss that grows but stays below what is allowed breaks nothing."""
+    loss = np.where(np.arange(1000) >= 500, 0.05, 0.0)
+    assert find_late_break({"loss": _draw_excess(np.random.default_rng(1), loss, 0.2)}) is None
+
+
+def test_a_falling_loss_is_no_break() -> None:
+    """Rows that lose too much only at the start of the table break no promise about later ones."""
+    loss = np.where(np.arange(1000) < 300, 0.3, 0.02)
+    assert late_break_p_value(_draw_excess(np.random.default_rng(1), loss, 0.05)) > 0.5
+
+
+def test_the_strongest_evidence_names_the_promise() -> None:
+    """Of several promises the one that breaks is named; few rows are no evidence."""
+    rng = np.random.default_rng(2)
+    steady, growing = rng.normal(-0.1, 1, 800), rng.normal(-0.1, 1, 800) + 2.0 * (np.arange(800) > 600)
+    assert find_late_break({"loss": steady, "saving": growing}) == "saving"
+    assert find_late_break({"saving": growing[580:630]}) is None
+    assert find_late_break({}) is None
+
+
+def test_clusters_count_once_in_the_order_of_their_first_rows() -> None:
+    """Rows of a cluster are averaged, and clusters keep the order of the table whatever their numbers."""
+    values = np.array([1.0, 5.0, 3.0, 7.0])
+    assert average_in_order(values, np.array([9, 2, 9, 4])).tolist() == [2.0, 5.0, 7.0]
+    assert average_in_order(values, None) is values

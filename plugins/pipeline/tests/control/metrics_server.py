@@ -1,0 +1,102 @@
+"""A Prometheus-compatible server with counters that a test sets, and faults that it injects."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
+
+Samples = list[tuple[float, float]]
+
+
+@dataclass(slots=True)
+class MetricsServer:
+    """The state of the server: samples by selector, gauges by query, and how it answers.
+
+    ``fault`` is empty, or one of ``500``, ``html``, ``hang``, ``huge``, ``redirect``.
+    """
+
+    url: str = ""
+    series: dict[str, list[Samples]] = field(default_factory=dict)
+    gauges: dict[str, list[float]] = field(default_factory=dict)
+    live: Callable[[str], list[Samples] | None] = lambda _selector: None
+    fault: str = ""
+    clock: Callable[[], float] = time.time
+    queries: list[tuple[str, str]] = field(default_factory=list)
+
+    def answer(self, query: str) -> tuple[int, dict[str, Any]]:
+        """Return status and body as Prometheus does."""
+        ranged = re.fullmatch(r"(.*)\[(\d+)s\]", query)
+        if ranged is None:
+            values = [{"metric": {}, "value": [self.clock(), str(value)]} for value in self.gauges.get(query, [])]
+            return 200, {"status": "success", "data": {"resultType": "vector", "result": values}}
+        if "(" in ranged[1].partition("{")[0]:
+            error = "invalid parameter: ranges only allowed for vector selectors"
+            return 400, {"status": "error", "errorType": "bad_data", "error": error}
+        since_s = self.clock() - float(ranged[2])
+        listed = self.live(ranged[1]) or self.series.get(ranged[1], [])
+        rows = [
+            {"metric": {"pod": str(index)}, "values": [[at, str(value)] for at, value in samples if at >= since_s]}
+            for index, samples in enumerate(listed)
+        ]
+        return 200, {
+            "status": "success",
+            "data": {"resultType": "matrix", "result": [row for row in rows if row["values"]]},
+        }
+
+
+@contextlib.contextmanager
+def metrics_server() -> Iterator[MetricsServer]:
+    """Serve until the end of the block."""
+    state = MetricsServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            form = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            query = parse_qs(form)["query"][0]
+            state.queries.append((query, self.headers.get("Authorization", "")))
+            status, body = state.answer(query)
+            data, kind = json.dumps(body).encode(), "application/json"
+            if state.fault == "hang":
+                time.sleep(0.5)
+                self.close_connection = True
+                return
+            if state.fault == "500":
+                status, data = 500, b"oops"
+            elif state.fault == "html":
+                data, kind = b"<html>sign in</html>", "text/html"
+            elif state.fault == "redirect":
+                status, data = 302, b""
+            elif state.fault == "huge":
+                data = b"x" * (33 << 20)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(data)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(state.clock() if timestamp is None else timestamp)
+
+        def log_message(self, *_args: Any) -> None:
+            """Log nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

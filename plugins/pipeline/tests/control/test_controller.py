@@ -1,0 +1,269 @@
+"""The control loop: the decisions of the replay, in bounded steps, and nothing at all where the demand is unknown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from plugins.pipeline.tests.helpers import chain, option
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, StepLimits
+from unfold_pipeline.control.demand import Demand, SignalError
+from unfold_pipeline.control.targets import StageReplicas
+from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.problem.pipeline import StageConfig
+from unfold_pipeline.problem.problem import TunerSettings
+from unfold_pipeline.problem.quotas import build_quota_limits
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfold_pipeline.tuner.calibration import build_live_rule
+from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
+from unfold_pipeline.tuner.rules import build_scaling_context
+from unfold_pipeline.tuner.table_rule import compute_table_targets
+from unfoldkit.api import user_error
+
+CPU = (option("cpu", 0.05, 0.02, 0.02),)
+GRAPH = chain(CPU, CPU)
+PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 2))
+SLO_S = 0.5
+SETTINGS = TunerSettings(delay_s=5.0, hold_s=30.0, max_replicas=40)
+ORIGIN_S = 1.7e9
+FREE = StepLimits(add=100, remove=100, minimum=(1, 1), maximum=(40, 40))
+
+
+@dataclass(slots=True)
+class Deployment:
+    """Two workloads in memory."""
+
+    desired: list[int] = field(default_factory=lambda: [2, 2])
+    leads: bool = True
+    fault: str = ""
+    writes: list[tuple[int, int]] = field(default_factory=list)
+    location: str = "memory"
+    workloads: tuple[str, ...] = ("a", "b")
+    lease_s: float = 15.0
+    released: bool = False
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether the lease is held."""
+        return self.leads
+
+    def renew(self) -> bool:
+        """Return whether the lease is held."""
+        return self.leads
+
+    def release(self) -> None:
+        """Give the lease up."""
+        self.released = True
+
+    def check(self) -> list[str]:
+        """Return no warnings."""
+        return []
+
+    def read_replicas(self) -> tuple[StageReplicas, ...]:
+        """Return the replicas."""
+        if self.fault == "read":
+            raise user_error("no route to host")
+        return tuple(StageReplicas(count, count) for count in self.desired)
+
+    def set_replicas(self, stage: int, count: int) -> bool:
+        """Set the replicas."""
+        if self.fault == "write":
+            raise user_error("forbidden")
+        self.desired[stage] = count
+        self.writes.append((stage, count))
+        return True
+
+
+@dataclass(slots=True)
+class Script:
+    """Demand by the second: arrivals of a trace, or an error."""
+
+    arrivals_s: FloatArray
+    now_s: float = 0.0
+    age_s: float = 0.0
+    error: SignalError | None = None
+    location: str = "a script"
+
+    def read(self) -> Demand:
+        """Return what arrived until now."""
+        if self.error is not None:
+            raise self.error
+        until_s = self.now_s - self.age_s
+        arrivals = ORIGIN_S + self.arrivals_s[: np.searchsorted(self.arrivals_s, until_s, "right")]
+        return Demand(
+            arrivals_s=arrivals, until_s=ORIGIN_S + until_s, age_s=self.age_s, queued=np.array([np.nan, np.nan])
+        )
+
+
+def even_trace(rates: Sequence[float], seconds: float) -> FloatArray:
+    """Evenly spaced arrivals in parts of some rates."""
+    parts = [index * seconds + (np.arange(int(rate * seconds)) + 0.5) / rate for index, rate in enumerate(rates)]
+    return np.concatenate(parts)
+
+
+def build_factory(policy: str = "table") -> Callable[[CountArray], ObservedTuner]:
+    """Return what makes the rule of a small pipeline."""
+    sample = draw_sample(GRAPH, even_trace([20.0], 60.0), np.random.default_rng(0))
+    context = build_scaling_context(GRAPH, PLAN, (sample,), SLO_S)
+    table = build_fixed_batch_table(build_slo_checker(GRAPH, [sample], SLO_S), PLAN, 40)
+
+    def build(replicas: CountArray) -> ObservedTuner:
+        rule = build_live_rule(policy, context, SETTINGS, table)
+        rule.begin(replicas)
+        tuner = LiveTuner(rule=rule, limits=build_quota_limits(GRAPH, PLAN), set_delay=rule.set_delay)
+        return ObservedTuner(tuner=tuner, observe=rule.observe, activation_s=5.0, expected_s=5.0)
+
+    return build
+
+
+def build_controller(
+    source: Script, target: Deployment, limits: StepLimits = FREE, policy: str = "table"
+) -> DeploymentController:
+    """Return a controller of a deployment in memory."""
+    return DeploymentController(
+        names=("s0", "s1"), build_tuner=build_factory(policy), source=source, target=target, limits=limits
+    )
+
+
+def run_until(controller: DeploymentController, source: Script, end_s: int, every_s: int = 1) -> list[tuple[int, ...]]:
+    """Step through a trace and return the replicas after each step."""
+    assert isinstance(controller.target, Deployment)
+    history = []
+    for now_s in range(0, end_s, every_s):
+        source.now_s = now_s
+        controller.step()
+        history.append(tuple(controller.target.desired))
+    return history
+
+
+def test_controller_decides_as_the_replay() -> None:
+    """Under the same trace, each second has the replicas of the replay."""
+    trace = even_trace([20.0, 80.0, 20.0], 60.0)
+    source, target = Script(trace), Deployment()
+    live = run_until(build_controller(source, target), source, 179)
+    sample = draw_sample(GRAPH, even_trace([20.0], 60.0), np.random.default_rng(0))
+    context = build_scaling_context(GRAPH, PLAN, (sample,), SLO_S)
+    table = build_fixed_batch_table(build_slo_checker(GRAPH, [sample], SLO_S), PLAN, 40)
+    replayed = compute_table_targets(
+        context, draw_sample(GRAPH, trace, np.random.default_rng(1)), SETTINGS, table
+    ).replicas
+    assert live == list(zip(*(stage[: len(live)].tolist() for stage in replayed), strict=True))
+    assert max(live) > (4, 4)
+
+
+def test_late_samples_delay_decisions_and_lose_none() -> None:
+    """Samples that arrive 15 s late lead to the same largest counts, only later, and more often read ahead."""
+    trace = even_trace([20.0, 80.0, 80.0], 60.0)
+    fresh_source, late_source = Script(trace), Script(trace, age_s=15.0)
+    fresh = run_until(build_controller(fresh_source, fresh_target := Deployment()), fresh_source, 170)
+    late = run_until(build_controller(late_source, late_target := Deployment()), late_source, 170)
+    assert min(late_target.desired) >= min(fresh_target.desired)
+    assert next(index for index, counts in enumerate(late) if counts > (4, 4)) <= 15 + next(
+        index for index, counts in enumerate(fresh) if counts > (4, 4)
+    )
+
+
+@pytest.mark.parametrize("policy", ["table", "ratio", "paper"])
+@pytest.mark.parametrize("every_s", [1, 5])
+def test_steps_stay_within_their_bounds(policy: str, every_s: int) -> None:
+    """No decision adds or removes more than it may, nor leaves the limits of a stage."""
+    source, target = Script(even_trace([20.0, 160.0, 2.0, 2.0], 60.0)), Deployment()
+    limits = StepLimits(add=3, remove=1, minimum=(2, 1), maximum=(7, 40))
+    history = run_until(build_controller(source, target, limits, policy), source, 238, every_s)
+    steps = np.diff(np.array([(2, 2), *history]), axis=0)
+    assert steps.max() == 3
+    assert steps.min() == -1
+    assert min(counts[0] for counts in history) >= 2
+    assert max(counts[0] for counts in history) == 7
+
+
+@pytest.mark.parametrize("reason", ["unreachable", "no data", "stale"])
+def test_unknown_demand_changes_nothing(reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Replicas stay for as long as the demand is unknown; one message tells when that begins, one when it ends."""
+    source, target = Script(even_trace([80.0], 300.0)), Deployment()
+    controller = build_controller(source, target)
+    run_until(controller, source, 60)
+    held = list(target.desired)
+    source.error = SignalError(reason, "no samples")
+    writes = len(target.writes)
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        for _ in range(40):
+            controller.step()
+        assert target.desired == held
+        assert len(target.writes) == writes
+        assert controller.record.failures[reason] == 40
+        assert not controller.record.is_ready
+        source.error, source.now_s = None, 290.0
+        controller.step()
+    assert controller.record.is_ready
+    assert [record.message for record in caplog.records] == [
+        "no samples; replica counts stay as they are",
+        "the demand is known again",
+    ]
+
+
+@pytest.mark.parametrize("fault", ["read", "write"])
+def test_a_deployment_that_does_not_respond_is_no_end(fault: str) -> None:
+    """The controller goes on, and scales as soon as the deployment responds again."""
+    source, target = Script(even_trace([80.0], 100.0)), Deployment(fault=fault)
+    controller = build_controller(source, target)
+    run_until(controller, source, 30)
+    assert not target.writes
+    assert not controller.record.is_ready
+    target.fault, source.now_s = "", 31.0
+    controller.step()
+    assert target.writes
+    assert controller.record.is_ready
+
+
+def test_standby_writes_nothing_and_starts_from_what_it_finds() -> None:
+    """Without the lease nothing is scaled; a new leader keeps a larger deployment for the time of hold."""
+    source, target = Script(even_trace([20.0], 200.0)), Deployment(desired=[12, 9], leads=False)
+    controller = build_controller(source, target)
+    run_until(controller, source, 20)
+    assert not target.writes
+    assert controller.record.role == "standby"
+    target.leads = True
+    held = []
+    for now_s in range(20, 120):
+        source.now_s = now_s
+        controller.step()
+        held.append(tuple(target.desired))
+    assert held[: int(SETTINGS.hold_s) - 1] == [(12, 9)] * (int(SETTINGS.hold_s) - 1)
+    assert held[-1] < (4, 4)
+
+
+def test_a_paused_workload_stays_paused() -> None:
+    """Zero replicas are left alone, as by a HorizontalPodAutoscaler."""
+    source, target = Script(even_trace([80.0], 60.0)), Deployment(desired=[0, 2])
+    run_until(build_controller(source, target), source, 50)
+    assert target.desired[0] == 0
+    assert target.desired[1] > 2
+
+
+def test_a_measured_queue_raises_the_target() -> None:
+    """Items that wait are served too, although the counters show no more arrivals than planned."""
+    source, target = Script(even_trace([20.0], 100.0)), Deployment()
+    controller = build_controller(source, target)
+    run_until(controller, source, 40)
+    assert target.desired == [2, 2]
+    read = source.read
+
+    @dataclass
+    class Queued:
+        location: str = "a script"
+
+        def read(self) -> Demand:
+            return replace(read(), queued=np.array([np.nan, 2000.0]))
+
+    controller.source = Queued()
+    source.now_s = 45.0
+    controller.step()
+    assert target.desired[0] == 2
+    assert target.desired[1] > 5

@@ -1,0 +1,112 @@
+"""Demand over the HTTP API of Prometheus: what it returns, and everything else that a server may return."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from plugins.pipeline.tests.control.metrics_server import MetricsServer, metrics_server
+from unfold_pipeline.control.demand import SignalError
+from unfold_pipeline.control.http import open_client
+from unfold_pipeline.control.prometheus import PrometheusSource
+
+SELECTOR = 'http_requests_total{service="video"}'
+
+
+@pytest.fixture
+def server() -> Iterator[MetricsServer]:
+    """A server whose counter grows by ten a second."""
+    with metrics_server() as state:
+        now_s = time.time()
+        state.series[SELECTOR] = [[(now_s - 60 + 5 * index, 50.0 * index) for index in range(13)]]
+        yield state
+
+
+def source(server: MetricsServer, selector: str = SELECTOR, token: str = "") -> PrometheusSource:
+    """A source with two stages, of which the first has a queue."""
+    return PrometheusSource(
+        client=open_client(token), url=server.url, arrivals=selector, queues=("sum(queue)", ""), stale_s=30.0
+    )
+
+
+def read_error(item: PrometheusSource) -> SignalError:
+    """Return the error of a reading."""
+    with pytest.raises(SignalError) as caught:
+        item.read()
+    return caught.value
+
+
+def test_rate_age_and_queues_are_read(server: MetricsServer) -> None:
+    """The samples are those of the scrapes, an absent queue is unknown, and the token is sent."""
+    server.gauges["sum(queue)"] = [3.0, 4.0]
+    demand = source(server, token="secret").read()  # noqa: S106 - of this test
+    assert demand.arrivals_s.size == 600
+    assert demand.age_s < 3
+    assert demand.queued[0] == 7
+    assert math.isnan(demand.queued[1])
+    assert {token for _, token in server.queries} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [-1.0], [math.inf]])
+def test_a_queue_that_is_no_length_is_unknown(server: MetricsServer, values: list[float]) -> None:
+    """No decision rests on such a value."""
+    server.gauges["sum(queue)"] = values
+    assert math.isnan(source(server).read().queued[0])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("500", "refused"),
+        ("html", "refused"),
+        ("redirect", "refused"),
+        ("hang", "unreachable"),
+        ("huge", "unreachable"),
+    ],
+)
+def test_every_fault_is_an_error_with_a_label(server: MetricsServer, fault: str, reason: str) -> None:
+    """Whatever the server returns, nothing but an unknown demand follows."""
+    server.fault = fault
+    assert read_error(source(server)).reason == reason
+
+
+def test_an_expression_is_refused_with_a_hint(server: MetricsServer) -> None:
+    """Only counters have raw samples."""
+    error = read_error(source(server, "sum(rate(a[1m]))"))
+    assert error.reason == "refused"
+    assert "ranges only allowed for vector selectors" in str(error)
+    assert "selects one counter" in error.hint
+
+
+def test_no_series_is_no_data(server: MetricsServer) -> None:
+    """A misspelt selector is no lull."""
+    assert read_error(source(server, 'http_request_total{service="video"}')).reason == "no data"
+
+
+def test_old_samples_are_no_lull(server: MetricsServer) -> None:
+    """A target that is no longer scraped leaves samples that are too old to decide by."""
+    now_s = time.time()
+    server.series[SELECTOR] = [[(now_s - 120 + 5 * index, 50.0 * index) for index in range(13)]]
+    error = read_error(source(server))
+    assert error.reason == "stale"
+    assert " s old" in str(error)
+
+
+def test_ages_are_by_the_clock_of_the_server(server: MetricsServer) -> None:
+    """A server whose clock is an hour behind has fresh samples, although they look old here."""
+    server.clock = lambda: time.time() - 3600
+    server.series[SELECTOR] = [[(server.clock() - 60 + 5 * index, 50.0 * index) for index in range(13)]]
+    assert source(server).read().age_s < 3
+
+
+def test_an_unreachable_server_is_an_error() -> None:
+    """A port that nothing listens on."""
+    with socket.socket() as item:
+        item.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{item.getsockname()[1]}"
+    item_source = PrometheusSource(client=open_client(), url=url, arrivals=SELECTOR, queues=("",), stale_s=30.0)
+    assert read_error(item_source).reason == "unreachable"

@@ -1,0 +1,257 @@
+"""The control loop: demand in, the decision of the scaling rule, and bounded steps of replica counts out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.control.demand import Demand, DemandSource, SignalError
+from unfold_pipeline.control.targets import ScalingTarget, StageReplicas
+from unfold_pipeline.estimator.replica_schedule import TICK_S
+from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import ApiError
+
+MAX_CATCH_UP_S = 120
+RATE_WINDOW_S = 30.0
+AGE_TOLERANCE_S = 2.0
+AGES = 12
+Role = Literal["standby", "leader"]
+
+
+@dataclass(slots=True, kw_only=True)
+class ObservedTuner:
+    """The scaling rule, which also gets what is measured of a deployment.
+
+    Attributes:
+        tuner: rule and quotas.
+        observe: receives existing replicas and waiting items of all stages.
+        activation_s: from ordering a replica until it serves.
+        expected_s: the delay that the rule expects: activation, and the age of the demand.
+        ages_s: age of the demand at the last readings, which swings by the interval of the scrapes.
+    """
+
+    tuner: LiveTuner
+    observe: Callable[[CountArray, FloatArray], None]
+    activation_s: float
+    expected_s: float
+    ages_s: deque[float] = field(default_factory=lambda: deque(maxlen=AGES))
+
+    def expect_age(self, age_s: float) -> None:
+        """Let the rule look ahead by the largest recent age of the demand too, if that changed by two seconds."""
+        self.ages_s.append(age_s)
+        expected_s = self.activation_s + max(self.ages_s)
+        if abs(expected_s - self.expected_s) > AGE_TOLERANCE_S:
+            self.expected_s = expected_s
+            self.tuner.set_delay(expected_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """How far one decision may move the replicas of the stages.
+
+    Attributes:
+        add: replicas that may be added to a stage.
+        remove: replicas that may be removed from a stage.
+        minimum: fewest replicas of each stage.
+        maximum: most replicas of each stage.
+    """
+
+    add: int
+    remove: int
+    minimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+    def limit_step(self, stage: int, current: int, wanted: int) -> int:
+        """Return the replicas to demand next on the way from ``current`` to ``wanted``.
+
+        Zero replicas are a workload that was paused, as for a HorizontalPodAutoscaler: it stays so.
+        """
+        if current == 0:
+            return 0
+        bounded = min(max(wanted, self.minimum[stage]), self.maximum[stage])
+        return min(max(bounded, current - self.remove), current + self.add)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleStep:
+    """A decision about one stage: replicas demanded so far, of the rule, and to demand next."""
+
+    stage: str
+    workload: str
+    current: int
+    wanted: int
+    next: int
+
+
+@dataclass(slots=True)
+class ControlRecord:
+    """What a controller did, for its status and metrics.
+
+    Attributes:
+        role: whether it scales.
+        rate: queries per second of the last 30 s; NaN before the first reading.
+        age_s: age of the demand at the last reading.
+        steps: the last decision.
+        changes: replicas changed, by stage and direction.
+        failures: readings of the demand that failed, by reason.
+        signal_error: why the demand is unknown; empty if it is known.
+        target_error: why the workloads cannot be scaled; empty if they can.
+    """
+
+    role: Role = "standby"
+    rate: float = math.nan
+    age_s: float = math.nan
+    steps: tuple[ScaleStep, ...] = ()
+    changes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    signal_error: str = ""
+    target_error: str = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the demand is known and the workloads respond."""
+        return not self.signal_error and not self.target_error
+
+
+@dataclass(slots=True, kw_only=True)
+class DeploymentController:
+    """Scales an existing deployment by the rule that a served pipeline and a replay apply.
+
+    Times of the rule are seconds since the first reading, by the clock of the samples: a late sample delays a decision
+    and does not read as a lull.
+
+    Attributes:
+        names: name of each stage.
+        build_tuner: returns the rule, which takes charge of a deployment with some replicas.
+        source: where the demand comes from.
+        target: the deployment.
+        limits: bounds of a step.
+        record: what happened.
+        log: receives what an operator must know.
+    """
+
+    names: tuple[str, ...]
+    build_tuner: Callable[[CountArray], ObservedTuner]
+    source: DemandSource
+    target: ScalingTarget
+    limits: StepLimits
+    record: ControlRecord = field(default_factory=ControlRecord)
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
+    tuner: ObservedTuner | None = None
+    origin_s: float = 0.0
+
+    def step(self) -> None:
+        """Read the demand, decide, and scale by one step if this process leads.
+
+        Where the demand is unknown, all replicas stay as they are.
+        """
+        if not self.target.is_leader:
+            # the next leadership begins with the replicas that it finds
+            self.record.role, self.tuner = "standby", None
+            return
+        self.record.role = "leader"
+        try:
+            steps = self.propose_steps()
+        except SignalError as error:
+            self._report_signal(error)
+            return
+        except (UnfoldError, ApiError) as error:
+            self._report_target(f"replica counts cannot be read: {error}")
+            return
+        self._report_signal(None)
+        self._carry_out(steps)
+
+    def propose_steps(self) -> tuple[ScaleStep, ...]:
+        """Return the next step of each stage, and change nothing.
+
+        Raises:
+            SignalError: the demand is unknown.
+            UnfoldError: the deployment does not respond.
+            ApiError: it refuses.
+        """
+        demand, replicas = self.source.read(), self.target.read_replicas()
+        wanted = self._decide(demand, replicas)
+        recent = demand.arrivals_s.size - np.searchsorted(demand.arrivals_s, demand.until_s - RATE_WINDOW_S, "right")
+        self.record.rate, self.record.age_s = float(recent / RATE_WINDOW_S), demand.age_s
+        return tuple(
+            ScaleStep(
+                stage=name,
+                workload=self.target.workloads[index],
+                current=replicas[index].desired,
+                wanted=wanted[index],
+                next=self.limits.limit_step(index, replicas[index].desired, wanted[index]),
+            )
+            for index, name in enumerate(self.names)
+        )
+
+    def renew(self) -> None:
+        """Renew the leadership, or try to win it."""
+        try:
+            was_leader, is_leader = self.target.is_leader, self.target.renew()
+        except (UnfoldError, ApiError) as error:
+            # leadership ends by this process's own clock, before another controller may begin
+            self._report_target(f"the lease cannot be renewed: {error}")
+            return
+        if was_leader != is_leader:
+            text = "this controller scales the deployment" if is_leader else "another controller has the lease"
+            self.log.warning("%s", text)
+        if self.record.target_error.startswith("the lease"):
+            self._report_target("")
+
+    def _decide(self, demand: Demand, replicas: Sequence[StageReplicas]) -> tuple[int, ...]:
+        existing = np.array([item.existing for item in replicas], dtype=np.int64)
+        if self.tuner is None:
+            desired = np.array([max(1, item.desired) for item in replicas], dtype=np.int64)
+            self.tuner, self.origin_s = self.build_tuner(desired), math.floor(demand.until_s)
+        tuner = self.tuner
+        tuner.expect_age(demand.age_s)
+        arrivals_s, now_s = demand.arrivals_s - self.origin_s, math.floor(demand.until_s - self.origin_s)
+        decisions = tuner.tuner.decisions
+        first_s = max(int(decisions[-1][0]) + 1 if decisions else 0, now_s - MAX_CATCH_UP_S)
+        # each second is decided, as in a replay; without new samples the last decision stands
+        for second in range(first_s, now_s + 1):
+            if second == now_s:
+                tuner.observe(existing, demand.queued)
+            tuner.tuner.decide(arrivals_s, second * TICK_S)
+        return decisions[-1][1].replicas
+
+    def _carry_out(self, steps: Sequence[ScaleStep]) -> None:
+        self.record.steps = tuple(steps)
+        for index, step in enumerate(steps):
+            if step.next == step.current:
+                continue
+            try:
+                # a step took time, in which the lease may have ended
+                is_done = self.target.is_leader and self.target.set_replicas(index, step.next)
+            except (UnfoldError, ApiError) as error:
+                self._report_target(f"{step.workload} cannot be scaled: {error}")
+                return
+            if is_done:
+                direction = "up" if step.next > step.current else "down"
+                self.record.changes[step.stage, direction] += abs(step.next - step.current)
+                self.log.info("%s: %d → %d replicas", step.workload, step.current, step.next)
+        if not self.record.target_error.startswith("the lease"):
+            self._report_target("")
+
+    def _report_signal(self, error: SignalError | None) -> None:
+        """Count a failure, and log it once until the demand is known again."""
+        text = "" if error is None else str(error)
+        if error is not None:
+            self.record.failures[error.reason] += 1
+        if bool(text) != bool(self.record.signal_error):
+            message = f"{text}; replica counts stay as they are" if text else "the demand is known again"
+            self.log.warning("%s", message)
+        self.record.signal_error = text
+
+    def _report_target(self, text: str) -> None:
+        if bool(text) != bool(self.record.target_error):
+            self.log.warning("%s", text or "the deployment responds again")
+        self.record.target_error = text

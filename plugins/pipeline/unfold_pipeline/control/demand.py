@@ -1,0 +1,105 @@
+"""Demand of a deployment that this project does not serve: arrivals between the samples of its counters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+
+MAX_ARRIVALS = 20_000_000
+"""A counter that grows by more in three minutes counts something else."""
+SCRAPES_UNTIL_ENDED = 2.5
+"""A series without a sample for so many of its intervals belongs to a replica that has ended."""
+
+
+class SignalError(Exception):
+    """The demand is unknown: ``reason`` is a short label, the text a sentence."""
+
+    def __init__(self, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.reason, self.hint = reason, hint
+
+
+@dataclass(frozen=True, slots=True)
+class CounterSeries:
+    """Samples of one counter: ascending Unix seconds, and its values; shape (samples,)."""
+
+    times_s: FloatArray
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a deployment was asked for recently.
+
+    Attributes:
+        arrivals_s: arrival of each query in Unix seconds, sorted, none after ``until_s``.
+        until_s: up to when all arrivals are known, in Unix seconds.
+        age_s: how long ago that is.
+        queued: items that wait at each stage, NaN where that is unknown; shape (stages,).
+    """
+
+    arrivals_s: FloatArray
+    until_s: float
+    age_s: float
+    queued: FloatArray
+
+
+class DemandSource(Protocol):
+    """Reads the demand of a deployment."""
+
+    @property
+    def location(self) -> str:
+        """What is read, in words."""
+
+    def read(self) -> Demand:
+        """Return the demand of the last minutes.
+
+        Raises:
+            SignalError: it is unknown.
+        """
+
+
+def spread_arrivals(series: Sequence[CounterSeries]) -> tuple[FloatArray, float]:
+    """Return the arrivals that counters stand for, and up to when all of them are known, in Unix seconds.
+
+    The queries between two samples are spread evenly over the time between them. A counter that falls was reset to 0,
+    as in PromQL's ``increase``; what a series counted before its first sample is left out, also as there.
+
+    Raises:
+        SignalError: no series has two samples, or they count too much.
+    """
+    known = [item for item in map(_drop_invalid, series) if item.times_s.size > 1]
+    if not known:
+        raise SignalError("no data", "no counter has two samples yet")
+    newest_s = max(float(item.times_s[-1]) for item in known)
+    running = [float(item.times_s[-1]) for item in known if not _has_ended(item, newest_s)]
+    until_s = min(running)
+    arrivals = np.sort(np.concatenate([_spread_series(item) for item in known]))
+    return arrivals[: np.searchsorted(arrivals, until_s, "right")], until_s
+
+
+def _drop_invalid(series: CounterSeries) -> CounterSeries:
+    is_valid = np.isfinite(series.values) & np.isfinite(series.times_s)
+    return CounterSeries(series.times_s[is_valid], series.values[is_valid])
+
+
+def _has_ended(series: CounterSeries, newest_s: float) -> bool:
+    interval_s = float(np.median(np.diff(series.times_s)))
+    return float(series.times_s[-1]) < newest_s - SCRAPES_UNTIL_ENDED * interval_s
+
+
+def _spread_series(series: CounterSeries) -> FloatArray:
+    growth = np.diff(series.values)
+    growth = np.where(growth < 0, series.values[1:], growth)
+    counted = np.concatenate([[0.0], np.cumsum(growth)])
+    if counted[-1] > MAX_ARRIVALS:
+        message = f"a counter grew by {counted[-1]:.3g} queries in {np.ptp(series.times_s):.0f} s"
+        raise SignalError("implausible", message, "select a counter of queries")
+    positions = np.arange(math.floor(counted[-1])) + 0.5
+    return np.interp(positions, counted, series.times_s)

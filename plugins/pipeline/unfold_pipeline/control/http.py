@@ -1,0 +1,77 @@
+"""Bounded HTTP requests of a controller: a limit of time and size for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unfoldkit.api import user_error
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 5.0
+MAX_BODY_BYTES = 32 << 20
+
+
+class HttpError(Exception):
+    """The server did not respond, or not within the bounds; the text is a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """A complete response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedClient:
+    """Sends requests to few servers; safe to use from several threads."""
+
+    client: httpx.Client
+
+    def send(self, method: str, url: str, **options: Any) -> HttpReply:
+        """Return the response to a request.
+
+        Args:
+            method: HTTP method.
+            url: the address.
+            options: ``data`` or ``json``, as httpx takes them.
+
+        Raises:
+            HttpError: there is none within five seconds and 32 MiB.
+        """
+        import httpx
+
+        deadline_s = time.monotonic() + TIMEOUT_S
+        body = bytearray()
+        try:
+            with self.client.stream(method, url, **options) as response:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        raise HttpError(f"{url} returned more than {MAX_BODY_BYTES >> 20} MiB")
+                    if time.monotonic() > deadline_s:
+                        raise HttpError(f"{url} did not complete its response within {TIMEOUT_S:.0f} s")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise HttpError(f"{url} does not respond: {str(error) or type(error).__name__}") from error
+        return HttpReply(response.status_code, response.headers, bytes(body))
+
+
+def open_client(token: str = "") -> BoundedClient:
+    """Return a client; ``token`` is a bearer token for all requests, empty for none.
+
+    Raises:
+        UnfoldError: httpx is not installed.
+    """
+    try:
+        import httpx
+    except ModuleNotFoundError as error:
+        raise user_error("a controller needs the package httpx", hint="pip install 'unfoldkit[pipeline]'") from error
+    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    return BoundedClient(httpx.Client(timeout=TIMEOUT_S, headers=headers, follow_redirects=False))

@@ -1,0 +1,130 @@
+"""Demand from the HTTP API of Prometheus, or of a system that speaks it: Thanos, Mimir, VictoriaMetrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, spread_arrivals
+from unfold_pipeline.control.http import BoundedClient, HttpError, HttpReply
+from unfoldkit.arrivals.envelope import LONGEST_WINDOW_S
+
+HISTORY_S = 3 * LONGEST_WINDOW_S
+"""The rules look back two windows; the third covers the age of the newest sample."""
+SELECTOR_HINT = 'control.arrivals selects one counter, such as http_requests_total{service="video"}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrometheusSource:
+    """Queries a server for the raw samples of a counter, so that the resolution is that of its scrapes.
+
+    Attributes:
+        client: an HTTP client.
+        url: the server.
+        arrivals: selector of the counter of queries.
+        queues: PromQL of the items that wait at each stage; empty where that is unknown.
+        stale_s: age from which samples count as none.
+    """
+
+    client: BoundedClient
+    url: str
+    arrivals: str
+    queues: Sequence[str]
+    stale_s: float
+
+    @property
+    def location(self) -> str:
+        """What is read, in words."""
+        return f"{self.arrivals} at {self.url}"
+
+    def read(self) -> Demand:
+        """Return the demand of the last three minutes.
+
+        Raises:
+            SignalError: the server does not respond, or its samples are absent, old or no counters.
+        """
+        data, server_s = self._query(f"{self.arrivals}[{HISTORY_S:.0f}s]")
+        series = _parse_matrix(data)
+        if not series:
+            raise SignalError("no data", f"no series matches {self.arrivals}", SELECTOR_HINT)
+        newest_s = max(float(item.times_s[-1]) for item in series)
+        if server_s - newest_s > self.stale_s:
+            message = f"the newest sample of {self.arrivals} is {server_s - newest_s:.0f} s old"
+            raise SignalError("stale", message, "is the target scraped? control.stale is the limit")
+        arrivals_s, until_s = spread_arrivals(series)
+        queued = np.array([self._read_queue(query) if query else math.nan for query in self.queues])
+        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=max(0.0, server_s - until_s), queued=queued)
+
+    def _read_queue(self, query: str) -> float:
+        """Return the sum of a query's values; NaN if it has none that is a length."""
+        data, _ = self._query(query)
+        values = [_parse_value(row) for row in _list_rows(data)]
+        total = sum(values, 0.0)
+        return total if values and 0 <= total < math.inf else math.nan
+
+    def _query(self, query: str) -> tuple[Mapping[str, Any], float]:
+        """Return the ``data`` of a response, and the time of the server in Unix seconds."""
+        try:
+            reply = self.client.send("POST", f"{self.url.rstrip('/')}/api/v1/query", data={"query": query})
+        except HttpError as error:
+            raise SignalError("unreachable", str(error)) from error
+        return self._parse_reply(query, reply)
+
+    def _parse_reply(self, query: str, reply: HttpReply) -> tuple[Mapping[str, Any], float]:
+        try:
+            decoded = json.loads(reply.body)
+        except ValueError:
+            decoded = None
+        if not isinstance(decoded, Mapping) or decoded.get("status") != "success":
+            reason = decoded.get("error", "") if isinstance(decoded, Mapping) else ""
+            message = f"{self.url} answered {query} with status {reply.status}{reason and f': {reason}'}"
+            raise SignalError("refused", message, SELECTOR_HINT if 400 <= reply.status < 500 else "")
+        data = decoded.get("data")
+        return data if isinstance(data, Mapping) else {}, _read_server_time(reply)
+
+
+def _read_server_time(reply: HttpReply) -> float:
+    """Return the time of the server, with which its samples are compared: clocks of machines differ."""
+    try:
+        return parsedate_to_datetime(reply.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
+
+
+def _parse_matrix(data: Mapping[str, Any]) -> list[CounterSeries]:
+    if data.get("resultType") != "matrix":
+        raise SignalError("refused", f"the result is a {data.get('resultType')}, not a matrix", SELECTOR_HINT)
+    return [series for row in _list_rows(data) if (series := _parse_series(row)).times_s.size]
+
+
+def _parse_series(row: Mapping[str, Any]) -> CounterSeries:
+    if "histograms" in row:
+        raise SignalError("refused", "the series is a native histogram", SELECTOR_HINT)
+    try:
+        samples: FloatArray = np.array([(float(at), float(value)) for at, value in row["values"]]).reshape(-1, 2)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SignalError("refused", "the samples are no numbers", SELECTOR_HINT) from error
+    ordered = samples[np.argsort(samples[:, 0], kind="stable")]
+    return CounterSeries(ordered[:, 0], ordered[:, 1])
+
+
+def _list_rows(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rows = data.get("result")
+    if data.get("resultType") == "scalar":
+        return [{"value": rows}]
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _parse_value(row: Mapping[str, Any]) -> float:
+    try:
+        return float(row["value"][1])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return math.nan

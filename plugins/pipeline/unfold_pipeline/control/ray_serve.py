@@ -1,0 +1,280 @@
+"""A Ray Serve application that this project did not deploy: its counters, its replicas, and one controller for it.
+
+Replica counts go out through the scale endpoint of Ray Serve's REST API, for which the application must have been
+deployed with ``external_scaler_enabled``. Demand is what Ray's routers count, read from the metrics port of each node.
+The lease is an actor with a name: Ray admits one of that name, and removes it with the process that created it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from unfold_pipeline._types import FloatArray
+from unfold_pipeline.control.demand import CounterSeries, Demand, SignalError, spread_arrivals
+from unfold_pipeline.control.http import BoundedClient, HttpError
+from unfold_pipeline.control.prometheus import HISTORY_S
+from unfold_pipeline.control.targets import LEASE_PREFIX, StageReplicas
+from unfoldkit.api import user_error
+
+ARRIVALS = "ray_serve_num_router_requests_total"
+QUEUED = "ray_serve_deployment_queued_queries"
+REPORT_INTERVAL_S = 10.0
+"""Ray's workers report their metrics at this interval; between two reports a counter stands still."""
+LEASE_S = 15.0
+LEASE_TIMEOUT_S = 3.0
+NAMESPACE = "unfold"
+MAX_SERIES = 10_000
+KEY = "control.ray.application"
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class RayServeTarget:
+    """An application, scaled by the REST API of Ray Serve.
+
+    Attributes:
+        ray: the module, connected to the cluster.
+        client: sends requests to the dashboard.
+        dashboard: URL of the dashboard.
+        application: name of the application.
+        workloads: the deployment of each stage.
+        lease_s: how long leadership lasts without a renewal.
+        lease: the actor of this process; ``None`` without leadership.
+        leads_until_s: end of the leadership, by the monotonic clock.
+    """
+
+    ray: ModuleType
+    client: BoundedClient
+    dashboard: str
+    application: str
+    workloads: tuple[str, ...]
+    lease_s: float = LEASE_S
+    lease: Any = None
+    leads_until_s: float = -np.inf
+
+    @property
+    def location(self) -> str:
+        """Where the application runs, in words."""
+        return f"application {self.application} of Ray Serve at {self.dashboard}"
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process may scale now, by its own clock."""
+        return time.monotonic() < self.leads_until_s
+
+    def renew(self) -> bool:
+        """Create the actor of the lease, or make sure that it lives."""
+        began_s = time.monotonic()
+        try:
+            if self.lease is None:
+                self.lease = self._create_lease()
+            self.ray.get(self.lease.is_held.remote(), timeout=LEASE_TIMEOUT_S)
+        except ValueError:
+            # the name is taken
+            self.lease = None
+            self.leads_until_s = -np.inf
+            return False
+        except self.ray.exceptions.RayError as error:
+            self.lease = None
+            message = f"Ray does not keep the lease: {type(error).__name__}"
+            raise user_error(message, key="control.ray.address") from error
+        self.leads_until_s = began_s + self.lease_s
+        return True
+
+    def release(self) -> None:
+        """Remove the actor, so that another controller takes over at once."""
+        self.leads_until_s = -np.inf
+        if self.lease is not None:
+            self.ray.kill(self.lease)
+            self.lease = None
+
+    def check(self) -> list[str]:
+        """Return no warning; see :class:`~unfold_pipeline.control.targets.ScalingTarget`."""
+        details = self._read_application()
+        for name in self.workloads:
+            deployment = details["deployments"].get(name)
+            if deployment is None:
+                known = ", ".join(sorted(details["deployments"]))
+                message = f"the application {self.application} has no deployment {name}"
+                raise user_error(message, key="control.stages", hint=f"workload: one of {known}")
+            if (deployment.get("deployment_config") or {}).get("autoscaling_config"):
+                message = f"Ray Serve scales the deployment {name} itself"
+                raise user_error(message, key="control.stages", hint="leave autoscaling_config out of its config")
+        if not details.get("external_scaler_enabled"):
+            hint = "serve.run(..., external_scaler_enabled=True), or external_scaler_enabled: true in its config"
+            raise user_error(f"the application {self.application} admits no external scaler", key=KEY, hint=hint)
+        return []
+
+    def read_replicas(self) -> tuple[StageReplicas, ...]:
+        """Return the replicas of each stage; only those that run exist."""
+        deployments = self._read_application()["deployments"]
+        missing = [name for name in self.workloads if name not in deployments]
+        if missing:
+            raise user_error(f"the application {self.application} has no deployment {missing[0]}", key=KEY)
+        return tuple(_count_replicas(deployments[name]) for name in self.workloads)
+
+    def set_replicas(self, stage: int, count: int) -> bool:
+        """Demand ``count`` replicas through the scale endpoint."""
+        names = [quote(name, safe="") for name in (self.application, self.workloads[stage])]
+        path = f"{self.dashboard}/api/v1/applications/{names[0]}/deployments/{names[1]}/scale"
+        try:
+            reply = self.client.send("POST", path, json={"target_num_replicas": count})
+        except HttpError as error:
+            raise user_error(str(error), key=KEY) from error
+        if reply.status != 200:
+            reason = reply.body[:300].decode(errors="replace")
+            raise user_error(f"Ray Serve refuses to scale {self.workloads[stage]}: {reason}", key=KEY)
+        return True
+
+    def _read_application(self) -> Mapping[str, Any]:
+        try:
+            reply = self.client.send("GET", f"{self.dashboard}/api/serve/applications/")
+            applications = json.loads(reply.body)["applications"]
+        except HttpError as error:
+            raise user_error(str(error), key=KEY, hint="ray start --head starts a dashboard") from error
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{self.dashboard} answered with status {reply.status}, and lists no applications"
+            raise user_error(message, key=KEY) from error
+        if self.application not in applications:
+            known = ", ".join(sorted(applications)) or "none"
+            raise user_error(f"Ray Serve has no application {self.application}", key=KEY, hint=f"it has {known}")
+        details: Mapping[str, Any] = applications[self.application]
+        return details
+
+    def _create_lease(self) -> Any:
+        # a class of this function is sent by value: the cluster need not have this package
+        class TunerLease:
+            def is_held(self) -> bool:
+                return True
+
+        name = f"{LEASE_PREFIX}:{self.application}"
+        return self.ray.remote(TunerLease).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
+
+
+@dataclass(slots=True)
+class RayMetricsSource:
+    """Scrapes the metrics port of each node, and keeps what the counters were in the last minutes.
+
+    Attributes:
+        ray: the module, connected to the cluster.
+        client: sends requests to the nodes.
+        application: name of the application.
+        workloads: the deployment of each stage.
+        share: queries that enter at the first stage, as a fraction of all.
+        stale_s: age from which samples count as none.
+        samples: time and value of each counter, where they changed.
+        scraped_s: when a node responded last, in Unix seconds.
+    """
+
+    ray: ModuleType
+    client: BoundedClient
+    application: str
+    workloads: tuple[str, ...]
+    share: float
+    stale_s: float
+    samples: dict[Labels, deque[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def location(self) -> str:
+        """What is read, in words."""
+        return f"{ARRIVALS} of {self.workloads[0]} on the metrics ports of Ray"
+
+    def read(self) -> Demand:
+        """Return the demand of the last three minutes, as far as this process has observed it.
+
+        Raises:
+            SignalError: no node responds, or the counters are absent.
+        """
+        queued = dict.fromkeys(self.workloads, np.nan)
+        now_s = time.time()
+        for name, labels, value in self._scrape():
+            deployment = dict(labels).get("deployment", "")
+            if name == QUEUED and deployment in queued:
+                queued[deployment] = np.nan_to_num(queued[deployment]) + value
+            elif name == ARRIVALS and deployment == self.workloads[0]:
+                self._add_sample(labels, now_s, value / self.share)
+        self._drop_old(now_s)
+        if not self.samples:
+            hint = "Ray exports it from the first query on"
+            raise SignalError("no data", f"no node exports {ARRIVALS} of {self.workloads[0]}", hint)
+        arrivals_s, until_s = spread_arrivals([_build_series(samples) for samples in self.samples.values()])
+        if now_s - until_s > self.stale_s:
+            raise SignalError("stale", f"the newest sample of {ARRIVALS} is {now_s - until_s:.0f} s old")
+        lengths: FloatArray = np.array([queued[name] for name in self.workloads])
+        return Demand(arrivals_s=arrivals_s, until_s=until_s, age_s=now_s - until_s, queued=lengths)
+
+    def _scrape(self) -> Iterator[tuple[str, Labels, float]]:
+        """Yield name, labels and value of the application's samples on all nodes that respond."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        nodes = [node for node in self.ray.nodes() if node["Alive"]]
+        failures = []
+        for node in nodes:
+            url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            try:
+                text = self.client.send("GET", url).body.decode(errors="replace")
+            except HttpError as error:
+                failures.append(str(error))
+                continue
+            # most of the page is about other things
+            wanted = "\n".join(line for line in text.splitlines() if line.startswith((ARRIVALS, QUEUED)))
+            try:
+                families = list(text_string_to_metric_families(f"{wanted}\n"))
+            except ValueError as error:
+                failures.append(f"{url} returned no metrics: {error}")
+                continue
+            for sample in itertools.chain.from_iterable(family.samples for family in families):
+                if sample.labels.get("application") == self.application:
+                    labels = tuple(sorted({**sample.labels, "node": node["NodeID"]}.items()))
+                    yield sample.name, labels, sample.value
+        if len(failures) == len(nodes):
+            raise SignalError("unreachable", failures[0] if failures else "Ray has no live node")
+
+    def _add_sample(self, labels: Labels, now_s: float, value: float) -> None:
+        samples = self.samples.get(labels)
+        if samples is None:
+            if len(self.samples) < MAX_SERIES:
+                self.samples[labels] = deque([(now_s, value)])
+        elif value != samples[-1][1] or now_s - samples[-1][0] >= REPORT_INTERVAL_S:
+            samples.append((now_s, value))
+
+    def _drop_old(self, now_s: float) -> None:
+        """Forget samples that no rule looks back to, and counters of handles that are gone."""
+        for labels, samples in list(self.samples.items()):
+            while samples and samples[0][0] < now_s - HISTORY_S:
+                samples.popleft()
+            if not samples:
+                del self.samples[labels]
+
+
+def read_dashboard_url(ray: ModuleType) -> str:
+    """Return the URL of the dashboard of the connected cluster.
+
+    Raises:
+        UnfoldError: the cluster has none.
+    """
+    url = str(ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR").dashboard_url or "")
+    if not url:
+        hint = "ray start --head --include-dashboard=true"
+        raise user_error("the Ray cluster has no dashboard", key="control.ray.address", hint=hint)
+    return url if "://" in url else f"http://{url}"
+
+
+def _count_replicas(deployment: Mapping[str, Any]) -> StageReplicas:
+    running = sum(replica.get("state") == "RUNNING" for replica in deployment.get("replicas") or ())
+    return StageReplicas(int(deployment["target_num_replicas"]), running)
+
+
+def _build_series(samples: Sequence[tuple[float, float]]) -> CounterSeries:
+    table: FloatArray = np.array(samples)
+    return CounterSeries(table[:, 0], table[:, 1])

@@ -1,0 +1,154 @@
+"""What a controller scales: the replica counts of existing workloads, and the lease that admits one controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import Api
+from unfoldkit.kubernetes.leader_election import LeaderElection
+from unfoldkit.kubernetes.scale import Workload, list_autoscalers, read_scale, write_scale
+
+LEASE_PREFIX = "unfold-tuner"
+
+
+@dataclass(frozen=True, slots=True)
+class StageReplicas:
+    """Replicas of a stage: those that its workload demands, and those that exist."""
+
+    desired: int
+    existing: int
+
+
+class ScalingTarget(Protocol):
+    """An existing deployment. Its methods raise ``UnfoldError`` or ``ApiError`` if it does not respond or refuses."""
+
+    @property
+    def location(self) -> str:
+        """Where it runs, in words."""
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """The workload of each stage, in words."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long leadership lasts without a renewal."""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process may scale now, by its own clock."""
+
+    def renew(self) -> bool:
+        """Become or stay the only controller; return whether it succeeded."""
+
+    def release(self) -> None:
+        """Let another controller take over at once."""
+
+    def check(self) -> list[str]:
+        """Return warnings about the workloads.
+
+        Raises:
+            UnfoldError: a workload does not exist, or something else scales it.
+        """
+
+    def read_replicas(self) -> tuple[StageReplicas, ...]:
+        """Return the replicas of each stage."""
+
+    def set_replicas(self, stage: int, count: int) -> bool:
+        """Demand ``count`` replicas; return false if the workload changed since it was read."""
+
+
+@dataclass(slots=True)
+class KubernetesTarget:
+    """Workloads of a namespace, scaled through their scale subresource, each under a Lease of its own.
+
+    A lease per workload excludes every other controller of the workload, whatever the name of its spec.
+    """
+
+    api: Api
+    items: tuple[Workload, ...]
+    elections: tuple[LeaderElection, ...]
+    holder: str
+    lease_s: float
+    versions: list[str]
+
+    @property
+    def location(self) -> str:
+        """Where the workloads run, in words."""
+        return f"Kubernetes at {self.api.client.configuration.host}, namespace {self.api.namespace}"
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """The workload of each stage, in words."""
+        return tuple(map(str, self.items))
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process holds the lease of each workload, by its own clock."""
+        return all(election.is_leader for election in self.elections)
+
+    def renew(self) -> bool:
+        """Take or renew all leases; where one is held by another controller, give up the others."""
+        for index, election in enumerate(self.elections):
+            if not election.lead(self.holder, self.lease_s):
+                for earlier in self.elections[:index]:
+                    earlier.resign()
+                return False
+        return True
+
+    def release(self) -> None:
+        """Give up the leases that this process holds."""
+        for election in self.elections:
+            if election.is_leader:
+                election.resign()
+
+    def check(self) -> list[str]:
+        """Return warnings; see :class:`ScalingTarget`."""
+        for workload in self.items:
+            read_scale(self.api, workload)
+            scalers = list_autoscalers(self.api, workload)
+            if scalers is None:
+                return ["this account may not list HorizontalPodAutoscalers: make sure that none scales the workloads"]
+            if scalers:
+                message = f"{workload} is scaled by the HorizontalPodAutoscaler {scalers[0]} already"
+                raise user_error(message, key=self.api.key, hint=f"kubectl delete hpa {scalers[0]}; KEDA: pause it")
+        return []
+
+    def read_replicas(self) -> tuple[StageReplicas, ...]:
+        """Return the replicas of each stage."""
+        scales = [read_scale(self.api, workload) for workload in self.items]
+        self.versions = [scale.version for scale in scales]
+        return tuple(StageReplicas(scale.desired, scale.existing) for scale in scales)
+
+    def set_replicas(self, stage: int, count: int) -> bool:
+        """Demand ``count`` replicas of the version that was read."""
+        return write_scale(self.api, self.items[stage], count, self.versions[stage])
+
+
+def build_kubernetes_target(api: Api, workloads: Sequence[Workload], holder: str, lease_s: float) -> KubernetesTarget:
+    """Return a target; all controllers take its leases in the same order, so that none waits for another in a circle.
+
+    Args:
+        api: the server.
+        workloads: the workload of each stage.
+        holder: name of this process in the leases.
+        lease_s: how long a lease lasts without a renewal.
+    """
+    names = sorted(name_lease(workload) for workload in workloads)
+    return KubernetesTarget(
+        api=api,
+        items=tuple(workloads),
+        elections=tuple(LeaderElection(api, name) for name in names),
+        holder=holder,
+        lease_s=lease_s,
+        versions=[""] * len(workloads),
+    )
+
+
+def name_lease(workload: Workload) -> str:
+    """Return the name of the Lease of a workload."""
+    group = "" if workload.group == "apps" else f".{workload.group}"
+    return f"{LEASE_PREFIX}.{workload.resource}{group}.{workload.name}"

@@ -1,0 +1,71 @@
+"""What a simulated engine is given: the limits of its scheduler, and the duration of each step.
+
+    t = scale (dense(T) + sequence(m) + attention(C, K, d, k)) + overhead
+
+with T tokens of m requests, d of them decodes of mean context k, and prefill chunks of C tokens after a history of K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unfold_pipeline._types import CountArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Arguments of an engine, with the names and defaults of vLLM V1.
+
+    Attributes:
+        num_blocks: usable blocks of the KV cache.
+        max_num_batched_tokens: token budget of a step.
+        max_num_seqs: requests that run at the same time.
+        prefix_cache: whether full blocks are reused by content.
+        reserve_full_isl: whether a request is admitted only with room for its whole prompt.
+        async_scheduling: whether a step is scheduled while the one before it runs.
+    """
+
+    num_blocks: int
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    prefix_cache: bool = True
+    reserve_full_isl: bool = True
+    async_scheduling: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Tables of the duration of a step, in seconds; dense, sequence and attention hold all layers.
+
+    Attributes:
+        dense: (T + 1,) time of the operators that depend on the number of tokens only.
+        sequence: (m + 1,) time of the operators that run once per scheduled request (LM head, sampler).
+        axes: (4, longest) values of the attention table's axes, padded: prefill tokens, history, decodes, context.
+        axis_lengths: (4,) how many values each axis has.
+        attention: time by prefill tokens, history, decodes, context.
+        overhead: constant time of a step, measured.
+        scale: factor on the tables, measured.
+    """
+
+    dense: FloatArray
+    sequence: FloatArray
+    axes: FloatArray
+    axis_lengths: CountArray
+    attention: FloatArray
+    overhead: float = 0.0
+    scale: float = 1.0
+
+    def calibrated(self, *, overhead: float, scale: float = 1.0) -> StepTimes:
+        """Return the tables with a measured overhead in seconds and a measured factor."""
+        return replace(self, overhead=overhead, scale=scale)
+
+
+def pad_axes(axes: list[FloatArray]) -> tuple[FloatArray, CountArray]:
+    """Return the axes of an attention table as one padded array, with their lengths."""
+    longest = max(axis.size for axis in axes)
+    padded = np.full((len(axes), longest), np.inf)
+    for index, axis in enumerate(axes):
+        padded[index, : axis.size] = axis
+    return padded, np.array([axis.size for axis in axes], dtype=np.int64)

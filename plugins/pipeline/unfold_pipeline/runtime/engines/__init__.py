@@ -1,0 +1,1 @@
+"""Engines that run as processes of this machine: started, scaled, replaced and drained."""

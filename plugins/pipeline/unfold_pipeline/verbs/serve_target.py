@@ -1,0 +1,226 @@
+"""The verb ``serve`` with ``--target``: the scaling rule in charge of an existing deployment."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from unfold_pipeline._types import CountArray
+from unfold_pipeline.control.controller import DeploymentController, ObservedTuner, ScaleStep, StepLimits
+from unfold_pipeline.control.demand import DemandSource, SignalError
+from unfold_pipeline.control.http import open_client
+from unfold_pipeline.control.prometheus import PrometheusSource
+from unfold_pipeline.control.targets import ScalingTarget, build_kubernetes_target
+from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.problem.build import build_problem, resolve_stages
+from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.problem.problem import Problem
+from unfold_pipeline.problem.quotas import build_quota_limits
+from unfold_pipeline.report.control import build_control_report
+from unfold_pipeline.report.plan_file import parse_saved_plan
+from unfold_pipeline.runtime.live_tuner import LiveTuner
+from unfold_pipeline.schema.control import WORKLOAD_HINT, ControlSpec
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.tuner.calibration import build_live_rule
+from unfold_pipeline.tuner.replica_table import build_fixed_batch_table
+from unfold_pipeline.tuner.rules import build_scaling_context
+from unfoldkit.api import Report, Run, Service, user_error
+from unfoldkit.kubernetes.api import ApiError, connect_api
+from unfoldkit.kubernetes.scale import Workload, parse_workload
+
+PREVIEW_TIMEOUT_S = 30.0
+PREVIEW_PAUSE_S = 2.0
+
+
+def serve_target(spec: PipelineSpec, run: Run, target_name: str) -> Service | Report:
+    """Return the controller as a service; with ``--dry-run``, the report of what it would change now.
+
+    Raises:
+        UnfoldError: the spec, the plan or the deployment is at fault.
+    """
+    if spec.engine_stage is not None:
+        raise user_error("--target scales no LLM engine", key=f"stages.{spec.engine_stage}.engine")
+    if spec.tuner.policy == "fixed":
+        raise user_error("the policy scales nothing", key="tuner.policy", hint="leave it out, or table")
+    problem = build_problem(resolve_stages(spec, run), run)
+    plan = parse_saved_plan(run.options.get("plan"), problem.pipeline)
+    if plan is None:
+        raise user_error("--target needs a plan", hint="unfold plan SPEC -o plan.yaml; unfold serve plan.yaml --target")
+    control = spec.control
+    names = tuple(stage.name for stage in problem.pipeline.stages)
+    target, source = _open_deployment(problem, control, names, target_name)
+    try:
+        warnings = target.check()
+    except ApiError as error:
+        raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
+    controller = DeploymentController(
+        names=names,
+        build_tuner=build_tuner_factory(problem, plan),
+        source=source,
+        target=target,
+        limits=build_step_limits(problem, control, names),
+        log=run.log,
+    )
+    if run.options.get("dry_run"):
+        return build_control_report(spec.name, controller, preview_steps(controller), warnings, control.every)
+    for warning in warnings:
+        run.log.warning("%s", warning)
+    return _build_service(spec.name, controller, control.every)
+
+
+def build_tuner_factory(problem: Problem, plan: Plan) -> Callable[[CountArray], ObservedTuner]:
+    """Return what makes the rule that a service and a replay apply, in charge of a deployment with some replicas.
+
+    Batch sizes of an existing deployment stay as they are, so that the table has those of the plan only.
+    """
+    context = build_scaling_context(problem.pipeline, plan, problem.samples, problem.slo_s)
+    checker = build_slo_checker(problem.pipeline, problem.samples, problem.slo_s, problem.spares)
+    # what another system refuses is unknown, so that no queue of the model is cut
+    settings = replace(problem.tuner, max_wait_s=math.inf)
+    table = build_fixed_batch_table(checker, plan, settings.max_replicas)
+
+    def build_tuner(replicas: CountArray) -> ObservedTuner:
+        rule = build_live_rule(problem.tuner_policy, context, settings, table)
+        rule.begin(replicas)
+        limits = build_quota_limits(problem.pipeline, plan)
+        tuner = LiveTuner(rule=rule, limits=limits, set_delay=rule.set_delay)
+        return ObservedTuner(
+            tuner=tuner, observe=rule.observe, activation_s=settings.delay_s, expected_s=settings.delay_s
+        )
+
+    return build_tuner
+
+
+def build_step_limits(problem: Problem, control: ControlSpec, names: tuple[str, ...]) -> StepLimits:
+    """Return the bounds of a decision."""
+    stages = [control.find_stage(name) for name in names]
+    return StepLimits(
+        add=control.add,
+        remove=control.remove,
+        minimum=tuple(stage.min for stage in stages),
+        maximum=tuple(problem.tuner.max_replicas if stage.max is None else stage.max for stage in stages),
+    )
+
+
+def preview_steps(controller: DeploymentController) -> tuple[ScaleStep, ...]:
+    """Return the next steps; wait until counters that are read here have two samples.
+
+    Raises:
+        UnfoldError: the demand stays unknown, or the deployment does not respond.
+    """
+    end_s = time.monotonic() + PREVIEW_TIMEOUT_S
+    while True:
+        try:
+            return controller.propose_steps()
+        except SignalError as error:
+            if error.reason != "no data" or isinstance(controller.source, PrometheusSource) or time.monotonic() > end_s:
+                raise user_error(str(error), key="control.arrivals", hint=error.hint) from error
+        except ApiError as error:
+            raise user_error(f"the cluster refuses: {error.message}", key="control.kubernetes") from error
+        time.sleep(PREVIEW_PAUSE_S)
+
+
+def _open_deployment(
+    problem: Problem, control: ControlSpec, names: tuple[str, ...], target_name: str
+) -> tuple[ScalingTarget, DemandSource]:
+    if target_name == "kubernetes":
+        return _open_kubernetes(problem.name, control, names)
+    return _open_ray_serve(problem, control, names)
+
+
+def _open_kubernetes(name: str, control: ControlSpec, names: tuple[str, ...]) -> tuple[ScalingTarget, DemandSource]:
+    access = control.kubernetes
+    workloads = [_find_workload(stage, control) for stage in names]
+    arrivals = control.arrivals or f'unfold_requests_total{{model="{_escape_label(name)}"}}'
+    queues = [control.find_stage(stage).queue or "" for stage in names]
+    source = _open_prometheus(control, arrivals, queues)
+    api = connect_api(
+        access.context, kubeconfig=access.kubeconfig, namespace=access.namespace, key="control.kubernetes"
+    )
+    holder = f"{socket.gethostname()}-{os.getpid()}"
+    return build_kubernetes_target(api, workloads, holder, access.lease), source
+
+
+def _open_ray_serve(
+    problem: Problem, control: ControlSpec, names: tuple[str, ...]
+) -> tuple[ScalingTarget, DemandSource]:
+    from unfold_pipeline.control.ray_serve import (
+        ARRIVALS,
+        QUEUED,
+        RayMetricsSource,
+        RayServeTarget,
+        read_dashboard_url,
+    )
+    from unfoldkit.engines.ray import connect_ray
+
+    application = control.ray.application
+    workloads = tuple(control.find_stage(name).workload or name for name in names)
+    ray = connect_ray(control.ray.address)
+    target = RayServeTarget(
+        ray=ray,
+        client=open_client(os.environ.get("RAY_AUTH_TOKEN", "")),
+        dashboard=read_dashboard_url(ray),
+        application=application,
+        workloads=workloads,
+    )
+    if control.prometheus is None:
+        share = max(sample.share(0) for sample in problem.samples)
+        return target, RayMetricsSource(
+            ray=ray,
+            client=open_client(),
+            application=application,
+            workloads=workloads,
+            share=share,
+            stale_s=control.stale,
+        )
+    labels = [
+        f'{{application="{_escape_label(application)}",deployment="{_escape_label(name)}"}}' for name in workloads
+    ]
+    queues = [
+        control.find_stage(name).queue or f"sum({QUEUED}{label})" for name, label in zip(names, labels, strict=True)
+    ]
+    return target, _open_prometheus(control, control.arrivals or f"{ARRIVALS}{labels[0]}", queues)
+
+
+def _open_prometheus(control: ControlSpec, arrivals: str, queues: list[str]) -> DemandSource:
+    if control.prometheus is None:
+        hint = "prometheus: http://prometheus.monitoring:9090"
+        raise user_error("no server with the demand", key="control.prometheus", hint=hint)
+    token = ""
+    if control.key_env is not None:
+        token = os.environ.get(control.key_env, "").strip()
+        if not token:
+            message = f"the environment variable {control.key_env} is not set"
+            raise user_error(message, key="control.key_env", hint=f"export {control.key_env}=...")
+    return PrometheusSource(
+        client=open_client(token),
+        url=control.prometheus,
+        arrivals=arrivals,
+        queues=tuple(queues),
+        stale_s=control.stale,
+    )
+
+
+def _find_workload(stage: str, control: ControlSpec) -> Workload:
+    text = control.find_stage(stage).workload or f"deployment/{stage}"
+    workload = parse_workload(text)
+    if workload is None:
+        raise user_error(f"{text} is no workload", key=f"control.stages.{stage}.workload", hint=WORKLOAD_HINT)
+    return workload
+
+
+def _escape_label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _build_service(name: str, controller: DeploymentController, every_s: float) -> Service:
+    # this module loads the HTTP stack, which a dry run does not need
+    from unfold_pipeline.control.app import PATHS, build_control_app
+
+    app = build_control_app(name, controller, every_s)
+    lines = (("target", controller.target.location), ("demand", controller.source.location))
+    return Service(name, app, PATHS, lines=lines)

@@ -1,0 +1,223 @@
+"""Examples in shards, Parquet files and folders of images: equal to the arrays in memory, bounded, and validated."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugins.supernet.tests.helpers import load_data, make_run, parse_spec
+from unfold_supernet.family.datasets import hold_out_rows
+from unfold_supernet.family.image_folder import read_image
+from unfold_supernet.schema.training import DataSpec
+from unfold_supernet.verbs.build import build_class_weights
+from unfoldkit.api import UnfoldError
+
+pa = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+ROWS, SHARDS = 90, 3
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(ROWS, 2, 12)).astype(np.float32)
+Y = np.arange(ROWS) % 3
+GROUP = np.arange(ROWS) // 5
+
+
+def write_npz(folder: Path, change: Callable[[int, dict[str, Any]], None] = lambda _index, _arrays: None) -> Path:
+    for index, rows in enumerate(np.array_split(np.arange(ROWS), SHARDS)):
+        arrays: dict[str, Any] = {"x": X[rows].copy(), "y": Y[rows], "who": GROUP[rows]}
+        change(index, arrays)
+        np.savez(folder / f"part-{index}.npz", **arrays)
+    return folder
+
+
+def write_parquet(folder: Path, change: Callable[[int, dict[str, Any]], None] = lambda _index, _columns: None) -> Path:
+    for index, rows in enumerate(np.array_split(np.arange(ROWS), SHARDS)):
+        columns: dict[str, Any] = {f"c{column}": X[rows, 0, column].tolist() for column in range(4)}
+        columns |= {"target": Y[rows].tolist()}
+        change(index, columns)
+        parquet.write_table(pa.table(columns), folder / f"part-{index}.parquet", row_group_size=7)
+    return folder
+
+
+def write_images(folder: Path, parts: tuple[str, ...] = ("",)) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    for part in parts:
+        for label in ("cat", "dog"):
+            (folder / part / label).mkdir(parents=True)
+            for index in range(4):
+                pixels = RNG.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+                image.fromarray(pixels).save(folder / part / label / f"{index}.png")
+    return folder
+
+
+def load(tmp_path: Path, path: Path, form: str = "module", **fields: Any) -> Any:
+    return load_data(DataSpec(source="file", path=str(path), **fields), make_run(tmp_path / "run"), form)
+
+
+def test_npz_shards_equal_one_archive(tmp_path: Path) -> None:
+    """Inputs, labels, split and groups of shards are those of the same rows in one archive."""
+    (tmp_path / "shards").mkdir()
+    np.savez(tmp_path / "all.npz", x=X, y=Y, who=GROUP)
+    fields: dict[str, Any] = {"split": "inter-patient", "group": "who"}
+    whole = load(tmp_path, tmp_path / "all.npz", **fields)
+    sharded = load(tmp_path, write_npz(tmp_path / "shards"), **fields)
+    for name in ("x", "y", "train", "test", "groups"):
+        np.testing.assert_array_equal(getattr(sharded, name), getattr(whole, name))
+    assert not {*GROUP[sharded.train]} & {*GROUP[sharded.test]}
+    held = hold_out_rows(sharded, 0.2, 0)
+    assert not ({*held.holdout} & {*held.test}) | ({*held.train} & {*held.holdout})
+
+
+def test_parquet_columns_and_lists_are_read(tmp_path: Path) -> None:
+    """Columns of numbers become features in their order; a column of nested lists keeps its shape."""
+    (tmp_path / "shards").mkdir()
+    data = load(tmp_path, write_parquet(tmp_path / "shards"), test=0.5)
+    np.testing.assert_array_equal(data.x, X[:, 0, :4])
+    table = pa.table({"signal": X.tolist(), "target": [f"class {label}" for label in Y]})
+    parquet.write_table(table, tmp_path / "lists.parquet", row_group_size=13)
+    nested = load(tmp_path, tmp_path / "lists.parquet")
+    np.testing.assert_array_equal(nested.x, X)
+    assert nested.names == ("class 0", "class 1", "class 2")
+
+
+def test_inputs_are_not_held_in_memory(tmp_path: Path) -> None:
+    """Loading 48 MiB in shards of 2 MiB, and drawing a batch, allocates no more than a few shards."""
+    (tmp_path / "shards").mkdir()
+    for index in range(24):
+        x = np.full((64, 8192), index, np.float32)
+        np.savez(tmp_path / "shards" / f"{index:02}.npz", x=x, y=np.arange(64) % 2)
+    tracemalloc.start()
+    data = load(tmp_path, tmp_path / "shards")
+    batch = data.x[data.train[::100]]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.x.nbytes == 48 << 20
+    assert len(batch)
+    assert peak < 14 << 20
+    assert not list((tmp_path / "run").glob("*")) if (tmp_path / "run").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays["x"].__setitem__((4, 0, 0), np.nan), r"part-1\.npz.*x\[4\] holds a value"),
+        (
+            lambda arrays: arrays.update(x=arrays["x"][:, :, :6]),
+            r"part-1\.npz.*a row has shape \(2, 6\), but \(2, 12\)",
+        ),
+        (lambda arrays: arrays.update(extra=np.zeros(30)), r"part-1\.npz.*adds extra"),
+        (lambda arrays: arrays.pop("y"), r"part-1\.npz.*holds no y"),
+        (lambda arrays: arrays.update(y=arrays["y"].astype(str)), r"part-1\.npz.*y holds text, but numbers in part-0"),
+        (
+            lambda arrays: arrays.update(y=np.where(np.arange(30) == 7, np.nan, 1.0)),
+            r"part-1\.npz.*y\[7\] is not finite",
+        ),
+        (lambda arrays: arrays.update(y=arrays["y"][:-1]), r"part-1\.npz.*x has shape"),
+    ],
+)
+def test_invalid_npz_shards_are_named(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    """What is wrong with a row or a shard is reported with its file, before anything is trained."""
+    folder = write_npz(tmp_path, lambda index, arrays: change(arrays) if index == 1 else None)
+    with pytest.raises(UnfoldError, match=message):
+        load(tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda columns: columns["c1"].__setitem__(8, None), r"part-1\.parquet.*row 8: column \"c1\" is empty"),
+        (lambda columns: columns["c1"].__setitem__(8, float("inf")), r"part-1\.parquet.*x\[8\]"),
+        (lambda columns: columns["target"].__setitem__(9, None), r"part-1\.parquet.*row 9: column \"target\""),
+        (lambda columns: columns.update(c9=[0.0] * 30), r"part-1\.parquet.*adds c9"),
+        (lambda columns: columns.pop("c2"), r"part-1\.parquet.*lacks c2"),
+        (lambda columns: columns.update(c1=["a"] * 30), r"part-1\.parquet.*column \"c1\" holds .*string"),
+        (lambda columns: columns.update(c1=[[1.0]] * 30), r"part-1\.parquet.*lists beside other columns"),
+        (lambda columns: columns.pop("target"), r"part-1\.parquet.*there is no column \"target\""),
+    ],
+)
+def test_invalid_parquet_shards_are_named(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    """A gap, another type or other columns are reported with file and row."""
+    folder = write_parquet(tmp_path, lambda index, columns: change(columns) if index == 1 else None)
+    with pytest.raises(UnfoldError, match=message):
+        load(tmp_path, folder)
+
+
+def test_ragged_lists_and_damaged_files_are_named(tmp_path: Path) -> None:
+    """A list of another length is reported with its row; a damaged file with its name."""
+    signal = [[1.0, 2.0]] * 9 + [[1.0]]
+    parquet.write_table(pa.table({"signal": signal, "target": [0, 1] * 5}), tmp_path / "a.parquet")
+    with pytest.raises(UnfoldError, match='row 9: the list of column "signal" has 1 values, not 2'):
+        load(tmp_path, tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnfoldError, match=r"b\.parquet.*not a readable Parquet file"):
+        load(tmp_path, tmp_path / "b.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnfoldError, match=r"no \.npz and no \.parquet"):
+        load(tmp_path, tmp_path / "empty")
+    np.savez(tmp_path / "c.npz", x=X, y=Y)
+    with pytest.raises(UnfoldError, match="one format"):
+        load(tmp_path, tmp_path)
+
+
+def test_images_are_read_by_class_and_split(tmp_path: Path) -> None:
+    """Folders name classes; train and test are the split; values lie between 0 and 1."""
+    folder = write_images(tmp_path / "images", ("train", "test"))
+    spec = DataSpec(source="images", path=str(folder), split="given", image_size=16)
+    data = load_data(spec, make_run(tmp_path / "run"), "conv2d")
+    assert data.x.shape == (16, 3, 16, 16)
+    assert 0 <= float(data.x.min()) < float(data.x.max()) <= 1
+    assert data.names == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (8, 8)
+    np.testing.assert_array_equal(data.x[0], read_image(folder / "train" / "cat" / "0.png", 16))
+
+
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
+    """A truncated image, a text file, PostScript and 16-bit pixels are refused by file."""
+    image = pytest.importorskip("PIL.Image")
+    folder = write_images(tmp_path / "images")
+    path = folder / "dog" / "2.png"
+    whole = path.read_bytes()
+    spec = DataSpec(source="images", path=str(folder))
+    for content in (whole[: len(whole) // 2], b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(UnfoldError, match=r"dog/2\.png.*cannot be read as an image"):
+            load_data(spec, make_run(tmp_path / "run"), "conv2d")
+    image.fromarray(np.zeros((9, 9), np.uint16)).save(path)
+    with pytest.raises(UnfoldError, match=r"dog/2\.png.*not of 8 bits"):
+        load_data(spec, make_run(tmp_path / "run"), "conv2d")
+    for file in (folder / "dog").iterdir():
+        file.unlink()
+    with pytest.raises(UnfoldError, match=r"dog.*holds no image"):
+        load_data(spec, make_run(tmp_path / "run"), "conv2d")
+
+
+def test_class_weights_follow_the_training_rows(tmp_path: Path) -> None:
+    """Balanced weights are inverse to the classes' frequencies; a weight of no class is refused."""
+    np.savez(tmp_path / "a.npz", x=X[:40], y=np.where(np.arange(40) < 30, "often", "rare"))
+    data = load(tmp_path, tmp_path / "a.npz", test=0.5)
+    assert build_class_weights("balanced", data) == pytest.approx((20 / 30, 20 / 10))
+    assert build_class_weights({"rare": 3.0}, data) == (1.0, 3.0)
+    with pytest.raises(UnfoldError, match="no class 'rar'"):
+        build_class_weights({"rar": 3.0}, data)
+
+
+def test_keys_of_modules_are_refused_for_spaces() -> None:
+    """A space does not go by an optimizer or class weights, and an image size needs images."""
+    text = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits, image_size: 32}
+space: {form: conv2d, stages: [{width: 8}]}
+training: {optimizer: sgd, class_weights: balanced}
+"""
+    with pytest.raises(UnfoldError) as caught:
+        parse_spec(text)
+    keys = {diagnostic.key for diagnostic in caught.value.diagnostics}
+    assert {"data.image_size", "training.optimizer", "training.class_weights"} <= keys

@@ -1,0 +1,152 @@
+"""Examples in folders of images, one folder a class, as torchvision's ImageFolder reads them; in bounded memory.
+
+Each image is turned upright, converted to RGB, resized and cropped to a square, and scaled to values from 0 to 1.
+Normalising by a mean and a deviation is left to the module. No format that runs programs is read.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unfold_supernet._types import Float32Array
+from unfold_supernet.family.row_store import hash_files, open_store
+from unfold_supernet.family.user_arrays import TRAIN_MARKS, UserData
+from unfoldkit.api import user_error
+from unfoldkit.safe_io.files import first_line, read_bytes
+
+FORMATS = {
+    ".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".ppm": "PPM", ".tif": "TIFF",
+    ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+MAX_IMAGE_BYTES = 256 << 20
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image and what its folders state.
+
+    Attributes:
+        path: The file.
+        label: Name of its class.
+        is_train: Whether it lies in the folder for training; true where there are no such folders.
+    """
+
+    path: Path
+    label: str
+    is_train: bool = True
+
+
+def load_images(path: Path, edge: int, scratch: Path | None, *, has_split: bool) -> tuple[UserData, str]:
+    """Load all images of a folder.
+
+    Args:
+        path: The folder; its folders are the classes, or ``train`` and ``test`` that hold folders of classes.
+        edge: Height and width, in pixels, to which an image is resized.
+        scratch: Folder for the decoded images.
+        has_split: Whether the folder holds ``train`` and ``test``.
+
+    Returns:
+        The examples, with inputs mapped from a file, and the SHA-256 of all images.
+
+    Raises:
+        UnfoldError: A folder is missing or empty, or an image cannot be read.
+    """
+    images = list_images(path, has_split=has_split)
+    names = tuple(sorted({image.label for image in images}))
+    if len(names) < 2:
+        message = f"the folder holds {len(names)} class with images"
+        raise user_error(message, file=str(path), key="data.path", hint="one folder a class, at least two")
+    block_rows = max(1, BLOCK_BYTES // (12 * edge * edge))
+    with open_store(scratch) as store:
+        for start in range(0, len(images), block_rows):
+            block = images[start : start + block_rows]
+            store.append(np.stack([read_image(image.path, edge) for image in block]), str(block[0].path))
+        inputs = store.map_rows()
+    numbers = {name: index for index, name in enumerate(names)}
+    return UserData(
+        x=inputs,
+        extra=np.zeros((len(images), 0), np.float32),
+        y=np.array([numbers[image.label] for image in images], np.int64),
+        names=names,
+        is_train=np.array([image.is_train for image in images]) if has_split else None,
+    ), hash_files(image.path for image in images)
+
+
+def list_images(path: Path, *, has_split: bool) -> Sequence[ImageFile]:
+    """List the images by class and name; files with other suffixes are ignored.
+
+    Raises:
+        UnfoldError: The path is no folder, or a folder is missing or empty.
+    """
+    if not path.is_dir():
+        raise user_error("not a folder of images", file=str(path), key="data.path", hint="one folder a class")
+    if not has_split:
+        return _list_classes(path, is_train=True)
+    parts = {name: path / name for name in ("train", "test")}
+    for name, folder in parts.items():
+        if not folder.is_dir():
+            hint = "write train/CLASS/… and test/CLASS/…, or split: random"
+            raise user_error(f"there is no folder {name}", file=str(path), key="data.split", hint=hint)
+    listed = {name: _list_classes(folder, is_train=TRAIN_MARKS[name]) for name, folder in parts.items()}
+    unknown = {image.label for image in listed["test"]} - {image.label for image in listed["train"]}
+    if unknown:
+        message = f"class {min(unknown)} has images to test on, but none to train on"
+        raise user_error(message, file=str(path), key="data.path", hint="add images, or remove the class")
+    return [*listed["train"], *listed["test"]]
+
+
+def _list_classes(path: Path, *, is_train: bool) -> list[ImageFile]:
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    images = []
+    for folder in folders:
+        files = sorted(
+            file
+            for file in folder.rglob("*")
+            if file.suffix.lower() in FORMATS and file.is_file() and not file.name.startswith(".")
+        )
+        if not files:
+            hint = f"add images ({', '.join(FORMATS)}), or remove the folder"
+            raise user_error("the folder of this class holds no image", file=str(folder), key="data.path", hint=hint)
+        images += [ImageFile(file, folder.name, is_train) for file in files]
+    return images
+
+
+def read_image(path: Path, edge: int) -> Float32Array:
+    """Read an image as an array (3, edge, edge) of values from 0 to 1.
+
+    Raises:
+        UnfoldError: Pillow is not installed, or the file is damaged, no image, or one with more than 8 bits.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as error:
+        message, hint = "images need the package Pillow, which is not installed", "pip install 'unfoldkit[images]'"
+        raise user_error(message, key="data.source", hint=hint) from error
+    content = read_bytes(path, max_bytes=MAX_IMAGE_BYTES)
+    try:
+        with warnings.catch_warnings():
+            # an image that expands beyond Pillow's bound is an error, not a warning
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            formats = tuple(dict.fromkeys(FORMATS.values()))
+            with Image.open(io.BytesIO(content), formats=formats) as image:
+                image.load()
+                mode = image.mode
+                upright = ImageOps.exif_transpose(image)
+                square = ImageOps.fit(upright.convert("RGB"), (edge, edge), Image.Resampling.BILINEAR)
+    # decoders raise many kinds of errors for damaged files
+    except Exception as error:
+        message = f"cannot be read as an image: {first_line(error)}"
+        raise user_error(message, file=str(path), key="data.path", hint="replace or delete it") from error
+    if mode not in EIGHT_BIT_MODES:
+        message = f"its pixels are of mode {mode}, not of 8 bits"
+        raise user_error(message, file=str(path), key="data.path", hint="convert it to 8 bits")
+    pixels = np.asarray(square, np.float32) / 255
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)

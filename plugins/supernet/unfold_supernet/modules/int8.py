@@ -1,0 +1,171 @@
+"""Members in int8, where validation rows and this machine's latencies allow it.
+
+A member is quantised statically (ONNX Runtime, QDQ format, weights by channel) with one half of the validation rows.
+The other half bounds what it loses. Test rows have no part in the choice, and a slower member is never chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_supernet._types import BoolArray, Float32Array, IntArray
+from unfold_supernet.members.runtime import open_session
+from unfold_supernet.scheduling.speed import time_rounds
+from unfold_supernet.training.accuracy import CONFIDENCE
+
+BATCHES = (1, 32)
+"""Batch sizes at which int8 must be faster."""
+MIN_SPEEDUP = 1.05
+"""Below this ratio, a difference of medians is noise."""
+CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
+ROUNDS, ENOUGH_S = 30, 0.5
+CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionChoice:
+    """Whether a member is served in int8, and what was measured.
+
+    Attributes:
+        is_int8: Whether it is.
+        speedup: Latency in float32 over that in int8, of the batch size where it is smallest; ``None`` if the member
+            cannot be quantised.
+        loss_points: Accuracy lost on the rows that judge, in points.
+        loss_bound: Upper 95 % bound of the fraction of rows that only float32 classifies correctly, in points.
+        rows: Validation rows that judge.
+    """
+
+    is_int8: bool
+    speedup: float | None = None
+    loss_points: float = 0.0
+    loss_bound: float = 100.0
+    rows: int = 0
+
+
+def choose_precision(
+    content: bytes, x: Float32Array, y: IntArray, rows: IntArray, max_loss: float, seed: int
+) -> tuple[bytes, PrecisionChoice]:
+    """Choose float32 or int8 for an ONNX model, by accuracy and latency.
+
+    Args:
+        content: The model in float32, with input ``x``.
+        x: Inputs (n, *size), which may be mapped from a file: they are read in chunks.
+        y: Their classes (n).
+        rows: The validation rows.
+        max_loss: Largest accuracy that int8 may lose, in points.
+        seed: Which rows calibrate and which judge.
+
+    Returns:
+        The model to serve, and why.
+    """
+    order = np.random.default_rng([seed, 0x18]).permutation(rows)
+    calibration, judges = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
+    if not len(calibration) or not len(judges):
+        return content, PrecisionChoice(is_int8=False)
+    quantised = quantise(content, x[calibration[:CALIBRATION_ROWS]])
+    if quantised is None:
+        return content, PrecisionChoice(is_int8=False)
+    sessions = [open_session(content), open_session(quantised)]
+    exact, rounded = (_predict(session, x, judges) == y[judges] for session in sessions)
+    loss_bound = bound_loss(exact, rounded)
+    speedup = measure_speedup(sessions[0], sessions[1], x[judges[: max(BATCHES)]])
+    is_int8 = loss_bound <= max_loss and speedup >= MIN_SPEEDUP
+    choice = PrecisionChoice(
+        is_int8=is_int8,
+        speedup=speedup,
+        loss_points=float(exact.mean() - rounded.mean()) * 100,
+        loss_bound=loss_bound,
+        rows=len(judges),
+    )
+    return (quantised if is_int8 else content), choice
+
+
+def bound_loss(exact: BoolArray, rounded: BoolArray) -> float:
+    """Bound the accuracy that rounding loses, in points at 95 %.
+
+    The loss is at most the fraction of rows that only the exact model classifies correctly; its bound is that of
+    Clopper and Pearson. Rows that only the rounded model gets right are not credited.
+    """
+    from scipy.stats import binomtest
+
+    worse = int((exact & ~rounded).sum())
+    level = 1 - 2 * (1 - CONFIDENCE)
+    return float(binomtest(worse, len(exact)).proportion_ci(level, "exact").high) * 100
+
+
+def measure_speedup(exact: Any, rounded: Any, x: Float32Array) -> float:
+    """Measure the smallest ratio of median latencies over batch sizes; rounds of both sessions alternate."""
+    ratios = []
+    for batch in BATCHES:
+        inputs = {"x": np.resize(x, (batch, *x.shape[1:]))}
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(ROUNDS):
+            for is_int8, session in ((False, exact), (True, rounded)):
+                seconds[is_int8] += time_rounds(partial(session.run, None, inputs), 1).tolist()
+            if len(seconds[True]) > 2 and sum(map(sum, seconds.values())) > ENOUGH_S:
+                break
+        ratios.append(float(np.median(seconds[False]) / np.median(seconds[True])))
+    return min(ratios)
+
+
+def quantise(content: bytes, x: Float32Array) -> bytes | None:
+    """Quantise a model to int8; ``None`` if ONNX Runtime cannot.
+
+    Args:
+        content: The model, with input ``x``.
+        x: Inputs (n, *size) from which the ranges of the activations are taken.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Hands out the inputs batch by batch."""
+
+        def __init__(self) -> None:
+            self.batches: Iterator[Any] = iter(_split(x, CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            """Return the next batch; ``None`` after the last."""
+            batch = next(self.batches, None)
+            return None if batch is None else {"x": batch}
+
+    # it advises on the root logger to optimise the model first, which its sessions do when they load it
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        try:
+            onnx.save(onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)), str(source))
+            quantization.quantize_static(
+                str(source),
+                str(target),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                # products of 8 and 8 bits are added in 16 on processors without VNNI, and overflow
+                reduce_range=True,
+            )
+            return target.read_bytes()
+        # operators that it does not know end in errors of many kinds: such a member stays in float32
+        except Exception:  # noqa: BLE001
+            return None
+        finally:
+            root.setLevel(level)
+
+
+def _predict(session: Any, x: Float32Array, rows: IntArray) -> IntArray:
+    outputs = [session.run(None, {"x": x[part]})[0] for part in _split(rows, CHUNK)]
+    classes: IntArray = np.concatenate(outputs).argmax(1)
+    return classes
+
+
+def _split(values: Any, size: int) -> Sequence[Any]:
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,0 +1,116 @@
+"""Export of modules as ONNX for any number of rows, and a check before training that it will succeed.
+
+``torch.export`` runs a module on tensors without values. What needs values there, such as a branch on a mean, would
+fail when the trained members are exported; the layer in which it happens is named.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfoldkit.api import user_error
+
+OPSET = 18
+EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
+DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
+
+
+def export_onnx(module: nn.Module, example: Tensor) -> bytes:
+    """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
+    # two rows: a single one is taken for a constant axis
+    rows = example if len(example) > 1 else torch.cat([example, example])
+    # the exporter warns of each operator of torchvision where that is not installed
+    registry, level = logging.getLogger(EXPORTER_REGISTRY), logging.getLogger(EXPORTER_REGISTRY).level
+    registry.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(
+            module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )  # fmt: skip
+    finally:
+        registry.setLevel(level)
+    return bytes(program.model_proto.SerializeToString())
+
+
+def check_export(module: nn.Module, example: Tensor) -> None:
+    """Check that a module can be exported for any number of rows.
+
+    Args:
+        module: The module, in inference mode; it is not changed.
+        example: Inputs (n, *size).
+
+    Raises:
+        UnfoldError: It cannot; the message names the layer and the reason.
+    """
+    # two rows: a single one is taken for a constant axis
+    rows = example if len(example) > 1 else torch.cat([example, example])
+    entered = list[str]()
+    error = _try_export(module, rows, entered)
+    # the exporter to ONNX knows other ways, which take longer
+    if error is None or (not _is_data_dependent(error) and _succeeds(module, rows)):
+        return
+    # a layer that returned has left the list: the last one is where it failed
+    where = f"layer {entered[-1]}" if entered and entered[-1] else "the module"
+    hint = "decide by torch.where instead of if, or keep the layer out of the network"
+    raise user_error(f"{where} cannot be exported: {_describe(error)}", key="model.from", hint=hint) from error
+
+
+def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exception | None:
+    """Export a module, and return the error; ``entered`` receives the paths of the layers that did not return."""
+    hooks = [
+        hook
+        for path, layer in module.named_modules()
+        for hook in (
+            layer.register_forward_pre_hook(lambda *_args, path=path: entered.append(path)),
+            layer.register_forward_hook(lambda *_args: _leave(entered)),
+        )
+    ]
+    try:
+        with warnings.catch_warnings():
+            # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
+            warnings.simplefilter("ignore")
+            torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
+    # the tracer's own errors, and those of the user's code, share no base
+    except Exception as error:  # noqa: BLE001
+        return error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _leave(entered: list[str]) -> None:
+    """Forget the layer that returned; nothing is returned, which would replace its outputs."""
+    entered.pop()
+
+
+def _is_data_dependent(error: Exception) -> bool:
+    return any(word in f"{type(error).__name__} {error}" for word in DATA_DEPENDENT)
+
+
+def _succeeds(module: nn.Module, rows: Tensor) -> bool:
+    try:
+        export_onnx(module, rows)
+    # the reason of the first attempt is reported
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
+def _describe(error: Exception) -> str:
+    text: Any = str(error)
+    if _is_data_dependent(error):
+        return "its control flow or a shape depends on the values of the inputs"
+    if "n" in text and ("Constraints violated" in text or "specialized" in text):
+        return f"its code fixes the number of rows: {_first_line(text)}"
+    return f"{type(error).__name__}: {_first_line(text)}"
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else ""

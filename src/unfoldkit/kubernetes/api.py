@@ -1,0 +1,263 @@
+"""A Kubernetes API server: requests and watches, for every controller of this project.
+
+The official client logs in; requests are plain JSON, as its models are slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from unfoldkit.errors import UnfoldError, install_command, user_error
+
+PATCH = "application/json-patch+json"
+MERGE = "application/merge-patch+json"
+MAX_CONNECTIONS = 32
+MAX_TRIES = 5
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+WATCH_TIMEOUT_S = 150
+"""A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
+NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
+FIRST_ERROR = 400
+KEY = "cluster.kubernetes"
+Body = dict[str, Any]
+"""An object as decoded JSON."""
+
+
+class ApiError(Exception):
+    """The server refused a request: ``status`` is that of HTTP, ``reason`` and ``message`` are the server's."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the object does not exist."""
+        return self.status == NOT_FOUND
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether another writer was faster: a failed ``test`` of a JSON patch, or an outdated version."""
+        return self.status in {CONFLICT, INVALID}
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """An event of a watch: ``ADDED``, ``MODIFIED``, ``DELETED`` or ``BOOKMARK``, and the object."""
+
+    kind: str
+    body: Body
+
+
+@dataclass(slots=True)
+class Api:
+    """A server and the identity used there; safe to use from several threads.
+
+    Attributes:
+        client: The official client.
+        namespace: The namespace of the pods.
+        streams: Open watches.
+        closed: Set by ``close``.
+        key: The key of a spec that names the server, for messages.
+    """
+
+    client: Any
+    namespace: str
+    streams: list[Any] = field(default_factory=list)
+    closed: bool = False
+    key: str = KEY
+
+    def get(self, path: str, **query: str) -> Body:
+        """Return an object or a list.
+
+        Raises:
+            ApiError: the server refused.
+        """
+        return self.call("GET", _with_query(path, query))
+
+    def post(self, path: str, body: Body, **query: str) -> Body:
+        """Create an object."""
+        return self.call("POST", _with_query(path, query), body)
+
+    def put(self, path: str, body: Body) -> Body:
+        """Replace an object; ``metadata.resourceVersion`` in the body is compared first."""
+        return self.call("PUT", path, body)
+
+    def patch(self, path: str, body: Any, kind: str = PATCH) -> Body:
+        """Change an object by a merge patch, or a JSON patch (RFC 6902) with ``test`` operations that compare first."""
+        return self.call("PATCH", path, body, kind=kind)
+
+    def delete(self, path: str, body: Body | None = None) -> Body:
+        """Delete an object."""
+        return self.call("DELETE", path, body)
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", tries: int = MAX_TRIES
+    ) -> Body:
+        """Send a request, again while the server is overloaded, and return the decoded response.
+
+        Raises:
+            ApiError: the server refused.
+            UnfoldError: it cannot be reached.
+        """
+        data = None if body is None else msgspec.json.encode(body)
+        for attempt in range(tries):
+            response = self._send(method, path, data, kind)
+            if response.status != TOO_MANY_REQUESTS or attempt == tries - 1:
+                break
+            time.sleep(float(response.headers.get("Retry-After", 1)))
+        if response.status >= FIRST_ERROR:
+            raise _parse_error(response.status, response.data)
+        decoded: Body = msgspec.json.decode(response.data)
+        return decoded
+
+    def watch(self, path: str, version: str, **query: str) -> Iterator[WatchEvent]:
+        """Yield changes after a resource version, until the server ends the stream or ``close`` is called.
+
+        Raises:
+            ApiError: with status 410 the version is too old; list again.
+        """
+        watch_query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
+        response = self._send("GET", _with_query(path, watch_query), None, "application/json", stream=True)
+        if response.status >= FIRST_ERROR:
+            raise _parse_error(response.status, response.read())
+        self.streams.append(response)
+        try:
+            yield from map(_parse_event, _iter_lines(response))
+        except ApiError:
+            raise
+        except Exception as error:
+            # a stream that is closed under its reader raises many kinds of errors
+            if not self.closed:
+                raise user_error(f"the watch of {path} was cut: {error}", key=self.key) from error
+        finally:
+            self.streams.remove(response)
+            response.close()
+
+    def close(self) -> None:
+        """End every watch."""
+        self.closed = True
+        for response in list(self.streams):
+            with contextlib.suppress(Exception):
+                response.shutdown()
+
+    def _send(self, method: str, path: str, data: bytes | None, kind: str, *, stream: bool = False) -> Any:
+        import urllib3
+
+        config = self.client.configuration
+        headers = {"Accept": "application/json", **({"Content-Type": kind} if data is not None else {})}
+        for setting in config.auth_settings().values():
+            if setting["in"] == "header" and setting["value"]:
+                headers[setting["key"]] = setting["value"]
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=WATCH_TIMEOUT_S if stream else READ_TIMEOUT_S)
+        retries = urllib3.Retry(3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"})
+        try:
+            return self.client.rest_client.pool_manager.request(
+                method,
+                config.host + path,
+                body=data,
+                headers=headers,
+                preload_content=not stream,
+                timeout=timeout,
+                retries=retries,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
+            raise user_error(message, key=self.key) from error
+
+
+def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:
+    """Connect to the server of a kubeconfig context; inside a pod, to its own cluster unless a context is named.
+
+    Raises:
+        UnfoldError: the extra is not installed, or there is no such context or file.
+    """
+    try:
+        from kubernetes import client, config
+    except ModuleNotFoundError as error:
+        hint = install_command("kubernetes")
+        raise user_error("Kubernetes needs the package 'kubernetes', which is not installed", hint=hint) from error
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
+    try:
+        if not context and not kubeconfig and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+            return Api(client.ApiClient(configuration), namespace or _own_namespace(), key=key)
+        config.load_kube_config(kubeconfig or None, context or None, client_configuration=configuration)
+        selected = _find_context(config, kubeconfig, context)
+    except (config.ConfigException, OSError) as error:
+        raise _context_error(error, key) from error
+    return Api(client.ApiClient(configuration), namespace or selected.get("namespace", "default"), key=key)
+
+
+def call_all(calls: Sequence[Any], workers: int = MAX_CONNECTIONS // 2) -> list[Any]:
+    """Make calls concurrently; return their results or ``ApiError``, in order.
+
+    Raises:
+        UnfoldError: the server cannot be reached.
+    """
+    if len(calls) == 1:
+        return [_result_or_error(calls[0])]
+    with ThreadPoolExecutor(min(workers, len(calls)) or 1) as pool:
+        return list(pool.map(_result_or_error, calls))
+
+
+def _result_or_error(call: Any) -> Any:
+    try:
+        return call()
+    except ApiError as error:
+        return error
+
+
+def _find_context(config: Any, kubeconfig: str, context: str) -> Body:
+    contexts, current = config.list_kube_config_contexts(kubeconfig or None)
+    entry = next((entry for entry in contexts if entry["name"] == context), current)
+    settings: Body = entry.get("context", {})
+    return settings
+
+
+def _context_error(error: Exception, key: str) -> UnfoldError:
+    hint = "kubectl config get-contexts lists them"
+    return user_error(f"cannot connect to the cluster: {error}", key=f"{key}.context", hint=hint)
+
+
+def _own_namespace() -> str:
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text("utf-8").strip()
+
+
+def _with_query(path: str, query: Mapping[str, str]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _iter_lines(response: Any) -> Iterator[bytes]:
+    """Yield the complete lines of a stream."""
+    incomplete = b""
+    for chunk in response.stream(amt=None):
+        *lines, incomplete = (incomplete + chunk).split(b"\n")
+        yield from (line for line in lines if line)
+
+
+def _parse_event(line: bytes) -> WatchEvent:
+    event = msgspec.json.decode(line)
+    if event["type"] == "ERROR":
+        status = event["object"]
+        raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+    return WatchEvent(event["type"], event["object"])
+
+
+def _parse_error(status: int, data: bytes) -> ApiError:
+    with contextlib.suppress(msgspec.DecodeError):
+        body = msgspec.json.decode(data)
+        if isinstance(body, dict):
+            return ApiError(status, body.get("reason", ""), body.get("message", ""))
+    return ApiError(status, "", data[:200].decode(errors="replace"))

@@ -1,0 +1,118 @@
+"""Leader election by a Lease (coordination.k8s.io/v1): of several controllers, one acts."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from unfoldkit.kubernetes.api import Api, ApiError, Body
+
+API = "coordination.k8s.io/v1"
+PRECISE_DURATION = "unfoldkit/seconds"
+DEFAULT_DURATION_S = 15
+
+
+@dataclass(slots=True)
+class LeaderElection:
+    """Election by one Lease.
+
+    A changed Lease counts as renewed when this process sees it, so that clocks of machines are not compared.
+
+    Attributes:
+        api: The server.
+        name: Name of the Lease.
+        holder: Name of this process once it stood for election.
+        seen_version: Resource version of the Lease last seen.
+        seen_at_s: When that version was first seen, by the monotonic clock.
+        leads_until_s: End of this process's leadership, by the monotonic clock.
+    """
+
+    api: Api
+    name: str
+    holder: str = ""
+    seen_version: str = ""
+    seen_at_s: float = -math.inf
+    leads_until_s: float = -math.inf
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process leads, by its own clock."""
+        return time.monotonic() < self.leads_until_s
+
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay leader for ``ttl`` seconds; return whether it succeeded."""
+        began_s = time.monotonic()
+        self.holder = holder
+        lease = self._read_lease()
+        try:
+            if lease is None:
+                self.api.post(leases_path(self.api), self._lease(holder, ttl, 0))
+            elif self._is_held_by_other(lease, holder):
+                self.leads_until_s = -math.inf
+                return False
+            else:
+                self.api.put(f"{leases_path(self.api)}/{self.name}", self._next_lease(lease, holder, ttl))
+        except ApiError as error:
+            if not error.is_conflict:
+                raise
+            # another process was faster
+            self.leads_until_s = -math.inf
+            return False
+        self.leads_until_s = began_s + ttl
+        return True
+
+    def resign(self) -> None:
+        """Give up leadership at once."""
+        lease = self._read_lease()
+        self.leads_until_s = -math.inf
+        if lease is not None and lease["spec"].get("holderIdentity") == self.holder:
+            lease["spec"]["holderIdentity"] = ""
+            self.api.put(f"{leases_path(self.api)}/{self.name}", lease)
+
+    def _read_lease(self) -> Body | None:
+        try:
+            return self.api.get(f"{leases_path(self.api)}/{self.name}")
+        except ApiError as error:
+            if error.is_absent:
+                return None
+            raise
+
+    def _is_held_by_other(self, lease: Body, holder: str) -> bool:
+        current = lease["spec"].get("holderIdentity")
+        version = lease["metadata"]["resourceVersion"]
+        if version != self.seen_version:
+            self.seen_version, self.seen_at_s = version, time.monotonic()
+        return bool(current) and current != holder and time.monotonic() < self.seen_at_s + read_duration_s(lease)
+
+    def _next_lease(self, lease: Body, holder: str, ttl: float) -> Body:
+        has_changed = lease["spec"].get("holderIdentity") != holder
+        renewed = self._lease(holder, ttl, int(lease["spec"].get("leaseTransitions", 0)) + has_changed)
+        renewed["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
+        return renewed
+
+    def _lease(self, holder: str, ttl: float, transitions: int) -> Body:
+        return lease_body(self.name, self.api.namespace, holder, ttl, {"leaseTransitions": transitions})
+
+
+def lease_body(name: str, namespace: str, holder: str, ttl: float, extra_spec: Body) -> Body:
+    """Return a Lease renewed now. Its duration is in whole seconds; an annotation holds the precise one."""
+    spec = {
+        "holderIdentity": holder,
+        "leaseDurationSeconds": max(1, math.ceil(ttl)),
+        "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+    }
+    meta = {"name": name, "namespace": namespace, "annotations": {PRECISE_DURATION: repr(ttl)}}
+    return {"apiVersion": API, "kind": "Lease", "metadata": meta, "spec": spec | extra_spec}
+
+
+def leases_path(api: Api) -> str:
+    """Return the path of the namespace's Leases."""
+    return f"/apis/{API}/namespaces/{api.namespace}/leases"
+
+
+def read_duration_s(lease: Body) -> float:
+    """Return for how long a Lease holds after its last renewal, in seconds."""
+    precise = lease["metadata"].get("annotations", {}).get(PRECISE_DURATION)
+    return float(precise or lease["spec"].get("leaseDurationSeconds") or DEFAULT_DURATION_S)

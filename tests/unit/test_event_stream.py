@@ -1,0 +1,72 @@
+"""Server-sent events: the same data however the body is cut, and bounds on everything that a server can send."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfoldkit.io.event_stream import StreamBounds, StreamStalledError, StreamTooLongError, read_event_data
+
+BOUNDS = StreamBounds(first_s=5.0, between_s=5.0, max_bytes=10_000, max_line_bytes=1_000)
+
+
+async def stream(parts: Sequence[bytes], pause_s: float = 0.0) -> AsyncGenerator[bytes, None]:
+    """Yield a body part by part."""
+    for part in parts:
+        await asyncio.sleep(pause_s)
+        yield part
+
+
+def read_all(parts: Sequence[bytes], bounds: StreamBounds = BOUNDS, pause_s: float = 0.0) -> list[bytes]:
+    """Return the data of all events."""
+
+    async def collect() -> list[bytes]:
+        async with aclosing(read_event_data(stream(parts, pause_s), bounds)) as events:
+            return [data async for _, data in events]
+
+    return asyncio.run(collect())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\r\n"), min_size=1, max_size=12), max_size=6),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.lists(st.integers(0, 200), max_size=12),
+)
+def test_cuts_change_nothing(texts: list[str], end: str, cuts: list[int]) -> None:
+    """Events between comments and other fields are the same for every line end and every cut of the body."""
+    expected = [text.encode().strip() for text in texts]
+    lines = [f": ping{end}event: x{end}data: {text}{end}{end}" for text in texts]
+    body = "".join([*lines, f"data: [DONE]{end}"]).encode()
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    parts = [body[start:stop] for start, stop in itertools.pairwise(places)]
+    assert read_all(parts) == [*(data for data in expected if data), b"[DONE]"]
+
+
+def test_what_broke_off_is_no_event() -> None:
+    """A last line without an end counts only if it ends the stream."""
+    assert read_all([b'data: {"a": 1}\n\ndata: {"b"']) == [b'{"a": 1}']
+    assert read_all([b"data: 1\n\n", b"data: [DO", b"NE]"]) == [b"1", b"[DONE]"]
+
+
+@pytest.mark.parametrize(
+    "parts", [[b"data: " + b"x" * 1_001], [b"x" * 600, b"x" * 600 + b"\n"], [b"data: 1\n"] * 1_300]
+)
+def test_too_much_is_an_error(parts: list[bytes]) -> None:
+    """A line, a line of several parts, and the whole stream are bounded."""
+    with pytest.raises(StreamTooLongError):
+        read_all(parts)
+
+
+@pytest.mark.parametrize(("first_s", "between_s"), [(0.01, 5.0), (5.0, 0.01)])
+def test_a_silent_stream_is_an_error(first_s: float, between_s: float) -> None:
+    """The first part and each later one have a time of their own."""
+    bounds = StreamBounds(first_s=first_s, between_s=between_s, max_bytes=100, max_line_bytes=100)
+    with pytest.raises(StreamStalledError):
+        read_all([b"data: 1\n", b"data: 2\n"], bounds, pause_s=0.1)
