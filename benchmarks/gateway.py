@@ -7,7 +7,8 @@ the upstream alone; requests per core are answers divided by processor seconds o
 
 Faults: 1,000 requests whose cheap model answers 429 or 500, resets, stalls, breaks off, sends broken JSON, no usage or
 no log-probabilities, or whose expensive model fails once. A request is lost if its client got no whole answer, and
-billed twice if one model answered it twice in full. The replayed log is synthetic; the bill is that of the headers.
+billed twice if one model answered it twice in full. LiteLLM gets 250 of these requests. The replayed log is synthetic;
+the bill is that of the headers.
 """
 
 from __future__ import annotations
@@ -140,9 +141,10 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             notes.append(f"LiteLLM cannot be measured: {str(error)[-300:]}")
         with _pin(client_core):
-            loads = _measure_loads(targets, 90 if quick else 240, 2 if quick else 4, notes)
+            loads = _measure_loads(targets, 90 if quick else 240, 2 if quick else 3, notes)
             faults = {
-                label: _run_faults(target, upstream, count, label)
+                # the proxy waits longer at faults: a quarter of the requests bounds the run to minutes
+                label: _run_faults(target, upstream, count if label == KEYED else count // 4, label)
                 for label, target in targets.items()
                 if label in (KEYED, PROXY.name)
             }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -203,8 +204,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     tools = [OPTUNA, *([RAY] if has_ray else [])]
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
-    for tool in tools:
-        killed = run_with_kills(tool, 3 if quick else tool.kills, seed)
+    with ThreadPoolExecutor(len(tools)) as pool:
+        # scripts wait most of the time
+        kills = list(pool.map(lambda tool: run_with_kills(tool, 3 if quick else tool.kills, seed), tools))
+    for tool, killed in zip(tools, kills, strict=True):
         limited = run_to_deadline(tool)
         rows += [*killed, limited]
         metrics |= {f"{key}_{tool.name}": value for key, value in summarize(killed, limited).items()}
@@ -293,7 +296,9 @@ def run_to_deadline(tool: Tool) -> dict[str, Any]:
 
 def start_script(folder: Path, steps: int) -> subprocess.Popen[bytes]:
     """Start the script in a process group of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "RAY_worker_niceness": "0"}
+    # a raylet may take its time on a busy machine
+    ray_settings = {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "300"}
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), **ray_settings}
     with (folder / "out").open("ab") as out:
         return subprocess.Popen(
             [sys.executable, str(folder / "script.py"), str(folder), str(steps)],

@@ -1,7 +1,7 @@
 """Make the gallery page: ``python -m docs.gallery`` plans one spec of each kind and draws its first figures.
 
-Plans take a minute together, so the page is not one of ``python -m docs.generate``. Run this after a change of a report
-or of a figure, and look at the pictures.
+Plans take a minute together, so the page is not one of ``python -m docs.generate``. The workflow of the site runs this.
+Run it too after a change of a report or of a figure, and look at the pictures.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ OTHER_KINDS = {
     "gateway": "serving",
     "scale": "serving",
     "serve-abuse": "serving",
+    "serve-artifact": "serving",
     "serve-load": "serving",
     "serve-overload": "serving",
     "startup": "serving",
@@ -316,6 +317,13 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "placement_growth": "growth exponent of placement replays",
         "tuning_growth": "growth exponent of tuning plans",
         "gates_growth": "growth exponent of the gate search",
+    },
+    "serve-artifact": {
+        "graph_rows_per_s": "rows/s of the cascade as one ONNX graph, requests of 64 rows",
+        "cascade_rows_per_s": "rows/s of the cascade server",
+        "ratio": "ratio",
+        "ratio_single_rows": "ratio, requests of one row",
+        "differing": "answers of 1,797 digits that differ",
     },
     "serve-load": {
         "requests_per_s": "single rows/s on one core",

@@ -6,12 +6,14 @@ import re
 from xml.etree import ElementTree as ET
 
 import pytest
+import yaml
 
-from docs.gallery import EXHIBITS, IMAGES, MAX_BYTES, PAGE, plan_spec
+from docs.gallery import EXHIBITS, IMAGES, MAX_BYTES, PAGE, ROOT, plan_spec
 from unfoldkit.figures import Timeline
 from unfoldkit.registry import open_registry
 from unfoldkit.render.figures.description import describe_figure
 
+WORKFLOW = ROOT / ".github" / "workflows" / "docs.yml"
 TEXT = PAGE.read_text("utf-8")
 
 
@@ -35,6 +37,13 @@ def test_pictures_are_small_and_load_nothing() -> None:
             "http://www.w3.org/2000/svg",
             "http://www.w3.org/1999/xlink",
         }
+
+
+def test_the_site_is_built_with_a_new_gallery() -> None:
+    """The workflow that publishes the site plans the specs and draws the pictures before it builds the pages."""
+    steps = [step.get("run", "") for step in yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]["site"]["steps"]]
+    build = next(number for number, step in enumerate(steps) if step.startswith("mkdocs build"))
+    assert "python -m docs.gallery" in steps[:build]
 
 
 @pytest.mark.e2e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -172,14 +173,9 @@ def losing(
 def reducing(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
 ) -> tuple[float, bytes]:
-    """Sum the ranks of a spanning trial by ``torch.distributed``; the last one kills its node once."""
-    import torch
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
-    total, rank = torch.tensor([float(distributed.get_rank() + 1)]), distributed.get_rank()
-    distributed.all_reduce(total)
+    """Sum the ranks of a spanning trial by ``torch.distributed`` or by sockets; the last one kills its node once."""
+    rank = int(os.environ["RANK"])
+    total = _reduce_by_torch(rank + 1.0) if config["by"] == "torch" else _reduce_by_sockets(rank + 1.0)
     done = json.loads(state)["done"] if state else 0
     log = Path(os.environ["SLEEPER_LOG"])
     with log.open("a") as lines:
@@ -188,6 +184,34 @@ def reducing(
     if done == 2 and rank == accelerators - 1 and not log.with_suffix(".dead").exists():
         log.with_suffix(".dead").touch()
         # the node of a local trial is its process, that of one on Ray is the raylet
-        os.kill(os.getppid() if config["kills_parent"] else os.getpid(), 9)
+        os.kill(os.getpid() if config["by"] == "torch" else os.getppid(), 9)
         time.sleep(60)
-    return float(total), json.dumps({"done": done + iters}).encode()
+    return total, json.dumps({"done": done + iters}).encode()
+
+
+def _reduce_by_torch(value: float) -> float:
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    total = torch.tensor([value])
+    distributed.all_reduce(total)
+    return float(total)
+
+
+def _reduce_by_sockets(value: float) -> float:
+    """Sum over two ranks: the first one listens at the rendezvous."""
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if os.environ["RANK"] == "0":
+        with socket.create_server(address) as server, server.accept()[0] as peer:
+            total = value + float(peer.recv(64))
+            peer.sendall(str(total).encode())
+            return total
+    while True:
+        try:
+            with socket.create_connection(address, timeout=60) as peer:
+                peer.sendall(str(value).encode())
+                return float(peer.recv(64))
+        except ConnectionRefusedError:
+            time.sleep(0.05)

@@ -32,6 +32,9 @@ from unfoldkit.safe_io.arrays import parse_npy, read_npz
 from unfoldkit.safe_io.files import read_bytes
 
 _HOUR_S = 3600.0
+_YEAR_S = 365.25 * 86_400.0
+_MAX_SPAN_S = 10 * _YEAR_S
+MAX_SCALED = 20_000_000
 _FORM_NAMES = {"array": "an array", "log": "a log"}
 
 
@@ -84,6 +87,7 @@ def read_trace(
     )
     rows = _read_rows(path, columns, warn)
     validate_times(rows.times, str(path))
+    _check_span(rows.times, str(path))
     if rows.counts is None and rows.rates is None:
         suspicion = describe_suspicion(rows.times, has_unit=notation.unit is not None)
         if suspicion:
@@ -117,6 +121,20 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
     return np.ascontiguousarray(times - times[0])
 
 
+def _check_span(times: Times, file: str) -> None:
+    """Reject a trace whose rows have several units: each alone is plausible, together they last for ages.
+
+    Raises:
+        UnfoldError: It would last for more than ten years.
+    """
+    if times[-1] - times[0] <= _MAX_SPAN_S:
+        return
+    index = int(np.argmax(np.diff(times))) + 1
+    years = (times[-1] - times[0]) / _YEAR_S
+    message = f"the trace would last {years:,.0f} years: arrival {index + 1} is far from the one above it"
+    raise user_error(message, file=file, hint="do all rows have the same unit and origin?")
+
+
 def compress_time(times: Times, factor: float) -> Times:
     """Replay a trace ``factor`` times as fast: the rate grows, burstiness and the shape of the envelope stay."""
     return times / factor
@@ -143,7 +161,14 @@ def scale_rate(times: Times, factor: float, rng: np.random.Generator) -> Times:
 
 
 def scale_rate_with_sources(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
-    """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies."""
+    """Scale a trace like :func:`scale_rate`, and return for each arrival the index of the one that it copies.
+
+    Raises:
+        UnfoldError: The result would be too long to hold.
+    """
+    if times.size * factor > MAX_SCALED:
+        message = f"scaled by {factor:g}, the trace would have {times.size * factor:,.0f} arrivals"
+        raise user_error(message, key="arrivals.scale", hint=f"at most {MAX_SCALED:,}")
     copies = np.floor(factor + rng.random(times.size)).astype(np.int64)
     gaps = np.diff(times, append=times[-1])
     moved = np.repeat(times, copies) + np.repeat(gaps, copies) * rng.random(int(copies.sum()))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unfoldkit.arrivals import processes, traces
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
 from unfoldkit.errors import UnfoldError
 
 
@@ -193,3 +196,55 @@ def test_arrays_may_hold_gaps_and_must_hold_one_number_per_arrival(tmp_path: Pat
     np.save(tmp_path / "a.npy", np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]]))
     with pytest.raises(UnfoldError, match="the array is 3 x 2; times are one number per arrival"):
         traces.read_trace(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\x28\xb5\x2f\xfd\x04\x00abc", "zstd"),
+        (bz2.compress(b"timestamp\n1\n2\n"), "bzip2"),
+        (lzma.compress(b"timestamp\n1\n2\n"), "xz"),
+        (b"PK\x03\x04\x14\x00\x00\x00", "zip"),
+        (b"PAR1\x15\x04\x15", "Parquet"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "zst"])
+def test_a_packed_trace_is_named(tmp_path: Path, content: bytes, name: str, suffix: str) -> None:
+    """What is packed otherwise than by gzip is an error that says how, whatever the name of the file."""
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UnfoldError, match=f"a file of {name}"):
+        traces.read_trace(path)
+
+
+def test_rows_of_several_units_are_an_error(tmp_path: Path) -> None:
+    """Seconds and then milliseconds since 1970 are no trace of 55,000 years."""
+    numbers = [1_760_000_000 + index for index in range(100)] + [1_760_000_100_000 + index for index in range(100)]
+    path = write(tmp_path, "a.csv", "timestamp\n" + "\n".join(map(str, numbers)) + "\n")
+    with pytest.raises(UnfoldError, match="arrival 101 is far from the one above it"):
+        traces.read_trace(path)
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_json_lines_without_a_unit_are_in_doubt_too(tmp_path: Path, quote: str) -> None:
+    """Whole milliseconds from 0 on are no days, as in a table; a field that names its unit is in no doubt."""
+    notation = TimeNotation(key="arrivals")
+    rows = [f'{{"FIELD": {quote}{millisecond}{quote}}}' for millisecond in range(0, 300_000, 217)]
+    path = write(tmp_path, "a.jsonl", "\n".join(rows).replace("FIELD", "ts"))
+    with pytest.raises(UnfoldError, match="the unit of the times is unclear"):
+        traces.read_trace(path, notation=notation)
+    named = write(tmp_path, "b.jsonl", "\n".join(rows).replace("FIELD", "time_ms"))
+    stated = traces.read_trace(path, notation=TimeNotation(unit="ms"))
+    assert traces.read_trace(named, notation=notation)[-1] == stated[-1] == pytest.approx(299.894)
+
+
+def test_dates_of_a_spreadsheet_need_a_unit(tmp_path: Path) -> None:
+    """Days since 1900 are not read as seconds; a monotonic clock that lasts longer than a minute is."""
+    notation = TimeNotation(key="arrivals")
+    days = 45_940 + np.linspace(0.3, 0.9, 200)
+    path = write(tmp_path, "days.csv", "time\n" + "\n".join(f"{day:.9f}" for day in days))
+    with pytest.raises(UnfoldError, match="dates of a spreadsheet"):
+        traces.read_trace(path, notation=notation)
+    assert traces.read_trace(path, notation=TimeNotation(unit="d"))[-1] == pytest.approx(0.6 * 86_400, rel=1e-3)
+    clock = write(tmp_path, "clock.csv", "time\n" + "\n".join(f"{42_385.5 + second:.6f}" for second in range(200)))
+    assert traces.read_trace(clock, notation=notation)[-1] == 199

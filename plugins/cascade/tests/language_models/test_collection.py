@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import Upstream, serve_upstream
+from plugins.cascade.tests.language_models.served_gateway import host
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.language_models.build import build_gateway_plan
+from unfold_cascade.language_models.build import build_gateway_plan, load_log_frame, read_call_log
 from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.scoring import is_exact, is_same_choice, is_same_number
+from unfold_cascade.language_models.gateway.service import build_app
+from unfold_cascade.language_models.planning.calibration import parse_calibration
+from unfold_cascade.language_models.planning.call_log import Route, follow_route
 from unfold_cascade.verbs import plan, profile
 from unfoldkit.api import UnfoldError, Verdict, dump, fingerprint
 
@@ -158,11 +165,68 @@ def test_votes_and_checks_give_probabilities(tmp_path: Path) -> None:
         profile(spec_of(path, "confidence={from: votes, samples: 3}"), votes)
         line = (tmp_path / "votes" / "calls" / "log.csv").read_text().splitlines()[1]
         assert line.split(",")[3] == "1.0"
+        # of three samples, two are paid for the confidence; their input is read once
+        assert [float(cell) for cell in line.split(",")[4:6]] == pytest.approx([100e-6 + 20e-6 / 3, 2 * 20e-6 / 3])
         checks = run_in(tmp_path / "checks", base=tmp_path)
         profile(spec_of(path, "confidence={from: check}"), checks)
         cells = (tmp_path / "checks" / "calls" / "log.csv").read_text().splitlines()[1].split(",")
         assert float(cells[3]) == pytest.approx(0.6065, abs=1e-3)
         assert float(cells[5]) == pytest.approx(120e-6)
+
+
+SOURCES = {"votes": "{from: votes}", "check": "{from: check}", "judge": "{from: judge, model: large}"}
+
+
+def _answer_all(share: float) -> Any:
+    """Answer a question, with votes that split where the answer is wrong, and judge the answers of others."""
+
+    def answer(request: dict[str, Any], _number: int) -> dict[str, Any]:
+        text = request["messages"][-1]["content"]
+        if "Proposed answer" in text:
+            return {"text": "yes", "logprob": -0.05 if "answer: yes" in text else -1.5}
+        # the first sample of some is wrong, and their majority right
+        right = ["no", "yes", "yes", "yes", "yes"] if "7" in text else ["yes"]
+        votes = right if _is_correct(text, share) else ["no", "yes", "no", "maybe", "no"]
+        usage = {"prompt_tokens": 100, "completion_tokens": 10 * (request.get("n") or 1)}
+        return {"text": votes if request.get("n") else votes[0], "usage": usage}
+
+    return answer
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_each_source_of_confidences_is_billed_as_planned(tmp_path: Path, source: str) -> None:
+    """Profile, plan and serve with one source: a replayed prompt takes the route of the log, at its cost."""
+    with serve_upstream(_answer_all(0.7)) as small, serve_upstream(_answer_all(0.95)) as large:
+        path, run = _write(tmp_path, (small, large), 150), run_in(tmp_path / "run", base=tmp_path)
+        settings = [f"confidence={SOURCES[source]}", "serve={audit: 0%}", "goal.max_loss=15%"]
+        if source == "judge":
+            # at the price of the expensive model, no gate would pay
+            settings.append("stages[0].models[0].price_of_confidence=0.00001")
+        spec = spec_of(path, *settings)
+        assert profile(spec, run).verdict is Verdict.YES
+        planned = plan(spec, run)
+        assert planned.verdict is Verdict.YES, planned.headline
+        decision = planned.decision
+        assert decision is not None
+        assert decision["chain"] == ["small", "large"]
+        assert len(decision["confidence"].get("prompt_sha256", 64 * "0")) == 64
+        log = read_call_log(spec, load_log_frame(spec, run))[0]
+        score = [parse_calibration(decision["calibrations"]["small"]).probability(c) for c in log.confidence[:, 0]]
+        outcome = follow_route(log, np.column_stack([score, score]), Route((0, 1), tuple(decision["cuts"])))
+        app = build_app(build_gateway_plan(spec, {"decision": decision}), tmp_path / "state", logging.getLogger())
+        with host(app) as url:
+            for row in range(0, 150, 10):
+                body = {"model": "auto", "messages": [{"role": "user", "content": f"question {row}"}]}
+                request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
+                with urllib.request.urlopen(request, timeout=20) as reply:
+                    head, answer = reply.headers, json.load(reply)["choices"][0]["message"]["content"]
+                assert head["x-unfold-model"] == decision["chain"][int(outcome.exit[row])]
+                assert float(head["x-unfold-cost-usd"]) == pytest.approx(outcome.cost[row], abs=2e-9)
+                assert (answer == "yes") == (outcome.loss[row] == 0.0)
+        changed = {"votes": "confidence.samples=7", "check": "confidence.prompt='{answer}?'"}
+        other = spec_of(path, *settings, changed.get(source, "confidence.model=small"))
+        with pytest.raises(UnfoldError, match="voids its promise"):
+            build_gateway_plan(other, {"decision": decision})
 
 
 def test_a_judge_is_paid_but_is_no_cost_of_the_answer(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from plugins.cascade.tests.language_models.served_gateway import (
 from tests.served import COMMAND, serving, unfold
 from unfold_cascade.language_models.gateway.app import GatewayApp
 from unfold_cascade.language_models.gateway.completion import Completion
-from unfold_cascade.language_models.gateway.plan import ClientKey, Gate, UpstreamLimits
+from unfold_cascade.language_models.gateway.plan import ClientKey, ConfidenceMethod, Gate, Source, UpstreamLimits
 from unfold_cascade.language_models.gateway.service import build_app
+from unfold_cascade.language_models.planning.calibration import Calibration
 from unfold_cascade.language_models.planning.prices import TokenPrices
 
 openai = pytest.importorskip("openai")
@@ -205,6 +207,25 @@ def test_an_engine_that_is_killed_while_it_writes_costs_the_client_nothing(
     assert raw.headers["x-unfold-route"] in ("small:busy,large", "small:broken,large")
     assert chunks[-1].choices[0].finish_reason == "length"
     assert sum(bool(chunk.choices[0].delta.content) for chunk in chunks) > 40
+
+
+@pytest.mark.parametrize("source", ["votes", "check", "judge"])
+def test_confidences_of_real_engines(tmp_path: Path, engines: tuple[Engine, Engine], source: Source) -> None:
+    """Samples at temperature 1 differ, a check reads yes and no among the first tokens, and each call is billed."""
+    gates = (Gate(0.0, Calibration(scale="number", transform="identity", low=0, high=1, slope=8, intercept=-4)),)
+    with serve_chain(tmp_path, engines, gates[0]) as (client, app):
+        judge = app.router.plan.models["large"] if source == "judge" else None
+        app.router.plan = replace(app.router.plan, method=ConfidenceMethod(source=source, samples=4, judge=judge))
+        heads = []
+        for text in ("What is 2 + 2? Answer with a number.", "Name a colour of the rainbow."):
+            raw = client.chat.completions.with_raw_response.create(**write(text, max_tokens=24))
+            assert len(raw.parse().choices) == 1
+            heads.append(raw.headers)
+    assert {head["x-unfold-route"].partition(":")[0] for head in heads} == {"small"}
+    for head in heads:
+        assert not head["x-unfold-route"].startswith("small:none"), head["x-unfold-route"]
+        assert int(head["x-unfold-calls"]) >= (1 if source == "votes" else 2)
+        assert float(head["x-unfold-cost-usd"]) > 0.0
 
 
 def read_store(run: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             ("column", {}),
         )
     ),
+    "entry": (sentences.entry(0.0, "small"), sentences.entry(0.234, "small")),
     "reversed_scores": (sentences.reversed_scores(MODELS),),
     "weak_scores": (sentences.weak_scores(MODELS[:1]),),
     "served_alias": (sentences.served_alias("auto", MODELS),),

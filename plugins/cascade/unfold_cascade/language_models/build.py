@@ -20,7 +20,13 @@ from unfold_cascade.language_models.collection.scoring import (
     is_same_number,
     load_function,
 )
-from unfold_cascade.language_models.gateway.loader import check_keys, read_promise, read_route, read_secret
+from unfold_cascade.language_models.gateway.loader import (
+    check_keys,
+    read_entry,
+    read_promise,
+    read_route,
+    read_secret,
+)
 from unfold_cascade.language_models.gateway.plan import (
     CHECK_PROMPT,
     ClientKey,
@@ -31,6 +37,7 @@ from unfold_cascade.language_models.gateway.plan import (
 )
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
+from unfold_cascade.language_models.planning.entry import measure_prompt
 from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import (
@@ -176,11 +183,16 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
         is_gated_correct=_read_gated_scores(frame, columns, keys),
         gated_answer=gated_answer,
+        features=None if spec.entry is None or prompts is None else _measure_prompts(prompts),
     )
     if spec.goal.max_latency is not None and not log.has_latency:
         rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
         raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
     return log, prompts
+
+
+def _measure_prompts(prompts: np.ndarray) -> FloatArray:
+    return np.array([measure_prompt(str(prompt)) for prompt in prompts], dtype=np.float64)
 
 
 def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:
@@ -274,6 +286,7 @@ def build_gateway_plan(spec: CascadeSpec, plan: Mapping[str, Any]) -> GatewayPla
         scripts=frozenset(map(str, decision.get("scripts") or ())),
         largest_cost_usd=float((decision.get("expected") or {}).get("largest_cost_usd") or 0.0),
         method=_build_method(source, models),
+        entry=read_entry(decision),
         sticky=serve.sticky == "conversation",
         trusts_filtered=serve.content_filter == "trust",
         audit_share=serve.audit,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from unfold_cascade.schema import language_model_rules, temporal_rules, validation
 from unfold_cascade.schema.goals import Goal
-from unfold_cascade.schema.language_models import Collection, ConfidenceSource, GatewaySpec
+from unfold_cascade.schema.language_models import Collection, ConfidenceSource, EntrySpec, GatewaySpec
 from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
 from unfold_cascade.schema.splits import split_problems
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
@@ -34,6 +34,9 @@ class CascadeSpec(Spec):
     drift: Drift | None = Field(default=None, description="thresholds of the drift check, and, over time, the audit")
     confidence: ConfidenceSource | None = Field(
         default=None, description="language models: where confidences come from"
+    )
+    entry: EntrySpec | None = Field(
+        default=None, description="language models: a gate before the first model, searched together with the others"
     )
     collect: Collection | None = Field(default=None, description="language models: how profile collects the log")
     serve: GatewaySpec | None = Field(default=None, description="language models: how the gateway serves")

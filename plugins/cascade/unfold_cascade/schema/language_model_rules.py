@@ -28,7 +28,7 @@ COLUMNS = (
 
 def has_language_model_keys(spec: CascadeSpec) -> bool:
     """Whether a spec of scored answers uses a key that only language models have."""
-    has_keys = any((spec.confidence, spec.collect, spec.serve, spec.goal.max_latency, spec.goal.test))
+    has_keys = any((spec.confidence, spec.entry, spec.collect, spec.serve, spec.goal.max_latency, spec.goal.test))
     return has_keys or any(_has_keys(model) for stage in spec.stages for model in stage.models)
 
 
@@ -44,7 +44,7 @@ def key_problems(spec: CascadeSpec) -> Iterator[Problem]:
     if spec.is_language_model:
         return
     hint = "needs recorded scores (recorded: {score: COLUMN}) or data: {source: endpoints}"
-    for key in ("confidence", "collect", "serve"):
+    for key in ("confidence", "entry", "collect", "serve"):
         if getattr(spec, key) is not None:
             yield Problem((key,), "applies to language models only", hint, at_key=True)
     for key in ("max_latency", "test"):
@@ -155,6 +155,8 @@ def _serving_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:
     if spec.collect is not None:
         yield from _scoring_problems(spec, names)
     yield from _confidence_problems(spec, names)
+    if spec.entry is not None and getattr(spec.data, "prompt", None) is None:
+        yield Problem(("entry",), "reads the prompts of the log", "data.prompt: COLUMN", at_key=True)
 
 
 def _confidence_problems(spec: CascadeSpec, names: list[str]) -> Iterator[Problem]:

@@ -111,6 +111,17 @@ class ConfidenceSource(Model):
     model: str | None = Field(default=None, description="judge: the name of the model of the stage that judges")
 
 
+class EntrySpec(Model):
+    """A gate before the first model: requests whose prompt seems too hard for it skip it.
+
+    It pays where the first call costs a large part of what the last one costs.
+    """
+
+    features: tuple[Literal["length"], ...] = Field(
+        default=("length",), min_length=1, max_length=1, description="length: letters, words, lines, digits and marks"
+    )
+
+
 class MaxLatency(Model):
     """A limit on a quantile of the latency over the whole chain, certified with the loss."""
 

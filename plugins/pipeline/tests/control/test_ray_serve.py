@@ -23,7 +23,13 @@ from tests.served import serving, unfold
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 PATIENCE_S = 240
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore", "RAY_worker_niceness": "0"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_worker_niceness": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
+}
 SPEC = """
 version: 1
 kind: pipeline

@@ -134,6 +134,10 @@ def change(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ("text", "not a benchmark result"),
         ("zero", "a request has no tokens"),
         ("list", "not a benchmark result"),
+        ("starts", "1 start times for 20 requests"),
+        ("clients", "-3 is no load of a client"),
+        ("rate", "-1 is no load of a client"),
+        ("newer", "the key 'completed' is missing"),
     ],
 )
 def test_what_cannot_compare_is_rejected(tmp_path: Path, kind: str, message: str) -> None:
@@ -150,6 +154,10 @@ def test_what_cannot_compare_is_rejected(tmp_path: Path, kind: str, message: str
         "text": change(data, ttfts=["a"] * 20),
         "zero": change(data, output_lens=[0, *data["output_lens"][1:]]),
         "list": [[1, 2], 3],
+        "starts": change(data, start_times=[1.0]),
+        "clients": change(data, max_concurrency=-3),
+        "rate": change(data, request_rate=-1),
+        "newer": {key: value for key, value in data.items() if key != "completed"},
     }
     with pytest.raises(UnfoldError, match=message):
         read_benchmark(write(tmp_path, bodies[kind]))

@@ -88,9 +88,9 @@ def random_problem(rng: np.random.Generator, *, has_latency: bool) -> EngineProb
 def brute_force(problem: EngineProblem, stages: EngineStages) -> float:
     """Return the least price over every plan; latencies are computed here, apart from the planner."""
     best, arrival_s = math.inf, problem.requests.arrival_s
-    afters = list(list_all(stages.after))
-    for before in list_all(stages.before):
-        arrived = pass_stages(stages.before, before, arrival_s)
+    afters = list(list_all(stages.downstream))
+    for upstream in list_all(stages.upstream):
+        arrived = pass_stages(stages.upstream, upstream, arrival_s)
         requests = problem.requests.reorder(arrived.request, arrived.time_s)
         origin_s = arrival_s[arrived.request]
         for option, replicas, budget, slots in itertools.product(
@@ -104,11 +104,11 @@ def brute_force(problem: EngineProblem, stages: EngineStages) -> float:
             if not is_met or percentile(tpot_s, 0.99) > problem.targets.tpot_s:
                 continue
             for after in afters:
-                usd = stages.before.cost(before) + item.cost(replicas) + stages.after.cost(after)
+                usd = stages.upstream.cost(upstream) + item.cost(replicas) + stages.downstream.cost(after)
                 if usd >= best:
                     continue
                 order = np.argsort(run.last_token_s, kind="stable")
-                done = pass_stages(stages.after, after, run.last_token_s[order])
+                done = pass_stages(stages.downstream, after, run.last_token_s[order])
                 latency_s = done.time_s - origin_s[order[done.request]] + 0.003
                 if percentile(latency_s, 0.99) <= problem.targets.latency_s:
                     best = usd
@@ -134,8 +134,8 @@ def test_the_joint_plan_costs_as_little_as_brute_force(seed: int) -> None:
     rng = np.random.default_rng([7, seed])
     shape = ((1, 0), (0, 1), (1, 1), (2, 0))[seed % 4]
     problem = random_problem(rng, has_latency=shape[1] > 0 or seed % 3 == 0)
-    before, after = (random_line(rng, count) for count in shape)
-    stages = EngineStages(before=before, after=after, max_replicas=MAX_REPLICAS, max_requests=math.inf)
+    upstream, downstream = (random_line(rng, count) for count in shape)
+    stages = EngineStages(upstream=upstream, downstream=downstream, max_replicas=MAX_REPLICAS, max_requests=math.inf)
     joint = find_cheapest_pipeline(problem, stages)
     best = brute_force(problem, stages)
     config = joint.solution.config
@@ -151,10 +151,10 @@ def test_an_instant_stage_changes_nothing() -> None:
     """Stages that take next to no time give the engine's own latencies."""
     problem = random_problem(np.random.default_rng(3), has_latency=True)
     instant = Pipeline((Stage("s", (), (HardwareOption("h", 1.0, np.array([0.0, 1e-12])),)),))
-    stages = EngineStages(before=instant, after=instant, max_replicas=1, max_requests=math.inf)
+    stages = EngineStages(upstream=instant, downstream=instant, max_replicas=1, max_requests=math.inf)
     one = (StageConfig(0, 1, 1),)
     config = EngineConfig(option=0, replicas=2, budget=64, max_seqs=16)
-    around = evaluate(attach_stages(problem, stages, StagePlans(before=one, after=one)), config, complete=True)
+    around = evaluate(attach_stages(problem, stages, StagePlans(upstream=one, downstream=one)), config, complete=True)
     alone = evaluate(problem, config, complete=True)
     assert around.ttft_s == pytest.approx(alone.ttft_s, abs=1e-6)
     assert around.latency_s == pytest.approx(alone.latency_s, abs=1e-6)

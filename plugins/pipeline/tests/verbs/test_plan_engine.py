@@ -105,6 +105,9 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((("tensor_parallel: 1", "tensor_parallel: [3, 5]"),), TRACE, "no tensor parallelism of 3, 5 divides 32 heads"),
         ((), "time_s,ContextTokens,GeneratedTokens\n" + "0,5,2\n" * 9, "9 queries at one instant"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,2\n", "one query is no traffic"),
+        ((), f"{TRACE}2026-01-01T00:00:00Z,5,2\n", "timestamps span 20,454 days: they are of several clocks"),
+        ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
+        ((("trace: trace.csv", "trace: trace.csv, scale: 1e9"),), TRACE, "would have 200,000,000,000 arrivals"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace has no arrival"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n1.5,5,2\n1700000001500,5,3\n2.5,5,2\n", "before the one above"),
     ],
@@ -214,3 +217,24 @@ def test_a_trace_of_hashed_blocks_shares_prefixes(tmp_path: Path) -> None:
     report = plan_spec(tmp_path, ("trace: trace.csv", "trace: t.jsonl"))
     hits = dict(report.lines)["prefix hits"]
     assert hits.startswith(("84 %", "85 %"))
+
+
+SAVED = {"hardware": "h100", "tensor_parallel": 1, "replicas": 1, "max_num_batched_tokens": 512, "max_num_seqs": 16}
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        "text",
+        {"engines": {"chat": "text"}},
+        *({"engines": {"chat": {**SAVED, "replicas": value}}} for value in (0, 10**9, 1e999, "x", None)),
+        *({"engines": {"chat": {**SAVED, "max_num_batched_tokens": value}}} for value in (0, -1, 1 << 30)),
+        *({"engines": {"chat": {**SAVED, "max_num_seqs": value}}} for value in (0, -1, 1 << 30)),
+    ],
+)
+def test_a_damaged_plan_is_named(tmp_path: Path, decision: Any) -> None:
+    """A saved plan with other engines, or with counts that no spec allows, is an error of the user."""
+    (tmp_path / "live.csv").write_text(TRACE, "utf-8")
+    with pytest.raises(UnfoldError, match="plan again") as error:
+        plan_spec(tmp_path, plan={"decision": decision}, replay=str(tmp_path / "live.csv"))
+    assert int(error.value.code) == 2

@@ -143,13 +143,13 @@ def build_engine_stages(spec: PipelineSpec, run: Run) -> tuple[Pipeline, Pipelin
     names = sort_stages(resolved.stages_by_name)
     position = names.index(str(spec.engine_stage))
     prices = price_hardware(spec.hardware, spec.region, spec.prices, run)
-    parts = []
-    for part in (names[:position], names[position + 1 :]):
-        stages = {name: resolved.stages_by_name[name] for name in part}
-        if part:
-            stages[part[0]] = stages[part[0]].model_copy(update={"after": {}, "inputs": None})
-        parts.append(build_pipeline(resolved.model_copy(update={"stages": stages}), prices, run))
-    return parts[0], parts[1]
+    pipelines = []
+    for members in (names[:position], names[position + 1 :]):
+        stages = {name: resolved.stages_by_name[name] for name in members}
+        if members:
+            stages[members[0]] = stages[members[0]].model_copy(update={"after": {}, "inputs": None})
+        pipelines.append(build_pipeline(resolved.model_copy(update={"stages": stages}), prices, run))
+    return pipelines[0], pipelines[1]
 
 
 def build_replay_requests(

@@ -1,4 +1,4 @@
-"""The cheapest LLM engines together with the stages before and after them, under targets of the whole pipeline.
+"""The cheapest LLM engines together with the stages before and after them, under targets of the joint pipeline.
 
 How much of the targets each stage takes is a result: plans of the other stages are enumerated by price, and engines are
 searched for each on the requests as that plan delivers them. What is skipped has a proof that it costs more or misses.
@@ -28,14 +28,14 @@ class EngineStages:
     """The stages around an engine, each a line that every request passes.
 
     Attributes:
-        before: the stages before the engine.
-        after: the stages behind it, which get a request at its last token.
+        upstream: the stages before the engine.
+        downstream: the stages behind it, which get a request at its last token.
         max_replicas: maximum replicas of a stage.
         max_requests: requests that the search may simulate.
     """
 
-    before: Pipeline
-    after: Pipeline
+    upstream: Pipeline
+    downstream: Pipeline
     max_replicas: int
     max_requests: float
 
@@ -44,8 +44,8 @@ class EngineStages:
 class StagePlans:
     """Plans of the stages before and after an engine."""
 
-    before: Plan
-    after: Plan
+    upstream: Plan
+    downstream: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def pass_stages(pipeline: Pipeline, plan: Plan, arrival_s: FloatArray) -> Comple
 
 def attach_stages(problem: EngineProblem, stages: EngineStages, plans: StagePlans) -> EngineProblem:
     """Return the problem of the engine between stages with given plans."""
-    arrived = pass_stages(stages.before, plans.before, problem.requests.arrival_s)
+    arrived = pass_stages(stages.upstream, plans.upstream, problem.requests.arrival_s)
     return _attach(problem, stages, plans, arrived)
 
 
@@ -105,15 +105,15 @@ def _attach(
     problem: EngineProblem, stages: EngineStages, plans: StagePlans | None, arrived: Completions, cost: float = 0.0
 ) -> EngineProblem:
     """Return the problem behind simulated stages; without plans, those after it take their least time."""
-    least_s = sum(min(option.min_latency_s for option in stage.options) for stage in stages.after.stages)
+    least_s = sum(min(option.min_latency_s for option in stage.options) for stage in stages.downstream.stages)
     if plans is not None:
-        cost = stages.before.cost(plans.before) + stages.after.cost(plans.after)
+        cost = stages.upstream.cost(plans.upstream) + stages.downstream.cost(plans.downstream)
 
     def finish(last_s: FloatArray) -> FloatArray:
         if plans is None:
             return last_s + least_s
         order = np.argsort(last_s, kind="stable")
-        done = pass_stages(stages.after, plans.after, last_s[order])
+        done = pass_stages(stages.downstream, plans.downstream, last_s[order])
         end_s = np.empty_like(last_s)
         end_s[order[done.request]] = done.time_s
         return end_s
@@ -135,22 +135,22 @@ def list_plans_by_price(pipeline: Pipeline, max_replicas: int, saturated: set[tu
     """
     heap: list[tuple[float, tuple[int, ...], tuple[int, ...], int]] = []
 
-    def push(options: tuple[int, ...], replicas: tuple[int, ...], first: int) -> None:
+    def push(options: tuple[int, ...], replicas: tuple[int, ...], position: int) -> None:
         plan = tuple(StageConfig(option, 1, count) for option, count in zip(options, replicas, strict=True))
         if max(replicas, default=0) <= max_replicas and pipeline.is_within_quotas(plan):
-            heapq.heappush(heap, (pipeline.cost(plan), options, replicas, first))
+            heapq.heappush(heap, (pipeline.cost(plan), options, replicas, position))
 
     for options in itertools.product(*(range(len(stage.options)) for stage in pipeline.stages)):
         push(options, (1,) * len(options), 0)
     while heap:
-        _, options, replicas, first = heapq.heappop(heap)
+        _, options, replicas, position = heapq.heappop(heap)
         sizes = [stage.options[option].batch_sizes for stage, option in zip(pipeline.stages, options, strict=True)]
         for batches in itertools.product(*sizes):
             yield tuple(itertools.starmap(StageConfig, zip(options, batches, replicas, strict=True)))
-        for stage in range(first, len(options)):
+        for stage in range(position, len(options)):
             if (stage, *options[: stage + 1], *replicas[: stage + 1]) not in saturated:
-                more = tuple(count + (index == stage) for index, count in enumerate(replicas))
-                push(options, more, stage)
+                scaled = tuple(count + (index == stage) for index, count in enumerate(replicas))
+                push(options, scaled, stage)
 
 
 def find_cheapest_pipeline(
@@ -163,17 +163,17 @@ def find_cheapest_pipeline(
         stages: the stages around it.
         progress: receives progress.
     """
-    search = _Search(problem, stages, _find_least_price(stages.after, stages.max_replicas))
+    search = _Search(problem, stages, _find_least_price(stages.downstream, stages.max_replicas))
     saturation = _Saturation()
-    plans = list_plans_by_price(stages.before, stages.max_replicas, saturation.closed)
-    for tried, before in enumerate(plans):
-        if search.is_over(stages.before.cost(before) + search.least_after_usd):
+    plans = list_plans_by_price(stages.upstream, stages.max_replicas, saturation.closed)
+    for index, upstream in enumerate(plans):
+        if search.is_over(stages.upstream.cost(upstream) + search.least_after_usd):
             break
-        arrived = search.pass_before(before)
-        saturation.observe(before, arrived)
-        search.try_before(before, arrived)
+        arrived = search.pass_upstream(upstream)
+        saturation.observe(upstream, arrived)
+        search.try_upstream(upstream, arrived)
         if progress is not None:
-            progress("stages", tried, tried + 1)
+            progress("stages", index, index + 1)
     return search.conclude()
 
 
@@ -239,37 +239,39 @@ class _Search:
         self.is_complete = self.is_complete and self.simulated <= self.stages.max_requests
         return not self.is_complete
 
-    def pass_before(self, plan: Plan) -> Completions:
+    def pass_upstream(self, plan: Plan) -> Completions:
         """Simulate the stages before the engine."""
         self.simulated += len(self.problem.requests) * len(plan)
-        return pass_stages(self.stages.before, plan, self.problem.requests.arrival_s)
+        return pass_stages(self.stages.upstream, plan, self.problem.requests.arrival_s)
 
-    def try_before(self, before: Plan, arrived: Completions) -> None:
+    def try_upstream(self, upstream: Plan, arrived: Completions) -> None:
         """Search engines and stages after them behind a plan of the stages before them.
 
         What an earlier plan delivered is not searched again, as that plan is no more expensive. The stages after the
         engine are searched only if it meets the targets where they take their least time.
         """
-        before_usd = self.stages.before.cost(before)
-        relaxed = _attach(self.problem, self.stages, None, arrived, before_usd + self.least_after_usd)
+        upstream_usd = self.stages.upstream.cost(upstream)
+        relaxed = _attach(self.problem, self.stages, None, arrived, upstream_usd + self.least_after_usd)
         delivery = hashlib.sha256(arrived.time_s.tobytes() + arrived.request.tobytes()).digest()
         if _misses_before(relaxed) or delivery in self.deliveries:
             return
         self.deliveries.add(delivery)
-        bound = self._search_engines(relaxed, before_usd + self.least_after_usd)
+        bound = self._search_engines(relaxed, upstream_usd + self.least_after_usd)
         if bound.config is None:
             self.missed = self.missed or bound
             return
         engine_usd = self.problem.options[bound.config.option].cost(bound.config.replicas)
-        whole = Pipeline((*self.stages.before.stages, *self.stages.after.stages), self.stages.before.quotas)
-        for after in list_plans_by_price(self.stages.after, self.stages.max_replicas, set()):
-            around_usd = before_usd + self.stages.after.cost(after)
+        joint = Pipeline((*self.stages.upstream.stages, *self.stages.downstream.stages), self.stages.upstream.quotas)
+        for downstream in list_plans_by_price(self.stages.downstream, self.stages.max_replicas, set()):
+            around_usd = upstream_usd + self.stages.downstream.cost(downstream)
             if self.is_over(around_usd + engine_usd):
                 break
-            if whole.is_within_quotas((*before, *after)):
-                plans = StagePlans(before=before, after=after)
+            if joint.is_within_quotas((*upstream, *downstream)):
+                plans = StagePlans(upstream=upstream, downstream=downstream)
                 case = _attach(self.problem, self.stages, plans, arrived)
-                self._keep_cheaper(bound if not after else self._search_engines(case, around_usd), plans, around_usd)
+                self._keep_cheaper(
+                    bound if not downstream else self._search_engines(case, around_usd), plans, around_usd
+                )
 
     def _search_engines(self, case: EngineProblem, around_usd: float) -> EngineSolution:
         solution = find_cheapest_engines(case, None, self.best_usd - around_usd)
@@ -286,7 +288,7 @@ class _Search:
             self.best = replace(solution, around_usd_per_hour=around_usd)
 
     def conclude(self) -> JointSolution:
-        """Return the best plan with the effort of the whole search."""
+        """Return the best plan with the effort of the joint search."""
         best = self.best or self.missed
         if best is None:
             best = replace(find_cheapest_engines(self.problem), outcome=None)

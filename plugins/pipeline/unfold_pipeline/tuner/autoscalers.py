@@ -79,12 +79,52 @@ class KnativeSettings:
     max_scale_down_rate: float = 2.0
 
 
+@dataclass(slots=True, kw_only=True)
+class KnativeScaler:
+    """The decision of Knative's autoscaler for one stage, from the mean concurrency of its two windows.
+
+    Source: knative.dev/serving, pkg/autoscaler/scaling/autoscaler.go, ``Scale``; a test compares the two.
+
+    Attributes:
+        target_concurrency: queries in flight per replica.
+        settings: windows, threshold and rates of change.
+        panic_s: when the panic threshold was last exceeded; ``None`` outside panic mode.
+        max_panic: the most replicas demanded in this panic.
+    """
+
+    target_concurrency: float
+    settings: KnativeSettings
+    panic_s: float | None = None
+    max_panic: int = 0
+
+    def scale(self, now_s: float, stable: float, panic: float, ready: int) -> int:
+        """Return the replicas that Knative demands, before its bounds.
+
+        Args:
+            now_s: the time in seconds.
+            stable: mean queries in flight of the stable window.
+            panic: mean queries in flight of the panic window.
+            ready: replicas that serve.
+        """
+        settings, current = self.settings, max(1, ready)
+        maximum = math.ceil(settings.max_scale_up_rate * current)
+        minimum = math.floor(current / settings.max_scale_down_rate)
+        wanted_stable, wanted_panic = (math.ceil(value / self.target_concurrency) for value in (stable, panic))
+        desired = min(max(wanted_stable, minimum), maximum)
+        if wanted_panic / current >= settings.panic_threshold:
+            self.panic_s = now_s
+        elif self.panic_s is not None and self.panic_s + settings.stable_window_s < now_s:
+            self.panic_s, self.max_panic = None, 0
+        if self.panic_s is None:
+            return desired
+        self.max_panic = max(self.max_panic, desired, min(max(wanted_panic, minimum), maximum))
+        return self.max_panic
+
+
 @dataclass(slots=True)
 class _KnativeStage:
-    target_concurrency: float
+    scaler: KnativeScaler
     in_flight_history: deque[float] = field(default_factory=deque)
-    panic_until_s: float = -1.0
-    peak: int = 0
 
 
 @dataclass(slots=True)
@@ -107,21 +147,9 @@ class KnativeRule:
         if now_s % settings.tick_s:
             return ordered
         recent = list(history)[-int(settings.panic_window_s / TICK_S) :]
-        stable = self._limit_target(sum(history) / len(history), stage, ordered)
-        panic = self._limit_target(sum(recent) / len(recent), stage, ordered)
-        if panic >= settings.panic_threshold * ordered:
-            stage.peak = ordered if now_s >= stage.panic_until_s else stage.peak
-            stage.panic_until_s = now_s + settings.stable_window_s
-        if now_s >= stage.panic_until_s:
-            return stable
-        stage.peak = max(stage.peak, panic, stable)
-        return stage.peak
-
-    def _limit_target(self, concurrency: float, stage: _KnativeStage, ordered: int) -> int:
-        target = math.ceil(concurrency / stage.target_concurrency - 1e-9)
-        minimum = math.floor(ordered / self.settings.max_scale_down_rate)
-        maximum = math.ceil(ordered * self.settings.max_scale_up_rate)
-        return min(self.max_replicas, max(1, minimum, min(target, maximum)))
+        desired = stage.scaler.scale(now_s, sum(history) / len(history), sum(recent) / len(recent), ordered)
+        # the reconciler applies the bounds of the revision
+        return min(self.max_replicas, max(1, desired))
 
 
 RAY_SERVE_GRID = tuple(
@@ -155,7 +183,10 @@ def build_knative_rule(
     settings = settings or KnativeSettings()
     ticks = int(settings.stable_window_s / TICK_S)
     stages = [
-        _KnativeStage(max(1.0, config.batch * settings.target_utilization), deque([queries] * ticks))
+        _KnativeStage(
+            KnativeScaler(target_concurrency=max(1.0, config.batch * settings.target_utilization), settings=settings),
+            deque([queries] * ticks),
+        )
         for config, queries in zip(plan, in_flight, strict=True)
     ]
     return KnativeRule(stages, max_replicas, settings)

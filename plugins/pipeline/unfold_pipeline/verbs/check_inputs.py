@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages
+from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages, find_engine
 from unfold_pipeline.problem.build import build_flows
 from unfold_pipeline.problem.from_cascade import read_exits
 from unfold_pipeline.problem.latency_profile import load_perf_analyzer_latencies
@@ -36,6 +36,9 @@ def _list_checks(spec: PipelineSpec, run: Run) -> Iterator[Check]:
     if spec.engine_stage is not None:
         yield partial(build_engine_problem, spec, run)
         yield partial(build_engine_stages, spec, run)
+        stage, engine = find_engine(spec)
+        if engine.local is not None and engine.local.weights is not None:
+            yield partial(run.path, engine.local.weights, key=f"stages.{stage}.engine.local.weights")
         return
     for key, traffic in label_arrivals(spec.arrivals):
         if traffic.trace is not None:

@@ -83,7 +83,7 @@ class LocalEngines:
             self.run.log.warning("the start time is not stored: %s", error)
 
 
-def build_pool(engine: EngineSpec, stage: str, budget: int, slots: int, most: int, run: Run) -> EnginePool:
+def build_pool(engine: EngineSpec, stage: str, budget: int, slots: int, max_engines: int, run: Run) -> EnginePool:
     """Return a pool of the processes of a spec; nothing is started yet.
 
     Args:
@@ -91,7 +91,7 @@ def build_pool(engine: EngineSpec, stage: str, budget: int, slots: int, most: in
         stage: its name.
         budget: tokens of a step.
         slots: requests that run at the same time.
-        most: processes at a time.
+        max_engines: processes at a time.
         run: resolves the path of the weights.
 
     Raises:
@@ -105,7 +105,7 @@ def build_pool(engine: EngineSpec, stage: str, budget: int, slots: int, most: in
         message = f"a step of {budget} tokens holds fewer than the {slots} requests that may run"
         raise user_error(message, key=f"stages.{stage}.engine.max_num_batched_tokens", hint=f"at least {slots}")
     command = LlamaCommand(weights=weights, threads=local.threads, context=local.context, slots=slots, budget=budget)
-    balancer = EngineBalancer(tuple(f"local {index + 1}" for index in range(most)), engine.routing)
+    balancer = EngineBalancer(tuple(f"local {index + 1}" for index in range(max_engines)), engine.routing)
     return EnginePool(command.build_arguments(), balancer, START_TIMEOUT_S, key)
 
 
@@ -122,11 +122,11 @@ def build_local_engines(spec: PipelineSpec, problem: EngineProblem, config: Engi
     local = engine.local
     assert local is not None  # noqa: S101 - callers have checked
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
-    most = config.replicas
+    max_engines = config.replicas
     calibrated = None
     if spec.tuner.policy != "fixed":
-        most = max(most, min(limit_replicas(problem, config), available_cores() // local.threads))
-        calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=most)
+        max_engines = max(max_engines, min(limit_replicas(problem, config), available_cores() // local.threads))
+        calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=max_engines)
     if config.replicas * local.threads > available_cores():
         message = "%d engines of %d threads on %d cores: steps take longer than profiled"
         run.log.warning(message, config.replicas, local.threads, available_cores())
@@ -136,7 +136,7 @@ def build_local_engines(spec: PipelineSpec, problem: EngineProblem, config: Engi
         rule = build_envelope_rule(envelope, log.count, hold_s=calibrated[1], margin=calibrated[0])
     return LocalEngines(
         stage=stage,
-        pool=build_pool(engine, stage, config.budget, config.max_seqs, most, run),
+        pool=build_pool(engine, stage, config.budget, config.max_seqs, max_engines, run),
         replicas=config.replicas,
         log=log,
         rule=rule,

@@ -87,8 +87,10 @@ def build_stages_around(spec: PipelineSpec, run: Run) -> EngineStages | None:
     pipelines = build_engine_stages(spec, run)
     if pipelines is None:
         return None
-    before, after = pipelines
-    return EngineStages(before=before, after=after, max_replicas=spec.tuner.most, max_requests=spec.search.limit)
+    upstream, downstream = pipelines
+    return EngineStages(
+        upstream=upstream, downstream=downstream, max_replicas=spec.tuner.most, max_requests=spec.search.limit
+    )
 
 
 def reject_stages_around(spec: PipelineSpec, verb: str) -> NoReturn:
@@ -141,8 +143,8 @@ def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: 
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
     calibrated = None
     if spec.tuner.policy != "fixed":
-        most = limit_replicas(problem, config)
-        calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=most)
+        max_replicas = limit_replicas(problem, config)
+        calibrated = calibrate_envelope_rule(problem, config, envelope, max_replicas=max_replicas)
     runs: list[AutoscaledRun] = []
     for autoscaled in _simulate_rules(problem, live, config, envelope, calibrated):
         runs.append(autoscaled)
@@ -168,7 +170,7 @@ def _simulate_rules(
     envelope: TokenEnvelope,
     calibrated: tuple[float, float] | None,
 ) -> Iterator[AutoscaledRun]:
-    settings, most = problem.settings, limit_replicas(problem, config)
+    settings, max_replicas = problem.settings, limit_replicas(problem, config)
     peak_running = evaluate(problem, config, complete=True).run.peak_running
     margin, hold_s = calibrated or (ENVELOPE_MARGIN, settings.start_s)
     peak = find_fixed_peak(live, config)
@@ -184,5 +186,5 @@ def _simulate_rules(
     )
     for name, rule in rules:
         # a fixed peak is there from the begin
-        first = replace(config, replicas=peak) if name == "fixed peak" and peak is not None else config
-        yield replay_rule(name, live, first, rule, max_replicas=most)
+        initial = replace(config, replicas=peak) if name == "fixed peak" and peak is not None else config
+        yield replay_rule(name, live, initial, rule, max_replicas=max_replicas)

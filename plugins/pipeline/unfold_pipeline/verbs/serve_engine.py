@@ -91,7 +91,7 @@ def _serve_local_engines(
     active = count_engines_over_time(pool.changes, replayed.start_s)
     facts = LocalFacts(
         count_engines=active,
-        most=len(pool.endpoints),
+        max_engines=len(pool.endpoints),
         start_s=pool.start_s,
         replaced=pool.replaced,
         is_scaled=engines.is_scaled,

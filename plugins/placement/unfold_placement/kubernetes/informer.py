@@ -22,13 +22,13 @@ from unfold_placement.kubernetes.codec import (
     pod_requests,
 )
 from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
-from unfold_placement.kubernetes.reflector import ObjectKey, Reflector
 from unfold_placement.kubernetes.workloads import POLICY, WORKLOAD_LISTS, Group, Owners, awaits_admission
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Record
 from unfold_placement.live.state_store import ResourceKey, StateStore
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api, ApiError
+from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/pods"
 FORBIDDEN, NOT_FOUND = 403, 404

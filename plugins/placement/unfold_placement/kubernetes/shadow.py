@@ -22,7 +22,6 @@ from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, decode_node, is_ready
 from unfold_placement.kubernetes.informer import NODES, PODS
 from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
-from unfold_placement.kubernetes.reflector import ObjectKey, Reflector
 from unfold_placement.kubernetes.workloads import Owners
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
@@ -31,6 +30,7 @@ from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import UnfoldError
 from unfoldkit.kubernetes.api import Api
+from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
 
 MAX_FORGOTTEN = 10_000
 """Pods that have gone and are still counted in the agreement."""

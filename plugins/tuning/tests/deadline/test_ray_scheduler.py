@@ -51,6 +51,7 @@ class FakeController:
             for index in range(len(qualities))
         ]
         self.steps = [0] * len(qualities)
+        self.search_alg: Any = None
         scheduler._inform_autoscaler = lambda *_: None
         self.max_results = 10**9
 
@@ -132,6 +133,43 @@ def test_a_trial_that_ray_retries_keeps_its_place() -> None:
     controller.run()
     assert controller.steps == [1, 1, 9, 1, 1, 3, 1, 2, 1]
     assert [trial.status for trial in controller.trials].count("ERROR") == 1
+
+
+class FakeSearch:
+    """Stands for a searcher that may have no end or suggest a few trials at a time."""
+
+    def __init__(self, *, is_endless: bool = False, max_concurrent: int = 0) -> None:
+        self.is_endless, self.max_concurrent = is_endless, max_concurrent
+
+    def is_finished(self) -> bool:
+        """Return whether it suggests no more trials."""
+        return not self.is_endless
+
+    def set_finished(self) -> None:
+        """End it."""
+        self.is_endless = False
+
+
+@pytest.mark.parametrize(("trials", "steps"), [(5, [1, 1, 9, 1, 1]), (9, [1, 1, 9, 1, 1, 3, 1, 3, 1]), (14, None)])
+def test_the_search_has_as_many_trials_as_both_allow(trials: int, steps: list[int] | None) -> None:
+    """With fewer samples in the ``TuneConfig`` the search does not wait for more; with more, the others never begin."""
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6, *([1.0] * 5)]
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, qualities[:trials], 1.0, 9)
+    controller.search_alg = FakeSearch(is_endless=trials > 9)
+    controller.run()
+    assert controller.steps == (steps or [1, 1, 9, 1, 1, 3, 1, 3, 1, 0, 0, 0, 0, 0])
+    assert {trial.status for trial in controller.trials} == {"TERMINATED"}
+    assert controller.search_alg.is_finished()
+
+
+def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
+    """While trials wait at a rung, a limit on concurrent trials would never let the others begin."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
+    controller.search_alg = SimpleNamespace(searcher=FakeSearch(max_concurrent=2))
+    with pytest.raises(UnfoldError, match="2 trials at a time"):
+        controller.run()
 
 
 @pytest.mark.parametrize("results", [1, 5, 9, 11, 14, 17])

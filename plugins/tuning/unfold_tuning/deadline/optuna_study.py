@@ -7,10 +7,11 @@ where they were, so no iteration is repeated. Whatever the limits leave no room 
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ def optimize(
     eta: int = 3,
     n_jobs: int | None = None,
     confidence: float = 0.95,
-    catch: tuple[type[Exception], ...] | type[Exception] | None = None,
-    callbacks: Iterable[Callable[[Any, Any], None]] = (),
+    catch: Iterable[type[Exception]] | type[Exception] | None = None,
+    callbacks: Iterable[Callable[[Any, Any], None]] | None = None,
+    timeout: float | None = None,
+    gc_after_trial: bool = False,
+    show_progress_bar: bool = False,
 ) -> DeadlineResult:
     """Optimize a study by successive halving whose trials stop at a deadline or a budget, with their next report.
 
@@ -83,6 +87,9 @@ def optimize(
         catch: Errors of the objective that fail the trial; others end the run. If left out, each error fails its trial,
             and the run ends if all trials fail.
         callbacks: Called with the study and each trial that has ended, as by ``study.optimize``.
+        timeout: As of ``study.optimize``, in seconds; the earlier of both ends the search.
+        gc_after_trial: Collect garbage after each trial.
+        show_progress_bar: Ignored with a warning; a script that is changed in one line may have it.
 
     Raises:
         UnfoldError: A limit or a number makes no sense, the study has several objectives, or another process runs it.
@@ -91,15 +98,23 @@ def optimize(
         raise user_error(
             "a deadline needs one objective to rank trials by", hint="name it in create_study(direction=...)"
         )
-    for name, value in (("n_trials", n_trials), ("max_steps", max_steps), ("min_steps", min_steps)):
-        if value < 1:
-            raise user_error(f"{name} must be at least 1")
+    numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
     if min_steps > max_steps or eta < 2:
         raise user_error("min_steps must not exceed max_steps, and eta must be at least 2")
+    if callable(callbacks):
+        raise user_error("callbacks is a function", hint="write callbacks=[function]")
+    limits = parse_limits(deadline, budget, usd_per_hour, confidence)
+    if timeout is not None:
+        limits = replace(limits, deadline_s=min(limits.deadline_s, parse_limits(timeout, None, None, 0.5).deadline_s))
+    if show_progress_bar:
+        _warn("a search under a deadline has no progress bar")
     keeper = LimitKeeper(
-        limits=parse_limits(deadline, budget, usd_per_hour, confidence),
-        slots=max(1, n_jobs or os.cpu_count() or 1),
-        trials=n_trials,
+        limits=limits,
+        slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
+        trials=_limit_trials(study, n_trials),
         min_steps=min_steps,
         max_steps=max_steps,
         eta=eta,
@@ -110,13 +125,42 @@ def optimize(
         keeper=keeper,
         catch=_list_errors(catch),
         ends_if_all_fail=catch is None,
-        callbacks=tuple(callbacks or ()),
+        callbacks=(*(callbacks or ()), *([_collect_garbage] if gc_after_trial else [])),
         progress=StudyProgress(study),
     ).run()
 
 
-def _list_errors(catch: tuple[type[Exception], ...] | type[Exception] | None) -> tuple[type[Exception], ...]:
-    return (Exception,) if catch is None else catch if isinstance(catch, tuple) else (catch,)
+def _list_errors(catch: Iterable[type[Exception]] | type[Exception] | None) -> tuple[type[Exception], ...]:
+    """List the errors that fail a trial.
+
+    Raises:
+        UnfoldError: An item is no exception class.
+    """
+    if catch is None:
+        return (Exception,)
+    errors = (catch,) if isinstance(catch, type) else tuple(catch)
+    for error in errors:
+        if not (isinstance(error, type) and issubclass(error, Exception)):
+            raise user_error(f"catch: {error!r} is no class of exceptions", hint="write catch=(ValueError,)")
+    return errors
+
+
+def _limit_trials(study: Any, trials: int) -> int:
+    """Limit the trials to the points of a grid, which would otherwise repeat while the first ones wait at a rung."""
+    points = getattr(study.sampler, "_n_min_trials", trials)
+    if points < trials:
+        _warn(f"{trials} trials, but the grid of the sampler has {points} points: {points} trials begin")
+    return int(min(points, trials))
+
+
+def _warn(message: str) -> None:
+    import optuna
+
+    optuna.logging.get_logger("optuna").warning(message)
+
+
+def _collect_garbage(study: Any, trial: Any) -> None:  # noqa: ARG001 - a callback of Optuna
+    gc.collect()
 
 
 def get_checkpoint_folder(trial: Any, base: str | Path = "checkpoints") -> Path:
@@ -181,6 +225,7 @@ class StudyRun:
         lock: Guards everything here.
         changed: Signals a change of it.
         is_ending: Whether a limit is reached or an error ends the run.
+        is_exhausted: Whether the sampler has no further configurations.
         fatal_error: The error that ends the run.
         stage_trials: Trials that finished each stage.
     """
@@ -199,6 +244,7 @@ class StudyRun:
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     is_ending: bool = False
+    is_exhausted: bool = False
     fatal_error: BaseException | None = None
     stage_trials: list[int] = field(default_factory=list)
 
@@ -284,7 +330,7 @@ class StudyRun:
         while not self.is_ending:
             self._run_stages()
             begun, self.stage, self.bracket_begin = self.bracket_begin, 0, len(self.trials)
-            if self.bracket_begin >= self.keeper.trials or self.bracket_begin == begun:
+            if self.bracket_begin >= self.keeper.trials or self.bracket_begin == begun or self.is_exhausted:
                 return
             self._store_stage(set())
 
@@ -306,7 +352,7 @@ class StudyRun:
             interrupted = self._list_interrupted(rung)
             active = self._list_active(rung)
             begun = len(self.trials) - self.bracket_begin
-            is_left = len(self.trials) < self.keeper.trials
+            is_left = len(self.trials) < self.keeper.trials and not self.is_exhausted
             if interrupted and len(active) < self.keeper.slots:
                 self._start_thread(interrupted[0])
                 continue
@@ -329,7 +375,7 @@ class StudyRun:
     def _start_thread(self, item: RunningTrial) -> None:
         item.reported_at = self.keeper.wall()
         item.thread = threading.Thread(
-            target=self._run_objective, args=(item,), name=f"trial-{item.trial.number}", daemon=True
+            target=self._run_thread, args=(item,), name=f"trial-{item.trial.number}", daemon=True
         )
         item.thread.start()
 
@@ -460,6 +506,16 @@ class StudyRun:
 
     # the threads of the trials
 
+    def _run_thread(self, item: RunningTrial) -> None:
+        """Run a trial; an error outside its objective, such as of the storage, ends the run."""
+        try:
+            self._run_objective(item)
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
+            with self.lock:
+                self.fatal_error = self.fatal_error or error
+                item.has_ended = item.has_failed = True
+                self.changed.notify_all()
+
     def _run_objective(self, item: RunningTrial) -> None:
         import optuna
         from optuna.trial import TrialState
@@ -505,12 +561,18 @@ class StudyRun:
         """
         from optuna.trial import TrialState
 
-        try:
-            self.study.tell(item.trial.number, value, state=state)
-        except (ValueError, TypeError) as error:
-            state = TrialState.FAIL
-            self.study.tell(item.trial.number, state=state)
-            self.keeper.notes.append(f"trial {item.trial.number}: {error}")
+        was_stopped = self.progress.is_stop_requested()
+        with self.progress.allow_stop():
+            try:
+                self.study.tell(item.trial.number, value, state=state)
+            except (ValueError, TypeError) as error:
+                state = TrialState.FAIL
+                self.study.tell(item.trial.number, state=state)
+                self.keeper.notes.append(f"trial {item.trial.number}: {error}")
+        if not was_stopped and self.progress.is_stop_requested():
+            # the sampler has seen every configuration: those that run go on
+            self.progress.withdraw_stop()
+            self.is_exhausted = True
         frozen = self.study.get_trials(deepcopy=False)[item.trial.number] if self.callbacks else None
         try:
             with self.progress.allow_stop():

@@ -31,7 +31,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
 
     Args:
         deadline: From the first trial on, such as ``"2h"``, or seconds.
-        num_samples: Trials of the search, as in the ``TuneConfig``.
+        num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
+            has fewer, the search has as many.
         max_t: Units of ``time_attr`` that the best trial runs.
         budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
         usd_per_hour: Price of the resources of one trial.
@@ -97,9 +98,18 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             raise user_error("no metric to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
         if not self.is_restored:
             self.is_restored = True
+            self._require_free_searcher(tune_controller)
             self._load_state(trial)
         self.keeper.began = self.keeper.began or self.keeper.wall()
         is_known = trial.trial_id in self.numbers
+        if not is_known and (self.stage or len(self.numbers) >= self.keeper.trials or self.keeper.is_over()):
+            self.ended.add(trial.trial_id)
+            tune_controller.stop_trial(trial)
+            search = getattr(tune_controller, "search_alg", None)
+            if search is not None:
+                # a searcher without end would go on for ever
+                search.set_finished()
+            return
         self.numbers.setdefault(trial.trial_id, len(self.numbers))
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             # restored, and not to be continued
@@ -109,6 +119,21 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             tune_controller.stop_trial(trial)
         elif is_known and trial.last_result:
             self._record(trial, trial.last_result, is_timed=False)
+
+    def _require_free_searcher(self, tune_controller: Any) -> None:
+        """Require a searcher that suggests every trial of the first stage while others wait at its rung.
+
+        Raises:
+            UnfoldError: It waits for some of them to end before it suggests more.
+        """
+        search = getattr(tune_controller, "search_alg", None)
+        limit = getattr(getattr(search, "searcher", search), "max_concurrent", 0) or 0
+        if 0 < limit < self.keeper.trials:
+            message = f"the searcher suggests {limit} trials at a time, but all {self.keeper.trials} wait at a rung"
+            hint = (
+                "leave out max_concurrent_trials and ConcurrencyLimiter; tune.with_resources bounds what runs at once"
+            )
+            raise user_error(message, hint=hint)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See Ray's ``TrialScheduler``: the stage goes on without the trial, unless Ray adds it again at once."""
@@ -155,6 +180,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._stop_all(tune_controller)
             return None
         self._count_slots(tune_controller)
+        self._accept_fewer_trials(tune_controller)
         trials, rung = tune_controller.get_trials(), self.keeper.rungs[self.stage]
         waiting = [trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED)]
         waiting = [trial for trial in waiting if trial.trial_id not in self.ended]
@@ -166,6 +192,17 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             return open_trials[0]
         new = [trial for trial in waiting if trial.trial_id not in self.reported_at]
         return self._choose_new_trial(tune_controller, new[0], rung) if new and not self.stage else None
+
+    def _accept_fewer_trials(self, tune_controller: Any) -> None:
+        """Search with as many trials as there are, once the searcher has no more."""
+        search = getattr(tune_controller, "search_alg", None)
+        count = len(self.numbers)
+        if self.stage or self.is_full or search is None or not 0 < count < self.keeper.trials:
+            return
+        if search.is_finished():
+            self.keeper.notes.append(f"stage 1: {count} of {self.keeper.trials} trials, the searcher has no more")
+            self.keeper.trials, self.is_full = count, True
+            self._end_stage_if_complete(tune_controller, next(iter(tune_controller.get_trials())))
 
     def _choose_new_trial(self, tune_controller: Any, trial: Trial, rung: int) -> Trial | None:
         """Choose a trial that has not begun, if it ends in time; give up all of them if nothing runs any more."""
@@ -281,6 +318,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "began": self.keeper.began,
             "stage": self.stage,
             "is_full": self.is_full,
+            "trials": self.keeper.trials,
             "numbers": self.numbers,
             "steps": self.steps,
             "values": self.values,
@@ -316,6 +354,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             if trial.trial_id not in state["numbers"]:
                 return
             self.keeper.began, self.stage, self.is_full = float(state["began"]), int(state["stage"]), state["is_full"]
+            self.keeper.trials = int(state.get("trials", self.keeper.trials))
             self.numbers, self.steps = dict(state["numbers"]), dict(state["steps"])
             self.values = {
                 name: {int(step): float(value) for step, value in values.items()}

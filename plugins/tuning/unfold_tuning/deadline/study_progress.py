@@ -96,8 +96,7 @@ class StudyProgress:
     def begin_search(self, now: float) -> float:
         """Begin a search, or continue the one that a crash interrupted; return when it began."""
         stored = self.study.user_attrs.get(BEGAN_KEY)
-        if hasattr(self.study, "_stop_flag"):
-            self.study._stop_flag = False  # noqa: SLF001 - as study.optimize does
+        self.withdraw_stop()
         if isinstance(stored, dict) and not stored.get("ended"):
             self.search, self.is_continued = int(stored["search"]), True
             return float(stored["began"])
@@ -163,6 +162,11 @@ class StudyProgress:
             yield
         finally:
             flags.in_optimize_loop = before
+
+    def withdraw_stop(self) -> None:
+        """Withdraw a stop that was requested, as ``study.optimize`` does before it begins."""
+        if hasattr(self.study, "_stop_flag"):
+            self.study._stop_flag = False  # noqa: SLF001 - as study.optimize does
 
     def is_stop_requested(self) -> bool:
         """Return whether ``study.stop()`` was called."""

@@ -43,6 +43,8 @@ SELECTION_STD = 0.26
 TRIAL_STD = 0.44
 SPREADS = ((math.log(0.44), 0.18), (math.log(0.66), 0.35), (math.log(0.57), 0.46), (math.log(0.45), 0.6))
 STEP_STD = (0.51, 0.32, 0.16)
+SPREAD_STD = 0.35
+"""Standard deviation between unknown jobs of the log spread of their trials: twice that of the surrogate tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,14 +354,35 @@ def build_pace_posterior(
     """
     prior = build_pace_prior(stages, history, seed)
     level, drift = measure_profile(measured, np.arange(measured.trials), planned, prior.slopes)
+    if not prior.jobs:
+        prior = build_default_prior(prior.groups, estimate_spread_factor(measured, np.arange(measured.trials)))
     return PacePosterior(prior=prior, level=level, observed={0: drift} if math.isfinite(drift) else {})
 
 
-def build_default_prior(groups: Sequence[PaceGroup]) -> PacePrior:
+def estimate_spread_factor(record: PaceRecord, profiled: IntArray) -> float:
+    """Estimate how much wider the trials of an unknown job spread than the default prior assumes; at least 1.
+
+    The log of a standard deviation over n trials has a standard error of about ``1 / sqrt(2 (n - 1))``; it is shrunk
+    towards the prior. A profile that looks narrower makes no margin smaller.
+    """
+    early = record.compute_log_paces(0, PROFILE_ITERS[0])[profiled]
+    early = early[np.isfinite(early)]
+    if len(early) < 2:
+        return 1.0
+    excess = math.log(max(float(np.std(early, ddof=1)), 1e-3) / TRIAL_STD)
+    weight = SPREAD_STD**2 / (SPREAD_STD**2 + 0.5 / (len(early) - 1))
+    return math.exp(max(0.0, weight * excess))
+
+
+def build_default_prior(groups: Sequence[PaceGroup], spread_factor: float = 1.0) -> PacePrior:
     """Build the prior without records: wide, and with no speed-up in its means.
 
     The drift of a job is a Gaussian process over the logarithm of iterations. Selection shifts the pace of each
     bracket's survivors, and the profile's few trials are off from all of them.
+
+    Args:
+        groups: The groups of the stage table.
+        spread_factor: How much wider trials spread, and with them selection and the error of the profile.
     """
     count = len(groups)
     centers = [_compute_center(0, PROFILE_ITERS[0]), _compute_center(*PROFILE_ITERS)]
@@ -378,8 +401,8 @@ def build_default_prior(groups: Sequence[PaceGroup]) -> PacePrior:
     basis[0, 1] = 1.0
     for index, group in enumerate(groups):
         basis[1 + index, 2 + index] = 1.0
-        basis[1 + index, 2 + count + brackets.index(group.bracket)] = SELECTION_STD * group.rung
-        basis[1 + index, -1] = TRIAL_STD / math.sqrt(PROFILED_TRIALS)
+        basis[1 + index, 2 + count + brackets.index(group.bracket)] = spread_factor * SELECTION_STD * group.rung
+        basis[1 + index, -1] = spread_factor * TRIAL_STD / math.sqrt(PROFILED_TRIALS)
         if group.previous is not None:
             basis[1 + count + index, 2 + index] = 1.0
             basis[1 + count + index, 2 + group.previous] = -1.0
@@ -390,7 +413,7 @@ def build_default_prior(groups: Sequence[PaceGroup]) -> PacePrior:
         groups=tuple(groups),
         mean=np.zeros(1 + 2 * count),
         covariance=basis @ factors @ basis.T + NUGGET * np.eye(1 + 2 * count),
-        spread_mean=spreads[:, 0],
+        spread_mean=spreads[:, 0] + math.log(spread_factor),
         spread_std=spreads[:, 1],
         step_std=np.array(
             [0.0 if group.previous is None else STEP_STD[min(group.rung, len(STEP_STD)) - 1] for group in groups]

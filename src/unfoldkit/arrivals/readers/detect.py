@@ -20,6 +20,8 @@ _MAX_LINES = 50
 _MAX_LINE_LENGTH = 16_384
 _SPANS = re.compile(r'\s*\{\s*"resource_?[sS]pans"|\{(?=.*"span_?[iI]d")(?=.*"start_?[tT]ime_?[uU]nix_?[nN]ano").*')
 _TRUNCATED_TOKEN = re.compile(r"[a-z\d.+-]*")
+_BINARY_FORMS = {"(\ufffd/\ufffd": "zstd", "BZh": "bzip2", "\ufffd7zXZ": "xz", "PK\x03\x04": "zip", "PAR1": "Parquet"}
+"""Beginnings of files that are no text, as they are decoded."""
 _W3C_DIRECTIVES = ("#Version", "#Fields", "#Software")
 
 
@@ -94,6 +96,10 @@ def _read_beginning(path: Path) -> list[str]:
             lines = [stream.readline(_MAX_LINE_LENGTH) for _ in range(_MAX_LINES)]
     except UNREADABLE as error:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
+    form = next((form for magic, form in _BINARY_FORMS.items() if lines[0].startswith(magic)), "")
+    if form:
+        hint = "unpack it, or pack it with gzip" if form != "Parquet" else "write it as CSV"
+        raise user_error(f"the trace is a file of {form}", file=str(path), hint=hint)
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
         raise user_error("the trace is no text", file=str(path), hint=hint)

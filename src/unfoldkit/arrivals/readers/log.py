@@ -47,42 +47,56 @@ def read_log(path: Path, match: str, column: str | None, notation: TimeNotation,
         Sorted times in s, from any origin.
 
     Raises:
-        UnfoldError: The file cannot be read, or too many lines have no time.
+        UnfoldError: The file cannot be read, too many lines have no time, or the unit of their numbers is unclear.
     """
     skipped: list[int] = []
+    unitless: set[str] = set()
     try:
         with open_text(path, errors="replace") as stream:
-            times = np.fromiter(_parse_lines(stream, match, column, notation, skipped), np.float64)
+            times = np.fromiter(_parse_lines(stream, match, column, notation, skipped, unitless), np.float64)
     except UNREADABLE as error:
         raise user_error(f"cannot read the log: {error}", file=str(path)) from error
     _check_skipped(skipped, times.size + len(skipped), path, notation, warn)
-    return np.sort(times if notation.unit else each_epoch_to_seconds(times))
+    times = np.sort(times if notation.unit else each_epoch_to_seconds(times))
+    return notation.convert_numbers(times, min(unitless), str(path)) if unitless and times.size else times
 
 
-def parse_line(text: str, column: str | None, notation: TimeNotation) -> float | None:
-    """Parse the time of a line, JSON or plain; ``None`` if it has none."""
-    time = _parse_json(text, column, notation) if text.startswith("{") else None
+def parse_line(text: str, column: str | None, notation: TimeNotation, unitless: set[str] | None = None) -> float | None:
+    """Parse the time of a line, JSON or plain; ``None`` if it has none.
+
+    Args:
+        text: The line.
+        column: The field of JSON lines; without it, the first usual name.
+        notation: How times are written.
+        unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
+    """
+    time = _parse_json(text, column, notation, set() if unitless is None else unitless) if text[:1] == "{" else None
     return notation.parse_line(text) if time is None else time
 
 
 def _parse_lines(
-    lines: Iterator[str], match: str, column: str | None, notation: TimeNotation, skipped: list[int]
+    lines: Iterator[str],
+    match: str,
+    column: str | None,
+    notation: TimeNotation,
+    skipped: list[int],
+    unitless: set[str],
 ) -> Iterator[float]:
     for number, text in enumerate(lines, 1):
         if match not in text or text.startswith("#") or text.isspace() or is_other_k6_line(text):
             continue
-        time = parse_line(text, column, notation)
+        time = parse_line(text, column, notation, unitless)
         if time is None:
             skipped.append(number)
         else:
             yield time
 
 
-def _parse_json(text: str, column: str | None, notation: TimeNotation) -> float | None:
+def _parse_json(text: str, column: str | None, notation: TimeNotation, unitless: set[str]) -> float | None:
     try:
         fields = json.loads(text)
         name = column or _time_field(fields)
-        return None if name is None else _parse_field(name, fields.get(name), notation)
+        return None if name is None else _parse_field(name, fields.get(name), notation, unitless)
     except (ValueError, OverflowError, RecursionError):
         return None
 
@@ -93,13 +107,15 @@ def _time_field(names: Iterable[str]) -> str | None:
     return usual or next((name for name in names if split_unit(name)[0] in COLUMNS), None)
 
 
-def _parse_field(name: str, value: object, notation: TimeNotation) -> float | None:
-    if isinstance(value, str):
-        is_number = NUMBER.fullmatch(value) and notation.format is None
-        return to_seconds(float(value), notation.unit_s or 1.0) if is_number else notation.parse_text(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _parse_field(name: str, value: object, notation: TimeNotation, unitless: set[str]) -> float | None:
+    if isinstance(value, str) and not (NUMBER.fullmatch(value) and notation.format is None):
+        return notation.parse_text(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    return to_seconds(float(value), notation.unit_s or split_unit(name)[1] or 1.0)
+    unit_s = notation.unit_s or split_unit(name)[1]
+    if unit_s is None:
+        unitless.add(name)
+    return to_seconds(float(value), unit_s or 1.0)
 
 
 def _check_skipped(skipped: list[int], lines: int, path: Path, notation: TimeNotation, warn: Warn) -> None:

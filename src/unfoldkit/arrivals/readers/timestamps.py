@@ -44,6 +44,9 @@ FIRST_EPOCH_S = 6e8
 MIN_DOUBTFUL = 10
 """Fewer numbers say nothing about their unit."""
 _DAY_S, _HOUR_S = 86_400.0, 3600.0
+_SPREADSHEET_DAYS = (32_000.0, 73_000.0)
+"""Serial numbers of spreadsheets for the dates from 1987 to 2099."""
+_MAX_SERIAL_SPAN = 60.0
 _SPARSE_GAP_S = 5.0
 MIN_REPEATED = 0.2
 """Fraction of equal neighbours from which on times look rounded."""
@@ -210,13 +213,18 @@ def describe_unit_doubt(times: Times) -> str:
 
     Load generators and tracers write whole milliseconds from 0 on. Read as seconds, minutes become days. On a grid of
     more than one unit, or with many equal times, the resolution is coarser than a second or the unit is a smaller one.
+    Spreadsheets count days since 1900: read as seconds, a day becomes a burst of one second.
 
     Args:
         times: Sorted numbers as written; those since 1970 are in no doubt.
     """
-    if times.size < MIN_DOUBTFUL or not 0 <= times[0] < FIRST_EPOCH_S or (times % 1).any():
+    is_doubtful = times.size >= MIN_DOUBTFUL and 0 <= times[0] < FIRST_EPOCH_S
+    if not is_doubtful or not np.isfinite(times).all():
         return ""
     span = float(times[-1] - times[0])
+    if (times % 1).any():
+        is_serial = times[0] >= _SPREADSHEET_DAYS[0] and times[-1] < _SPREADSHEET_DAYS[1] and span < _MAX_SERIAL_SPAN
+        return "they may be dates of a spreadsheet, in days" if is_serial else ""
     if span > _DAY_S or (span > _HOUR_S and span > _SPARSE_GAP_S * times.size):
         duration = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
         return f"as seconds, {times.size:,} arrivals would last {duration}"

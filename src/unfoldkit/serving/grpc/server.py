@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
+
+from google.protobuf.message import DecodeError
 
 from unfoldkit.errors import user_error
 from unfoldkit.serving.batching.batcher import QueueFull, Result
@@ -23,6 +27,11 @@ from unfoldkit.serving.oip.repository import ModelRepository, RepositoryError
 from unfoldkit.serving.oip.statistics import describe_config, describe_statistics
 
 MAX_CONCURRENT_CALLS = 1024
+MAX_STREAMS = 2 * MAX_CONCURRENT_CALLS
+"""Calls of one connection: more than are answered at a time, so that their clients get the reason."""
+MAX_CONNECTIONS = 1024
+IDLE_MS = 300_000
+HANDSHAKE_MS = 10_000
 OPEN_CALLS = frozenset(("ServerLive", "ServerReady"))
 """Calls for probes, which have no token."""
 CODES = {
@@ -83,11 +92,13 @@ class InferenceServicer:
         endpoints: The models by name.
         options: How the service is offered.
         messages: The messages of the protocol.
+        in_flight: The number of calls under way.
     """
 
     endpoints: Mapping[str, Endpoint]
     options: GrpcOptions
     messages: Messages
+    in_flight: Counter[str] = field(default_factory=Counter)
 
     @property
     def is_ready(self) -> bool:
@@ -103,12 +114,13 @@ class InferenceServicer:
         ids = read_ids(context.invocation_metadata())
         request_id = ids[ID] or (new_id() if self.options.observer else "")
         trailers = ((ID.decode(), request_id),) if request_id else ()
-        client, size = client_address(context.peer()), request.ByteSize()
+        client, size = client_address(context.peer()), 0 if request is None else request.ByteSize()
         exceeded = self.options.hold_body(client, size)
+        self.in_flight["calls"] += 1
         try:
             self._check_token(name, context)
-            self._check_size(exceeded)
-            response = await getattr(self, f"call_{name}")(request)
+            self._check_size(exceeded or ("calls" if self.in_flight["calls"] > MAX_CONCURRENT_CALLS else ""))
+            response = await self._call(name, request)
             context.set_trailing_metadata(trailers)
         except CallError as error:
             status = STATUSES.get(error.code, 500)
@@ -118,11 +130,17 @@ class InferenceServicer:
             status = 200
             return response
         finally:
+            self.in_flight["calls"] -= 1
             self.options.hold_body(client, -size)
             if self.options.observer is not None:
                 duration_s = time.perf_counter() - start_s
                 note = RequestNote(request_id, "POST", f"/{SERVICE}/{name}", status, duration_s, ids[PARENT])
                 self.options.observer(note)
+
+    async def _call(self, name: str, request: Any) -> Any:
+        if request is None:
+            raise CallError("INVALID_ARGUMENT", f"the bytes are no {name}Request")
+        return await getattr(self, f"call_{name}")(request)
 
     def _check_size(self, exceeded: str) -> None:
         if exceeded:
@@ -261,8 +279,16 @@ async def start_grpc_server(endpoints: Mapping[str, Endpoint], options: GrpcOpti
     max_bytes = max(endpoint.batcher.limits.body_bytes for endpoint in endpoints.values())
     server = grpc.aio.server(
         interceptors=options.interceptors,
-        maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        # beyond it, the library cancels calls, which clients do not repeat; the servicer rejects them before
+        maximum_concurrent_rpcs=4 * MAX_CONCURRENT_CALLS,
         options=[
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # calls that no one has taken yet: from 1,000 on, the library would cancel some at random
+            ("grpc.server.max_pending_requests", MAX_STREAMS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_metadata_size", 16_384),
             ("grpc.so_reuseport", 1),
@@ -319,9 +345,16 @@ def _build_handler(servicer: InferenceServicer, name: str) -> Any:
         return await servicer.answer(name, request, context)
 
     classes = servicer.messages.classes
+
+    def parse(data: bytes) -> Any:
+        # the library would end the call with UNKNOWN, and a name of Python
+        with contextlib.suppress(DecodeError):
+            return classes[f"{name}Request"].FromString(data)
+        return None
+
     return grpc.unary_unary_rpc_method_handler(
         answer,
-        request_deserializer=classes[f"{name}Request"].FromString,
+        request_deserializer=parse,
         response_serializer=classes[f"{name}Response"].SerializeToString,
     )
 

@@ -45,6 +45,10 @@ def read_request(endpoint: Endpoint, message: Any) -> InferenceRequest:
     max_values = max_rows * endpoint.reader.values_per_row
     inputs, count = [], 0
     for index, tensor in enumerate(message.inputs):
+        if raw and tensor.contents.ByteSize():
+            raise InvalidRequest(
+                f"input {tensor.name!r} has contents beside the raw contents; one of both is the tensor"
+            )
         values = decode_values(tensor.name, tensor.datatype, raw[index]) if raw else _read_contents(tensor)
         count += len(values)
         if count > max_values:
@@ -92,6 +96,8 @@ def _read_contents(tensor: Any) -> Sequence[Any]:
     name = CONTENTS.get(tensor.datatype)
     if name is None:
         raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype!r} has no contents; send its raw bytes")
+    if other := {field.name for field, _ in tensor.contents.ListFields()} - {name}:
+        raise InvalidRequest(f"input {tensor.name!r} is {tensor.datatype} and has {min(other)}; it needs {name}")
     values = getattr(tensor.contents, name)
     if tensor.datatype == "BYTES":
         try:

@@ -35,7 +35,7 @@ from unfoldkit.serving.http.resource_limits import ResourceLimits, ResourceUsage
 from unfoldkit.serving.http.startup import StartResult, record_start
 from unfoldkit.serving.http.tls import TlsFiles, reload_certificate
 from unfoldkit.serving.http.workers import ending_signals, hangup_signal
-from unfoldkit.serving.observability.access_log import Observer, observe_requests
+from unfoldkit.serving.observability.access_log import Observer, limit_repeats, observe_requests
 from unfoldkit.serving.observability.live_page import serve_events, serve_page
 from unfoldkit.serving.observability.tracing import Instrumentation
 from unfoldkit.serving.responses import Header
@@ -213,6 +213,8 @@ def _build_server(service: Service, options: HostOptions, drain: Drain, usage: R
         timeout_graceful_shutdown=options.drain_s,
     )
     server = uvicorn.Server(config)
+    # it warns of every malformed request
+    logging.getLogger("uvicorn.error").addFilter(limit_repeats())
     if problem := find_incompatibility(config):
         logging.getLogger("uvicorn.error").warning("fast path and read limits are off: %s", problem)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 import uuid
@@ -17,6 +18,7 @@ from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
 ID = b"x-request-id"
 PARENT = b"traceparent"
+REPEAT_S = 60.0
 # ids go into logs and back to clients: nothing in them may end a line or a header
 _SAFE_ID = re.compile(rb"[\w.:@/+=-]{1,128}")
 
@@ -82,6 +84,27 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
+
+
+def limit_repeats(now: Callable[[], float] = time.monotonic) -> Callable[[logging.LogRecord], bool]:
+    """Make a filter of a log that passes each message once a minute, so that hostile clients cannot fill a disk.
+
+    Records with a traceback always pass.
+
+    Args:
+        now: A monotonic clock in s.
+    """
+    last_s: dict[str, float] = {}
+
+    def passes(record: logging.LogRecord) -> bool:
+        # the text before its arguments: its number is that of the messages in the code
+        current_s, text = now(), str(record.msg)
+        if not record.exc_info and current_s - last_s.get(text, -math.inf) < REPEAT_S:
+            return False
+        last_s[text] = current_s
+        return True
+
+    return passes
 
 
 def observe_requests(

@@ -134,6 +134,8 @@ def inline_tensors(body: bytes | bytearray, json_bytes: int) -> dict[str, Any]:
         if type(size) is not int or not 0 <= size <= len(body) - start:
             message = f"input {tensor.name!r}: binary_data_size {size!r}, and {len(body) - start} bytes remain"
             raise InvalidRequest(message)
+        if tensor.data is not msgspec.UNSET:
+            raise InvalidRequest(f"input {tensor.name!r} has data and binary_data_size; one of both is the tensor")
         tensor.data = decode_values(tensor.name, tensor.datatype, bytes(body[start : start + size]))
         start += size
     if start < len(body):

@@ -27,6 +27,7 @@ MAX_DEADLINE_MS = 86_400_000
 MAX_ENTITY_LENGTH = 256
 MAX_EXACT_INTEGER = 2**53
 MAX_ITEM_BYTES = 8
+MAX_SHOWN_DIMENSIONS = 8
 MAX_ID_LENGTH = 1024
 MAX_IGNORED = 16
 MAX_IGNORED_LENGTH = 64
@@ -197,6 +198,9 @@ class RequestReader:
 
     def _read_outputs(self, outputs: Sequence[RequestedOutput]) -> tuple[str, ...]:
         names = tuple(output.name for output in outputs)
+        if len(set(names)) < len(names):
+            # a small request could ask for any number of copies
+            raise InvalidRequest("an output is requested twice")
         for name in names:
             if name not in self.outputs:
                 available = ", ".join(map(repr, self.outputs))
@@ -335,7 +339,7 @@ def read_array(tensor: Any, item: Field) -> Array:
         _check_datatype(tensor.datatype, item)
     shape = tensor.shape
     if len(shape) != len(item.shape) + 1 or tuple(shape[1:]) != item.shape or shape[0] < 1:
-        actual = ", ".join(map(str, shape))
+        actual = ", ".join(map(str, shape[:MAX_SHOWN_DIMENSIONS])) + ", ..." * (len(shape) > MAX_SHOWN_DIMENSIONS)
         message = f"input {item.name!r} has shape [{actual}]; it must be {format_shape(item)} with at least one row"
         raise InvalidRequest(message)
     data = tensor.data

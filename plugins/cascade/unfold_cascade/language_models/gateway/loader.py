@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfold_cascade.language_models.gateway.plan import ClientKey, Gate, Promise, ServedModel
+from unfold_cascade.language_models.gateway.plan import ClientKey, EntryGate, Gate, Promise, ServedModel
 from unfold_cascade.language_models.planning.calibration import parse_calibration
+from unfold_cascade.language_models.planning.entry import FEATURES, EntryRule, parse_scorer
 from unfoldkit.api import user_error
 
 
@@ -32,6 +33,28 @@ def read_route(
     if not chain or unknown:
         raise user_error(f"the plan names models without endpoints: {', '.join(unknown)}", key="stages[0].models")
     return chain, gates
+
+
+def read_entry(decision: Mapping[str, Any]) -> EntryGate | None:
+    """Read the gate before the first model; ``None`` if every request enters there.
+
+    Raises:
+        UnfoldError: the plan holds something else there.
+    """
+    document = decision.get("entry")
+    if document is None:
+        return None
+    try:
+        names, costs = list(map(str, document["models"])), tuple(map(float, document["costs_usd"]))
+        scorer = parse_scorer(document["scorer"])
+        chain = tuple(names.index(str(name)) for name in decision["chain"])
+        gate = EntryGate(EntryRule(float(document["price"]), costs), scorer, chain)
+        is_valid = list(document["features"]) == list(FEATURES) and len(names) == len(costs) == len(scorer.weights)
+    except (KeyError, TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise user_error("the gate before the first model is none of this version", hint="unfold plan SPEC again")
+    return gate
 
 
 def read_promise(decision: Mapping[str, Any], *, audits_labels: bool) -> Promise | None:

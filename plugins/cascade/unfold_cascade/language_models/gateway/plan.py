@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from unfold_cascade.language_models.planning.calibration import Calibration
+from unfold_cascade.language_models.planning.entry import EntryRule, PromptScorer, measure_prompt
 from unfold_cascade.language_models.planning.prices import TokenPrices
 
 Source = Literal["logprob", "votes", "check", "judge"]
@@ -75,6 +78,26 @@ class Gate:
     calibration: Calibration
 
 
+@dataclass(frozen=True, slots=True)
+class EntryGate:
+    """Decides by its prompt at which model of the chain a request enters.
+
+    Attributes:
+        rule: the price of an entry, and the mean cost of every model.
+        scorer: of prompts.
+        chain: numbers of the models of the chain, as rule and scorer count them.
+    """
+
+    rule: EntryRule
+    scorer: PromptScorer
+    chain: tuple[int, ...]
+
+    def find_position(self, prompt: str) -> int:
+        """Find the position in the chain at which a prompt enters."""
+        probability = self.scorer.probabilities(np.array([measure_prompt(prompt)]))
+        return int(self.rule.find_entries(probability, self.chain)[0])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKey:
     """A client's key and what it may spend in dollars; ``None`` without a limit."""
@@ -132,6 +155,7 @@ class GatewayPlan:
         longest_prompt: characters of the longest logged prompt, ``None`` if unknown.
         scripts: that logged prompts are written in; empty if unknown.
         method: of the confidences which the gates read.
+        entry: the gate before the first model, ``None``: every request enters there.
         sticky: later turns stay with the model of the first.
         trusts_filtered: whether an answer with finish reason ``content_filter`` may be trusted.
         audit_share: share of requests which are audited.
@@ -154,6 +178,7 @@ class GatewayPlan:
     longest_prompt: int | None = None
     scripts: frozenset[str] = frozenset()
     method: ConfidenceMethod = field(default_factory=ConfidenceMethod)
+    entry: EntryGate | None = None
     sticky: bool = False
     trusts_filtered: bool = True
     audit_share: float = 0.02

@@ -17,6 +17,7 @@ from unfold_cascade.language_models.gateway.confidence import (
     GatedAnswer,
     build_yes_no,
     complete_gated,
+    format_prompt,
     worst_gated_cost,
 )
 from unfold_cascade.language_models.gateway.plan import Gate, GatewayPlan, ServedModel
@@ -106,7 +107,8 @@ class Router:
             return (plan.reference,)
         trace.is_gated = True
         trace.is_audited = plan.promise is not None and self.is_drawn(trace.request_id)
-        return plan.chain if plan.reference in plan.chain else (*plan.chain, plan.reference)
+        chain = plan.chain[self._find_entry(request, trace) :]
+        return chain if plan.reference in chain else (*chain, plan.reference)
 
     async def probe(self) -> None:
         """Call each model whose log-probabilities a gate needs; one that cannot be reached now does not matter here.
@@ -247,6 +249,13 @@ class Router:
             return ""
         earlier = chat_request.last_answered(request["messages"])
         return self.remembered.get(chat_request.conversation_hash(earlier), "") if earlier else ""
+
+    def _find_entry(self, request: Mapping[str, Any], trace: Trace) -> int:
+        """Find the position in the chain at which a request enters, and note in the trace what it skips."""
+        entry = self.plan.entry
+        position = 0 if entry is None else entry.find_position(format_prompt(request["messages"]))
+        trace.steps += [f"{name}:skip" for name in self.plan.chain[:position]]
+        return position
 
     def _find_gate(self, name: str, trace: Trace) -> Gate | None:
         return self.plan.find_gate(name) if trace.is_gated else None

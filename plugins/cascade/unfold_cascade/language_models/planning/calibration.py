@@ -127,37 +127,41 @@ def _fit(
         fit = Calibration(scale=scale, transform=transform, low=low, high=high, slope=0.0, intercept=intercept)
         return 0.0, fit
     mean = float(value.mean())
-    slope, intercept, likelihood = _regress((value - mean) / deviation, is_correct.astype(np.float64))
-    slope /= deviation
+    features = np.column_stack([(value - mean) / deviation, np.ones_like(value)])
+    (slope, intercept), likelihood = regress(features, is_correct.astype(np.float64))
+    slope, intercept = float(slope) / deviation, float(intercept)
     fit = Calibration(
         scale=scale, transform=transform, low=low, high=high, slope=slope, intercept=intercept - slope * mean
     )
     return -likelihood, fit
 
 
-def _regress(x: FloatArray, y: FloatArray) -> tuple[float, float, float]:
-    """Fit ``P(y = 1) = 1 / (1 + exp(-a - b x))`` by Newton steps with halving; return b, a and the log-likelihood."""
-    features = np.column_stack([x, np.ones_like(x)])
-    penalty = np.array([RIDGE, 1e-6])
-    weights = np.zeros(2)
+def regress(x: FloatArray, y: FloatArray) -> tuple[FloatArray, float]:
+    """Fit ``P(y = 1) = 1 / (1 + exp(-x w))`` by Newton steps with halving; return w and the penalised log-likelihood.
+
+    Args:
+        x: (n, k) features, the last of them constant; the ridge spares its weight.
+        y: (n,) zeros and ones.
+    """
+    penalty = np.append(np.full(x.shape[1] - 1, RIDGE), 1e-6)
+    weights = np.zeros(x.shape[1])
 
     def objective(candidate: FloatArray) -> float:
-        logit = features @ candidate
+        logit = x @ candidate
         return float(y @ logit - np.logaddexp(0.0, logit).sum() - 0.5 * penalty @ candidate**2)
 
     value = objective(weights)
     for _ in range(NEWTON_STEPS):
-        probability = 0.5 * (1.0 + np.tanh(0.5 * (features @ weights)))
-        gradient = features.T @ (y - probability) - penalty * weights
-        curvature = (features * (probability * (1.0 - probability))[:, None]).T @ features + np.diag(penalty)
-        step = np.linalg.solve(curvature, gradient)
-        size = 1.0
+        probability = 0.5 * (1.0 + np.tanh(0.5 * (x @ weights)))
+        gradient = x.T @ (y - probability) - penalty * weights
+        curvature = (x * (probability * (1.0 - probability))[:, None]).T @ x + np.diag(penalty)
+        step, size = np.linalg.solve(curvature, gradient), 1.0
         while (improved := objective(weights + size * step)) < value and size > 1e-6:
             size /= 2
         if improved <= value + 1e-10:
             break
         weights, value = weights + size * step, improved
-    return float(weights[0]), float(weights[1]), value
+    return weights, value
 
 
 def _transform(confidence: FloatArray, scale: Scale, transform: Transform) -> FloatArray:

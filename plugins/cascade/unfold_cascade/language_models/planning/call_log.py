@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.calibration import Calibration
+from unfold_cascade.language_models.planning.entry import EntryRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class CallLog:
         confidence_latency_ms: (n, M) duration of the confidence where a gate follows; ``None``: none beside the call.
         is_gated_correct: (n, M) whether the answer that a gate trusts was correct, if it is another one, as the
             majority of votes is; ``None``: the same answer.
+        features: (n, F) of prompts, ``None`` if no gate before the first model is searched.
+        entry_score: (n, M) probability of a correct answer from the features, once it is fitted.
         gated_answer: (n, M) number of its text, on the scale of ``answer``; ``None``: the same answer.
     """
 
@@ -46,6 +49,8 @@ class CallLog:
     confidence_latency_ms: FloatArray | None = None
     is_gated_correct: BoolArray | None = None
     gated_answer: IntArray | None = None
+    features: FloatArray | None = None
+    entry_score: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.is_correct)
@@ -72,10 +77,14 @@ class CallLog:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A chain of models and the probability from which each gate trusts; the last model is always trusted."""
+    """A chain of models and the probability from which each gate trusts; the last model is always trusted.
+
+    ``entry`` decides where a request enters the chain; ``None``: at the first model.
+    """
 
     chain: tuple[int, ...]
     cuts: tuple[float, ...]
+    entry: EntryRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +105,32 @@ def score_log(log: CallLog, calibrations: Sequence[Calibration]) -> FloatArray:
 
 def follow_route(log: CallLog, score: FloatArray, route: Route) -> Outcome:
     """Follow a route on every request; a request in a conversation keeps the route of its first turn."""
-    chain = np.array(route.chain)
+    chain, entries = np.array(route.chain), find_entries(log, route)
     passes = score[:, chain[:-1]] >= np.array(route.cuts)
+    passes &= np.arange(len(chain) - 1) >= entries[:, None]
     exits = np.where(passes.any(axis=1), passes.argmax(axis=1), len(chain) - 1) if len(chain) > 1 else None
     rows = np.arange(len(log))
     exits = np.zeros(len(log), dtype=np.int64) if exits is None else exits
     if log.turn is not None and len(chain) > 1:
-        return _follow_conversations(log, route, exits)
+        return _follow_conversations(log, route, exits, entries)
     cost, latency = accumulate_chain(log, route.chain)
     is_last = exits == len(chain) - 1
     is_correct = np.where(is_last, log.is_correct[rows, chain[exits]], log.trusted_correct[rows, chain[exits]])
-    return Outcome(exits, 1.0 - is_correct, cost[rows, exits], latency[rows, exits])
+    skipped = [_before_entry(table, entries) for table in (cost, latency)]
+    return Outcome(exits, 1.0 - is_correct, cost[rows, exits] - skipped[0], latency[rows, exits] - skipped[1])
+
+
+def find_entries(log: CallLog, route: Route) -> IntArray:
+    """Find the (n,) positions in the chain at which requests enter."""
+    if route.entry is None or len(route.chain) == 1:
+        return np.zeros(len(log), dtype=np.int64)
+    assert log.entry_score is not None  # noqa: S101 - rules are searched on logs with scores
+    return route.entry.find_entries(log.entry_score, route.chain)
+
+
+def _before_entry(table: FloatArray, entries: IntArray) -> FloatArray:
+    """Return the (n,) accumulated values that requests do not pay, as they enter later."""
+    return np.where(entries > 0, table[np.arange(len(table)), np.maximum(entries - 1, 0)], 0.0)
 
 
 def accumulate_chain(log: CallLog, chain: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
@@ -130,7 +154,7 @@ def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
     return answer
 
 
-def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcome:
+def _follow_conversations(log: CallLog, route: Route, exits: IntArray, entries: IntArray) -> Outcome:
     """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
     assert log.turn is not None  # noqa: S101 - the caller has checked it
     order = np.lexsort((log.turn, log.unit))
@@ -146,8 +170,8 @@ def _follow_conversations(log: CallLog, route: Route, exits: IntArray) -> Outcom
     return Outcome(
         exits,
         1.0 - np.where(is_trusted, log.trusted_correct[rows, model], log.is_correct[rows, model]),
-        np.where(is_opener, cost[rows, exits], log.cost[rows, model]),
-        np.where(is_opener, latency[rows, exits], log.latency_ms[rows, model]),
+        np.where(is_opener, cost[rows, exits] - _before_entry(cost, entries), log.cost[rows, model]),
+        np.where(is_opener, latency[rows, exits] - _before_entry(latency, entries), log.latency_ms[rows, model]),
     )
 
 

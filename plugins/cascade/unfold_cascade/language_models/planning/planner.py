@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from unfold_cascade.language_models.planning.call_log import (
     score_log,
     select_reference,
 )
+from unfold_cascade.language_models.planning.entry import PRICES, EntryRule, PromptScorer, cross_fit, fit_scorer
 from unfold_cascade.language_models.planning.loss_test import is_ternary
 from unfold_cascade.language_models.planning.problem import RoutingProblem
 from unfold_cascade.language_models.planning.walk import (
@@ -53,6 +54,7 @@ class RoutingSolution:
         smallest_limit: of a refusal, the smallest loss that would pass.
         units_needed: of a refusal, about how many certifying units would do.
         rows_to_label: unlabelled rows for which labels could help.
+        scorer: of prompts, if a gate before the first model was searched.
     """
 
     problem: RoutingProblem
@@ -65,6 +67,7 @@ class RoutingSolution:
     smallest_limit: float | None
     units_needed: int | None
     rows_to_label: int
+    scorer: PromptScorer | None = None
 
     @property
     def step(self) -> Step | None:
@@ -109,6 +112,8 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
     log, parts, limits = problem.log, problem.parts, problem.limits
     tune_rows = _labelled_rows(log, parts.tune)
     _check_size(problem, tune_rows)
+    log, scorer = score_prompts(log, tune_rows)
+    problem = replace(problem, log=log)
     calibrations = fit_calibrations(log.take(tune_rows), problem)
     score = score_log(log, calibrations)
     tune, certify = log.take(tune_rows), log.take(parts.certify)
@@ -119,12 +124,13 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
         if chain != (reference,)
     ]
     reference_cost = float(tune.cost[:, reference].mean())
-    sequences = list_sequences(tune, score[tune_rows], chains, reference)
+    rules = [] if scorer is None else list_rules(tune, reference)
+    sequences = list_sequences(tune, score[tune_rows], chains, reference, rules)
     sequence = choose_sequence(sequences, limits.max_loss, reference_cost)
     if sequence is None:
         return RoutingSolution(
             problem=problem, calibrations=calibrations, score=score, reference=reference, sequence=None, steps=(),
-            uncertified=None, smallest_limit=None, units_needed=None, rows_to_label=0,
+            uncertified=None, smallest_limit=None, units_needed=None, rows_to_label=0, scorer=scorer,
         )  # fmt: skip
     steps = certify_sequence(sequence, certify, score[parts.certify], reference, limits)
     is_refused = steps[0].p_value > limits.delta
@@ -141,7 +147,26 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
         else None,
         units_needed=estimate_rows_needed(sequence, reference_cost, limits) if is_refused else None,
         rows_to_label=count_rows_to_label(certify, score[parts.certify], [step.route for step in steps], reference),
+        scorer=scorer,
     )
+
+
+def score_prompts(log: CallLog, tune_rows: IntArray) -> tuple[CallLog, PromptScorer | None]:
+    """Add the probabilities of correct answers by prompt to a log with features: cross-fitted on tuning rows."""
+    if log.features is None:
+        return log, None
+    tune = log.take(tune_rows)
+    assert tune.features is not None  # noqa: S101 - for the type checker
+    scorer = fit_scorer(tune.features, tune.is_correct)
+    scores = scorer.probabilities(log.features)
+    scores[tune_rows] = cross_fit(tune.features, tune.is_correct, tune.unit)
+    return replace(log, entry_score=scores), scorer
+
+
+def list_rules(tune: CallLog, reference: int) -> list[EntryRule]:
+    """List the entry rules to search, with mean costs of tuning rows."""
+    costs = tuple(float(cost) for cost in tune.cost.mean(axis=0))
+    return [EntryRule(price / max(costs[reference], 1e-12), costs) for price in PRICES]
 
 
 def fit_calibrations(tune: CallLog, problem: RoutingProblem) -> tuple[Calibration, ...]:

@@ -14,7 +14,8 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.pareto import Front
-from unfold_cascade.language_models.planning.call_log import CallLog, Route
+from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_entries
+from unfold_cascade.language_models.planning.entry import EntryRule
 
 BINS = {3: 320, 4: 66, 5: 24}
 """Thresholds tried per gate, by the length of the chain; a pair tries all."""
@@ -22,20 +23,27 @@ POINTS = 200
 """Points of the front of a chain which are judged."""
 
 
-def search_chain(log: CallLog, score: FloatArray, chain: tuple[int, ...], points: int = POINTS) -> list[Route]:
+def search_chain(
+    log: CallLog, score: FloatArray, chain: tuple[int, ...], points: int = POINTS, entry: EntryRule | None = None
+) -> list[Route]:
     """Search the cuts of one chain by expected loss, thinned to equal steps of cost.
+
+    With an entry rule the tables are those of the models that a request does not skip, so the same search is exact.
 
     Returns:
         the routes by ascending cost.
     """
     if len(chain) == 1:
         return [Route(chain, ())]
-    front = search_exact_front(*_chain_tables(log, score, chain), bins=BINS.get(len(chain)))
+    tables = _chain_tables(log, score, chain)
+    if entry is not None:
+        tables = _skip_models(tables, find_entries(log, Route(chain, (), entry)))
+    front = search_exact_front(*tables, bins=BINS.get(len(chain)))
     kept = thin_by_cost(front, points)
-    return [simplify_route(chain, front.cuts[point, :, 1].tolist()) for point in kept]
+    return [simplify_route(chain, front.cuts[point, :, 1].tolist(), entry) for point in kept]
 
 
-def simplify_route(chain: tuple[int, ...], cuts: Sequence[float]) -> Route:
+def simplify_route(chain: tuple[int, ...], cuts: Sequence[float], entry: EntryRule | None = None) -> Route:
     """Leave out the models which never answer: those after a gate that trusts all, and those which no gate trusts."""
     models: list[int] = []
     finite: list[float] = []
@@ -46,7 +54,7 @@ def simplify_route(chain: tuple[int, ...], cuts: Sequence[float]) -> Route:
         if cut == -np.inf:
             break
         finite.append(cut)
-    return Route(tuple(models), tuple(finite))
+    return Route(tuple(models), tuple(finite), entry if len(models) > 1 else None)
 
 
 def thin_by_cost(front: Front, points: int) -> IntArray:
@@ -56,6 +64,18 @@ def thin_by_cost(front: Front, points: int) -> IntArray:
     before = np.maximum(after - 1, 0)
     is_nearer = targets - front.cost[before] < front.cost[after] - targets
     return np.unique(np.where(is_nearer, before, after))
+
+
+def _skip_models(
+    tables: tuple[FloatArray, FloatArray, FloatArray], entries: IntArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Let the models before an entry cost nothing, never be trusted, and lose if a gate trusts all the same."""
+    score, loss, cost = (table.copy() for table in tables)
+    is_skipped = np.arange(loss.shape[1]) < entries[:, None]
+    score[is_skipped[:, :-1]] = -np.inf
+    loss[is_skipped] = 1.0
+    cost[is_skipped] = 0.0
+    return score, loss, cost
 
 
 def _chain_tables(log: CallLog, score: FloatArray, chain: tuple[int, ...]) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -8,13 +8,20 @@ cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.language_models.planning.call_log import CallLog, Route, find_answers, follow_route
+from unfold_cascade.language_models.planning.call_log import (
+    CallLog,
+    Route,
+    find_answers,
+    find_entries,
+    follow_route,
+)
+from unfold_cascade.language_models.planning.entry import EntryRule
 from unfold_cascade.language_models.planning.loss_test import (
     CHEAP,
     MAX_ROWS_NEEDED,
@@ -85,17 +92,23 @@ class Step:
 
 
 def list_sequences(
-    log: CallLog, score: FloatArray, chains: Sequence[tuple[int, ...]], reference: int
-) -> dict[tuple[int, ...], RouteSequence]:
-    """Search every chain on tuning rows; routes which cost as much as the reference are left out."""
+    log: CallLog,
+    score: FloatArray,
+    chains: Sequence[tuple[int, ...]],
+    reference: int,
+    rules: Sequence[EntryRule] = (),
+) -> list[RouteSequence]:
+    """Search every chain on tuning rows, without and with each entry rule; routes as costly as the reference are out.
+
+    Routes of one sequence share their rule, so that neighbours share most decisions.
+    """
     limit = float(log.cost[:, reference].mean())
-    sequences = {chain: _build_sequence(log, score, chain, reference, limit) for chain in chains}
-    return {chain: sequence for chain, sequence in sequences.items() if sequence.routes}
+    pairs = [(chain, rule) for rule in (None, *rules) for chain in chains if rule is None or _skips(log, chain, rule)]
+    sequences = [_build_sequence(log, score, chain, reference, limit, rule) for chain, rule in pairs]
+    return [sequence for sequence in sequences if sequence.routes]
 
 
-def choose_sequence(
-    sequences: Mapping[tuple[int, ...], RouteSequence], max_loss: float, reference_cost: float
-) -> RouteSequence | None:
+def choose_sequence(sequences: Sequence[RouteSequence], max_loss: float, reference_cost: float) -> RouteSequence | None:
     """Choose the chain of least mean cost over the losses up to the limit, as counted on tuning rows.
 
     One point of a front is noise at some hundred rows; its mean over several losses is steadier.
@@ -110,7 +123,7 @@ def choose_sequence(
         count = np.searchsorted(loss, levels + 1e-12, side="right")
         return float(np.mean([sequence.cost[k - 1] if k else reference_cost for k in count]))
 
-    return min(sequences.values(), key=mean_cost, default=None)
+    return min(sequences, key=mean_cost, default=None)
 
 
 def choose_uncertified(sequence: RouteSequence, max_loss: float) -> Route | None:
@@ -260,10 +273,15 @@ def _slowest_per_unit(log: CallLog, score: FloatArray, route: Route) -> FloatArr
     return slowest
 
 
+def _skips(log: CallLog, chain: tuple[int, ...], rule: EntryRule) -> bool:
+    """Whether some request skips a model of the chain."""
+    return bool(find_entries(log, Route(chain, (), rule)).any())
+
+
 def _build_sequence(
-    log: CallLog, score: FloatArray, chain: tuple[int, ...], reference: int, limit: float
+    log: CallLog, score: FloatArray, chain: tuple[int, ...], reference: int, limit: float, rule: EntryRule | None
 ) -> RouteSequence:
-    routes = search_chain(log, score, chain, SEQUENCE)
+    routes = search_chain(log, score, chain, SEQUENCE, rule)
     cost = np.array([follow_route(log, score, route).cost.mean() for route in routes])
     order = [int(k) for k in np.argsort(-cost, kind="stable") if cost[k] < limit]
     differences = tuple(unit_differences(log, score, routes[k], reference) for k in order)

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.language_models.planning.call_log import Outcome, Route, accumulate_chain, find_answers
+from unfold_cascade.language_models.planning.call_log import (
+    Outcome,
+    Route,
+    accumulate_chain,
+    find_answers,
+    find_entries,
+)
+from unfold_cascade.language_models.planning.entry import FEATURES
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
@@ -55,6 +62,7 @@ def build_decision(solution: RoutingSolution) -> dict[str, Any]:
         "chain": [names[m] for m in route.chain],
         "cuts": list(route.cuts),
         "calibrations": {names[m]: solution.calibrations[m].to_document() for m in route.chain[:-1]},
+        "entry": _describe_entry(solution, route),
         "confidence": dict(problem.confidence),
         "goal": dict(problem.goal),
         "longest_prompt": problem.longest_prompt,
@@ -75,6 +83,20 @@ def build_decision(solution: RoutingSolution) -> dict[str, Any]:
             **_count_disagreement(solution, route),
         }
     return document
+
+
+def _describe_entry(solution: RoutingSolution, route: Route) -> dict[str, Any] | None:
+    """Describe the gate before the first model; ``None`` if every request enters there."""
+    if route.entry is None or solution.scorer is None:
+        return None
+    names = solution.problem.log.models
+    return {
+        "features": list(FEATURES),
+        "models": list(names),
+        "price": route.entry.price,
+        "costs_usd": list(route.entry.costs),
+        "scorer": solution.scorer.to_document(),
+    }
 
 
 def _expect_costs(solution: RoutingSolution, route: Route) -> dict[str, float]:
@@ -251,6 +273,10 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     if limits.deadline_ms is not None and solution.route is not None:
         yield "deadline", sentences.certified_latency(problem.quantile, limits.deadline_ms, 1.0 - limits.delta)
     yield "gates", sentences.confidence_source(problem.confidence)
+    if solution.scorer is not None:
+        route, rows = solution.served_route, problem.parts.test
+        entries = find_entries(problem.log.take(rows), route)
+        yield "entry", sentences.entry(float((entries > 0).mean()), problem.log.models[route.chain[0]])
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)

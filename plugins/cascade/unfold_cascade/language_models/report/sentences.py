@@ -142,6 +142,13 @@ def confidence_source(source: Mapping[str, Any]) -> str:
     return texts.get(kind, "a column of the log, which no gateway can read")
 
 
+def entry(share: float, model: str) -> str:
+    """State how many requests skip the first model."""
+    if share == 0.0:
+        return f"the length of the prompt lets no request skip {model}"
+    return f"{percent(share)} of test requests skip {model} for the length of their prompt"
+
+
 def reversed_scores(models: Sequence[str]) -> str:
     """Warn of confidences which fall where answers are more often correct."""
     return f"the confidence of {', '.join(models)} is higher where answers are wrong, so it is inverted"

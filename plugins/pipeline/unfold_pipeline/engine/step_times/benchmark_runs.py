@@ -18,11 +18,12 @@ import numpy as np
 from unfold_pipeline._types import CountArray, FloatArray
 from unfoldkit.api import UnfoldError, user_error
 from unfoldkit.safe_io.archives import gunzip
-from unfoldkit.safe_io.files import decoding, read_bytes
+from unfoldkit.safe_io.files import read_bytes
 
 EVENTS_PER_TOKEN = 1.5
 MAX_SPAN_S = 30 * 86_400.0
 FEWEST_REQUESTS = 8
+FORMATS = "vllm bench serve --save-detailed, GuideLLM or inference-perf"
 EVENTS_NOTE = "stream events outnumber tokens; TPOT is computed from the output lengths"
 
 
@@ -67,8 +68,10 @@ def read_benchmark(path: Path) -> BenchmarkRun:
         UnfoldError: the format is not known, requests failed, lengths are missing, or clocks are mixed.
     """
     file = str(path)
-    with decoding(file, "JSON"):
+    try:
         data = json.loads(gunzip(read_bytes(path), file))
+    except (ValueError, RecursionError) as error:
+        raise user_error(f"not JSON: {error}", file=file, hint="a complete result, or its gzip file") from error
     try:
         if isinstance(data, dict) and isinstance(data.get("benchmarks"), list):
             return _read_guidellm(data["benchmarks"], path)
@@ -79,9 +82,9 @@ def read_benchmark(path: Path) -> BenchmarkRun:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, UnfoldError):
             raise
-        raise user_error(f"not a benchmark result: {type(error).__name__} {error}", file=file) from error
-    hint = "vllm bench serve --save-detailed, GuideLLM or inference-perf"
-    raise user_error("not a benchmark result", file=file, hint=hint)
+        cause = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise user_error(f"not a benchmark result: {cause}", file=file, hint=FORMATS) from error
+    raise user_error("not a benchmark result", file=file, hint=FORMATS)
 
 
 def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
@@ -104,8 +107,14 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     last = [first + float(sum(row)) for first, row in zip(ttft, gaps, strict=True)]
     clients = int(data.get("max_concurrency") or 0)
     rate = float(data.get("request_rate") or math.inf)
+    if clients < 0 or rate <= 0:
+        key = "max_concurrency" if clients < 0 else "request_rate"
+        raise user_error(f"{data[key]} is no load of a client", file=str(path), key=key)
     starts = data.get("start_times")
-    if isinstance(starts, list) and len(starts) == len(prompt):
+    if isinstance(starts, list) and starts and len(starts) != len(prompt):
+        message = f"{len(starts):,} start times for {len(prompt):,} requests"
+        raise user_error(message, file=str(path), key="start_times", hint="--save-detailed")
+    if isinstance(starts, list) and starts:
         arrivals = [float(value) for value in starts]
         # at a finite rate, max_concurrency is a cap that the recorded starts include
         clients = 0 if math.isfinite(rate) else clients

@@ -130,8 +130,15 @@ def read_tokens(
     if len(counts) != arrival_s.size:
         message = f"the trace has {arrival_s.size:,} arrivals and {len(counts):,} rows with tokens"
         raise user_error(message, file=str(path), hint="one row a request, with its time and tokens")
+    _reject_clocks(float(np.ptp(arrival_s)) if arrival_s.size else 0.0, path, "times of one clock in one notation")
     tokens = np.array(counts, dtype=np.int64)
     return _without_sharing(arrival_s, tokens[:, 0], tokens[:, 1])
+
+
+def _reject_clocks(span_s: float, path: Path, hint: str) -> None:
+    if span_s > MAX_SPAN_S:
+        message = f"the timestamps span {span_s / 86_400:,.0f} days: they are of several clocks"
+        raise user_error(message, file=str(path), key="timestamp", hint=hint)
 
 
 def constant_tokens(arrival_s: FloatArray, prompt: int, generated: int) -> TokenTrace:
@@ -196,9 +203,7 @@ def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int 
         hashes.append(ids if is_hashed else [])
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
-    if max(times) - min(times) > MAX_SPAN_S:
-        message = f"the timestamps span {(max(times) - min(times)) / 86_400:,.0f} days: they are of several clocks"
-        raise user_error(message, file=str(path), key="timestamp", hint="milliseconds of one clock")
+    _reject_clocks(max(times) - min(times), path, "milliseconds of one clock")
     order = np.argsort(times, kind="stable")
     counts = np.array(tokens, dtype=np.int64)[order]
     shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])

@@ -37,14 +37,14 @@ class LocalFacts:
 
     Attributes:
         count_engines: takes seconds since the trace began; returns the engines that took requests then.
-        most: engines that could have run at a time.
+        max_engines: engines that could have run at a time.
         start_s: the longest start.
         replaced: processes that died and were replaced.
         is_scaled: whether a rule changed their number.
     """
 
     count_engines: Callable[[float], int]
-    most: int
+    max_engines: int
     start_s: float
     replaced: int
     is_scaled: bool
@@ -135,7 +135,7 @@ def estimate_replay(
         def count_observed(seen: Observation) -> int:
             return local.count_engines(seen.now_s)
 
-        return replay_rule("observed", case, config, count_observed, max_replicas=local.most).latencies
+        return replay_rule("observed", case, config, count_observed, max_replicas=local.max_engines).latencies
     run = simulate(
         requests,
         build_limits(problem, option, config.budget, config.max_seqs),

@@ -12,7 +12,7 @@ from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.report.engines import sentences
-from unfold_pipeline.report.engines.stages_around import PlannedStages
+from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
 from unfoldkit.arrivals.envelope import window_lengths
 
@@ -180,7 +180,7 @@ def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -
     Raises:
         UnfoldError: the plan has another engine than the spec offers.
     """
-    engines = decision.get("engines")
+    engines = decision.get("engines") if isinstance(decision, Mapping) else None
     saved = engines.get(problem.stage) if isinstance(engines, Mapping) else None
     try:
         index = next(
@@ -194,11 +194,16 @@ def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -
             budget=int(saved["max_num_batched_tokens"]),  # type: ignore[index]
             max_seqs=int(saved["max_num_seqs"]),  # type: ignore[index]
         )
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, StopIteration) as error:
         message = "the plan has another engine than the spec"
         raise user_error(message, key=f"stages.{problem.stage}", hint="plan again") from error
     settings = problem.settings
-    if config.replicas < 1 or config.budget > max(settings.budgets) or config.max_seqs > max(settings.max_seqs):
+    limits = (
+        (config.replicas, MAX_SAVED_REPLICAS),
+        (config.budget, max(settings.budgets)),
+        (config.max_seqs, max(settings.max_seqs)),
+    )
+    if any(not 1 <= value <= limit for value, limit in limits):
         raise user_error("the plan does not fit the spec", key=f"stages.{problem.stage}", hint="plan again")
     return config
 

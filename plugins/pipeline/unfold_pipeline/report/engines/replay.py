@@ -88,7 +88,9 @@ def _build_rule_table(runs: Sequence[AutoscaledRun], bounds: Sequence[Hindsight 
     for run, bound in zip(runs, bounds, strict=True):
         ttft_s, tpot_s = (percentile(item, 0.99, tail) for item in (run.latencies.ttft_s, run.latencies.tpot_s))
         cells = [value * 1e3 if math.isfinite(value) else None for value in (ttft_s, tpot_s)]
-        least = None if bound is None else bound.usd_per_hour
-        most = int(run.paid.max())
-        rows.append((run.name, run.attainment * 100, *cells, run.usd_per_hour, run.engine_hours, least, most))
+        bound_usd = None if bound is None else bound.usd_per_hour
+        max_engines = int(run.paid.max())
+        rows.append(
+            (run.name, run.attainment * 100, *cells, run.usd_per_hour, run.engine_hours, bound_usd, max_engines)
+        )
     return Table("rules", columns, tuple(rows), accent=0)

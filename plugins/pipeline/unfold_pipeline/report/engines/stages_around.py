@@ -15,6 +15,8 @@ from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, pa
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
 from unfoldkit.api import user_error
 
+MAX_SAVED_REPLICAS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRow:
@@ -71,14 +73,14 @@ def describe_stages(
         is_complete: whether no plan is cheaper.
     """
     run, around = outcome.run, problem.surroundings
-    before_s = around.before_s if around is not None else np.zeros(len(problem.requests))
-    rows, _ = _list_rows(stages.before, plans.before, arrival_s)
-    more, after_s = _list_rows(stages.after, plans.after, np.sort(run.last_token_s))
+    upstream_s = around.before_s if around is not None else np.zeros(len(problem.requests))
+    rows, _ = _list_rows(stages.upstream, plans.upstream, arrival_s)
+    later_rows, downstream_s = _list_rows(stages.downstream, plans.downstream, np.sort(run.last_token_s))
     return PlannedStages(
-        rows=(*rows, *more),
-        before_p99_s=percentile(before_s, 0.99),
+        rows=(*rows, *later_rows),
+        before_p99_s=percentile(upstream_s, 0.99),
         engine_p99_s=percentile(run.first_token_s - run.arrival_s, 0.99),
-        after_p99_s=percentile(after_s, 0.99),
+        after_p99_s=percentile(downstream_s, 0.99),
         is_complete=is_complete,
     )
 
@@ -114,11 +116,11 @@ def parse_stage_plans(decision: Mapping[str, Any], stages: EngineStages) -> Stag
     try:
         plans = [
             tuple(_parse_config(pipeline, index, saved) for index in range(len(pipeline.stages)))  # type: ignore[arg-type]
-            for pipeline in (stages.before, stages.after)
+            for pipeline in (stages.upstream, stages.downstream)
         ]
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise user_error("the plan has other stages than the spec", key="stages", hint="plan again") from error
-    return StagePlans(before=plans[0], after=plans[1])
+    return StagePlans(upstream=plans[0], downstream=plans[1])
 
 
 def _parse_config(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> StageConfig:
@@ -126,6 +128,6 @@ def _parse_config(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> S
     row = saved[stage.name]
     names = [option.hardware for option in stage.options]
     option, batch, replicas = names.index(row["hardware"]), int(row["max_batch"]), int(row["replicas"])
-    if not (1 <= batch <= stage.options[option].max_batch and replicas >= 1):
+    if not (1 <= batch <= stage.options[option].max_batch and 1 <= replicas <= MAX_SAVED_REPLICAS):
         raise ValueError(stage.name)
     return StageConfig(option, batch, replicas)

@@ -15,6 +15,7 @@ from unfoldkit.serving.http.fast_path.uvicorn_internals import ReadAheadLimit, w
 from unfoldkit.serving.http.resource_limits import Holding, ResourceUsage, overload_reply
 from unfoldkit.serving.observability.access_log import RequestNote, new_id
 from unfoldkit.serving.responses import Reply, too_many_requests
+from unfoldkit.serving.service import Scope
 
 _CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
 MAX_PROBE_BYTES = 4096
@@ -22,6 +23,7 @@ MIN_COSTLY_BYTES = 2**14
 MAX_TURN_S = 0.002
 PAUSE_FACTOR = 4.0
 """A client that held up the event loop for longer with its bytes is not read for so many times that duration."""
+INFERENCE_PATHS = ("/v1/models/", "/v2/models/")
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
 
@@ -151,7 +153,21 @@ class Connection:
         """Keep the connection open while a response is due."""
         self.inner.eof_received()
         self.is_ending, self.is_quiet = True, False
-        return self.is_busy
+        return self.is_busy or (self.is_uvicorns and self._is_inference_due())
+
+    def _is_inference_due(self) -> bool:
+        """Whether uvicorn owes responses to complete inference requests only; the connection ends with the last.
+
+        Other requests may stream or cost money, so that a client that stops sending counts as gone.
+        """
+        last = self.inner.cycle
+        if last is None or last.response_complete or last.more_body:
+            return False
+        due = [last, self.inner.answered, *(cycle for cycle, _ in self.inner.pipeline)]
+        if not all(_is_inference(cycle.scope) for cycle in due if cycle is not None):
+            return False
+        last.keep_alive = False
+        return True
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not read its responses."""
@@ -380,3 +396,7 @@ class Connection:
         elif self.buffer:
             data, self.buffer = bytes(self.buffer), bytearray()
             self._begin(data)
+
+
+def _is_inference(scope: Scope) -> bool:
+    return bool(scope["method"] == "POST" and scope["path"].startswith(INFERENCE_PATHS))

@@ -14,7 +14,9 @@ METHODS = (
     "shutdown",
 )
 PROTOCOL_ATTRIBUTES = ("connections", "cycle", "flow", "headers", "pipeline", "timeout_keep_alive_task")
-CYCLE_ATTRIBUTES = ("body", "disconnected", "message_event", "more_body", "response_complete", "scope")
+CYCLE_ATTRIBUTES = (
+    *("body", "disconnected", "keep_alive", "message_event", "more_body", "response_complete", "scope"),
+)
 STATE_ATTRIBUTES = ("connections", "default_headers")
 
 
