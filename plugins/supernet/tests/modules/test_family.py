@@ -379,12 +379,12 @@ class Shuffled(nn.Module):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.half = nn.Conv1d(2, 16, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.stem, self.branch = nn.Conv1d(2, 16, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
         self.gate, self.free, self.head = nn.Linear(16, 16), nn.Linear(8, 16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.stem(x).chunk(2, 1)
-        x = torch.cat([first, self.half(second)], 1)
+        x = torch.cat([first, self.branch(second)], 1)
         x = x.view(len(x), 2, 8, -1).transpose(1, 2).reshape(len(x), 16, -1).mean(2)
         result: Tensor = self.head(torch.relu(self.free(nn.functional.glu(self.gate(x)))))
         return result
