@@ -167,7 +167,7 @@ def _summarize(measured: Sequence[Mapping[tuple[str, int], float]], differing: i
 def main() -> None:
     """Serve a graph: ``python -m benchmarks.serve_artifact GRAPH PORT``."""
     from unfoldkit.serving.http.address import Address, open_listener
-    from unfoldkit.serving.http.host import run_service
+    from unfoldkit.serving.http.server import run_service
     from unfoldkit.serving.oip.app import build_application, build_service
 
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -130,6 +130,7 @@ class Tool:
         step_s: Seconds of a step.
         kills: How often the script is killed.
         window_s: A kill comes within so many seconds of an attempt's first new iteration.
+        parallel: Runs side by side, which share the kills.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Tool:
     step_s: float
     kills: int
     window_s: float
+    parallel: int = 1
 
     def write_script(self, path: Path, deadline_s: float) -> int:
         """Write the script with its deadline; return how many of its lines are new."""
@@ -168,6 +170,7 @@ OPTUNA = Tool(
     step_s=0.15,
     kills=20,
     window_s=2.5,
+    parallel=4,
 )
 RAY = Tool(
     name="ray",
@@ -189,7 +192,7 @@ config = tune.TuneConfig(scheduler=keeper, """,
 
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - no data is needed
-    """Kill each script so often (3 times if quick, Optuna's only), and run it once with a deadline that is too short.
+    """Kill each script so often (4 times if quick, Optuna's only), and run it once with a deadline that is too short.
 
     Args:
         quick: Fewer kills.
@@ -204,16 +207,18 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     tools = [OPTUNA, *([RAY] if has_ray else [])]
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
-    with ThreadPoolExecutor(len(tools)) as pool:
-        # scripts wait most of the time
-        kills = list(pool.map(lambda tool: run_with_kills(tool, 3 if quick else tool.kills, seed), tools))
-    for tool, killed in zip(tools, kills, strict=True):
-        limited = run_to_deadline(tool)
+    measured: list[Tool] = []
+    for tool in tools:
+        try:
+            killed, limited = run_with_kills(tool, 4 if quick else tool.kills, seed), run_to_deadline(tool)
+        except RayNotStartedError:
+            continue
+        measured.append(tool)
         rows += [*killed, limited]
         metrics |= {f"{key}_{tool.name}": value for key, value in summarize(killed, limited).items()}
     aims = {
         f"{name}_{tool.name}": "0"
-        for tool in tools
+        for tool in measured
         for name in ("other_winners", "finished_iterations_repeated", "late")
     }
     notes = [
@@ -221,7 +226,11 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         "The winner is compared with that of successive halving computed from the parameters of all trials.",
         "Finished is an iteration whose state Optuna's script, or whose result Ray's driver, has stored.",
         "late: the deadline is too short for the search, and the script takes longer than the deadline and its grace.",
-        *([] if has_ray else ["Not measured on Ray: quick, or it is not installed."]),
+        *(
+            []
+            if RAY in measured
+            else ["Not measured on Ray: quick, not installed, or the machine was too busy to start it."]
+        ),
     ]
     return {"metrics": metrics, "tables": {"runs": rows}, "aims": aims, "notes": notes}
 
@@ -240,8 +249,23 @@ def summarize(killed: list[dict[str, Any]], limited: dict[str, Any]) -> dict[str
     }
 
 
+class RayNotStartedError(Exception):
+    """The raylet of a script did not start in time."""
+
+
 def run_with_kills(tool: Tool, kills: int, seed: int) -> list[dict[str, Any]]:
-    """Run the script as often as it takes to kill it so often, each run to its end."""
+    """Run the script as often as it takes to kill it so often, each run to its end, some of them side by side."""
+    # starting a script takes far longer than what it runs before it is killed
+    shares = [kills // tool.parallel] * tool.parallel
+    with ThreadPoolExecutor(tool.parallel) as pool:
+        return [
+            row
+            for rows in pool.map(lambda index: _run_share(tool, shares[index], seed + index), range(tool.parallel))
+            for row in rows
+        ]
+
+
+def _run_share(tool: Tool, kills: int, seed: int) -> list[dict[str, Any]]:
     rng = Random(seed)  # noqa: S311 - moments, not cryptography
     rows: list[dict[str, Any]] = []
     while (left := kills - sum(row["kills"] for row in rows)) > 0:
@@ -285,6 +309,8 @@ def run_to_deadline(tool: Tool) -> dict[str, Any]:
                 began = began or (time.monotonic() if read_log(folder) else None)
                 time.sleep(0.05)
         seconds = time.monotonic() - (began or 0.0)
+        if process.returncode:
+            _require_started(folder)
         return {
             "tool": tool.name,
             "changed_lines": changed,
@@ -329,8 +355,19 @@ def attempt(tool: Tool, folder: Path, rng: Random | None) -> bool:
                 return not read_winner(folder)
             time.sleep(0.02)
     if process.returncode:
+        _require_started(folder)
         raise RuntimeError((folder / "out").read_text(encoding="utf-8", errors="replace")[-3000:])
     return False
+
+
+def _require_started(folder: Path) -> None:
+    """Distinguish a raylet that did not start from a search that failed.
+
+    Raises:
+        RayNotStartedError: It did not start.
+    """
+    if "timed out during startup" in (folder / "out").read_text(encoding="utf-8", errors="replace"):
+        raise RayNotStartedError
 
 
 def read_log(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.http.address import Address, open_listener
-from unfoldkit.serving.http.host import HostOptions, run_service
+from unfoldkit.serving.http.server import HostOptions, run_service
 from unfoldkit.serving.model import Batch, Field, Predictions
 from unfoldkit.serving.oip.app import build_application, build_service
 

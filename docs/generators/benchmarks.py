@@ -213,17 +213,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "gang_deadlocks": "deadlocks",
         "throughput_ratio": "task throughput against plain Ray tasks",
     },
-    "placement-verify": {
-        "mutations_found": "seeded bugs found, of 30 mutations of shipped policies",
-        "false_alarms": "counterexamples in compositions with their guards",
-        "unconfirmed": "findings that no replay showed",
-        "shipped": "shipped policies and pairs of them",
-        "shipped_s": "CPU s to verify all of these, on one core",
-        "public_bugs": "bugs of Kueue and Volcano: found, and clean once fixed",
-        "transitions_per_s": "transitions a second",
-        "four_jobs_s": "complete search, 2 nodes, 3 kinds, 4 jobs in flight, s",
-        "six_jobs_s": "the same with 6 jobs in flight, s",
-    },
     "placement-replay": {
         "openb_seconds": "replay of openb (8,152 pods, 1,523 nodes), CPU s",
         "decisions_per_s": "decisions/s",

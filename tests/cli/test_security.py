@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import ECHO, ROOT, Process, Unfold
 from tests.unit.serving.client import serving
-from unfoldkit.serving.http import access_control, host
+from unfoldkit.serving.http import access_control, server
 from unfoldkit.serving.http.address import Address
 
 CASCADE = (ROOT / "configs" / "cascade" / "digits.yaml").read_text("utf-8")
@@ -41,7 +41,7 @@ def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert access_control._has_token({"headers": [(b"authorization", b"Bearer secret")]}, b"Bearer secret")
     assert seen == [(b"Bearer s", b"Bearer secret"), (b"Bearer secret", b"Bearer secret")]
     assert inspect.getsource(access_control).count("compare_digest") == 1  # one for the guard and the fast path
-    assert "is_authorized" in inspect.getsource(host)
+    assert "is_authorized" in inspect.getsource(server)
 
 
 @pytest.mark.e2e

@@ -285,6 +285,8 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
             "--replay t.csv: kind echo replays no trace (kinds that do: pip",
         ),
         (("serve", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo replays no trace"),
+        (("serve", "a.yaml", "--target", "ray"), "--target ray: kind echo takes charge of no deployment"),
+        (("serve", "a.yaml", "--target", "ray", "--dry-run"), "--target ray: kind echo takes charge of no deployment"),
         (
             ("train", "a.yaml", "--plan", "p.yaml"),
             "--plan p.yaml: kind echo executes no plan (kinds that do: tuning",

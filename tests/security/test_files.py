@@ -96,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a service that has loaded its files end at once."""
-    monkeypatch.setattr("unfoldkit.serving.http.host.run_service", lambda *_, **__: None)
+    monkeypatch.setattr("unfoldkit.serving.http.server.run_service", lambda *_, **__: None)
 
 
 CASCADE_FILES: Mapping[str, list[str]] = {

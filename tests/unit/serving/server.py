@@ -20,8 +20,8 @@ from models import Diary, Total
 
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.http.address import Address, bind_socket, open_listener
-from unfoldkit.serving.http.host import HostOptions, run_service
 from unfoldkit.serving.http.resource_limits import ResourceLimits
+from unfoldkit.serving.http.server import HostOptions, run_service
 from unfoldkit.serving.http.tls import TlsFiles
 from unfoldkit.serving.http.workers import Supervisor
 from unfoldkit.serving.observability.access_log import JsonLines, json_access_log

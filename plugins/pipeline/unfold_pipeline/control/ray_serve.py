@@ -173,7 +173,6 @@ class RayMetricsSource:
         share: queries that enter at the first stage, as a fraction of all.
         stale_s: age from which samples count as none.
         samples: time and value of each counter, where they changed.
-        scraped_s: when a node responded last, in Unix seconds.
     """
 
     ray: ModuleType
@@ -222,10 +221,14 @@ class RayMetricsSource:
         for node in nodes:
             url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
             try:
-                text = self.client.send("GET", url).body.decode(errors="replace")
+                reply = self.client.send("GET", url)
             except HttpError as error:
                 failures.append(str(error))
                 continue
+            if reply.status != 200:
+                failures.append(f"{url} answered with status {reply.status}")
+                continue
+            text = reply.body.decode(errors="replace")
             # most of the page is about other things
             wanted = "\n".join(line for line in text.splitlines() if line.startswith((ARRIVALS, QUEUED)))
             try:

@@ -44,7 +44,7 @@ from unfoldkit.spec.resolve import RUN_PLAN, LoadedSpec
 
 if TYPE_CHECKING:
     # the HTTP stack belongs to an extra; what the kind itself lacks is reported first
-    from unfoldkit.serving.http.host import Heartbeat, HostOptions
+    from unfoldkit.serving.http.server import Heartbeat, HostOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class WorkerProcess:
             if number == 0:
                 url = self.options.address.url
                 _print_service(service, url, _message_printer(log_json=self.options.log_json))
-            from unfoldkit.serving.http.host import run_service
+            from unfoldkit.serving.http.server import run_service
 
             run_service(service, listener, _host_options(self.options, beat))
         return ExitCode.YES
@@ -163,7 +163,7 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         url, print_message = options.address.url, _message_printer(log_json=options.log_json)
         print_message(_title(service.name, loaded, url, run_folder(request, loaded)))
         _print_service(service, url, print_message)
-        from unfoldkit.serving.http.host import run_service
+        from unfoldkit.serving.http.server import run_service
 
         with loaded.locate_errors():
             run_service(service, listener, _host_options(options))
@@ -244,7 +244,7 @@ def _build_run(request: Request, loaded: LoadedSpec, *, log_json: bool) -> Run:
 
 def _host_options(options: ServeOptions, heartbeat: Heartbeat | None = None) -> HostOptions:
     """Build the options of the host; the observers are the JSON log and OpenTelemetry, if they are set up."""
-    from unfoldkit.serving.http.host import HostOptions
+    from unfoldkit.serving.http.server import HostOptions
 
     observers = [json_access_log(_open_json_log())] if options.log_json else []
     instrumentation = find_instrumentation()

@@ -21,6 +21,7 @@ LINE_PT = 12.5
 GAP_PT = 18.0
 ARROW_PT = 34.0
 MAX_BOX_PT = 150.0
+LABEL_GAP_PT = 11.0
 HIGH_LOAD = 0.8
 Spot = tuple[float, float]
 
@@ -182,7 +183,9 @@ def _draw_edge(axes: Axes, edge: Edge, route: Sequence[Spot], layout: GraphLayou
     if edge.weight != 1.0:
         middle = len(points) // 2
         (x0, y0), (x1, y1) = points[middle - 1], points[middle]
-        shift = (8.0, 0.0) if layout.is_vertical else (0.0, -7.0)
+        # above a level edge, and beside a steep one, on the side that its curve leaves free
+        beside = 0.0 if y0 == y1 else -LABEL_GAP_PT if y1 < y0 else LABEL_GAP_PT
+        shift = (8.0, 0.0) if layout.is_vertical else (beside, -3.0 if beside else -7.0)
         write(axes, (x0 + x1) / 2 + shift[0], (y0 + y1) / 2 + shift[1], f"{edge.weight:.3g}", size=8, ha="center")
 
 

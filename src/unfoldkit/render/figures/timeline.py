@@ -25,6 +25,8 @@ STEPS = 700
 """Bars of one row and group with a gap below this part of the axis are drawn as one."""
 MIN_STEPS = 60
 MAX_BARS = 800
+LEGEND_PT = 215.0
+"""Room for the text of an entry of a legend with two columns."""
 LEGEND_LETTERS = 60
 MAX_NAMES = 150
 MIN_NAME_PT = 8.5
@@ -176,7 +178,7 @@ def _draw_legend(axes: Axes, groups: Mapping[str, int]) -> None:
     patches = [
         Patch(
             facecolor=to_rgba(COLOURS[number], 0.45), edgecolor=INK, hatch=HATCHES[number], linewidth=0.5,
-            label=shorten_to(name, 150),
+            label=shorten_to(name, LEGEND_PT),
         )
         for number, name in names.items()
     ]  # fmt: skip

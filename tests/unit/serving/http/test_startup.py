@@ -12,7 +12,7 @@ import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError, user_error
 from unfoldkit.serving.http.address import Address, open_listener
-from unfoldkit.serving.http.host import run_service
+from unfoldkit.serving.http.server import run_service
 from unfoldkit.serving.http.startup import FAILED
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 

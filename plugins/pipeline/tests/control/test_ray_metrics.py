@@ -1,0 +1,157 @@
+"""The Ray target without a cluster: a dashboard that answers as Ray's does, and pages as its nodes export them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.control import ray_serve
+from unfold_pipeline.control.demand import SignalError
+from unfold_pipeline.control.http import open_client
+from unfold_pipeline.control.ray_serve import RayMetricsSource, RayServeTarget
+from unfold_pipeline.control.targets import StageReplicas
+from unfoldkit.api import UnfoldError
+
+PAGE = """# TYPE ray_serve_num_router_requests_total counter
+ray_serve_num_router_requests_total{{application="shop",deployment="Detect",handle="h1",route="/"}} {detect}
+ray_serve_num_router_requests_total{{application="shop",deployment="Face",handle="h2",route="/"}} 7.0
+ray_serve_num_router_requests_total{{application="other",deployment="Detect",handle="h3",route="/"}} 9000.0
+ray_serve_deployment_queued_queries{{application="shop",deployment="Face",handle="h2"}} 5.0
+ray_node_cpu_count 8.0
+"""
+
+
+@dataclass(slots=True)
+class Dashboard:
+    """What the servers answer, and the scale requests that came."""
+
+    port: int = 0
+    detect: float = 0.0
+    is_down: bool = False
+    admits: bool = True
+    autoscaled: bool = False
+    scaled: list[tuple[str, int]] = field(default_factory=list)
+
+    def list_applications(self) -> dict[str, Any]:
+        """Return the parts of Ray's ``ServeInstanceDetails`` that a scaler needs."""
+        config = {"autoscaling_config": {"min_replicas": 1}} if self.autoscaled else {"num_replicas": 2}
+        replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
+        deployments = {
+            name: {"target_num_replicas": 2, "replicas": replicas, "deployment_config": config}
+            for name in ("Detect", "Face")
+        }
+        return {"applications": {"shop": {"deployments": deployments, "external_scaler_enabled": self.admits}}}
+
+
+@contextmanager
+def serving() -> Iterator[Dashboard]:
+    """Serve dashboard and metrics on one port."""
+    state = Dashboard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self, status: int, text: str) -> None:
+            self.send_response(503 if state.is_down else status)
+            self.end_headers()
+            self.wfile.write(b"" if state.is_down else text.encode())
+
+        def do_GET(self) -> None:
+            is_page = self.path == "/metrics"
+            self.reply(200, PAGE.format(detect=state.detect) if is_page else json.dumps(state.list_applications()))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.scaled.append((self.path, body["target_num_replicas"]))
+            self.reply(200 if state.admits else 412, json.dumps({"message": "Scaling request received."}))
+
+        def log_message(self, *_args: Any) -> None:
+            """Log nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.port = int(server.server_address[1])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def connect(state: Dashboard) -> Any:
+    """Return the part of the module ``ray`` that lists nodes."""
+    node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": state.port, "NodeID": "a"}
+    return SimpleNamespace(nodes=lambda: [node, {"Alive": False}])
+
+
+def build_target(state: Dashboard) -> RayServeTarget:
+    """Return a target of two deployments."""
+    return RayServeTarget(
+        ray=connect(state),
+        client=open_client(),
+        dashboard=f"http://127.0.0.1:{state.port}",
+        application="shop",
+        workloads=("Detect", "Face"),
+    )
+
+
+def test_replicas_are_read_and_scaled() -> None:
+    """Only replicas that run exist, and counts go to the scale endpoint of the application."""
+    with serving() as state:
+        target = build_target(state)
+        assert target.check() == []
+        assert target.read_replicas() == (StageReplicas(2, 1), StageReplicas(2, 1))
+        assert target.set_replicas(1, 5)
+        assert state.scaled == [("/api/v1/applications/shop/deployments/Face/scale", 5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"admits": False}, "admits no external scaler"),
+        ({"autoscaled": True}, "scales the deployment Detect itself"),
+        ({"is_down": True}, "status 503"),
+    ],
+)
+def test_what_ray_would_refuse_is_an_error_first(change: dict[str, bool], message: str) -> None:
+    """The controller does not start on an application that others scale, or that cannot be read."""
+    with serving() as state:
+        for name, value in change.items():
+            setattr(state, name, value)
+        with pytest.raises(UnfoldError, match=message):
+            build_target(state).check()
+
+
+def test_counters_of_the_entrance_are_the_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reports every ten seconds: a jump is spread over the time since the report before."""
+    now_s = [1.7e9]
+    monkeypatch.setattr(ray_serve.time, "time", lambda: now_s[0])
+    with serving() as state:
+        source = RayMetricsSource(
+            ray=connect(state), client=open_client(), application="shop", workloads=("Detect", "Face"), share=0.5,
+            stale_s=60.0,
+        )  # fmt: skip
+        with pytest.raises(SignalError, match="two samples"):
+            source.read()
+        for second in range(1, 61):
+            now_s[0] = 1.7e9 + second
+            state.detect = 20.0 * (second // 10)
+            if second >= 10:
+                demand = source.read()
+        # half of the queries enter at this stage
+        assert demand.arrivals_s.size == 2 * 120
+        assert np.diff(demand.arrivals_s).max() < 1
+        assert demand.queued[1] == 5
+        assert np.isnan(demand.queued[0])
+        state.is_down = True
+        with pytest.raises(SignalError, match="status 503"):
+            source.read()
