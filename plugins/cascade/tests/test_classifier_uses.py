@@ -231,6 +231,22 @@ USES: dict[str, tuple[Use, Any]] = {
         lambda k, c: k(plain()).fit(c.numbers, ["a"] * (CASES - 1) + ["b"]).classes_.tolist(),
         ["a", "b"],
     ),
+    "a rare class in stacking": (
+        lambda k, c: (
+            StackingClassifier([("inner", k(plain()))], cv=2)
+            .fit(c.numbers, ["a"] * 4 + ["b"] * (CASES - 4))
+            .predict_proba(c.numbers)
+            .shape
+        ),
+        (CASES, 2),
+    ),
+    "rows keep their index in pandas output": (
+        lambda k, c: (
+            k(plain()).set_output(transform="pandas").fit(c.numbers, c.y).transform(c.numbers[::2]).index.tolist()
+            == c.numbers.index[::2].tolist()
+        ),
+        True,
+    ),
     "a page in a notebook": (lambda k, _: "linear" in k(mixed())._repr_html_(), True),
 }
 

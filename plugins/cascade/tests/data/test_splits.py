@@ -167,6 +167,9 @@ def test_times_and_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     broken[9] = "2024-13-01"
     rule = SplitRule(kind="time", column="day")
     assert '"2024-13-01" in row 19 of column "day" is not a date' in reject(rule, table(day=broken))
+    zoned = np.full(PATIENTS, "2024-01-01T23:00", dtype=object)
+    zoned[9] = "2024-01-01T23:00:00-05:00"
+    assert 'row 19 of column "day" has a time zone, unlike the dates before it' in reject(rule, table(day=zoned))
     limited = SplitRule(kind="time", column="day", bounds={"train": bound("2024-13")})
     assert '"< 2024-13" does not end with a date' in reject(limited, table(day=dates))
     assert "the part train has 0 patients" in reject(rule, table(day=dates))

@@ -325,6 +325,8 @@ def _read_unit_times(column: str, table: UnitTable) -> tuple[FloatArray, bool]:
     words = _read_words(column, table)
     present = [str(word) for word in words if not cells.is_missing(str(word))]
     are_dates = not present or _parse_number(present[0]) is None
+    if are_dates:
+        _check_zones(column, words, table)
     times = np.full(len(table.names), np.inf)
     for row, word in enumerate(map(str, words)):
         if cells.is_missing(word):
@@ -339,6 +341,22 @@ def _read_unit_times(column: str, table: UnitTable) -> tuple[FloatArray, bool]:
         missing = table.names[int(np.flatnonzero(~np.isfinite(times))[0])]
         raise user_error(f'{table.table}: {table.noun} {missing} has no time in the column "{column}"', key=KEY)
     return times, are_dates
+
+
+def _check_zones(column: str, words: np.ndarray, table: UnitTable) -> None:
+    """Refuse dates of which only some have a time zone: their order would be wrong by hours.
+
+    Raises:
+        UnfoldError: it names the first such row.
+    """
+    rows = [row for row, word in enumerate(words) if not cells.is_missing(str(word))]
+    mixed = cells.find_mixed_zone([str(words[row]) for row in rows])
+    if mixed is not None:
+        row, word = rows[mixed], str(words[rows[mixed]])
+        message = (
+            f'{table.table}: "{word[:40]}" in row {row + 1} of column "{column}" {cells.describe_mixed_zone(word)}'
+        )
+        raise user_error(message, key=KEY, hint=cells.ZONE_HINT)
 
 
 def _parse_number(text: Any) -> float | None:

@@ -160,10 +160,9 @@ def _list_certified(plan: LoadedPlan, now: Observed) -> Iterator[Promise]:
         summed = sum_outcome(outcome, CohortConduct(cohort, conducts[0], conducts[1:]))
         if summed.denominator.any():
             sums = Sums(numerator=summed.numerator, denominator=summed.denominator)
-            name = f"certified {outcome.name.split(':')[0].split(' ≤')[0]}"
             is_mean = outcome.within_h is not None or outcome.label is not None
             yield Promise(
-                name=name,
+                name=f"certified {outcome.measure}",
                 unit="points" if is_mean else "",
                 now=sums,
                 limit=summed.limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +25,8 @@ _DECORATION = re.compile(r"[,_'$€£¥\s]")
 """Currency signs and thousands separators."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
+_ZONE = re.compile(r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)", re.IGNORECASE)
+ZONE_HINT = "write every time with its zone, such as 2025-01-31T06:00+01:00, or every one without"
 _INTEGRAL = re.compile(r"([-+]?\d+)\.0+")
 
 
@@ -101,7 +103,7 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
         ``None`` if the column holds no dates.
 
     Raises:
-        UnfoldError: the column holds dates, but one cell is not a date.
+        UnfoldError: the column holds dates, but one cell is not a date, or only some have a time zone.
     """
     if cells.dtype.kind == "M":
         exact = cells.astype("datetime64[us]")
@@ -110,6 +112,10 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
     present = [(row, text) for row, text in texts if not is_missing(text)]
     if not present or timestamps.parse_timestamp(present[0][1]) is None:
         return None
+    mixed = find_mixed_zone([text for _, text in present])
+    if mixed is not None:
+        row, text = present[mixed]
+        raise source.error(text, row, describe_mixed_zone(text), ZONE_HINT)
     seconds = np.full(len(cells), np.nan)
     for row, text in present:
         date = timestamps.parse_timestamp(text)
@@ -117,6 +123,17 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
             raise source.error(text, row, "is not a date, unlike the others", "")
         seconds[row] = date
     return seconds
+
+
+def find_mixed_zone(dates: Sequence[str]) -> int | None:
+    """Find the first of some dates that has a time zone where the first one has none, or the other way round."""
+    zones = [_ZONE.search(text) is not None for text in dates]
+    return next((index for index, has_zone in enumerate(zones) if has_zone != zones[0]), None)
+
+
+def describe_mixed_zone(date: str) -> str:
+    """State how the zone of a date differs from those before it."""
+    return f"has {'a' if _ZONE.search(date) else 'no'} time zone, unlike the dates before it"
 
 
 def parse_bound(text: str) -> tuple[str, bool] | None:

@@ -150,17 +150,20 @@ def _outcome(outcome: PromisedOutcome, stages: list[str]) -> OutcomeGoal:
     of_stage = f" of {stages[stage - 1]}"
     if outcome.sensitivity_within is not None:
         within_h = outcome.sensitivity_within / HOUR_S
-        name = f"sensitivity{of_stage} within {within_h:g} h: loss ≤ {100 * allowed:g} points"
-        return OutcomeGoal(name=name, stage=stage, within_h=within_h, allowed=allowed)
+        measure = f"sensitivity{of_stage} within {within_h:g} h"
+        name = f"{measure}: loss ≤ {100 * allowed:g} points"
+        return OutcomeGoal(name=name, measure=measure, stage=stage, within_h=within_h, allowed=allowed)
     if outcome.alerts_per_100h is not None:
-        name = f"alerts{of_stage} ≤ {outcome.alerts_per_100h:g} per 100 h"
-        return OutcomeGoal(name=name, stage=stage, per_100h=outcome.alerts_per_100h)
+        measure = f"alerts{of_stage}"
+        name = f"{measure} ≤ {outcome.alerts_per_100h:g} per 100 h"
+        return OutcomeGoal(name=name, measure=measure, stage=stage, per_100h=outcome.alerts_per_100h)
     if outcome.label is not None:
         label = stages.index(outcome.label) + 1 if outcome.label in stages else 0
-        name = f"loss in hours of {outcome.label} ≤ {100 * allowed:g} points"
-        return OutcomeGoal(name=name, stage=stage, label=label, allowed=allowed)
+        measure = f"loss in hours of {outcome.label}"
+        name = f"{measure} ≤ {100 * allowed:g} points"
+        return OutcomeGoal(name=name, measure=measure, stage=stage, label=label, allowed=allowed)
     lost = outcome.max_utility_loss or 0.0
-    return OutcomeGoal(name=f"utility: loss ≤ {lost:g}", stage=stage, allowed=lost)
+    return OutcomeGoal(name=f"utility: loss ≤ {lost:g}", measure="utility", stage=stage, allowed=lost)
 
 
 def _transitions(moves: Moves) -> Transitions:

@@ -137,7 +137,8 @@ class OutcomeGoal:
     """One outcome that is guaranteed beside the loss; exactly one of ``within_h``, ``per_100h`` and ``label``, or none.
 
     Attributes:
-        name: Its text in a report.
+        name: Its text in a report, with the bound.
+        measure: What is measured, without the bound.
         stage: The stage it is about, counted from 1.
         within_h: Sensitivity: hours before the event in which an alert counts.
         per_100h: Alerts allowed per 100 event-free hours.
@@ -146,6 +147,7 @@ class OutcomeGoal:
     """
 
     name: str
+    measure: str
     stage: int
     within_h: float | None = None
     per_100h: float | None = None

@@ -57,6 +57,15 @@ def test_psv_files_become_entities_in_name_order(tmp_path: Path) -> None:
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path: Path) -> None:
+    """Files with a byte order mark, as spreadsheets write them, equal the others, and may stand beside them."""
+    table = read_psv(_write_patients(tmp_path, TWO_PATIENTS))
+    (tmp_path / "p1.psv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "p1.psv").read_bytes())
+    marked = read_psv(tmp_path)
+    assert marked.columns == table.columns
+    assert marked.digest == table.digest
+
+
 def test_archives_equal_their_write_patients(tmp_path: Path) -> None:
     """A tar.xz and a zip of the same files give the same table, digest included."""
     folder = tmp_path / "set"
@@ -182,6 +191,7 @@ def test_text_columns_are_errors_only_where_used(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("2150-03-02 08:45:00", "soon", '"soon" in row 3 of column "charttime" is not a date'),
+        ("2150-03-02 08:45:00", "2150-03-02 08:45:00+01:00", 'row 3 of column "charttime" has a time zone, unlike'),
         ("a,2150-03-02 00:15", ",2150-03-02 00:15", 'row 4 has no "stay"'),
     ],
 )

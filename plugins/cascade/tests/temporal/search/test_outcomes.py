@@ -70,10 +70,10 @@ def _draw_part(rng: np.random.Generator, patients: int, goal: OutcomeGoal) -> Co
 @pytest.mark.parametrize(
     "goal",
     [
-        OutcomeGoal(name="sensitivity", stage=1, within_h=6.0, allowed=0.1),
-        OutcomeGoal(name="alerts", stage=1, per_100h=10.0),
-        OutcomeGoal(name="utility", stage=1, allowed=0.1),
-        OutcomeGoal(name="label", stage=1, label=1, allowed=0.1),
+        OutcomeGoal(name="sensitivity", measure="sensitivity", stage=1, within_h=6.0, allowed=0.1),
+        OutcomeGoal(name="alerts", measure="alerts", stage=1, per_100h=10.0),
+        OutcomeGoal(name="utility", measure="utility", stage=1, allowed=0.1),
+        OutcomeGoal(name="label", measure="label", stage=1, label=1, allowed=0.1),
     ],
     ids=lambda goal: goal.name,
 )
@@ -88,6 +88,7 @@ def test_a_broken_outcome_passes_at_most_at_delta(goal: OutcomeGoal) -> None:
     assert passed <= draws * DELTA + 3 * np.sqrt(draws * DELTA * (1 - DELTA))
     wide = OutcomeGoal(
         name=goal.name,
+        measure=goal.measure,
         stage=1,
         within_h=goal.within_h,
         label=goal.label,
@@ -111,10 +112,10 @@ def test_sensitivity_counts_alerts_within_the_hours_before_the_event() -> None:
 @pytest.mark.parametrize(
     "goal",
     [
-        OutcomeGoal(name="sensitivity", stage=1, within_h=6.0, allowed=0.1),
-        OutcomeGoal(name="alerts", stage=1, per_100h=10.0),
-        OutcomeGoal(name="utility", stage=1, allowed=0.1),
-        OutcomeGoal(name="label", stage=1, label=1, allowed=0.1),
+        OutcomeGoal(name="sensitivity", measure="sensitivity", stage=1, within_h=6.0, allowed=0.1),
+        OutcomeGoal(name="alerts", measure="alerts", stage=1, per_100h=10.0),
+        OutcomeGoal(name="utility", measure="utility", stage=1, allowed=0.1),
+        OutcomeGoal(name="label", measure="label", stage=1, label=1, allowed=0.1),
     ],
     ids=lambda goal: goal.name,
 )

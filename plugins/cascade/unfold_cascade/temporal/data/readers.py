@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import tarfile
@@ -68,7 +69,9 @@ def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
     Raises:
         UnfoldError: No psv file, two files of one name, different headers, or a cell that is not a number.
     """
-    contents = sorted(_read_folder(path) if path.is_dir() else _read_archive(path))[:max_patients]
+    files = _read_folder(path) if path.is_dir() else _read_archive(path)
+    # spreadsheets put a byte order mark before the first column
+    contents = sorted((name, content.removeprefix(codecs.BOM_UTF8)) for name, content in files)[:max_patients]
     if not contents:
         raise user_error("holds no .psv file", file=str(path), key="data.path")
     duplicate = next((name for (name, _), (following, _) in itertools.pairwise(contents) if name == following), None)
