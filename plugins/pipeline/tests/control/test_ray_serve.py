@@ -21,7 +21,7 @@ import pytest
 
 from tests.served import serving, unfold
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.usefixtures("ray_with_token")]
 PATIENCE_S = 240
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +47,12 @@ control:
   ray: {address: "ADDRESS", application: shop}
   stages: {detect: {workload: Detect}, face: {workload: Face, max: 3}}
 """
+
+
+@pytest.fixture
+def ray_with_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clients of a cluster send its token, which Ray requires by default."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class BoundedClient:
     """Sends requests to few servers; safe to use from several threads."""
 
     client: httpx.Client
+    timeout_s: float = TIMEOUT_S
 
     def send(self, method: str, url: str, **options: Any) -> HttpReply:
         """Return the response to a request.
@@ -44,11 +45,11 @@ class BoundedClient:
             options: ``data`` or ``json``, as httpx takes them.
 
         Raises:
-            HttpError: there is none within five seconds and 32 MiB.
+            HttpError: there is none within the time limit and 32 MiB.
         """
         import httpx
 
-        deadline_s = time.monotonic() + TIMEOUT_S
+        deadline_s = time.monotonic() + self.timeout_s
         body = bytearray()
         try:
             with self.client.stream(method, url, **options) as response:
@@ -57,14 +58,18 @@ class BoundedClient:
                     if len(body) > MAX_BODY_BYTES:
                         raise HttpError(f"{url} returned more than {MAX_BODY_BYTES >> 20} MiB")
                     if time.monotonic() > deadline_s:
-                        raise HttpError(f"{url} did not complete its response within {TIMEOUT_S:.0f} s")
+                        raise HttpError(f"{url} did not complete its response within {self.timeout_s:.0f} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HttpError(f"{url} does not respond: {str(error) or type(error).__name__}") from error
         return HttpReply(response.status_code, response.headers, bytes(body))
 
 
-def open_client(token: str = "") -> BoundedClient:
-    """Return a client; ``token`` is a bearer token for all requests, empty for none.
+def open_client(token: str = "", timeout_s: float = TIMEOUT_S) -> BoundedClient:
+    """Return a client.
+
+    Args:
+        token: a bearer token for all requests, empty for none.
+        timeout_s: time limit of a request.
 
     Raises:
         UnfoldError: httpx is not installed.
@@ -74,4 +79,4 @@ def open_client(token: str = "") -> BoundedClient:
     except ModuleNotFoundError as error:
         raise user_error("a controller needs the package httpx", hint="pip install 'unfoldkit[pipeline]'") from error
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    return BoundedClient(httpx.Client(timeout=TIMEOUT_S, headers=headers, follow_redirects=False))
+    return BoundedClient(httpx.Client(timeout=timeout_s, headers=headers, follow_redirects=False), timeout_s)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
@@ -25,12 +27,15 @@ from unfold_pipeline.control.http import BoundedClient, HttpError
 from unfold_pipeline.control.prometheus import HISTORY_S
 from unfold_pipeline.control.targets import LEASE_PREFIX, StageReplicas
 from unfoldkit.api import user_error
+from unfoldkit.safe_io.files import read_bytes
 
 ARRIVALS = "ray_serve_num_router_requests_total"
 QUEUED = "ray_serve_deployment_queued_queries"
 REPORT_INTERVAL_S = 10.0
 """Ray's workers report their metrics at this interval; between two reports a counter stands still."""
 LEASE_S = 15.0
+DASHBOARD_TIMEOUT_S = 30.0
+"""The dashboard loads Ray Serve at the first request, which takes some seconds."""
 LEASE_TIMEOUT_S = 3.0
 NAMESPACE = "unfold"
 MAX_SERIES = 10_000
@@ -258,6 +263,18 @@ class RayMetricsSource:
                 samples.popleft()
             if not samples:
                 del self.samples[labels]
+
+
+def read_token(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the token of the cluster, as Ray itself looks for it; empty if the cluster needs none.
+
+    Raises:
+        UnfoldError: the file of the token cannot be read.
+    """
+    if environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_MODE") != "token":
+        return environment.get("RAY_AUTH_TOKEN", "").strip()
+    path = environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    return read_bytes(path).decode(errors="replace").strip()
 
 
 def read_dashboard_url(ray: ModuleType) -> str:

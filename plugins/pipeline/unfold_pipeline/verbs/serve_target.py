@@ -150,10 +150,12 @@ def _open_ray_serve(
 ) -> tuple[ScalingTarget, DemandSource]:
     from unfold_pipeline.control.ray_serve import (
         ARRIVALS,
+        DASHBOARD_TIMEOUT_S,
         QUEUED,
         RayMetricsSource,
         RayServeTarget,
         read_dashboard_url,
+        read_token,
     )
     from unfoldkit.engines.ray import connect_ray
 
@@ -162,7 +164,7 @@ def _open_ray_serve(
     ray = connect_ray(control.ray.address)
     target = RayServeTarget(
         ray=ray,
-        client=open_client(os.environ.get("RAY_AUTH_TOKEN", "")),
+        client=open_client(read_token(), DASHBOARD_TIMEOUT_S),
         dashboard=read_dashboard_url(ray),
         application=application,
         workloads=workloads,
