@@ -90,7 +90,9 @@ class RayServeTarget:
             self.leads_until_s = -np.inf
             return False
         except self.ray.exceptions.RayError as error:
-            self.lease = None
+            # an actor that is still starting keeps its name; without a handle Ray would end it
+            if not isinstance(error, self.ray.exceptions.GetTimeoutError):
+                self.lease = None
             message = f"Ray does not keep the lease: {type(error).__name__}"
             raise user_error(message, key="control.ray.address") from error
         self.leads_until_s = began_s + self.lease_s
