@@ -19,9 +19,9 @@ LOG = recorded_spec("rare", "6%", gates="{confidence: max-probability, bins: 32}
 DELTA = 0.1
 
 
-def _planned(folder: Path, *settings: str, text: str = LOG) -> Report:
+def _planned(folder: Path, *settings: str, text: str = LOG, seed: int = 3) -> Report:
     """Plan a log in which the small model is sure of itself and wrong on most of the rare label."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     rows = []
     for _ in range(3000):
         ill = rng.random() < 0.1
@@ -110,7 +110,8 @@ def test_all_guarantees_are_relaxed_if_none_suffices() -> None:
 
 def test_a_vacuous_bound_is_not_a_certificate(tmp_path: Path) -> None:
     """Within a budget a bound of all that the single model has to lose is told as none; a smaller one is told."""
-    _planned(tmp_path, "goal={budget: 5 per case}")
+    # rows without an order: one log in twenty looks as if its cost grew along the table, as with seed 3
+    _planned(tmp_path, "goal={budget: 5 per case}", seed=4)
     found = solve_spec(
         spec_of(tmp_path / "log.yaml", "goal={budget: 5 per case}"), run_in(tmp_path / "run", base=tmp_path)
     )

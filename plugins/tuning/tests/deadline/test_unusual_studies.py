@@ -243,10 +243,10 @@ def test_a_storage_that_fails_ends_the_search() -> None:
     """An error outside the objective is raised at once instead of at the deadline."""
 
     class FullStorage(optuna.storages.InMemoryStorage):  # type: ignore[misc,name-defined]
-        def set_trial_state_values(self, *arguments: Any, **options: Any) -> Any:
-            if "values" in options and self.get_n_trials(0) > 3:
+        def set_trial_state_values(self, trial_id: int, state: Any, values: Any = None) -> Any:
+            if values is not None and self.get_n_trials(0) > 3:
                 raise OSError("disk full")
-            return super().set_trial_state_values(*arguments, **options)
+            return super().set_trial_state_values(trial_id, state, values)
 
     began = time.monotonic()
     with pytest.raises(OSError, match="disk full"):
