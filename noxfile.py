@@ -76,14 +76,20 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"])
 def docs(session: nox.Session) -> None:
-    """Check generated pages, links, examples in docstrings and the commands on the pages; build the site."""
+    """Check generated pages, links, examples in docstrings and quick commands on the pages; build the site."""
     site = files_of(session) / "site"
     run_in("work", session, "python", "-m", "docs.generate", "--check")
     run_in("work", session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site))
     run_in("work", session, "python", "-m", "docs.web.check", str(site))
     run_tests(session, "work", "--doctest-modules", "src", "docs/generators", name="doctest")
     # pages are independent of each other
-    run_tests(session, "work", "-n", "2", "tests/docs", *session.posargs)
+    run_tests(session, "work", "-n", "2", "-m", "not slow", "tests/docs", *session.posargs)
+
+
+@nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
+def pages(session: nox.Session) -> None:
+    """Run the commands on the pages that take a while, and compare what they print."""
+    run_tests(session, "work", "-n", "2", "-m", "slow", "tests/docs", *session.posargs)
 
 
 @nox.session(requires=["work"])
@@ -99,7 +105,9 @@ def wheel(session: nox.Session) -> None:
 @nox.session(python=False, requires=["work"])
 def tests(session: nox.Session) -> None:
     """Run the unit tests on the built and installed wheel."""
-    run_tests(session, "work", *PARALLEL, *ignored(), "-m", without("e2e", "smoke", *EXTERNAL), *session.posargs)
+    run_tests(
+        session, "work", *PARALLEL, *ignored(), "-m", without("e2e", "slow", "smoke", *EXTERNAL), *session.posargs
+    )
 
 
 @nox.session(python=False, requires=["work"])
@@ -113,6 +121,13 @@ def e2e(session: nox.Session) -> None:
     """Run the tests that train models and start servers and workers."""
     selected = f"e2e and {without(*EXTERNAL)}"
     run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
+
+
+@nox.session(python=False, requires=["work"], tags=["full", "lane-b"])
+def slow(session: nox.Session) -> None:
+    """Run the unit tests that take several seconds each."""
+    selected = f"slow and {without('e2e', *EXTERNAL)}"
+    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *session.posargs)
 
 
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
@@ -139,7 +154,7 @@ def minimums(session: nox.Session) -> None:
     constraints = files_of(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*groups("test"), "--constraint", str(constraints), wheel_with("kinds"))
-    selected = without("shared", "e2e", "smoke", *EXTERNAL)
+    selected = without("shared", "e2e", "slow", "smoke", *EXTERNAL)
     run_tests(session, "", *PARALLEL, "tests/unit", "plugins", "-m", selected, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":

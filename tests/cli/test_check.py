@@ -156,6 +156,7 @@ def test_a_schema_is_valid_and_alone(unfold: Unfold, tmp_path: Path, kind: str) 
     assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8")) == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_specs_of_the_house_are_valid_in_editors_too(unfold: Unfold, path: Path) -> None:
     """Every config and example passes check, the schema of its kind, and the schema of all kinds."""

@@ -313,6 +313,7 @@ def installed(project: Path, target: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_new_plugin_installs_and_keeps_the_laws(unfold: Unfold, inside: Process, tmp_path: Path) -> None:
     """Plugins new makes a project that installs, is listed, starts a valid spec, plans, and passes its tests."""
     made = unfold("plugins", "new", "my-kind")

@@ -86,6 +86,7 @@ def test_action_plans_several_specs(tmp_path: Path) -> None:
     assert told[2].startswith("error file=c.yaml,line=1")
 
 
+@pytest.mark.slow
 def test_workflow_of_the_page_does_what_the_action_offers(tmp_path: Path) -> None:
     """Every step of the workflow names inputs that the action has, and passes on the shipped specs."""
     page = (ROOT / "docs/how-to/check-specs-in-ci.md").read_text("utf-8")

@@ -218,6 +218,7 @@ def own(path: Path) -> bool:
     return path.is_file() and not {"__pycache__", "build", "dist"} & set(path.parts) and "egg-info" not in str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", console.pages(installs=False), ids=lambda path: path.stem)
 def test_pages_show_what_is_printed(path: Path) -> None:
     """On a page that asks to be run, each command prints what the page shows."""

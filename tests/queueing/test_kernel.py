@@ -75,6 +75,7 @@ def test_kernel_equals_the_plain_queue(case: Case) -> None:
     assert found_drained == pytest.approx(drained)
 
 
+@pytest.mark.slow
 @given(cases(), st.integers(2, 12))
 @settings(max_examples=200, deadline=None)
 def test_slices_equal_the_whole(case: Case, slices: int) -> None:

@@ -119,6 +119,7 @@ def ask(verb: str, run: Path) -> Outcome:
     return call([*words, *(["--port", "0"] if verb == "serve" else []), *(["--jobs", "1"] if "plan" in verb else [])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("file", CASCADE_FILES)
 def test_a_damaged_file_of_a_run_is_named(trained: Path, tmp_path: Path, file: str, fault: str) -> None:

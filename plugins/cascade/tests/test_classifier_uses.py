@@ -251,6 +251,7 @@ USES: dict[str, tuple[Use, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 def test_what_works_with_a_voting_classifier_works_with_a_cascade(name: str, cases: Cases) -> None:
     """Each use gives what is expected from both, without a warning; so the table itself is checked as well."""
@@ -313,6 +314,7 @@ OWN_USES: dict[str, Callable[[Cases], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_USES)
 def test_uses_beyond_those_of_a_voting_classifier(name: str, cases: Cases) -> None:
     """Each use works without a warning."""

@@ -67,6 +67,7 @@ def test_prices_of_the_fake_cloud_are_refused(cloud: object) -> None:
     assert "2006" in result.rejected[0].reason
 
 
+@pytest.mark.slow
 def test_hardware_of_the_fake_cloud_agrees_with_the_bundled_table(cloud: object) -> None:
     """For the types that moto knows, vCPUs and GPUs equal the bundled row; one that it lacks does not fail the rest."""
     names = ["g5.12xlarge", "c7i.large", "p3.8xlarge"]

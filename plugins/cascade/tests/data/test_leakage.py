@@ -103,6 +103,7 @@ def _plan_table(folder: Path, rows: FloatArray, labels: FloatArray, *settings: s
     return plan(spec_of(folder / "own.yaml", *settings), run_in(folder / "run", base=folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_random_labels_with_copies_are_never_certified(tmp_path: Path, seed: int) -> None:
     """Twelve copies a patient: grouped, they certify nothing; each as a case of its own, the models have seen them."""
@@ -117,6 +118,7 @@ def test_random_labels_with_copies_are_never_certified(tmp_path: Path, seed: int
     assert "each counts as a case of its own" in kept.notes[0]
 
 
+@pytest.mark.slow
 def test_a_leaked_label_certifies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A column that holds the label refuses the plan, names itself, and passes once it is trusted."""
     rng = RNG(3)

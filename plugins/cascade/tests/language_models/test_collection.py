@@ -193,6 +193,7 @@ def _answer_all(share: float) -> Any:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_each_source_of_confidences_is_billed_as_planned(tmp_path: Path, source: str) -> None:
     """Profile, plan and serve with one source: a replayed prompt takes the route of the log, at its cost."""

@@ -174,6 +174,7 @@ def test_it_pays_where_the_first_call_is_expensive() -> None:
     assert abs(gains[0.03]) < 0.02
 
 
+@pytest.mark.slow
 def test_promises_hold_with_the_joint_search() -> None:
     """Of 24 plans chosen with rules on tuning rows, at most 5 % (and noise) lose more than promised."""
     broken = 0

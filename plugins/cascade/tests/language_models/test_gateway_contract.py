@@ -132,6 +132,7 @@ def test_streams_keep_the_connections_to_upstreams(tmp_path: Path) -> None:
         assert (len(gateway.small.connections), len(gateway.large.connections)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_comments_keep_a_waiting_stream_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the gate waits, SSE comments flow; the official client skips them, and a late failure is an error event."""
     monkeypatch.setattr(gateway_app, "KEEP_ALIVE_S", 0.1)

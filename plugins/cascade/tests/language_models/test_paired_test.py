@@ -33,6 +33,7 @@ def test_tails_equal_enumeration(discordance: float, epsilon: float) -> None:
         assert tail == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", ["exact", "betting", "binomial"])
 @pytest.mark.parametrize(("n", "epsilon", "discordance"), [(300, 0.02, 0.06), (600, 0.01, 0.15), (150, 0.03, 0.03)])
 def test_a_loss_at_the_limit_passes_at_most_as_often_as_delta(

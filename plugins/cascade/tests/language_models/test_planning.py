@@ -120,6 +120,7 @@ def test_later_turns_stay_with_the_model_of_the_first() -> None:
         assert outcome.cost[i] == pytest.approx(whole)
 
 
+@pytest.mark.slow
 def test_promises_hold_on_new_populations() -> None:
     """Of 120 plans at a limit between the true losses, at most 5 % (and noise) lose more than promised."""
     broken = plans = 0

@@ -73,6 +73,7 @@ def test_a_saving_is_certified_and_bounded_on_the_test_rows(tmp_path: Path) -> N
     assert "3x" in refused.headline or "relaxation" in refused.headline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_varied", [False, True])
 def test_a_cost_guarantee_fails_at_most_at_delta(is_varied: bool) -> None:
     """A cascade that saves 1.05x at most, or costs the budget at least, passes in at most delta of the draws."""

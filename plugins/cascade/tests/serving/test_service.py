@@ -79,6 +79,7 @@ def test_the_service_is_live_ready_and_describes_itself(served: tuple[str, Path,
     assert "# TYPE" in _get(f"{url}/metrics")
 
 
+@pytest.mark.slow
 def test_served_answers_equal_the_plan(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Served labels of the calibration and test rows, which no model was fitted on, equal those of the plan."""
     url, folder, _ = served

@@ -81,6 +81,7 @@ def test_an_untrained_spec_is_not_served(tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "tumours" / "spec.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_changed_plan_is_rejected(trained: Path) -> None:
     """A plan in the run that was edited by hand is refused by its hash."""
     plan = trained / "runs" / "tumours" / "plan.yaml"

@@ -41,6 +41,7 @@ def test_plan_refits_no_model(trained: tuple[Run, Report]) -> None:
     assert profile(spec, run).metrics["models"].value == 6
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_reports(trained: tuple[Run, Report], tmp_path: Path) -> None:
     """A second run from scratch gives the same report except for measured times."""
     again = train(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "again"))

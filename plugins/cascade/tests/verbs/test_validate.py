@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
 SPEC = """
 version: 1
 kind: cascade

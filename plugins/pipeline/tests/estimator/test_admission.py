@@ -74,6 +74,7 @@ def admitted(arrivals: Times, seconds: float, servers: int, limit: float) -> tup
     return np.array(served), rejected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [1.5, 5.0, 20.0])
 @pytest.mark.parametrize("limit", [0.05, 0.3])
 def test_overload_keeps_replicas_busy_and_delays_short(load: float, limit: float) -> None:

@@ -138,6 +138,7 @@ def nap(rows):
 """
 
 
+@pytest.mark.slow
 def test_running_pipeline_answers_in_time_under_overload(tmp_path: Path) -> None:
     """At three times the capacity, most answers after the first second are in time."""
     option = HardwareOption("core", 0.05, interpolate_latency([(1, 0.02), (4, 0.05)]))

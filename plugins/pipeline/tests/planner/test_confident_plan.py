@@ -98,6 +98,7 @@ def test_trace_is_resampled_in_blocks(tmp_path: Path) -> None:
     assert result.share.lower_bound >= 0.8
 
 
+@pytest.mark.slow
 def test_quota_that_allows_no_confident_plan_is_a_no(tmp_path: Path) -> None:
     """If the quota leaves no plan for enough samples, the answer is no, with the share that is met."""
     base = solve(problem_of(SPEC, tmp_path))

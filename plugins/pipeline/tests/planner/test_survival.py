@@ -94,6 +94,7 @@ def test_branches_equal_brute_force(seed: int) -> None:
     assert outcome.hourly_cost == pytest.approx(find_least_cost(checker, outcome.hourly_cost))
 
 
+@pytest.mark.slow
 def test_quota_that_leaves_no_spare_has_no_plan(tmp_path: Path) -> None:
     """Where a quota admits N but not N+1, the answer is no, with the quota that would do."""
     text = EXPORT_SPEC.replace("core: {price: $0.05/h}", "core: {price: $0.05/h, quota: 5}")

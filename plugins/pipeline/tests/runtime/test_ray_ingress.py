@@ -65,6 +65,7 @@ def check_counts(counts: collections.Counter[str], shares: dict[str, float], que
         assert abs(counts[name] - queries * share) <= 3 * sigma, name
 
 
+@pytest.mark.slow
 def test_visits_follow_the_probabilities_and_joins_wait() -> None:
     """Of 1,000 queries each stage gets its share, and a join begins after the last of its parents."""
     log: list[tuple[str, str]] = []

@@ -65,6 +65,7 @@ def test_stopped_replica_with_large_rows_is_replaced(tmp_path: Path) -> None:
     assert ticks > 10
 
 
+@pytest.mark.slow
 def test_slow_rule_delays_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the scaling rule computes, the event loop keeps running."""
     monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.05)

@@ -80,6 +80,7 @@ def test_constant_targets_equal_the_plan() -> None:
     assert played.hourly_cost == pytest.approx(GRAPH.cost(PLAN))
 
 
+@pytest.mark.slow
 def test_shared_instances_are_billed_while_in_use() -> None:
     """A trace is billed for the whole instances that hold the ordered replicas of all stages."""
     shared = replace(CPU, usd_per_hour=1.0, replicas_per_instance=4)
@@ -197,6 +198,7 @@ def test_rules_without_floor_fall_below_the_plan() -> None:
     assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.replicas, PLAN, strict=True))
 
 
+@pytest.mark.slow
 def test_short_windows_are_ignored() -> None:
     """A burst of a tenth of a second changes the table rule only if short windows count."""
     sample = traffic([60.0] * 6)

@@ -51,6 +51,7 @@ def plan_spec(folder: Path, *changes: tuple[str, str], trace: str = TRACE, **opt
     return from_data(to_data(plan(spec, run)))
 
 
+@pytest.mark.slow
 def test_a_plan_names_engines_price_interval_and_refusals(tmp_path: Path) -> None:
     """The report holds the cheapest engines, latencies at both ends, the price range and why less is refused."""
     report = plan_spec(tmp_path)
@@ -105,7 +106,7 @@ def test_no_engine_is_a_no_with_reasons(tmp_path: Path) -> None:
         ((("tensor_parallel: 1", "tensor_parallel: [3, 5]"),), TRACE, "no tensor parallelism of 3, 5 divides 32 heads"),
         ((), "time_s,ContextTokens,GeneratedTokens\n" + "0,5,2\n" * 9, "9 queries at one instant"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n0,5,2\n", "one query is no traffic"),
-        ((), f"{TRACE}2026-01-01T00:00:00Z,5,2\n", "the trace would last 56 years: arrival 201 is far from the one above it"),
+        ((), f"{TRACE}2026-01-01T00:00:00Z,5,2\n", "the trace would last 56 years: arrival 201 is far"),
         ((), f"{TRACE}1e400,5,2\n", "is not a finite time"),
         ((("trace: trace.csv", "trace: trace.csv, scale: 1e9"),), TRACE, "would have 200,000,000,000 arrivals"),
         ((), "TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace has no arrival"),

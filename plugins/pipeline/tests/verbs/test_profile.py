@@ -62,6 +62,7 @@ def test_plan_needs_a_profile(tmp_path: Path) -> None:
         plan(spec, run)
 
 
+@pytest.mark.slow
 def test_profile_measures_the_model_once(tmp_path: Path) -> None:
     """A model that sleeps 10 ms plus 10 ms per row is measured as such, once; the plan uses the profile."""
     spec, run = surroundings(tmp_path)
@@ -122,6 +123,7 @@ def test_profile_is_repeated_when_pinning_changes(tmp_path: Path) -> None:
     assert "measured 0 of 1 stages" in profile(pinned, run).headline
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
 def test_sizes_and_cores_are_measured_in_turn(tmp_path: Path) -> None:
     """All batch sizes of a pinned stage are measured in turn, on several cores."""
@@ -197,6 +199,7 @@ def latency_under(given: str, folder: Path, *, measure: bool = True, here: str =
     return {option.hardware: float(option.latency_s[1]) * 1e3 for option in options}
 
 
+@pytest.mark.slow
 def test_latencies_of_the_spec_override_measured_ones(tmp_path: Path) -> None:
     """A latency in the spec counts on its hardware; the profile counts elsewhere."""
     assert latency_under("gpu: {1: 70 ms}, core: {1: 90 ms}", tmp_path) == pytest.approx({"gpu": 70, "core": 90})
@@ -210,6 +213,7 @@ def test_stage_with_a_latency_needs_no_profile(tmp_path: Path) -> None:
     assert latency_under("core: {1: 90 ms}", tmp_path, measure=False) == pytest.approx({"core": 90})
 
 
+@pytest.mark.slow
 def test_plan_names_the_profiled_stages(tmp_path: Path) -> None:
     """A plan names the profiled stages and the processor, or that the spec overrides them."""
     spec, run = surroundings(tmp_path)

@@ -115,6 +115,7 @@ def test_dynamic_axes_and_other_files_are_named(tmp_path: Path) -> None:
         read_onnx_layers(path, "mine", 70.0)
 
 
+@pytest.mark.slow
 def test_plan_of_a_network_names_no_shared_core(tmp_path: Path) -> None:
     """A network of a user is planned; the cache is labelled by its name, and no published claim stands beside it."""
     write_graph(tmp_path / "net.onnx", CNN, WEIGHTS, ("n", 3, 32, 32))

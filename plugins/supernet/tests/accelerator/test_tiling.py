@@ -48,6 +48,7 @@ def draw_layers(count: int, seed: int) -> list[tuple[LayerShape, BufferSizes]]:
     return drawn
 
 
+@pytest.mark.slow
 def test_plans_are_within_ten_percent_of_exhaustive_tilings() -> None:
     """On 200 random layers no plan moves less than the best tiling, nor 10 % more."""
     for shape, buffers in draw_layers(200, 26):

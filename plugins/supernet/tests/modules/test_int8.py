@@ -59,6 +59,7 @@ def test_bound_covers_the_loss_and_falls_with_rows() -> None:
     assert bound_loss(rounded, exact) < 3.0, "rows that only int8 gets right are no loss"
 
 
+@pytest.mark.slow
 def test_bound_holds_at_its_confidence() -> None:
     """Over 2,000 samples of 400 rows with a true loss of two points, the bound lies below it in at most 5 %."""
     rng = np.random.default_rng(5)

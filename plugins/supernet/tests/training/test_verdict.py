@@ -72,6 +72,7 @@ def test_sharing_goal_without_comparison_is_not_met() -> None:
     assert not judge([0.8, 0.95], Goal(max_sharing_cost=0.5)).is_met
 
 
+@pytest.mark.slow
 def test_accuracy_bound_holds_for_the_best_of_many() -> None:
     """The bound of the best of ten equal members exceeds their true accuracy in at most 5 % of the draws."""
     broken = sum(judge([0.9] * 10, seed=seed).accuracy_bound > 90 for seed in range(200))

@@ -217,6 +217,7 @@ def test_two_processes_do_not_share_a_study() -> None:
     assert len(study.trials) == 9
 
 
+@pytest.mark.slow
 def test_arguments_of_optimize_are_accepted() -> None:
     """A script which only replaces the call keeps ``timeout``, ``catch`` as a list, and the flags of its call."""
 

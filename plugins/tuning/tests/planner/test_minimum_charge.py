@@ -53,6 +53,7 @@ def simulate_all_counts(model: ExecutionModel) -> list[SimulatedPlan]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(short_jobs(), st.integers(0, 3))
 def test_no_plan_beats_the_frontier_with_a_minimum_charge(job: jobs.Job, running_instances: int) -> None:

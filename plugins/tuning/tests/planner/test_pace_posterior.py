@@ -56,6 +56,7 @@ def test_every_group_comes_from_the_last_one_of_its_bracket(stages: tuple[Stage,
             assert (before.bracket, before.target, before.rung + 1) == (group.bracket, group.done, group.rung)
 
 
+@pytest.mark.slow
 def test_a_learnt_speed_up_is_believed_in_part_and_a_slow_down_entirely() -> None:
     """Means of later groups count with three quarters if negative, in full if positive."""
     quick, slow = (build_pace_prior(LADDER, list_history(drift), 0) for drift in (-0.6, 0.6))

@@ -232,6 +232,7 @@ def test_health_and_reflection_answer(total: tuple[Server, int]) -> None:
         assert described.file_descriptor_response.file_descriptor_proto
 
 
+@pytest.mark.slow
 def test_calls_under_way_are_answered_before_the_end(messages: Messages) -> None:
     """SIGTERM ends a service after its calls, as it does over HTTP."""
     with both("delay=0.5") as (server, port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

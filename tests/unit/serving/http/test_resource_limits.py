@@ -152,6 +152,7 @@ def test_bodies_in_flight_are_bounded(path: str, *, chunked: bool) -> None:
         assert metric(server, "unfold_body_bytes") == 0
 
 
+@pytest.mark.slow
 def test_a_complete_body_counts_until_its_response() -> None:
     """A large body that has arrived is held while it waits for its batch, and counts."""
     with serving("total", "body_bytes=100000", "delay=1") as server, ExitStack() as open_wires:

@@ -71,6 +71,7 @@ def _with_goal(search: SearchResult, **changes: Any) -> SearchResult:
     return replace(search, study=replace(search.study, problem=replace(problem, goal=goal)))
 
 
+@pytest.mark.slow
 def test_without_the_saving_the_answer_is_the_latched_baseline(search: SearchResult, tmp_path: Any) -> None:
     """A saving that no cascade has is refused, and the next command serves the baseline; a lower one is promised."""
     solution = evaluate_solution(_with_goal(search, min_saving=1e5))

@@ -218,6 +218,7 @@ def test_late_hours_are_rejected_and_repeated_hours_correct(trained: Trained) ->
         assert other["time"] == [90]
 
 
+@pytest.mark.slow
 def test_batched_entities_are_answered_as_alone(trained: Trained) -> None:
     """In a batch, an hour gets the same stage and the same calls as alone."""
     model = build_silent_model(trained.plan, trained.run)
