@@ -76,7 +76,7 @@ def test_a_plan_without_speedups_is_refused(tmp_path: Path) -> None:
         {"trials": trials, "instances": 1, "accelerators_per_trial": 8, "at_a_time": 1, "iterations": 1}
         for trials in (6, 2, 1)
     ]
-    with pytest.raises(UnfoldError, match="8 accelerators, but the profile has no speed-up"):
+    with pytest.raises(UnfoldError, match="a trial of 8 accelerators over instances of 1, at an unknown speed"):
         _train_with_plan(tmp_path, load_spec(SPEC), rows)
     assert not (tmp_path / "log").exists()
 
@@ -84,7 +84,10 @@ def test_a_plan_without_speedups_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"instances": 1, "accelerators_per_trial": 2}, "no trial of 2 accelerators fits on 1 instance of 1"),
+        (
+            {"instances": 1, "accelerators_per_trial": 2},
+            "a trial of 2 accelerators over instances of 1, at an unknown speed",
+        ),
         ({"instances": 50}, "50 instances, but cloud.limit is 3"),
         ({"instances": "many"}, 'expected an integer of at least 1, not "many"'),
         ({"accelerators_per_trial": 0}, "expected an integer of at least 1, not 0"),
