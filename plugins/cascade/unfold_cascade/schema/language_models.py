@@ -112,7 +112,7 @@ class ConfidenceSource(Model):
 
 
 class EntrySpec(Model):
-    """A gate before the first model: requests whose prompt seems too hard for it skip it.
+    """A gate before the first model: requests with a prompt that seems too hard for it skip it.
 
     It pays where the first call costs a large part of what the last one costs.
     """

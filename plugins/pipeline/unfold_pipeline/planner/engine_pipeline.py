@@ -213,7 +213,7 @@ class _Search:
         best_usd: price of the best plan.
         best: its engines.
         plans: its stages.
-        missed: a search of engines without a plan, whose bounds explain why there is none.
+        missed: a search of engines without a plan, with bounds that explain why there is none.
         simulations: simulations of engines.
         simulated: requests that were simulated.
         is_complete: whether the effort has stayed within its limit.

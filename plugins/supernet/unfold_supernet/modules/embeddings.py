@@ -1,4 +1,4 @@
-"""Embeddings whose first dimensions are embeddings too: their loss, and how well they retrieve rows of the same class.
+"""Nested embeddings, of which the first dimensions suffice: their loss, and how well they retrieve rows of a class.
 
 A nested loss (Matryoshka representation learning, Kusupati et al., NeurIPS 2022, section 3) adds the loss of each
 prefix of the dimensions with equal weights. The loss of a prefix is the supervised contrastive one (Khosla et al.,

@@ -23,7 +23,7 @@ from unfoldkit.api import user_error
 
 STATE_FILE = "unfold-scheduler.json"
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
-"""Ray's period of storing the state of an experiment; by default ten seconds, whose iterations a crash repeats."""
+"""Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 
 
 class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]

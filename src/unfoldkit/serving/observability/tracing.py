@@ -90,7 +90,7 @@ def request_tracer(provider: Any = None) -> Observer | None:
 
 
 def _find_provider(provider: Any) -> Any:
-    """Return the tracer provider, or ``None`` if nobody set one up."""
+    """Return the tracer provider, or ``None`` if none was set up."""
     if not _is_installed("opentelemetry"):
         return None
     from opentelemetry import trace

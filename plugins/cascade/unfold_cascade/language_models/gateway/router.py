@@ -55,7 +55,7 @@ class Trace:
     is_gated: bool = False
     is_audited: bool = False
     unjudged: list[str] = field(default_factory=list)
-    """Models whose answers came without a confidence."""
+    """Models that answered without a confidence."""
 
     def decide(self, model: str, step: str) -> None:
         """Note the model that answers and the time of the decision."""
