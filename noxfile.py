@@ -22,7 +22,14 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 DIST = ROOT / ".nox" / "dist"
 NOTES = ROOT / ".nox" / "notes"
 # bytecode that may not be kept is compiled again by every process that the tests start; so is numba's machine code
-ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "", "NUMBA_CACHE_DIR": str(ROOT / ".nox" / "numba"), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "NUMBA_CACHE_DIR": str(ROOT / ".nox" / "numba"),
+    "OMP_NUM_THREADS": "1",
+    # Ray's workers yield to every other process, which stops them on a busy machine; Serve then kills its proxy
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 # the tests of a file stay together: they share servers and trained runs
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 # a busy machine may start a process too late; a rerun is listed at the end
