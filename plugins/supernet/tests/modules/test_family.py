@@ -385,7 +385,7 @@ class Shuffled(nn.Module):  # type: ignore[misc,unused-ignore]
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.stem(x).chunk(2, 1)
         x = torch.cat([first, self.branch(second)], 1)
-        x = x.view(len(x), 2, 8, -1).transpose(1, 2).reshape(len(x), 16, -1).mean(2)
+        x = x.view(x.shape[0], 2, 8, -1).transpose(1, 2).reshape(x.shape[0], 16, -1).mean(2)
         result: Tensor = self.head(torch.relu(self.free(nn.functional.glu(self.gate(x)))))
         return result
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,10 @@ from unfold_supernet.members.runtime import open_session
 from unfoldkit.api import user_error
 
 OPSET = 18
-EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
+LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+"""Loggers that warn of each operator of torchvision where that is not installed, and print the graph of an error."""
+ROWS_HINT = "take the number of rows from x.shape[0], not from len(x), or keep the layer out of the network"
+VALUES_HINT = "decide by torch.where instead of if, or keep the layer out of the network"
 DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
 
 
@@ -25,16 +30,11 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
     # two rows: a single one is taken for a constant axis
     rows = example if len(example) > 1 else torch.cat([example, example])
-    # the exporter warns of each operator of torchvision where that is not installed
-    registry, level = logging.getLogger(EXPORTER_REGISTRY), logging.getLogger(EXPORTER_REGISTRY).level
-    registry.setLevel(logging.ERROR)
-    try:
+    with _quiet_loggers():
         program = torch.onnx.export(
             module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
             dynamic_shapes=({0: torch.export.Dim("n")},),
         )  # fmt: skip
-    finally:
-        registry.setLevel(level)
     return bytes(program.model_proto.SerializeToString())
 
 
@@ -57,7 +57,7 @@ def check_export(module: nn.Module, example: Tensor) -> None:
         return
     # a layer that returned has left the list: the last one is where it failed
     where = f"layer {entered[-1]}" if entered and entered[-1] else "the module"
-    hint = "decide by torch.where instead of if, or keep the layer out of the network"
+    hint = ROWS_HINT if _fixes_rows(error) else VALUES_HINT
     raise user_error(f"{where} cannot be exported: {_describe(error)}", key="model.from", hint=hint) from error
 
 
@@ -72,7 +72,7 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         )
     ]
     try:
-        with warnings.catch_warnings():
+        with _quiet_loggers(), warnings.catch_warnings():
             # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
             warnings.simplefilter("ignore")
             torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
@@ -83,6 +83,19 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         for hook in hooks:
             hook.remove()
     return None
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _leave(entered: list[str]) -> None:
@@ -105,11 +118,15 @@ def _succeeds(module: nn.Module, rows: Tensor) -> bool:
     return len(outputs) == len(more)
 
 
+def _fixes_rows(error: Exception) -> bool:
+    return "Constraints violated" in str(error) or "specialized" in str(error)
+
+
 def _describe(error: Exception) -> str:
     text: Any = str(error)
     if _is_data_dependent(error):
         return "its control flow or a shape depends on the values of the inputs"
-    if "n" in text and ("Constraints violated" in text or "specialized" in text):
+    if _fixes_rows(error):
         return f"its code fixes the number of rows: {_first_line(text)}"
     return f"{type(error).__name__}: {_first_line(text)}"
 
