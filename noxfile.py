@@ -193,7 +193,7 @@ def browser(session: nox.Session) -> None:
 @nox.session(requires=["work"], tags=["full", "lane-b"])
 def targets(session: nox.Session) -> None:
     """Test exports and gRPC against the clients of KServe and Triton; both register the protocol, one in a process."""
-    session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_with("kinds"))
+    session.install(*groups("test"), "kserve", "tritonclient[http]", "protobuf", wheel_with("kinds"))
     for folder in folders_marked("targets"):
         run_tests(session, "", "-m", "targets", folder, *session.posargs, name=f"targets-{slug(folder)}")
 
