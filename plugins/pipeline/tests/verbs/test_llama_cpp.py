@@ -135,7 +135,7 @@ def test_local_engines_are_profiled_served_replaced_and_drained(
     report = serve(spec, live)
     assert isinstance(report, Report)
     assert report.metrics["failed"].value == 0
-    assert "1 llama.cpp process at the begin" in dict(report.lines)["processes"]
+    assert "1 llama.cpp process at the start" in dict(report.lines)["processes"]
     assert not find_children(os.getpid())
     (tmp_path / "laptop.yaml").write_text(LOCAL, "utf-8")
     with socket.socket() as listener:

@@ -105,8 +105,10 @@ def test_raylets_follow_the_plan(tmp_path: Path) -> None:
     assert outcome.winner is not None
     assert outcome.winner.iters == 6
     iterations = Counter((tmp_path / "log").read_text().splitlines())
-    assert set(iterations.values()) == {1}
-    assert sum(iterations.values()) == 4 * 2 + 2 * 2 + 2
+    counts = sorted(iterations.values())
+    assert counts[:-2] == [1] * (4 * 2 + 2 * 2)
+    # the last trial spans two nodes: each of its four ranks runs the function, and begins after what is stored
+    assert all(1 <= count <= 4 for count in counts[-2:])
     loaded = [float(line) for line in (tmp_path / "log.loaded").read_text().splitlines()]
     assert len(loaded) == 4
     assert max(loaded) < first, "a trial waited for its worker to start"
