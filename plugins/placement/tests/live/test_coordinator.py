@@ -30,9 +30,9 @@ def test_a_leaving_client_is_answered_at_once(steward: Any) -> None:
     """What it waits for is answered as it leaves, however long it would have waited."""
     import ray
 
-    told = steward.wait_for_offers.remote("one", 10 * WAIT)
+    told = steward.wait_for_offers.remote("one", 0, 10 * WAIT)
     steward.leave.remote("one")
-    assert ray.get(told, timeout=WAIT) == ([], [])
+    assert ray.get(told, timeout=WAIT) == []
 
 
 def test_a_task_name_of_another_client_is_rejected(steward: Any) -> None:
@@ -43,5 +43,5 @@ def test_a_task_name_of_another_client_is_rejected(steward: Any) -> None:
     told = [ray.get(steward.report.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
     assert [list(refused) for refused in told] == [[], ["a"]]
     ray.get(steward.withdraw.remote("a"), timeout=WAIT)
-    heard = [ray.get(steward.wait_for_offers.remote(client, 0.0), timeout=WAIT) for client in ("one", "two")]
-    assert [[record.task.name for record in closed] for _, closed in heard] == [["a"], []]
+    heard = [ray.get(steward.wait_for_offers.remote(client, 0, 0.0), timeout=WAIT) for client in ("one", "two")]
+    assert [[record.task.name for _, record in closed] for closed in heard] == [["a"], []]
