@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_server import serve_handler
 
 Script = Callable[[dict[str, Any], int], Mapping[str, Any]]
 """Takes a request and its number from 0; returns how to answer. Keys: text, logprob, status, error, headers, delay,
@@ -47,9 +49,6 @@ def serve_upstream(script: Script) -> Iterator[Upstream]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_args: Any) -> None:
-            pass
-
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with upstream.lock:
@@ -65,16 +64,9 @@ def serve_upstream(script: Script) -> Iterator[Upstream]:
             else:
                 upstream.completed += 1
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    upstream.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serve_handler(Handler) as port:
+        upstream.url = f"http://127.0.0.1:{port}/v1"
         yield upstream
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _answer(handler: BaseHTTPRequestHandler, request: dict[str, Any], answer: dict[str, Any]) -> None:

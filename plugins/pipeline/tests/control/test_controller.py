@@ -185,7 +185,7 @@ def test_steps_stay_within_their_bounds(policy: str, every_s: int) -> None:
 
 @pytest.mark.parametrize("reason", ["unreachable", "no data", "stale"])
 def test_unknown_demand_changes_nothing(reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Replicas stay for as long as the demand is unknown; one message tells when that begins, one when it ends."""
+    """Replicas stay for as long as the demand is unknown; one message when that begins, one when it ends."""
     source, target = Script(even_trace([80.0], 300.0)), Deployment()
     controller = build_controller(source, target)
     run_until(controller, source, 60)

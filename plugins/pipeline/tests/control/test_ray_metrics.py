@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.http_server import serve_handler
 from unfold_pipeline.control import ray_serve
 from unfold_pipeline.control.demand import SignalError
 from unfold_pipeline.control.http import open_client
@@ -72,19 +72,8 @@ def serving() -> Iterator[Dashboard]:
             state.scaled.append((self.path, body["target_num_replicas"]))
             self.reply(200 if state.admits else 412, json.dumps({"message": "Scaling request received."}))
 
-        def log_message(self, *_args: Any) -> None:
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = int(server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serve_handler(Handler) as state.port:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def connect(state: Dashboard) -> Any:

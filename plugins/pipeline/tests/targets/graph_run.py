@@ -13,11 +13,13 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.http_server import serve_handler
 
 MODULE = "module unfoldkit/router\n\ngo 1.24\n\nrequire github.com/tidwall/gjson v1.18.0\n"
 BUILD_S, ANSWER_S = 240, 30
@@ -127,18 +129,8 @@ def _serve_predictor(service: Mapping[str, Any], answer: Answer, run: GraphRun, 
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_args: object) -> None:
-            """Print nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Predictor)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_handler(Predictor) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 def _format_answer(tensors: Mapping[str, Any], *, is_v2: bool, is_plain: bool) -> dict[str, Any]:

@@ -30,18 +30,18 @@ def test_a_leaving_client_is_answered_at_once(steward: Any) -> None:
     """What it waits for is answered as it leaves, however long it would have waited."""
     import ray
 
-    told = steward.wait_for_offers.remote("one", 0, 10 * WAIT)
+    offers = steward.wait_for_offers.remote("one", 0, 10 * WAIT)
     steward.leave.remote("one")
-    assert ray.get(told, timeout=WAIT) == []
+    assert ray.get(offers, timeout=WAIT) == []
 
 
 def test_a_task_name_of_another_client_is_rejected(steward: Any) -> None:
-    """Of two applications that submit one name the second is told so, and what becomes of the task the first hears."""
+    """Of two applications that submit one name the second gets an error, and the first the record of the task."""
     import ray
 
     task = Task("a", {"cpu": 1000}, 1.0)
-    told = [ray.get(steward.report.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
-    assert [list(refused) for refused in told] == [[], ["a"]]
+    failures = [ray.get(steward.report.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
+    assert [list(refused) for refused in failures] == [[], ["a"]]
     ray.get(steward.withdraw.remote("a"), timeout=WAIT)
-    heard = [ray.get(steward.wait_for_offers.remote(client, 0, 0.0), timeout=WAIT) for client in ("one", "two")]
-    assert [[record.task.name for _, record in closed] for closed in heard] == [["a"], []]
+    records = [ray.get(steward.wait_for_offers.remote(client, 0, 0.0), timeout=WAIT) for client in ("one", "two")]
+    assert [[record.task.name for _, record in closed] for closed in records] == [["a"], []]

@@ -30,6 +30,16 @@ def settle(live: ControlLoop) -> None:
         live.step(0.0)
 
 
+def gang_on_two_nodes() -> tuple[LocalWorld, ControlLoop]:
+    """Return a cluster that a gang of eight fills, and its controller."""
+    world = local_world(cluster(2))
+    live = controller(world)
+    for task in job("a", 8, run=1e5):
+        world.submit(task)
+    settle(live)
+    return world, live
+
+
 def running(world: LocalWorld) -> dict[str, int]:
     """Return how many tasks of each job run."""
     return dict(Counter(item.task.job for item in world.register.records.values() if item.state == kinds.RUNNING))
@@ -57,11 +67,7 @@ def test_a_controller_that_adopts_a_torn_gang_stops_the_rest_of_it() -> None:
 
 def test_a_node_that_comes_back_gets_its_resources_again() -> None:
     """The resources of standing rules went with the node; they exist again before a task needs them there."""
-    world = local_world(cluster(2))
-    live = controller(world)
-    for task in job("a", 8, run=1e5):
-        world.submit(task)
-    settle(live)
+    world, live = gang_on_two_nodes()
     node = world.register.nodes["n1"]
     world.register.leave("n1")
     settle(live)
@@ -74,11 +80,7 @@ def test_a_node_that_comes_back_gets_its_resources_again() -> None:
 
 def test_a_node_that_leaves_and_returns_between_two_looks_gets_its_resources_again() -> None:
     """Both changes in one batch: nothing is taken for granted that went with the node."""
-    world = local_world(cluster(2))
-    live = controller(world)
-    for task in job("a", 8, run=1e5):
-        world.submit(task)
-    settle(live)
+    world, live = gang_on_two_nodes()
     node = world.register.nodes["n1"]
     world.register.leave("n1")
     world.register.join(node)

@@ -22,7 +22,7 @@ from unfold_placement.ray.sessions import Ended, Offer
 
 @dataclass(slots=True)
 class FakeGroups(PlacementGroups):
-    """Groups of a cluster that refuses as it is told.
+    """Groups of a cluster with injected faults.
 
     Attributes:
         wait: What waiting for a group does.
@@ -43,7 +43,7 @@ class FakeGroups(PlacementGroups):
 
 
 class Unconnected(Coordinator):
-    """A coordinator that asks no Ray cluster for nodes; its maintenance goes on after the test."""
+    """A coordinator without a Ray cluster; its maintenance goes on after the test."""
 
     def _update_nodes(self) -> None:
         pass

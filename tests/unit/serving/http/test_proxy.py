@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A running nginx before a service."""
+    """A running proxy before a service."""
 
     server: Server
     port: int
@@ -64,10 +64,7 @@ def proxied(folder: Path) -> Iterator[Proxy]:
             "/etc/ssl/unfold/tls.crt": str(files.certificate),
             "/etc/ssl/unfold/tls.key": str(files.key),
         }
-        for shipped, tested in changes.items():
-            assert shipped in text
-            text = text.replace(shipped, tested)
-        (folder / "unfold.conf").write_text(text)
+        (folder / "unfold.conf").write_text(replace_all(text, changes))
         user = "user root;" if os.geteuid() == 0 else ""
         temporary = " ".join(f"{name}_temp_path {folder}/{name};" for name in TEMPORARY)
         (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user, temporary=temporary))
@@ -93,17 +90,7 @@ def test_nginx_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
         with proxy.connect() as wire:
             wire.sendall(request(INFER, headers="content-length: 5000000\r\n", method="POST"))
             assert read(wire).status == 413
-        with proxy.connect() as wire:
-            wire.sendall(request("/events"))
-            stream, deadline = b"", time.monotonic() + 5
-            while b"data:" not in stream:
-                assert time.monotonic() < deadline
-                stream += wire.recv(65536)
-        credentials = grpc.ssl_channel_credentials(proxy.authority)
-        with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
-            messages = build_messages()
-            reply = call(channel, messages, "ModelInfer", raw_request(messages, [[1.0, 2.0, 3.0]]))
-            assert reply.outputs[0].shape == [1]
+        check_page_and_grpc(proxy)
         assert find_status(proxy, 429)
         assert proxy.server.end() == 0
         with proxy.connect() as wire:
@@ -127,15 +114,12 @@ def before_envoy(folder: Path) -> Iterator[Proxy]:
             "address: 127.0.0.1, port_value: 9001": f"address: 127.0.0.1, port_value: {grpc_port}",
             "address: 127.0.0.1, port_value: 9901": f"address: 127.0.0.1, port_value: {admin}",
             "address: 0.0.0.0, port_value: 443": f"address: 127.0.0.1, port_value: {port}",
-            # a slow machine reaches the shipped rate never
+            # a slow machine never reaches the shipped rate
             "max_tokens: 400, tokens_per_fill: 200": "max_tokens: 100, tokens_per_fill: 1",
             "/etc/ssl/unfold/tls.crt": str(files.certificate),
             "/etc/ssl/unfold/tls.key": str(files.key),
         }
-        for shipped, tested in changes.items():
-            assert shipped in text
-            text = text.replace(shipped, tested)
-        (folder / "unfold.yaml").write_text(text)
+        (folder / "unfold.yaml").write_text(replace_all(text, changes))
         words = ["envoy", "-c", str(folder / "unfold.yaml"), "--concurrency", "1", "--disable-hot-restart", "-l", "off"]
         with subprocess.Popen(words, stderr=subprocess.DEVNULL) as envoy:
             try:
@@ -160,20 +144,33 @@ def test_envoy_passes_http_grpc_and_the_live_page(tmp_path: Path) -> None:
         with proxy.connect() as wire:
             wire.sendall(request(INFER, b"x" * 4_300_000))
             assert read(wire).status == 413
-        with proxy.connect() as wire:
-            wire.sendall(request("/events"))
-            stream, deadline = b"", time.monotonic() + 5
-            while b"data:" not in stream:
-                assert time.monotonic() < deadline
-                stream += wire.recv(65536)
-        credentials = grpc.ssl_channel_credentials(proxy.authority)
-        with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
-            messages = build_messages()
-            reply = call(channel, messages, "ModelInfer", raw_request(messages, [[1.0, 2.0, 3.0]]))
-            assert reply.outputs[0].shape == [1]
+        check_page_and_grpc(proxy)
         assert proxy.server.end() == 0
         find_reply(proxy, request(INFER, rows([1, 2, 3])), 503)
         assert find_status(proxy, 429)
+
+
+def replace_all(text: str, changes: Mapping[str, str]) -> str:
+    """Replace shipped settings, each of which must occur, by those of a test."""
+    for shipped, tested in changes.items():
+        assert shipped in text
+        text = text.replace(shipped, tested)
+    return text
+
+
+def check_page_and_grpc(proxy: Proxy) -> None:
+    """Check that events of the live page are not held back, and that a call of gRPC is answered."""
+    with proxy.connect() as wire:
+        wire.sendall(request("/events"))
+        stream, deadline = b"", time.monotonic() + 5
+        while b"data:" not in stream:
+            assert time.monotonic() < deadline
+            stream += wire.recv(65536)
+    credentials = grpc.ssl_channel_credentials(proxy.authority)
+    with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
+        messages = build_messages()
+        reply = call(channel, messages, "ModelInfer", raw_request(messages, [[1.0, 2.0, 3.0]]))
+        assert reply.outputs[0].shape == [1]
 
 
 def find_reply(proxy: Proxy, message: bytes, status: int) -> Any:
