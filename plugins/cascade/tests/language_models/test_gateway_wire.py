@@ -50,7 +50,7 @@ class Served:
 
 
 def count_whole(data: bytes) -> int:
-    """Count the replies with a length, or with chunks, that are whole at the begin of the data."""
+    """Count the replies with a length, or with chunks, that are complete at the start of the data."""
     count = 0
     while data:
         head, end, rest = data.partition(b"\r\n\r\n")

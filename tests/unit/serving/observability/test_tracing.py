@@ -132,6 +132,6 @@ def test_a_request_is_a_span() -> None:
 
 
 def test_without_a_provider_nothing_is_traced() -> None:
-    """OpenTelemetry that nobody set up makes no observer, and no instrumentation."""
+    """Without a provider of OpenTelemetry there is no observer, and no instrumentation."""
     assert request_tracer() is None
     assert find_instrumentation() is None
