@@ -177,7 +177,7 @@ def torch(session: nox.Session) -> None:
 @nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
 def faults(session: nox.Session) -> None:
     """Inject faults into a real server: killed processes, full disks, hostile clients."""
-    with_extras = ("tests/unit/serving/observability/test_access_log.py", "tests/security/test_files.py")
+    with_extras = ("tests/unit/serving/observability/test_tracing.py", "tests/security/test_files.py")
     run_tests(session, "extras", *RERUN, "tests/faults", *with_extras, *session.posargs)
 
 

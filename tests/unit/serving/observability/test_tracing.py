@@ -34,7 +34,7 @@ def read_spans(server: Server, count: int) -> list[dict[str, Any]]:
 def test_both_protocols_use_the_instrumentation_of_opentelemetry() -> None:
     """HTTP and gRPC make one server span per request, children of their parents; probes of gRPC make none."""
     for module in INSTRUMENTATION:
-        pytest.importorskip(module, reason="the extra telemetry is not installed; nox -s tests has it")
+        pytest.importorskip(module, reason="the extra telemetry is not installed; nox -s faults has it")
     messages = build_messages()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -103,7 +103,7 @@ def test_the_environment_turns_an_instrumentation_off(monkeypatch: pytest.Monkey
 def test_a_request_is_a_span() -> None:
     """With the SDK a request is a span of a server, child of its trace parent, with HTTP's attributes and its time."""
     sdk = pytest.importorskip(
-        "opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed; nox -s tests has it"
+        "opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed; nox -s faults has it"
     )
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
