@@ -56,6 +56,8 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.served_audit(0.02, 0.054, by_labels=False),
         sentences.served_audit(0.02, 0.02, by_labels=True),
     ),
+    "calling": (sentences.calling(0.0623, 1.0),),
+    "stored_calls": (sentences.stored_calls(120, 1500, 0.0623, 1.0),),
     "collected": (
         sentences.collected(1500, 1500, 0.0623, 1.0, is_capped=False),
         sentences.collected(1499, 1500, 0.0623, 1.0, is_capped=False),

@@ -196,6 +196,16 @@ def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) ->
     return f"{percent(share)} of requests; {what}"
 
 
+def calling(spent_usd: float, cap_usd: float) -> str:
+    """Name the step of a collection, with what it has spent of its cap."""
+    return f"calls · ${spent_usd:,.4g} of ${cap_usd:g} spent"
+
+
+def stored_calls(calls: int, total: int, spent_usd: float, cap_usd: float) -> str:
+    """State what a collection that was stopped has stored, and what it may have spent with the calls in flight."""
+    return f"{calls:,} of {total:,} calls are stored, at most ${spent_usd:,.4g} of ${cap_usd:g} spent"
+
+
 def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
     """State how much of a log was collected, and what it cost."""
     start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
