@@ -7,11 +7,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from unfoldkit import __version__
 from unfoldkit.catalog.price_books import cache_folder, state_folder
@@ -129,7 +129,7 @@ def run_folder(request: Request, loaded: LoadedSpec) -> Path:
     return request.run or loaded.run or Path("runs") / loaded.spec.name
 
 
-def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int, int], None] | None = None) -> Run:
+def build_run(request: Request, loaded: LoadedSpec, progress: Progress = ignore_progress) -> Run:
     """Build the context that a verb receives beside its spec."""
     if request.allow_code:
         # after installed packages, so that no file beside the spec shadows a library
@@ -158,7 +158,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         log=console.open_log(verbose=request.verbose),
         options=options,
         allow_code=request.allow_code,
-        progress=cast("Progress", progress) if progress else ignore_progress,
+        progress=progress,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from unfoldkit.cli.console import print_message
 from unfoldkit.format import format_bytes, format_duration
+from unfoldkit.run_context import Progress, ignore_progress
 
 FIRST_LINE_S = 2.0
 """A verb that ends earlier prints no progress."""
@@ -147,7 +148,7 @@ def _read_resident_bytes(process: str) -> int:
 
 
 @contextmanager
-def show_progress(title: str, environment: Mapping[str, str] = os.environ) -> Iterator[Callable[[str, int, int], None]]:
+def show_progress(title: str, environment: Mapping[str, str] = os.environ) -> Iterator[Progress]:
     """Yield a progress reporter: bars on a terminal, plain lines elsewhere, nothing with ``UNFOLD_PROGRESS=0``.
 
     Args:
@@ -155,7 +156,7 @@ def show_progress(title: str, environment: Mapping[str, str] = os.environ) -> It
         environment: The variables of the process. With ``CI``, lines appear on a terminal, too.
     """
     if environment.get("UNFOLD_PROGRESS") == "0":
-        yield lambda _step, _done, _total: None
+        yield ignore_progress
     elif environment.get("CI") or not sys.stderr.isatty():
         lines = ProgressLines(title, print_message, read_memory=read_memory_bytes)
         with _calling(lines.beat):
@@ -207,7 +208,7 @@ def _calling(beat: Callable[[], None]) -> Iterator[None]:
 
 # Numba compiles silently for up to half a minute
 @contextmanager
-def report_compilation(progress: Callable[[str, int, int], None]) -> Iterator[None]:
+def report_compilation(progress: Progress) -> Iterator[None]:
     """Report to ``progress`` each loop that is compiled meanwhile; nothing for code that is cached."""
     events = sys.modules.get("numba.core.event")
     if events is None:
@@ -218,7 +219,7 @@ def report_compilation(progress: Callable[[str, int, int], None]) -> Iterator[No
         yield
 
 
-def _build_listener(base: Any, progress: Callable[[str, int, int], None]) -> Any:
+def _build_listener(base: Any, progress: Progress) -> Any:
     # a loop compiles those that it calls: the first to start is the last to end
     counts = {"started": 0, "ended": 0}
 
