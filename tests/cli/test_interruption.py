@@ -39,6 +39,7 @@ def test_a_second_signal_ends_a_verb_that_cleans_up(capfd: pytest.CaptureFixture
     handler = StopHandler(is_guarded=True, end=codes.append)
     with pytest.raises(KeyboardInterrupt):
         press(handler, 100.0)
+    handler.ended.set()
     press(handler, 100.0 + DOUBLE_PRESS_S / 2)
     assert codes == []
     press(handler, 100.0 + 2 * DOUBLE_PRESS_S)
@@ -106,6 +107,30 @@ def test_a_signal_that_python_drops_is_raised_again(capsys: pytest.CaptureFixtur
     with handling_stops(is_process=False):
         assert run_guarded(work) == 130
     assert capsys.readouterr().err == "interrupted; nothing was changed\n"
+
+
+def test_a_signal_that_is_swallowed_is_raised_again() -> None:
+    """Code that catches everything goes on for a moment only; what cleans up is left alone."""
+    events: list[str] = []
+
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except BaseException:  # noqa: BLE001 - as some libraries do
+            events.append("swallowed")
+        try:
+            time.sleep(5)
+            events.append("went on")
+        finally:
+            for _ in range(20):
+                time.sleep(0.1)
+            events.append("cleaned up")
+        return 0
+
+    with handling_stops(is_process=False):
+        assert run_guarded(work) == 130
+    assert events == ["swallowed", "cleaned up"]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

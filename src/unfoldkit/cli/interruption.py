@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 DOUBLE_PRESS_S = 1.0
 """A signal this soon after another one is the same wish: wrappers forward what a terminal has already sent."""
-RAISE_AGAIN_S = 0.02
+PROBE_EVERY_S = 0.5
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Windows has no SIGHUP."""
 
@@ -28,6 +28,9 @@ class StopHandler:
         is_guarded: Whether a verb runs, which cleans up when it is stopped. Before it nothing needs that.
         number: The signal that stops the verb; ``None`` before it.
         last_s: When the last signal arrived.
+        is_probe: Whether the next signal only looks whether the first one's exception was lost.
+        lock: Held while a probe is sent, or the verb ends.
+        ended: Set when the verb has ended.
         end: Ends the process at once with an exit code.
         clock: A clock in s.
     """
@@ -35,6 +38,9 @@ class StopHandler:
     is_guarded: bool = False
     number: int | None = None
     last_s: float = 0.0
+    is_probe: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
     end: Callable[[int], Any] = os._exit
     clock: Callable[[], float] = time.monotonic
 
@@ -45,6 +51,11 @@ class StopHandler:
             KeyboardInterrupt: At the first signal, unless an event loop runs: its tasks are canceled instead.
         """
         del frame
+        if self.is_probe:
+            self.is_probe = False
+            if self.is_guarded and not _is_handling_stop():
+                raise KeyboardInterrupt
+            return
         is_first, now_s = self.number is None, self.clock()
         is_repeated = now_s - self.last_s < DOUBLE_PRESS_S
         self.last_s = now_s
@@ -55,16 +66,21 @@ class StopHandler:
         elif is_first:
             self.number = number
             if not _cancel_tasks():
+                self.ended.clear()
+                threading.Thread(target=self._probe, name="probe", daemon=True).start()
                 raise KeyboardInterrupt
         else:
             self._end_at_once(number, f"{stop_word(number)} again: ended before the verb had cleaned up")
 
-    def raise_again(self) -> None:
-        """Send the first signal once more: its exception was lost in a callback, which passes none on."""
-        number, self.number = self.number, None
-        timer = threading.Timer(RAISE_AGAIN_S, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
+    def _probe(self) -> None:
+        """Signal from time to time until the verb ends: callbacks and compilers drop exceptions that pass them."""
+        main = threading.main_thread().ident
+        while not self.ended.wait(PROBE_EVERY_S):
+            with self.lock:
+                if self.ended.is_set() or main is None or self.number is None or not hasattr(signal, "pthread_kill"):
+                    return
+                self.is_probe = True
+                signal.pthread_kill(main, self.number)
 
     def _end_at_once(self, number: int, message: str) -> None:
         # not through sys.stderr, to which the code that was interrupted may be writing
@@ -136,7 +152,21 @@ def guarding_verb() -> Iterator[None]:
     try:
         yield
     finally:
+        with handler.lock:
+            handler.ended.set()
         handler.is_guarded = False
+
+
+def _is_handling_stop() -> bool:
+    """Return whether the code that the signal finds cleans up after a stop, however deep."""
+    error = sys.exc_info()[1]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cancel_tasks() -> bool:
@@ -159,12 +189,10 @@ def _cancel_tasks() -> bool:
 
 
 def _build_hook(handler: StopHandler, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a hook for exceptions that cannot be raised: KeyboardInterrupt is raised again elsewhere."""
+    """Return a hook for exceptions that cannot be raised. That of a stop is not printed: the next probe raises it."""
 
     def handle(lost: Any) -> None:
-        if isinstance(lost.exc_value, KeyboardInterrupt) and handler.number is not None:
-            handler.raise_again()
-        else:
+        if not isinstance(lost.exc_value, KeyboardInterrupt) or handler.number is None:
             hook(lost)
 
     return handle
