@@ -184,3 +184,13 @@ def test_a_mistake_is_no_stop(capsys: pytest.CaptureFixture[str], tmp_path: Path
     with handling_stops(is_process=False):
         assert run_guarded(work) == 2
     assert capsys.readouterr().err == "no such file\n"
+
+
+def test_a_signal_after_the_answer_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """A second press while the interpreter ends keeps the code of the first one, and adds no line."""
+    codes: list[int] = []
+    handler = StopHandler(is_over=True, number=signal.SIGTERM, end=codes.append)
+    handler.last_s = handler.clock()
+    handler(signal.SIGINT)
+    assert codes == [143]
+    assert capfd.readouterr().err == ""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 COMPLETION = "_UNFOLD_COMPLETE"
 """The variable with which a shell requests completions, of a call without words."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    _replace_closed_streams()
     try:
+        words = sys.argv[1:] if arguments is None else arguments
+        _replace_closed_streams()
         _run(words, is_process=arguments is None)
         sys.stdout.flush()
     except KeyboardInterrupt:

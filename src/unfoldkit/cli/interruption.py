@@ -26,6 +26,7 @@ class StopHandler:
 
     Attributes:
         is_guarded: Whether a verb runs, which cleans up when it is stopped. Before it nothing needs that.
+        is_over: Whether the answer is written and the interpreter ends. A signal then ends the process without a word.
         number: The signal that stops the verb; ``None`` before it.
         last_s: When the last signal arrived.
         is_probe: Whether the next signal only looks whether the first one's exception was lost.
@@ -36,6 +37,7 @@ class StopHandler:
     """
 
     is_guarded: bool = False
+    is_over: bool = False
     number: int | None = None
     last_s: float = 0.0
     is_probe: bool = False
@@ -56,6 +58,8 @@ class StopHandler:
             if self.is_guarded and not _is_handling_stop():
                 raise KeyboardInterrupt
             return
+        if self.is_over:
+            self.end(stop_code(self.number or number))
         is_first, now_s = self.number is None, self.clock()
         is_repeated = now_s - self.last_s < DOUBLE_PRESS_S
         self.last_s = now_s
@@ -122,7 +126,7 @@ def handling_stops(*, is_process: bool) -> Iterator[None]:
     """Handle the signals that end a process in the block; one that the parent process ignores stays ignored.
 
     Args:
-        is_process: Whether the process ends after the block. A signal then ends it without a word: its answer is there.
+        is_process: Whether the process ends after the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -136,8 +140,10 @@ def handling_stops(*, is_process: bool) -> Iterator[None]:
             signal.signal(number, handler)
         yield
     finally:
+        handler.is_over = True
         for number, old in handled.items():
-            signal.signal(number, signal.SIG_DFL if is_process else old)
+            if not is_process:
+                signal.signal(number, old)
         sys.unraisablehook = hook
 
 
