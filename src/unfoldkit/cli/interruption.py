@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -135,6 +136,9 @@ def handling_stops(*, is_process: bool) -> Iterator[None]:
     previous = {number: signal.getsignal(number) for number in HANDLED}
     handled = {number: old for number, old in previous.items() if old not in (signal.SIG_IGN, None)}
     sys.unraisablehook = _build_hook(handler, hook)
+    if is_process:
+        # it runs last of all: then the interpreter forgets its handlers, and a signal would replace the exit code
+        atexit.register(_ignore_signals, handled)
     try:
         for number in handled:
             signal.signal(number, handler)
@@ -145,6 +149,11 @@ def handling_stops(*, is_process: bool) -> Iterator[None]:
             if not is_process:
                 signal.signal(number, old)
         sys.unraisablehook = hook
+
+
+def _ignore_signals(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
