@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from queue_objects import GPU, Body, at, cluster_queue, flavor, local_queue, workload, write_list
-
+from plugins.placement.tests.kueue.queue_objects import (
+    GPU,
+    Body,
+    at,
+    cluster_queue,
+    flavor,
+    local_queue,
+    workload,
+    write_list,
+)
 from unfold_placement.kueue import replay as replays
 from unfold_placement.kueue.replay import Admission, replay_queues
 from unfold_placement.workload.kueue_objects import read_queue_snapshot

@@ -83,6 +83,13 @@ def states(api: Api) -> dict[str, str]:
     return found
 
 
+def is_active(api: Api) -> bool:
+    """Return whether the check is active: only then does its ClusterQueue reserve quota."""
+    (check,) = list_objects(api, "AdmissionCheck")
+    conditions = check.get("status", {}).get("conditions", ())
+    return any(item["type"] == "Active" and item["status"] == "True" for item in conditions)
+
+
 def resumed(api: Api) -> set[str]:
     """Return the Jobs that Kueue has resumed."""
     jobs = api.get("/apis/batch/v1/namespaces/team/jobs")["items"]
@@ -118,6 +125,9 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
     plane, api = world
     names = [f"j{number}" for number in range(4)]
     runs_s = {f"team/{name}": 6.0 for name in names}
+    with serving(plane, tmp_path) as process:
+        until(lambda: is_active(api), tmp_path / "log")
+        process.kill()
     with run_jobs(api, runs_s) as runner:
         for name in names:
             create(api, build_job(name, "team", 4))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kueue"))
-
-from queue_objects import GPU, Body, at, cluster_queue, flavor, local_queue, workload, write_list
-
+from plugins.placement.tests.kueue.queue_objects import (
+    GPU,
+    Body,
+    at,
+    cluster_queue,
+    flavor,
+    local_queue,
+    workload,
+    write_list,
+)
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.verbs.check_inputs import check_inputs
 from unfold_placement.verbs.plan import plan
@@ -248,3 +253,10 @@ def test_quotas_above_the_nodes_are_stated(tmp_path: Path) -> None:
     items = json.loads(two_teams(tmp_path).read_text())["items"]
     lines = [line for _, line in report(tmp_path, spec(write_list(tmp_path, [*items, node]))).lines]
     assert "the quotas of nvidia.com/gpu (16) exceed what the nodes offer (4): admitted pods may still wait" in lines
+
+
+def test_the_example_is_replayed(tmp_path: Path) -> None:
+    """More quota for one team of the example starts six workloads earlier and none later."""
+    example = Path(__file__).parents[4] / "examples" / "kueue" / "kueue.yaml"
+    changed = report(tmp_path, spec(example, policy={"quota": {"team-a": 16}}))
+    assert [changed.metrics[key].value for key in ("earlier", "later", "never_start")] == [6, 0, 0]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -40,7 +41,7 @@ from unfold_placement.policies.affinity.node_filter import AcceptedNodes, NodeFi
 from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
 from unfoldkit.kubernetes.leader_election import LeaderElection
-from unfoldkit.kubernetes.reflector import ObjectKey, Reflector
+from unfoldkit.kubernetes.reflector import Handler, ObjectKey, Reflector
 
 API = "/apis/kueue.x-k8s.io/v1beta2"
 CHECKS, FLAVORS, WORKLOADS = f"{API}/admissionchecks", f"{API}/resourceflavors", f"{API}/workloads"
@@ -105,13 +106,15 @@ class AdmissionCheckBackend(LocalBackend):
 
     def open(self) -> None:
         """Read checks, flavors, nodes, pods and workloads, and follow them in threads."""
-        sources = (
-            (CHECKS, self.handle_check, self.checks), (FLAVORS, self.handle_flavor, self.flavors),
-            (NODES, self.handle_node, self.nodes), (PODS, self.handle_pod, self.pods),
+        sources: tuple[tuple[str, Handler, Iterable[object]], ...] = (
+            (CHECKS, self.handle_check, self.checks),
+            (FLAVORS, self.handle_flavor, self.flavors),
+            (NODES, self.handle_node, self.nodes),
+            (PODS, self.handle_pod, self.pods),
             (WORKLOADS, self.handle_workload, self.workloads),
-        )  # fmt: skip
+        )
         for path, handle, known in sources:
-            Reflector(self.api, path, handle, lambda existing, known=known: _missing(known, existing)).start()
+            Reflector(self.api, path, handle, partial(_missing, known)).start()
 
     def close(self) -> None:
         """Stop following the server."""

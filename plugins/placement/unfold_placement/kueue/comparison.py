@@ -156,22 +156,25 @@ def _find_key(holder: ClusterQueue | Cohort, label: str, flavor: str, resource: 
 
 def list_quota_changes(before: QueueSnapshot, after: QueueSnapshot) -> list[tuple[str, FlavorResource, Quota, Quota]]:
     """Return the quotas that differ: name, flavor and resource, quota before and after."""
+    earlier = {(type(holder), holder.name): holder.quotas for holder in _list_holders(before)}
     changes = []
-    for name, queue in [*after.queues.items(), *after.cohorts.items()]:
-        source = before.queues if isinstance(queue, ClusterQueue) else before.cohorts
-        quotas = source[name].quotas if name in source else {}
-        changes += [
-            (name, key, quotas.get(key, Quota(0)), quota)
-            for key, quota in queue.quotas.items()
-            if quotas.get(key) != quota
-        ]
+    for holder in _list_holders(after):
+        quotas = earlier.get((type(holder), holder.name), {})
+        for key, quota in holder.quotas.items():
+            if quotas.get(key) != quota:
+                changes.append((holder.name, key, quotas.get(key, Quota(0)), quota))
     return changes
 
 
 def sum_nominal(snapshot: QueueSnapshot) -> dict[str, int]:
     """Return the nominal quotas of all ClusterQueues and cohorts by resource, all flavors together."""
     total: dict[str, int] = {}
-    for holder in [*snapshot.queues.values(), *snapshot.cohorts.values()]:
+    for holder in _list_holders(snapshot):
         for (_, resource), quota in holder.quotas.items():
             total[resource] = total.get(resource, 0) + quota.nominal
     return total
+
+
+def _list_holders(snapshot: QueueSnapshot) -> list[ClusterQueue | Cohort]:
+    holders: list[ClusterQueue | Cohort] = list(snapshot.queues.values())
+    return [*holders, *snapshot.cohorts.values()]

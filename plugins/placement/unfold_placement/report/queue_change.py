@@ -141,7 +141,10 @@ def _row(problem: QueueProblem, change: StartChange) -> tuple[Cell, ...]:
 def _format_time(epoch_s: float) -> str:
     if math.isinf(epoch_s):
         return "never"
-    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError):
+        return "after the year 9999"
 
 
 def _lines(

@@ -326,9 +326,10 @@ class NamespaceFilter:
             return False
         selector = spec.part("namespaceSelector")
         required = [Requirement(key, "In", (value,)) for key, value in selector.texts("matchLabels").items()]
-        for part in selector.parts("matchExpressions"):
-            values = part.body.get("values") or ()
-            required.append(Requirement(part.text("key"), part.text("operator"), tuple(map(str, values))))
+        required += [
+            Requirement(part.text("key"), part.text("operator"), part.names("values"))
+            for part in selector.parts("matchExpressions")
+        ]
         known = {NAME_LABEL: namespace, **self.labels.get(namespace, {})}
         if namespace not in self.labels and any(item.key != NAME_LABEL for item in required):
             note = sentences.unknown_namespace_line(queue, namespace)
@@ -419,12 +420,11 @@ def _read_quantity(part: Manifest, key: str, resource: str) -> int:
 
 
 def _read_groups(spec: Manifest) -> tuple[tuple[ResourceGroup, ...], dict[FlavorResource, Quota]]:
-    groups, quotas = [], {}
+    groups: list[ResourceGroup] = []
+    quotas: dict[FlavorResource, Quota] = {}
     for part in spec.parts("resourceGroups"):
-        covered = part.body.get("coveredResources") or []
-        if not isinstance(covered, list) or not all(isinstance(name, str) for name in covered):
-            raise part.fault("coveredResources", "not a list of resource names")
-        names = []
+        covered = part.names("coveredResources")
+        names: list[str] = []
         for flavor in part.parts("flavors"):
             names.append(flavor.text("name"))
             for resource in flavor.parts("resources"):

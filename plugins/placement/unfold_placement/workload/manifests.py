@@ -117,6 +117,19 @@ class Manifest:
             raise self.fault(key, f"{value!r:.60} is not a number" + ("" if least is None else f" of at least {least}"))
         return value
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """Return a list of texts, an empty one if it is missing.
+
+        Raises:
+            UnfoldError: it is no list of texts.
+        """
+        values = self.body.get(key)
+        if values is None:
+            return ()
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.fault(key, f"{values!r:.60} is not a list of texts")
+        return tuple(values)
+
     def texts(self, key: str) -> dict[str, str]:
         """Return a mapping of texts, such as labels.
 
