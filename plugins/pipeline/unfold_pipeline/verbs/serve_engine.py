@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests, find_engine
+from unfold_pipeline.engine.build import build_engine_problem, build_local_settings, build_replay_requests, find_engine
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requests
@@ -18,8 +18,8 @@ from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.measured import LocalFacts, build_measured_engine_report
 from unfold_pipeline.report.engines.plan import parse_engine_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
+from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_local_engines
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.verbs.local_engines import LocalEngines, build_local_engines
 from unfold_pipeline.verbs.plan_engine import reject_stages_around
 from unfold_pipeline.verbs.profile_engine import read_key
 from unfoldkit.api import Report, Run, Service, user_error
@@ -71,7 +71,7 @@ def _serve_local_engines(
     Raises:
         UnfoldError: an engine does not start or respond.
     """
-    engines = build_local_engines(spec, problem, config, run)
+    engines = build_local_engines(build_local_settings(spec, run), problem, config, run)
     pool = engines.pool
     trace = run.options.get("replay")
     if not trace:
