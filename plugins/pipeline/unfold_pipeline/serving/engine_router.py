@@ -24,9 +24,11 @@ from unfold_pipeline.engine.endpoint.client import (
     EndpointLimits,
     build_http_client,
     has_token,
+    is_token_count,
     parse_event,
     read_bounded,
     read_events,
+    read_token_count,
 )
 from unfoldkit.api import UnfoldError
 from unfoldkit.io.event_stream import DONE
@@ -336,9 +338,9 @@ class EngineRouterApp:
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1
             usage = event.get("usage")
-            if isinstance(usage, Mapping) and isinstance(usage.get("completion_tokens"), int):
-                tokens = usage["completion_tokens"]
-                prompt = usage["prompt_tokens"] if isinstance(usage.get("prompt_tokens"), int) else 0
+            if isinstance(usage, Mapping):
+                tokens = read_token_count(usage, "completion_tokens") or tokens
+                prompt = read_token_count(usage, "prompt_tokens") or prompt
             if event.get("choices") or wants_usage or "error" in event:
                 await exchange.write(b"data: " + data + b"\n\n")
         raise EndpointError("the stream broke off before its end")
@@ -408,8 +410,8 @@ def _estimate_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
     text = request.get("messages") or request.get("prompt") or ""
     size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
     limits = [request.get(name) for name in ("max_completion_tokens", "max_tokens")]
-    output = next((value for value in limits if isinstance(value, int) and value > 0), DEFAULT_OUTPUT_TOKENS)
-    return size // BYTES_PER_TOKEN, min(output, 1 << 20)
+    output = next((value for value in limits if is_token_count(value)), DEFAULT_OUTPUT_TOKENS)
+    return size // BYTES_PER_TOKEN, min(int(output or 0), 1 << 20)
 
 
 def _format_fault(fault: RequestError) -> Reply:
