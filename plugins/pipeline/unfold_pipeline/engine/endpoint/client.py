@@ -379,7 +379,7 @@ def is_token_count(value: Any) -> bool:
 def read_token_count(usage: Mapping[str, Any], name: str) -> int:
     """Return a count of the usage; 0 if it reports none."""
     value = usage.get(name)
-    return int(value) if is_token_count(value) and value is not None else 0
+    return int(value) if value is not None and is_token_count(value) else 0
 
 
 def _require_count(usage: Mapping[str, Any], name: str) -> int:
