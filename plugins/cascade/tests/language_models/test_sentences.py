@@ -43,7 +43,10 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             ("column", {}),
         )
     ),
-    "entry": (sentences.entry(0.0, "small"), sentences.entry(0.234, "small")),
+    "entry": (
+        sentences.entry(0.0, "small", has_embedding=False),
+        sentences.entry(0.234, "small", has_embedding=True),
+    ),
     "reversed_scores": (sentences.reversed_scores(MODELS),),
     "weak_scores": (sentences.weak_scores(MODELS[:1]),),
     "served_alias": (sentences.served_alias("auto", MODELS),),

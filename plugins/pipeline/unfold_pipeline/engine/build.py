@@ -21,6 +21,7 @@ from unfold_pipeline.engine.hardware.model_shape import (
 )
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
+from unfold_pipeline.engine.simulation.cluster import Routing
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.aiconfigurator import (
@@ -87,6 +88,27 @@ class MeasuredEndpoint:
 
     profile: EndpointProfile
     fit: FittedEndpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """How the processes of a local engine are started, and whether their number may change.
+
+    Attributes:
+        key: of the engine in the spec, for errors.
+        weights: the GGUF file; ``None`` for that of the installed package.
+        threads: threads that compute.
+        context: tokens in the KV cache, which the requests share.
+        routing: how requests are distributed to the processes.
+        is_scaled: whether a rule scales them.
+    """
+
+    key: str
+    weights: Path | None
+    threads: int
+    context: int
+    routing: Routing
+    is_scaled: bool
 
 
 def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
@@ -216,6 +238,21 @@ def find_engine(spec: PipelineSpec) -> tuple[str, EngineSpec]:
         if stage.engine is not None:
             return name, stage.engine
     raise user_error("no stage is an engine", key="stages", hint="stages.NAME.engine")
+
+
+def build_local_settings(spec: PipelineSpec, run: Run) -> LocalSettings:
+    """Return the settings of the processes of a spec with ``engine.local``."""
+    stage, engine = find_engine(spec)
+    local, key = engine.local, f"stages.{stage}.engine"
+    assert local is not None  # noqa: S101 - callers have checked
+    return LocalSettings(
+        key=key,
+        weights=None if local.weights is None else run.path(local.weights, key=f"{key}.local.weights"),
+        threads=local.threads,
+        context=local.context,
+        routing=engine.routing,
+        is_scaled=spec.tuner.policy != "fixed",
+    )
 
 
 def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None) -> TokenTrace:

@@ -23,6 +23,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     build_token_envelope,
     count_trace_tokens,
     keep_replicas,
+    limit_replicas,
 )
 from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
@@ -52,7 +53,6 @@ from unfold_pipeline.verbs.stages_around import build_stages_around, choose_pipe
 from unfoldkit.api import Metric, Report, Run
 
 HPA_UTILIZATION = 0.8
-MAX_GROWTH = 4
 RULES = 5
 SHORTEST_SLOT_S = 60.0
 
@@ -203,12 +203,6 @@ def _replay_rules(
     slots = simulate_slots(live, config, slot_s, limit_replicas(problem, config))
     bounds = [find_cheapest_schedule(slots, item.misses) for item in runs]
     return build_engine_replay_report(live, runs, calibrated, bounds, float(slots.seconds[0]))
-
-
-def limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
-    """Return the engines that a scaling rule may have at a time."""
-    option = problem.options[config.option]
-    return min(option.max_replicas(problem.settings.max_replicas), MAX_GROWTH * config.replicas)
 
 
 def _simulate_rules(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests, find_engine
+from unfold_pipeline.engine.build import build_engine_problem, build_local_settings, build_replay_requests, find_engine
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requests
@@ -22,9 +22,9 @@ from unfold_pipeline.report.engines.measured import AttachStages, LocalFacts, bu
 from unfold_pipeline.report.engines.plan import parse_engine_decision
 from unfold_pipeline.report.engines.pools import is_pool_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
+from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_local_engines
 from unfold_pipeline.runtime.engines.stage_line import StagesAround
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.verbs.local_engines import LocalEngines, build_local_engines
 from unfold_pipeline.verbs.profile_engine import read_key
 from unfold_pipeline.verbs.stages_around import (
     PlannedPipeline,
@@ -129,7 +129,7 @@ def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Ser
         UnfoldError: an engine does not start or respond.
     """
     problem, config = case.problem, case.config
-    engines = build_local_engines(spec, problem, config, run)
+    engines = build_local_engines(build_local_settings(spec, run), problem, config, run)
     pool = engines.pool
     trace = run.options.get("replay")
     if not trace:

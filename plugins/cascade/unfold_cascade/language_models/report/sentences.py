@@ -142,11 +142,12 @@ def confidence_source(source: Mapping[str, Any]) -> str:
     return texts.get(kind, "a column of the log, which no gateway can read")
 
 
-def entry(share: float, model: str) -> str:
-    """State how many requests skip the first model."""
+def entry(share: float, model: str, *, has_embedding: bool) -> str:
+    """State how many requests skip the first model, and what of the prompt decides."""
+    what = "length and embedding" if has_embedding else "length"
     if share == 0.0:
-        return f"the length of the prompt lets no request skip {model}"
-    return f"{percent(share)} of test requests skip {model} for the length of their prompt"
+        return f"the {what} of the prompt let{'' if has_embedding else 's'} no request skip {model}"
+    return f"{percent(share)} of test requests skip {model} for the {what} of their prompt"
 
 
 def reversed_scores(models: Sequence[str]) -> str:
