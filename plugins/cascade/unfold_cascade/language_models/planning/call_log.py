@@ -128,6 +128,24 @@ def find_entries(log: CallLog, route: Route) -> IntArray:
     return route.entry.find_entries(log.entry_score, route.chain)
 
 
+def find_first_calls(log: CallLog, route: Route, outcome: Outcome) -> IntArray:
+    """Find the (n,) positions in the chain of the first call; a later turn calls only the model that answers it."""
+    entries = find_entries(log, route)
+    if log.turn is None or len(route.chain) == 1:
+        return entries
+    first_calls: IntArray = np.where(_find_openers(log.unit, log.turn) == np.arange(len(log)), entries, outcome.exit)
+    return first_calls
+
+
+def _find_openers(unit: IntArray, turn: IntArray) -> IntArray:
+    """Find the (n,) request that opens the conversation of each request."""
+    order = np.lexsort((turn, unit))
+    _, start, number = np.unique(unit[order], return_index=True, return_inverse=True)
+    opener = np.empty(len(unit), dtype=np.int64)
+    opener[order] = order[start][number]
+    return opener
+
+
 def _before_entry(table: FloatArray, entries: IntArray) -> FloatArray:
     """Return the (n,) accumulated values that requests do not pay, as they enter later."""
     return np.where(entries > 0, table[np.arange(len(table)), np.maximum(entries - 1, 0)], 0.0)
@@ -157,10 +175,7 @@ def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
 def _follow_conversations(log: CallLog, route: Route, exits: IntArray, entries: IntArray) -> Outcome:
     """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
     assert log.turn is not None  # noqa: S101 - the caller has checked it
-    order = np.lexsort((log.turn, log.unit))
-    _, start, number = np.unique(log.unit[order], return_index=True, return_inverse=True)
-    opener = np.empty(len(log), dtype=np.int64)
-    opener[order] = order[start][number]
+    opener = _find_openers(log.unit, log.turn)
     exits = exits[opener]
     rows = np.arange(len(log))
     model = np.array(route.chain)[exits]
