@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
-MAX_REASONS = 6
 GANTT_TITLE = "Which tasks run on which node, and when"
+WAITING = "(no node yet)"
+NEVER_STARTS = "never starts"
+STARVES = "starves"
+MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
 
