@@ -252,7 +252,7 @@ def admission_check_line(queue: str) -> str:
 
 
 def unknown_namespace_line(queue: str, namespace: str) -> str:
-    """Return the line about a selector of namespaces whose labels are unknown."""
+    """Return the line about a selector of namespaces with unknown labels."""
     return f"the namespaceSelector of {queue} is taken to accept {namespace}: the file has no Namespace {namespace}"
 
 
