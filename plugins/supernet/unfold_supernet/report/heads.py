@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_supernet._types import Task
 from unfold_supernet.report import sentences
-from unfold_supernet.report.training import MAX_CLASSES
+from unfold_supernet.report.tables import MAX_CLASSES
 from unfold_supernet.training.head_quality import HeadQuality
 from unfoldkit.api import Cell, Column, Table
 
