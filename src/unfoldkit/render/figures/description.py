@@ -85,9 +85,9 @@ def _to_cell(value: float | None) -> Cell:
 
 
 def _describe_graph(graph: Graph) -> str:
-    parts = []
+    parts, has_copies = [], any(node.count != 1 for node in graph.nodes)
     for node in graph.nodes:
-        facts = [*node.facts, f"{node.count:,} {graph.count}"]
+        facts = [*node.facts, *([f"{node.count:,} {graph.count}"] if has_copies else [])]
         if node.load is not None:
             facts.append(f"{graph.load} {format_percent(round(node.load, 3))}")
         if node.share is not None:
