@@ -124,8 +124,8 @@ def _select_patient(cohort: Cohort, alert: BoolArray) -> tuple[int, str]:
         entity = int(timed[_find_median(lead_h)])
         return entity, sentences.title_patient(_name_patient(cohort, entity), len(timed))
     present = np.flatnonzero(np.diff(cohort.timeline.starts) > 0)
-    alerts = np.bincount(cohort.entity, alert.astype(np.float64), minlength=cohort.entities)[present]
-    entity = int(present[_find_median(alerts)])
+    alerts = np.bincount(cohort.entity[alert], minlength=cohort.entities)[present]
+    entity = int(present[_find_median(alerts.astype(np.float64))])
     return entity, sentences.title_patient_without_onset(_name_patient(cohort, entity), len(present))
 
 
