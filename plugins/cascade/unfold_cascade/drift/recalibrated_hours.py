@@ -74,7 +74,6 @@ def build_local_study(problem: TemporalProblem, plan: LoadedPlan, run: Run, spli
         digest=table.digest,
         part=None,
         sites=(),
-        ids=table.ids,
     )
     local = replace(plan.problem, split=split, seed=run.seed)
     x = build_feature_matrix(table, plan.features)

@@ -15,7 +15,7 @@ ROW_PT = 24.0
 PLANE_PT = 250.0
 LABEL_LETTERS = 32
 MAX_NAMES = 12
-"""Values whose names stand beside them in a plane."""
+"""Values with names beside them in a plane."""
 
 
 def measure_interval_plot(figure: IntervalPlot) -> float:

@@ -15,9 +15,9 @@ from unfold_cascade.language_models.planning.call_log import (
     find_answers,
     find_entries,
 )
-from unfold_cascade.language_models.planning.entry import FEATURES
 from unfold_cascade.language_models.planning.planner import RoutingSolution, has_fractions
 from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_LOG
+from unfold_cascade.language_models.planning.prompt_features import LENGTH
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow
@@ -92,7 +92,8 @@ def _describe_entry(solution: RoutingSolution, route: Route) -> dict[str, Any] |
         return None
     names = solution.problem.log.models
     return {
-        "features": list(FEATURES),
+        "features": list(LENGTH),
+        "embedding": solution.problem.embedding,
         "models": list(names),
         "price": route.entry.price,
         "costs_usd": list(route.entry.costs),
@@ -279,7 +280,8 @@ def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome)
     if solution.scorer is not None:
         route, rows = solution.served_route, problem.parts.test
         entries = find_entries(problem.log.take(rows), route)
-        yield "entry", sentences.entry(float((entries > 0).mean()), problem.log.models[route.chain[0]])
+        share, has_embedding = float((entries > 0).mean()), bool(problem.embedding)
+        yield "entry", sentences.entry(share, problem.log.models[route.chain[0]], has_embedding=has_embedding)
     yield from _score_lines(solution)
     if solution.rows_to_label:
         yield "labels", sentences.labels(solution.rows_to_label)

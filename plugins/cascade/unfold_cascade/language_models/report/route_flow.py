@@ -25,7 +25,7 @@ def draw_route_flow(log: CallLog, route: Route, outcome: Outcome) -> Flow:
     """Draw how requests pass the models of a route.
 
     A request enters at the first model unless a gate on its prompt, or an earlier turn of its conversation, sends it
-    further on. Requests whose answer has no label end in a branch of their own.
+    further on. Requests without a labelled answer end in a branch of their own.
 
     Args:
         log: The requests.

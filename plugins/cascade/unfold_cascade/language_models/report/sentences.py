@@ -144,11 +144,12 @@ def confidence_source(source: Mapping[str, Any]) -> str:
     return texts.get(kind, "a column of the log, which no gateway can read")
 
 
-def entry(share: float, model: str) -> str:
-    """State how many requests skip the first model."""
+def entry(share: float, model: str, *, has_embedding: bool) -> str:
+    """State how many requests skip the first model, and what of the prompt decides."""
+    what = "length and embedding" if has_embedding else "length"
     if share == 0.0:
-        return f"the length of the prompt lets no request skip {model}"
-    return f"{percent(share)} of test requests skip {model} for the length of their prompt"
+        return f"the {what} of the prompt let{'' if has_embedding else 's'} no request skip {model}"
+    return f"{percent(share)} of test requests skip {model} for the {what} of their prompt"
 
 
 def reversed_scores(models: Sequence[str]) -> str:
@@ -196,6 +197,16 @@ def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) ->
     else:
         what = f"the promise is revoked if more than {percent(audit_limit)} of answers differ from the reference"
     return f"{percent(share)} of requests; {what}"
+
+
+def calling(spent_usd: float, cap_usd: float) -> str:
+    """Name the step of a collection, with what it has spent of its cap."""
+    return f"calls · ${spent_usd:,.4g} of ${cap_usd:g} spent"
+
+
+def stored_calls(calls: int, total: int, spent_usd: float, cap_usd: float) -> str:
+    """State what a collection that was stopped has stored, and what it may have spent with the calls in flight."""
+    return f"{calls:,} of {total:,} calls are stored, at most ${spent_usd:,.4g} of ${cap_usd:g} spent"
 
 
 def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:

@@ -39,7 +39,6 @@ class LabelledHours:
         columns: Columns of the table, from which features can be made.
         part: (P,) part of each entity, 0 to 2 for train, calibrate and test, unless parts are drawn at random.
         sites: Values of the column of sites that are left out in turn.
-        ids: (P,) names of the entities in the table; empty in runs of earlier versions, which did not store them.
     """
 
     timeline: Timeline
@@ -50,7 +49,6 @@ class LabelledHours:
     columns: tuple[str, ...]
     part: IntArray | None = None
     sites: tuple[str, ...] = ()
-    ids: tuple[str, ...] = ()
 
     def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
         """Replace column patterns of the problem's feature sets by names; label columns never match."""
@@ -91,7 +89,6 @@ def _unpack(data: bytes) -> LabelledHours:
         tuple(facts.get("columns", ())),
         arrays.get("part"),
         tuple(facts.get("sites", ())),
-        tuple(facts.get("ids", ())),
     )
 
 
@@ -99,7 +96,7 @@ def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
     entered, highest = label_stages(table, [stage.target for stage in problem.stages])
     rule, units = problem.split, _describe_units(table)
     sites = list_sites(rule.column, units)[1] if rule.kind == "leave-out" else ()
-    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites, "ids": table.ids}).encode()
+    facts = json.dumps({"digest": table.digest, "columns": table.columns, "sites": sites}).encode()
     since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
     if rule.kind not in ("random", "leave-out"):

@@ -48,7 +48,7 @@ class Cohort:
         baseline_p: By model number of a baseline, its (n, S+1) probabilities.
         utility: Utility of alerts at every hour.
         events: When the events occur.
-        ids: Names of the entities in the table; empty if they are not known.
+        ids: What reports call the entities: their numbers in the table, as a report is passed on and a name is not.
     """
 
     timeline: Timeline
@@ -238,7 +238,7 @@ def _select_cohort(
         baseline_p={m: p[rows] for m, p in baseline_p.items()},
         utility=compute_utility(since[:, -1]),
         events=locate_events(since[:, -1], starts),
-        ids=tuple(hours.ids[entity] if hours.ids else f"case {entity + 1}" for entity in entities),
+        ids=tuple(f"case {entity + 1}" for entity in entities),
     )
 
 
