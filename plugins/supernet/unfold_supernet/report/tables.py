@@ -60,7 +60,7 @@ def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
     for name, comparison in comparisons.items():
         gap = comparison.gap
         rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
-        rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
+        rows.append((name, comparison.shared.score, comparison.standalone.score, gap.points, gap.error, rating))
     return Table("weight-sharing gap", columns, tuple(rows))
 
 
