@@ -131,7 +131,7 @@ def describe_memory(size_bytes: int) -> str:
 
 
 def read_memory_bytes() -> int:
-    """Return the memory that this process and its child processes occupy; 0 where the system does not list it."""
+    """Return the memory that this process and its child processes occupy; 0 on a system without /proc."""
     own = os.getpid()
     try:
         children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii").split()

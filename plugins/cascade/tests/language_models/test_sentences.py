@@ -43,6 +43,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             ("column", {}),
         )
     ),
+    "branch_cost": (sentences.branch_cost(0.00041), sentences.branch_cost(0.0)),
     "entry": (
         sentences.entry(0.0, "small", has_embedding=False),
         sentences.entry(0.234, "small", has_embedding=True),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfoldkit.api import format_money
+
 TESTS = {
     "exact": "exact paired test",
     "betting": "betting test, mixture of wagers",
@@ -213,3 +215,17 @@ def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_c
     if is_capped:
         return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
     return start if rows == prompts else f"{start}; run it again to call what failed"
+
+
+FLOW_TITLE = "The way of the test requests: which model answers, at what cost, and how often it is right"
+ALL_REQUESTS = "all requests"
+ENTRY_GATE = "gate on the prompt"
+LATER_TURNS = "later turns stay"
+CORRECT = "→ correct"
+WRONG = "→ wrong"
+UNLABELLED = "→ no label"
+
+
+def branch_cost(per_request: float) -> str:
+    """State the mean cost of the requests that a model answers, with all calls before it."""
+    return f"{format_money(1000 * per_request)} per 1,000 answers"
