@@ -143,8 +143,8 @@ def measure(api: Api, instances: Sequence[Instance]) -> list[Outcome]:
         {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "default"}, "spec": {}},
     )
     for name, value in PRIORITIES.items():
-        body = {"kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value, "description": name}
-        create(api, {"apiVersion": "kueue.x-k8s.io/v1beta2", **body})
+        priority = {"kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value, "description": name}
+        create(api, {"apiVersion": "kueue.x-k8s.io/v1beta2", **priority})
     for body in (queue for instance in instances for queue in instance.queues):
         name = body["metadata"]["name"]
         create(api, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

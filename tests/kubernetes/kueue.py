@@ -110,7 +110,7 @@ def _install(api: Api) -> None:
 
 
 def _is_established(body: Body) -> bool:
-    conditions = body.get("status", {}).get("conditions", ())
+    conditions = body.get("status", {}).get("conditions") or ()
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 
