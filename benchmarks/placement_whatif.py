@@ -85,7 +85,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
     if reason:
         return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [reason]}
     rng = np.random.default_rng(seed)
-    instances = [draw_instance(f"i{number}", rng) for number in range(3 if quick else 12)]
+    instances = [draw_instance(f"i{number}", rng) for number in range(3 if quick else 8)]
     with control_plane() as plane, kueue_manager(plane) as api:
         outcomes = measure(api, instances)
     notes = [
