@@ -8,6 +8,7 @@ from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
 from unfold_supernet.report import sentences
 from unfold_supernet.report.front import draw_front
+from unfold_supernet.report.tables import scale_column, tabulate_calibration, tabulate_classes, tabulate_gaps
 from unfold_supernet.report.training import (
     MICRO,
     WEIGHT_BYTES,
@@ -16,11 +17,7 @@ from unfold_supernet.report.training import (
     describe_verdict,
     note_missed_classes,
     state_misses,
-    tabulate_calibration,
-    tabulate_classes,
-    tabulate_gaps,
 )
-from unfold_supernet.units import scale_column
 from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
 
 MAX_REASONS = 4

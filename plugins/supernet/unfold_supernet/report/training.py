@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
 from unfold_supernet.report.front import draw_front
+from unfold_supernet.report.tables import (
+    MAX_CLASSES,
+    scale_column,
+    tabulate_calibration,
+    tabulate_classes,
+    tabulate_gaps,
+)
 from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
-from unfold_supernet.training.calibration import CalibrationError
-from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
+from unfold_supernet.training.problem import TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
-from unfold_supernet.units import scale_column
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 MICRO = 1e6
 MAX_LISTED_STEPS = 16
-MAX_CLASSES = 12
 WEIGHT_BYTES = 4
 
 
@@ -139,37 +142,6 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
     return Table("subnets", columns, tuple(rows))
 
 
-def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
-    """Tabulate the weight-sharing gap of the members that were compared."""
-    columns = (
-        Column("subnet"),
-        Column("shared weights", "%", 2),
-        Column("standalone", "%", 2),
-        Column("gap", "points", 2),
-        Column("paired error", "points", 2),
-        Column("shared weights are"),
-    )
-    rows: list[tuple[Cell, ...]] = []
-    for name, comparison in comparisons.items():
-        gap = comparison.gap
-        rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
-        rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
-    return Table("weight-sharing gap", columns, tuple(rows))
-
-
-def tabulate_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> Table:
-    """Tabulate the sensitivity by class; of many classes, those that the largest member recognises worst."""
-    largest = list(qualities.values())[-1].sensitivity
-    by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
-    shown = sorted(by_sensitivity[:MAX_CLASSES])
-    columns = (Column("subnet"), *(Column(f"class {names[index]}", "%", 1) for index in shown))
-    rows: list[tuple[Cell, ...]] = []
-    for name, quality in qualities.items():
-        values = [quality.sensitivity[index] for index in shown]
-        rows.append((name, *(None if math.isnan(value) else value * 100 for value in values)))
-    return Table(sentences.title_classes(len(shown), len(largest)), columns, tuple(rows))
-
-
 def _tabulate_switches(result: TrainingResult) -> Table:
     costs = result.switch_costs
     mechanisms = (
@@ -180,13 +152,6 @@ def _tabulate_switches(result: TrainingResult) -> Table:
     )
     rows = tuple((name, seconds * MICRO) for name, seconds in mechanisms)
     return Table("model switch", (Column("mechanism"), Column("extra time", "µs", 2, timed=True)), rows)
-
-
-def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
-    """Tabulate the calibration error before and after the temperature."""
-    columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
-    rows = tuple((name, error.before, error.after) for name, error in calibration.items())
-    return Table("expected calibration error", columns, rows)
 
 
 def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, Metric]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel, get_presets
-from unfold_supernet.accelerator.layer_table import read_layer_table
+from unfold_supernet.accelerator.layer_table import build_trained_family, read_layer_table
 from unfold_supernet.accelerator.layers import Family
 from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
 from unfold_supernet.accelerator.queries import QueryStream, draw_queries, read_queries
@@ -32,7 +32,6 @@ from unfold_supernet.schema.space import SearchSpec, SpaceSpec
 from unfold_supernet.schema.supernet import GoalSpec, OnnxLayersSpec, ServingSpec, SupernetSpec
 from unfold_supernet.schema.training import ClassWeights, DataSpec, TrainingSpec
 from unfold_supernet.serving.binding import ServiceProblem
-from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
 from unfold_supernet.training.verdict import Goal

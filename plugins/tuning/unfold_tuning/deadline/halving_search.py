@@ -269,7 +269,7 @@ class HalvingSearch:
         return items
 
     def _end_stages(self, bracket: int) -> set[Any]:
-        """End the stages of a bracket whose trials have all reached the rung or ended, with none still to begin."""
+        """End the stages of a bracket once all trials have reached the rung or ended, and none is still to begin."""
         rungs, losers = self.list_rungs(bracket), set[Any]()
         index = bracket % len(self.keeper.brackets)
         while (stage := self.stages[bracket]) < len(rungs):

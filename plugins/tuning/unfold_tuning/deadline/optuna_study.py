@@ -65,7 +65,7 @@ def optimize(
     gc_after_trial: bool = False,
     show_progress_bar: bool = False,
 ) -> DeadlineResult:
-    """Optimize a study by successive halving whose trials stop at a deadline or a budget, with their next report.
+    """Optimize a study by successive halving; at a deadline or a budget, trials stop with their next report.
 
     The objective reports with ``trial.report(value, step)`` and asks ``trial.should_prune()``, as for any pruner; the
     sampler of the study is used as it is, and its direction ranks trials. A study in a storage continues after a crash,

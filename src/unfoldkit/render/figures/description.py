@@ -113,10 +113,14 @@ def _describe_timeline(timeline: Timeline) -> str:
     lanes = []
     for lane in timeline.lanes[:MAX_DESCRIBED]:
         bars = [bar for bar in timeline.bars if bar.lane == lane]
+        marks = describe_markers([item for item in timeline.markers if item.lane == lane])
         if bars:
             ends = format_number(min(bar.start for bar in bars)), format_number(max(bar.end for bar in bars))
-            lanes.append(f"{lane}: {format_count(len(bars), 'bar')} from {ends[0]} to {ends[1]}")
-    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *describe_markers(timeline.markers)])}"
+            marks = [f"{format_count(len(bars), 'bar')} from {ends[0]} to {ends[1]}", *marks]
+        if marks:
+            lanes.append(f"{lane}: {', '.join(marks)}")
+    moments = describe_markers([item for item in timeline.markers if not item.lane])
+    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *moments])}"
 
 
 def describe_markers(markers: Sequence[Marker]) -> list[str]:
@@ -132,17 +136,18 @@ def _tabulate_timeline(timeline: Timeline) -> Table:
     if len(timeline.bars) <= MAX_BARS:
         order = {lane: index for index, lane in enumerate(timeline.lanes)}
         columns = (Column("lane"), Column("bar"), Column("group"), Column("start", unit), Column("end", unit))
-        bars = sorted(timeline.bars, key=lambda bar: (order[bar.lane], bar.start, bar.end))
-        return Table(
-            timeline.title, columns, tuple((bar.lane, bar.name, bar.group, bar.start, bar.end) for bar in bars)
-        )
+        spans = [(bar.lane, bar.name, bar.group, bar.start, bar.end) for bar in timeline.bars]
+        marks = [item for item in timeline.markers if item.lane]
+        spans += [(item.lane, item.name, "", item.at, item.at if item.end is None else item.end) for item in marks]
+        rows = tuple(sorted(spans, key=lambda span: (order[span[0]], *span[3:])))
+        return Table(timeline.title, columns, rows)
     columns = (Column("lane"), Column("bars"), Column("first start", unit), Column("last end", unit),
                Column("busy", unit))  # fmt: skip
     by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
     for bar in timeline.bars:
         by_lane[bar.lane].append(bar)
-    rows = tuple(_summarize_lane(lane, bars) for lane, bars in by_lane.items())
-    return Table(timeline.title, columns, rows[:MAX_BARS])
+    sums = tuple(_summarize_lane(lane, bars) for lane, bars in by_lane.items())
+    return Table(timeline.title, columns, sums[:MAX_BARS])
 
 
 def _summarize_lane(lane: str, bars: Sequence[Bar]) -> tuple[Cell, ...]:

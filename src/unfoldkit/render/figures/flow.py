@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unfoldkit.figures import Flow, Link, Tone, order_layers
+from unfoldkit.figures import Flow, Link, Stop, Tone, order_layers
 from unfoldkit.format import format_number, format_percent
-from unfoldkit.render.figures.style import COLOURS, INK, WIDTH_PT, open_sheet, shorten_to, write
+from unfoldkit.render.figures.style import COLOURS, INK, LETTER_PT, WIDTH_PT, open_sheet, shorten_to, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +29,12 @@ TONE_ORDER: tuple[Tone, ...] = ("neutral", "good", "bad")
 
 @dataclass(frozen=True, slots=True)
 class FlowLayout:
-    """The bar of each stop as left edge, top edge and height in points, and the height of the figure."""
+    """The bar of each stop as left edge, top edge and height in points, the height of all, and the room for a name."""
 
     bars: Mapping[str, tuple[float, float, float]]
     height_pt: float
     points_per_unit: float
+    label_pt: float
 
 
 def measure_flow(flow: Flow) -> float:
@@ -69,7 +70,7 @@ def layout_flow(flow: Flow) -> FlowLayout:
         for name in column:
             bars[name] = (2 + index * step, top, totals[name] * scale)
             top += totals[name] * scale + GAP_PT
-    return FlowLayout(bars, height, scale)
+    return FlowLayout(bars, height, scale, min(LABEL_PT, step - 4))
 
 
 def place_ribbons(flow: Flow, layout: FlowLayout) -> list[tuple[Link, tuple[float, float, float]]]:
@@ -99,7 +100,7 @@ def draw_flow(axes: Axes, flow: Flow) -> None:
         _draw_ribbon(axes, link, layout, offsets)
     totals, total = sum_flow(flow), get_total(flow) or 1.0
     for stop in flow.stops:
-        _draw_stop(axes, layout.bars[stop.name], stop.name, totals[stop.name] / total, stop.facts)
+        _draw_stop(axes, layout.bars[stop.name], stop, totals[stop.name] / total, layout.label_pt)
     _draw_legend(axes, flow)
 
 
@@ -120,15 +121,18 @@ def _draw_ribbon(axes: Axes, link: Link, layout: FlowLayout, offsets: tuple[floa
     axes.add_patch(shape)
 
 
-def _draw_stop(axes: Axes, bar: tuple[float, float, float], name: str, share: float, facts: tuple[str, ...]) -> None:
+def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: float, room_pt: float) -> None:
     from matplotlib.patches import Rectangle
 
     left, top, height = bar
     axes.add_patch(Rectangle((left, top), BAR_PT, max(height, 1.0), facecolor=INK, linewidth=0))
-    head = f"{name}  {format_percent(round(share, 4))}"
-    write(axes, left, top - 19, shorten_to(head, LABEL_PT, 9), size=9, weight="bold")
-    if facts:
-        write(axes, left, top - 8, shorten_to(" · ".join(facts), LABEL_PT, 8), size=8)
+    # the ends of the flow have no stop to their right
+    room_pt = LABEL_PT if left + BAR_PT + room_pt > WIDTH_PT - LABEL_PT else room_pt
+    percent = f"  {format_percent(round(share, 4))}"
+    name = shorten_to(stop.name, room_pt - len(percent) * 9 * LETTER_PT, 9)
+    write(axes, left, top - 19, name + percent, size=9, weight="bold")
+    if stop.facts:
+        write(axes, left, top - 8, shorten_to(" · ".join(stop.facts), room_pt, 8), size=8)
 
 
 def _draw_legend(axes: Axes, flow: Flow) -> None:

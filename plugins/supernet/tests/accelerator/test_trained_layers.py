@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from plugins.supernet.tests.helpers import make_space
+from unfold_supernet.accelerator.layer_table import build_trained_family
 from unfold_supernet.networks.space import count_attention_macs, count_macs, list_convolutions
 from unfold_supernet.schema.space import SpaceSpec
-from unfold_supernet.study.family_layers import build_trained_family
 
 STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
 ECG = {"form": "conv1d", "stages": STAGES, "stem": {"kernel": 7, "stride": 2}, "kernel": (5,)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unfold_supernet.units import choose_buffer_unit, scale_column
+from unfold_supernet.report.tables import choose_buffer_unit, scale_column
 from unfoldkit.api import format_bytes
 
 

@@ -1,24 +1,14 @@
-"""The stages of a plan as exports need them, and the names that other systems accept."""
+"""The stages of a plan as other systems receive them, with the names that these accept."""
 
 from __future__ import annotations
 
-import contextlib
 import graphlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.problem import PlacementPolicy
-from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.schema.stages import FromRun, list_conditions, list_inputs
-from unfoldkit.api import Report, UnfoldError, user_error
-from unfoldkit.catalog.price_books import load_catalog
-from unfoldkit.io.yaml12 import to_yaml
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
 
 MAX_LABEL_CHARACTERS = 50
 
@@ -84,24 +74,6 @@ class ExportedPlan:
     placement: PlacementPolicy
 
 
-def parse_exported_plan(report: Report) -> ExportedPlan:
-    """Return the plan of a report.
-
-    Raises:
-        UnfoldError: the report is of another kind, holds no plan, or its stages come from the run of a cascade.
-    """
-    configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
-    if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
-        raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
-    spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
-    if isinstance(spec.stages, FromRun):
-        hint = f"unfold serve {spec.stages.run} serves the cascade"
-        raise user_error("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
-    labels = assign_labels(spec.stages_by_name)
-    stages = tuple(_build_stage(name, labels[name], spec, configs[name]) for name in spec.stages_by_name)
-    return ExportedPlan(report.name, stages, build_placement(spec.placement))
-
-
 def sort_exported_stages(stages: Sequence[ExportedStage]) -> list[ExportedStage]:
     """Return the stages in topological order; ties keep the order of the spec."""
     by_name = {stage.name: stage for stage in stages}
@@ -126,38 +98,3 @@ def to_label(name: str) -> str:
     """Return a name that Kubernetes accepts."""
     plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:MAX_LABEL_CHARACTERS].strip("-")
     return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
-
-
-def _build_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str, Any]) -> ExportedStage:
-    stage, hardware = spec.stages_by_name[name], spec.hardware[config["hardware"]]
-    instance = "" if hardware.price is not None else hardware.instance or config["hardware"]
-    return ExportedStage(
-        name=name,
-        label=label,
-        after=stage.after,
-        share=stage.share,
-        fan_out=stage.fan_out,
-        max_wait_s=stage.wait,
-        conditions=list_conditions(stage),
-        inputs=list_inputs(stage),
-        missing=stage.missing,
-        columns=(stage.model.columns or ()) if stage.model else (),
-        features=stage.model.features if stage.model else None,
-        outputs=(stage.model.outputs or {}) if stage.model else {},
-        model_estimator=(stage.model.estimator or "") if stage.model else "",
-        per_instance=hardware.per_instance,
-        model_file=stage.model.file if stage.model else None,
-        model_code=stage.model.code if stage.model else None,
-        hardware=config["hardware"],
-        instance=instance,
-        gpus=_count_gpus(instance or hardware.instance or "", spec.region) / hardware.per_instance,
-        batch=config["batch"],
-        replicas=config["replicas"],
-    )
-
-
-def _count_gpus(instance: str, region: str) -> int:
-    """Return the GPUs of an instance type of the catalog; 0 if it is not known."""
-    with contextlib.suppress(UnfoldError):
-        return load_catalog(region).find(instance).gpus if instance else 0
-    return 0
