@@ -148,7 +148,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
     ("name", "note", "text"),
     [
         ("model", "", "the same command resumes where it was: "),
-        ("spec.yaml", "", "nothing was stored; the same command starts again: "),
+        ("spec.yaml", "", "nothing was stored in {folder}; the same command starts again: "),
         ("", "$1 of $5 spent", "$1 of $5 spent; the same command resumes where it was: "),
     ],
 )
@@ -171,7 +171,7 @@ def test_the_last_line_says_whether_the_command_resumes(
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert stop.__notes__[-1] == f"{text}unfold train 'a b.yaml'"
+    assert stop.__notes__[-1] == f"{text.format(folder=tmp_path)}unfold train 'a b.yaml'"
 
 
 def test_a_mistake_is_no_stop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

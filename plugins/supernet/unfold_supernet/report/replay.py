@@ -14,7 +14,7 @@ from unfold_supernet.replay.load import WINDOW_SLOS
 from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem
 from unfold_supernet.replay.simulated import SimulatedReplay
 from unfold_supernet.report import sentences
-from unfold_supernet.report.engines import describe_engine_plan, note_busy_measurement
+from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement
 from unfold_supernet.training.accuracy import compute_percentiles
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 

@@ -8,13 +8,15 @@ from unfold_supernet._types import Task
 from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
-from unfold_supernet.report.engines import describe_engine_plan, note_busy_measurement, tabulate_engines
 from unfold_supernet.report.front import draw_front
 from unfold_supernet.report.tables import (
     MAX_CLASSES,
+    describe_engine_plan,
+    note_busy_measurement,
     scale_column,
     tabulate_calibration,
     tabulate_classes,
+    tabulate_engines,
     tabulate_gaps,
 )
 from unfold_supernet.training.accuracy import Difference, SubnetQuality

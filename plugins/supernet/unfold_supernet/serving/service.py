@@ -11,7 +11,7 @@ import numpy as np
 from unfold_supernet.replay.baselines import make_adaptive
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.report import sentences
-from unfold_supernet.report.engines import describe_engine_plan
+from unfold_supernet.report.tables import describe_engine_plan
 from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile

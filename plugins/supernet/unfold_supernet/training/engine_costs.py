@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,8 @@ def compare_engines(views: Model, content: bytes, size: tuple[int, ...], extra: 
             arguments = [torch.from_numpy(array) for array in tensors]
             views(*arguments)
             for _ in range(ROUNDS):
-                rounds["views"] += time_rounds(lambda arguments=arguments: views(*arguments), 1).tolist()
-                rounds["onnx"] += time_rounds(lambda inputs=inputs: session.run(None, inputs), 1).tolist()
+                rounds["views"] += time_rounds(partial(views, *arguments), 1).tolist()
+                rounds["onnx"] += time_rounds(partial(session.run, None, inputs), 1).tolist()
                 if len(rounds["onnx"]) >= MIN_ROUNDS and sum(map(sum, rounds.values())) > ENOUGH_S / 2:
                     break
         for engine, times in rounds.items():

@@ -11,6 +11,7 @@ from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Subnet, count_macs
 from unfold_supernet.networks.supernet import Supernet
+from unfold_supernet.scheduling.engines import EngineCosts
 from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
 from unfold_supernet.training import latency
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_commonest_class, evaluate_predictions
@@ -57,7 +58,7 @@ def train_and_evaluate(
             )
             for subnet in extremes
         }
-    engine_costs = {}
+    engine_costs: dict[str, EngineCosts] = {}
     for subnet, content in _export_subnets(supernet, subnets, data, directory):
         progress("measure engines", len(engine_costs), len(subnets))
         engine_costs[subnet.name] = measure_engine_costs(content, data, seconds_by_batch[subnet.name])
