@@ -101,10 +101,11 @@ def test_labels_have_a_temperature_too(scale: float) -> None:
 
 def test_whole_groups_judge_a_temperature() -> None:
     """Rows that repeat within a few groups prove nothing, however many they are."""
-    logits, labels = draw_calibrated(1, 12, 4)
-    groups = np.repeat(np.arange(12), 200)
-    many, truth = np.repeat(logits, 200, axis=0), np.repeat(labels, 200)
-    assert fit_temperature(many, truth, groups) == 1.0
+    for count in (2, 4, 12):
+        logits, labels = draw_calibrated(1, count, 4)
+        groups = np.repeat(np.arange(count), 200)
+        many, truth = np.repeat(logits, 200, axis=0), np.repeat(labels, 200)
+        assert fit_temperature(many, truth, groups) == 1.0
 
 
 def test_correct_rows_alone_prove_no_certainty() -> None:

@@ -21,10 +21,9 @@ MAX_LOG_TEMPERATURE = 3.0
 PRIOR_DEVIATION = 1.0
 """Standard deviation of the log temperature before any row is seen: rows that are all correct prove no certainty."""
 FOLDS = 5
-MIN_FOLD_GROUPS = 10
-"""Groups of validation rows from which whole groups are left out of a fit."""
-Z_ONE_SIDED = 1.645
-RESAMPLES, MIN_FALLS = 100, 0.95
+MIN_GROUPS = 3
+"""Fewer groups say nothing of how a temperature does on others."""
+RESAMPLES, CONFIDENCE = 100, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +43,27 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
     Args:
         logits: Of validation rows (n, classes), or of labels (n, labels).
         targets: Their classes (n), or labels of 0 and 1 (n, labels).
-        groups: Group of each row (n); of many groups, whole ones are left out of a fit.
+        groups: Group of each row (n); whole ones are left out of a fit, and the test counts them instead of rows.
 
     Returns:
-        The temperature; 1 without rows, or where it does not help.
+        The temperature; 1 without rows, with fewer than three groups, or where it does not help.
     """
+    from scipy.stats import t
+
     if len(targets) < 2 * FOLDS:
         return 1.0
     values = logits.astype(np.float64)
     units = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    if len(np.unique(units)) < MIN_FOLD_GROUPS:
-        units = np.arange(len(targets))
-    folds = np.random.default_rng(0).permutation(int(units.max()) + 1)[units] % FOLDS
+    count = int(units.max()) + 1
+    if count < MIN_GROUPS:
+        return 1.0
+    folds = np.random.default_rng(0).permutation(count)[units] % min(FOLDS, count)
     scaled = np.empty_like(values)
-    for fold in range(FOLDS):
+    for fold in range(min(FOLDS, count)):
         apart = folds == fold
         scaled[apart] = values[apart] / minimise_log_loss(values[~apart], targets[~apart])
     gains = np.bincount(units, weights=_compute_log_losses(values, targets) - _compute_log_losses(scaled, targets))
-    helps = gains.mean() > Z_ONE_SIDED * gains.std(ddof=1) / math.sqrt(len(gains))
+    helps = gains.mean() > float(t.ppf(CONFIDENCE, count - 1)) * gains.std(ddof=1) / math.sqrt(count)
     if not helps or not _falls_beyond_chance(values, scaled, targets, units):
         return 1.0
     return minimise_log_loss(values, targets)
@@ -75,7 +77,7 @@ def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArra
     for _ in range(RESAMPLES):
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[units]
         falls += _compute_error_of(after, targets, weights) < _compute_error_of(before, targets, weights)
-    return falls >= MIN_FALLS * RESAMPLES
+    return falls >= CONFIDENCE * RESAMPLES
 
 
 def minimise_log_loss(logits: FloatArray, targets: IntArray) -> float:
