@@ -23,6 +23,6 @@ def unfold_kinds() -> Iterable[Kind]:
         extra="cascade",
         many=True,
         recalibrates=True,
-        export="unfold_cascade.verbs.export:export_onnx",
+        export="unfold_cascade.verbs.static:export_onnx",
         opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

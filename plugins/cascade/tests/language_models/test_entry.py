@@ -22,10 +22,10 @@ from unfold_cascade.language_models.planning.entry import (
     EntryRule,
     cross_fit,
     fit_scorer,
-    measure_prompt,
     parse_scorer,
 )
 from unfold_cascade.language_models.planning.planner import list_rules, score_prompts
+from unfold_cascade.language_models.planning.prompt_features import LONGEST_TEXT, build_prompt_reader, measure_length
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
     Limits,
@@ -56,7 +56,7 @@ def make_log(rng: np.random.Generator, rows: int, first_cost: float = FIRST_COST
         confidence_cost=np.zeros((rows, 2)),
         latency_ms=np.ones((rows, 2)),
         unit=np.arange(rows),
-        features=np.array([measure_prompt("ab " * int(n / 3)) for n in letters]),
+        features=np.array([measure_length("ab " * int(n / 3)) for n in letters]),
     )
 
 
@@ -78,7 +78,7 @@ def test_a_scorer_separates_hard_prompts_and_survives_as_json() -> None:
     log = make_log(np.random.default_rng(1), 1500)
     assert log.features is not None
     scorer = fit_scorer(log.features, log.is_correct)
-    same = parse_scorer(json.loads(json.dumps(scorer.to_document())))
+    same = parse_scorer(json.loads(json.dumps(scorer.to_document())), 5)
     score = scorer.probabilities(log.features)
     assert (same.probabilities(log.features) == score).all()
     order = np.argsort(log.features[:, 0])
@@ -245,7 +245,13 @@ def test_a_plan_with_an_entry_gate_is_served(tmp_path: Path) -> None:
         _, head, _ = gateway.post(ask(long))
         assert (head["x-unfold-route"], head["x-unfold-promise"]) == ("small:skip,large", "2pt@95")
         assert float(head["x-unfold-cost-usd"]) == pytest.approx(LARGE_COST, abs=1e-9)
-    for key, value in (("scorer", {}), ("features", ["other"]), ("costs_usd", [1.0]), ("price", "dear")):
+    for key, value in (
+        ("scorer", {}),
+        ("features", ["other"]),
+        ("embedding", []),
+        ("costs_usd", [1.0]),
+        ("price", "dear"),
+    ):
         with pytest.raises(UnfoldError, match="none of this version"):
             read_entry({**decision, "entry": {**decision["entry"], key: value}})
 
@@ -253,8 +259,75 @@ def test_a_plan_with_an_entry_gate_is_served(tmp_path: Path) -> None:
 def test_prompts_are_measured_without_a_division_by_zero() -> None:
     """An empty prompt has finite features; every feature grows with what it counts."""
     texts = ("", "a", "a b", "a b\nc", "a b\nc 1!")
-    rows = [measure_prompt(text) for text in texts]
+    rows = [measure_length(text) for text in texts]
     assert np.isfinite(rows).all()
     assert all(later[0] > earlier[0] for earlier, later in itertools.pairwise(rows))
     assert rows[-1][3] > 0.0
     assert rows[-1][4] > 0.0
+
+
+TOPICS = (
+    "Solve the integral of {} over the unit circle and prove convergence",
+    "Write a friendly birthday wish to my aunt {} today",
+)
+
+
+def make_topical_prompts(rng: np.random.Generator, rows: int) -> tuple[list[str], np.ndarray]:
+    """Draw prompts of equal length whose subject decides whether the cheap model fails."""
+    is_hard = rng.random(rows) < 0.5
+    names = ["Ada", "Eve", "Bob", "Max", "Zoe"]
+    texts = [TOPICS[0 if hard else 1].format(names[int(rng.integers(5))]) for hard in is_hard]
+    return [text.ljust(80, "x") for text in texts], is_hard
+
+
+def test_an_embedding_sees_the_subject_where_lengths_are_equal() -> None:
+    """Scores of unseen prompts separate subjects by the embedding, and hardly without it."""
+    rng = np.random.default_rng(8)
+    (texts, is_hard), (others, is_other_hard) = make_topical_prompts(rng, 200), make_topical_prompts(rng, 200)
+    gaps = {}
+    for name in ("length", "embedding"):
+        reader = build_prompt_reader(["length", name])
+        is_correct = np.column_stack([rng.random(200) < np.where(is_hard, 0.2, 0.9), np.ones(200, dtype=np.bool_)])
+        score = fit_scorer(reader.read(texts), is_correct).probabilities(reader.read(others))[:, 0]
+        gaps[name] = score[~is_other_hard].mean() - score[is_other_hard].mean()
+    assert gaps["embedding"] > 0.4
+    noise = rng.random((200, 1)) < 0.5
+    chance = fit_scorer(reader.read(texts), noise).probabilities(reader.read(others))
+    assert np.abs(chance - noise.mean()).mean() < 0.15
+
+
+def test_an_embedding_is_the_same_alone_and_in_a_batch() -> None:
+    """Served prompts come alone, those of a log together; strange and endless texts have finite features too."""
+    reader = build_prompt_reader(["embedding"])
+    texts = ["a", "", "long " * 5000, "\ud800 lone", "\x00", "日本語の質問", "🙂" * 9000]
+    together = reader.read(texts)
+    assert together.shape == (len(texts), reader.size)
+    assert np.isfinite(together).all()
+    for row, text in zip(together, texts, strict=True):
+        assert row == pytest.approx(reader.read([text])[0], abs=1e-5)
+    assert reader.read(["word " * 4000])[0][5:] == pytest.approx(reader.read([("word " * 4000)[:LONGEST_TEXT]])[0][5:])
+
+
+def test_a_plan_with_an_embedding_is_served_by_the_same_weights_only(tmp_path: Path) -> None:
+    """The gateway reads what the plan names; other weights are refused."""
+    rng = np.random.default_rng(9)
+    prompts, is_hard = make_topical_prompts(rng, 900)
+    small = rng.random(900) < np.where(is_hard, 0.1, 0.97)
+    rows = [
+        f"{prompt} {k:04},{int(s)},{np.log(rng.uniform(0.3, 0.99))},{int(rng.random() < 0.95)},-0.1"
+        for k, (prompt, s) in enumerate(zip(prompts, small, strict=True))
+    ]
+    (tmp_path / "log.csv").write_text("\n".join(["prompt,s,sc,l,lc", *rows]))
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("[length]", "[length, embedding]"))
+    spec = spec_of(tmp_path / "spec.yaml")
+    report = plan(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert "for the length and embedding of their prompt" in dict(report.lines)["entry"]
+    decision = json.loads(json.dumps(report.decision))
+    gate = build_gateway_plan(spec, {"decision": decision}).entry
+    assert gate is not None
+    positions = np.array([gate.find_position(prompt) for prompt in prompts[:100]])
+    assert positions[is_hard[:100]].mean() > 0.9
+    assert positions[~is_hard[:100]].mean() < 0.1
+    decision["entry"]["embedding"] = decision["entry"]["embedding"][:-1] + "?"
+    with pytest.raises(UnfoldError, match="none of this version"):
+        read_entry(decision)

@@ -12,7 +12,7 @@ from plugins.cascade.tests.language_models.synthetic_logs import make_log
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.language_models.build import join_units, token_prices
 from unfold_cascade.language_models.planning.calibration import fit_calibration, parse_calibration
-from unfold_cascade.language_models.planning.call_log import Route, follow_route, score_log
+from unfold_cascade.language_models.planning.call_log import Route, find_answers, follow_route, score_log
 from unfold_cascade.language_models.planning.problem import split_units
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.language_models.planning.walk import (
@@ -118,6 +118,24 @@ def test_later_turns_stay_with_the_model_of_the_first() -> None:
         assert outcome.exit[i] == model
         whole = log.cost[i, model] + (log.cost[i, 0] if i == opener and model == 1 else 0.0)
         assert outcome.cost[i] == pytest.approx(whole)
+
+
+def test_later_turns_have_no_vote() -> None:
+    """Only the first turn of a conversation is answered by the vote that its gate trusts; later ones by one sample."""
+    rng = np.random.default_rng(3)
+    log = replace(
+        make_log(rng, 200, unit=np.repeat(np.arange(50), 4)),
+        turn=np.tile(np.arange(4), 50),
+        answer=rng.integers(0, 5, (200, 2)),
+        gated_answer=rng.integers(5, 10, (200, 2)),
+    )
+    assert log.answer is not None
+    assert log.gated_answer is not None
+    exits = np.repeat(rng.integers(0, 2, 50), 4)
+    expected = [
+        log.gated_answer[i, 0] if i % 4 == 0 and model == 0 else log.answer[i, model] for i, model in enumerate(exits)
+    ]
+    assert find_answers(log, Route((0, 1), (0.85,)), exits).tolist() == expected
 
 
 @pytest.mark.slow

@@ -43,7 +43,11 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             ("column", {}),
         )
     ),
-    "entry": (sentences.entry(0.0, "small"), sentences.entry(0.234, "small")),
+    "branch_cost": (sentences.branch_cost(0.00041), sentences.branch_cost(0.0)),
+    "entry": (
+        sentences.entry(0.0, "small", has_embedding=False),
+        sentences.entry(0.234, "small", has_embedding=True),
+    ),
     "reversed_scores": (sentences.reversed_scores(MODELS),),
     "weak_scores": (sentences.weak_scores(MODELS[:1]),),
     "served_alias": (sentences.served_alias("auto", MODELS),),
@@ -56,6 +60,8 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.served_audit(0.02, 0.054, by_labels=False),
         sentences.served_audit(0.02, 0.02, by_labels=True),
     ),
+    "calling": (sentences.calling(0.0623, 1.0),),
+    "stored_calls": (sentences.stored_calls(120, 1500, 0.0623, 1.0),),
     "collected": (
         sentences.collected(1500, 1500, 0.0623, 1.0, is_capped=False),
         sentences.collected(1499, 1500, 0.0623, 1.0, is_capped=False),

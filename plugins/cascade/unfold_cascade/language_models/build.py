@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,6 @@ from unfold_cascade.language_models.gateway.plan import (
 )
 from unfold_cascade.language_models.planning.calibration import Scale
 from unfold_cascade.language_models.planning.call_log import CallLog
-from unfold_cascade.language_models.planning.entry import measure_prompt
 from unfold_cascade.language_models.planning.planner import RoutingSolution
 from unfold_cascade.language_models.planning.prices import TokenPrices
 from unfold_cascade.language_models.planning.problem import (
@@ -47,7 +47,7 @@ from unfold_cascade.language_models.planning.problem import (
     RoutingProblem,
     split_units,
 )
-from unfold_cascade.language_models.planning.scripts import join_scripts
+from unfold_cascade.language_models.planning.prompt_features import build_prompt_reader, join_scripts
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -79,6 +79,9 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
     """
     frame = load_log_frame(spec, run)
     log, prompts = read_call_log(spec, frame)
+    reader = None if spec.entry is None or prompts is None else build_prompt_reader(spec.entry.features)
+    if reader is not None and prompts is not None:
+        log = replace(log, features=reader.read(list(map(str, prompts))))
     split = spec.data.split
     if not isinstance(split, Split):
         raise user_error("a log of language models is split at random, by shares", key="data.split", hint=SPLIT_HINT)
@@ -114,6 +117,7 @@ def build_routing_problem(spec: CascadeSpec, run: Run) -> RoutingProblem:
         unit_name=_unit_name(spec),
         longest_prompt=None if prompts is None else int(np.char.str_len(prompts).max()),
         scripts=() if prompts is None else join_scripts(prompts),
+        embedding="" if reader is None else reader.embedding,
         confidence=describe_confidence(spec),
         goal=spec.goal.model_dump(mode="json", exclude_none=True),
     )
@@ -183,16 +187,11 @@ def read_call_log(spec: CascadeSpec, frame: Frame) -> tuple[CallLog, np.ndarray 
         confidence_latency_ms=_read_confidence_latency(frame, columns, keys),
         is_gated_correct=_read_gated_scores(frame, columns, keys),
         gated_answer=gated_answer,
-        features=None if spec.entry is None or prompts is None else _measure_prompts(prompts),
     )
     if spec.goal.max_latency is not None and not log.has_latency:
         rows = np.flatnonzero(~np.isfinite(log.latency_ms).all(axis=1))
         raise user_error(f"{frame.name}: row {rows[0] + 1} has no latency, which goal.max_latency needs", key="goal")
     return log, prompts
-
-
-def _measure_prompts(prompts: np.ndarray) -> FloatArray:
-    return np.array([measure_prompt(str(prompt)) for prompt in prompts], dtype=np.float64)
 
 
 def join_units(groups: np.ndarray | None, prompts: np.ndarray | None, rows: int) -> IntArray:

@@ -1,19 +1,22 @@
-"""The certificate of a solution as a line of its report, the command that relaxes its goal, and its table of labels."""
+"""The certificate in a report: its line, the command that relaxes the goal, its labels, and sites left out."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from unfold_cascade.planner.certificate import cases_needed, smallest_certifiable
+from unfold_cascade.planner.left_out_sites import SiteResult
 from unfold_cascade.planner.planner import Solution, list_leaks
 from unfold_cascade.planner.policy import Outcome
 from unfold_cascade.planner.select import LEAKED, NO_CHEAPER, SAVING_UNCERTAIN, count_units, number_of_label
 from unfold_cascade.report import sentences
 from unfold_cascade.report.quality import baseline_utility
-from unfoldkit.api import Cell, Column, Table
+from unfoldkit.api import Cell, Column, Metric, Report, Table
 
 
 def certificate_line(solution: Solution, test_loss_points: float) -> str:
@@ -85,6 +88,34 @@ def build_label_tables(solution: Solution, outcome: Outcome) -> list[Table]:
     return [Table("labels", columns, rows)]
 
 
+def add_left_out_sites(report: Report, results: Sequence[SiteResult], max_loss: float | None) -> Report:
+    """Add the table of the sites, their spread, and how many kept the loss that the goal allows."""
+    if not results:
+        return report
+    losses = [100 * result.loss for result in results]
+    over_time = results[0].utility is not None
+    metrics = {
+        "site_loss_points_min": Metric(min(losses), "points"),
+        "site_loss_points_max": Metric(max(losses), "points"),
+    }
+    kept = None if max_loss is None else sum(result.loss <= max_loss for result in results)
+    utilities = [result.utility for result in results if result.utility is not None]
+    text = sentences.left_out_sites(len(results), min(losses), max(losses), kept)
+    if utilities:
+        metrics |= {"site_utility_min": Metric(min(utilities)), "site_utility_max": Metric(max(utilities))}
+        text += sentences.utility_of_sites(min(utilities), max(utilities))
+    columns = [Column("left out"), Column("patients" if over_time else "cases"), Column("certified elsewhere")]
+    columns += [Column("loss", "points", 2), Column("saving", "x", 2)]
+    columns += [Column("utility", "", 3), Column("baseline", "", 3), Column("alerts", "/100 h", 1)] if over_time else []
+    rows = tuple(_site_row(result, over_time=over_time) for result in results)
+    return replace(
+        report,
+        metrics={**report.metrics, **metrics},
+        tables=(*report.tables, Table("sites left out in turn", tuple(columns), rows)),
+        lines=(*report.lines, ("new sites", text)),
+    )
+
+
 def _label_row(solution: Solution, outcome: Outcome, label: str, allowed: float) -> tuple[Cell, ...]:
     dataset = solution.problem.dataset
     number = number_of_label(label, dataset.names)
@@ -109,3 +140,9 @@ def _refusal_line(solution: Solution) -> str:
     if needed and selection.min_certifiable_loss >= smallest > goal.max_loss:
         return sentences.too_few_units(refusal, column, smallest, needed)
     return sentences.least_certified(refusal, selection.min_certifiable_loss)
+
+
+def _site_row(result: SiteResult, *, over_time: bool) -> tuple[Cell, ...]:
+    certified = "yes" if result.is_certified else "no: the baseline"
+    row: tuple[Cell, ...] = (result.site, result.units, certified, 100 * result.loss, result.saving)
+    return (*row, result.utility, result.baseline_utility, result.alerts_per_100h) if over_time else row

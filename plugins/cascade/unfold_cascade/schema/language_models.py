@@ -117,8 +117,12 @@ class EntrySpec(Model):
     It pays where the first call costs a large part of what the last one costs.
     """
 
-    features: tuple[Literal["length"], ...] = Field(
-        default=("length",), min_length=1, max_length=1, description="length: letters, words, lines, digits and marks"
+    features: tuple[Literal["length", "embedding"], ...] = Field(
+        default=("length",),
+        min_length=1,
+        max_length=2,
+        description="length (always read): letters, words, lines, digits and marks; embedding: the mean of stored "
+        "vectors of the tokens, from the extra embeddings",
     )
 
 

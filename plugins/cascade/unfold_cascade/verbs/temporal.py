@@ -7,7 +7,7 @@ from dataclasses import replace
 from unfold_cascade.build import find_checked_spec
 from unfold_cascade.drift.labelled_hours import validate_hours
 from unfold_cascade.drift.recalibrated_hours import recalibrate_hours
-from unfold_cascade.report.left_out_sites import add_left_out_sites
+from unfold_cascade.report.certificate import add_left_out_sites
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.loader import load_plan
 from unfold_cascade.temporal.build import build_temporal_problem
@@ -16,8 +16,7 @@ from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.problem import PsvSource, TemporalProblem
 from unfold_cascade.temporal.report.plan import build_plan_report, build_profile_report
-from unfold_cascade.temporal.search.left_out_sites import evaluate_patient_sites
-from unfold_cascade.temporal.search.planner import record_certificate, solve
+from unfold_cascade.temporal.search.planner import evaluate_patient_sites, record_certificate, solve
 from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_service
 from unfoldkit.api import Report, Run, Service
@@ -76,7 +75,9 @@ def _with_data(problem: TemporalProblem, run: Run, path: str) -> TemporalProblem
 def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
     study = fit_study(problem, run)
     run.log.info("searching the gates on %d hours", len(study.train.highest))
+    run.progress("gates", 0, 1)
     solution = solve(study)
+    run.progress("gates", 1, 1)
     write_exits(solution, run)
     report = build_plan_report(solution, verb, run.directory, record_certificate(solution, run))
     return add_left_out_sites(report, evaluate_patient_sites(problem, run), problem.goal.max_loss)

@@ -13,9 +13,9 @@ import yaml
 
 from plugins.pipeline.tests.helpers import EXPORT_SPEC, list_configs, plan_report
 from plugins.pipeline.tests.targets.triton_config import parse_model_config
+from unfold_pipeline.problem.exported_plan import assign_labels
 from unfold_pipeline.report.export_kserve import export_kserve
 from unfold_pipeline.report.export_ray_serve import export_ray_serve
-from unfold_pipeline.report.export_stages import assign_labels
 from unfold_pipeline.report.export_triton import export_triton
 from unfoldkit.api import Report, UnfoldError
 from unfoldkit.report import from_data, to_data

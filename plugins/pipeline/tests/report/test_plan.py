@@ -8,11 +8,11 @@ import pytest
 from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import coarse_grained, planner
 from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
+from unfold_pipeline.problem.exported_plan import ExportedStage, assign_labels
 from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
 from unfold_pipeline.problem.problem import SearchBudget
 from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.report import plan as tables
-from unfold_pipeline.report.export_stages import ExportedStage, assign_labels
 from unfold_pipeline.report.export_triton import find_folder_name, format_config
 
 GPU = HardwareOption("gpu", 1.0, interpolate_latency([(1, 0.02)]))

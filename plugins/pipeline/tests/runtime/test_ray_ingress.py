@@ -6,6 +6,7 @@ import asyncio
 import collections
 import json
 import math
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from unfold_pipeline.runtime.ray_ingress import InvalidBodyError, PipelineIngres
 from unfold_pipeline.runtime.ray_replica import ModelHung, RowAnswer
 
 QUERIES = 1000
+START_S = 200.0
 STAGES = [
     {"name": "in", "after": {}, "share": 1.0, "fan_out": 1.0},
     {"name": "left", "after": {"in": 0.7}, "share": 1.0, "fan_out": 1.0},
@@ -138,6 +140,17 @@ stages:
 """
 
 
+def wait_until_running(serve: Any, seconds: float) -> None:
+    """Wait for every application: Ray's own wait ends after a minute, which a busy machine needs for the replicas."""
+    late = time.monotonic() + seconds
+    while time.monotonic() < late:
+        applications = serve.status().applications.values()
+        if applications and all(application.status == "RUNNING" for application in applications):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"the applications do not run after {seconds:.0f} s: {serve.status()}")
+
+
 @pytest.mark.e2e
 @pytest.mark.ray
 @pytest.mark.filterwarnings(
@@ -155,16 +168,20 @@ def test_exported_config_answers_http(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = yaml.safe_load(export_ray_serve(plan_report(tmp_path, SPEC)))
     for deployment in config["applications"][0]["deployments"]:
-        # a machine of two cores
+        # a machine of two cores; a cluster of other tests does not know the folder
         deployment["ray_actor_options"]["num_cpus"] = 0.1
+    config["applications"][0]["runtime_env"] = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
     is_own = not ray.is_initialized()
     if is_own:
         # never a cluster of somebody else on this machine
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
+        # an application of other tests listens on another port
+        serve.shutdown()
         serve.start(http_options={"port": 18123})
         client = serve.context._get_global_client()
-        client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)
+        client.deploy_apps(ServeDeploySchema.model_validate(config))
+        wait_until_running(serve, START_S)
         counts: collections.Counter[str] = collections.Counter()
         rows = [[float(number), 1.0] for number in range(100)]
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [100, 2], "data": rows}]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -9,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.flow_syntax import REQUEST
+from unfold_pipeline.problem.exported_plan import ExportedPlan, ExportedStage, assign_labels
 from unfold_pipeline.problem.from_cascade import (
     CascadeStage,
     build_cascade_stages,
@@ -68,7 +71,11 @@ from unfold_pipeline.schema.stages import (
     list_inputs,
     sort_stages,
 )
-from unfoldkit.api import Run, user_error
+from unfoldkit.api import Report, Run, UnfoldError, user_error
+from unfoldkit.catalog.price_books import load_catalog
+from unfoldkit.io.yaml12 import to_yaml
+from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 
 def build_problem(spec: PipelineSpec, run: Run) -> Problem:
@@ -255,6 +262,24 @@ def find_serve_command(spec: PipelineSpec) -> str:
     return "unfold serve SPEC" if all(stage.model for stage in spec.stages_by_name.values()) else ""
 
 
+def build_exported_plan(report: Report) -> ExportedPlan:
+    """Return the plan of a report, with the spec that the report states.
+
+    Raises:
+        UnfoldError: the report is of another kind, holds no plan, or its stages come from the run of a cascade.
+    """
+    configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
+    if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
+        raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
+    spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
+    if isinstance(spec.stages, FromRun):
+        hint = f"unfold serve {spec.stages.run} serves the cascade"
+        raise user_error("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
+    labels = assign_labels(spec.stages_by_name)
+    stages = tuple(_build_exported_stage(name, labels[name], spec, configs[name]) for name in spec.stages_by_name)
+    return ExportedPlan(report.name, stages, build_placement(spec.placement))
+
+
 def _convert_cascade_stage(stage: CascadeStage, spec: PipelineSpec, run: Run) -> StageSpec:
     max_batch = spec.stages.max_batch if isinstance(spec.stages, FromRun) else 1
     # a measured latency replaces the cascade's estimate, which would otherwise override it
@@ -407,3 +432,38 @@ def _build_samplers(
 def _is_table(trace: str | Path) -> bool:
     """Return whether a trace is a table by its name; text to match in a log does not apply to tables."""
     return ".csv" in Path(trace).suffixes
+
+
+def _build_exported_stage(name: str, label: str, spec: PipelineSpec, config: Mapping[str, Any]) -> ExportedStage:
+    stage, hardware = spec.stages_by_name[name], spec.hardware[config["hardware"]]
+    instance = "" if hardware.price is not None else hardware.instance or config["hardware"]
+    return ExportedStage(
+        name=name,
+        label=label,
+        after=stage.after,
+        share=stage.share,
+        fan_out=stage.fan_out,
+        max_wait_s=stage.wait,
+        conditions=list_conditions(stage),
+        inputs=list_inputs(stage),
+        missing=stage.missing,
+        columns=(stage.model.columns or ()) if stage.model else (),
+        features=stage.model.features if stage.model else None,
+        outputs=(stage.model.outputs or {}) if stage.model else {},
+        model_estimator=(stage.model.estimator or "") if stage.model else "",
+        per_instance=hardware.per_instance,
+        model_file=stage.model.file if stage.model else None,
+        model_code=stage.model.code if stage.model else None,
+        hardware=config["hardware"],
+        instance=instance,
+        gpus=_count_gpus(instance or hardware.instance or "", spec.region) / hardware.per_instance,
+        batch=config["batch"],
+        replicas=config["replicas"],
+    )
+
+
+def _count_gpus(instance: str, region: str) -> int:
+    """Return the GPUs of an instance type of the catalog; 0 if it is not known."""
+    with contextlib.suppress(UnfoldError):
+        return load_catalog(region).find(instance).gpus if instance else 0
+    return 0

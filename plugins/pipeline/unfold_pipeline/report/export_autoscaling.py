@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
+from unfold_pipeline.problem.build import build_exported_plan
+from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -129,7 +130,7 @@ def parse_scaling(report: Report) -> dict[str, StageScaling]:
 
 
 def _parse_rules(report: Report) -> tuple[tuple[ExportedStage, ...], dict[str, StageScaling]]:
-    stages, rules = parse_exported_plan(report).stages, parse_scaling(report)
+    stages, rules = build_exported_plan(report).stages, parse_scaling(report)
     if not rules:
         hint = "unfold plan SPEC --set tuner.table=true stores it"
         raise user_error("the plan holds no rate-to-replica table", key="tuner.table", hint=hint)

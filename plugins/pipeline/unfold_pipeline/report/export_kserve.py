@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from unfold_pipeline.flow_syntax import REQUEST, Comparison, Condition, TensorValue, Value, parse_condition
+from unfold_pipeline.problem.build import build_exported_plan
+from unfold_pipeline.problem.exported_plan import ExportedStage, to_label
 from unfold_pipeline.report.engines.exports import export_llm_services, has_engines
-from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
@@ -37,7 +38,7 @@ def export_kserve(report: Report) -> str:
     """
     if has_engines(report):
         return export_llm_services(report)
-    plan = parse_exported_plan(report)
+    plan = build_exported_plan(report)
     for stage in plan.stages:
         _check_stage(stage)
         _check_flows(stage, plan.stages)

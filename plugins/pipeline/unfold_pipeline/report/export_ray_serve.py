@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from unfold_pipeline.problem.build import build_exported_plan
+from unfold_pipeline.problem.exported_plan import ExportedStage, sort_exported_stages
 from unfold_pipeline.report.engines.exports import export_ray_llm, has_engines
 from unfold_pipeline.report.export_autoscaling import (
     StageScaling,
@@ -14,7 +16,6 @@ from unfold_pipeline.report.export_autoscaling import (
     list_ray_limits,
     parse_scaling,
 )
-from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, sort_exported_stages
 from unfold_pipeline.runtime.ray_ingress import INGRESS
 from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
@@ -36,7 +37,7 @@ def export_ray_serve(report: Report) -> str:
     """
     if has_engines(report):
         return export_ray_llm(report)
-    plan = parse_exported_plan(report)
+    plan = build_exported_plan(report)
     stages = sort_exported_stages(plan.stages)
     for stage in stages:
         _check_stage(stage)

@@ -8,7 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan
+from unfold_pipeline.problem.build import build_exported_plan
+from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
 from unfoldkit.safe_io.files import read_bytes
 
@@ -32,7 +33,7 @@ def export_triton(report: Report) -> bytes:
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for stage in parse_exported_plan(report).stages:
+        for stage in build_exported_plan(report).stages:
             _check_stage(stage)
             # the current date would make the same plan another file
             info = zipfile.ZipInfo(f"{find_folder_name(stage)}/config.pbtxt", FIXED_DATE)

@@ -9,7 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from unfold_pipeline.engine.build import find_engine, find_step_range, fit_profile, load_token_trace
+from unfold_pipeline.engine.build import (
+    build_local_settings,
+    find_engine,
+    find_step_range,
+    fit_profile,
+    load_token_trace,
+)
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
 from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint
 from unfold_pipeline.engine.step_times.endpoint_profile import (
@@ -18,9 +24,9 @@ from unfold_pipeline.engine.step_times.endpoint_profile import (
     store_endpoint_profile,
 )
 from unfold_pipeline.report.engines.endpoint import build_endpoint_report
+from unfold_pipeline.runtime.engines.local_engines import build_pool
 from unfold_pipeline.schema.engine import EngineSpec
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.verbs.local_engines import build_pool
 from unfoldkit.api import Report, Run, fingerprint, user_error
 
 PROMPT_QUANTILE = 0.95
@@ -82,10 +88,10 @@ async def _measure_local(
     run: Run,
 ) -> EndpointProfile:
     """Start one process with the largest limits, measure it, and end it."""
-    stage, engine = find_engine(spec)
+    _, engine = find_engine(spec)
     budgets = engine.max_num_batched_tokens
     budget = budgets if isinstance(budgets, int) else max(budgets)
-    pool = build_pool(engine, stage, budget, task.max_streams, 1, run)
+    pool = build_pool(build_local_settings(spec, run), budget, task.max_streams, 1)
     await pool.start(1)
     try:
         local = replace(task, endpoint=replace(task.endpoint, url=pool.endpoints[0].url))

@@ -113,7 +113,8 @@ def test_loose_deadlines_get_more_accurate_subnets(server_url: str) -> None:
     with ThreadPoolExecutor(len(limits)) as pool:
         said = list(pool.map(lambda limit: infer(server_url, x, limit), limits))
     short, long = ([one["net"][0] for one in said[start::2]] for start in (0, 1))
-    assert set(long) == {best}
+    # a loose request may fill the batch of a tight one
+    assert long.count(best) > len(long) / 2
     assert best not in short
     for one in said:
         assert len(set(one["net"])) == 1

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from unfold_supernet.accelerator.cost_model import estimate_energy
 from unfold_supernet.report import sentences
+from unfold_supernet.report.tables import choose_buffer_unit, scale_column
 from unfold_supernet.study.strategies import StrategyOutcome, count_core_bytes
 from unfold_supernet.study.study import DeadlineMissed, Study, StudyProblem, build_decision
 from unfold_supernet.study.sweep import Savings
-from unfold_supernet.units import choose_buffer_unit, scale_column
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_bytes
 
 LOG_RATIO = 50

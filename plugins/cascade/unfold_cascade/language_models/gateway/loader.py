@@ -8,7 +8,8 @@ from typing import Any
 
 from unfold_cascade.language_models.gateway.plan import ClientKey, EntryGate, Gate, Promise, ServedModel
 from unfold_cascade.language_models.planning.calibration import parse_calibration
-from unfold_cascade.language_models.planning.entry import FEATURES, EntryRule, parse_scorer
+from unfold_cascade.language_models.planning.entry import EntryRule, parse_scorer
+from unfold_cascade.language_models.planning.prompt_features import LENGTH, build_prompt_reader
 from unfoldkit.api import user_error
 
 
@@ -46,11 +47,14 @@ def read_entry(decision: Mapping[str, Any]) -> EntryGate | None:
         return None
     try:
         names, costs = list(map(str, document["models"])), tuple(map(float, document["costs_usd"]))
-        scorer = parse_scorer(document["scorer"])
+        embedding = str(document.get("embedding", ""))
+        reader = build_prompt_reader(["embedding"] if embedding else [])
+        scorer = parse_scorer(document["scorer"], reader.size)
         chain = tuple(names.index(str(name)) for name in decision["chain"])
-        gate = EntryGate(EntryRule(float(document["price"]), costs), scorer, chain)
-        is_valid = list(document["features"]) == list(FEATURES) and len(names) == len(costs) == len(scorer.weights)
-    except (KeyError, TypeError, ValueError):
+        gate = EntryGate(EntryRule(float(document["price"]), costs), reader, scorer, chain)
+        is_known = list(document["features"]) == list(LENGTH) and embedding == reader.embedding
+        is_valid = is_known and len(names) == len(costs) == len(scorer.weights)
+    except (AttributeError, KeyError, TypeError, ValueError):
         is_valid = False
     if not is_valid:
         raise user_error("the gate before the first model is none of this version", hint="unfold plan SPEC again")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from unfold_cascade.language_models.planning.calibration import Calibration
-from unfold_cascade.language_models.planning.entry import EntryRule, PromptScorer, measure_prompt
+from unfold_cascade.language_models.planning.entry import EntryRule, PromptScorer
 from unfold_cascade.language_models.planning.prices import TokenPrices
+from unfold_cascade.language_models.planning.prompt_features import PromptReader
 
 Source = Literal["logprob", "votes", "check", "judge"]
 CHECK_PROMPT = "Question: {prompt}\n\nProposed answer: {answer}\n\nIs the proposed answer correct? Answer yes or no."
@@ -84,17 +83,19 @@ class EntryGate:
 
     Attributes:
         rule: the price of an entry, and the mean cost of every model.
-        scorer: of prompts.
+        reader: of the features of prompts.
+        scorer: of these features.
         chain: numbers of the models of the chain, as rule and scorer count them.
     """
 
     rule: EntryRule
+    reader: PromptReader
     scorer: PromptScorer
     chain: tuple[int, ...]
 
     def find_position(self, prompt: str) -> int:
         """Find the position in the chain at which a prompt enters."""
-        probability = self.scorer.probabilities(np.array([measure_prompt(prompt)]))
+        probability = self.scorer.probabilities(self.reader.read([prompt]))
         return int(self.rule.find_entries(probability, self.chain)[0])
 
 

@@ -128,6 +128,15 @@ def find_entries(log: CallLog, route: Route) -> IntArray:
     return route.entry.find_entries(log.entry_score, route.chain)
 
 
+def find_first_calls(log: CallLog, route: Route, outcome: Outcome) -> IntArray:
+    """Find the (n,) positions in the chain of the first call; a later turn calls only the model that answers it."""
+    entries = find_entries(log, route)
+    if log.turn is None or len(route.chain) == 1:
+        return entries
+    first_calls: IntArray = np.where(_find_openers(log) == np.arange(len(log)), entries, outcome.exit)
+    return first_calls
+
+
 def _before_entry(table: FloatArray, entries: IntArray) -> FloatArray:
     """Return the (n,) accumulated values that requests do not pay, as they enter later."""
     return np.where(entries > 0, table[np.arange(len(table)), np.maximum(entries - 1, 0)], 0.0)
@@ -150,17 +159,26 @@ def find_answers(log: CallLog, route: Route, exits: IntArray) -> IntArray:
     rows, model = np.arange(len(log)), np.array(route.chain)[exits]
     answer: IntArray = log.answer[rows, model]
     if log.gated_answer is not None:
-        answer = np.where(exits < len(route.chain) - 1, log.gated_answer[rows, model], answer)
+        is_gated = exits < len(route.chain) - 1
+        if log.turn is not None:
+            is_gated &= _find_openers(log) == rows
+        answer = np.where(is_gated, log.gated_answer[rows, model], answer)
     return answer
 
 
-def _follow_conversations(log: CallLog, route: Route, exits: IntArray, entries: IntArray) -> Outcome:
-    """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
+def _find_openers(log: CallLog) -> IntArray:
+    """Find for each request of a log with turns the (n,) row of the first turn of its conversation."""
     assert log.turn is not None  # noqa: S101 - the caller has checked it
     order = np.lexsort((log.turn, log.unit))
     _, start, number = np.unique(log.unit[order], return_index=True, return_inverse=True)
     opener = np.empty(len(log), dtype=np.int64)
     opener[order] = order[start][number]
+    return opener
+
+
+def _follow_conversations(log: CallLog, route: Route, exits: IntArray, entries: IntArray) -> Outcome:
+    """The gate decides the first turn of a conversation; later turns go straight to the model which answered it."""
+    opener = _find_openers(log)
     exits = exits[opener]
     rows = np.arange(len(log))
     model = np.array(route.chain)[exits]

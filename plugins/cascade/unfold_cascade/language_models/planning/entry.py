@@ -1,6 +1,6 @@
 """A gate before the first model: requests that seem too hard for the cheap models skip them.
 
-A model's probability of a correct answer is predicted from the length of the prompt. A request enters a chain at the
+A model's probability of a correct answer is predicted from features of the prompt. A request enters a chain at the
 model of largest ``P(correct | prompt) - price * cost``; with an infinite price all enter at the cheapest. The price is
 searched together with the cuts of the chain. [design] Tuning rows are scored by models that did not see them
 (cross-fitting), all other rows by one that saw the tuning rows only, so that certifying rows play no part.
@@ -8,7 +8,6 @@ searched together with the cuts of the chain. [design] Tuning rows are scored by
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,8 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.language_models.planning.calibration import regress
+from unfold_cascade.language_models.planning.prompt_features import LENGTH
 
-FEATURES = ("log characters", "log words", "log lines", "share of digits", "share of punctuation")
 FOLDS = 5
 PRICES = (0.002, 0.01, 0.03, 0.1, 0.25, 0.6, 2.0)
 """Prices of an entry that are searched, as accuracy per cost of the reference."""
@@ -49,7 +48,8 @@ class PromptScorer:
 
     Attributes:
         mean: (F,) of the features on tuning rows.
-        deviation: (F,) of the features, positive.
+        deviation: (F,) by which features are divided, positive: their standard deviation on tuning rows; those of an
+            embedding together weigh as much as one other feature.
         weights: (M, F + 1) of logistic regressions; the last one is the intercept.
     """
 
@@ -67,14 +67,17 @@ class PromptScorer:
         return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist(), "weights": self.weights.tolist()}
 
 
-def parse_scorer(document: Mapping[str, Any]) -> PromptScorer:
+def parse_scorer(document: Mapping[str, Any], size: int) -> PromptScorer:
     """Parse the data of ``PromptScorer.to_document``.
+
+    Args:
+        document: the data.
+        size: number of features.
 
     Raises:
         KeyError, TypeError, ValueError: the data is no scorer.
     """
     arrays = {name: np.array(document[name], dtype=np.float64) for name in ("mean", "deviation", "weights")}
-    size = len(FEATURES)
     is_shaped = arrays["mean"].shape == arrays["deviation"].shape == (size,)
     if not is_shaped or arrays["weights"].ndim != 2 or arrays["weights"].shape[1] != size + 1:
         raise ValueError("the scorer of prompts has another shape")
@@ -83,29 +86,19 @@ def parse_scorer(document: Mapping[str, Any]) -> PromptScorer:
     return PromptScorer(**arrays)
 
 
-def measure_prompt(text: str) -> tuple[float, ...]:
-    """Measure the length of a prompt, and what it is made of: the values of ``FEATURES``."""
-    count = max(len(text), 1)
-    digits = sum(map(str.isdigit, text))
-    marks = sum(not (letter.isalnum() or letter.isspace()) for letter in text)
-    return (
-        math.log1p(len(text)),
-        math.log1p(len(text.split())),
-        math.log1p(text.count("\n")),
-        digits / count,
-        marks / count,
-    )
-
-
 def fit_scorer(features: FloatArray, is_correct: BoolArray) -> PromptScorer:
     """Fit one logistic regression per model.
 
+    The columns of an embedding share the prior of one column: 64 slopes of their own would fit a few hundred rows by
+    chance.
+
     Args:
-        features: (n, F) of prompts.
+        features: (n, F) of prompts: those of ``LENGTH``, then any number of an embedding.
         is_correct: (n, M) whether each model answered correctly.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
+    deviation[len(LENGTH) :] *= np.sqrt(max(features.shape[1] - len(LENGTH), 1))
     standard = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
     weights = [regress(standard, column.astype(np.float64))[0] for column in is_correct.T]
     return PromptScorer(mean=mean, deviation=deviation, weights=np.array(weights))

@@ -46,6 +46,7 @@ class RoutingProblem:
         unit_name: what an independent unit is called: request, prompt or conversation.
         longest_prompt: characters of the longest prompt of the log, or ``None``.
         scripts: that the prompts of the log are written in; empty if unknown.
+        embedding: names the embedding that the features of prompts contain; empty for none.
         confidence: source of the confidences, as plain data.
         goal: the goal, as plain data.
     """
@@ -63,6 +64,7 @@ class RoutingProblem:
     unit_name: str
     longest_prompt: int | None
     scripts: tuple[str, ...]
+    embedding: str
     confidence: Mapping[str, Any]
     goal: Mapping[str, Any]
 

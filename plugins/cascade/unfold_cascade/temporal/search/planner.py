@@ -1,12 +1,18 @@
-"""The planner: search on the tuning cohort, certify on the calibration cohort, evaluate on the unseen test cohort."""
+"""The planner: search on the tuning cohort, certify on the calibration cohort, evaluate on the unseen test cohort.
+
+With sites left out in turn, it does so once more without each of them, and evaluates on the patients of that site.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
+from unfold_cascade.planner.left_out_sites import SiteResult, leave_out, open_site_run
+from unfold_cascade.temporal.data.labels import load_hours
 from unfold_cascade.temporal.evaluation.alerts import AlertSummary, summarise_alerts
 from unfold_cascade.temporal.evaluation.baselines import (
     BaselineRule,
@@ -25,7 +31,7 @@ from unfold_cascade.temporal.evaluation.evaluate import (
     measure_quality,
     tune_final_cut,
 )
-from unfold_cascade.temporal.models.study import Study
+from unfold_cascade.temporal.models.study import Study, fit_study
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.search.candidates import CostBasis
 from unfold_cascade.temporal.search.compose import (
@@ -179,6 +185,20 @@ def find_cheapest_within_loss(search: SearchResult) -> FrontPoint:
     return min(within, key=lambda point: point.cost) if within else search.front.points[-1]
 
 
+def evaluate_patient_sites(problem: TemporalProblem, run: Run) -> tuple[SiteResult, ...]:
+    """Fit and certify without each site in turn, and evaluate on its patients; empty unless the split asks for it."""
+    if problem.split.kind != "leave-out":
+        return ()
+    sites: Sequence[str] = load_hours(run).sites
+    results = []
+    for number, site in enumerate(sites):
+        run.log.info("leaving out %s", site)
+        run.progress("sites left out", number, len(sites))
+        without = replace(problem, split=leave_out(problem.split, site))
+        results.append(_measure_at_site(site, solve(fit_study(without, open_site_run(run, number)))))
+    return tuple(results)
+
+
 def _evaluate_other_baseline(study: Study, model: int) -> PolicyEvaluation:
     """Evaluate another latched baseline, tuned like the one that cascades are compared with."""
     problem = study.problem
@@ -230,3 +250,20 @@ def _evaluate_alarm(search: SearchResult, *, max_models: int) -> PolicyEvaluatio
     cheapest = select_cheapest(select_adequate(alarms, base, alerts) or select_nearest(alarms, base))[0]
     names = " → ".join(study.models[model] for model in cheapest.stage_policy.chain)
     return _evaluate_cascade(study, names, (cheapest.stage_policy,), is_alarm=True)
+
+
+def _measure_at_site(site: str, solution: Solution) -> SiteResult:
+    is_certified, latched = solution.selection.is_certified, solution.latched.quality
+    served = solution.cascade.quality if is_certified else latched
+    currency = solution.problem.cost.currency
+    cost = served.bill[currency]
+    return SiteResult(
+        site=site,
+        units=solution.study.test.entities,
+        loss=served.loss - latched.loss,
+        saving=latched.bill[currency] / cost if cost > 0 else None,
+        is_certified=is_certified,
+        utility=served.utility,
+        baseline_utility=latched.utility,
+        alerts_per_100h=served.alerts,
+    )

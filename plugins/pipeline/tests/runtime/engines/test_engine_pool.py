@@ -16,8 +16,13 @@ import httpx
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.autoscaling.rules import Observation, build_envelope_rule, build_token_envelope
-from unfold_pipeline.engine.autoscaling.token_log import MAX_ARRIVALS, TokenLog
+from unfold_pipeline.engine.autoscaling.rules import (
+    MAX_ARRIVALS,
+    Observation,
+    TokenLog,
+    build_envelope_rule,
+    build_token_envelope,
+)
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import EndpointLimits
 from unfold_pipeline.engine.simulation.cluster import EngineLoad

@@ -6,12 +6,15 @@ A rule maps what a moment shows to the engines that it wants. It sees the past o
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline.engine.planner.problem import EngineProblem
+from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import EngineLoad
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
@@ -22,6 +25,9 @@ HPA_STABILIZATION_S = 300.0
 KEDA_WAITING = 5
 ENVELOPE_MARGIN = 1.15
 SHORTEST_WINDOW_S = 1.0
+MAX_GROWTH = 4
+MAX_ARRIVALS = 200_000
+"""Requests that a log remembers; with more within the longest window, the oldest no longer count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,12 @@ class Observation:
 
 
 ScalingRule = Callable[[Observation], int]
+
+
+def limit_replicas(problem: EngineProblem, config: EngineConfig) -> int:
+    """Return the engines that a scaling rule may have at a time."""
+    option = problem.options[config.option]
+    return min(option.max_replicas(problem.settings.max_replicas), MAX_GROWTH * config.replicas)
 
 
 def keep_replicas(replicas: int) -> ScalingRule:
@@ -136,6 +148,52 @@ def count_trace_tokens(live: EngineRequests) -> TokenCounter:
         return prompt, total
 
     return count
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A request: when it arrived, and its tokens, of which the generated ones are estimated until they are counted."""
+
+    moment_s: float
+    prompt: int
+    output: int
+
+    def correct(self, prompt: int, output: int) -> None:
+        """Replace the estimates by what the engine counted."""
+        self.prompt, self.output = prompt, output
+
+
+@dataclass(slots=True)
+class TokenLog:
+    """The requests within the longest window of an envelope, in order of arrival.
+
+    Attributes:
+        longest_s: the longest window.
+        arrivals: the requests; older ones are dropped.
+        total: all requests so far.
+    """
+
+    longest_s: float
+    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=MAX_ARRIVALS))
+    total: int = 0
+
+    def add(self, moment_s: float, prompt: int, output: int) -> Arrival:
+        """Record a request and return it, so that its tokens can be corrected."""
+        arrival = Arrival(moment_s, prompt, output)
+        self.arrivals.append(arrival)
+        self.total += 1
+        while self.arrivals[0].moment_s < moment_s - self.longest_s:
+            self.arrivals.popleft()
+        return arrival
+
+    def count(self, seen: Observation, length_s: float) -> tuple[float, float]:
+        """Return the prompt tokens and all tokens of the requests within a length before a moment."""
+        prompt = output = 0
+        for arrival in reversed(self.arrivals):
+            if arrival.moment_s < seen.now_s - length_s:
+                break
+            prompt, output = prompt + arrival.prompt, output + arrival.output
+        return float(prompt), float(prompt + output)
 
 
 def build_envelope_rule(

@@ -1,0 +1,100 @@
+"""The stages of a plan as other systems receive them, with the names that these accept."""
+
+from __future__ import annotations
+
+import graphlib
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from unfold_pipeline.problem.problem import PlacementPolicy
+
+MAX_LABEL_CHARACTERS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedStage:
+    """A stage with its configuration in the plan.
+
+    Attributes:
+        name: its name in the spec.
+        label: its name in Kubernetes, unique among the stages.
+        after: upstream stages and the fraction of their queries that continues here.
+        share: fraction of all queries that enter here, for an entry stage.
+        fan_out: mean items per query.
+        max_wait_s: how long a batch that is not full may be delayed.
+        conditions: by upstream stage, the condition on its output, if there is one.
+        inputs: by input of the model, its sources; empty for the default.
+        missing: stands for the output of a stage that was skipped, if the spec states it.
+        model_file, model_code, model_estimator: the model, if the spec names one.
+        per_instance: replicas that share an instance.
+        columns, features, outputs: what the model reads and returns, as far as the spec states it.
+        hardware: its hardware in the spec.
+        instance: its instance type; empty if the spec gives a price.
+        gpus: GPUs of a replica, by the instance type; 0 without one.
+        batch: maximum batch size.
+        replicas: number of replicas.
+    """
+
+    name: str
+    label: str
+    after: Mapping[str, float]
+    share: float
+    fan_out: float
+    max_wait_s: float
+    model_file: str | None
+    model_code: str | None
+    hardware: str
+    instance: str
+    gpus: float
+    batch: int
+    replicas: int
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: float | None = None
+    columns: tuple[int, ...] = ()
+    features: int | None = None
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    model_estimator: str = ""
+    per_instance: int = 1
+
+    @property
+    def model_suffix(self) -> str:
+        """The suffix of the model's file; empty without a file."""
+        return f".{self.model_file.rpartition('.')[2]}" if self.model_file else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedPlan:
+    """The stages of a plan, and where their replicas run."""
+
+    name: str
+    stages: tuple[ExportedStage, ...]
+    placement: PlacementPolicy
+
+
+def sort_exported_stages(stages: Sequence[ExportedStage]) -> list[ExportedStage]:
+    """Return the stages in topological order; ties keep the order of the spec."""
+    by_name = {stage.name: stage for stage in stages}
+    order = graphlib.TopologicalSorter({name: list(stage.after) for name, stage in by_name.items()})
+    return [by_name[name] for name in order.static_order()]
+
+
+def assign_labels(names: Iterable[str]) -> dict[str, str]:
+    """Return a name that Kubernetes accepts for each stage; a name that is taken gets a number."""
+    taken, labels = {"root"}, {}
+    # a name that needs no change keeps it
+    for name in sorted(names, key=lambda stage: stage != to_label(stage)):
+        numbered = (f"{to_label(name)}-{count}" for count in itertools.count(2))
+        candidates = itertools.chain((to_label(name),), numbered)
+        label = next(candidate for candidate in candidates if not {candidate, f"{candidate}-next"} & taken)
+        taken |= {label, f"{label}-next"}
+        labels[name] = label
+    return labels
+
+
+def to_label(name: str) -> str:
+    """Return a name that Kubernetes accepts."""
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:MAX_LABEL_CHARACTERS].strip("-")
+    return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
