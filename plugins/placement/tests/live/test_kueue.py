@@ -60,7 +60,7 @@ def serving(plane: ControlPlane, folder: Path, **kubernetes: Any) -> Iterator[su
     }  # fmt: skip
     spec = {
         "version": 1, "kind": "placement", "name": "training", "policy": {"fifo": {"backfill": True}},
-        "cluster": {"kubernetes": cluster, "lease": "3 s"},
+        "cluster": {"kubernetes": cluster, "lease": "9 s"},
     }  # fmt: skip
     path = folder / "spec.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
