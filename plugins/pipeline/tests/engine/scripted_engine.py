@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HIDE_USAGE, HIDE_STREAM, ONE_BURST, STALL, REFUSE, BREAK_OFF, ZERO_USAGE, BAD_JSON = (
-    "no usage", "no stream", "one burst", "stall", "refuse", "break off", "zero usage", "bad json",
+HIDE_USAGE, HIDE_STREAM, ONE_BURST, STALL, REFUSE, BREAK_OFF, ZERO_USAGE, BOOLEAN_USAGE, BAD_JSON = (
+    "no usage", "no stream", "one burst", "stall", "refuse", "break off", "zero usage", "boolean usage", "bad json",
 )  # fmt: skip
 
 
@@ -158,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._chunk(event)
             usage = {"prompt_tokens": request.prompt, "completion_tokens": request.output}
             usage = dict.fromkeys(usage, 0) if script.fault == ZERO_USAGE else usage
+            usage = dict.fromkeys(usage, True) if script.fault == BOOLEAN_USAGE else usage
             wants_usage = (body.get("stream_options") or {}).get("include_usage")
             if script.fault != HIDE_USAGE and wants_usage:
                 self._chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())

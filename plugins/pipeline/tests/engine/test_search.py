@@ -9,7 +9,7 @@ import pytest
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
 from unfold_pipeline.engine.hardware.model_shape import KvCache
-from unfold_pipeline.engine.planner.bounds import bound_replicas
+from unfold_pipeline.engine.planner.bounds import bound_replicas, measure_peak_work
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,
     EngineProblem,
@@ -109,7 +109,7 @@ def test_bounds_lie_below_every_choice_that_meets_the_targets(seed: int) -> None
     problem = draw_problem(seed)
     for index, option in enumerate(problem.options):
         for budget in problem.settings.budgets:
-            bound = bound_replicas(problem, option, budget)
+            bound = bound_replicas(problem, option, budget, measure_peak_work(problem))
             last = problem.settings.max_replicas if bound.obstacle else bound.replicas - 1
             for count in range(1, last + 1):
                 config = EngineConfig(option=index, replicas=count, budget=budget, max_seqs=32)

@@ -36,7 +36,6 @@ from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Sta
 from unfold_pipeline.report.engines.exports import export_vllm
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
-from unfold_pipeline.verbs.serve import serve
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import from_data, to_data
@@ -223,11 +222,30 @@ def test_targets_that_the_stages_alone_miss_give_no_plan(tmp_path: Path) -> None
     assert plan_spec(tmp_path, SPEC.replace("ttft_p99: 400 ms", "ttft_p99: 10 ms")).verdict is Verdict.NO
 
 
-@pytest.mark.parametrize(("verb", "options"), [(plan, {"replay": "trace.csv"}), (serve, {})])
-def test_replays_and_services_take_engines_without_other_stages(
-    tmp_path: Path, verb: Any, options: dict[str, str]
-) -> None:
-    """What is not built for stages around an engine is rejected by name."""
-    with pytest.raises(UnfoldError, match="takes an engine without other stages") as error:
-        plan_spec(tmp_path, verb=verb, **options)
-    assert int(error.value.code) == 2
+def write_trace(folder: Path, seed: int, count: int = 300) -> None:
+    rng = np.random.default_rng(seed)
+    columns = np.cumsum(rng.exponential(1 / 12, count)), rng.integers(50, 900, count), rng.integers(1, 90, count)
+    rows = zip(*columns, strict=True)
+    text = "\n".join(f"{at:.6f},{prompt},{output}" for at, prompt, output in rows)
+    (folder / "trace.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{text}\n", "utf-8")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_replay_of_its_own_trace_gives_what_the_plan_states(tmp_path: Path, seed: int) -> None:
+    """With a constant number of engines, replay and plan are the same simulation of all stages, at the same price."""
+    write_trace(tmp_path, seed)
+    start = SPEC.index("arrivals:")
+    text = SPEC[:start] + "arrivals: {trace: trace.csv}" + SPEC[SPEC.index("\n", start) :] + "tuner: {policy: fixed}\n"
+    planned = plan_spec(tmp_path, text)
+    saved = {"decision": planned.decision}
+    trace = str(tmp_path / "trace.csv")
+    replayed = [plan_spec(tmp_path, text, replay=trace, **options) for options in ({}, {"plan": saved})]
+    assert replayed[0].metrics["attainment"].value == replayed[1].metrics["attainment"].value
+    rules = next(table for table in replayed[1].tables if table.name == "rules")
+    row = next(row for row in rules.rows if row[0] == "fixed plan")
+    for cell, name in ((row[2], "ttft_p99_ms"), (row[3], "tpot_p99_ms"), (row[4], "cost_per_hour")):
+        assert cell == pytest.approx(planned.metrics[name].value)
+    assert (replayed[1].metrics["attainment"].value or 0) >= 97
+    names = [row[0] for table in replayed[1].tables if table.name == "stages around the engine" for row in table.rows]
+    assert names == ["embed", "guard"]
+    assert "before the engine" in dict(replayed[1].lines)["stages"]

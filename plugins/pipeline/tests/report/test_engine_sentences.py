@@ -11,6 +11,17 @@ from plugins.pipeline.tests.report.test_sentences import MAX_WORDS, NO_WORDS_OF_
 from unfold_pipeline.report.engines import sentences
 
 PAGE: dict[str, list[str]] = {
+    "describe_running_stages": [sentences.describe_running_stages(("embed", "guard"), 2)],
+    "describe_pools": [sentences.describe_pools(12.5, 1, 3, 8)],
+    "describe_pool_transfer": [sentences.describe_pool_transfer(0.031, 25e9, 0.005, 327_680.0)],
+    "describe_other_plan": [sentences.describe_other_plan(16.0, "4 × h100 tp1", 0.4, 0.021)],
+    "describe_engines": [sentences.describe_engines(4, "h100", 1), sentences.describe_engines(4, "h100", 1, "decode")],
+    "describe_no_pools": [
+        sentences.describe_no_pools(is_complete=True),
+        sentences.describe_no_pools(is_complete=False),
+    ],
+    "describe_pool_replay": [sentences.describe_pool_replay(0.995, "p99 TTFT ≤ 500 ms", 12.5)],
+    "describe_pool_limits": [sentences.describe_pool_limits()],
     "describe_autoscaling": [sentences.describe_autoscaling(180.0)],
     "describe_by_gpu": [sentences.describe_by_gpu(31.65, "h200", 2, 2)],
     "describe_calibration": [sentences.describe_calibration(None, None), sentences.describe_calibration(1.15, 180.0)],

@@ -86,6 +86,14 @@ def test_answers_and_streams_pass_through() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_usage_of_booleans_counts_as_none() -> None:
+    """The time per token is then that of the stream's events, and the log keeps the tokens of the request."""
+    with run_engine(Script(fault=scripted.BOOLEAN_USAGE, per_request_s=0.01)) as engine, route_to(engine) as url:
+        assert ask(url, stream=True).status_code == 200
+        # four gaps between five tokens of at least 10 ms; as one token there would be no time per token
+        assert httpx.get(f"{url}/status").json()["measured_mean_ms"]["tpot"] > 9
+
+
 def test_another_engine_answers_where_one_refuses_or_is_gone() -> None:
     """Before the first byte a failed engine is replaced; with none left the client gets the error."""
     broken = Script(fault=scripted.REFUSE)

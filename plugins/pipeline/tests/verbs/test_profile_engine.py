@@ -132,6 +132,7 @@ def test_a_profile_fits_the_scale_of_a_table(tmp_path: Path) -> None:
     [
         (Script(fault=scripted.HIDE_USAGE), "reports no usage"),
         (Script(fault=scripted.ZERO_USAGE), "the usage reports no prompt_tokens"),
+        (Script(fault=scripted.BOOLEAN_USAGE), "the usage reports no prompt_tokens"),
         (Script(fault=scripted.HIDE_STREAM), "the server does not stream"),
         (Script(fault=scripted.ONE_BURST), "all tokens arrive at once"),
         (Script(fault=scripted.STALL), "the stream stalls"),

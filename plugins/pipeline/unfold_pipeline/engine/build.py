@@ -19,7 +19,7 @@ from unfold_pipeline.engine.hardware.model_shape import (
     estimate_kv_cache,
     read_model_config,
 )
-from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
+from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
@@ -63,7 +63,7 @@ from unfold_pipeline.problem.pipeline import Pipeline
 from unfold_pipeline.problem.pricing import ReplicaPrice, price_hardware
 from unfold_pipeline.problem.traffic import load_arrivals
 from unfold_pipeline.schema.arrivals import Arrivals
-from unfold_pipeline.schema.engine import SOURCE_KEYS, Count, Counts, EngineModel, EngineSpec, StepSource
+from unfold_pipeline.schema.engine import SOURCE_KEYS, EngineModel, EngineSpec, StepSource, list_degrees
 from unfold_pipeline.schema.hardware import GpuSheet, Hardware
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import sort_stages
@@ -150,6 +150,43 @@ def build_engine_problem(spec: PipelineSpec, run: Run) -> EngineProblem:
         model_name=engine.model.name or "",
         precision=engine.precision,
         kv_precision=engine.kv_precision,
+        disaggregation=_build_disaggregation(engine, model, options, spec.search.limit, f"{key}.disaggregated"),
+    )
+
+
+def _build_disaggregation(
+    engine: EngineSpec, model: ModelShape, options: Sequence[EngineOption], max_requests: float, key: str
+) -> Disaggregation | None:
+    """Return the pairs of options for two pools: each GPU of a prefill engine serves whole GPUs of a decode engine.
+
+    Raises:
+        UnfoldError: the sizes of the model do not give its KV cache.
+    """
+    pools = engine.disaggregated
+    if pools is None:
+        return None
+    if model.is_unusual:
+        message = "the sizes of this model do not give the bytes of its KV cache"
+        raise user_error(message, key=key, hint="a dense model with grouped-query attention, or leave it out")
+    degrees = [
+        pools.prefill_tensor_parallel or engine.tensor_parallel,
+        pools.decode_tensor_parallel or engine.tensor_parallel,
+    ]
+    prefill_degrees, decode_degrees = map(list_degrees, degrees)
+    pairs = tuple(
+        (prefill, decode)
+        for prefill, first in enumerate(options)
+        for decode, second in enumerate(options)
+        if first.tensor_parallel in prefill_degrees
+        and second.tensor_parallel in decode_degrees
+        and second.tensor_parallel % first.tensor_parallel == 0
+    )
+    return Disaggregation(
+        pairs=pairs,
+        kv_bytes=tuple(model.kv_bytes_per_token(option.tensor_parallel, engine.kv_precision) for option in options),
+        bytes_per_s=pools.bandwidth,
+        latency_s=pools.latency,
+        max_requests=max_requests,
     )
 
 
@@ -346,8 +383,8 @@ def _find_start(stage: str, engine: EngineSpec, run: Run) -> float:
 
 def _build_settings(engine: EngineSpec, front_s: float, start_s: float) -> EngineSettings:
     return EngineSettings(
-        budgets=_as_tuple(engine.max_num_batched_tokens),
-        max_seqs=_as_tuple(engine.max_num_seqs),
+        budgets=list_degrees(engine.max_num_batched_tokens),
+        max_seqs=list_degrees(engine.max_num_seqs),
         routing=engine.routing,
         prefix_cache=engine.prefix_cache,
         async_scheduling=engine.schedules_ahead,
@@ -358,10 +395,6 @@ def _build_settings(engine: EngineSpec, front_s: float, start_s: float) -> Engin
         max_replicas=engine.max_replicas,
         utilization=engine.gpu_memory_utilization,
     )
-
-
-def _as_tuple(values: Counts) -> tuple[Count, ...]:
-    return tuple(sorted(set(values))) if isinstance(values, tuple) else (values,)
 
 
 def _build_options(
@@ -412,7 +445,7 @@ def _build_options(
                 )
             )
     if not options and not too_small:
-        degrees = ", ".join(str(degree) for degree in _as_tuple(engine.tensor_parallel))
+        degrees = ", ".join(str(degree) for degree in list_degrees(engine.tensor_parallel))
         message = (
             f"no tensor parallelism of {degrees} divides {model.heads} heads and {model.inner} values within a node"
         )
@@ -426,7 +459,7 @@ def _build_options(
 
 def _list_degrees(engine: EngineSpec, model: ModelShape, hardware: Hardware) -> Iterator[int]:
     """Yield the degrees of tensor parallelism that divide the heads and stay within a node."""
-    for parallel in _as_tuple(engine.tensor_parallel):
+    for parallel in list_degrees(engine.tensor_parallel):
         fits = hardware.price is not None or parallel <= hardware.per_instance
         if fits and model.heads % parallel == 0 and model.inner % parallel == 0:
             yield parallel
@@ -453,8 +486,8 @@ def _size_kv_cache(
 def find_step_range(spec: PipelineSpec, engine: EngineSpec, trace: TokenTrace) -> StepRange:
     """Return the range over which a plan needs step times."""
     return StepRange(
-        max_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
-        max_requests=max(_as_tuple(engine.max_num_seqs)) + SLOTS_HEADROOM,
+        max_tokens=max(list_degrees(engine.max_num_batched_tokens)),
+        max_requests=max(list_degrees(engine.max_num_seqs)) + SLOTS_HEADROOM,
         max_context=int((trace.input_tokens + trace.output_tokens).max()),
         confidence=spec.slo.confidence or CONFIDENCE,
     )
@@ -464,8 +497,8 @@ def build_measured_limits(engine: EngineSpec, num_blocks: int) -> EngineLimits:
     """Return the arguments of the engine that was measured: the largest of each limit."""
     return EngineLimits(
         num_blocks=num_blocks,
-        max_num_batched_tokens=max(_as_tuple(engine.max_num_batched_tokens)),
-        max_num_seqs=max(_as_tuple(engine.max_num_seqs)),
+        max_num_batched_tokens=max(list_degrees(engine.max_num_batched_tokens)),
+        max_num_seqs=max(list_degrees(engine.max_num_seqs)),
         prefix_cache=engine.prefix_cache,
         reserve_full_isl=engine.reserve_full_isl,
         async_scheduling=engine.schedules_ahead,

@@ -9,7 +9,7 @@ from unfold_pipeline._types import RowArray
 from unfold_pipeline.estimator.replica_schedule import ScalingState
 from unfold_pipeline.estimator.simulator import compute_min_remaining_times, compute_service_deadlines
 from unfold_pipeline.problem.model_source import ModelSource
-from unfold_pipeline.problem.pipeline import Plan
+from unfold_pipeline.problem.pipeline import Pipeline, Plan
 from unfold_pipeline.problem.problem import Problem
 from unfold_pipeline.runtime.affinity import list_local_cores
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
@@ -56,8 +56,7 @@ class Deployment:
     @property
     def hang_timeouts_s(self) -> tuple[float, ...]:
         """Time after which a replica that keeps a batch counts as hung: far more than a batch should take."""
-        options = self.problem.pipeline.chosen_options(self.plan)
-        return tuple(max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * float(option.latency_s[-1])) for option in options)
+        return compute_hang_timeouts(self.problem.pipeline, self.plan)
 
     def build_runtime(self, engine: Engine) -> PipelineRuntime:
         """Return the plan on an engine, not started yet."""
@@ -93,8 +92,14 @@ class Deployment:
         )
 
 
+def compute_hang_timeouts(pipeline: Pipeline, plan: Plan) -> tuple[float, ...]:
+    """Return the seconds after which a replica of each stage that keeps a batch counts as hung."""
+    options = pipeline.chosen_options(plan)
+    return tuple(max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * float(option.latency_s[-1])) for option in options)
+
+
 def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSource]) -> Deployment:
-    """Return a plan with its models; queries have the numbers that the first stage that reads them takes.
+    """Return a plan with its models.
 
     Args:
         problem: pipeline, SLO and placement.
@@ -104,7 +109,32 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
     Raises:
         UnfoldError: a model is damaged, or reads other tensors than queries and the stages before it have.
     """
-    pipeline, rows = problem.pipeline, None
+    models = resolve_models(problem.pipeline, sources)
+    return Deployment(problem=problem, plan=plan, sources=models.sources, rows=models.rows, flow=models.flow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModels:
+    """The models of a pipeline, held against each other.
+
+    Attributes:
+        sources: model of each stage.
+        rows: queries to send in a replay, shape (rows, features).
+        flow: what each model reads.
+    """
+
+    sources: tuple[ModelSource, ...]
+    rows: RowArray
+    flow: DataFlow
+
+
+def resolve_models(pipeline: Pipeline, sources: Mapping[str, ModelSource]) -> ResolvedModels:
+    """Return the models of a pipeline; queries have the numbers that the first stage that reads them takes.
+
+    Raises:
+        UnfoldError: a model is damaged, or reads other tensors than queries and the stages before it have.
+    """
+    rows = None
     ordered = request_tensors(pipeline, [sources[stage.name] for stage in pipeline.stages])
     for stage, source in zip(pipeline.stages, ordered, strict=True):
         if not reads_request(stage):
@@ -116,7 +146,7 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
     if rows is None:
         raise user_error("no stage to serve", key="stages")
     flow = resolve_data_flow(pipeline, ordered, rows.shape[1])
-    return Deployment(problem=problem, plan=plan, sources=ordered, rows=rows, flow=flow)
+    return ResolvedModels(sources=ordered, rows=rows, flow=flow)
 
 
 def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:

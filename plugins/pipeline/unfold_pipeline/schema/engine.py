@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from unfold_pipeline.schema.hardware import Hardware
-from unfoldkit.api import Duration, Fraction, Model, Problem, did_you_mean
+from unfoldkit.api import Bandwidth, Duration, Fraction, Model, Problem, did_you_mean
 
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 Slots = Annotated[int, Field(ge=1, le=1 << 14)]
@@ -68,6 +68,23 @@ class LlamaServer(Model):
     )
 
 
+class Disaggregated(Model):
+    """Separate pools of prefill and of decode engines, planned next to engines that do both."""
+
+    bandwidth: Annotated[Bandwidth, Field(gt=0)] = Field(
+        description="of the link of each GPU over which a KV cache is sent, each way, as measured"
+    )
+    latency: Annotated[Duration, Field(ge=0, le=60)] = Field(
+        description="from the end of a prompt until decoding starts, without the bytes: hand-over, set-up of a transfer"
+    )
+    prefill_tensor_parallel: Counts | None = Field(
+        default=None, description="GPUs of a prefill engine that may be chosen; default: tensor_parallel"
+    )
+    decode_tensor_parallel: Counts | None = Field(
+        default=None, description="GPUs of a decode engine, a multiple of the other; default: tensor_parallel"
+    )
+
+
 class EngineSpec(Model):
     """An LLM engine with the scheduler of vLLM V1, and what may be chosen for it."""
 
@@ -98,6 +115,9 @@ class EngineSpec(Model):
     async_scheduling: bool = Field(default=True, description="a step is scheduled while the one before it runs")
     reserve_full_isl: bool = Field(
         default=True, description="a request is admitted with room for its whole prompt only"
+    )
+    disaggregated: Disaggregated | None = Field(
+        default=None, description="prefill and decode in separate pools, if that is cheaper"
     )
     gpu_memory_utilization: Annotated[Fraction, Field(gt=0)] = Field(
         default=0.9, description="fraction of the GPU's memory that the engine may use"
@@ -136,9 +156,37 @@ def validate_engine(
             yield Problem(key, "no such hardware", hint=did_you_mean(name, hardware), at_key=True)
         yield from _validate_source(key, source, engine)
     yield from _validate_local(path, engine)
+    yield from _validate_pools(path, engine)
     for name in engine.kv_tokens:
         if name not in engine.steps:
             yield Problem((*path, "kv_tokens", name), "this hardware has no steps", at_key=True)
+
+
+def list_degrees(degrees: Counts) -> tuple[int, ...]:
+    """Return numbers that may be chosen, ascending."""
+    return tuple(sorted(set(degrees))) if isinstance(degrees, tuple) else (degrees,)
+
+
+def _validate_pools(path: tuple[str | int, ...], engine: EngineSpec) -> Iterable[Problem]:
+    pools = engine.disaggregated
+    if pools is None:
+        return
+    key, degrees = (*path, "disaggregated"), list_degrees(engine.tensor_parallel)
+    if engine.local is not None:
+        yield Problem(key, "llama.cpp sends no KV cache", hint="leave disaggregated or local out", at_key=True)
+    if engine.routing != "round_robin":
+        hint = "routing: round_robin"
+        yield Problem((*path, "routing"), "two pools are planned with requests in turn", hint=hint)
+    chosen = []
+    for name in ("prefill_tensor_parallel", "decode_tensor_parallel"):
+        values = degrees if getattr(pools, name) is None else list_degrees(getattr(pools, name))
+        chosen.append(values)
+        if others := [value for value in values if value not in degrees]:
+            hint = f"one of: {', '.join(map(str, degrees))}"
+            yield Problem((*key, name), f"{others[0]} is not in tensor_parallel", hint=hint)
+    if not any(decode % prefill == 0 for prefill in chosen[0] for decode in chosen[1]):
+        message = "no decode engine has a multiple of the GPUs of a prefill engine"
+        yield Problem(key, message, hint="decode_tensor_parallel: a multiple of prefill_tensor_parallel", at_key=True)
 
 
 def _validate_local(path: tuple[str | int, ...], engine: EngineSpec) -> Iterable[Problem]:

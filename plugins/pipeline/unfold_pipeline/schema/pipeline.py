@@ -151,5 +151,10 @@ class PipelineSpec(Spec):
         if self.engine_stage in parents and self.slo.p99 is None:
             message = "the stages after an engine have no target"
             yield Problem(("slo", "p99"), message, hint="p99: 30 s, from the arrival to the last stage")
+        engine = self.stages_by_name[str(self.engine_stage)].engine
+        if len(self.stages_by_name) > 1 and engine is not None and engine.disaggregated is not None:
+            key = ("stages", str(self.engine_stage), "engine", "disaggregated")
+            message = "two pools are planned without other stages"
+            yield Problem(key, message, hint="leave the other stages out, with less time in the targets", at_key=True)
         if self.visits is not None:
             yield Problem(("visits",), "recorded visits are not planned with an engine", hint="leave it out")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from unfold_pipeline._types import RowArray
 from unfold_pipeline.engine.autoscaling.rules import Arrival, TokenLog
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import (
@@ -24,10 +25,15 @@ from unfold_pipeline.engine.endpoint.client import (
     EndpointLimits,
     build_http_client,
     has_token,
+    is_token_count,
     parse_event,
     read_bounded,
     read_events,
+    read_token_count,
 )
+from unfold_pipeline.engine.endpoint.replay import StageError
+from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
+from unfold_pipeline.serving.inference import encode_answer
 from unfoldkit.api import UnfoldError
 from unfoldkit.io.event_stream import DONE
 from unfoldkit.serving.responses import Reply, json_reply, run_until_disconnect, send_reply
@@ -146,6 +152,8 @@ class EngineRouterApp:
         running: starts the engines and stops them.
         log: records the tokens that arrive, for a scaling rule.
         list_states: returns the state of each engine, where this service starts them.
+        stages: the running stages before and after the engines.
+        inside: requests that are inside, at stages and engines.
         client: connections to the engines, while the service runs.
     """
 
@@ -158,6 +166,8 @@ class EngineRouterApp:
     running: RunEngines = run_elsewhere
     log: TokenLog | None = None
     list_states: Callable[[], Sequence[str]] | None = None
+    stages: StagesAround | None = None
+    inside: int = 0
     client: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,6 +185,7 @@ class EngineRouterApp:
         try:
             async with (
                 build_http_client(self.max_in_flight + len(self.endpoints), self.limits) as client,
+                nullcontext() if self.stages is None else self.stages.running(),
                 self.running(),
             ):
                 self.client = client
@@ -243,13 +254,38 @@ class EngineRouterApp:
         raise RequestError(502, "no engine responds")
 
     async def _complete(self, path: str, receive: Receive, send: Send) -> None:
-        if sum(self.balancer.requests) >= self.max_in_flight:
-            raise RequestError(429, "too many requests are waiting; retry later", ((b"retry-after", b"1"),))
+        self._reject_excess()
         request = _parse_request(await _read_body(receive))
-        # the engine stops generating once the connection closes
-        await run_until_disconnect(self._route(path, request, send), receive)
+        # others may have come while the body was read
+        self._reject_excess()
+        exchange = _Exchange(send)
+        if self.stages is not None:
+            try:
+                exchange.row = self.stages.take_row(request)
+            except ValueError as error:
+                raise RequestError(400, str(error)) from None
+        self.inside += 1
+        try:
+            # the engine stops generating once the connection closes
+            await run_until_disconnect(self._pass_stages(path, request, exchange), receive)
+        finally:
+            self.inside -= 1
 
-    async def _route(self, path: str, request: dict[str, Any], send: Send) -> None:
+    def _reject_excess(self) -> None:
+        if self.inside >= self.max_in_flight:
+            raise RequestError(429, "too many requests are waiting; retry later", ((b"retry-after", b"1"),))
+
+    async def _pass_stages(self, path: str, request: dict[str, Any], exchange: _Exchange) -> None:
+        """Pass the stages before the engines, and route.
+
+        Raises:
+            RequestError: a stage failed, or no engine answers.
+        """
+        if self.stages is not None:
+            exchange.answers.update(await _pass_line(self.stages.upstream, exchange))
+        await self._route(path, request, exchange)
+
+    async def _route(self, path: str, request: dict[str, Any], exchange: _Exchange) -> None:
         """Send a request to one engine after the other until one begins to answer.
 
         Raises:
@@ -257,7 +293,7 @@ class EngineRouterApp:
         """
         import httpx
 
-        exchange, tried = _Exchange(send), set[int]()
+        tried = set[int]()
         prompt, output = _estimate_tokens(request)
         tokens = prompt + output
         if self.log is not None:
@@ -291,7 +327,7 @@ class EngineRouterApp:
             EndpointError: the engine is busy, or its stream is broken.
         """
         assert self.client is not None  # noqa: S101 - the lifespan comes first
-        endpoint, is_stream, begin_s = self.endpoints[index], bool(request.get("stream")), time.perf_counter()
+        endpoint, is_stream = self.endpoints[index], bool(request.get("stream"))
         options = request.get("stream_options")
         options = options if isinstance(options, dict) else {}
         body = {**request, "stream_options": {**options, "include_usage": True}} if is_stream else request
@@ -303,17 +339,19 @@ class EngineRouterApp:
             self.balancer.mark_up(index)
             kind = response.headers.get("content-type", "application/json")
             if response.status_code != 200 or "text/event-stream" not in kind:
-                await exchange.reply(response.status_code, await read_bounded(response, MAX_ANSWER_BYTES), kind)
+                content = await read_bounded(response, MAX_ANSWER_BYTES)
+                if response.status_code == 200 and self.stages is not None:
+                    content = _add_answers(content, await self._pass_downstream(exchange))
+                await exchange.reply(response.status_code, content, kind)
                 return int(response.status_code)
             async with aclosing(read_events(response, self.limits)) as stream:
-                await self._pass_on(stream, exchange, begin_s, wants_usage=bool(options.get("include_usage")))
+                await self._pass_on(stream, exchange, wants_usage=bool(options.get("include_usage")))
         return 200
 
     async def _pass_on(
         self,
         stream: AsyncGenerator[tuple[float, bytes], None],
         exchange: _Exchange,
-        begin_s: float,
         *,
         wants_usage: bool,
     ) -> None:
@@ -326,9 +364,11 @@ class EngineRouterApp:
         events = tokens = prompt = 0
         async for now_s, data in stream:
             if data == DONE:
+                if self.stages is not None and not await self._write_answers(exchange):
+                    return
                 await exchange.write(b"data: [DONE]\n\n", more=False)
                 if events:
-                    self.metrics.observe_stream(first_s - begin_s, last_s - first_s, tokens or events)
+                    self.metrics.observe_stream(first_s - exchange.begin_s, last_s - first_s, tokens or events)
                 if exchange.arrival is not None and tokens:
                     exchange.arrival.correct(prompt or exchange.arrival.prompt, tokens)
                 return
@@ -336,21 +376,48 @@ class EngineRouterApp:
             if has_token(event):
                 first_s, last_s, events = first_s or now_s, now_s, events + 1
             usage = event.get("usage")
-            if isinstance(usage, Mapping) and isinstance(usage.get("completion_tokens"), int):
-                tokens = usage["completion_tokens"]
-                prompt = usage["prompt_tokens"] if isinstance(usage.get("prompt_tokens"), int) else 0
+            if isinstance(usage, Mapping):
+                tokens = read_token_count(usage, "completion_tokens") or tokens
+                prompt = read_token_count(usage, "prompt_tokens") or prompt
             if event.get("choices") or wants_usage or "error" in event:
                 await exchange.write(b"data: " + data + b"\n\n")
         raise EndpointError("the stream broke off before its end")
 
+    async def _pass_downstream(self, exchange: _Exchange) -> dict[str, Any]:
+        """Pass the stages after the engines; return the answers of all stages.
+
+        Raises:
+            RequestError: a stage failed, or its answer has no JSON form.
+        """
+        assert self.stages is not None  # noqa: S101 - the caller checks
+        exchange.answers.update(await _pass_line(self.stages.downstream, exchange))
+        try:
+            return {"stages": {name: encode_answer(answer) for name, answer in exchange.answers.items()}}
+        except TypeError as error:
+            raise RequestError(500, "the answer of a stage has no JSON form") from error
+
+    async def _write_answers(self, exchange: _Exchange) -> bool:
+        """Write the answers of the stages as an event; if a stage fails, end the stream and return false."""
+        try:
+            answers = await self._pass_downstream(exchange)
+        except RequestError as error:
+            await exchange.break_off(error.message)
+            return False
+        event = {"object": "chat.completion.chunk", "choices": [], **answers}
+        await exchange.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        return True
+
 
 @dataclass(slots=True)
 class _Exchange:
-    """The reply to one request, and its entry in the log of tokens."""
+    """The reply to one request, its entry in the log of tokens, and what the stages around the engines returned."""
 
     send: Send
     is_started: bool = False
     arrival: Arrival | None = None
+    row: RowArray | None = None
+    answers: dict[str, Any] = field(default_factory=dict)
+    begin_s: float = field(default_factory=time.perf_counter)
 
     async def reply(self, status: int, body: bytes, kind: str) -> None:
         """Send a whole reply."""
@@ -364,10 +431,28 @@ class _Exchange:
             await self.send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def break_off(self) -> None:
+    async def break_off(self, message: str = "the stream of the engine broke off") -> None:
         """End a stream with an error event and without ``[DONE]``."""
-        error = {"error": {"message": "the stream of the engine broke off", "type": "server_error"}}
+        error = {"error": {"message": message, "type": "server_error"}}
         await self.write(f"data: {json.dumps(error)}\n\n".encode(), more=False)
+
+
+async def _pass_line(line: StageLine, exchange: _Exchange) -> Mapping[str, Any]:
+    assert exchange.row is not None  # noqa: S101 - a request without a row was rejected
+    try:
+        return await line.pass_row(exchange.row)
+    except StageError as error:
+        message = f"the model of stage {error.stage} failed on x" if error.stage else "a stage cannot be served"
+        raise RequestError(500 if error.stage else 503, message) from error
+
+
+def _add_answers(content: bytes, answers: Mapping[str, Any]) -> bytes:
+    """Return a reply with the answers of the stages; unchanged if it is no JSON object."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    return json.dumps({**reply, **answers}).encode() if isinstance(reply, dict) else content
 
 
 def _describe_fault(error: Exception) -> RequestError:
@@ -408,8 +493,8 @@ def _estimate_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
     text = request.get("messages") or request.get("prompt") or ""
     size = len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
     limits = [request.get(name) for name in ("max_completion_tokens", "max_tokens")]
-    output = next((value for value in limits if isinstance(value, int) and value > 0), DEFAULT_OUTPUT_TOKENS)
-    return size // BYTES_PER_TOKEN, min(output, 1 << 20)
+    output = next((value for value in limits if is_token_count(value)), DEFAULT_OUTPUT_TOKENS)
+    return size // BYTES_PER_TOKEN, min(int(output or 0), 1 << 20)
 
 
 def _format_fault(fault: RequestError) -> Reply:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from unfold_pipeline.engine.autoscaling.hindsight import find_cheapest_schedule, find_fixed_peak, simulate_slots
 from unfold_pipeline.engine.autoscaling.replay import (
@@ -25,21 +25,32 @@ from unfold_pipeline.engine.autoscaling.rules import (
     keep_replicas,
     limit_replicas,
 )
-from unfold_pipeline.engine.build import build_engine_problem, build_engine_stages, build_replay_requests
+from unfold_pipeline.engine.build import build_engine_problem, build_replay_requests
 from unfold_pipeline.engine.planner.analysis import analyze_plan, scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, explain_refusals, find_cheapest_engines
 from unfold_pipeline.planner.engine_pipeline import EngineStages, attach_stages, find_cheapest_pipeline
 from unfold_pipeline.report.engines.plan import (
+    add_stages,
     build_engine_report,
     build_no_engine_report,
     parse_engine_decision,
     recheck_engine_plan,
 )
+from unfold_pipeline.report.engines.pools import is_pool_decision, parse_pool_decision
 from unfold_pipeline.report.engines.replay import build_engine_replay_report
 from unfold_pipeline.report.engines.stages_around import describe_stages, parse_stage_plans
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfoldkit.api import Metric, Report, Run, user_error
+from unfold_pipeline.verbs.plan_pools import (
+    describe_pools_beside,
+    find_pools,
+    is_cheaper,
+    recheck_pool_plan,
+    replay_pools,
+    report_pools,
+)
+from unfold_pipeline.verbs.stages_around import build_stages_around, choose_pipeline
+from unfoldkit.api import Metric, Report, Run
 
 HPA_UTILIZATION = 0.8
 RULES = 5
@@ -51,17 +62,25 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
     problem = build_engine_problem(spec, run)
     stages = build_stages_around(spec, run)
     if trace := run.options.get("replay"):
-        if stages is not None:
-            reject_stages_around(spec, "--replay")
-        return _replay_trace(spec, problem, Path(trace), run)
+        return _replay_trace(spec, problem, stages, Path(trace), run)
     committed = (run.options.get("baseline_plan") or {}).get("decision", {})
     if committed and committed.get("trace_sha256") != problem.trace_sha256:
-        config = parse_engine_decision(committed, problem)
-        if stages is not None:
-            problem = attach_stages(problem, stages, parse_stage_plans(committed, stages))
-        return recheck_engine_plan(problem, committed, evaluate(problem, config, complete=True))
+        return _recheck_plan(problem, stages, committed)
+    return _plan_alone(problem, run) if stages is None else _plan_with_stages(problem, stages, run)
+
+
+def _recheck_plan(problem: EngineProblem, stages: EngineStages | None, committed: Mapping[str, Any]) -> Report:
+    """Return whether a committed plan meets the targets on the traffic of a problem."""
+    if is_pool_decision(committed):
+        return recheck_pool_plan(problem, committed)
+    config = parse_engine_decision(committed, problem)
     if stages is not None:
-        return _plan_with_stages(problem, stages, run)
+        problem = attach_stages(problem, stages, parse_stage_plans(committed, stages))
+    return recheck_engine_plan(problem, committed, evaluate(problem, config, complete=True))
+
+
+def _plan_alone(problem: EngineProblem, run: Run) -> Report:
+    """Find the cheapest engines, or pools of prefill and decode engines, that meet the targets."""
     start_s = run.clock()
     predicted = find_cheapest_engines(problem, run.progress)
     planning_seconds = Metric(run.clock() - start_s, "s", timed=True)
@@ -69,39 +88,18 @@ def plan_engine(spec: PipelineSpec, run: Run) -> Report:
     slow = scale_to_end(problem, high=True)
     high = find_cheapest_engines(slow, run.progress)
     planned, solution = (problem, predicted) if problem.confidence is None else (slow, high)
+    pools = find_pools(problem, run.progress)
+    if pools is not None and is_cheaper(problem, pools, solution):
+        report = report_pools(problem, pools, solution, (low, high))
+        return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
+    alternatives = describe_pools_beside(problem, pools)
     solution = explain_refusals(planned, solution)
     if solution.config is None:
-        return build_no_engine_report(problem, solution)
+        return build_no_engine_report(problem, solution, alternatives)
     outcome = evaluate(problem, solution.config, complete=True)
     analysis = analyze_plan(problem, outcome, (low, high), run.progress)
-    report = build_engine_report(problem, solution, outcome, analysis)
+    report = build_engine_report(problem, solution, outcome, analysis, alternatives=alternatives)
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
-
-
-def build_stages_around(spec: PipelineSpec, run: Run) -> EngineStages | None:
-    """Return the stages around the engine of a spec; ``None`` if it stands alone.
-
-    Raises:
-        UnfoldError: a stage has no latency or no price.
-    """
-    pipelines = build_engine_stages(spec, run)
-    if pipelines is None:
-        return None
-    upstream, downstream = pipelines
-    return EngineStages(
-        upstream=upstream, downstream=downstream, max_replicas=spec.tuner.most, max_requests=spec.search.limit
-    )
-
-
-def reject_stages_around(spec: PipelineSpec, verb: str) -> NoReturn:
-    """Reject what is not built for an engine with other stages around it.
-
-    Raises:
-        UnfoldError: always.
-    """
-    other = next(name for name, stage in spec.stages_by_name.items() if stage.engine is None)
-    hint = f"leave {other} out, with less time in the targets"
-    raise user_error(f"{verb} takes an engine without other stages", key=f"stages.{other}", hint=hint)
 
 
 def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) -> Report:
@@ -128,18 +126,68 @@ def _plan_with_stages(problem: EngineProblem, stages: EngineStages, run: Run) ->
     return replace(report, metrics={**report.metrics, "planning_seconds": planning_seconds})
 
 
-def _replay_trace(spec: PipelineSpec, problem: EngineProblem, trace: Path, run: Run) -> Report:
-    """Replay a trace under the saved plan, or under a new one, with engines that follow the traffic."""
+def _replay_trace(
+    spec: PipelineSpec, problem: EngineProblem, stages: EngineStages | None, trace: Path, run: Run
+) -> Report:
+    """Replay a trace under the saved plan, or under a new one, with engines that follow the traffic.
+
+    The stages around the engines keep their replicas.
+    """
+    if stages is not None:
+        return _replay_with_stages(spec, problem, stages, trace, run)
     saved = (run.options.get("plan") or {}).get("decision")
+    if saved and is_pool_decision(saved):
+        pool_config = parse_pool_decision(saved, problem)
+        requests = build_replay_requests(spec, problem, pool_config.decode, trace, run)
+        return replay_pools(replace(problem, requests=requests), pool_config, None)
     if saved:
         config = parse_engine_decision(saved, problem)
     else:
         planned = problem if problem.confidence is None else scale_to_end(problem, high=True)
         solution = find_cheapest_engines(planned, run.progress)
+        pools = find_pools(problem, run.progress)
+        if pools is not None and is_cheaper(problem, pools, solution):
+            chosen = pools.choose(problem).outcome
+            assert chosen is not None  # noqa: S101 - the pools are cheaper than another plan
+            requests = build_replay_requests(spec, problem, chosen.config.decode, trace, run)
+            return replay_pools(replace(problem, requests=requests), chosen.config, solution)
         if solution.config is None:
             return build_no_engine_report(problem, explain_refusals(planned, solution))
         config = solution.config
     live = replace(problem, requests=build_replay_requests(spec, problem, config, trace, run))
+    return _replay_rules(spec, problem, live, config, run)
+
+
+def _replay_with_stages(
+    spec: PipelineSpec, problem: EngineProblem, stages: EngineStages, trace: Path, run: Run
+) -> Report:
+    """Replay a trace on engines that follow the traffic, behind and before stages of the saved plan or of a new one."""
+    saved = (run.options.get("plan") or {}).get("decision")
+    planned = choose_pipeline(problem, stages, saved, run)
+    if planned is None:
+        slow = problem if problem.confidence is None else scale_to_end(problem, high=True)
+        return build_no_engine_report(problem, find_cheapest_pipeline(slow, stages, run.progress).solution)
+    config, plans = planned.config, planned.plans
+    live = replace(problem, requests=build_replay_requests(spec, problem, config, trace, run))
+    case, live_case = (attach_stages(item, stages, plans) for item in (problem, live))
+    report = _replay_rules(spec, case, live_case, config, run)
+    arrival_s, outcome = live.requests.arrival_s, evaluate(live_case, config, complete=True)
+    around = describe_stages(live_case, stages, plans, arrival_s, outcome, is_complete=True)
+    return add_stages(report, around)
+
+
+def _replay_rules(
+    spec: PipelineSpec, problem: EngineProblem, live: EngineProblem, config: EngineConfig, run: Run
+) -> Report:
+    """Replay requests under each scaling rule.
+
+    Args:
+        spec: how engines are scaled.
+        problem: with the traffic of the plan.
+        live: with the requests to replay.
+        config: the engines of the plan.
+        run: receives progress.
+    """
     envelope = build_token_envelope(problem.requests, config.replicas, problem.settings.start_s)
     calibrated = None
     if spec.tuner.policy != "fixed":

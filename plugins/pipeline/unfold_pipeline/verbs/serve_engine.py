@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from unfold_pipeline.engine.build import build_engine_problem, build_local_settings, build_replay_requests, find_engine
@@ -14,14 +16,22 @@ from unfold_pipeline.engine.endpoint.replay import ReplayedRequests, replay_requ
 from unfold_pipeline.engine.planner.analysis import scale_to_end
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate, find_cheapest_engines
+from unfold_pipeline.planner.engine_pipeline import attach_stages
 from unfold_pipeline.report.engines import sentences
-from unfold_pipeline.report.engines.measured import LocalFacts, build_measured_engine_report
+from unfold_pipeline.report.engines.measured import AttachStages, LocalFacts, build_measured_engine_report
 from unfold_pipeline.report.engines.plan import parse_engine_decision
+from unfold_pipeline.report.engines.pools import is_pool_decision
 from unfold_pipeline.runtime.engines.engine_pool import count_engines_over_time
 from unfold_pipeline.runtime.engines.local_engines import LocalEngines, build_local_engines
+from unfold_pipeline.runtime.engines.stage_line import StagesAround
 from unfold_pipeline.schema.pipeline import PipelineSpec
-from unfold_pipeline.verbs.plan_engine import reject_stages_around
 from unfold_pipeline.verbs.profile_engine import read_key
+from unfold_pipeline.verbs.stages_around import (
+    PlannedPipeline,
+    build_running_stages,
+    build_stages_around,
+    choose_pipeline,
+)
 from unfoldkit.api import Report, Run, Service, user_error
 
 QUEUED_PER_SLOT = 4
@@ -35,8 +45,6 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         UnfoldError: the spec names no engine, there is no plan, or an engine does not respond.
     """
     stage, engine = find_engine(spec)
-    if len(spec.stages_by_name) > 1:
-        reject_stages_around(spec, "unfold serve")
     key = f"stages.{stage}.engine.urls"
     if not engine.endpoints and engine.local is None:
         hint = (
@@ -44,44 +52,101 @@ def serve_engine(spec: PipelineSpec, run: Run) -> Service | Report:
         )
         raise user_error("no running engine to route to", key=key, hint=hint)
     problem = build_engine_problem(spec, run)
-    config = choose_engine(problem, run)
+    case = _choose_case(spec, problem, run)
+    config = case.config
     if engine.local is not None:
-        return _serve_local_engines(spec, problem, config, run)
+        return _serve_local_engines(spec, case, run)
     api_key = read_key(engine, stage)
     endpoints = tuple(Endpoint(url=url, model=engine.model.name or "", key=api_key) for url in engine.endpoints)
     balancer = EngineBalancer(engine.endpoints, problem.settings.routing)
     trace = run.options.get("replay")
     if not trace:
-        return _build_service(problem, config, endpoints, balancer, None)
+        return _build_service(case, endpoints, balancer, None)
     live = replace(problem, requests=build_replay_requests(spec, problem, config, Path(trace), run))
+
+    async def replay() -> ReplayedRequests:
+        async with case.running_stages():
+            return await replay_requests(
+                endpoints, balancer, live.requests, EndpointLimits(), run.seed, run.progress, around=case.around
+            )
+
     try:
-        replayed = asyncio.run(
-            replay_requests(endpoints, balancer, live.requests, EndpointLimits(), run.seed, run.progress)
-        )
+        replayed = asyncio.run(replay())
     except EndpointError as error:
         raise user_error(error.message, key=key, hint=error.hint) from error
-    return build_measured_engine_report(live, config, replayed, len(endpoints))
+    return build_measured_engine_report(live, config, replayed, len(endpoints), attach=case.attach)
 
 
-def _serve_local_engines(
-    spec: PipelineSpec, problem: EngineProblem, config: EngineConfig, run: Run
-) -> Service | Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ServedCase:
+    """What is served: engines, and the running stages around them.
+
+    Attributes:
+        problem: the engines, with the requests as they arrive at the pipeline.
+        config: the engines of the plan.
+        planned: the stages with their plans; ``None`` if there are none.
+        around: their replicas.
+    """
+
+    problem: EngineProblem
+    config: EngineConfig
+    planned: PlannedPipeline | None = None
+    around: StagesAround | None = None
+
+    @property
+    def attach(self) -> AttachStages | None:
+        """Puts the stages into a problem."""
+        planned = self.planned
+        if planned is None:
+            return None
+        return partial(attach_stages, stages=planned.stages, plans=planned.plans)
+
+    def running_stages(self) -> AbstractAsyncContextManager[None]:
+        """Return a context in which the stages run."""
+        return nullcontext() if self.around is None else self.around.running()
+
+
+def _choose_case(spec: PipelineSpec, problem: EngineProblem, run: Run) -> _ServedCase:
+    """Return the saved plan, or a new one, with the models of its stages.
+
+    Raises:
+        UnfoldError: a stage has no model, or nothing meets the targets.
+    """
+    stages = build_stages_around(spec, run)
+    if stages is None:
+        return _ServedCase(problem=problem, config=choose_engine(problem, run))
+    planned = choose_pipeline(problem, stages, (run.options.get("plan") or {}).get("decision"), run)
+    if planned is None:
+        raise user_error("no choice of engines meets the targets", key="slo", hint="unfold plan SPEC explains it")
+    around = build_running_stages(spec, planned, run)
+    return _ServedCase(problem=problem, config=planned.config, planned=planned, around=around)
+
+
+def _serve_local_engines(spec: PipelineSpec, case: _ServedCase, run: Run) -> Service | Report:
     """Route to processes that are started here; with ``--replay``, send a trace to them and end them.
 
     Raises:
         UnfoldError: an engine does not start or respond.
     """
+    problem, config = case.problem, case.config
     engines = build_local_engines(build_local_settings(spec, run), problem, config, run)
     pool = engines.pool
     trace = run.options.get("replay")
     if not trace:
-        return _build_service(problem, config, pool.endpoints, pool.balancer, engines)
+        return _build_service(case, pool.endpoints, pool.balancer, engines)
     live = replace(problem, requests=build_replay_requests(spec, problem, config, Path(trace), run))
 
     async def replay() -> ReplayedRequests:
-        async with engines.running():
+        async with case.running_stages(), engines.running():
             return await replay_requests(
-                pool.endpoints, pool.balancer, live.requests, EndpointLimits(), run.seed, run.progress, engines.log
+                pool.endpoints,
+                pool.balancer,
+                live.requests,
+                EndpointLimits(),
+                run.seed,
+                run.progress,
+                engines.log,
+                case.around,
             )
 
     try:
@@ -96,12 +161,11 @@ def _serve_local_engines(
         replaced=pool.replaced,
         is_scaled=engines.is_scaled,
     )
-    return build_measured_engine_report(live, config, replayed, len(pool.endpoints), facts)
+    return build_measured_engine_report(live, config, replayed, len(pool.endpoints), facts, case.attach)
 
 
 def _build_service(
-    problem: EngineProblem,
-    config: EngineConfig,
+    case: _ServedCase,
     endpoints: Sequence[Endpoint],
     balancer: EngineBalancer,
     local: LocalEngines | None,
@@ -115,9 +179,12 @@ def _build_service(
         build_router_metrics,
     )
 
+    problem, config = case.problem, case.config
+    if case.attach is not None:
+        problem = case.attach(problem)
     running = config if local is not None else replace(config, replicas=len(endpoints))
     outcome = evaluate(problem, running, complete=True)
-    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s)
+    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s, problem.surroundings)
     estimate = Estimate(
         quantiles={
             name: {"0.5": percentile(values, 0.5), "0.99": percentile(values, 0.99)}
@@ -127,10 +194,14 @@ def _build_service(
     metrics = build_router_metrics(balancer, estimate)
     max_in_flight = QUEUED_PER_SLOT * config.max_seqs * len(endpoints)
     app = EngineRouterApp(endpoints, balancer, metrics, estimate, EndpointLimits(), max_in_flight)
-    lines = (("engines", sentences.describe_routing(len(endpoints), config.replicas, balancer.routing)),)
+    app.stages = case.around
+    routing = sentences.describe_routing(len(endpoints), config.replicas, balancer.routing)
+    lines: tuple[tuple[str, str], ...] = (("engines", routing),)
     if local is not None:
         app.running, app.log, app.list_states = local.running, local.log, local.pool.list_states
         lines = (("engines", sentences.describe_local_service(config.replicas, len(endpoints), balancer.routing)),)
+    if case.around is not None:
+        lines += (("stages", sentences.describe_running_stages(case.around.names, case.around.rows.shape[1])),)
     return Service(
         problem.name,
         app,
@@ -148,6 +219,10 @@ def choose_engine(problem: EngineProblem, run: Run) -> EngineConfig:
         UnfoldError: no choice of engines meets the targets.
     """
     saved = (run.options.get("plan") or {}).get("decision")
+    if saved and is_pool_decision(saved):
+        key = f"stages.{problem.stage}.engine.disaggregated"
+        hint = "unfold plan SPEC --format kserve starts them behind a router of llm-d; or leave it out"
+        raise user_error("unfold serve routes to engines that do both, and the plan has two pools", key=key, hint=hint)
     if saved:
         return parse_engine_decision(saved, problem)
     planned = problem if problem.confidence is None else scale_to_end(problem, high=True)

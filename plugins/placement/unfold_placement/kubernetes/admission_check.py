@@ -57,7 +57,7 @@ MAX_NODES_SHOWN = 8
 
 @dataclass(slots=True)
 class CheckedWorkload:
-    """A workload whose quota is reserved.
+    """A workload with reserved quota.
 
     Attributes:
         body: The workload as read last.
@@ -169,7 +169,7 @@ class AdmissionCheckBackend(LocalBackend):
                     self._withdraw(name)
 
     def start(self, unit: Sequence[Start]) -> None:
-        """Answer ``Ready`` for a workload all of whose pods are placed; where that fails, it waits again."""
+        """Answer ``Ready`` once all pods of a workload are placed; where that fails, it waits again."""
         self.store.check_term(self.term)
         records = self.store.start(unit, by=self.holder)
         name = self._find_workload(unit[0].task) if records else ""
@@ -208,7 +208,7 @@ class AdmissionCheckBackend(LocalBackend):
         self.store.refuse(task, reason, by=self.holder)
 
     def handle_check(self, body: Body, *, is_gone: bool = False) -> None:
-        """Take a check whose controller this is, and report it as active."""
+        """Take a check of this controller, and report it as active."""
         name = body["metadata"]["name"]
         if is_gone or body.get("spec", {}).get("controllerName") != self.scope.gate:
             self.checks.discard(name)

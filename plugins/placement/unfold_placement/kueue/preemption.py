@@ -63,7 +63,7 @@ class PreemptionSearch:
     same_queue: list[Candidate] = field(default_factory=list)
 
     def find_targets(self) -> list[Entry]:
-        """Return a minimal set of workloads whose end makes room for the entry; empty if there is none."""
+        """Return a minimal set of workloads that make room for the entry by their end; empty if there is none."""
         self._collect()
         candidates = [*self.by_hierarchy, *self.by_priority, *self.same_queue]
         for may_borrow in self._attempts():

@@ -120,7 +120,7 @@ class QuotaNode:
         return fits, {key: max(0, amount - self.local_available(key)) for key, amount in requests.items()}
 
     def borrowing_height(self, key: FlavorResource, amount: int) -> tuple[int, bool]:
-        """Return the height of the smallest subtree whose quota an amount fits, and whether that has a parent."""
+        """Return the height of the smallest subtree with quota for an amount, and whether that has a parent."""
         if not self.is_borrowing_with(key, amount) or self.parent is None:
             return 0, self.parent is not None
         remaining = amount - self.local_available(key)
@@ -138,7 +138,7 @@ class QuotaNode:
 
 
 def build_quota_tree(queues: Mapping[str, ClusterQueue], cohorts: Mapping[str, Cohort]) -> dict[str, QuotaNode]:
-    """Build the tree, and return the nodes of the ClusterQueues by name. A cohort that nobody defines has no quota.
+    """Build the tree, and return the nodes of the ClusterQueues by name. A cohort without a definition has no quota.
 
     Raises:
         UnfoldError: cohorts form a cycle.

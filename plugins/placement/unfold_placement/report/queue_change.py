@@ -1,4 +1,4 @@
-"""The report of a replay of Kueue's queues: who starts when, and what a change of quotas changes for whom."""
+"""The report of a replay of Kueue's queues: when workloads start, and which of them a change of quotas moves."""
 
 from __future__ import annotations
 

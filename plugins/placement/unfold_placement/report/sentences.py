@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
-MAX_REASONS = 6
 GANTT_TITLE = "Which tasks run on which node, and when"
+WAITING = "(no node yet)"
+NEVER_STARTS = "never starts"
+STARVES = "starves"
+MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
 
@@ -249,7 +252,7 @@ def admission_check_line(queue: str) -> str:
 
 
 def unknown_namespace_line(queue: str, namespace: str) -> str:
-    """Return the line about a selector of namespaces whose labels are unknown."""
+    """Return the line about a selector of namespaces with unknown labels."""
     return f"the namespaceSelector of {queue} is taken to accept {namespace}: the file has no Namespace {namespace}"
 
 

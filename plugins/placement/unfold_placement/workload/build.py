@@ -45,7 +45,7 @@ from unfoldkit.api import Run, did_you_mean, user_error
 MIB = 1 << 20
 KUBECTL = "kubectl"
 KUEUE_VERSION = "0.17"
-"""The version whose rules the replay follows."""
+"""The replay follows the rules of this version."""
 AMOUNT_TOLERANCE = 1e-6
 SPACING_TOLERANCE = 1e-9
 NODE_READERS: Mapping[str, Callable[[Path], Iterable[Node]]] = {
@@ -97,7 +97,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
 
 
 def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:
-    """Resolve a spec whose workload is a file of Kueue's objects; None for every other spec.
+    """Resolve a spec with a workload of Kueue's objects; None for every other spec.
 
     Raises:
         UnfoldError: the file is malformed, or the spec has keys that say nothing about Kueue's queues.

@@ -331,7 +331,7 @@ class NamespaceFilter:
     notes: list[str] = field(default_factory=list)
 
     def matches(self, queue: str, namespace: str) -> bool:
-        """Return whether a ClusterQueue accepts a namespace; one whose labels are unknown is accepted, and noted."""
+        """Return whether a ClusterQueue accepts a namespace; one with unknown labels is accepted, and noted."""
         spec = self.queues[queue].part("spec")
         if spec.body.get("namespaceSelector") is None:
             return False

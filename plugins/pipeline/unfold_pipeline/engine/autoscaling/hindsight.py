@@ -28,7 +28,7 @@ class SlotMisses:
     Attributes:
         seconds: (slots,) length of each slot.
         misses: (slots, engines + 1) requests that miss a target; a slot without requests needs no engine.
-        usd_per_hour: (engines + 1,) price of each number of engines.
+        usd_per_hour: (engines + 1,) price of each number of engines, with the stages around them.
         requests: requests of the trace.
     """
 
@@ -72,7 +72,7 @@ def simulate_slots(problem: EngineProblem, config: EngineConfig, slot_s: float, 
         if begin == end:
             continue
         misses[slot, 0] = end - begin
-        part = replace(problem, requests=requests.select_range(int(begin), int(end)))
+        part = problem.select_range(int(begin), int(end))
         for replicas in range(1, max_replicas + 1):
             outcome = evaluate(part, replace(config, replicas=replicas), complete=True)
             latencies = measure_latencies(part.requests, outcome.run, part.settings.front_s, part.surroundings)
@@ -82,7 +82,7 @@ def simulate_slots(problem: EngineProblem, config: EngineConfig, slot_s: float, 
     return SlotMisses(
         seconds=np.diff(borders),
         misses=misses,
-        usd_per_hour=np.array([option.cost(replicas) if replicas else 0.0 for replicas in range(max_replicas + 1)]),
+        usd_per_hour=problem.around_usd_per_hour + np.array([option.cost(count) for count in range(max_replicas + 1)]),
         requests=len(requests),
     )
 

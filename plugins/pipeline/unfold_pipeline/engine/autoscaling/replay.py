@@ -39,7 +39,7 @@ class AutoscaledRun:
         name: of the rule.
         latencies: of all requests.
         attainment: fraction of the requests that meets every target.
-        usd_per_hour: mean price over the trace, from order to stop of each engine.
+        usd_per_hour: mean price over the trace, from order to stop of each engine, with the stages around them.
         time_s: (ticks,) moments.
         engines: (ticks,) engines that take requests.
         paid: (ticks,) engines that are paid.
@@ -103,7 +103,7 @@ def replay_rule(
         name=name,
         latencies=latencies,
         attainment=float(met.mean()),
-        usd_per_hour=float(np.mean([option.cost(int(count)) for count in paid])),
+        usd_per_hour=float(np.mean([problem.cost(config.option, int(count)) for count in paid])),
         time_s=moments,
         engines=engines,
         paid=paid,
@@ -125,7 +125,7 @@ def calibrate_envelope_rule(
         run = replay_rule("", problem, config, rule, max_replicas=max_replicas)
         if meets_targets(problem, run.latencies):
             choices.append((run.usd_per_hour, -run.attainment, margin, hold_s))
-    plan_cost = problem.options[config.option].cost(config.replicas)
+    plan_cost = problem.cost(config.option, config.replicas)
     if not choices or min(choices)[0] >= plan_cost - COST_TOLERANCE:
         return None
     _, _, margin, hold_s = min(choices)

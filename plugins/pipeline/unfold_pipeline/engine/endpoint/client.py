@@ -185,7 +185,7 @@ async def stream_completion(
     if usage is None:
         hint = 'the server must honor "stream_options": {"include_usage": true}'
         raise EndpointError("the stream reports no usage, so its tokens are not known", hint)
-    counts = [_read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [_require_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     if not events:
         raise EndpointError("the stream holds no token", "another model or prompt")
     details = usage.get("prompt_tokens_details")
@@ -220,7 +220,7 @@ async def read_server(client: httpx.AsyncClient, endpoint: Endpoint, limits: End
     row = models[names.index(name)]
     meta = row.get("meta")
     context: Any = row.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, Mapping) else 0)
-    is_count = isinstance(context, int) and 0 < context <= MAX_TOKENS
+    is_count = is_token_count(context)
     kv_tokens = await _read_kv_tokens(client, endpoint, limits)
     return ServerFacts(model=name, max_context=context if is_count else 0, kv_tokens=kv_tokens)
 
@@ -371,11 +371,22 @@ def has_token(data: Mapping[str, Any]) -> bool:
     return False
 
 
-def _read_count(usage: Mapping[str, Any], name: str) -> int:
+def is_token_count(value: Any) -> bool:
+    """Return whether a value of an answer is a number of tokens; JSON's booleans are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_TOKENS
+
+
+def read_token_count(usage: Mapping[str, Any], name: str) -> int:
+    """Return a count of the usage; 0 if it reports none."""
     value = usage.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+    return int(value) if value is not None and is_token_count(value) else 0
+
+
+def _require_count(usage: Mapping[str, Any], name: str) -> int:
+    count = read_token_count(usage, name)
+    if not count:
         raise EndpointError(f"the usage reports no {name}", "a server that counts tokens")
-    return value
+    return count
 
 
 def _describe_status(status: int, path: str, body: bytes) -> EndpointError:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -41,6 +41,23 @@ START_DELAY_S = 0.2
 REQUESTS_PER_PROGRESS = 16
 
 
+@dataclass(slots=True)
+class StageError(Exception):
+    """A request that a stage did not answer; ``stage`` is its name, empty if none could be served."""
+
+    stage: str
+
+
+class StagePasses(Protocol):
+    """Running stages before and after the engines, which each request of a replay passes."""
+
+    async def before(self, number: int) -> None:
+        """Pass the stages before the engines with a request."""
+
+    async def after(self, number: int) -> None:
+        """Pass the stages after the engines."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedRequests:
     """Requests that were replayed, in order of arrival; NaN and 0 where one failed.
@@ -48,7 +65,8 @@ class ReplayedRequests:
     Attributes:
         arrival_s: (n,) arrival times.
         ttft_s: (n,) time to first token.
-        latency_s: (n,) time to the last token.
+        last_token_s: (n,) time to the last token.
+        latency_s: (n,) time to the end of the last stage; without stages after the engines, to the last token.
         input_tokens: (n,) prompt tokens, by the usage.
         output_tokens: (n,) generated tokens, by the usage.
         engine: (n,) index of the engine.
@@ -59,6 +77,7 @@ class ReplayedRequests:
 
     arrival_s: FloatArray
     ttft_s: FloatArray
+    last_token_s: FloatArray
     latency_s: FloatArray
     input_tokens: CountArray
     output_tokens: CountArray
@@ -81,6 +100,7 @@ async def replay_requests(
     seed: int,
     progress: Callable[[str, int, int], None],
     log: TokenLog | None = None,
+    around: StagePasses | None = None,
 ) -> ReplayedRequests:
     """Send each request of a trace at its time to an engine, and wait for all.
 
@@ -92,6 +112,7 @@ async def replay_requests(
         seed: of the prompts.
         progress: receives progress.
         log: records what was sent, for a scaling rule.
+        around: the stages before and after the engines.
 
     Raises:
         EndpointError: an engine does not respond before the trace begins.
@@ -107,6 +128,7 @@ async def replay_requests(
             random.Random(f"{seed}"),  # noqa: S311
             progress,
             log,
+            around,
         )
         await session.warm_up()
         return await session.run()
@@ -122,9 +144,11 @@ class _Replay:
     random: random.Random
     progress: Callable[[str, int, int], None]
     log: TokenLog | None
+    around: StagePasses | None
     named: dict[str, Endpoint] = field(default_factory=dict)
     tokens_per_word: float = 1.0
     replies: dict[int, tuple[int, StreamedReply]] = field(default_factory=dict)
+    left_s: dict[int, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     finished: int = 0
 
@@ -155,6 +179,23 @@ class _Replay:
         return self._collect(start_s, lateness_s)
 
     async def _replay_request(self, index: int) -> None:
+        """Pass a request through the stages before the engines, an engine, and the stages after them."""
+        try:
+            if self.around is not None:
+                await self.around.before(index)
+            await self._send_to_engine(index)
+            if self.around is not None and index in self.replies:
+                await self.around.after(index)
+                self.left_s[index] = time.perf_counter()
+        except StageError as error:
+            self.replies.pop(index, None)
+            self.failures[f"the stage {error.stage} failed" if error.stage else "a stage cannot be served"] += 1
+        finally:
+            self.finished += 1
+            if self.finished % REQUESTS_PER_PROGRESS == 0:
+                self.progress("replay", self.finished, len(self.requests))
+
+    async def _send_to_engine(self, index: int) -> None:
         prompt, output = int(self.requests.input_tokens[index]), int(self.requests.output_tokens[index])
         if self.log is not None:
             self.log.add(time.perf_counter(), prompt, output)
@@ -170,9 +211,6 @@ class _Replay:
             self.balancer.mark_down(engine, time.perf_counter())
         finally:
             self.balancer.release(engine, prompt + output)
-            self.finished += 1
-            if self.finished % REQUESTS_PER_PROGRESS == 0:
-                self.progress("replay", self.finished, len(self.requests))
 
     def _name_endpoint(self, engine: int) -> Endpoint:
         """Return an engine with model and path; one that started later serves the same as the others."""
@@ -188,15 +226,17 @@ class _Replay:
 
     def _collect(self, start_s: float, lateness_s: float) -> ReplayedRequests:
         count = len(self.requests)
-        ttft_s, latency_s = np.full(count, np.nan), np.full(count, np.nan)
+        ttft_s, last_s, latency_s = (np.full(count, np.nan) for _ in range(3))
         tokens = np.zeros((3, count), dtype=np.int64)
         for index, (engine, reply) in self.replies.items():
             arrival_s = start_s + float(self.requests.arrival_s[index])
-            ttft_s[index], latency_s[index] = reply.event_s[0] - arrival_s, reply.end_s - arrival_s
+            ttft_s[index], last_s[index] = reply.event_s[0] - arrival_s, reply.end_s - arrival_s
+            latency_s[index] = self.left_s.get(index, reply.end_s) - arrival_s
             tokens[:, index] = reply.input_tokens, reply.output_tokens, engine
         return ReplayedRequests(
             arrival_s=self.requests.arrival_s,
             ttft_s=ttft_s,
+            last_token_s=last_s,
             latency_s=latency_s,
             input_tokens=tokens[0],
             output_tokens=tokens[1],

@@ -20,7 +20,7 @@ from unfold_pipeline.engine.planner.search import (
     list_latencies,
     scale_problem,
 )
-from unfold_pipeline.engine.simulation.cluster import EngineCluster
+from unfold_pipeline.engine.simulation.cluster import EngineCluster, TokenTimes
 
 QUANTILES = (0.5, 0.9, 0.99)
 SLICES = 240
@@ -98,10 +98,7 @@ def analyze_plan(
     low, high = (
         evaluate(scale_to_end(problem, high=is_high), outcome.config, complete=True) for is_high in (False, True)
     )
-    runs = [_list_percentiles(problem, item) for item in (low, outcome, high)]
-    ttft, tpot, latency = (
-        Percentiles(low=runs[0][kind], predicted=runs[1][kind], high=runs[2][kind]) for kind in range(3)
-    )
+    ttft, tpot, latency = compare_ends(problem, (low.run, outcome.run, high.run))
     by_gpu = None
     if any(option.gpus_per_node > 1 for option in problem.options):
         options = tuple(replace(option, gpus_per_node=1) for option in problem.options)
@@ -120,8 +117,19 @@ def analyze_plan(
     )
 
 
-def _list_percentiles(problem: EngineProblem, outcome: Outcome) -> list[tuple[float, ...]]:
-    latencies = measure_latencies(problem.requests, outcome.run, problem.settings.front_s, problem.surroundings)
+def compare_ends(
+    problem: EngineProblem, runs: tuple[TokenTimes, TokenTimes, TokenTimes]
+) -> tuple[Percentiles, Percentiles, Percentiles]:
+    """Return TTFT, TPOT and latency of complete runs at the lower end, as predicted, and at the upper end."""
+    values = [_list_percentiles(problem, item) for item in runs]
+    ttft, tpot, latency = (
+        Percentiles(low=values[0][kind], predicted=values[1][kind], high=values[2][kind]) for kind in range(3)
+    )
+    return ttft, tpot, latency
+
+
+def _list_percentiles(problem: EngineProblem, run: TokenTimes) -> list[tuple[float, ...]]:
+    latencies = measure_latencies(problem.requests, run, problem.settings.front_s, problem.surroundings)
     return [
         tuple(percentile(values, quantile, problem.settings.tail) for quantile in QUANTILES)
         for values in list_latencies(latencies)

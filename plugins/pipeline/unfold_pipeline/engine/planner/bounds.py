@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_pipeline._types import CountArray, FloatArray
+from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, count_allowed_misses, reduce_targets
 from unfold_pipeline.engine.simulation.engine import StepTimes
 
@@ -52,45 +52,64 @@ def find_least_step_times(times: StepTimes, budget: int) -> LeastStepTimes:
     return LeastStepTimes(step_s=step_s, token_s=float((seconds / tokens).min()))
 
 
-def bound_replicas(problem: EngineProblem, option: EngineOption, budget: int) -> ReplicaBound:
+def bound_replicas(
+    problem: EngineProblem, option: EngineOption, budget: int, peak_tokens_per_s: float, *, is_received: bool = False
+) -> ReplicaBound:
     """Return the least engines with one token budget.
 
     A request that meets its targets has its prompt tokens within its TTFT and its later tokens within the TPOT after
-    it, in steps that take at least ``token_s`` a token. Prompts that may lie in the cache count as one token.
+    it, in steps that take at least ``token_s`` a token.
+
+    Args:
+        problem: requests and targets.
+        option: the engines.
+        budget: tokens of a step.
+        peak_tokens_per_s: what :func:`measure_peak_work` returns, which is the same for all options.
+        is_received: whether prompts arrive computed but for their last token.
     """
     targets, requests = reduce_targets(problem), problem.requests
     least = find_least_step_times(option.times, budget)
     allowed = count_allowed_misses(len(requests))
-    prompt = np.ones(len(requests)) if requests.is_shared and problem.settings.prefix_cache else requests.input_tokens
+    prompt = _count_prompt_tokens(problem, is_received=is_received)
     several = int((requests.output_tokens > 1).sum())
     if several > count_allowed_misses(several) and least.step_s > targets.tpot_s:
         return ReplicaBound(replicas=1, obstacle="tpot", value_s=least.step_s)
     first_s = np.maximum(np.ceil(prompt / budget) * least.step_s, prompt * least.token_s)
-    ordered = np.sort(first_s)
-    shortest_s = float(ordered[ordered.size - 1 - allowed]) + problem.settings.front_s
+    shortest_s = float(np.partition(first_s, first_s.size - 1 - allowed)[first_s.size - 1 - allowed])
+    shortest_s += problem.settings.front_s
     if shortest_s > targets.ttft_s:
         return ReplicaBound(replicas=1, obstacle="ttft", value_s=shortest_s)
-    # each target may be missed by other requests
-    spare = allowed * sum(map(math.isfinite, (targets.ttft_s, targets.tpot_s, targets.latency_s)))
-    replicas = _bound_by_windows(problem, prompt, least, spare)
-    return ReplicaBound(replicas=max(1, replicas, _bound_by_memory(problem, option, least, spare)))
+    replicas = math.ceil(peak_tokens_per_s * least.token_s - 1e-9)
+    return ReplicaBound(replicas=max(1, replicas, _bound_by_memory(problem, option, least)))
 
 
-def _bound_by_windows(
-    problem: EngineProblem, prompt: FloatArray | CountArray, least: LeastStepTimes, spare: int
-) -> int:
-    """Return the engines with fluid work that fits before its deadlines, over windows of many lengths.
+def _count_prompt_tokens(problem: EngineProblem, *, is_received: bool) -> FloatArray:
+    """Return the prompt tokens (n,) that must be computed; prompts that may lie in the cache count as one token."""
+    requests = problem.requests
+    is_cached = is_received or (requests.is_shared and problem.settings.prefix_cache)
+    return np.asarray(np.ones(len(requests)) if is_cached else requests.input_tokens, dtype=np.float64)
 
-    The ``spare`` requests with the most work are left out of each window, as they may miss a target.
+
+def _count_spare(problem: EngineProblem) -> int:
+    """Return how many requests may miss any target: each target may be missed by others."""
+    targets = reduce_targets(problem)
+    limits = (targets.ttft_s, targets.tpot_s, targets.latency_s)
+    return count_allowed_misses(len(problem.requests)) * sum(map(math.isfinite, limits))
+
+
+def measure_peak_work(problem: EngineProblem, *, is_received: bool = False) -> float:
+    """Return the most tokens per second that must be computed before their deadlines, over windows of many lengths.
+
+    The requests with the most work that may miss a target are left out of each window. Fluid engines that compute
+    less than this miss too many targets.
     """
     targets, requests = reduce_targets(problem), problem.requests
-    deadline_s, work = _deadlines(problem, prompt)
-    seconds = work * least.token_s
+    deadline_s, work = _deadlines(problem, _count_prompt_tokens(problem, is_received=is_received))
     if not math.isfinite(targets.ttft_s) and not math.isfinite(targets.latency_s):
-        return 1
-    arrivals = requests.arrival_s
+        return 0.0
+    spare, arrivals = _count_spare(problem), requests.arrival_s
     begin, end = float(arrivals[0]), float(arrivals[-1])
-    replicas = 1
+    peak = 0.0
     for halving in range(WINDOW_HALVINGS):
         length = (end - begin) / 2**halving
         for start in np.linspace(begin, end - length, 1 if halving == 0 else WINDOW_STARTS):
@@ -98,32 +117,35 @@ def _bound_by_windows(
             high = high if start + length < end else arrivals.size
             if high - low <= spare:
                 continue
-            part = seconds[low:high]
+            part = work[low:high]
             kept = np.partition(part, part.size - 1 - spare)[: part.size - spare]
             span = float((arrivals[low:high] + deadline_s[low:high]).max() - arrivals[low])
             if span > 0 and math.isfinite(span):
-                replicas = max(replicas, math.ceil(float(kept.sum()) / span - 1e-9))
-    return replicas
+                peak = max(peak, float(kept.sum()) / span)
+    return peak
 
 
-def _deadlines(problem: EngineProblem, prompt: FloatArray | CountArray) -> tuple[FloatArray, FloatArray]:
+def _deadlines(problem: EngineProblem, prompt: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the time within which each request needs some tokens to be computed, and those tokens."""
     targets, later = reduce_targets(problem), problem.later_tokens
     first_s = np.full(later.size, targets.ttft_s)
-    last_s = np.minimum(targets.latency_s, first_s + np.where(later > 0, later * targets.tpot_s, 0.0))
+    # without a target, 0 later tokens of infinite time are no number
+    rest_s = np.multiply(later, targets.tpot_s, out=np.zeros_like(later), where=later > 0)
+    last_s = np.minimum(targets.latency_s, first_s + rest_s)
     has_last = np.isfinite(last_s)
     deadline_s = np.where(has_last, last_s, np.minimum(first_s, targets.latency_s))
     return deadline_s, np.where(has_last, prompt + later, prompt)
 
 
-def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes, spare: int) -> int:
-    """Return the engines with KV caches that hold all but ``spare`` requests for their least time, by Little's law."""
+def _bound_by_memory(problem: EngineProblem, option: EngineOption, least: LeastStepTimes) -> int:
+    """Return the engines with KV caches that hold all requests but the spare ones for their least time (Little)."""
     requests, targets = problem.requests, reduce_targets(problem)
     if requests.is_shared or not math.isfinite(targets.ttft_s + targets.tpot_s):
         return 1
     later = problem.later_tokens
     occupied = (requests.input_tokens // requests.block_tokens) * later * least.step_s
-    kept = np.sort(occupied)[: max(0, occupied.size - spare)]
-    deadline_s, _ = _deadlines(problem, requests.input_tokens)
+    spare = min(_count_spare(problem), occupied.size)
+    kept = np.sort(occupied)[: occupied.size - spare]
+    deadline_s, _ = _deadlines(problem, np.asarray(requests.input_tokens, dtype=np.float64))
     span = float((requests.arrival_s + deadline_s).max() - requests.arrival_s[0])
     return max(1, math.ceil(float(kept.sum()) / (span * option.kv_cache.num_blocks) - 1e-9))

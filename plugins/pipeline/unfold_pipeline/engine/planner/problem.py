@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.hardware.model_shape import KvCache
-from unfold_pipeline.engine.simulation.cluster import EngineRun, LatencyTargets, Routing
+from unfold_pipeline.engine.simulation.cluster import LatencyTargets, Routing, TokenTimes
 from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
@@ -134,6 +134,25 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disaggregation:
+    """How prefill and decode may be divided among two pools.
+
+    Attributes:
+        pairs: indices of the options of prefill and of decode engines that may work together.
+        kv_bytes: by option, bytes of a token in the KV cache on each GPU.
+        bytes_per_s: bandwidth of the link of a GPU, each way.
+        latency_s: constant part of a transfer.
+        max_requests: requests that the search may simulate.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    kv_bytes: tuple[int, ...]
+    bytes_per_s: float
+    latency_s: float
+    max_requests: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProblem:
     """A trace, engines and targets.
 
@@ -170,11 +189,23 @@ class EngineProblem:
     precision: str = "bf16"
     kv_precision: str = "bf16"
     surroundings: Surroundings | None = None
+    disaggregation: Disaggregation | None = None
 
     def cost(self, option: int, replicas: int) -> float:
         """Return the $/h of engines of an option and of the stages around them."""
-        around = 0.0 if self.surroundings is None else self.surroundings.usd_per_hour
-        return self.options[option].cost(replicas) + around
+        return self.options[option].cost(replicas) + self.around_usd_per_hour
+
+    @property
+    def around_usd_per_hour(self) -> float:
+        """The $/h of the stages around the engines."""
+        return 0.0 if self.surroundings is None else self.surroundings.usd_per_hour
+
+    def select_range(self, begin: int, end: int) -> EngineProblem:
+        """Return the problem with the requests ``[begin, end)`` alone, from 0 s on."""
+        around = self.surroundings
+        if around is not None:
+            around = replace(around, before_s=around.before_s[begin:end])
+        return replace(self, requests=self.requests.select_range(begin, end), surroundings=around)
 
     @property
     def later_tokens(self) -> FloatArray:
@@ -192,7 +223,7 @@ class Latencies:
 
 
 def measure_latencies(
-    requests: EngineRequests, run: EngineRun, front_s: float, around: Surroundings | None = None
+    requests: EngineRequests, run: TokenTimes, front_s: float, around: Surroundings | None = None
 ) -> Latencies:
     """Return the latencies of a run at the client, with the front end and the stages around the engine."""
     several = requests.output_tokens > 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.planner.bounds import ReplicaBound, bound_replicas
+from unfold_pipeline.engine.planner.bounds import ReplicaBound, bound_replicas, measure_peak_work
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,
     EngineProblem,
@@ -183,7 +183,10 @@ def find_cheapest_engines(
         ceiling_usd_per_hour: price of the engines from which on no plan is of interest.
     """
     budgets = problem.settings.budgets
-    bounds = tuple(tuple(bound_replicas(problem, option, budget) for budget in budgets) for option in problem.options)
+    peak = measure_peak_work(problem)
+    bounds = tuple(
+        tuple(bound_replicas(problem, option, budget, peak) for budget in budgets) for option in problem.options
+    )
     queue: list[tuple[float, int, int, int, int]] = []
     for index, option_bounds in enumerate(bounds):
         for position, bound in enumerate(option_bounds):

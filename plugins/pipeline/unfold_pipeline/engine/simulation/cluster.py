@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -39,6 +39,22 @@ class LatencyTargets:
         """Misses allowed of each target, in the order of the kernel."""
         tpot = self.allowed_misses if self.allowed_tpot_misses is None else self.allowed_tpot_misses
         return np.array([self.allowed_misses, tpot, self.allowed_misses], dtype=np.int64)
+
+
+class TokenTimes(Protocol):
+    """When requests arrive and get their first and last tokens, in one pool or in two."""
+
+    @property
+    def arrival_s(self) -> FloatArray:
+        """Arrival times (n,)."""
+
+    @property
+    def first_token_s(self) -> FloatArray:
+        """Times (n,) of the first tokens."""
+
+    @property
+    def last_token_s(self) -> FloatArray:
+        """Times (n,) of the last tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,5 +284,5 @@ def _limit_numbers(
     numbers[kernel.BUDGET], numbers[kernel.MAX_RUNNING] = limits.max_num_batched_tokens, limits.max_num_seqs
     numbers[kernel.BLOCK_TOKENS], numbers[kernel.DEPTH], numbers[kernel.CLOSED] = block_tokens, depth, is_closed
     numbers[kernel.CACHES], numbers[kernel.RESERVES] = limits.prefix_cache, limits.reserve_full_isl
-    numbers[kernel.ENDS_AT_PREEMPTION] = ends_at_preemption
+    numbers[kernel.ENDS_AT_PREEMPTION], numbers[kernel.RECEIVES] = ends_at_preemption, limits.receives_kv
     return numbers

@@ -25,6 +25,7 @@ class EngineLimits:
         prefix_cache: whether full blocks are reused by content.
         reserve_full_isl: whether a request is admitted only with room for its whole prompt.
         async_scheduling: whether a step is scheduled while the one before it runs.
+        receives_kv: whether prompts arrive computed but for their last token, as behind a pool of prefill engines.
     """
 
     num_blocks: int
@@ -33,6 +34,7 @@ class EngineLimits:
     prefix_cache: bool = True
     reserve_full_isl: bool = True
     async_scheduling: bool = True
+    receives_kv: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ PEAK_RUNNING, PEAK_BLOCKS, WAITING_TOKENS, OLDEST, IN_FLIGHT, STALLED, FINISHED,
 # requests that miss a target, and how many may
 LATE_FIRST, LATE_TOKEN, LATE_LAST, MISSES = range(4)
 # limits, as numbers
-BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, ENDS_AT_PREEMPTION, LIMITS = range(9)
+BUDGET, MAX_RUNNING, BLOCK_TOKENS, DEPTH, CACHES, RESERVES, CLOSED, ENDS_AT_PREEMPTION, RECEIVES, LIMITS = range(10)
 # rows of the clock of an engine
 NOW, BUSY_UNTIL, CLOCKS = range(3)
 # what a router does
@@ -142,7 +142,8 @@ def _compute(
             if end == total:
                 state[GENERATED, request] += 1
                 steps[TOKENS, slot, fill] = count
-            if count == 1 and history >= state[INPUT, request]:
+            # the last token of a received prompt is computed like a decode
+            if count == 1 and history >= state[INPUT, request] - limits[RECEIVES]:
                 decodes += 1
                 contexts += end
             else:
@@ -170,8 +171,12 @@ def _admit(
     queues: CountArray,
     counters: CountArray,
 ) -> bool:
-    """Admit the first waiting request if it has room, with the blocks that the cache holds of it."""
+    """Admit the first waiting request if it has room, with the blocks that the cache holds of it.
+
+    A received prompt needs all its blocks at once; one that was preempted is computed here.
+    """
     size = limits[BLOCK_TOKENS]
+    receives = limits[RECEIVES] == 1 and counters[RESUMED] == 0
     if counters[RESUMED] > 0:
         request = queues[RESUMED, counters[RESUMED] - 1]
     elif counters[ADMITTED] < counters[ARRIVED]:
@@ -186,7 +191,7 @@ def _admit(
             if pool[USERS, by_content[content[first + hits]]] == 0:
                 idle += 1
             hits += 1
-    end = total if limits[RESERVES] else hits * size + min(total - hits * size, budget)
+    end = total if limits[RESERVES] or receives else hits * size + min(total - hits * size, budget)
     if (end + size - 1) // size - hits + idle > counters[FREE]:
         return False
     if counters[RESUMED] > 0:
@@ -199,7 +204,7 @@ def _admit(
         _touch(block, pool, counters)
         table[state[FIRST_BLOCK, request] + index] = block
     state[HAVE, request] = state[ENTERED, request] = hits
-    state[COMPUTED, request] = hits * size
+    state[COMPUTED, request] = total - 1 if receives else hits * size
     counters[HIT_TOKENS] += hits * size
     queues[RUNNING, counters[RUNNING]] = request
     counters[RUNNING] += 1
@@ -252,7 +257,7 @@ def _schedule(
             fill -= 1
             count, history = abs(steps[TOKENS, slot, fill]), steps[HISTORY, slot, fill]
             budget += count
-            if count == 1 and history >= state[INPUT, victim]:
+            if count == 1 and history >= state[INPUT, victim] - limits[RECEIVES]:
                 point[2] -= 1
                 point[3] -= history + 1
             else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from unfold_pipeline.engine.simulation.disaggregation import EnginePool, KvTransfer
 from unfold_pipeline.engine.simulation.engine import EngineLimits, StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 
@@ -90,6 +91,7 @@ class ReferenceEngine:
         self.generated = [0] * count
         self.seen = [0] * count
         self.entered = [0] * count
+        self.admitted: set[int] = set()
         self.blocks: list[list[int]] = [[] for _ in range(count)]
         self.running: list[int] = []
         self.waiting: deque[int] = deque()
@@ -135,16 +137,19 @@ class ReferenceEngine:
             request = self.waiting[0]
             total = self.total(request)
             hits = self.cached_prefix(request, (total - 1) // size)
-            tokens = min(total - len(hits) * size, budget)
-            end = total if self.limits.reserve_full_isl else len(hits) * size + tokens
+            receives = self.limits.receives_kv and request not in self.admitted
+            computed = total - 1 if receives else len(hits) * size
+            tokens = min(total - computed, budget)
+            end = total if self.limits.reserve_full_isl else computed + tokens
             idle_hits = sum(self.pool.references[block] == 0 for block in hits)
             if math.ceil(end / size) - len(hits) + idle_hits > len(self.pool.free):
                 break
             self.waiting.popleft()
+            self.admitted.add(request)
             for block in hits:
                 self.pool.touch(block)
             self.blocks[request] = hits
-            self.computed[request] = len(hits) * size
+            self.computed[request] = computed
             self.entered[request] = len(hits)
             self.run.hit_tokens += len(hits) * size
             self.running.append(request)
@@ -220,21 +225,23 @@ class ReferenceEngine:
                 self.blocks[request] = []
 
 
-def step_seconds(step: Step, times: StepTimes, requests: EngineRequests) -> float:
+def step_seconds(step: Step, times: StepTimes, requests: EngineRequests, *, receives_kv: bool = False) -> float:
     """Return the duration of a step.
 
-    Several prefill chunks are one of equal work; decodes have the mean of their contexts.
+    Several prefill chunks are one of equal work; decodes have the mean of their contexts. The last token of a prompt
+    with a received KV cache is computed like a decode.
     """
+    received = int(receives_kv)
     tokens = sum(count for count, _ in step.chunks.values())
     decodes = [
         history + 1
         for request, (count, history) in step.chunks.items()
-        if _is_decode(requests, request, count, history)
+        if _is_decode(requests, request, count, history + received)
     ]
     chunks = [
         (count, history)
         for request, (count, history) in step.chunks.items()
-        if not _is_decode(requests, request, count, history)
+        if not _is_decode(requests, request, count, history + received)
     ]
     chunk, past = 0.0, 0.0
     if chunks:
@@ -284,10 +291,13 @@ def simulate_reference(requests: EngineRequests, limits: EngineLimits, times: St
         step = engine.schedule()
         if not step.chunks:
             return False
-        busy_until = max(busy_until, now) + step_seconds(step, times, requests)
+        busy_until = max(busy_until, now) + step_seconds(step, times, requests, receives_kv=limits.receives_kv)
         in_flight.append((step, busy_until))
         engine.run.steps += 1
-        engine.run.prefill_steps += any(not _is_decode(requests, r, c, h) for r, (c, h) in step.chunks.items())
+        received = int(limits.receives_kv)
+        engine.run.prefill_steps += any(
+            not _is_decode(requests, r, c, h + received) for r, (c, h) in step.chunks.items()
+        )
         return True
 
     while True:
@@ -300,3 +310,47 @@ def simulate_reference(requests: EngineRequests, limits: EngineLimits, times: St
             now = max(now, float(requests.arrival_s[arrived]))
         else:
             return engine.run
+
+
+def simulate_pool_reference(
+    requests: EngineRequests, limits: EngineLimits, times: StepTimes, engines: int
+) -> ReferenceRun:
+    """Simulate engines that take requests in turn; times are by request, counts are sums over the engines."""
+    count = len(requests)
+    total = ReferenceRun([math.nan] * count, [math.nan] * count)
+    for engine in range(min(engines, count)):
+        members = np.arange(engine, count, engines, dtype=np.int32)
+        run = simulate_reference(requests.reorder(members, requests.arrival_s[members]), limits, times)
+        for index, member in enumerate(members):
+            total.first_token_s[member], total.last_token_s[member] = run.first_token_s[index], run.last_token_s[index]
+        total.preemptions += run.preemptions
+        total.hit_tokens += run.hit_tokens
+        total.steps += run.steps
+    return total
+
+
+def simulate_disaggregated_reference(
+    requests: EngineRequests, prefill: EnginePool, decode: EnginePool, transfer: KvTransfer
+) -> tuple[ReferenceRun, list[float], ReferenceRun, list[int]]:
+    """Simulate prefill engines, links and decode engines.
+
+    Returns:
+        The prefill run, when each cache is complete, the decode run, and the request of each of its places.
+    """
+    ones = np.ones_like(requests.output_tokens)
+    prompts = simulate_pool_reference(
+        replace(requests, output_tokens=ones), prefill.limits, prefill.times, prefill.engines
+    )
+    free, sent_s = [0.0] * prefill.engines, [0.0] * len(requests)
+    for request in sorted(range(len(requests)), key=lambda item: prompts.first_token_s[item]):
+        engine = request % prefill.engines
+        sent_s[request] = free[engine] = max(free[engine], prompts.first_token_s[request]) + transfer.send_s[request]
+    order, free = sorted(range(len(requests)), key=lambda item: sent_s[item]), [0.0] * decode.engines
+    received_s = [0.0] * len(requests)
+    for turn, request in enumerate(order):
+        engine = turn % decode.engines
+        free[engine] = max(free[engine] + transfer.receive_s[request], sent_s[request])
+        received_s[request] = free[engine] + transfer.latency_s
+    arrivals = requests.reorder(np.array(order, dtype=np.int32), np.array([received_s[item] for item in order]))
+    limits = replace(decode.limits, receives_kv=True)
+    return prompts, received_s, simulate_pool_reference(arrivals, limits, decode.times, decode.engines), order

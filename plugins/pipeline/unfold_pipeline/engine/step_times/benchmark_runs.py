@@ -6,6 +6,7 @@ events. What cannot be compared is rejected: runs with failures, without lengths
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,15 @@ from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
 EVENTS_PER_TOKEN = 1.5
+MAX_BURSTINESS = 1e6
+MAX_UNSTREAMED = 0.05
+"""Largest fraction of requests with several tokens at one moment: answers that a server did not stream."""
+SLACK = 1.05
+OPEN_STRATEGIES = frozenset({"constant", "poisson", "async"})
 MAX_SPAN_S = 30 * 86_400.0
 FEWEST_REQUESTS = 8
 FORMATS = "vllm bench serve --save-detailed, GuideLLM or inference-perf"
+DRAWN_NOTE = "the result has no start times; arrivals are drawn at its request rate"
 EVENTS_NOTE = "stream events outnumber tokens; TPOT is computed from the output lengths"
 
 
@@ -91,7 +98,12 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     if "queued_ts" in data or not isinstance(data.get("ttfts"), list):
         raise user_error("the result has no times of single requests", file=str(path), hint="--save-detailed")
     errors = [error for error in data.get("errors") or [] if error]
-    failed = max(len(errors), int(data.get("failed") or 0), int(data.get("num_prompts") or 0) - int(data["completed"]))
+    completed = _read_count(data["completed"], "completed")
+    failed = max(
+        len(errors),
+        _read_count(data.get("failed"), "failed"),
+        _read_count(data.get("num_prompts"), "num_prompts") - completed,
+    )
     _reject_failures(failed, path)
     prompt, generated = _lengths(data, ("input_lens", "output_lens"), path)
     gaps = data.get("itls")
@@ -103,29 +115,77 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     events = sum(len(row) for row in gaps)
     if events > EVENTS_PER_TOKEN * max(1, sum(generated) - len(generated)):
         notes.append(EVENTS_NOTE)
-    ttft = [float(value) for value in data["ttfts"]]
-    last = [first + float(sum(row)) for first, row in zip(ttft, gaps, strict=True)]
-    clients = int(data.get("max_concurrency") or 0)
-    rate = float(data.get("request_rate") or math.inf)
-    if clients < 0 or rate <= 0:
-        key = "max_concurrency" if clients < 0 else "request_rate"
-        raise user_error(f"{data[key]} is no load of a client", file=str(path), key=key)
+    ttft = _read_numbers(data["ttfts"], "ttfts")
+    last = [first + _sum_gaps(row, path) for first, row in zip(ttft, gaps, strict=True)]
+    _check_summary(data, ttft, last, path)
+    arrivals, clients, drawn = _read_arrivals(data, len(prompt), path)
+    notes += [DRAWN_NOTE] if drawn else []
+    return _build_run(path, arrivals, prompt, generated, ttft, last, clients, notes)
+
+
+def _read_arrivals(data: Mapping[str, Any], count: int, path: Path) -> tuple[list[float], int, bool]:
+    """Return the arrivals, the clients of a closed loop, and whether the arrivals were drawn at the request rate."""
+    clients, rate = _read_load(data, path)
     starts = data.get("start_times")
-    if isinstance(starts, list) and starts and len(starts) != len(prompt):
-        message = f"{len(starts):,} start times for {len(prompt):,} requests"
+    if isinstance(starts, list) and starts and len(starts) != count:
+        message = f"{len(starts):,} start times for {count:,} requests"
         raise user_error(message, file=str(path), key="start_times", hint="--save-detailed")
     if isinstance(starts, list) and starts:
-        arrivals = [float(value) for value in starts]
+        arrivals = _read_numbers(starts, "start_times")
+        if math.isfinite(rate) and max(arrivals) <= min(arrivals):
+            message = "all requests start at the same time at a finite rate"
+            raise user_error(message, file=str(path), key="start_times", hint="--save-detailed")
         # at a finite rate, max_concurrency is a cap that the recorded starts include
-        clients = 0 if math.isfinite(rate) else clients
-    elif clients or math.isinf(rate):
-        arrivals = [0.0] * len(prompt)
-    else:
-        notes.append("the result has no start times; arrivals are drawn at its request rate")
-        burstiness = float(data.get("burstiness") or 1.0)
-        gaps_s = np.random.default_rng(0).gamma(burstiness, 1 / (rate * burstiness), len(prompt))
-        arrivals = [float(value) for value in np.cumsum(gaps_s)]
-    return _build_run(path, arrivals, prompt, generated, ttft, last, clients, notes)
+        return arrivals, 0 if math.isfinite(rate) else clients, False
+    if clients or math.isinf(rate):
+        return [0.0] * count, clients, False
+    if data.get("ramp_up_strategy"):
+        message = "the rate rises during the run, and the result has no start times"
+        raise user_error(message, file=str(path), key="ramp_up_strategy", hint="a constant rate")
+    burstiness = 1.0 if data.get("burstiness") is None else _read_number(data["burstiness"], "burstiness")
+    if not 0 < burstiness <= MAX_BURSTINESS:
+        message = f"{burstiness:g} is no burstiness of arrivals"
+        raise user_error(message, file=str(path), key="burstiness", hint="1 for Poisson arrivals")
+    gaps_s = np.random.default_rng(0).gamma(burstiness, 1 / (rate * burstiness), count)
+    return [float(value) for value in np.cumsum(gaps_s)], clients, True
+
+
+def _read_load(data: Mapping[str, Any], path: Path) -> tuple[int, float]:
+    """Return the clients of a closed loop and the request rate; 0 and infinite where none is recorded."""
+    clients = 0 if data.get("max_concurrency") is None else _read_number(data["max_concurrency"], "max_concurrency")
+    rate = math.inf
+    if data.get("request_rate") not in (None, "inf"):
+        rate = _read_number(data["request_rate"], "request_rate", is_endless=True)
+    if clients < 0 or clients != int(clients):
+        raise user_error(f"{clients:g} is no load of a client", file=str(path), key="max_concurrency")
+    if not rate > 0:
+        raise user_error(f"{rate:g} is no load of a client", file=str(path), key="request_rate")
+    return int(clients), rate
+
+
+def _sum_gaps(row: Any, path: Path) -> float:
+    gaps = _read_numbers(row, "itls")
+    if any(gap < 0 for gap in gaps):
+        raise user_error("a token arrives before the one before it", file=str(path), key="itls")
+    return sum(gaps)
+
+
+def _check_summary(data: Mapping[str, Any], ttft: Sequence[float], last: Sequence[float], path: Path) -> None:
+    """Reject times of requests that contradict the summary of the same file: another unit, or parts of two runs.
+
+    Raises:
+        UnfoldError: a request took longer than the run, or the mean TTFT is another.
+    """
+    duration = data.get("duration")
+    if duration is not None and last and max(last) > SLACK * _read_number(duration, "duration") + 1:
+        message = f"a request of {max(last):,.4g} s is longer than the run of {duration:,.4g} s"
+        raise user_error(message, file=str(path), key="duration", hint="times in seconds, of one run")
+    mean_ms = data.get("mean_ttft_ms")
+    if mean_ms is not None and ttft:
+        stated_s, mean_s = _read_number(mean_ms, "mean_ttft_ms") / 1e3, sum(ttft) / len(ttft)
+        if not stated_s / SLACK <= mean_s <= stated_s * SLACK:
+            message = f"the requests have a mean TTFT of {mean_s:,.4g} s, the summary {stated_s:,.4g} s"
+            raise user_error(message, file=str(path), key="mean_ttft_ms", hint="times in seconds, of one run")
 
 
 def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> BenchmarkRun:
@@ -135,20 +195,35 @@ def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Bench
     requests = benchmarks[0]["requests"]
     _reject_failures(len(requests.get("errored") or []), path)
     rows = requests["successful"]
+    if not isinstance(rows, list):
+        raise user_error("the result has no single requests", file=str(path), key="requests.successful")
+    _check_sample(benchmarks[0], len(rows), path)
     columns: list[list[float]] = [[], [], [], [], []]
     events = 0
     for row in rows:
         start = _first_number(row, ("start_time", "request_start_time"), path)
         lengths = [_first_number(row, names, path) for names in (("prompt_tokens",), ("output_tokens",))]
         first = row.get("time_to_first_token_ms")
-        ttft = float(first) / 1e3 if first is not None else _first_number(row, ("first_token_time",), path) - start
+        ttft = (
+            _read_number(first, "time_to_first_token_ms") / 1e3
+            if first is not None
+            else _first_number(row, ("first_token_time",), path) - start
+        )
         end = row.get("last_token_time")
-        last = (_first_number(row, ("end_time", "request_end_time"), path) if end is None else float(end)) - start
-        events += int(row.get("output_events") or row.get("iterations") or 0)
+        if end is None:
+            end = _first_number(row, ("end_time", "request_end_time"), path)
+        last = _read_number(end, "last_token_time") - start
+        events += _read_count(row.get("output_events") or row.get("iterations"), "output_events")
         for column, value in zip(columns, (start, *lengths, ttft, last), strict=True):
             column.append(value)
     notes = [EVENTS_NOTE] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
-    clients = int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
+    if left := len(requests.get("incomplete") or []):
+        notes.append(f"{left:,} requests were cut off at the end of the run and are left out")
+        if left > len(rows):
+            message = f"{left:,} requests were cut off, {len(rows):,} are complete"
+            raise user_error(message, file=str(path), hint="a longer run")
+    is_open = _find_text(benchmarks[0], ("type_", "strategy_type", "profile_type")) in OPEN_STRATEGIES
+    clients = 0 if is_open else int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
     starts, prompt, generated, ttft_s, last_s = columns
     return _build_run(path, starts, prompt, generated, ttft_s, last_s, clients, notes)
 
@@ -161,14 +236,16 @@ def _read_inference_perf(rows: Sequence[Mapping[str, Any]], path: Path) -> Bench
         info = row["info"]
         if info.get("input_tokens") is None or info.get("output_tokens") is None:
             raise user_error("a request has no lengths", file=str(path), key="info")
-        times = info.get("output_token_times") or []
+        times = _read_numbers(info.get("output_token_times") or [], "output_token_times")
         if not times:
             raise user_error("a request has no token times", file=str(path), hint="streaming: true")
-        start = float(row["start_time"])
+        if any(later < earlier for earlier, later in itertools.pairwise(times)):
+            raise user_error("a token arrives before the one before it", file=str(path), key="output_token_times")
+        start = _read_number(row["start_time"], "start_time")
         events += len(times)
         values = (start, info["input_tokens"], info["output_tokens"], times[0] - start, times[-1] - start)
         for column, value in zip(columns, values, strict=True):
-            column.append(float(value))
+            column.append(_read_number(value, "info"))
     notes = []
     if events > EVENTS_PER_TOKEN * sum(columns[2]):
         notes.append(EVENTS_NOTE)
@@ -181,7 +258,7 @@ def _lengths(data: Mapping[str, Any], keys: tuple[str, str], path: Path) -> tupl
         if not isinstance(data.get(key), list) or not data[key]:
             message = "the result has no lengths of single requests"
             raise user_error(message, file=str(path), key=key, hint="--save-detailed")
-    prompt, generated = ([float(value) for value in data[key]] for key in keys)
+    prompt, generated = (_read_numbers(data[key], key) for key in keys)
     return prompt, generated
 
 
@@ -189,17 +266,71 @@ def _first_number(row: Mapping[str, Any], names: tuple[str, ...], path: Path) ->
     value = next((row[name] for name in names if row.get(name) is not None), None)
     if value is None:
         raise user_error(f"a request has no {names[0]}", file=str(path), key=names[0])
+    return _read_number(value, names[0])
+
+
+def _read_number(value: Any, name: str, *, is_endless: bool = False) -> float:
+    """Return a number; JSON's booleans and texts are none.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is not finite, unless ``is_endless``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} holds {str(value)[:40]!r}, which is no number")
+    if not math.isfinite(value) and not (is_endless and value > 0):
+        raise ValueError(f"{name} holds {value}, which is not finite")
     return float(value)
+
+
+def _read_numbers(values: Any, name: str) -> list[float]:
+    if not isinstance(values, list):
+        raise TypeError(f"{name} is no list of numbers")
+    return [_read_number(value, name) for value in values]
+
+
+def _read_count(value: Any, name: str) -> int:
+    """Return a whole number, at least 0; none counts as 0."""
+    number = 0.0 if value is None else _read_number(value, name)
+    if number < 0 or number != int(number):
+        raise ValueError(f"{name} holds {number:g}, which is no count")
+    return int(number)
+
+
+def _check_sample(benchmark: Mapping[str, Any], count: int, path: Path) -> None:
+    """Reject a result that holds only a sample of its requests: the others loaded the engine too.
+
+    Raises:
+        UnfoldError: the totals of the result are larger.
+    """
+    metrics = benchmark.get("metrics")
+    totals = metrics.get("request_totals") if isinstance(metrics, Mapping) else None
+    total = _find_key(totals, ("successful",)) if isinstance(totals, Mapping) else None
+    if total is not None and total > count:
+        message = f"the result holds {count:,} of {int(total):,} requests"
+        raise user_error(message, file=str(path), key="requests.successful", hint="a result without --sample-requests")
+
+
+def _find_text(data: Any, names: tuple[str, ...]) -> str:
+    """Return the first text of some keys in nested mappings, but not in lists."""
+    if not isinstance(data, Mapping):
+        return ""
+    direct = next((data[name] for name in names if isinstance(data.get(name), str)), "")
+    return direct or next((text for part in data.values() if (text := _find_text(part, names))), "")
 
 
 def _find_key(data: Any, names: tuple[str, ...]) -> Any:
     """Return the first value of some keys in nested mappings, but not in lists."""
     if not isinstance(data, Mapping):
         return None
-    direct = next((data[name] for name in names if isinstance(data.get(name), (int, float))), None)
+    direct = next((data[name] for name in names if _is_number(data.get(name))), None)
     if direct is not None:
         return direct
     return next((value for part in data.values() if (value := _find_key(part, names)) is not None), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _reject_failures(count: int, path: Path) -> None:
@@ -229,10 +360,13 @@ def _build_run(
     starts, prompts, outputs, first_s, last_s = columns
     if min(prompts.min(), outputs.min()) < 1 or max(prompts.max(), outputs.max()) > 1 << 24:
         raise user_error("a request has no tokens", file=str(path), hint="lengths of at least 1")
+    if (prompts != np.floor(prompts)).any() or (outputs != np.floor(outputs)).any():
+        raise user_error("a length is no whole number of tokens", file=str(path))
     if (first_s <= 0).any() or (last_s < first_s).any() or last_s.max() > MAX_SPAN_S or np.ptp(starts) > MAX_SPAN_S:
         message = "the times are of several clocks: a first token lies before its request, or weeks after it"
         raise user_error(message, file=str(path), hint="times of the client alone, in seconds")
-    if (outputs > 1).any() and not (last_s > first_s).any():
+    several = outputs > 1
+    if several.any() and (last_s <= first_s)[several].mean() > MAX_UNSTREAMED:
         raise user_error("no time passes between tokens", file=str(path), hint="a streamed response")
     order = np.argsort(starts, kind="stable")
     compares_ttft = not (clients and _is_constant(prompts) and _is_constant(outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,10 @@ MODEL = "MODEL"
 """Stands for the name of a model of which the spec gives sizes only."""
 IMAGE = "vllm/vllm-openai:latest"
 PORT = 8000
+KV_TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+"""vLLM's connector for separate pools: the decode engine reads, whatever the role."""
+ROLE_LABEL = "llm-d.ai/role"
+POOL_NOTE = "# two pools need a router that sends a request to a prefill engine first, such as that of llm-d\n"
 DATA_TYPES = {"bf16": "bfloat16", "fp8": "bfloat16"}
 
 
@@ -27,7 +32,7 @@ def export_vllm(report: Report) -> str:
     Raises:
         UnfoldError: the report holds no plan of engines.
     """
-    lines = []
+    lines = [POOL_NOTE.rstrip()] if _has_pools(report) else []
     for stage, engine in _list_engines(report).items():
         gpus = f"{engine['tensor_parallel']} {engine['hardware']} GPUs"
         lines.append(f"# {stage}: {engine['replicas']} × on {gpus}, {engine['routing']}")
@@ -43,11 +48,12 @@ def export_kubernetes(report: Report) -> str:
     """
     documents: list[dict[str, Any]] = []
     for stage, engine in _list_engines(report).items():
-        labels = {"app": _to_label(stage)}
+        labels = {"app": _to_label(stage), **({ROLE_LABEL: engine["role"]} if "role" in engine else {})}
         container = {
             "name": "vllm",
             "image": IMAGE,
             "args": list_arguments(engine),
+            **_list_variables(engine),
             "ports": [{"containerPort": PORT}],
             "resources": {"limits": {"nvidia.com/gpu": str(engine["tensor_parallel"])}},
             "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}},
@@ -67,35 +73,50 @@ def export_kubernetes(report: Report) -> str:
                 "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": PORT}]},
             },
         ]
-    return "---\n".join(str(to_yaml(document)) for document in documents)
+    return (POOL_NOTE if _has_pools(report) else "") + "---\n".join(str(to_yaml(document)) for document in documents)
 
 
 def export_llm_services(report: Report) -> str:
-    """Return an LLMInferenceService of KServe, which llm-d routes to, for each stage."""
+    """Return an LLMInferenceService of KServe, which llm-d routes to, for each stage; two pools are one service."""
     documents = []
-    for stage, engine in _list_engines(report).items():
-        name, *arguments = list_arguments(engine)
-        parallel = engine["tensor_parallel"]
-        container = {
-            "name": "main",
-            "args": arguments,
-            "resources": {"limits": {"nvidia.com/gpu": str(parallel)}},
-        }
+    engines, stage_of_pools = _list_engines(report), _name_pool_stage(report)
+    prefill = engines.get(f"{stage_of_pools}-prefill")
+    for name, engine in engines.items():
+        if engine is prefill:
+            continue
+        model = _name_model(engine)
+        pool = {} if prefill is None else {"prefill": _build_workload(prefill)}
         documents.append(
             {
                 "apiVersion": "serving.kserve.io/v1alpha1",
                 "kind": "LLMInferenceService",
-                "metadata": {"name": _to_label(stage)},
+                "metadata": {"name": _to_label(stage_of_pools or name)},
                 "spec": {
-                    "model": {"uri": f"hf://{name}", "name": name},
-                    "replicas": engine["replicas"],
-                    "parallelism": {"tensor": parallel},
+                    "model": {"uri": f"hf://{model}", "name": model},
+                    **_build_workload(engine),
+                    **pool,
                     "router": {"route": {}, "gateway": {}, "scheduler": {}},
-                    "template": {"containers": [container]},
                 },
             }
         )
     return "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def _build_workload(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return replicas, parallelism and template of an LLMInferenceService, or of its prefill pool."""
+    _, *arguments = list_arguments(engine)
+    parallel = engine["tensor_parallel"]
+    container = {
+        "name": "main",
+        "args": arguments,
+        **_list_variables(engine),
+        "resources": {"limits": {"nvidia.com/gpu": str(parallel)}},
+    }
+    return {
+        "replicas": engine["replicas"],
+        "parallelism": {"tensor": parallel},
+        "template": {"containers": [container]},
+    }
 
 
 def export_ray_llm(report: Report) -> str:
@@ -113,12 +134,15 @@ def export_ray_llm(report: Report) -> str:
                 "engine_kwargs": _build_arguments(engine),
             }
         )
-    application = {
+    application: dict[str, Any] = {
         "name": _to_label(report.name),
         "route_prefix": "/",
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": configs},
     }
+    if _has_pools(report):
+        application["import_path"] = "ray.serve.llm:build_pd_openai_app"
+        application["args"] = dict(zip(("prefill_config", "decode_config"), configs, strict=True))
     return str(to_yaml({"applications": [application]}))
 
 
@@ -129,13 +153,15 @@ def list_arguments(engine: Mapping[str, Any]) -> list[str]:
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            arguments += [flag, json.dumps(value, separators=(",", ":"))]
         else:
             arguments += [flag, str(value)]
     return arguments
 
 
 def _build_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {
+    arguments: dict[str, Any] = {
         "tensor_parallel_size": engine["tensor_parallel"],
         "max_num_batched_tokens": engine["max_num_batched_tokens"],
         "max_num_seqs": engine["max_num_seqs"],
@@ -149,7 +175,25 @@ def _build_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
         arguments["quantization"] = "fp8"
     if engine["kv_precision"] == "fp8":
         arguments["kv_cache_dtype"] = "fp8"
+    if "role" in engine:
+        arguments["kv_transfer_config"] = KV_TRANSFER
     return arguments
+
+
+def _list_variables(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of an engine of a pool: the address at which the other pool reaches it."""
+    if "role" not in engine:
+        return {}
+    address = {"fieldRef": {"fieldPath": "status.podIP"}}
+    return {"env": [{"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": address}]}
+
+
+def _has_pools(report: Report) -> bool:
+    return bool((report.decision or {}).get("disaggregated"))
+
+
+def _name_pool_stage(report: Report) -> str:
+    return str(((report.decision or {}).get("disaggregated") or {}).get("stage", ""))
 
 
 def _list_engines(report: Report) -> Mapping[str, Mapping[str, Any]]:

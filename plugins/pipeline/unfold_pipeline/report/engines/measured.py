@@ -50,12 +50,17 @@ class LocalFacts:
     is_scaled: bool
 
 
+AttachStages = Callable[[EngineProblem], EngineProblem]
+"""Returns a problem with the stages around its engines."""
+
+
 def build_measured_engine_report(
     problem: EngineProblem,
     config: EngineConfig,
     replayed: ReplayedRequests,
     engines: int,
     local: LocalFacts | None = None,
+    attach: AttachStages | None = None,
 ) -> Report:
     """Return the report of a replay.
 
@@ -65,6 +70,7 @@ def build_measured_engine_report(
         replayed: what was measured.
         engines: running engines, or the most of them.
         local: what happened to local engines.
+        attach: puts the stages around the engines into a problem; ``None`` if there are none.
 
     Raises:
         UnfoldError: no request was completed.
@@ -73,7 +79,8 @@ def build_measured_engine_report(
     if not replayed.completed.size:
         message = next(iter(replayed.failures), "no request was completed")
         raise user_error(message, key=f"stages.{problem.stage}.engine.urls", hint="are the engines running?")
-    measured, estimated = measure_replay(replayed), estimate_replay(problem, config, replayed, engines, local)
+    measured = measure_replay(replayed)
+    estimated = estimate_replay(problem, config, replayed, engines, local, attach)
     attainment = _measure_attainment(problem, measured, replayed)
     targets = sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
     is_met = not failed and _meets_targets(problem, measured)
@@ -100,9 +107,10 @@ def build_measured_engine_report(
 def measure_replay(replayed: ReplayedRequests) -> Latencies:
     """Return the measured latencies of the requests that were completed."""
     rows = replayed.completed
-    ttft_s, latency_s, output = replayed.ttft_s[rows], replayed.latency_s[rows], replayed.output_tokens[rows]
+    ttft_s, last_s, output = replayed.ttft_s[rows], replayed.last_token_s[rows], replayed.output_tokens[rows]
     several = output > 1
-    return Latencies(ttft_s=ttft_s, tpot_s=(latency_s - ttft_s)[several] / (output[several] - 1), latency_s=latency_s)
+    tpot_s = (last_s - ttft_s)[several] / (output[several] - 1)
+    return Latencies(ttft_s=ttft_s, tpot_s=tpot_s, latency_s=replayed.latency_s[rows])
 
 
 def _describe_estimate(config: EngineConfig, engines: int, local: LocalFacts | None) -> tuple[str, str]:
@@ -123,27 +131,31 @@ def estimate_replay(
     replayed: ReplayedRequests,
     engines: int,
     local: LocalFacts | None = None,
+    attach: AttachStages | None = None,
 ) -> Latencies:
     """Simulate the completed requests, with the tokens that the engines counted, on as many engines as ran."""
     rows, option = replayed.completed, problem.options[config.option]
     requests = build_requests(replayed.arrival_s[rows], replayed.input_tokens[rows], replayed.output_tokens[rows])
+    problem = replace(problem, requests=requests)
+    if attach is not None:
+        problem = attach(problem)
     if local is not None and local.is_scaled:
         # engines take requests when they were observed to
         settings = replace(problem.settings, start_s=0.0)
-        case = replace(problem, requests=requests, settings=settings)
+        case = replace(problem, settings=settings)
 
         def count_observed(seen: Observation) -> int:
             return local.count_engines(seen.now_s)
 
         return replay_rule("observed", case, config, count_observed, max_replicas=local.max_engines).latencies
     run = simulate(
-        requests,
+        problem.requests,
         build_limits(problem, option, config.budget, config.max_seqs),
         option.times,
         engines=engines,
         routing=problem.settings.routing,
     )
-    return measure_latencies(requests, run, problem.settings.front_s)
+    return measure_latencies(problem.requests, run, problem.settings.front_s, problem.surroundings)
 
 
 def _list_pairs(measured: Latencies, estimated: Latencies) -> Mapping[str, tuple[FloatArray, FloatArray]]:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from unfold_pipeline.engine.autoscaling.rules import count_most_tokens
 from unfold_pipeline.engine.planner.analysis import QUANTILES, EngineAnalysis, LoadSeries, Percentiles
+from unfold_pipeline.engine.planner.disaggregation import PoolOutcome
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, Outcome
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
+from unfoldkit.api import (
+    Cell,
+    Column,
+    Figure,
+    Metric,
+    Panel,
+    Report,
+    Series,
+    StepArea,
+    Table,
+    Verdict,
+    time_axis,
+    user_error,
+)
 from unfoldkit.arrivals.envelope import window_lengths
 
 MAX_REFUSALS = 8
@@ -25,6 +40,7 @@ def build_engine_report(
     outcome: Outcome,
     analysis: EngineAnalysis,
     around: PlannedStages | None = None,
+    alternatives: tuple[tuple[str, str], ...] = (),
 ) -> Report:
     """Return the report of a plan that meets the targets.
 
@@ -34,6 +50,7 @@ def build_engine_report(
         outcome: the plan on the trace.
         analysis: what explains it.
         around: the stages around the engine; ``None`` if there are none.
+        alternatives: lines on plans of another kind.
     """
     config = outcome.config
     option = problem.options[config.option]
@@ -55,24 +72,37 @@ def build_engine_report(
         tables=(
             _build_engine_table(problem, config),
             *(() if around is None else (_build_stage_table(around),)),
-            _build_latency_table(analysis),
+            build_latency_table((analysis.ttft, analysis.tpot, analysis.latency)),
             _build_neighbor_table(analysis),
         ),
-        figures=(_build_neighbor_figure(problem, analysis), *_build_load_figures(analysis.load)),
-        lines=(*_list_around_lines(around), *_list_lines(problem, solution, outcome, analysis)),
+        figures=(_build_neighbor_figure(problem, config, analysis), _build_load_figure(analysis.load)),
+        lines=(*_list_around_lines(around), *alternatives, *_list_lines(problem, solution, outcome, analysis)),
         next="unfold plan SPEC --replay TRACE",
         decision=format_decision(problem, config, outcome, around),
-        provenance={
-            "inputs": {
-                "trace_sha256": problem.trace_sha256,
-                "prices": dict(problem.price_sources),
-                "step_times": {item.hardware: list(item.interval.files) for item in problem.options},
-            }
-        },
+        provenance=build_provenance(problem),
     )
 
 
-def build_no_engine_report(problem: EngineProblem, solution: EngineSolution) -> Report:
+def add_stages(report: Report, around: PlannedStages) -> Report:
+    """Return a replay with the table and the times of the stages around its engines, under the engines of the plan."""
+    tables = (*report.tables, _build_stage_table(around))
+    return replace(report, tables=tables, lines=(*_list_around_lines(around), *report.lines))
+
+
+def build_provenance(problem: EngineProblem) -> dict[str, Any]:
+    """Return what a plan was made from."""
+    return {
+        "inputs": {
+            "trace_sha256": problem.trace_sha256,
+            "prices": dict(problem.price_sources),
+            "step_times": {item.hardware: list(item.interval.files) for item in problem.options},
+        }
+    }
+
+
+def build_no_engine_report(
+    problem: EngineProblem, solution: EngineSolution, alternatives: tuple[tuple[str, str], ...] = ()
+) -> Report:
     """Return the report of a problem without a plan: which target each option misses."""
     targets = _format_targets(problem)
     headline = (
@@ -88,7 +118,7 @@ def build_no_engine_report(problem: EngineProblem, solution: EngineSolution) -> 
         headline=headline,
         subtitle=build_subtitle(problem),
         metrics={"simulations": Metric(float(solution.simulations))},
-        lines=tuple(_list_refusals(problem, solution)),
+        lines=(*alternatives, *_list_refusals(problem, solution)),
         next="unfold plan SPEC --set 'slo.ttft_p99=1 s'" if math.isfinite(problem.targets.ttft_s) else "",
     )
 
@@ -104,68 +134,79 @@ def build_subtitle(problem: EngineProblem) -> tuple[str, ...]:
 
 def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnalysis) -> Mapping[str, Metric]:
     """Return the figures of a plan."""
-    config, targets = outcome.config, problem.targets
+    config = outcome.config
     option = problem.options[config.option]
-    measures = (
-        ("ttft_p99_ms", analysis.ttft, targets.ttft_s),
-        ("tpot_p99_ms", analysis.tpot, targets.tpot_s),
-        ("latency_p99_ms", analysis.latency, targets.latency_s),
-    )
-    is_sure = problem.confidence is not None
-    values = {name: (item.high if is_sure else item.predicted)[-1] for name, item, _ in measures}
     return {
         "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
         "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h"),
         "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h"),
         "gpus": Metric(float(config.replicas * option.tensor_parallel)),
         "replicas": Metric(float(config.replicas)),
-        **{
-            name: Metric(
-                values[name] * 1e3,
-                "ms",
-                target=f"≤ {sentences.format_seconds(target)}" if math.isfinite(target) else None,
-                ok=values[name] <= target if math.isfinite(target) else None,
-            )
-            for name, _, target in measures
-        },
+        **build_latency_metrics(problem, (analysis.ttft, analysis.tpot, analysis.latency)),
     }
+
+
+def build_latency_metrics(
+    problem: EngineProblem, measures: tuple[Percentiles, Percentiles, Percentiles]
+) -> dict[str, Metric]:
+    """Return p99 TTFT, TPOT and latency beside their targets: at the upper end if the plan is for it."""
+    targets, metrics = problem.targets, {}
+    limits = (targets.ttft_s, targets.tpot_s, targets.latency_s)
+    for name, item, target_s in zip(("ttft", "tpot", "latency"), measures, limits, strict=True):
+        value_s = (item.predicted if problem.confidence is None else item.high)[-1]
+        has_target = math.isfinite(target_s)
+        metrics[f"{name}_p99_ms"] = Metric(
+            value_s * 1e3,
+            "ms",
+            target=f"≤ {sentences.format_seconds(target_s)}" if has_target else None,
+            ok=value_s <= target_s if has_target else None,
+        )
+    return metrics
 
 
 def format_decision(
     problem: EngineProblem, config: EngineConfig, outcome: Outcome, around: PlannedStages | None = None
 ) -> dict[str, Any]:
     """Return a plan as plain data, with the envelopes of the tokens that it was made for."""
-    option, settings = problem.options[config.option], problem.settings
-    windows_s, prompt, total = compute_token_envelope(problem)
     return {
         "cost_per_hour": round(problem.cost(config.option, config.replicas), 9),
         "ttft_p99_ms": _round_ms(outcome.ttft_s),
         "tpot_p99_ms": _round_ms(outcome.tpot_s),
         "latency_p99_ms": _round_ms(outcome.latency_s),
-        "engines": {
-            problem.stage: {
-                "hardware": option.hardware,
-                "gpu": option.gpu,
-                "tensor_parallel": option.tensor_parallel,
-                "replicas": config.replicas,
-                "nodes": option.count_nodes(config.replicas),
-                "max_num_batched_tokens": config.budget,
-                "max_num_seqs": config.max_seqs,
-                "routing": settings.routing,
-                "precision": problem.precision,
-                "kv_precision": problem.kv_precision,
-                "prefix_cache": settings.prefix_cache,
-                "async_scheduling": settings.async_scheduling,
-                "gpu_memory_utilization": settings.utilization,
-                "max_model_len": _choose_model_length(problem, option),
-                "model": problem.model,
-                "model_name": problem.model_name,
-            }
-        },
-        "envelope": {"windows_s": windows_s, "input_tokens": prompt, "all_tokens": total},
-        "trace_sha256": problem.trace_sha256,
+        "engines": {problem.stage: format_engine(problem, config)},
+        **format_traffic(problem),
         **({} if around is None else {"stages_around": {row.stage: row.format_decision() for row in around.rows}}),
     }
+
+
+def format_engine(problem: EngineProblem, config: EngineConfig) -> dict[str, Any]:
+    """Return the engines of a pool as plain data."""
+    option, settings = problem.options[config.option], problem.settings
+    return {
+        "hardware": option.hardware,
+        "gpu": option.gpu,
+        "tensor_parallel": option.tensor_parallel,
+        "replicas": config.replicas,
+        "nodes": option.count_nodes(config.replicas),
+        "max_num_batched_tokens": config.budget,
+        "max_num_seqs": config.max_seqs,
+        "routing": settings.routing,
+        "precision": problem.precision,
+        "kv_precision": problem.kv_precision,
+        "prefix_cache": settings.prefix_cache,
+        "async_scheduling": settings.async_scheduling,
+        "gpu_memory_utilization": settings.utilization,
+        "max_model_len": _choose_model_length(problem, option),
+        "model": problem.model,
+        "model_name": problem.model_name,
+    }
+
+
+def format_traffic(problem: EngineProblem) -> dict[str, Any]:
+    """Return the envelopes of the tokens that a plan is for, and the hash of its trace."""
+    windows_s, prompt, total = compute_token_envelope(problem)
+    envelope = {"windows_s": windows_s, "input_tokens": prompt, "all_tokens": total}
+    return {"envelope": envelope, "trace_sha256": problem.trace_sha256}
 
 
 def _choose_model_length(problem: EngineProblem, option: EngineOption) -> int:
@@ -181,18 +222,26 @@ def parse_engine_decision(decision: Mapping[str, Any], problem: EngineProblem) -
         UnfoldError: the plan has another engine than the spec offers.
     """
     engines = decision.get("engines") if isinstance(decision, Mapping) else None
-    saved = engines.get(problem.stage) if isinstance(engines, Mapping) else None
+    return parse_engine(engines.get(problem.stage) if isinstance(engines, Mapping) else None, problem)
+
+
+def parse_engine(saved: Any, problem: EngineProblem) -> EngineConfig:
+    """Return the engines that :func:`format_engine` wrote.
+
+    Raises:
+        UnfoldError: the spec offers no such engine.
+    """
     try:
         index = next(
             position
             for position, option in enumerate(problem.options)
-            if (option.hardware, option.tensor_parallel) == (saved["hardware"], saved["tensor_parallel"])  # type: ignore[index]
+            if (option.hardware, option.tensor_parallel) == (saved["hardware"], saved["tensor_parallel"])
         )
         config = EngineConfig(
             option=index,
-            replicas=int(saved["replicas"]),  # type: ignore[index]
-            budget=int(saved["max_num_batched_tokens"]),  # type: ignore[index]
-            max_seqs=int(saved["max_num_seqs"]),  # type: ignore[index]
+            replicas=int(saved["replicas"]),
+            budget=int(saved["max_num_batched_tokens"]),
+            max_seqs=int(saved["max_num_seqs"]),
         )
     except (KeyError, ValueError, TypeError, OverflowError, StopIteration) as error:
         message = "the plan has another engine than the spec"
@@ -219,8 +268,22 @@ def compute_token_envelope(problem: EngineProblem) -> tuple[list[float], list[in
 
 def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], outcome: Outcome) -> Report:
     """Return whether a committed plan still meets its targets on new traffic."""
-    config, targets = outcome.config, _format_targets(problem)
-    meets = outcome.meets(problem)
+    config = outcome.config
+    return build_recheck_report(
+        problem, decision, outcome, problem.cost(config.option, config.replicas), meets=outcome.meets(problem)
+    )
+
+
+def build_recheck_report(
+    problem: EngineProblem,
+    decision: Mapping[str, Any],
+    outcome: Outcome | PoolOutcome,
+    usd_per_hour: float,
+    *,
+    meets: bool,
+) -> Report:
+    """Return the report of a committed plan on new traffic."""
+    targets = _format_targets(problem)
     excess = _find_token_excess(problem, decision.get("envelope", {}))
     return Report(
         kind="pipeline",
@@ -233,7 +296,7 @@ def recheck_engine_plan(problem: EngineProblem, decision: Mapping[str, Any], out
             "ttft_p99_ms": Metric(outcome.ttft_s * 1e3, "ms"),
             "tpot_p99_ms": Metric(outcome.tpot_s * 1e3, "ms"),
             "latency_p99_ms": Metric(outcome.latency_s * 1e3, "ms"),
-            "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
+            "cost_per_hour": Metric(usd_per_hour, "$/h"),
         },
         lines=(("envelope", excess),) if excess else (),
         next="unfold plan SPEC",
@@ -327,13 +390,14 @@ def _list_around_lines(around: PlannedStages | None) -> Iterator[tuple[str, str]
         yield "stages", sentences.UNPROVEN
 
 
-def _build_latency_table(analysis: EngineAnalysis) -> Table:
+def build_latency_table(measures: tuple[Percentiles, Percentiles, Percentiles]) -> Table:
+    """Return the percentiles of TTFT, TPOT and latency with both ends of their interval."""
     names = [f"p{round(quantile * 100)}" for quantile in QUANTILES]
     columns = [Column("measure")]
     for name in names:
         columns += [Column(name, "ms", 1), Column(f"{name} low", "ms", 1), Column(f"{name} high", "ms", 1)]
     rows = []
-    for name, item in (("TTFT", analysis.ttft), ("TPOT", analysis.tpot), ("latency", analysis.latency)):
+    for name, item in zip(("TTFT", "TPOT", "latency"), measures, strict=True):
         rows.append((name, *_list_cells(item)))
     return Table("latencies", tuple(columns), tuple(rows))
 
@@ -358,28 +422,31 @@ def _build_neighbor_table(analysis: EngineAnalysis) -> Table:
     return Table("engines of this kind", columns, rows)
 
 
-def _build_neighbor_figure(problem: EngineProblem, analysis: EngineAnalysis) -> Figure:
+def _build_neighbor_figure(problem: EngineProblem, config: EngineConfig, analysis: EngineAnalysis) -> Figure:
+    """Draw the latencies of the plan and of its neighbors against the targets, and mark the plan."""
     counts = tuple(float(item.config.replicas) for item in analysis.neighbors)
     series = [
         Series("p99 TTFT", counts, tuple(item.ttft_s * 1e3 for item in analysis.neighbors), "line"),
         Series("p99 TPOT", counts, tuple(item.tpot_s * 1e3 for item in analysis.neighbors), "line"),
     ]
-    if math.isfinite(problem.targets.ttft_s) and len(counts) > 1:
-        target_ms = problem.targets.ttft_s * 1e3
-        series.append(Series("TTFT target", (counts[0], counts[-1]), (target_ms, target_ms), "line"))
+    for name, target_s in (("TTFT target", problem.targets.ttft_s), ("TPOT target", problem.targets.tpot_s)):
+        if math.isfinite(target_s) and len(counts) > 1:
+            series.append(Series(name, (counts[0], counts[-1]), (target_s * 1e3,) * 2, "line"))
+    planned = [item for item in analysis.neighbors if item.config.replicas == config.replicas]
+    marks = [latency_s * 1e3 for item in planned for latency_s in (item.ttft_s, item.tpot_s)]
+    series.append(Series("this plan", (float(config.replicas),) * len(marks), tuple(marks), "points"))
     return Figure("replicas", "Latency by number of engines", "engines", "ms", tuple(series), log_y=True)
 
 
-def _build_load_figures(load: LoadSeries) -> tuple[Figure, Figure]:
+def _build_load_figure(load: LoadSeries) -> StepArea:
+    """Draw what the engines hold over time: the share of the KV cache in use, and running and waiting requests."""
     unit, unit_s = time_axis(float(load.time_s[-1]))
     times = tuple(float(time) for time in load.time_s / unit_s)
-    kv = Series("KV cache", times, tuple(float(share) * 100 for share in load.kv_share), "line")
-    running = Series("running", times, tuple(float(count) for count in load.running), "line")
-    waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "line")
-    return (
-        Figure("kv", "KV cache in use", f"time {unit}", "%", (kv,)),
-        Figure("load", "Requests in the engines", f"time {unit}", "requests", (running, waiting)),
-    )
+    kv = Series("KV cache", times, tuple(float(share) * 100 for share in load.kv_share), "steps")
+    running = Series("running", times, tuple(float(count) for count in load.running), "steps")
+    waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "steps")
+    panels = (Panel("KV cache in use %", (kv,)), Panel("requests", (running, waiting)))
+    return StepArea(name="load", title="What the engines hold over time", unit=unit, panels=panels)
 
 
 def _list_lines(

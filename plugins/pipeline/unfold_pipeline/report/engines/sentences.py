@@ -45,6 +45,49 @@ def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
     )
 
 
+def describe_pools(hourly_cost: float, prefill: int, decode: int, gpus: int) -> str:
+    """Return the headline of a plan of two pools."""
+    engines = f"{_pluralize(prefill, 'prefill engine')} and {_pluralize(decode, 'decode engine')}"
+    return f"${hourly_cost:,.2f}/h: {engines}, {_pluralize(gpus, 'GPU')}"
+
+
+def describe_pool_transfer(p99_s: float, bytes_per_s: float, latency_s: float, token_bytes: float) -> str:
+    """Return what sending KV caches takes, and what that rests on."""
+    link = f"{bytes_per_s / 1e9:,.4g} GB/s a GPU and {format_seconds(latency_s)} as stated"
+    return f"p99 {format_seconds(p99_s)} from the prompt to decoding: {token_bytes / 1024:,.0f} KiB a token, {link}"
+
+
+def describe_other_plan(hourly_cost: float, engines: str, ttft_s: float, tpot_s: float) -> str:
+    """Return what the cheapest plan of the other kind costs and reaches."""
+    latencies = f"p99 TTFT {format_seconds(ttft_s)}, TPOT {format_seconds(tpot_s)}"
+    return f"not cheaper: ${hourly_cost:,.2f}/h for {engines}, {latencies}"
+
+
+def describe_engines(replicas: int, hardware: str, tensor_parallel: int, role: str = "") -> str:
+    """Return engines of one kind."""
+    return f"{replicas} × {hardware} tp{tensor_parallel}{f' for {role}' if role else ''}"
+
+
+def describe_no_pools(*, is_complete: bool) -> str:
+    """Return that no two pools meet the targets."""
+    if is_complete:
+        return "no pools of prefill and decode engines meet the targets"
+    return "the search for pools ended at its limit without a plan"
+
+
+def describe_pool_replay(attainment: float, targets: str, cost: float) -> str:
+    """Return the headline of a replay on two pools."""
+    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h on pools of constant size"
+
+
+def describe_pool_limits() -> str:
+    """Return what the simulation of two pools leaves out."""
+    return (
+        "a prefill engine frees its blocks at the end of a prompt, not of the transfer; a transfer does not wait for "
+        "room on the decode engine"
+    )
+
+
 def describe_no_plan(targets: str) -> str:
     """Return the headline of a problem without a plan."""
     return f"no choice of engines meets {targets}"
@@ -189,6 +232,11 @@ def describe_local_service(replicas: int, most: int, routing: str) -> str:
     """Return the processes that a service starts."""
     growth = f", up to {most:,} by the traffic" if most > replicas else ""
     return f"{_pluralize(replicas, 'llama.cpp process')}{growth}, by {routing.replace('_', ' ')}"
+
+
+def describe_running_stages(names: Sequence[str], numbers: int) -> str:
+    """Return what a request passes beside the engines, and what the stages read."""
+    return f"every request passes {', '.join(names)}, which read its key x: a list of {_pluralize(numbers, 'number')}"
 
 
 def describe_local_engines(replicas: int, start_s: float, replaced: int) -> str:

@@ -1,0 +1,177 @@
+"""Results of four tools with missing and odd fields: each is rejected or flagged, and none is misread."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugins.pipeline.tests.engine.test_benchmark_runs import as_guidellm, as_inference_perf, measure, write
+from plugins.pipeline.tests.engine.test_cluster import step_times
+from unfold_pipeline.engine.step_times.benchmark_runs import read_benchmark
+from unfoldkit.api import UnfoldError
+
+Mutation = Callable[[Any], object]
+DATA = measure(step_times(), 20.0, count=20)
+MEAN_MS = sum(DATA["ttfts"]) / 20 * 1e3
+
+
+def put(key: str, value: Any) -> Mutation:
+    return lambda data: {**data, key: value}
+
+
+def spoil(key: str, value: Any) -> Mutation:
+    """Return a mutation of the first value of a list."""
+    return lambda data: {**data, key: [value, *data[key][1:]]}
+
+
+def drawn(**changes: Any) -> Mutation:
+    """Return a result without start times, as of versions that did not record them, with changes."""
+    return lambda data: {**{key: value for key, value in data.items() if key != "start_times"}, **changes}
+
+
+def edit_row(key: str, value: Any) -> Mutation:
+    """Return a mutation of the first request of GuideLLM."""
+
+    def mutate(data: Any) -> object:
+        data["benchmarks"][0]["requests"]["successful"][0][key] = value
+        return data
+
+    return mutate
+
+
+def edit_benchmark(**changes: Any) -> Mutation:
+    """Return a mutation of a benchmark of GuideLLM."""
+    return lambda data: {"benchmarks": [{**data["benchmarks"][0], **changes}]}
+
+
+def leave(**changes: Any) -> Mutation:
+    """Return a mutation of the lists of requests of GuideLLM."""
+    return lambda data: {"benchmarks": [{"requests": {**data["benchmarks"][0]["requests"], **changes}}]}
+
+
+def edit_info(key: str, value: Any) -> Mutation:
+    """Return a mutation of the first request of inference-perf."""
+
+    def mutate(data: Any) -> object:
+        data[0]["info"][key] = value
+        return data
+
+    return mutate
+
+
+VLLM: dict[str, Mutation] = {
+    "burstiness 0": drawn(burstiness=0),
+    "burstiness -1": drawn(burstiness=-1.0),
+    "burstiness true": drawn(burstiness=True),
+    "burstiness text": drawn(burstiness="1.0"),
+    "burstiness nan": drawn(burstiness=math.nan),
+    "burstiness endless": drawn(burstiness=math.inf),
+    "ramp": drawn(ramp_up_strategy="linear", ramp_up_start_rps=1, ramp_up_end_rps=40),
+    "rate 0": put("request_rate", 0),
+    "rate true": put("request_rate", True),
+    "rate nan": put("request_rate", math.nan),
+    "rate text": put("request_rate", "fast"),
+    "concurrency true": put("max_concurrency", True),
+    "concurrency 2.5": put("max_concurrency", 2.5),
+    "concurrency text": put("max_concurrency", "8"),
+    "completed true": put("completed", True),
+    "completed fraction": put("completed", 19.5),
+    "failed text": put("failed", "none"),
+    "ttft true": spoil("ttfts", True),
+    "ttft text": spoil("ttfts", "0.1"),
+    "ttft null": spoil("ttfts", None),
+    "ttft 0": spoil("ttfts", 0.0),
+    "ttft ms": lambda data: {**data, "ttfts": [value * 1e3 for value in data["ttfts"]], "mean_ttft_ms": MEAN_MS},
+    "ttft ms by duration": lambda data: {**data, "ttfts": [value * 1e3 for value in data["ttfts"]], "duration": 2.0},
+    "length fraction": spoil("input_lens", 12.5),
+    "length true": spoil("output_lens", True),
+    "length text": spoil("input_lens", "12"),
+    "length huge": spoil("input_lens", 1 << 40),
+    "gap negative": lambda data: {**data, "itls": [[-0.001, 0.9], *data["itls"][1:]]},
+    "gap true": lambda data: {**data, "itls": [[True], *data["itls"][1:]]},
+    "gaps a text": lambda data: {**data, "itls": ["0.1", *data["itls"][1:]]},
+    "no streams": lambda data: {**data, "itls": [[] for _ in data["itls"]]},
+    "some not streamed": lambda data: {**data, "itls": [[] for _ in data["itls"][:4]] + data["itls"][4:]},
+    "starts equal": put("start_times", [7.0] * 20),
+    "starts true": spoil("start_times", True),
+    "lists nested": put("input_lens", [[20]] * 20),
+    "summary of another run": put("mean_ttft_ms", MEAN_MS * 3),
+}
+GUIDELLM: dict[str, Mutation] = {
+    "sample": edit_benchmark(metrics={"request_totals": {"successful": 400}}),
+    "cut off": leave(incomplete=[{}] * 30),
+    "no list": leave(successful={"0": {}}),
+    "prompt true": edit_row("prompt_tokens", True),
+    "output null": edit_row("output_tokens", None),
+    "output fraction": edit_row("output_tokens", 7.5),
+    "first text": edit_row("time_to_first_token_ms", "12"),
+    "first 0": edit_row("time_to_first_token_ms", 0),
+    "end true": edit_row("end_time", True),
+    "events text": edit_row("output_events", "12"),
+    "failed": leave(errored=[{}]),
+    "two loads": lambda data: {"benchmarks": data["benchmarks"] * 2},
+    "none": lambda _: {"benchmarks": []},
+}
+INFERENCE_PERF: dict[str, Mutation] = {
+    "tokens true": edit_info("output_tokens", True),
+    "tokens text": edit_info("input_tokens", "20"),
+    "times backwards": edit_info("output_token_times", [1e4 + 2.0, 1e4 + 1.0]),
+    "times true": edit_info("output_token_times", [True, True]),
+    "no times": edit_info("output_token_times", []),
+    "start text": lambda rows: [{**rows[0], "start_time": "now"}, *rows[1:]],
+    "error": lambda rows: [{**rows[0], "error": {"type": "timeout"}}, *rows[1:]],
+    "no info": lambda rows: [{"start_time": 1.0}, *rows[1:]],
+}
+CASES = [
+    *(pytest.param(DATA, mutation, id=f"vllm {name}") for name, mutation in VLLM.items()),
+    *(pytest.param(as_guidellm(DATA), mutation, id=f"guidellm {name}") for name, mutation in GUIDELLM.items()),
+    *(
+        pytest.param(as_inference_perf(DATA), mutation, id=f"inference-perf {name}")
+        for name, mutation in INFERENCE_PERF.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "mutation"), CASES)
+def test_odd_fields_are_rejected(tmp_path: Path, data: Any, mutation: Mutation) -> None:
+    """No result with a damaged field is read; the error names the file."""
+    with pytest.raises(UnfoldError) as caught:
+        read_benchmark(write(tmp_path, mutation(copy.deepcopy(data))))
+    assert "bench.json" in str(caught.value)
+
+
+def as_sglang(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the result as ``sglang.bench_serving --output-details`` writes it: no start times, an endless rate."""
+    names = ("completed", "input_lens", "output_lens", "ttfts", "itls", "errors")
+    return {"backend": "sglang", "dataset_name": "random", "request_rate": 20.0, **{name: data[name] for name in names}}
+
+
+def test_sound_results_of_several_versions_are_read(tmp_path: Path) -> None:
+    """What versions add or leave out changes nothing that counts, and what limits the comparison is noted."""
+    plain = read_benchmark(write(tmp_path, DATA))
+    duration = max(DATA["start_times"]) - min(DATA["start_times"]) + 1
+    summary = {"mean_ttft_ms": MEAN_MS, "duration": duration, "burstiness": 1.0, "failed": 0, "tokenizer_id": "x"}
+    for body in (
+        {**DATA, **summary},
+        {**DATA, "request_rate": "inf"},
+        {**DATA, "max_concurrency": 64, "generated_texts": [""] * 20},
+        {**DATA, "errors": [], "num_prompts": None},
+    ):
+        run = read_benchmark(write(tmp_path, body))
+        assert run.ttft_s.tolist() == plain.ttft_s.tolist()
+    assert "drawn" in read_benchmark(write(tmp_path, as_sglang(DATA))).notes[0]
+    (tmp_path / "sglang.jsonl").write_text(json.dumps(as_sglang(DATA)) + "\n", "utf-8")
+    assert read_benchmark(tmp_path / "sglang.jsonl").output_tokens.size == 20
+    guide = as_guidellm(DATA)["benchmarks"][0]
+    left = {"requests": {**guide["requests"], "incomplete": [{}]}}
+    assert "cut off" in read_benchmark(write(tmp_path, {"benchmarks": [left]})).notes[0]
+    open_loop = {**guide, "config": {"strategy": {"type_": "poisson", "rate": 20, "max_concurrency": 512}}}
+    assert read_benchmark(write(tmp_path, {"benchmarks": [open_loop]})).closed_loop == 0
+    closed_loop = {**guide, "config": {"strategy": {"type_": "concurrent", "streams": 8}}}
+    assert read_benchmark(write(tmp_path, {"benchmarks": [closed_loop]})).closed_loop == 8

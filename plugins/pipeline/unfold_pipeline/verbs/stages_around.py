@@ -1,0 +1,121 @@
+"""The stages around LLM engines in the verb ``serve``: their plans, and their replicas on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline._types import RowArray
+from unfold_pipeline.engine.build import build_engine_stages
+from unfold_pipeline.engine.planner.analysis import scale_to_end
+from unfold_pipeline.engine.planner.problem import EngineProblem
+from unfold_pipeline.engine.planner.search import EngineConfig
+from unfold_pipeline.estimator.simulator import compute_min_remaining_times
+from unfold_pipeline.planner.engine_pipeline import EngineStages, StagePlans, find_cheapest_pipeline
+from unfold_pipeline.problem.build import locate_model
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Pipeline, Plan
+from unfold_pipeline.problem.routing import RouteDrawer
+from unfold_pipeline.report.engines.plan import parse_engine_decision
+from unfold_pipeline.report.engines.stages_around import parse_stage_plans
+from unfold_pipeline.runtime.deployment import compute_hang_timeouts, resolve_models
+from unfold_pipeline.runtime.engines.stage_line import StageLine, StagesAround
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfoldkit.api import Run, user_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPipeline:
+    """Engines with the stages around them, and their plans."""
+
+    config: EngineConfig
+    stages: EngineStages
+    plans: StagePlans
+
+
+def build_stages_around(spec: PipelineSpec, run: Run) -> EngineStages | None:
+    """Return the stages around the engine of a spec; ``None`` if it stands alone.
+
+    Raises:
+        UnfoldError: a stage has no latency or no price.
+    """
+    pipelines = build_engine_stages(spec, run)
+    if pipelines is None:
+        return None
+    upstream, downstream = pipelines
+    return EngineStages(
+        upstream=upstream, downstream=downstream, max_replicas=spec.tuner.most, max_requests=spec.search.limit
+    )
+
+
+def choose_pipeline(problem: EngineProblem, stages: EngineStages, saved: Any, run: Run) -> PlannedPipeline | None:
+    """Return the plan of a decision that was saved, or a new one; ``None`` if nothing meets the targets.
+
+    Raises:
+        UnfoldError: the decision has other engines or stages than the spec.
+    """
+    if isinstance(saved, Mapping) and saved:
+        config, plans = parse_engine_decision(saved, problem), parse_stage_plans(saved, stages)
+        return PlannedPipeline(config=config, stages=stages, plans=plans)
+    planned = problem if problem.confidence is None else scale_to_end(problem, high=True)
+    joint = find_cheapest_pipeline(planned, stages, run.progress)
+    if joint.plans is None or joint.solution.config is None:
+        return None
+    return PlannedPipeline(config=joint.solution.config, stages=stages, plans=joint.plans)
+
+
+def build_running_stages(spec: PipelineSpec, planned: PlannedPipeline, run: Run) -> StagesAround:
+    """Return the replicas of the stages around an engine as processes of this machine; nothing is started yet.
+
+    Raises:
+        UnfoldError: a stage has no model, or the stages before and after the engine read rows of other lengths.
+    """
+    lines: list[StageLine] = []
+    rows: list[RowArray] = []
+    names: list[str] = []
+    for index, (pipeline, plan) in enumerate(
+        ((planned.stages.upstream, planned.plans.upstream), (planned.stages.downstream, planned.plans.downstream))
+    ):
+        if not pipeline.stages:
+            lines.append(StageLine())
+            continue
+        sources = {stage.name: _locate(stage.name, spec, run) for stage in pipeline.stages}
+        names += sources
+        line, line_rows = _build_line(pipeline, plan, sources, run.seed + index)
+        lines.append(line)
+        rows.append(line_rows)
+    widths = {item.shape[1] for item in rows}
+    if len(widths) > 1:
+        message = f"the stages before the engine read {rows[0].shape[1]} numbers, those after it {rows[1].shape[1]}"
+        raise user_error(message, key=f"stages.{names[-1]}.model", hint="model.columns: the numbers that a stage reads")
+    return StagesAround(upstream=lines[0], downstream=lines[1], rows=rows[0], names=tuple(names))
+
+
+def _build_line(
+    pipeline: Pipeline, plan: Plan, sources: Mapping[str, ModelSource], seed: int
+) -> tuple[StageLine, RowArray]:
+    models = resolve_models(pipeline, sources)
+    options = pipeline.chosen_options(plan)
+    runtime = LocalRuntime(
+        [stage.name for stage in pipeline.stages],
+        models.sources,
+        plan,
+        min_remaining_s=compute_min_remaining_times(pipeline, plan),
+        max_waits_s=[stage.max_wait_s for stage in pipeline.stages],
+        hang_timeouts_s=compute_hang_timeouts(pipeline, plan),
+        batch_latencies_s=[option.latency_s for option in options],
+        flow=models.flow,
+    )
+    routes = RouteDrawer(pipeline, np.random.default_rng([seed, 7]))
+    return StageLine(runtime=runtime, routes=routes), models.rows
+
+
+def _locate(name: str, spec: PipelineSpec, run: Run) -> ModelSource:
+    model = spec.stages_by_name[name].model
+    if model is None:
+        raise user_error("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
+    return locate_model(name, model, run)
