@@ -16,9 +16,10 @@ TrainedRun = Callable[[str], Path]
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the records of all tests, and of the processes they start, out of the user's state folder."""
+    """Keep the records of all tests and of their processes out of the user's state folder, and progress off stderr."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("UNFOLD_PROGRESS", "0")
         yield
 
 

@@ -106,7 +106,7 @@ def _lines(text: str) -> list[str]:
 def surroundings(base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the commands: this interpreter's programs first, no colour, no progress."""
     first = str(Path(sys.executable).parent)
-    own = {"NO_COLOR": "1", "CI": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    own = {"NO_COLOR": "1", "CI": "", "UNFOLD_PROGRESS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return {**base, **own, "PATH": f"{first}{os.pathsep}{base.get('PATH', '')}"}
 
 

@@ -56,7 +56,9 @@ def command(words: Sequence[str | Path]) -> list[str]:
 def surroundings(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this environment without what changes how the command line looks, and with ``more``."""
     off = ("UNFOLD_", "NO_COLOR", "FORCE_COLOR", "CI", "COLUMNS")
-    return {name: value for name, value in os.environ.items() if not name.startswith(off)} | dict(more or {})
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(off)}
+    # lines of progress depend on how busy the machine is
+    return {**kept, "UNFOLD_PROGRESS": "0", **(more or {})}
 
 
 def distribution(folder: Path, name: str, code: str, *, module: str = "", entry: str = "") -> Path:

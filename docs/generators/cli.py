@@ -16,7 +16,7 @@ from unfoldkit.descriptors import VERBS
 INTRO = """# Command line
 
 One command, `unfold`. Reports go to stdout, everything else to stderr. Every command ends with one of
-[six exit codes](exit-codes.md). `unfold --help` and `unfold COMMAND --help` say the same as this page.
+[eight exit codes](exit-codes.md). `unfold --help` and `unfold COMMAND --help` say the same as this page.
 The environment variables that count stand in [environment](environment.md).
 
 """

@@ -26,10 +26,14 @@ class ExitCode(IntEnum):
     """The caller is at fault: spec, flag, file, missing extra."""
     INTERNAL = 3
     """unfold or a plugin is at fault."""
+    HUNG_UP = 129
+    """The terminal was closed (SIGHUP)."""
     INTERRUPTED = 130
     """Ctrl-C."""
     CLOSED_PIPE = 141
     """The reader of stdout closed it."""
+    TERMINATED = 143
+    """SIGTERM; a service that ends by it exits with 0."""
 
 
 @dataclass(frozen=True, slots=True)

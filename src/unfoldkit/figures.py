@@ -107,11 +107,15 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A moment of a time axis, such as a deadline; with ``end`` an interval, such as when a run may finish."""
+    """A moment of a time axis, such as a deadline; with ``end`` an interval, such as when a run may finish.
+
+    With ``lane`` it concerns that lane of a timeline alone; markers of one name have one shape.
+    """
 
     name: str
     at: float
     end: float | None = None
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +128,9 @@ class Timeline:
         unit: The unit of the time axis.
         lanes: Where work happens, from top to bottom; none has two bars at a time unless it is shared.
         bars: The work.
-        markers: Moments and intervals that concern every lane.
+        markers: Moments and intervals, of one lane or of all.
         timed: Whether a clock measured the values.
+        groups: Groups of bars in the order of their colours; others follow in the order in which they begin.
     """
 
     name: str
@@ -135,6 +140,7 @@ class Timeline:
     bars: tuple[Bar, ...]
     markers: tuple[Marker, ...] = ()
     timed: bool = False
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +332,8 @@ def order_layers(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict
 def _find_contradictions(figure: Graph | Timeline | Flow | IntervalPlot) -> Iterator[str]:
     if isinstance(figure, Timeline):
         yield from _find_duplicates(figure.lanes, "lane")
-        yield from _find_strangers([bar.lane for bar in figure.bars], figure.lanes, "lane")
+        lanes = [bar.lane for bar in figure.bars] + [marker.lane for marker in figure.markers if marker.lane]
+        yield from _find_strangers(lanes, figure.lanes, "lane")
         if any(bar.end < bar.start for bar in figure.bars):
             yield "a bar ends before it starts"
     elif isinstance(figure, IntervalPlot):

@@ -120,7 +120,7 @@ def to_data(report: Report) -> dict[str, Any]:
 
 
 def from_data(data: Mapping[str, Any]) -> Report:
-    """Convert the data of ``to_data`` back to a report.
+    """Convert the data of ``to_data`` back to a report; what a report of an earlier version lacks is empty.
 
     Raises:
         KeyError, TypeError, ValueError: The data is not such a report.
@@ -133,15 +133,15 @@ def from_data(data: Mapping[str, Any]) -> Report:
         name=data["name"],
         verdict=Verdict(data["verdict"]),
         headline=data["headline"],
-        subtitle=tuple(data["subtitle"]),
-        metrics={name: Metric(**metric) for name, metric in data["metrics"].items()},
-        tables=tuple(_parse_table(table) for table in data["tables"]),
-        figures=tuple(parse_figure(figure) for figure in data["figures"]),
-        lines=tuple((label, text) for label, text in data["lines"]),
-        notes=tuple(data["notes"]),
-        next=data["next"],
-        decision=data["decision"],
-        provenance=data["provenance"],
+        subtitle=tuple(data.get("subtitle", ())),
+        metrics={name: Metric(**metric) for name, metric in data.get("metrics", {}).items()},
+        tables=tuple(_parse_table(table) for table in data.get("tables", ())),
+        figures=tuple(parse_figure(figure) for figure in data.get("figures", ())),
+        lines=tuple((label, text) for label, text in data.get("lines", ())),
+        notes=tuple(data.get("notes", ())),
+        next=data.get("next", ""),
+        decision=data.get("decision"),
+        provenance=data.get("provenance", {}),
     )
 
 

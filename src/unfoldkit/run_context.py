@@ -51,7 +51,8 @@ class Run:
         seed: The seed of every random choice.
         base: The folder that relative paths of the spec start from.
         clock: A clock in s.
-        progress: Receives progress.
+        progress: Receives a step, and how much of it is done. The text after the first `` · `` of a step may change,
+            such as the money that was spent.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
             has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from unfoldkit.cli import console
+from unfoldkit.cli.progress import COMPILATION_STEP, report_compilation
 
 
 def test_loops_are_told_while_they_are_compiled() -> None:
@@ -16,9 +16,9 @@ def test_loops_are_told_while_they_are_compiled() -> None:
     inner = numba.njit(lambda x: x + 1)
     outer = numba.njit(lambda x: inner(x) * 2)
     told: list[tuple[str, int, int]] = []
-    with console.report_compilation(lambda *step: told.append(step)):
+    with report_compilation(lambda *step: told.append(step)):
         assert outer(1) == outer(1) == 4
-    assert told == [(console.COMPILATION_STEP, *counts) for counts in ((0, 1), (0, 2), (1, 2), (2, 2))]
+    assert told == [(COMPILATION_STEP, *counts) for counts in ((0, 1), (0, 2), (1, 2), (2, 2))]
     assert outer(1.0) == 4.0
     assert len(told) == 4
 
@@ -26,5 +26,5 @@ def test_loops_are_told_while_they_are_compiled() -> None:
 def test_nothing_is_imported_to_tell_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a verb has not imported Numba, it is not imported for it."""
     monkeypatch.delitem(sys.modules, "numba.core.event", raising=False)
-    with console.report_compilation(lambda *_: None):
+    with report_compilation(lambda *_: None):
         assert "numba.core.event" not in sys.modules

@@ -144,6 +144,18 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
     assert (run.path / "said" / "0.txt").stat().st_mtime_ns == before, "what was done was done again"
 
 
+@pytest.mark.e2e
+def test_sigterm_ends_a_verb_like_ctrl_c(tmp_path: Path) -> None:
+    """A verb that a scheduler ends exits with 143 and one line, and names the command that goes on."""
+    (tmp_path / "slow.yaml").write_text(ECHO + "repeat: 3\npause: 1 s\n", encoding="utf-8")
+    with started(tmp_path, "train", "slow.yaml", "--jobs", "2", stdout=subprocess.PIPE) as process:
+        wait_for("said/0.txt", tmp_path, process)
+        process.terminate()
+        _, words = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert words == "terminated; the same command resumes where it was: unfold train slow.yaml --jobs 2\n"
+
+
 def result(folder: Path) -> dict[str, Any]:
     """Return the report of a run, measured times aside."""
     data = json.loads((folder / "runs" / "a" / "report.json").read_text(encoding="utf-8"))
@@ -257,7 +269,7 @@ def test_a_full_disk_keeps_what_was_there(
 
 def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -> None:
     """Ctrl-C before a verb has begun ends with 130 and no trace."""
-    code = "import sys, unfoldkit.cli as c\ndef run(words): raise KeyboardInterrupt\nc._run = run\nc.main(['plan'])\n"
+    code = "import unfoldkit.cli as c\ndef run(words, **_): raise KeyboardInterrupt\nc._run = run\nc.main(['plan'])\n"
     done = subprocess.run(
         [command([])[0], "-c", code], env=surroundings(), capture_output=True, text=True, check=False, timeout=60
     )

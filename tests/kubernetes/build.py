@@ -1,6 +1,7 @@
 """The programs of a Kubernetes control plane: built once from their Go modules, kept outside the checkout.
 
-``python -m tests.kubernetes.build`` prints the folder that holds them. Nothing here is shipped in the wheel.
+``python -m tests.kubernetes.build`` prints the folder that holds them; with ``kueue`` after it, it builds Kueue, too.
+Nothing here is shipped in the wheel.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SERVERS = {
 }
 """Packages of programs; the last is our own ``claims.go``, one part of kube-controller-manager."""
 ETCD = "go.etcd.io/etcd/server/v3"
+KUEUE, KUEUE_VERSION, KUEUE_GO = "sigs.k8s.io/kueue", "0.17.0", "1.25.0"
 # what is built for tests alone may run somewhat slower: without inlining Go compiles in two thirds of the time
 QUICK = "-gcflags=all=-l -dwarf=false"
 
@@ -66,13 +68,48 @@ def build() -> Path:
     return place()
 
 
+def kueue() -> Path:
+    """Return the path of Kueue's manager, whether it is there or not: its version is part of the name."""
+    return place() / f"kueue-{KUEUE_VERSION}"
+
+
+def kueue_module() -> Path | None:
+    """Return the folder of Kueue's source in Go's module cache (its CRDs are read from there); None if absent."""
+    program = shutil.which("go")
+    if program is None:
+        return None
+    cache = subprocess.run([program, "env", "GOMODCACHE"], capture_output=True, text=True, check=False).stdout.strip()
+    folder = Path(cache) / f"{KUEUE}@v{KUEUE_VERSION}"
+    return folder if folder.is_dir() else None
+
+
+def build_kueue() -> Path:
+    """Build Kueue's manager if it is missing (some 17 minutes of two cores where Go's build cache is empty).
+
+    Raises:
+        RuntimeError: if there is no Go, or Go fails; holds what Go printed.
+    """
+    if not os.access(kueue(), os.X_OK) or kueue_module() is None:
+        with tempfile.TemporaryDirectory(prefix="kueue-") as name:
+            # without a version of Go, the modules of all modules would be read: thousands
+            lines = ["module unfoldkit/kueue", f"go {KUEUE_GO}", f"require {KUEUE} v{KUEUE_VERSION}"]
+            (Path(name) / "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            _compile(Path(name), kueue(), f"{KUEUE}/cmd/kueue", "-s -w")
+    return kueue()
+
+
 def _build_one(folder: Path, name: str) -> None:
-    """Build one program and move it, whole, into its place."""
-    place().mkdir(parents=True, exist_ok=True)
-    partial = place() / f".{name}.{os.getpid()}"
-    words = ["build", "-mod=mod", "-trimpath", "-buildvcs=false", QUICK, "-ldflags", _flags(name), "-o", str(partial)]
-    _go(folder, *words, SERVERS.get(name, ETCD))
-    partial.replace(place() / name)
+    """Build one program of the control plane."""
+    _compile(folder, place() / name, SERVERS.get(name, ETCD), _flags(name))
+
+
+def _compile(folder: Path, program: Path, package: str, flags: str) -> None:
+    """Build a package of a module and move the program, whole, into its place."""
+    program.parent.mkdir(parents=True, exist_ok=True)
+    partial = program.with_name(f".{program.name}.{os.getpid()}")
+    words = ["build", "-mod=mod", "-trimpath", "-buildvcs=false", QUICK, "-ldflags", flags, "-o", str(partial)]
+    _go(folder, *words, package)
+    partial.replace(program)
 
 
 def _flags(name: str) -> str:
@@ -128,11 +165,13 @@ def _etcd_version(program: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    """Build what is missing and print the folder; 69 where there is no Go to build it with."""
+    """Build what is missing and print the folder, with ``kueue`` Kueue, too; 69 where there is no Go to build with."""
     if missing() and shutil.which("go") is None:
         print(f"{NO_GO}; not built: {', '.join(missing())}")
         return 69
     print(build())
+    if "kueue" in sys.argv[1:]:
+        print(build_kueue())
     return 0
 
 

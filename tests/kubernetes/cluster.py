@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,23 +62,23 @@ def control_plane(*, gates: str = "", runtime: str = "", claims: bool = False) -
         raise RuntimeError(f"not built: {', '.join(build.missing())} (python -m tests.kubernetes.build)")
     with tempfile.TemporaryDirectory(prefix="control-plane-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        client, peer, port = _ports(3)
+        client, peer, port = free_ports(3)
         made = ControlPlane(folder, f"https://127.0.0.1:{port}", build.VERSION)
         _write_files(made)
-        store = stack.enter_context(_running(folder, "etcd", _etcd(folder, client, peer)))
+        store = stack.enter_context(running(folder, "etcd", _etcd(folder, client, peer)))
         _until_ready(folder, "etcd", store, f"http://127.0.0.1:{client}/health")
         words = _apiserver(folder, client, port, gates, runtime)
-        server = stack.enter_context(_running(folder, "kube-apiserver", words))
+        server = stack.enter_context(running(folder, "kube-apiserver", words))
         _until_ready(folder, "kube-apiserver", server, f"{made.server}/readyz")
         words = [f"--config={folder / 'scheduler.json'}", "--secure-port=0"]
         words += [f"--feature-gates={gates}"] if gates else []
         programs = {"etcd": store, "kube-apiserver": server}
-        programs["kube-scheduler"] = stack.enter_context(_running(folder, "kube-scheduler", words))
+        programs["kube-scheduler"] = stack.enter_context(running(folder, "kube-scheduler", words))
         if claims:
             words = [f"--kubeconfig={made.kubeconfig}"]
-            programs["claim-controller"] = stack.enter_context(_running(folder, "claim-controller", words))
+            programs["claim-controller"] = stack.enter_context(running(folder, "claim-controller", words))
         yield made
-        _still_there(folder, programs)
+        still_there(folder, programs)
 
 
 def _etcd(folder: Path, client: int, peer: int) -> list[str]:
@@ -143,14 +143,21 @@ def _write_files(made: ControlPlane) -> None:
 
 
 @contextlib.contextmanager
-def _running(folder: Path, name: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program, what it says in a file, until the end of the block."""
+def running(
+    folder: Path,
+    name: str,
+    words: Sequence[str],
+    *,
+    program: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, by default the one of that name, until the end of the block; its output is in a file."""
     # util-linux lets the kernel end it with us, should we be killed
     helper = shutil.which("setpriv")
     before = [helper, "--pdeathsig", "KILL"] if helper else []
     with (folder / f"{name}.log").open("wb") as log:
-        program = [*before, str(build.found()[name]), *words]
-        process = subprocess.Popen(program, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        command = [*before, str(program or build.found()[name]), *words]
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=variables)
     try:
         yield process
     finally:
@@ -168,7 +175,7 @@ def _until_ready(folder: Path, name: str, process: subprocess.Popen[bytes], url:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {ADMIN}"})  # noqa: S310 - loopback
     end = time.monotonic() + PATIENCE
     while True:
-        _still_there(folder, {name: process})
+        still_there(folder, {name: process})
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5, context=trusted):  # noqa: S310
             return
         if time.monotonic() > end:
@@ -177,7 +184,12 @@ def _until_ready(folder: Path, name: str, process: subprocess.Popen[bytes], url:
         time.sleep(0.1)
 
 
-def _still_there(folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def still_there(folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Check that programs run.
+
+    Raises:
+        RuntimeError: one has ended; holds what it printed last.
+    """
     for name, process in processes.items():
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with {process.returncode}: {_last_words(folder, name)}")
@@ -187,7 +199,7 @@ def _last_words(folder: Path, name: str) -> str:
     return (folder / f"{name}.log").read_text("utf-8", errors="replace")[-3000:]
 
 
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports of loopback that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

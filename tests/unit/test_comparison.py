@@ -94,3 +94,38 @@ def test_different_kinds_are_refused() -> None:
         compare(OLD, replace(OLD, kind="other"))
     assert caught.value.code is ExitCode.USAGE
     assert "one kind" in str(caught.value.diagnostics[0])
+
+
+def test_what_one_side_lacks_is_named_and_does_not_count() -> None:
+    """A plan file has no metrics and tables: the plan and the spec are compared, and a note names what is not."""
+    plan_file = replace(OLD, metrics={}, tables=(), figures=(), headline="")
+    report = compare(plan_file, OLD)
+    assert report.verdict is Verdict.YES
+    assert report.notes == ("not compared, as old has none: metrics, tables",)
+    older = replace(plan_file, provenance={})
+    assert compare(older, OLD).notes == ("not compared, as old has none: metrics, spec, tables",)
+    assert "1 place of the plan" in compare(replace(older, decision={"a": {"n": 1}, "b": 2}), OLD).headline
+
+
+def test_another_verdict_is_a_difference() -> None:
+    """A run that misses its goal differs from one that meets it, though neither has a figure."""
+    yes, no = (replace(OLD, metrics={}, tables=(), decision=None, verdict=verdict) for verdict in Verdict)
+    assert compare(yes, yes).verdict is Verdict.YES
+    assert compare(yes, no).headline == "they differ in the verdict"
+    other = replace(yes, verb="train")
+    assert compare(yes, other).notes == ("old is of unfold plan, new of unfold train",)
+
+
+def test_rows_of_one_name_and_tables_of_one_side_are_compared() -> None:
+    """Rows that share their first cell are paired in order, a table of one side counts, and long lists are cut."""
+    table = Table("t", (Column("stage"), Column("n")), (("a", 1), ("a", 2)))
+    other = Table("u", (Column("stage"),), (("a",),))
+    old, new = (
+        replace(OLD, metrics={}, tables=tables)
+        for tables in ((table,), (replace(table, rows=(("a", 1), ("a", 3))), other))
+    )
+    assert compare(old, new).tables[-1].rows == (("t", "a (2)", "n", 2, 3), ("u", "", "the table", "absent", "there"))
+    long = [replace(table, rows=tuple((str(row), shift) for row in range(150))) for shift in (0, 1)]
+    report = compare(*(replace(OLD, tables=(each,)) for each in long))
+    assert "150 cells of tables" in report.headline
+    assert report.notes == ("the first 100 of 150 differing cells of tables are listed",)

@@ -40,7 +40,8 @@ TIMELINE = Timeline(
     unit="s",
     lanes=("one", "two"),
     bars=(Bar(lane="one", start=0.0, end=2.0, group="x", name="job"), Bar(lane="two", start=1.0, end=1.0)),
-    markers=(Marker("deadline", 3.0), Marker("likely end", 2.0, 2.5)),
+    markers=(Marker("deadline", 3.0), Marker("likely end", 2.0, 2.5), Marker("event", 1.5, lane="two")),
+    groups=("x",),
 )
 FLOW = Flow(
     name="f",
@@ -101,6 +102,7 @@ def test_data_of_another_shape_is_refused(change: dict[str, object]) -> None:
         (replace(GRAPH, nodes=(Node(name="a", load=float("nan")), Node(name="b"))), "not finite"),
         (replace(TIMELINE, lanes=("one",)), "no lane 'two'"),
         (replace(TIMELINE, bars=(Bar(lane="one", start=2.0, end=1.0),)), "ends before"),
+        (replace(TIMELINE, markers=(Marker("event", 1.0, lane="three"),)), "no lane 'three'"),
         (replace(FLOW, links=(Link("small", "small", 1.0),)), "cycle"),
         (replace(FLOW, links=(Link("small", "nowhere", 1.0),)), "no node 'nowhere'"),
         (replace(STEPS, panels=(Panel("p", (Series("s", (1.0,), ()),)),)), "1 x, 0 y"),

@@ -100,7 +100,6 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
         ({"max_models": 9}, "max_models must be from 1 to 5"),
         ({"prices": [1.0]}, "2 estimators need as many prices"),
         ({"estimators": [TINY[0], TINY[0]]}, "different names"),
-        ({"estimators": [("a", CascadeClassifier(TINY))]}, "the operations of CascadeClassifier are not known"),
     ],
 )
 def test_invalid_parameters_are_errors_in_fit(changes: Any, told: str) -> None:

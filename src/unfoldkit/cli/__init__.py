@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 COMPLETION = "_UNFOLD_COMPLETE"
 """The variable with which a shell requests completions, of a call without words."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    _replace_closed_streams()
     try:
-        _run(words)
+        words = sys.argv[1:] if arguments is None else arguments
+        _replace_closed_streams()
+        _run(words, is_process=arguments is None)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -43,7 +42,7 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], *, is_process: bool) -> None:
     if COMPLETION in os.environ:
         from unfoldkit.cli.app import run
 
@@ -57,6 +56,9 @@ def _run(words: list[str]) -> None:
 
         sys.stdout.write(read_help())
     else:
-        from unfoldkit.cli.app import run
+        from unfoldkit.cli.interruption import handling_stops
 
-        run(words)
+        with handling_stops(is_process=is_process):
+            from unfoldkit.cli.app import run
+
+            run(words)

@@ -19,7 +19,8 @@ from unfoldkit.cli.request import Request
 
 HELP_WIDTH = 100
 EPILOG = (
-    "Exit codes: 0 yes; 1 the answer is no; 2 spec, flag or file at fault; 3 internal; 130 Ctrl-C; 141 closed pipe."
+    "Exit codes: 0 yes; 1 the answer is no; 2 spec, flag or file at fault; 3 internal; 129 hangup;"
+    " 130 Ctrl-C; 141 closed pipe; 143 SIGTERM."
 )
 ReplayTrace = Annotated[Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace through the plan")]
 TextOrJson = Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")]

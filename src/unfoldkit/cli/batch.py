@@ -17,7 +17,7 @@ from unfoldkit.report import Report
 from unfoldkit.run_directory import encode_text, write_atomically
 from unfoldkit.spec.resolve import LoadedSpec, spec_hash
 
-STOPS = (ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE)
+STOPS = (ExitCode.HUNG_UP, ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE, ExitCode.TERMINATED)
 VERDICTS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
 
 
@@ -103,7 +103,7 @@ class Batch:
 
 
 def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
-    """Plan each spec and return the worst exit code; Ctrl-C and a closed pipe stop at once.
+    """Plan each spec and return the worst exit code; a signal and a closed pipe stop at once.
 
     Raises:
         UnfoldError: An option or the format is for one spec only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,18 +38,16 @@ def compare_reports(left: Side, right: Side) -> Report:
         raise user_error(message, hint="compare two runs or plans of one kind")
     left, right = _name_sides(left, right)
     metrics, count = _compare_metrics(left, right)
-    tables = [
-        table
-        for table in (
-            metrics,
-            _compare_trees("plan", left, right, (old.decision, new.decision)),
-            _compare_trees("spec", left, right, (old.provenance.get("spec"), new.provenance.get("spec"))),
-            _compare_tables(left, right),
-        )
-        if table.rows
+    cells, cell_count = _compare_tables(left, right)
+    plan = _compare_trees("plan", left, right, (old.decision, new.decision))
+    spec = _compare_trees("spec", left, right, (old.provenance.get("spec"), new.provenance.get("spec")))
+    parts = [
+        *(["the verdict"] if old.headline and new.headline and old.verdict is not new.verdict else []),
+        *([format_count(count, "metric")] if count else []),
+        *([f"{format_count(len(plan.rows), 'place')} of the plan"] if plan.rows else []),
+        *([f"{format_count(len(spec.rows), 'key')} of the spec"] if spec.rows else []),
+        *([f"{format_count(cell_count, 'cell')} of tables"] if cell_count else []),
     ]
-    differing = [table for table in tables if table is not metrics]
-    parts = [*([format_count(count, "metric")] if count else []), *(_count_rows(table) for table in differing)]
     answers = [(side.label, side.report) for side in (left, right) if side.report.headline]
     return Report(
         kind=old.kind,
@@ -56,10 +55,34 @@ def compare_reports(left: Side, right: Side) -> Report:
         name=f"{left.label} and {right.label}",
         verdict=Verdict.NO if parts else Verdict.YES,
         headline=f"they differ in {', '.join(parts)}" if parts else "they do not differ",
-        tables=tuple(tables),
+        tables=tuple(table for table in (metrics, plan, spec, cells) if table.rows),
         figures=tuple(_pair_figures(left, right)),
         lines=tuple((label, f"{report.verdict} · {report.headline}") for label, report in answers),
+        notes=tuple(_list_limits(left, right, cell_count)),
     )
+
+
+def _list_limits(left: Side, right: Side, cell_count: int) -> Iterator[str]:
+    """List what the comparison leaves out, and why."""
+    if left.report.verb != right.report.verb:
+        yield f"{left.label} is of unfold {left.report.verb}, {right.label} of unfold {right.report.verb}"
+    parts = {side.label: _list_parts(side.report) for side in (left, right)}
+    for side, other in ((left, right), (right, left)):
+        missing = [name for name in parts[other.label] if name not in parts[side.label]]
+        if missing:
+            yield f"not compared, as {side.label} has none: {', '.join(missing)}"
+    if cell_count > MAX_ROWS:
+        yield f"the first {MAX_ROWS} of {format_count(cell_count, 'differing cell')} of tables are listed"
+
+
+def _list_parts(report: Report) -> list[str]:
+    parts = {
+        "metrics": report.metrics,
+        "plan": report.decision,
+        "spec": report.provenance.get("spec"),
+        "tables": report.tables,
+    }
+    return [name for name, part in parts.items() if part]
 
 
 def _name_sides(left: Side, right: Side) -> tuple[Side, Side]:
@@ -68,15 +91,12 @@ def _name_sides(left: Side, right: Side) -> tuple[Side, Side]:
     return replace(left, label=f"{left.label} (1)"), replace(right, label=f"{right.label} (2)")
 
 
-def _count_rows(table: Table) -> str:
-    noun = {"plan": "place of the plan", "spec": "key of the spec", "cells of tables": "cell of tables"}[table.name]
-    first, _, rest = noun.partition(" ")
-    return f"{format_count(len(table.rows), first)} {rest}"
-
-
 def _compare_metrics(left: Side, right: Side) -> tuple[Table, int]:
     """Return the metrics, first those that differ and then those that a clock measured, and how many differ."""
     old, new = left.report.metrics, right.report.metrics
+    if not old or not new:
+        # a plan file has none
+        old, new = {}, {}
     sides = (Column(left.label), Column(right.label))
     columns = (Column("metric"), *sides, Column("difference"), Column("change", "%", 1), Column("unit"))
     rows: list[tuple[int, tuple[Cell, ...]]] = []
@@ -113,12 +133,22 @@ def _compare_trees(name: str, left: Side, right: Side, values: tuple[Any, Any]) 
     return Table(name, columns, tuple((key, to_cell(a), to_cell(b)) for key, a, b in differences))
 
 
-def _compare_tables(left: Side, right: Side) -> Table:
+def _compare_tables(left: Side, right: Side) -> tuple[Table, int]:
+    """Return the first cells that differ, and how many do; nothing if a side has no tables, such as a plan file."""
     columns = (Column("table"), Column("row"), Column("column"), Column(left.label), Column(right.label))
-    others = {table.name: table for table in right.report.tables}
-    rows = [row for table in left.report.tables if table.name in others
-            for row in _compare_cells(table, others[table.name])]  # fmt: skip
-    return Table("cells of tables", columns, tuple(rows[:MAX_ROWS]))
+    old, new = ({table.name: table for table in side.report.tables} for side in (left, right))
+    rows: list[tuple[Cell, ...]] = []
+    for name in dict.fromkeys([*old, *new]) if old and new else ():
+        if name in old and name in new:
+            rows += _compare_cells(old[name], new[name])
+        else:
+            rows.append((name, "", "the table", *_mark_presence(name, old, new)))
+    return Table("cells of tables", columns, tuple(rows[:MAX_ROWS])), len(rows)
+
+
+def _mark_presence(name: Any, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[str, str]:
+    first, second = ("there" if name in side else "absent" for side in (old, new))
+    return first, second
 
 
 def _compare_cells(old: Table, new: Table) -> Iterator[tuple[Cell, ...]]:
@@ -130,20 +160,26 @@ def _compare_cells(old: Table, new: Table) -> Iterator[tuple[Cell, ...]]:
         for index, column in untimed
         if column.name in indices
     ]
-    old_rows, new_rows = ({str(row[0]): row for row in table.rows if row} for table in (old, new))
+    old_rows, new_rows = _index_rows(old), _index_rows(new)
     for name in dict.fromkeys([*old_rows, *new_rows]):
         if name not in old_rows or name not in new_rows:
-            yield (
-                old.name,
-                name,
-                "the row",
-                *("absent" if name not in rows else "there" for rows in (old_rows, new_rows)),
-            )
+            yield (old.name, name, "the row", *_mark_presence(name, old_rows, new_rows))
             continue
         for index, other, label in shared:
             first, second = old_rows[name][index], new_rows[name][other]
             if not _is_equal(first, second):
                 yield (old.name, name, label, first, second)
+
+
+def _index_rows(table: Table) -> dict[str, tuple[Cell, ...]]:
+    """Return rows by their first cell; rows that share it are numbered from the second on."""
+    counts: Counter[str] = Counter()
+    rows: dict[str, tuple[Cell, ...]] = {}
+    for row in table.rows:
+        name = str(row[0]) if row else ""
+        counts[name] += 1
+        rows[name if counts[name] == 1 else f"{name} ({counts[name]})"] = row
+    return rows
 
 
 def _is_equal(first: Cell, second: Cell) -> bool:

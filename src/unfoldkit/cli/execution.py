@@ -7,15 +7,17 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from unfoldkit import __version__
 from unfoldkit.catalog.price_books import cache_folder, state_folder
 from unfoldkit.cli import console, output
 from unfoldkit.cli.plan_check import compare_plans, read_plan
+from unfoldkit.cli.progress import report_compilation, show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import (
     REPORT_TO_AUTHORS,
@@ -27,7 +29,7 @@ from unfoldkit.descriptors import (
     resolve,
 )
 from unfoldkit.engines import Engine
-from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
+from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, escape_unprintable, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
@@ -127,7 +129,7 @@ def run_folder(request: Request, loaded: LoadedSpec) -> Path:
     return request.run or loaded.run or Path("runs") / loaded.spec.name
 
 
-def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int, int], None] | None = None) -> Run:
+def build_run(request: Request, loaded: LoadedSpec, progress: Progress = ignore_progress) -> Run:
     """Build the context that a verb receives beside its spec."""
     if request.allow_code:
         # after installed packages, so that no file beside the spec shadows a library
@@ -156,7 +158,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         log=console.open_log(verbose=request.verbose),
         options=options,
         allow_code=request.allow_code,
-        progress=cast("Progress", progress) if progress else ignore_progress,
+        progress=progress,
     )
 
 
@@ -243,6 +245,33 @@ def notify_observers(registry: Registry, report: Report, code: ExitCode) -> None
     registry.notify(event, console.print_message)
 
 
+@contextmanager
+def noting_stop(run: RunDir) -> Iterator[None]:
+    """Note on what a stop raises in the block whether the same command resumes or starts again.
+
+    A verb resumes if it has stored something in its run that it can use again, or notes what it has stored elsewhere.
+    """
+    before = _list_results(run)
+    try:
+        yield
+    except BaseException as error:
+        stored = getattr(error, "__notes__", [])[-1:]
+        if not stored and _list_results(run) == before:
+            stored, action = [f"nothing was stored in {run.path}"], "starts again"
+        else:
+            action = "resumes where it was"
+        words = escape_unprintable(shlex.join(["unfold", *sys.argv[1:]]))
+        error.add_note("; ".join([*stored, f"the same command {action}: {words}"]))
+        raise
+
+
+def _list_results(run: RunDir) -> dict[str, Any]:
+    """Return the entries of what a verb has stored; empty if they cannot be read."""
+    with suppress(UnfoldError):
+        return {name: entry for name, entry in run.files().items() if name not in (RUN_SPEC, ORIGIN)}
+    return {}
+
+
 def _protect_inputs(request: Request, renderer: Renderer, loaded: LoadedSpec) -> None:
     # a plan may replace the plan that it was made from
     spec = None if loaded.plan and renderer.name == "plan" else request.spec
@@ -305,18 +334,18 @@ def _report_dry_run(request: Request, loaded: LoadedSpec) -> Report:
 
 def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Report:
     baseline = read_plan_for(request.check, loaded) if request.check else None
-    with console.show_progress() as progress:
+    with show_progress(f"{request.verb} {loaded.spec.name}") as progress:
         run = build_run(request, loaded, progress)
         if baseline is not None:
             run = replace(run, options={**run.options, "baseline_plan": baseline})
-        with run.directory.locked():
+        with run.directory.locked(), noting_stop(run.directory):
             check_run_kind(run, loaded.kind)
             if baseline is None and request.verb != "validate":
                 store_spec(run, loaded.spec)
             start_s = run.clock()
             with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
                 verb = resolve(function, extra=loaded.kind.extra)
-                with console.report_compilation(progress):
+                with report_compilation(progress):
                     report = _validate(verb(loaded.spec, run), request, loaded.kind)
             report = _add_provenance(report, loaded, run, run.clock() - start_s)
             report = replace(report, next=_complete_command(report.next, request))

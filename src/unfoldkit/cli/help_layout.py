@@ -13,8 +13,10 @@ EXIT_CODES = (
     ("1", "it ran, and the answer is no: infeasible, target missed, plan drifted"),
     ("2", "spec, flag, file or a missing extra at fault"),
     ("3", "unfold or a plugin at fault"),
+    ("129", "the terminal was closed"),
     ("130", "Ctrl-C"),
     ("141", "the reader of stdout closed it"),
+    ("143", "SIGTERM; a service exits with 0"),
 )
 GROUPS = {
     "Answer a question": ("profile", "train", "plan", "validate", "serve", "export"),

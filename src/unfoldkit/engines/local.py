@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,8 +11,7 @@ from multiprocessing import active_children, get_context
 from typing import Any
 
 from unfoldkit.errors import internal_error
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+from unfoldkit.worker_process import blocking_interrupts, start_worker
 
 
 def available_cores() -> int:
@@ -56,8 +54,9 @@ class LocalEngine:
         with ProcessPoolExecutor(
             workers, get_context("spawn"), initializer=start_worker, initargs=(os.getpid(),)
         ) as pool:
-            waiting: dict[Future[Any], int] = {pool.submit(function, item): index for index, item in enumerate(items)}
             try:
+                with blocking_interrupts():
+                    waiting: dict[Future[Any], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
                 while waiting:
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         index = waiting.pop(future)
@@ -78,30 +77,3 @@ def _ignore(_index: int, _result: Any) -> None:
 def _pass_on(index: int, result: Any, notify: Callable[[int, Any], None]) -> Any:
     notify(index, result)
     return result
-
-
-def start_worker(parent: int) -> None:
-    """Initialize a worker process: it dies with its parent and uses one thread."""
-    for name in ("SIGINT", "SIGHUP"):
-        # a terminal sends them to all processes at once, and the parent ends its workers; Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    limit_threads()
-    _die_with_parent(parent)
-
-
-def limit_threads() -> None:
-    """Limit numeric libraries that are loaded from now on to one thread."""
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = "1"
-
-
-def _die_with_parent(parent: int) -> None:
-    # without this, the workers of a pool outlive a parent that was killed with SIGKILL
-    import ctypes
-    import sys
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)

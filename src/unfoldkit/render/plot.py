@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -17,7 +18,7 @@ from unfoldkit.render.figures.flow import draw_flow, measure_flow
 from unfoldkit.render.figures.graph import draw_graph, measure_graph
 from unfoldkit.render.figures.interval_plot import draw_interval_plot, measure_interval_plot
 from unfoldkit.render.figures.step_area import draw_step_area, measure_step_area
-from unfoldkit.render.figures.style import COLOURS, INK, STYLE
+from unfoldkit.render.figures.style import COLOURS, INK, STYLE, WIDTH_PT, shorten_to
 from unfoldkit.render.figures.timeline import draw_timeline, measure_timeline
 from unfoldkit.render.formatting import strip_controls
 from unfoldkit.report import Report
@@ -48,7 +49,7 @@ def render(report: Report) -> bytes:
     report = strip_controls(report)
     if not report.figures:
         raise user_error(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
-    return _draw(report.figures, "png")
+    return _draw([replace(figure, title=shorten_to(figure.title, WIDTH_PT, 11)) for figure in report.figures], "png")
 
 
 def svg(figure: AnyFigure) -> str:
@@ -82,7 +83,7 @@ def _draw(figures: Sequence[AnyFigure], form: str) -> bytes:
 
     drawers = [DRAWERS[type_name(figure)] for figure in figures]
     heights = [measure(figure) for (_, measure), figure in zip(drawers, figures, strict=True)]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         canvas = Canvas(figsize=(FIGURE_WIDTH_IN, sum(heights)), layout="constrained")
         FigureCanvasAgg(canvas)
         grid = canvas.add_gridspec(len(figures), 1, height_ratios=heights)
@@ -90,5 +91,7 @@ def _draw(figures: Sequence[AnyFigure], form: str) -> bytes:
             drawers[index][0](canvas.add_subplot(grid[index]), figure)
         stream = io.BytesIO()
         metadata = {"Date": None} if form == "svg" else {"Software": None}
+        # a page has the fonts of its reader; a PNG shows a box for what the bundled font lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas.savefig(stream, format=form, dpi=144, metadata=metadata, transparent=form == "svg")
     return stream.getvalue()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.cells import cell_len
 
 from tests.unit.test_figures import EVERY, FLOW, GRAPH, INTERVALS, REPORT, STEPS, TIMELINE
 from unfoldkit.figures import (
@@ -17,7 +18,9 @@ from unfoldkit.figures import (
     Bar,
     Edge,
     Figure,
+    Flow,
     Graph,
+    Interval,
     IntervalPlot,
     Link,
     Marker,
@@ -35,8 +38,8 @@ from unfoldkit.render.figures.description import describe_figure, tabulate_figur
 from unfoldkit.render.figures.flow import layout_flow, place_ribbons
 from unfoldkit.render.figures.graph import layout_graph
 from unfoldkit.render.figures.mermaid import write_mermaid
-from unfoldkit.render.figures.style import HATCHES, thin_points
-from unfoldkit.render.figures.timeline import MAX_LANES, stack_bars
+from unfoldkit.render.figures.style import HATCHES, shorten_middle, thin_points
+from unfoldkit.render.figures.timeline import MAX_LANES, list_groups, stack_bars
 from unfoldkit.report import Report, Verdict
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -183,6 +186,45 @@ def test_a_strip_shows_who_works_when() -> None:
     assert "deadline at 3" in " ".join(lines)
 
 
+def test_markers_of_a_lane_stand_on_it() -> None:
+    """A marker of one lane is a shape on that lane, a letter in its strip, a row of the table, and in the legend."""
+    lanes = ("a", "b")
+    bars = tuple(Bar(lane=lane, start=0.0, end=10.0, group="work") for lane in lanes)
+    marks = (Marker("event", 5.0, lane="b"), Marker("pause", 0.0, 4.0, lane="a"), Marker("event", 9.9, lane="b"))
+    figure = Timeline(name="t", title="T", unit="h", lanes=lanes, bars=bars, markers=marks)
+    assert {"event", "pause"} <= set(texts(plot.svg(figure)))
+    first, second, legend = (line.split("  ", 2)[-1] for line in write_compact(figure, 60)[1:])
+    assert (first.count("×"), first.count("◆")) == (1, 0)
+    assert [place / len(second) for place, letter in enumerate(second) if letter == "◆"] == pytest.approx(
+        [5 / 10.2, 9.9 / 10.2], abs=0.03
+    )
+    assert legend.endswith("█ work · ◆ event · × pause")
+    assert ("b", "event", "", 5.0, 5.0) in tabulate_figure(figure).rows
+    assert ("a", "pause", "", 0.0, 4.0) in tabulate_figure(figure).rows
+    assert "b: 1 bar from 0 to 10.0, event at 5.00, event at 9.90" in describe_figure(figure)
+    hidden = replace(figure, lanes=(*(f"n{index}" for index in range(MAX_LANES)), *lanes))
+    assert "event" not in texts(plot.svg(hidden))
+
+
+def test_groups_keep_the_colours_of_their_order() -> None:
+    """A stated order fixes the colours, whatever begins first, also where some of the groups have no bar."""
+    bars = (Bar(lane="n", start=0.0, end=1.0, group="late"), Bar(lane="n", start=2.0, end=3.0, group="early"))
+    figure = Timeline(name="t", title="T", unit="h", lanes=("n",), bars=bars, groups=("none", "early", "late"))
+    assert list_groups(figure) == {"early": 1, "late": 2}
+    assert list_groups(replace(figure, groups=())) == {"late": 0, "early": 1}
+    assert "none" not in texts(plot.svg(figure))
+
+
+@pytest.mark.parametrize("letters", [2, 3, 8, 21])
+def test_names_are_shortened_from_their_middle(letters: int) -> None:
+    """A long serial name keeps both ends, and no shortened name is wider than its room, whatever its letters."""
+    for name in ("patient-2024-ward-A-000123", "患者" * 20, "e\u0301" * 30, "👩‍⚕️" * 9, "short"):
+        short = shorten_middle(name, letters)
+        assert cell_len(short) <= letters or short == name
+        assert short == name or "…" in short
+    assert shorten_middle("patient-2024-ward-A-000123", 21) == "patient-20…d-A-000123"
+
+
 def test_lanes_beyond_the_limit_are_counted() -> None:
     """Of a thousand lanes the first are drawn, and both forms state how many are left out."""
     lanes = tuple(f"n{index}" for index in range(1000))
@@ -247,10 +289,48 @@ def test_intervals_over_a_second_axis_are_named_and_scaled() -> None:
     assert not any("$" in text for text in written)
 
 
+LONG = ("patient-2024-ward-A-intensive-000123", "患者-番号-" * 9, "e\u0301" * 50, "_hidden", "a\nb\tc", "$x_1$" * 9)
+
+
+@pytest.mark.parametrize("figure", [*EVERY, Figure("c", "C", "x", "y", ())], ids=type_name)
+def test_long_names_leave_room_for_the_drawing(figure: AnyFigure) -> None:
+    """With long, wide and broken names the layout fits (matplotlib warns if not), and every line of text is one."""
+    series = tuple(Series(name, (0.0, 1.0, 2.0), (1.0, 3.0, 2.0), "steps") for name in LONG)
+    marks = tuple(Marker(name, 1.0) for name in LONG)
+    changed: AnyFigure = figure
+    if isinstance(figure, Graph):
+        changed = replace(figure, nodes=tuple(Node(name=name, facts=LONG) for name in LONG), edges=())
+    elif isinstance(figure, Timeline):
+        bars = tuple(Bar(lane=name, start=0.0, end=2.0, group=name, name=name) for name in LONG)
+        lane_marks = tuple(replace(mark, lane=mark.name) for mark in marks)
+        changed = replace(figure, lanes=LONG, bars=bars, markers=(*marks, *lane_marks), groups=())
+    elif isinstance(figure, Flow):
+        links = tuple(Link(*pair, 1.0) for pair in itertools.pairwise(LONG))
+        changed = replace(figure, stops=tuple(Stop(name, LONG) for name in LONG), links=links)
+    elif isinstance(figure, StepArea):
+        changed = replace(figure, panels=tuple(Panel(name, series) for name in LONG[:3]), markers=marks)
+    elif isinstance(figure, IntervalPlot):
+        items = tuple(Interval(name=name, value=1.0, low=0.0, high=2.0, group=name) for name in LONG)
+        changed = replace(figure, intervals=items, target_name=LONG[0])
+    else:
+        changed = replace(figure, series=series)
+    drawn = texts(plot.svg(changed))
+    assert plot.render(replace(REPORT, figures=(replace(changed, title=" ".join(LONG)),))).startswith(b"\x89PNG")
+    assert not any("\n" in text for text in drawn)
+    assert not any("\n" in line or "\t" in line for line in write_compact(changed, 80))
+    if not isinstance(figure, (Graph, Flow)):
+        assert "_hidden" in [text.strip() for text in drawn]
+
+
 def hostile() -> Report:
     figures = (
         replace(GRAPH, nodes=(Node(name=HOSTILE, facts=(HOSTILE,)), Node(name="b")), edges=(Edge(HOSTILE, "b"),)),
-        replace(TIMELINE, lanes=(HOSTILE,), bars=(Bar(lane=HOSTILE, start=0.0, end=1.0, group=HOSTILE, name=HOSTILE),)),
+        replace(
+            TIMELINE,
+            lanes=(HOSTILE,),
+            bars=(Bar(lane=HOSTILE, start=0.0, end=1.0, group=HOSTILE, name=HOSTILE),),
+            markers=(Marker(HOSTILE, 0.5, lane=HOSTILE), Marker(HOSTILE, 0.7)),
+        ),
         replace(FLOW, stops=(Stop(HOSTILE, (HOSTILE,)), Stop("b")), links=(Link(HOSTILE, "b", 1.0),)),
         replace(STEPS, panels=(Panel(HOSTILE, (Series(HOSTILE, (0.0,), (1.0,)),)),), markers=(Marker(HOSTILE, 0.5),)),
         replace(INTERVALS, intervals=tuple(replace(item, name=HOSTILE) for item in INTERVALS.intervals)),

@@ -31,6 +31,14 @@ def test_a_promise_that_breaks_at_the_end_is_found(start: float) -> None:
     assert sum(name == "loss" for name in late) >= 18
 
 
+def test_a_promise_that_breaks_gradually_is_found() -> None:
+    """A loss that grows evenly from nothing to twice what is allowed is found in most tables."""
+    rng = np.random.default_rng(8)
+    loss = np.linspace(0.0, 0.12, 1000)
+    late = [find_late_break({"loss": _draw_excess(rng, loss, 0.06)}) for _ in range(20)]
+    assert sum(name == "loss" for name in late) >= 18
+
+
 def test_growth_within_the_promise_is_no_break() -> None:
     """A loss that grows but stays below what is allowed breaks nothing."""
     loss = np.where(np.arange(1000) >= 500, 0.05, 0.0)

@@ -43,6 +43,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
             ("column", {}),
         )
     ),
+    "branch_cost": (sentences.branch_cost(0.00041), sentences.branch_cost(0.0)),
     "entry": (
         sentences.entry(0.0, "small", has_embedding=False),
         sentences.entry(0.234, "small", has_embedding=True),
@@ -59,6 +60,8 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         sentences.served_audit(0.02, 0.054, by_labels=False),
         sentences.served_audit(0.02, 0.02, by_labels=True),
     ),
+    "calling": (sentences.calling(0.0623, 1.0),),
+    "stored_calls": (sentences.stored_calls(120, 1500, 0.0623, 1.0),),
     "collected": (
         sentences.collected(1500, 1500, 0.0623, 1.0, is_capped=False),
         sentences.collected(1499, 1500, 0.0623, 1.0, is_capped=False),

@@ -3,7 +3,8 @@
 A random split hides such a change: every part holds early and late rows. Each promise is a mean excess that must not be
 positive, so the test asks whether the excess of the last rows is positive and larger than that of the rows before
 them. Every order of exchangeable rows is equally likely, so comparing the order of the table with random ones is exact
-(permutation test; Pesarin and Salmaso 2010). Its statistic is the largest over windows of several lengths.
+(permutation test; Pesarin and Salmaso 2010). Its statistic is the largest over windows of several lengths, which find
+a sudden change, and the slope of a straight line, which finds a gradual one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def late_break_p_value(excess: FloatArray) -> float:
         excess: (n,) excesses in the order of the table.
 
     Returns:
-        1 where no window at the end has a positive mean, or there are fewer than ``MIN_UNITS`` rows.
+        1 where no window at the end has a positive mean, nor the line a positive end, or there are fewer than
+        ``MIN_UNITS`` rows.
     """
     n = len(excess)
     if n < MIN_UNITS:
@@ -73,14 +75,19 @@ def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArra
 
 
 def _compare_windows(blocks: FloatArray, windows: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Compare the last blocks of (p, b) orders with those before them.
+    """Compare the last blocks of (p, b) orders with those before them, and fit a straight line to each order.
 
     Returns:
-        (p, w) differences of the means, in units that make windows of all lengths comparable, and the later means.
+        (p, w + 1) differences of the means and the slope, in units that make all of them comparable, and the later
+        means and the end of the line.
     """
     count = blocks.shape[1]
     sums = np.cumsum(blocks[:, ::-1], axis=1)
     late = sums[:, windows - 1] / windows
     early = (sums[:, -1:] - sums[:, windows - 1]) / (count - windows)
-    growth: FloatArray = (late - early) * np.sqrt(windows * (count - windows) / count)
-    return growth, late
+    growth = (late - early) * np.sqrt(windows * (count - windows) / count)
+    position = np.arange(count) - (count - 1) / 2
+    scale = np.sqrt((position**2).sum())
+    trend = (blocks @ position)[:, None] / scale
+    end = blocks.mean(axis=1, keepdims=True) + trend * position[-1] / scale
+    return np.hstack([growth, trend]), np.hstack([late, end])

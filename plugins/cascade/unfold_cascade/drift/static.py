@@ -113,6 +113,7 @@ def extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
     """Extend the score tables of a plan by the predictions for new rows."""
     problem = loaded.problem
     run.log.info("running the plan's models on %d cases", len(frame))
+    run.progress("new data", 0, 1)
     if problem.is_recorded:
         return load_stored_tables(problem, run.directory, frame)
     x = build_matrix(frame, problem.dataset.order, key="features")

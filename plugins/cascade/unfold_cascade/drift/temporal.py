@@ -65,6 +65,7 @@ def sample_planned(plan: LoadedPlan, entities: IntArray) -> DriftSample:
 def sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
     """Run the models of a plan on new entities."""
     run.log.info("running the plan's models on %d hours", len(table))
+    run.progress("new data", 0, 1)
     x = build_feature_matrix(table, plan.features)
     p = np.zeros((len(plan.slots), len(table)), dtype=np.float32)
     for model in plan.policy_models:

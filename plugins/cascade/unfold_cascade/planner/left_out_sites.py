@@ -68,6 +68,7 @@ def evaluate_sites(problem: Problem, run: Run) -> tuple[SiteResult, ...]:
 def _iterate_results(problem: Problem, run: Run, sites: Sequence[str]) -> Iterator[SiteResult]:
     for number, site in enumerate(sites):
         run.log.info("leaving out %s", site)
+        run.progress("sites left out", number, len(sites))
         data = replace(problem.data, split=leave_out(problem.data.split, site), identity=(*problem.data.identity, site))
         site_run = open_site_run(run, number)
         without = replace(problem, data=data, dataset=load_dataset(data, site_run))

@@ -152,7 +152,9 @@ def _load_front(problem: Problem, tables: ScoreTables, run: Run) -> PolicyFront:
 
     def search() -> bytes:
         run.log.info("searching the gates on %d rows", len(dataset.rows.train))
+        run.progress("gates", 0, 1)
         front = search_policies(tables, dataset.labels, groups, dataset.rows.train, gates)
+        run.progress("gates", 1, 1)
         return write_front(shortlist_points(front))
 
     file = str(run.directory.path / FRONT_FILE)

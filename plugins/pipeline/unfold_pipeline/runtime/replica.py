@@ -22,6 +22,7 @@ from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models.data_flow import count_rows
 from unfold_pipeline.runtime.models.model_loader import Predict, load_model, summarize_error
 from unfoldkit.api import UnfoldError
+from unfoldkit.worker_process import blocking_interrupts, start_worker
 
 READY = "ready"
 SCHEDULER_STATS = "/proc/self/schedstat"
@@ -82,7 +83,8 @@ def launch_replica(source: ModelSource) -> Replica:
     context = get_context("spawn")
     parent_end, child_end = context.Pipe()
     process = context.Process(target=run_replica, args=(child_end, source, os.getpid()), daemon=True)
-    process.start()
+    with blocking_interrupts():
+        process.start()
     child_end.close()
     return Replica(process, parent_end)
 
@@ -90,8 +92,6 @@ def launch_replica(source: ModelSource) -> Replica:
 def run_replica(pipe: Connection, source: ModelSource, parent_pid: int) -> None:
     """Load the model and answer batches: the main function of the process."""
     from threadpoolctl import threadpool_limits
-
-    from unfoldkit.engines.local import start_worker
 
     start_worker(parent_pid)
     try:

@@ -51,6 +51,20 @@ def test_the_kustomize_base_is_the_export_of_its_spec() -> None:
     ]
 
 
+def test_admission_checks_need_no_right_over_pods_or_jobs() -> None:
+    """With kueue the controller may write the status of workloads and checks, and its Lease; and the check is there."""
+    found = exported(kueue=True)
+    assert found["AdmissionCheck", "unfold-mine"]["spec"] == {"controllerName": "placement.unfoldkit/mine"}
+    rules = [rule for (kind, _), item in found.items() if kind in {"ClusterRole", "Role"} for rule in item["rules"]]
+    writes = {
+        (resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]
+        if verb not in {"get", "list", "watch"}
+    }  # fmt: skip
+    assert writes == {
+        ("workloads/status", "patch"), ("admissionchecks/status", "patch"), ("leases", "create"), ("leases", "update"),
+    }  # fmt: skip
+
+
 def test_only_placements_are_exported() -> None:
     """The report of another kind is refused."""
     with pytest.raises(UnfoldError, match="no placement"):

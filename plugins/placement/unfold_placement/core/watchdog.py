@@ -24,6 +24,8 @@ LIMIT_S = 30.0
 PERIOD_S = 1.0
 SLEEP_FACTOR = 10
 """A policy that uses no processor may take this many times the limit."""
+WAKE_SIGNAL = getattr(signal, "SIGUSR2", signal.SIGINT)
+"""Interrupts a policy: not with the signal of Ctrl-C, which ends the verb, where the system has another one."""
 CALLERS = {
     Controller.call_react.__code__: "react",
     call_policy.__code__: "react",
@@ -118,9 +120,10 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
         while not ended.wait(min(PERIOD_S, limit_s / 4)):
             if (error := watchdog.check()) is not None and not ended.is_set():
                 errors.append(error)
-                signal.pthread_kill(watchdog.thread_id, signal.SIGINT)
+                signal.pthread_kill(watchdog.thread_id, WAKE_SIGNAL)
                 return
 
+    previous = signal.signal(WAKE_SIGNAL, signal.default_int_handler)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -132,3 +135,4 @@ def interrupt_stalled_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        signal.signal(WAKE_SIGNAL, previous)

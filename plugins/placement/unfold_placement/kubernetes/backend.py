@@ -10,8 +10,8 @@ from typing import Any
 
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
-from unfold_placement.kubernetes import leases, pods
-from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
+from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope, annotation_key, parse_time, shorten_name
 from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.gate_queue import (
     MAX_IN_FLIGHT,
@@ -30,7 +30,7 @@ from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, DomainLimits, has_domain_limits
 from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import MERGE, Api, ApiError
-from unfoldkit.kubernetes.leader_election import LeaderElection
+from unfoldkit.kubernetes.leader_election import LeaderElection, lease_body, leases_path, read_duration_s
 
 BIND_TIMEOUT_S = 10.0
 SNAPSHOT_PERIOD_S = 5.0
@@ -39,6 +39,8 @@ SETTLE_S = 0.02
 """Changes within this time of one another are reported together."""
 MAX_SETTLE_PERIODS = 5
 RESOURCE_CHANGES = {kinds.CREATED, kinds.RESIZED, kinds.DELETED, kinds.EXPIRED}
+OWNER = annotation_key("owner")
+"""Label of the Leases of owners of ephemeral resources."""
 RELEASING_CHANGES = {kinds.ENDED, kinds.FAILED, kinds.PREEMPTED, kinds.WITHDRAWN}
 """Changes of tasks that release resources."""
 
@@ -174,7 +176,7 @@ class KubernetesBackend:
         """Extend the lifetime of an owner's resources by one Lease for all of them."""
         count = self.store.renew(owner, ttl)
         if count:
-            leases.renew_owner(self.api, self.scope, owner, ttl)
+            renew_owner(self.api, self.scope, owner, ttl)
         return count
 
     def submit(self, task: Task) -> None:
@@ -270,7 +272,7 @@ class KubernetesBackend:
     def read_leases(self) -> None:
         """Read the cluster's resources; leased ones live as long as the Leases of their owners say."""
         self.informer.read_resources(ANYWHERE, self.writer.read_config().get("data", {}).get("names", ""))
-        owners = leases.read_owners(self.api, self.scope)
+        owners = read_owners(self.api, self.scope)
         alive_until = {owner: until - self.informer.origin for owner, until in owners.items()}
         with self.store.changed:
             for location in [*self.informer.nodes, ANYWHERE]:
@@ -430,3 +432,25 @@ def open_backend(
         bind_timeout_s,
         template,
     )
+
+
+def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:
+    """Extend the lifetime of an owner's resources to ``ttl`` seconds from now."""
+    name = shorten_name(f"{scope.name}.{owner}", 60).lower()
+    lease = lease_body(name, api.namespace, owner, ttl, {})
+    lease["metadata"]["labels"] = {OWNER: scope.name}
+    try:
+        api.patch(f"{leases_path(api)}/{name}", lease, MERGE)
+    except ApiError as error:
+        if not error.is_absent:
+            raise
+        api.post(leases_path(api), lease)
+
+
+def read_owners(api: Api, scope: Scope) -> dict[str, float]:
+    """Return until when (Unix seconds) the resources of each owner live."""
+    leases = api.get(leases_path(api), labelSelector=f"{OWNER}={scope.name}")["items"]
+    return {
+        lease["spec"]["holderIdentity"]: parse_time(lease["spec"]["renewTime"]) + read_duration_s(lease)
+        for lease in leases
+    }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.core.types import Ask, Node, Task
+from unfold_placement.kubernetes.admission_check import AdmissionCheckBackend, open_admission_check
 from unfold_placement.kubernetes.backend import BIND_TIMEOUT_S, KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import GATES, UNITS, Scope
 from unfold_placement.kubernetes.gate_queue import MAX_IN_FLIGHT
@@ -90,6 +91,23 @@ def open_cluster_shadow(scope_name: str, access: ClusterAccess) -> tuple[ShadowB
         raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
     location = f"Kubernetes at {api.client.configuration.host}, namespace {access.namespace}"
     return backend, f"shadow of {location}: nothing is written"
+
+
+def open_cluster_checks(scope_name: str, access: ClusterAccess, patience_s: float) -> tuple[AdmissionCheckBackend, str]:
+    """Open what answers Kueue's admission checks; return it and a description of its location.
+
+    Raises:
+        UnfoldError: the cluster does not answer, refuses access, or has no Kueue.
+    """
+    api = access.connect()
+    scope = Scope(scope_name, api.namespace, access.units, GATES)
+    try:
+        backend = open_admission_check(api, scope, patience_s)
+    except ApiError as error:
+        hint = "it needs Kueue (v1beta2) and the roles of unfold plan SPEC --format kubernetes"
+        raise user_error(f"the cluster denies access: {error.message}", key="cluster.kubernetes", hint=hint) from error
+    location = f"Kubernetes at {api.client.configuration.host}"
+    return backend, f"admission checks with controllerName {scope.gate} of Kueue on {location}"
 
 
 def read_nodes(scope_name: str, access: ClusterAccess) -> list[Node]:

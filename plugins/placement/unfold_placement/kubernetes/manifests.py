@@ -59,6 +59,33 @@ def build_counter_roles(namespace: str = NAMESPACE) -> list[Body]:
     return [dra.build_device_class(), *bindings]
 
 
+def build_check_roles(namespace: str = NAMESPACE) -> list[Body]:
+    """Build the account and the permissions of a controller that answers Kueue's admission checks.
+
+    It reads nodes, pods, flavors, checks and workloads, and writes nothing but the status of workloads and checks, and
+    its Lease. It replaces ``build_roles``: it neither creates, changes nor deletes any pod.
+    """
+    kueue = ["kueue.x-k8s.io"]
+    cluster_rules = [
+        _rule([""], ["nodes", "pods"], ["list", "watch"]),
+        _rule(kueue, ["resourceflavors", "admissionchecks"], ["list", "watch"]),
+        _rule(kueue, ["workloads"], READ_VERBS),
+        _rule(kueue, ["workloads/status", "admissionchecks/status"], ["patch"]),
+    ]
+    namespace_rules = [_rule(["coordination.k8s.io"], ["leases"], ["get", "create", "update"])]
+    return [
+        _object("v1", "Namespace", namespace),
+        _object("v1", "ServiceAccount", ACCOUNT, namespace),
+        *_bind_rules(ACCOUNT, namespace, cluster_rules, namespace_rules),
+    ]
+
+
+def build_admission_check(name: str) -> Body:
+    """Build the AdmissionCheck that this controller answers; a ClusterQueue refers to it by its name."""
+    check = _object("kueue.x-k8s.io/v1beta2", "AdmissionCheck", f"unfold-{name}")
+    return check | {"spec": {"controllerName": f"{DOMAIN}/{name}"}}
+
+
 def build_submitter_role(namespace: str = NAMESPACE) -> Body:
     """Build the role of an application that submits tasks: it creates and deletes pods."""
     rules = [_rule([""], ["pods"], [*READ_VERBS, "create", "delete"])]
@@ -200,12 +227,16 @@ def export_manifests(report: Report) -> str:
     settings: dict[str, Any] = spec.get("cluster", {}).get("kubernetes") or {}
     namespace = settings.get("namespace") or NAMESPACE
     served = served_spec(spec, {key: value for key, value in settings.items() if key not in LOCAL_KEYS})
+    deployment = build_deployment(report.name, str(to_yaml(served)), settings.get("image") or IMAGE, namespace)
+    if settings.get("kueue"):
+        documents = [*build_check_roles(namespace), build_admission_check(report.name), *deployment]
+        return "---\n".join(str(to_yaml(document)) for document in documents)
     documents = [
         *build_roles(namespace),
         *(build_counter_roles(namespace) if settings.get("counters") == DRA else []),
         build_submitter_role(namespace),
         *build_gate_guard(namespace),
-        *build_deployment(report.name, str(to_yaml(served)), settings.get("image") or IMAGE, namespace),
+        *deployment,
     ]
     return "---\n".join(str(to_yaml(document)) for document in documents)
 

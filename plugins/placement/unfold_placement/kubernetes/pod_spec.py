@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,26 +49,36 @@ VOLATILE_LABELS = frozenset(
 
 
 def pod_demand(pod: Body, scope: Scope) -> dict[str, int]:
-    """Return what a pod occupies of a node, in thousandths, without ephemeral resources.
+    """Return what a pod occupies of a node, in thousandths, without ephemeral resources."""
+    total = sum_pod_requests(pod["spec"], lambda texts: _amounts(texts, scope))
+    return {kind: amount for kind, amount in total.items() if amount} | {PODS: MILLI}
+
+
+def sum_pod_requests(spec: Body, parse: Callable[[Mapping[str, Any]], dict[str, int]]) -> dict[str, int]:
+    """Return what a pod requests.
 
     The sum of containers and sidecars, or an init container with the sidecars before it where that is more, plus the
     pod's overhead; requests of the pod itself replace the sum (KEP-753, KEP-688, KEP-2837).
+
+    Args:
+        spec: The pod's spec.
+        parse: Returns the amounts of a list of resources.
     """
-    spec = pod["spec"]
-    running = _sum_requests(spec.get("containers", ()), scope)
+    running: dict[str, int] = {}
+    for container in spec.get("containers", ()):
+        running = _add(running, _requests(container, parse))
     sidecars: dict[str, int] = {}
     peak: dict[str, int] = {}
     for container in spec.get("initContainers", ()):
-        requests = _requests(container, scope)
+        requests = _requests(container, parse)
         if container.get("restartPolicy") == ALWAYS:
             sidecars = _add(sidecars, requests)
             peak = _maximum(peak, sidecars)
         else:
             peak = _maximum(peak, _add(sidecars, requests))
     total = _maximum(_add(running, sidecars), peak)
-    total |= _requests(spec, scope)
-    total = _add(total, _amounts(spec.get("overhead", {}), scope))
-    return {kind: amount for kind, amount in total.items() if amount} | {PODS: MILLI}
+    total |= _requests(spec, parse)
+    return _add(total, parse(spec.get("overhead", {})))
 
 
 def pod_filter(pod: Body, scope: Scope) -> str:
@@ -84,7 +94,7 @@ def pod_filter(pod: Body, scope: Scope) -> str:
         NodeFilter(
             selector=selector,
             terms=_affinity_terms(affinity.get("nodeAffinity") or {}),
-            tolerations=tuple(map(_toleration, spec.get("tolerations") or ())),
+            tolerations=tuple(map(parse_toleration, spec.get("tolerations") or ())),
             limits=tuple(limits),
             labels={
                 key: value
@@ -157,10 +167,10 @@ def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope) -> 
     return ""
 
 
-def _requests(container: Mapping[str, Any], scope: Scope) -> dict[str, int]:
+def _requests(container: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], dict[str, int]]) -> dict[str, int]:
     resources = container.get("resources") or {}
     # the server copies limits to missing requests, except in manifests that it has not seen
-    return _amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})}, scope)
+    return parse({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
 
 
 def _amounts(texts: Mapping[str, Any], scope: Scope) -> dict[str, int]:
@@ -170,13 +180,6 @@ def _amounts(texts: Mapping[str, Any], scope: Scope) -> dict[str, int]:
         for name, text in texts.items()
         if not name.partition("/")[0].endswith(DOMAIN)
     }
-
-
-def _sum_requests(containers: Iterable[Mapping[str, Any]], scope: Scope) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for container in containers:
-        total = _add(total, _requests(container, scope))
-    return total
 
 
 def _add(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
@@ -202,7 +205,8 @@ def _requirement(item: Mapping[str, Any], *, is_field: bool = False) -> Requirem
     return Requirement(item["key"], item["operator"], tuple(item.get("values") or ()), is_field)
 
 
-def _toleration(item: Mapping[str, Any]) -> Toleration:
+def parse_toleration(item: Mapping[str, Any]) -> Toleration:
+    """Return a toleration of a pod or flavor."""
     return Toleration(
         item.get("key") or "", item.get("operator") or "Equal", item.get("value") or "", item.get("effect") or ""
     )

@@ -12,7 +12,7 @@ from unfold_placement.simulation.metrics import NodeLosses, count_running
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
 from unfold_placement.simulation.starvation import Starvation
-from unfoldkit.api import Bar, Cell, Column, Figure, Metric, Report, Series, Table, Timeline, Verdict, time_axis
+from unfoldkit.api import Bar, Cell, Column, Figure, Marker, Metric, Report, Series, Table, Timeline, Verdict, time_axis
 
 REPLAY_COLUMNS = (
     Column("policy"),
@@ -38,6 +38,8 @@ MAX_PLACEMENTS = 200
 """The decision lists the placements of so many tasks; more are counted by node."""
 MAX_BARS = 2000
 """Tasks of a timeline; a report with more would be too large to open."""
+MAX_WAITS = 8
+"""Tasks that never start of which a timeline shows the wait."""
 QUANTILES = 100
 """Steps of the distribution of waits."""
 
@@ -63,7 +65,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
         tables=tuple(tables),
         figures=(
-            *gantt_figures(policy.result),
+            *gantt_figures(policy.result, starvation.task if starves and starvation is not None else None),
             timeline_figure(policy.result),
             wait_figure(policy.result, baseline.result),
         ),
@@ -134,10 +136,11 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def gantt_figures(result: SimulationResult) -> tuple[Timeline, ...]:
+def gantt_figures(result: SimulationResult, starving: Task | None = None) -> tuple[Timeline, ...]:
     """Show which tasks run on which node and when, in the colours of their jobs; nothing for thousands of tasks.
 
-    A task has one bar, its last run: the result holds no node of runs that were preempted.
+    A task has one bar, its last run: the result holds no node of runs that were preempted. A lane above the nodes shows
+    the waits of tasks that never start and of the ``starving`` one.
     """
     if len(result.tasks) > MAX_BARS:
         return ()
@@ -157,7 +160,27 @@ def gantt_figures(result: SimulationResult) -> tuple[Timeline, ...]:
         if node_row >= 0 and math.isfinite(start_s) and start_s <= end_s < math.inf
     )
     lanes = tuple(dict.fromkeys(node.name for node in result.nodes))
-    return (Timeline(name="gantt", title=sentences.GANTT_TITLE, unit=unit, lanes=lanes, bars=bars),)
+    last_s = max([*ends, *(task.arrival for task in result.stuck)], default=0.0)
+    waits = {task.name: (task, last_s, sentences.NEVER_STARTS) for task in result.stuck[:MAX_WAITS]}
+    if starving is not None:
+        started_s = dict(zip([task.name for task in result.tasks], result.start_s.tolist(), strict=True))[starving.name]
+        waits.setdefault(starving.name, (starving, min(started_s, last_s), sentences.STARVES))
+    # no node has this name
+    lane = sentences.WAITING + " " * lanes.count(sentences.WAITING)
+    waiting = [
+        Bar(lane=lane, start=task.arrival / unit_s, end=end_s / unit_s, group=group_of[task.name], name=task.name)
+        for task, end_s, _ in waits.values()
+    ]
+    return (
+        Timeline(
+            name="gantt",
+            title=sentences.GANTT_TITLE,
+            unit=unit,
+            lanes=(lane, *lanes) if waits else lanes,
+            bars=(*waiting, *bars),
+            markers=tuple(Marker(word, end_s / unit_s, lane=lane) for _, end_s, word in waits.values()),
+        ),
+    )
 
 
 def timeline_figure(result: SimulationResult) -> Figure:

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
-MAX_REASONS = 6
 GANTT_TITLE = "Which tasks run on which node, and when"
+WAITING = "(no node yet)"
+NEVER_STARTS = "never starts"
+STARVES = "starves"
+MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
 
@@ -199,3 +202,117 @@ def time_dependent_line(policy: str) -> str:
 def unconfirmed_line(count: int) -> str:
     """Return the line about findings that the simulator did not show."""
     return f"{count} {'finding' if count == 1 else 'findings'} of the search did not appear in the replay"
+
+
+def replay_start_line(*, is_history: bool) -> str:
+    """Return the line about the beginning of a replay of Kueue's queues."""
+    if is_history:
+        return "nothing runs or waits in the file, so the workloads that ended are replayed from the first arrival"
+    return "the replay begins with the latest time in the file; running workloads keep their quota until they end"
+
+
+def run_time_line(count: int, source: str) -> str:
+    """Return the line about the run time of workloads that have not ended."""
+    return f"{_count_workloads(count)} {'takes' if count == 1 else 'take'} the run time of {source}"
+
+
+def overdue_line(count: int) -> str:
+    """Return the line about running workloads that already ran longer than estimated."""
+    return f"{_count_workloads(count)} already ran longer than that; the replay ends them at its beginning"
+
+
+def left_out_line(count: int, reason: str) -> str:
+    """Return the line about workloads that are left out."""
+    return f"left out {_count_workloads(count)}: {reason}"
+
+
+def missing_flavor_line(queue: str, flavor: str) -> str:
+    """Return the line about a ClusterQueue with a flavor that does not exist."""
+    return f"{queue} admits nothing: the file has no ResourceFlavor {flavor}"
+
+
+def no_flavors_line() -> str:
+    """Return the line about a file without any ResourceFlavor."""
+    return "the file has no ResourceFlavor; every flavor is taken to be without labels and taints"
+
+
+def stopped_queue_line(queue: str, reason: str) -> str:
+    """Return the line about a ClusterQueue that admits nothing."""
+    return f"{queue} admits nothing ({reason})"
+
+
+def fair_sharing_line(queue: str) -> str:
+    """Return the line about a ClusterQueue with a weight for fair sharing."""
+    return f"{queue} has a fairSharing weight; the replay is that of a Kueue without fair sharing"
+
+
+def admission_check_line(queue: str) -> str:
+    """Return the line about a ClusterQueue with admission checks."""
+    return f"{queue} has admission checks; the replay takes them to be ready at once"
+
+
+def unknown_namespace_line(queue: str, namespace: str) -> str:
+    """Return the line about a selector of namespaces with unknown labels."""
+    return f"the namespaceSelector of {queue} is taken to accept {namespace}: the file has no Namespace {namespace}"
+
+
+def starts_headline(count: int, never: int, last_start_s: float) -> str:
+    """Return the headline of a replay of Kueue's queues without a change."""
+    if never:
+        return f"{_count_workloads(never)} of {count:,} never {'starts' if never == 1 else 'start'}"
+    verb = "starts" if count == 1 else "start"
+    return f"{_count_workloads(count)} {verb}, the last after {format_seconds(last_start_s)}"
+
+
+def change_headline(earlier: int, later: int, same: int, newly_never: int) -> str:
+    """Return the headline of a change of quotas."""
+    verb = "starts" if earlier == 1 else "start"
+    text = f"{_count_workloads(earlier)} {verb} earlier, {later:,} later, {same:,} at the same time"
+    return f"{text}; {newly_never:,} never more" if newly_never else text
+
+
+def quota_change_line(name: str, flavor: str, resource: str, before: str, after: str) -> str:
+    """Return the line about a quota that changes."""
+    return f"{name}: {resource} in flavor {flavor} from {before} to {after}"
+
+
+def start_line(name: str, start: str, shift_s: float | None, preemptions: int) -> str:
+    """Return the line about when a workload starts, and by how much earlier or later with the change.
+
+    Args:
+        name: The workload.
+        start: When it starts, as text.
+        shift_s: By how many seconds it starts later; None without a change.
+        preemptions: How often it is preempted before.
+    """
+    text = f"{name} starts at {start}"
+    if shift_s is not None:
+        moved = f"{format_seconds(abs(shift_s))} {'earlier' if shift_s < 0 else 'later'}"
+        text += f", {moved} than without the change" if abs(shift_s) >= 1 else ", as without the change"
+    if preemptions:
+        text += f", after {preemptions:,} {'preemption' if preemptions == 1 else 'preemptions'}"
+    return text
+
+
+def never_starts_line(name: str, reason: str) -> str:
+    """Return the line about a workload that never starts, or never ends without being preempted."""
+    return f"{name} never starts: {reason or 'others always come first'}"
+
+
+def quota_above_nodes_line(resource: str, quota: str, capacity: str) -> str:
+    """Return the line about quotas that promise more than the nodes offer."""
+    return f"the quotas of {resource} ({quota}) exceed what the nodes offer ({capacity}): admitted pods may still wait"
+
+
+def admission_only_line() -> str:
+    """Return the line about what a replay of quotas does not cover."""
+    return "a start is the admission by quota; nodes, images and a preempted workload's checkpoints are not replayed"
+
+
+def manager_settings_line(version: str) -> str:
+    """Return the line about settings that Kueue's objects do not show."""
+    return f"rules of Kueue {version} with default feature gates; settings of its manager are not in the objects"
+
+
+def _count_workloads(count: int) -> str:
+    return "1 workload" if count == 1 else f"{count:,} workloads"

@@ -134,6 +134,11 @@ class KubernetesSpec(Model):
         default=False,
         description="decide about every pod of the namespace beside kube-scheduler, write nothing, report both",
     )
+    kueue: bool = Field(
+        default=False,
+        description="answer Kueue's admission checks with controllerName placement.unfoldkit/NAME instead of placing "
+        "pods; patience is then how long a workload keeps its quota without a placement (5 min by default)",
+    )
     counters: Literal["gates", "dra"] = Field(
         default="gates", description="dra: limits and licences are also devices, which kube-scheduler counts itself"
     )
@@ -210,6 +215,12 @@ class TraceSpec(Model):
     first: Count | None = Field(
         default=None, description="read only so many rows; a truncated job keeps the tasks that were read"
     )
+    run: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="run time of Kueue's workloads that have not ended; the median of those that have"
+    )
+    apply: str | None = Field(
+        default=None, description="manifests of ClusterQueues, cohorts, LocalQueues or flavors, as if they were applied"
+    )
 
 
 class ManySpec(Model):
@@ -264,6 +275,8 @@ class PlacementSpec(Spec):
 
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
+    if cluster.kubernetes is not None and cluster.kubernetes.kueue and cluster.kubernetes.shadow:
+        yield Problem(("cluster", "kubernetes", "kueue"), "kueue and shadow together", hint="write one of them")
     live = [key for key in ("ray", "kubernetes") if getattr(cluster, key) is not None]
     sources = [*(key for key in ("nodes", "trace") if getattr(cluster, key)), *live]
     if len(sources) != 1 and sources not in (["nodes", "ray"], ["nodes", "kubernetes"]):
@@ -326,6 +339,9 @@ def _is_default(column: str, default: str | float, *, is_node: bool) -> bool:
 
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
     if replay := workload.replay:
+        for key in ("run", "apply"):
+            if getattr(replay, key) is not None and replay.trace != "kubectl":
+                yield Problem(("workload", "replay", key), "only Kueue's objects have it", hint="write trace: kubectl")
         yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK_COLUMNS)
     sources = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
     if len(sources) > 1:

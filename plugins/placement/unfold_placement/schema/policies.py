@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from unfold_placement.core.types import Node
@@ -151,9 +161,14 @@ class HistoryOptions(Model):
 
 
 class QuotaOptions(Model):
-    """A quota for each team; unused quota is lent and reclaimed."""
+    """A quota for each team; unused quota is lent and reclaimed. ``team-a: 16`` is short for ``quotas: {team-a: 16}``.
 
-    quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]]
+    With a file of Kueue's objects, the quotas replace the nominal quotas of ClusterQueues.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "number", "minimum": 0}})
+
+    quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(default_factory=dict)
     resource: str = "gpu"
     by: str = "user"
     borrow: bool = True
@@ -163,6 +178,26 @@ class QuotaOptions(Model):
     max_preemptions: Preemptions | None = Field(
         default=3, description="preemptions after which a borrowing task runs to its end; null for no bound"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def collect_teams(cls, value: Any) -> Any:
+        """Move numbers under unknown keys to ``quotas``; a key that resembles an option stays, and is an error."""
+        if not isinstance(value, dict):
+            return value
+        teams = {
+            key: amount
+            for key, amount in value.items()
+            if isinstance(amount, int | float)
+            and not isinstance(amount, bool)
+            and key not in cls.model_fields
+            and not get_close_matches(str(key), list(cls.model_fields))
+        }
+        written = value.get("quotas", {})
+        if not teams or not isinstance(written, dict) or teams.keys() & written.keys():
+            return value
+        rest = {key: item for key, item in value.items() if key not in teams}
+        return {**rest, "quotas": {**written, **teams}}
 
 
 class EdfOptions(Model):
@@ -253,6 +288,8 @@ class PolicySpec(Model):
             if group_field and group_field not in GROUP_FIELDS:
                 hint = did_you_mean(group_field, GROUP_FIELDS)
                 yield Problem((*policy_path, "by"), f"tasks have no {group_field!r}", hint=hint)
+            if isinstance(options, QuotaOptions) and not options.quotas:
+                yield Problem((*policy_path, "quotas"), "no team has a quota", hint="write quotas: {team-a: 16}")
             if isinstance(options, PackOptions):
                 times_s = [seconds for _, seconds in options.fallback]
                 if times_s != sorted(times_s):

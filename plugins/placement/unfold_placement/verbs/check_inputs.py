@@ -6,12 +6,18 @@ from collections.abc import Iterator
 
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.schema.policies import check_pack_levels
-from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks
+from unfold_placement.workload.build import build_node_changes, build_nodes, build_queue_problem, build_tasks
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
 def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield the faults of a spec's files and labels; no cluster is contacted."""
+    try:
+        if build_queue_problem(spec, run) is not None:
+            return
+    except UnfoldError as error:
+        yield from error.diagnostics
+        return
     for check in (_check_nodes, _check_tasks):
         try:
             check(spec, run)

@@ -13,20 +13,22 @@ from unfold_placement.core.agreement import Agreement
 from unfold_placement.core.controller import collect_requests
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes.connection import open_cluster, open_cluster_shadow
+from unfold_placement.kubernetes.connection import open_cluster, open_cluster_checks, open_cluster_shadow
 from unfold_placement.live.backend import Backend
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.local import LocalBackend
 from unfold_placement.live.service import ControllerThread, build_application
 from unfold_placement.live.state_store import build_state_store
 from unfold_placement.live.status import build_dashboard
-from unfold_placement.policies.registry import PolicyFactory, build_policies
+from unfold_placement.policies.registry import PolicyFactory, PolicyRule, build_policies, has_policy
 from unfold_placement.report.agreement import agreement_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.workload.build import build_nodes, build_tasks, cluster_access, policy_rules
 from unfoldkit.api import Report, Run, Service
 from unfoldkit.report import to_data
 
+CHECK_PATIENCE_S = 300.0
+"""How long a workload of Kueue keeps its quota without a placement, unless the spec states another time."""
 TERMS_PER_LEASE = 3
 """Leadership lasts this fraction of the lease of ephemeral resources."""
 
@@ -48,6 +50,9 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
         UnfoldError: the cluster does not answer, or a policy cannot be built.
     """
     rules = policy_rules(spec.policy)
+    if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.kueue and not has_policy(rules, "gang"):
+        # a workload is admitted as a whole, or not at all
+        rules = (*rules, PolicyRule("gang", {}))
 
     def new_policies() -> list[Policy]:
         return build_policies(rules, allow_code=run.allow_code)
@@ -90,6 +95,11 @@ def open_backend(spec: PlacementSpec, run: Run, new_policies: PolicyFactory) -> 
     if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.shadow:
         shadow, location = open_cluster_shadow(spec.name, cluster_access(spec.cluster.kubernetes))
         return Cluster(shadow, (), location, shadow.agreement)
+    if spec.cluster.kubernetes is not None and spec.cluster.kubernetes.kueue:
+        kubernetes = spec.cluster.kubernetes
+        patience_s = kubernetes.patience if "patience" in kubernetes.model_fields_set else CHECK_PATIENCE_S
+        checks, location = open_cluster_checks(spec.name, cluster_access(kubernetes), patience_s)
+        return Cluster(checks, (), location)
     if spec.cluster.kubernetes is not None:
         policies = new_policies()
         backend, location = open_cluster(

@@ -13,8 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from unfold_placement.core.types import MILLI, PODS, UP, Node, NodeChange, Task
+from unfold_placement.kubernetes.codec import UNITS
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
+from unfold_placement.kueue.comparison import QueueProblem, change_quotas, sum_nominal
+from unfold_placement.kueue.objects import QueueSnapshot
 from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.report import sentences
 from unfold_placement.schema.models import (
     ClusterSpec,
     KubernetesSpec,
@@ -25,10 +29,12 @@ from unfold_placement.schema.models import (
     TraceSpec,
     WorkloadSpec,
 )
-from unfold_placement.schema.policies import PackOptions, PolicySpec, check_pack_levels
+from unfold_placement.schema.policies import PackOptions, PolicySpec, QuotaOptions, check_pack_levels
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.workload.json_stream import Warn
-from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
+from unfold_placement.workload.kubectl import OWN_NAMES, build_listed_nodes, kubectl_nodes, kubectl_tasks
+from unfold_placement.workload.kueue_objects import read_queue_snapshot
+from unfold_placement.workload.manifests import read_manifests
 from unfold_placement.workload.node_events import read_node_changes
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
 from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
@@ -37,6 +43,9 @@ from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, 
 from unfoldkit.api import Run, did_you_mean, user_error
 
 MIB = 1 << 20
+KUBECTL = "kubectl"
+KUEUE_VERSION = "0.17"
+"""The replay follows the rules of this version."""
 AMOUNT_TOLERANCE = 1e-6
 SPACING_TOLERANCE = 1e-9
 NODE_READERS: Mapping[str, Callable[[Path], Iterable[Node]]] = {
@@ -85,6 +94,38 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         notes=tuple(notes),
         node_changes=build_node_changes(spec.cluster, nodes, run),
     )
+
+
+def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:
+    """Resolve a spec with a workload of Kueue's objects; None for every other spec.
+
+    Raises:
+        UnfoldError: the file is malformed, or the spec has keys that say nothing about Kueue's queues.
+    """
+    trace = spec.workload.replay
+    if trace is None or trace.trace != KUBECTL:
+        return None
+    path = run.path(trace.path, key="workload.replay.path")
+    before = read_queue_snapshot(path, trace.run)
+    if before is None:
+        if trace.run is not None or trace.apply is not None:
+            key = "workload.replay.run" if trace.run is not None else "workload.replay.apply"
+            raise user_error(f"{path.name} has no ClusterQueue, and only Kueue's objects have it", key=key)
+        return None
+    _check_queue_keys(spec, trace)
+    after = before
+    if trace.apply is not None:
+        changed = read_queue_snapshot(path, trace.run, run.path(trace.apply, key="workload.replay.apply"))
+        after = before if changed is None else replace(changed, began_s=before.began_s)
+    if spec.policy.quota is not None:
+        after = _apply_quotas(after, spec.policy.quota)
+    notes = [sentences.admission_only_line(), sentences.manager_settings_line(KUEUE_VERSION), *after.notes]
+    notes += _compare_with_nodes(after, _read_nodes_beside_queues(spec, run))
+    name = spec.explain.task if spec.explain is not None else ""
+    names = {workload.name for workload in after.workloads}
+    if name and name not in names:
+        raise user_error(f"no such workload: {name}", key="explain.task", hint=did_you_mean(name, names))
+    return QueueProblem(name=spec.name, before=before, after=after, explained=name, notes=tuple(notes))
 
 
 def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
@@ -262,3 +303,68 @@ def _read_task_file(trace: TraceSpec, run: Run, warn: Warn) -> list[Task]:
     if not tasks:
         raise user_error("no tasks", file=str(path), key="workload.replay.path")
     return tasks
+
+
+def _check_queue_keys(spec: PlacementSpec, trace: TraceSpec) -> None:
+    """Reject keys without a meaning for Kueue's queues.
+
+    Raises:
+        UnfoldError: there is one.
+    """
+    for name, options, path in spec.policy.parts():
+        key = ".".join(map(str, path))
+        if name != "quota":
+            hint = "Kueue's own rules apply; change its objects with workload.replay.apply"
+            raise user_error("Kueue's queues have only the policy quota", key=key, hint=hint)
+        extra = sorted(options.model_fields_set - {"quotas", "resource"})
+        if extra:
+            hint = "a ClusterQueue's own preemption and borrowing apply; workload.replay.apply changes them"
+            raise user_error("it has no meaning for Kueue's queues", key=f"{key}.{extra[0]}", hint=hint)
+    unused = {
+        "workload.replay.faster": trace.faster != 1,
+        "workload.replay.first": trace.first is not None,
+        "cluster.events": bool(spec.cluster.events),
+        "cluster.churn": spec.cluster.churn is not None,
+        "cluster.kubernetes": spec.cluster.kubernetes is not None,
+        "cluster.ray": spec.cluster.ray is not None,
+    }
+    for key, is_set in unused.items():
+        if is_set:
+            raise user_error("it has no meaning for a replay of Kueue's queues", key=key, hint="leave it out")
+
+
+def _apply_quotas(snapshot: QueueSnapshot, options: QuotaOptions) -> QueueSnapshot:
+    resource = UNITS.get(options.resource, options.resource)
+    amounts = {name: to_kueue_units(amount, resource) for name, amount in options.quotas.items()}
+    for name, amount in amounts.items():
+        if not amount.is_integer():
+            key, unit = f"policy.quota.{name}", "a byte" if resource == "memory" else f"a unit of {resource}"
+            raise user_error(f"{options.quotas[name]:g} is a fraction of {unit}", key=key, hint="write a whole number")
+    return change_quotas(snapshot, {name: int(amount) for name, amount in amounts.items()}, resource)
+
+
+def to_kueue_units(amount: float, resource: str) -> float:
+    """Return an amount of a spec (cores, MiB, units) in Kueue's units: thousandths of a core, bytes, units."""
+    factor = {"cpu": MILLI, "memory": MIB}.get(resource, 1)
+    return round(amount * factor, 6)
+
+
+def _read_nodes_beside_queues(spec: PlacementSpec, run: Run) -> list[Node]:
+    cluster = spec.cluster
+    if cluster.trace != KUBECTL:
+        return build_nodes(cluster, run)
+    path = run.path(cluster.path or "", key="cluster.path")
+    bodies = [item.body for item in read_manifests(path) if item.kind == "Node"]
+    return build_listed_nodes(bodies, path)
+
+
+def _compare_with_nodes(snapshot: QueueSnapshot, nodes: list[Node]) -> Iterator[str]:
+    """Yield a line for each resource of which the quotas promise more than the nodes offer."""
+    if not nodes:
+        return
+    for resource, quota in sum_nominal(snapshot).items():
+        kind = OWN_NAMES.get(resource, resource)
+        offered = sum(node.capacity.get(kind, 0) for node in nodes) / MILLI
+        promised = quota / to_kueue_units(1, resource)
+        if promised > offered:
+            yield sentences.quota_above_nodes_line(resource, f"{promised:g}", f"{offered:g}")

@@ -46,7 +46,15 @@ def kubectl_nodes(path: Path) -> list[Node]:
     Raises:
         UnfoldError: the file does not have this form.
     """
-    bodies = _read_kind(path, "Node")
+    return build_listed_nodes(_read_kind(path, "Node"), path)
+
+
+def build_listed_nodes(bodies: Sequence[Body], path: Path) -> list[Node]:
+    """Build the nodes among some objects that are ready and accept pods.
+
+    Raises:
+        UnfoldError: a node does not have this form.
+    """
     nodes = _parse(bodies, path, lambda body: _build_node(body) if _accepts_pods(body) else None)
     return [node for node in nodes if node is not None]
 

@@ -57,6 +57,24 @@ def test_successive_halving_with_barriers(first: int) -> None:
     assert states == {"COMPLETE": 1, "PRUNED": 8}
 
 
+@pytest.mark.parametrize("method", ["hyperband", "asha"])
+def test_hyperband_and_asha(method: str) -> None:
+    """The best trial runs to the end, most others do not, and no step is run twice."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    seen: list[tuple[int, int]] = []
+    result = deadline.optimize(
+        study, build_objective(0.002, seen), deadline="60 s", n_trials=27, max_steps=9, n_jobs=3, method=method
+    )
+    assert result.is_on_time
+    assert len(seen) == len(set(seen))
+    assert len(seen) < 27 * 9 / 2
+    best = max(study.trials, key=lambda trial: trial.params["quality"])
+    assert study.best_trial.number == best.number
+    assert all(trial.state.is_finished() for trial in study.trials)
+    # trials of the first bracket, or of all rungs
+    assert sum(result.stage_trials) >= 27
+
+
 def test_a_minimized_study_keeps_the_smallest() -> None:
     """In a study that minimizes, the trials with the smallest values continue."""
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.RandomSampler(seed=2))
@@ -137,6 +155,7 @@ def test_objectives_that_never_ask_are_awaited() -> None:
         ({"min_steps": 20}, "min_steps"),
         ({"n_trials": 0}, "n_trials"),
         ({"confidence": 1.5}, "confidence"),
+        ({"method": "pbt"}, "method"),
     ],
 )
 def test_nonsense_is_rejected(changes: dict[str, Any], message: str) -> None:

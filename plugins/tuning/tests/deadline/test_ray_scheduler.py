@@ -34,8 +34,19 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+class FakeTrial(SimpleNamespace):
+    """Stands for a trial of Ray."""
+
+    def set_status(self, status: str) -> None:
+        """See Ray."""
+        self.status = status
+
+
 class FakeController:
-    """Stands for Ray's controller: runs trials one result at a time on two places, without processes."""
+    """Stands for Ray's controller: runs trials one result at a time on two places, without processes.
+
+    As Ray does, it starts every pending trial for which it has a place, whatever the scheduler chooses.
+    """
 
     def __init__(self, scheduler: Any, qualities: list[float], step_s: float, max_t: int) -> None:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
@@ -45,41 +56,51 @@ class FakeController:
         self.now = 1000.0
         scheduler.keeper.wall = lambda: self.now
         scheduler.set_search_properties("score", "max")
-        factory = SimpleNamespace(bundles=[{"CPU": 1.0}])
+        factory = SimpleNamespace(bundles=[{"CPU": 1.0}], required_resources={"CPU": 1.0})
         self.trials = [
-            SimpleNamespace(trial_id=str(index), status="PENDING", placement_group_factory=factory, last_result={})
+            FakeTrial(trial_id=str(index), status="PENDING", placement_group_factory=factory, last_result={})
             for index in range(len(qualities))
         ]
+        self.added: list[Any] = []
         self.steps = [0] * len(qualities)
+        self.most_at_once = 0
         self.search_alg: Any = None
+        scheduler._count_places = lambda _: 2
         scheduler._inform_autoscaler = lambda *_: None
         self.max_results = 10**9
 
     def get_trials(self) -> list[Any]:
-        """Return every trial."""
-        return self.trials
+        """Return every trial that was added."""
+        return self.added
+
+    def _set_trial_status(self, trial: Any, status: str) -> None:
+        trial.status = status
 
     def stop_trial(self, trial: Any) -> None:
         """Stop a trial, and notify the scheduler as Ray does."""
         if trial.status in ("PENDING", "PAUSED"):
-            trial.status = "TERMINATED"
             self.scheduler.on_trial_remove(self, trial)
-        elif trial.status == "RUNNING":
             trial.status = "TERMINATED"
-            self.scheduler.on_trial_complete(self, trial, {})
+        elif trial.status == "RUNNING":
+            self.scheduler.on_trial_complete(self, trial, trial.last_result)
+            trial.status = "TERMINATED"
 
     def run(self) -> None:
         """Run until no trial is left that can run."""
         for trial in self.trials:
+            self.added.append(trial)
             self.scheduler.on_trial_add(self, trial)
         while True:
-            while sum(trial.status == "RUNNING" for trial in self.trials) < 2:
-                trial = self.scheduler.choose_trial_to_run(self)
-                if trial is None:
-                    break
-                assert trial.status in ("PENDING", "PAUSED")
-                trial.status = "RUNNING"
+            for _ in range(2):
+                chosen = self.scheduler.choose_trial_to_run(self)
+                if chosen is not None:
+                    assert chosen.status in ("PENDING", "PAUSED")
+                    chosen.status = "PENDING"
+                pending = [trial for trial in self.trials if trial.status == "PENDING"]
+                if pending and sum(trial.status == "RUNNING" for trial in self.trials) < 2:
+                    pending[0].status = "RUNNING"
             running = [trial for trial in self.trials if trial.status == "RUNNING"]
+            self.most_at_once = max(self.most_at_once, len(running))
             if not running:
                 return
             self.now += self.step_s
@@ -149,6 +170,9 @@ class FakeSearch:
         """End it."""
         self.is_endless = False
 
+    def on_trial_complete(self, trial_id: str) -> None:
+        """See Ray."""
+
 
 @pytest.mark.parametrize(("trials", "steps"), [(5, [1, 1, 9, 1, 1]), (9, [1, 1, 9, 1, 1, 3, 1, 3, 1]), (14, None)])
 def test_the_search_has_as_many_trials_as_both_allow(trials: int, steps: list[int] | None) -> None:
@@ -172,25 +196,31 @@ def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
         controller.run()
 
 
+@pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
 @pytest.mark.parametrize("results", [1, 5, 9, 11, 14, 17])
-def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int) -> None:
+def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, method: str) -> None:
     """A new scheduler with the trials that Ray restores ends the search as planned, with the same clock."""
     from pyarrow.fs import LocalFileSystem
 
     qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
-    first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    options: Any = {"deadline": "1 h", "num_samples": 9, "max_t": 9, "method": method}
+    whole = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
+    whole.run()
+    first = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
     for trial in first.trials:
         trial.storage = storage
     first.max_results = results
     first.run()
-    second = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    second = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
     second.steps, second.trials = first.steps, first.trials
     for trial in second.trials:
         trial.status = trial.status if trial.status == "TERMINATED" else "PENDING"
     second.trials.sort(key=lambda trial: -first.steps[int(trial.trial_id)])
     second.run()
-    assert second.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+    if method != "asha":
+        assert second.steps == whole.steps
+    assert second.steps[2] == 9
     assert second.scheduler.keeper.began == first.scheduler.keeper.began
     assert all(trial.status == "TERMINATED" for trial in second.trials)
 
@@ -201,7 +231,7 @@ def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
 
     storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
     state = tmp_path / "unfold-scheduler.json"
-    for text in ('{"numbers": {"other": 0}}', "{}", "[]", "no state"):
+    for text in ('{"added": ["other"]}', "{}", "[]", "no state"):
         state.write_text(text)
         scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
         controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
@@ -216,25 +246,53 @@ def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
 
 
 def test_the_autoscaler_may_release_every_node_at_the_end() -> None:
-    """The resources of the trials that continue are requested after each rung, and none any more after the search."""
+    """The resources of the trials that may run are requested as they become fewer, and none after the search."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
     controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
     requested: list[int] = []
     scheduler._inform_autoscaler = lambda _, count: requested.append(count)
     controller.run()
-    assert requested == [3, 1, 0]
+    assert requested[0] == 9
+    assert requested[-1] == 0
+    assert {3, 1} <= set(requested)
 
 
+@pytest.mark.parametrize("method", ["hyperband", "asha"])
+def test_other_methods_end_every_trial(method: str) -> None:
+    """Every trial ends, no more of them run at once than there are places, and the best reach the end."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=27, max_t=9, method=method)
+    controller = FakeController(scheduler, [(index * 10 % 27) / 27 for index in range(27)], 1.0, 9)
+    controller.failing = {4: 0, 20: 2}
+    controller.lost = {20}
+    controller.run()
+    assert {trial.status for trial in controller.trials} <= {"TERMINATED", "ERROR"}
+    assert controller.most_at_once == 2
+    assert all(controller.steps)
+    best = max(range(27), key=lambda index: controller.qualities[index])
+    assert controller.steps[best] == 9
+    assert sum(controller.steps) < 27 * 9
+
+
+def test_trials_that_have_not_begun_wait_for_the_scheduler() -> None:
+    """Ray starts pending trials unasked, so all but the next one are held, and none begins that would be late."""
+    scheduler = deadline.UnfoldScheduler(deadline=30.0, num_samples=27, max_t=9, method="asha")
+    controller = FakeController(scheduler, [index / 27 for index in range(27)], 8.0, 9)
+    controller.run()
+    # two places, three steps of eight seconds
+    assert sum(controller.steps) <= 6
+    assert controller.now - 1000.0 <= 30.0
+
+
+@pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
 @pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
-def test_no_run_passes_its_deadline(limit_s: float) -> None:
+def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
     """Whatever the deadline, the run has ended one step after it, and uses a good part of what it has."""
-    scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27)
+    scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27, method=method)
     controller = FakeController(scheduler, [(index * 37 % 81) / 81 for index in range(81)], 2.0, 27)
     controller.run()
     assert controller.now - 1000.0 <= limit_s + 2.0
     assert all(trial.status == "TERMINATED" for trial in controller.trials)
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
-    assert scheduler.keeper.notes
 
 
 def train(config: dict[str, Any]) -> None:
@@ -301,3 +359,7 @@ def test_nonsense_is_rejected() -> None:
         deadline.UnfoldScheduler(deadline="soon", num_samples=9, max_t=9)
     with pytest.raises(UnfoldError):
         deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, grace_period=10)
+    with pytest.raises(UnfoldError, match="hyperband"):
+        deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, method="bohb")
+    with pytest.raises(UnfoldError, match="integer"):
+        deadline.UnfoldScheduler(deadline="1 h", num_samples="9", max_t=9)

@@ -125,7 +125,10 @@ def test_a_stop_from_within_ends_the_search() -> None:
             study.stop()
 
     study, result = search(
-        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), n_trials=90, callbacks=[callback]
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)),
+        n_trials=90,
+        callbacks=[callback],
+        deadline="10 min",
     )
     assert result.stage_trials == (90,)
     assert len(set(seen)) == len(seen) == len(study.trials)

@@ -20,6 +20,7 @@ from unfold_tuning.trial.process_group import build_ranks, find_free_port
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, serve_jobs
 from unfoldkit.api import UnfoldError, internal_error
+from unfoldkit.worker_process import blocking_interrupts
 
 POLL_S = 0.1
 LOOPBACK = "127.0.0.1"
@@ -193,7 +194,8 @@ class LocalCluster:
         context = get_context("spawn")
         driver_pipe, worker_pipe = context.Pipe()
         process = context.Process(target=serve_jobs, args=(os.getpid(), worker_pipe, self.setup), daemon=True)
-        process.start()
+        with blocking_interrupts():
+            process.start()
         worker_pipe.close()
         return process, driver_pipe
 

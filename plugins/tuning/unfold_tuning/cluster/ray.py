@@ -286,7 +286,7 @@ class RayCluster:
 
 def stream_job(setup: WorkerSetup, job: TrialJob, state: bytes | None) -> Iterator[tuple[WorkerMessage, bytes]]:
     """Run a job on a Ray worker and stream each message with the state that it reports."""
-    from unfoldkit.engines.local import limit_threads
+    from unfoldkit.worker_process import limit_threads
 
     limit_threads()
     states: list[bytes] = []
@@ -310,7 +310,7 @@ def stream_rank(
 
 def warm_up(setup: WorkerSetup) -> Iterator[WorkerMessage]:
     """Import the dependencies of trials in a worker, report it, and hold the worker until the report is read."""
-    from unfoldkit.engines.local import limit_threads
+    from unfoldkit.worker_process import limit_threads
 
     limit_threads()
     yield prepare_training(setup)[1]

@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
 from unfoldkit.api import internal_error
-from unfoldkit.engines.local import start_worker
+from unfoldkit.worker_process import blocking_interrupts, start_worker
 
 OBJECT_STORE_BYTES = 80 * 2**20
 POLL_S = 0.05
@@ -67,7 +67,8 @@ def start_supervisor(watch: Callable[[], None]) -> RaySupervisor:
     """
     driver_pipe, supervisor_pipe = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=run_supervisor, args=(os.getpid(), supervisor_pipe), daemon=True)
-    process.start()
+    with blocking_interrupts():
+        process.start()
     supervisor_pipe.close()
     return RaySupervisor(_wait_for_reply(driver_pipe, watch), process, driver_pipe)
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.pace_record import PaceRecord, build_pace_record
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
-from unfold_tuning.job.schedule import Group, Stage, build_successive_halving
+from unfold_tuning.job.schedule import Group, Stage, build_brackets, merge_brackets
 from unfold_tuning.planner.pace_posterior import GroupPaces, build_pace_posterior
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
-from unfold_tuning.simulator.stage_paces import draw_paces
+from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
 from unfoldkit.api import Duration, Money, user_error
 
 SAMPLES = 300
@@ -84,19 +85,58 @@ def _parse(kind: Any, value: str | float, hint: str) -> float:
         raise user_error(f"{value!r}: {error.errors()[0]['msg']}", hint=hint) from error
 
 
+@dataclass(frozen=True, slots=True)
+class SteadyClock:
+    """Reads the wall clock as it was at the start plus what has passed since: later changes of it move no deadline.
+
+    Attributes:
+        offset_s: The wall clock less the time since the boot, which counts on while the machine sleeps.
+    """
+
+    offset_s: float = field(default_factory=lambda: time.time() - _read_boot_time())
+
+    def __call__(self) -> float:
+        """Read the clock, in seconds since the epoch."""
+        return self.offset_s + _read_boot_time()
+
+
+def _read_boot_time() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """What the trials of a bracket still run in its current stage.
+
+    Attributes:
+        bracket: The bracket.
+        stage: Its current stage.
+        steps: Steps that each trial which has not reached the rung still needs.
+        trials: Trials of the stage, from which the next one is counted.
+    """
+
+    bracket: int
+    stage: int
+    steps: tuple[int, ...]
+    trials: int
+
+
 @dataclass(slots=True, kw_only=True)
 class LimitKeeper:
-    """Keeps a run of successive halving within its limits.
+    """Keeps a search within its limits.
 
     Attributes:
         limits: The limits.
         slots: Trials that run at once.
-        trials: Trials of the first stage.
+        trials: Trials of the search.
         min_steps: Steps of every trial in the first stage.
         max_steps: Steps of the last trial.
         eta: The reduction factor.
-        wall: The wall clock.
+        method: ``sha``, ``hyperband`` or ``asha``.
+        wall: The clock.
         began: When the run began.
+        paid_slot_s: Slot-seconds until ``slots`` changed last.
+        changed_at: When that was.
         steps: Seconds of each reported step, by trial.
         notes: What was trimmed and why.
     """
@@ -107,20 +147,22 @@ class LimitKeeper:
     min_steps: int
     max_steps: int
     eta: int
-    wall: Callable[[], float] = time.time
+    method: str = "sha"
+    wall: Callable[[], float] = field(default_factory=SteadyClock)
     began: float = field(default=0.0)
+    paid_slot_s: float = 0.0
+    changed_at: float = 0.0
     steps: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages as planned."""
-        return build_successive_halving(self.trials, self.min_steps, self.max_steps, self.eta)
+    def brackets(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages of each bracket as planned."""
+        return build_brackets(self.method, self.trials, self.min_steps, self.max_steps, self.eta)
 
-    @property
-    def rungs(self) -> list[int]:
-        """Steps that a trial has run at the end of each stage."""
-        return [stage.groups[0].done + stage.groups[0].iters for stage in self.stages]
+    def list_rungs(self, bracket: int) -> list[int]:
+        """List the steps that a trial of a bracket has run at the end of each stage."""
+        return [stage.groups[0].done + stage.groups[0].iters for stage in self.brackets[bracket]]
 
     def record_step(self, trial: int, step: int, seconds: float) -> None:
         """Record that a trial took some seconds for its steps up to ``step``."""
@@ -129,13 +171,18 @@ class LimitKeeper:
         if step > before and seconds > 0:
             items.append((float(step), seconds / (step - before)))
 
+    def set_slots(self, slots: int) -> None:
+        """Change how many trials run at once; what the former ones have cost stays in the bill."""
+        if self.began and slots != self.slots:
+            self.paid_slot_s, self.changed_at = self._compute_slot_s(), self.wall()
+        self.slots = slots
+
     def compute_time_left_s(self) -> float:
         """Compute the seconds until a limit is reached: the deadline, or the budget at all slots."""
-        elapsed_s = self.wall() - self.began
-        left_s = self.limits.deadline_s - elapsed_s
+        left_s = self.limits.deadline_s - (self.wall() - self.began)
         if self.limits.budget_usd is not None:
-            paid_s = self.limits.budget_usd / self.limits.usd_per_hour * 3600.0 / self.slots
-            left_s = min(left_s, paid_s - elapsed_s)
+            usd_per_s = self.limits.usd_per_hour / 3600.0 * self.slots
+            left_s = min(left_s, (self.limits.budget_usd - self.compute_spent_usd()) / usd_per_s)
         return left_s
 
     def is_over(self) -> bool:
@@ -144,16 +191,42 @@ class LimitKeeper:
 
     def compute_spent_usd(self) -> float:
         """Compute the bill: all slots from the start on."""
-        return (self.wall() - self.began) * self.slots * self.limits.usd_per_hour / 3600.0
+        return self._compute_slot_s() * self.limits.usd_per_hour / 3600.0
 
-    def can_begin_trial(self, begun: int, open_steps: Sequence[int]) -> bool:
-        """Return whether one more trial of the first stage, and what follows from it, still ends in time.
+    def _compute_slot_s(self) -> float:
+        return self.paid_slot_s + (self.wall() - (self.changed_at or self.began)) * self.slots
+
+    def can_add_trial(self, bracket: int, work: Sequence[OpenWork]) -> bool:
+        """Return whether one more trial of a bracket, and what follows from all of them, still ends in time.
+
+        Without barriers nothing follows: the trial has to reach its first rung.
 
         Args:
-            begun: Trials that have begun.
-            open_steps: Steps that each of those still needs to the first rung.
+            bracket: The bracket.
+            work: What the trials that have begun still run.
         """
-        return self._fits(0, [*open_steps, self.min_steps], begun + 1)
+        steps = self.list_rungs(bracket)[0]
+        if self.method == "asha":
+            return self.can_reach_rung(0, steps)
+        items = {item.bracket: item for item in work}
+        before = items.pop(bracket, OpenWork(bracket, 0, (), 0))
+        extended = OpenWork(bracket, 0, (*before.steps, steps), before.trials + 1)
+        return self._fits(extended, list(items.values()))
+
+    def can_reach_rung(self, stage: int, steps: int, trial: int | None = None, confidence: float | None = None) -> bool:
+        """Return whether a trial that begins now ends some steps of a stage in time, at its own pace or that of others.
+
+        Args:
+            stage: The stage.
+            steps: Steps to its rung.
+            trial: Its number, if it has run.
+            confidence: The required probability, if not that of the limits.
+        """
+        paces = self.steps.get(-1 if trial is None else trial)
+        if paces and steps * paces[-1][1] > self.compute_time_left_s():
+            return False
+        alone = OpenWork(0, stage, (steps,), 1)
+        return self.estimate_probability([alone], has_later=False) >= (confidence or self.limits.confidence)
 
     def note_limit(self) -> None:
         """Note once that a limit was reached."""
@@ -170,70 +243,113 @@ class LimitKeeper:
         example = {-1 - trial: [(1.0, 1.0), (2.0, 1.0)] for trial in range(MIN_PROFILED)}
         # more trials than slots, which need the compiled schedule
         count = self.slots + 1
-        replace(self, steps=example).estimate_probability(0, [self.min_steps] * count, count)
+        replace(self, steps=example).estimate_probability([OpenWork(0, 0, (self.min_steps,) * count, count)])
 
-    def count_survivors(self, stage: int, candidates: int) -> int:
+    def count_survivors(self, bracket: int, stage: int, candidates: int, others: Sequence[OpenWork] = ()) -> int:
         """Count the trials that continue into a stage: as planned if they fit, otherwise fewer, and at least one.
 
         Args:
+            bracket: The bracket.
             stage: The stage.
             candidates: Trials that reached its rung.
+            others: What the trials of other brackets still run.
         """
-        planned = min(self.stages[stage].trials, -(-candidates // self.eta))
-        iters = self.stages[stage].groups[0].iters
-        if planned <= 1 or self._fits(stage, [iters] * planned, planned):
+        group = self.brackets[bracket][stage].groups[0]
+        planned = min(group.trials, -(-candidates // self.eta))
+
+        def fits(count: int) -> bool:
+            return self._fits(OpenWork(bracket, stage, (group.iters,) * count, count), others)
+
+        if planned <= 1 or fits(planned):
             return planned
         low, high = 1, planned
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._fits(stage, [iters] * middle, middle) else (low, middle)
+            low, high = (middle, high) if fits(middle) else (low, middle)
         self.notes.append(f"stage {stage + 1}: {low} of {planned} trials continue, more would be late")
         return low
 
-    def _fits(self, stage: int, work: Sequence[int], count: int) -> bool:
+    def _fits(self, work: OpenWork, others: Sequence[OpenWork]) -> bool:
         """Return whether the rest of the search ends within the limits with the required confidence.
 
         Where even a single trial is not that sure, a search that is nearly as sure may begin: the limit stops it.
         """
-        probability = self.estimate_probability(stage, work, count)
+        probability = self.estimate_probability([work, *others])
         if probability >= self.limits.confidence:
             return True
-        return probability >= self.estimate_probability(stage, work[-1:], 1) - MAX_LOSS
+        alone = OpenWork(work.bracket, work.stage, work.steps[-1:], 1)
+        return probability >= self.estimate_probability([alone]) - MAX_LOSS
 
-    def estimate_probability(self, stage: int, work: Sequence[int], count: int) -> float:
+    def estimate_probability(self, work: Sequence[OpenWork], *, has_later: bool = True) -> float:
         """Estimate the probability that open work and all later stages end within the limits; 1 if nothing is known.
 
+        Brackets run side by side, with common barriers: a bound where they do not wait for each other.
+
         Args:
-            stage: The stage of the open work.
-            work: Steps that each of its trials still needs.
-            count: Trials of the stage.
+            work: What is open in each bracket.
+            has_later: Whether later stages follow.
         """
         known = {str(trial): items for trial, items in self.steps.items() if items}
+        work = [item for item in work if item.steps or (has_later and item.trials)]
         if len(known) < MIN_PROFILED or not work:
             return 1.0
-        stages = [Stage(tuple(Group(1, steps) for steps in work))]
-        done = self.rungs[stage]
-        for later in self.stages[stage + 1 :]:
-            count = max(1, count // self.eta)
-            stages.append(Stage((Group(min(count, later.trials), later.groups[0].iters, done),)))
-            done = later.groups[0].done + later.groups[0].iters
+        brackets = self.brackets
+        table = merge_brackets(brackets)
         record = build_pace_record("run", known)
         # a job of unknown kind: the default prior, from however many trials have reported
-        posterior = build_pace_posterior(self.stages, record, np.zeros((0, 0)), (), 0)
-        for earlier in range(stage):
-            posterior = posterior.observe_stage(earlier, [self._measure_stage(record, earlier)])
-        paces = posterior.predict(stage, posterior.level, has_known_trials=False)
-        drawn = draw_paces(self.stages[stage:], paces, SAMPLES, 0)
+        posterior = build_pace_posterior(table, record, np.zeros((0, 0)), (), 0)
+        current = {item.bracket: item.stage for item in work}
+        for earlier in range(max(current.values())):
+            posterior = posterior.observe_stage(
+                earlier,
+                [
+                    self._measure_stage(record, group.bracket, earlier)
+                    if earlier < current.get(group.bracket, 0)
+                    else GroupPaces(last=())
+                    for group in table[earlier].groups
+                ],
+            )
+        first = min(current.values())
+        paces = posterior.predict(first, posterior.level, has_known_trials=False)
+        drawn = draw_paces(table[first:], paces, SAMPLES, 0)
+        columns = {
+            (group.bracket, first + row): PaceDraws(draws.shift[:, [column]], draws.spread[:, [column]])
+            for row, draws in enumerate(drawn)
+            for column, group in enumerate(table[first + row].groups)
+        }
+        rows = [_list_rest(item, brackets[item.bracket], self.eta, has_later=has_later) for item in work]
+        stages, draws = [], []
+        for depth, row in enumerate(zip_longest(*rows, fillvalue=())):
+            groups = [group for groups in row for group in groups]
+            if not groups:
+                continue
+            stages.append(Stage(tuple(groups)))
+            draws.append(_join_draws([columns[group.bracket, current[group.bracket] + depth] for group in groups]))
         profile, machine = Profile(LogNormal(math.exp(posterior.level))), Machine("slot", 1, 0.0)
         rest = build_execution_model(stages, profile, machine, SAMPLES, 0)
         plan = tuple(Allocation(self.slots, 1, self.slots) for _ in stages)
-        simulated = simulate_plan(rest.with_drawn_paces((drawn[0].repeat(len(work)), *drawn[1:])), plan)
-        return simulated.estimate_on_time_probability(self.compute_time_left_s())
+        return simulate_plan(rest.with_drawn_paces(tuple(draws)), plan).estimate_on_time_probability(
+            self.compute_time_left_s()
+        )
 
-    def _measure_stage(self, record: PaceRecord, stage: int) -> GroupPaces:
+    def _measure_stage(self, record: PaceRecord, bracket: int, stage: int) -> GroupPaces:
         """Measure the paces of the trials that have run a stage, there and in the stage before."""
-        bounds = [0, *self.rungs]
+        bounds = [0, *self.list_rungs(bracket)]
         last = record.compute_log_paces(bounds[stage], bounds[stage + 1])
         before = record.compute_log_paces(bounds[stage - 1], bounds[stage]) if stage else np.zeros_like(last)
         ran = np.isfinite(last) & np.isfinite(before)
         return GroupPaces(last=tuple(last[ran]), earlier=tuple(before[ran]) if stage else ())
+
+
+def _list_rest(work: OpenWork, stages: Sequence[Stage], eta: int, *, has_later: bool) -> list[tuple[Group, ...]]:
+    """List what is left of a bracket, stage by stage: a group of one trial for each that is open, then whole groups."""
+    rest = [tuple(Group(1, steps, 0, work.bracket) for steps in work.steps)]
+    count = work.trials
+    for stage in stages[work.stage + 1 :] if has_later else ():
+        count = max(1, min(count // eta, stage.trials))
+        rest.append((replace(stage.groups[0], trials=count),))
+    return rest
+
+
+def _join_draws(draws: Sequence[PaceDraws]) -> PaceDraws:
+    return PaceDraws(np.hstack([item.shift for item in draws]), np.hstack([item.spread for item in draws]))

@@ -1,20 +1,22 @@
-"""Optuna under a deadline: successive halving with true barriers, by ask and tell, with the objective unchanged.
+"""Optuna under a deadline: successive halving, Hyperband or ASHA by ask and tell, with the objective unchanged.
 
 A pruner can stop a trial but not pause it. Here each trial runs in a thread of its own, and ``trial.should_prune``
-blocks at a rung until all trials of the stage have reached it; meanwhile its slot runs another trial. The best continue
+blocks at a rung until the trial may continue or has lost; meanwhile its slot runs another trial. The best continue
 where they were, so no iteration is repeated. Whatever the limits leave no room for is not begun, or pruned.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unfold_tuning.deadline.halving_search import HalvingSearch, StoredStage, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
 from unfold_tuning.deadline.study_progress import StudyProgress
 from unfoldkit.api import user_error
@@ -32,7 +34,7 @@ class DeadlineResult:
         seconds: Its duration.
         spent_usd: The bill of its workers.
         is_on_time: Whether it ended by the deadline.
-        stage_trials: Trials that finished each stage.
+        stage_trials: Trials that finished each stage, in the order in which the stages ended.
         notes: What was trimmed or stopped, and why.
     """
 
@@ -49,6 +51,7 @@ def optimize(
     *,
     deadline: str | float,
     max_steps: int,
+    method: str = "sha",
     budget: str | float | None = None,
     usd_per_hour: float | None = None,
     n_trials: int = 64,
@@ -62,7 +65,7 @@ def optimize(
     gc_after_trial: bool = False,
     show_progress_bar: bool = False,
 ) -> DeadlineResult:
-    """Optimize a study by successive halving whose trials stop at a deadline or a budget, with their next report.
+    """Optimize a study by successive halving; at a deadline or a budget, trials stop with their next report.
 
     The objective reports with ``trial.report(value, step)`` and asks ``trial.should_prune()``, as for any pruner; the
     sampler of the study is used as it is, and its direction ranks trials. A study in a storage continues after a crash,
@@ -77,9 +80,11 @@ def optimize(
         objective: The objective.
         deadline: From now on, such as ``"2h"``, or seconds.
         max_steps: Steps of the best trial.
+        method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
+            or ``asha``, without barriers and without a plan of the whole.
         budget: The bill at which trials stop, with their next report, such as ``"$40"``; needs ``usd_per_hour``.
         usd_per_hour: Price of one worker.
-        n_trials: Trials of the first stage.
+        n_trials: Trials of the search.
         min_steps: Steps of every trial in the first stage.
         eta: The best 1/eta continue.
         n_jobs: Trials that run at once; as many as there are processors if left out.
@@ -98,6 +103,7 @@ def optimize(
         raise user_error(
             "a deadline needs one objective to rank trials by", hint="name it in create_study(direction=...)"
         )
+    check_method(method)
     numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
@@ -118,6 +124,7 @@ def optimize(
         min_steps=min_steps,
         max_steps=max_steps,
         eta=eta,
+        method=method,
     )
     return StudyRun(
         study=study,
@@ -177,26 +184,20 @@ class RunningTrial:
     Attributes:
         trial: The Optuna trial.
         thread: Its thread, once it runs.
-        steps: Steps that it has run.
-        values: Reported value by steps.
         reported_at: When it reported last, or continued after a rung.
-        waits_for: The rung at which it waits for its stage; 0 while it runs.
-        is_stopped: Whether it is to be pruned, or has pruned itself.
+        is_waiting: Whether it waits at a rung.
+        is_stopped: Whether it has lost, and is to be pruned.
         has_ended: Whether its objective has returned.
-        has_failed: Whether its objective has failed.
         is_cut_off: Whether a limit ended it; what it counts as is decided at the end.
         error: What its objective raised.
     """
 
     trial: Any
     thread: threading.Thread | None = None
-    steps: int = 0
-    values: dict[int, float] = field(default_factory=dict)
     reported_at: float = 0.0
-    waits_for: int = 0
+    is_waiting: bool = False
     is_stopped: bool = False
     has_ended: bool = False
-    has_failed: bool = False
     is_cut_off: bool = False
     error: BaseException | None = None
 
@@ -219,15 +220,14 @@ class StudyRun:
         callbacks: Called after each trial.
         progress: What of the run the study stores.
         trials: Trials by number, in the order in which they began.
-        stage: The current stage.
-        bracket_begin: Trials that began in earlier brackets.
+        search: Which trials may run, and to which rung.
+        stored: What of it was stored last.
         first_step: The step that a trial reports first: 0 or 1.
         lock: Guards everything here.
         changed: Signals a change of it.
         is_ending: Whether a limit is reached or an error ends the run.
         is_exhausted: Whether the sampler has no further configurations.
         fatal_error: The error that ends the run.
-        stage_trials: Trials that finished each stage.
     """
 
     study: Any
@@ -238,18 +238,21 @@ class StudyRun:
     callbacks: tuple[Callable[[Any, Any], None], ...]
     progress: StudyProgress
     trials: dict[int, RunningTrial] = field(default_factory=dict)
-    stage: int = 0
-    bracket_begin: int = 0
+    search: HalvingSearch = field(init=False)
+    stored: StoredStage | None = None
     first_step: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
     is_ending: bool = False
     is_exhausted: bool = False
     fatal_error: BaseException | None = None
-    stage_trials: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Build the condition on the lock."""
+        """Build the search, and the condition on the lock."""
+        from optuna.study import StudyDirection
+
+        is_maximized = self.study.direction == StudyDirection.MAXIMIZE
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=is_maximized)
         self.changed = threading.Condition(self.lock)
 
     def run(self) -> DeadlineResult:
@@ -261,7 +264,7 @@ class StudyRun:
         try:
             with self.lock:
                 self._restore_trials()
-                self._run_brackets()
+                self._run_search()
         finally:
             with self.lock:
                 self.is_ending = True
@@ -282,122 +285,112 @@ class StudyRun:
             seconds=seconds,
             spent_usd=self.keeper.compute_spent_usd(),
             is_on_time=seconds <= self.keeper.limits.deadline_s,
-            stage_trials=tuple(self.stage_trials),
+            stage_trials=tuple(self.search.count_reached()),
             notes=tuple(self.keeper.notes),
         )
 
     # what an earlier process left
 
     def _restore_trials(self) -> None:
-        """Restore the trials of the search that a crash interrupted, with their reports and their stage."""
+        """Restore the trials of the search that a crash interrupted, with their reports and their rungs."""
         from optuna.trial import Trial, TrialState
 
-        stored = self.progress.load_stage()
-        self.stage, self.bracket_begin, self.stage_trials = (
-            stored.stage,
-            stored.bracket_begin,
-            list(stored.stage_trials),
-        )
+        stored, search = self.progress.load_stage(), self.search
+        search.stages = list(stored.stages) or search.stages
+        search.stage_trials, search.is_full = list(stored.stage_trials), stored.is_full
         trials = self.progress.list_trials()
         steps = [min(trial.intermediate_values) for trial in trials if trial.intermediate_values]
         if steps:
             self.first_step = 0 if min(steps) == 0 else 1
         for frozen in trials:
-            is_running = frozen.state == TrialState.RUNNING
+            number, is_running = frozen.number, frozen.state == TrialState.RUNNING
+            search.begin_trial(number, self.progress.get_bracket(frozen))
+            search.levels[number] = stored.levels.get(number, 0)
             item = RunningTrial(
                 trial=Trial(self.study, frozen._trial_id) if is_running else frozen,  # noqa: SLF001 - as study.ask does
                 has_ended=not is_running,
-                is_stopped=frozen.state == TrialState.PRUNED,
-                has_failed=frozen.state == TrialState.FAIL,
             )
-            self.trials[frozen.number] = item
+            self.trials[number] = item
             self._record_reports(item, frozen.intermediate_values, is_timed=False)
             if frozen.state == TrialState.COMPLETE:
-                item.steps = max(item.steps, self.keeper.rungs[-1])
-            if is_running and self.stage and frozen.number not in stored.survivors:
-                item.has_ended = item.is_stopped = True
-                self._store_end(item, None, TrialState.PRUNED)
-            elif is_running:
-                item.waits_for = next((rung for rung in self.keeper.rungs[self.stage :] if rung <= item.steps), 0)
+                search.complete_trial(number)
+            elif not is_running:
+                search.fail_trial(number)
+            elif search.has_lost(number):
+                search.ended.add(number)
+                self._prune_lost(item)
         if self.trials:
             # the sampler of this process would draw the same values again
             self.study.sampler.reseed_rng()
 
     # the thread that calls optimize
 
-    def _run_brackets(self) -> None:
-        """Run the search, and again with the trials that did not fit at first, as long as there is time for them."""
+    def _run_search(self) -> None:
+        """Start and release trials as slots become free, until the search or a limit ends."""
         while not self.is_ending:
-            self._run_stages()
-            begun, self.stage, self.bracket_begin = self.bracket_begin, 0, len(self.trials)
-            if self.bracket_begin >= self.keeper.trials or self.bracket_begin == begun or self.is_exhausted:
+            self._update_search()
+            while len(self._list_active()) < self.keeper.slots and self._run_next():
+                pass
+            if self._list_active():
+                self._wait()
+            elif not self.search.advance():
                 return
-            self._store_stage(set())
 
-    def _run_stages(self) -> None:
-        rungs = self.keeper.rungs
-        while self.stage < len(rungs):
-            if self.stage == 0:
-                self._begin_trials()
-            else:
-                self._continue_trials(rungs[self.stage])
-            if self.is_ending or len(self.trials) == self.bracket_begin:
-                return
-            self._end_stage(rungs)
+    def _update_search(self) -> None:
+        """Let the best trials continue, and prune those which have lost."""
+        if self.is_exhausted and self.search.supply is None:
+            self.search.limit_supply(len(self.trials))
+        losers = self.search.update()
+        stage = self.search.describe_stage()
+        if stage != self.stored:
+            # before any trial learns of it: a process that is killed now continues from here
+            self.progress.store_stage(stage)
+            self.stored = stage
+        for number in losers:
+            self._prune_lost(self.trials[number])
+        self.changed.notify_all()
 
-    def _begin_trials(self) -> None:
-        """Begin the trials of the first stage as slots become free, as many as will end in time."""
-        while not self.is_ending:
-            rung = self.keeper.rungs[0]
-            interrupted = self._list_interrupted(rung)
-            active = self._list_active(rung)
-            begun = len(self.trials) - self.bracket_begin
-            is_left = len(self.trials) < self.keeper.trials and not self.is_exhausted
-            if interrupted and len(active) < self.keeper.slots:
-                self._start_thread(interrupted[0])
-                continue
-            if is_left and not interrupted and len(active) < self.keeper.slots:
-                if self.keeper.can_begin_trial(begun, [rung - item.steps for item in active]):
-                    self._begin_trial()
-                    continue
-                if not active:
-                    self.keeper.note_fewer_trials(len(self.trials))
-            if not active and not interrupted:
-                return
-            self._wait()
+    def _prune_lost(self, item: RunningTrial) -> None:
+        """Prune a trial that has lost: its thread learns of it, or there is none any more."""
+        from optuna.trial import TrialState
 
-    def _begin_trial(self) -> None:
+        item.is_stopped, item.is_waiting = True, False
+        if item.is_begun_earlier:
+            item.has_ended = True
+            self._store_end(item, None, TrialState.PRUNED)
+
+    def _run_next(self) -> bool:
+        """Continue a trial that may, or begin one that ends in time; return whether there is one."""
+        # one that runs further than it may, because it never asks, occupies its slot already
+        runnable = [self.trials[number] for number in self.search.list_runnable()]
+        item = next((item for item in runnable if item.is_waiting or item.is_begun_earlier), None)
+        if item is not None:
+            self._continue_trial(item)
+            return True
+        bracket = self.search.choose_bracket()
+        if bracket is None:
+            return False
         trial = self.study.ask()
-        self.progress.mark_trial(trial)
+        self.progress.mark_trial(trial, bracket)
         self.trials[trial.number] = RunningTrial(trial=trial)
-        self._start_thread(self.trials[trial.number])
+        self.search.begin_trial(trial.number, bracket)
+        self._continue_trial(self.trials[trial.number])
+        return True
 
-    def _start_thread(self, item: RunningTrial) -> None:
-        item.reported_at = self.keeper.wall()
-        item.thread = threading.Thread(
-            target=self._run_thread, args=(item,), name=f"trial-{item.trial.number}", daemon=True
-        )
-        item.thread.start()
+    def _continue_trial(self, item: RunningTrial) -> None:
+        """Start the thread of a trial, or release it from the rung at which it waits."""
+        item.reported_at, item.is_waiting = self.keeper.wall(), False
+        if item.thread is None:
+            item.thread = threading.Thread(
+                target=self._run_thread, args=(item,), name=f"trial-{item.trial.number}", daemon=True
+            )
+            item.thread.start()
+        self.changed.notify_all()
 
-    def _continue_trials(self, rung: int) -> None:
-        """Let the survivors run to a rung, those of an earlier process as slots become free."""
-        while not self.is_ending:
-            interrupted, active = self._list_interrupted(rung), self._list_active(rung)
-            if interrupted and len(active) < self.keeper.slots:
-                self._start_thread(interrupted[0])
-                continue
-            if not interrupted and not active:
-                return
-            self._wait()
-
-    def _list_interrupted(self, rung: int) -> list[RunningTrial]:
-        """List the trials of an earlier process that have not reached a rung, and do not run yet."""
-        return [item for item in self.trials.values() if item.is_begun_earlier and item.steps < rung]
-
-    def _list_active(self, rung: int) -> list[RunningTrial]:
-        """List the trials that occupy a slot and have not reached a rung."""
+    def _list_active(self) -> list[RunningTrial]:
+        """List the trials that occupy a slot."""
         running = [item for item in self.trials.values() if item.thread is not None and not item.has_ended]
-        return [item for item in running if not item.waits_for and item.steps < rung]
+        return [item for item in running if not item.is_waiting]
 
     def _wait(self) -> None:
         """Wait for a change, or for a limit."""
@@ -416,8 +409,9 @@ class StudyRun:
 
     def _check_failures(self) -> None:
         """End a search in which every trial fails: the objective is at fault."""
-        items = [item for item in self.trials.values() if item.has_ended or item.values]
-        failed = [item for item in items if item.error is not None and not item.values]
+        values = self.search.values
+        items = [item for number, item in self.trials.items() if item.has_ended or values.get(number)]
+        failed = [item for item in items if item.error is not None and not values.get(item.trial.number)]
         enough = min(self.keeper.trials, max(MIN_FAILURES, 2 * self.keeper.slots))
         if (
             self.ends_if_all_fail
@@ -428,81 +422,29 @@ class StudyRun:
         ):
             self.fatal_error = failed[-1].error
 
-    def _end_stage(self, rungs: Sequence[int]) -> None:
-        """Let the best trials of a stage continue; the others are pruned."""
-        rung = rungs[self.stage]
-        ranked = self._rank(rung, list(self.trials.values())[self.bracket_begin :])
-        self.stage_trials.append(len(ranked))
-        self.stage += 1
-        if self.stage >= len(rungs):
-            return
-        count = self.keeper.count_survivors(self.stage, len(ranked)) if ranked else 0
-        chosen = {item.trial.number for item in ranked[:count]}
-        # before any trial learns of it: a process that is killed now continues from here
-        self._store_stage(chosen)
-        for item in self.trials.values():
-            if item.waits_for:
-                item.is_stopped = item.trial.number not in chosen
-        # one after another, as slots become free
-        self._release([item for item in ranked[:count] if item.waits_for], rungs[self.stage])
-
-    def _store_stage(self, survivors: set[int]) -> None:
-        self.progress.store_stage(self.stage, self.bracket_begin, self.stage_trials, survivors)
-
-    def _release(self, waiting: list[RunningTrial], rung: int) -> None:
-        """Let waiting trials continue, at most as many at once as there are slots."""
-        from optuna.trial import TrialState
-
-        for item in self.trials.values():
-            if item.is_stopped and item.waits_for:
-                item.waits_for = 0
-                if item.is_begun_earlier:
-                    item.has_ended = True
-                    self._store_end(item, None, TrialState.PRUNED)
-        self.changed.notify_all()
-        for item in waiting:
-            while not self.is_ending and len(self._list_active(rung)) >= self.keeper.slots:
-                self._wait()
-            if self.is_ending:
-                return
-            item.reported_at = self.keeper.wall()
-            item.waits_for = 0
-            if item.is_begun_earlier:
-                self._start_thread(item)
-            self.changed.notify_all()
-
-    def _rank(self, rung: int, trials: Iterable[RunningTrial]) -> list[RunningTrial]:
-        """Rank those trials that reached a rung by their value there, best first; nan ranks last."""
-        from optuna.study import StudyDirection
-
-        sign = -1.0 if self.study.direction == StudyDirection.MAXIMIZE else 1.0
-        reached = [item for item in trials if item.steps >= rung and not item.is_stopped and not item.has_failed]
-
-        def key(item: RunningTrial) -> tuple[bool, float, int]:
-            value = item.values[max(step for step in item.values if step <= max(rung, min(item.values)))]
-            return (value != value, sign * value if value == value else 0.0, item.trial.number)  # noqa: PLR0124 - nan
-
-        return sorted((item for item in reached if item.values), key=key)
-
     def _settle_cut_off_trials(self) -> None:
         """Prune the trials that a limit cut off; without a complete trial, the best of them is complete as it is."""
         from optuna.trial import TrialState
 
         with self.lock:
-            open_items = [item for item in self.trials.values() if item.is_cut_off or item.is_begun_earlier]
-            for item in open_items:
-                item.is_stopped = False
-            states = (TrialState.COMPLETE,)
+            search, states = self.search, (TrialState.COMPLETE,)
+            items = {n: item for n, item in self.trials.items() if item.is_cut_off or item.is_begun_earlier}
+            valid = {number: search.steps[number] for number in items if self._has_number(number)}
+            furthest = [number for number, steps in valid.items() if steps == max(valid.values())]
             is_complete = bool(self.study.get_trials(deepcopy=False, states=states))
-            furthest = max((item.steps for item in open_items if _has_number(item)), default=0)
-            ranked = self._rank(furthest, [item for item in open_items if _has_number(item)])
+            ranked = search.rank(furthest, max(valid.values(), default=0))
             best = ranked[0] if ranked and not is_complete and self.fatal_error is None else None
-            for item in open_items:
-                item.has_ended = item.is_stopped = True
-                if item is best or (_has_number(item) and item.steps >= self.keeper.rungs[-1]):
-                    self._store_end(item, item.values[max(item.values)], TrialState.COMPLETE)
+            for number, item in items.items():
+                item.has_ended = True
+                if number == best or (number in valid and search.has_reached_end(number)):
+                    values = search.values[number]
+                    self._store_end(item, values[max(values)], TrialState.COMPLETE)
                 else:
                     self._store_end(item, None, TrialState.PRUNED)
+
+    def _has_number(self, number: int) -> bool:
+        values = self.search.values.get(number)
+        return values is not None and bool(values) and not math.isnan(values[max(values)])
 
     # the threads of the trials
 
@@ -513,7 +455,8 @@ class StudyRun:
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
             with self.lock:
                 self.fatal_error = self.fatal_error or error
-                item.has_ended = item.has_failed = True
+                item.has_ended = True
+                self.search.fail_trial(item.trial.number)
                 self.changed.notify_all()
 
     def _run_objective(self, item: RunningTrial) -> None:
@@ -533,26 +476,28 @@ class StudyRun:
             state, item.error, self.fatal_error = TrialState.FAIL, error, error
         with self.lock:
             # a trial that was stopped may return its last value instead of raising TrialPruned
-            is_over = self.is_ending or self.keeper.is_over()
+            number, is_over = item.trial.number, self.is_ending or self.keeper.is_over()
             is_cut_off = is_over and not item.is_stopped and self.fatal_error is None
-            if state == TrialState.PRUNED and is_cut_off and item.values:
+            if state == TrialState.PRUNED and is_cut_off and self.search.values.get(number):
                 item.is_cut_off = True
+                self.search.ended.add(number)
             else:
                 state = self._store_end(item, value if state == TrialState.COMPLETE else None, state)
-                item.is_stopped = item.is_stopped or state == TrialState.PRUNED
-            item.has_failed = state == TrialState.FAIL
-            self._record_duration(item, is_complete=state == TrialState.COMPLETE)
+                self._record_end(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
             self.changed.notify_all()
 
-    def _record_duration(self, item: RunningTrial, *, is_complete: bool) -> None:
-        """Record how long an objective took that never reports: the search then has one stage, of one step a trial."""
-        if is_complete and item.values and not item.is_stopped:
+    def _record_end(self, item: RunningTrial, *, is_complete: bool) -> None:
+        """Record how a trial ended; where trials never report, the search has one stage, of one step a trial."""
+        search, number = self.search, item.trial.number
+        if is_complete and not any(search.values.values()):
+            search.drop_rungs()
+            self.keeper.record_step(search.numbers[number], 1, self.keeper.wall() - item.reported_at)
+        if is_complete:
             # it never asked at a rung, or ran to its end
-            item.steps = max(item.steps, self.keeper.rungs[-1])
-        if is_complete and not item.values and not any(other.values for other in self.trials.values()):
-            self.keeper.min_steps = self.keeper.max_steps = 1
-            self.keeper.record_step(item.trial.number, 1, self.keeper.wall() - item.reported_at)
+            search.complete_trial(number)
+        elif not item.is_stopped:
+            search.fail_trial(number)
 
     def _store_end(self, item: RunningTrial, value: Any, state: Any) -> Any:
         """Store how a trial ended, and call the callbacks; return the state, which a wrong value turns into a failure.
@@ -583,42 +528,36 @@ class StudyRun:
         return state
 
     def should_prune(self, frozen: Any) -> bool:
-        """Decide for a trial that asks whether to stop; wait at a rung until its stage has ended."""
+        """Decide for a trial that asks whether to stop; wait at a rung until it may continue or has lost."""
         with self.lock:
             item = self.trials.get(frozen.number)
             if item is None:
                 return False
             self._record_reports(item, frozen.intermediate_values)
-            rungs = self.keeper.rungs
+            self.changed.notify_all()
             if self.is_ending or item.is_stopped:
                 return True
-            next_rung = next((rung for rung in rungs[self.stage :] if rung <= item.steps), None)
-            # a later rung counts too: a trial that reports rarely may pass one
-            if next_rung is not None and item.steps < rungs[-1]:
-                item.waits_for = next_rung
-                self.changed.notify_all()
-                while item.waits_for and not self.is_ending:
-                    self.changed.wait(CHECK_PERIOD_S)
-                return item.is_stopped or self.is_ending
-            self.changed.notify_all()
-            return self.keeper.is_over()
+            if self.search.needs_steps(frozen.number) or self.search.has_reached_end(frozen.number):
+                return self.keeper.is_over()
+            item.is_waiting = True
+            while item.is_waiting and not self.is_ending:
+                self.changed.wait(CHECK_PERIOD_S)
+            return item.is_stopped or self.is_ending
 
     def _record_reports(self, item: RunningTrial, values: dict[int, float], *, is_timed: bool = True) -> None:
         if not values:
             return
         if self.first_step is None:
             self.first_step = 0 if min(values) == 0 else 1
-        offset = 1 - self.first_step
-        item.values = {step + offset: value for step, value in values.items()}
-        steps, now = max(item.values), self.keeper.wall()
-        if steps > item.steps:
+        offset, number = 1 - self.first_step, item.trial.number
+        before, now = self.search.steps.get(number, 0), self.keeper.wall()
+        for step, value in values.items():
+            self.search.record_report(number, step + offset, value)
+        steps = self.search.steps[number]
+        if steps > before:
             if is_timed:
-                self.keeper.record_step(item.trial.number, steps, now - item.reported_at)
-            item.steps, item.reported_at = steps, now
-
-
-def _has_number(item: RunningTrial) -> bool:
-    return bool(item.values) and item.values[max(item.values)] == item.values[max(item.values)]
+                self.keeper.record_step(self.search.numbers[number], steps, now - item.reported_at)
+            item.reported_at = now
 
 
 class _RungPruner:

@@ -1,8 +1,10 @@
-"""Ray Tune under a deadline: a scheduler of successive halving with barriers, for any searcher and trainable.
+"""Ray Tune under a deadline: a scheduler of successive halving, Hyperband or ASHA, for any searcher and trainable.
 
-Trials pause at a rung until all trials of the stage have reached it, as in Ray's own HyperBand scheduler; the best
-continue from their checkpoints. Whatever the limits leave no room for is not begun, or stopped. After each barrier the
-autoscaler is informed of how many trials continue.
+Trials pause at a rung, and the best continue from their checkpoints. Whatever the limits leave no room for is not
+begun, or stopped. The autoscaler is informed of how many trials run or may run.
+
+Ray starts every pending trial as soon as it has the resources, whatever a scheduler chooses. Trials that have not begun
+are therefore held as paused ones.
 
 Ray restores trials and searcher of an interrupted experiment, but not its scheduler. The state here is therefore stored
 beside Ray's own after every result, and ``Tuner.restore`` continues with the same deadline.
@@ -12,18 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
+from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
+from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
 from unfoldkit.api import user_error
 
 STATE_FILE = "unfold-scheduler.json"
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
+_SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
 
 class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
@@ -34,6 +39,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
             has fewer, the search has as many.
         max_t: Units of ``time_attr`` that the best trial runs.
+        method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
+            or ``asha``, without barriers and without a plan of the whole.
         budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
         usd_per_hour: Price of the resources of one trial.
         grace_period: Units that every trial runs.
@@ -48,6 +55,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         deadline: str | float,
         num_samples: int,
         max_t: int,
+        method: str = "sha",
         budget: str | float | None = None,
         usd_per_hour: float | None = None,
         grace_period: int = 1,
@@ -57,6 +65,16 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     ) -> None:
         """Check the limits; the clock starts with the first trial."""
         super().__init__()
+        check_method(method)
+        numbers = {
+            "num_samples": num_samples,
+            "max_t": max_t,
+            "grace_period": grace_period,
+            "reduction_factor": reduction_factor,
+        }
+        for name, value in numbers.items():
+            if not isinstance(value, int):
+                raise user_error(f"{name} must be an integer, not {value!r}")
         if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
         self.keeper = LimitKeeper(
@@ -66,59 +84,93 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             min_steps=grace_period,
             max_steps=max_t,
             eta=reduction_factor,
+            method=method,
         )
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=True)
         self._metric: str | None = None
-        self.mode = "max"
         self.time_attr = time_attr
-        self.stage = 0
-        self.steps: dict[str, int] = {}
-        self.values: dict[str, dict[int, float]] = {}
-        self.numbers: dict[str, int] = {}
         self.reported_at: dict[str, float] = {}
-        self.ended: set[str] = set()
-        self.survivors: set[str] = set()
-        self.is_full = False
+        self.added: set[str] = set()
+        self.requested = 0
         self.is_restored = False
+        self.is_updating = False
         self.keeper.warm_up()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
         self.__dict__.update(state)
+        # it may be another machine, or the same one after a boot
+        self.keeper.wall = SteadyClock()
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
         """See Ray's ``TrialScheduler``."""
-        self._metric, self.mode = metric or self._metric, mode or self.mode
+        self._metric = metric or self._metric
+        if mode is not None:
+            self.search.is_maximized = mode == "max"
         return True
 
+    # what Ray calls when trials come and go
+
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """See Ray's ``TrialScheduler``."""
+        """See Ray's ``TrialScheduler``: hold a trial that may not run yet."""
         if self._metric is None:
             raise user_error("no metric to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        self._start_clock(tune_controller, trial)
+        name, is_excess = trial.trial_id, len(self.added) >= self.keeper.trials
+        if name in self.added:
+            # retried: it keeps its place
+            return
+        self.added.add(name)
+        if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            # restored, and not to be continued
+            self._note_restored_end(trial)
+        elif is_excess or name in self.search.ended or self.keeper.is_over():
+            self._refuse(tune_controller, trial)
+        elif not self._may_start(tune_controller, trial):
+            trial.set_status(Trial.PAUSED)
+
+    def _start_clock(self, tune_controller: Any, trial: Trial) -> None:
+        """Start the clock with the first trial, or continue that of the experiment which is restored."""
         if not self.is_restored:
             self.is_restored = True
             self._require_free_searcher(tune_controller)
             self._load_state(trial)
         self.keeper.began = self.keeper.began or self.keeper.wall()
-        is_known = trial.trial_id in self.numbers
-        if not is_known and (self.stage or len(self.numbers) >= self.keeper.trials or self.keeper.is_over()):
-            self.ended.add(trial.trial_id)
-            tune_controller.stop_trial(trial)
-            search = getattr(tune_controller, "search_alg", None)
-            if search is not None:
-                # a searcher without end would go on for ever
-                search.set_finished()
+
+    def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
+        """Return whether Ray may start a trial that it adds: a restored one that may run, or the first new one."""
+        if not self._is_new(trial):
+            if trial.last_result:
+                self._record(trial, trial.last_result, is_timed=False)
+            return self.search.needs_steps(trial.trial_id)
+        others = (other for other in tune_controller.get_trials() if other is not trial)
+        return not any(other.status == Trial.PENDING and self._is_new(other) for other in others)
+
+    def _is_new(self, trial: Trial) -> bool:
+        return trial.trial_id not in self.search.brackets and trial.trial_id not in self.search.ended
+
+    def _note_restored_end(self, trial: Trial) -> None:
+        if trial.trial_id in self.search.ended:
             return
-        self.numbers.setdefault(trial.trial_id, len(self.numbers))
-        if trial.status in (Trial.TERMINATED, Trial.ERROR):
-            # restored, and not to be continued
-            self.ended.add(trial.trial_id)
-        elif (self.is_full and not is_known) or trial.trial_id in self.ended:
-            self.ended.add(trial.trial_id)
-            tune_controller.stop_trial(trial)
-        elif is_known and trial.last_result:
+        if trial.status == Trial.ERROR:
+            self.search.fail_trial(trial.trial_id)
+            return
+        if trial.last_result:
             self._record(trial, trial.last_result, is_timed=False)
+        self.search.complete_trial(trial.trial_id)
+
+    def _refuse(self, tune_controller: Any, trial: Trial) -> None:
+        """End a trial that is being added before it begins."""
+        is_new = trial.trial_id not in self.search.ended
+        self.search.ended.add(trial.trial_id)
+        trial.set_status(Trial.TERMINATED)
+        search = getattr(tune_controller, "search_alg", None)
+        if search is not None and is_new:
+            search.on_trial_complete(trial.trial_id)
+            # a searcher without end would go on for ever
+            search.set_finished()
 
     def _require_free_searcher(self, tune_controller: Any) -> None:
         """Require a searcher that suggests every trial of the first stage while others wait at its rung.
@@ -139,173 +191,183 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """See Ray's ``TrialScheduler``: the stage goes on without the trial, unless Ray adds it again at once."""
         # Ray marks a trial that it retries before it calls this, and one that is lost after it
         if trial.status != Trial.ERROR:
-            self._end(tune_controller, trial)
+            self.search.fail_trial(trial.trial_id)
+            self._update(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """See Ray's ``TrialScheduler``: a trial that ends by itself has reached every rung."""
-        self._record(trial, result)
-        if self.values.get(trial.trial_id):
-            self.steps[trial.trial_id] = max(self.steps[trial.trial_id], self.keeper.rungs[-1])
-        self._end(tune_controller, trial)
+        if trial.trial_id not in self.search.ended:
+            self._record(trial, result)
+            self.search.complete_trial(trial.trial_id)
+        self._update(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """See Ray's ``TrialScheduler``."""
-        self._end(tune_controller, trial)
+        self.search.ended.add(trial.trial_id)
+        self._update(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """See Ray's ``TrialScheduler``: pause at a rung until the stage has ended."""
+        """See Ray's ``TrialScheduler``: pause at a rung until the trial may continue."""
+        if self._is_new(trial):
+            self.search.begin_trial(trial.trial_id, self.search.choose_bracket() or self.search.list_open_brackets()[0])
         self._record(trial, result)
-        self._count_slots(tune_controller)
+        self._count_slots(tune_controller, trial)
         decision = self._decide(tune_controller, trial)
         self._store_state(trial)
         return decision
 
     def _decide(self, tune_controller: Any, trial: Trial) -> str:
-        rungs = self.keeper.rungs
-        if self.keeper.is_over() or self.steps[trial.trial_id] >= rungs[-1]:
-            self.ended.add(trial.trial_id)
-            self._end_stage_if_complete(tune_controller, trial)
-            return str(TrialScheduler.STOP)
-        if self.steps[trial.trial_id] < rungs[self.stage]:
+        name = trial.trial_id
+        if self.keeper.is_over() or self.search.has_reached_end(name):
+            if self.keeper.is_over():
+                self.keeper.note_limit()
+            self.search.ended.add(name)
+        if name not in self.search.ended and self.search.needs_steps(name):
             return str(TrialScheduler.CONTINUE)
-        self._end_stage_if_complete(tune_controller, trial)
-        if trial.trial_id in self.ended:
+        self._update(tune_controller, trial, is_reporting=True)
+        if name in self.search.ended:
             return str(TrialScheduler.STOP)
-        is_running_on = self.steps[trial.trial_id] < rungs[self.stage]
-        return str(TrialScheduler.CONTINUE if is_running_on else TrialScheduler.PAUSE)
+        return str(TrialScheduler.CONTINUE if self.search.needs_steps(name) else TrialScheduler.PAUSE)
+
+    # which trial runs next
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """See Ray's ``TrialScheduler``: survivors first, then new trials as long as they end in time."""
-        if self.keeper.began and self.keeper.is_over():
-            self._stop_all(tune_controller)
+        """See Ray's ``TrialScheduler``: trials that continue first, then new ones as long as they end in time."""
+        trials = tune_controller.get_trials()
+        if not self.keeper.began or not trials:
             return None
-        self._count_slots(tune_controller)
+        if self.keeper.is_over():
+            self._stop_waiting(tune_controller)
+            return None
+        self._count_slots(tune_controller, trials[0])
         self._accept_fewer_trials(tune_controller)
-        trials, rung = tune_controller.get_trials(), self.keeper.rungs[self.stage]
-        waiting = [trial for trial in trials if trial.status in (Trial.PENDING, Trial.PAUSED)]
-        waiting = [trial for trial in waiting if trial.trial_id not in self.ended]
-        begun = [trial for trial in waiting if trial.trial_id in self.reported_at]
-        members = self.survivors if self.stage else self.reported_at.keys()
-        open_trials = [trial for trial in begun if trial.trial_id in members]
-        open_trials = [trial for trial in open_trials if self.steps.get(trial.trial_id, 0) < rung]
-        if open_trials:
-            return open_trials[0]
-        new = [trial for trial in waiting if trial.trial_id not in self.reported_at]
-        return self._choose_new_trial(tune_controller, new[0], rung) if new and not self.stage else None
+        self._update(tune_controller, trials[0])
+        while True:
+            if self._begin_pending(tune_controller):
+                return None
+            status = {trial.trial_id: trial for trial in tune_controller.get_trials()}
+            active = sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in status.values())
+            if active >= self.keeper.slots:
+                return None
+            waiting = [status[name] for name in self.search.list_runnable() if name in status]
+            chosen = next((trial for trial in waiting if trial.status == Trial.PAUSED), None)
+            chosen = chosen or self._begin_held(tune_controller)
+            if chosen is not None or active:
+                return chosen
+            if any(trial.status == Trial.PAUSED for trial in status.values()) and not self.search.advance():
+                self._stop_waiting(tune_controller)
+            elif not any(trial.status == Trial.PAUSED for trial in status.values()):
+                return None
+            self._update(tune_controller, trials[0])
+
+    def _begin_pending(self, tune_controller: Any) -> bool:
+        """Begin a trial that Ray is about to start, or hold it if it ends too late; return whether one begins."""
+        for trial in tune_controller.get_trials():
+            if trial.status != Trial.PENDING or not self._is_new(trial):
+                continue
+            bracket = self.search.choose_bracket()
+            if bracket is not None:
+                self._begin(trial, bracket)
+                return True
+            tune_controller._set_trial_status(trial, Trial.PAUSED)  # noqa: SLF001 - which Ray opens to schedulers
+        return False
+
+    def _begin_held(self, tune_controller: Any) -> Trial | None:
+        """Begin the first trial that is held, if it ends in time."""
+        held = (trial for trial in tune_controller.get_trials() if trial.status == Trial.PAUSED and self._is_new(trial))
+        trial = next(held, None)
+        bracket = None if trial is None else self.search.choose_bracket()
+        if trial is None or bracket is None:
+            return None
+        self._begin(trial, bracket)
+        return trial
+
+    def _begin(self, trial: Trial, bracket: int) -> None:
+        self.search.begin_trial(trial.trial_id, bracket)
+        self.reported_at[trial.trial_id] = self.keeper.wall()
 
     def _accept_fewer_trials(self, tune_controller: Any) -> None:
         """Search with as many trials as there are, once the searcher has no more."""
-        search = getattr(tune_controller, "search_alg", None)
-        count = len(self.numbers)
-        if self.stage or self.is_full or search is None or not 0 < count < self.keeper.trials:
-            return
-        if search.is_finished():
+        search, count = getattr(tune_controller, "search_alg", None), len(self.added)
+        is_known = self.search.supply is not None or not 0 < count < self.keeper.trials
+        if search is not None and not is_known and search.is_finished():
             self.keeper.notes.append(f"stage 1: {count} of {self.keeper.trials} trials, the searcher has no more")
-            self.keeper.trials, self.is_full = count, True
-            self._end_stage_if_complete(tune_controller, next(iter(tune_controller.get_trials())))
-
-    def _choose_new_trial(self, tune_controller: Any, trial: Trial, rung: int) -> Trial | None:
-        """Choose a trial that has not begun, if it ends in time; give up all of them if nothing runs any more."""
-        active = [name for name in self.reported_at if name not in self.ended]
-        open_steps = [rung - self.steps.get(name, 0) for name in active if self.steps.get(name, 0) < rung]
-        if self.keeper.can_begin_trial(len(self.reported_at), open_steps):
-            self.reported_at[trial.trial_id] = self.keeper.wall()
-            return trial
-        if not open_steps:
-            self._give_up_pending(tune_controller, len(self.reported_at))
-            self._end_stage_if_complete(tune_controller, trial)
-            return self.choose_trial_to_run(tune_controller)
-        return None
+            self.search.limit_supply(count)
 
     def debug_string(self) -> str:
         """See Ray's ``TrialScheduler``."""
         left_s = self.keeper.compute_time_left_s() if self.keeper.began else self.keeper.limits.deadline_s
         notes = "; ".join(self.keeper.notes[-2:])
-        return f"unfold: stage {self.stage + 1} of {len(self.keeper.rungs)}, {left_s:.0f} s left {notes}"
+        stages = ", ".join(str(stage + 1) for stage in self.search.stages)
+        return f"unfold: {self.keeper.method}, stage {stages}, {left_s:.0f} s left {notes}"
 
     def _record(self, trial: Trial, result: dict[str, Any], *, is_timed: bool = True) -> None:
-        steps, now = int(result.get(self.time_attr, 0)), self.keeper.wall()
-        value = result.get(str(self._metric))
-        if value is not None:
-            self.values.setdefault(trial.trial_id, {})[steps] = float(value)
-        if is_timed and steps > self.steps.get(trial.trial_id, 0):
-            seconds = float(result.get("time_this_iter_s") or now - self.reported_at.get(trial.trial_id, now))
-            self.keeper.record_step(self.numbers.get(trial.trial_id, 0), steps, seconds)
-        self.steps[trial.trial_id] = max(steps, self.steps.get(trial.trial_id, 0))
-        self.reported_at[trial.trial_id] = now
+        name, now = trial.trial_id, self.keeper.wall()
+        steps, value = _read_number(result.get(self.time_attr, 0)), result.get(str(self._metric))
+        steps = int(steps) if math.isfinite(steps) else 0
+        if is_timed and steps > self.search.steps.get(name, 0) and name in self.search.numbers:
+            seconds = float(result.get("time_this_iter_s") or now - self.reported_at.get(name, now))
+            self.keeper.record_step(self.search.numbers[name], steps, seconds)
+        self.search.record_report(name, steps, None if value is None else _read_number(value))
+        self.reported_at[name] = now
 
-    def _count_slots(self, tune_controller: Any) -> None:
-        running = sum(trial.status == Trial.RUNNING for trial in tune_controller.get_trials())
-        self.keeper.slots = max(self.keeper.slots, running)
+    def _count_slots(self, tune_controller: Any, trial: Trial) -> None:
+        """Count the trials that can run at once: what the cluster holds now, at most as many as there are."""
+        running = sum(other.status == Trial.RUNNING for other in tune_controller.get_trials())
+        slots = max(1, running, self._count_places(trial))
+        self.keeper.set_slots(min(slots, max(self.keeper.trials, running)))
 
-    def _end(self, tune_controller: Any, trial: Trial) -> None:
-        self.ended.add(trial.trial_id)
-        self._end_stage_if_complete(tune_controller, trial)
-        if self.stage and self.numbers.keys() <= self.ended:
-            # a request lasts until the next one, and would keep nodes after the search
-            self._inform_autoscaler(trial, 0)
+    def _count_places(self, trial: Trial) -> int:
+        """Count how many trials the cluster has resources for."""
+        import ray
 
-    def _end_stage_if_complete(self, tune_controller: Any, current: Trial) -> None:
-        """End the stage once every trial of it has reached the rung or ended, and none is still to begin."""
-        rungs = self.keeper.rungs
-        while self.stage < len(rungs) - 1:
-            rung = rungs[self.stage]
-            members = self.survivors if self.stage else set(self.numbers)
-            if self.stage == 0 and len(self.numbers) < self.keeper.trials and not self.is_full:
-                return
-            if any(self.steps.get(name, 0) < rung and name not in self.ended for name in members):
-                return
-            reached = [name for name in members if self.steps.get(name, 0) >= rung and self.values.get(name)]
-            ranked = sorted(reached, key=lambda name: self._rank_key(name, rung))
-            self.stage += 1
-            count = self.keeper.count_survivors(self.stage, len(ranked)) if ranked else 0
-            self.survivors = set(ranked[:count])
-            self._store_state(current)
-            self._stop_losers(tune_controller, current, members)
-            self._inform_autoscaler(current, count)
-            if any(name not in self.ended for name in self.survivors):
-                return
+        needed = trial.placement_group_factory.required_resources
+        total = ray.cluster_resources() if ray.is_initialized() else {}
+        places = [math.floor(total.get(name, 0.0) / amount) for name, amount in needed.items() if amount > 0]
+        return min(places, default=self.keeper.trials)
 
-    def _rank_key(self, name: str, rung: int) -> tuple[bool, float, int]:
-        values = self.values[name]
-        value = values[max((step for step in values if step <= rung), default=min(values))]
-        is_nan = value != value  # noqa: PLR0124
-        sign = -1.0 if self.mode == "max" else 1.0
-        return is_nan, 0.0 if is_nan else sign * value, self.numbers[name]
+    def _update(self, tune_controller: Any, current: Trial, *, is_reporting: bool = False) -> None:
+        """Let trials continue that may, stop those that have lost, and request what all of these need."""
+        if self.is_updating:
+            # a trial that is stopped below calls this again
+            return
+        self.is_updating = True
+        try:
+            self._end_stages(tune_controller, current, is_reporting=is_reporting)
+        finally:
+            self.is_updating = False
+        self._inform_autoscaler(current, self.search.count_wanted())
 
-    def _stop_losers(self, tune_controller: Any, current: Trial, members: set[str]) -> None:
-        for trial in tune_controller.get_trials():
-            if trial.trial_id not in members or trial.trial_id in self.survivors or trial.trial_id in self.ended:
-                continue
-            self.ended.add(trial.trial_id)
-            # the trial that reports is stopped by what on_trial_result returns
-            if trial is not current:
-                tune_controller.stop_trial(trial)
+    def _end_stages(self, tune_controller: Any, current: Trial, *, is_reporting: bool) -> None:
+        stages = None
+        while stages != self.search.stages:
+            stages, losers = list(self.search.stages), self.search.update()
+            if stages != self.search.stages:
+                self._store_state(current)
+            for trial in tune_controller.get_trials():
+                # the trial that reports is stopped by what on_trial_result returns
+                if trial.trial_id in losers and not (is_reporting and trial is current):
+                    tune_controller.stop_trial(trial)
 
-    def _give_up_pending(self, tune_controller: Any, begun: int) -> None:
-        """Stop trials that would be late before they begin, so that the stage can end."""
-        self.keeper.note_fewer_trials(begun)
-        self.is_full = True
-        for trial in tune_controller.get_trials():
-            if trial.status == Trial.PENDING and trial.trial_id not in self.reported_at:
-                self.ended.add(trial.trial_id)
-                tune_controller.stop_trial(trial)
-
-    def _stop_all(self, tune_controller: Any) -> None:
-        """Stop whatever waits, as a limit is reached; running trials stop with their next result."""
-        self.keeper.note_limit()
+    def _stop_waiting(self, tune_controller: Any) -> None:
+        """Stop what waits as a limit is reached or nothing more fits; running trials stop with their next result."""
+        if self.keeper.is_over():
+            self.keeper.note_limit()
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
-                self.ended.add(trial.trial_id)
+                self.search.ended.add(trial.trial_id)
                 tune_controller.stop_trial(trial)
 
     def _inform_autoscaler(self, trial: Trial, count: int) -> None:
-        """Request the resources of the trials that continue; a cluster without an autoscaler ignores it."""
+        """Request the resources of the trials that may run; a cluster without an autoscaler ignores it."""
+        if count == self.requested:
+            return
+        self.requested = count
         from ray.autoscaler.sdk import request_resources
 
         bundles = trial.placement_group_factory.bundles
         with contextlib.suppress(Exception):
-            request_resources(bundles=[bundle for _ in range(min(count, self.keeper.slots)) for bundle in bundles])
+            request_resources(bundles=[bundle for _ in range(count) for bundle in bundles])
 
     # what Ray does not restore
 
@@ -314,19 +376,19 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         storage = getattr(trial, "storage", None)
         if storage is None:
             return
+        keeper, search = self.keeper, self.search
         state = {
-            "began": self.keeper.began,
-            "stage": self.stage,
-            "is_full": self.is_full,
-            "trials": self.keeper.trials,
-            "numbers": self.numbers,
-            "steps": self.steps,
-            "values": self.values,
-            "begun": sorted(self.reported_at),
-            "ended": sorted(self.ended),
-            "survivors": sorted(self.survivors),
-            "seconds": self.keeper.steps,
-            "notes": self.keeper.notes,
+            "began": keeper.began,
+            "slots": keeper.slots,
+            "paid_slot_s": keeper.paid_slot_s,
+            "changed_at": keeper.changed_at,
+            "trials": keeper.trials,
+            "added": sorted(self.added),
+            "seconds": keeper.steps,
+            "notes": keeper.notes,
+            **{name: getattr(search, name) for name in _SEARCH_FIELDS},
+            "ended": sorted(search.ended),
+            "failed": sorted(search.failed),
         }
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
         with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
@@ -351,19 +413,33 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         except (OSError, ValueError) as error:
             raise user_error(f"the state of the scheduler cannot be read: {error}", file=path) from error
         try:
-            if trial.trial_id not in state["numbers"]:
-                return
-            self.keeper.began, self.stage, self.is_full = float(state["began"]), int(state["stage"]), state["is_full"]
-            self.keeper.trials = int(state.get("trials", self.keeper.trials))
-            self.numbers, self.steps = dict(state["numbers"]), dict(state["steps"])
-            self.values = {
-                name: {int(step): float(value) for step, value in values.items()}
-                for name, values in state["values"].items()
-            }
-            self.reported_at = dict.fromkeys(state["begun"], self.keeper.wall())
-            self.ended, self.survivors = set(state["ended"]), set(state["survivors"])
-            seconds = {int(trial): items for trial, items in state["seconds"].items()}
-            self.keeper.steps = {trial: [(end, value) for end, value in items] for trial, items in seconds.items()}
-            self.keeper.notes = list(state["notes"])
+            if trial.trial_id in state["added"]:
+                self._restore_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise user_error("this is no state of the scheduler", file=path) from error
+
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        keeper, search = self.keeper, self.search
+        keeper.began, keeper.trials = float(state["began"]), int(state["trials"])
+        keeper.slots, keeper.paid_slot_s = int(state["slots"]), float(state["paid_slot_s"])
+        keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
+        keeper.steps = {
+            int(trial): [(float(end), float(seconds)) for end, seconds in items]
+            for trial, items in state["seconds"].items()
+        }
+        for name in _SEARCH_FIELDS:
+            kind = type(getattr(search, name))
+            setattr(search, name, state[name] if name in ("is_full", "supply") else kind(state[name]))
+        search.values = {
+            name: {int(step): float(value) for step, value in values.items()}
+            for name, values in state["values"].items()
+        }
+        search.ended, search.failed = set(state["ended"]), set(state["failed"])
+
+
+def _read_number(value: Any) -> float:
+    """Read a reported number; what is none ranks last, as nan does."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from unfold_tuning.deadline.halving_search import StoredStage
 from unfoldkit.api import user_error
 
 SEARCH_KEY = "unfold:search"
@@ -25,23 +26,6 @@ OWNER_KEY = "unfold:owner"
 ALIVE_PERIOD_S = 10.0
 MAX_SILENCE_S = 60.0
 """A process on another host that was silent for so long no longer runs the study."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredStage:
-    """The stage of a search.
-
-    Attributes:
-        stage: Its number.
-        bracket_begin: Trials that began in earlier brackets.
-        stage_trials: Trials that finished each earlier stage.
-        survivors: Numbers of the trials that continue in it.
-    """
-
-    stage: int = 0
-    bracket_begin: int = 0
-    stage_trials: tuple[int, ...] = ()
-    survivors: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -113,9 +97,13 @@ class StudyProgress:
         """Store that no process runs the study any more."""
         self.study.set_user_attr(OWNER_KEY, {})
 
-    def mark_trial(self, trial: Any) -> None:
-        """Mark a trial as one of this search."""
-        trial.set_user_attr(SEARCH_KEY, self.search)
+    def mark_trial(self, trial: Any, bracket: int) -> None:
+        """Mark a trial as one of this search, in a bracket."""
+        trial.set_user_attr(SEARCH_KEY, [self.search, bracket])
+
+    def get_bracket(self, trial: Any) -> int:
+        """Return the bracket of a trial; the first one if it was killed before it was marked."""
+        return int(trial.user_attrs.get(SEARCH_KEY, (self.search, 0))[1])
 
     def list_trials(self) -> list[Any]:
         """List the trials of this search, by number; a running one without a mark was killed before it had one."""
@@ -125,18 +113,18 @@ class StudyProgress:
         return [
             trial
             for trial in trials
-            if trial.user_attrs.get(SEARCH_KEY) == self.search
+            if trial.user_attrs.get(SEARCH_KEY, (0,))[0] == self.search
             or (self.is_continued and trial.state == TrialState.RUNNING and SEARCH_KEY not in trial.user_attrs)
         ]
 
-    def store_stage(self, stage: int, bracket_begin: int, stage_trials: Sequence[int], survivors: set[int]) -> None:
-        """Store the stage that begins, and the trials that continue in it."""
+    def store_stage(self, stage: StoredStage) -> None:
+        """Store the stage that begins, and the rungs to which trials may run."""
         value = {
             "search": self.search,
-            "stage": stage,
-            "bracket_begin": bracket_begin,
-            "stage_trials": list(stage_trials),
-            "survivors": sorted(survivors),
+            "stages": list(stage.stages),
+            "levels": [[trial, level] for trial, level in stage.levels.items()],
+            "stage_trials": list(stage.stage_trials),
+            "is_full": stage.is_full,
         }
         self.study.set_user_attr(STAGE_KEY, value)
 
@@ -146,10 +134,10 @@ class StudyProgress:
         if value.get("search") != self.search:
             return StoredStage()
         return StoredStage(
-            int(value["stage"]),
-            int(value["bracket_begin"]),
-            tuple(value["stage_trials"]),
-            frozenset(value["survivors"]),
+            stages=tuple(int(stage) for stage in value["stages"]),
+            levels={int(trial): int(level) for trial, level in value["levels"]},
+            stage_trials=tuple(int(count) for count in value["stage_trials"]),
+            is_full=bool(value["is_full"]),
         )
 
     @contextmanager

@@ -80,7 +80,10 @@ def describe_progress(
 ) -> str:
     """Describe the state of a run in the line of the live table."""
     eta = "starting" if remaining_s is None else f"ends in {format_duration(max(0.0, remaining_s))}"
-    money = format_money(spent_usd)
-    if budget_usd is not None:
-        money = f"{money}, {format_money(max(0.0, budget_usd - spent_usd))} left"
-    return f"stage {stage} of {stages} · {eta} · {money}"
+    return f"stage {stage} of {stages} · {eta} · {describe_spend(spent_usd, budget_usd)}"
+
+
+def describe_spend(spent_usd: float, budget_usd: float | None) -> str:
+    """Describe what was spent, and of which budget."""
+    cap = "" if budget_usd is None else f" of {format_money(budget_usd)}"
+    return f"{format_money(spent_usd)}{cap} spent"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import zip_longest
 
 
@@ -82,14 +83,64 @@ def build_hyperband(max_iters: int, eta: int, *, parallel: bool = False) -> tupl
     return merge_brackets(brackets) if parallel else tuple(stage for bracket in brackets for stage in bracket)
 
 
-def _build_bracket(max_iters: int, eta: int, max_bracket: int, s: int) -> list[Stage]:
-    trials, done = -(-(max_bracket + 1) * eta**s // (s + 1)), 0
-    stages = []
-    for rung in range(s, -1, -1):
-        target = max_iters // eta**rung
-        stages.append(Stage((Group(trials, target - done, done, max_bracket - s),)))
+def _build_bracket(max_iters: int, eta: int, max_bracket: int, s: int) -> tuple[Stage, ...]:
+    trials = -(-(max_bracket + 1) * eta**s // (s + 1))
+    return _build_rungs(trials, [max_iters // eta**rung for rung in range(s, -1, -1)], eta, max_bracket - s)
+
+
+@lru_cache(maxsize=64)
+def build_brackets(method: str, trials: int, min_iters: int, max_iters: int, eta: int) -> tuple[tuple[Stage, ...], ...]:
+    """Build the stages of each bracket of a method for a given number of trials.
+
+    The brackets of Hyperband share the trials in the proportions of its own table, the largest first; with fewer trials
+    than brackets, the first ones have a trial each. ASHA (Li et al., MLSys 2020) has the rungs of one bracket, of
+    which each trial reaches the next as soon as it may.
+
+    Args:
+        method: ``sha``, ``hyperband`` or ``asha``.
+        trials: Trials of all brackets together.
+        min_iters: r, the iterations of the first stage.
+        max_iters: R, the iterations of the last one.
+        eta: The reduction factor.
+
+    Raises:
+        ValueError: The method is unknown.
+    """
+    if method == "sha":
+        return (build_successive_halving(trials, min_iters, max_iters, eta),)
+    largest = int(math.log(max_iters / min_iters) / math.log(eta) + 1e-9)
+    if method == "asha":
+        targets = [min_iters * eta**rung for rung in range(largest + 1)]
+        return (_build_rungs(trials, [*(target for target in targets if target < max_iters), max_iters], eta, 0),)
+    if method != "hyperband":
+        raise ValueError(method)
+    table = [_build_bracket(max_iters, eta, largest, s) for s in range(largest, -1, -1)]
+    counts = share_proportionally(trials, [stages[0].trials for stages in table])
+    return tuple(
+        _build_rungs(count, [stage.groups[0].done + stage.groups[0].iters for stage in stages], eta, index)
+        for index, (count, stages) in enumerate(zip(counts, table, strict=True))
+        if count
+    )
+
+
+def _build_rungs(trials: int, targets: Sequence[int], eta: int, bracket: int) -> tuple[Stage, ...]:
+    """Build the stages of a bracket whose trials have run ``targets`` iterations when they end."""
+    stages, done = [], 0
+    for target in targets:
+        stages.append(Stage((Group(trials, target - done, done, bracket),)))
         trials, done = max(1, trials // eta), target
-    return stages
+    return tuple(stages)
+
+
+def share_proportionally(total: int, weights: Sequence[int]) -> list[int]:
+    """Share a number in proportion to weights by largest remainders, at least 1 each as far as it goes."""
+    counts = [1] * min(total, len(weights)) + [0] * (len(weights) - min(total, len(weights)))
+    scale = max(total, 1) / sum(weights)
+    while sum(counts) < total:
+        # the one that lacks most of its share
+        index = max(range(len(weights)), key=lambda item: (scale * weights[item] - counts[item], -item))
+        counts[index] += 1
+    return counts
 
 
 def merge_brackets(brackets: Sequence[Sequence[Stage]]) -> tuple[Stage, ...]:

@@ -16,10 +16,10 @@ from unfold_tuning.job.problem import Mode, score_metric
 from unfold_tuning.trial.estimators import TrainFunction
 from unfold_tuning.trial.process_group import ProcessRank, set_environment
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
-from unfoldkit.engines.local import start_worker
 from unfoldkit.errors import Diagnostic, UnfoldError, shorten
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.worker_process import start_worker
 
 RESULT_FORM = "a trial's function returns (metric, state), a number and bytes"
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from unfold_tuning.cluster.factory import build_cluster, build_provider
+from unfold_tuning.executor.messages import describe_spend
 from unfold_tuning.executor.profiler import Profiler
 from unfold_tuning.job.build import (
     PROFILE_FILE,
@@ -45,6 +46,13 @@ def profile(spec: TuningSpec, run: Run) -> Report:
         provider = build_provider(cluster_config, machine, ledger, run.log)
         provider.recover()
         ledger.close_open_lifetimes()
+
+        def compute_spent_usd() -> float:
+            return ledger.compute_spent_usd() + (run.clock() - began) * machine.head_usd_per_second
+
+        def report_progress(step: str, done: int, total: int) -> None:
+            run.progress(f"{step} · {describe_spend(compute_spent_usd(), None)}", done, total)
+
         samples = Profiler(
             trainable=trainable,
             build_cluster=lambda: build_cluster(
@@ -57,10 +65,10 @@ def profile(spec: TuningSpec, run: Run) -> Report:
             max_iters=max(group.done + group.iters for group in groups),
             folder=run.directory.path / "trials",
             clock=run.clock,
-            progress=run.progress,
+            progress=report_progress if machine.usd_per_hour else run.progress,
             log=run.log,
         ).run()
-        spent_usd = ledger.compute_spent_usd() + (run.clock() - began) * machine.head_usd_per_second
+        spent_usd = compute_spent_usd()
     trials = samples.list_trials()
     measured_on = machine.name if is_rented else describe_hardware()
     encoded = encode_profile(samples.summarize(), trials, measured_on)

@@ -11,6 +11,7 @@ from unfold_tuning.cluster.factory import build_cluster, build_provider
 from unfold_tuning.executor.deadline import MAX_INSTANCES
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.executor import Executor
+from unfold_tuning.executor.messages import describe_spend
 from unfold_tuning.executor.ranking import adopt_profiled_trials
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.build import build_cluster_config, build_problem, has_measured_profile, resolve_trainable
@@ -70,7 +71,11 @@ def train(spec: TuningSpec, run: Run) -> Report:
             adopt_profiled_trials(config, ledger, profiled)
         setup = WorkerSetup(trainable, run.seed)
         cluster = build_cluster(cluster_config, setup, execution.machine.accelerators, provider)
-        outcome = Executor(config, ledger, cluster).run()
+        try:
+            outcome = Executor(config, ledger, cluster).run()
+        except BaseException as error:
+            error.add_note(describe_spend(ledger.compute_spent_usd(), problem.budget_usd))
+            raise
         placement_spec = export_placement_spec(problem, config, ledger)
         run.directory.write(PLACEMENT_FILE, placement_spec, made_from=problem.fingerprint)
         if outcome.winner is not None:

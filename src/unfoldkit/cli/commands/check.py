@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import build_run
+from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import (
@@ -76,7 +77,7 @@ def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str
     loaded = load_spec(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
     if loaded.kind.verifies is None:
         raise user_error(f"kind {loaded.kind.name} has nothing to verify", file=_display_name(file))
-    with loaded.locate_errors(), console.show_progress() as progress:
+    with loaded.locate_errors(), show_progress(f"verify {loaded.spec.name}") as progress:
         run = build_run(Request(verb="plan", spec=file, allow_code=allow_code), loaded, progress)
         report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
     # rich, which it needs, takes longer to import than a spec to check

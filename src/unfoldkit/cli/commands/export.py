@@ -8,11 +8,14 @@ from pathlib import Path
 from unfoldkit.cli import console, output
 from unfoldkit.cli.commands.serve import find_plan
 from unfoldkit.cli.execution import build_run, check_run_kind, load_request
+from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.registry import open_registry
+from unfoldkit.run_context import Run
 from unfoldkit.run_directory import write_atomically
+from unfoldkit.spec.resolve import LoadedSpec
 
 FORMATS = ("onnx",)
 
@@ -37,12 +40,17 @@ def export(request: Request, form: str, out: Path | None) -> ExitCode:
         raise user_error(f"kind {loaded.kind.name} has no export", hint=f"kinds with one: {', '.join(able) or 'none'}")
     path = out or Path(f"{loaded.spec.name}.{form}")
     output.refuse_overwrite(path, request.spec)
-    run = build_run(request, loaded)
+    with show_progress(f"export {loaded.spec.name}") as progress:
+        data = _build_export(build_run(request, loaded, progress), loaded)
+    write_atomically(path, data)
+    console.print_message(f"wrote {path}, {len(data):,} bytes")
+    return ExitCode.YES
+
+
+def _build_export(run: Run, loaded: LoadedSpec) -> bytes:
     with run.directory.locked():
         check_run_kind(run, loaded.kind)
         run = replace(run, options={**run.options, "plan": find_plan(run, loaded)})
         with loaded.locate_errors(), explain_missing_packages(loaded.kind.extra):
-            data: bytes = resolve(loaded.kind.export, extra=loaded.kind.extra)(loaded.spec, run)
-    write_atomically(path, data)
-    console.print_message(f"wrote {path}, {len(data):,} bytes")
-    return ExitCode.YES
+            data: bytes = resolve(str(loaded.kind.export), extra=loaded.kind.extra)(loaded.spec, run)
+    return data

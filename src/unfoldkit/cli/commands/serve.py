@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
@@ -23,6 +24,7 @@ from unfoldkit.cli.execution import (
     verb_reference,
 )
 from unfoldkit.cli.plan_check import read_plan
+from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import explain_missing_packages, resolve
 from unfoldkit.errors import ExitCode, user_error
@@ -154,7 +156,7 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         return _serve_processes(WorkerProcess(request, options, stdin), loaded, run)
     with run.directory.locked(), open_listener(options.address) as listener:
         check_run_kind(run, loaded.kind)
-        service = _start_service(loaded, run)
+        service = _start_with_progress(loaded, run, log_json=options.log_json)
         if options.model_control:
             service = _offer_repository(service, lambda: _start_service(loaded, run))
         if loaded.run is None:
@@ -165,9 +167,27 @@ def serve(request: Request, options: ServeOptions, stdin: str = "") -> ExitCode:
         _print_service(service, url, print_message)
         from unfoldkit.serving.http.server import run_service
 
-        with loaded.locate_errors():
+        with loaded.locate_errors(), noting_end():
             run_service(service, listener, _host_options(options))
     return ExitCode.YES
+
+
+@contextmanager
+def noting_end() -> Iterator[None]:
+    """Note on the exception of Ctrl-C that the service has ended; a second call starts it again as it was."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note("the service has ended, after its last response")
+        raise
+
+
+def _start_with_progress(loaded: LoadedSpec, run: Run, *, log_json: bool) -> Service:
+    """Start a service, and show what takes long, such as a large model; a log in JSON holds nothing else."""
+    if log_json:
+        return _start_service(loaded, run)
+    with show_progress(f"start {loaded.spec.name}") as progress:
+        return _start_service(loaded, replace(run, progress=progress))
 
 
 def find_plan(run: Run, loaded: LoadedSpec) -> Mapping[str, Any]:
@@ -210,8 +230,9 @@ def _serve_processes(worker: WorkerProcess, loaded: LoadedSpec, run: Run) -> Exi
             print_message("  another service listens on this port: each new connection goes to one of the two")
         supervisor = Supervisor(replace(worker, options=options, folder=Path(folder)), options.processes, print_message)
         supervisor.reloads = options.tls is not None
-        if supervisor.run() == SIGINT:
-            raise KeyboardInterrupt
+        with noting_end():
+            if supervisor.run() == SIGINT:
+                raise KeyboardInterrupt
     # the process that found the mistake has printed it
     return ExitCode.USAGE if supervisor.rejected else ExitCode.YES
 

@@ -84,7 +84,11 @@ def read_report(path: Path) -> Report:
         raise user_error("no such run", file=str(path), hint="a run is a folder such as runs/digits")
     if not (path / MANIFEST).is_file():
         raise user_error("the folder holds no run", file=str(path), hint=_list_runs(path))
-    with RunDir(path).decoding(REPORT, "a report") as data:
+    run = RunDir(path)
+    if not run.has(REPORT):
+        message = "the run has no report: a verb still works on it, or was stopped"
+        raise user_error(message, file=str(path), hint="wait, or give that verb once more: it resumes what it stored")
+    with run.decoding(REPORT, "a report") as data:
         report = from_data(parse_object(data))
         for problem in validate_report(report, report.kind, report.verb):
             raise ValueError(problem)

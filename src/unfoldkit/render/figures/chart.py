@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unfoldkit.figures import Figure, Series
-from unfoldkit.render.figures.style import COLOURS, DASHES, INK, MARKERS, thin_points
+from unfoldkit.render.figures.style import COLOURS, DASHES, INK, MARKERS, fit_legend, shorten_middle, thin_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-LEGEND_LETTERS = 72
 MAX_LANE_LABELS = 12
 NAME_LETTERS = 64
+TICK_LETTERS = 28
 MANY_NAMES = 16
 MAX_POINTS = 2000
 """Points of all series of a plot that are drawn; of more the lowest and highest of neighbours."""
@@ -27,10 +27,9 @@ FREE_ROWS = 3
 
 def draw_chart(axes: Axes, figure: Figure) -> None:
     """Draw the series of a plot with its axes and legend."""
-    for index, series in enumerate(figure.series):
-        # matplotlib leaves names with a leading underscore out of legends
-        labelled = replace(series, name=f" {series.name}") if series.name.startswith("_") else series
-        _series(axes, labelled, index, len(figure.series))
+    names = fit_legend([series.name for series in figure.series])[1]
+    for index, (series, name) in enumerate(zip(figure.series, names, strict=True)):
+        _series(axes, replace(series, name=name), index, len(figure.series))
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     _plain(axes, figure)
@@ -51,7 +50,7 @@ def _legend(axes: Axes, figure: Figure) -> None:
 
 
 def _columns(figure: Figure) -> int:
-    return 4 if sum(len(series.name) for series in figure.series[:4]) <= LEGEND_LETTERS else 2
+    return fit_legend([series.name for series in figure.series])[0]
 
 
 def _rows(figure: Figure) -> int:
@@ -137,12 +136,16 @@ def _plain(axes: Axes, figure: Figure) -> None:
         axes.set_xlim(left=0)
     if whole:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if not figure.log_x and all(position.is_integer() for position in positions):
+        # half an engine or half an iteration is nothing
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.names:
-        crowded = sum(map(len, figure.names)) > NAME_LETTERS
+        names = [shorten_middle(name, TICK_LETTERS) for name in figure.names]
+        crowded = sum(map(len, names)) > NAME_LETTERS
         tilt: dict[str, Any] = {"rotation": 20, "ha": "right"} if crowded else {}
         if len(figure.names) > MANY_NAMES:
             tilt = {"rotation": 90, "fontsize": 6}
-        axes.set_xticks(range(1, len(figure.names) + 1), figure.names, **tilt)
+        axes.set_xticks(range(1, len(names) + 1), names, **tilt)
 
 
 def _scales(axes: Axes, figure: Figure) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,8 @@ from unfoldkit.figures import AnyFigure, Bar, Flow, Graph, IntervalPlot, Node, S
 from unfoldkit.format import format_number, format_percent
 from unfoldkit.render.figures.description import describe_markers
 from unfoldkit.render.figures.flow import get_total, sum_flow
-from unfoldkit.render.figures.timeline import get_range, list_groups
+from unfoldkit.render.figures.style import shorten_middle
+from unfoldkit.render.figures.timeline import get_range, list_groups, list_lane_marks
 
 GAUGE_CELLS = 10
 MAX_LABEL = 40
@@ -20,7 +23,9 @@ MAX_LANES = 16
 MAX_STRIP = 72
 MIN_PART = 0.05
 GROUP_LETTERS = "█▓▒░ABCD"
+MARK_LETTERS = "◆×▲●"
 SPARKS = "▁▂▃▄▅▆▇█"
+BREAKS = re.compile(r"[\n\t]+")
 BLOCKS = "▏▎▍▌▋▊▉█"
 
 
@@ -30,7 +35,7 @@ def write_compact(figure: AnyFigure, width: int) -> list[str]:
     if writer is None:
         return []
     lines = list(writer(figure, width - 2))
-    return [cut_line(f"  {line}".rstrip(), width) for line in (figure.title, *lines)] if lines else []
+    return [cut_line(f"  {BREAKS.sub(' ', line)}".rstrip(), width) for line in (figure.title, *lines)] if lines else []
 
 
 def cut_line(line: str, width: int) -> str:
@@ -40,8 +45,22 @@ def cut_line(line: str, width: int) -> str:
 
 def pad_all(texts: Sequence[str], limit: int = MAX_LABEL) -> list[str]:
     """Pad texts to the width of the longest one; longer texts than ``limit`` are cut."""
+    texts = [BREAKS.sub(" ", text) for text in texts]
     width = min(limit, max(map(cell_len, texts), default=0))
     return [set_cell_size(cut_line(text, width), width) for text in texts]
+
+
+def _join_parts(parts: Sequence[str], width: int) -> Iterator[str]:
+    """Join parts to lines, as many to each as fit."""
+    line = ""
+    for part in parts:
+        if line and cell_len(line) + cell_len(part) + 3 > width:
+            yield line
+            line = part
+        else:
+            line = f"{line} · {part}" if line else part
+    if line:
+        yield line
 
 
 def draw_gauge(fraction: float, cells: int = GAUGE_CELLS) -> str:
@@ -96,19 +115,26 @@ def _write_timeline(timeline: Timeline, width: int) -> Iterator[str]:
     groups = list_groups(timeline)
     first, last = get_range(timeline)
     lanes = timeline.lanes[:MAX_LANES]
-    labels = pad_all([*lanes, *(["·"] if timeline.markers else [])], 24)
+    labels = pad_all([*(shorten_middle(lane, 24) for lane in lanes), *(["·"] if timeline.markers else [])], 24)
+    marks = dict(zip(list_lane_marks(timeline), itertools.cycle(MARK_LETTERS), strict=False))
     cells = max(10, min(MAX_STRIP, width - cell_len(labels[0]) - 2)) if labels else 10
     cell = (last - first) / cells
     by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
     for bar in timeline.bars:
         by_lane[bar.lane].append(bar)
     for label, lane in zip(labels, lanes, strict=False):
-        yield f"{label}  {_draw_strip(by_lane[lane], groups, first, cell, cells)}"
+        strip = list(_draw_strip(by_lane[lane], groups, first, cell, cells))
+        for marker in timeline.markers:
+            if marker.lane == lane:
+                strip[min(int((marker.at - first) / cell), cells - 1)] = marks[marker.name]
+        yield f"{label}  {''.join(strip)}"
     if len(timeline.lanes) > len(lanes):
         yield f"and {len(timeline.lanes) - len(lanes):,} more"
     ends = f"{format_number(first)} to {format_number(last)} {timeline.unit}"
     named = [f"{GROUP_LETTERS[number]} {name}" for name, number in groups.items() if name][: len(GROUP_LETTERS)]
-    yield " · ".join([ends, *named, *describe_markers(timeline.markers)])
+    named += [f"{letter} {name}" for name, letter in marks.items()]
+    moments = describe_markers([item for item in timeline.markers if not item.lane])
+    yield from _join_parts([ends, *named, *moments], width)
 
 
 def _draw_strip(bars: Sequence[Bar], groups: Mapping[str, int], first: float, cell: float, cells: int) -> str:
@@ -153,7 +179,7 @@ def _write_step_area(figure: StepArea, width: int) -> Iterator[str]:
         yield f"{label}  {draw_sparkline(series, min(moments), max(moments), cells)}  {ends}"
     if moments:
         ends = f"{format_number(_trim(min(moments)))} to {format_number(_trim(max(moments)))} {figure.unit}"
-        yield " · ".join([ends, *describe_markers(figure.markers)])
+        yield from _join_parts([ends, *describe_markers(figure.markers)], width)
 
 
 def draw_sparkline(series: Series, first: float, last: float, cells: int) -> str:

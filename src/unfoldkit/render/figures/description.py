@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -85,9 +86,9 @@ def _to_cell(value: float | None) -> Cell:
 
 
 def _describe_graph(graph: Graph) -> str:
-    parts = []
+    parts, has_copies = [], any(node.count != 1 for node in graph.nodes)
     for node in graph.nodes:
-        facts = [*node.facts, f"{node.count:,} {graph.count}"]
+        facts = [*node.facts, *([f"{node.count:,} {graph.count}"] if has_copies else [])]
         if node.load is not None:
             facts.append(f"{graph.load} {format_percent(round(node.load, 3))}")
         if node.share is not None:
@@ -99,12 +100,16 @@ def _describe_graph(graph: Graph) -> str:
 
 
 def _tabulate_graph(graph: Graph) -> Table:
-    columns = (Column("name"), Column("facts"), Column(graph.count), Column(graph.load, "%", 0),
-               Column(graph.share, "%", 0), Column(f"to ({graph.weight})"))  # fmt: skip
+    # a column of which no node has a value would be empty
+    measured = [any(node.load is not None for node in graph.nodes), any(node.share is not None for node in graph.nodes)]
+    measures = (Column(graph.load, "%", 0), Column(graph.share, "%", 0))
+    columns = (Column("name"), Column("facts"), Column(graph.count), *itertools.compress(measures, measured),
+               Column(f"to ({graph.weight})"))  # fmt: skip
     rows = []
     for node in graph.nodes:
         targets = [f"{e.target} ({format_number(e.weight)})" for e in graph.edges if e.source == node.name]
-        percents = [None if value is None else value * 100 for value in (node.load, node.share)]
+        values = itertools.compress((node.load, node.share), measured)
+        percents = [None if value is None else value * 100 for value in values]
         rows.append((node.name, " · ".join(node.facts), node.count, *percents, ", ".join(targets)))
     return Table(graph.title, columns, tuple(rows))
 
@@ -113,10 +118,14 @@ def _describe_timeline(timeline: Timeline) -> str:
     lanes = []
     for lane in timeline.lanes[:MAX_DESCRIBED]:
         bars = [bar for bar in timeline.bars if bar.lane == lane]
+        marks = describe_markers([item for item in timeline.markers if item.lane == lane])
         if bars:
             ends = format_number(min(bar.start for bar in bars)), format_number(max(bar.end for bar in bars))
-            lanes.append(f"{lane}: {format_count(len(bars), 'bar')} from {ends[0]} to {ends[1]}")
-    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *describe_markers(timeline.markers)])}"
+            marks = [f"{format_count(len(bars), 'bar')} from {ends[0]} to {ends[1]}", *marks]
+        if marks:
+            lanes.append(f"{lane}: {', '.join(marks)}")
+    moments = describe_markers([item for item in timeline.markers if not item.lane])
+    return f"{timeline.title}, in {timeline.unit}. {'; '.join([*lanes, *moments])}"
 
 
 def describe_markers(markers: Sequence[Marker]) -> list[str]:
@@ -132,17 +141,18 @@ def _tabulate_timeline(timeline: Timeline) -> Table:
     if len(timeline.bars) <= MAX_BARS:
         order = {lane: index for index, lane in enumerate(timeline.lanes)}
         columns = (Column("lane"), Column("bar"), Column("group"), Column("start", unit), Column("end", unit))
-        bars = sorted(timeline.bars, key=lambda bar: (order[bar.lane], bar.start, bar.end))
-        return Table(
-            timeline.title, columns, tuple((bar.lane, bar.name, bar.group, bar.start, bar.end) for bar in bars)
-        )
+        spans = [(bar.lane, bar.name, bar.group, bar.start, bar.end) for bar in timeline.bars]
+        marks = [item for item in timeline.markers if item.lane]
+        spans += [(item.lane, item.name, "", item.at, item.at if item.end is None else item.end) for item in marks]
+        rows = tuple(sorted(spans, key=lambda span: (order[span[0]], *span[3:])))
+        return Table(timeline.title, columns, rows)
     columns = (Column("lane"), Column("bars"), Column("first start", unit), Column("last end", unit),
                Column("busy", unit))  # fmt: skip
     by_lane: dict[str, list[Bar]] = {lane: [] for lane in timeline.lanes}
     for bar in timeline.bars:
         by_lane[bar.lane].append(bar)
-    rows = tuple(_summarize_lane(lane, bars) for lane, bars in by_lane.items())
-    return Table(timeline.title, columns, rows[:MAX_BARS])
+    sums = tuple(_summarize_lane(lane, bars) for lane, bars in by_lane.items())
+    return Table(timeline.title, columns, sums[:MAX_BARS])
 
 
 def _summarize_lane(lane: str, bars: Sequence[Bar]) -> tuple[Cell, ...]:

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unfoldkit.figures import Flow, Link, Tone, order_layers
+from unfoldkit.figures import Flow, Link, Stop, Tone, order_layers
 from unfoldkit.format import format_number, format_percent
-from unfoldkit.render.figures.style import COLOURS, INK, WIDTH_PT, open_sheet, shorten_to, write
+from unfoldkit.render.figures.style import (
+    COLOURS,
+    INK,
+    WIDTH_PT,
+    open_sheet,
+    shorten_middle,
+    shorten_to,
+    write,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +25,10 @@ BAR_PT = 9.0
 FLOW_PT = 190.0
 """Height of everything that flows."""
 GAP_PT = 34.0
+LINE_PT = 11.0
+FACT_SIZE = 7.5
+BOLD_PT = 0.64
+"""Mean width of a bold letter, as a share of the font size."""
 LABEL_PT = 118.0
 TONES: Mapping[Tone, tuple[str, str]] = {
     "good": (COLOURS[0], ""),
@@ -29,11 +41,12 @@ TONE_ORDER: tuple[Tone, ...] = ("neutral", "good", "bad")
 
 @dataclass(frozen=True, slots=True)
 class FlowLayout:
-    """The bar of each stop as left edge, top edge and height in points, and the height of the figure."""
+    """The bar of each stop as left edge, top edge and height in points, the height of all, and the room for a name."""
 
     bars: Mapping[str, tuple[float, float, float]]
     height_pt: float
     points_per_unit: float
+    label_pt: float
 
 
 def measure_flow(flow: Flow) -> float:
@@ -61,15 +74,17 @@ def layout_flow(flow: Flow) -> FlowLayout:
     depth = max(layers.values(), default=0)
     step = (WIDTH_PT - LABEL_PT - BAR_PT) / max(depth, 1)
     columns = [[name for name, layer in layers.items() if layer == index] for index in range(depth + 1)]
-    heights = [sum(totals[name] * scale + GAP_PT for name in column) for column in columns]
+    label_pt = min(LABEL_PT, step - 4)
+    gap_pt = GAP_PT if label_pt == LABEL_PT else GAP_PT + LINE_PT
+    heights = [sum(totals[name] * scale + gap_pt for name in column) for column in columns]
     height = max(heights, default=FLOW_PT) + 4
     bars: dict[str, tuple[float, float, float]] = {}
     for index, column in enumerate(columns):
-        top = GAP_PT
+        top = gap_pt
         for name in column:
             bars[name] = (2 + index * step, top, totals[name] * scale)
-            top += totals[name] * scale + GAP_PT
-    return FlowLayout(bars, height, scale)
+            top += totals[name] * scale + gap_pt
+    return FlowLayout(bars, height, scale, label_pt)
 
 
 def place_ribbons(flow: Flow, layout: FlowLayout) -> list[tuple[Link, tuple[float, float, float]]]:
@@ -99,7 +114,7 @@ def draw_flow(axes: Axes, flow: Flow) -> None:
         _draw_ribbon(axes, link, layout, offsets)
     totals, total = sum_flow(flow), get_total(flow) or 1.0
     for stop in flow.stops:
-        _draw_stop(axes, layout.bars[stop.name], stop.name, totals[stop.name] / total, stop.facts)
+        _draw_stop(axes, layout.bars[stop.name], stop, totals[stop.name] / total, layout.label_pt)
     _draw_legend(axes, flow)
 
 
@@ -120,15 +135,24 @@ def _draw_ribbon(axes: Axes, link: Link, layout: FlowLayout, offsets: tuple[floa
     axes.add_patch(shape)
 
 
-def _draw_stop(axes: Axes, bar: tuple[float, float, float], name: str, share: float, facts: tuple[str, ...]) -> None:
+def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: float, room_pt: float) -> None:
     from matplotlib.patches import Rectangle
 
     left, top, height = bar
     axes.add_patch(Rectangle((left, top), BAR_PT, max(height, 1.0), facecolor=INK, linewidth=0))
-    head = f"{name}  {format_percent(round(share, 4))}"
-    write(axes, left, top - 19, shorten_to(head, LABEL_PT, 9), size=9, weight="bold")
-    if facts:
-        write(axes, left, top - 8, shorten_to(" · ".join(facts), LABEL_PT, 8), size=8)
+    # the ends of the flow have no stop to their right
+    room_pt = LABEL_PT if left + BAR_PT + room_pt > WIDTH_PT - LABEL_PT else room_pt
+    percent = format_percent(round(share, 4))
+    letters = int(room_pt / (9 * BOLD_PT))
+    if room_pt < LABEL_PT:
+        # many layers: the share has a line of its own
+        write(axes, left, top - 30, shorten_middle(stop.name, letters), size=9, weight="bold")
+        write(axes, left, top - 19, percent, size=8, weight="bold")
+    else:
+        name = shorten_middle(stop.name, letters - len(percent) - 2)
+        write(axes, left, top - 19, f"{name}  {percent}", size=9, weight="bold")
+    if stop.facts:
+        write(axes, left, top - 8, shorten_to(" · ".join(stop.facts), room_pt, FACT_SIZE), size=FACT_SIZE)
 
 
 def _draw_legend(axes: Axes, flow: Flow) -> None:

@@ -6,21 +6,28 @@ from typing import TYPE_CHECKING
 
 from unfoldkit.figures import Interval, IntervalPlot
 from unfoldkit.render.figures.chart import label_log_axis
-from unfoldkit.render.figures.style import COLOURS, INK, MARKERS, shorten_to
+from unfoldkit.render.figures.style import COLOURS, INK, MARKERS, fit_legend, measure_legend, shorten_middle, shorten_to
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROW_PT = 24.0
 PLANE_PT = 250.0
-LABEL_PT = 170.0
+LABEL_LETTERS = 32
 MAX_NAMES = 12
-"""Values whose names stand beside them in a plane."""
+"""Values with names beside them in a plane."""
 
 
 def measure_interval_plot(figure: IntervalPlot) -> float:
     """Return the height of an interval plot in inches."""
-    return ((PLANE_PT if figure.at else ROW_PT * max(1, len(figure.intervals))) + 64) / 72
+    names = [*dict.fromkeys(item.group for item in figure.intervals), figure.target_name]
+    rows_pt = PLANE_PT if figure.at else ROW_PT * max(1, len(figure.intervals))
+    return (rows_pt + 64 + measure_legend(names, list_row_labels(figure))) / 72
+
+
+def list_row_labels(figure: IntervalPlot) -> list[str]:
+    """Return the names of the rows, as short as there is room; none where values stand in a plane."""
+    return [] if figure.at else [shorten_middle(item.name, LABEL_LETTERS) for item in figure.intervals]
 
 
 def draw_interval_plot(axes: Axes, figure: IntervalPlot) -> None:
@@ -39,7 +46,7 @@ def draw_interval_plot(axes: Axes, figure: IntervalPlot) -> None:
         axes.set_ylabel(figure.axis)
         _name_points(axes, figure)
     else:
-        names = [shorten_to(item.name, LABEL_PT) for item in figure.intervals]
+        names = list_row_labels(figure)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(figure.axis)
@@ -51,7 +58,12 @@ def draw_interval_plot(axes: Axes, figure: IntervalPlot) -> None:
     _draw_target(axes, figure)
     axes.set_title(figure.title, loc="left", fontsize=11, pad=22)
     if len([group for group in groups if group]) > 1 or figure.target is not None:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=9, borderaxespad=0.2)
+        handles, labels = axes.get_legend_handles_labels()
+        columns, labels = fit_legend(labels, list_row_labels(figure))
+        axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9,
+            borderaxespad=0.2,
+        )  # fmt: skip
 
 
 def _draw_group(axes: Axes, figure: IntervalPlot, members: list[tuple[int, Interval]], number: int, group: str) -> None:
@@ -63,7 +75,7 @@ def _draw_group(axes: Axes, figure: IntervalPlot, members: list[tuple[int, Inter
     marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
     axes.errorbar(
         x, y, xerr=x_spans, yerr=y_spans, fmt=marker, color=colour, capsize=4, markersize=6, linewidth=1.6,
-        label=group or "_nolegend_",
+        label=f" {group}" if group else "_nolegend_",
     )  # fmt: skip
 
 
@@ -84,4 +96,4 @@ def _draw_target(axes: Axes, figure: IntervalPlot) -> None:
     if figure.target is None:
         return
     line = axes.axhline if figure.at else axes.axvline
-    line(figure.target, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), label=figure.target_name)
+    line(figure.target, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), label=f" {figure.target_name}")

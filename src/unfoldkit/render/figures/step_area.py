@@ -6,20 +6,25 @@ import math
 from typing import TYPE_CHECKING
 
 from unfoldkit.figures import Panel, StepArea
-from unfoldkit.render.figures.style import COLOURS, DASHES, thin_points
+from unfoldkit.render.figures.style import COLOURS, DASHES, fit_legend, measure_legend, shorten_middle, thin_points
 from unfoldkit.render.figures.timeline import draw_marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL_PT = 104.0
+NAME_LETTERS = 19
+"""Letters of a name beside a panel."""
 MAX_STEPS = 200
 """Steps of a series that are drawn; of longer series the lowest and highest of neighbours."""
 
 
 def measure_step_area(figure: StepArea) -> float:
     """Return the height of a step area in inches."""
-    return (PANEL_PT * max(1, len(figure.panels)) + 64) / 72
+    names = [[series.name for series in panel.series] for panel in figure.panels]
+    if names:
+        names[0] += [marker.name for marker in figure.markers]
+    return (PANEL_PT * max(1, len(figure.panels)) + 64 + sum(map(measure_legend, names))) / 72
 
 
 def draw_step_area(axes: Axes, figure: StepArea) -> None:
@@ -58,7 +63,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         if not index:
             axes.fill_between(x, y, step="post", color=colour, alpha=0.25, linewidth=0)
-        axes.step(x, y, where="post", color=colour, linewidth=1.5, linestyle=dashes, label=series.name)
+        axes.step(x, y, where="post", color=colour, linewidth=1.5, linestyle=dashes, label=f" {series.name}")
     values = [value for series in panel.series for value in series.y if math.isfinite(value)]
     if min(values, default=0.0) >= 0:
         # an axis of nothing would have ticks of thousandths
@@ -67,7 +72,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=is_whole))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.set_ylabel(panel.name, fontsize=9)
+    axes.set_ylabel(shorten_middle(panel.name, NAME_LETTERS), fontsize=9)
 
 
 def _draw_legend(axes: Axes, panel: Panel, *, has_markers: bool) -> None:
@@ -77,7 +82,8 @@ def _draw_legend(axes: Axes, panel: Panel, *, has_markers: bool) -> None:
     handles = [*handles[:several], *(handles[count:] if has_markers else [])]
     labels = [*labels[:several], *(labels[count:] if has_markers else [])]
     if handles:
+        columns, labels = fit_legend(labels)
         axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8.5, frameon=False,
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8.5, frameon=False,
             handlelength=1.8, borderaxespad=0.1,
         )  # fmt: skip

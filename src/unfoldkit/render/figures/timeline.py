@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
 from unfoldkit.figures import Bar, Marker, Timeline
-from unfoldkit.render.figures.style import COLOURS, HATCHES, INK, LETTER_PT, WIDTH_PT, shorten_to
+from unfoldkit.render.figures.style import (
+    COLOURS,
+    HATCHES,
+    INK,
+    LETTER_PT,
+    WIDTH_PT,
+    fit_legend,
+    measure_legend,
+    shorten_middle,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,14 +31,14 @@ LANE_PT = 22.0
 MIN_LANE_PT = 11.0
 ROW_PT = 14.0
 MAX_HEIGHT_PT = 420.0
-LABEL_PT = 110.0
+FREE_ROWS = 3
+"""Rows of the legend for which a timeline has room above its lanes."""
+LABEL_LETTERS = 21
 STEPS = 700
 """Bars of one row and group with a gap below this part of the axis are drawn as one."""
 MIN_STEPS = 60
 MAX_BARS = 800
-LEGEND_PT = 215.0
-"""Room for the text of an entry of a legend with two columns."""
-LEGEND_LETTERS = 60
+LANE_SHAPES = ("D", "x", "^", "o")
 MAX_NAMES = 150
 MIN_NAME_PT = 8.5
 OTHERS = "others"
@@ -44,7 +55,10 @@ class StackedBar:
 
 def measure_timeline(timeline: Timeline) -> float:
     """Return the height of a timeline in inches."""
-    return (measure_lane(timeline) * max(1, min(len(timeline.lanes), MAX_LANES)) + 92) / 72
+    names = list(list_groups(timeline))[:MAX_GROUPS]
+    names += dict.fromkeys(marker.name for marker in timeline.markers)
+    lanes_pt = measure_lane(timeline) * max(1, min(len(timeline.lanes), MAX_LANES))
+    return (lanes_pt + 92 + measure_legend(names, list_lane_labels(timeline), FREE_ROWS)) / 72
 
 
 def measure_lane(timeline: Timeline) -> float:
@@ -75,16 +89,18 @@ def draw_timeline(axes: Axes, timeline: Timeline) -> None:
                 names += _name_bar(axes, bar, top + height / 2, height * lane_pt, points_per_unit)
     for number, shapes in boxes.items():
         _draw_bars(axes, number, shapes)
-    for index, marker in enumerate(timeline.markers):
+    for index, marker in enumerate(marker for marker in timeline.markers if not marker.lane):
         draw_marker(axes, marker, index)
+    _draw_lane_markers(axes, timeline, lanes)
     axes.set_xlim(first, last)
     axes.set_ylim(len(lanes) - 0.4, -0.6)
-    axes.set_yticks(range(len(lanes)), [shorten_to(lane, LABEL_PT) for lane in lanes])
+    labels = list_lane_labels(timeline)
+    axes.set_yticks(range(len(lanes)), labels)
     axes.grid(visible=False, axis="y")
     hidden = len(timeline.lanes) - len(lanes)
     axes.set_xlabel(timeline.unit + (f" · {hidden:,} more lanes are in the table" if hidden else ""))
     axes.set_title(timeline.title, loc="left", fontsize=11, pad=40)
-    _draw_legend(axes, groups)
+    _draw_legend(axes, groups, labels)
 
 
 def get_range(timeline: Timeline) -> tuple[float, float]:
@@ -96,9 +112,10 @@ def get_range(timeline: Timeline) -> tuple[float, float]:
 
 
 def list_groups(timeline: Timeline) -> Mapping[str, int]:
-    """Number the groups of bars in the order in which they begin; those beyond the last colour share it."""
-    names = list(dict.fromkeys(bar.group for bar in sorted(timeline.bars, key=lambda bar: bar.start)))
-    return {name: min(index, MAX_GROUPS - 1) for index, name in enumerate(names)}
+    """Number the groups that bars have, in their order; those beyond the last colour share it."""
+    begun = dict.fromkeys(bar.group for bar in sorted(timeline.bars, key=lambda bar: bar.start))
+    names = dict.fromkeys([*timeline.groups, *begun])
+    return {name: min(index, MAX_GROUPS - 1) for index, name in enumerate(names) if name in begun}
 
 
 def stack_bars(bars: Sequence[Bar], gap: float) -> list[StackedBar]:
@@ -139,10 +156,10 @@ def _draw_bars(axes: Axes, number: int, boxes: Sequence[tuple[float, float, floa
 
 
 def _name_bar(axes: Axes, bar: Bar, middle: float, height_pt: float, points_per_unit: float) -> bool:
-    room = (bar.end - bar.start) * points_per_unit
-    if not bar.name or room < len(bar.name) * 7.5 * LETTER_PT + 4 or height_pt < MIN_NAME_PT:
+    room, name = (bar.end - bar.start) * points_per_unit, " ".join(bar.name.split())
+    if not name or room < cell_len(name) * 7.5 * LETTER_PT + 4 or height_pt < MIN_NAME_PT:
         return False
-    axes.text((bar.start + bar.end) / 2, middle, bar.name, fontsize=7.5, ha="center", va="center")
+    axes.text((bar.start + bar.end) / 2, middle, name, fontsize=7.5, ha="center", va="center")
     return True
 
 
@@ -163,12 +180,38 @@ def draw_marker(axes: Axes, marker: Marker, index: int) -> None:
     """Draw a moment as a dashed line, or an interval as a band, across axes; the legend has its name."""
     dashes = ((4, 2), (1.2, 1.2), (6, 1.5, 1.2, 1.5))[index % 3]
     if marker.end is None:
-        axes.axvline(marker.at, color=INK, linewidth=1.3, linestyle=(0, dashes), label=marker.name)
+        axes.axvline(marker.at, color=INK, linewidth=1.3, linestyle=(0, dashes), label=f" {marker.name}")
     else:
-        axes.axvspan(marker.at, marker.end, facecolor=INK, alpha=0.12, linewidth=0, label=marker.name)
+        axes.axvspan(marker.at, marker.end, facecolor=INK, alpha=0.12, linewidth=0, label=f" {marker.name}")
 
 
-def _draw_legend(axes: Axes, groups: Mapping[str, int]) -> None:
+def _draw_lane_markers(axes: Axes, timeline: Timeline, lanes: Sequence[str]) -> None:
+    """Draw the markers of single lanes: a shape for each name, and a line through an interval."""
+    rows = {lane: row for row, lane in enumerate(lanes)}
+    names = list_lane_marks(timeline)
+    for index, name in enumerate(names):
+        marks = [item for item in timeline.markers if item.name == name and item.lane in rows]
+        spots = [(moment, rows[item.lane]) for item in marks for moment in (item.at, item.end) if moment is not None]
+        shape = LANE_SHAPES[index % len(LANE_SHAPES)]
+        for item in marks:
+            if item.end is not None:
+                axes.plot((item.at, item.end), (rows[item.lane],) * 2, color=INK, linewidth=1.3, zorder=4)
+        if spots:
+            x, y = zip(*spots, strict=True)
+            axes.scatter(x, y, s=34, color=INK, marker=shape, linewidths=1.4, zorder=5, label=f" {name}")
+
+
+def list_lane_marks(timeline: Timeline) -> list[str]:
+    """Return the names of the markers of single lanes, each once."""
+    return list(dict.fromkeys(marker.name for marker in timeline.markers if marker.lane))
+
+
+def list_lane_labels(timeline: Timeline) -> list[str]:
+    """Return the names of the lanes that are drawn, as short as there is room."""
+    return [shorten_middle(lane, LABEL_LETTERS) for lane in timeline.lanes[:MAX_LANES]]
+
+
+def _draw_legend(axes: Axes, groups: Mapping[str, int], lane_labels: Sequence[str]) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
@@ -178,15 +221,15 @@ def _draw_legend(axes: Axes, groups: Mapping[str, int]) -> None:
     patches = [
         Patch(
             facecolor=to_rgba(COLOURS[number], 0.45), edgecolor=INK, hatch=HATCHES[number], linewidth=0.5,
-            label=shorten_to(name, LEGEND_PT),
+            label=name,
         )
         for number, name in names.items()
     ]  # fmt: skip
     handles, _ = axes.get_legend_handles_labels()
     handles = [*(patches if len(patches) > 1 else []), *handles]
     if handles:
-        columns = 4 if sum(len(str(handle.get_label())) for handle in handles[:4]) <= LEGEND_LETTERS else 2
+        columns, labels = fit_legend([str(handle.get_label()) for handle in handles], lane_labels)
         axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8.5,
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8.5,
             borderaxespad=0.2, columnspacing=1.2, handlelength=1.8,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from unfoldkit.errors import ExitCode, internal_error
+from unfoldkit.worker_process import blocking_interrupts
 
 START_TIMEOUT_S = 300.0
 HEARTBEAT_TIMEOUT_S = 10.0
@@ -164,7 +165,8 @@ def _start_worker(work: Work, number: int) -> Worker:
     context = multiprocessing.get_context("spawn")
     parent_conn, child_conn = context.Pipe(duplex=False)
     process = context.Process(target=_run_worker, args=(work, number, child_conn), name=f"unfold-serve-{number}")
-    process.start()
+    with blocking_interrupts():
+        process.start()
     child_conn.close()
     now = time.monotonic()
     return Worker(number, process, parent_conn, now, now)

@@ -73,6 +73,12 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "describe_audit": (sentences.describe_audit(0.05),),
     "describe_memory": (sentences.describe_memory(1200, "runs/wards/serving/entities.sqlite"),),
     "name_cost_unit": (sentences.name_cost_unit(None), sentences.name_cost_unit("$")),
+    "title_models": (sentences.title_models(is_certified=True), sentences.title_models(is_certified=False)),
+    "model_facts": sentences.model_facts(1.0, 0.493, "240"),
+    "title_patient": (sentences.title_patient("p000123", 447),),
+    "title_patient_without_onset": (sentences.title_patient_without_onset("p000123", 5082),),
+    "first_alert": (sentences.first_alert(24.0),),
+    "title_ward": (sentences.title_ward(8, 447, 8, 4635), sentences.title_ward(0, 0, 1, 1)),
 }
 PRIVATE = re.compile(
     r"\b(told|tells?|asked|says?|said|who|whose|whom|nobody|monolith|rival|caught|kept|dear)\b", re.IGNORECASE

@@ -102,3 +102,15 @@ def test_the_nearest_alarm_loses_least_for_any_baseline_utility(baseline_utility
         for deficit in (0.3, 0.02, 0.6)
     ]
     assert select_nearest(alarms, base) == [alarms[1]]
+
+
+def test_models_whose_alerts_lose_still_give_alarms() -> None:
+    """Where scores are worse than chance, as on few local patients, each model alone remains to compare with."""
+    cohort = _draw_cohort(np.random.default_rng(4), (1.0, 1.0), patients=30)
+    reversed_scores = replace(cohort.scores, p=1 - cohort.scores.p)
+    cohort = replace(cohort, scores=reversed_scores)
+    hours = StageHours(cohort.timeline, cohort.scores, cohort.label, np.ones(len(cohort.label), dtype=np.bool_))
+    alarms = search_alarms(cohort, hours, CHAIN, _cost_basis(), RATE, GateOptions())
+    singles = {alarm.stage_policy.chain for alarm in alarms if len(alarm.stage_policy.chain) == 1}
+    assert singles == {(0,), (1,)}
+    assert all(alarm.quality.utility < 0 for alarm in alarms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from unfold_cascade.language_models.collection.call_store import open_store
+from unfold_cascade.language_models.collection.call_store import CallStore, open_store
 from unfold_cascade.language_models.collection.profiler import CollectionTask, Collector, write_log
 from unfold_cascade.language_models.gateway.plan import UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import Upstreams, build_client
@@ -21,8 +21,12 @@ def collect_log(name: str, task: CollectionTask, identity: str, retries: int, ru
     Raises:
         UnfoldError: the calls of the run belong to other prompts or settings.
     """
-    collector = asyncio.run(_collect(task, identity, retries, run))
-    store = collector.store
+    store = open_store(run.directory.path / CALLS_FILE, identity)
+    try:
+        collector = asyncio.run(_collect(task, store, retries, run))
+    except BaseException as error:
+        error.add_note(sentences.stored_calls(len(store.finished), task.calls, store.committed_usd, task.cap_usd))
+        raise
     data, rows = write_log(task, store.finished)
     run.directory.write(LOG_FILE, data, made_from=identity)
     is_whole = rows == len(task.prompts)
@@ -47,18 +51,17 @@ def collect_log(name: str, task: CollectionTask, identity: str, retries: int, ru
     )
 
 
-async def _collect(task: CollectionTask, identity: str, retries: int, run: Run) -> Collector:
+async def _collect(task: CollectionTask, store: CallStore, retries: int, run: Run) -> Collector:
     import httpx
 
     def report_progress(done: int, total: int, spent_usd: float) -> None:
-        run.progress("calls", done, total)
+        run.progress(sentences.calling(spent_usd, task.cap_usd), done, total)
         if done % max(total // 20, 1) == 0:
             run.log.info("%d of %d calls, $%.4f of $%g spent", done, total, spent_usd, task.cap_usd)
 
     limits = httpx.Limits(max_connections=task.concurrency + 8)
     async with build_client(task.models, limits) as client:
         upstreams = Upstreams(client, UpstreamLimits(first_token_s=120.0, retries=retries))
-        store = open_store(run.directory.path / CALLS_FILE, identity)
         collector = Collector(task, store, upstreams, report_progress)
         await collector.collect()
     return collector

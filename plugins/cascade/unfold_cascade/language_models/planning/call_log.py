@@ -128,6 +128,15 @@ def find_entries(log: CallLog, route: Route) -> IntArray:
     return route.entry.find_entries(log.entry_score, route.chain)
 
 
+def find_first_calls(log: CallLog, route: Route, outcome: Outcome) -> IntArray:
+    """Find the (n,) positions in the chain of the first call; a later turn calls only the model that answers it."""
+    entries = find_entries(log, route)
+    if log.turn is None or len(route.chain) == 1:
+        return entries
+    first_calls: IntArray = np.where(_find_openers(log) == np.arange(len(log)), entries, outcome.exit)
+    return first_calls
+
+
 def _before_entry(table: FloatArray, entries: IntArray) -> FloatArray:
     """Return the (n,) accumulated values that requests do not pay, as they enter later."""
     return np.where(entries > 0, table[np.arange(len(table)), np.maximum(entries - 1, 0)], 0.0)

@@ -20,8 +20,9 @@ from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_L
 from unfold_cascade.language_models.planning.prompt_features import LENGTH
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
+from unfold_cascade.language_models.report.route_flow import draw_route_flow
 from unfold_cascade.planner.paired_test import upper_proportion
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
+from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
 
 SCHEMA = "unfold_cascade.routing/1"
 INTERVAL = 0.95
@@ -43,7 +44,7 @@ def build_routing_report(solution: RoutingSolution, directory: RunDir, verb: str
         subtitle=(f"{len(problem.log.models)} models", f"{len(problem.log):,} requests"),
         metrics=_build_metrics(solution, outcome, reference),
         tables=(_build_model_table(solution), *_build_route_tables(solution, outcome)),
-        figures=_build_figures(solution),
+        figures=_build_figures(solution, outcome),
         lines=tuple(_list_lines(solution, outcome, reference)),
         next=_next_command(solution, directory),
         decision=build_decision(solution),
@@ -238,10 +239,12 @@ def _build_route_tables(solution: RoutingSolution, outcome: Outcome) -> Iterator
     yield Table("route (test rows)", columns, tuple(rows))
 
 
-def _build_figures(solution: RoutingSolution) -> tuple[Figure, ...]:
+def _build_figures(solution: RoutingSolution, outcome: Outcome) -> tuple[AnyFigure, ...]:
     sequence, problem = solution.sequence, solution.problem
     if sequence is None:
         return ()
+    route = solution.served_route
+    flow = (draw_route_flow(problem.log.take(problem.parts.test), route, outcome),) if len(route.chain) > 1 else ()
     rows = problem.parts.test
     outcomes = [solution.outcome(route, rows) for route in sequence.routes]
     cost = tuple(1000 * float(each.cost.mean()) for each in outcomes)
@@ -256,7 +259,7 @@ def _build_figures(solution: RoutingSolution) -> tuple[Figure, ...]:
         k = sequence.routes.index(solution.route)
         series.append(Series("selected", (cost[k],), (correct[k],), "points"))
     title = f"{problem.name}: correct answers and cost"
-    return (Figure("routes", title, "$ per 1,000 requests", "correct %", tuple(series)),)
+    return *flow, Figure("routes", title, "$ per 1,000 requests", "correct %", tuple(series))
 
 
 def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> Iterator[tuple[str, str]]:

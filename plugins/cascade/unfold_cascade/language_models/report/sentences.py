@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfoldkit.api import format_money
+
 TESTS = {
     "exact": "exact paired test",
     "betting": "betting test, mixture of wagers",
@@ -197,9 +199,33 @@ def served_audit(share: float, audit_limit: float | None, *, by_labels: bool) ->
     return f"{percent(share)} of requests; {what}"
 
 
+def calling(spent_usd: float, cap_usd: float) -> str:
+    """Name the step of a collection, with what it has spent of its cap."""
+    return f"calls · ${spent_usd:,.4g} of ${cap_usd:g} spent"
+
+
+def stored_calls(calls: int, total: int, spent_usd: float, cap_usd: float) -> str:
+    """State what a collection that was stopped has stored, and what it may have spent with the calls in flight."""
+    return f"{calls:,} of {total:,} calls are stored, at most ${spent_usd:,.4g} of ${cap_usd:g} spent"
+
+
 def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_capped: bool) -> str:
     """State how much of a log was collected, and what it cost."""
     start = f"{rows:,} of {prompts:,} prompts have the answers of all models, for ${spent_usd:,.4g}"
     if is_capped:
         return f"{start}; the next call might exceed the cap of ${cap_usd:g}, so collect.cap must grow"
     return start if rows == prompts else f"{start}; run it again to call what failed"
+
+
+FLOW_TITLE = "The way of the test requests: which model answers, at what cost, and how often it is right"
+ALL_REQUESTS = "all requests"
+ENTRY_GATE = "gate on the prompt"
+LATER_TURNS = "later turns stay"
+CORRECT = "→ correct"
+WRONG = "→ wrong"
+UNLABELLED = "→ no label"
+
+
+def branch_cost(per_request: float) -> str:
+    """State the mean cost of the requests that a model answers, with all calls before it."""
+    return f"{format_money(1000 * per_request)} per 1,000 answers"

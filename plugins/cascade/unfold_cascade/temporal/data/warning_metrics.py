@@ -106,10 +106,15 @@ def compute_lead_hours(alerts: BoolArray, events: EventTimes, starts: IntArray) 
 
     Only the 48 hours before the event count. A patient without an alert has 0.
     """
-    counts = alerts & (events.hours_until > 0) & (events.hours_until <= MAX_LEAD_H)
     lead = np.zeros(len(starts) - 1)
-    np.maximum.at(lead, index_entities(starts), np.where(counts, events.hours_until, 0.0))
+    np.maximum.at(lead, index_entities(starts), np.where(mark_warnings(alerts, events), events.hours_until, 0.0))
     return lead[events.has_lead_time]
+
+
+def mark_warnings(alerts: BoolArray, events: EventTimes) -> BoolArray:
+    """Mark (n,) the alerts that count as warnings: those in the 48 hours before an event."""
+    warnings: BoolArray = alerts & (events.hours_until > 0) & (events.hours_until <= MAX_LEAD_H)
+    return warnings
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class Cohort:
         baseline_p: By model number of a baseline, its (n, S+1) probabilities.
         utility: Utility of alerts at every hour.
         events: When the events occur.
+        ids: What reports call the entities: their numbers in the table, as a report is passed on and a name is not.
     """
 
     timeline: Timeline
@@ -58,6 +59,7 @@ class Cohort:
     baseline_p: Mapping[int, Float32]
     utility: HourlyUtility
     events: EventTimes
+    ids: tuple[str, ...] = ()
 
     @property
     def label(self) -> BoolArray:
@@ -89,6 +91,7 @@ class Cohort:
             baseline_p={m: p[:end] for m, p in self.baseline_p.items()},
             utility=compute_utility(since[:, -1]),
             events=locate_events(since[:, -1], starts),
+            ids=self.ids[:entities],
         )
 
 
@@ -235,6 +238,7 @@ def _select_cohort(
         baseline_p={m: p[rows] for m, p in baseline_p.items()},
         utility=compute_utility(since[:, -1]),
         events=locate_events(since[:, -1], starts),
+        ids=tuple(f"case {entity + 1}" for entity in entities),
     )
 
 

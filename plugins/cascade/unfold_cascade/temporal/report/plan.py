@@ -12,6 +12,7 @@ from unfold_cascade.report import sentences as shared
 from unfold_cascade.report.profile import CallCost, build_cost_report
 from unfold_cascade.temporal.models.study import Study
 from unfold_cascade.temporal.report import sentences
+from unfold_cascade.temporal.report.figures import build_figures
 from unfold_cascade.temporal.report.tables import (
     CURRENCIES,
     build_alarm_table,
@@ -24,7 +25,7 @@ from unfold_cascade.temporal.report.tables import (
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.cost import compute_savings
 from unfold_cascade.temporal.simulation.policy import StagePolicy
-from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
+from unfoldkit.api import Metric, Report, RunDir, Verdict
 
 MetricValue = tuple[float | None, str]
 
@@ -74,7 +75,7 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
             *build_owned_tables(solution),
             build_alarm_table(solution),
         ),
-        figures=(_front_figure(solution),),
+        figures=build_figures(solution),
         lines=_lines(solution, attempt),
         next=_next_command(solution, directory),
         decision=_decision(solution),
@@ -237,18 +238,6 @@ def _certificate_metric(solution: Solution) -> dict[str, Metric]:
     value = round(100 * solution.selection.certified_loss, 9)
     ok = solution.selection.is_certified
     return {"certified_loss_points": Metric(value, "points", target=f"≤ {max_loss * 100:g}", ok=ok)}
-
-
-def _front_figure(solution: Solution) -> Figure:
-    points, point = solution.front.points, solution.selection.point
-    cost = tuple(candidate.cost for candidate in points)
-    accuracy = tuple(100 * (1 - candidate.loss) for candidate in points)
-    series = (
-        Series("tuning patients", cost, accuracy, "steps"),
-        Series("selected, tuning patients", (point.cost,), (100 * (1 - point.loss),), "points"),
-    )
-    title = f"{solution.problem.name}: accuracy and cost of {len(points)} cascades"
-    return Figure("front", title, "cost per case-hour, relative to the baseline", "accuracy %", series, log_x=True)
 
 
 def _lines(solution: Solution, attempt: AttemptCount | None) -> tuple[tuple[str, str], ...]:

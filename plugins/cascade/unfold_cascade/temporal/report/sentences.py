@@ -145,3 +145,50 @@ def describe_memory(cases: int, file: str, *, is_synced: bool = False) -> str:
 def name_cost_unit(unit: str | None) -> str:
     """Unit of the costs that the live page adds up."""
     return unit or "price of calls and purchases"
+
+
+ALERT_NEAR = "alert, onset near"
+QUIET = "quiet"
+FALSE_ALERT = "alert, no onset near"
+MISSED = "silent, onset near"
+ONSET = "onset"
+ALERT = "alert"
+DECIDES = "decides"
+UNSURE = "unsure: next model"
+TRUE_STAGE = "true stage"
+CASCADE_STAGE = "cascade"
+
+
+def title_models(*, is_certified: bool) -> str:
+    """Title of the graph of models."""
+    status = "" if is_certified else " (not certified)"
+    return f"The cascade{status}: its models, and the share of hours passed on to the next"
+
+
+def model_facts(evaluated: float, decided: float, flops: str) -> tuple[str, str, str]:
+    """How often a model runs and decides, as shares of all hours, and what a call costs."""
+    return f"runs in {100 * evaluated:.3g} % of hours", f"decides {100 * decided:.3g} %", f"{flops} FLOPs a call"
+
+
+def title_patient(name: str, patients: int) -> str:
+    """Title of the hours of the patient who was chosen by lead time."""
+    rule = f"of {patients:,} test patients with an onset, the one with the median lead time"
+    return f"{name}, hour by hour: {rule}"
+
+
+def title_patient_without_onset(name: str, patients: int) -> str:
+    """Title of the hours of the patient who was chosen by alerts, as no lead time is defined."""
+    rule = f"of {patients:,} test patients, the one with the median number of alerts"
+    return f"{name}, hour by hour: {rule}"
+
+
+def first_alert(lead_h: float) -> str:
+    """Name the first alert that counts as a warning."""
+    return f"first alert, {lead_h:.3g} h before the onset"
+
+
+def title_ward(shown: int, with_onset: int, shown_without: int, without_onset: int) -> str:
+    """Title of the alerts of a ward; patients are evenly spaced in the order of the table."""
+    groups = [(shown, with_onset, "with"), (shown_without, without_onset, "without")]
+    parts = [f"{count:,} of {total:,} test patients {word} an onset" for count, total, word in groups if count]
+    return f"Alerts: {' and '.join(parts)}, evenly spaced in the table"

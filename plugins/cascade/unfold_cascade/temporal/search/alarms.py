@@ -85,8 +85,11 @@ def _search_gates(
 
 
 def _keep_useful(front: Front) -> Front:
-    """Thin a front evenly over the points that keep half of its gain; others are useless as alarms."""
-    useful = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
+    """Thin a front evenly over the points that keep half of its gain; others are useless as alarms.
+
+    Where even the best point loses by its alerts, as with few events, it alone is kept.
+    """
+    useful = front.take(np.flatnonzero(front.loss <= max(front.loss[-1] / 2, front.loss[-1])))
     return useful.take(thin_front(useful, POINTS_PER_CHAIN))
 
 

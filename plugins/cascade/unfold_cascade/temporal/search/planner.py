@@ -193,6 +193,7 @@ def evaluate_patient_sites(problem: TemporalProblem, run: Run) -> tuple[SiteResu
     results = []
     for number, site in enumerate(sites):
         run.log.info("leaving out %s", site)
+        run.progress("sites left out", number, len(sites))
         without = replace(problem, split=leave_out(problem.split, site))
         results.append(_measure_at_site(site, solve(fit_study(without, open_site_run(run, number)))))
     return tuple(results)

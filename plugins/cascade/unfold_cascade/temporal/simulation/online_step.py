@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from unfold_cascade._types import IntArray
 from unfold_cascade.temporal.data.features import PurchaseTerms
+from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.problem import Transitions
-from unfold_cascade.temporal.simulation.trajectories import PolicyArrays
+from unfold_cascade.temporal.simulation.trajectories import ModelScores, PolicyArrays
 
 # model number, entities, cuts that the answers may be compared with -> probabilities
 Predict = Callable[[int, Sequence[int], tuple[float, ...]], Sequence[float]]
@@ -196,6 +197,27 @@ def is_call_free(
     for earlier in evaluated:
         buy_feature_sets(int(needs[earlier]), hour, purchase, simulated)
     return not any(purchase.price[g] for g in buy_feature_sets(int(needs[model]), hour, purchase, simulated))
+
+
+def replay_entity(
+    timeline: Timeline, scores: ModelScores, policy: PolicyArrays, transitions: Transitions, entity: int
+) -> list[HourStep]:
+    """Advance one entity from its first hour to its last; each step holds its stage and its calls."""
+    stages, state = build_online_stages(policy), new_case_state(len(policy.chain))
+    purchased_at, steps = no_purchases(scores.purchase), []
+    for row in range(int(timeline.starts[entity]), int(timeline.starts[entity + 1])):
+        hour = float(timeline.hour[row])
+
+        def predict(model: int, batch: Sequence[int], _: tuple[float, ...], row: int = row) -> list[float]:
+            return [float(scores.p[model, row])] * len(batch)
+
+        def is_free(_: int, model: int, evaluated: Sequence[int], hour: float = hour) -> bool:
+            return is_call_free(scores.needs, model, evaluated, hour, scores.purchase, purchased_at)
+
+        steps.append(advance_hour(stages, transitions, [state], predict, is_free))
+        for call in steps[-1].calls[0]:
+            buy_feature_sets(int(scores.needs[call.model]), hour, scores.purchase, purchased_at)
+    return steps
 
 
 def no_purchases(purchase: PurchaseTerms) -> list[float]:

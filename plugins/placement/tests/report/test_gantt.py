@@ -1,0 +1,53 @@
+"""The Gantt chart also shows the tasks that run nowhere, from their arrival on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plugins.placement.tests.cases import cluster, job, run
+from unfold_placement.core.types import Task
+from unfold_placement.report import sentences
+from unfold_placement.report.plan import MAX_WAITS, gantt_figures
+from unfold_placement.simulation.simulator import SimulationResult
+from unfoldkit.api import Marker, Timeline
+from unfoldkit.figures import find_figure_problems
+
+
+def draw(result: SimulationResult, starving: Task | None = None) -> Timeline:
+    (figure,) = gantt_figures(result, starving)
+    assert not list(find_figure_problems(figure))
+    return figure
+
+
+def list_waits(figure: Timeline) -> list[tuple[str, float, float]]:
+    return [(bar.name, bar.start, bar.end) for bar in figure.bars if bar.lane.strip() == sentences.WAITING]
+
+
+def test_a_task_that_never_starts_waits_until_the_end() -> None:
+    """Its bar begins when it arrives and ends with the last task that ran; a mark states that it never starts."""
+    result = run(cluster(1), [*job("a", 4), *job("wide", 1, at=5.0, demand={"gpu": 8000})])
+    figure = draw(result)
+    assert [task.name for task in result.stuck] == ["wide-0"]
+    assert figure.lanes == (sentences.WAITING, "n0")
+    assert list_waits(figure) == [("wide-0", 5.0, 10.0)]
+    assert figure.markers == (Marker(sentences.NEVER_STARTS, 10.0, lane=sentences.WAITING),)
+
+
+def test_a_starving_task_waits_until_it_starts() -> None:
+    """The bar of the wait ends where the task begins to run on a node."""
+    tasks = [*job("a", 4), *job("late", 1, at=5.0)]
+    figure = draw(run(cluster(1), tasks), tasks[-1])
+    assert list_waits(figure) == [("late-0", 5.0, 10.0)]
+    assert figure.markers == (Marker(sentences.STARVES, 10.0, lane=sentences.WAITING),)
+
+
+def test_without_such_tasks_there_is_no_lane_for_them() -> None:
+    """A plan that starts everything has its nodes only, and of many stuck tasks few have a bar."""
+    assert draw(run(cluster(1), job("a", 8))).lanes == ("n0",)
+    assert len(draw(run(cluster(1), job("wide", 40, demand={"gpu": 8000}))).bars) == MAX_WAITS
+
+
+def test_a_node_may_have_the_name_of_the_lane() -> None:
+    """A node of that name keeps a lane of its own."""
+    nodes = [replace(node, name=sentences.WAITING) for node in cluster(1)]
+    assert len(draw(run(nodes, job("wide", 1, demand={"gpu": 8000}))).lanes) == 2

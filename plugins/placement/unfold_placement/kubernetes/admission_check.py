@@ -1,0 +1,504 @@
+"""Answers Kueue's admission checks: Kueue keeps the quota, the policies decide order and placement.
+
+A workload with reserved quota waits for its check; each of its pods is a task, and all of them start together. Once the
+policies have placed them, the check becomes ``Ready``. The answer carries the placement, and the labels by which the
+pods are recognized. It is the only record: a controller that was killed reads it back, and an answer that was not
+written was never given. Every answer is compared with the version of the workload that was read (optimistic locking).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
+from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.codec import (
+    HOSTNAME,
+    Body,
+    Scope,
+    annotation_key,
+    decode_node,
+    is_ready,
+    shorten_name,
+)
+from unfold_placement.kubernetes.informer import NODES, PODS
+from unfold_placement.kubernetes.pod_spec import parse_toleration, pod_demand, pod_filter
+from unfold_placement.live.backend import Start
+from unfold_placement.live.local import LocalBackend
+from unfold_placement.live.state_store import StateStore
+from unfold_placement.policies.affinity.node_filter import AcceptedNodes, NodeFilter, decode_filter, encode_filter
+from unfoldkit.api import user_error
+from unfoldkit.kubernetes.api import MERGE, Api, ApiError
+from unfoldkit.kubernetes.leader_election import LeaderElection
+from unfoldkit.kubernetes.reflector import Handler, ObjectKey, Reflector
+
+API = "/apis/kueue.x-k8s.io/v1beta2"
+CHECKS, FLAVORS, WORKLOADS = f"{API}/admissionchecks", f"{API}/resourceflavors", f"{API}/workloads"
+PENDING, READY, RETRY, REJECTED = "Pending", "Ready", "Retry", "Rejected"
+WORKLOAD_LABEL = annotation_key("workload")
+PLACEMENT = annotation_key("placement")
+MAX_TRIES = 5
+MAX_MESSAGE = 1000
+MAX_NODES_SHOWN = 8
+
+
+@dataclass(slots=True)
+class CheckedWorkload:
+    """A workload with reserved quota.
+
+    Attributes:
+        body: The workload as read last.
+        reservation: Identifier of the reservation: the workload's UID and the time of its quota.
+        tasks: Its tasks, one for each pod, by name.
+        pod_sets: Pod set of each task.
+        since_s: When its check became pending, by the store's clock.
+        nodes: Nodes of its pods by the answer that was read back; empty while it waits.
+    """
+
+    body: Body
+    reservation: tuple[str, str]
+    tasks: dict[str, Task] = field(default_factory=dict)
+    pod_sets: dict[str, str] = field(default_factory=dict)
+    since_s: float = 0.0
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class AdmissionCheckBackend(LocalBackend):
+    """Kueue's workloads as tasks; it writes nothing but the states of its admission checks.
+
+    Attributes:
+        api: The server.
+        scope: Names of resources; its gate is the ``controllerName`` of the checks.
+        patience_s: How long (s) a workload may hold its quota without a placement.
+        election: The election by a Lease; one controller answers.
+        checks: Names of the checks that belong to this controller.
+        nodes: Nodes by name.
+        flavors: ResourceFlavors by name.
+        workloads: Workloads with reserved quota, by namespace and name.
+        pods: Node, demand and workload label of pods that run, by namespace and name.
+        nodes_changed: Labels, taints or free capacity of a node changed since the last snapshot.
+        reservations: Number of reservations so far, which makes names of tasks unique.
+    """
+
+    api: Api = field(kw_only=True)
+    scope: Scope = field(kw_only=True)
+    patience_s: float = 60.0
+    election: LeaderElection | None = None
+    checks: set[str] = field(default_factory=set)
+    nodes: dict[str, Body] = field(default_factory=dict)
+    flavors: dict[str, Body] = field(default_factory=dict)
+    workloads: dict[str, CheckedWorkload] = field(default_factory=dict)
+    pods: dict[ObjectKey, tuple[str, dict[str, int], str]] = field(default_factory=dict)
+    nodes_changed: bool = False
+    reservations: int = 0
+
+    def open(self) -> None:
+        """Read checks, flavors, nodes, pods and workloads, and follow them in threads."""
+        sources: tuple[tuple[str, Handler, Iterable[object]], ...] = (
+            (CHECKS, self.handle_check, self.checks),
+            (FLAVORS, self.handle_flavor, self.flavors),
+            (NODES, self.handle_node, self.nodes),
+            (PODS, self.handle_pod, self.pods),
+            (WORKLOADS, self.handle_workload, self.workloads),
+        )
+        for path, handle, known in sources:
+            Reflector(self.api, path, handle, partial(_missing, known)).start()
+
+    def close(self) -> None:
+        """Stop following the server."""
+        self.api.close()
+
+    def lead(self, holder: str, ttl: float) -> bool:
+        """Become or stay the controller that answers."""
+        if self.election is None:
+            self.election = LeaderElection(self.api, shorten_name(f"unfold-{self.scope.name}-admission", 60))
+        leads = self.election.lead(holder, ttl)
+        if leads:
+            LocalBackend.lead(self, holder, ttl)
+        return leads
+
+    def resign(self) -> None:
+        """Let another controller answer."""
+        LocalBackend.resign(self)
+        if self.election is not None:
+            self.election.resign()
+
+    def constraints(self, tasks: Sequence[Task]) -> Sequence[Policy]:
+        """Return the policy for selectors, affinity and taints; flavors add theirs."""
+        del tasks
+        return [AcceptedNodes()]
+
+    def end_due_tasks(self) -> None:
+        """Give up workloads that hold their quota too long without a placement: others may use it meanwhile."""
+        now = self.now()
+        with self.store.changed:
+            late = [
+                (name, item)
+                for name, item in self.workloads.items()
+                if item.tasks and not item.nodes and now - item.since_s > self.patience_s
+            ]
+        for name, item in late:
+            if self.term:
+                message = f"no placement on {len(self.nodes)} nodes within {self.patience_s:g} s"
+                self._answer(name, item, RETRY, message, requeue_s=math.ceil(self.patience_s))
+                with self.store.changed:
+                    self._withdraw(name)
+
+    def start(self, unit: Sequence[Start]) -> None:
+        """Answer ``Ready`` once all pods of a workload are placed; where that fails, it waits again."""
+        self.store.check_term(self.term)
+        records = self.store.start(unit, by=self.holder)
+        name = self._find_workload(unit[0].task) if records else ""
+        item = self.workloads.get(name)
+        if item is None:
+            return
+        nodes = _count_nodes(unit, item)
+        message = f"placed on {_list_nodes(sorted({start.node for start in unit}))}"
+        is_whole = len(unit) == len(item.tasks)
+        if is_whole and self._answer(name, item, READY, message, updates=_build_updates(name, nodes)):
+            item.nodes = nodes
+            return
+        for record in records:
+            self.store.fail(record.task.name, record.attempt, "the workload changed meanwhile")
+
+    def preempt(self, task: str) -> None:
+        """Ask Kueue to evict the workload of a task that the policies preempt."""
+        self.store.check_term(self.term)
+        name = self._find_workload(task)
+        item = self.workloads.get(name)
+        if item is not None:
+            self._answer(name, item, RETRY, "preempted by the policies", requeue_s=1)
+        self.store.preempt(task, by=self.holder)
+
+    def refuse(self, task: str, reason: str) -> None:
+        """Reject the workload of a task for good."""
+        self.store.check_term(self.term)
+        name = self._find_workload(task)
+        item = self.workloads.get(name)
+        if item is not None:
+            self._answer(name, item, REJECTED, reason)
+        self.store.refuse(task, reason, by=self.holder)
+
+    def handle_check(self, body: Body, *, is_gone: bool = False) -> None:
+        """Take a check of this controller, and report it as active."""
+        name = body["metadata"]["name"]
+        if is_gone or body.get("spec", {}).get("controllerName") != self.scope.gate:
+            self.checks.discard(name)
+            return
+        self.checks.add(name)
+        conditions = body.get("status", {}).get("conditions") or ()
+        if any(item["type"] == "Active" and item["status"] == "True" for item in conditions):
+            return
+        active = {
+            "type": "Active", "status": "True", "reason": "Active", "lastTransitionTime": _now(),
+            "message": f"{self.scope.gate} answers", "observedGeneration": body["metadata"].get("generation", 1),
+        }  # fmt: skip
+        self.api.patch(f"{CHECKS}/{name}/status", {"status": {"conditions": [active]}}, MERGE)
+
+    def handle_flavor(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record a ResourceFlavor."""
+        with self.store.changed:
+            if is_gone:
+                self.flavors.pop(body["metadata"]["name"], None)
+            else:
+                self.flavors[body["metadata"]["name"]] = body
+
+    def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record the current state of a node."""
+        name = body["metadata"]["name"]
+        with self.store.changed:
+            if is_gone:
+                self.nodes.pop(name, None)
+            else:
+                self.nodes[name] = body
+            if is_gone or not is_ready(body):
+                if name in self.store.nodes:
+                    self.store.leave(name)
+            elif name not in self.store.nodes:
+                self.store.join(self._decode(name))
+            else:
+                self._refresh({name})
+
+    def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
+        """Count a pod where it runs; a pod of an answered workload counts through that workload."""
+        meta, node = body["metadata"], body["spec"].get("nodeName", "")
+        key = meta["namespace"], meta["name"]
+        is_idle = is_gone or not node or body.get("status", {}).get("phase") in pods.ENDED
+        with self.store.changed:
+            before = self.pods.pop(key, None)
+            if not is_idle:
+                label = (meta.get("labels") or {}).get(WORKLOAD_LABEL, "")
+                self.pods[key] = node, pod_demand(body, self.scope), label
+            self._refresh({node, before[0] if before else ""})
+
+    def handle_workload(self, body: Body, *, is_gone: bool = False) -> None:
+        """Record a workload: new reservations are submitted, those that ended are withdrawn."""
+        meta = body["metadata"]
+        name = f"{meta['namespace']}/{meta['name']}"
+        with self.store.changed:
+            known = self.workloads.get(name)
+            state = "" if is_gone else self._read_state(body)
+            reservation = meta.get("uid", ""), _reserved_at(body)
+            if known is not None and _version(body) < _version(known.body) and not is_gone:
+                return
+            if known is not None and (state not in {PENDING, READY} or known.reservation != reservation):
+                self._withdraw(name)
+                known = None
+            if known is not None:
+                known.body = body
+            elif state in {PENDING, READY}:
+                self._submit(name, body, reservation, state)
+
+    def _submit(self, name: str, body: Body, reservation: tuple[str, str], state: str) -> None:
+        self.reservations += 1
+        item = CheckedWorkload(body, reservation, since_s=self.now())
+        self.workloads[name] = item
+        try:
+            for task, pod_set in self._build_tasks(name, body):
+                item.tasks[task.name], item.pod_sets[task.name] = task, pod_set
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            logging.getLogger("unfoldkit").warning("workload %s: %r", name, error)
+            item.tasks.clear()
+            return
+        for task in item.tasks.values():
+            self.store.submit(task)
+        if state == READY:
+            item.nodes = self._read_placement(body)
+            starts = list(_assign(item))
+            if len(starts) == len(item.tasks) and all(start.node in self.store.nodes for start in starts):
+                self.store.start(starts)
+
+    def _build_tasks(self, name: str, body: Body) -> Iterator[tuple[Task, str]]:
+        """Yield the tasks of a workload with their pod sets: pods as the flavors of their quota restrict them."""
+        assignments = {item["name"]: item for item in body["status"]["admission"]["podSetAssignments"]}
+        sizes = {
+            pod_set["name"]: int(assignments.get(pod_set["name"], {}).get("count") or pod_set["count"])
+            for pod_set in body["spec"]["podSets"]
+        }
+        queue = f"{body['metadata']['namespace']}/{body['spec'].get('queueName', '')}"
+        for pod_set in body["spec"]["podSets"]:
+            flavors = dict.fromkeys((assignments.get(pod_set["name"], {}).get("flavors") or {}).values())
+            pod = {"spec": pod_set["template"]["spec"], "metadata": {"namespace": body["metadata"]["namespace"]}}
+            node_filter = self._restrict(decode_filter(pod_filter(pod, self.scope)), flavors)
+            for index in range(sizes[pod_set["name"]]):
+                yield (
+                    Task(
+                        name=f"{name}/{pod_set['name']}-{index}#{self.reservations}",
+                        demand=pod_demand(pod, self.scope),
+                        run=math.inf,
+                        job=f"{name}#{self.reservations}",
+                        user=queue,
+                        role=pod_set["name"],
+                        size=sum(sizes.values()),
+                        priority=int(body["spec"].get("priority") or 0),
+                        node_filter=encode_filter(node_filter),
+                    ),
+                    pod_set["name"],
+                )
+
+    def _restrict(self, node_filter: NodeFilter, flavors: Iterable[str]) -> NodeFilter:
+        """Return a filter with the labels of the flavors' nodes, and the tolerations that Kueue adds for them."""
+        specs = [self.flavors.get(flavor, {}).get("spec") or {} for flavor in flavors]
+        labels = {key: value for spec in specs for key, value in (spec.get("nodeLabels") or {}).items()}
+        added = [parse_toleration(item) for spec in specs for item in spec.get("tolerations") or ()]
+        return msgspec.structs.replace(
+            node_filter,
+            selector={**node_filter.selector, **labels},
+            tolerations=(*node_filter.tolerations, *added),
+            limits=(),
+        )
+
+    def _withdraw(self, name: str) -> None:
+        item = self.workloads.pop(name, None)
+        for task in item.tasks if item is not None else ():
+            self.store.withdraw(task)
+
+    def _read_state(self, body: Body) -> str:
+        """Return the state of this controller's check where the workload holds quota and goes on; else empty."""
+        status = body.get("status") or {}
+        true = {item["type"] for item in status.get("conditions") or () if item["status"] == "True"}
+        if "QuotaReserved" not in true or true & {"Finished", "Evicted"} or not status.get("admission"):
+            return ""
+        states = [item["state"] for item in status.get("admissionChecks") or () if item["name"] in self.checks]
+        return states[0] if states else ""
+
+    def _read_placement(self, body: Body) -> dict[str, dict[str, int]]:
+        """Return the nodes of each pod set by the answer that was written; empty without one."""
+        placement: dict[str, dict[str, int]] = {}
+        for check in body["status"].get("admissionChecks") or ():
+            for update in check.get("podSetUpdates") or () if check["name"] in self.checks else ():
+                text = (update.get("annotations") or {}).get(PLACEMENT, "{}")
+                placement[update["name"]] = {str(node): int(count) for node, count in json.loads(text).items()}
+        return placement
+
+    def _answer(
+        self,
+        name: str,
+        item: CheckedWorkload,
+        state: str,
+        message: str,
+        *,
+        updates: Sequence[Body] = (),
+        requeue_s: int | None = None,
+    ) -> bool:
+        """Write the state of the check; return whether the workload still waited for it.
+
+        A write that another one overtook is tried again on the newer version, as long as the reservation is the same.
+        """
+        namespace, _, own = name.partition("/")
+        path = f"{API}/namespaces/{namespace}/workloads/{own}"
+        body = item.body
+        for _ in range(MAX_TRIES):
+            if (body["metadata"].get("uid", ""), _reserved_at(body)) != item.reservation:
+                return False
+            if self._read_state(body) not in {PENDING, READY} - {state}:
+                return False
+            if self.election is not None and not self.election.is_leader:
+                raise user_error("another controller leads by now", hint="this one waits until it may lead again")
+            try:
+                written = self.api.patch(f"{path}/status", self._patch(body, state, message, updates, requeue_s), MERGE)
+            except ApiError as error:
+                if error.is_absent:
+                    return False
+                if not error.is_conflict:
+                    raise
+                newer = self._read(path)
+                if newer is None:
+                    return False
+                body = newer
+                continue
+            item.body = written
+            return True
+        return False
+
+    def _read(self, path: str) -> Body | None:
+        try:
+            return self.api.get(path)
+        except ApiError as error:
+            if error.is_absent:
+                return None
+            raise
+
+    def _patch(self, body: Body, state: str, message: str, updates: Sequence[Body], requeue_s: int | None) -> Body:
+        states = []
+        for check in body["status"]["admissionChecks"]:
+            if check["name"] not in self.checks:
+                states.append(check)
+                continue
+            answer = {
+                "name": check["name"], "state": state, "message": message[:MAX_MESSAGE], "lastTransitionTime": _now(),
+            }  # fmt: skip
+            answer |= {"podSetUpdates": list(updates)} if updates else {}
+            answer |= {"requeueAfterSeconds": requeue_s} if requeue_s is not None else {}
+            states.append(answer)
+        return {
+            "metadata": {"resourceVersion": body["metadata"]["resourceVersion"]},
+            "status": {"admissionChecks": states},
+        }
+
+    def _find_workload(self, task: str) -> str:
+        return next((name for name, item in self.workloads.items() if task in item.tasks), "")
+
+    def _refresh(self, names: set[str]) -> None:
+        for name in names & self.store.nodes.keys() & self.nodes.keys():
+            if self.store.nodes[name] != (current := self._decode(name)):
+                self.store.nodes[name], self.nodes_changed = current, True
+                self.store.changed.notify_all()
+
+    def _decode(self, name: str) -> Node:
+        """Return a node without what pods of other programs use there."""
+        answered = {workload_label(workload) for workload in self.workloads}
+        used = Counter[str]()
+        for node, demand, label in self.pods.values():
+            if node == name and label not in answered:
+                used.update(demand)
+        return decode_node(self.nodes[name], self.scope, used)
+
+
+def open_admission_check(api: Api, scope: Scope, patience_s: float) -> AdmissionCheckBackend:
+    """Open the backend that answers Kueue's admission checks; it follows the server until it is closed."""
+    began_s = time.monotonic()
+    store = StateStore(lambda: time.monotonic() - began_s)
+    backend = AdmissionCheckBackend(store, api=api, scope=scope, patience_s=patience_s)
+    backend.open()
+    return backend
+
+
+def _missing(known: Iterable[object], existing: set[ObjectKey]) -> list[Body]:
+    """Return the bodies of objects that a handler knows and that no longer exist."""
+    bodies: list[Body] = []
+    for key in list(known):
+        space, name = key if isinstance(key, tuple) else (None, str(key))
+        if not isinstance(key, tuple) and "/" in name:
+            space, _, name = name.partition("/")
+        if (space, name) not in existing:
+            bodies.append({"metadata": {"namespace": space, "name": name}, "spec": {}})
+    return bodies
+
+
+def _count_nodes(unit: Sequence[Start], item: CheckedWorkload) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for start in unit:
+        counts.setdefault(item.pod_sets[start.task], Counter())[start.node] += 1
+    return {pod_set: dict(sorted(nodes.items())) for pod_set, nodes in counts.items()}
+
+
+def _build_updates(name: str, nodes: Mapping[str, Mapping[str, int]]) -> list[Body]:
+    """Return what Kueue adds to the pods: the placement, a label, and the node where all of a pod set share one."""
+    label = workload_label(name)
+    return [
+        {
+            "name": pod_set,
+            "labels": {WORKLOAD_LABEL: label},
+            "annotations": {PLACEMENT: json.dumps(counts, separators=(",", ":"))},
+            **({"nodeSelector": {HOSTNAME: next(iter(counts))}} if len(counts) == 1 else {}),
+        }
+        for pod_set, counts in nodes.items()
+    ]
+
+
+def workload_label(name: str) -> str:
+    """Return the value of the label by which the pods of a workload are recognized."""
+    return shorten_name(name.replace("/", "."), 63)
+
+
+def _assign(item: CheckedWorkload) -> Iterator[Start]:
+    """Yield the starts of the tasks on the nodes of an answer that was read back."""
+    places = {
+        pod_set: [node for node, count in counts.items() for _ in range(count)]
+        for pod_set, counts in item.nodes.items()
+    }
+    for task, pod_set in item.pod_sets.items():
+        if places.get(pod_set):
+            yield Start(task, places[pod_set].pop())
+
+
+def _list_nodes(names: Sequence[str]) -> str:
+    hidden = len(names) - MAX_NODES_SHOWN
+    return ", ".join(names[:MAX_NODES_SHOWN]) + (f" and {hidden} more nodes" if hidden > 0 else "")
+
+
+def _reserved_at(body: Body) -> str:
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    return next((str(item["lastTransitionTime"]) for item in conditions if item["type"] == "QuotaReserved"), "")
+
+
+def _version(body: Body) -> int:
+    text = str(body["metadata"].get("resourceVersion", "0"))
+    return int(text) if text.isdecimal() else 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

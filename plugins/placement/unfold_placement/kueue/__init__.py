@@ -1,0 +1,1 @@
+"""Kueue's quota admission, replayed: queues, cohorts, flavors, preemption, and what a change of quota changes."""

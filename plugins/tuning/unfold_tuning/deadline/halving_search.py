@@ -1,0 +1,327 @@
+"""Which trials of successive halving, Hyperband or ASHA may run, and to which rung, as they report.
+
+Nothing here depends on the tool that runs the trials. Each bracket has rungs. With barriers (SHA, Hyperband) a trial
+waits at a rung until all trials of its stage have reached it, then the best 1/eta continue. Without them (ASHA) a trial
+continues once it is among the best 1/eta of those that have reached its rung so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_tuning.deadline.limits import LimitKeeper, OpenWork
+from unfoldkit.api import user_error
+
+METHODS = ("sha", "hyperband", "asha")
+EVEN_CHANCE = 0.5
+"""The probability of being in time with which a trial of ASHA continues where its slot would otherwise stay empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredStage:
+    """The stage of a search, as far as its trials do not show it.
+
+    Attributes:
+        stages: The current stage of each bracket.
+        levels: The rung to which each trial may run that has passed the first.
+        stage_trials: Trials that finished each earlier stage.
+        is_full: Whether no further trial begins in these brackets.
+    """
+
+    stages: tuple[int, ...] = ()
+    levels: Mapping[Any, int] = field(default_factory=dict)
+    stage_trials: tuple[int, ...] = ()
+    is_full: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class HalvingSearch:
+    """The state of a search.
+
+    When all brackets have ended and trials are left for which there was no time at first, the brackets are opened
+    again: the numbers of the new ones follow those of the first.
+
+    Attributes:
+        keeper: The limits, and the brackets as planned.
+        is_maximized: Whether larger values are better.
+        numbers: The number of each trial, in the order in which they began.
+        brackets: The bracket of each trial that has begun.
+        levels: The number of the rung to which each of them may run.
+        steps: Steps that each has run.
+        values: Reported value by steps, for each trial.
+        ended: Trials that do not run any more.
+        failed: Those of them that count at no rung.
+        stages: The current stage of each bracket; without barriers, always 0.
+        stage_trials: Trials that finished each stage, in the order in which the stages ended.
+        is_full: Whether no further trial begins in these brackets.
+        supply: Trials that the tool can suggest, where they are fewer than planned.
+    """
+
+    keeper: LimitKeeper
+    is_maximized: bool
+    numbers: dict[Any, int] = field(default_factory=dict)
+    brackets: dict[Any, int] = field(default_factory=dict)
+    levels: dict[Any, int] = field(default_factory=dict)
+    steps: dict[Any, int] = field(default_factory=dict)
+    values: dict[Any, dict[int, float]] = field(default_factory=dict)
+    ended: set[Any] = field(default_factory=set)
+    failed: set[Any] = field(default_factory=set)
+    stages: list[int] = field(default_factory=list)
+    stage_trials: list[int] = field(default_factory=list)
+    is_full: bool = False
+    supply: int | None = None
+
+    def __post_init__(self) -> None:
+        """Open the first brackets."""
+        self.stages = self.stages or [0] * len(self.keeper.brackets)
+
+    @property
+    def has_barriers(self) -> bool:
+        """Whether trials wait for each other at the rungs."""
+        return self.keeper.method != "asha"
+
+    @property
+    def has_new_trials(self) -> bool:
+        """Whether trials are left that have not begun."""
+        total = self.keeper.trials if self.supply is None else min(self.supply, self.keeper.trials)
+        return len(self.brackets) < total
+
+    def limit_supply(self, trials: int) -> None:
+        """Search with fewer trials than planned, because the tool has no more."""
+        self.supply = trials
+        if self.keeper.method == "sha" and not any(self.stages):
+            # the brackets of the other methods do not depend on it
+            self.keeper.trials = max(1, trials)
+
+    def count_wanted(self) -> int:
+        """Count the trials that could run now if there were slots for all of them."""
+        runnable, total = len(self.list_runnable()), self.keeper.trials
+        return runnable if self.is_full or not self.has_new_trials else runnable + total - len(self.brackets)
+
+    def list_rungs(self, bracket: int) -> list[int]:
+        """List the rungs of a bracket."""
+        return self.keeper.list_rungs(bracket % len(self.keeper.brackets))
+
+    def list_open_brackets(self) -> list[int]:
+        """List the brackets that were opened last."""
+        count = len(self.keeper.brackets)
+        return list(range(len(self.stages) - count, len(self.stages)))
+
+    def begin_trial(self, trial: Any, bracket: int) -> None:
+        """Begin a trial in a bracket."""
+        self.numbers[trial] = len(self.numbers)
+        self.brackets[trial], self.levels[trial] = bracket, 0
+
+    def record_report(self, trial: Any, steps: int, value: float | None) -> None:
+        """Record what a trial has reported after some steps."""
+        if value is not None:
+            self.values.setdefault(trial, {})[steps] = value
+        self.steps[trial] = max(steps, self.steps.get(trial, 0))
+
+    def complete_trial(self, trial: Any) -> None:
+        """Record that a trial ended by itself: it counts with its last value at every rung."""
+        if trial in self.ended:
+            return
+        self.ended.add(trial)
+        if trial in self.brackets and self.values.get(trial):
+            self.steps[trial] = max(self.steps.get(trial, 0), self.list_rungs(self.brackets[trial])[-1])
+
+    def fail_trial(self, trial: Any) -> None:
+        """Record that a trial was lost: it counts at no rung."""
+        self.ended.add(trial)
+        self.failed.add(trial)
+
+    def has_reached_end(self, trial: Any) -> bool:
+        """Return whether a trial has run to its last rung."""
+        return self.steps.get(trial, 0) >= self.list_rungs(self.brackets[trial])[-1]
+
+    def needs_steps(self, trial: Any) -> bool:
+        """Return whether a trial that has begun may run, and has not reached its rung."""
+        if trial not in self.brackets or trial in self.ended:
+            return False
+        return self.steps.get(trial, 0) < self._get_target(trial)
+
+    def has_lost(self, trial: Any) -> bool:
+        """Return whether the stage of a trial has ended without it."""
+        bracket = self.brackets[trial]
+        return self.has_barriers and self.levels[trial] < min(self.stages[bracket], len(self.list_rungs(bracket)) - 1)
+
+    def drop_rungs(self) -> None:
+        """Search with a single stage of one step, because trials never report."""
+        if self.keeper.max_steps == 1:
+            return
+        self.keeper.min_steps = self.keeper.max_steps = 1
+        self.stages = [0] * len(self.keeper.brackets)
+        self.brackets, self.levels = dict.fromkeys(self.brackets, 0), dict.fromkeys(self.levels, 0)
+
+    def describe_stage(self) -> StoredStage:
+        """Describe what decides how an interrupted search continues."""
+        levels = {trial: level for trial, level in self.levels.items() if level}
+        return StoredStage(
+            stages=tuple(self.stages), levels=levels, stage_trials=tuple(self.stage_trials), is_full=self.is_full
+        )
+
+    def list_runnable(self) -> list[Any]:
+        """List the trials that have begun and may run: those nearest to their end first, then the best."""
+        runnable = [trial for trial in self.brackets if self.needs_steps(trial)]
+        return sorted(
+            runnable, key=lambda trial: (-self.levels[trial], self._rank_key(trial, self.steps.get(trial, 0)))
+        )
+
+    def choose_bracket(self) -> int | None:
+        """Choose the bracket of the next trial: the emptiest of those in which it ends in time, if there is one."""
+        if self.is_full or not self.has_new_trials:
+            return None
+        work = self._list_work()
+        count, planned = len(self.keeper.brackets), self.keeper.brackets
+        fills = {
+            bracket: self._count_begun(bracket) / planned[bracket % count][0].trials
+            for bracket in self.list_open_brackets()
+            if self.stages[bracket] == 0
+        }
+        for bracket in sorted(fills, key=lambda item: (fills[item], item)):
+            if fills[bracket] < 1 and self.keeper.can_add_trial(bracket % count, work):
+                return bracket
+        return None
+
+    def update(self) -> set[Any]:
+        """Let trials continue that may; return those which lost, and are to be stopped."""
+        losers: set[Any] = set()
+        for bracket in self.list_open_brackets():
+            if self.has_barriers:
+                losers |= self._end_stages(bracket)
+            else:
+                self._promote(bracket, is_last=False)
+        return losers
+
+    def advance(self) -> bool:
+        """Continue where no trial runs or may run and no further one fits; return whether the search goes on.
+
+        First no further trials begin, so that the stages can end. Then the brackets are opened again.
+        """
+        if not self.is_full:
+            if self.has_new_trials:
+                self.keeper.note_fewer_trials(len(self.brackets))
+            self.is_full = True
+            return True
+        if not self.has_barriers and any(self._promote(bracket, is_last=True) for bracket in self.list_open_brackets()):
+            return True
+        is_empty = not any(self._count_begun(bracket) for bracket in self.list_open_brackets())
+        if is_empty or not self.has_new_trials:
+            return False
+        self.stages += [0] * len(self.keeper.brackets)
+        self.is_full = False
+        return self.choose_bracket() is not None
+
+    def count_reached(self) -> list[int]:
+        """Count the trials that finished each stage; without barriers, those that have reached each rung."""
+        if self.has_barriers:
+            return self.stage_trials
+        return [len(self._list_reached(0, rung)) for rung in self.list_rungs(0)]
+
+    def rank(self, trials: Iterable[Any], rung: int) -> list[Any]:
+        """Rank trials by their value at a rung, best first; nan ranks last."""
+        return sorted(trials, key=lambda trial: self._rank_key(trial, rung))
+
+    def _rank_key(self, trial: Any, rung: int) -> tuple[bool, float, int]:
+        values = self.values.get(trial) or {0: math.nan}
+        value = values[max((step for step in values if step <= rung), default=min(values))]
+        is_nan = math.isnan(value)
+        # of equal ones, that which began first
+        return is_nan, 0.0 if is_nan else -value if self.is_maximized else value, self.numbers[trial]
+
+    def _get_target(self, trial: Any) -> int:
+        return self.list_rungs(self.brackets[trial])[self.levels[trial]]
+
+    def _count_begun(self, bracket: int) -> int:
+        return sum(item == bracket for item in self.brackets.values())
+
+    def _list_reached(self, bracket: int, rung: int) -> list[Any]:
+        """List the trials of a bracket that count at a rung."""
+        return [
+            trial
+            for trial, item in self.brackets.items()
+            if (item == bracket or not self.has_barriers)
+            and trial not in self.failed
+            and self.values.get(trial)
+            and self.steps.get(trial, 0) >= rung
+        ]
+
+    def _list_members(self, bracket: int) -> list[Any]:
+        """List the trials of a bracket's current stage."""
+        stage = self.stages[bracket]
+        return [trial for trial, item in self.brackets.items() if item == bracket and self.levels[trial] == stage]
+
+    def _list_work(self, skipped: Collection[int] = ()) -> list[OpenWork]:
+        """List what the trials of the open brackets still run."""
+        items = []
+        for bracket in self.list_open_brackets():
+            stage, members = self.stages[bracket], self._list_members(bracket)
+            if bracket in skipped or not members:
+                continue
+            rung = self.list_rungs(bracket)[stage]
+            steps = tuple(rung - self.steps.get(trial, 0) for trial in members if self.needs_steps(trial))
+            # what waits at the last rung has nothing left
+            items.append(OpenWork(bracket % len(self.keeper.brackets), stage, steps, len(members)))
+        return items
+
+    def _end_stages(self, bracket: int) -> set[Any]:
+        """End the stages of a bracket once all trials have reached the rung or ended, and none is still to begin."""
+        rungs, losers = self.list_rungs(bracket), set[Any]()
+        index = bracket % len(self.keeper.brackets)
+        while (stage := self.stages[bracket]) < len(rungs):
+            planned, begun = self.keeper.brackets[index][0].trials, self._count_begun(bracket)
+            is_left = begun < planned and self.has_new_trials and not self.is_full
+            members = self._list_members(bracket)
+            if (stage == 0 and (is_left or not begun)) or any(self.needs_steps(trial) for trial in members):
+                break
+            reached = set(self._list_reached(bracket, rungs[stage])) & set(members)
+            ranked = self.rank(reached, rungs[stage])
+            self.stage_trials.append(len(ranked))
+            self.stages[bracket] += 1
+            if self.stages[bracket] == len(rungs):
+                break
+            others = self._list_work(skipped=(bracket,))
+            count = self.keeper.count_survivors(index, stage + 1, len(ranked), others) if ranked else 0
+            for trial in ranked[:count]:
+                self.levels[trial] = stage + 1
+            losers |= set(members) - set(ranked[:count]) - self.ended
+            self.ended |= losers
+        return losers
+
+    def _promote(self, bracket: int, *, is_last: bool) -> bool:
+        """Let the trials continue that are among the best at their rung so far and reach the next one in time.
+
+        Args:
+            bracket: The bracket.
+            is_last: Whether nothing else may run. The best then continues even where there are fewer than eta, and if
+                it is more likely than not in time.
+
+        Returns:
+            Whether any continues.
+        """
+        rungs, has_promoted = self.list_rungs(bracket), False
+        for level in reversed(range(len(rungs) - 1)):
+            ranked = self.rank(self._list_reached(bracket, rungs[level]), rungs[level])
+            count = max(len(ranked) // self.keeper.eta, int(is_last))
+            for trial in ranked[:count]:
+                if self.levels[trial] != level or trial in self.ended or self.needs_steps(trial):
+                    continue
+                steps = rungs[level + 1] - self.steps[trial]
+                confidence = EVEN_CHANCE if is_last else None
+                if steps <= 0 or self.keeper.can_reach_rung(level + 1, steps, self.numbers[trial], confidence):
+                    self.levels[trial], has_promoted = level + 1, True
+        return has_promoted
+
+
+def check_method(method: str) -> None:
+    """Check the name of a method.
+
+    Raises:
+        UnfoldError: It is unknown.
+    """
+    if method not in METHODS:
+        raise user_error(f"there is no method {method!r}", hint=f"one of {', '.join(METHODS)}")
