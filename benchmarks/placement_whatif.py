@@ -85,7 +85,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
     if reason:
         return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [reason]}
     rng = np.random.default_rng(seed)
-    instances = [draw_instance(f"i{number}", rng) for number in range(3 if quick else 12)]
+    instances = [draw_instance(f"i{number}", rng) for number in range(3 if quick else 8)]
     with control_plane() as plane, kueue_manager(plane) as api:
         outcomes = measure(api, instances)
     notes = [
@@ -143,8 +143,8 @@ def measure(api: Api, instances: Sequence[Instance]) -> list[Outcome]:
         {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "default"}, "spec": {}},
     )
     for name, value in PRIORITIES.items():
-        body = {"kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value, "description": name}
-        create(api, {"apiVersion": "kueue.x-k8s.io/v1beta2", **body})
+        priority = {"kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value, "description": name}
+        create(api, {"apiVersion": "kueue.x-k8s.io/v1beta2", **priority})
     for body in (queue for instance in instances for queue in instance.queues):
         name = body["metadata"]["name"]
         create(api, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})

@@ -1,6 +1,6 @@
 """Make the gallery page: ``python -m docs.gallery`` plans one spec of each kind and draws its first figures.
 
-Plans take a minute together, so the page is not one of ``python -m docs.generate``. The workflow of the site runs this.
+Plans take minutes together, so the page is not one of ``python -m docs.generate``. The workflow of the site runs this.
 Run it too after a change of a report or of a figure, and look at the pictures.
 """
 
@@ -36,14 +36,17 @@ shows it as text. Your own [plugin](how-to/write-a-plugin.md) can return the sam
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """A spec, and the names of the figures of its plan to show."""
+    """A spec, and the names of the figures of its plan to show; a further spec of a kind has a section of its own."""
 
     spec: str
     figures: tuple[str, ...]
+    is_further: bool = False
 
 
 EXHIBITS = (
     Exhibit("configs/cascade/api-logs.yaml", ("flow", "exits")),
+    Exhibit("configs/cascade/wards.yaml", ("models", "patient", "ward"), is_further=True),
+    Exhibit("configs/cascade/llm.yaml", ("flow",), is_further=True),
     Exhibit("configs/pipeline/video-monitoring.yaml", ("plan",)),
     Exhibit("configs/tuning/resnet-cifar.yaml", ("cluster", "trials")),
     Exhibit("configs/placement/gangs.yaml", ("gantt",)),
@@ -80,18 +83,19 @@ def draw_picture(figure: AnyFigure) -> str:
 def _write_exhibit(exhibit: Exhibit) -> str:
     report = plan_spec(exhibit.spec)
     shown = [figure for figure in report.figures if figure.name in exhibit.figures]
+    name = report.name if exhibit.is_further else report.kind
     parts = [
-        f"## {report.kind}\n",
+        f"{'###' if exhibit.is_further else '##'} {name}\n",
         f"[`{Path(exhibit.spec).name}`](../{exhibit.spec}): {_describe(report)}\n",
     ]
     for figure in shown:
-        name = f"{report.kind}-{figure.name}.svg"
+        file = f"{name}-{figure.name}.svg"
         content = draw_picture(figure).encode()
         if len(content) > MAX_BYTES:
-            raise ValueError(f"{name} has {len(content)} bytes")
-        (IMAGES / name).write_bytes(content)
+            raise ValueError(f"{file} has {len(content)} bytes")
+        (IMAGES / file).write_bytes(content)
         text = describe_figure(figure).replace("[", "(").replace("]", ")").replace("\n", " ")
-        parts.append(f"**{figure.title}**\n\n![{text}](images/gallery/{name})\n")
+        parts.append(f"**{figure.title}**\n\n![{text}](images/gallery/{file})\n")
     return "\n".join(parts)
 
 

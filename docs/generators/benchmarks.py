@@ -318,6 +318,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "load_seconds_planned": "seconds of loading on a trace, planned residency",
         "load_seconds_lru": "the same with LRU eviction",
     },
+    "supernet-modules": {
+        "elastic_networks": "of ten networks, those that become a family without code of the user's",
+        "onnx_difference_max": "largest difference of a member in ONNX Runtime, relative to its largest output",
+        "sharing_cost_points_max": "weight-sharing gap of the worst of eight members, mean of three seeds, points",
+        "sharing_cost_error_points": "standard error of that gap, clustered by patient or row, points",
+        "dominated": "members that an ordinary PyTorch network of equal MACs and steps significantly beats",
+        "behind_plain_points_max": "largest lead of such a network, points",
+        "training_processor_seconds": "all trainings, s of the processor",
+    },
     "supernet-serve": {
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
         "attainment_ratio_measured_median": "the same, median trace",

@@ -110,7 +110,7 @@ def _install(api: Api) -> None:
 
 
 def _is_established(body: Body) -> bool:
-    conditions = body.get("status", {}).get("conditions", ())
+    conditions = body.get("status", {}).get("conditions") or ()
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 
@@ -133,11 +133,12 @@ def _configuration(folder: Path, health: int, webhook: int) -> Body:
 
 
 def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + 2 * PATIENCE
     log = folder / "kueue.log"
-    while "Starting workers" not in log.read_text("utf-8", errors="replace"):
+    # a manager that only makes certificates starts workers, too
+    while "Scheduling cycle starts" not in log.read_text("utf-8", errors="replace"):
         still_there(folder, {"kueue": process})
         if time.monotonic() > end:
             last = log.read_text("utf-8", errors="replace")[-3000:]
-            raise RuntimeError(f"Kueue is not ready after {PATIENCE:.0f} s (port {port}): {last}")
+            raise RuntimeError(f"Kueue is not ready after {2 * PATIENCE:.0f} s (port {port}): {last}")
         time.sleep(0.2)

@@ -52,15 +52,17 @@ def _cards(metrics: Mapping[str, Metric]) -> str:
     """Render metrics as cards; of many, those with a target and the first ones, and all in a collapsed section."""
     ordered = sorted(metrics, key=lambda name: metrics[name].target is None)
     few = ordered[:FEW_CARDS] if len(ordered) > FEW_CARDS else list(metrics)
-    visible = _grid([_card(name, metrics[name]) for name in few])
+    cards = [_card(name, metrics[name]) for name in few]
     if len(few) == len(metrics):
-        return visible
+        return _grid(cards)
+    # paper shows the collapsed section, which repeats these cards
+    visible = _grid(cards, style="cards few")
     complete = _grid([_card(name, item) for name, item in metrics.items()])
     return f"{visible}<details><summary>all {len(metrics)} figures</summary>{complete}</details>"
 
 
-def _grid(cards: Sequence[str]) -> str:
-    return f'<section class="cards" aria-label="figures">{"".join(cards)}</section>' if cards else ""
+def _grid(cards: Sequence[str], style: str = "cards") -> str:
+    return f'<section class="{style}" aria-label="figures">{"".join(cards)}</section>' if cards else ""
 
 
 def _card(name: str, item: Metric) -> str:

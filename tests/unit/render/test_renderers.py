@@ -246,7 +246,7 @@ def test_names_stand_on_the_axis() -> None:
     few = plot.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
     assert ">decode<" in few
     assert ">1.5<" not in few
-    long = ("a" * 40, "b" * 40)
+    long, series = ("a" * 40, "b" * 40, "c" * 40), (Series("s", (1.0, 2.0, 3.0), (3.0, 4.5, 4.0), "bars"),)
     assert "rotate(-20" in plot.svg(Figure("f", "F", "stage", "ms", series, names=long))
 
 

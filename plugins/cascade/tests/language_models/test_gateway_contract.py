@@ -29,7 +29,7 @@ from unfold_cascade.language_models.gateway import idempotency
 from unfold_cascade.language_models.gateway.dashboard import build_dashboard
 from unfold_cascade.language_models.gateway.plan import ClientKey, UpstreamLimits
 from unfold_cascade.language_models.gateway.service import build_app
-from unfold_cascade.language_models.planning.scripts import list_scripts
+from unfold_cascade.language_models.planning.prompt_features import list_scripts
 
 openai = pytest.importorskip("openai")
 

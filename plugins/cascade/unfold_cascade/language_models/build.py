@@ -47,8 +47,7 @@ from unfold_cascade.language_models.planning.problem import (
     RoutingProblem,
     split_units,
 )
-from unfold_cascade.language_models.planning.prompt_features import build_prompt_reader
-from unfold_cascade.language_models.planning.scripts import join_scripts
+from unfold_cascade.language_models.planning.prompt_features import build_prompt_reader, join_scripts
 from unfold_cascade.language_models.planning.walk import Limits
 from unfold_cascade.language_models.report.exports import ExportedModel, export_litellm, export_semantic_router
 from unfold_cascade.schema.cascade import CascadeSpec

@@ -52,6 +52,8 @@ def workload(name: str, created_s: float, gpus: int, **more: Any) -> Body:
     admitted, finished = more.pop("admitted", None), more.pop("finished", None)
     container = {"name": "c", "resources": {"requests": {GPU: "1"}}}
     pod_set = {"name": "main", "count": gpus, "template": {"spec": {"containers": [container]}}}
+    # as Kueue writes it for every Job
+    pod_set["topologyRequest"] = {"podIndexLabel": "batch.kubernetes.io/job-completion-index"}
     pod_set.update(more.pop("pod_set", {}))
     status: Body = {}
     if admitted is not None:

@@ -374,9 +374,10 @@ class AdmissionCheckBackend(LocalBackend):
                     return False
                 if not error.is_conflict:
                     raise
-                body = self._read(path)
-                if body is None:
+                newer = self._read(path)
+                if newer is None:
                     return False
+                body = newer
                 continue
             item.body = written
             return True

@@ -60,6 +60,17 @@ _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i)|[e
 
 CONFIGURATION = ("ClusterQueue", "Cohort", "LocalQueue", "ResourceFlavor")
 """Kinds that a change may replace."""
+TOPOLOGY_REQUESTS = frozenset(
+    {
+        "required",
+        "preferred",
+        "unconstrained",
+        "podSetGroupName",
+        "podSetSliceRequiredTopology",
+        "podsetSliceRequiredTopologyConstraints",
+    }
+)
+"""Fields of a pod set by which its placement, or that of its flavors, depends on a topology."""
 CHECK_FIELDS = ("admissionChecks", "admissionChecksStrategy")
 
 
@@ -536,8 +547,10 @@ def _find_beginning(records: Iterable[WorkloadRecord], *, is_history: bool) -> f
 
 
 def _read_pod_set(part: Manifest, item: Manifest) -> PodSet:
-    if part.body.get("topologyRequest"):
-        raise part.fault("topologyRequest", "topology-aware scheduling cannot be replayed", "remove it from the file")
+    # Kueue itself writes the index labels of every Job, which request nothing
+    for key in TOPOLOGY_REQUESTS & part.part("topologyRequest").body.keys():
+        hint = "remove it from the file"
+        raise part.fault(f"topologyRequest.{key}", "topology-aware scheduling cannot be replayed", hint)
     name, count = part.text("name", "main"), part.integer("count", 1)
     freed = {entry.text("name"): entry.integer("count", 0) for entry in item.part("status").parts("reclaimablePods")}
     template = part.part("template.spec")

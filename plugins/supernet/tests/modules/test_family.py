@@ -287,6 +287,35 @@ def test_calibration_sets_the_statistics_of_each_member() -> None:
         assert torch.allclose(norm.running_var, features.var((0, 2, 3)), atol=1e-3)
 
 
+def test_wrappers_for_several_devices_are_taken_off() -> None:
+    """A network in ``nn.DataParallel`` becomes the family of the network itself."""
+    module, example = make_case("residual")
+    family = elastic(nn.DataParallel(module), example, widths=(0.5, 1))
+    assert set(family.weights) == {name for name, _ in module.named_parameters()}
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+
+
+class RecurrentAfterConv(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A convolution whose channels become the features of a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.recurrent = nn.Conv1d(4, 16, 5, 2, 2), nn.GRU(16, 24, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 5))
+
+    def forward(self, x: Any) -> Any:
+        states, _ = self.recurrent(torch.relu(self.stem(x)).transpose(1, 2))
+        return self.head(states[:, -1])
+
+
+def test_a_layer_that_cannot_be_followed_leaves_the_others_elastic() -> None:
+    """Channels that reach a recurrent layer through a transpose are shared in full; the head is narrowed."""
+    groups, inelastic = find_width_groups(RecurrentAfterConv().eval(), torch.randn(2, 4, 40))
+    assert "head.0" in {group.root for group in groups}
+    assert {"recurrent", "stem"} <= {part.path for part in inelastic}
+
+
 def test_grouped_convolutions_and_group_norms_are_reported() -> None:
     """What cannot be narrowed is named with its reason, and shared in full."""
     module = make_image_net(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.GroupNorm(2, 8), Plain(8)).eval()

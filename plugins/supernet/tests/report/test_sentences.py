@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unfold_supernet._types import Task
 from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.report import sentences
 from unfold_supernet.study.strategies import Strategy
@@ -19,6 +20,7 @@ PRIVATE_WORDS = re.compile(
     r"\b(told|tells?|whose?|whom|nobody|asks?|asked|answers?|surely|nets?|alone\b(?!,)|kept|keep|quickest)\b",
     re.IGNORECASE,
 )
+TASKS: tuple[Task, ...] = ("classes", "labels", "values")
 CACHE = sentences.describe_static_cache(1_769_472, "core")
 SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "format_percent": [((0.123,), {}), ((-0.0001,), {})],
@@ -41,22 +43,27 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_fastest_subnet": [(("A", 2.5, "memory"), {})],
     "state_compute_bound": [((1.5,), {})],
     "propose_deadline": [((2.51, 76.0), {})],
-    "state_training": [((5, 80.0, 97.0, 3, gap), {}) for gap in ("", "no weight-sharing gap")],
+    "name_score": [((task,), {}) for task in TASKS],
+    "name_constant": [((task,), {}) for task in TASKS],
+    "state_training": [((task, 5, 80.0, 97.0, 3, gap), {}) for task in TASKS for gap in ("", "no weight-sharing gap")],
     "state_no_gap": [((), {})],
     "state_gap": [((1.2,), {})],
     "state_insignificant_gap": [((0.7, 1.48), {})],
     "rate_gap": [((), {"is_significant": flag, "points": points}) for flag in (True, False) for points in (1.0, -1.0)],
-    "describe_front": [((["0.5x1k3", "1x2k3"],), {})],
+    "describe_front": [((task, ["0.5x1k3", "1x2k3"]), {}) for task in TASKS],
     "describe_steps": [(({"a": 100, "b": 2_000}, 16), {}), (({"a": 100, "b": 2_000, "c": 300}, 2), {})],
     "explain_switch": [((1.5,), {})],
-    "state_useless_subnets": [((["a"], 88.0), {}), ((list("abcde"), 88.0), {})],
-    "state_no_growth": [((), {})],
-    "state_missed_accuracy": [((91.2, 95.0), {})],
+    "state_useless_subnets": [((task, names, 88.0), {}) for task in TASKS for names in (["a"], list("abcde"))],
+    "state_no_growth": [((task,), {}) for task in TASKS],
+    "state_missed_score": [((task, 91.2, 95.0), {}) for task in TASKS],
     "state_missed_sharing": [((0.8, 0.5), {})],
-    "advise_training": [((reason,), {}) for reason in ("useless", "growth", "accuracy", "sharing")],
-    "state_majority": [((88.0,), {})],
+    "advise_training": [((reason,), {}) for reason in ("useless", "growth", "score", "sharing")],
+    "state_constant": [((task, 50.0), {}) for task in TASKS],
     "state_view_cost": [((1.4,), {})],
-    "title_front": [((), {"shown": shown, "total": 60}) for shown in (60, 7)],
+    "title_front": [((task,), {"shown": shown, "total": 60}) for task in TASKS for shown in (60, 7)],
+    "title_outputs": [((task, shown, 40), {}) for task in TASKS[1:] for shown in (40, 12)],
+    "title_errors": [((3, 3), {}), ((12, 40), {})],
+    "note_undefined_outputs": [((["rash"], 12), {}), (([str(label) for label in range(15)], 12), {})],
     "name_front_group": [((), {"is_front": is_front}) for is_front in (True, False)],
     "name_standalone_group": [((), {})],
     "name_standalone": [(("0.5x1",), {})],
@@ -66,7 +73,14 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     ],
     "describe_module": [(("mine:model", 12, heads, 4), {}) for heads in (0, 6)],
     "list_shared_parts": [(([("fc", "its channels are the outputs")], 0), {}), (([("fc", "why")], 3), {})],
-    "list_member_files": [((), {})],
+    "describe_engines": [
+        ((copied, views, {"a": 1.4, "b": 0.8, **{str(index): 2.0 for index in range(6)}}), {})
+        for copied, views in ((["a"], ["b"]), (["a"], []), ([], ["b"]), ([str(index) for index in range(6)], ["b"]))
+    ],
+    "state_demanded_engine": [((engine, 3_000_000), {}) for engine in ("onnx", "views")],
+    "state_engine_memory": [((3_000_000, names), {}) for names in ([], ["a", "b"])],
+    "note_busy_machine": [((), {})],
+    "list_member_files": [((task,), {}) for task in TASKS],
     "state_members": [((3, 2, fits), {}) for fits in (True, False)],
     "state_memory_limit": [((120_000_000, limit), {}) for limit in (80_000_000, None)],
     "state_residency": [((["a"], ["b", "c"], 3), {}), (([], [], 1_000), {})],
@@ -79,7 +93,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "describe_search": [((512, 80, 0.87), {})],
     "state_missed_classes": [((["F"], 12), {}), (([str(label) for label in range(15)], 12), {})],
     "title_classes": [((4, 4), {}), ((12, 40), {})],
-    "state_replay": [((0.987, 82.1), {"measured": measured}) for measured in (True, False)],
+    "state_replay": [((task, 0.987, 82.1), {"measured": measured}) for task in TASKS for measured in (True, False)],
     "describe_deadlines": [((20.0, 20.0), {}), ((2.0, 200.0), {})],
     "state_gain_at_equal_attainment": [((points,), {}) for points in (1.5, None)],
     "state_ratio_at_equal_accuracy": [((ratio,), {}) for ratio in (1.5, None)],
@@ -87,7 +101,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_load": [((3.2, 0.5, 200.0), {})],
     "state_needed_subnets": [(({"small": 0.6, "large": 0.4}, 0.99), {})],
     "state_accelerator_energy": [((0.12, 1024, 20_000, "zcu104"), {})],
-    "state_prediction": [((0.98, 82.0), {})],
+    "state_prediction": [((task, 0.98, 82.0), {}) for task in TASKS],
     "state_slowdown": [((1.1, 2.0), {})],
     "describe_served_subnet": [(("small", 80.0, 0.42), {})],
     "explain_policy": [(("steady", "small"), {})],

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.training.calibration import compute_calibration_error, compute_confidence, fit_temperature
+from unfold_supernet.training.calibration import (
+    compute_calibration_error,
+    compute_confidence,
+    fit_temperature,
+    measure_calibration,
+)
 
 
 def draw_calibrated(seed: int, rows: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +45,56 @@ def test_calibration_reduces_the_error_on_fresh_rows(seed: int, scale: float) ->
     )
     assert after < before
     assert after < 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.4))
+def test_a_temperature_never_ruins_a_weak_member(seed: int, wrong: float) -> None:
+    """Confidences right for most rows and surely wrong for some stay as they are: flattening would make them worse."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, 600)
+    shown = np.where(rng.random(600) < wrong, rng.integers(0, 10, 600), labels)
+    logits = np.full((600, 10), 0.0, np.float32)
+    logits[np.arange(600), shown] = np.where(rng.random(600) < 0.5, 12.0, 2.0)
+    temperature = fit_temperature(logits[:300], labels[:300])
+    correct = logits[300:].argmax(1) == labels[300:]
+    before, after = (
+        compute_calibration_error(compute_confidence(logits[300:], divisor), correct) for divisor in (1.0, temperature)
+    )
+    assert after <= before + 3
+
+
+def test_chance_is_no_reason_for_a_temperature() -> None:
+    """Of calibrated logits, few validation rows rarely produce a temperature, and never a wild one."""
+    temperatures = []
+    for seed in range(200):
+        logits, labels = draw_calibrated(seed, 60, 4)
+        temperatures.append(fit_temperature(logits, labels))
+    assert np.mean(np.array(temperatures) != 1) < 0.15
+    assert min(temperatures) > 0.4
+    assert max(temperatures) < 3
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_labels_have_a_temperature_too(scale: float) -> None:
+    """Logits of independent labels that were multiplied by a factor get it as their temperature."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (3000, 3))
+    labels = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+    scaled = (logits * scale).astype(np.float32)
+    temperature = fit_temperature(scaled, labels)
+    assert temperature == pytest.approx(scale, rel=0.15)
+    errors = measure_calibration({"a": scaled / np.float32(temperature)}, {"a": temperature}, labels)
+    assert errors["a"].after < 3
+    assert errors["a"].after <= errors["a"].before + 0.1
+
+
+def test_whole_groups_judge_a_temperature() -> None:
+    """Rows that repeat within a few groups prove nothing, however many they are."""
+    logits, labels = draw_calibrated(1, 12, 4)
+    groups = np.repeat(np.arange(12), 200)
+    many, truth = np.repeat(logits, 200, axis=0), np.repeat(labels, 200)
+    assert fit_temperature(many, truth, groups) == 1.0
 
 
 def test_correct_rows_alone_prove_no_certainty() -> None:

@@ -21,8 +21,11 @@ from plugins.supernet.tests.torch_helpers import (  # noqa: E402
 from unfold_supernet.family import checkpoint  # noqa: E402
 from unfold_supernet.family.artifacts import (  # noqa: E402
     RECORD_FILE,
+    read_record,
 )
+from unfold_supernet.serving.binding import bind_models  # noqa: E402
 from unfold_supernet.training.family import unpack_state  # noqa: E402
+from unfold_supernet.verbs.build import build_service_problem  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import (  # noqa: E402
     Report,
@@ -62,6 +65,27 @@ def test_train_writes_its_artefacts(tmp_path: Path) -> None:
     planned = plan(spec, make_run(tmp_path))
     assert planned.decision is not None
     assert planned.decision["nets"] == ["0.5x1k3", "1x2k3"]
+
+
+def test_engines_return_the_same_and_keep_the_memory(tmp_path: Path) -> None:
+    """Views and ONNX Runtime agree; a limit below the copies leaves views, and one below both is an error."""
+    report = train(parse_spec(DIGITS_SPEC), make_run(tmp_path))
+    assert {"engine", "engine memory"} <= set(dict(report.lines))
+    record = read_record(RunDir(tmp_path))
+    assert record.has_engines
+    x = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
+    shares, engines = {}, {}
+    for options in ("engine: onnx", "engine: views", f"memory: {record.shared_bytes + 1} B"):
+        spec = parse_spec(DIGITS_SPEC + f"serving: {{slo: 500 ms, {options}}}\n")
+        bound = bind_models(build_service_problem(spec, make_run(tmp_path)))
+        assert bound.engines is not None
+        engines[options] = set(bound.engines.engines.values())
+        shares[options] = [model(x, np.zeros((20, 0), np.float32)) for model in bound.models]
+    np.testing.assert_allclose(shares["engine: onnx"], shares["engine: views"], atol=1e-5)
+    assert list(engines.values()) == [{"onnx"}, {"views"}, {"views"}]
+    spec = parse_spec(DIGITS_SPEC + "serving: {slo: 500 ms, memory: 1 kB}\n")
+    with pytest.raises(UnfoldError, match=r"need .* MB of memory"):
+        bind_models(build_service_problem(spec, make_run(tmp_path)))
 
 
 def test_mlp_distinguishes_columns(tmp_path: Path) -> None:
@@ -118,7 +142,7 @@ def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
     text = DIGITS_SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
     spec = parse_spec(text)
     report = train(spec, make_run(tmp_path / "run", base=tmp_path))
-    assert report.notes == ("No subnet recognises any test row of class 1.",)
+    assert report.notes[0] == "No subnet recognises any test row of class 1."
 
 
 def test_large_space_is_searched(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from unfold_supernet._types import Float32Array, IntArray
+from unfold_supernet._types import Float32Array, IntArray, Task
 from unfold_supernet.family.image_folder import load_images
 from unfold_supernet.family.shards import is_sharded, load_shards
 from unfold_supernet.family.space_builder import InputShape
+from unfold_supernet.family.targets import check_evaluable, check_learnable, list_strata
 from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,
@@ -64,19 +65,20 @@ class Dataset:
     Attributes:
         x: Inputs (n, channels, *size).
         extra: Numbers that join at the head (n, extra).
-        y: Classes (n).
-        names: Names of the classes.
+        y: Classes (n), labels of 0 and 1 (n, labels) or real values (n, values).
+        names: Names of the classes, labels or values.
         train: Rows to train on.
         test: Rows to test on.
         digest: SHA-256 of the source.
         about: Description for reports.
         holdout: Training rows held out to select subnets and to calibrate confidences.
         groups: Group of each row, if known.
+        task: What the targets are.
     """
 
     x: Float32Array
     extra: Float32Array
-    y: IntArray
+    y: Any
     names: tuple[str, ...]
     train: IntArray
     test: IntArray
@@ -84,6 +86,7 @@ class Dataset:
     about: str
     holdout: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     groups: IntArray | None = None
+    task: Task = "classes"
 
     @property
     def shape(self) -> InputShape:
@@ -210,7 +213,7 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         train, test = split_by_group(data.groups, options.test_fraction, seed)
         about = f"{about}, no {options.user.group} on both sides"
     else:
-        train, test = split_by_class(data.y, options.test_fraction, seed)
+        train, test = split_by_class(list_strata(data.y, options.user.task), options.test_fraction, seed)
     return Dataset(
         x=data.x,
         extra=data.extra,
@@ -221,6 +224,7 @@ def _split_user_data(options: DataOptions, data: UserData, seed: int, digest: st
         digest=digest,
         about=about,
         groups=data.groups,
+        task=options.user.task,
     )
 
 
@@ -229,4 +233,6 @@ def _check_split(data: Dataset, file: str) -> Dataset:
     if len(data.train) < 2 or not len(data.test):
         message = f"{len(data.train):,} rows to train and {len(data.test):,} to test"
         raise user_error(message, file=file, key="data.split", hint="add rows or groups, or change data.test")
+    check_learnable(data.y, data.train, data.names, data.task, file)
+    check_evaluable(data.y, data.test, data.task, file)
     return data

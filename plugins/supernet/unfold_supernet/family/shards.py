@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet.family.row_store import hash_files, open_store
+from unfold_supernet.family.targets import parse_targets
 from unfold_supernet.family.user_arrays import (
     UserData,
     UserDataOptions,
     arrange_axes,
     check_numbers,
     parse_groups,
-    parse_labels,
     parse_split,
     read_archive,
     require_arrays,
@@ -109,12 +109,14 @@ def load_shards(options: UserDataOptions, path: Path, form: str, scratch: Path |
             raise user_error("the shards hold no row", file=str(path), key="data.path")
         inputs = store.map_rows()
     joined = {name: np.concatenate(parts) for name, parts in collected.parts.items()}
-    y, names = parse_labels(joined["y"], str(path))
+    columns = options.targets if files[0].suffix == ".parquet" else ()
+    targets = parse_targets(joined["y"], options.task, columns, str(path))
+    y = targets.y
     return UserData(
         x=inputs,
         extra=joined.get("extra", np.zeros((len(y), 0), np.float32)),
         y=y,
-        names=names,
+        names=targets.names,
         groups=parse_groups(joined[options.group]) if options.group else None,
         is_train=parse_split(joined["split"], len(y), str(path)) if options.has_split else None,
     ), hash_files(files)
@@ -217,7 +219,7 @@ def _choose_batch_rows(metadata: Any) -> int:
 
 def _name_columns(columns: Sequence[str], options: UserDataOptions, path: Path) -> dict[str, str]:
     """Map the columns that are no inputs to the names of their arrays."""
-    named = {options.target: "y"} | ({options.group: options.group} if options.group else {})
+    named = dict.fromkeys(options.targets, "y") | ({options.group: options.group} if options.group else {})
     named |= {"split": "split"} if options.has_split else {}
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
@@ -233,7 +235,10 @@ def _name_columns(columns: Sequence[str], options: UserDataOptions, path: Path) 
 
 def _convert_batch(batch: Any, columns: Sequence[str], named: dict[str, str], start: int, path: Path) -> dict[str, Any]:
     features = [name for name in columns if name not in named]
-    arrays = {key: _convert_labels(batch.column(name), name, start, path) for name, key in named.items()}
+    targets = [name for name, key in named.items() if key == "y"]
+    arrays = {key: _convert_labels(batch.column(name), name, start, path) for name, key in named.items() if key != "y"}
+    columns_of_y = [_convert_labels(batch.column(name), name, start, path) for name in targets]
+    arrays["y"] = columns_of_y[0] if len(targets) == 1 else np.stack(columns_of_y, 1)
     converted = [_convert_feature(batch.column(name), name, start, path) for name in features]
     lists = [name for name, values in zip(features, converted, strict=True) if values.ndim > 1]
     if lists and len(features) > 1:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unfold_supernet._types import BoolArray, Float32Array, IntArray
+from unfold_supernet._types import BoolArray, Float32Array, IntArray, Task
+from unfold_supernet.family.targets import parse_targets
 from unfoldkit.api import UnfoldError, csv_rows, user_error
 from unfoldkit.safe_io.arrays import read_npz
 
@@ -27,16 +28,18 @@ class UserDataOptions:
     """Layout of a user's file.
 
     Attributes:
-        target: The label column of a CSV.
+        targets: The label column of a table; for several labels or values, one column each.
         channels: Position of the channel axis: ``first``, ``last``, ``none``, or ``None`` to infer it.
         group: Array or column with the group of each row; empty if there is none.
         has_split: Whether the file says which rows are for training.
+        task: What the targets are.
     """
 
-    target: str
+    targets: tuple[str, ...]
     channels: str | None
     group: str
     has_split: bool
+    task: Task = "classes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +49,15 @@ class UserData:
     Attributes:
         x: Inputs (n, channels, *size).
         extra: Numbers that join at the head (n, extra).
-        y: Classes (n).
-        names: Names of the classes.
+        y: Classes (n), labels (n, labels) or values (n, values).
+        names: Names of the classes, labels or values.
         groups: Group of each row, if known.
         is_train: Whether a row is for training, if the file says so.
     """
 
     x: Float32Array
     extra: Float32Array
-    y: IntArray
+    y: Any
     names: tuple[str, ...]
     groups: IntArray | None = None
     is_train: BoolArray | None = None
@@ -76,10 +79,11 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
     if path.name.endswith((".csv", ".csv.gz")):
         arrays = read_table(path, options)
     else:
-        arrays = read_archive(content, file, ("x", "y", "extra", "split", group))
+        arrays = read_archive(content, file, ("x", "y", "extra", "split", "names", group))
     required = ("x", "y", *([group] if group else []), *(["split"] if options.has_split else []))
     require_arrays(arrays, required, file)
-    y, names = parse_labels(arrays["y"], file)
+    targets = parse_targets(arrays["y"], options.task, arrays.get("names", ()), file)
+    y = targets.y
     x = arrange_axes(check_numbers(arrays["x"], "x", len(y), file), options.channels, form, file)
     extra = check_numbers(arrays.get("extra", np.zeros((len(y), 0))), "extra", len(y), file)
     groups = parse_groups(_check_rows(arrays[group], group, len(y), file)) if group else None
@@ -87,7 +91,7 @@ def load_user_data(options: UserDataOptions, path: Path, content: bytes, form: s
         x=x,
         extra=extra[:, None] if extra.ndim == 1 else extra,
         y=y,
-        names=names,
+        names=targets.names,
         groups=groups,
         is_train=parse_split(arrays["split"], len(y), file) if options.has_split else None,
     )
@@ -114,18 +118,24 @@ def read_archive(content: bytes, file: str, names: Sequence[str]) -> dict[str, A
 
 
 def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
-    """Read the columns of a CSV: label, group and split by name, all others as ``x``."""
-    named = {options.target: "y"} | ({options.group: options.group} if options.group else {})
+    """Read the columns of a CSV: targets, group and split by name, all others as ``x``."""
+    named = {options.group: options.group} if options.group else {}
     named |= {"split": "split"} if options.has_split else {}
-    rows = list(csv_rows(path, tuple(named), hint="data.target names the label column"))
+    rows = list(csv_rows(path, (*options.targets, *named), hint="data.target names the label column"))
     if not rows:
         raise user_error("the file contains no row", file=str(path), key="data.path")
-    unlabelled = next((row for row in rows if not row[options.target]), None)
-    if unlabelled is not None:
-        raise unlabelled.wrong("no label", options.target)
-    features = [name for name in rows[0].cells if name not in named]
+    for target in options.targets:
+        unlabelled = next((row for row in rows if not row[target]), None)
+        if unlabelled is not None:
+            raise unlabelled.wrong("no label", target)
+    features = [name for name in rows[0].cells if name not in (*named, *options.targets)]
     x = np.array([[row.number(name) for name in features] for row in rows], np.float32)
-    return {"x": x} | {key: np.array([row[name] for row in rows]) for name, key in named.items()}
+    if options.task == "classes":
+        targets = {"y": np.array([row[options.targets[0]] for row in rows])}
+    else:
+        y = np.array([[row.number(name) for name in options.targets] for row in rows])
+        targets = {"y": y, "names": np.array(options.targets)}
+    return {"x": x} | targets | {key: np.array([row[name] for row in rows]) for name, key in named.items()}
 
 
 def require_arrays(arrays: dict[str, Any], names: Sequence[str], file: str) -> None:
@@ -156,34 +166,6 @@ def check_numbers(values: Any, name: str, rows: int, file: str, start: int = 0) 
         message = f"{name}[{row}] holds a value that is not finite in single precision"
         raise user_error(message, file=file, hint="fill the gaps, or drop such rows")
     return numbers
-
-
-def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert labels to class indices and the names of the classes.
-
-    Raises:
-        UnfoldError: There is not one label a row, only one class, or nearly as many classes as rows.
-    """
-    flat = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if flat.ndim != 1:
-        message = f"y has shape {values.shape}, not one label a row"
-        raise user_error(message, file=file, hint="convert one-hot labels: y.argmax(1)")
-    if flat.dtype.kind == "S":
-        flat = np.char.decode(flat, "utf-8", "replace")
-    if np.issubdtype(flat.dtype, np.floating):
-        invalid = np.flatnonzero(~np.isfinite(flat) | (flat != np.round(flat)))
-        if invalid.size:
-            message = f"y[{invalid[0]}] is {flat[invalid[0]]}, which is not a class"
-            raise user_error(message, file=file, hint="use integers or text; drop rows without a label")
-        flat = flat.astype(np.int64)
-    classes, y = np.unique(flat, return_inverse=True)
-    message = f"y holds {len(classes)} classes in {len(flat)} rows"
-    if len(classes) < 2:
-        raise user_error(message, file=file, hint="at least two classes are needed")
-    if 2 * len(classes) > len(flat) > 4:
-        hint = "bin a measured quantity into ranges; do not use row names as labels"
-        raise user_error(f"{message}, fewer than two rows each", file=file, hint=hint)
-    return y.astype(np.int64), tuple(map(str, classes))
 
 
 def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) -> Float32Array:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import FloatArray
+from unfold_supernet.family.onnx_session import open_session, read_resident_bytes
 from unfold_supernet.members.files import CheckedFile, reject
-from unfold_supernet.members.runtime import open_session
 from unfold_supernet.scheduling.speed import BATCHES, time_rounds
 
 TIMEOUT_S = 300.0
@@ -124,15 +123,6 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
     del first
     load_s = float(np.median(time_rounds(lambda: open_session(path), LOADS)))
     return {**described, "load_s": load_s, "bytes": max(0, used), "seconds": seconds}
-
-
-def read_resident_bytes() -> int:
-    """Return the memory of this process that is resident; 0 where the system does not report it."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _draw_inputs(dtype: str, size: tuple[int, ...]) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array, ShareModel
+from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.scheduling.residency import Residency
 from unfoldkit.api import user_error
 
@@ -35,26 +36,6 @@ class MemberSource:
     output_name: str
     has_free_rows: bool
     is_probability: bool
-
-
-def open_session(model: Path | bytes) -> Any:
-    """Open an ONNX model on one thread.
-
-    Raises:
-        ValueError: ONNX Runtime cannot load it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # an error is raised, so nothing is lost by a silent log
-    options.log_severity_level = 4
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    # the runtime's own exceptions share no base
-    except Exception as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def compute_shares(session: Any, source: MemberSource, x: Float32Array) -> Float32Array:

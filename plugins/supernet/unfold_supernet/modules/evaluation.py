@@ -15,11 +15,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
+from unfold_supernet._types import Task
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic
+from unfold_supernet.modules.family import ElasticFamily, elastic, unwrap_parallel
+from unfold_supernet.modules.heads import (
+    bound_loss,
+    evaluate_constant,
+    evaluate_outputs,
+    finish_outputs,
+    make_training_targets,
+)
 from unfold_supernet.modules.int8 import PrecisionChoice, choose_precision
 from unfold_supernet.modules.onnx_export import export_onnx
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult, ModuleSource
@@ -27,14 +35,12 @@ from unfold_supernet.modules.served_models import open_member, write_members
 from unfold_supernet.modules.training import CheckpointStore, fit
 from unfold_supernet.scheduling.escalation import pack_predictions
 from unfold_supernet.scheduling.speed import ENOUGH_S, time_rounds
-from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.accuracy import Quality
 from unfold_supernet.training.calibration import fit_temperature, measure_calibration
-from unfold_supernet.training.evaluation import evaluate_subnets
 from unfold_supernet.training.latency import (
     Model,
     compute_all_logits,
     measure_latencies,
-    predict_classes,
     tabulate_predictions,
 )
 from unfold_supernet.training.problem import StandaloneComparison
@@ -44,19 +50,8 @@ from unfoldkit.safe_io.files import decoding, read_bytes
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
-
-
-class _Calibrated(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A member with logits divided by its temperature."""
-
-    def __init__(self, module: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.module, self.temperature = module, temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute calibrated logits (n, classes)."""
-        result: Tensor = self.module(x) / self.temperature
-        return result
+WRAPPED = "module."
+"""Prefix of the weights of a network that was saved inside of ``nn.DataParallel``."""
 
 
 def train_module(
@@ -87,7 +82,7 @@ def train_module(
         depths=problem.depths,
         resolutions=problem.resolutions,
     )
-    _check_outputs(family, len(data.names))
+    _check_outputs(family, len(data.names), data.task)
     progress("trace module", 1, 1)
     untrained = copy.deepcopy(family)
     _train_family(problem, family, directory, progress)
@@ -96,14 +91,13 @@ def train_module(
     contents = {}
     for index, (name, temperature) in enumerate(temperatures.items()):
         progress("export members", index, len(temperatures))
-        contents[name] = export_onnx(_Calibrated(family.extract(name), temperature).eval(), family.example)
+        contents[name] = export_onnx(finish_outputs(family.extract(name), data, temperature), family.example)
     progress("export members", len(temperatures), len(temperatures))
     contents, precisions = _choose_precisions(problem, contents, progress)
     write_members(directory, data.x.shape[1:], contents)
     members = {name: open_member(content) for name, content in contents.items()}
-    logits = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
-    tested = tabulate_predictions(logits, data.y[data.test])
-    qualities = evaluate_subnets(tested, len(data.names))
+    outputs = {name: compute_all_logits(member, data, data.test) for name, member in members.items()}
+    qualities = {name: evaluate_outputs(values, data, data.test) for name, values in outputs.items()}
     comparisons = _compare_standalone(problem, untrained, qualities, directory, progress) if problem.compares else {}
     macs = {member.name: member.macs for member in family.members()}
     largest = list(contents)[-1]
@@ -114,14 +108,18 @@ def train_module(
         macs=macs,
         parameters={member.name: member.parameters for member in family.members()},
         comparisons=comparisons,
-        calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
+        calibration=(
+            measure_calibration(outputs, temperatures, data.y[data.test])
+            if len(data.holdout) and data.task != "values"
+            else {}
+        ),
         verdict=judge_family(
             qualities,
             list(macs.values()),
             [comparison.gap for comparison in comparisons.values()],
-            data.y[data.train],
-            data.y[data.test],
+            evaluate_constant(data, qualities[largest]),
             problem.goal,
+            data.task,
         ),
         groups=len(family.groups),
         attentions=len(family.heads),
@@ -131,7 +129,8 @@ def train_module(
         precisions=precisions,
         load_s=float(np.median(time_rounds(partial(open_member, contents[largest]), 5, ENOUGH_S, min_rounds=2))),
     )
-    directory.write(PREDICTIONS_FILE, pack_predictions(tested))
+    if data.task == "classes":
+        directory.write(PREDICTIONS_FILE, pack_predictions(tabulate_predictions(outputs, data.y[data.test])))
     write_record(directory, result.summarise(data.names))
     return result
 
@@ -146,7 +145,7 @@ def _choose_precisions(
     for index, (name, content) in enumerate(contents.items()):
         progress("choose int8 or float32", index, len(contents))
         chosen[name], choices[name] = choose_precision(
-            content, data.x, data.y, data.holdout, problem.max_int8_loss, problem.seed
+            content, data.x, data.holdout, partial(bound_loss, data), problem.max_int8_loss, problem.seed
         )
     progress("choose int8 or float32", len(contents), len(contents))
     return chosen, choices
@@ -178,6 +177,7 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     if not isinstance(module, nn.Module):
         message = f"{name} returns a {type(module).__name__}, not a torch module"
         raise user_error(message, key="model.from", hint="name a function that returns the network")
+    module = unwrap_parallel(module)
     if source.weights is not None:
         _load_weights(module, source)
     return module
@@ -196,6 +196,9 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
             state = load(content)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
+    # what was saved of a wrapped network carries the wrapper's name
+    if state.keys() != module.state_dict().keys() and all(key.startswith(WRAPPED) for key in state):
+        state = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -205,12 +208,12 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         raise user_error(message, file=file, key="model.weights", hint="save model.state_dict()") from error
 
 
-def _check_outputs(family: ElasticFamily, classes: int) -> None:
+def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
     with torch.no_grad():
         outputs = family(family.members()[-1].name, family.example)
-    if outputs.shape != (len(family.example), classes):
-        message = f"the module returns {tuple(outputs.shape[1:])} values a row for {classes} classes"
-        raise user_error(message, key="model.arguments", hint=f"one logit a class, such as num_classes: {classes}")
+    if outputs.shape != (len(family.example), count):
+        message = f"the module returns {tuple(outputs.shape[1:])} values a row for {count} {task}"
+        raise user_error(message, key="model.arguments", hint=f"one output for each, such as num_classes: {count}")
 
 
 def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunDir, progress: Progress) -> None:
@@ -224,7 +227,7 @@ def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunD
     fit(
         family,
         torch.from_numpy(data.x),
-        torch.from_numpy(data.y),
+        torch.from_numpy(make_training_targets(data)),
         problem.fit,
         lambda epoch, epochs: progress("train family", epoch, epochs),
         _make_store(directory, CHECKPOINT_FILE, made_from),
@@ -255,34 +258,39 @@ def _bind(family: ElasticFamily, name: str) -> Model:
 
 def _fit_temperature(family: ElasticFamily, name: str, data: Dataset) -> float:
     """Fit a member's temperature on the held-out rows, which no weight depends on."""
-    if not len(data.holdout):
+    if not len(data.holdout) or data.task == "values":
         return 1.0
-    return fit_temperature(compute_all_logits(_bind(family, name), data, data.holdout), data.y[data.holdout])
+    groups = None if data.groups is None else data.groups[data.holdout]
+    return fit_temperature(compute_all_logits(_bind(family, name), data, data.holdout), data.y[data.holdout], groups)
 
 
 def _measure_eager(family: ElasticFamily, name: str, data: Dataset) -> float:
-    module = family.extract(name)
-    return measure_latencies(lambda x, _extra: module(x), data, (EAGER_BATCH,))[EAGER_BATCH]
+    return measure_latencies(_bind_module(family.extract(name)), data, (EAGER_BATCH,))[EAGER_BATCH]
+
+
+def _bind_module(module: nn.Module) -> Model:
+    """Bind a module as a model that ignores the numbers beside the inputs."""
+    return lambda x, _extra: module(x)
 
 
 def _compare_standalone(
     problem: ModuleProblem,
     untrained: ElasticFamily,
-    qualities: dict[str, SubnetQuality],
+    qualities: dict[str, Quality],
     directory: RunDir,
     progress: Progress,
 ) -> dict[str, StandaloneComparison]:
     """Train the smallest, middle and largest member alone, from the same start for as many steps."""
     data, members = problem.data, untrained.members()
     extremes = dict.fromkeys((members[0].name, members[(len(members) - 1) // 2].name, members[-1].name))
-    x, y, train = (torch.from_numpy(array) for array in (data.x, data.y, data.train))
+    x, y, train = (torch.from_numpy(array) for array in (data.x, make_training_targets(data), data.train))
     comparisons = {}
     for name in extremes:
         single = copy.deepcopy(untrained.keep(name))
         made_from = fingerprint(_compute_fingerprint(problem), name)
         store = _make_store(directory, f"alone/{name}.safetensors", made_from)
         fit(single, x, y, problem.fit, partial(progress, f"train {name} standalone"), store, train)
-        predictions = predict_classes(_bind(single, name), data, data.test)
-        alone = evaluate_predictions(predictions, data.y[data.test], len(data.names))
-        comparisons[name] = StandaloneComparison(qualities[name], alone)
+        finished = finish_outputs(single.extract(name), data, 1.0)
+        outputs = compute_all_logits(_bind_module(finished), data, data.test)
+        comparisons[name] = StandaloneComparison(qualities[name], evaluate_outputs(outputs, data, data.test))
     return comparisons

@@ -207,7 +207,7 @@ def elastic(
     sizes = _combine(widths, depths, resolutions)
     if not _is_finite(example):
         raise user_error("the example input is not finite", key="example")
-    whole = copy.deepcopy(module).eval()
+    whole = copy.deepcopy(unwrap_parallel(module)).eval()
     _check_module(whole, example)
     _check_gradients(whole, example)
     check_export(whole, example)
@@ -231,6 +231,13 @@ def elastic(
         inelastic=inelastic,
         example=example,
     )
+
+
+def unwrap_parallel(module: nn.Module) -> nn.Module:
+    """Return the network inside of wrappers that spread it over devices; they compute nothing themselves."""
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        module = module.module
+    return module
 
 
 def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
-from unfold_supernet.members.runtime import open_session
+from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.scheduling.speed import time_rounds
 from unfold_supernet.training.accuracy import CONFIDENCE
 
@@ -28,6 +28,8 @@ MIN_SPEEDUP = 1.05
 CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
 ROUNDS, ENOUGH_S = 30, 0.5
 CHUNK = 64
+BoundLoss = Callable[[Float32Array, Float32Array, IntArray], tuple[float, float]]
+"""From outputs of float32 and of int8 for some rows to the score that int8 loses, and its upper bound, in points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,8 @@ class PrecisionChoice:
         is_int8: Whether it is.
         speedup: Latency in float32 over that in int8, of the batch size where it is smallest; ``None`` if the member
             cannot be quantised.
-        loss_points: Accuracy lost on the rows that judge, in points.
-        loss_bound: Upper 95 % bound of the fraction of rows that only float32 classifies correctly, in points.
+        loss_points: Score lost on the rows that judge, in points.
+        loss_bound: Upper 95 % bound of the loss, in points.
         rows: Validation rows that judge.
     """
 
@@ -51,16 +53,16 @@ class PrecisionChoice:
 
 
 def choose_precision(
-    content: bytes, x: Float32Array, y: IntArray, rows: IntArray, max_loss: float, seed: int
+    content: bytes, x: Float32Array, rows: IntArray, bound_loss: BoundLoss, max_loss: float, seed: int
 ) -> tuple[bytes, PrecisionChoice]:
-    """Choose float32 or int8 for an ONNX model, by accuracy and latency.
+    """Choose float32 or int8 for an ONNX model, by its score and its latency.
 
     Args:
         content: The model in float32, with input ``x``.
         x: Inputs (n, *size), which may be mapped from a file: they are read in chunks.
-        y: Their classes (n).
         rows: The validation rows.
-        max_loss: Largest accuracy that int8 may lose, in points.
+        bound_loss: Compares the outputs in float32 and int8 with the targets of some rows.
+        max_loss: Largest accuracy, macro AUROC or R² that int8 may lose, in points.
         seed: Which rows calibrate and which judge.
 
     Returns:
@@ -74,21 +76,21 @@ def choose_precision(
     if quantised is None:
         return content, PrecisionChoice(is_int8=False)
     sessions = [open_session(content), open_session(quantised)]
-    exact, rounded = (_predict(session, x, judges) == y[judges] for session in sessions)
-    loss_bound = bound_loss(exact, rounded)
+    exact, rounded = (_compute_outputs(session, x, judges) for session in sessions)
+    loss_points, loss_bound = bound_loss(exact, rounded, judges)
     speedup = measure_speedup(sessions[0], sessions[1], x[judges[: max(BATCHES)]])
     is_int8 = loss_bound <= max_loss and speedup >= MIN_SPEEDUP
     choice = PrecisionChoice(
         is_int8=is_int8,
         speedup=speedup,
-        loss_points=float(exact.mean() - rounded.mean()) * 100,
+        loss_points=loss_points,
         loss_bound=loss_bound,
         rows=len(judges),
     )
     return (quantised if is_int8 else content), choice
 
 
-def bound_loss(exact: BoolArray, rounded: BoolArray) -> float:
+def bound_class_loss(exact: BoolArray, rounded: BoolArray) -> float:
     """Bound the accuracy that rounding loses, in points at 95 %.
 
     The loss is at most the fraction of rows that only the exact model classifies correctly; its bound is that of
@@ -161,10 +163,8 @@ def quantise(content: bytes, x: Float32Array) -> bytes | None:
             root.setLevel(level)
 
 
-def _predict(session: Any, x: Float32Array, rows: IntArray) -> IntArray:
-    outputs = [session.run(None, {"x": x[part]})[0] for part in _split(rows, CHUNK)]
-    classes: IntArray = np.concatenate(outputs).argmax(1)
-    return classes
+def _compute_outputs(session: Any, x: Float32Array, rows: IntArray) -> Float32Array:
+    return np.concatenate([session.run(None, {"x": x[part]})[0] for part in _split(rows, CHUNK)])
 
 
 def _split(values: Any, size: int) -> Sequence[Any]:

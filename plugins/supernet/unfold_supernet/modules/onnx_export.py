@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfold_supernet.members.runtime import open_session
+from unfold_supernet.family.onnx_session import open_session
 from unfoldkit.api import user_error
 
 OPSET = 18

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from unfold_supernet._types import Task
 from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.modules.int8 import PrecisionChoice
-from unfold_supernet.training.accuracy import SubnetQuality, select_front
+from unfold_supernet.training.accuracy import Quality, SubnetQuality, select_front
 from unfold_supernet.training.calibration import CalibrationError
+from unfold_supernet.training.head_quality import HeadQuality
 from unfold_supernet.training.problem import StandaloneComparison, record_members
 from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
 EAGER_BATCH = 32
 """Rows of the batch in which ONNX Runtime is compared with torch."""
-Task = Literal["classes", "labels", "values", "embeddings"]
-"""One class a row, several labels a row (0 or 1 each), real values, or embeddings that are close within a class."""
+FitTask = Task | Literal["embeddings"]
+"""What a family learns; embeddings are close within a class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class FitOptions:
         seed: Of the batches and the random members.
     """
 
-    task: Task = "classes"
+    task: FitTask = "classes"
     epochs: int = 10
     batch: int = 64
     rate: float = 1e-3
@@ -125,7 +127,7 @@ class ModuleResult:
         macs: Multiply-accumulates for one input.
         parameters: Number of parameters.
         comparisons: Comparison with networks of the same shape, trained alone for as many steps.
-        calibration: Calibration error.
+        calibration: Calibration error; empty for real values and without validation rows.
         verdict: What the test rows say of the family.
         groups: Number of elastic groups of channels.
         attentions: Number of attention layers that lose heads.
@@ -136,7 +138,7 @@ class ModuleResult:
         precisions: Choice of int8 or float32; empty without ``max_int8_loss``.
     """
 
-    qualities: dict[str, SubnetQuality]
+    qualities: dict[str, Quality]
     seconds_by_batch: dict[str, dict[int, float]]
     eager_seconds: dict[str, float]
     macs: dict[str, float]
@@ -158,7 +160,19 @@ class ModuleResult:
         names = list(self.qualities)
         return tuple(names[index] for index in select_front(list(self.macs.values()), list(self.qualities.values())))
 
-    def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
-        """Summarise the measurements that serving needs."""
+    @property
+    def classifiers(self) -> dict[str, SubnetQuality]:
+        """Qualities of members that predict one class a row; empty for other tasks."""
+        return {name: quality for name, quality in self.qualities.items() if isinstance(quality, SubnetQuality)}
+
+    @property
+    def heads(self) -> dict[str, HeadQuality]:
+        """Qualities of members that predict labels or real values; empty for classifiers."""
+        return {name: quality for name, quality in self.qualities.items() if isinstance(quality, HeadQuality)}
+
+    def summarise(self, names: tuple[str, ...]) -> SupernetRecord:
+        """Summarise the measurements that serving needs; ``names`` are those of classes, labels or values."""
         subnets = record_members(self.qualities, list(self.macs.values()), self.seconds_by_batch)
-        return SupernetRecord(subnets, self.front, classes, self.load_s)
+        return SupernetRecord(
+            subnets=subnets, front=self.front, classes=names, reload_s=self.load_s, task=self.verdict.task
+        )

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfold_supernet._types import Float32Array, ShareModel
-from unfold_supernet.members.runtime import open_session
+from unfold_supernet._types import Float32Array, ShareModel, Task
+from unfold_supernet.family.onnx_session import open_session
 from unfold_supernet.networks.supernet import EscalationPair, Supernet
+from unfold_supernet.scheduling.engines import EnginePlan
 from unfold_supernet.scheduling.escalation import get_small_subnet
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.training.latency import Model
@@ -24,29 +25,35 @@ MEMBERS_FILE = "family/members.json"
 
 @dataclass(frozen=True, slots=True)
 class OnnxMember:
-    """A member in ONNX Runtime; safe to call from many threads at once."""
+    """A member in ONNX Runtime; safe to call from many threads at once.
+
+    Attributes:
+        session: The session.
+        has_extra: Whether the model takes extra numbers beside ``x``.
+    """
 
     session: Any
+    has_extra: bool = False
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
-        """Compute logits (n, classes) for inputs (n, *size); ``extra`` is empty."""
-        del extra
-        return torch.from_numpy(self.session.run(None, {"x": x.numpy()})[0])
+        """Compute outputs (n, outputs) for inputs (n, *size) and extra numbers (n, extra)."""
+        inputs = {"x": x.numpy()} | ({"extra": extra.numpy()} if self.has_extra else {})
+        return torch.from_numpy(self.session.run(None, inputs)[0])
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxFamily:
-    """The members of a module's run.
+class BoundFamily:
+    """The members of a run, each in its engine.
 
     Attributes:
         size: Shape of an input without rows.
-        bound: The members by name.
+        bound: The members by name: ONNX sessions, or views of shared weights.
     """
 
     size: tuple[int, ...]
-    bound: Mapping[str, OnnxMember]
+    bound: Mapping[str, Model]
 
-    def select(self, name: str, fallback: str | None, threshold: float | None) -> OnnxMember | EscalationPair:
+    def select(self, name: str, fallback: str | None, threshold: float | None) -> Model:
         """Select a member, or with ``fallback`` the escalation pair of both."""
         small = self.bound[name]
         return small if fallback is None else EscalationPair(small, self.bound[fallback], threshold or 0.0)
@@ -58,7 +65,8 @@ def open_member(content: bytes) -> OnnxMember:
     Raises:
         ValueError: ONNX Runtime cannot load it.
     """
-    return OnnxMember(open_session(content))
+    session = open_session(content)
+    return OnnxMember(session, any(item.name == "extra" for item in session.get_inputs()))
 
 
 def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[str, bytes]) -> None:
@@ -69,7 +77,7 @@ def write_members(directory: RunDir, size: tuple[int, ...], contents: Mapping[st
     directory.write(MEMBERS_FILE, (json.dumps(document) + "\n").encode())
 
 
-def read_members(directory: RunDir) -> OnnxFamily:
+def read_members(directory: RunDir) -> BoundFamily:
     """Open the members of a run.
 
     Raises:
@@ -78,13 +86,30 @@ def read_members(directory: RunDir) -> OnnxFamily:
     with directory.decoding(MEMBERS_FILE, "a list of members") as content:
         document = parse_object(content)
         size, names = tuple(int(edge) for edge in document["size"]), [str(name) for name in document["members"]]
-    bound = {}
-    for name in names:
-        file = locate_member(name)
-        content = directory.read(file)
-        with decoding(str(directory.path / file), "an ONNX model"):
-            bound[name] = open_member(content)
-    return OnnxFamily(size, bound)
+    return BoundFamily(size, {name: read_member(directory, name) for name in names})
+
+
+def bind_engines(supernet: Supernet, directory: RunDir, plan: EnginePlan) -> BoundFamily:
+    """Bind each subnet of a space in the engine that a plan chose: a session of its ONNX model, or its views.
+
+    Raises:
+        UnfoldError: An ONNX model is missing, was modified or is damaged.
+    """
+    sessions = {name: read_member(directory, name) for name in plan.list_subnets("onnx")}
+    space = supernet.space
+    return BoundFamily((space.channels, *space.size), {**supernet.bound, **sessions})
+
+
+def read_member(directory: RunDir, name: str) -> OnnxMember:
+    """Open the ONNX model of a member.
+
+    Raises:
+        UnfoldError: The file is missing, was modified or is damaged.
+    """
+    file = locate_member(name)
+    content = directory.read(file)
+    with decoding(str(directory.path / file), "an ONNX model"):
+        return open_member(content)
 
 
 def locate_member(name: str) -> str:
@@ -94,19 +119,33 @@ def locate_member(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TorchShares:
-    """A subnet, a member or a pair of them; safe to call from many threads at once."""
+    """A subnet, a member or a pair of them; safe to call from many threads at once.
+
+    Attributes:
+        model: Computes the outputs.
+        task: What they are.
+    """
 
     model: Model
+    task: Task = "classes"
 
     def __call__(self, x: Float32Array, extra: Float32Array) -> Float32Array:
-        """Compute probabilities (n, classes) for inputs (n, *size) and extra numbers (n, extra)."""
+        """Compute probabilities or values (n, outputs) for inputs (n, *size) and extra numbers (n, extra)."""
         with torch.inference_mode():
-            shares: Float32Array = torch.softmax(self.model(torch.from_numpy(x), torch.from_numpy(extra)), 1).numpy()
+            outputs = self.model(torch.from_numpy(x), torch.from_numpy(extra))
+            if self.task == "classes":
+                outputs = torch.softmax(outputs, 1)
+            elif self.task == "labels":
+                outputs = torch.sigmoid(outputs)
+        shares: Float32Array = outputs.numpy()
         return shares
 
 
 def bind_shares(
-    family: Supernet | OnnxFamily, profiles: Sequence[SubnetProfile], threshold: float | None
+    family: Supernet | BoundFamily,
+    profiles: Sequence[SubnetProfile],
+    threshold: float | None,
+    task: Task = "classes",
 ) -> tuple[TorchShares, ...]:
     """Bind subnets and escalation pairs as models, on one thread of torch.
 
@@ -114,10 +153,11 @@ def bind_shares(
         family: The subnets of a run.
         profiles: Which to bind; a pair names its fallback.
         threshold: Confidence below which a pair escalates.
+        task: What the outputs are.
     """
     torch.set_num_threads(1)
     return tuple(
-        TorchShares(family.select(get_small_subnet(profile), profile.fallback, threshold)) for profile in profiles
+        TorchShares(family.select(get_small_subnet(profile), profile.fallback, threshold), task) for profile in profiles
     )
 
 

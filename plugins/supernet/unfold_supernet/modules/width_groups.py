@@ -20,6 +20,7 @@ Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
 TRIAL_WIDTH = 0.5
+UNTRACED = "its channels are split or reshaped in a way that is not followed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,18 @@ def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGr
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
-    for group in graph.get_all_groups(root_module_types=list(ROOTS)):
+    untraced = list[nn.Module]()
+    for group in _iterate_groups(graph, untraced):
         root = names[group[0].dep.target.module]
         reason, order = _find_obstacle(group, names, module, tied), tuple[int, ...]()
         if not reason:
             order = _rank_channels(importance, group)
-            reason = "" if order else "its channels are split or reshaped in a way that is not followed"
+            reason = "" if order else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
             candidates.append(WidthGroup(root, order))
+    inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if len(group.order) in outputs.shape[1:]]
     ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
@@ -125,6 +128,29 @@ def build_graph(module: nn.Module, example: Tensor) -> Any:
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
         return graph.build_dependency(module, example_inputs=example)
+
+
+def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
+    """Yield the groups of channels of every layer that produces some, once each.
+
+    Unlike torch-pruning's own loop, it goes on after a layer whose channels it cannot follow; ``untraced`` receives it.
+    """
+    visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
+    for layer in list(graph.module2node):
+        if not isinstance(layer, ROOTS) or layer in visited:
+            continue
+        pruner = graph.get_pruner_of_module(layer)
+        channels = None if pruner is None else pruner.get_out_channels(layer)
+        if channels is None:
+            continue
+        try:
+            group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
+        # indices that it maps through transposes and reshapes may lie beyond a layer
+        except (IndexError, RuntimeError, ValueError):
+            untraced.append(layer)
+            continue
+        visited |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        yield group
 
 
 def narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], width: float) -> nn.Module:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_supernet._types import FloatArray
+from unfold_supernet._types import FloatArray, Task
 from unfold_supernet.accelerator.hardware import Accelerator
 from unfold_supernet.accelerator.layers import Family
 from unfold_supernet.family.artifacts import SupernetRecord
 from unfold_supernet.replay import load
 from unfold_supernet.replay.baselines import NamedPolicy, PolicyResult, list_policies
+from unfold_supernet.scheduling.engines import EngineCosts, EnginePlan, Request, plan_engines
 from unfold_supernet.scheduling.escalation import SubnetPredictions, build_pairs
 from unfold_supernet.scheduling.policies import SubnetProfile, scale_latencies
 from unfold_supernet.scheduling.requests import RequestTargets
@@ -30,6 +31,8 @@ class ServingOptions:
         min_attainment: Required fraction of requests in time.
         escalate_below: Confidence below which the most accurate subnet recomputes a result; ``None`` disables it.
         guard: Minimum sensitivity by class.
+        engine: Which engine runs the subnets of a space; ``auto`` decides by measurement.
+        memory_bytes: Memory for all members or subnets together; ``None`` for as much as they need.
     """
 
     slo_s: float
@@ -39,6 +42,24 @@ class ServingOptions:
     min_attainment: float
     escalate_below: float | None
     guard: Mapping[str, float]
+    engine: Request = "auto"
+    memory_bytes: int | None = None
+
+    def plan_engines(self, costs: Mapping[str, EngineCosts], shared_bytes: int) -> EnginePlan:
+        """Plan the engines of a run's subnets within the memory of the spec.
+
+        Args:
+            costs: What was measured of each subnet.
+            shared_bytes: Memory of the shared weights.
+
+        Raises:
+            UnfoldError: The memory does not hold what the spec demands.
+        """
+        try:
+            return plan_engines(costs, shared_bytes, self.engine, self.memory_bytes)
+        except ValueError as error:
+            hint = "raise memory, or remove serving.engine"
+            raise user_error(str(error), key="serving.memory", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +88,8 @@ class ReplayProblem:
         accelerator: Set if requests are served by the simulated accelerator.
         costs: Memory and load time of each member, if the profiles are a list of members.
         memory_bytes: Memory for all of them together; ``None`` for as much as they need.
+        engines: The engine of each subnet, where there is a choice.
+        task: What the subnets predict; their accuracy is the score of this task.
     """
 
     name: str
@@ -80,6 +103,8 @@ class ReplayProblem:
     accelerator: AcceleratorTarget | None = None
     costs: tuple[MemberCost, ...] = ()
     memory_bytes: int | None = None
+    engines: EnginePlan | None = None
+    task: Task = "classes"
 
     @property
     def is_memory_short(self) -> bool:

@@ -8,6 +8,7 @@ from unfold_supernet.modules.int8 import PrecisionChoice
 from unfold_supernet.modules.problem import EAGER_BATCH, ModuleProblem, ModuleResult
 from unfold_supernet.report import sentences
 from unfold_supernet.report.front import draw_front
+from unfold_supernet.report.heads import note_undefined_outputs, tabulate_heads
 from unfold_supernet.report.tables import scale_column, tabulate_calibration, tabulate_classes, tabulate_gaps
 from unfold_supernet.report.training import (
     MICRO,
@@ -26,18 +27,20 @@ MAX_REASONS = 4
 def build_module_report(problem: ModuleProblem, result: ModuleResult, directory: RunDir) -> Report:
     """Build the report of a training of a user's module; ``directory`` is the run that it names for the next verb."""
     gaps = [comparison.gap for comparison in result.comparisons.values()]
-    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    scores, names = [quality.score for quality in result.qualities.values()], problem.data.names
     headline = state_misses(result.verdict) or sentences.state_training(
-        len(accuracies),
-        min(accuracies),
-        max(accuracies),
+        result.verdict.task,
+        len(scores),
+        min(scores),
+        max(scores),
         len(result.front),
         describe_gap(gaps) if gaps else "",
     )
     tables = [_tabulate_members(result)]
     tables += [tabulate_gaps(result.comparisons)] if gaps else []
-    tables.append(tabulate_classes(problem.data.names, result.qualities))
-    tables += [tabulate_calibration(result.calibration)] if len(problem.data.holdout) else []
+    tables += [tabulate_classes(names, result.classifiers)] if result.classifiers else []
+    tables += tabulate_heads(result.verdict.task, names, result.heads)
+    tables += [tabulate_calibration(result.calibration)] if result.calibration else []
     data = problem.data
     return Report(
         kind="supernet",
@@ -46,16 +49,24 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
         headline=headline,
         subtitle=(
-            f"{len(accuracies)} members",
+            f"{len(scores)} members",
             data.about,
             f"{len(data.train):,} to train",
             f"{len(data.test):,} to test",
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
-        figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
+        figures=(
+            draw_front(
+                result.qualities, result.seconds_by_batch, result.front, result.comparisons, result.verdict.task
+            ),
+        ),
         lines=_write_lines(problem, result),
-        notes=(*note_missed_classes(problem.data.names, result.qualities), *_write_notes(problem)),
+        notes=(
+            *note_missed_classes(names, result.classifiers),
+            *note_undefined_outputs(names, result.heads),
+            *_write_notes(problem),
+        ),
         next=f"unfold serve {directory.word}" if result.verdict.is_met else "unfold train SPEC --allow-code",
         provenance={"inputs": {data.about: data.digest}},
     )
@@ -78,11 +89,12 @@ def _collect_metrics(result: ModuleResult) -> dict[str, Metric]:
 
 def _tabulate_members(result: ModuleResult) -> Table:
     macs_column, macs = scale_column("operations", "kMAC", list(result.macs.values()), 0)
+    measures = _collect_measures(result)
     columns = (
         Column("member"),
-        Column("accuracy", "%", 2),
+        Column(sentences.name_score(result.verdict.task), "%", 2),
         Column("±", "points", 2),
-        Column("macro F1", "%", 1),
+        *(Column(name, "%", 1) for name in next(iter(measures.values()))),
         macs_column,
         Column("weights", "kB", 1),
         Column("batch 1", "µs", 0, timed=True),
@@ -98,9 +110,9 @@ def _tabulate_members(result: ModuleResult) -> Table:
         rows.append(
             (
                 label,
-                quality.accuracy,
+                quality.score,
                 quality.half_width,
-                quality.macro_f1,
+                *measures[name].values(),
                 work,
                 weights,
                 *(time * MICRO for time in times),
@@ -109,13 +121,19 @@ def _tabulate_members(result: ModuleResult) -> Table:
     return Table("members", columns, tuple(rows))
 
 
+def _collect_measures(result: ModuleResult) -> dict[str, dict[str, float]]:
+    """Collect the measures beside the score of each member, by name."""
+    measures = {name: {"macro F1": quality.macro_f1} for name, quality in result.classifiers.items()}
+    return measures | {name: quality.measures for name, quality in result.heads.items()}
+
+
 def _write_lines(problem: ModuleProblem, result: ModuleResult) -> tuple[tuple[str, str], ...]:
     source = f"{problem.source.module}:{problem.source.function}"
     lines = [
         ("module", sentences.describe_module(source, result.groups, result.attentions, result.skippable)),
-        ("front", sentences.describe_front(result.front)),
+        ("front", sentences.describe_front(result.verdict.task, result.front)),
         *describe_verdict(result.verdict),
-        ("files", sentences.list_member_files()),
+        ("files", sentences.list_member_files(result.verdict.task)),
     ]
     if problem.max_int8_loss is not None:
         lines.append(("precision", _describe_precisions(result.precisions, problem.max_int8_loss)))

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from unfold_supernet._types import Task
 from unfold_supernet.replay.baselines import FIXED_PREFIXES, FixedComparison, PolicyResult, compare_with_fixed
 from unfold_supernet.replay.load import WINDOW_SLOS
 from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem
 from unfold_supernet.replay.simulated import SimulatedReplay
 from unfold_supernet.report import sentences
+from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement
 from unfold_supernet.training.accuracy import compute_percentiles
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
@@ -90,7 +92,7 @@ def _tabulate_residency(replayed: SimulatedReplay) -> Table:
 
 def build_measured_report(replayed: MeasuredReplay) -> Report:
     """Build the report of a trace in real time, with the prediction and the slowdown of batches."""
-    predicted = replayed.predicted
+    predicted, task = replayed.predicted, replayed.problem.task
     report = _build_report(replayed.problem, "serve", replayed.results)
     median, p99 = compute_percentiles(np.array(replayed.slowdowns or [1.0]))
     metrics = {
@@ -101,7 +103,7 @@ def build_measured_report(replayed: MeasuredReplay) -> Report:
     }
     lines = (
         *report.lines,
-        ("predicted", sentences.state_prediction(predicted.outcome.attainment, predicted.accuracy)),
+        ("predicted", sentences.state_prediction(task, predicted.outcome.attainment, predicted.accuracy)),
         ("slowdown", sentences.state_slowdown(median, p99)),
     )
     return replace(report, metrics={**report.metrics, **metrics}, lines=lines)
@@ -120,11 +122,12 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         verb=verb,
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
-        headline=sentences.state_replay(outcome.attainment, spec_result.accuracy, measured=measured),
+        headline=sentences.state_replay(problem.task, outcome.attainment, spec_result.accuracy, measured=measured),
         subtitle=(f"{count:,} requests", f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
         metrics=_collect_metrics(problem, results, comparison, timed=measured),
-        tables=(_tabulate_policies(results, timed=measured),),
+        tables=(_tabulate_policies(problem.task, results, timed=measured),),
         lines=_write_lines(problem, spec_result, comparison),
+        notes=note_busy_measurement(problem.engines),
         next="" if measured else "unfold serve SPEC --replay TRACE",
     )
 
@@ -152,14 +155,14 @@ def _collect_metrics(
     return metrics
 
 
-def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table:
+def _tabulate_policies(task: Task, results: Sequence[PolicyResult], *, timed: bool) -> Table:
     has_targets = results[0].outcome.accurate_enough is not None
     has_loads = any(result.loads is not None for result in results)
     columns = (
         Column("policy"),
         Column("in time", "%", 2, timed=timed),
         *((Column("in time and accurate enough", "%", 2, timed=timed),) if has_targets else ()),
-        Column("mean accuracy", "%", 2, timed=timed),
+        Column(f"mean {sentences.name_score(task)}", "%", 2, timed=timed),
         *(() if has_targets else (Column("dropped", "%", 2, timed=timed),)),
         Column("mean batch", "", 1, timed=timed),
         Column("model switches", timed=timed),
@@ -201,4 +204,6 @@ def _write_lines(
     if options.load is not None:
         text = sentences.state_load(problem.rate_factor, options.load, WINDOW_SLOS * options.slo_s * 1e3)
         lines.append(("load", text))
+    if problem.engines is not None:
+        lines += describe_engine_plan(problem.engines)
     return tuple(lines)

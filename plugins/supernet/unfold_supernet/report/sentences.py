@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from unfold_supernet._types import Task
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel
+from unfold_supernet.scheduling.engines import Engine
 from unfold_supernet.study.strategies import Strategy
 from unfoldkit.api import format_bytes
+
+MAX_LISTED = 3
+"""Subnets that a sentence names."""
 
 
 def format_percent(fraction: float) -> str:
@@ -159,27 +164,47 @@ def propose_deadline(deadline_ms: float, accuracy: float) -> str:
 # Training.
 
 
-def state_training(count: int, low: float, high: float, front: int, gap: str) -> str:
+def name_score(task: Task) -> str:
+    """Name the score by which members of a task are compared."""
+    names: dict[Task, str] = {"classes": "accuracy", "labels": "macro AUROC", "values": "R²"}
+    return names[task]
+
+
+def name_constant(task: Task) -> str:
+    """Name the constant that every member of a task must beat."""
+    names: dict[Task, str] = {
+        "classes": "always predicting the commonest class",
+        "labels": "a constant probability for every label",
+        "values": "always predicting the mean of the training rows",
+    }
+    return names[task]
+
+
+def state_training(task: Task, count: int, low: float, high: float, front: int, gap: str) -> str:
     """State the result of a training; ``gap`` is empty without standalone models."""
     compared = f", {gap}" if gap else ""
-    return f"{count} subnets in one set of weights, {low:.1f} to {high:.1f} % accurate, {front} on the front{compared}"
+    score = f"{high:.1f} % accurate" if task == "classes" else f"{high:.1f} % {name_score(task)}"
+    return f"{count} subnets in one set of weights, {low:.1f} to {score}, {front} on the front{compared}"
 
 
-def state_useless_subnets(names: Sequence[str], majority: float) -> str:
-    """State which subnets do not beat the classifier that always predicts the commonest class."""
+def state_useless_subnets(task: Task, names: Sequence[str], constant: float) -> str:
+    """State which subnets do not beat the constant of their task."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     verb = "does" if len(names) == 1 else "do"
-    return f"{listed} {verb} not significantly beat always predicting the commonest class ({majority:.1f} %)"
+    return f"{listed} {verb} not significantly beat {name_constant(task)} ({constant:.1f} %)"
 
 
-def state_no_growth() -> str:
+def state_no_growth(task: Task) -> str:
     """State that larger subnets are not significantly better than the smallest."""
-    return "no larger subnet is significantly more accurate than the smallest"
+    if task == "classes":
+        return "no larger subnet is significantly more accurate than the smallest"
+    return f"no larger subnet has a significantly higher {name_score(task)} than the smallest"
 
 
-def state_missed_accuracy(bound: float, goal: float) -> str:
-    """State by how much the family misses its accuracy goal."""
-    return f"at least {bound:.1f} % accurate (95 %), {goal:g} % required"
+def state_missed_score(task: Task, bound: float, goal: float) -> str:
+    """State by how much the family misses the goal of its score."""
+    score = "accurate" if task == "classes" else name_score(task)
+    return f"at least {bound:.1f} % {score} (95 %), {goal:g} % required"
 
 
 def state_missed_sharing(bound: float, goal: float) -> str:
@@ -191,16 +216,18 @@ def advise_training(reason: str) -> str:
     """Advise which change most likely turns a no into a yes."""
     advice = {
         "useless": "raise training.epochs, lower training.rate, remove the smallest members, or use more test rows",
-        "growth": "serve the smallest subnet alone, widen space.stages, or use more test rows (data.test)",
-        "accuracy": "raise training.epochs, widen space.stages, or lower goal.accuracy",
+        "growth": "serve the smallest subnet alone, widen the network, or use more test rows (data.test)",
+        "score": "raise training.epochs, widen the network, or lower the goal",
         "sharing": "raise training.epochs, remove the smallest members, or use more test rows (data.test)",
     }
     return advice[reason]
 
 
-def state_majority(majority: float) -> str:
-    """State the accuracy of the classifier that every subnet must beat."""
-    return f"always predicting the commonest class is {majority:.1f} % accurate"
+def state_constant(task: Task, constant: float) -> str:
+    """State the score of the constant that every subnet must beat."""
+    if task == "classes":
+        return f"{name_constant(task)} is {constant:.1f} % accurate"
+    return f"{name_constant(task)} has a {name_score(task)} of {constant:.1f} %"
 
 
 def state_view_cost(ratio: float) -> str:
@@ -230,14 +257,16 @@ def rate_gap(*, is_significant: bool, points: float) -> str:
     return "worse" if points > 0 else "better"
 
 
-def describe_front(names: Sequence[str]) -> str:
-    """Describe the accuracy front."""
-    return f"{' < '.join(names)}: each significantly more accurate than the previous one (95 %, paired)"
+def describe_front(task: Task, names: Sequence[str]) -> str:
+    """Describe the front of a family."""
+    better = "more accurate than" if task == "classes" else f"above the {name_score(task)} of"
+    return f"{' < '.join(names)}: each significantly {better} the previous one (95 %, paired)"
 
 
-def title_front(*, shown: int, total: int) -> str:
+def title_front(task: Task, *, shown: int, total: int) -> str:
     """Title the picture of the front."""
-    title = "Accuracy by latency, 95 % intervals"
+    score = name_score(task)
+    title = f"{score[0].upper()}{score[1:]} by latency, 95 % intervals"
     return title if shown == total else f"{title}: the front and the compared members, {shown} of {total}"
 
 
@@ -312,9 +341,65 @@ def describe_precision_choice(
     return f"all members stay in float32: int8 is {speedup:.2f}x as fast on this machine"
 
 
-def list_member_files() -> str:
-    """List the files that the training of a module leaves."""
-    return "family/module.safetensors holds the weights; subnets/ holds calibrated ONNX models"
+def describe_engines(copied: Sequence[str], views: Sequence[str], speedups: Mapping[str, float]) -> str:
+    """Describe which engine runs which subnets; the figures are the smallest speedup of ONNX Runtime where it runs."""
+    parts = []
+    if copied:
+        speedup = min(speedups[name] for name in copied)
+        parts.append(f"ONNX Runtime: {_shorten_list(copied)} (from {speedup:.2f}x as fast as views)")
+    if views:
+        speedup = max(speedups[name] for name in views)
+        parts.append(f"views: {_shorten_list(views)} (ONNX Runtime up to {speedup:.2f}x as fast)")
+    return "; ".join(parts)
+
+
+def state_demanded_engine(engine: Engine, needed_bytes: int) -> str:
+    """State the engine that the spec demands, and its memory."""
+    name = "ONNX Runtime" if engine == "onnx" else "torch on views"
+    return f"{name} runs all subnets, as the spec demands, in {needed_bytes / 1e6:,.1f} MB"
+
+
+def state_engine_memory(needed_bytes: int, too_large: Sequence[str]) -> str:
+    """State the memory of the chosen engines, and which copies it does not hold."""
+    text = f"{needed_bytes / 1e6:,.1f} MB for weights and sessions"
+    return f"{text}; the memory holds no copy of {_shorten_list(too_large)}" if too_large else text
+
+
+def note_busy_machine() -> str:
+    """Note that latencies were measured beside other programs."""
+    return "Other programs delayed the measurement of latencies. unfold serve measures them again at its start."
+
+
+def _shorten_list(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+
+
+def list_member_files(task: Task) -> str:
+    """List the files that the training of a module leaves, and what the ONNX models return."""
+    outputs: dict[Task, str] = {
+        "classes": "calibrated ONNX models",
+        "labels": "ONNX models that return calibrated logits",
+        "values": "ONNX models that return values in the unit of the targets",
+    }
+    return f"family/module.safetensors holds the weights; subnets/ holds {outputs[task]}"
+
+
+def note_undefined_outputs(names: Sequence[str], max_listed: int) -> str:
+    """Note the labels or values that take one value only in the test rows, and so have no score."""
+    remaining = len(names) - max_listed
+    listed = ", ".join(names[:max_listed]) + (f" and {remaining} more" if remaining > 0 else "")
+    return f"Without a score, because constant in the test rows: {listed}."
+
+
+def title_outputs(task: Task, shown: int, total: int) -> str:
+    """Title the table of scores by label or value; of many, it shows the worst."""
+    title = "AUROC by label" if task == "labels" else "R² by value"
+    return title if total <= shown else f"{title}, the {shown} of {total} that the largest member predicts worst"
+
+
+def title_errors(shown: int, total: int) -> str:
+    """Title the table of errors of real values."""
+    return "errors by value" if total <= shown else f"errors by value, {shown} of {total}"
 
 
 def note_unused_numbers(count: int) -> str:
@@ -339,10 +424,10 @@ def title_classes(shown: int, total: int) -> str:
 # Replays.
 
 
-def state_replay(attainment: float, accuracy: float, *, measured: bool) -> str:
+def state_replay(task: Task, attainment: float, score: float, *, measured: bool) -> str:
     """State the result of a replay."""
     method = "measured" if measured else "simulated"
-    return f"{format_percent(attainment)} of the requests in time at {accuracy:.2f} % accuracy, {method}"
+    return f"{format_percent(attainment)} of the requests in time at {score:.2f} % {name_score(task)}, {method}"
 
 
 def describe_deadlines(low_ms: float, high_ms: float) -> str:
@@ -387,9 +472,10 @@ def state_accelerator_energy(millijoules: float, cached_bytes: int, largest_byte
     return f"{millijoules:.3g} mJ a request; {machine} caches {cached_bytes:,} of {largest_bytes:,} bytes"
 
 
-def state_prediction(attainment: float, accuracy: float) -> str:
+def state_prediction(task: Task, attainment: float, score: float) -> str:
     """State what the simulation predicted for a measured replay."""
-    return f"{format_percent(attainment)} in time at {accuracy:.2f} % accuracy, from latencies measured in training"
+    figures = f"{format_percent(attainment)} in time at {score:.2f} % {name_score(task)}"
+    return f"{figures}, from latencies measured in training"
 
 
 def state_slowdown(median: float, p99: float) -> str:

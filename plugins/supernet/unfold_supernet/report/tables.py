@@ -1,11 +1,16 @@
-"""Tables that reports share, and the units of their columns: a supernet of a few thousand weights has no megabytes."""
+"""Tables and lines that reports share: units of columns, qualities, and which engine runs each subnet.
+
+A supernet of a few thousand weights has no megabytes, so columns choose their unit.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from unfold_supernet.report import sentences
+from unfold_supernet.scheduling.engines import Engine, EngineCosts, EnginePlan
 from unfold_supernet.training.accuracy import SubnetQuality
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.problem import StandaloneComparison
@@ -14,6 +19,9 @@ from unfoldkit.api import Cell, Column, Table
 MIB = 2**20
 PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6), ("n", 1e-9))
 MAX_CLASSES = 12
+ENGINE_BATCHES = (1, 32)
+MICRO = 1e6
+ENGINE_NAMES: Mapping[Engine, str] = MappingProxyType({"views": "views", "onnx": "ONNX Runtime"})
 
 
 def scale_column(name: str, max_unit: str, values: Sequence[float], digits: int = 2) -> tuple[Column, list[float]]:
@@ -60,7 +68,7 @@ def tabulate_gaps(comparisons: Mapping[str, StandaloneComparison]) -> Table:
     for name, comparison in comparisons.items():
         gap = comparison.gap
         rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
-        rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
+        rows.append((name, comparison.shared.score, comparison.standalone.score, gap.points, gap.error, rating))
     return Table("weight-sharing gap", columns, tuple(rows))
 
 
@@ -82,3 +90,38 @@ def tabulate_calibration(calibration: Mapping[str, CalibrationError]) -> Table:
     columns = (Column("subnet"), Column("uncalibrated", "points", 2), Column("calibrated", "points", 2))
     rows = tuple((name, error.before, error.after) for name, error in calibration.items())
     return Table("expected calibration error", columns, rows)
+
+
+def describe_engine_plan(plan: EnginePlan) -> tuple[tuple[str, str], ...]:
+    """Describe the engines of a plan and their memory, as labelled lines."""
+    copied, views = plan.list_subnets("onnx"), plan.list_subnets("views")
+    if plan.request != "auto":
+        return (("engine", sentences.state_demanded_engine(plan.request, plan.needed_bytes)),)
+    return (
+        ("engine", sentences.describe_engines(copied, views, plan.speedups)),
+        ("engine memory", sentences.state_engine_memory(plan.needed_bytes, plan.too_large)),
+    )
+
+
+def tabulate_engines(costs: Mapping[str, EngineCosts], plan: EnginePlan) -> Table:
+    """Tabulate what was measured of each subnet in both engines, and the engine that a plan without a limit takes."""
+    columns = (
+        Column("subnet"),
+        *(
+            Column(f"{name}, batch {batch}", "µs", 0, timed=True)
+            for batch in ENGINE_BATCHES
+            for name in ENGINE_NAMES.values()
+        ),
+        Column("session", "kB", 0, timed=True),
+        Column("engine"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, cost in costs.items():
+        times = [seconds[batch] * MICRO for batch in ENGINE_BATCHES for seconds in (cost.views, cost.onnx)]
+        rows.append((name, *times, cost.copy_bytes / 1e3, ENGINE_NAMES[plan.engines[name]]))
+    return Table("engines", columns, tuple(rows))
+
+
+def note_busy_measurement(plan: EnginePlan | None) -> tuple[str, ...]:
+    """Note latencies that other programs delayed; nothing where no engine was chosen."""
+    return (sentences.note_busy_machine(),) if plan is not None and plan.is_busy else ()

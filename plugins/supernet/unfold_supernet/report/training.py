@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from unfold_supernet._types import Task
 from unfold_supernet.modules.problem import ModuleResult
 from unfold_supernet.networks.space import count_parameters
 from unfold_supernet.report import sentences
 from unfold_supernet.report.front import draw_front
 from unfold_supernet.report.tables import (
     MAX_CLASSES,
+    describe_engine_plan,
+    note_busy_measurement,
     scale_column,
     tabulate_calibration,
     tabulate_classes,
+    tabulate_engines,
     tabulate_gaps,
 )
-from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality
+from unfold_supernet.training.accuracy import Difference, SubnetQuality
 from unfold_supernet.training.problem import TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
@@ -32,6 +36,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         _tabulate_subnets(result),
         tabulate_classes(problem.data.names, result.qualities),
         _tabulate_switches(result),
+        tabulate_engines(result.engine_costs, result.engine_plan),
     ]
     if result.calibration:
         tables.insert(2, tabulate_calibration(result.calibration))
@@ -39,6 +44,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         tables.insert(1, tabulate_gaps(result.comparisons))
     accuracies = [quality.accuracy for quality in result.qualities.values()]
     headline = state_misses(result.verdict) or sentences.state_training(
+        result.verdict.task,
         len(accuracies),
         min(accuracies),
         max(accuracies),
@@ -59,7 +65,10 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         tables=tuple(tables),
         figures=(draw_front(result.qualities, result.seconds_by_batch, result.front, result.comparisons),),
         lines=_write_lines(result),
-        notes=note_missed_classes(problem.data.names, result.qualities),
+        notes=(
+            *note_missed_classes(problem.data.names, result.qualities),
+            *note_busy_measurement(result.engine_plan),
+        ),
         next="unfold plan SPEC" if result.verdict.is_met else "unfold train SPEC",
         provenance={"inputs": {data.about: data.digest}},
     )  # fmt: skip
@@ -67,13 +76,13 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
 
 def state_misses(verdict: FamilyVerdict) -> str:
     """State why the answer is no; empty if it is yes."""
-    goal, misses = verdict.goal, list[str]()
+    goal, task, misses = verdict.goal, verdict.task, list[str]()
     if verdict.useless:
-        misses.append(sentences.state_useless_subnets(verdict.useless, verdict.majority))
+        misses.append(sentences.state_useless_subnets(task, verdict.useless, verdict.constant))
     if not verdict.grows:
-        misses.append(sentences.state_no_growth())
-    if verdict.misses_accuracy and goal.accuracy is not None:
-        misses.append(sentences.state_missed_accuracy(verdict.accuracy_bound, goal.accuracy))
+        misses.append(sentences.state_no_growth(task))
+    if verdict.misses_score and goal.score is not None:
+        misses.append(sentences.state_missed_score(task, verdict.score_bound, goal.score))
     if verdict.misses_sharing and goal.max_sharing_cost is not None and verdict.sharing_bound is not None:
         misses.append(sentences.state_missed_sharing(verdict.sharing_bound, goal.max_sharing_cost))
     return "; ".join(misses)
@@ -81,7 +90,7 @@ def state_misses(verdict: FamilyVerdict) -> str:
 
 def describe_verdict(verdict: FamilyVerdict) -> tuple[tuple[str, str], ...]:
     """Describe the constant that members must beat, and after a no what to change."""
-    lines = (("constant", sentences.state_majority(verdict.majority)),)
+    lines = (("constant", sentences.state_constant(verdict.task, verdict.constant)),)
     return lines if verdict.is_met else (*lines, ("change", sentences.advise_training(_name_advice(verdict))))
 
 
@@ -91,10 +100,10 @@ def _name_advice(verdict: FamilyVerdict) -> str:
         return "useless"
     if not verdict.grows:
         return "growth"
-    return "accuracy" if verdict.misses_accuracy else "sharing"
+    return "score" if verdict.misses_score else "sharing"
 
 
-def describe_gap(gaps: Sequence[PairedDifference]) -> str:
+def describe_gap(gaps: Sequence[Difference]) -> str:
     """Describe the largest weight-sharing gap; one that may be chance on these test rows is described as such."""
     largest = max(gaps, key=lambda gap: gap.points)
     if largest.points <= 0:
@@ -110,6 +119,7 @@ def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
         "switch_us_p50": Metric(costs.switch_p50_s * MICRO, "µs", timed=True),
         "switch_us_p99": Metric(costs.switch_p99_s * MICRO, "µs", timed=True),
         "view_ratio_max": Metric(max(costs.view_ratios.values()), "x", timed=True),
+        "engine_ratio_min": Metric(min(result.engine_plan.speedups.values()), "x", timed=True),
         "memory_ratio": Metric(costs.shared_bytes / costs.separate_bytes),
         "train_seconds": Metric(result.training_s, "s", timed=True),
     }
@@ -155,17 +165,24 @@ def _tabulate_switches(result: TrainingResult) -> Table:
 
 
 def collect_quality_metrics(result: TrainingResult | ModuleResult) -> dict[str, Metric]:
-    """Collect the metrics of accuracy, weight sharing and calibration, which every family has."""
-    accuracies = [quality.accuracy for quality in result.qualities.values()]
+    """Collect the metrics of the score, weight sharing and calibration, which every family has."""
+    scores = [quality.score for quality in result.qualities.values()]
+    # keys of earlier reports for classifiers
+    names: dict[Task, tuple[str, str]] = {
+        "classes": ("accuracy", "majority_accuracy"),
+        "labels": ("auroc", "constant_auroc"),
+        "values": ("r2", "constant_r2"),
+    }
     gaps = [comparison.gap.points for comparison in result.comparisons.values()]
     errors, verdict = result.calibration.values(), result.verdict
+    name, constant = names[verdict.task]
     return {
         "front_points": Metric(float(len(result.front))),
-        "accuracy_min": Metric(min(accuracies), "%"),
-        "accuracy_max": Metric(max(accuracies), "%"),
+        f"{name}_min": Metric(min(scores), "%"),
+        f"{name}_max": Metric(max(scores), "%"),
         "cost_of_sharing_points": Metric(max(gaps, default=None), "points"),
-        "majority_accuracy": Metric(verdict.majority, "%"),
-        "accuracy_bound": Metric(verdict.accuracy_bound, "%"),
+        constant: Metric(verdict.constant, "%"),
+        f"{name}_bound": Metric(verdict.score_bound, "%"),
         "sharing_cost_bound_points": Metric(verdict.sharing_bound, "points"),
         "ece_points_max": Metric(max((error.after for error in errors), default=None), "points"),
         "ece_points_max_uncalibrated": Metric(max((error.before for error in errors), default=None), "points"),
@@ -176,10 +193,11 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     costs, search = result.switch_costs, result.search
     steps = result.steps | {name: result.steps.get(name, 0) for name in result.qualities}
     lines = (
-        ("front", sentences.describe_front(result.front)),
+        ("front", sentences.describe_front(result.verdict.task, result.front)),
         ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
         ("model switch", sentences.explain_switch(costs.switch_p50_s * MICRO)),
         ("views", sentences.state_view_cost(max(costs.view_ratios.values()))),
+        *describe_engine_plan(result.engine_plan),
         *describe_verdict(result.verdict),
         ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
         ("files", sentences.list_files()),

@@ -31,10 +31,21 @@ class GoalSpec(Model):
     accuracy: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
         default=None, description="of the most accurate subnet on the test rows"
     )
+    auroc: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="for data.task labels: macro AUROC of the best member on the test rows"
+    )
+    r2: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="for data.task values: R² of the best member on the test rows"
+    )
     max_sharing_cost: Annotated[float, Field(gt=0, le=100)] | None = Field(
         default=None,
-        description="largest accuracy that sharing weights may cost a subnet against a standalone model, in points",
+        description="largest score (accuracy, macro AUROC or R²) that sharing weights may cost a subnet against a "
+        "standalone model, in points",
     )
+
+
+SCORE_KEYS = {"classes": "accuracy", "labels": "auroc", "values": "r2"}
+"""Key of the goal for each task."""
 
 
 class ServingSpec(Model):
@@ -63,8 +74,15 @@ class ServingSpec(Model):
         default={},
         description="minimum sensitivity by class; subnets below it are never used",
     )
+    engine: Literal["auto", "onnx", "views"] = Field(
+        default="auto",
+        description="what runs the subnets of a space: ONNX Runtime on a copy each, or torch on views of the shared "
+        "weights; auto takes the faster one as measured on this machine, within memory",
+    )
     memory: Annotated[Bytes, Field(gt=0)] | None = Field(
-        default=None, description="memory for all members of a list in one process; by default as much as they need"
+        default=None,
+        description="memory for all members of a list, or all subnets of a space, in one process; by default as much "
+        "as they need",
     )
 
 
@@ -116,7 +134,9 @@ class SupernetSpec(Spec):
                 message, hint = "needs validation rows to judge int8 by", "remove training.validation: 0"
                 yield Problem(("model", "max_int8_loss"), message, hint=hint)
         yield from _find_list_problems(self)
+        yield from _find_engine_problems(self)
         yield from _find_goal_problems(self)
+        yield from _find_task_problems(self)
         yield from find_query_problems(self.queries)
         if self.accelerator is not None:
             yield from find_accelerator_problems(self.accelerator)
@@ -147,8 +167,6 @@ def _find_list_problems(spec: SupernetSpec) -> Iterable[Problem]:
         yield Problem(("classes",), "applies to a list of members only", hint="remove classes")
     if spec.serving is None:
         return
-    if spec.members is None and spec.serving.memory is not None:
-        yield Problem(("serving", "memory"), "applies to a list of members only", hint="remove memory")
     if spec.members is not None:
         for key in ("guard", "escalate"):
             if getattr(spec.serving, key):
@@ -157,6 +175,37 @@ def _find_list_problems(spec: SupernetSpec) -> Iterable[Problem]:
         if spec.serving.on == "accelerator":
             message = "simulates layers, which a list of members does not name"
             yield Problem(("serving", "on"), message, hint="remove on, or write layers: {onnx: net.onnx}")
+
+
+def _find_engine_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    """Yield an engine and a limit of memory where there is no choice."""
+    if spec.serving is None or spec.space is not None:
+        return
+    if spec.members is None and spec.serving.memory is not None:
+        yield Problem(("serving", "memory"), "applies to a space or a list of members only", hint="remove memory")
+    if spec.serving.engine == "views":
+        message, hint = "needs a space, whose subnets are views of one set of weights", "remove engine"
+        yield Problem(("serving", "engine"), message, hint=hint)
+
+
+def _find_task_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    """Yield goals, weights and serving options that the task of the data does not have."""
+    task = spec.data.task if spec.data is not None else "classes"
+    for other, key in SCORE_KEYS.items():
+        if other != task and getattr(spec.goal, key) is not None:
+            message, hint = f"is no goal of task {task}", f"write {SCORE_KEYS[task]}, or data.task: {other}"
+            yield Problem(("goal", key), message, hint=hint)
+    if task == "classes":
+        return
+    weights = spec.training.class_weights
+    if weights == "balanced" or (task == "values" and weights is not None):
+        message = f"is for classes, not for task {task}"
+        hint = "write the weight of each label, or remove class_weights" if task == "labels" else "remove class_weights"
+        yield Problem(("training", "class_weights"), message, hint=hint)
+    for key in ("guard", "escalate"):
+        if spec.serving is not None and getattr(spec.serving, key):
+            message = f"needs one class a row, which task {task} does not have"
+            yield Problem(("serving", key), message, hint=f"remove {key}")
 
 
 def _find_goal_problems(spec: SupernetSpec) -> Iterable[Problem]:

@@ -12,6 +12,9 @@ from unfoldkit.api import Fraction, Model, Problem
 ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=1e6)]]
 
 
+Targets = str | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=10_000)]
+
+
 class DataSpec(Model):
     """Labelled examples."""
 
@@ -21,7 +24,15 @@ class DataSpec(Model):
         description="beats.npz of MIT-BIH; an NPZ with arrays x and y, a CSV, a Parquet file, or a folder of NPZ or "
         "Parquet shards; or a folder with a folder of images for each class",
     )
-    target: str = Field(default="target", description="the label column of a CSV or Parquet file")
+    task: Literal["classes", "labels", "values"] = Field(
+        default="classes",
+        description="what a module of your own learns: one class a row; several labels a row, 0 or 1 each; or real "
+        "values (regression)",
+    )
+    target: Targets = Field(
+        default="target",
+        description="the label column of a CSV or Parquet file; for task labels or values also a list of columns",
+    )
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         default=None, description="height and width to which images are resized, in pixels; by default 64"
     )
@@ -102,6 +113,7 @@ def find_data_problems(data: DataSpec | None, form: str) -> Iterable[Problem]:
     if data.source != "digits" and data.path is None:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
     yield from _find_split_problems(data)
+    yield from _find_task_problems(data, form)
     if data.image_size is not None and data.source != "images":
         yield Problem(("data", "image_size"), "applies to source: images only", hint="remove image_size")
     required = {"digits": "conv2d", "images": "conv2d", "mitbih": "conv1d"}.get(data.source, form)
@@ -117,6 +129,23 @@ def find_training_problems(training: TrainingSpec, coupling: str) -> Iterable[Pr
     if training.sort and training.rule != "progressive" and not training.delay:
         message = "channels can be sorted only before narrow subnets join"
         yield Problem(("training", "sort"), message, hint="add a delay")
+
+
+def _find_task_problems(data: DataSpec, form: str) -> Iterable[Problem]:
+    """Yield a task that the network or the file does not have, and target columns that do not go with it."""
+    if data.task != "classes" and form != "module":
+        message, hint = "a space is trained on classes only", "remove task, or write model: with a module of your own"
+        yield Problem(("data", "task"), message, hint=hint)
+    if data.task != "classes" and data.source != "file":
+        message, hint = f"{data.source} holds one class a row", "remove task, or use source: file"
+        yield Problem(("data", "task"), message, hint=hint)
+    if data.task == "classes" and not isinstance(data.target, str):
+        message, hint = "a classifier has one label column", "write one column, or task: labels"
+        yield Problem(("data", "target"), message, hint=hint)
+    columns = data.target if isinstance(data.target, tuple) else ()
+    for index, name in enumerate(columns):
+        if name in columns[:index]:
+            yield Problem(("data", "target", index), f"column {name!r} appears twice", hint="name each column once")
 
 
 def _find_split_problems(data: DataSpec) -> Iterable[Problem]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from unfold_supernet._types import ShareModel
-from unfold_supernet.family.artifacts import SPACE_FILE, read_space
+from unfold_supernet._types import ShareModel, Task
+from unfold_supernet.family.artifacts import SPACE_FILE, SupernetRecord, read_space
 from unfold_supernet.family.space_builder import InputShape, SpaceOptions, build_space
 from unfold_supernet.members.profile import MemberProfiles
 from unfold_supernet.members.runtime import MemberPool
 from unfold_supernet.networks.space import Space
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.replay.residency import complete_plan, rank_by_accuracy, read_plan
+from unfold_supernet.scheduling.engines import EnginePlan
+from unfold_supernet.scheduling.escalation import get_small_subnet
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.residency import Residency
 from unfoldkit.api import RunDir, fingerprint, user_error
@@ -29,8 +32,10 @@ class ServiceProblem:
         options: How requests are served.
         space_options: The spec's search space, which the run's must match; ``None`` if it has none.
         members: The list of members, if the spec has one.
-        classes: Names of the classes.
+        classes: Names of the classes, labels or values.
+        task: What the outputs are.
         profiles: Subnets and escalation pairs that meet the guard, or the members.
+        record: What training measured; ``None`` for a list of members.
         directory: The run.
         clock: Source of time, in seconds.
         log: Receives warnings.
@@ -41,7 +46,9 @@ class ServiceProblem:
     space_options: SpaceOptions | None
     members: MemberProfiles | None
     classes: tuple[str, ...]
+    task: Task = "classes"
     profiles: tuple[SubnetProfile, ...]
+    record: SupernetRecord | None
     directory: RunDir
     clock: Callable[[], float]
     log: logging.Logger
@@ -58,6 +65,7 @@ class BoundModels:
         pool: Sessions of the members, if they are a list.
         usable: Indices of the models that fit the memory beside the pinned ones.
         has_plan: Whether a plan of this run says which members stay in memory, or all of them do.
+        engines: The engine of each subnet of a space, as measured at the start; ``None`` where there is no choice.
     """
 
     models: tuple[ShareModel, ...]
@@ -66,6 +74,7 @@ class BoundModels:
     pool: MemberPool | None = None
     usable: tuple[int, ...]
     has_plan: bool = True
+    engines: EnginePlan | None = None
 
 
 def bind_models(problem: ServiceProblem) -> BoundModels:
@@ -109,13 +118,21 @@ def _bind_list(problem: ServiceProblem, members: MemberProfiles) -> BoundModels:
 
 def _bind_trained(problem: ServiceProblem) -> BoundModels:
     from unfold_supernet.family.checkpoint import NORMS_FILE, WEIGHTS_FILE, read_supernet
-    from unfold_supernet.modules.served_models import MEMBERS_FILE, OnnxFamily, bind_shares, locate_member, read_members
+    from unfold_supernet.modules.served_models import (
+        MEMBERS_FILE,
+        BoundFamily,
+        bind_engines,
+        bind_shares,
+        locate_member,
+        read_members,
+    )
     from unfold_supernet.networks.supernet import Supernet
 
     directory, is_module = problem.directory, problem.space_options is None
     if not directory.has(MEMBERS_FILE if is_module else SPACE_FILE):
         raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
-    family: Supernet | OnnxFamily
+    family: Supernet | BoundFamily
+    engines: EnginePlan | None = None
     if problem.space_options is None:
         family = read_members(directory)
         files = [locate_member(name) for name in family.bound]
@@ -124,12 +141,38 @@ def _bind_trained(problem: ServiceProblem) -> BoundModels:
         family = read_supernet(directory)
         _check_space(problem.space_options, read_space(directory))
         files, inputs = [WEIGHTS_FILE, NORMS_FILE], _describe_inputs(family.space)
+        if problem.record is not None and problem.record.has_engines:
+            engines = _choose_engines(problem, problem.record, family)
+            family = bind_engines(family, directory, engines)
     return BoundModels(
-        models=bind_shares(family, problem.profiles, problem.options.escalate_below),
+        models=bind_shares(family, problem.profiles, problem.options.escalate_below, problem.task),
         inputs=inputs,
         version=fingerprint(*(directory.read(name).hex() for name in files))[:12],
         usable=tuple(range(len(problem.profiles))),
+        engines=engines,
     )
+
+
+def _choose_engines(problem: ServiceProblem, record: SupernetRecord, supernet: Any) -> EnginePlan:
+    """Choose the engines anew on this machine: both are measured for every subnet that is served."""
+    from unfold_supernet.modules.served_models import locate_member
+    from unfold_supernet.training.engine_costs import compare_engines
+
+    served = {get_small_subnet(profile) for profile in problem.profiles}
+    served |= {profile.fallback for profile in problem.profiles if profile.fallback is not None}
+    costs = {subnet.name: subnet.costs for subnet in record.subnets if subnet.name in served}
+    if problem.options.engine == "auto":
+        space = supernet.space
+        costs = {
+            name: compare_engines(
+                supernet.bound[name],
+                problem.directory.read(locate_member(name)),
+                (space.channels, *space.size),
+                space.extra,
+            )
+            for name in costs
+        }
+    return problem.options.plan_engines(costs, record.shared_bytes)
 
 
 def _check_space(options: SpaceOptions, stored: Space) -> None:

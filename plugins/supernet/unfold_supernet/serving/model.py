@@ -8,41 +8,56 @@ from typing import Any
 
 import numpy as np
 
-from unfold_supernet._types import ShareModel
+from unfold_supernet._types import ShareModel, Task
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.speed import Slowdown
 from unfold_supernet.serving.metrics import CountBatch
-from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Field, Predictions
+from unfoldkit.serving.model import Array, Batch, CategoricalColumn, Column, Field, Predictions
 
-OUTPUTS = (
-    Field("label", "BYTES"),
-    Field("confidence"),
-    Field("net", "BYTES"),
-    Field("expected_accuracy"),
-    Field("in_time", "BOOL"),
-    Field("accurate_enough", "BOOL"),
-)
+THRESHOLD = 0.5
+"""Probability from which a label applies."""
+
+
+def list_outputs(task: Task, names: tuple[str, ...]) -> tuple[Field, ...]:
+    """List the outputs of a task: the prediction, then the member and how well it served the request.
+
+    Args:
+        task: What the members predict.
+        names: Names of the classes, labels or values.
+    """
+    predicted: dict[Task, tuple[Field, ...]] = {
+        "classes": (Field("label", "BYTES"), Field("confidence")),
+        "labels": (
+            Field("labels", "BOOL", (len(names),), columns=names),
+            Field("probabilities", shape=(len(names),), columns=names),
+        ),
+        "values": (Field("values", shape=(len(names),), columns=names),),
+    }
+    scores: dict[Task, str] = {"classes": "expected_accuracy", "labels": "expected_auroc", "values": "expected_r2"}
+    served = (Field("net", "BYTES"), Field(scores[task]), Field("in_time", "BOOL"), Field("accurate_enough", "BOOL"))
+    return (*predicted[task], *served)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupernetModel:
     """The served subnets.
 
-    The output ``expected_accuracy`` is a fraction: that of the subnet on the test rows of its training.
+    ``expected_accuracy``, ``expected_auroc`` or ``expected_r2`` is that of the subnet on the test rows of its training,
+    as a fraction.
 
     Attributes:
         name: Name of the model.
         version: Fingerprint of the weights.
         inputs: Input tensors.
         facts: Metadata for clients.
-        classes: Names of the classes.
+        classes: Names of the classes, labels or values.
+        task: What the subnets predict.
         profiles: Accuracy and latency of each subnet.
         bound: The subnets and escalation pairs, in the order of ``profiles``.
         count_batch: Counts served requests.
         clock: Source of time, in seconds.
         take_load_s: Returns the seconds of loading members since its last call; they do not count as slowdown.
         slowdown: Updated with every batch.
-        outputs: Output tensors.
     """
 
     name: str
@@ -50,16 +65,21 @@ class SupernetModel:
     inputs: tuple[Field, ...]
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
+    task: Task = "classes"
     profiles: tuple[SubnetProfile, ...]
     bound: tuple[ShareModel, ...]
     count_batch: CountBatch
     clock: Callable[[], float]
     take_load_s: Callable[[], float] = lambda: 0.0
     slowdown: Slowdown = field(default_factory=Slowdown)
-    outputs: tuple[Field, ...] = OUTPUTS
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """Output tensors."""
+        return list_outputs(self.task, self.classes)
 
     def predict(self, batch: Batch) -> Predictions:
-        """Compute labels, confidences and service quality for a batch."""
+        """Compute predictions and service quality for a batch."""
         subnet = batch.turn.way if batch.turn else 0
         shares = self._compute_shares(batch.inputs, subnet)
         end = self.clock()
@@ -74,15 +94,21 @@ class SupernetModel:
         enough = [profile.accuracy_fraction >= call.least_accuracy for call in batch.calls]
         rows = [call.rows for call in batch.calls]
         index = np.zeros(len(shares), np.int64)
-        columns = {
-            "label": CategoricalColumn(shares.argmax(1), self.classes),
-            "confidence": shares.max(1).astype(np.float64),
-            "net": CategoricalColumn(index, (profile.name,)),
-            "expected_accuracy": CategoricalColumn(index, (profile.accuracy_fraction,)),
-            "in_time": np.repeat(in_time, rows),
-            "accurate_enough": np.repeat(enough, rows),
-        }
-        return Predictions(columns)
+        served = (
+            CategoricalColumn(index, (profile.name,)),
+            CategoricalColumn(index, (profile.accuracy_fraction,)),
+            np.repeat(in_time, rows),
+            np.repeat(enough, rows),
+        )
+        names = [item.name for item in self.outputs]
+        return Predictions(dict(zip(names, (*self._arrange_predictions(shares), *served), strict=True)))
+
+    def _arrange_predictions(self, shares: Array) -> tuple[Column, ...]:
+        """Arrange probabilities or values (n, outputs) as the first outputs of the task."""
+        if self.task == "classes":
+            return CategoricalColumn(shares.argmax(1), self.classes), shares.max(1).astype(np.float64)
+        numbers = shares.astype(np.float64)
+        return (numbers,) if self.task == "values" else (numbers >= THRESHOLD, numbers)
 
     def _compute_shares(self, inputs: Mapping[str, Array], subnet: int) -> Array:
         x = inputs["x"].astype(np.float32)

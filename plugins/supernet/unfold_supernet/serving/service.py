@@ -11,6 +11,7 @@ import numpy as np
 from unfold_supernet.replay.baselines import make_adaptive
 from unfold_supernet.replay.problem import ServingOptions
 from unfold_supernet.report import sentences
+from unfold_supernet.report.tables import describe_engine_plan
 from unfold_supernet.scheduling.accuracy_levels import build_accuracy_levels, build_resident_levels
 from unfold_supernet.scheduling.escalation import set_pair_latency
 from unfold_supernet.scheduling.policies import SubnetProfile
@@ -70,6 +71,7 @@ def build_model(problem: ServiceProblem, bound: BoundModels, registry: Any) -> S
         inputs=bound.inputs,
         facts={},
         classes=problem.classes,
+        task=problem.task,
         profiles=tuple(usable),
         bound=tuple(bound.models[index] for index in bound.usable),
         count_batch=register_counter(registry, usable),
@@ -79,7 +81,7 @@ def build_model(problem: ServiceProblem, bound: BoundModels, registry: Any) -> S
         profiles = tuple(measure_profile(model, index) for index in range(len(usable)))
     else:
         model, profiles = replace(model, take_load_s=bound.pool.take_load_s), _measure_list(model, bound)
-    return replace(model, profiles=profiles, facts=_describe_facts(problem.options, profiles, problem.classes))
+    return replace(model, profiles=profiles, facts=_describe_facts(problem.options, model, profiles))
 
 
 def _measure_list(model: SupernetModel, bound: BoundModels) -> tuple[SubnetProfile, ...]:
@@ -134,17 +136,20 @@ def _make_trial(model: SupernetModel, rows: int, subnet: int) -> Batch:
 
 
 def _describe_facts(
-    options: ServingOptions, profiles: tuple[SubnetProfile, ...], classes: tuple[str, ...]
+    options: ServingOptions, model: SupernetModel, profiles: tuple[SubnetProfile, ...]
 ) -> dict[str, Any]:
+    # its output of this name is the score of the member that answered
+    score = next(item.name for item in model.outputs if item.name.startswith("expected_"))
     return {
         "kind": "supernet",
         "policy": options.policy,
         "slo_ms": options.slo_s * 1e3,
         "guard": dict(options.guard),
-        "labels": list(classes),
+        "task": model.task,
+        "values" if model.task == "values" else "labels": list(model.classes),
         "nets": {
             profile.name: {
-                "expected_accuracy": profile.accuracy / 100,
+                score: profile.accuracy / 100,
                 "ms": {str(size): time * 1e3 for size, time in profile.seconds},
             }
             for profile in profiles
@@ -158,9 +163,11 @@ def _write_lines(options: ServingOptions, model: SupernetModel, bound: BoundMode
         for profile in model.profiles
     ]
     memory = () if bound.has_plan else (("memory", sentences.explain_no_residency_plan()),)
+    engines = () if bound.engines is None else describe_engine_plan(bound.engines)
     return (
         ("subnets", " · ".join(subnets)),
         *memory,
+        *engines,
         ("policy", sentences.explain_policy(options.policy, model.profiles[0].name)),
         ("accuracy", sentences.explain_min_accuracy()),
         ("deadline", sentences.explain_deadline(options.slo_s * 1e3)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,9 +15,47 @@ Z_95 = 1.96
 CONFIDENCE = 0.95
 
 
+class Difference(Protocol):
+    """Difference of two subnets' scores on the same rows."""
+
+    @property
+    def points(self) -> float:
+        """Difference in points."""
+
+    @property
+    def error(self) -> float:
+        """Paired standard error, in points."""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is not chance at 95 %."""
+
+
+class Quality(Protocol):
+    """Quality of a subnet on the test rows, by the score of its task; more is better."""
+
+    @property
+    def score(self) -> float:
+        """Accuracy, macro AUROC or R², in percent."""
+
+    @property
+    def half_width(self) -> float:
+        """Half width of the 95 % interval, in points."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, in percent."""
+
+    def bound_below(self, choices: int) -> float:
+        """Bound the score from below at 95 %, in percent; the best of ``choices`` subnets is corrected for it."""
+
+    def compare(self, reference: Any) -> Difference:
+        """Subtract the score of another subnet on the same rows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubnetQuality:
-    """Quality of one subnet on the test rows.
+    """Quality of one classifier on the test rows.
 
     Attributes:
         correct: Whether each row is classified correctly.
@@ -31,6 +70,31 @@ class SubnetQuality:
     half_width: float
     macro_f1: float
     sensitivity: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """Accuracy in percent."""
+        return self.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval, in percent."""
+        from scipy.stats import binomtest
+
+        bounds = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(CONFIDENCE, method="wilson")
+        return 100 * float(bounds.low), 100 * float(bounds.high)
+
+    def bound_below(self, choices: int) -> float:
+        """Bound the accuracy from below at 95 % (Clopper–Pearson), corrected for a choice among ``choices`` subnets."""
+        from scipy.stats import binomtest
+
+        level = 1 - 2 * (1 - CONFIDENCE) / choices
+        interval = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(level, "exact")
+        return float(interval.low) * 100
+
+    def compare(self, reference: SubnetQuality) -> PairedDifference:
+        """Subtract the accuracy of another subnet on the same rows."""
+        return compare_paired(self.correct, reference.correct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +141,12 @@ def evaluate_predictions(predictions: IntArray, y: IntArray, classes: int) -> Su
     )
 
 
+def evaluate_commonest_class(train_labels: IntArray, test_labels: IntArray, classes: int) -> SubnetQuality:
+    """Evaluate the classifier that always predicts the commonest class of the training rows."""
+    commonest = np.full(len(test_labels), np.bincount(train_labels).argmax(), np.int64)
+    return evaluate_predictions(commonest, test_labels, classes)
+
+
 def _compute_wilson_reach(proportion: float, count: int) -> float:
     """Compute how far Wilson's interval extends from a proportion; above 0 even if all of a few rows are correct."""
     term = Z_95**2 / count
@@ -93,16 +163,16 @@ def compare_paired(correct: BoolArray, reference: BoolArray) -> PairedDifference
     return PairedDifference(float(difference.mean()) * 100, error, better, worse)
 
 
-def select_front(costs: Sequence[float], qualities: Sequence[SubnetQuality]) -> list[int]:
+def select_front(costs: Sequence[float], qualities: Sequence[Quality]) -> list[int]:
     """Select the accuracy front: from cheap to expensive, each subnet significantly better than the previous one.
 
     Returns:
         Indices of the subnets, cheapest first.
     """
-    order = sorted(range(len(qualities)), key=lambda index: (costs[index], -qualities[index].accuracy))
+    order = sorted(range(len(qualities)), key=lambda index: (costs[index], -qualities[index].score))
     front = order[:1]
     for index in order[1:]:
-        difference = compare_paired(qualities[index].correct, qualities[front[-1]].correct)
+        difference = qualities[index].compare(qualities[front[-1]])
         if difference.points > 0 and difference.is_significant:
             front.append(index)
     return front

@@ -1,10 +1,15 @@
-"""Calibrated confidences: one temperature for each subnet, fitted on validation rows, and the error that remains."""
+"""Calibrated confidences: one temperature for each subnet, fitted on validation rows, and the error that remains.
+
+A temperature that fits the log loss can still worsen the confidences of a weak subnet: one that is surely wrong about
+some rows is made unsure of all. The temperature is therefore kept at 1 unless it helps on rows it was not fitted on.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +20,10 @@ BINS = 15
 MAX_LOG_TEMPERATURE = 3.0
 PRIOR_DEVIATION = 1.0
 """Standard deviation of the log temperature before any row is seen: rows that are all correct prove no certainty."""
+FOLDS = 5
+MIN_FOLD_GROUPS = 10
+"""Groups of validation rows from which whole groups are left out of a fit."""
+Z_ONE_SIDED = 1.645
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +34,74 @@ class CalibrationError:
     after: float
 
 
-def fit_temperature(logits: Float32Array, labels: IntArray) -> float:
-    """Fit the temperature that divides the logits (Guo et al., ICML 2017, section 4.2).
+def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | None = None) -> float:
+    """Fit the temperature that divides the logits, and keep it only if it helps rows that it was not fitted on.
 
-    The estimate is the maximum a posteriori under a log-normal prior around 1.
+    Each of five folds is scored with the temperature of the other four. The temperature is kept where the log loss
+    falls beyond chance (one-sided, 95 %) and the expected calibration error falls too.
 
     Args:
-        logits: Of validation rows (n, classes).
-        labels: Their classes (n).
+        logits: Of validation rows (n, classes), or of labels (n, labels).
+        targets: Their classes (n), or labels of 0 and 1 (n, labels).
+        groups: Group of each row (n); of many groups, whole ones are left out of a fit.
 
     Returns:
-        The temperature; 1 without rows.
+        The temperature; 1 without rows, or where it does not help.
+    """
+    if len(targets) < 2 * FOLDS:
+        return 1.0
+    values = logits.astype(np.float64)
+    units = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if len(np.unique(units)) < MIN_FOLD_GROUPS:
+        units = np.arange(len(targets))
+    folds = np.random.default_rng(0).permutation(int(units.max()) + 1)[units] % FOLDS
+    scaled = np.empty_like(values)
+    for fold in range(FOLDS):
+        apart = folds == fold
+        scaled[apart] = values[apart] / minimise_log_loss(values[~apart], targets[~apart])
+    gains = np.bincount(units, weights=_compute_log_losses(values, targets) - _compute_log_losses(scaled, targets))
+    helps = gains.mean() > Z_ONE_SIDED * gains.std(ddof=1) / math.sqrt(len(gains))
+    if not helps or _compute_error_of(scaled, targets) >= _compute_error_of(values, targets):
+        return 1.0
+    return minimise_log_loss(values, targets)
+
+
+def minimise_log_loss(logits: FloatArray, targets: IntArray) -> float:
+    """Find the temperature with the smallest log loss (Guo et al., ICML 2017, section 4.2).
+
+    The estimate is the maximum a posteriori under a log-normal prior around 1.
     """
     from scipy.optimize import minimize_scalar
 
-    if not len(labels):
-        return 1.0
-    values = logits.astype(np.float64)
-
     def compute_loss(log_temperature: float) -> float:
-        scaled = values * math.exp(-log_temperature)
         prior = 0.5 * (log_temperature / PRIOR_DEVIATION) ** 2
-        return float(_compute_log_loss(scaled, labels)) + prior
+        return float(_compute_log_losses(logits * math.exp(-log_temperature), targets).sum()) + prior
 
     bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
     return math.exp(float(minimize_scalar(compute_loss, bounds=bounds, method="bounded").x))
 
 
-def _compute_log_loss(logits: FloatArray, labels: IntArray) -> float:
+def _compute_log_losses(logits: FloatArray, targets: IntArray) -> FloatArray:
+    """Compute the log loss of each row (n): of its class, or summed over its labels."""
     from scipy.special import logsumexp
 
-    return float((logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]).sum())
+    if targets.ndim > 1:
+        # log(1 + exp(-z)) for a label of 1, log(1 + exp(z)) for 0
+        losses: FloatArray = np.logaddexp(0, np.where(targets > 0, -logits, logits)).sum(axis=1)
+        return losses
+    of_class: FloatArray = logsumexp(logits, axis=1) - logits[np.arange(len(targets)), targets]
+    return of_class
+
+
+def _compute_error_of(logits: Float32Array | FloatArray, targets: IntArray) -> float:
+    """Compute the expected calibration error of logits: of the predicted class, or the mean over labels, in points."""
+    from scipy.special import expit
+
+    if targets.ndim == 1:
+        return compute_calibration_error(compute_confidence(logits, 1.0), logits.argmax(1) == targets)
+    shares = expit(logits.astype(np.float64))
+    columns = zip(shares.T, targets.T, strict=True)
+    return float(np.mean([compute_calibration_error(share, label) for share, label in columns]))
 
 
 def compute_calibration_error(confidence: FloatArray | Float32Array, correct: np.ndarray) -> float:
@@ -71,27 +117,25 @@ def compute_calibration_error(confidence: FloatArray | Float32Array, correct: np
 
 
 def measure_calibration(
-    logits: Mapping[str, Float32Array], temperatures: Mapping[str, float], labels: IntArray
+    logits: Mapping[str, Float32Array], temperatures: Mapping[str, float], targets: Any
 ) -> dict[str, CalibrationError]:
     """Measure the calibration error of each member on the test rows, without and with its temperature.
 
     Args:
-        logits: By member, its logits (n, classes), already divided by its temperature.
+        logits: By member, its logits (n, classes or labels), already divided by its temperature.
         temperatures: By member.
-        labels: True classes (n).
+        targets: True classes (n), or labels of 0 and 1 (n, labels).
     """
-    errors = {}
-    for name, values in logits.items():
-        correct = values.argmax(1) == labels
-        before, after = (
-            compute_calibration_error(compute_confidence(values, divisor), correct)
-            for divisor in (1 / temperatures[name], 1.0)
+    return {
+        name: CalibrationError(
+            before=_compute_error_of(values * np.float32(temperatures[name]), targets),
+            after=_compute_error_of(values, targets),
         )
-        errors[name] = CalibrationError(before, after)
-    return errors
+        for name, values in logits.items()
+    }
 
 
-def compute_confidence(logits: Float32Array, temperature: float) -> FloatArray:
+def compute_confidence(logits: Float32Array | FloatArray, temperature: float) -> FloatArray:
     """Compute the softmax share of the predicted class (n) of logits (n, classes) at a temperature."""
     from scipy.special import softmax
 

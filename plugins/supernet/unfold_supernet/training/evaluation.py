@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from unfold_supernet._types import Float32Array
 from unfold_supernet.family import checkpoint, handoff
@@ -11,10 +11,12 @@ from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Subnet, count_macs
 from unfold_supernet.networks.supernet import Supernet
+from unfold_supernet.scheduling.engines import EngineCosts
 from unfold_supernet.scheduling.escalation import SubnetPredictions, pack_predictions
 from unfold_supernet.training import latency
-from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
+from unfold_supernet.training.accuracy import SubnetQuality, evaluate_commonest_class, evaluate_predictions
 from unfold_supernet.training.calibration import measure_calibration
+from unfold_supernet.training.engine_costs import measure_engine_costs
 from unfold_supernet.training.family import train_standalone, train_supernet
 from unfold_supernet.training.problem import StandaloneComparison, TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import judge_family
@@ -56,20 +58,24 @@ def train_and_evaluate(
             )
             for subnet in extremes
         }
-    _export_subnets(supernet, subnets, data, directory)
+    engine_costs: dict[str, EngineCosts] = {}
+    for subnet, content in _export_subnets(supernet, subnets, data, directory):
+        progress("measure engines", len(engine_costs), len(subnets))
+        engine_costs[subnet.name] = measure_engine_costs(content, data, seconds_by_batch[subnet.name])
+    progress("measure engines", len(subnets), len(subnets))
     temperatures = {name: bound.temperature for name, bound in supernet.bound.items()}
     verdict = judge_family(
         qualities,
         [float(count_macs(supernet.space, subnet)) for subnet in subnets],
         [comparison.gap for comparison in comparisons.values()],
-        data.y[data.train],
-        data.y[data.test],
+        evaluate_commonest_class(data.y[data.train], tested.labels, len(data.names)),
         problem.goal,
     )
     result = TrainingResult(
         space=supernet.space,
         qualities=qualities,
         seconds_by_batch=seconds_by_batch,
+        engine_costs=engine_costs,
         comparisons=comparisons,
         calibration=measure_calibration(logits, temperatures, tested.labels) if len(data.holdout) else {},
         verdict=verdict,
@@ -111,10 +117,15 @@ def evaluate_subnets(tested: SubnetPredictions, classes: int) -> dict[str, Subne
     }
 
 
-def _export_subnets(supernet: Supernet, subnets: list[Subnet], data: Dataset, directory: RunDir) -> None:
+def _export_subnets(
+    supernet: Supernet, subnets: list[Subnet], data: Dataset, directory: RunDir
+) -> Iterator[tuple[Subnet, bytes]]:
+    """Write the files of every subnet; yield its ONNX model."""
     for subnet in subnets:
         name = subnet.name
         module = checkpoint.extract_model(supernet.space, supernet.bound[name])
         directory.write(f"subnets/{name}.safetensors", checkpoint.serialise_state(module))
-        directory.write(f"subnets/{name}.onnx", checkpoint.export_onnx(supernet.space, module, data.names))
+        content = checkpoint.export_onnx(supernet.space, module, data.names)
+        directory.write(f"subnets/{name}.onnx", content)
         directory.write(f"stages/{name}.onnx", handoff.export_rows_onnx(supernet.space, module, data.names))
+        yield subnet, content

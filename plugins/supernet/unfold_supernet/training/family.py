@@ -148,7 +148,8 @@ def _fit_temperature(
     if not len(data.holdout):
         return 1.0
     logits = compute_all_logits(bind_subnet(space, weights, subnet, statistics), data, data.holdout)
-    return fit_temperature(logits, data.y[data.holdout])
+    groups = None if data.groups is None else data.groups[data.holdout]
+    return fit_temperature(logits, data.y[data.holdout], groups)
 
 
 def pack_state(state: TrainingState, names: Sequence[str]) -> bytes:

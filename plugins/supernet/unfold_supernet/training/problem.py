@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unfold_supernet.family.artifacts import SubnetRecord, SupernetRecord
 from unfold_supernet.family.datasets import Dataset
 from unfold_supernet.networks.space import Space, Subnet, count_macs
-from unfold_supernet.training.accuracy import PairedDifference, SubnetQuality, compare_paired, select_front
+from unfold_supernet.scheduling.engines import EngineCosts, EnginePlan, plan_engines
+from unfold_supernet.training.accuracy import Difference, Quality, SubnetQuality, select_front
 from unfold_supernet.training.calibration import CalibrationError
 from unfold_supernet.training.verdict import FamilyVerdict, Goal
 
@@ -151,13 +152,13 @@ class SwitchCosts:
 class StandaloneComparison:
     """A subnet in the supernet, and the same architecture trained as a standalone model."""
 
-    shared: SubnetQuality
-    standalone: SubnetQuality
+    shared: Quality
+    standalone: Quality
 
     @property
-    def gap(self) -> PairedDifference:
+    def gap(self) -> Difference:
         """The weight-sharing gap: how much better the standalone model is."""
-        return compare_paired(self.standalone.correct, self.shared.correct)
+        return self.standalone.compare(self.shared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,8 @@ class TrainingResult:
     Attributes:
         space: The trained subnets.
         qualities: Quality on the test rows.
-        seconds_by_batch: Latency by batch size.
+        seconds_by_batch: Latency by batch size, on views.
+        engine_costs: What was measured of each subnet on views and in ONNX Runtime.
         comparisons: Comparison with standalone models.
         calibration: Calibration error by subnet; empty without held-out rows.
         verdict: What the test rows say of the family.
@@ -180,6 +182,7 @@ class TrainingResult:
     space: Space
     qualities: dict[str, SubnetQuality]
     seconds_by_batch: dict[str, dict[int, float]]
+    engine_costs: dict[str, EngineCosts]
     comparisons: dict[str, StandaloneComparison]
     calibration: dict[str, CalibrationError]
     verdict: FamilyVerdict
@@ -202,21 +205,46 @@ class TrainingResult:
 
     def summarise(self, classes: tuple[str, ...]) -> SupernetRecord:
         """Summarise the measurements that planning and serving need."""
-        subnets = record_members(self.qualities, self.macs, self.seconds_by_batch)
-        return SupernetRecord(subnets, self.front, classes, self.switch_costs.reload_s)
+        subnets = tuple(
+            replace(
+                subnet,
+                onnx_seconds=self.engine_costs[subnet.name].onnx,
+                onnx_bytes=self.engine_costs[subnet.name].copy_bytes,
+                waiting=self.engine_costs[subnet.name].waiting,
+            )
+            for subnet in record_members(self.qualities, self.macs, self.seconds_by_batch)
+        )
+        return SupernetRecord(
+            subnets=subnets,
+            front=self.front,
+            classes=classes,
+            reload_s=self.switch_costs.reload_s,
+            shared_bytes=self.switch_costs.shared_bytes,
+        )
+
+    @property
+    def engine_plan(self) -> EnginePlan:
+        """The engine of each subnet where memory has no limit."""
+        return plan_engines(self.engine_costs, self.switch_costs.shared_bytes)
 
 
 def record_members(
-    qualities: Mapping[str, SubnetQuality], macs: Sequence[float], seconds: Mapping[str, Mapping[int, float]]
+    qualities: Mapping[str, Quality], macs: Sequence[float], seconds: Mapping[str, Mapping[int, float]]
 ) -> tuple[SubnetRecord, ...]:
     """Record what planning and serving need of each member: its quality, operations and latency."""
     return tuple(
         SubnetRecord(
             name=name,
-            accuracy=quality.accuracy,
-            sensitivity=tuple(None if math.isnan(value) else value for value in quality.sensitivity),
+            accuracy=quality.score,
+            sensitivity=_list_sensitivity(quality),
             macs=operations,
             seconds=seconds[name],
         )
         for (name, quality), operations in zip(qualities.items(), macs, strict=True)
     )
+
+
+def _list_sensitivity(quality: Quality) -> tuple[float | None, ...]:
+    """List the sensitivity by class; none for tasks without classes."""
+    values = quality.sensitivity if isinstance(quality, SubnetQuality) else ()
+    return tuple(None if math.isnan(value) else value for value in values)

@@ -1,7 +1,8 @@
 """What a trained family must show before the answer is yes: the goal is met, and every member is worth having.
 
-A member must beat the classifier that always predicts the commonest class of the training rows. Of several members, a
-larger one must be significantly more accurate than the smallest. A goal counts as met where its 95 % bound meets it.
+A member must beat a constant: the commonest class of the training rows, any constant probability for several labels, or
+the mean of the training rows for real values. Of several members, a larger one must have a significantly better score
+than the smallest. A goal counts as met where its 95 % bound meets it.
 """
 
 from __future__ import annotations
@@ -9,16 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from unfold_supernet._types import IntArray
-from unfold_supernet.training.accuracy import (
-    CONFIDENCE,
-    PairedDifference,
-    SubnetQuality,
-    compare_paired,
-    select_front,
-)
+from unfold_supernet._types import Task
+from unfold_supernet.training.accuracy import Difference, Quality, select_front
 
 Z_ONE_SIDED = 1.645
 
@@ -28,11 +21,11 @@ class Goal:
     """What the family must reach.
 
     Attributes:
-        accuracy: Of the most accurate subnet, in percent; ``None`` without a target.
+        score: Accuracy, macro AUROC or R² of the best subnet, in percent; ``None`` without a target.
         max_sharing_cost: Largest weight-sharing gap, in points; ``None`` without a limit.
     """
 
-    accuracy: float | None = None
+    score: float | None = None
     max_sharing_cost: float | None = None
 
 
@@ -41,25 +34,27 @@ class FamilyVerdict:
     """What the test rows say of a family.
 
     Attributes:
-        majority: Accuracy of the classifier that always predicts the commonest class, in percent.
+        task: What the outputs are.
+        constant: Score of the constant that a subnet must beat, in percent.
         useless: Subnets that do not significantly beat it.
-        grows: Whether a larger subnet is significantly more accurate than the smallest; true for a single one.
-        accuracy_bound: Lower 95 % bound of the most accurate subnet's accuracy, in percent.
+        grows: Whether a larger subnet is significantly better than the smallest; true for a single one.
+        score_bound: Lower 95 % bound of the best subnet's score, in percent.
         sharing_bound: Upper 95 % bound of the largest weight-sharing gap, in points; ``None`` without comparison.
         goal: What was required.
     """
 
-    majority: float
+    task: Task = "classes"
+    constant: float
     useless: tuple[str, ...]
     grows: bool
-    accuracy_bound: float
+    score_bound: float
     sharing_bound: float | None
     goal: Goal
 
     @property
-    def misses_accuracy(self) -> bool:
-        """Whether the accuracy that can be promised is below the goal."""
-        return self.goal.accuracy is not None and self.accuracy_bound < self.goal.accuracy
+    def misses_score(self) -> bool:
+        """Whether the score that can be promised is below the goal."""
+        return self.goal.score is not None and self.score_bound < self.goal.score
 
     @property
     def misses_sharing(self) -> bool:
@@ -70,16 +65,16 @@ class FamilyVerdict:
     @property
     def is_met(self) -> bool:
         """Whether nothing speaks against the family."""
-        return self.grows and not (self.useless or self.misses_accuracy or self.misses_sharing)
+        return self.grows and not (self.useless or self.misses_score or self.misses_sharing)
 
 
 def judge_family(
-    qualities: Mapping[str, SubnetQuality],
+    qualities: Mapping[str, Quality],
     macs: Sequence[float],
-    gaps: Sequence[PairedDifference],
-    train_labels: IntArray,
-    test_labels: IntArray,
+    gaps: Sequence[Difference],
+    constant: Quality,
     goal: Goal,
+    task: Task = "classes",
 ) -> FamilyVerdict:
     """Judge a family by its test rows.
 
@@ -87,27 +82,18 @@ def judge_family(
         qualities: Quality of each subnet on the test rows, cheapest first.
         macs: Multiply-accumulates of each subnet.
         gaps: Weight-sharing gaps of the subnets that were compared.
-        train_labels: Classes of the training rows.
-        test_labels: Classes of the test rows.
+        constant: Quality of the constant that every subnet must beat, on the same rows.
         goal: What the family must reach.
+        task: What the outputs are.
     """
-    constant = test_labels == np.bincount(train_labels).argmax()
-    differences = {name: compare_paired(quality.correct, constant) for name, quality in qualities.items()}
+    differences = {name: quality.compare(constant) for name, quality in qualities.items()}
     useless = [name for name, gap in differences.items() if gap.points <= 0 or not gap.is_significant]
     return FamilyVerdict(
-        majority=float(constant.mean()) * 100,
+        task=task,
+        constant=constant.score,
         useless=tuple(useless),
         grows=len(qualities) == 1 or len(select_front(macs, list(qualities.values()))) > 1,
-        accuracy_bound=max(_bound_accuracy(quality, len(qualities)) for quality in qualities.values()),
+        score_bound=max(quality.bound_below(len(qualities)) for quality in qualities.values()),
         sharing_bound=max((gap.points + Z_ONE_SIDED * gap.error for gap in gaps), default=None),
         goal=goal,
     )
-
-
-def _bound_accuracy(quality: SubnetQuality, count: int) -> float:
-    """Bound an accuracy from below (Clopper–Pearson); the best of ``count`` subnets is corrected for the choice."""
-    from scipy.stats import binomtest
-
-    level = 1 - 2 * (1 - CONFIDENCE) / count
-    interval = binomtest(int(quality.correct.sum()), len(quality.correct)).proportion_ci(level, "exact")
-    return float(interval.low) * 100

@@ -16,7 +16,7 @@ from unfold_supernet.accelerator.layers import Family
 from unfold_supernet.accelerator.onnx_layers import read_onnx_layers
 from unfold_supernet.accelerator.queries import QueryStream, draw_queries, read_queries
 from unfold_supernet.accelerator.reference_families import build_reference_family
-from unfold_supernet.family.artifacts import read_predictions, read_record, read_space
+from unfold_supernet.family.artifacts import SupernetRecord, read_predictions, read_record, read_space
 from unfold_supernet.family.datasets import DEFAULT_EDGE, DataOptions, Dataset, hold_out_rows, load_dataset
 from unfold_supernet.family.space_builder import SpaceOptions, build_space
 from unfold_supernet.family.user_arrays import UserDataOptions
@@ -25,6 +25,7 @@ from unfold_supernet.members.profile import MemberList, measure_members, read_me
 from unfold_supernet.modules.problem import FitOptions, ModuleProblem, ModuleSource
 from unfold_supernet.networks.space import Attention
 from unfold_supernet.replay.problem import AcceleratorTarget, ReplayProblem, ServingOptions, select_candidates
+from unfold_supernet.scheduling.engines import EnginePlan
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import read_targets
 from unfold_supernet.schema.accelerator import AcceleratorSpec, QueriesSpec
@@ -130,7 +131,9 @@ def build_module_problem(spec: SupernetSpec, run: Run) -> ModuleProblem:
 
 def build_goal(spec: GoalSpec) -> Goal:
     """Resolve what the family must reach, in percent and points."""
-    return Goal(None if spec.accuracy is None else spec.accuracy * 100, spec.max_sharing_cost)
+    # the schema allows the key of the data's task only
+    score = next((value for value in (spec.accuracy, spec.auroc, spec.r2) if value is not None), None)
+    return Goal(None if score is None else score * 100, spec.max_sharing_cost)
 
 
 def build_dataset(spec: SupernetSpec, run: Run) -> Dataset:
@@ -149,7 +152,13 @@ def build_data_options(spec: DataSpec, run: Run) -> DataOptions:
     return DataOptions(
         source=spec.source,
         path=None if spec.source == "digits" else run.path(spec.path or "", key="data.path"),
-        user=UserDataOptions(spec.target, spec.channels, spec.group or "", spec.split == "given"),
+        user=UserDataOptions(
+            targets=(spec.target,) if isinstance(spec.target, str) else spec.target,
+            channels=spec.channels,
+            group=spec.group or "",
+            has_split=spec.split == "given",
+            task=spec.task,
+        ),
         split=spec.split,
         test_fraction=spec.test,
         edge=spec.image_size or DEFAULT_EDGE,
@@ -206,6 +215,7 @@ def build_fit_options(spec: TrainingSpec, data: Dataset, seed: int) -> FitOption
     """
     default = FitOptions()
     return FitOptions(
+        task=data.task,
         epochs=spec.epochs,
         batch=spec.batch,
         rate=default.rate if spec.rate is None else spec.rate,
@@ -233,7 +243,11 @@ def build_class_weights(weights: ClassWeights | None, data: Dataset) -> tuple[fl
     unknown = next((name for name in weights if name not in data.names), None)
     if unknown is not None:
         hint = did_you_mean(unknown, data.names)
-        raise user_error(f"the data has no class {unknown!r}", key="training.class_weights", hint=hint)
+        raise user_error(
+            f"the data has no {'label' if data.task == 'labels' else 'class'} {unknown!r}",
+            key="training.class_weights",
+            hint=hint,
+        )
     return tuple(float(weights.get(name, 1.0)) for name in data.names)
 
 
@@ -355,18 +369,22 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
         message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
         raise user_error(message, file=str(path), hint="use a longer trace")
     targets = read_targets(path, arrivals.size, options.slo_s)
+    record = None if spec.members else read_record(run.directory)
+    engines = None if record is None else plan_engines(options, record)
     return ReplayProblem(
         name=spec.name,
         options=options,
         arrivals=arrivals,
-        profiles=_select_profiles(options, run) if members is None else members.profiles,
+        profiles=_select_profiles(options, run, engines) if members is None else members.profiles,
         # swapping is no baseline where the members are separate models
-        switch_s=read_record(run.directory).reload_s if members is None else None,
+        switch_s=None if record is None else record.reload_s,
         seed=run.seed,
         targets=targets,
         accelerator=build_accelerator_target(spec, run) if options.backend == "accelerator" else None,
         costs=() if members is None else members.costs,
         memory_bytes=None if members is None else members.memory_bytes,
+        engines=engines,
+        task="classes" if record is None else record.task,
     )
 
 
@@ -387,7 +405,9 @@ def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
         space_options=None if spec.space is None else build_space_options(spec.space),
         members=members,
         classes=read_record(run.directory).classes if members is None else members.classes,
-        profiles=_select_profiles(options, run) if members is None else members.profiles,
+        task=read_record(run.directory).task if members is None else "classes",
+        profiles=_select_profiles(options, run, None) if members is None else members.profiles,
+        record=read_record(run.directory) if members is None else None,
         directory=run.directory,
         clock=run.clock,
         log=run.log,
@@ -430,6 +450,8 @@ def build_serving_options(spec: ServingSpec | None) -> ServingOptions:
         min_attainment=spec.attainment,
         escalate_below=spec.escalate,
         guard=dict(spec.guard),
+        engine=spec.engine,
+        memory_bytes=spec.memory,
     )
 
 
@@ -439,8 +461,16 @@ def build_accelerator_target(spec: SupernetSpec, run: Run) -> AcceleratorTarget:
     return AcceleratorTarget(build_family(spec, run), machine, spec.queries.policy, spec.queries.keep)
 
 
-def _select_profiles(options: ServingOptions, run: Run) -> tuple[SubnetProfile, ...]:
+def plan_engines(options: ServingOptions, record: SupernetRecord) -> EnginePlan | None:
+    """Plan the engine of each subnet from what training measured; ``None`` where there is no choice."""
+    if not record.has_engines or options.backend == "accelerator":
+        return None
+    return options.plan_engines({subnet.name: subnet.costs for subnet in record.subnets}, record.shared_bytes)
+
+
+def _select_profiles(options: ServingOptions, run: Run, engines: EnginePlan | None) -> tuple[SubnetProfile, ...]:
     record = read_record(run.directory)
+    record = record if engines is None else record.use_engines(engines)
     needs_predictions = options.escalate_below is not None and len(record.subnets) > 1
     tested = read_predictions(run.directory) if needs_predictions else None
     return select_candidates(options, record, tested)

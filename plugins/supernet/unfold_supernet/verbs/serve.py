@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from unfold_supernet.members.profile import read_members
@@ -40,12 +42,16 @@ def serve(spec: SupernetSpec, run: Run) -> Service | Report:
     if spec.members is not None:
         return _measure_members(spec, run, problem)
     from unfold_supernet.family.checkpoint import read_supernet
-    from unfold_supernet.modules.served_models import bind_shares
+    from unfold_supernet.modules.served_models import bind_engines, bind_shares
     from unfold_supernet.modules.served_models import read_members as read_module_members
 
-    family = read_supernet(run.directory) if spec.model is None else read_module_members(run.directory)
-    models = bind_shares(family, problem.profiles, problem.options.escalate_below)
+    if spec.model is not None:
+        family: Any = read_module_members(run.directory)
+    else:
+        family = read_supernet(run.directory)
+        family = family if problem.engines is None else bind_engines(family, run.directory, problem.engines)
     data = build_dataset(spec, run)
+    models = bind_shares(family, problem.profiles, problem.options.escalate_below, data.task)
     rows = RequestRows(data.x[data.test], data.extra[data.test])
     return build_measured_report(measure_replay(problem, models, rows, run.clock, run.progress))
 

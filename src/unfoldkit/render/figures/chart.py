@@ -136,6 +136,9 @@ def _plain(axes: Axes, figure: Figure) -> None:
         axes.set_xlim(left=0)
     if whole:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if not figure.log_x and all(position.is_integer() for position in positions):
+        # half an engine or half an iteration is nothing
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.names:
         names = [shorten_middle(name, TICK_LETTERS) for name in figure.names]
         crowded = sum(map(len, names)) > NAME_LETTERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -85,9 +86,9 @@ def _to_cell(value: float | None) -> Cell:
 
 
 def _describe_graph(graph: Graph) -> str:
-    parts = []
+    parts, has_copies = [], any(node.count != 1 for node in graph.nodes)
     for node in graph.nodes:
-        facts = [*node.facts, f"{node.count:,} {graph.count}"]
+        facts = [*node.facts, *([f"{node.count:,} {graph.count}"] if has_copies else [])]
         if node.load is not None:
             facts.append(f"{graph.load} {format_percent(round(node.load, 3))}")
         if node.share is not None:
@@ -99,12 +100,16 @@ def _describe_graph(graph: Graph) -> str:
 
 
 def _tabulate_graph(graph: Graph) -> Table:
-    columns = (Column("name"), Column("facts"), Column(graph.count), Column(graph.load, "%", 0),
-               Column(graph.share, "%", 0), Column(f"to ({graph.weight})"))  # fmt: skip
+    # a column of which no node has a value would be empty
+    measured = [any(node.load is not None for node in graph.nodes), any(node.share is not None for node in graph.nodes)]
+    measures = (Column(graph.load, "%", 0), Column(graph.share, "%", 0))
+    columns = (Column("name"), Column("facts"), Column(graph.count), *itertools.compress(measures, measured),
+               Column(f"to ({graph.weight})"))  # fmt: skip
     rows = []
     for node in graph.nodes:
         targets = [f"{e.target} ({format_number(e.weight)})" for e in graph.edges if e.source == node.name]
-        percents = [None if value is None else value * 100 for value in (node.load, node.share)]
+        values = itertools.compress((node.load, node.share), measured)
+        percents = [None if value is None else value * 100 for value in values]
         rows.append((node.name, " · ".join(node.facts), node.count, *percents, ", ".join(targets)))
     return Table(graph.title, columns, tuple(rows))
 

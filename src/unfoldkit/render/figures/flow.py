@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from unfoldkit.figures import Flow, Link, Stop, Tone, order_layers
 from unfoldkit.format import format_number, format_percent
-from unfoldkit.render.figures.style import COLOURS, INK, LETTER_PT, WIDTH_PT, open_sheet, shorten_to, write
+from unfoldkit.render.figures.style import (
+    COLOURS,
+    INK,
+    WIDTH_PT,
+    open_sheet,
+    shorten_middle,
+    shorten_to,
+    write,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +25,10 @@ BAR_PT = 9.0
 FLOW_PT = 190.0
 """Height of everything that flows."""
 GAP_PT = 34.0
+LINE_PT = 11.0
+FACT_SIZE = 7.5
+BOLD_PT = 0.64
+"""Mean width of a bold letter, as a share of the font size."""
 LABEL_PT = 118.0
 TONES: Mapping[Tone, tuple[str, str]] = {
     "good": (COLOURS[0], ""),
@@ -62,15 +74,17 @@ def layout_flow(flow: Flow) -> FlowLayout:
     depth = max(layers.values(), default=0)
     step = (WIDTH_PT - LABEL_PT - BAR_PT) / max(depth, 1)
     columns = [[name for name, layer in layers.items() if layer == index] for index in range(depth + 1)]
-    heights = [sum(totals[name] * scale + GAP_PT for name in column) for column in columns]
+    label_pt = min(LABEL_PT, step - 4)
+    gap_pt = GAP_PT if label_pt == LABEL_PT else GAP_PT + LINE_PT
+    heights = [sum(totals[name] * scale + gap_pt for name in column) for column in columns]
     height = max(heights, default=FLOW_PT) + 4
     bars: dict[str, tuple[float, float, float]] = {}
     for index, column in enumerate(columns):
-        top = GAP_PT
+        top = gap_pt
         for name in column:
             bars[name] = (2 + index * step, top, totals[name] * scale)
-            top += totals[name] * scale + GAP_PT
-    return FlowLayout(bars, height, scale, min(LABEL_PT, step - 4))
+            top += totals[name] * scale + gap_pt
+    return FlowLayout(bars, height, scale, label_pt)
 
 
 def place_ribbons(flow: Flow, layout: FlowLayout) -> list[tuple[Link, tuple[float, float, float]]]:
@@ -128,11 +142,17 @@ def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: f
     axes.add_patch(Rectangle((left, top), BAR_PT, max(height, 1.0), facecolor=INK, linewidth=0))
     # the ends of the flow have no stop to their right
     room_pt = LABEL_PT if left + BAR_PT + room_pt > WIDTH_PT - LABEL_PT else room_pt
-    percent = f"  {format_percent(round(share, 4))}"
-    name = shorten_to(stop.name, room_pt - len(percent) * 9 * LETTER_PT, 9)
-    write(axes, left, top - 19, name + percent, size=9, weight="bold")
+    percent = format_percent(round(share, 4))
+    letters = int(room_pt / (9 * BOLD_PT))
+    if room_pt < LABEL_PT:
+        # many layers: the share has a line of its own
+        write(axes, left, top - 30, shorten_middle(stop.name, letters), size=9, weight="bold")
+        write(axes, left, top - 19, percent, size=8, weight="bold")
+    else:
+        name = shorten_middle(stop.name, letters - len(percent) - 2)
+        write(axes, left, top - 19, f"{name}  {percent}", size=9, weight="bold")
     if stop.facts:
-        write(axes, left, top - 8, shorten_to(" · ".join(stop.facts), room_pt, 8), size=8)
+        write(axes, left, top - 8, shorten_to(" · ".join(stop.facts), room_pt, FACT_SIZE), size=FACT_SIZE)
 
 
 def _draw_legend(axes: Axes, flow: Flow) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_cascade.language_models.planning.scripts import list_scripts
+from unfold_cascade.language_models.planning.prompt_features import list_scripts
 
 MAX_CHOICES = 128
 MAX_TOKENS = 10_000_000

@@ -1,4 +1,8 @@
-"""What the gate before the first model reads of a prompt: its length, and on request a static embedding of its text.
+"""What a plan reads of a prompt: its length and, on request, a static embedding for the gate before the first model.
+
+Its scripts too: a promise covers those of its log, and no other one. A script is the first word of the Unicode name of
+a letter, such as LATIN, CYRILLIC, CJK or HANGUL. Languages that share a script count as one: to separate them takes a
+model, which would need a promise of its own.
 
 The embedding is the mean of one stored vector per token, so it needs no model call: weights and tokenizer of 16 MB come
 with the package ``wordllama`` (extra ``embeddings``), and nothing is downloaded. Its training is nested (Kusupati et
@@ -10,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +29,10 @@ LENGTH = ("log characters", "log words", "log lines", "share of digits", "share 
 DIMENSIONS = 64
 LONGEST_TEXT = 16_000
 """Characters of a prompt that are embedded: a few milliseconds, however long the prompt is."""
+MIN_SHARE = 0.1
+"""A text is written in the scripts that make up at least this share of its letters: a name or a formula is none."""
+MAX_CHARACTERS = 20_000
+"""Characters of a text that are searched for scripts."""
 BATCH = 16
 """Texts that are embedded at once: a batch has as many vectors as its longest text has tokens, for each text."""
 WEIGHTS = "weights/l2_supercat_256.safetensors"
@@ -106,3 +116,37 @@ def load_embedding() -> PromptReader:
         embedding=f"{weights.stem}:{DIMENSIONS}:{digest}",
         embed=lambda texts: np.asarray(model.embed(texts, batch_size=BATCH), dtype=np.float64),
     )
+
+
+def list_scripts(text: str) -> frozenset[str]:
+    """List the scripts of a text; empty for one without letters.
+
+    Args:
+        text: any text; only its first characters are read.
+    """
+    if text.isascii():
+        return frozenset({"LATIN"}) if any(map(str.isalpha, text[:MAX_CHARACTERS])) else frozenset()
+    counts: Counter[str] = Counter()
+    for letter, count in Counter(text[:MAX_CHARACTERS]).items():
+        if letter.isalpha():
+            counts[_find_script(letter)] += count
+    least = MIN_SHARE * counts.total()
+    return frozenset(script for script, count in counts.items() if count >= least)
+
+
+def join_scripts(texts: Iterable[str]) -> tuple[str, ...]:
+    """List the scripts of all prompts of a log, in order of their names.
+
+    Args:
+        texts: the prompts.
+    """
+    scripts: set[str] = set()
+    for text in texts:
+        scripts |= list_scripts(text)
+    return tuple(sorted(scripts))
+
+
+def _find_script(letter: str) -> str:
+    """Return the first word of a letter's name: ``CJK UNIFIED IDEOGRAPH-65E5`` is CJK."""
+    words = unicodedata.name(letter, "").replace("FULLWIDTH ", "").replace("HALFWIDTH ", "")
+    return words.partition(" ")[0].partition("-")[0]

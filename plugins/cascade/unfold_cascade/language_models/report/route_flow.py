@@ -67,8 +67,8 @@ def _find_ends(log: CallLog, route: Route, outcome: Outcome) -> list[str]:
 def _list_steps(names: list[str], first_calls: IntArray, exits: IntArray, ends: list[str]) -> Iterator[tuple[str, str]]:
     """Yield every step of every request from one stop to the next."""
     has_entry = bool(first_calls.any())
-    for first, last, end in zip(first_calls.tolist(), exits.tolist(), ends, strict=True):
-        visited = [*([sentences.ALL_REQUESTS] if has_entry else []), *names[first : last + 1], end]
+    for entry, exit_, end in zip(first_calls.tolist(), exits.tolist(), ends, strict=True):
+        visited = [*([sentences.ALL_REQUESTS] if has_entry else []), *names[entry : exit_ + 1], end]
         yield from itertools.pairwise(visited)
 
 

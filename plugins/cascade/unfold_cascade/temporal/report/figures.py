@@ -30,7 +30,7 @@ def build_figures(solution: Solution) -> tuple[AnyFigure, ...]:
 def draw_models(solution: Solution) -> Graph:
     """Draw the models of each stage in evaluation order, with the share of test hours that reach them."""
     study, evaluated = solution.study, solution.cascade.outcome.trajectories.evaluated
-    nodes, edges, last = [], [], ""
+    nodes, edges, previous = [], [], ""
     for s, (stage, policy) in enumerate(zip(solution.problem.stages, solution.cascade.policy, strict=True)):
         for position, model in enumerate(policy.chain):
             reached, decided = (
@@ -40,9 +40,9 @@ def draw_models(solution: Solution) -> Graph:
             name = f"{stage.name}: {study.model_name(model)}"
             nodes.append(Node(name=name, facts=sentences.model_facts(reached, decided, flops)))
             # a parallel stage does not wait for the stage before it
-            if last and (position or not stage.is_parallel):
-                edges.append(Edge(last, name, reached))
-            last = name
+            if previous and (position or not stage.is_parallel):
+                edges.append(Edge(previous, name, reached))
+            previous = name
     title = sentences.title_models(is_certified=solution.selection.is_certified)
     return Graph(name="models", title=title, nodes=tuple(nodes), edges=tuple(edges), weight="share of hours")
 
@@ -68,8 +68,10 @@ def draw_patient(solution: Solution) -> Timeline:
         for model in stage.chain:
             lane = f"{stages[s + 1]}: {solution.study.model_name(model)}"
             states[lane] = [_describe_call(step, s, model) for step in steps]
-    named = (sentences.TRUE_STAGE, sentences.CASCADE_STAGE)
-    bars = [bar for lane, groups in states.items() for bar in _join_hours(lane, groups, starts, ends, lane in named)]
+    stage_lanes = (sentences.TRUE_STAGE, sentences.CASCADE_STAGE)
+    bars = [
+        bar for lane, groups in states.items() for bar in _join_hours(lane, groups, starts, ends, lane in stage_lanes)
+    ]
     return Timeline(
         name="patient",
         title=title,
@@ -90,26 +92,26 @@ def draw_ward(solution: Solution) -> Timeline:
     is_present = np.diff(cohort.timeline.starts) > 0
     entities, has_onset = np.flatnonzero(is_present), np.zeros(cohort.entities, dtype=np.bool_)
     has_onset[cohort.entity[np.isfinite(cohort.since[:, -1])]] = True
-    septic, others = entities[has_onset[entities]], entities[~has_onset[entities]]
-    wanted = max(WARD_PATIENTS // 2, WARD_PATIENTS - len(others))
-    shown = _spread(septic, wanted)
-    rest = _spread(others, WARD_PATIENTS - len(shown))
+    affected, event_free = entities[has_onset[entities]], entities[~has_onset[entities]]
+    beds = max(WARD_PATIENTS // 2, WARD_PATIENTS - len(event_free))
+    affected_beds = _spread(affected, beds)
+    event_free_beds = _spread(event_free, WARD_PATIENTS - len(affected_beds))
     alert, near = outcome.alert, ~cohort.events.event_free
     group = np.select(
         [alert & near, alert, near], [sentences.ALERT_NEAR, sentences.FALSE_ALERT, sentences.MISSED], sentences.QUIET
     )
     bars: list[Bar] = []
     markers: list[Marker] = []
-    for entity in (*shown, *rest):
+    for entity in (*affected_beds, *event_free_beds):
         rows, (starts, ends) = np.arange(*cohort.timeline.starts[entity : entity + 2]), _find_spans(cohort, entity)
         lane = _name_patient(cohort, entity)
         bars += _join_hours(lane, group[rows].tolist(), starts, ends, False)
         markers += [Marker(sentences.ONSET, at, lane=lane) for at in _find_onset(cohort, entity, starts)]
     return Timeline(
         name="ward",
-        title=sentences.title_ward(len(shown), len(septic), len(rest), len(others)),
+        title=sentences.title_ward(len(affected_beds), len(affected), len(event_free_beds), len(event_free)),
         unit=UNIT,
-        lanes=tuple(_name_patient(cohort, entity) for entity in (*shown, *rest)),
+        lanes=tuple(_name_patient(cohort, entity) for entity in (*affected_beds, *event_free_beds)),
         bars=tuple(bars),
         markers=tuple(markers),
         groups=WARD_GROUPS,
@@ -124,8 +126,8 @@ def _select_patient(cohort: Cohort, alert: BoolArray) -> tuple[int, str]:
         entity = int(timed[_find_median(lead_h)])
         return entity, sentences.title_patient(_name_patient(cohort, entity), len(timed))
     present = np.flatnonzero(np.diff(cohort.timeline.starts) > 0)
-    alerts = np.bincount(cohort.entity, alert.astype(np.float64), minlength=cohort.entities)[present]
-    entity = int(present[_find_median(alerts)])
+    alerts = np.bincount(cohort.entity[alert], minlength=cohort.entities)[present]
+    entity = int(present[_find_median(alerts.astype(np.float64))])
     return entity, sentences.title_patient_without_onset(_name_patient(cohort, entity), len(present))
 
 
@@ -150,8 +152,8 @@ def _find_spans(cohort: Cohort, entity: int) -> tuple[FloatArray, FloatArray]:
 
     A record lasts until the next one, but no longer than is usual for the entity: a gap stays a gap.
     """
-    first, last = cohort.timeline.starts[entity : entity + 2]
-    start = cohort.timeline.hour[first:last] - cohort.timeline.hour[first]
+    begin, end = cohort.timeline.starts[entity : entity + 2]
+    start = cohort.timeline.hour[begin:end] - cohort.timeline.hour[begin]
     gaps = np.diff(start)
     usual_h = float(np.median(gaps)) if gaps.size else 1.0
     return start, start + np.append(np.minimum(gaps, usual_h), usual_h)
@@ -186,8 +188,8 @@ def _join_hours(
     lane: str, groups: Sequence[str], starts: FloatArray, ends: FloatArray, is_named: bool
 ) -> Iterator[Bar]:
     """Join hours that follow each other in one group; hours with an empty group have no bar."""
-    breaks = np.append(False, starts[1:] > ends[:-1] + 1e-9)
-    keys = list(zip(groups, np.cumsum(breaks).tolist(), strict=True))
+    is_break = np.append(False, starts[1:] > ends[:-1] + 1e-9)
+    keys = list(zip(groups, np.cumsum(is_break).tolist(), strict=True))
     for (group, _), items in itertools.groupby(range(len(keys)), key=keys.__getitem__):
         rows = list(items)
         if group:

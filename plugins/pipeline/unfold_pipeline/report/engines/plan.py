@@ -15,7 +15,20 @@ from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, 
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis, user_error
+from unfoldkit.api import (
+    Cell,
+    Column,
+    Figure,
+    Metric,
+    Panel,
+    Report,
+    Series,
+    StepArea,
+    Table,
+    Verdict,
+    time_axis,
+    user_error,
+)
 from unfoldkit.arrivals.envelope import window_lengths
 
 MAX_REFUSALS = 8
@@ -62,7 +75,7 @@ def build_engine_report(
             build_latency_table((analysis.ttft, analysis.tpot, analysis.latency)),
             _build_neighbor_table(analysis),
         ),
-        figures=(_build_neighbor_figure(problem, analysis), *_build_load_figures(analysis.load)),
+        figures=(_build_neighbor_figure(problem, config, analysis), _build_load_figure(analysis.load)),
         lines=(*_list_around_lines(around), *alternatives, *_list_lines(problem, solution, outcome, analysis)),
         next="unfold plan SPEC --replay TRACE",
         decision=format_decision(problem, config, outcome, around),
@@ -409,28 +422,31 @@ def _build_neighbor_table(analysis: EngineAnalysis) -> Table:
     return Table("engines of this kind", columns, rows)
 
 
-def _build_neighbor_figure(problem: EngineProblem, analysis: EngineAnalysis) -> Figure:
+def _build_neighbor_figure(problem: EngineProblem, config: EngineConfig, analysis: EngineAnalysis) -> Figure:
+    """Draw the latencies of the plan and of its neighbors against the targets, and mark the plan."""
     counts = tuple(float(item.config.replicas) for item in analysis.neighbors)
     series = [
         Series("p99 TTFT", counts, tuple(item.ttft_s * 1e3 for item in analysis.neighbors), "line"),
         Series("p99 TPOT", counts, tuple(item.tpot_s * 1e3 for item in analysis.neighbors), "line"),
     ]
-    if math.isfinite(problem.targets.ttft_s) and len(counts) > 1:
-        target_ms = problem.targets.ttft_s * 1e3
-        series.append(Series("TTFT target", (counts[0], counts[-1]), (target_ms, target_ms), "line"))
+    for name, target_s in (("TTFT target", problem.targets.ttft_s), ("TPOT target", problem.targets.tpot_s)):
+        if math.isfinite(target_s) and len(counts) > 1:
+            series.append(Series(name, (counts[0], counts[-1]), (target_s * 1e3,) * 2, "line"))
+    planned = [item for item in analysis.neighbors if item.config.replicas == config.replicas]
+    marks = [latency_s * 1e3 for item in planned for latency_s in (item.ttft_s, item.tpot_s)]
+    series.append(Series("this plan", (float(config.replicas),) * len(marks), tuple(marks), "points"))
     return Figure("replicas", "Latency by number of engines", "engines", "ms", tuple(series), log_y=True)
 
 
-def _build_load_figures(load: LoadSeries) -> tuple[Figure, Figure]:
+def _build_load_figure(load: LoadSeries) -> StepArea:
+    """Draw what the engines hold over time: the share of the KV cache in use, and running and waiting requests."""
     unit, unit_s = time_axis(float(load.time_s[-1]))
     times = tuple(float(time) for time in load.time_s / unit_s)
-    kv = Series("KV cache", times, tuple(float(share) * 100 for share in load.kv_share), "line")
-    running = Series("running", times, tuple(float(count) for count in load.running), "line")
-    waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "line")
-    return (
-        Figure("kv", "KV cache in use", f"time {unit}", "%", (kv,)),
-        Figure("load", "Requests in the engines", f"time {unit}", "requests", (running, waiting)),
-    )
+    kv = Series("KV cache", times, tuple(float(share) * 100 for share in load.kv_share), "steps")
+    running = Series("running", times, tuple(float(count) for count in load.running), "steps")
+    waiting = Series("waiting", times, tuple(float(count) for count in load.waiting), "steps")
+    panels = (Panel("KV cache in use %", (kv,)), Panel("requests", (running, waiting)))
+    return StepArea(name="load", title="What the engines hold over time", unit=unit, panels=panels)
 
 
 def _list_lines(

@@ -1,0 +1,56 @@
+"""Sessions of ONNX Runtime on one thread, and the memory that they add to this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_supernet._types import Float32Array
+
+
+def open_session(model: Path | bytes) -> Any:
+    """Open an ONNX model on one thread.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # an error is raised, so nothing is lost by a silent log
+    options.log_severity_level = 4
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    # the runtime's own exceptions share no base
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def open_measured_session(content: bytes, x: Float32Array, extra: Float32Array) -> tuple[Any, int]:
+    """Open an ONNX session, run it once, and return it with the memory that it added, at least the model's size."""
+    # the first session of a process brings the runtime, which is no memory of the subnet's
+    first = open_session(content)
+    before = read_resident_bytes()
+    session = open_session(content)
+    session.run(None, name_inputs(session, x, extra))
+    del first
+    return session, max(len(content), read_resident_bytes() - before)
+
+
+def name_inputs(session: Any, x: Float32Array, extra: Float32Array) -> dict[str, Float32Array]:
+    """Name the inputs of a session: ``x``, and ``extra`` where the model takes it."""
+    return {item.name: extra if item.name == "extra" else np.asarray(x) for item in session.get_inputs()}
+
+
+def read_resident_bytes() -> int:
+    """Return the memory of this process that is resident; 0 where the system does not report it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,90 @@
+"""What a member's outputs mean: logits of classes or labels, or real values; their targets and their quality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+from torch import Tensor, nn
+
+from unfold_supernet._types import Float32Array, IntArray
+from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.family.targets import standardise_values
+from unfold_supernet.modules.int8 import bound_class_loss
+from unfold_supernet.training.accuracy import (
+    Quality,
+    SubnetQuality,
+    evaluate_commonest_class,
+    evaluate_predictions,
+)
+from unfold_supernet.training.head_quality import (
+    CHANCE_AUROC,
+    HeadQuality,
+    build_constant,
+    evaluate_labels,
+    evaluate_values,
+)
+from unfold_supernet.training.verdict import Z_ONE_SIDED
+
+
+class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A member whose outputs are multiplied and shifted: logits by a temperature, values back to their unit."""
+
+    def __init__(self, module: nn.Module, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute calibrated logits or values (n, outputs)."""
+        result: Tensor = self.module(x) * self.scale + self.shift
+        return result
+
+
+def finish_outputs(module: nn.Module, data: Dataset, temperature: float) -> nn.Module:
+    """Divide the logits of a trained member by its temperature, or return its values to their unit."""
+    if data.task == "values":
+        mean, deviation = standardise_values(data.y, data.train)
+        return _Scaled(module, torch.from_numpy(deviation), torch.from_numpy(mean)).eval()
+    return _Scaled(module, torch.tensor(1 / temperature), torch.tensor(0.0)).eval()
+
+
+def make_training_targets(data: Dataset) -> Any:
+    """Make the targets of all rows as the loss needs them; real values are standardised by the training rows."""
+    if data.task != "values":
+        return data.y
+    mean, deviation = standardise_values(data.y, data.train)
+    return (data.y - mean) / deviation
+
+
+def evaluate_outputs(outputs: Float32Array, data: Dataset, rows: IntArray) -> Quality:
+    """Evaluate finished outputs (n, outputs) of some rows by the score of the task."""
+    y, groups = data.y[rows], None if data.groups is None else data.groups[rows]
+    if data.task == "labels":
+        return evaluate_labels(expit(outputs.astype(np.float64)), y, groups)
+    if data.task == "values":
+        return evaluate_values(outputs.astype(np.float64), y, data.y[data.train].astype(np.float64).mean(0), groups)
+    return evaluate_predictions(outputs.argmax(1), y, len(data.names))
+
+
+def evaluate_constant(data: Dataset, quality: Quality) -> Quality:
+    """Evaluate the constant that a member must beat, on the test rows of ``quality``."""
+    if isinstance(quality, HeadQuality):
+        return build_constant(CHANCE_AUROC if data.task == "labels" else 0.0, quality)
+    return evaluate_commonest_class(data.y[data.train], data.y[data.test], len(data.names))
+
+
+def bound_loss(data: Dataset, exact: Float32Array, rounded: Float32Array, rows: IntArray) -> tuple[float, float]:
+    """Bound what outputs in int8 lose against those in float32, in points of the score.
+
+    Returns:
+        The loss on these rows, and its upper 95 % bound.
+    """
+    before, after = (evaluate_outputs(outputs, data, rows) for outputs in (exact, rounded))
+    if isinstance(before, SubnetQuality) and isinstance(after, SubnetQuality):
+        return before.accuracy - after.accuracy, bound_class_loss(before.correct, after.correct)
+    loss = before.compare(after)
+    return loss.points, loss.points + Z_ONE_SIDED * loss.error
