@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unfold_tuning.deadline.halving_search import HalvingSearch, StoredStage, check_method
+from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
-from unfold_tuning.deadline.study_progress import StudyProgress
+from unfold_tuning.deadline.study_progress import StoredStage, StudyProgress
 from unfoldkit.api import user_error
 
 CHECK_PERIOD_S = 0.05
@@ -443,8 +443,8 @@ class StudyRun:
                     self._store_end(item, None, TrialState.PRUNED)
 
     def _has_number(self, number: int) -> bool:
-        values = self.search.values.get(number)
-        return values is not None and bool(values) and not math.isnan(values[max(values)])
+        values = self.search.values.get(number, {})
+        return bool(values) and not math.isnan(values[max(values)])
 
     # the threads of the trials
 
