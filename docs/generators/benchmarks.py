@@ -236,7 +236,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "start_error_p90": "the same, p90",
         "start_error_median_s": "error of the start, median s",
         "unchanged_quota_error_median": "error of a replay without the change, median",
-        "preemptions_equal": "workloads with as many preemptions as in Kueue",
         "never_agree": "workloads that start on both sides or on neither",
         "instances": "random cohorts",
     },
