@@ -163,10 +163,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     "gateway": {
         "overhead_p50_ms": "added to an answer, p50 ms",
         "overhead_p99_ms": "the same, p99 ms",
-        "times_litellm": "answers per core second, times LiteLLM",
+        "overhead_p50_ms_stream": "added to a whole stream, p50 ms",
+        "requests_per_core_s": "answers per processor second",
+        "requests_per_core_s_stream": "the same for streams",
+        "times_litellm": "answers per processor second, times LiteLLM",
         "times_litellm_stream": "the same for streams, times",
         "requests_lost": "requests lost under faults, of 1,000 (LiteLLM: 250)",
         "billed_twice": "requests that one model answered twice in full",
+        "repeats_billed_twice": "repeats with the same idempotency key that were billed again",
         "cost_error_percent": "bill against the plan, %",
     },
     "pipeline-fidelity": {
@@ -316,15 +320,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "both_targets_best_single": "the same with the best single model in memory",
         "load_seconds_planned": "seconds of loading on a trace, planned residency",
         "load_seconds_lru": "the same with LRU eviction",
-    },
-    "supernet-modules": {
-        "elastic_networks": "of ten networks, those that become a family without code of the user's",
-        "onnx_difference_max": "largest difference of a member in ONNX Runtime, relative to its largest output",
-        "sharing_cost_points_max": "weight-sharing gap of the worst of eight members, mean of three seeds, points",
-        "sharing_cost_error_points": "standard error of that gap, clustered by patient or row, points",
-        "dominated": "members that an ordinary PyTorch network of equal MACs and steps significantly beats",
-        "behind_plain_points_max": "largest lead of such a network, points",
-        "training_processor_seconds": "all trainings, s of the processor",
     },
     "supernet-serve": {
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
