@@ -228,9 +228,9 @@ def _compare(instance: Instance, path: Path, runner: JobRunner, changed_s: float
     for job in outcome.replayed:
         times = [at_s - changed_s for at_s in starts.get(job, ())]
         outcome.real_s[job] = times[-1] if job in runner.ended else math.inf
-        outcome.preemptions[job] = max(
-            0, len([at_s for at_s in times if at_s > 0]) - (1 if times and times[0] > 0 else 0)
-        )
+        # one that waited at the change starts once without having been preempted
+        is_waiting = outcome.replayed[job].workload.admitted_s is None
+        outcome.preemptions[job] = max(0, sum(at_s > 0 for at_s in times) - is_waiting)
     return outcome
 
 

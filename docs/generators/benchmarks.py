@@ -234,6 +234,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "edf_unlike_brute_force": "EDF verdicts that differ from brute force, of 500",
         "policy_lines_median": "lines of a policy, median",
     },
+    "placement-whatif": {
+        "order_equal": "pairs of workloads that start in the order of real Kueue",
+        "start_error_median": "error of the start after a change of quota, median",
+        "start_error_p90": "the same, p90",
+        "start_error_median_s": "error of the start, median s",
+        "unchanged_quota_error_median": "error of a replay without the change, median",
+        "never_agree": "workloads that start on both sides or on neither",
+        "instances": "random cohorts",
+    },
     "tuning-plan": {
         "static_ratio_tight": "cheaper than the best static cluster at tight deadlines (mean)",
         "static_ratio_tight_max": "the same, best",
