@@ -23,7 +23,7 @@ from unfold_placement.kubernetes.manifests import build_admission_check, build_c
 from unfold_placement.workload.kueue_objects import read_queue_snapshot
 from unfoldkit.kubernetes.api import Api, Body
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 WAIT_S = 60.0
 
 
@@ -60,7 +60,7 @@ def serving(plane: ControlPlane, folder: Path, **kubernetes: Any) -> Iterator[su
     }  # fmt: skip
     spec = {
         "version": 1, "kind": "placement", "name": "training", "policy": {"fifo": {"backfill": True}},
-        "cluster": {"kubernetes": cluster, "lease": "3 s"},
+        "cluster": {"kubernetes": cluster, "lease": "9 s"},
     }  # fmt: skip
     path = folder / "spec.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
@@ -133,20 +133,20 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
             create(api, build_job(name, "team", 4))
         until(lambda: sorted(states(api).values()) == ["Pending"] * 4, plane.folder / "kueue.log")
         assert resumed(api) == set()
-        deaths = 0
-        largest = 0
-        end_s = time.monotonic() + WAIT_S * 2
+        deaths = largest = 0
+        end_s = time.monotonic() + 4 * WAIT_S
         while len(runner.ended) < len(names):
-            assert time.monotonic() < end_s, (tmp_path / "log").read_text("utf-8")[-3000:]
             with serving(plane, tmp_path) as process:
-                died_s = time.monotonic() + 6.0 + deaths
-                while time.monotonic() < died_s and len(runner.ended) < len(names):
+                starts = len(runner.starts)
+                # it dies at once after its first answer, and the next one carries on
+                while len(runner.ended) < len(names) and len(runner.starts) in {starts, len(names)}:
+                    assert time.monotonic() < end_s, (tmp_path / "log").read_text("utf-8")[-3000:]
                     active = resumed(api) - {name.partition("/")[2] for name in runner.ended}
                     largest = max(largest, len(active))
                     time.sleep(0.1)
                 process.send_signal(signal.SIGKILL)
                 deaths += 1
-    assert deaths >= 1
+    assert deaths >= 2
     assert largest == 2
     assert {name: len(starts) for name, starts in runner.starts.items()} == dict.fromkeys(runs_s, 1)
     delete_jobs(api)
@@ -155,6 +155,7 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
 def test_the_answer_places_and_pins(world: tuple[ControlPlane, Api], tmp_path: Path) -> None:
     """A Job that fits one node is pinned to it by Kueue; one without room gives its quota back with the reason."""
     plane, api = world
+    until(lambda: not list_objects(api, "Workload"), plane.folder / "kueue.log")
     with serving(plane, tmp_path, patience="2 s"):
         create(api, build_job("pinned", "team", 3))
         create(api, build_job("large", "team", 9))

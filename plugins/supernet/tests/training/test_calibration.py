@@ -12,6 +12,7 @@ from unfold_supernet.training.calibration import (
     compute_confidence,
     fit_temperature,
     measure_calibration,
+    minimise_log_loss,
 )
 
 
@@ -24,7 +25,7 @@ def draw_calibrated(seed: int, rows: int, classes: int) -> tuple[np.ndarray, np.
     return logits.astype(np.float32), labels.astype(np.int64)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.3, 1.0, 3.0]), st.integers(2, 6))
 def test_temperature_undoes_the_scale_of_the_logits(seed: int, scale: float, classes: int) -> None:
     """Logits that were multiplied by a factor get that factor as their temperature."""
@@ -32,7 +33,7 @@ def test_temperature_undoes_the_scale_of_the_logits(seed: int, scale: float, cla
     assert fit_temperature(logits * np.float32(scale), labels) == pytest.approx(scale, rel=0.2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.25, 4.0]))
 def test_calibration_reduces_the_error_on_fresh_rows(seed: int, scale: float) -> None:
     """A temperature fitted on one half reduces the calibration error on the other half."""
@@ -47,27 +48,36 @@ def test_calibration_reduces_the_error_on_fresh_rows(seed: int, scale: float) ->
     assert after < 5
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.05, 0.4))
-def test_a_temperature_never_ruins_a_weak_member(seed: int, wrong: float) -> None:
-    """Confidences right for most rows and surely wrong for some stay as they are: flattening would make them worse."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, 600)
-    shown = np.where(rng.random(600) < wrong, rng.integers(0, 10, 600), labels)
-    logits = np.full((600, 10), 0.0, np.float32)
-    logits[np.arange(600), shown] = np.where(rng.random(600) < 0.5, 12.0, 2.0)
-    temperature = fit_temperature(logits[:300], labels[:300])
-    correct = logits[300:].argmax(1) == labels[300:]
-    before, after = (
-        compute_calibration_error(compute_confidence(logits[300:], divisor), correct) for divisor in (1.0, temperature)
-    )
-    assert after <= before + 3
+def test_a_temperature_rarely_harms_a_weak_member() -> None:
+    """Members that are surely wrong about some rows keep their confidences; the log loss alone would flatten them."""
+    guarded, unguarded = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 10, 600)
+        shown = np.where(rng.random(600) < rng.uniform(0.05, 0.4), rng.integers(0, 10, 600), labels)
+        logits = np.zeros((600, 10), np.float32)
+        logits[np.arange(600), shown] = np.where(rng.random(600) < 0.5, 12.0, 2.0)
+        before, kept, fitted = (
+            compute_calibration_error(
+                compute_confidence(logits[300:], temperature), logits[300:].argmax(1) == labels[300:]
+            )
+            for temperature in (
+                1.0,
+                fit_temperature(logits[:300], labels[:300]),
+                minimise_log_loss(logits[:300].astype(np.float64), labels[:300]),
+            )
+        )
+        guarded.append(kept - before)
+        unguarded.append(fitted - before)
+    assert np.mean(np.array(unguarded) > 1) > 0.5
+    assert np.mean(np.array(guarded) > 1) <= 0.1
+    assert np.mean(guarded) < 0.5
 
 
 def test_chance_is_no_reason_for_a_temperature() -> None:
     """Of calibrated logits, few validation rows rarely produce a temperature, and never a wild one."""
     temperatures = []
-    for seed in range(200):
+    for seed in range(100):
         logits, labels = draw_calibrated(seed, 60, 4)
         temperatures.append(fit_temperature(logits, labels))
     assert np.mean(np.array(temperatures) != 1) < 0.15

@@ -24,6 +24,7 @@ FOLDS = 5
 MIN_FOLD_GROUPS = 10
 """Groups of validation rows from which whole groups are left out of a fit."""
 Z_ONE_SIDED = 1.645
+RESAMPLES, MIN_FALLS = 100, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
     """Fit the temperature that divides the logits, and keep it only if it helps rows that it was not fitted on.
 
     Each of five folds is scored with the temperature of the other four. The temperature is kept where the log loss
-    falls beyond chance (one-sided, 95 %) and the expected calibration error falls too.
+    and the expected calibration error both fall beyond chance (one-sided, 95 %).
 
     Args:
         logits: Of validation rows (n, classes), or of labels (n, labels).
@@ -61,9 +62,20 @@ def fit_temperature(logits: Float32Array, targets: IntArray, groups: IntArray | 
         scaled[apart] = values[apart] / minimise_log_loss(values[~apart], targets[~apart])
     gains = np.bincount(units, weights=_compute_log_losses(values, targets) - _compute_log_losses(scaled, targets))
     helps = gains.mean() > Z_ONE_SIDED * gains.std(ddof=1) / math.sqrt(len(gains))
-    if not helps or _compute_error_of(scaled, targets) >= _compute_error_of(values, targets):
+    if not helps or not _falls_beyond_chance(values, scaled, targets, units):
         return 1.0
     return minimise_log_loss(values, targets)
+
+
+def _falls_beyond_chance(before: FloatArray, after: FloatArray, targets: IntArray, units: IntArray) -> bool:
+    """Check that the calibration error of ``after`` is lower in at least 95 % of the bootstrap samples of units."""
+    rng = np.random.default_rng(1)
+    count = int(units.max()) + 1
+    falls = 0
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(count, size=count), minlength=count)[units]
+        falls += _compute_error_of(after, targets, weights) < _compute_error_of(before, targets, weights)
+    return falls >= MIN_FALLS * RESAMPLES
 
 
 def minimise_log_loss(logits: FloatArray, targets: IntArray) -> float:
@@ -93,27 +105,37 @@ def _compute_log_losses(logits: FloatArray, targets: IntArray) -> FloatArray:
     return of_class
 
 
-def _compute_error_of(logits: Float32Array | FloatArray, targets: IntArray) -> float:
-    """Compute the expected calibration error of logits: of the predicted class, or the mean over labels, in points."""
+def _compute_error_of(logits: Float32Array | FloatArray, targets: IntArray, weights: IntArray | None = None) -> float:
+    """Compute the expected calibration error of logits: of the predicted class, or the mean over labels, in points.
+
+    Args:
+        logits: Of classes (n, classes) or labels (n, labels).
+        targets: Classes (n), or labels of 0 and 1 (n, labels).
+        weights: How often each row counts (n); once by default.
+    """
     from scipy.special import expit
 
     if targets.ndim == 1:
-        return compute_calibration_error(compute_confidence(logits, 1.0), logits.argmax(1) == targets)
+        return compute_calibration_error(compute_confidence(logits, 1.0), logits.argmax(1) == targets, weights)
     shares = expit(logits.astype(np.float64))
     columns = zip(shares.T, targets.T, strict=True)
-    return float(np.mean([compute_calibration_error(share, label) for share, label in columns]))
+    return float(np.mean([compute_calibration_error(share, label, weights) for share, label in columns]))
 
 
-def compute_calibration_error(confidence: FloatArray | Float32Array, correct: np.ndarray) -> float:
+def compute_calibration_error(
+    confidence: FloatArray | Float32Array, correct: np.ndarray, weights: IntArray | None = None
+) -> float:
     """Compute the expected calibration error: the mean distance of confidence and accuracy over bins, in points.
 
     Args:
         confidence: Of each prediction, between 0 and 1 (n).
         correct: Whether each prediction is correct (n).
+        weights: How often each prediction counts (n); once by default.
     """
+    counts = np.ones(len(correct)) if weights is None else weights
     bins = np.minimum((np.asarray(confidence, np.float64) * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, weights=np.asarray(confidence, np.float64) - correct, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(correct) * 100)
+    gaps = np.bincount(bins, weights=(np.asarray(confidence, np.float64) - correct) * counts, minlength=BINS)
+    return float(np.abs(gaps).sum() / counts.sum() * 100)
 
 
 def measure_calibration(
