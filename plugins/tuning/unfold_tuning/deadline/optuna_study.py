@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
+from unfold_tuning.deadline.halving_search import HalvingSearch, StoredStage, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
-from unfold_tuning.deadline.study_progress import StoredStage, StudyProgress
+from unfold_tuning.deadline.study_progress import StudyProgress
 from unfoldkit.api import user_error
 
 CHECK_PERIOD_S = 0.05
