@@ -31,7 +31,7 @@ from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import read_document
 
 FRESH = 20_000
-DRAWS = 50
+DRAWS = 100
 PRICES = (1.0, 20.0)
 DELTA_PERCENT = 5.0
 
@@ -98,7 +98,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
             }
         },
         "notes": [
-            "the table states the draws of each scenario; one false verdict of 50 draws is 2 %",
+            "the table states the draws of each scenario; one false verdict of 100 draws is 1 %",
             "generators only; broken shares are of the yes verdicts whose served population is that of the log",
             "sensitivity is the loss within a label (goal.max_loss_of)",
         ],
@@ -223,6 +223,19 @@ def _drift(rng: np.random.Generator, cases: int) -> Log:
     )
 
 
+def _drift_gradually(rng: np.random.Generator, cases: int) -> Log:
+    """Draw a log in the order of time in which more and more of the last 60 % of the cases are decayed ones."""
+    steady, early = int(0.4 * cases), _draw_log(rng, cases, accuracy=(0.95, 0.96), informed=0.3)
+    late = _decayed(rng, cases)
+    chance = np.clip((np.arange(cases) - steady) / (cases - steady), 0.0, 1.0)
+    is_late = rng.random(cases) < chance
+    return Log(
+        np.where(is_late, late.labels, early.labels),
+        np.where(is_late[:, None], late.answers, early.answers),
+        np.where(is_late[:, None], late.confidences, early.confidences),
+    )
+
+
 def _decayed(rng: np.random.Generator, cases: int) -> Log:
     log = _draw_log(rng, cases, accuracy=(0.8, 0.96), informed=0.0)
     return replace(log, confidences=log.confidences + np.array([0.3, 0.0]))
@@ -293,6 +306,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "drift along the log": Scenario(
         draw=_drift, served=_decayed, goal={"max_loss": "8%"}, draws=200, is_exchangeable=False
     ),
+    "gradual drift along the log": Scenario(
+        draw=_drift_gradually, served=_decayed, goal={"max_loss": "8%"}, draws=200, is_exchangeable=False
+    ),
     "label shift": Scenario(
         draw=_draw_rare,
         served=lambda rng, n: _draw_rare(rng, n, 0.5),
@@ -313,6 +329,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         goal={"max_loss": "5%", "max_loss_of": {"1": "9%"}},
     ),
     "real saving": Scenario(
-        draw=lambda rng, n: _draw_log(rng, n, accuracy=(0.85, 0.95), informed=0.3), goal={"max_loss": "4%"}, draws=100
+        draw=lambda rng, n: _draw_log(rng, n, accuracy=(0.85, 0.95), informed=0.3), goal={"max_loss": "4%"}, draws=200
     ),
 }

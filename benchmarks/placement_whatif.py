@@ -3,7 +3,8 @@
 Kueue's manager, etcd and kube-apiserver are real, on this machine; Jobs end after their run time by a patch of their
 status, and no pod runs. Each instance is a random cohort: queues with both strategies, borrowing and lending limits,
 preemption and reclaim, Jobs of several sizes and priorities. Some run and the others wait; then one quota grows or
-shrinks. The replay reads what ``kubectl get`` shows at that instant, knows the run times, and replays the new quota.
+shrinks. The replay reads what ``kubectl get`` shows at that instant, knows how long each Job really ran, and replays
+the new quota.
 Starts count from the change. Workloads that are preempted count with the start of the run that they complete.
 """
 
@@ -85,12 +86,13 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
     if reason:
         return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [reason]}
     rng = np.random.default_rng(seed)
-    instances = [draw_instance(f"i{number}", rng) for number in range(3 if quick else 8)]
+    instances = [draw_instance(f"i{number}", rng) for number in range(2 if quick else 4)]
     with control_plane() as plane, kueue_manager(plane) as api:
         outcomes = measure(api, instances)
     notes = [
         "Kueue, etcd and kube-apiserver are real and share this machine; no pod runs, and Jobs end by their status",
-        "the replay knows the run times; order counts pairs of workloads whose starts differ by more than 1 s in Kueue",
+        "the replay knows the run times as measured",
+        "order counts pairs of workloads whose starts differ by more than 1 s in Kueue",
         "relative errors are of workloads that start more than 2 s after the change",
     ]
     versions = {"kubernetes": build.VERSION, "kueue": build.KUEUE_VERSION}
@@ -206,7 +208,7 @@ def _compare(instance: Instance, path: Path, runner: JobRunner, changed_s: float
     workloads = tuple(
         replace(
             item,
-            run_s=instance.runs_s[jobs[item.name]],
+            run_s=_measured_run(jobs[item.name], instance, runner),
             admitted_s=_admitted(item.admitted_s, starts[jobs[item.name]], changed_s)
             if item.admitted_s is not None
             else None,
@@ -226,15 +228,22 @@ def _compare(instance: Instance, path: Path, runner: JobRunner, changed_s: float
     for job in outcome.replayed:
         times = [at_s - changed_s for at_s in starts.get(job, ())]
         outcome.real_s[job] = times[-1] if job in runner.ended else math.inf
-        outcome.preemptions[job] = max(
-            0, len([at_s for at_s in times if at_s > 0]) - (1 if times and times[0] > 0 else 0)
-        )
+        # one that waited at the change starts once without having been preempted
+        is_waiting = outcome.replayed[job].workload.admitted_s is None
+        outcome.preemptions[job] = max(0, sum(at_s > 0 for at_s in times) - is_waiting)
     return outcome
 
 
 def _admitted(admitted_s: float, starts_s: Sequence[float], changed_s: float) -> float:
     earlier = [at_s - changed_s for at_s in starts_s if at_s <= changed_s]
     return earlier[-1] if earlier else min(admitted_s, 0.0)
+
+
+def _measured_run(job: str, instance: Instance, runner: JobRunner) -> float:
+    """Return how long a Job really ran: on a busy machine the patch that ends it comes late."""
+    if job not in runner.ended or not runner.starts.get(job):
+        return instance.runs_s[job]
+    return runner.ended[job] - runner.starts[job][-1]
 
 
 def _job_of(workload: str) -> str:

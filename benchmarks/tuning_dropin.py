@@ -186,7 +186,7 @@ config = tune.TuneConfig(scheduler=keeper, """,
     trials=9,
     steps=9,
     step_s=0.5,
-    kills=5,
+    kills=20,
     window_s=4.0,
 )
 
@@ -324,7 +324,8 @@ def start_script(folder: Path, steps: int) -> subprocess.Popen[bytes]:
     """Start the script in a process group of its own."""
     # a raylet may take its time on a busy machine
     ray_settings = {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "300"}
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), **ray_settings}
+    search_path = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": search_path, **ray_settings}
     with (folder / "out").open("ab") as out:
         return subprocess.Popen(
             [sys.executable, str(folder / "script.py"), str(folder), str(steps)],

@@ -120,9 +120,11 @@ def test_every_benchmark_has_its_section(name: str) -> None:
 
 
 def test_pages_of_figures_are_short_and_their_rows_exist() -> None:
-    """No page of figures has more than 1,500 words, and every headline row is a metric that is stored."""
+    """No page of figures has more than 1,500 words and figures, and every headline row is a metric that is stored."""
     for path in (ROOT / "docs/benchmarks").glob("*.md"):
-        assert len(path.read_text("utf-8").split()) <= 1500, path.name
+        # bars and dashes of tables are neither
+        words = [word for word in path.read_text("utf-8").split() if any(map(str.isalnum, word))]
+        assert len(words) <= 1500, path.name
     for name, labels in HEADLINES.items():
         stored = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))["metrics"]
         assert set(labels) <= set(stored), name

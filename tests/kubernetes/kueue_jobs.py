@@ -17,6 +17,7 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 JOBS = "/apis/batch/v1/jobs"
 RESOURCE = "example.com/gpu"
+ENDING_THREADS = 4
 
 
 def build_job(name: str, namespace: str, pods: int, *, priority_class: str = "", **requests: str) -> Body:
@@ -111,10 +112,9 @@ class JobRunner:
             "succeeded": body["spec"]["completions"],
             "conditions": [{**times, "type": kind} for kind in ("SuccessCriteriaMet", "Complete")],
         }
-        with self.news:
-            self.ended[name] = time.monotonic()
         self.api.patch(f"{path}/status", {"status": status}, MERGE)
         with self.news:
+            self.ended[name] = time.monotonic()
             self.news.notify_all()
 
     def wait(self, count: int, timeout_s: float) -> bool:
@@ -135,7 +135,7 @@ def run_jobs(api: Api, runs_s: Mapping[str, float]) -> Iterator[JobRunner]:
     version = api.get(JOBS)["metadata"]["resourceVersion"]
     threads = [
         threading.Thread(target=runner.follow, args=(version,), daemon=True),
-        threading.Thread(target=runner.end_due, daemon=True),
+        *(threading.Thread(target=runner.end_due, daemon=True) for _ in range(ENDING_THREADS)),
     ]
     for thread in threads:
         thread.start()

@@ -257,7 +257,7 @@ def noting_stop(run: RunDir) -> Iterator[None]:
     except BaseException as error:
         stored = getattr(error, "__notes__", [])[-1:]
         if not stored and _list_results(run) == before:
-            stored, action = [f"nothing was stored in {run.path}"], "starts again"
+            stored, action = [f"nothing was stored in {escape_unprintable(str(run.path))}"], "starts again"
         else:
             action = "resumes where it was"
         words = escape_unprintable(shlex.join(["unfold", *sys.argv[1:]]))

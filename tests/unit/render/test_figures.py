@@ -235,6 +235,13 @@ def test_lanes_beyond_the_limit_are_counted() -> None:
     assert len(drawn) < 60_000
 
 
+def test_ends_of_a_flow_stand_side_by_side() -> None:
+    """Both ends are in the last column, though one way to an end is shorter than the other."""
+    links = (Link("a", "b", 9.0), Link("b", "c", 4.0), Link("c", "good", 4.0), Link("b", "bad", 5.0))
+    bars = layout_flow(replace(FLOW, stops=tuple(map(Stop, ("a", "b", "c", "good", "bad"))), links=links)).bars
+    assert bars["good"][0] == bars["bad"][0] > bars["c"][0]
+
+
 def test_ribbons_are_as_wide_as_their_share_and_fill_their_stops() -> None:
     """The widths are proportional to the values; no ribbon of a stop overlaps another one, at either end."""
     layout = layout_flow(FLOW)

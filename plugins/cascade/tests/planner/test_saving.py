@@ -83,7 +83,7 @@ def test_a_cost_guarantee_fails_at_most_at_delta(is_varied: bool) -> None:
         tune, fresh = (_draw_costs(rng, n, saving=1.05, is_varied=is_varied) for n in (400, 300))
         mean = 20 / 1.05
         guarantees = saving_guarantee(1.05, [(tune, fresh)]), budget_guarantee(mean, [(tune, fresh)])
-        passed += [compute_cost_tests([each], 1).certify[0] <= DELTA for each in guarantees]
+        passed += [compute_cost_tests([each], 1, DELTA).certify[0] <= DELTA for each in guarantees]
         bounded += bound_saving(tune, fresh, 1 - DELTA) > 1.05
     limit = draws * DELTA + 3 * np.sqrt(draws * DELTA * (1 - DELTA))
     assert (passed <= limit).all()
@@ -94,10 +94,10 @@ def test_a_clear_saving_passes_and_an_outlier_refuses() -> None:
     """Power of the test, and what a case more expensive than the bound does to it."""
     rng = np.random.default_rng(6)
     tune, fresh = (_draw_costs(rng, n, saving=1.5, is_varied=True) for n in (400, 250))
-    assert compute_cost_tests([saving_guarantee(1.05, [(tune, fresh)])], 1).certify[0] < 1e-3
+    assert compute_cost_tests([saving_guarantee(1.05, [(tune, fresh)])], 1, DELTA).certify[0] < 1e-3
     assert 1.1 < bound_saving(tune, fresh, 0.95) < 1.5
     outlier = CostSample(np.append(fresh.cascade, 1e4), np.append(fresh.baseline, 20.0), np.append(fresh.longest, 1e4))
-    assert compute_cost_tests([saving_guarantee(1.05, [(tune, outlier)])], 1).certify[0] == 1.0
+    assert compute_cost_tests([saving_guarantee(1.05, [(tune, outlier)])], 1, DELTA).certify[0] == 1.0
     assert bound_saving(tune, outlier, 0.95) == 0.0
 
 

@@ -325,7 +325,7 @@ def test_certificates_hold_over_resampled_calibrations() -> None:
     for _ in range(1000):
         tune = (generator.random((len(worse), 898)) < worse[:, None]).astype(float)
         after = (generator.random((len(worse), n)) < worse[:, None]).astype(float)
-        rules = [certificate.choose_rule(d, epsilon, n) for d in tune]
+        rules = [certificate.choose_rule(d, epsilon, n, delta) for d in tune]
         order = np.argsort(
             [certificate.p_value(d, epsilon, r) for d, r in zip(tune, rules, strict=True)], kind="stable"
         )

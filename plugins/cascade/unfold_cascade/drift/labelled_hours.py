@@ -205,11 +205,13 @@ def _measure_outcomes(plan: LoadedPlan, sample: DriftSample, labels: Labels) -> 
     since_last = labels.since[:, -1]
     utility, events = compute_utility(since_last), locate_events(since_last, starts)
     gain = utility.alert - utility.silence
-    lead_h = compute_lead_hours(alert, events, starts)
+    has_event = events.has_lead_time
+    caught = np.zeros(count)
+    caught[has_event] = compute_lead_hours(alert, events, starts) > 0
     return {
         "accuracy": Sums(numerator=total(stage == labels.highest), denominator=np.diff(starts).astype(np.float64)),
         "utility": Sums(numerator=total(gain * alert), denominator=total(gain * utility.optimal)),
-        "sensitivity": Sums(numerator=(lead_h > 0).astype(np.float64), denominator=np.ones(len(lead_h))),
+        "sensitivity": Sums(numerator=caught, denominator=has_event.astype(np.float64)),
         "alerts": Sums(numerator=100.0 * total(alert & events.event_free), denominator=total(events.event_free)),
         "saving": _measure_saving(plan, sample),
     }

@@ -16,8 +16,13 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.planner.paired_test import exact_paired_p_value
 
-Method = Literal["binomial", "betting", "hoeffding-bentkus"]
+Method = Literal["exact", "binomial", "betting", "hoeffding-bentkus"]
+MAX_EXACT_CASES = 20_000
+"""Above this many cases the exact test of dozens of points takes too long."""
+MAX_EXACT_FRACTIONS = 0.02
+"""Share of differences between -1, 0 and 1 up to which the exact test is tried; it rounds them up."""
 MIXTURE = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 """Wagers of the mixture, as shares of the largest possible one."""
 
@@ -128,8 +133,11 @@ def best_wager(d_tune: FloatArray, epsilon: float) -> float:
     return low
 
 
-def choose_rule(d_tune: FloatArray, epsilon: float, cases: int) -> Rule:
-    """Choose the method and the wager with the smaller expected p-value on so many certifying cases.
+def choose_rule(d_tune: FloatArray, epsilon: float, cases: int, delta: float) -> Rule:
+    """Choose the test that is most likely to pass on so many certifying cases, and its wager.
+
+    The tests are compared on the tuning cases scaled to ``cases``, each with its statistic one standard error worse
+    than expected: a test that passes there has power to spare.
 
     The certificate stays valid because the choice depends on the tuning split only: given that split, each
     p-value is a fixed function of independent certifying data. Choosing on the certifying split, or taking the
@@ -139,12 +147,34 @@ def choose_rule(d_tune: FloatArray, epsilon: float, cases: int) -> Rule:
         d_tune: (n,) differences of the tuning split, in [-1, 1].
         epsilon: Allowed loss, in [0, 1).
         cases: Number of cases, or clusters, of the certifying split.
+        delta: The p-value that passes.
     """
+    worse, better = (cases * count / d_tune.size for count in count_discordant(d_tune))
     wager = best_wager(d_tune, epsilon)
-    betting = -cases * _log_wealth(d_tune, epsilon, wager) / d_tune.size
-    worse = math.ceil(cases * float((d_tune > 0.0).mean()))
-    binomial = binomial_p_value(worse, cases, epsilon)
-    return Rule("betting", wager) if betting < math.log(max(binomial, 1e-300)) else Rule("binomial")
+    payoff = np.log1p(wager * (epsilon - d_tune))
+    wealth = cases * float(payoff.mean()) - math.sqrt(cases) * float(payoff.std())
+    expected = {
+        Rule("betting", wager): math.exp(min(0.0, -wealth)),
+        Rule("binomial"): binomial_p_value(math.ceil(worse + math.sqrt(worse)), cases, epsilon),
+    }
+    is_fraction = ~np.isin(d_tune, (-1.0, 0.0, 1.0))
+    if cases <= MAX_EXACT_CASES and is_fraction.mean() <= MAX_EXACT_FRACTIONS:
+        unlucky = min(math.ceil(worse + math.sqrt(worse + better)), cases)
+        exact = exact_paired_p_value(unlucky, min(math.floor(better), cases - unlucky), cases, epsilon)
+        # its p-values have a floor, so a passing one is not compared with smaller ones
+        if worse and better and exact <= delta:
+            return Rule("exact")
+        expected[Rule("exact")] = exact
+    return min(expected, key=lambda rule: expected[rule])
+
+
+def count_discordant(d: FloatArray) -> tuple[int, int]:
+    """Count cases made worse and cases made better; fractions, such as means of clusters, are rounded up.
+
+    The rounded mean is never smaller, so a bound on it bounds the loss.
+    """
+    rounded = np.ceil(d - 1e-12)
+    return int((rounded > 0).sum()), int((rounded < 0).sum())
 
 
 def per_cluster(d: FloatArray, clusters: IntArray, *, epsilon: float = 0.0, cap: int | None = None) -> FloatArray:
@@ -194,6 +224,9 @@ def p_value(
         d = per_cluster(d, clusters, epsilon=epsilon, cap=cap)
     if clusters is not None and cap is not None and rule.method != "betting":
         raise ValueError("clusters that count by their cases can be tested by betting only")
+    if rule.method == "exact":
+        worse, better = count_discordant(_check_differences(d))
+        return exact_paired_p_value(worse, better, d.size, epsilon)
     if rule.method == "binomial":
         return binomial_p_value(int((_check_differences(d) > 0.0).sum()), d.size, epsilon)
     if rule.method == "betting":

@@ -10,7 +10,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import Calibration, cross_calibrate, encode_contexts, fit_gate
 from unfold_cascade.gates.chains import Chain
-from unfold_cascade.planner.policy import StagePolicy, as_indices
+from unfold_cascade.planner.policy import StagePolicy, as_indices, exit_answers, find_reached_cuts
 from unfold_cascade.planner.score_tables import ScoreTable
 
 FOLDS = 5
@@ -52,6 +52,11 @@ class GateScorer:
             return StagePolicy(chain, tuple(cuts))
         curves = tuple(self._fitted_curve(chain[: j + 1]) for j in range(len(chain) - 1))
         return StagePolicy(chain, tuple(cuts), curves)
+
+    def answer_held_out(self, stage: StagePolicy) -> IntArray:
+        """Compute the (n,) answers of a chain on the tuning rows, none scored by a curve that has seen its fold."""
+        exits = find_reached_cuts(self.score(stage.chain), stage.cuts)
+        return exit_answers(self.table, stage, self.rows, exits)
 
     def _cross_fitted_scores(self, prefix: Chain) -> FloatArray:
         if prefix not in self.cross_fitted:

@@ -50,35 +50,69 @@ class Guarantee:
 def certify_points(cost: FloatArray, guarantees: Sequence[Guarantee], delta: float) -> list[tuple[int, Rule]]:
     """List the points that meet every guarantee with probability 1 - delta, each with the test of the first one.
 
-    Points are tested in the order of their p-values on tuning units (fixed-sequence testing, Learn then Test). The
-    p-value of a point is the largest of its guarantees: the intersection-union test (Berger 1982) needs no correction
-    for their number.
+    Points are tested by falling evidence on tuning units (fixed-sequence testing, Learn then Test). The p-value of a
+    point is the largest of its guarantees: the intersection-union test (Berger 1982) needs no correction for their
+    number.
 
     Args:
         cost: (m,) costs of the points.
         guarantees: at least one on a loss; others may bound the cost.
         delta: chance of a false certificate.
     """
-    return _certify_losses(cost, _losses_of(guarantees), compute_cost_tests(guarantees, len(cost)), delta)
+    return _certify_losses(cost, _losses_of(guarantees), compute_cost_tests(guarantees, len(cost), delta), delta)
 
 
 @dataclass(frozen=True, slots=True)
 class CostTests:
-    """The (m,) largest p-values of the guarantees on the cost: on tuning units, and on certifying units."""
+    """The (m,) largest p-values of the guarantees on the cost: on tuning units, and on certifying units.
+
+    ``evidence`` (m,) is the weakest of the tuning units, see ``measure_evidence``.
+    """
 
     tune: FloatArray
     certify: FloatArray
+    evidence: FloatArray
 
 
-def compute_cost_tests(guarantees: Sequence[Guarantee], points: int) -> CostTests:
-    """Test the guarantees on the cost of some points; p-values are 0 where there is no such guarantee."""
-    tune, certify = np.zeros(points), np.zeros(points)
+def compute_cost_tests(guarantees: Sequence[Guarantee], points: int, delta: float) -> CostTests:
+    """Test the guarantees on the cost of some points; p-values are 0 where there is no such guarantee.
+
+    ``delta`` is the p-value that is to be reached; each test is chosen for it.
+    """
+    tune, certify, evidence = np.zeros(points), np.zeros(points), np.full(points, np.inf)
     for each in (guarantee for guarantee in guarantees if guarantee.is_cost):
-        rules = [certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune]
+        rules = [certificate.choose_rule(d, each.epsilon, each.units, delta) for d in each.tune]
         for part, rows in ((tune, each.tune), (certify, each.certify)):
             p_values = [certificate.p_value(d, each.epsilon, rule) for d, rule in zip(rows, rules, strict=True)]
             np.maximum(part, p_values, out=part)
-    return CostTests(tune, certify)
+        np.minimum(evidence, _measure_evidence_of(each), out=evidence)
+    return CostTests(tune, certify, evidence)
+
+
+def _measure_evidence_of(guarantee: Guarantee) -> FloatArray:
+    return measure_evidence(guarantee.tune, guarantee.epsilon, guarantee.units)
+
+
+def measure_evidence(tuning: FloatArray, epsilon: float, units: int) -> FloatArray:
+    """Compute (m,) by how many standard errors of so many units the (m, n) tuning differences stay below epsilon.
+
+    Half a unit made worse is added, so that few units without a difference are no certainty.
+    """
+    count = tuning.shape[1] + 0.5
+    mean, square = (tuning.sum(axis=1) + 0.5) / count, ((tuning**2).sum(axis=1) + 0.5) / count
+    evidence: FloatArray = np.sqrt(units / np.maximum(square - mean**2, 1e-18)) * (epsilon - mean)
+    return evidence
+
+
+def order_tests(cost: FloatArray, evidence: FloatArray) -> list[int]:
+    """Order (m,) points by falling evidence on the tuning units, each cheaper than the one before.
+
+    A point that costs more than one with stronger evidence is left out: it could only end the sequence early.
+    """
+    order = np.lexsort((cost, -evidence))
+    lowest = np.minimum.accumulate(cost[order])
+    is_cheaper = np.concatenate(([True], cost[order][1:] < lowest[:-1]))
+    return [int(point) for point in order[is_cheaper]]
 
 
 def _losses_of(guarantees: Sequence[Guarantee]) -> list[Guarantee]:
@@ -88,20 +122,18 @@ def _losses_of(guarantees: Sequence[Guarantee]) -> list[Guarantee]:
 def _certify_losses(
     cost: FloatArray, losses: Sequence[Guarantee], tests: CostTests, delta: float
 ) -> list[tuple[int, Rule]]:
-    rules = [[certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune] for each in losses]
-    tuning = [max(_max_p_value(losses, rules, point, certify=False), tests.tune[point]) for point in range(len(cost))]
-    order = np.lexsort((-cost, np.array(tuning))).tolist()
-    p_values = (max(_max_p_value(losses, rules, point, certify=True), tests.certify[point]) for point in order)
-    return [(point, rules[0][point]) for point in order[: certificate.count_leading_passes(p_values, delta)]]
-
-
-def _max_p_value(
-    guarantees: Sequence[Guarantee], rules: Sequence[Sequence[Rule]], point: int, *, certify: bool
-) -> float:
-    return max(
-        certificate.p_value((each.certify if certify else each.tune)[point], each.epsilon, by_point[point])
-        for each, by_point in zip(guarantees, rules, strict=True)
-    )
+    evidence = np.min([tests.evidence, *map(_measure_evidence_of, losses)], axis=0)
+    certified: list[tuple[int, Rule]] = []
+    for point in order_tests(cost, evidence):
+        rules = [certificate.choose_rule(each.tune[point], each.epsilon, each.units, delta) for each in losses]
+        p_values = [
+            certificate.p_value(each.certify[point], each.epsilon, rule)
+            for each, rule in zip(losses, rules, strict=True)
+        ]
+        if max(*p_values, tests.certify[point]) > delta:
+            break
+        certified.append((point, rules[0]))
+    return certified
 
 
 def find_relaxations(cost: FloatArray, guarantees: Sequence[Guarantee], delta: float) -> tuple[Relaxation, ...]:
@@ -109,7 +141,7 @@ def find_relaxations(cost: FloatArray, guarantees: Sequence[Guarantee], delta: f
 
     Each guarantee on a loss is relaxed alone; if none of these suffices, all are relaxed together.
     """
-    losses, tests = _losses_of(guarantees), compute_cost_tests(guarantees, len(cost))
+    losses, tests = _losses_of(guarantees), compute_cost_tests(guarantees, len(cost), delta)
     single = [(each.label, _min_loss(cost, losses, tests, (index,), delta)) for index, each in enumerate(losses)]
     sufficient = tuple(((label, loss),) for label, loss in single if loss is not None)
     if sufficient:

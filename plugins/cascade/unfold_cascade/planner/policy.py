@@ -87,8 +87,13 @@ def find_exits(table: ScoreTable, stage: StagePolicy, rows: IntArray) -> IntArra
         score = score_chain(stage.curves, table.score[rows], table.answer[rows], stage.chain)
     else:
         score = table.score[np.ix_(rows, as_indices(stage.chain[:-1]))]
-    final = np.ones(len(rows), dtype=np.bool_)
-    exits: IntArray = np.column_stack([score >= np.array(stage.cuts), final]).argmax(axis=1)
+    return find_reached_cuts(score, stage.cuts)
+
+
+def find_reached_cuts(score: FloatArray, cuts: Sequence[float]) -> IntArray:
+    """Find the (n,) first of K-1 cuts that (n, K-1) scores reach, K-1 where they reach none."""
+    final = np.ones(len(score), dtype=np.bool_)
+    exits: IntArray = np.column_stack([score >= np.array(cuts), final]).argmax(axis=1)
     return exits
 
 

@@ -14,6 +14,7 @@ from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.compose import PolicyFront
+from unfold_cascade.planner.gate_scores import GateScorer, assign_folds
 from unfold_cascade.planner.guarantees import (
     Guarantee,
     Relaxation,
@@ -123,13 +124,29 @@ def price_as_served(tables: ScoreTables, front: PolicyFront, labels: IntArray, r
     """Price the cascades of a front as they would be served: with the curves that were fitted on all tuning rows.
 
     The search scores each row by curves that have not seen it, so a cascade may cost and lose something else in
-    service. Points that another one then dominates are dropped.
+    service. The curves fit their own rows too well, so its loss is the larger of the two. Points that another one then
+    dominates are dropped.
     """
     outcomes = [follow(tables, policy, rows) for policy in front.policies]
-    loss = np.array([float(tables.error_costs.losses(each.answer, labels[rows]).mean()) for each in outcomes])
+    answers = [each.answer for each in outcomes]
+    both = (answers, _answer_held_out(tables, front.policies, answers, labels, rows))
+    losses = [[float(tables.error_costs.losses(each, labels[rows]).mean()) for each in part] for part in both]
+    loss = np.max(losses, axis=0)
     cost = np.array([float(each.cost.mean()) for each in outcomes])
     served = PolicyFront(loss, cost, front.policies)
     return served.take(find_pareto_points(loss, cost))
+
+
+def _answer_held_out(
+    tables: ScoreTables, policies: Sequence[Policy], served: Sequence[IntArray], labels: IntArray, rows: IntArray
+) -> list[IntArray]:
+    """Answer tuning rows with scores of curves that have not seen them; other cascades answer as ``served``."""
+    loss = tables.error_costs.losses(tables.first_stage.answer[rows], labels[rows][:, None])
+    scorer = GateScorer(tables.first_stage, rows, loss, True, assign_folds(rows, tables.clusters))
+    return [
+        scorer.answer_held_out(policy.first_stage) if policy.first_stage.curves and not policy.second_stage else answer
+        for policy, answer in zip(policies, served, strict=True)
+    ]
 
 
 def select_cascade(
@@ -167,7 +184,9 @@ def select_cascade(
     if not len(points):
         return select_none(goal, count_units(tables, certify), NO_CHEAPER)
     outcomes = [parts.follow(front.policies[point]) for point in points]
-    guarantees = list(_list_guarantees(parts, outcomes, goal, names))
+    policies, served = [front.policies[point] for point in points], [first.answer for first, _ in outcomes]
+    held_out = _answer_held_out(tables, policies, served, labels, tune)
+    guarantees = list(_list_guarantees(parts, outcomes, goal, names, held_out=held_out))
     if goal.min_saving is not None:
         samples = [
             parts.sample_costs(front.policies[point], each) for point, each in zip(points, outcomes, strict=True)
@@ -385,7 +404,7 @@ def _select_within_loss(points: IntArray, cost: FloatArray, guarantees: Sequence
         units=guarantees[0].units,
         min_certifiable_loss=max_loss,
         method=rule.method,
-        has_rejections=len(certified) < len(points),
+        has_rejections=bool(cost[best] > cost.min()),
     )
 
 
@@ -395,25 +414,37 @@ def _list_guarantees(
     goal: Goal,
     names: Sequence[str],
     *,
+    held_out: Sequence[IntArray] | None = None,
     is_retest: bool = False,
 ) -> Iterator[Guarantee]:
-    """Yield the guarantees of a goal for m cascades: over all cases, and over the cases of some labels."""
+    """Yield the guarantees of a goal for m cascades: over all cases, and over the cases of some labels.
+
+    ``held_out`` are m other answers to the tuning cases; for each cascade the answers that lose more count.
+    """
     answers = [[pair[part].answer for pair in outcomes] for part in (0, 1)]
+    answers.append(answers[0] if held_out is None else list(held_out))
+    all_rows = (*parts.both, parts.tune)
     costs, labels = parts.tables.error_costs, parts.labels
-    tune, fresh = (parts.compare(each, rows, costs) for each, rows in zip(answers, parts.both, strict=True))
-    yield Guarantee("", goal.max_loss or 0.0, tune, fresh, costs.maximum)
+    tune, fresh, other = (parts.compare(each, rows, costs) for each, rows in zip(answers, all_rows, strict=True))
+    yield Guarantee("", goal.max_loss or 0.0, _take_larger_means(tune, other), fresh, costs.maximum)
     for label, allowed in goal.max_loss_of.items():
         number = number_of_label(label, names)
-        masks = [labels[rows] == number for rows in parts.both]
+        masks = [labels[rows] == number for rows in all_rows]
         if not all(mask.any() for mask in masks):
             if is_retest:
                 continue
             raise user_error(f'no case of the label "{label}" to tune or to certify on', key=LABEL_LOSS_KEY)
-        tune, fresh = (
+        tune, fresh, other = (
             parts.compare([answer[mask] for answer in each], rows[mask], EQUAL_COSTS)
-            for each, rows, mask in zip(answers, parts.both, masks, strict=True)
+            for each, rows, mask in zip(answers, all_rows, masks, strict=True)
         )
-        yield Guarantee(label, allowed, tune, fresh)
+        yield Guarantee(label, allowed, _take_larger_means(tune, other), fresh)
+
+
+def _take_larger_means(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Take each of m rows from the (m, n) array in which its mean is larger."""
+    larger: FloatArray = np.where((a.mean(axis=1) >= b.mean(axis=1))[:, None], a, b)
+    return larger
 
 
 def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget: float) -> Selection:
@@ -435,9 +466,9 @@ def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget:
         guarantees = [budget_guarantee(budget, [samples[point]])]
         if goal.min_saving is not None:
             guarantees.append(saving_guarantee(goal.min_saving, [samples[point]]))
-        largest = float(compute_cost_tests(guarantees, 1).certify[0])
+        largest = float(compute_cost_tests(guarantees, 1, delta).certify[0])
         return (
-            max(largest, _advantage_p_value(parts, outcomes[point], samples[point]))
+            max(largest, _advantage_p_value(parts, outcomes[point], samples[point], delta))
             if is_baseline_affordable
             else largest
         )
@@ -451,9 +482,10 @@ def _select_within_budget(parts: _Parts, front: PolicyFront, goal: Goal, budget:
         for outcome, rows in zip(outcomes[point], parts.both, strict=True)
     )
     # a wager against a loss close to the observed one gains nothing
-    rule = certificate.choose_rule(tuning, max(float(tuning.mean()), 0.0) + WAGER_MARGIN, units)
+    level = delta / len(candidates)
+    rule = certificate.choose_rule(tuning, max(float(tuning.mean()), 0.0) + WAGER_MARGIN, units, level)
     # the candidate was chosen on the same cases, so the bound holds for all of them together
-    bound = certificate.upper_bound(differences, 1 - delta / len(candidates), rule) * costs.maximum
+    bound = certificate.upper_bound(differences, 1 - level, rule) * costs.maximum
     return Selection(
         point=point,
         certified_loss=bound,
@@ -488,9 +520,12 @@ def _list_budget_candidates(
 
 
 def _advantage_p_value(
-    parts: _Parts, outcomes: tuple[Outcome, Outcome], samples: tuple[CostSample, CostSample]
+    parts: _Parts, outcomes: tuple[Outcome, Outcome], samples: tuple[CostSample, CostSample], delta: float
 ) -> float:
-    """Compute the p-value that a cascade is neither more accurate nor cheaper than a baseline within the budget."""
+    """Compute the p-value that a cascade is neither more accurate nor cheaper than a baseline within the budget.
+
+    ``delta`` is the p-value that is to be reached.
+    """
     tables = parts.tables
     answers = [[outcome.answer] for outcome in outcomes]
     tune, fresh = (
@@ -499,7 +534,7 @@ def _advantage_p_value(
     gain = Guarantee("", 0.0, tune, fresh, is_cost=True)
     single = [gain, saving_guarantee(ADVANTAGE_SAVING, [samples])]
     # twice the smaller one: either advantage is enough (Bonferroni)
-    return 2.0 * min(float(compute_cost_tests([each], 1).certify[0]) for each in single)
+    return 2.0 * min(float(compute_cost_tests([each], 1, delta / 2.0).certify[0]) for each in single)
 
 
 def select_none(goal: Goal, units: int, reason: str) -> Selection:

@@ -48,6 +48,7 @@ def draw_case_flow(solution: Solution, policy: Policy, outcome: Outcome) -> Flow
         Stop(use.name, (sentences.call_cost(use.cost, unit, cost_digits(use.cost)),))
         for chain in chains
         for use in chain
+        if use.evaluated.any()
     ]
     return Flow(
         name="flow",

@@ -181,9 +181,9 @@ def _validate_pools(path: tuple[str | int, ...], engine: EngineSpec) -> Iterable
     for name in ("prefill_tensor_parallel", "decode_tensor_parallel"):
         values = degrees if getattr(pools, name) is None else list_degrees(getattr(pools, name))
         chosen.append(values)
-        if others := [value for value in values if value not in degrees]:
+        if unknown := [value for value in values if value not in degrees]:
             hint = f"one of: {', '.join(map(str, degrees))}"
-            yield Problem((*key, name), f"{others[0]} is not in tensor_parallel", hint=hint)
+            yield Problem((*key, name), f"{unknown[0]} is not in tensor_parallel", hint=hint)
     if not any(decode % prefill == 0 for prefill in chosen[0] for decode in chosen[1]):
         message = "no decode engine has a multiple of the GPUs of a prefill engine"
         yield Problem(key, message, hint="decode_tensor_parallel: a multiple of prefill_tensor_parallel", at_key=True)

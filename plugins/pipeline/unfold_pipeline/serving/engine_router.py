@@ -153,7 +153,7 @@ class EngineRouterApp:
         log: records the tokens that arrive, for a scaling rule.
         list_states: returns the state of each engine, where this service starts them.
         stages: the running stages before and after the engines.
-        inside: requests that are inside, at stages and engines.
+        in_flight: requests at stages and engines.
         client: connections to the engines, while the service runs.
     """
 
@@ -167,7 +167,7 @@ class EngineRouterApp:
     log: TokenLog | None = None
     list_states: Callable[[], Sequence[str]] | None = None
     stages: StagesAround | None = None
-    inside: int = 0
+    in_flight: int = 0
     client: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -264,15 +264,15 @@ class EngineRouterApp:
                 exchange.row = self.stages.take_row(request)
             except ValueError as error:
                 raise RequestError(400, str(error)) from None
-        self.inside += 1
+        self.in_flight += 1
         try:
             # the engine stops generating once the connection closes
             await run_until_disconnect(self._pass_stages(path, request, exchange), receive)
         finally:
-            self.inside -= 1
+            self.in_flight -= 1
 
     def _reject_excess(self) -> None:
-        if self.inside >= self.max_in_flight:
+        if self.in_flight >= self.max_in_flight:
             raise RequestError(429, "too many requests are waiting; retry later", ((b"retry-after", b"1"),))
 
     async def _pass_stages(self, path: str, request: dict[str, Any], exchange: _Exchange) -> None:

@@ -20,7 +20,7 @@ from unfoldkit.kubernetes.api import Api, ApiError, Body
 CHECK, OTHER = "unfold-mine", "someone-elses"
 
 
-@dataclass(slots=True)
+@dataclass
 class Server:
     """Objects by path, and the writes; ``before_write`` may change one first, as another client would."""
 
@@ -228,6 +228,27 @@ def test_an_overtaken_answer_is_compared_and_repeated() -> None:
     controller.work()
     assert controller.answer("a")["state"] == "Ready"
     assert server.objects[path_of("a")]["metadata"]["labels"] == {"x": "y"}
+
+
+@pytest.mark.parametrize("was_taken", [True, False])
+def test_an_answer_without_a_response_is_found_out(was_taken: bool) -> None:
+    """The server fails while it is answered: an answer that it took holds, one that it did not is given again."""
+    server = world(workload("a", 8), workload("b", 8))
+    controller = Controller(server).begin()
+    patch = server.patch
+
+    def fail_once(path: str, body: Body, kind: str = "") -> Body:
+        server.patch = patch  # type: ignore[method-assign]
+        if was_taken:
+            patch(path, body, kind)
+        raise ApiError(500, "InternalError", "the connection was lost")
+
+    server.patch = fail_once  # type: ignore[method-assign]
+    controller.loop.step(0.0)
+    controller.feed()
+    controller.work(6)
+    assert [controller.answer(name)["state"] for name in ("a", "b")] == ["Ready", "Pending"]
+    assert server.writes == [path_of("a")]
 
 
 @pytest.mark.parametrize("change", ["evicted", "deleted", "reserved again"])

@@ -23,7 +23,7 @@ from unfold_placement.kubernetes.manifests import build_admission_check, build_c
 from unfold_placement.workload.kueue_objects import read_queue_snapshot
 from unfoldkit.kubernetes.api import Api, Body
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 WAIT_S = 60.0
 
 
@@ -60,7 +60,7 @@ def serving(plane: ControlPlane, folder: Path, **kubernetes: Any) -> Iterator[su
     }  # fmt: skip
     spec = {
         "version": 1, "kind": "placement", "name": "training", "policy": {"fifo": {"backfill": True}},
-        "cluster": {"kubernetes": cluster, "lease": "3 s"},
+        "cluster": {"kubernetes": cluster, "lease": "9 s"},
     }  # fmt: skip
     path = folder / "spec.yaml"
     path.write_text(json.dumps(spec), encoding="utf-8")
@@ -94,6 +94,16 @@ def resumed(api: Api) -> set[str]:
     """Return the Jobs that Kueue has resumed."""
     jobs = api.get("/apis/batch/v1/namespaces/team/jobs")["items"]
     return {body["metadata"]["name"] for body in jobs if not body["spec"]["suspend"]}
+
+
+def evictions(api: Api, stem: str) -> set[str]:
+    """Return why Kueue has evicted a workload."""
+    return {
+        eviction["reason"]
+        for body in list_objects(api, "Workload")
+        if body["metadata"]["name"].startswith(stem)
+        for eviction in body.get("status", {}).get("schedulingStats", {}).get("evictions", ())
+    }
 
 
 def until(holds: Callable[[], bool], log: Path) -> None:
@@ -133,28 +143,29 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
             create(api, build_job(name, "team", 4))
         until(lambda: sorted(states(api).values()) == ["Pending"] * 4, plane.folder / "kueue.log")
         assert resumed(api) == set()
-        deaths = 0
-        largest = 0
-        end_s = time.monotonic() + WAIT_S * 2
+        deaths = largest = 0
+        end_s = time.monotonic() + 4 * WAIT_S
         while len(runner.ended) < len(names):
-            assert time.monotonic() < end_s, (tmp_path / "log").read_text("utf-8")[-3000:]
             with serving(plane, tmp_path) as process:
-                died_s = time.monotonic() + 6.0 + deaths
-                while time.monotonic() < died_s and len(runner.ended) < len(names):
+                starts = len(runner.starts)
+                # it dies at once after its first answer, and the next one carries on
+                while len(runner.ended) < len(names) and len(runner.starts) in {starts, len(names)}:
+                    assert time.monotonic() < end_s, (tmp_path / "log").read_text("utf-8")[-3000:]
                     active = resumed(api) - {name.partition("/")[2] for name in runner.ended}
                     largest = max(largest, len(active))
                     time.sleep(0.1)
                 process.send_signal(signal.SIGKILL)
                 deaths += 1
-    assert deaths >= 1
+    assert deaths >= 2
     assert largest == 2
     assert {name: len(starts) for name, starts in runner.starts.items()} == dict.fromkeys(runs_s, 1)
     delete_jobs(api)
 
 
 def test_the_answer_places_and_pins(world: tuple[ControlPlane, Api], tmp_path: Path) -> None:
-    """A Job that fits one node is pinned to it by Kueue; one without room gives its quota back with the reason."""
+    """A Job that fits one node is pinned to it by Kueue; one without room gives its quota back."""
     plane, api = world
+    until(lambda: not list_objects(api, "Workload"), plane.folder / "kueue.log")
     with serving(plane, tmp_path, patience="2 s"):
         create(api, build_job("pinned", "team", 3))
         create(api, build_job("large", "team", 9))
@@ -163,15 +174,7 @@ def test_the_answer_places_and_pins(world: tuple[ControlPlane, Api], tmp_path: P
         template = job["spec"]["template"]
         assert template["spec"]["nodeSelector"]["kubernetes.io/hostname"] in {"n0", "n1"}
         assert template["metadata"]["labels"]["placement.unfoldkit/workload"].startswith("team.job-pinned")
-        events = "/apis/kueue.x-k8s.io/v1beta2/workloads"
-        until(
-            lambda: any(
-                item.get("type") == "Evicted" and "no placement on 2 nodes" in item.get("message", "")
-                for body in api.get(events)["items"]
-                for item in body.get("status", {}).get("conditions", ())
-            ),
-            tmp_path / "log",
-        )
+        until(lambda: "AdmissionCheck" in evictions(api, "job-large"), tmp_path / "log")
     path = tmp_path / "kueue.json"
     kinds = ("ResourceFlavor", "ClusterQueue", "LocalQueue", "Workload")
     path.write_text(json.dumps({"kind": "List", "items": [item for kind in kinds for item in list_objects(api, kind)]}))

@@ -34,7 +34,7 @@ from unfold_placement.kubernetes.codec import (
 )
 from unfold_placement.kubernetes.informer import NODES, PODS
 from unfold_placement.kubernetes.pod_spec import parse_toleration, pod_demand, pod_filter
-from unfold_placement.live.backend import Start
+from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.local import LocalBackend
 from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.affinity.node_filter import AcceptedNodes, NodeFilter, decode_filter, encode_filter
@@ -49,6 +49,8 @@ PENDING, READY, RETRY, REJECTED = "Pending", "Ready", "Retry", "Rejected"
 WORKLOAD_LABEL = annotation_key("workload")
 PLACEMENT = annotation_key("placement")
 MAX_TRIES = 5
+MAX_WATCH_S = 1.0
+"""Late workloads are found within this time."""
 MAX_MESSAGE = 1000
 MAX_NODES_SHOWN = 8
 
@@ -140,6 +142,16 @@ class AdmissionCheckBackend(LocalBackend):
         del tasks
         return [AcceptedNodes()]
 
+    def snapshot(self) -> Snapshot:
+        """Give late workloads up, then return the cluster."""
+        self.nodes_changed = False
+        return LocalBackend.snapshot(self)
+
+    def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
+        """Wait for changes; None also where nodes changed, or an answer appeared that this process did not give."""
+        changes = LocalBackend.watch(self, after, min(timeout, MAX_WATCH_S))
+        return None if self.nodes_changed else changes
+
     def end_due_tasks(self) -> None:
         """Give up workloads that hold their quota too long without a placement: others may use it meanwhile."""
         now = self.now()
@@ -166,12 +178,16 @@ class AdmissionCheckBackend(LocalBackend):
             return
         nodes = _count_nodes(unit, item)
         message = f"placed on {_list_nodes(sorted({start.node for start in unit}))}"
-        is_whole = len(unit) == len(item.tasks)
-        if is_whole and self._answer(name, item, READY, message, updates=_build_updates(name, nodes)):
-            item.nodes = nodes
-            return
-        for record in records:
-            self.store.fail(record.task.name, record.attempt, "the workload changed meanwhile")
+        is_answered, item.nodes = False, nodes
+        try:
+            if len(unit) == len(item.tasks):
+                is_answered = self._answer(name, item, READY, message, updates=_build_updates(name, nodes))
+        finally:
+            # also where the server did not respond: if it took the answer, the workload's next version shows it
+            if not is_answered:
+                item.nodes = {}
+                for record in records:
+                    self.store.fail(record.task.name, record.attempt, "the workload changed meanwhile")
 
     def preempt(self, task: str) -> None:
         """Ask Kueue to evict the workload of a task that the policies preempt."""
@@ -253,9 +269,14 @@ class AdmissionCheckBackend(LocalBackend):
             reservation = meta.get("uid", ""), _reserved_at(body)
             if known is not None and _version(body) < _version(known.body) and not is_gone:
                 return
-            if known is not None and (state not in {PENDING, READY} or known.reservation != reservation):
+            is_unknown_answer = known is not None and state == READY and not known.nodes
+            if known is not None and (
+                state not in {PENDING, READY} or known.reservation != reservation or is_unknown_answer
+            ):
                 self._withdraw(name)
                 known = None
+                # an answer of an earlier write or controller: continue from a snapshot with it
+                self.nodes_changed = self.nodes_changed or is_unknown_answer
             if known is not None:
                 known.body = body
             elif state in {PENDING, READY}:

@@ -443,8 +443,8 @@ class StudyRun:
                     self._store_end(item, None, TrialState.PRUNED)
 
     def _has_number(self, number: int) -> bool:
-        values = self.search.values.get(number)
-        return values is not None and bool(values) and not math.isnan(values[max(values)])
+        values = self.search.values.get(number, {})
+        return bool(values) and not math.isnan(values[max(values)])
 
     # the threads of the trials
 

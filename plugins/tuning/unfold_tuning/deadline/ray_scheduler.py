@@ -49,6 +49,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         confidence: Probability with which what is begun shall end in time.
     """
 
+    _supports_buffered_results = False
+
     def __init__(
         self,
         *,
@@ -339,7 +341,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         self._inform_autoscaler(current, self.search.count_wanted())
 
     def _end_stages(self, tune_controller: Any, current: Trial, *, is_reporting: bool) -> None:
-        stages = None
+        stages: list[int] | None = None
         while stages != self.search.stages:
             stages, losers = list(self.search.stages), self.search.update()
             if stages != self.search.stages:

@@ -72,6 +72,9 @@ def layout_flow(flow: Flow) -> FlowLayout:
     layers = order_layers([stop.name for stop in flow.stops], [(link.source, link.target) for link in flow.links])
     totals, scale = sum_flow(flow), FLOW_PT / (get_total(flow) or 1.0)
     depth = max(layers.values(), default=0)
+    sources = {link.source for link in flow.links}
+    # the ends of a flow stand side by side, however short the way to them
+    layers |= {link.target: depth for link in flow.links if link.target not in sources}
     step = (WIDTH_PT - LABEL_PT - BAR_PT) / max(depth, 1)
     columns = [[name for name, layer in layers.items() if layer == index] for index in range(depth + 1)]
     label_pt = min(LABEL_PT, step - 4)

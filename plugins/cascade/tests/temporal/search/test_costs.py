@@ -58,10 +58,10 @@ def test_a_saving_just_below_the_goal_is_certified_at_most_at_delta() -> None:
         saving = saving_guarantee(2.0, [(tune, fresh)])
         limits = tune.over(tune.baseline / 2.0), fresh.over(fresh.baseline / 2.0)
         budget = cost_guarantee(BUDGET, [limits], 1.0)
-        passed += [compute_cost_tests([each], 1).certify[0] <= DELTA for each in (saving, budget)]
+        passed += [compute_cost_tests([each], 1, DELTA).certify[0] <= DELTA for each in (saving, budget)]
     assert (passed <= draws * DELTA + 3 * np.sqrt(draws * DELTA * (1 - DELTA))).all()
     tune, fresh = _draw_sums(rng, 200, 4.0), _draw_sums(rng, 100, 4.0)
-    assert compute_cost_tests([saving_guarantee(2.0, [(tune, fresh)])], 1).certify[0] <= DELTA
+    assert compute_cost_tests([saving_guarantee(2.0, [(tune, fresh)])], 1, DELTA).certify[0] <= DELTA
     assert 2.0 < bound_saving(tune, fresh, 0.95) < 4.5
 
 

@@ -84,7 +84,7 @@ def test_a_broken_outcome_passes_at_most_at_delta(goal: OutcomeGoal) -> None:
     passed = 0
     for _ in range(draws):
         (guarantee,) = build_outcome_guarantees([goal], tune, _draw_part(rng, 120, goal))
-        passed += compute_cost_tests([guarantee], 1).certify[0] <= DELTA
+        passed += compute_cost_tests([guarantee], 1, DELTA).certify[0] <= DELTA
     assert passed <= draws * DELTA + 3 * np.sqrt(draws * DELTA * (1 - DELTA))
     wide = OutcomeGoal(
         name=goal.name,
@@ -96,7 +96,7 @@ def test_a_broken_outcome_passes_at_most_at_delta(goal: OutcomeGoal) -> None:
         per_100h=None if goal.per_100h is None else 60.0,
     )
     (guarantee,) = build_outcome_guarantees([wide], tune, _draw_part(rng, 120, wide))
-    assert compute_cost_tests([guarantee], 1).certify[0] <= DELTA
+    assert compute_cost_tests([guarantee], 1, DELTA).certify[0] <= DELTA
 
 
 def test_sensitivity_counts_alerts_within_the_hours_before_the_event() -> None:

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binom
 
 from unfold_cascade.planner import certificate
+from unfold_cascade.planner.guarantees import measure_evidence, order_tests
 from unfold_cascade.temporal.data.table import index_entities, starts_from_sizes
-from unfold_cascade.temporal.search.select import average_by_patient, measure_evidence, order_tests
+from unfold_cascade.temporal.search.select import average_by_patient
 
 
 def test_the_certificate_counts_patients_not_hours() -> None:
@@ -32,7 +33,7 @@ def test_the_certificate_holds_in_1000_resampled_calibrations() -> None:
     rng = np.random.default_rng(7)
     pool = _draw_population(rng, 4000, epsilon + 1e-4)
     tuning = pool[rng.integers(0, len(pool), patients)]
-    rule = certificate.choose_rule(tuning, epsilon, patients)
+    rule = certificate.choose_rule(tuning, epsilon, patients, delta)
     calibrations = pool[rng.integers(0, len(pool), (trials, patients))]
     false = sum(
         certificate.fixed_sequence(sample[None, :], epsilon, delta, rule) is not None for sample in calibrations
@@ -58,8 +59,8 @@ def test_points_are_tested_from_strong_evidence_to_low_cost() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         cost, tuning = rng.random(12), rng.normal(rng.normal(0, 0.05, (12, 1)), 0.1, (12, 80)).clip(-1, 1)
-        order = order_tests(cost, measure_evidence(tuning, 0.01))
-        evidence = ((0.01 - tuning.mean(axis=1)) / tuning.std(axis=1))[order]
+        evidence = measure_evidence(tuning, 0.01, tuning.shape[1])
+        order = order_tests(cost, evidence)
         assert (np.diff(cost[order]) < 0).all()
-        assert (np.diff(evidence) <= 0).all()
+        assert (np.diff(evidence[order]) <= 0).all()
         assert order[-1] == int(np.argmin(cost))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.planner.certificate import binomial_p_value
+from unfold_cascade.planner.certificate import binomial_p_value, count_discordant
 from unfold_cascade.planner.paired_test import MAX_CASES, exact_paired_p_value
 
 LossTest = Literal["exact", "betting", "binomial"]
@@ -79,12 +79,6 @@ def betting_p_value(d: FloatArray, epsilon: float) -> float:
 def is_ternary(d: FloatArray) -> bool:
     """Whether every difference is -1, 0 or 1."""
     return bool(np.isin(d, (-1.0, 0.0, 1.0)).all())
-
-
-def count_discordant(d: FloatArray) -> tuple[int, int]:
-    """Count units made worse and units made better, fractions rounded up."""
-    rounded = np.ceil(d - 1e-12)
-    return int((rounded > 0).sum()), int((rounded < 0).sum())
 
 
 def expected_counts(tune: FloatArray, units: int) -> tuple[int, int]:

@@ -27,13 +27,13 @@ from unfold_cascade.language_models.planning.loss_test import (
     MAX_ROWS_NEEDED,
     LossTest,
     choose_test,
-    count_discordant,
     expected_counts,
     late_p_value,
     loss_p_value,
     mean_per_unit,
 )
 from unfold_cascade.language_models.planning.proposals import search_chain
+from unfold_cascade.planner.certificate import count_discordant
 from unfold_cascade.planner.paired_test import exact_paired_p_value
 
 SEQUENCE = 100

@@ -34,21 +34,21 @@ def draw_route_flow(log: CallLog, route: Route, outcome: Outcome) -> Flow:
     """
     names = [log.models[model] for model in route.chain]
     first_calls = find_first_calls(log, route, outcome)
-    ends = _find_ends(log, route, outcome)
-    counts = Counter(_list_steps(names, first_calls, outcome.exit, ends))
-    stops = [Stop(name, _price_branch(outcome, position)) for position, name in enumerate(names)]
+    counts = Counter(_list_steps(names, first_calls, outcome.exit, _find_ends(log, route, outcome)))
+    reached = {name for step in counts for name in step}
+    stops = [Stop(name, _price_branch(outcome, position)) for position, name in enumerate(names) if name in reached]
     if first_calls.any():
         facts = [sentences.ENTRY_GATE] if route.entry is not None else []
         facts += [sentences.LATER_TURNS] if log.turn is not None else []
         stops.insert(0, Stop(sentences.ALL_REQUESTS, tuple(facts)))
-    reached = [end for end in END_TONES if any(target == end for _, target in counts)]
-    order = {name: rank for rank, name in enumerate([stop.name for stop in stops] + reached)}
+    ends = [end for end in END_TONES if end in reached]
+    order = {name: rank for rank, name in enumerate([stop.name for stop in stops] + ends)}
     steps = sorted(counts.items(), key=lambda step: (order[step[0][0]], order[step[0][1]]))
     return Flow(
         name="flow",
         title=sentences.FLOW_TITLE,
         unit="requests",
-        stops=(*stops, *map(Stop, reached)),
+        stops=(*stops, *map(Stop, ends)),
         links=tuple(Link(*pair, float(count), END_TONES.get(pair[1], "neutral")) for pair, count in steps),
         good=sentences.CORRECT.removeprefix("→ "),
         bad=sentences.WRONG.removeprefix("→ "),

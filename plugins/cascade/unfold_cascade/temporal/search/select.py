@@ -10,7 +10,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
-from unfold_cascade.planner.guarantees import Guarantee, compute_cost_tests
+from unfold_cascade.planner.guarantees import Guarantee, compute_cost_tests, measure_evidence, order_tests
 from unfold_cascade.planner.saving import (
     BUDGET,
     SAVING,
@@ -117,7 +117,7 @@ def select_cascade(
     if goal.min_saving is not None:
         guarantees.append(saving_guarantee(goal.min_saving, list(zip(tune.costs, fresh.costs, strict=True))))
     tuning, certifying = tune.loss_differences(), fresh.loss_differences()
-    cost, others = np.array([point.cost for point in within]), compute_cost_tests(guarantees, len(within))
+    cost, others = np.array([point.cost for point in within]), compute_cost_tests(guarantees, len(within), delta)
     tests = certify_sequence(cost, tuning, certifying, epsilon, delta, guarantees)
     if tests.last_certified is not None:
         best = tests.order[tests.last_certified]
@@ -130,7 +130,7 @@ def select_cascade(
             tuning_costs=tune.costs[best],
         )
     nearest = _find_nearest(tuning, epsilon, others.tune, delta, tests.order[0])
-    refused = [each for each in guarantees if compute_cost_tests([each], len(within)).certify[nearest] > delta]
+    refused = [each for each in guarantees if compute_cost_tests([each], len(within), delta).certify[nearest] > delta]
     bound = _bound_loss(study, within[nearest], tuning[nearest], certifying[nearest], is_certified=False)
     return replace(
         bound,
@@ -141,7 +141,7 @@ def select_cascade(
 
 def _find_nearest(tuning: FloatArray, epsilon: float, others: FloatArray, delta: float, first: int) -> int:
     """Find the point of strongest evidence for the loss among those that meet all other guarantees in tuning."""
-    evidence = measure_evidence(tuning, epsilon)
+    evidence = measure_evidence(tuning, epsilon, tuning.shape[1])
     met = np.flatnonzero(others <= delta)
     return int(met[np.argmax(evidence[met])]) if len(met) else first
 
@@ -210,34 +210,15 @@ def certify_sequence(
         delta: Chance of a false certificate.
         others: Further guarantees, which must hold as well (intersection-union test, Berger 1982).
     """
-    evidence = [measure_evidence(tuning, epsilon), *(measure_evidence(each.tune, each.epsilon) for each in others)]
-    order = order_tests(cost, np.min(evidence, axis=0))
-    rules = [certificate.choose_rule(tuning[point], epsilon, certifying.shape[1]) for point in order]
-    tests = compute_cost_tests(others, len(cost)).certify
+    units, tests = certifying.shape[1], compute_cost_tests(others, len(cost), delta)
+    order = order_tests(cost, np.minimum(measure_evidence(tuning, epsilon, units), tests.evidence))
+    rules = [certificate.choose_rule(tuning[point], epsilon, units, delta) for point in order]
     p_values = (
-        max(certificate.p_value(certifying[point], epsilon, rule), float(tests[point]))
+        max(certificate.p_value(certifying[point], epsilon, rule), float(tests.certify[point]))
         for point, rule in zip(order, rules, strict=True)
     )
     passed = certificate.count_leading_passes(p_values, delta)
     return TestSequence(order, rules, passed - 1 if passed else None)
-
-
-def measure_evidence(tuning: FloatArray, epsilon: float) -> FloatArray:
-    """Compute (m,) by how many standard errors the (m, P) differences of the tuning cohort stay below epsilon."""
-    spread = np.maximum(tuning.std(axis=1), 1e-9)
-    evidence: FloatArray = np.sqrt(tuning.shape[1]) * (epsilon - tuning.mean(axis=1)) / spread
-    return evidence
-
-
-def order_tests(cost: FloatArray, evidence: FloatArray) -> list[int]:
-    """Order (m,) points by falling evidence on the tuning cohort, each cheaper than the one before.
-
-    A point that costs more than one with stronger evidence is left out: it could only end the sequence early.
-    """
-    order = np.lexsort((cost, -evidence))
-    lowest = np.minimum.accumulate(cost[order])
-    is_cheaper = np.concatenate(([True], cost[order][1:] < lowest[:-1]))
-    return [int(point) for point in order[is_cheaper]]
 
 
 def _bound_loss(
@@ -308,9 +289,9 @@ def _select_within_budget(
     guarantees = [cost_guarantee(BUDGET, list(zip(*bounded, strict=True)), 1.0)]
     if goal.min_saving is not None:
         guarantees.append(saving_guarantee(goal.min_saving, list(zip(tune.costs, fresh.costs, strict=True))))
-    tests = compute_cost_tests(guarantees, len(affordable))
-    candidates = _list_budget_candidates(tests.tune)
     delta = 1 - goal.confidence
+    tests = compute_cost_tests(guarantees, len(affordable), delta)
+    candidates = _list_budget_candidates(tests.tune)
     passed = certificate.count_leading_passes((float(tests.certify[each]) for each in candidates), delta)
     best = candidates[max(passed - 1, 0)]
     tuning, certifying = (trial.loss_differences()[best] for trial in (tune, fresh))

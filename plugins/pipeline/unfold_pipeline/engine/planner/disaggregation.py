@@ -104,12 +104,13 @@ def count_shared_nodes(first: EngineOption, first_engines: int, second: EngineOp
         return sum(gpus * count for gpus, count in engines.items())
     large, small = max(engines), min(engines)
     per_node = max(1, size // large)
-    nodes, rest = -(-engines[large] // per_node), 0
+    nodes, unplaced = -(-engines[large] // per_node), 0
     if large != small:
-        full, last = divmod(engines[large], per_node)
-        room = full * ((size - per_node * large) // small) + ((size - last * large) // small if last else 0)
-        rest = max(0, engines[small] - room)
-    return nodes + -(-rest // max(1, size // small))
+        full_nodes, in_last_node = divmod(engines[large], per_node)
+        room = full_nodes * ((size - per_node * large) // small)
+        room += (size - in_last_node * large) // small if in_last_node else 0
+        unplaced = max(0, engines[small] - room)
+    return nodes + -(-unplaced // max(1, size // small))
 
 
 def price_pools(problem: EngineProblem, config: PoolConfig) -> float:

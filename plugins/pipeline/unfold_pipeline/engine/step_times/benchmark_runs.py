@@ -118,8 +118,8 @@ def _read_vllm(data: Mapping[str, Any], path: Path) -> BenchmarkRun:
     ttft = _read_numbers(data["ttfts"], "ttfts")
     last = [first + _sum_gaps(row, path) for first, row in zip(ttft, gaps, strict=True)]
     _check_summary(data, ttft, last, path)
-    arrivals, clients, drawn = _read_arrivals(data, len(prompt), path)
-    notes += [DRAWN_NOTE] if drawn else []
+    arrivals, clients, is_drawn = _read_arrivals(data, len(prompt), path)
+    notes += [DRAWN_NOTE] if is_drawn else []
     return _build_run(path, arrivals, prompt, generated, ttft, last, clients, notes)
 
 
@@ -217,10 +217,10 @@ def _read_guidellm(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Bench
         for column, value in zip(columns, (start, *lengths, ttft, last), strict=True):
             column.append(value)
     notes = [EVENTS_NOTE] if events > EVENTS_PER_TOKEN * sum(columns[2]) else []
-    if left := len(requests.get("incomplete") or []):
-        notes.append(f"{left:,} requests were cut off at the end of the run and are left out")
-        if left > len(rows):
-            message = f"{left:,} requests were cut off, {len(rows):,} are complete"
+    if cut_off := len(requests.get("incomplete") or []):
+        notes.append(f"{cut_off:,} requests were cut off at the end of the run and are left out")
+        if cut_off > len(rows):
+            message = f"{cut_off:,} requests were cut off, {len(rows):,} are complete"
             raise user_error(message, file=str(path), hint="a longer run")
     is_open = _find_text(benchmarks[0], ("type_", "strategy_type", "profile_type")) in OPEN_STRATEGIES
     clients = 0 if is_open else int(_find_key(benchmarks[0], ("streams", "max_concurrency")) or 0)
