@@ -41,6 +41,10 @@ class FakeTrial(SimpleNamespace):
         """See Ray."""
         self.status = status
 
+    def init_local_path(self) -> None:
+        """See Ray: it creates a folder."""
+        self.has_folder = True
+
 
 class FakeController:
     """Stands for Ray's controller: runs trials one result at a time on two places, without processes.

@@ -167,6 +167,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """End a trial that is being added before it begins."""
         is_new = trial.trial_id not in self.search.ended
         self.search.ended.add(trial.trial_id)
+        trial.init_local_path()
         trial.set_status(Trial.TERMINATED)
         search = getattr(tune_controller, "search_alg", None)
         if search is not None and is_new:
@@ -358,6 +359,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
                 self.search.ended.add(trial.trial_id)
+                # the result grid expects a folder of every trial, and Ray creates it for those that start
+                trial.init_local_path()
                 tune_controller.stop_trial(trial)
 
     def _inform_autoscaler(self, trial: Trial, count: int) -> None:
