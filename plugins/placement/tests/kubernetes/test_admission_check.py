@@ -17,6 +17,8 @@ from unfold_placement.live.state_store import StateStore
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfoldkit.kubernetes.api import Api, ApiError, Body
 
+pytestmark = pytest.mark.kubernetes
+
 CHECK, OTHER = "unfold-mine", "someone-elses"
 
 
