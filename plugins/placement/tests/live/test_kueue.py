@@ -96,16 +96,6 @@ def resumed(api: Api) -> set[str]:
     return {body["metadata"]["name"] for body in jobs if not body["spec"]["suspend"]}
 
 
-def evictions(api: Api, stem: str) -> set[str]:
-    """Return why Kueue has evicted a workload."""
-    return {
-        eviction["reason"]
-        for body in list_objects(api, "Workload")
-        if body["metadata"]["name"].startswith(stem)
-        for eviction in body.get("status", {}).get("schedulingStats", {}).get("evictions", ())
-    }
-
-
 def until(holds: Callable[[], bool], log: Path) -> None:
     """Wait until something holds."""
     end_s = time.monotonic() + WAIT_S
@@ -163,18 +153,16 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
 
 
 def test_the_answer_places_and_pins(world: tuple[ControlPlane, Api], tmp_path: Path) -> None:
-    """A Job that fits one node is pinned to it by Kueue; one without room gives its quota back."""
+    """A Job that fits one node is pinned to it by Kueue."""
     plane, api = world
     until(lambda: not list_objects(api, "Workload"), plane.folder / "kueue.log")
-    with serving(plane, tmp_path, patience="2 s"):
+    with serving(plane, tmp_path):
         create(api, build_job("pinned", "team", 3))
-        create(api, build_job("large", "team", 9))
         until(lambda: resumed(api) == {"pinned"}, tmp_path / "log")
         job: Body = api.get("/apis/batch/v1/namespaces/team/jobs/pinned")
         template = job["spec"]["template"]
         assert template["spec"]["nodeSelector"]["kubernetes.io/hostname"] in {"n0", "n1"}
         assert template["metadata"]["labels"]["placement.unfoldkit/workload"].startswith("team.job-pinned")
-        until(lambda: "AdmissionCheck" in evictions(api, "job-large"), tmp_path / "log")
     path = tmp_path / "kueue.json"
     kinds = ("ResourceFlavor", "ClusterQueue", "LocalQueue", "Workload")
     path.write_text(json.dumps({"kind": "List", "items": [item for kind in kinds for item in list_objects(api, kind)]}))
