@@ -7,9 +7,9 @@ import heapq
 import math
 import time
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -229,3 +229,40 @@ def test_query_ends_at_the_bound(tmp_path: Path) -> None:
     assert query.is_shed
     assert 0.3 < seconds < 1.0
     assert gate.in_flight == 0
+
+
+@dataclass(slots=True)
+class ReplacedReplica:
+    """Stands for a runtime with replicas that are lost and replaced while it holds a query."""
+
+    serving: int
+    replaced: int = 0
+
+    def submit(self, query: Query) -> None:
+        """Hold a query."""
+
+    def serving_replicas(self) -> tuple[int, ...]:
+        """Return how many replicas serve."""
+        return (self.serving,)
+
+    def count_replaced(self) -> int:
+        """Return how many were replaced."""
+        return self.replaced
+
+
+@pytest.mark.parametrize(("serving", "lost", "is_shed"), [(1, 0, True), (1, 1, False), (10, 1, True), (2, 2, False)])
+def test_a_query_outlives_the_loss_of_all_replicas(serving: int, lost: int, is_shed: bool) -> None:
+    """A query which waited for a replica that was replaced is not shed, although another one serves by then."""
+    runtime = ReplacedReplica(serving)
+    gate = QueryGate(pipeline=ALONE, runtime=cast("Any", runtime), max_wait_s=0.1)
+    routes = build_routes(ALONE, draw_sample(ALONE, np.zeros(1), np.random.default_rng(0)))
+
+    async def scene() -> Query:
+        query = Query(np.zeros(2, np.float32), routes, 0, lambda _answers: None)
+        gate.submit(query)
+        runtime.replaced = lost
+        await asyncio.sleep(0.15)
+        return query
+
+    query = asyncio.run(scene())
+    assert (query.is_shed, query.has_lost_replica) == (is_shed, not is_shed)

@@ -92,6 +92,7 @@ class QueryGate:
         self.in_flight += 1
         expiry_s = EXPIRY_FRACTION * self.max_wait_s
         notify, has_ended, start_s = query.on_finished, False, read_clock()
+        replaced = self.runtime.count_replaced()
         timer: asyncio.TimerHandle | None = None
 
         def finish(answers: dict[str, object] | None) -> None:
@@ -109,7 +110,7 @@ class QueryGate:
 
         def expire() -> None:
             # what a lost replica has delayed is answered when another one serves: it was admitted in good faith
-            query.has_lost_replica |= not all(self.runtime.serving_replicas())
+            query.has_lost_replica |= self._has_lost_stage(replaced)
             if not query.has_lost_replica:
                 query.shed()
 
@@ -117,3 +118,8 @@ class QueryGate:
         if expiry_s < math.inf:
             timer = asyncio.get_running_loop().call_later(expiry_s, expire)
         self.runtime.submit(query)
+
+    def _has_lost_stage(self, replaced: int) -> bool:
+        """Return whether a stage has no replica, or may have had none since so many were replaced."""
+        serving = self.runtime.serving_replicas()
+        return self.runtime.count_replaced() - replaced >= max(1, min(serving)) or not all(serving)
