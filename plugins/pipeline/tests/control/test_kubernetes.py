@@ -143,7 +143,7 @@ def read_status(address: str, path: str = "/status") -> Any:
     return json.loads(text) if path == "/status" else text
 
 
-def wait_until(is_done: Callable[[], object], seconds: float = 40.0) -> None:
+def wait_until(is_done: Callable[[], object], seconds: float = 90.0) -> None:
     """Wait until a condition holds."""
     end_s = time.monotonic() + seconds
     while not is_done():
@@ -154,6 +154,9 @@ def wait_until(is_done: Callable[[], object], seconds: float = 40.0) -> None:
 def test_dry_run_then_control_then_handover(admin: Any, metrics: MetricsServer, folder: Path) -> None:
     """A dry run changes nothing; a step is followed in bounded steps; a second controller waits for the lease."""
     set_traffic(metrics, 60.0, time.time() - 30)
+    for lease in admin.get(LEASES)["items"]:
+        # of an earlier attempt on the same control plane
+        admin.delete(f"{LEASES}/{lease['metadata']['name']}")
     before = read_desired(admin)
     command = ("plan.yaml", "--target", "kubernetes")
     preview = unfold(folder, "serve", *command, "--dry-run", "--run", "runs/none", "--format", "json")
