@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_selector, make_column_transformer
-from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier, VotingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - registers the searches
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_selection import SequentialFeatureSelector
@@ -49,7 +48,7 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from plugins.cascade.tests.test_classifier_uses import CASES, Cases, counts, plain
+from plugins.cascade.tests.test_classifier_uses import CASES, Cases, check_use, counts, plain
 from unfold_cascade.classifier import CascadeClassifier
 
 Build = Callable[..., Any]
@@ -408,11 +407,7 @@ USES: dict[str, tuple[Callable[[Build, Cases], Any], Any]] = {
 @pytest.mark.parametrize("name", USES)
 def test_unusual_uses_of_a_voting_classifier_work_with_a_cascade(name: str, cases: Cases) -> None:
     """Each use gives what is expected from both, without a warning; so the table itself is checked as well."""
-    use, expected = USES[name]
-    for build in (lambda m: CascadeClassifier(m, random_state=0), lambda m: VotingClassifier(m, voting="soft")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert use(build, cases) == expected
+    check_use(*USES[name], cases)
 
 
 @pytest.mark.slow

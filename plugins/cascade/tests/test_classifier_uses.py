@@ -251,15 +251,19 @@ USES: dict[str, tuple[Use, Any]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", USES)
-def test_what_works_with_a_voting_classifier_works_with_a_cascade(name: str, cases: Cases) -> None:
-    """Each use gives what is expected from both, without a warning; so the table itself is checked as well."""
-    use, expected = USES[name]
+def check_use(use: Callable[[Build, Any], Any], expected: Any, cases: Any) -> None:
+    """Check that a use of a voting classifier and of a cascade gives what is expected, without a warning."""
     for build in (lambda m: CascadeClassifier(m, random_state=0), lambda m: VotingClassifier(m, voting="soft")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert use(build, cases) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USES)
+def test_what_works_with_a_voting_classifier_works_with_a_cascade(name: str, cases: Cases) -> None:
+    """Each use gives what is expected from both, without a warning; so the table itself is checked as well."""
+    check_use(*USES[name], cases)
 
 
 def cascade(models: Any, **options: Any) -> CascadeClassifier:

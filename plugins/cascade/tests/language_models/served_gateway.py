@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import socket
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from plugins.cascade.tests.language_models.scripted_upstream import Script, Upstream, always, serve_upstream
+from tests.asgi import host
 from unfold_cascade.language_models.gateway.app import GatewayApp
 from unfold_cascade.language_models.gateway.plan import Gate, GatewayPlan, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.service import build_app
@@ -104,21 +99,3 @@ def make_plan(small_url: str, large_url: str, **changes: Any) -> GatewayPlan:
         limits=QUICK,
     )
     return replace(plan, **changes)
-
-
-@contextmanager
-def host(app: Any) -> Iterator[str]:
-    """Serve an ASGI application by uvicorn in a thread."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error", ws="none"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.language_models.scripted_upstream import Upstream, serve_upstream
-from plugins.cascade.tests.language_models.served_gateway import host
 from plugins.cascade.tests.runs import run_in, spec_of
+from tests.asgi import host
 from unfold_cascade.language_models.build import build_gateway_plan, load_log_frame, read_call_log
 from unfold_cascade.language_models.collection.call_store import open_store
 from unfold_cascade.language_models.collection.scoring import is_exact, is_same_choice, is_same_number

@@ -21,9 +21,9 @@ from plugins.cascade.tests.language_models.llama_server import Engine, find_gap,
 from plugins.cascade.tests.language_models.served_gateway import (
     IDENTITY,
     SMALL_PRICE,
-    host,
     make_plan,
 )
+from tests.asgi import host
 from tests.served import COMMAND, serving, unfold
 from unfold_cascade.language_models.gateway.app import GatewayApp
 from unfold_cascade.language_models.gateway.completion import Completion

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from plugins.pipeline.tests.engine import scripted_engine as scripted
 from plugins.pipeline.tests.engine.scripted_engine import Script, run_engine
 from plugins.pipeline.tests.verbs.test_profile_engine import SPEC
+from tests.asgi import host
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointLimits
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -41,18 +38,8 @@ def route_to(*urls: str, routing: Any = "round_robin", max_in_flight: int = 64) 
     endpoints = tuple(Endpoint(url=url, key="secret") for url in urls)
     metrics = build_router_metrics(balancer, ESTIMATE)
     app = EngineRouterApp(endpoints, balancer, metrics, ESTIMATE, LIMITS, max_in_flight)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+    with host(app) as url:
+        yield url
 
 
 def ask(url: str, **more: Any) -> httpx.Response:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from plugins.pipeline.tests.engine.scripted_engine import Script, run_engine
 from plugins.pipeline.tests.serving.test_engine_router import write_trace
+from tests.asgi import host
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.serve import serve
 from unfoldkit.api import Report, Run, RunDir, Service, UnfoldError
@@ -71,23 +66,6 @@ def open_pipeline(folder: Path, url: str, *changes: tuple[str, str], **options: 
     return serve(validate(PipelineSpec, parse(text, "rag.yaml")), run)
 
 
-@contextlib.contextmanager
-def run_service(service: Service) -> Iterator[str]:
-    """Run a service on a free port of the loopback and yield its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(service.app, log_level="error", lifespan="on"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-
-
 def ask(url: str, **more: Any) -> httpx.Response:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 4, **more}
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
@@ -101,7 +79,7 @@ def test_a_request_passes_every_stage(tmp_path: Path) -> None:
         service = open_pipeline(tmp_path, engine)
         assert isinstance(service, Service)
         assert "every request passes embed, guard" in dict(service.lines)["stages"]
-        with run_service(service) as url:
+        with host(service.app) as url:
             begin_s = time.perf_counter()
             reply = ask(url, x=[1.0, 2.5])
             assert time.perf_counter() - begin_s >= 2 * NAP_S

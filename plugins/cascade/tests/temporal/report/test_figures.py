@@ -1,4 +1,4 @@
-"""The pictures of patients: they show what the simulation did, of patients whom a rule selects, in every format."""
+"""The pictures of patients: they show what the simulation did with patients that a rule selects, in every format."""
 
 from __future__ import annotations
 

@@ -63,13 +63,7 @@ class PoolOutcome:
 
     def meets(self, problem: EngineProblem) -> bool:
         """Return whether every target is met."""
-        targets = problem.targets
-        return (
-            not self.run.aborted
-            and self.ttft_s <= targets.ttft_s
-            and self.tpot_s <= targets.tpot_s
-            and self.latency_s <= targets.latency_s
-        )
+        return not self.run.aborted and problem.targets.are_met(self.ttft_s, self.tpot_s, self.latency_s)
 
     @property
     def transfer_p99_s(self) -> float:

@@ -82,6 +82,10 @@ class Targets:
     tpot_s: float = math.inf
     latency_s: float = math.inf
 
+    def are_met(self, ttft_s: float, tpot_s: float, latency_s: float) -> bool:
+        """Return whether p99 times keep every target."""
+        return ttft_s <= self.ttft_s and tpot_s <= self.tpot_s and latency_s <= self.latency_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
