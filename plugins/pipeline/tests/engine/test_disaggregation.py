@@ -23,9 +23,11 @@ from unfold_pipeline.engine.planner.problem import Disaggregation, EngineProblem
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import simulate
 from unfold_pipeline.engine.simulation.disaggregation import (
+    DisaggregatedRun,
     EnginePool,
     KvTransfer,
-    simulate_disaggregated,
+    simulate_decode,
+    simulate_prefill,
     size_transfers,
 )
 from unfold_pipeline.engine.simulation.engine import EngineLimits
@@ -33,6 +35,13 @@ from unfold_pipeline.engine.simulation.scheduler_reference import simulate_disag
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 
 Case = tuple[EngineRequests, EnginePool, EnginePool, KvTransfer]
+
+
+def simulate_disaggregated(
+    requests: EngineRequests, prefill: EnginePool, decode: EnginePool, transfer: KvTransfer
+) -> DisaggregatedRun:
+    """Simulate both pools to their end."""
+    return simulate_decode(requests, simulate_prefill(requests, prefill), decode, transfer, prefill.engines)
 
 
 @st.composite

@@ -175,10 +175,3 @@ def simulate_decode(
         prefill=prefill,
         decode=decode,
     )
-
-
-def simulate_disaggregated(
-    requests: EngineRequests, prefill: EnginePool, decode: EnginePool, transfer: KvTransfer
-) -> DisaggregatedRun:
-    """Simulate both pools to their end."""
-    return simulate_decode(requests, simulate_prefill(requests, prefill), decode, transfer, prefill.engines)
