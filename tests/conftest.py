@@ -9,13 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from tests.support import Outcome, Process, Unfold, call, command, surroundings
-
-# a failure found by chance would come and go: the same examples every time, few on one slow core
-settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
-settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True, scope="session")
