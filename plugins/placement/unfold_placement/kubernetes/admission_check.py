@@ -29,10 +29,9 @@ from unfold_placement.kubernetes.codec import (
     Scope,
     annotation_key,
     decode_node,
-    is_ready,
     shorten_name,
 )
-from unfold_placement.kubernetes.informer import NODES, PODS
+from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
 from unfold_placement.kubernetes.pod_spec import parse_toleration, pod_demand, pod_filter
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.local import LocalBackend
@@ -239,13 +238,7 @@ class AdmissionCheckBackend(LocalBackend):
                 self.nodes.pop(name, None)
             else:
                 self.nodes[name] = body
-            if is_gone or not is_ready(body):
-                if name in self.store.nodes:
-                    self.store.leave(name)
-            elif name not in self.store.nodes:
-                self.store.join(self._decode(name))
-            else:
-                self._refresh({name})
+            self.nodes_changed |= update_node(self.store, body, self._decode, is_gone=is_gone)
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Count a pod where it runs; a pod of an answered workload counts through that workload."""
@@ -434,9 +427,7 @@ class AdmissionCheckBackend(LocalBackend):
 
     def _refresh(self, names: set[str]) -> None:
         for name in names & self.store.nodes.keys() & self.nodes.keys():
-            if self.store.nodes[name] != (current := self._decode(name)):
-                self.store.nodes[name], self.nodes_changed = current, True
-                self.store.changed.notify_all()
+            self.nodes_changed |= replace_node(self.store, self._decode(name))
 
     def _decode(self, name: str) -> Node:
         """Return a node without what pods of other programs use there."""

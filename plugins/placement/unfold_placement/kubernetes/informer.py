@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -397,6 +397,28 @@ def started_record(body: Body, record: Record, origin: float) -> Record:
         started=float(notes.get(pods.STARTED) or parse_time(body["metadata"]["creationTimestamp"])) - origin,
         attempt=pods.start_count(body),
     )
+
+
+def update_node(store: StateStore, body: Body, decode: Callable[[str], Node], *, is_gone: bool) -> bool:
+    """Let a node join a store, leave it or change there; return whether it changed. The caller holds the lock."""
+    name = body["metadata"]["name"]
+    if is_gone or not is_ready(body):
+        if name in store.nodes:
+            store.leave(name)
+        return False
+    if name not in store.nodes:
+        store.join(decode(name))
+        return False
+    return replace_node(store, decode(name))
+
+
+def replace_node(store: StateStore, node: Node) -> bool:
+    """Replace a node of a store by its current state; return whether it differs. The caller holds the lock."""
+    if store.nodes[node.name] == node:
+        return False
+    store.nodes[node.name] = node
+    store.changed.notify_all()
+    return True
 
 
 def _is_newer(body: Body, previous: Body | None) -> bool:

@@ -19,8 +19,8 @@ from unfold_placement.core.agreement import Agreement, Placement
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, decode_node, is_ready
-from unfold_placement.kubernetes.informer import NODES, PODS
+from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, decode_node
+from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
 from unfold_placement.kubernetes.pod_spec import decode_task, pod_demand
 from unfold_placement.kubernetes.workloads import Owners
 from unfold_placement.live import backend as kinds
@@ -132,17 +132,7 @@ class ShadowBackend(LocalBackend):
                 self.nodes.pop(name, None)
             else:
                 self.nodes[name] = body
-            is_up = not is_gone and is_ready(body)
-            if not is_up:
-                if name in self.store.nodes:
-                    self.store.leave(name)
-                return
-            node = self._decode(name)
-            if name not in self.store.nodes:
-                self.store.join(node)
-            elif self.store.nodes[name] != node:
-                self.store.nodes[name], self.nodes_changed = node, True
-                self.store.changed.notify_all()
+            self.nodes_changed |= update_node(self.store, body, self._decode, is_gone=is_gone)
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a pod; in the namespace it is a task."""
@@ -208,8 +198,7 @@ class ShadowBackend(LocalBackend):
             if not is_idle:
                 self.foreign[key] = node, pod_demand(body, self.scope)
             for name in {node, before[0] if before else ""} & self.store.nodes.keys():
-                if self.store.nodes[name] != (current := self._decode(name)):
-                    self.store.nodes[name], self.nodes_changed = current, True
+                self.nodes_changed |= replace_node(self.store, self._decode(name))
 
     def _decode(self, name: str) -> Node:
         used = Counter[str]()
