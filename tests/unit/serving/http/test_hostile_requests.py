@@ -72,6 +72,8 @@ ATTACKS = {
     "space before the colon": (post(b"a : 1\r\n"), 400),
     "folded line": (post(b"a: 1\r\n 2\r\n"), 400),
     "bare line feed": (post(b"a: 1\nb: 2\r\n"), 400),
+    "2,000 headers": (post(b"".join(b"a%d: 1\r\n" % number for number in range(2000))), 400),
+    "header of 100 kB": (post(b"a: " + b"b" * 100_000 + b"\r\n"), 400),
     "chunk extension of 1 MB": (post(CHUNKED, chunks(extension=b";" + b"a" * 10**6)), 200),
     "chunk size overflows": (post(CHUNKED, b"fffffffffffffffff\r\n" + BODY), 400),
     "negative chunk": (post(CHUNKED, b"-5\r\n" + BODY), 400),
