@@ -60,7 +60,7 @@ def exchange(port: int, data: bytes) -> bytes:
             wire.shutdown(socket.SHUT_WR)
             while part := wire.recv(65536):
                 received += part
-        except ConnectionError:
+        except OSError:
             # the server may close before it has read everything
             pass
         return received
@@ -72,8 +72,6 @@ ATTACKS = {
     "space before the colon": (post(b"a : 1\r\n"), 400),
     "folded line": (post(b"a: 1\r\n 2\r\n"), 400),
     "bare line feed": (post(b"a: 1\nb: 2\r\n"), 400),
-    "2,000 headers": (post(b"".join(b"a%d: 1\r\n" % number for number in range(2000))), 400),
-    "header of 100 kB": (post(b"a: " + b"b" * 100_000 + b"\r\n"), 400),
     "chunk extension of 1 MB": (post(CHUNKED, chunks(extension=b";" + b"a" * 10**6)), 200),
     "chunk size overflows": (post(CHUNKED, b"fffffffffffffffff\r\n" + BODY), 400),
     "negative chunk": (post(CHUNKED, b"-5\r\n" + BODY), 400),
@@ -122,6 +120,16 @@ def test_an_attack_ends_with_its_status(hosts: tuple[Server, int], name: str) ->
     assert received.startswith(b"HTTP/1.1 %d " % status), received[:300]
     assert received.count(b"HTTP/1.1 %d " % status) == 1
     assert len(received) < 1000
+
+
+@pytest.mark.parametrize(
+    "headers", [b"".join(b"a%d: 1\r\n" % number for number in range(2000)), b"a: %0100000d\r\n" % 1]
+)
+def test_a_large_head_is_refused(hosts: tuple[Server, int], headers: bytes) -> None:
+    """More headers or bytes than a head may have get 400; a client that still sends may see a reset instead."""
+    received = exchange(hosts[0].port, post(headers))
+    assert received == b"" or received.startswith(b"HTTP/1.1 400 ")
+    assert exchange(hosts[0].port, post()).startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_before_a_half_close_are_answered(hosts: tuple[Server, int]) -> None:
