@@ -102,7 +102,7 @@ def build_work(subnet: SubnetLayers, machine: Accelerator, batch: int = 1) -> Su
 def _tile_layer(
     row: IntArray, machine: Accelerator, batch: int, layer: int, loads: IntArray, activations: IntArray
 ) -> None:
-    """Add what crosses again in a layer whose input does not stay on chip; updates ``loads`` and ``activations``."""
+    """Add what crosses again in a layer if its input does not stay on chip; updates ``loads`` and ``activations``."""
     buffers = BufferSizes(machine.dynamic_bytes, machine.streaming_bytes, machine.weight_bytes, machine.value_bytes)
     shape, groups = describe_shape(row), int(row[GROUPS])
     input_bytes = int(row[INPUT]) * machine.value_bytes
