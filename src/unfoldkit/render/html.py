@@ -17,6 +17,9 @@ from unfoldkit.report import Metric, Report, Table
 SHA256_LETTERS = 64
 FEW_CARDS = 12
 LONG_TEXT = 40
+RELOAD_EVERY_MS = 3000
+RELOAD = f"setInterval(()=>document.querySelector('details[open]')||location.reload(),{RELOAD_EVERY_MS})"
+"""A page of a verb that still runs shows its next state, unless someone reads the values of a figure."""
 HINT = re.compile(r"[;\s]*plot: --out \S+$")
 UNIT_WORDS = {
     "ms": {"ms"}, "µs": {"us"}, "s": {"s", "seconds"}, "h": {"hours"}, "$": {"usd"}, "%": {"percent"},
@@ -31,6 +34,8 @@ def render(report: Report) -> str:
     title = escape(f"{report.name} · {report.kind} {report.verb}")
     body = [_head(report), _cards(report.metrics), *map(_figure, report.figures), *map(_table, report.tables)]
     body += [_lines(report), _footer(report)]
+    if report.status == "running":
+        body.append(f"<script>{RELOAD}</script>")
     viewport = '<meta name="viewport" content="width=device-width,initial-scale=1">'
     head = f'<meta charset="utf-8">{viewport}<title>{title}</title>'
     page = f"{head}<style>{_style()}</style></head><body><main>{''.join(body)}</main></body></html>"
@@ -44,7 +49,7 @@ def _style() -> str:
 def _head(report: Report) -> str:
     facts = " · ".join(map(escape, report.subtitle))
     title = f"<h1>{escape(report.name)} <small>{escape(report.kind)} {escape(report.verb)}</small></h1>"
-    answer = f'<div class="answer {report.verdict}"><b>{report.verdict}</b> · {escape(report.headline)}</div>'
+    answer = f'<div class="answer {report.verdict}"><b>{report.answer}</b> · {escape(report.headline)}</div>'
     return f'{title}<p class="dim">{facts}</p>{answer}'
 
 
