@@ -133,17 +133,19 @@ def test_the_opened_page_follows_the_verb_to_its_end(
     monkeypatch.setattr("unfoldkit.cli.commands.show.FOLLOW_EVERY_S", 0.02)
     monkeypatch.setattr(webbrowser, "open", lambda _address: True)
     monkeypatch.setenv("DISPLAY", ":0")
-    seen: list[bool] = []
 
     def finish() -> None:
-        seen.append("location.reload()" in page.read_text())
+        while not page.exists():
+            time.sleep(0.02)
+        pages.append(page.read_text())
         live.unlink()
 
-    timer = threading.Timer(0.5, finish)
-    timer.start()
+    pages: list[str] = []
+    thread = threading.Thread(target=finish, daemon=True)
+    thread.start()
     assert unfold("report", "runs/a", "--open").code == 0
-    timer.join()
-    assert seen == [True]
+    thread.join()
+    assert "location.reload()" in pages[0]
     assert "location.reload()" not in page.read_text()
 
 

@@ -368,7 +368,9 @@ def report(
     ] = None,
     form: options.Format = None,
     out: options.Out = None,
-    open_page: Annotated[bool, typer.Option("--open", help="show the page in a browser, and follow a verb that still runs")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="show the page in a browser, and follow a verb that still runs")
+    ] = False,
     exit_zero: options.ExitZero = False,
 ) -> None:
     """Render the report of a run again, or compare two runs or plans."""

@@ -40,14 +40,9 @@ def draw_frontier(
     last_s = max(seconds for seconds, _ in (*found_steps, *static, *greedy))
     unit, unit_s = time_axis(last_s)
     series = (
-        _build_series("best static", _extend_steps(static, last_s), "steps", unit_s),
+        _build_series("cheapest plan found", _extend_steps(found_steps, last_s), "steps", unit_s),
         _build_series("greedy (RubberBand)", greedy, "points", unit_s),
-        _build_series(
-            "cheapest plan found",
-            _extend_steps(found_steps, last_s),
-            "steps",
-            unit_s,
-        ),
+        _build_series("best static", _extend_steps(static, last_s), "steps", unit_s),
         _build_series("this plan, at its deadline", [(goal.deadline_s, selected.plan.mean_cost_usd)], "points", unit_s),
     )
     title = f"Cost by deadline, guaranteed with {format_percent(confidence)}"
@@ -142,13 +137,13 @@ def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> tup
         for trial in range(stage.trials):
             wave, lane = divmod(trial, allocation.slots)
             start = ends[index] + wave * length
-            bars.append(Bar(lane=f"{lane + 1}", start=start, end=start + length, group=group))
+            bars.append(Bar(lane=f"slot {lane + 1}", start=start, end=start + length, group=group))
     count = max((min(stage.trials, item.slots) for stage, item in zip(stages, plan.plan, strict=True)), default=0)
     timeline = Timeline(
         name="trials",
         title="Trials that run at a time, stage by stage",
         unit=unit,
-        lanes=tuple(str(lane + 1) for lane in range(count)),
+        lanes=tuple(f"slot {lane + 1}" for lane in range(count)),
         bars=tuple(bars),
         markers=_mark_end(plan, goal.deadline_s, unit_s),
     )
