@@ -52,6 +52,30 @@ def write(folder: Path, name: str, items: list[Body]) -> Path:
     return path
 
 
+def test_fields_that_are_null_are_absent(tmp_path: Path) -> None:
+    """Other programs write ``null`` for what kubectl leaves out; an object without a needed field is named."""
+    empty_node = node("a", taints=None)
+    empty_node["metadata"]["labels"] = None
+    empty_pod = pod("p", 0, 1, 5, ownerReferences=None)
+    empty_pod["spec"] |= {"initContainers": None, "overhead": None, "priority": None}
+    empty_pod["spec"]["containers"][0]["resources"]["limits"] = None
+    path = write(tmp_path, "all.json", [empty_node, empty_pod])
+    (found,), (task,) = kubectl_nodes(path), kubectl_tasks(path)
+    assert (found.labels, task.job, task.demand["cpu"]) == ({"type": ""}, "team/p", 2500)
+    del empty_node["status"]
+    with pytest.raises(UnfoldError, match=r"item 0 \(Node a\) is not what kubectl prints: it has no 'status'"):
+        kubectl_nodes(write(tmp_path, "all.json", [empty_node]))
+
+
+def test_sidecars_and_overhead_count(tmp_path: Path) -> None:
+    """A task of a pod occupies what kube-scheduler counts: here 2.5 cores, a sidecar of 3 and an overhead of 1."""
+    body = pod("p", 0, 1, 5)
+    side = {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "3"}}}
+    body["spec"] |= {"initContainers": [side], "overhead": {"cpu": "1"}}
+    (task,) = kubectl_tasks(write(tmp_path, "pods.json", [body]))
+    assert task.demand["cpu"] == 6500
+
+
 def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
     """What is allocatable counts, in our words; a node that is cordoned, not ready or of the control plane is none."""
     tainted = [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]

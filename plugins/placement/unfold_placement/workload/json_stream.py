@@ -98,8 +98,17 @@ def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S
         try:
             parsed.append(parse(item))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise user_error(f"item {index} is not what {program} prints: {error!r}", file=str(path)) from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            message = f"item {index}{_item_name(item)} is not what {program} prints: {reason}"
+            raise user_error(message, file=str(path)) from error
     return parsed
+
+
+def _item_name(item: object) -> str:
+    """Return the kind and name of an object of Kubernetes, in brackets; empty for anything else."""
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return f" ({item.get('kind') or 'object'} {str(name)[:80]})" if isinstance(item, dict) and name else ""
 
 
 def build_tasks(
