@@ -46,7 +46,12 @@ def kubectl_nodes(path: Path) -> list[Node]:
     Raises:
         UnfoldError: the file does not have this form.
     """
-    return build_listed_nodes(_read_kind(path, "Node"), path)
+    bodies = _read_kind(path, "Node")
+    nodes = build_listed_nodes(bodies, path)
+    if not nodes:
+        hint = "ready, not cordoned, and without the taints of a control plane"
+        raise user_error(f"none of its {len(bodies)} nodes accepts pods", file=str(path), hint=hint)
+    return nodes
 
 
 def build_listed_nodes(bodies: Sequence[Body], path: Path) -> list[Node]:
@@ -120,7 +125,8 @@ def _build_task(body: Body, span: Span, timeline: Timeline) -> Task:
         demand={kind: amount for kind, amount in requests.items() if amount},
         run=span.run_s(timeline.end_s),
         arrival=timeline.arrival_s(span),
-        job=next(iter(_owners(body, "name")), name),
+        # owners of two namespaces may have one name
+        job=next((f"{namespace}/{owner}" for owner in _owners(body, "name")), name),
         user=namespace,
         priority=int(body["spec"].get("priority") or 0),
     )
