@@ -115,6 +115,11 @@ def test_a_search_that_stops_early_claims_nothing() -> None:
     assert not verified(Bound(max_states=5), drf={}).is_complete
 
 
+def test_jobs_that_have_ended_leave_no_state_behind() -> None:
+    """A barrier forgets a job that has ended, so that its states recur and the search ends."""
+    assert verified(Bound(node_counts=(1,), max_states=1000), barrier={}).is_complete
+
+
 def test_a_policy_that_depends_on_time_is_never_proven() -> None:
     """History integrates a real number, so that the search cannot cover it."""
     found = verified(Bound(node_counts=(1,)), history={})

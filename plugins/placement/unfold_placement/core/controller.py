@@ -75,7 +75,7 @@ class Controller:
         watched_kinds: Event kinds that some policy watches.
         has_begun: ``begin`` was called.
         budget: What has happened within the instant.
-        active_policy: The policy whose operations are applied.
+        active_policy: The policy of the operations that are applied now.
         deferred_phase: While departures are dispatched: the earliest phase that changed something.
     """
 
