@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from unfold_placement.core.types import Task
+from unfold_placement.live import backend as kinds
+from unfold_placement.live.backend import Record
 from unfold_placement.ray import connection
 from unfold_placement.ray.client import MAX_UNREACHABLE_S, Client, Job
 from unfold_placement.ray.connection import CALL_TIMEOUT_S, CoordinatorTimeoutError, call_coordinator
@@ -109,3 +111,26 @@ def test_tasks_end_with_their_client(timeouts: list[float]) -> None:
     with pytest.raises(UnfoldError, match="no longer connected to Ray"):
         result.result(0)
     assert timeouts == []
+
+
+@pytest.mark.parametrize("thread", ["_send_reports", "_receive_offers"])
+def test_a_thread_that_fails_leaves_no_future_open(timeouts: list[float], thread: str) -> None:
+    """An error that nobody expects, such as of a broken handle, fails the tasks; later ones are refused at once."""
+    client, result = waiting_client(SimpleNamespace())
+    client.outbox.put(client.jobs["a-0"].task)
+    client._run_to_end(getattr(client, thread))
+    with pytest.raises(UnfoldError, match=r"its client failed: AttributeError"):
+        result.result(0)
+    with pytest.raises(UnfoldError, match="the client is closed"):
+        client.submit(Task("b-0", {}, 1.0), print)
+    assert timeouts == []
+
+
+def test_a_future_that_is_cancelled_as_its_task_is_closed_ends_no_thread() -> None:
+    """The record of a task that will not run may arrive after its future was cancelled."""
+    client, result = waiting_client()
+    job = client.jobs["a-0"]
+    result.cancel()
+    client.jobs["a-0"] = job
+    client._close_job(Record(job.task, kinds.REFUSED, outcome="too late"))
+    assert client.jobs == {}

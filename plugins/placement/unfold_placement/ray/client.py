@@ -81,8 +81,10 @@ class Client:
         """Submit a function call; cancelling the future withdraws it, waiting or running.
 
         Raises:
-            UnfoldError: this client has a task of that name.
+            UnfoldError: this client has a task of that name, or is closed.
         """
+        if self.stopped.is_set():
+            raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect anew")
         if task.name in self.jobs:
             raise user_error(f"task {task.name} exists already", hint="task names must be unique")
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())
@@ -109,7 +111,7 @@ class Client:
     def start(self) -> None:
         """Start the threads."""
         for target in (self._send_reports, self._receive_offers):
-            self.threads.append(threading.Thread(target=target, daemon=True))
+            self.threads.append(threading.Thread(target=self._run_to_end, args=(target,), daemon=True))
             self.threads[-1].start()
 
     def close(self) -> None:
@@ -124,6 +126,15 @@ class Client:
             # a thread may wait for a call that is never answered; it is a daemon
             thread.join(STOP_TIMEOUT_S)
         self._fail_all("its client was closed")
+
+    def _run_to_end(self, target: Callable[[], None]) -> None:
+        """Run a thread's work; an error that nobody expects fails all jobs, since no thread would complete them."""
+        try:
+            target()
+        except Exception as error:
+            logging.getLogger("unfoldkit").exception("the client of a policy on Ray failed")
+            self.stopped.set()
+            self._fail_all(f"its client failed: {error!r}")
 
     def _send_reports(self) -> None:
         while not self.stopped.is_set():
@@ -253,9 +264,8 @@ class Client:
         self.outbox.put(Ended(name, attempt, "" if error is None else type(error).__name__))
 
     def _close_job(self, record: Record) -> None:
-        job = self.jobs.pop(record.task.name, None)
-        if job is not None and not job.result.done():
-            job.result.set_exception(user_error(f"task {record.task.name} is {record.state}: {record.outcome}"))
+        name = record.task.name
+        self._fail_job(name, user_error(f"task {name} is {record.state}: {record.outcome}"))
 
     def _withdraw(self, task: str) -> None:
         if self.jobs.pop(task, None) is not None:
