@@ -243,7 +243,14 @@ def export(
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="specs and plans")],
     settings: options.Settings = None,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="text, json, github or junit; with --verify that of a report"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="with --verify: write the report to FILE, such as page.html"),
+    ] = None,
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="also search for violations, to a stated bound")] = False,
     allow_code: Annotated[
@@ -258,6 +265,7 @@ def check(
         lambda: action(
             files,
             form,
+            out=out,
             settings=settings or (),
             builtin_only=no_plugins,
             data=data,
