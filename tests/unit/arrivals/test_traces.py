@@ -254,6 +254,6 @@ def test_means_of_counts_are_no_counts(tmp_path: Path) -> None:
     """A column of counts that holds 1.5 is refused, not read as one arrival a row."""
     path = tmp_path / "t.csv"
     path.write_text("time,requests\n0,1.5\n60,2.5\n120,4\n")
-    with pytest.raises(UnfoldError, match="'1.5' is not a count"):
+    with pytest.raises(UnfoldError, match=r"'1\.5' is not a count"):
         traces.read_trace(path)
     assert traces.read_trace(path, counts="").size == 3
