@@ -47,6 +47,7 @@ from unfold_pipeline.engine.step_times.interval import (
     build_interval,
 )
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
+from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.token_trace import (
     COLUMN_HINT,
@@ -458,6 +459,7 @@ def _build_options(
                     usd_per_gpu_hour=prices[name].usd_per_hour,
                     gpus_per_node=1 if hardware.price is not None else hardware.per_instance,
                     quota=hardware.quota,
+                    contention=None if endpoint is None else measure_contention(endpoint.profile),
                     kv_cache=kv_cache,
                     times=_calibrate(times, source),
                     interval=interval,
