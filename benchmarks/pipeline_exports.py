@@ -154,8 +154,10 @@ def _run_ray(folder: Path, queries: int, seed: int) -> collections.Counter[str]:
     for deployment in config["applications"][0]["deployments"]:
         # a machine of two cores
         deployment["ray_actor_options"]["num_cpus"] = 0.1
-    # a busy machine starts the raylet late
+    # on a busy machine, the raylet and the processes of Serve start late, the more so as Ray lowers their priority
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": RAY_PORT, "host": "127.0.0.1"})
