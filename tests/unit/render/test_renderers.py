@@ -6,10 +6,12 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from unfoldkit.cli.output import deliver
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
 from unfoldkit.figures import Figure, Series
@@ -148,6 +150,17 @@ def test_a_plan_is_yaml_that_reads_back() -> None:
     assert "timed" not in data
     with pytest.raises(UnfoldError, match="makes no plan"):
         plan.render(replace(REPORT, decision=None))
+
+
+def test_no_plan_is_an_answer_with_its_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the answer is no, ``--out plan.yaml`` writes nothing, and the reasons are shown."""
+    target = tmp_path / "plan.yaml"
+    renderer = next(each for each in builtin_renderers() if each.name == "plan")
+    deliver(replace(REPORT, decision=None), renderer, target)
+    assert not target.exists()
+    output = capsys.readouterr().err
+    assert "binding: the budget\n" in output
+    assert "too dear\nwrote no plan" in output
 
 
 def test_a_report_without_plots_has_no_picture() -> None:
