@@ -120,6 +120,13 @@ def test_jobs_that_have_ended_leave_no_state_behind() -> None:
     assert verified(Bound(node_counts=(1,), max_states=1000), barrier={}).is_complete
 
 
+def test_a_quota_without_a_bound_on_preemptions_loops() -> None:
+    """Preemptions that no bound counts are no state: the search finds the gang that is stopped over and over."""
+    quota = {"quotas": {"a": 1, "b": 1, "z": 2}, "max_preemptions": None}
+    names = {example.finding.property_name for example in verified(quota=quota, gang={}).counterexamples}
+    assert "preemption loop" in names
+
+
 def test_a_policy_that_depends_on_time_is_never_proven() -> None:
     """History integrates a real number, so that the search cannot cover it."""
     found = verified(Bound(node_counts=(1,)), history={})
