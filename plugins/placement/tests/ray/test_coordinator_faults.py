@@ -133,8 +133,8 @@ def test_nobody_waits_for_the_cluster_while_a_reservation_is_awaited(coordinator
     groups.idle[("n0", demands[0][1])] = [(Reservation("n0", demands[0][1], SimpleNamespace(id="x"), "id-0"), 0.0)]
     coordinator.start(0, "me", UNIT)
     began = time.monotonic()
-    assert coordinator.lock.acquire(timeout=3)  # type: ignore[attr-defined]
-    coordinator.lock.release()  # type: ignore[attr-defined]
+    assert coordinator.lock.acquire(timeout=3)
+    coordinator.lock.release()
     assert time.monotonic() - began < 2
     released.set()
     soon(lambda: len(coordinator.reservations) == 2)
