@@ -100,7 +100,12 @@ def test_guarded_policies_survive_the_loss_of_nodes(parts: dict[str, Any]) -> No
 
 def test_a_gang_that_goes_on_without_a_lost_member_is_torn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a node finds what no order of arrivals shows, and the written spec replays it."""
-    monkeypatch.setattr(Gang, "_remove_member", lambda gang, key, *_, **__: gang.slots.pop(key) and [])
+    remove = Gang._remove_member
+
+    def keep_the_rest(gang: Gang, key: str, view: View, *, is_preempted: bool) -> list[Put | Drop]:
+        return [] if is_preempted else remove(gang, key, view, is_preempted=False)
+
+    monkeypatch.setattr(Gang, "_remove_member", keep_the_rest)
     assert lose_nodes(fifo={}).counterexamples == ()
     (example, *_) = lose_nodes("n1", fifo={}).counterexamples
     assert [str(action) for action in example.finding.prefix] == ["+gang", "!n1"]
