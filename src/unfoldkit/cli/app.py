@@ -370,16 +370,18 @@ def doctor(form: TextOrJson = "text") -> None:
 
 
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run, or a plan")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or a plan")],
     other: Annotated[
         Path | None, typer.Argument(metavar="OTHER", help="a second one: show what differs, exit 1 if anything does")
     ] = None,
     form: options.Format = None,
     out: options.Out = None,
-    open_page: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="show the page in a browser, and follow a verb that still runs")
+    ] = False,
     exit_zero: options.ExitZero = False,
 ) -> None:
-    """Render the report of a finished run again, or compare two runs or plans."""
+    """Render the report of a run again, or compare two runs or plans."""
     from unfoldkit.cli.commands.show import ReportRequest, show_report
 
     request = ReportRequest(run_folder, other, form, out, open_page)
