@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.model_shape import (
-    BLOCK_TOKENS,
-    KvCache,
-    ModelShape,
-    estimate_kv_cache,
-    read_model_config,
-)
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
+from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing

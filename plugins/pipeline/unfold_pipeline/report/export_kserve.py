@@ -22,7 +22,7 @@ from unfoldkit.io.yaml12 import to_yaml
 
 MODEL_FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost"}
 V2_FORMATS = ("onnx",)
-"""Formats whose server speaks the Open Inference Protocol only."""
+"""Formats with a server that speaks the Open Inference Protocol only."""
 PATH_NAME = re.compile(r"\w+", re.ASCII)
 HARD = {"dependency": "Hard"}
 EARLY_END = "where a condition ends a query, a KServe without its pull request 4429 (April 2025) answers status 500"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.simulation.cluster import LatencyTargets, Routing, TokenTimes
 from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
