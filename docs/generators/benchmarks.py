@@ -161,6 +161,8 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ttft_p50_error_percent_max": "error of p50 TTFT, llama.cpp processes of this machine, worst of one and two, %",
         "tpot_mean_error_percent_max": "error of mean TPOT there, %",
         "failed": "failed requests",
+        "contention_decode": "times as long a decode takes with two processes at once, by the profile",
+        "contention_prefill": "the same, a prompt",
         "load_average_before": "load average of the machine before the run",
     },
     "engine-plan": {
