@@ -28,8 +28,8 @@ from benchmarks.engine_silicon import (
     predict_rows,
 )
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.hardware.gpu import list_gpus
-from unfold_pipeline.engine.hardware.model_shape import ModelShape, estimate_kv_cache
+from unfold_pipeline.engine.hardware.gpu import estimate_kv_cache, list_gpus
+from unfold_pipeline.engine.hardware.model_shape import ModelShape
 from unfold_pipeline.engine.simulation.cluster import EngineRun, simulate
 from unfold_pipeline.engine.simulation.engine import EngineLimits
 from unfold_pipeline.engine.simulation.workload import build_requests

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.engine.build import build_engine_problem
-from unfold_pipeline.engine.hardware.model_shape import BLOCK_TOKENS
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies
 from unfold_pipeline.engine.planner.search import EngineConfig, build_limits, evaluate, find_cheapest_engines
 from unfold_pipeline.engine.simulation.cluster import simulate

@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.board_rates import list_board_notes, predict_board_rates, summarise_board_errors
 from benchmarks.frame import FOLDER
 from unfold_supernet.accelerator import cost_model, tile_simulator
-from unfold_supernet.accelerator.hardware import count_cycles, get_presets
+from unfold_supernet.accelerator.cost_model import count_cycles
+from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
 from unfold_supernet.accelerator.queries import QueryStream, draw_levels, draw_queries, scale_levels
 from unfold_supernet.accelerator.reference_families import build_reference_family, get_reference_spaces

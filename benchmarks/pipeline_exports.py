@@ -1,8 +1,8 @@
 """Exports that are executed: Ray Serve and KServe's graph answer queries, Triton's message type reads configs.
 
 Ray Serve gets the exported config as ``serve deploy`` does and answers over HTTP. The InferenceGraph runs on a router
-of its own process, a port of KServe's documented semantics, with a predictor per stage: no module of KServe's router
-can be had. Triton's server is no package either, so its configs are parsed and checked for all fields.
+of its own process, which behaves as KServe's source does, with a predictor per stage: no module proxy has KServe's
+router. Triton's server is no package either, so its configs are parsed and checked for all fields.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     queries = QUERIES // 5 if quick else QUERIES
     rows: list[list[Any]] = []
     notes: list[str] = [
-        "kserve: the router is a port of the documented semantics, as no module of KServe's router can be had",
+        "kserve: the router behaves as KServe's source does, as no module proxy has KServe's own",
         "triton: read by the message type of its client and checked for all fields; its server is not run",
     ]
     seconds: dict[str, float | None] = {"ray_serve": None, "kserve": None}
@@ -154,8 +154,10 @@ def _run_ray(folder: Path, queries: int, seed: int) -> collections.Counter[str]:
     for deployment in config["applications"][0]["deployments"]:
         # a machine of two cores
         deployment["ray_actor_options"]["num_cpus"] = 0.1
-    # a busy machine starts the raylet late
+    # on a busy machine, the raylet and the processes of Serve start late, the more so as Ray lowers their priority
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": RAY_PORT, "host": "127.0.0.1"})

@@ -222,7 +222,7 @@ def throughput(count: int, address: str) -> Row:
     light = ray.remote(_nothing).options(num_cpus=0, resources={"slot": 1})
     found: dict[str, list[float]] = {"plain": [], "light": [], "named": [], "submitted": []}
     with served(address, "flow", {}):
-        unfold.submit(_nothing, policy="flow").result(LATE)
+        _results([unfold.submit(_nothing, policy="flow")])
         _rate(count // 4, lambda _: plain.remote(), _get)
         for _ in range(3):
             found["plain"].append(_rate(count, lambda _: plain.remote(), _get))
@@ -243,7 +243,7 @@ def compete(count: int, address: str) -> Row:
     deadlocks, trials, sizes = 0, 0, Counter[int]()
     with served(address, "bench", SPEC["policy"]):
         handle = RayBackend(start_coordinator("bench"))
-        unfold.submit(_nothing, policy="bench").result(LATE)
+        _results([unfold.submit(_nothing, policy="bench")])
         after = handle.snapshot().after
 
         def trial(index: int) -> None:
@@ -339,8 +339,16 @@ def _nothing() -> None:
 
 
 def _results(futures: Sequence[Future[Any]]) -> None:
+    """Await the results of submitted tasks, all by one deadline.
+
+    Raises:
+        TimeoutError: some did not come; the message names how many.
+    """
+    unfinished = wait(futures, LATE).not_done
+    if unfinished:
+        raise TimeoutError(f"{len(unfinished)} of {len(futures)} submitted tasks did not end within {LATE} s")
     for future in futures:
-        future.result(LATE)
+        future.result(0)
 
 
 def _rate(count: int, begin: Callable[[int], Any], finish: Callable[[list[Any]], object]) -> float:

@@ -34,7 +34,7 @@ from unfold_placement.verification.search import (
     search,
 )
 from unfold_placement.verification.verify import Bound, Verification, verify_policies
-from unfold_placement.workload.build import build_nodes, build_tasks, policy_rules
+from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks, policy_rules
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -134,7 +134,7 @@ def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
         "shipped: every shipped policy and every pair that a spec may name, on the same menu.",
         "Its jobs have no roles, types, data, deadlines or predecessors.",
         "Findings in shipped compositions are confirmed by a replay, so they are no false alarms.",
-        "public_bugs: the model is found broken, its fixed variant clean and complete; volcano-5805 has no model.",
+        "public_bugs: the model is found broken, its fixed variant clean and complete.",
         "by_design: what strict orders and classes do to tasks behind them; it fails no composition.",
         "Seconds are CPU seconds of one core, confirmation included.",
     ]
@@ -185,12 +185,14 @@ def _verify_example(path: Path) -> Verification | None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(patch.object(sys, "path", [str(EXAMPLES), *sys.path]))
         run = Run(RunDir(Path(folder)), LocalEngine(1), base=path.parent, allow_code=True)
+        nodes = tuple(build_nodes(spec.cluster, run))
         problem = Problem(
             name=path.stem,
-            nodes=tuple(build_nodes(spec.cluster, run)),
+            nodes=nodes,
             tasks=tuple(build_tasks(spec.workload, run)),
             rules=policy_rules(spec.policy),
             allow_code=True,
+            node_changes=build_node_changes(spec.cluster, nodes, run),
         )
         return verify_policies(problem, Bound(), lambda *_: None)
 

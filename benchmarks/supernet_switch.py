@@ -30,6 +30,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
 
     from unfold_supernet.family.space_builder import InputShape, build_space
     from unfold_supernet.networks import supernet
+    from unfold_supernet.networks.batch_norm import calibrate_norms
     from unfold_supernet.schema.space import SpaceSpec
     from unfold_supernet.training.latency import measure_switch_costs
     from unfold_supernet.verbs.build import build_space_options
@@ -43,7 +44,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     weights = supernet.init_weights(space, seed)
     x = torch.randn((64, 1, 128), generator=torch.Generator().manual_seed(seed))
     bound = {
-        one.name: supernet.bind_subnet(space, weights, one, supernet.calibrate_norms(space, weights, one, x))
+        one.name: supernet.bind_subnet(space, weights, one, calibrate_norms(space, weights, one, x))
         for one in space.subnets
     }
     cost = measure_switch_costs(supernet.Supernet(space, weights, bound), 5_000 if quick else 50_000)

@@ -1,6 +1,6 @@
 """Makes llm-log.csv: invented calls of three language models on 2,400 invented questions.
 
-Nobody was called. A question has a difficulty; a model answers it if its skill suffices, up to luck that the models
+No model was called. A question has a difficulty; a model answers it if its skill suffices, up to luck that the models
 mostly share. Log-probabilities are those of a model which knows its chances only roughly.
 """
 

@@ -186,6 +186,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "repeats_billed_twice": "repeats with the same idempotency key that were billed again",
         "cost_error_percent": "bill against the plan, %",
     },
+    "pipeline-exports": {
+        "targets_executed": "targets whose export was executed: Ray Serve, KServe's graph, Triton's message type",
+        "share_error_sigma_max": "visits of a stage against the plan, standard deviations, worst stage",
+        "queries": "queries through each graph",
+        "triton_configs_read": "configurations that Triton's message type reads, with all fields",
+        "ray_serve_seconds": "Ray Serve, from start to the last answer, s",
+        "kserve_seconds": "KServe's graph, with the build of its router, s",
+    },
     "pipeline-fidelity": {
         "waiting_p99_error_percent_max": "error of p99, stages that wait for accelerators, worst %",
         "computing_paced_p99_error_percent_max": "error of p99, stages that compute, at the run's batch times, worst %",
@@ -193,6 +201,15 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "computing_p99_error_percent_max": "the same, worst %",
         "attainment_error_points_max": "error of attainment, points",
         "lost": "lost queries",
+    },
+    "pipeline-live": {
+        "attainment_error_points_max": "attainment of the service against its replay, points, worst trace",
+        "attainment_error_points_mean": "the same, mean",
+        "attainment_error_points_max_local": "the same on local processes, worst trace",
+        "attainment_error_points_max_ray": "the same on Ray, worst trace",
+        "late_beyond_bound": "queries answered later than four times the target",
+        "lost": "queries without an answer or a refusal",
+        "cases": "traces, on local processes and on Ray",
     },
     "pipeline-plan": {
         "coarse_peak_ratio_max": "cheaper than coarse-grained planning for the peak, best of 168 points",
@@ -211,9 +228,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "extra_cost_percent_mean": "price of the confidence, mean %",
     },
     "tuner": {
-        "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
-        "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
-        "equal_miss_cost_ratio_any_hold_geomean": "the same, with a free choice of hold",
+        "equal_miss_cost_ratio_geomean": "cheaper at equal misses than the best baseline of each case (geometric mean)",
+        "equal_miss_cases": "cases in which we and a baseline reach 0.1 % misses, of 32",
+        "equal_miss_cost_ratio_coarse_geomean": "the same, than a coarse-grained tuner alone",
+        "equal_miss_cost_ratio_ray_serve_geomean": "the same, than Ray Serve's policy alone",
+        "equal_miss_cases_ray_serve": "cases in which Ray Serve's policy reaches 0.1 % misses",
+        "equal_miss_cost_ratio_knative_geomean": "the same, than Knative's policy alone",
+        "equal_miss_cases_knative": "cases in which Knative's policy reaches 0.1 % misses",
+        "equal_miss_cost_ratio_any_hold_geomean": "than the coarse-grained tuner, with a free choice of hold",
         "peak_cost_ratio_median": "price against a fixed plan for the peak (median)",
     },
     "placement-guards": {

@@ -23,7 +23,7 @@ HOOKS = """# Hooks
 
 A plugin is a distribution with an entry point in the group `unfoldkit` that names a module. That module holds
 functions marked with `hookimpl`, under the names below; each may leave arguments out. [How to write a
-plugin](../how-to/write-a-plugin.md) goes from nothing to a working kind. `unfold doctor` tells of a misspelt hook.
+plugin](../how-to/write-a-plugin.md) goes from nothing to a working kind. `unfold doctor` reports a misspelt hook.
 
 """
 CODES = """# Exit codes
@@ -98,7 +98,7 @@ def formats() -> str:
     """Return the formats, one real report in each, and the schema of a report."""
     renderers = builtin_renderers()
     rows = [(code(item.name), item.summary, code(" ".join(item.suffixes))) for item in renderers]
-    parts = [table(("format", "for whom", "ending of `--out`"), rows), _samples(renderers), _schema()]
+    parts = [table(("format", "for", "ending of `--out`"), rows), _samples(renderers), _schema()]
     return FORMATS + "\n".join(parts)
 
 

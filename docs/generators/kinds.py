@@ -71,8 +71,8 @@ def shape(item: Schema) -> str:
         return f"[{name}](#{name.lower()})"
     for key in ("anyOf", "oneOf"):
         if key in item:
-            told = {"examples": item["examples"]} if "examples" in item else {}
-            return " or ".join(dict.fromkeys(shape({**told, **part}) for part in item[key]))
+            shared = {"examples": item["examples"]} if "examples" in item else {}
+            return " or ".join(dict.fromkeys(shape({**shared, **part}) for part in item[key]))
     if "allOf" in item and len(item["allOf"]) == 1:
         return shape(item["allOf"][0])
     if "const" in item or "enum" in item:

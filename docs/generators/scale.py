@@ -52,10 +52,10 @@ def _curve(name: str, data: Mapping[str, Any]) -> str:
     if not rows:
         return head + "Not measured yet: `python -m benchmarks scale --write`.\n"
     heads = list(rows[0])
-    told = [note for note in data.get("notes", []) if note.startswith(f"{name}:")]
+    texts = [note for note in data.get("notes", []) if note.startswith(f"{name}:")]
     slope = data["metrics"].get(f"{name}_growth")
     grows = [f"Seconds grow as the power {slope:.2f} of the work."] if slope is not None else []
-    words = " ".join([*grows, *(f"{note.partition(': ')[2].capitalize()}." for note in told)])
+    words = " ".join([*grows, *(f"{note.partition(': ')[2].capitalize()}." for note in texts)])
     return (
         head + table(heads, [[number(row[key]) for key in heads] for row in rows]) + (f"\n{words}\n" if words else "")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 from unfold_placement.core.types import (
     ENDED,
     MILLI,
+    PREEMPTED,
     QUEUE,
     QUIET,
     SUBMITTED,
@@ -147,6 +149,39 @@ class InqueueAccount(TwoLists):
             counted = [other for other in self.admitted.values() if self.counts_inqueue or view.is_running(other)]
             if _cores(counted) + _cores([task]) <= self.capability:
                 yield [self.admit_task(task)]
+
+
+@dataclass(slots=True, kw_only=True)
+class CountsAtStart(TwoLists):
+    """Counts the members of a gang only when it starts, and serves the job that holds least (volcano issue 5805).
+
+    A member that lost its node then waits behind every job that holds nothing, while the rest of its gang runs.
+    """
+
+    watches: ClassVar[frozenset[str]] = TwoLists.watches | {PREEMPTED}
+    gathers: ClassVar[str] = "job"
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Let a task that lost its node wait again; the rest as in every queue."""
+        if event.task is not None and event.kind == PREEMPTED:
+            self.waiting[event.task.name] = self.admitted.pop(event.task.name)
+        else:
+            yield from TwoLists.react(self, event, view)
+
+    def admit(self, view: View) -> Transactions:
+        """Start what waits of a job, as soon as it makes the gang whole."""
+        while unit := self._next_unit(view):
+            yield [self.admit_task(task) for task in unit]
+
+    def _next_unit(self, view: View) -> list[Task]:
+        waiting: dict[str, list[Task]] = {}
+        for task in self.waiting.values():
+            waiting.setdefault(task.job, []).append(task)
+        held = Counter(task.job for task in self.admitted.values())
+        for job, unit in sorted(waiting.items(), key=lambda item: held[item[0]]):
+            if held[job] + len(unit) == unit[0].size and view.room(unit, QUEUE) is not None:
+                return unit
+        return []
 
 
 def _cores(tasks: Iterable[Task]) -> float:

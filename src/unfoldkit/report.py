@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from unfoldkit.figures import AnyFigure, figure_data, find_figure_problems, parse_figure
 
 SCHEMA = "unfoldkit.report/1"
 Cell = str | int | float | bool | None
+Status = Literal["finished", "running", "stopped"]
 
 
 class Verdict(StrEnum):
@@ -72,6 +73,7 @@ class Report:
         next: The next command, in which ``SPEC`` stands for the spec of the call.
         decision: The plan itself, if there is one.
         provenance: What the result was made from.
+        status: Whether the verb has finished, still runs, or was stopped; figures of the latter two are those so far.
     """
 
     kind: str
@@ -88,6 +90,12 @@ class Report:
     next: str = ""
     decision: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    status: Status = "finished"
+
+    @property
+    def answer(self) -> str:
+        """The word before the headline: the verdict, or the status of a verb that has not finished."""
+        return str(self.verdict) if self.status == "finished" else self.status
 
 
 def time_axis(longest: float) -> tuple[str, float]:
@@ -100,7 +108,7 @@ def time_axis(longest: float) -> tuple[str, float]:
 
 def to_data(report: Report) -> dict[str, Any]:
     """Convert a report to plain data (schema ``unfoldkit.report/1``) with keys in a stable order."""
-    return {
+    data = {
         "schema": SCHEMA,
         "kind": report.kind,
         "verb": report.verb,
@@ -117,6 +125,7 @@ def to_data(report: Report) -> dict[str, Any]:
         "decision": to_plain(report.decision),
         "provenance": to_plain(report.provenance),
     }
+    return data if report.status == "finished" else data | {"status": report.status}
 
 
 def from_data(data: Mapping[str, Any]) -> Report:
@@ -142,6 +151,7 @@ def from_data(data: Mapping[str, Any]) -> Report:
         next=data.get("next", ""),
         decision=data.get("decision"),
         provenance=data.get("provenance", {}),
+        status=data.get("status", "finished"),
     )
 
 
@@ -165,6 +175,8 @@ def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
         yield f"it is that of {result.kind} {result.verb}, not of {kind} {verb}"
     if not isinstance(result.verdict, Verdict):
         yield f"its verdict is {result.verdict!r}, not Verdict.YES or Verdict.NO"
+    if result.status not in get_args(Status):
+        yield f"its status is {result.status!r}, not one of {', '.join(get_args(Status))}"
     for table in result.tables:
         if widths := {len(row) for row in table.rows} - {len(table.columns)}:
             yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"

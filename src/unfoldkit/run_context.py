@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from unfoldkit.engines import Engine
 from unfoldkit.errors import user_error
 from unfoldkit.run_directory import RunDir
+
+if TYPE_CHECKING:
+    from unfoldkit.report import Report
 
 
 class Progress(Protocol):
@@ -24,6 +27,10 @@ class Progress(Protocol):
 
 def ignore_progress(step: str, done: int, total: int) -> None:
     """Report no progress."""
+
+
+def ignore_report(report: Report) -> None:
+    """Show no report of a verb that still runs."""
 
 
 class Options(TypedDict, total=False):
@@ -53,6 +60,8 @@ class Run:
         clock: A clock in s.
         progress: Receives a step, and how much of it is done. The text after the first `` · `` of a step may change,
             such as the money that was spent.
+        publish: Shows a report of what a long verb has done so far, on the terminal and to ``unfold report``. Only the
+            last one is kept.
         log: The log of the verb.
         options: ``plan`` is the saved decision (empty without one) and ``cache`` the folder of prices. If the call
             has them: ``replay`` is the path of a trace, ``baseline_plan`` the plan to compare with,
@@ -68,6 +77,7 @@ class Run:
     base: Path = field(default_factory=Path)
     clock: Callable[[], float] = time.perf_counter
     progress: Progress = ignore_progress
+    publish: Callable[[Report], None] = ignore_report
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
     options: Options = field(default_factory=Options)
     allow_code: bool = False

@@ -233,6 +233,15 @@ class RunDir:
             _remove_stale_parts(self.path)
             yield
 
+    def is_locked(self) -> bool:
+        """Whether another process holds the lock; a verb that starts in the same millisecond is refused."""
+        try:
+            with (self.path / ".lock").open("a") as lock:
+                _lock(lock.fileno())
+        except OSError:
+            return (self.path / ".lock").exists()
+        return False
+
     def _lock_file(self) -> IO[str]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

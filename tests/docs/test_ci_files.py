@@ -182,6 +182,28 @@ def test_the_version_has_one_source() -> None:
     assert parsed("CITATION.cff")["version"] == __version__
 
 
+def test_the_tested_versions_are_those_that_the_project_declares() -> None:
+    """The classifiers name the versions on which the tests run; workflows, container and type checker use no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    declared = [
+        line.rpartition(" :: ")[2]
+        for line in project["project"]["classifiers"]
+        if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", line)
+    ]
+    files = (ROOT / ".github/workflows").glob("*.yml")
+    workflows = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in files}
+    matrix = workflows["test"]["jobs"]["quick"]["strategy"]["matrix"]
+    assert matrix["python"] == declared
+    assert project["project"]["requires-python"] == f">={declared[0]}"
+    assert project["tool"]["mypy"]["python_version"] == declared[0]
+    steps = [step for flow in workflows.values() for job in flow["jobs"].values() for step in job.get("steps", [])]
+    used = {step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")}
+    used |= {item["python"] for item in matrix["include"]} | set(
+        re.findall(r"python:(3\.\d+)", (ROOT / "Containerfile").read_text("utf-8"))
+    )
+    assert used - {"${{ matrix.python }}"} <= set(declared)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
 def test_workflows_have_few_rights(path: Path) -> None:
     """Each workflow reads only, unless a job asks for more; its sessions of nox exist; no secret but its own token."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 IMPORTS = (
-    "boto3", "httptools", "matplotlib.pyplot", "msgspec", "numba", "onnx", "onnxmltools", "onnxruntime", "pluggy",
-    "prometheus_client", "pydantic", "rich", "sklearn", "scipy", "skl2onnx", "skops.io", "starlette", "typer",
-    "uvicorn", "uvloop", "xgboost", "yaml",
+    "aiohttp", "boto3", "httptools", "httpx", "matplotlib.pyplot", "msgspec", "numba", "onnx", "onnxmltools",
+    "onnxruntime", "pluggy", "prometheus_client", "pydantic", "rich", "sklearn", "scipy", "skl2onnx", "skops.io",
+    "starlette", "typer", "uvicorn", "uvloop", "xgboost", "yaml",
 )  # fmt: skip
 
 

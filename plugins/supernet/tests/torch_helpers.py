@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from plugins.supernet.tests.helpers import make_run, make_space, parse_spec
 from unfold_supernet.networks import supernet
+from unfold_supernet.networks.batch_norm import calibrate_norms
 from unfold_supernet.networks.space import Space
 from unfold_supernet.schema.space import SpaceSpec
 from unfold_supernet.training.problem import TrainingProblem
@@ -33,7 +34,7 @@ def make_random_supernet(of: Space, seed: int = 0) -> supernet.Supernet:
     bound = {}
     for one in of.subnets:
         x = torch.randn((64, of.channels, *of.size), generator=generator)
-        bound[one.name] = supernet.bind_subnet(of, weights, one, supernet.calibrate_norms(of, weights, one, x))
+        bound[one.name] = supernet.bind_subnet(of, weights, one, calibrate_norms(of, weights, one, x))
     return supernet.Supernet(of, weights, bound)
 
 

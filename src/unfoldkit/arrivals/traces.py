@@ -122,7 +122,7 @@ def validate_times(times: Times, file: str = "", *, line: int = 0) -> Times:
 
 
 def _check_span(times: Times, file: str) -> None:
-    """Reject a trace whose rows have several units: each alone is plausible, together they last for ages.
+    """Reject a trace with rows in several units: each alone is plausible, together they last for ages.
 
     Raises:
         UnfoldError: It would last for more than ten years.

@@ -243,7 +243,14 @@ def export(
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="specs and plans")],
     settings: options.Settings = None,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="text, json, github or junit; with --verify that of a report"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="with --verify: write the report to FILE, such as page.html"),
+    ] = None,
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="also search for violations, to a stated bound")] = False,
     allow_code: Annotated[
@@ -258,6 +265,7 @@ def check(
         lambda: action(
             files,
             form,
+            out=out,
             settings=settings or (),
             builtin_only=no_plugins,
             data=data,
@@ -362,16 +370,18 @@ def doctor(form: TextOrJson = "text") -> None:
 
 
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run, or a plan")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, or a plan")],
     other: Annotated[
         Path | None, typer.Argument(metavar="OTHER", help="a second one: show what differs, exit 1 if anything does")
     ] = None,
     form: options.Format = None,
     out: options.Out = None,
-    open_page: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="show the page in a browser, and follow a verb that still runs")
+    ] = False,
     exit_zero: options.ExitZero = False,
 ) -> None:
-    """Render the report of a finished run again, or compare two runs or plans."""
+    """Render the report of a run again, or compare two runs or plans."""
     from unfoldkit.cli.commands.show import ReportRequest, show_report
 
     request = ReportRequest(run_folder, other, form, out, open_page)

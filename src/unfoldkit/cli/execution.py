@@ -16,6 +16,7 @@ from typing import Any
 from unfoldkit import __version__
 from unfoldkit.catalog.price_books import cache_folder, state_folder
 from unfoldkit.cli import console, output
+from unfoldkit.cli.live_report import publishing_reports
 from unfoldkit.cli.plan_check import compare_plans, read_plan
 from unfoldkit.cli.progress import report_compilation, show_progress
 from unfoldkit.cli.request import Request
@@ -338,8 +339,10 @@ def _run_and_store(request: Request, loaded: LoadedSpec, function: str) -> Repor
         run = build_run(request, loaded, progress)
         if baseline is not None:
             run = replace(run, options={**run.options, "baseline_plan": baseline})
-        with run.directory.locked(), noting_stop(run.directory):
+        directory = run.directory
+        with directory.locked(), noting_stop(directory), publishing_reports(directory, progress) as publish:
             check_run_kind(run, loaded.kind)
+            run = replace(run, publish=publish)
             if baseline is None and request.verb != "validate":
                 store_spec(run, loaded.spec)
             start_s = run.clock()

@@ -13,7 +13,7 @@ from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import Diagnostic, did_you_mean, escape_unprintable, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
-from unfoldkit.report import Report
+from unfoldkit.report import Report, Verdict
 from unfoldkit.run_directory import encode_text, write_atomically
 
 MAX_WIDTH = 140
@@ -63,12 +63,18 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
         width = min(shutil.get_terminal_size((120, 40)).columns, MAX_WIDTH)
         console.write_report(render(report, width=width, colour=console.use_colour(sys.stdout)))
         return
+    if renderer.name == "plan" and report.verdict is Verdict.NO and report.decision is None:
+        # the answer is that there is none: its reasons are what the user needs
+        reasons = "".join(f"{escape_unprintable(f'{name}: {text}')}\n" for name, text in report.lines)
+        verdict = f"{report.verdict} · {escape_unprintable(report.headline)}"
+        console.print_message(f"{reasons}{verdict}\nwrote no plan, as there is none")
+        return
     content: str | bytes = resolve(renderer.render)(report)
     if out is None:
         console.write_report(content)
     else:
         write_atomically(out, encode_text(content) if isinstance(content, str) else content)
-        console.print_message(f"{report.verdict} · {escape_unprintable(report.headline)}\nwrote {out}")
+        console.print_message(f"{report.answer} · {escape_unprintable(report.headline)}\nwrote {out}")
 
 
 def render_mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from unfoldkit.cli.console import print_message
 from unfoldkit.format import format_bytes, format_duration
+from unfoldkit.report import Report
 from unfoldkit.run_context import Progress, ignore_progress
 
 FIRST_LINE_S = 2.0
@@ -57,9 +58,11 @@ def name_step(step: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProgressBars:
-    """Progress bars on a terminal's stderr."""
+    """Progress bars on a terminal's stderr, with the figures of the last published report below them."""
 
     progress: Any
+    width: int = 80
+    picture: list[str] = field(default_factory=list)
     tasks: dict[str, Any] = field(default_factory=dict)
     paces: dict[str, StepPace] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
@@ -72,6 +75,14 @@ class ProgressBars:
             self.tasks[name] = self.progress.add_task(step, total=total, rate="")
         rate = describe_rate(self.paces[name].rate(done, now_s))
         self.progress.update(self.tasks[name], completed=done, total=total, description=step, rate=rate)
+
+    def show(self, report: Report) -> None:
+        """Show the figures of a report that text can show."""
+        from unfoldkit.render.figures.compact import write_compact
+        from unfoldkit.render.formatting import strip_controls
+
+        figures = (write_compact(figure, self.width) for figure in strip_controls(report).figures)
+        self.picture[:] = [line for lines in figures if lines for line in ("", *lines)]
 
 
 @dataclass(slots=True)
@@ -179,14 +190,16 @@ def _showing_bars(title: str) -> Iterator[ProgressBars]:
     )  # fmt: skip
     console, start_s = Console(stderr=True), time.monotonic()
     progress = Progress(*columns, console=console)
+    bars = ProgressBars(progress, console.width)
 
     def render() -> Group:
         elapsed_s = time.monotonic() - start_s
         parts = (title, format_duration(elapsed_s), describe_memory(read_memory_bytes()))
-        return Group(Text("  " + " · ".join(part for part in parts if part)), progress.get_renderable())
+        head = Text("  " + " · ".join(part for part in parts if part))
+        return Group(head, progress.get_renderable(), Text("\n".join(bars.picture), no_wrap=True, overflow="crop"))
 
     with Live(get_renderable=render, console=console, transient=True, refresh_per_second=4):
-        yield ProgressBars(progress)
+        yield bars
 
 
 @contextmanager

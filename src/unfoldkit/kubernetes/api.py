@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from unfoldkit.errors import UnfoldError, install_command, user_error
+from unfoldkit.errors import Diagnostic, UnfoldError, install_command, user_error
 
 PATCH = "application/json-patch+json"
 MERGE = "application/merge-patch+json"
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
 NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
-FIRST_ERROR = 400
+FIRST_ERROR, FIRST_SERVER_ERROR = 400, 500
 KEY = "cluster.kubernetes"
 Body = dict[str, Any]
 """An object as decoded JSON."""
@@ -46,9 +46,18 @@ class ApiError(Exception):
         return self.status == NOT_FOUND
 
     @property
+    def is_temporary(self) -> bool:
+        """Whether the same request may succeed later: a conflict, too many requests, or a failure of the server."""
+        return self.status in {CONFLICT, TOO_MANY_REQUESTS} or self.status >= FIRST_SERVER_ERROR
+
+    @property
     def is_conflict(self) -> bool:
         """Whether another writer was faster: a failed ``test`` of a JSON patch, or an outdated version."""
         return self.status in {CONFLICT, INVALID}
+
+
+class UnreachableError(UnfoldError):
+    """The server did not answer a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +182,7 @@ class Api:
             )
         except urllib3.exceptions.HTTPError as error:
             message = f"{config.host} did not answer {method} {path.partition('?')[0]}: {error}"
-            raise user_error(message, key=self.key) from error
+            raise UnreachableError(Diagnostic(message, key=self.key)) from error
 
 
 def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "", key: str = KEY) -> Api:

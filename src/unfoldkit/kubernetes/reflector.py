@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfoldkit.kubernetes.api import GONE, Api, ApiError, Body
+from unfoldkit.kubernetes.api import GONE, Api, ApiError, Body, UnreachableError
 
 PAUSE_S = 1.0
 """Pause after an interrupted watch."""
@@ -54,9 +54,9 @@ class Reflector:
         existing = {(body["metadata"].get("namespace"), body["metadata"]["name"]) for body in listed["items"]}
         # pods that run come first: others of their workload replace some of its pods
         for body in sorted(listed["items"], key=lambda body: bool(body.get("spec", {}).get("schedulingGates"))):
-            self.handle(body)
+            self._pass_object(body)
         for body in self.find_missing(existing):
-            self.handle(body, is_gone=True)
+            self._pass_object(body, is_gone=True)
         return str(listed["metadata"]["resourceVersion"])
 
     def _follow(self, version: str) -> None:
@@ -64,9 +64,10 @@ class Reflector:
             try:
                 version = version or self._read_list()
                 for event in self.api.watch(self.path, version, **self.query):
-                    version = event.body["metadata"]["resourceVersion"]
                     if event.kind != "BOOKMARK":
-                        self.handle(event.body, is_gone=event.kind == "DELETED")
+                        self._pass_object(event.body, is_gone=event.kind == "DELETED")
+                    # of an object that the handler could not process yet, the next watch sends the event again
+                    version = event.body["metadata"]["resourceVersion"]
             except ApiError as error:
                 version = "" if error.status == GONE else version
                 time.sleep(PAUSE_S)
@@ -74,3 +75,21 @@ class Reflector:
                 if not self.api.closed:
                     logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
                     time.sleep(PAUSE_S)
+
+    def _pass_object(self, body: Body, *, is_gone: bool = False) -> None:
+        """Pass an object to the handler; one that it cannot process is logged, so that it blocks no other.
+
+        Raises:
+            ApiError: the server refused a request of the handler for the moment.
+            UnreachableError: the server did not answer the handler.
+        """
+        try:
+            self.handle(body, is_gone=is_gone)
+        except UnreachableError:
+            raise
+        except Exception as error:
+            if isinstance(error, ApiError) and error.is_temporary:
+                raise
+            meta = body.get("metadata") or {}
+            name = "/".join(filter(None, (meta.get("namespace"), meta.get("name"))))
+            logging.getLogger("unfoldkit").warning("%s of %s is left out: %s", name, self.path, error)

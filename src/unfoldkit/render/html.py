@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from unfoldkit.figures import AnyFigure
+from unfoldkit.format import format_number
 from unfoldkit.render import formatting
 from unfoldkit.render.figures.description import tabulate_figure
 from unfoldkit.render.formatting import strip_controls
@@ -17,12 +18,23 @@ from unfoldkit.report import Metric, Report, Table
 SHA256_LETTERS = 64
 FEW_CARDS = 12
 LONG_TEXT = 40
+RELOAD_EVERY_MS = 3000
+RELOAD = f"setInterval(()=>document.querySelector('details[open]')||location.reload(),{RELOAD_EVERY_MS})"
+"""A page of a verb that still runs shows its next state, unless someone reads the values of a figure."""
+PERCENT = re.compile("(?<=[0-9]) %")
+BOUND = re.compile(r"([≤≥<>=]?\s*)([\d.,]+)")
+"""A target that is a number: comparison and number."""
 HINT = re.compile(r"[;\s]*plot: --out \S+$")
 UNIT_WORDS = {
     "ms": {"ms"}, "µs": {"us"}, "s": {"s", "seconds"}, "h": {"hours"}, "$": {"usd"}, "%": {"percent"},
     "points": {"points"},
 }  # fmt: skip
 """Words for units in names of metrics, which a card omits since it shows the unit."""
+ACRONYMS = {
+    "auprc": "AUPRC", "auroc": "AUROC", "cpu": "CPU", "ece": "ECE", "flops": "FLOPs", "gpu": "GPU", "gpus": "GPUs",
+    "kv": "KV", "macs": "MACs", "slo": "SLO", "tpot": "TPOT", "ttft": "TTFT",
+}  # fmt: skip
+"""Words in names of metrics that are written otherwise in text."""
 
 
 def render(report: Report) -> str:
@@ -31,6 +43,8 @@ def render(report: Report) -> str:
     title = escape(f"{report.name} · {report.kind} {report.verb}")
     body = [_head(report), _cards(report.metrics), *map(_figure, report.figures), *map(_table, report.tables)]
     body += [_lines(report), _footer(report)]
+    if report.status == "running":
+        body.append(f"<script>{RELOAD}</script>")
     viewport = '<meta name="viewport" content="width=device-width,initial-scale=1">'
     head = f'<meta charset="utf-8">{viewport}<title>{title}</title>'
     page = f"{head}<style>{_style()}</style></head><body><main>{''.join(body)}</main></body></html>"
@@ -44,7 +58,7 @@ def _style() -> str:
 def _head(report: Report) -> str:
     facts = " · ".join(map(escape, report.subtitle))
     title = f"<h1>{escape(report.name)} <small>{escape(report.kind)} {escape(report.verb)}</small></h1>"
-    answer = f'<div class="answer {report.verdict}"><b>{report.verdict}</b> · {escape(report.headline)}</div>'
+    answer = f'<div class="answer {report.verdict}"><b>{report.answer}</b> · {_sentence(report.headline)}</div>'
     return f'{title}<p class="dim">{facts}</p>{answer}'
 
 
@@ -71,13 +85,26 @@ def _card(name: str, item: Metric) -> str:
 
 def _value(item: Metric) -> str:
     mark = {True: " ✓", False: " ✗", None: ""}[item.ok]
-    target = f"<span>target {escape(item.target)}{mark}</span>" if item.target else ""
-    return escape(formatting.format_metric(item)) + target
+    target = f"<span>target {escape(_format_target(item))}{mark}</span>" if item.target else ""
+    value = "not measured" if item.value is None else _attach_unit(format_number(item.value), item.unit)
+    return escape(value) + target
+
+
+def _format_target(item: Metric) -> str:
+    """Format a target with the unit of its metric, unless it has words or a unit already."""
+    bound = BOUND.fullmatch(item.target or "")
+    return f"{bound[1]}{_attach_unit(bound[2], item.unit)}" if bound else item.target or ""
+
+
+def _attach_unit(number: str, unit: str) -> str:
+    # as in sentences: $5 an hour is $5/h
+    return f"${number}{unit[1:]}" if unit.startswith("$") else f"{number} {unit}".strip()
 
 
 def _words(name: str, unit: str) -> str:
     words = name.split("_")
-    return " ".join([word for word in words if word not in UNIT_WORDS.get(unit, ())] or words)
+    shown = [word for word in words if word not in UNIT_WORDS.get(unit, ())] or words
+    return " ".join(ACRONYMS.get(word, word) for word in shown)
 
 
 def _figure(figure: AnyFigure) -> str:
@@ -117,9 +144,14 @@ def _lines(report: Report) -> str:
     pairs = [*report.lines, *(("note", note) for note in report.notes)]
     # the plot is on this page
     texts = [(label, HINT.sub("", text)) for label, text in pairs]
-    entries = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in texts)
+    entries = "".join(f"<dt>{escape(label)}</dt><dd>{_sentence(text)}</dd>" for label, text in texts)
     command = f"<p>next: <code>{escape(report.next)}</code></p>" if report.next else ""
     return (f"<h2>Notes</h2><dl>{entries}</dl>" if entries else "") + command
+
+
+def _sentence(text: str) -> str:
+    """Escape a sentence; a line does not break before a percent sign."""
+    return PERCENT.sub("\u00a0%", escape(text))
 
 
 def _footer(report: Report) -> str:

@@ -106,7 +106,7 @@ def _lines(console: Console, report: Report) -> None:
 def _verdict(console: Console, report: Report) -> None:
     style = f"bold {ACCENT}" if report.verdict is Verdict.YES else "bold red"
     console.print()
-    console.print(Text(str(report.verdict), style=style) + Text(f" · {report.headline}", style="not bold default"))
+    console.print(Text(report.answer, style=style) + Text(f" · {report.headline}", style="not bold default"))
     if report.next:
         # one line, however long, so that it can be copied
         console.print(Text(f"next: {report.next}", style="dim"), soft_wrap=True)

@@ -248,3 +248,12 @@ def test_dates_of_a_spreadsheet_need_a_unit(tmp_path: Path) -> None:
     assert traces.read_trace(path, notation=TimeNotation(unit="d"))[-1] == pytest.approx(0.6 * 86_400, rel=1e-3)
     clock = write(tmp_path, "clock.csv", "time\n" + "\n".join(f"{42_385.5 + second:.6f}" for second in range(200)))
     assert traces.read_trace(clock, notation=notation)[-1] == 199
+
+
+def test_means_of_counts_are_no_counts(tmp_path: Path) -> None:
+    """A column of counts that holds 1.5 is refused, not read as one arrival a row."""
+    path = tmp_path / "t.csv"
+    path.write_text("time,requests\n0,1.5\n60,2.5\n120,4\n")
+    with pytest.raises(UnfoldError, match=r"'1\.5' is not a count"):
+        traces.read_trace(path)
+    assert traces.read_trace(path, counts="").size == 3

@@ -6,10 +6,12 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from unfoldkit.cli.output import deliver
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
 from unfoldkit.figures import Figure, Series
@@ -148,6 +150,17 @@ def test_a_plan_is_yaml_that_reads_back() -> None:
     assert "timed" not in data
     with pytest.raises(UnfoldError, match="makes no plan"):
         plan.render(replace(REPORT, decision=None))
+
+
+def test_no_plan_is_an_answer_with_its_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the answer is no, ``--out plan.yaml`` writes nothing, and the reasons are shown."""
+    target = tmp_path / "plan.yaml"
+    renderer = next(each for each in builtin_renderers() if each.name == "plan")
+    deliver(replace(REPORT, decision=None), renderer, target)
+    assert not target.exists()
+    output = capsys.readouterr().err
+    assert "binding: the budget\n" in output
+    assert "too dear\nwrote no plan" in output
 
 
 def test_a_report_without_plots_has_no_picture() -> None:
@@ -289,6 +302,35 @@ def test_of_many_figures_the_page_shows_those_with_a_target_first() -> None:
     assert "all 31 figures" in folded
     assert "figure 29" in folded
     assert "<details>" not in html.render(REPORT)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "card"),
+    [
+        (
+            "ttft_p99_ms",
+            Metric(447.0, "ms", "≤ 500 ms", ok=True),
+            "<span>TTFT p99</span><b>447 ms<span>target ≤ 500 ms ✓",
+        ),
+        ("cost_usd", Metric(6.95, "$", "≤ 10", ok=True), "<span>cost</span><b>$6.95<span>target ≤ $10 ✓"),
+        ("cost_per_hour", Metric(55.0, "$/h"), "<span>cost per hour</span><b>$55.0/h</b>"),
+        ("wall_s", Metric(16.9, "s", "≤ 180", ok=True), "<b>16.9 s<span>target ≤ 180 s ✓"),
+        ("on_time", Metric(0.9, "", "≥ 0.95", ok=False), "<b>0.900<span>target ≥ 0.95 ✗"),
+        ("gpus", Metric(6), "<span>GPUs</span><b>6</b>"),
+        ("saving", Metric(None, "$"), "<b>not measured</b>"),
+        ("goal", Metric(1.0, "x", "more than the baseline", ok=True), "<span>target more than the baseline ✓"),
+    ],
+)
+def test_a_card_writes_units_as_sentences_do(name: str, metric: Metric, card: str) -> None:
+    """Money stands before its number, a bare target has the unit of its metric, and acronyms are capital letters."""
+    assert card in html.render(replace(REPORT, metrics={name: metric}))
+
+
+def test_a_percent_sign_stays_with_its_number() -> None:
+    """No line of a page begins with a percent sign."""
+    page = html.render(replace(REPORT, headline="94 % in time", lines=(("a", "of 2 %, or 3 %"),)))
+    assert "94\u00a0% in time" in page
+    assert "of 2\u00a0%, or 3\u00a0%" in page
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -39,6 +39,25 @@ def test_a_promise_that_breaks_gradually_is_found() -> None:
     assert sum(name == "loss" for name in late) >= 18
 
 
+def test_a_promise_that_only_the_rows_to_come_break_is_found() -> None:
+    """A loss that begins to grow late has a last quarter within the promise, and is found by where its ramp ends."""
+    rng = np.random.default_rng(9)
+    loss = 0.01 + 0.13 * np.clip((np.arange(1000) / 1000 - 0.4) / 0.6, 0.0, 1.0)
+    assert loss[-250:].mean() < 0.115 < loss[-1]
+    late = [find_late_break({"loss": _draw_excess(rng, loss, 0.115)}) for _ in range(20)]
+    assert sum(name == "loss" for name in late) >= 16
+
+
+def test_growth_beyond_doubt_must_keep_a_margin() -> None:
+    """Growth whose end is just within the promise is a break if it is certain, and none if it may be chance."""
+    sure = np.where(np.arange(1000) >= 500, 0.2, 0.0)
+    weak = np.where(np.arange(1000) >= 500, 0.2, 0.17)
+    rng = np.random.default_rng(10)
+    breaks = [[find_late_break({"loss": _draw_excess(rng, loss, 0.21)}) for _ in range(20)] for loss in (sure, weak)]
+    assert sum(name == "loss" for name in breaks[0]) >= 15
+    assert sum(name == "loss" for name in breaks[1]) <= 5
+
+
 def test_growth_within_the_promise_is_no_break() -> None:
     """A loss that grows but stays below what is allowed breaks nothing."""
     loss = np.where(np.arange(1000) >= 500, 0.05, 0.0)

@@ -27,6 +27,7 @@ from plugins.cascade.tests.language_models.served_gateway import (
 from unfold_cascade.language_models.gateway.completion import matches_schema
 from unfold_cascade.language_models.gateway.plan import ClientKey, Promise, ServedModel, UpstreamLimits
 from unfold_cascade.language_models.gateway.upstream import build_client, read_retry_after
+from unfoldkit.io.http1_transport import Http1Transport
 
 openai = pytest.importorskip("openai")
 
@@ -475,15 +476,19 @@ def test_events_end_at_line_ends_alone(tmp_path: Path, end: str) -> None:
 
 
 def test_http2_is_offered_by_host() -> None:
-    """A host whose model does not want HTTP/2 is not offered it; the others are."""
+    """A host is not offered HTTP/2 if its model does not want it, or without TLS; the others are."""
     models = [
         ServedModel(name=name, url=url, upstream_model="m", http2=http2)
-        for name, url, http2 in (("a", "https://a.example/v1", True), ("b", "https://b.example:8443/v1", False))
+        for name, url, http2 in (
+            ("a", "https://a.example/v1", True),
+            ("b", "https://b.example:8443/v1", False),
+            ("c", "http://c.example/v1", True),
+        )
     ]
     client = build_client(models, httpx.Limits())
-    offers = [client._transport_for_url(httpx.URL(f"{model.url}/x"))._pool._http2 for model in models]
-    assert offers == [True, False]
-    assert client._transport_for_url(httpx.URL("https://b.example/v1/x"))._pool._http2
+    urls = [httpx.URL(f"{model.url}/x") for model in models] + [httpx.URL("https://b.example/v1/x")]
+    offers = [not isinstance(client._transport_for_url(url), Http1Transport) for url in urls]
+    assert offers == [True, False, False, True]
 
 
 @pytest.mark.parametrize(

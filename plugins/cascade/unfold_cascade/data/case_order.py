@@ -4,7 +4,10 @@ A random split hides such a change: every part holds early and late rows. Each p
 positive, so the test asks whether the excess of the last rows is positive and larger than that of the rows before
 them. Every order of exchangeable rows is equally likely, so comparing the order of the table with random ones is exact
 (permutation test; Pesarin and Salmaso 2010). Its statistic is the largest over windows of several lengths, which find
-a sudden change, and the slope of a straight line, which finds a gradual one.
+a sudden change, and over ramps, which find a gradual one: flat up to a point, and then a straight line. The end of a
+ramp estimates the excess of the rows to come, which the mean of a window understates while the excess still grows.
+
+Where growth is beyond doubt, the certificate has lost its ground, so the end must keep the promise by a margin.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
 
 MIN_UNITS = 60
 LEVEL = 0.05
 """Chance that a promise over exchangeable rows is found to grow; that its last rows break it as well is rarer."""
 WINDOWS = (0.5, 0.4, 1 / 3, 0.25, 0.2, 0.15, 0.1, 0.06)
 """Shares of the table that are compared with all rows before them."""
+RAMPS = (0.0, 0.2, 0.4, 0.6, 0.8)
+"""Shares of the table before a gradual change."""
+DOUBTFUL = 5.0
+"""By how much smaller the p-value must be if the end breaks the promise only with its standard error added."""
 MAX_BLOCKS = 200
 PERMUTATIONS = 999
 ROUNDING = 1e-9
@@ -45,7 +52,7 @@ def late_break_p_value(excess: FloatArray) -> float:
         excess: (n,) excesses in the order of the table.
 
     Returns:
-        1 where no window at the end has a positive mean, nor the line a positive end, or there are fewer than
+        1 where no end of a window or ramp is positive, even with its standard error added, or there are fewer than
         ``MIN_UNITS`` rows.
     """
     n = len(excess)
@@ -54,15 +61,20 @@ def late_break_p_value(excess: FloatArray) -> float:
     size = -(-n // MAX_BLOCKS)
     count = n // size
     blocks = excess[n - count * size :].reshape(count, size).mean(axis=1)
-    windows = np.unique([max(round(share * count), 1) for share in WINDOWS])
-    growth, late = _compare_windows(blocks[None], windows)
-    if not (late > 0.0).any():
+    contrasts, ends = _build_contrasts(count)
+    growth, end, error = blocks @ contrasts, blocks @ ends, blocks.std() * np.sqrt((ends**2).sum(axis=0))
+    if not (end + error > 0.0).any():
         return 1.0
-    observed = float(growth[late > 0.0].max())
     # a fixed seed: a verdict never depends on the draw of the permutations
     orders = np.random.default_rng(0).permuted(np.tile(blocks, (PERMUTATIONS, 1)), axis=1)
-    largest = _compare_windows(orders, windows)[0].max(axis=1)
-    return (1 + int((largest >= observed - ROUNDING).sum())) / (PERMUTATIONS + 1)
+    largest = (orders @ contrasts).max(axis=1)
+
+    def p_value(mask: BoolArray) -> float:
+        observed = float(growth[mask].max()) if mask.any() else -np.inf
+        return (1 + int((largest >= observed - ROUNDING).sum())) / (PERMUTATIONS + 1)
+
+    # both are p-values of the same maximum, so that their union at 1 and 1 / DOUBTFUL of a level has this level
+    return min(p_value(end > 0.0), DOUBTFUL * p_value(end + error > 0.0), 1.0)
 
 
 def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArray:
@@ -74,20 +86,21 @@ def average_in_order(values: FloatArray, clusters: IntArray | None) -> FloatArra
     return means
 
 
-def _compare_windows(blocks: FloatArray, windows: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Compare the last blocks of (p, b) orders with those before them, and fit a straight line to each order.
+def _build_contrasts(count: int) -> tuple[FloatArray, FloatArray]:
+    """Build the statistics of so many blocks, which are all linear in them.
 
     Returns:
-        (p, w + 1) differences of the means and the slope, in units that make all of them comparable, and the later
-        means and the end of the line.
+        (count, k) contrasts of unit length, which measure growth, and (count, k) weights of the excess at the end.
     """
-    count = blocks.shape[1]
-    sums = np.cumsum(blocks[:, ::-1], axis=1)
-    late = sums[:, windows - 1] / windows
-    early = (sums[:, -1:] - sums[:, windows - 1]) / (count - windows)
-    growth = (late - early) * np.sqrt(windows * (count - windows) / count)
-    position = np.arange(count) - (count - 1) / 2
-    scale = np.sqrt((position**2).sum())
-    trend = (blocks @ position)[:, None] / scale
-    end = blocks.mean(axis=1, keepdims=True) + trend * position[-1] / scale
-    return np.hstack([growth, trend]), np.hstack([late, end])
+    contrasts, ends = [], []
+    for window in np.unique([max(round(share * count), 1) for share in WINDOWS]):
+        is_late = np.arange(count) >= count - window
+        step = is_late - window / count
+        contrasts.append(step / np.sqrt((step**2).sum()))
+        ends.append(is_late / window)
+    for start in RAMPS:
+        ramp = np.clip((np.arange(count) + 0.5) / count - start, 0.0, None)
+        ramp = (ramp - ramp.mean()) / np.sqrt(((ramp - ramp.mean()) ** 2).sum())
+        contrasts.append(ramp)
+        ends.append(1.0 / count + ramp * ramp[-1])
+    return np.column_stack(contrasts), np.column_stack(ends)

@@ -85,7 +85,7 @@ class PromisedOutcome(Model):
 
     ``sensitivity_within`` with ``max_loss``: how much less often than the baseline the cascade alerts within so many
     hours before the event. ``alerts_per_100h``: alerts per 100 event-free hours. ``max_utility_loss``: against the
-    baseline. ``label`` with ``max_loss``: the loss in hours whose true stage this is (``none`` before the first).
+    baseline. ``label`` with ``max_loss``: the loss in hours with this true stage (``none`` before the first).
     """
 
     stage: str | None = Field(default=None, description="the stage that alerts; the last one if omitted")

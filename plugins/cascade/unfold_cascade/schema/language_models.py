@@ -98,7 +98,7 @@ class ConfidenceSource(Model):
         default="logprob",
         alias="from",
         description="logprob: log-probability of the answer's tokens. votes: share of the most frequent of several "
-        "samples, whose answer is returned. check: P(yes) of a second call that asks the same model whether the answer "
+        "samples, which is returned. check: P(yes) of a second call that asks the same model whether the answer "
         "is correct. judge: P(yes) of another model. column: of the log only, cannot be served",
     )
     of: Literal["mean", "sum", "min", "first"] = Field(

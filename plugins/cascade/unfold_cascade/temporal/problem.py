@@ -142,7 +142,7 @@ class OutcomeGoal:
         stage: The stage it is about, counted from 1.
         within_h: Sensitivity: hours before the event in which an alert counts.
         per_100h: Alerts allowed per 100 event-free hours.
-        label: The true stage, from 0, whose hours are compared.
+        label: The true stage, from 0, of the compared hours.
         allowed: What may be lost against the baseline; of utility, where the three above are ``None``.
     """
 

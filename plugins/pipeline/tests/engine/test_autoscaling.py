@@ -26,7 +26,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     count_trace_tokens,
     keep_replicas,
 )
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
 from unfold_pipeline.engine.simulation.cluster import EngineLoad, simulate

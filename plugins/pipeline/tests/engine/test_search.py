@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.bounds import bound_replicas, measure_peak_work
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,

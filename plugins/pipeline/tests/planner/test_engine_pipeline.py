@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.engine.test_cluster import step_times
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,
     EngineProblem,

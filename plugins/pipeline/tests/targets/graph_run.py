@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from tests.http_server import serve_handler
 
 MODULE = "module unfoldkit/router\n\ngo 1.24\n\nrequire github.com/tidwall/gjson v1.18.0\n"
 BUILD_S, ANSWER_S = 240, 30
-Answer = Callable[[random.Random], Mapping[str, Any]]
-"""Draws the tensors that the predictor of a stage answers to a query."""
+Answer = Callable[[random.Random], Mapping[str, Any] | None]
+"""Draws the tensors that the predictor of a stage answers to a query; ``None`` for an error with status 503."""
 
 
 class RouterMissingError(RuntimeError):
@@ -33,9 +34,10 @@ class RouterMissingError(RuntimeError):
 
 @dataclass(slots=True)
 class GraphRun:
-    """What became of the queries: visits by stage, and what was answered."""
+    """What became of the queries: visits by stage, what was answered, and its status."""
 
     visits: collections.Counter[str] = field(default_factory=collections.Counter)
+    statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     answers: list[Any] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -85,9 +87,19 @@ def run_graph(router: Path, text: str, answers: Mapping[str, Answer], queries: i
         address = stack.enter_context(_start_router(router, {"nodes": graph["spec"]["nodes"], "services": urls}))
         body = json.dumps({"instances": [[0.0, 1.0]]}).encode()
         for _ in range(queries):
-            with urllib.request.urlopen(urllib.request.Request(address, body), timeout=ANSWER_S) as response:
-                run.answers.append(json.load(response))
+            status, answer = _send_query(address, body)
+            run.statuses[status] += 1
+            run.answers.append(answer)
     return run
+
+
+def _send_query(address: str, body: bytes) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=ANSWER_S) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
 
 
 @contextlib.contextmanager
@@ -123,8 +135,9 @@ def _serve_predictor(service: Mapping[str, Any], answer: Answer, run: GraphRun, 
             with run.lock:
                 run.visits[name] += 1
                 tensors = answer(rng)
-            body = json.dumps(_format_answer(tensors, is_v2=is_v2, is_plain=is_plain)).encode()
-            self.send_response(200)
+            answered = {"error": "busy"} if tensors is None else _format_answer(tensors, is_v2=is_v2, is_plain=is_plain)
+            body = json.dumps(answered).encode()
+            self.send_response(503 if tensors is None else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -1,9 +1,10 @@
-// The router of an InferenceGraph, after the documentation and the API comments of KServe (v1alpha1).
+// The router of an InferenceGraph (v1alpha1) as KServe's behaves, for the router types that an export uses.
 //
-// A sequence hands its input to each step, or with data "$response" what the step before returned; a condition is a path
-// of GJSON on that response, and the sequence ends with it where the path does not exist. An ensemble calls its steps at
-// once and merges the responses by step name. A switch calls the first step with a condition that its input meets. A
-// splitter calls one step by its weight.
+// A sequence hands its input to each step, or with data "$response" what the step before returned. A condition is a path
+// of GJSON on that response; where the path does not exist, the sequence ends with the response and status 200 (KServe's
+// router before pull request 4429 of 2025 had status 500). The status of a step counts only if it is a hard dependency:
+// otherwise its answer, an error or not, goes on. An ensemble calls its steps at once and merges the objects that they
+// return by step name.
 package main
 
 import (
@@ -12,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand"
 	"net"
 	"net/http"
 	"os"
@@ -28,7 +28,7 @@ type step struct {
 	ServiceName string `json:"serviceName"`
 	Data        string `json:"data"`
 	Condition   string `json:"condition"`
-	Weight      int    `json:"weight"`
+	Dependency  string `json:"dependency"`
 }
 
 type node struct {
@@ -58,58 +58,48 @@ func main() {
 	}
 	fmt.Println(listener.Addr().String())
 	handler := func(writer http.ResponseWriter, request *http.Request) {
+		status := http.StatusInternalServerError
 		body, err := io.ReadAll(http.MaxBytesReader(writer, request.Body, maxBody))
 		if err == nil {
-			body, err = routes.callNode("root", body)
+			body, status, err = routes.callNode("root", body)
 		}
 		if err != nil {
 			http.Error(writer, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		writer.Header().Set("Content-Type", "application/json")
+		if json.Valid(body) {
+			writer.Header().Set("Content-Type", "application/json")
+		}
+		writer.WriteHeader(status)
 		_, _ = writer.Write(body)
 	}
 	_ = http.Serve(listener, http.HandlerFunc(handler))
 }
 
-func (routes *graph) callNode(name string, input []byte) ([]byte, error) {
+func (routes *graph) callNode(name string, input []byte) ([]byte, int, error) {
 	current, exists := routes.Nodes[name]
 	if !exists || len(current.Steps) == 0 {
-		return nil, fmt.Errorf("no node %s with steps", name)
+		return nil, 0, fmt.Errorf("no node %s with steps", name)
 	}
 	switch current.RouterType {
 	case "Sequence":
 		return routes.callSequence(current.Steps, input)
 	case "Ensemble":
 		return routes.callEnsemble(current.Steps, input)
-	case "Switch":
-		for _, branch := range current.Steps {
-			if gjson.GetBytes(input, branch.Condition).Exists() {
-				return routes.callStep(branch, input)
-			}
-		}
-		return nil, errors.New("no condition of a switch is met")
-	case "Splitter":
-		point := rand.Intn(100)
-		for _, branch := range current.Steps {
-			if point -= branch.Weight; point < 0 {
-				return routes.callStep(branch, input)
-			}
-		}
-		return nil, errors.New("the weights of a splitter are below 100")
 	}
-	return nil, fmt.Errorf("no router type %s", current.RouterType)
+	return nil, 0, fmt.Errorf("no router type %s", current.RouterType)
 }
 
-func (routes *graph) callSequence(steps []step, input []byte) ([]byte, error) {
+func (routes *graph) callSequence(steps []step, input []byte) ([]byte, int, error) {
 	var response []byte
+	var status int
 	for index, next := range steps {
 		if next.Condition != "" {
 			if !gjson.ValidBytes(response) {
-				return nil, errors.New("a condition before the first response")
+				return nil, 0, errors.New("a condition on a response that is no JSON")
 			}
 			if !gjson.GetBytes(response, next.Condition).Exists() {
-				return response, nil
+				return response, http.StatusOK, nil
 			}
 		}
 		request := input
@@ -117,31 +107,44 @@ func (routes *graph) callSequence(steps []step, input []byte) ([]byte, error) {
 			request = response
 		}
 		var err error
-		if response, err = routes.callStep(next, request); err != nil {
-			return nil, err
+		if response, status, err = routes.callStep(next, request); err != nil {
+			return nil, 0, err
+		}
+		if hasFailed(next, status) {
+			return response, status, nil
 		}
 	}
-	return response, nil
+	return response, status, nil
 }
 
-func (routes *graph) callEnsemble(steps []step, input []byte) ([]byte, error) {
+func (routes *graph) callEnsemble(steps []step, input []byte) ([]byte, int, error) {
 	type result struct {
-		response []byte
+		response map[string]any
+		status   int
 		err      error
 	}
 	results := make([]chan result, len(steps))
 	for index := range steps {
 		results[index] = make(chan result, 1)
 		go func() {
-			response, err := routes.callStep(steps[index], input)
-			results[index] <- result{response, err}
+			var answer result
+			var body []byte
+			body, answer.status, answer.err = routes.callStep(steps[index], input)
+			if answer.err == nil {
+				answer.err = json.Unmarshal(body, &answer.response)
+			}
+			results[index] <- answer
 		}()
 	}
-	merged := map[string]json.RawMessage{}
+	merged := map[string]any{}
 	for index, next := range steps {
 		answer := <-results[index]
 		if answer.err != nil {
-			return nil, answer.err
+			return nil, 0, answer.err
+		}
+		if hasFailed(next, answer.status) {
+			body, err := json.Marshal(answer.response)
+			return body, answer.status, err
 		}
 		name := next.Name
 		if name == "" {
@@ -149,25 +152,27 @@ func (routes *graph) callEnsemble(steps []step, input []byte) ([]byte, error) {
 		}
 		merged[name] = answer.response
 	}
-	return json.Marshal(merged)
+	body, err := json.Marshal(merged)
+	return body, http.StatusOK, err
 }
 
-func (routes *graph) callStep(next step, input []byte) ([]byte, error) {
+func hasFailed(next step, status int) bool {
+	return next.Dependency == "Hard" && (status < 200 || status > 299)
+}
+
+func (routes *graph) callStep(next step, input []byte) ([]byte, int, error) {
 	if next.NodeName != "" {
 		return routes.callNode(next.NodeName, input)
 	}
 	url, exists := routes.Services[next.ServiceName]
 	if !exists {
-		return nil, fmt.Errorf("no service %s", next.ServiceName)
+		return nil, 0, fmt.Errorf("no service %s", next.ServiceName)
 	}
 	response, err := client.Post(url, "application/json", bytes.NewReader(input))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxBody))
-	if err == nil && response.StatusCode >= 300 {
-		err = fmt.Errorf("%s answers %d: %s", next.ServiceName, response.StatusCode, body)
-	}
-	return body, err
+	return body, response.StatusCode, err
 }

@@ -91,11 +91,29 @@ def test_visits_follow_the_plan(tmp_path: Path, router: Path, case: str) -> None
     stages, answers, shares = CASES[case]
     text = export_kserve(plan_report(tmp_path, HEAD + stages))
     run = run_graph(router, text, answers, QUERIES)
-    assert len(run.answers) == QUERIES
+    assert run.statuses == {200: QUERIES}
     assert set(run.visits) == set(shares)
     for name, share in shares.items():
         sigma = math.sqrt(QUERIES * share * (1 - share))
         assert abs(run.visits[name] - QUERIES * share) <= 3 * sigma, (name, run.visits)
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("failing", ["first", "left"])
+def test_an_error_ends_the_query_with_its_status(tmp_path: Path, router: Path, failing: str) -> None:
+    """What a stage answers with an error reaches the client as that error, and no later stage."""
+    stages = """
+  first: {latency: {core: {1: 10 ms}}}
+  second: {after: {first: 50%}, when: output > 0.5, latency: {core: {1: 10 ms}}}
+  left: {after: {second: 100%}, latency: {core: {1: 10 ms}}}
+  right: {after: {second: 100%}, latency: {core: {1: 10 ms}}}
+"""
+    answers: dict[str, Answer] = dict.fromkeys(("first", "second", "left", "right"), draw(output=1.0))
+    answers[failing] = lambda _rng: None
+    run = run_graph(router, export_kserve(plan_report(tmp_path, HEAD + stages)), answers, 3)
+    assert run.statuses == {503: 3}
+    assert run.answers == [{"error": "busy"}] * 3
+    assert run.visits == ({"first": 3} if failing == "first" else dict.fromkeys(answers, 3))
 
 
 REFUSED = {

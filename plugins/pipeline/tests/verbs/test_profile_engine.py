@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,14 @@ from plugins.pipeline.tests.engine import scripted_engine as scripted
 from plugins.pipeline.tests.engine.scripted_engine import Script, run_engine
 from unfold_pipeline.engine.build import build_engine_problem
 from unfold_pipeline.engine.endpoint import profiler
+from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointLimits
+from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint, measure_together
+from unfold_pipeline.engine.step_times.endpoint_profile import (
+    EndpointProfile,
+    load_endpoint_profile,
+    store_endpoint_profile,
+)
+from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs import profile_engine
 from unfold_pipeline.verbs.plan import plan
@@ -83,6 +93,34 @@ def test_the_fit_finds_the_steps_of_the_engine(tmp_path: Path) -> None:
     planned = plan(spec, run)
     assert planned.verdict is Verdict.YES
     assert (planned.decision or {})["engines"]["chat"]["replicas"] == 1
+
+
+def test_engines_of_a_machine_are_measured_together(tmp_path: Path) -> None:
+    """Each phase is measured at all engines at once, once only, and their slower steps give the factor."""
+    spec, run = open_spec(tmp_path, "")
+    task = ProfileTask(endpoint=Endpoint(url=""), longest_prompt=200, max_streams=8, seed=0, limits=EndpointLimits())
+    stored: list[EndpointProfile] = []
+
+    async def measure() -> EndpointProfile:
+        quick = replace(task, endpoint=Endpoint(url=url))
+        alone = await measure_endpoint(quick, None, stored.append, run.progress)
+        both = replace(alone, processes=2, capacity=2)
+        return await measure_together(
+            task, [Endpoint(url=item) for item in slow_urls], both, stored.append, run.progress
+        )
+
+    slow = [Script(overhead_s=0.02), Script(overhead_s=0.02)]
+    with run_engine(Script(overhead_s=0.008)) as url, run_engine(slow[0]) as first, run_engine(slow[1]) as second:
+        slow_urls = (first, second)
+        profile = asyncio.run(measure())
+    assert len(profile.together) == 2 * len(profile.phases)
+    assert slow[0].requests == slow[1].requests
+    contention = measure_contention(profile)
+    assert contention is not None
+    assert 1.5 < contention.decode < 3.0
+    store_endpoint_profile("chat", profile, "", run)
+    assert load_endpoint_profile("chat", run) == profile
+    assert build_engine_problem(spec, run).options[0].contention == contention
 
 
 TABLE = ("{box: {endpoint: true}}", "{l4: {endpoint: true, roofline: true}}")

@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline.engine.hardware.gpu import Gpu, find_gpu, list_gpus
-from unfold_pipeline.engine.hardware.model_shape import (
-    BLOCK_TOKENS,
-    KvCache,
-    ModelShape,
-    estimate_kv_cache,
-    read_model_config,
-)
+from unfold_pipeline.engine.hardware.gpu import BLOCK_TOKENS, Gpu, KvCache, estimate_kv_cache, find_gpu, list_gpus
+from unfold_pipeline.engine.hardware.model_shape import ModelShape, read_model_config
 from unfold_pipeline.engine.planner.problem import Disaggregation, EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig
 from unfold_pipeline.engine.simulation.cluster import Routing
@@ -47,6 +41,7 @@ from unfold_pipeline.engine.step_times.interval import (
     build_interval,
 )
 from unfold_pipeline.engine.step_times.operator_tables import read_profile
+from unfold_pipeline.engine.step_times.process_contention import measure_contention
 from unfold_pipeline.engine.step_times.roofline import build_roofline
 from unfold_pipeline.engine.trace.token_trace import (
     COLUMN_HINT,
@@ -55,6 +50,8 @@ from unfold_pipeline.engine.trace.token_trace import (
     TokenTrace,
     constant_tokens,
     is_json_lines,
+    list_json_fields,
+    read_json_lines,
     read_tokens,
 )
 from unfold_pipeline.problem.build import build_pipeline, resolve_stages
@@ -67,7 +64,8 @@ from unfold_pipeline.schema.engine import SOURCE_KEYS, EngineModel, EngineSpec, 
 from unfold_pipeline.schema.hardware import GpuSheet, Hardware
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import sort_stages
-from unfoldkit.api import Run, did_you_mean, user_error
+from unfoldkit.api import Run, csv_rows, did_you_mean, user_error
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
 SLOTS_HEADROOM = 1
 
@@ -266,7 +264,7 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
         raise user_error("an engine is planned on one trace", key="arrivals", hint="leave the others out")
     if replay is not None:
         keep = {name: getattr(traffic, name) for name in ("input", "output", "match", "unit", "time_format")}
-        likely = Arrivals(column=traffic.column)
+        likely = Arrivals(column=traffic.column, trace=traffic.trace)
         live = Arrivals(trace=str(replay.absolute()), **keep)
         return _read_live(live, likely, run)
     return _read_traffic(traffic, "arrivals", run)
@@ -275,29 +273,38 @@ def load_token_trace(spec: PipelineSpec, run: Run, *, replay: Path | None = None
 def _read_live(live: Arrivals, likely: Arrivals, run: Run) -> TokenTrace:
     path = Path(str(live.trace))
     if is_json_lines(path):
-        return read_tokens(path, None, prompt=None, generated=None)
+        names = list_json_fields(path)
+        is_alike = likely.trace is not None and is_json_lines(Path(likely.trace))
+        return read_json_lines(
+            path,
+            prompt=_choose_column(live.input, names, INPUT_COLUMNS),
+            generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
+            column=likely.column if likely.column in names else None,
+            match=live.match or "",
+            notation=TimeNotation(live.time_format, live.unit if is_alike else None, likely_unit=live.unit),
+        )
     times = load_arrivals(
         live.model_copy(update={"counts": ""}), run, np.random.default_rng([run.seed, 4]), "--replay", likely
     )
-    names = _columns_of_other_trace(live)
-    return read_tokens(path, times, prompt=names[0], generated=names[1], match=live.match or "")
+    first = next(iter(csv_rows(path)), None)
+    names = [] if first is None else list(first.cells)
+    return read_tokens(
+        path,
+        times,
+        prompt=_choose_column(live.input, names, INPUT_COLUMNS),
+        generated=_choose_column(live.output, names, OUTPUT_COLUMNS),
+        match=live.match or "",
+    )
 
 
-def _columns_of_other_trace(live: Arrivals) -> tuple[str | int | None, str | int | None]:
-    """Return the columns of tokens of a trace that may be another file than that of the spec.
+def _choose_column(stated: str | int | None, names: Sequence[str], usual: Sequence[str]) -> str | int | None:
+    """Return the column of tokens of a trace that may be another file than that of the spec; ``None`` for a usual name.
 
-    Usual names count where it lacks those of the spec, and before numbers that the spec gives for all requests.
+    Usual names count where it lacks that of the spec, and before a number that the spec gives for all requests.
     """
-    from unfoldkit.api import csv_rows
-
-    first = next(iter(csv_rows(Path(str(live.trace)))), None)
-    names = set(first.cells) if first is not None else set()
     lower = {name.lower() for name in names}
-    columns: list[str | int | None] = []
-    for name, usual in ((live.input, INPUT_COLUMNS), (live.output, OUTPUT_COLUMNS)):
-        is_usual = any(column.lower() in lower for column in usual)
-        columns.append(name if name in names or (isinstance(name, int) and not is_usual) else None)
-    return columns[0], columns[1]
+    is_usual = any(column.lower() in lower for column in usual)
+    return stated if stated in names or (isinstance(stated, int) and not is_usual) else None
 
 
 def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
@@ -308,12 +315,19 @@ def _read_traffic(traffic: Arrivals, key: str, run: Run) -> TokenTrace:
             raise user_error(message, key=key, hint="arrivals: {input: 1000, output: 200}, or a trace with columns")
         return constant_tokens(load_arrivals(traffic, run, rng, key=key), traffic.input, traffic.output)
     path = run.path(traffic.trace, key=f"{key}.trace")
+    if traffic.counts or traffic.rates:
+        message = "a trace of counts has no tokens of single requests"
+        raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
     if is_json_lines(path):
-        trace = read_tokens(path, None, prompt=traffic.input, generated=traffic.output)
+        trace = read_json_lines(
+            path,
+            prompt=traffic.input,
+            generated=traffic.output,
+            column=traffic.column,
+            match=traffic.match or "",
+            notation=TimeNotation(traffic.time_format, traffic.unit),
+        )
     else:
-        if traffic.counts or traffic.rates:
-            message = "a trace of counts has no tokens of single requests"
-            raise user_error(message, key=f"{key}.counts", hint=COLUMN_HINT)
         # compress, scale and share apply to requests with their tokens, not to times alone
         plain = traffic.model_copy(update={"compress": 1.0, "scale": 1.0, "share": 1.0, "counts": ""})
         times = load_arrivals(plain, run, rng, key=key)
@@ -439,6 +453,7 @@ def _build_options(
                     usd_per_gpu_hour=prices[name].usd_per_hour,
                     gpus_per_node=1 if hardware.price is not None else hardware.per_instance,
                     quota=hardware.quota,
+                    contention=None if endpoint is None else measure_contention(endpoint.profile),
                     kv_cache=kv_cache,
                     times=_calibrate(times, source),
                     interval=interval,

@@ -22,8 +22,10 @@ from unfoldkit.io.yaml12 import to_yaml
 
 MODEL_FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost"}
 V2_FORMATS = ("onnx",)
-"""Formats whose server speaks the Open Inference Protocol only."""
+"""Formats with a server that speaks the Open Inference Protocol only."""
 PATH_NAME = re.compile(r"\w+", re.ASCII)
+HARD = {"dependency": "Hard"}
+EARLY_END = "where a condition ends a query, a KServe without its pull request 4429 (April 2025) answers status 500"
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -31,7 +33,8 @@ def export_kserve(report: Report) -> str:
     """Return the resources as YAML documents.
 
     A flow that not every query takes has a condition on the response of the step before: the test of the spec, or for a
-    flow by probability, that the predictor answers the next stage as ``next``. Comments at the top are for the reader.
+    flow by probability, that the predictor answers the next stage as ``next``. Every step is a hard
+    dependency, so an error ends the query with its status. Comments at the top are for the reader.
 
     Raises:
         UnfoldError: the graph or a server of KServe cannot carry the plan.
@@ -48,6 +51,8 @@ def export_kserve(report: Report) -> str:
         for stage in plan.stages
         if stage.label != to_label(stage.name)
     ]
+    if any(stage.after and _is_conditional(stage) for stage in plan.stages):
+        notes.append(EARLY_END)
     return "".join(f"# {note}\n" for note in notes) + "---\n".join(str(to_yaml(document)) for document in documents)
 
 
@@ -165,16 +170,16 @@ def _build_graph(name: str, stages: Sequence[ExportedStage]) -> dict[str, Any]:
 
 
 def _build_branches(stages: Sequence[ExportedStage]) -> dict[str, Any]:
-    steps = [{"name": stage.label, "nodeName": stage.label} for stage in stages]
+    steps = [{"name": stage.label, "nodeName": stage.label, **HARD} for stage in stages]
     return {"routerType": "Ensemble" if len(stages) > 1 else "Sequence", "steps": steps}
 
 
 def _build_sequence(stage: ExportedStage, stages: Sequence[ExportedStage]) -> dict[str, Any]:
-    steps: list[dict[str, str]] = [{"name": "self", "serviceName": stage.label, "data": "$request"}]
+    steps: list[dict[str, str]] = [{"name": "self", "serviceName": stage.label, "data": "$request", **HARD}]
     children = _find_children(stage, stages)
     if len(children) == 1:
         (child,) = children
-        step = {"name": child.label, "nodeName": child.label, "data": _find_data(child)}
+        step = {"name": child.label, "nodeName": child.label, "data": _find_data(child), **HARD}
         if _is_conditional(child):
             step["condition"] = _format_condition(child, stage)
         steps.append(step)
@@ -183,7 +188,7 @@ def _build_sequence(stage: ExportedStage, stages: Sequence[ExportedStage]) -> di
         if len(sources) > 1:
             message = "the branches of an InferenceGraph read the same, the response or the request"
             raise user_error(message, key=f"stages.{children[0].name}.inputs", hint="the same inputs for all branches")
-        steps.append({"name": "next", "nodeName": f"{stage.label}-next", "data": sources.pop()})
+        steps.append({"name": "next", "nodeName": f"{stage.label}-next", "data": sources.pop(), **HARD})
     return {"routerType": "Sequence", "steps": steps}
 
 

@@ -15,6 +15,7 @@ import inspect
 import logging
 import math
 import uuid
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -65,7 +66,7 @@ class StageDeployment:
         retry_lock: held by the one query that is sent again after its replica died.
         speed: how long its batches take.
         activation: how long its replicas take to start.
-        ordered_s: when more replicas were ordered than serve, on :func:`read_clock`; ``None`` while none is awaited.
+        orders_s: when each replica was ordered that does not serve yet, on :func:`read_clock`, the oldest first.
     """
 
     name: str
@@ -88,7 +89,7 @@ class StageDeployment:
     retry_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     speed: BatchSpeed = field(default_factory=BatchSpeed)
     activation: ActivationTime = field(default_factory=ActivationTime)
-    ordered_s: float | None = None
+    orders_s: deque[float] = field(default_factory=deque)
 
     def measure_load(self) -> StageLoad:
         """Return what waits here and what serves it, as far as the listings show."""
@@ -103,17 +104,22 @@ class StageDeployment:
     def update_replicas(self, current: set[str]) -> int:
         """Take over a listing of the running replicas; return how many have died since the one before.
 
-        The activation time counts from an order to the first listing in which all that was ordered serves.
+        The activation time of a replica counts from the oldest order that is open to the first listing with it.
         """
-        previous = self.known_replicas
+        previous, now_s = self.known_replicas, read_clock()
         died = len(previous - current) - max(0, len(previous) - self.target_replicas)
+        for _ in range(min(len(current - previous), len(self.orders_s))):
+            self.activation.observe(now_s - self.orders_s.popleft())
         self.known_replicas, self.ready = current, len(current)
-        if self.ready < self.target_replicas:
-            self.ordered_s = read_clock() if self.ordered_s is None else self.ordered_s
-        elif self.ordered_s is not None:
-            self.activation.observe(read_clock() - self.ordered_s)
-            self.ordered_s = None
+        self.await_replicas(now_s)
         return max(0, died)
+
+    def await_replicas(self, now_s: float) -> None:
+        """Open an order for each replica that is wanted and awaited by none, or drop the latest ones."""
+        missing = max(0, self.target_replicas - self.ready)
+        while len(self.orders_s) > missing:
+            self.orders_s.pop()
+        self.orders_s.extend([now_s] * (missing - len(self.orders_s)))
 
     def record_failure(self, query: Query) -> None:
         """Count a query on which the model failed."""
@@ -204,7 +210,7 @@ class RayRuntime:
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
             for stage in self.stages:
                 start_s = read_clock()
-                await self._deploy(stage)
+                await self._deploy(stage, waits=True)
                 stage.activation.observe(read_clock() - start_s)
         except RuntimeError as error:
             await self.stop()
@@ -240,9 +246,8 @@ class RayRuntime:
         gangs = deployment.placement.round_up_replicas(max(1, count), deployment.gang_size)
         target = self._limit_to_nodes(deployment, gangs)
         if target != deployment.target_replicas:
-            if target > deployment.target_replicas:
-                deployment.ordered_s = read_clock()
             deployment.target_replicas = target
+            deployment.await_replicas(read_clock())
             self._start_task(self._deploy(deployment))
 
     def batch_sizes(self) -> tuple[int, ...]:
@@ -308,12 +313,15 @@ class RayRuntime:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deploy(self, stage: StageDeployment) -> None:
-        """Bring a stage to its target; one change at a time, so that the latest target is the last one applied."""
+    async def _deploy(self, stage: StageDeployment, *, waits: bool = False) -> None:
+        """Bring a stage to its target; one change at a time, so that the latest target is the last one applied.
+
+        Unless it ``waits``, it returns before new replicas serve: an order must not wait for those before it.
+        """
         async with self._changes:
             if self._has_ended:
                 return
-            handle = await asyncio.to_thread(_run_deployment, stage)
+            handle = await asyncio.to_thread(_run_deployment, stage, waits=waits)
             # an existing handle learns of new replicas, while a new one knows none at first
             stage.handle = stage.handle or handle
 
@@ -399,7 +407,7 @@ class RayRuntime:
             self._replaced += stage.update_replicas(running.get(stage.app, set()))
 
 
-def _run_deployment(stage: StageDeployment) -> Any:
+def _run_deployment(stage: StageDeployment, *, waits: bool) -> Any:
     """Deploy or change a stage; an equal version makes Ray Serve keep the existing replicas."""
     from ray import serve
 
@@ -414,11 +422,9 @@ def _run_deployment(stage: StageDeployment) -> Any:
     # the default detects a death after 10 s only
     options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
     deployment = serve.deployment(RayReplica).options(name=stage.name, _internal=True, **options)
-    return serve.run(
-        deployment.bind(stage.source, stage.planned_batch, stage.max_wait_s, stage.hang_timeout_s),
-        name=stage.app,
-        route_prefix=None,
-    )
+    app = deployment.bind(stage.source, stage.planned_batch, stage.max_wait_s, stage.hang_timeout_s)
+    target = serve.RunTarget(target=app, name=stage.app, route_prefix=None)
+    return serve.run_many([target], wait_for_applications_running=waits)[0]
 
 
 def _count_nodes(ray: Any) -> int:

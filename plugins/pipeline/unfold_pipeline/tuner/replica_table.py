@@ -81,7 +81,7 @@ def build_replica_table(
 
 
 def build_fixed_batch_table(checker: SloChecker, plan: Plan, max_replicas: int) -> ReplicaTable:
-    """Return the table of a plan whose batch sizes never change, as those of other systems; spares are on top.
+    """Return the table of a plan with constant batch sizes, as those of other systems; spares are on top.
 
     Args:
         checker: pipeline, samples, SLO and spares; quotas do not limit the rows.

@@ -17,7 +17,7 @@ from unfold_pipeline.engine.build import (
     load_token_trace,
 )
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointError, EndpointLimits
-from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint
+from unfold_pipeline.engine.endpoint.profiler import ProfileTask, measure_endpoint, measure_together
 from unfold_pipeline.engine.step_times.endpoint_profile import (
     EndpointProfile,
     load_endpoint_profile,
@@ -28,7 +28,9 @@ from unfold_pipeline.runtime.engines.local_engines import build_pool
 from unfold_pipeline.schema.engine import EngineSpec
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Report, Run, fingerprint, user_error
+from unfoldkit.engines.local import available_cores
 
+MOST_TOGETHER = 8
 PROMPT_QUANTILE = 0.95
 """Longer prompts of the trace are extrapolated: they are rare, and slow to measure."""
 
@@ -45,6 +47,7 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
         raise user_error("no running engine to measure", key=key, hint="url: http://127.0.0.1:8080")
     trace = load_token_trace(spec, run)
     needed = find_step_range(spec, engine, trace)
+    processes = count_local_processes(spec, engine)
     slots = engine.max_num_seqs if isinstance(engine.max_num_seqs, int) else max(engine.max_num_seqs)
     task = ProfileTask(
         endpoint=Endpoint(url=engine.url or "", model=engine.model.name or "", key=read_key(engine, stage)),
@@ -53,7 +56,9 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
         seed=run.seed,
         limits=EndpointLimits(),
     )
-    made_from = fingerprint(_identify_server(engine), task.endpoint.model, task.longest_prompt, slots, run.seed)
+    made_from = fingerprint(
+        _identify_server(engine, processes), task.endpoint.model, task.longest_prompt, slots, run.seed
+    )
     stored = load_endpoint_profile(stage, run, made_from=made_from)
     measured_before = 0 if stored is None else stored.requests
 
@@ -63,7 +68,7 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
     measuring = (
         measure_endpoint(task, stored, store, run.progress)
         if engine.local is None
-        else _measure_local(spec, task, stored, store, run)
+        else _measure_local(spec, task, stored, store, processes, run)
     )
     try:
         profile = asyncio.run(measuring)
@@ -73,11 +78,22 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
     return build_endpoint_report(spec.name, stage, profile, fit, profile.requests - measured_before)
 
 
-def _identify_server(engine: EngineSpec) -> str:
+def count_local_processes(spec: PipelineSpec, engine: EngineSpec) -> int:
+    """Return how many processes of a local engine are measured together: as many as may run and the cores compute for.
+
+    Processes of the same machine slow each other down. More than ``MOST_TOGETHER`` tell little more.
+    """
+    if engine.local is None:
+        return 1
+    quota = max(spec.hardware[name].quota or engine.max_replicas for name in engine.steps)
+    return max(1, min(engine.max_replicas, quota, available_cores() // engine.local.threads, MOST_TOGETHER))
+
+
+def _identify_server(engine: EngineSpec, processes: int) -> str:
     """Return what a stored profile belongs to: an address, or the arguments of a local process."""
     if engine.local is None:
         return engine.url or ""
-    return f"local {engine.local.model_dump_json()} {engine.max_num_batched_tokens}"
+    return f"{processes} local {engine.local.model_dump_json()} {engine.max_num_batched_tokens}"
 
 
 async def _measure_local(
@@ -85,17 +101,24 @@ async def _measure_local(
     task: ProfileTask,
     stored: EndpointProfile | None,
     store: Callable[[EndpointProfile], None],
+    processes: int,
     run: Run,
 ) -> EndpointProfile:
-    """Start one process with the largest limits, measure it, and end it."""
+    """Start processes with the largest limits, measure one alone and then all together, and end them."""
     _, engine = find_engine(spec)
     budgets = engine.max_num_batched_tokens
     budget = budgets if isinstance(budgets, int) else max(budgets)
-    pool = build_pool(build_local_settings(spec, run), budget, task.max_streams, 1)
-    await pool.start(1)
+    settings = build_local_settings(spec, run)
+    pool = build_pool(settings, budget, task.max_streams, processes)
+    await pool.start(processes)
     try:
-        local = replace(task, endpoint=replace(task.endpoint, url=pool.endpoints[0].url))
-        return await measure_endpoint(local, stored, store, run.progress)
+        endpoints = [replace(task.endpoint, url=endpoint.url) for endpoint in pool.endpoints]
+        alone = await measure_endpoint(replace(task, endpoint=endpoints[0]), stored, store, run.progress)
+        profile = replace(alone, processes=processes, capacity=max(1, available_cores() // settings.threads))
+        store(profile)
+        if processes == 1:
+            return profile
+        return await measure_together(task, endpoints, profile, store, run.progress)
     finally:
         await pool.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,8 @@ from unfoldkit.kubernetes.api import Api, ApiError, Body
 pytestmark = pytest.mark.kubernetes
 
 CHECK, OTHER = "unfold-mine", "someone-elses"
+RESERVED_S = datetime(2026, 3, 1, 10, tzinfo=UTC).timestamp()
+"""When the quota of workloads is reserved."""
 
 
 @dataclass
@@ -116,8 +119,9 @@ class Controller:
         """Begin, or begin again after a kill: read everything from the server."""
         store = StateStore(lambda: self.now_s)
         self.backend = AdmissionCheckBackend(
-            store, api=cast("Api", self.server), scope=Scope("mine", "unfold"), patience_s=self.patience_s
-        )
+            store, api=cast("Api", self.server), scope=Scope("mine", "unfold"), patience_s=self.patience_s,
+            wall_clock=lambda: RESERVED_S + self.now_s,
+        )  # fmt: skip
         self.backend.handle_check({"metadata": {"name": CHECK}, "spec": {"controllerName": "placement.unfoldkit/mine"},
                                    "status": {"conditions": [{"type": "Active", "status": "True"}]}})  # fmt: skip
         self.feed()
@@ -297,6 +301,28 @@ def test_a_workload_without_room_gives_its_quota_back() -> None:
     answer = controller.answer("huge")
     assert (answer["state"], answer["requeueAfterSeconds"]) == ("Retry", 60)
     assert answer["message"] == "no placement on 2 nodes within 60 s"
+
+
+def test_patience_counts_from_the_reservation_whoever_was_the_controller() -> None:
+    """A controller that comes late tries first, then gives up what has held its quota too long; it starts no new count.
+
+    An eviction and a new reservation start it anew; of a clock that is behind the server's, the first sight counts.
+    """
+    server = world(workload("huge", 9), workload("small", 2))
+    late = Controller(server, now_s=500.0).begin()
+    late.work()
+    assert [late.answer(name)["state"] for name in ("huge", "small")] == ["Pending", "Ready"]
+    late.now_s, late.loop.next_election_s = 506.0, 0.0
+    late.work()
+    assert late.answer("huge")["state"] == "Retry"
+    again = workload("huge", 9)
+    again["status"]["conditions"][0]["lastTransitionTime"] = "2026-03-01T10:09:00Z"
+    server.put_object(path_of("huge"), again)
+    for now_s, state in ((530.0, "Pending"), (589.0, "Pending"), (591.0, "Retry")):
+        late.now_s, late.loop.next_election_s = now_s, 0.0
+        late.feed()
+        late.work()
+        assert late.answer("huge")["state"] == state, now_s
 
 
 def test_pods_of_others_take_room_and_those_of_answered_workloads_do_not_twice() -> None:

@@ -21,6 +21,7 @@ from plugins.placement.tests.kueue.queue_objects import (
     write_list,
 )
 from unfold_placement.kueue import replay as replays
+from unfold_placement.kueue import scheduler
 from unfold_placement.kueue.replay import Admission, replay_queues
 from unfold_placement.workload.kueue_objects import read_queue_snapshot
 from unfoldkit.api import UnfoldError
@@ -188,6 +189,15 @@ def test_no_queue_ever_uses_more_than_it_may(tmp_path: Path, seed: int, monkeypa
         assert math.isfinite(admission.end_s) or "can ever offer" in admission.reason or "behind" in admission.reason
         assert not math.isfinite(admission.end_s) or admission.end_s == admission.start_s + RUN_S
         assert admission.start_s >= admission.workload.arrival_s
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_remembered_refusals_change_no_admission(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay that computes each nomination afresh admits the same workloads at the same times."""
+    items = random_queues(random.Random(seed))  # noqa: S311
+    remembered = replay(tmp_path, *items)
+    monkeypatch.setattr(scheduler, "_identify_request", lambda _: object())
+    assert replay(tmp_path, *items) == remembered
 
 
 def random_queues(rng: random.Random) -> list[Body]:

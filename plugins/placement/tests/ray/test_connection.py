@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import Future
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from unfold_placement.core.types import Task
+from unfold_placement.live import backend as kinds
+from unfold_placement.live.backend import Record
 from unfold_placement.ray import connection
-from unfold_placement.ray.client import Client
+from unfold_placement.ray.client import MAX_UNREACHABLE_S, Client, Job
 from unfold_placement.ray.connection import CALL_TIMEOUT_S, CoordinatorTimeoutError, call_coordinator
 from unfold_placement.ray.sessions import Ended
+from unfoldkit.api import UnfoldError
 
 
 class NeverError(Exception):
@@ -70,3 +75,62 @@ def test_an_end_without_an_answer_is_reported_again(timeouts: list[float]) -> No
     assert client._call_with_retry("report", "me", [], [ended]) == {}
     assert client.outbox.get_nowait() == ended
     assert timeouts == [CALL_TIMEOUT_S]
+
+
+def waiting_client(coordinator: Any = COORDINATOR) -> tuple[Client, Future[Any]]:
+    """Return a client with a task that was submitted long ago, and the task's future."""
+    client = Client(coordinator)
+    result: Future[Any] = Future()
+    client.jobs["a-0"] = Job(Task("a-0", {}, 1.0), None, (), {}, result)
+    client.last_answer_s -= 2 * MAX_UNREACHABLE_S
+    return client, result
+
+
+def test_tasks_end_where_the_coordinator_stays_out_of_reach(timeouts: list[float]) -> None:
+    """Nobody waits for ever: the future fails after five minutes with what did not answer, and for how long."""
+    client, result = waiting_client()
+    client._call_with_retry("report", "me", [], [])
+    with pytest.raises(UnfoldError, match=r"task a-0 was not completed: .* did not answer report .*, for 600 s"):
+        result.result(0)
+    fresh, waiting = waiting_client()
+    fresh.last_answer_s = time.monotonic()
+    fresh._call_with_retry("report", "me", [], [])
+    assert not waiting.done()
+    assert timeouts == [CALL_TIMEOUT_S, CALL_TIMEOUT_S]
+
+
+def test_tasks_end_with_their_client(timeouts: list[float]) -> None:
+    """After ``close``, and after ``ray.shutdown`` without it, no future is left that nobody completes."""
+    client, result = waiting_client(SimpleNamespace(leave=SimpleNamespace(remote=lambda _: None)))
+    client.close()
+    with pytest.raises(UnfoldError, match="its client was closed"):
+        result.result(0)
+    client, result = waiting_client()
+    vars(sys.modules["ray"])["is_initialized"] = lambda: False
+    client._call_with_retry("wait_for_offers", "me", 0, 2.0)
+    with pytest.raises(UnfoldError, match="no longer connected to Ray"):
+        result.result(0)
+    assert timeouts == []
+
+
+@pytest.mark.parametrize("thread", ["_send_reports", "_receive_offers"])
+def test_a_thread_that_fails_leaves_no_future_open(timeouts: list[float], thread: str) -> None:
+    """An error that nobody expects, such as of a broken handle, fails the tasks; later ones are refused at once."""
+    client, result = waiting_client(SimpleNamespace())
+    client.outbox.put(client.jobs["a-0"].task)
+    client._run_to_end(getattr(client, thread))
+    with pytest.raises(UnfoldError, match=r"its client failed: AttributeError"):
+        result.result(0)
+    with pytest.raises(UnfoldError, match="the client is closed"):
+        client.submit(Task("b-0", {}, 1.0), print)
+    assert timeouts == []
+
+
+def test_a_future_that_is_cancelled_as_its_task_is_closed_ends_no_thread() -> None:
+    """The record of a task that will not run may arrive after its future was cancelled."""
+    client, result = waiting_client()
+    job = client.jobs["a-0"]
+    result.cancel()
+    client.jobs["a-0"] = job
+    client._close_job(Record(job.task, kinds.REFUSED, outcome="too late"))
+    assert client.jobs == {}

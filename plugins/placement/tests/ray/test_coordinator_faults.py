@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from unfold_placement.core.types import Node
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.ray import coordinator as module
-from unfold_placement.ray.coordinator import Coordinator
-from unfold_placement.ray.placement_groups import PlacementGroups
+from unfold_placement.ray.coordinator import Coordinator, _demands
+from unfold_placement.ray.placement_groups import PlacementGroups, Reservation
 from unfold_placement.ray.sessions import Ended, Offer
 
 
@@ -93,6 +94,50 @@ def test_a_reservation_that_raises_lets_its_unit_wait_again(coordinator: Coordin
     groups.wait = lambda _timeout: True
     coordinator.start(0, "me", UNIT)
     soon(lambda: len(coordinator.wait_for_offers("client", 0, 0.0)) == 2)
+
+
+def test_idle_reservations_that_expire_meanwhile_leave_no_task_without_a_place(coordinator: Coordinator) -> None:
+    """Maintenance removes idle reservations at any moment: a unit gets all of its places, or waits again."""
+    groups = coordinator.placement_groups
+    assert isinstance(groups, FakeGroups)
+    stop = threading.Event()
+
+    def expire() -> None:
+        while not stop.is_set():
+            groups.remove_idle()
+
+    thread = threading.Thread(target=expire, daemon=True)
+    thread.start()
+    try:
+        for attempt in range(1, 150):
+            coordinator.start(0, "me", UNIT)
+            soon(lambda: states(coordinator) == {kinds.WAITING} or len(coordinator.reservations) == 2)
+            for name in ("a-0", "a-1"):
+                # as idle reservations of the client's last tasks
+                if (reservation := coordinator.reservations.pop(name, None)) is not None:
+                    groups.keep_idle(reservation, 0.0)
+                coordinator.store.fail(name, attempt, "again")
+            groups.wait = lambda _timeout: attempt % 2 == 0  # noqa: B023
+    finally:
+        stop.set()
+        thread.join(10)
+    assert states(coordinator) == {kinds.WAITING}
+
+
+def test_nobody_waits_for_the_cluster_while_a_reservation_is_awaited(coordinator: Coordinator) -> None:
+    """Idle places for one task of a unit only: the other is awaited without the lock, whatever Ray takes."""
+    groups, released = coordinator.placement_groups, threading.Event()
+    assert isinstance(groups, FakeGroups)
+    groups.wait = released.wait
+    demands = _demands([coordinator.store.records["a-0"]])
+    groups.idle[("n0", demands[0][1])] = [(Reservation("n0", demands[0][1], SimpleNamespace(id="x"), "id-0"), 0.0)]
+    coordinator.start(0, "me", UNIT)
+    began = time.monotonic()
+    assert coordinator.lock.acquire(timeout=3)  # type: ignore[attr-defined]
+    coordinator.lock.release()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 2
+    released.set()
+    soon(lambda: len(coordinator.reservations) == 2)
 
 
 def test_one_deadline_bounds_all_reservations_of_a_unit() -> None:

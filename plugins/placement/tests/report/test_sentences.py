@@ -45,6 +45,7 @@ SAMPLES: dict[str, list[str]] = {
     "counterexample_message": [sentences.counterexample_message(COUNTEREXAMPLE)],
     "counterexample_hint": [sentences.counterexample_hint(COUNTEREXAMPLE)],
     "counterexample_headline": [sentences.counterexample_headline("starvation", "gang", 5)],
+    "counterexample_title": [sentences.counterexample_title("starvation", "gang")],
     "verified_headline": [sentences.verified_headline(3, 1, 39), sentences.verified_headline(3, 2, 1568)],
     "incomplete_headline": [sentences.incomplete_headline(20_000)],
     "bound_line": [sentences.bound_line(3, 1), sentences.bound_line(3, 2)],

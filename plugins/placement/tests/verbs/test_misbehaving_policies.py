@@ -23,9 +23,11 @@ from unfold_placement.live import control_loop
 from unfold_placement.live import status as status_module
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import read_status, status_to_json
+from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.scenario import Kind, Scenario
 from unfold_placement.verification.search import LIVELOCK, search
+from unfold_placement.workload.build import protect_tasks
 from unfoldkit.api import UnfoldError
 
 Yielded = Callable[[Task], Any]
@@ -54,8 +56,13 @@ def _raise(_task: Task) -> Any:
     raise ZeroDivisionError("a score of nothing")
 
 
+def _exit(_task: Task) -> Any:
+    raise SystemExit(0)
+
+
 NONSENSE: dict[str, tuple[Yielded, str]] = {
     "raises": (_raise, "a score of nothing"),
+    "exits": (_exit, "react raised SystemExit"),
     "NaN": (lambda _: [Put("x", "n0", float("nan"))], "nan, not a whole number"),  # type: ignore[arg-type]
     "negative": (lambda _: [Put("x", "n0", -1)], "-1, not a whole number"),
     "more than any node": (lambda _: [Put("x", "n0", 1 << 70)], "not a whole number"),
@@ -184,3 +191,19 @@ def test_a_quick_policy_is_never_interrupted() -> None:
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
             simulate(cluster(1), job("good", 3), [Misbehaving(lambda _: [])])
+
+
+def test_a_policy_cannot_change_what_tasks_demand() -> None:
+    """Of a user's policy the demands are read-only, so that no report counts what it wrote there."""
+    rules = (PolicyRule("own", {"policy": "own:Greedy", "options": {}}),)
+    (task,) = protect_tasks(job("bad", 1), rules)
+
+    def take_all(task: Task) -> Any:
+        task.demand["gpu"] = 0  # type: ignore[index]
+
+    with pytest.raises(UnfoldError, match="does not support item assignment") as error:
+        simulate(cluster(1), [task], [Misbehaving(take_all)])
+    assert error.value.diagnostics[0].line > 0
+    (unchanged,) = protect_tasks([task], ())
+    assert unchanged is task
+    assert simulate(cluster(1), protect_tasks(job("a", 1), rules)).end_s.tolist() == [10.0]

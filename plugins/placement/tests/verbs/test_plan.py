@@ -18,7 +18,7 @@ from unfold_placement.core.view import View
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
-from unfoldkit.api import Report, Run, RunDir, Timeline, UnfoldError, Verdict
+from unfoldkit.api import Report, Run, RunDir, StepArea, Timeline, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -58,11 +58,16 @@ def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
     assert report.metrics["makespan_s"].value == 1200
     assert report.metrics["fifo_violations"].value == 2
     assert report.metrics["decisions_per_second"].timed
-    gantt, running = report.figures[:2]
+    gantt, queue = report.figures[:2]
     assert isinstance(gantt, Timeline)
+    assert isinstance(queue, StepArea)
+    waiting, running = queue.panels
     assert Counter(bar.group for bar in gantt.bars) == {"a": 10, "b": 10}
     assert all(bar.end - bar.start == pytest.approx(10.0) for bar in gantt.bars)
     assert {series.name: max(series.y) for series in running.series} == {"a": 10, "b": 10}
+    # without the policy six tasks of the second job start at once
+    assert {series.name: max(series.y) for series in waiting.series} == {"policy": 10, "FIFO, no policy": 4}
+    assert all(series.y[-1] == 0 for series in waiting.series)
     rows = (tmp_path / PLACEMENTS_FILE).read_text().splitlines()
     assert rows[0] == "task,node,arrival_s,start_s,end_s"
     assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"

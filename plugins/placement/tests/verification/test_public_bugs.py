@@ -15,6 +15,7 @@ BUGS = {
     "kueue-4809": "head of",
     "kueue-2821": "livelock",
     "volcano-4471": "stuck",
+    "volcano-5805": "torn gang",
 }
 
 
@@ -32,3 +33,11 @@ def test_a_public_bug_is_found_and_its_fix_is_clean(name: str, tmp_path: Path) -
     (tmp_path / "models.py").write_bytes((FOLDER / "models.py").read_bytes())
     replay = call(["plan", "--allow-code", "--run", str(tmp_path / "run"), str(case)])
     assert replay.code == {"head of": replay.code, "starvation": 1}.get(BUGS[name], 2)
+
+
+@pytest.mark.e2e
+def test_the_node_that_returns_goes_to_others_for_ever() -> None:
+    """Volcano 5805 is more than a torn gang: fillers hold the returned node in turn, so that the gang never ends."""
+    broken = call(["check", "--verify", "--allow-code", str(FOLDER / "volcano-5805.yaml")])
+    assert "starvation" in broken.err
+    assert "!node-1 ^node-1" in broken.err

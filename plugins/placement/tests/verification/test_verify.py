@@ -11,8 +11,23 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import ENDED, QUEUE, QUIET, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions, Wake
+from unfold_placement.core.types import (
+    DOWN,
+    ENDED,
+    QUEUE,
+    QUIET,
+    SUBMITTED,
+    Ask,
+    Drop,
+    Event,
+    NodeChange,
+    Put,
+    Task,
+    Transactions,
+    Wake,
+)
 from unfold_placement.core.view import View
+from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.models import PlacementSpec
@@ -65,9 +80,44 @@ def test_passing_without_a_guard_starves_a_large_task(parts: dict[str, Any]) -> 
     assert (starving.task.job, starving.is_by_design) == ("large0", False)
 
 
+def lose_nodes(*lost: str, gang_by: str = "job", **parts: Any) -> Verification:
+    """Verify a gang of two and a filler on two nodes, some of which may be lost and return."""
+    tasks = (*job("gang", 2, user="z"), *job("filler", 1, user="a"))
+    changes = tuple(NodeChange(1.0, node, DOWN) for node in lost)
+    rules = policy(**parts, gang={"by": gang_by})
+    problem = Problem(name="x", nodes=tuple(cluster(2, 1)), tasks=tasks, rules=rules, node_changes=changes)
+    return verify_policies(problem, Bound(), lambda *_: None)
+
+
+@pytest.mark.parametrize("parts", [{"fifo": {}}, {"drf": {}}, {"quota": {"quotas": {"a": 1, "z": 1}}}, {"value": {}}])
+def test_guarded_policies_survive_the_loss_of_nodes(parts: dict[str, Any]) -> None:
+    """Whatever node is lost and whenever it returns, nothing is torn, stuck or starved, and the search is complete."""
+    for lost in (["n1"], ["n0", "n1"]):
+        found = lose_nodes(*lost, **parts)
+        assert ([example.evidence for example in found.counterexamples], found.is_complete) == ([], True)
+        assert any(record.states > 90 for record in found.searches)
+
+
+def test_a_gang_that_goes_on_without_a_lost_member_is_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a node finds what no order of arrivals shows, and the written spec replays it."""
+    monkeypatch.setattr(Gang, "_remove_member", lambda gang, key, *_, **__: gang.slots.pop(key) and [])
+    assert lose_nodes(fifo={}).counterexamples == ()
+    (example, *_) = lose_nodes("n1", fifo={}).counterexamples
+    assert [str(action) for action in example.finding.prefix] == ["+gang", "!n1"]
+    assert (example.finding.property_name, example.finding.used) == ("torn gang", 1.0)
+    text = "{version: 1, kind: placement, name: x, cluster: {nodes: [{cpu: 1}]}}"
+    written = counterexample_spec(validate(PlacementSpec, parse(text, "x.yaml")), example)
+    assert written["cluster"]["events"] == [{"at": "60 s", "nodes": ["n1"], "change": "down"}]
+
+
 def test_a_search_that_stops_early_claims_nothing() -> None:
     """With too few states the verification is incomplete."""
     assert not verified(Bound(max_states=5), drf={}).is_complete
+
+
+def test_jobs_that_have_ended_leave_no_state_behind() -> None:
+    """A barrier forgets a job that has ended, so that its states recur and the search ends."""
+    assert verified(Bound(node_counts=(1,), max_states=1000), barrier={}).is_complete
 
 
 def test_a_policy_that_depends_on_time_is_never_proven() -> None:

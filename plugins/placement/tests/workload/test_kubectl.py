@@ -52,6 +52,54 @@ def write(folder: Path, name: str, items: list[Body]) -> Path:
     return path
 
 
+def test_fields_that_are_null_are_absent(tmp_path: Path) -> None:
+    """Other programs write ``null`` for what kubectl leaves out; an object without a needed field is named."""
+    empty_node = node("a", taints=None)
+    empty_node["metadata"]["labels"] = None
+    empty_pod = pod("p", 0, 1, 5, ownerReferences=None)
+    empty_pod["spec"] |= {"initContainers": None, "overhead": None, "priority": None}
+    empty_pod["spec"]["containers"][0]["resources"]["limits"] = None
+    path = write(tmp_path, "all.json", [empty_node, empty_pod])
+    (found,), (task,) = kubectl_nodes(path), kubectl_tasks(path)
+    assert (found.labels, task.job, task.demand["cpu"]) == ({"type": ""}, "team/p", 2500)
+    del empty_node["status"]
+    with pytest.raises(UnfoldError, match=r"item 0 \(Node a\) is not what kubectl prints: it has no 'status'"):
+        kubectl_nodes(write(tmp_path, "all.json", [empty_node]))
+
+
+def test_namesakes_are_distinguished(tmp_path: Path) -> None:
+    """Jobs of one name in two namespaces are two gangs, and a pod that was created again is a task of its own."""
+    owner = {"ownerReferences": [{"kind": "Job", "name": "train"}]}
+    other = pod("p", 0, 1, 5, **owner)
+    other["metadata"]["namespace"] = "other"
+    items = [pod("p", 0, 1, 5, **owner), other, pod("p", 6, 7, 9, **owner)]
+    tasks = kubectl_tasks(write(tmp_path, "pods.json", items))
+    assert [(task.name, task.job, task.size) for task in tasks] == [
+        ("team/p", "team/train", 2), ("other/p", "other/train", 1), ("team/p#2", "team/train", 2),
+    ]  # fmt: skip
+
+
+def test_a_file_without_anything_usable_says_why(tmp_path: Path) -> None:
+    """All nodes cordoned, or no pod started: the message counts them, and a wrong amount names its pod."""
+    with pytest.raises(UnfoldError, match="none of its 2 nodes accepts pods"):
+        kubectl_nodes(write(tmp_path, "nodes.json", [node("a", unschedulable=True), node("b", "False")]))
+    with pytest.raises(UnfoldError, match="none of its 1 pods has started"):
+        kubectl_tasks(write(tmp_path, "pods.json", [pod("p", 0)]))
+    wrong = pod("q", 0, 1, 5)
+    wrong["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "-1"
+    with pytest.raises(UnfoldError, match=r"item 0 \(Pod q\) is not what kubectl prints: '-1' is no amount of cpu"):
+        kubectl_tasks(write(tmp_path, "pods.json", [wrong]))
+
+
+def test_sidecars_and_overhead_count(tmp_path: Path) -> None:
+    """A task of a pod occupies what kube-scheduler counts: here 2.5 cores, a sidecar of 3 and an overhead of 1."""
+    body = pod("p", 0, 1, 5)
+    side = {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "3"}}}
+    body["spec"] |= {"initContainers": [side], "overhead": {"cpu": "1"}}
+    (task,) = kubectl_tasks(write(tmp_path, "pods.json", [body]))
+    assert task.demand["cpu"] == 6500
+
+
 def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
     """What is allocatable counts, in our words; a node that is cordoned, not ready or of the control plane is none."""
     tainted = [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
@@ -71,7 +119,7 @@ def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
     told: list[str] = []
     x, y = kubectl_tasks(write(tmp_path, "pods.json", items), warn=told.append)
     assert x.demand == {"cpu": 2500, "memory": 512_000 + 953_675, "gpu": 1000}
-    assert (x.name, x.job, x.user, x.size, x.priority) == ("team/x", "train", "team", 2, 5)
+    assert (x.name, x.job, x.user, x.size, x.priority) == ("team/x", "team/train", "team", 2, 5)
     assert (x.arrival, x.run, y.arrival, y.run) == (120.0, 600.0, 0.0, 720.0)
     assert told == [
         "pods.json: left out 1 pods of daemons and 1 that never started",

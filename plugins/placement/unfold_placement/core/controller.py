@@ -15,6 +15,7 @@ from unfold_placement.core.operations import current_line, find_fault, is_amount
 from unfold_placement.core.policy import (
     MAX_OPERATIONS,
     MAX_TRANSACTIONS,
+    POLICY_FAILURES,
     InstantBudget,
     Policy,
     exception_error,
@@ -74,7 +75,7 @@ class Controller:
         watched_kinds: Event kinds that some policy watches.
         has_begun: ``begin`` was called.
         budget: What has happened within the instant.
-        active_policy: The policy whose operations are applied.
+        active_policy: The policy of the operations that are applied now.
         deferred_phase: While departures are dispatched: the earliest phase that changed something.
     """
 
@@ -273,6 +274,8 @@ class Controller:
         lost = {change.node for change in changes if change.change == types.DOWN}
         for task in [task for task, node, _ in self.view.running() if node in lost]:
             self.preempt(task)
+        # nodes of a reservation that has lost one are free for every policy at this instant
+        self.view.check_reservation()
         for change in changes:
             kind = types.JOINED if change.change == types.UP else types.LEFT
             self.pending_events.append(Event(kind, self.table.now, node=change.node))
@@ -340,7 +343,7 @@ class Controller:
                 return
             except UnfoldError:
                 raise
-            except Exception as error:
+            except POLICY_FAILURES as error:
                 raise exception_error(policy, "react", error) from error
             self.apply(operations, policy, current_line(transactions))
         raise policy_error(policy, "react", f"it responds to {event.kind} at {event.time:g} s without end")
@@ -354,7 +357,7 @@ class Controller:
             transaction = list(islice(operations, bound + 1))
         except UnfoldError:
             raise
-        except Exception as error:
+        except POLICY_FAILURES as error:
             raise exception_error(policy, "react", error) from error
         if len(transaction) > bound:
             raise policy_error(policy, "react", f"one transaction has more than {bound:,} operations", line=line)
@@ -467,7 +470,7 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
             asks = list(islice(policy.request(task), MAX_REQUESTS + 1))
         except UnfoldError:
             raise
-        except Exception as error:
+        except POLICY_FAILURES as error:
             raise exception_error(policy, "request", error) from error
         requests += [(_check_ask(ask, policy), policy.phase) for ask in asks]
         if len(requests) > MAX_REQUESTS:
@@ -499,7 +502,7 @@ def call_policy(policy: Policy, event: Event, view: View) -> Transactions:
         transactions = policy.react(event, view)
     except UnfoldError:
         raise
-    except Exception as error:
+    except POLICY_FAILURES as error:
         raise exception_error(policy, "react", error) from error
     if not isinstance(transactions, Iterable):
         raise _misuse_error(policy, "react", transactions, "lists of operations: yield [Put(name, node)]")

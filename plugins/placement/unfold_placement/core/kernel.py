@@ -200,9 +200,12 @@ def next_candidate(
             continue
         if state.status[rows[index]] != WAITING:
             flag[index] = LEFT_QUEUE
-        elif flag[index] == HOLDS_RESOURCE:
+            continue
+        if flag[index] == HOLDS_RESOURCE:
             return index
-        elif hopeless[shape[index], level[index]] == 0 and has_cluster_resources(state, rows[index], phase):
+        # whoever has a reservation fits where others of its shape do not
+        may_fit = hopeless[shape[index], level[index]] == 0 or state.is_owner[rows[index]] == 1
+        if may_fit and has_cluster_resources(state, rows[index], phase):
             if next_fitting_node(state, rows[index], 0) >= 0:
                 return index
             hopeless[shape[index], level[index]] = 1

@@ -57,6 +57,10 @@ class Policy(Protocol):
         """Yield the transactions with which the policy responds to an event."""
 
 
+POLICY_FAILURES = (Exception, SystemExit)
+"""What a policy may raise that is its own error: one that exits must not end the controller."""
+
+
 @dataclass(slots=True)
 class InstantBudget:
     """Counts what happens within one instant, and raises where it goes on for ever.
@@ -106,7 +110,7 @@ def policy_error(policy: Policy, method: str, message: str, *, line: int = 0, hi
     return UnfoldError(Diagnostic(f"policy {name}: {message}", file, line or first_line, key="policy", hint=hint))
 
 
-def exception_error(policy: Policy, method: str, error: Exception) -> UnfoldError:
+def exception_error(policy: Policy, method: str, error: BaseException) -> UnfoldError:
     """Build the error of a policy that raised, with the line of its file that did."""
     file, _ = _find_source(policy, method)
     lines = [frame.lineno or 0 for frame in extract_tb(error.__traceback__) if frame.filename == file]

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from unfold_placement.kubernetes.codec import (
     Scope,
     annotation_key,
     decode_node,
+    parse_time,
     shorten_name,
 )
 from unfold_placement.kubernetes.informer import NODES, PODS, replace_node, update_node
@@ -50,6 +51,8 @@ PLACEMENT = annotation_key("placement")
 MAX_TRIES = 5
 MAX_WATCH_S = 1.0
 """Late workloads are found within this time."""
+MIN_TRY_S = 5.0
+"""A new controller tries to place a workload for so long before it gives one up that has waited long enough."""
 MAX_MESSAGE = 1000
 MAX_NODES_SHOWN = 8
 
@@ -63,7 +66,8 @@ class CheckedWorkload:
         reservation: Identifier of the reservation: the workload's UID and the time of its quota.
         tasks: Its tasks, one for each pod, by name.
         pod_sets: Pod set of each task.
-        since_s: When its check became pending, by the store's clock.
+        since_s: When its quota was reserved, by the store's clock, whoever was the controller then.
+        seen_s: When this controller saw the reservation first.
         nodes: Nodes of its pods by the answer that was read back; empty while it waits.
     """
 
@@ -72,6 +76,7 @@ class CheckedWorkload:
     tasks: dict[str, Task] = field(default_factory=dict)
     pod_sets: dict[str, str] = field(default_factory=dict)
     since_s: float = 0.0
+    seen_s: float = 0.0
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -83,6 +88,7 @@ class AdmissionCheckBackend(LocalBackend):
         api: The server.
         scope: Names of resources; its gate is the ``controllerName`` of the checks.
         patience_s: How long (s) a workload may hold its quota without a placement.
+        wall_clock: Returns Unix seconds, with which times of the server are compared.
         election: The election by a Lease; one controller answers.
         checks: Names of the checks that belong to this controller.
         nodes: Nodes by name.
@@ -96,6 +102,7 @@ class AdmissionCheckBackend(LocalBackend):
     api: Api = field(kw_only=True)
     scope: Scope = field(kw_only=True)
     patience_s: float = 60.0
+    wall_clock: Callable[[], float] = time.time
     election: LeaderElection | None = None
     checks: set[str] = field(default_factory=set)
     nodes: dict[str, Body] = field(default_factory=dict)
@@ -158,7 +165,7 @@ class AdmissionCheckBackend(LocalBackend):
             late = [
                 (name, item)
                 for name, item in self.workloads.items()
-                if item.tasks and not item.nodes and now - item.since_s > self.patience_s
+                if item.tasks and not item.nodes and self._is_late(item, now)
             ]
         for name, item in late:
             if self.term:
@@ -166,6 +173,10 @@ class AdmissionCheckBackend(LocalBackend):
                 self._answer(name, item, RETRY, message, requeue_s=math.ceil(self.patience_s))
                 with self.store.changed:
                     self._withdraw(name)
+
+    def _is_late(self, item: CheckedWorkload, now_s: float) -> bool:
+        tried_s = now_s - item.seen_s
+        return now_s - item.since_s > self.patience_s and tried_s > min(MIN_TRY_S, self.patience_s)
 
     def start(self, unit: Sequence[Start]) -> None:
         """Answer ``Ready`` once all pods of a workload are placed; where that fails, it waits again."""
@@ -277,7 +288,8 @@ class AdmissionCheckBackend(LocalBackend):
 
     def _submit(self, name: str, body: Body, reservation: tuple[str, str], state: str) -> None:
         self.reservations += 1
-        item = CheckedWorkload(body, reservation, since_s=self.now())
+        now_s = self.now()
+        item = CheckedWorkload(body, reservation, since_s=now_s - self._reservation_age_s(body), seen_s=now_s)
         self.workloads[name] = item
         try:
             for task, pod_set in self._build_tasks(name, body):
@@ -293,6 +305,14 @@ class AdmissionCheckBackend(LocalBackend):
             starts = list(_assign(item))
             if len(starts) == len(item.tasks) and all(start.node in self.store.nodes for start in starts):
                 self.store.start(starts)
+
+    def _reservation_age_s(self, body: Body) -> float:
+        """Return for how long a workload has held its quota; 0 where that is unknown, or in the future."""
+        try:
+            reserved_s = parse_time(_reserved_at(body))
+        except ValueError:
+            return 0.0
+        return max(0.0, self.wall_clock() - reserved_s)
 
     def _build_tasks(self, name: str, body: Body) -> Iterator[tuple[Task, str]]:
         """Yield the tasks of a workload with their pod sets: pods as the flavors of their quota restrict them."""

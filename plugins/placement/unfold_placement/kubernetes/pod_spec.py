@@ -65,11 +65,11 @@ def sum_pod_requests(spec: Body, parse: Callable[[Mapping[str, Any]], dict[str, 
         parse: Returns the amounts of a list of resources.
     """
     running: dict[str, int] = {}
-    for container in spec.get("containers", ()):
+    for container in spec.get("containers") or ():
         running = _add(running, _requests(container, parse))
     sidecars: dict[str, int] = {}
     peak: dict[str, int] = {}
-    for container in spec.get("initContainers", ()):
+    for container in spec.get("initContainers") or ():
         requests = _requests(container, parse)
         if container.get("restartPolicy") == ALWAYS:
             sidecars = _add(sidecars, requests)
@@ -78,15 +78,15 @@ def sum_pod_requests(spec: Body, parse: Callable[[Mapping[str, Any]], dict[str, 
             peak = _maximum(peak, _add(sidecars, requests))
     total = _maximum(_add(running, sidecars), peak)
     total |= _requests(spec, parse)
-    return _add(total, parse(spec.get("overhead", {})))
+    return _add(total, parse(spec.get("overhead") or {}))
 
 
 def pod_filter(pod: Body, scope: Scope) -> str:
     """Return the fields of a pod that restrict its nodes, encoded; a pod of this program's own pin is not one."""
-    spec, labels = pod["spec"], pod["metadata"].get("labels", {})
+    spec, labels = pod["spec"], pod["metadata"].get("labels") or {}
     affinity = spec.get("affinity") or {}
     selector = dict(spec.get("nodeSelector") or {})
-    notes = pod["metadata"].get("annotations", {})
+    notes = pod["metadata"].get("annotations") or {}
     if annotation_key("started") in notes and annotation_key("pinned") not in notes:
         selector.pop(HOSTNAME, None)
     limits = [*_spread_limits(spec, labels), *_anti_affinity_limits(affinity, pod["metadata"].get("namespace", ""))]
@@ -119,7 +119,7 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         UnfoldError: the annotation is malformed.
     """
     meta = pod["metadata"]
-    notes, labels = meta.get("annotations", {}), meta.get("labels", {})
+    notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
     name = notes.get(annotation_key("name"), meta["name"])
     demand, created = pod_demand(pod, scope), parse_time(meta["creationTimestamp"])
     group = group or Group(

@@ -1,4 +1,4 @@
-"""Workloads that own pods: Jobs, JobSets and ReplicaSets, whose pods are admitted together.
+"""Workloads that own pods: all pods of a Job, JobSet or ReplicaSet are admitted together.
 
 A suspended Job or JobSet with the policy's label is resumed behind the policy's gate: its controller then creates gated
 pods, which the policy places one by one. Pods that an owner creates later replace others, and are placed alone.

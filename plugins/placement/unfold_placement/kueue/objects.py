@@ -54,6 +54,11 @@ class PreemptionRules:
     borrows: bool = False
     borrow_threshold: int | None = None
 
+    @property
+    def compares_age(self) -> bool:
+        """Whether a workload may preempt newer ones of its own priority."""
+        return LOWER_OR_NEWER in {self.within_queue, self.reclaim}
+
 
 @dataclass(frozen=True, slots=True)
 class Fungibility:

@@ -15,8 +15,8 @@ from unfoldkit.api import user_error
 
 RETRY_DELAY_S = 1.0
 """Kueue tries inadmissible workloads again this long after a release (``requeueBatchPeriod``)."""
-MAX_CYCLES = 20_000
-"""Cycles at one instant, after which queues preempt each other for ever."""
+MAX_PREEMPTING_CYCLES = 20_000
+"""Cycles with preemption at one instant, after which queues preempt each other for ever."""
 END, ARRIVAL, RETRY = range(3)
 
 
@@ -96,7 +96,8 @@ class KueueReplay:
 
     def _run_cycles(self, now_s: float) -> None:
         seen: set[Hashable] = set()
-        for _ in range(MAX_CYCLES):
+        preempting_cycles = 0
+        while preempting_cycles < MAX_PREEMPTING_CYCLES:
             if (signature := self.scheduler.signature()) in seen:
                 # Kueue goes on trying its heads, with the same result until quota is released
                 return
@@ -111,6 +112,7 @@ class KueueReplay:
                 entry.preemptions += 1
                 self._release(entry)
                 self.scheduler.queues[entry.queue.name].push(entry)
+            preempting_cycles += bool(preempted)
             if admitted or preempted:
                 seen.clear()
         names = ", ".join(sorted({entry.workload.name for entry in self.admissions[-4:]}))
@@ -149,7 +151,7 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
     entries = []
     for workload in snapshot.workloads:
         queue = snapshot.queues[workload.queue]
-        entry = Entry(workload, queue, nodes[queue.name])
+        entry = Entry(workload, queue, nodes[queue.name], shape=repr(workload.pod_sets))
         entries.append(entry)
         _begin(replay, entry)
     replay.run(on_step)

@@ -71,17 +71,24 @@ class Scheduler:
         state: Quotas and admitted workloads.
         queues: Pending workloads by ClusterQueue.
         reasons: Why each pending workload was not admitted when it was tried last.
+        refusals: What was assigned in vain since the last admission or release, by what the workload requests.
+        refused_at: The number of admissions and releases at which ``refusals`` holds.
     """
 
     state: AdmissionState
     queues: dict[str, PendingQueue]
     reasons: dict[str, str] = field(default_factory=dict)
+    refusals: dict[Hashable, Assignment] = field(default_factory=dict)
+    refused_at: int = 0
 
     def signature(self) -> Hashable:
-        """Return what the next cycle depends on besides quotas; one that repeats it without effect changes nothing."""
+        """Return what the next cycle depends on besides quotas; one that repeats it without effect changes nothing.
+
+        Between admissions and preemptions, a heap only loses workloads: equal lengths mean equal workloads.
+        """
         return tuple(
             (
-                tuple(entry.workload.name for entry in queue.heap),
+                len(queue.heap),
                 queue.sticky.workload.name if queue.sticky is not None else "",
                 tuple(tuple(sorted(tried.items())) for entry in queue.heap[:1] for tried in entry.tried_flavors),
             )
@@ -114,6 +121,17 @@ class Scheduler:
         }
 
     def _nominate(self, entry: Entry) -> Nomination:
+        if self.refused_at != self.state.changes:
+            self.refusals, self.refused_at = {}, self.state.changes
+        key = _identify_request(entry)
+        if key in self.refusals:
+            return Nomination(entry, self.refusals[key], [])
+        item = self._compute_nomination(entry)
+        if item.assignment.fit != FIT and not item.targets:
+            self.refusals[key] = item.assignment
+        return item
+
+    def _compute_nomination(self, entry: Entry) -> Nomination:
         assigner = FlavorAssigner(self.state, entry)
         assignment = assigner.assign()
         if assignment.fit == FIT:
@@ -167,6 +185,13 @@ class Scheduler:
             queue.push(entry)
         else:
             queue.inadmissible.append(entry)
+
+
+def _identify_request(entry: Entry) -> Hashable:
+    """Return what the outcome of a nomination depends on besides the state."""
+    tried = tuple(tuple(sorted(flavors.items())) for flavors in entry.tried_flavors)
+    order = entry.order[: 2 if entry.queue.preemption.compares_age else 1]
+    return entry.queue.name, entry.shape or entry.workload.name, order, tried
 
 
 def _assign_fewer(assigner: FlavorAssigner, pod_sets: Sequence[PodSet]) -> tuple[Assignment, list[Entry]] | None:

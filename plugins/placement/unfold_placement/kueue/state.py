@@ -27,6 +27,8 @@ class Entry:
         attempt: Number of admissions; ends of earlier ones are void.
         tried_flavors: Index of the flavor that was tried last, by pod set and resource; empty starts with the first.
         scale: Part of its pods that was admitted (partial admission).
+        shape: Equal for workloads that request the same; empty where that is unknown.
+        order: The order within a ClusterQueue: priority, creation, and the identifier.
     """
 
     workload: Workload
@@ -40,11 +42,12 @@ class Entry:
     attempt: int = 0
     tried_flavors: tuple[Mapping[str, int], ...] = ()
     scale: float = 1.0
+    shape: str = ""
+    order: tuple[int, float, str] = field(init=False)
 
-    @property
-    def order(self) -> tuple[int, float, str]:
-        """The order within a ClusterQueue: priority, creation, and the identifier."""
-        return -self.workload.priority, self.workload.created_s, self.workload.uid
+    def __post_init__(self) -> None:
+        """Compute the order once: a replay compares it often."""
+        self.order = -self.workload.priority, self.workload.created_s, self.workload.uid
 
     def has_pending_flavors(self) -> bool:
         """Return whether flavors remain to be tried."""
@@ -60,22 +63,26 @@ class AdmissionState:
         nodes: Leaves of the tree of quotas by ClusterQueue.
         admitted: Workloads with quota, by ClusterQueue and name.
         now_s: The time in seconds from the beginning of the replay.
+        changes: Number of admissions and releases so far.
     """
 
     flavors: Mapping[str, Flavor]
     nodes: Mapping[str, QuotaNode]
     admitted: dict[str, dict[str, Entry]] = field(default_factory=dict)
     now_s: float = 0.0
+    changes: int = 0
 
     def admit(self, entry: Entry) -> None:
         """Count an entry's usage and list it as admitted."""
         self.admitted.setdefault(entry.queue.name, {})[entry.workload.name] = entry
         self.add_usage(entry)
+        self.changes += 1
 
     def release(self, entry: Entry) -> None:
         """Give an entry's quota back."""
         del self.admitted[entry.queue.name][entry.workload.name]
         self.remove_usage(entry)
+        self.changes += 1
 
     def add_usage(self, entry: Entry) -> None:
         """Count an entry's usage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -78,7 +79,11 @@ class ControllerThread:
         for task in sorted(self.submitted_tasks, key=lambda task: task.arrival):
             if self.stop_requested.wait(max(0.0, began_s + task.arrival - time.monotonic())):
                 return
-            self.loop.backend.submit(task)
+            try:
+                self.loop.backend.submit(task)
+            except Exception as error:  # noqa: BLE001 - the others must be submitted all the same
+                self.last_error = f"task {task.name} was not submitted: {error}"
+                logging.getLogger("unfoldkit").warning("%s", self.last_error)
 
 
 def build_application(name: str, thread: ControllerThread, agreement: Agreement | None = None) -> ASGIApp:

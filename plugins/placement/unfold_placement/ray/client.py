@@ -26,6 +26,8 @@ from unfoldkit.api import UnfoldError, user_error
 POLL_S = 2.0
 RETRY_S = 0.5
 STOP_TIMEOUT_S = 10.0
+MAX_UNREACHABLE_S = 300.0
+"""How long the coordinator may be out of reach before unfinished tasks fail; Ray restarts one that died."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class Client:
         threads: The two threads.
         stopped: Set when the client closes.
         deaths: How often the coordinator was found dead.
+        last_answer_s: When it answered last, by the monotonic clock.
         lock: Guards ``deaths``.
     """
 
@@ -71,14 +74,17 @@ class Client:
     threads: list[threading.Thread] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     deaths: int = 0
+    last_answer_s: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, task: Task, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a function call; cancelling the future withdraws it, waiting or running.
 
         Raises:
-            UnfoldError: this client has a task of that name.
+            UnfoldError: this client has a task of that name, or is closed.
         """
+        if self.stopped.is_set():
+            raise user_error(f"task {task.name} cannot be submitted: the client is closed", hint="connect anew")
         if task.name in self.jobs:
             raise user_error(f"task {task.name} exists already", hint="task names must be unique")
         job = self.jobs[task.name] = Job(task, _as_remote(function), args, kwargs, Future())
@@ -105,11 +111,11 @@ class Client:
     def start(self) -> None:
         """Start the threads."""
         for target in (self._send_reports, self._receive_offers):
-            self.threads.append(threading.Thread(target=target, daemon=True))
+            self.threads.append(threading.Thread(target=self._run_to_end, args=(target,), daemon=True))
             self.threads[-1].start()
 
     def close(self) -> None:
-        """Stop the threads; the coordinator withdraws unfinished tasks some seconds later."""
+        """Stop the threads, and fail unfinished tasks; the coordinator withdraws them some seconds later."""
         import ray
 
         self.stopped.set()
@@ -119,6 +125,16 @@ class Client:
         for thread in self.threads:
             # a thread may wait for a call that is never answered; it is a daemon
             thread.join(STOP_TIMEOUT_S)
+        self._fail_all("its client was closed")
+
+    def _run_to_end(self, target: Callable[[], None]) -> None:
+        """Run a thread's work; an error that nobody expects fails all jobs, since no thread would complete them."""
+        try:
+            target()
+        except Exception as error:
+            logging.getLogger("unfoldkit").exception("the client of a policy on Ray failed")
+            self.stopped.set()
+            self._fail_all(f"its client failed: {error!r}")
 
     def _send_reports(self) -> None:
         while not self.stopped.is_set():
@@ -159,31 +175,52 @@ class Client:
             with contextlib.suppress(InvalidStateError):
                 job.result.set_exception(error)
 
+    def _fail_all(self, reason: str) -> None:
+        """Fail all unfinished jobs: nobody would ever complete their futures."""
+        for name in list(self.jobs):
+            self._fail_job(name, user_error(f"task {name} was not completed: {reason}"))
+
+    def _check_reach(self, error: UnfoldError) -> None:
+        """Fail the jobs if the coordinator has been out of reach for too long; it is called again all the same."""
+        elapsed_s = time.monotonic() - self.last_answer_s
+        if elapsed_s > MAX_UNREACHABLE_S:
+            self._fail_all(f"{error.diagnostics[0].message}, for {elapsed_s:.0f} s")
+
+    def _call(self, method: str, *args: Any) -> Any:
+        answer = call_coordinator(self.coordinator, method, *args)
+        self.last_answer_s = time.monotonic()
+        return answer
+
     def _call_with_retry(self, method: str, *args: Any) -> Any:
         import ray
 
         while ray.is_initialized() and not self.stopped.is_set():
             deaths = self.deaths
             try:
-                return call_coordinator(self.coordinator, method, *args)
+                return self._call(method, *args)
             except CoordinatorTimeoutError as error:
+                self._check_reach(error)
                 if method == "report":
                     # an end that is reported twice counts once; one that is lost would occupy its place for ever
                     for ended in args[2]:
                         self.outbox.put(ended)
                     # the tasks may have been enqueued: submitted again they would exist twice
                     return {task.name: error.diagnostics[0].message for task in args[1] if task.name in self.jobs}
-            except CoordinatorDiedError:
+            except CoordinatorDiedError as error:
                 time.sleep(RETRY_S)
+                self._check_reach(error)
                 self._resubmit_all(deaths)
                 # the outbox now holds what the failed report contained
                 args = (self.name, [], []) if method == "report" else args
             except UnfoldError as error:
                 logging.getLogger("unfoldkit").warning("%s", error)
+                self._check_reach(error)
                 if method == "report":
                     return {task.name: error.diagnostics[0].message for task in args[1]}
                 time.sleep(RETRY_S)
-        self.stopped.set()
+        if not self.stopped.is_set():
+            self.stopped.set()
+            self._fail_all("this process is no longer connected to Ray")
         return None
 
     def _resubmit_all(self, known_deaths: int) -> None:
@@ -227,9 +264,8 @@ class Client:
         self.outbox.put(Ended(name, attempt, "" if error is None else type(error).__name__))
 
     def _close_job(self, record: Record) -> None:
-        job = self.jobs.pop(record.task.name, None)
-        if job is not None and not job.result.done():
-            job.result.set_exception(user_error(f"task {record.task.name} is {record.state}: {record.outcome}"))
+        name = record.task.name
+        self._fail_job(name, user_error(f"task {name} is {record.state}: {record.outcome}"))
 
     def _withdraw(self, task: str) -> None:
         if self.jobs.pop(task, None) is not None:

@@ -158,10 +158,10 @@ class Coordinator:
         with self.lock:
             self.store.check_term(term)
             records = self.store.start(unit, by=holder)
-            if records and self.placement_groups.has_idle(_demands(records)):
-                self._send_offers(
-                    records, self.placement_groups.reserve(_demands(records), self.reservation_timeout_s) or []
-                )
+            # nothing may wait for Ray while the lock is held
+            idle = self.placement_groups.take_idle_for(_demands(records)) if records else None
+            if idle is not None:
+                self._send_offers(records, idle)
                 return
         if records:
             self.pool.submit(self._reserve_and_start, records)

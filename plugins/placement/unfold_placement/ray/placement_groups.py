@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,13 @@ class PlacementGroups:
 
         remove_placement_group(group)
 
+    def take_idle_for(self, demands: Sequence[NodeShape]) -> list[Reservation] | None:
+        """Take idle reservations for all demands at once, or none; another thread may remove idle ones meanwhile."""
+        with self.lock:
+            if any(len(self.idle.get(key, ())) < count for key, count in Counter(demands).items()):
+                return None
+            return [self.idle[key].pop()[0] for key in demands]
+
     def reserve(self, demands: Iterable[NodeShape], timeout_s: float) -> list[Reservation] | None:
         """Reserve all demands, reusing idle reservations; None if that takes too long, and then nothing is kept."""
         reused = [(node, shape, self._take_idle(node, shape)) for node, shape in demands]
@@ -112,10 +119,6 @@ class PlacementGroups:
                 removed += [reservation for reservation, since in self.idle[key] if since < before]
                 self.idle[key] = [(reservation, since) for reservation, since in self.idle[key] if since >= before]
         return [reservation.group for reservation in removed]
-
-    def has_idle(self, demands: Iterable[NodeShape]) -> bool:
-        """Return whether idle reservations cover all demands."""
-        return all(len(self.idle.get(key, ())) >= count for key, count in Counter(demands).items())
 
     def find_unused(self, groups: Iterable[Any]) -> list[Any]:
         """Return the groups in which nothing runs, according to Ray's delayed view."""

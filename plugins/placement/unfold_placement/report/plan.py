@@ -8,11 +8,27 @@ from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.types import Task
 from unfold_placement.report import sentences
-from unfold_placement.simulation.metrics import NodeLosses, count_running
+from unfold_placement.simulation.metrics import NodeLosses, count_running, count_waiting
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
 from unfold_placement.simulation.simulator import SimulationResult
 from unfold_placement.simulation.starvation import Starvation
-from unfoldkit.api import Bar, Cell, Column, Figure, Marker, Metric, Report, Series, Table, Timeline, Verdict, time_axis
+from unfoldkit.api import (
+    Bar,
+    Cell,
+    Column,
+    Figure,
+    Marker,
+    Metric,
+    Panel,
+    Report,
+    Series,
+    StepArea,
+    Table,
+    Timeline,
+    Verdict,
+    format_count,
+    time_axis,
+)
 
 REPLAY_COLUMNS = (
     Column("policy"),
@@ -66,7 +82,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         tables=tuple(tables),
         figures=(
             *gantt_figures(policy.result, starvation.task if starves and starvation is not None else None),
-            timeline_figure(policy.result),
+            draw_queue(policy.result, baseline.result),
             wait_figure(policy.result, baseline.result),
         ),
         lines=_lines(screening, solution),
@@ -183,15 +199,30 @@ def gantt_figures(result: SimulationResult, starving: Task | None = None) -> tup
     )
 
 
-def timeline_figure(result: SimulationResult) -> Figure:
-    """Draw the number of running tasks of each job over time, or of each user or role where there are many jobs."""
-    counts = {name: count_running(result, tasks) for name, tasks in _group_tasks(result.tasks).items()}
-    unit, unit_s = time_axis(max((times[-1] for times, _ in counts.values()), default=0.0))
-    series = tuple(
+def draw_queue(policy: SimulationResult, baseline: SimulationResult) -> StepArea:
+    """Draw the waiting tasks over time with and without the policies, and the running ones.
+
+    Running tasks are those of each job, or of each user or role where there are many jobs.
+    """
+    waiting = {"policy": count_waiting(policy), BASELINE: count_waiting(baseline)}
+    running = {name: count_running(policy, tasks) for name, tasks in _group_tasks(policy.tasks).items()}
+    unit, unit_s = time_axis(max(times[-1] for times, _ in (*waiting.values(), *running.values())))
+    return StepArea(
+        name="timeline",
+        title=sentences.QUEUE_TITLE,
+        unit=unit,
+        panels=(
+            Panel("waiting tasks", _build_levels(waiting, unit_s)),
+            Panel("running tasks", _build_levels(running, unit_s)),
+        ),
+    )
+
+
+def _build_levels(counts: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit_s: float) -> tuple[Series, ...]:
+    return tuple(
         Series(name, tuple(time / unit_s for time in times), tuple(levels), "steps")
         for name, (times, levels) in counts.items()
     )
-    return Figure("timeline", "Running tasks", unit, "tasks", series)
 
 
 def wait_figure(policy: SimulationResult, baseline: SimulationResult) -> Figure:
@@ -238,7 +269,8 @@ def _replay_row(name: str, replay: Replay) -> tuple[Cell, ...]:
 
 def _subtitle(policy_names: str, result: SimulationResult) -> tuple[str, ...]:
     jobs = len({task.job for task in result.tasks})
-    return (f"{len(result.nodes):,} nodes", f"{len(result.tasks):,} tasks", f"{jobs:,} jobs", policy_names)
+    counts = ((len(result.nodes), "node"), (len(result.tasks), "task"), (jobs, "job"))
+    return (*(format_count(count, noun) for count, noun in counts), policy_names)
 
 
 def _headline(policy: Replay, baseline: Replay, reasons: Mapping[str, str], starvation: Starvation | None) -> str:

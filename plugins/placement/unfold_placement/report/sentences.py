@@ -8,9 +8,13 @@ from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
 GANTT_TITLE = "Which tasks run on which node, and when"
+QUEUE_TITLE = "Tasks that wait and run, over time"
 WAITING = "(no node yet)"
 NEVER_STARTS = "never starts"
 STARVES = "starves"
+NODE_LOST = "lost"
+HOLDS, VIOLATED, BY_DESIGN = "holds", "counterexample", "by design"
+NOT_CLAIMED, NO_GANGS = "not claimed", "no gangs"
 MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
@@ -169,6 +173,11 @@ def _count_violations(count: int) -> str:
 def counterexample_headline(property_name: str, victim: str, length: int) -> str:
     """Return the headline of a verification with a counterexample."""
     return f"{property_name}: {length} actions lead to a violation for {victim}, and the replay confirms it"
+
+
+def counterexample_title(property_name: str, victim: str) -> str:
+    """Return the title of the timeline of a counterexample."""
+    return f"Replay of a counterexample: {property_name} of {victim}"
 
 
 def verified_headline(jobs: int, nodes: int, states: int) -> str:

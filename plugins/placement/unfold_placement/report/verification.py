@@ -1,16 +1,28 @@
-"""The report of ``unfold check --verify``: counterexamples, what follows from a strict order, and the bound."""
+"""The report of ``unfold check --verify``: counterexamples as timelines, and the bound of each property as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from unfold_placement.core.types import DOWN, UP, NodeChange
 from unfold_placement.report import sentences
+from unfold_placement.report.plan import gantt_figures
 from unfold_placement.simulation.problem import Problem
+from unfold_placement.simulation.simulator import SimulationResult, simulate
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.scenario import KIND_END
+from unfold_placement.verification.search import (
+    HEAD_OF_LINE,
+    LIVELOCK,
+    PREEMPTION_LOOP,
+    STARVATION,
+    STUCK,
+    TORN,
+)
 from unfold_placement.verification.verify import Verification
-from unfoldkit.api import Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Column, Marker, Metric, Report, Table, Timeline, UnfoldError, Verdict, time_axis
 
 SEARCH_COLUMNS = (
     Column("victim"),
@@ -20,6 +32,8 @@ SEARCH_COLUMNS = (
     Column("states"),
     Column("complete"),
 )
+BOUND_COLUMNS = (Column("property"), Column("result"), Column("nodes"), Column("jobs"))
+PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, LIVELOCK, HEAD_OF_LINE)
 FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Column("in use", "%", 0), Column("replay"))
 
 
@@ -43,6 +57,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
         )
         for record in searches
     )
+    tables.append(Table("bound", BOUND_COLUMNS, tuple(_bound_rows(problem, verification))))
     tables.append(Table("searches", SEARCH_COLUMNS, search_rows))
     lines = [("by design", sentences.by_design_line(example.finding.property_name)) for example in notes]
     lines += [("not claimed", sentences.time_dependent_line(name)) for name in verification.time_dependent]
@@ -63,9 +78,53 @@ def verification_report(problem: Problem, verification: Verification, decision: 
             "transitions": Metric(sum(record.transitions for record in searches)),
         },
         tables=tuple(tables),
+        figures=tuple(_timelines(problem, verification)),
         lines=tuple(lines),
         decision=decision or None,
     )
+
+
+def _bound_rows(problem: Problem, verification: Verification) -> Iterator[tuple[str, str, int, int]]:
+    """Yield what is claimed of each property, with the extent of the searches."""
+    violated = {example.finding.property_name for example in verification.counterexamples}
+    noted = {example.finding.property_name for example in verification.by_design}
+    has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
+    is_claimed = verification.is_complete and not verification.unconfirmed
+    nodes = max(record.nodes for record in verification.searches)
+    for name in PROPERTIES:
+        result = sentences.HOLDS if is_claimed else sentences.NOT_CLAIMED
+        if name == TORN and not has_gangs:
+            result = sentences.NO_GANGS
+        result = sentences.BY_DESIGN if name in noted else result
+        yield name, sentences.VIOLATED if name in violated else result, nodes, verification.searches[0].jobs_in_flight
+
+
+def _timelines(problem: Problem, verification: Verification) -> Iterator[Timeline]:
+    """Yield each counterexample as a timeline of its replay; none of a policy that raises."""
+    for number, example in enumerate((*verification.counterexamples, *verification.by_design), 1):
+        try:
+            result = simulate(example.scenario.nodes, example.tasks, problem.new_policies(), example.node_changes)
+        except UnfoldError:
+            continue
+        name = example.finding.property_name
+        first = next((task for task in example.tasks if task.job == f"{example.finding.victim}0"), None)
+        starving = first if name in {STARVATION, PREEMPTION_LOOP} else None
+        for figure in gantt_figures(result, starving):
+            title = sentences.counterexample_title(name, example.finding.victim.rstrip(KIND_END))
+            markers = (*figure.markers, *_node_markers(example.node_changes, result))
+            yield replace(figure, name=f"counterexample-{number}", title=title, markers=markers)
+
+
+def _node_markers(changes: tuple[NodeChange, ...], result: SimulationResult) -> Iterator[Marker]:
+    """Yield when nodes are away, on the axis of ``gantt_figures``."""
+    ends_s = [end_s for end_s in result.end_s.tolist() if end_s < float("inf")]
+    _, unit_s = time_axis(max(ends_s, default=0.0))
+    for change in changes:
+        if change.change == DOWN:
+            returns = [other.at for other in changes if (other.node, other.change) == (change.node, UP)]
+            back_s = min((at_s for at_s in returns if at_s > change.at), default=None)
+            end = back_s / unit_s if back_s is not None else None
+            yield Marker(sentences.NODE_LOST, change.at / unit_s, end, lane=change.node)
 
 
 def format_actions(example: Counterexample) -> str:

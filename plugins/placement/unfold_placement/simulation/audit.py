@@ -10,7 +10,7 @@ from typing import Any
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import LOGGED_KINDS
-from unfold_placement.core.policy import Policy, exception_error
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, exception_error
 from unfold_placement.core.types import DOWN, MILLI, UP, Node, NodeChange, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.metrics import START_CHANGE
@@ -168,7 +168,7 @@ def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) ->
             yield from (str(violation) for violation in audit(events))
         except UnfoldError:
             raise
-        except Exception as error:
+        except POLICY_FAILURES as error:
             raise exception_error(policy, "audit", error) from error
 
 

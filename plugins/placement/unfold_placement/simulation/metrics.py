@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -286,6 +287,25 @@ def count_running(result: SimulationResult, tasks: Sequence[Task]) -> tuple[list
                 times.append(time)
                 counts.append(float(level))
     return times, counts
+
+
+def count_waiting(result: SimulationResult) -> tuple[list[float], list[float]]:
+    """Return times (s) and, from each time on, the number of tasks that have arrived and do not run.
+
+    A preempted task waits again; one that a policy rejects does not wait.
+    """
+    changes = {0.0: 0}
+    for task in result.tasks:
+        if task.name not in result.rejections:
+            changes[task.arrival] = changes.get(task.arrival, 0) + 1
+    log = result.log
+    for time, kind in zip(log.times.tolist(), log.kinds.tolist(), strict=True):
+        # what ends does not wait
+        change = 0 if kind == kernel.LOG_ENDED else -START_CHANGE.get(kind, 0)
+        if change:
+            changes[time] = changes.get(time, 0) + change
+    times = sorted(changes)
+    return times, [float(level) for level in itertools.accumulate(changes[time] for time in times)]
 
 
 def _share_distance(held: FloatArray, weights: FloatArray, unit: float, *, dominant: bool) -> float:

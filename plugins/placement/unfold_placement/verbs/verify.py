@@ -13,7 +13,7 @@ from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.verify import Bound, verify_policies
-from unfold_placement.workload.build import build_nodes, build_tasks, policy_rules
+from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks, policy_rules, protect_tasks
 from unfoldkit.api import Report, Run
 
 MIB = 1 << 20
@@ -29,13 +29,16 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     """
     is_written = bool(spec.workload.tasks)
     # only a written workload has kinds of its own: a trace is not read
+    nodes = tuple(build_nodes(spec.cluster, run)) if is_written else ()
+    rules = policy_rules(spec.policy)
     problem = Problem(
         name=spec.name,
-        nodes=tuple(build_nodes(spec.cluster, run)) if is_written else (),
-        tasks=tuple(build_tasks(spec.workload, run)) if is_written else (),
-        rules=policy_rules(spec.policy),
+        nodes=nodes,
+        tasks=tuple(protect_tasks(build_tasks(spec.workload, run), rules)) if is_written else (),
+        rules=rules,
         allow_code=run.allow_code,
         is_recorded=not is_written,
+        node_changes=build_node_changes(spec.cluster, nodes, run) if is_written else (),
     )
     with interrupt_stalled_policies():
         verification = verify_policies(problem, Bound(), run.progress)
@@ -51,11 +54,14 @@ def counterexample_spec(spec: PlacementSpec, example: Counterexample) -> dict[st
         {"name": node.name, **_amounts(node.capacity), **({"labels": dict(node.labels)} if node.labels else {})}
         for node in example.scenario.nodes
     ]
+    events = [
+        {"at": f"{change.at:g} s", "nodes": [change.node], "change": change.change} for change in example.node_changes
+    ]
     return {
         "version": 1,
         "kind": "placement",
         "name": f"{spec.name}-{example.finding.property_name.replace(' ', '-')}",
-        "cluster": {"nodes": nodes},
+        "cluster": {"nodes": nodes, **({"events": events} if events else {})},
         "workload": {"tasks": _merge_alike([_task_spec(task) for task in example.tasks])},
         "policy": policy,
     }

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import QUEUE, Task
+from unfold_placement.core.types import QUEUE, NodeChange, Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation, simulate
 from unfold_placement.verification.model import SLOT_MARK
 from unfold_placement.verification.scenario import (
     END,
+    NODE_CHANGES,
     Action,
     Jobs,
     Scenario,
@@ -38,6 +39,8 @@ from unfoldkit.api import UnfoldError
 
 STEP_S = 60.0
 """Time between two actions of a counterexample in seconds."""
+Workload = tuple[Sequence[Task], Sequence[NodeChange]]
+"""Tasks, and the nodes that change meanwhile."""
 ROUNDS = 20
 """How often a loop is repeated."""
 VICTIM_STEPS = 10
@@ -55,6 +58,8 @@ class Instance:
         started_s: Its last start, NaN before.
         ended_s: Its end, infinity if it never ends.
         order: Order of the first tasks of jobs that arrive interleaved.
+        tick_s: The search's own time of its last start, NaN before.
+        is_torn: A part of its tasks runs.
     """
 
     kind: str
@@ -63,6 +68,8 @@ class Instance:
     started_s: float = math.nan
     ended_s: float = math.inf
     order: int = 0
+    tick_s: float = math.nan
+    is_torn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class Counterexample:
     Attributes:
         finding: The finding.
         tasks: The tasks, with arrival and run times.
+        node_changes: The nodes that are lost and return.
         scenario: Cluster and kinds.
         evidence: What the replay shows, as a sentence.
     """
@@ -80,6 +88,7 @@ class Counterexample:
     tasks: tuple[Task, ...]
     scenario: Scenario
     evidence: str
+    node_changes: tuple[NodeChange, ...] = ()
 
 
 def confirm(
@@ -90,8 +99,18 @@ def confirm(
         tasks = unfold_tasks(finding, scenario, new_policies())
     except UnfoldError:
         return None
-    evidence = _find_evidence(finding, scenario, tasks, new_policies, rules)
-    return Counterexample(finding, tuple(tasks), scenario, evidence) if evidence else None
+    changes = list_node_changes(finding)
+    evidence = _find_evidence(finding, scenario, (tasks, changes), new_policies, rules)
+    return Counterexample(finding, tuple(tasks), scenario, evidence, changes) if evidence else None
+
+
+def list_node_changes(finding: Finding) -> tuple[NodeChange, ...]:
+    """Return the changes of nodes among the actions before the loop, at the times of ``unfold_tasks``."""
+    return tuple(
+        NodeChange(step * STEP_S, action.target, NODE_CHANGES[action.code])
+        for step, action in enumerate(finding.prefix)
+        if action.code in NODE_CHANGES
+    )
 
 
 def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy]) -> list[Task]:
@@ -131,18 +150,24 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
             counts[kind] += 1
         _record_starts(controller, jobs, alive, now_s)
     horizon_s = (len(actions) + 1) * STEP_S
+    if not finding.loop:
+        for instance in instances:
+            instance.is_torn = False
     return _build_tasks(instances, scenario, horizon_s, is_interleaved=any(action.code == "*" for action in actions))
 
 
 def _record_starts(controller: Controller, jobs: Jobs, alive: dict[str, Instance], now_s: float) -> None:
-    status = controller.table.state.status
+    state = controller.table.state
     for job in jobs.arrived:
-        is_running = any(status[row] == kernel.RUNNING for row in job_rows(controller, job))
-        instance = alive[job]
-        if not is_running:
+        instance, rows = alive[job], job_rows(controller, job)
+        running = [row for row in rows if state.status[row] == kernel.RUNNING]
+        tick_s = min((float(state.start_s[row]) for row in running), default=math.nan)
+        if math.isnan(tick_s):
             instance.started_s = math.nan
-        elif math.isnan(instance.started_s):
+        elif tick_s != instance.tick_s:
+            # a job that is stopped and started again within one step begins anew
             instance.started_s = now_s
+        instance.tick_s, instance.is_torn = tick_s, 0 < len(running) < len(rows)
 
 
 def _build_tasks(
@@ -152,7 +177,9 @@ def _build_tasks(
     for instance in instances:
         run_s = instance.ended_s - instance.started_s
         if instance.kind == scenario.victim:
-            run_s = VICTIM_STEPS * STEP_S if not math.isfinite(run_s) or math.isinf(instance.ended_s) else run_s
+            # the rest of a torn gang runs without end
+            endless_s = max(horizon_s, 2 * VICTIM_STEPS * STEP_S) if instance.is_torn else VICTIM_STEPS * STEP_S
+            run_s = run_s if math.isfinite(run_s) else endless_s
         if not math.isfinite(run_s):
             run_s = horizon_s
         job = f"{instance.kind}{instance.number}"
@@ -169,16 +196,17 @@ def _build_tasks(
 def _find_evidence(
     finding: Finding,
     scenario: Scenario,
-    tasks: Sequence[Task],
+    workload: Workload,
     new_policies: Callable[[], Sequence[Policy]],
     rules: Sequence[PolicyRule],
 ) -> str:
     """Return what the simulator shows of a finding; empty if nothing."""
     name, evidence = finding.property_name, ""
     if name == HEAD_OF_LINE:
-        return _idle_evidence(finding, scenario, tasks, new_policies)
+        return _idle_evidence(finding, scenario, workload, new_policies)
+    tasks, changes = workload
     try:
-        result = simulate(scenario.nodes, tasks, new_policies())
+        result = simulate(scenario.nodes, tasks, new_policies(), changes)
     except UnfoldError as error:
         return error.diagnostics[0].message if name == LIVELOCK else ""
     stuck = {task.job for task in result.stuck}
@@ -194,8 +222,10 @@ def _find_evidence(
 
 def _endless_evidence(victim: str, result: SimulationResult) -> str:
     last_arrival_s = max(task.arrival for task in result.tasks)
-    for task, end in zip(result.tasks, result.end_s.tolist(), strict=True):
-        if task.job == f"{victim}0" and end > last_arrival_s:
+    for task, start, end in zip(result.tasks, result.start_s.tolist(), result.end_s.tolist(), strict=True):
+        # of a torn gang, whose rest runs without end, a task must still wait
+        late_s = start if task.run > VICTIM_STEPS * STEP_S else end
+        if task.job == f"{victim}0" and late_s > last_arrival_s:
             waited_s = last_arrival_s - task.arrival
             return f"{task.job} has not ended {waited_s:,.0f} s after its arrival, when the last other job arrives"
     return ""
@@ -206,14 +236,19 @@ def _torn_evidence(tasks: Sequence[Task], start_s: Sequence[float]) -> str:
     for task, start in zip(tasks, start_s, strict=True):
         starts.setdefault(task.job, set()).add(start)
     torn = [job for job, times in starts.items() if len(times) > 1]
-    return f"the tasks of {torn[0]} start at {len(starts[torn[0]])} different times" if torn else ""
+    if not torn:
+        return ""
+    if math.inf in starts[torn[0]]:
+        return f"a part of {torn[0]} runs, and the rest waits forever"
+    return f"the tasks of {torn[0]} start at {len(starts[torn[0]])} different times"
 
 
 def _idle_evidence(
-    finding: Finding, scenario: Scenario, tasks: Sequence[Task], new_policies: Callable[[], Sequence[Policy]]
+    finding: Finding, scenario: Scenario, workload: Workload, new_policies: Callable[[], Sequence[Policy]]
 ) -> str:
-    at_s = (len(finding.prefix) - 1) * STEP_S
-    controller = run_simulation(prepare_simulation(scenario.nodes, tasks, new_policies()), until=at_s + STEP_S / 2)
+    at_s, (tasks, changes) = (len(finding.prefix) - 1) * STEP_S, workload
+    prepared = prepare_simulation(scenario.nodes, tasks, new_policies(), changes)
+    controller = run_simulation(prepared, until=at_s + STEP_S / 2)
     view = controller.view
     for task in view.waiting():
         unit = view.unit(task)

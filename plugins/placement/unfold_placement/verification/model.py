@@ -29,7 +29,7 @@ from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 from unfold_placement.policies.shared.unit_queue import UnitQueue
 
-ATOMS = (int, float, str, bool, bytes, type(None), FunctionType, type, re.Pattern)
+ATOMS = (int, float, str, bool, bytes, type(None), FunctionType, type, re.Pattern, frozenset)
 SHARED = (Task, Node, Ask, EphemeralResource, Event)
 """Immutable objects that copies share."""
 FIXED_ARRAYS = frozenset(
@@ -125,8 +125,13 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
 
 def _form(value: Any, rename: Renaming) -> Hashable:  # noqa: C901, PLR0911, PLR0912
     """Return a hashable form of a value: names of jobs replaced, numbers rounded, empty values left out."""
+    # the most frequent types first: the instance checks below take longer than the rest of a search
+    if value is None or type(value) in {int, bool}:
+        return cast("Hashable", value)
     if isinstance(value, str):
         return rename(value)
+    if type(value) in {tuple, list}:
+        return tuple([_form(item, rename) for item in value])
     if isinstance(value, float):
         return round(value, DIGITS)
     if isinstance(value, Task):
@@ -184,11 +189,11 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901, PLR0911
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     if kind is list:
         return [_copy_value(item, memo) for item in value]
+    if kind is deque:
+        return deque((_copy_value(item, memo) for item in value), value.maxlen)
     if kind is dict:
         return {key: _copy_value(item, memo) for key, item in value.items()}
-    if kind is Counter:
-        return Counter(value)
-    if kind is np.ndarray:
+    if kind is Counter or kind is np.ndarray:
         return value.copy()
     if kind is MethodType:
         return MethodType(value.__func__, _copy_value(value.__self__, memo))

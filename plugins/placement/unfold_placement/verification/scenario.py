@@ -10,15 +10,17 @@ from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller, build_controller, collect_requests
 from unfold_placement.core.policy import InstantBudget, Policy
 from unfold_placement.core.resources import build_resource_table
-from unfold_placement.core.types import Node, Task
+from unfold_placement.core.types import DOWN, UP, Node, NodeChange, Task
 from unfold_placement.verification.model import SLOT_MARK, Renaming
 
 KIND_END = "."
 """Ends the name of a kind that was taken from a spec, so that a number can follow it."""
 TICK_S = 1e-12
 """Time between two actions of a search in seconds."""
-ARRIVE, END, INTERLEAVE = "+", "-", "*"
+ARRIVE, END, INTERLEAVE, LOSE, RETURN = "+", "-", "*", "!", "^"
 """Codes of actions."""
+NODE_CHANGES = {LOSE: DOWN, RETURN: UP}
+"""The change of a node that an action is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,11 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One change: a job of a kind arrives, two arrive task by task, or a running job ends.
+    """One change: a job of a kind arrives, two arrive task by task, a running job ends, or a node is lost or returns.
 
     Attributes:
-        code: ``ARRIVE``, ``INTERLEAVE`` or ``END``.
-        target: Kind, kinds or job.
+        code: One of the codes above.
+        target: Kind, kinds, job or node.
         index: Index of the ending job among those that may end, in order of start.
     """
 
@@ -58,6 +60,8 @@ class Action:
 
     def __str__(self) -> str:
         """Return a short form such as ``+small``; an ending job is shown by its kind."""
+        if self.code in NODE_CHANGES:
+            return f"{self.code}{self.target}"
         return f"{self.code}{self.target.split(SLOT_MARK)[0]}".replace(KIND_END, "")
 
 
@@ -71,6 +75,7 @@ class Scenario:
         victim: The kind that arrives once and must end.
         jobs_in_flight: Jobs in the system at a time, the victim included.
         has_gangs: Several tasks of a job end together.
+        unsteady: Nodes that may be lost, and return after a while.
     """
 
     nodes: tuple[Node, ...]
@@ -78,6 +83,7 @@ class Scenario:
     victim: str
     jobs_in_flight: int = 3
     has_gangs: bool = True
+    unsteady: tuple[str, ...] = ()
 
     def kind(self, name: str) -> Kind:
         """Return a kind by name."""
@@ -145,6 +151,9 @@ def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs) -> Iter
     for index, job in enumerate(running_jobs(controller, only_whole=scenario.has_gangs)):
         yield Action(END, job, index)
     yield from _list_arrivals(scenario, jobs)
+    for node in scenario.unsteady:
+        is_up = controller.table.state.is_up[controller.table.node_rows[node]]
+        yield Action(LOSE if is_up else RETURN, node)
 
 
 def _list_arrivals(scenario: Scenario, jobs: Jobs) -> Iterator[Action]:
@@ -183,6 +192,9 @@ def apply_action(scenario: Scenario, controller: Controller, jobs: Jobs, action:
         has_ended = all(status[row] == kernel.DONE for row in rows)
         arrived = tuple(job for job in jobs.arrived if not (job == action.target and has_ended))
         return replace(jobs, arrived=arrived)
+    if action.code in NODE_CHANGES:
+        controller.change_nodes([NodeChange(controller.table.now, action.target, NODE_CHANGES[action.code])])
+        return jobs
     kinds = action.target.split(",")
     names = [_free_slot(kind, jobs) for kind in kinds]
     if action.code == ARRIVE:

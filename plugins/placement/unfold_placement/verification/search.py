@@ -67,7 +67,7 @@ class Edge:
     Attributes:
         target: Number of the next state.
         action: The action.
-        successors: Index in the next state's running jobs of each running job, or ``GONE``.
+        successors: Index in the next state's jobs that may end of each job that may, or ``GONE``.
     """
 
     target: int
@@ -82,8 +82,9 @@ class Graph:
     Attributes:
         edges: Transitions by state.
         parents: State and action from which each state was reached first.
-        has_victim: Whether the victim waits or runs, by state.
+        may_starve: Whether the victim is there and every node is up, by state: nodes are not lost for ever.
         running_count: Number of running jobs, by state.
+        whole_count: Number of jobs that may end, by state.
         used: Fraction of capacity in use, by state.
         transitions: Number of transitions.
         is_complete: Every reachable state was expanded.
@@ -91,8 +92,9 @@ class Graph:
 
     edges: list[list[Edge]] = field(default_factory=list)
     parents: list[tuple[int, Action] | None] = field(default_factory=list)
-    has_victim: list[bool] = field(default_factory=list)
+    may_starve: list[bool] = field(default_factory=list)
     running_count: list[int] = field(default_factory=list)
+    whole_count: list[int] = field(default_factory=list)
     used: list[float] = field(default_factory=list)
     transitions: int = 0
     is_complete: bool = True
@@ -137,7 +139,7 @@ def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> S
     while queue:
         number, controller, jobs = queue.popleft()
         actions = list(list_actions(scenario, controller, jobs))
-        before = running_jobs(controller, only_whole=False)
+        before = running_jobs(controller, only_whole=scenario.has_gangs)
         for action in actions:
             following = copy_controller(controller) if action is not actions[-1] else controller
             cursor = int(following.table.state.counters[kernel.LOGGED])
@@ -154,7 +156,7 @@ def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> S
                 findings.setdefault(LIVELOCK, finding)
                 continue
             target, is_new = _add_state(graph, numbers, queue, scenario, following, new_jobs, (number, action))
-            after = running_jobs(following, only_whole=False)
+            after = running_jobs(following, only_whole=scenario.has_gangs)
             stopped = _stopped_jobs(following, cursor)
             successors = tuple(after.index(job) if job in after and job not in stopped else GONE for job in before)
             graph.edges[number].append(Edge(target, action, successors))
@@ -186,8 +188,10 @@ def _add_state(
     number = numbers[key] = len(numbers)
     graph.edges.append([])
     graph.parents.append(parent)
-    graph.has_victim.append(any(job.split(SLOT_MARK)[0] == scenario.victim for job in jobs.arrived))
+    has_all_nodes = bool(controller.table.state.is_up.all())
+    graph.may_starve.append(has_all_nodes and any(job.split(SLOT_MARK)[0] == scenario.victim for job in jobs.arrived))
     graph.running_count.append(len(running_jobs(controller, only_whole=False)))
+    graph.whole_count.append(len(running_jobs(controller, only_whole=scenario.has_gangs)))
     graph.used.append(_used_fraction(controller))
     queue.append((number, controller, jobs))
     return number, True
@@ -201,8 +205,9 @@ def _runs_alone(scenario: Scenario, graph: Graph) -> bool:
 
 def _used_fraction(controller: Controller) -> float:
     state, view = controller.table.state, controller.view
+    free = state.free[state.is_up > 0]
     fractions = [
-        1 - float(state.free[:, column].sum()) / total
+        1 - float(free[:, column].sum()) / total
         for column, kind in enumerate(controller.table.resource_kinds)
         if (total := view.total_capacity(kind))
     ]
@@ -240,7 +245,7 @@ def _judge_state(
     can_end = running_jobs(controller, only_whole=scenario.has_gangs)
     if waiting and not can_end and graph.running_count[number]:
         yield _finding(TORN, waiting[0][0], graph, number)
-    if not graph.running_count[number]:
+    if not graph.running_count[number] and controller.table.state.is_up.any():
         # the cluster is empty: whatever can run at all must fit, whichever unit has a reservation
         possible = [kind for kind, unit in waiting if _is_possible(controller, unit)]
         if possible:
@@ -281,8 +286,8 @@ def _is_set_aside(controller: Controller, unit: Unit) -> bool:
 def find_fair_loop(graph: Graph, victim: str) -> Finding | None:
     """Return the shortest loop in which the victim never ends and every job that runs ends or is stopped, or None.
 
-    A loop is fair if all jobs that run at its start end or are stopped within it. The search keeps the set of those
-    that still run, inside a strongly connected component of the states with the victim.
+    A loop is fair if all jobs that could end at its start end or are stopped within it; a torn gang could not. The
+    search keeps the set of those that still run, inside a strongly connected component of the states with the victim.
     """
     best: Finding | None = None
     depth = [len(graph.path(state)) for state in range(len(graph.parents))]
@@ -312,7 +317,7 @@ MAX_EXTRA_DEPTH = 3
 def _shortest_fair_loop(
     graph: Graph, members: set[int], start: int
 ) -> tuple[tuple[Action, ...], list[int], bool] | None:
-    origin = (start, tuple(range(graph.running_count[start])))
+    origin = (start, tuple(range(graph.whole_count[start])))
     parents: dict[tuple[int, tuple[int, ...]], tuple[tuple[int, tuple[int, ...]], Edge] | None] = {origin: None}
     queue = deque([origin])
     while queue:
@@ -354,7 +359,7 @@ def strong_components(graph: Graph) -> list[list[int]]:
     on_stack: set[int] = set()
     components: list[list[int]] = []
     for root in range(len(graph.parents)):
-        if root in index or not graph.has_victim[root]:
+        if root in index or not graph.may_starve[root]:
             continue
         work = [(root, iter(graph.edges[root]))]
         index[root] = low[root] = len(index)
@@ -362,7 +367,7 @@ def strong_components(graph: Graph) -> list[list[int]]:
         on_stack.add(root)
         while work:
             state, edges = work[-1]
-            edge = next((item for item in edges if graph.has_victim[item.target]), None)
+            edge = next((item for item in edges if graph.may_starve[item.target]), None)
             if edge is None:
                 work.pop()
                 if work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.types import MILLI, Node, Task
+from unfold_placement.core.types import DOWN, MILLI, Node, Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.deadlock_check import job_signature
 from unfold_placement.simulation.problem import Problem
@@ -103,7 +103,11 @@ def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
     has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
     own = _own_kinds(problem)
     if own:
-        return [Scenario(problem.nodes, own, victim.name, bound.jobs_in_flight, has_gangs=has_gangs) for victim in own]
+        lost = dict.fromkeys(change.node for change in problem.node_changes if change.change == DOWN)
+        jobs = bound.jobs_in_flight
+        return [
+            Scenario(problem.nodes, own, victim.name, jobs, has_gangs=has_gangs, unsteady=tuple(lost)) for victim in own
+        ]
     scenarios = []
     for count in bound.node_counts:
         nodes = tuple(Node(f"node-{index}", {_kind(problem): GPUS_PER_NODE * MILLI}) for index in range(count))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from unfold_placement.kubernetes.codec import UNITS
 from unfold_placement.kubernetes.connection import ClusterAccess, read_nodes
 from unfold_placement.kueue.comparison import QueueProblem, change_quotas, sum_nominal
 from unfold_placement.kueue.objects import QueueSnapshot
-from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.policies.registry import CUSTOM, PolicyRule, has_policy
 from unfold_placement.report import sentences
 from unfold_placement.schema.models import (
     ClusterSpec,
@@ -82,11 +83,12 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
             "a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve"
         )
     check_pack_levels(spec.policy, nodes)
+    rules = policy_rules(spec.policy)
     return Problem(
         name=spec.name,
         nodes=tuple(nodes),
-        tasks=tuple(tasks),
-        rules=policy_rules(spec.policy),
+        tasks=tuple(protect_tasks(tasks, rules)),
+        rules=rules,
         allow_code=run.allow_code,
         is_recorded=not spec.workload.tasks,
         explained_task=spec.explain.task if spec.explain is not None else "",
@@ -94,6 +96,13 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
         notes=tuple(notes),
         node_changes=build_node_changes(spec.cluster, nodes, run),
     )
+
+
+def protect_tasks(tasks: Sequence[Task], rules: Sequence[PolicyRule]) -> Sequence[Task]:
+    """Return tasks whose demands a policy of the user cannot change: the report would count what it wrote there."""
+    if not has_policy(rules, CUSTOM):
+        return tasks
+    return [replace(task, demand=MappingProxyType(dict(task.demand))) for task in tasks]
 
 
 def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:

@@ -98,8 +98,18 @@ def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S
         try:
             parsed.append(parse(item))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise user_error(f"item {index} is not what {program} prints: {error!r}", file=str(path)) from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            message = f"item {index}{_item_name(item)} is not what {program} prints: {reason}"
+            raise user_error(message, file=str(path)) from error
     return parsed
+
+
+def _item_name(item: object) -> str:
+    """Return the kind and name of an object of Kubernetes, in brackets; empty for anything else."""
+    body = item[0] if isinstance(item, tuple) and item else item
+    meta = body.get("metadata") if isinstance(body, dict) else None
+    name = meta.get("name") if isinstance(meta, dict) else None
+    return f" ({body.get('kind') or 'object'} {str(name)[:80]})" if isinstance(body, dict) and name else ""
 
 
 def build_tasks(
@@ -133,13 +143,21 @@ def build_tasks(
     started = [(item, span) for item, span in zip(task_items, spans, strict=True) if span.started_s is not None]
     running = sum(span.ended_s is None for _, span in started)
     _warn_left_out(skipped, len(task_items) - len(started), running, path, form, warn)
+    if task_items and not started:
+        raise user_error(f"none of its {len(task_items)} {form.items} has started", file=str(path))
     started = started[:max_tasks]
     times = [time for span in spans for time in (span.submitted_s, span.started_s, span.ended_s) if time is not None]
     origin_s = min((span.submitted_s for _, span in started), default=0.0)
     timeline = Timeline(origin_s, max(times, default=0.0), speedup)
     tasks = parse_items(started, path, form.program, lambda pair: form.build_task(pair[0], pair[1], timeline))
-    sizes = Counter(task.job for task in tasks)
-    return [replace(task, size=sizes[task.job]) for task in tasks]
+    sizes, seen = Counter(task.job for task in tasks), Counter[str]()
+    named = []
+    for task in tasks:
+        seen[task.name] += 1
+        # a pod of a StatefulSet that was created again has the name of the first
+        name = task.name if seen[task.name] == 1 else f"{task.name}#{seen[task.name]}"
+        named.append(replace(task, name=name, size=sizes[task.job]))
+    return named
 
 
 def _wrapper_key(content: Body) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.kubernetes.codec import MIB, UNITS, parse_time
+from unfold_placement.kubernetes.pod_spec import sum_pod_requests
 from unfold_placement.workload.json_stream import (
     Body,
     ItemFormat,
@@ -46,7 +46,12 @@ def kubectl_nodes(path: Path) -> list[Node]:
     Raises:
         UnfoldError: the file does not have this form.
     """
-    return build_listed_nodes(_read_kind(path, "Node"), path)
+    bodies = _read_kind(path, "Node")
+    nodes = build_listed_nodes(bodies, path)
+    if not nodes:
+        hint = "ready, not cordoned, and without the taints of a control plane"
+        raise user_error(f"none of its {len(bodies)} nodes accepts pods", file=str(path), hint=hint)
+    return nodes
 
 
 def build_listed_nodes(bodies: Sequence[Body], path: Path) -> list[Node]:
@@ -97,15 +102,15 @@ def _parse(items: Sequence[S], path: Path, parse: Callable[[S], T]) -> list[T]:
 
 
 def _accepts_pods(body: Body) -> bool:
-    conditions = body["status"].get("conditions", ())
+    spec, conditions = body.get("spec") or {}, body["status"].get("conditions") or ()
     ready = [condition["status"] for condition in conditions if condition["type"] == "Ready"]
-    taints = [taint for taint in body["spec"].get("taints", ()) if taint["effect"] in UNSCHEDULABLE_EFFECTS]
+    taints = [taint for taint in spec.get("taints") or () if taint["effect"] in UNSCHEDULABLE_EFFECTS]
     has_system_taint = any(taint["key"].partition("/")[0] in SYSTEM_TAINTS for taint in taints)
-    return ready in (["True"], []) and not body["spec"].get("unschedulable") and not has_system_taint
+    return ready in (["True"], []) and not spec.get("unschedulable") and not has_system_taint
 
 
 def _build_node(body: Body) -> Node:
-    labels = body["metadata"].get("labels", {})
+    labels = body["metadata"].get("labels") or {}
     node_type = labels.get("type", labels.get("node.kubernetes.io/instance-type", ""))
     amounts = _parse_amounts(body["status"]["allocatable"], math.floor)
     return Node(body["metadata"]["name"], amounts, {**labels, "type": node_type})
@@ -114,25 +119,27 @@ def _build_node(body: Body) -> Node:
 def _build_task(body: Body, span: Span, timeline: Timeline) -> Task:
     namespace = body["metadata"].get("namespace", "default")
     name = f"{namespace}/{body['metadata']['name']}"
+    requests = sum_pod_requests(body["spec"], lambda texts: _parse_amounts(texts, math.ceil))
     return Task(
         name=name,
-        demand=_pod_demand(body["spec"]),
+        demand={kind: amount for kind, amount in requests.items() if amount},
         run=span.run_s(timeline.end_s),
         arrival=timeline.arrival_s(span),
-        job=next(iter(_owners(body, "name")), name),
+        # owners of two namespaces may have one name
+        job=next((f"{namespace}/{owner}" for owner in _owners(body, "name")), name),
         user=namespace,
-        priority=int(body["spec"].get("priority", 0)),
+        priority=int(body["spec"].get("priority") or 0),
     )
 
 
 def _owners(body: Body, key: str) -> list[str]:
-    return [owner[key] for owner in body["metadata"].get("ownerReferences", ())]
+    return [owner[key] for owner in body["metadata"].get("ownerReferences") or ()]
 
 
 def _read_span(body: Body) -> Span:
-    status = body.get("status", {})
-    terminated = [container.get("state", {}).get("terminated", {}) for container in status.get("containerStatuses", ())]
-    ends = [state["finishedAt"] for state in terminated if state.get("finishedAt")]
+    status = body.get("status") or {}
+    states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
+    ends = [end for state in states if (end := (state.get("terminated") or {}).get("finishedAt"))]
     has_ended = status.get("phase") in {"Succeeded", "Failed"} and ends
     start = status.get("startTime")
     return Span(
@@ -140,21 +147,6 @@ def _read_span(body: Body) -> Span:
         parse_time(start) if start else None,
         max(map(parse_time, ends)) if has_ended else None,
     )
-
-
-def _pod_demand(spec: Body) -> dict[str, int]:
-    """Return what a pod occupies: the sum of its containers, or the maximum with an init container."""
-    total = Counter[str]()
-    for container in spec["containers"]:
-        total.update(_container_requests(container))
-    for container in spec.get("initContainers", ()):
-        total |= _container_requests(container)
-    return {kind: amount for kind, amount in total.items() if amount}
-
-
-def _container_requests(container: Body) -> Counter[str]:
-    resources = container.get("resources", {})
-    return Counter(_parse_amounts({**resources.get("limits", {}), **resources.get("requests", {})}, math.ceil))
 
 
 def _parse_amounts(amounts: Mapping[str, object], round_to: Callable[[float], int]) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unfold_supernet.accelerator.hardware import count_cycles, get_presets
+from unfold_supernet.accelerator.cost_model import count_cycles
+from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from unfold_supernet.accelerator import cost_model
-from unfold_supernet.accelerator.hardware import count_cycles, get_presets
+from unfold_supernet.accelerator.cost_model import count_cycles
+from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.accelerator.layer_table import read_layer_table
 from unfold_supernet.accelerator.layers import INPUT, count_weights
 from unfoldkit.api import UnfoldError

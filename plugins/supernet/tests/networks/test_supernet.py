@@ -20,6 +20,7 @@ from plugins.supernet.tests.torch_helpers import (  # noqa: E402
 )
 from unfold_supernet.networks import supernet  # noqa: E402
 from unfold_supernet.networks import supernet as net  # noqa: E402
+from unfold_supernet.networks.batch_norm import calibrate_norms  # noqa: E402
 from unfold_supernet.networks.space import (  # noqa: E402
     Space,
 )
@@ -41,7 +42,7 @@ def test_leftover_row_joins_a_calibration_batch(rows: int) -> None:
     of = make_form_space("mlp", 0)
     x = torch.randn(rows, 3, 1, generator=torch.Generator().manual_seed(1))
     weights = net.init_weights(of, 0)
-    (mean, _variance), *_ = net.calibrate_norms(of, weights, of.largest, x, batch=8)
+    (mean, _variance), *_ = calibrate_norms(of, weights, of.largest, x, batch=8)
     torch.testing.assert_close(mean, weights["stem.weight"][:, :, 0] @ x.mean(0)[:, 0])
 
 

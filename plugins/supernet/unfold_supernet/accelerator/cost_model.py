@@ -1,4 +1,4 @@
-"""Latency, traffic and energy of a subnet while a subgraph is cached: the closed form.
+"""Cycles under each dataflow, latency, traffic and energy of a subnet while a subgraph is cached: the closed form.
 
 Each layer takes the longer of its computation and its transfers. The load of the first missing tile is exposed as far
 as no computation precedes it. Where the input map stays in the streaming buffer, weights cross the interface once.
@@ -10,13 +10,15 @@ sum are read (after the taxonomy of Eyeriss, Chen et al., ISCA 2016). Static pow
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
 from unfold_supernet.accelerator.batching import choose_joint_layers, count_crossing_bytes
-from unfold_supernet.accelerator.hardware import PIXELS, WINDOW, Accelerator, count_cycles, divide_up
+from unfold_supernet.accelerator.hardware import Accelerator
 from unfold_supernet.accelerator.layers import (
     COLUMNS,
     DEPTH,
@@ -30,6 +32,11 @@ from unfold_supernet.accelerator.layers import (
     count_hits,
 )
 from unfold_supernet.accelerator.tiling import SUM_BYTES, BufferSizes, TilePlan, describe_shape, plan_tiles
+
+WINDOW = 9
+"""Multipliers of a dot-product engine: one 3 x 3 window a cycle."""
+PIXELS = 8
+"""Pixels that a DPU computes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,7 @@ def build_work(subnet: SubnetLayers, machine: Accelerator, batch: int = 1) -> Su
 def _tile_layer(
     row: IntArray, machine: Accelerator, batch: int, layer: int, loads: IntArray, activations: IntArray
 ) -> None:
-    """Add what crosses again in a layer whose input does not stay on chip; updates ``loads`` and ``activations``."""
+    """Add what crosses again in a layer if its input does not stay on chip; updates ``loads`` and ``activations``."""
     buffers = BufferSizes(machine.dynamic_bytes, machine.streaming_bytes, machine.weight_bytes, machine.value_bytes)
     shape, groups = describe_shape(row), int(row[GROUPS])
     input_bytes = int(row[INPUT]) * machine.value_bytes
@@ -196,3 +203,89 @@ def _count_accesses(row: IntArray, machine: Accelerator) -> tuple[int, int, int]
     # output-stationary, and a DPU's pixels x channels: sums stay in the array
     rows = machine.rows if machine.dataflow == "output-stationary" else PIXELS
     return weights * divide_up(pixels, rows), unrolled * divide_up(in_group, machine.columns), outputs
+
+
+def count_cycles(subnet: SubnetLayers, machine: Accelerator) -> IntArray:
+    """Count the compute cycles of every layer of a subnet, memory stalls excluded."""
+    count = get_dataflows()[machine.dataflow]
+    return np.array([count(row, machine) if row[KERNELS] else 0 for row in subnet.table], np.int64)
+
+
+def get_dataflows() -> Mapping[str, Callable[[IntArray, Accelerator], int]]:
+    """Get, by dataflow, the function from a layer's table row to its cycles."""
+    return {
+        "dot-product": _count_dot_product,
+        "weight-stationary": _count_weight_stationary,
+        "output-stationary": _count_output_stationary,
+        "row-stationary": _count_row_stationary,
+        "pixel-channel": _count_pixel_channel,
+    }
+
+
+def divide_up(value: int, divisor: int) -> int:
+    """Divide and round up."""
+    return -(-value // divisor)
+
+
+def _count_dot_product(row: IntArray, machine: Accelerator) -> int:
+    kernels, depth, groups = int(row[KERNELS]), int(row[DEPTH]), int(row[GROUPS])
+    window, pixels = int(row[ROWS] * row[COLUMNS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
+    if window == 1:
+        tiles = groups * divide_up(kernels // groups, machine.rows)
+        passes = divide_up(depth, WINDOW * machine.columns)
+    elif depth == 1 and groups == kernels:
+        tiles = divide_up(kernels, machine.rows * (machine.columns if machine.depthwise else 1))
+        passes = divide_up(window, WINDOW)
+    else:
+        tiles = groups * divide_up(kernels // groups, machine.rows)
+        passes = divide_up(depth, machine.columns) * divide_up(window, WINDOW)
+    return tiles * (passes * pixels + _count_pipeline_stages(machine))
+
+
+def _count_pipeline_stages(machine: Accelerator) -> int:
+    # adder tree of the engine, adder tree over the columns, multiplier and output register
+    return math.ceil(math.log2(WINDOW)) + math.ceil(math.log2(max(2, machine.columns))) + 2
+
+
+def _count_weight_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count SCALE-Sim's compute cycles: F (2 rows + columns + T - 2) - 1, one group after the other."""
+    groups, pixels = int(row[GROUPS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
+    folds = divide_up(_count_kernel_weights(row), machine.rows) * divide_up(
+        int(row[KERNELS]) // groups, machine.columns
+    )
+    fill = 2 * machine.rows + machine.columns - 2
+    group_cycles = folds * pixels + fill if machine.overlapped else folds * (fill + pixels)
+    return groups * (group_cycles - 1)
+
+
+def _count_output_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count SCALE-Sim's compute cycles: F (rows + columns + R S C - 2) - 1, one group after the other."""
+    groups, pixels = int(row[GROUPS]), int(row[OUT_ROWS] * row[OUT_COLUMNS])
+    folds = divide_up(pixels, machine.rows) * divide_up(int(row[KERNELS]) // groups, machine.columns)
+    fill, span = machine.rows + machine.columns - 2, _count_kernel_weights(row)
+    group_cycles = folds * span + fill if machine.overlapped else folds * (fill + span)
+    return groups * (group_cycles - 1)
+
+
+def _count_kernel_weights(row: IntArray) -> int:
+    return int(row[ROWS] * row[COLUMNS] * row[DEPTH])
+
+
+def _count_row_stationary(row: IntArray, machine: Accelerator) -> int:
+    """Count cycles after Eyeriss: a set of R x P engines slides one row of the kernel along one row of the map."""
+    high, out = int(row[ROWS]), int(row[OUT_ROWS])
+    sets = max(1, machine.rows // high) * max(1, machine.columns // out)
+    strips = divide_up(high, machine.rows) * divide_up(out, machine.columns)
+    planes = int(row[KERNELS] * row[DEPTH])
+    return divide_up(planes, sets) * strips * int(row[OUT_COLUMNS] * row[COLUMNS])
+
+
+def _count_pixel_channel(row: IntArray, machine: Accelerator) -> int:
+    """Count cycles for 8 pixels x 16 input x 16 output channels at a time, as a DPU computes them."""
+    pixels, window = int(row[OUT_ROWS] * row[OUT_COLUMNS]), int(row[ROWS] * row[COLUMNS])
+    groups, depth = int(row[GROUPS]), int(row[DEPTH])
+    kernels = int(row[KERNELS]) // groups
+    pixel_groups = divide_up(pixels, PIXELS)
+    if depth == 1 and kernels == 1:
+        return pixel_groups * divide_up(groups, machine.rows) * window
+    return groups * pixel_groups * divide_up(depth, machine.rows) * divide_up(kernels, machine.columns) * window

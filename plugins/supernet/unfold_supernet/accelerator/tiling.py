@@ -1,4 +1,4 @@
-"""Tiles of a layer whose maps live off chip, and the bytes that cross the interface because parts are read again.
+"""Tiles of a layer with maps off chip, and the bytes that cross the interface because parts are read again.
 
 A tile of weights fits the dynamic buffer; a tile of the input and one of the output fit the streaming buffer together.
 The loops over kernels, channels and map tiles have an order. A tile is transferred again whenever a loop that it
@@ -121,7 +121,7 @@ def describe_shape(row: IntArray) -> LayerShape:
 
 @lru_cache(maxsize=4096)
 def plan_tiles(shape: LayerShape, buffers: BufferSizes, *, weights_stay: bool = False) -> TilePlan:
-    """Choose tiles and loop order with the fewest bytes for a layer whose maps live off chip.
+    """Choose tiles and loop order with the fewest bytes for a layer with maps off chip.
 
     If not even the smallest tiles fit, they are used all the same.
 

@@ -19,7 +19,7 @@ PROFILE_FILE = "members.json"
 PROFILE_VERSION = 1
 """Increase it when the measurement changes, so that members are measured again."""
 ORDER_BATCH = 32
-"""Rows of the batch by whose latency members are ordered."""
+"""Rows of the batch: members are ordered by its latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from unfold_supernet.training.verdict import Z_ONE_SIDED
 
 
 class _Scaled(nn.Module):  # type: ignore[misc,unused-ignore]
-    """A member whose outputs are multiplied and shifted: logits by a temperature, values back to their unit."""
+    """A member with outputs that are multiplied and shifted: logits by a temperature, values back to their unit."""
 
     def __init__(self, module: nn.Module, scale: Tensor, shift: Tensor) -> None:
         super().__init__()

@@ -133,7 +133,7 @@ def build_graph(module: nn.Module, example: Tensor) -> Any:
 def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
     """Yield the groups of channels of every layer that produces some, once each.
 
-    Unlike torch-pruning's own loop, it goes on after a layer whose channels it cannot follow; ``untraced`` receives it.
+    Unlike torch-pruning's own loop, it goes on after a layer that it cannot follow; ``untraced`` receives this layer.
     """
     visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
     for layer in list(graph.module2node):

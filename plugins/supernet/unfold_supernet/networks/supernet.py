@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet.networks import transformer
+from unfold_supernet.networks.batch_norm import apply_with_batch_statistics, convolve, slice_convolution
 from unfold_supernet.networks.layers import (
     EPSILON,
     Head,
@@ -43,7 +44,7 @@ class BoundConvNet:
         x = downsample(x, self.shrink)
         for conv, view, (mean, variance) in zip(self.convs, self.views, self.statistics, strict=True):
             weight, gamma, beta = view
-            out = _convolve(conv, x, weight)
+            out = convolve(conv, x, weight)
             out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
             x = functional.relu(out + x if conv.identity else out)
         return compute_logits(x, extra, self.head, self.temperature)
@@ -143,15 +144,9 @@ def train_forward(
     for index, conv in enumerate(layers):
         key = subnet.shrink, layers[: index + 1]
         if key not in maps:
-            maps[key] = _apply_with_batch_statistics(conv, weights, x)
+            maps[key] = apply_with_batch_statistics(conv, weights, x)
         x = maps[key]
     return compute_logits(x, extra, slice_head(weights, x.shape[1]))
-
-
-def _apply_with_batch_statistics(conv: Conv, weights: Weights, x: Tensor) -> Tensor:
-    weight, gamma, beta = slice_convolution(weights, conv)
-    out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
-    return functional.relu(out + x if conv.identity else out)
 
 
 def group_by_first_layer(space: Space, subnets: Sequence[Subnet]) -> list[list[Subnet]]:
@@ -165,43 +160,6 @@ def group_by_first_layer(space: Space, subnets: Sequence[Subnet]) -> list[list[S
     for subnet in subnets:
         groups.setdefault((subnet.shrink, list_convolutions(space, subnet)[0]), []).append(subnet)
     return list(groups.values())
-
-
-def calibrate_norms(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:
-    """Compute a subnet's own norm statistics from clean inputs, as OFA does after training.
-
-    Args:
-        space: The search space.
-        weights: The trained shared weights.
-        subnet: Which subnet to calibrate.
-        x: Inputs (n, channels, *size).
-        batch: Rows in a forward pass; batch means are weighted by their sizes.
-
-    Returns:
-        Mean and variance of each layer; empty for a transformer, which has no batch norm.
-    """
-    if space.attention:
-        return ()
-    convs = list_convolutions(space, subnet)
-    sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in convs]
-    with torch.no_grad():
-        for rows in _split_batches(x, batch):
-            value = downsample(rows, subnet.shrink)
-            for conv, total in zip(convs, sums, strict=True):
-                weight, gamma, beta = slice_convolution(weights, conv)
-                out = _convolve(conv, value, weight)
-                axes = [0, *range(2, out.ndim)]
-                total[0] += out.mean(axes) * len(rows) / len(x)
-                total[1] += out.var(axes, unbiased=False) * len(rows) / len(x)
-                out = functional.batch_norm(out, None, None, gamma, beta, True, 0.0, EPSILON)
-                value = functional.relu(out + value if conv.identity else out)
-    return tuple((mean, variance) for mean, variance in sums)
-
-
-def _split_batches(x: Tensor, batch: int) -> list[Tensor]:
-    """Split rows into batches; a single leftover row has no spread and joins the previous batch."""
-    batches = list(x.split(batch))
-    return batches if len(batches[-1]) > 1 else [*batches[:-2], x[-batch - 1 :]]
 
 
 def bind_subnet(
@@ -229,16 +187,3 @@ def bind_subnet(
         shrink=subnet.shrink,
         temperature=temperature,
     )
-
-
-def slice_convolution(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
-    """Slice weight, scale and shift of a convolution: its first channels, and the centre of the kernel."""
-    weight = weights[f"{conv.name}.weight"][: conv.out, : conv.into]
-    for axis in range(2, weight.ndim):
-        weight = weight.narrow(axis, (weight.shape[axis] - conv.kernel) // 2, conv.kernel)
-    return weight, weights[f"{conv.name}.gamma"][: conv.out], weights[f"{conv.name}.beta"][: conv.out]
-
-
-def _convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
-    function = functional.conv1d if len(conv.size) == 1 else functional.conv2d
-    return function(x, weight, stride=conv.stride, padding=conv.kernel // 2)

@@ -11,7 +11,7 @@ from unfold_supernet.report.tables import choose_buffer_unit, scale_column
 from unfold_supernet.study.strategies import StrategyOutcome, count_core_bytes
 from unfold_supernet.study.study import DeadlineMissed, Study, StudyProblem, build_decision
 from unfold_supernet.study.sweep import Savings
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_bytes
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_bytes, format_count
 
 LOG_RATIO = 50
 """Ratio of buffer sizes from which an even axis would crowd the small ones at its edge."""
@@ -108,7 +108,7 @@ def _measure_scheduled_savings(problem: StudyProblem, study: Study) -> dict[str,
 def _write_subtitle(problem: StudyProblem, study: Study) -> tuple[str, ...]:
     machine, queries = study.setup.machine, problem.queries
     return (
-        f"{len(study.family.subnets)} subnets",
+        format_count(len(study.family.subnets), "subnet"),
         machine.engine,
         sentences.format_bandwidth(machine.bandwidth),
         sentences.describe_queries(queries.count, queries.pattern, queries.file),

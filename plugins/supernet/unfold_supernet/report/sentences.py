@@ -8,7 +8,7 @@ from unfold_supernet._types import Task
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel
 from unfold_supernet.scheduling.engines import Engine
 from unfold_supernet.study.strategies import Strategy
-from unfoldkit.api import format_bytes
+from unfoldkit.api import format_bytes, format_count
 
 MAX_LISTED = 3
 """Subnets that a sentence names."""
@@ -315,8 +315,10 @@ def describe_search(count: int, measured: int, rank_correlation: float) -> str:
 
 def describe_module(source: str, groups: int, attentions: int, skippable: int) -> str:
     """Describe which dimensions of a user's module are elastic."""
-    heads = f"{attentions} attention layers lose heads, " if attentions else ""
-    return f"{source}: {groups} groups of channels can be narrowed, {heads}{skippable} residual blocks skipped"
+    parts = [f"{format_count(groups, 'group')} of channels"]
+    parts += [f"the heads of {format_count(attentions, 'attention layer')}"] if attentions else []
+    blocks = f"; {format_count(skippable, 'residual block')} can be skipped" if skippable else ""
+    return f"{source}: {' and '.join(parts)} can be narrowed{blocks}"
 
 
 def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:

@@ -22,7 +22,7 @@ from unfold_supernet.report.tables import (
 from unfold_supernet.training.accuracy import Difference, SubnetQuality
 from unfold_supernet.training.problem import TrainingProblem, TrainingResult
 from unfold_supernet.training.verdict import FamilyVerdict
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict, format_count
 
 MICRO = 1e6
 MAX_LISTED_STEPS = 16
@@ -59,7 +59,10 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
         headline=headline,
         subtitle=(
-            f"{len(accuracies)} subnets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
+            format_count(len(accuracies), "subnet"),
+            data.about,
+            f"{len(data.train):,} to train",
+            f"{len(data.test):,} to test",
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),

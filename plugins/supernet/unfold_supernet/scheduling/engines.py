@@ -54,7 +54,7 @@ class EnginePlan:
     Attributes:
         engines: By subnet, cheapest first.
         speedups: Speedup of ONNX Runtime by subnet, as measured.
-        too_large: Subnets that are faster in ONNX Runtime, but whose copies do not fit the memory.
+        too_large: Subnets that are faster in ONNX Runtime, but have copies that do not fit the memory.
         request: What the spec demands.
         needed_bytes: Memory of the copies, and of the shared weights where a subnet uses views.
         is_busy: Whether other programs delayed a measurement.

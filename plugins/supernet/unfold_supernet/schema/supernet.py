@@ -184,7 +184,7 @@ def _find_engine_problems(spec: SupernetSpec) -> Iterable[Problem]:
     if spec.members is None and spec.serving.memory is not None:
         yield Problem(("serving", "memory"), "applies to a space or a list of members only", hint="remove memory")
     if spec.serving.engine == "views":
-        message, hint = "needs a space, whose subnets are views of one set of weights", "remove engine"
+        message, hint = "needs a space: its subnets are views of one set of weights", "remove engine"
         yield Problem(("serving", "engine"), message, hint=hint)
 
 

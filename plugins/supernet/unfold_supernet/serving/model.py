@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ THRESHOLD = 0.5
 """Probability from which a label applies."""
 
 
+@cache
 def list_outputs(task: Task, names: tuple[str, ...]) -> tuple[Field, ...]:
     """List the outputs of a task: the prediction, then the member and how well it served the request.
 

@@ -15,9 +15,10 @@ from unfold_supernet._types import FloatArray
 from unfold_supernet.family import checkpoint
 from unfold_supernet.family.artifacts import SPACE_FILE
 from unfold_supernet.family.datasets import Dataset
+from unfold_supernet.networks.batch_norm import calibrate_norms
 from unfold_supernet.networks.layers import Statistics, Weights
 from unfold_supernet.networks.space import Space, Subnet
-from unfold_supernet.networks.supernet import Supernet, bind_subnet, calibrate_norms, init_weights
+from unfold_supernet.networks.supernet import Supernet, bind_subnet, init_weights
 from unfold_supernet.training.accuracy import SubnetQuality, evaluate_predictions
 from unfold_supernet.training.calibration import fit_temperature
 from unfold_supernet.training.curriculum import build_phases, count_epochs

@@ -62,6 +62,31 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """How far a run has come.
+
+    Attributes:
+        index: The stage that runs.
+        plan: The allocations so far and those planned.
+        began: Wall time of the start.
+        now: Wall time of this state.
+        ends_at: Wall time at which the run is expected to end; ``None`` before the first estimate.
+        spent_usd: The bill so far.
+    """
+
+    index: int
+    plan: Plan
+    began: float
+    now: float
+    ends_at: float | None
+    spent_usd: float
+
+
+def ignore_state(state: RunState) -> None:
+    """Show no state of a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
     """How a run ended.
 

@@ -6,10 +6,11 @@ the last checkpoint of each trial, with its spend.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
-from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome, RunState, ignore_state
 from unfold_tuning.executor.monitor import Monitor
 from unfold_tuning.executor.ranking import has_reached_target, select_winner
 from unfold_tuning.executor.recovery import BudgetExceeded, Recovery
@@ -20,11 +21,12 @@ from unfold_tuning.trial.ledger import Ledger
 
 @dataclass(slots=True)
 class Executor:
-    """One attempt at a run, in one process."""
+    """One attempt at a run, in one process; ``publish`` receives its state every few seconds and at stage borders."""
 
     config: ExecutionConfig
     ledger: Ledger
     cluster: Cluster
+    publish: Callable[[RunState], None] = ignore_state
     lost_nodes: set[str] = field(default_factory=set)
 
     def run(self) -> RunOutcome:
@@ -35,7 +37,7 @@ class Executor:
         """
         plan, stop_reason, began = self.config.plan, "", 0.0
         recovery = Recovery(self.config, self.ledger)
-        monitor = Monitor(recovery, self.cluster)
+        monitor = Monitor(recovery, self.cluster, self.publish)
         finished = {stage.stage for stage in self.ledger.list_finished_stages()}
         try:
             is_open = not has_reached_target(self.config, self.ledger)

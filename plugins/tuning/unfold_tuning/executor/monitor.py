@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.deadline import TimeEstimator, list_late_options
+from unfold_tuning.executor.execution import RunState, ignore_state
 from unfold_tuning.executor.messages import (
     describe_late_finish,
     describe_missed_deadline,
@@ -77,6 +78,7 @@ class Monitor:
     Attributes:
         recovery: The run and its corrected profile.
         cluster: Kills trials that hang.
+        publish: Receives the state of the run.
         watchdog: The last progress of each running trial.
         checked_at: Wall time of the last check.
         ends_at: Wall time at which the run is expected to end; 0 before the first check.
@@ -84,6 +86,7 @@ class Monitor:
 
     recovery: Recovery
     cluster: Cluster
+    publish: Callable[[RunState], None] = ignore_state
     watchdog: Watchdog = field(default_factory=Watchdog)
     checked_at: float = 0.0
     ends_at: float = 0.0
@@ -114,6 +117,19 @@ class Monitor:
         ):
             ledger.record_fact("hopeless", now)
             self._note_missed_deadline(index, plan, deadline - now - stage_s)
+        self.publish_state(index, plan, began)
+
+    def publish_state(self, index: int, plan: Plan, began: float) -> None:
+        """Publish how far the run has come in a stage."""
+        state = RunState(
+            index=index,
+            plan=plan,
+            began=began,
+            now=self.recovery.config.wall(),
+            ends_at=self.ends_at or None,
+            spent_usd=self.recovery.ledger.compute_spent_usd(),
+        )
+        self.publish(state)
 
     def _check_trials(self, jobs: Sequence[TrialJob], estimator: TimeEstimator) -> None:
         """Kill trials without a checkpoint within the timeout, and warn about those that take suspiciously long."""

@@ -277,7 +277,7 @@ class Recovery:
         return (*plan[:index], allocation, *changed[1:])
 
     def _draw_paces_in_stage(self, index: int, jobs: Sequence[TrialJob]) -> tuple[PaceDraws, ...]:
-        """Draw the paces of the rest of a running stage, whose trials are groups of their own, and of later stages."""
+        """Draw the paces of the rest of a running stage, with trials as groups of their own, and of later stages."""
         config = self.config
         paces = self._observe_paces(index).predict(index, self._base, has_known_trials=False)
         draws = draw_paces(config.stages[index:], paces, REPLAN_SAMPLES, config.seed)

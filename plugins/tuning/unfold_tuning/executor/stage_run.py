@@ -81,6 +81,7 @@ class StageRun:
         stage, allocation = self.config.stages[self.index], self.plan[self.index]
         self.ledger.record_stage_start(self.index, self.config.wall())
         self.waiting = list_open_jobs(self.config, self.ledger, stage, allocation.workers)
+        self.monitor.publish_state(self.index, self.plan, self.began)
         if self.waiting:
             self._resize(allocation.instances)
         total = len(self.waiting)

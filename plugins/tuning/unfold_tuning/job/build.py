@@ -181,7 +181,7 @@ def _require_same_hardware(cloud: Cloud, measured_on: str | None) -> None:
         name, has_speed = (item, False) if isinstance(item, str) else (item.type, "speed" in item.model_fields_set)
         hardware = describe_hardware() if cloud.provider == "local" else name
         if has_speed and name == measured_on and not isinstance(item, str) and item.speed != 1.0:
-            message = f"the profile was measured on {name} itself, whose speed is therefore 1, not {item.speed:g}"
+            message = f"the profile was measured on {name} itself, so that its speed is 1, not {item.speed:g}"
             hint = "write the speeds of the other types relative to it"
             raise user_error(message, key=f"cloud.instances[{index}].speed", hint=hint)
         if hardware != measured_on and not has_speed:

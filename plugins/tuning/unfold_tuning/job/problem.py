@@ -26,7 +26,7 @@ class EarlyStopRules:
     Attributes:
         patience: Iterations without a better ranking score after which a trial ends, if any.
         min_delta: A score is better if it is larger by more than this.
-        target_score: The search ends with the first trial whose ranking score is at least this, if any.
+        target_score: The search ends with the first trial with a ranking score of at least this, if any.
     """
 
     patience: int | None = None

@@ -124,7 +124,7 @@ def build_brackets(method: str, trials: int, min_iters: int, max_iters: int, eta
 
 
 def _build_rungs(trials: int, targets: Sequence[int], eta: int, bracket: int) -> tuple[Stage, ...]:
-    """Build the stages of a bracket whose trials have run ``targets`` iterations when they end."""
+    """Build the stages of a bracket; its trials have run ``targets`` iterations when they end."""
     stages, done = [], 0
     for target in targets:
         stages.append(Stage((Group(trials, target - done, done, bracket),)))

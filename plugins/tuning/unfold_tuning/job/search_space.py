@@ -112,8 +112,8 @@ def _is_equal(drawn: Any, value: Any) -> bool:
 def sample_config(space: Mapping[str, Dimension], rng: np.random.Generator) -> dict[str, Any]:
     """Draw one configuration, dimension by dimension in the order of the space.
 
-    A dimension whose condition does not hold is drawn too and then left out, and so is what depends on it: conditions
-    change no draw of the others.
+    A dimension with a condition that does not hold is drawn too and then left out, and so is what depends on it:
+    conditions change no draw of the others.
     """
     config = {name: dimension.sample(rng) for name, dimension in space.items()}
     while inactive := [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.planner.baselines import Goal, simulate_static_clusters
@@ -40,14 +40,9 @@ def draw_frontier(
     last_s = max(seconds for seconds, _ in (*found_steps, *static, *greedy))
     unit, unit_s = time_axis(last_s)
     series = (
-        _build_series("best static", _extend_steps(static, last_s), "steps", unit_s),
+        _build_series("cheapest plan found", _extend_steps(found_steps, last_s), "steps", unit_s),
         _build_series("greedy (RubberBand)", greedy, "points", unit_s),
-        _build_series(
-            "cheapest plan found",
-            _extend_steps(found_steps, last_s),
-            "steps",
-            unit_s,
-        ),
+        _build_series("best static", _extend_steps(static, last_s), "steps", unit_s),
         _build_series("this plan, at its deadline", [(goal.deadline_s, selected.plan.mean_cost_usd)], "points", unit_s),
     )
     title = f"Cost by deadline, guaranteed with {format_percent(confidence)}"
@@ -75,8 +70,54 @@ def draw_cluster(plan: SimulatedPlan, goal: Goal) -> StepArea:
         title="Instances held over time",
         unit=unit,
         panels=(Panel("instances", (series,)),),
-        markers=_mark_end(plan, goal, unit_s),
+        markers=_mark_end(plan, goal.deadline_s, unit_s),
     )
+
+
+def draw_held_instances(
+    config: ExecutionConfig, ledger: Ledger, predicted: SimulatedPlan, began: float, ended: float
+) -> StepArea:
+    """Draw the instances that a run holds over time, beside those of its plan, which has the deadline and the end.
+
+    Args:
+        config: The run.
+        ledger: Its ledger.
+        predicted: The simulated runs of its plan.
+        began: Wall time of the start.
+        ended: Wall time up to which the run is drawn.
+    """
+    deadline_s = math.inf if config.deadline_s is None else config.deadline_s
+    ends = [0.0, *predicted.ends.mean(axis=1).tolist()]
+    known = [ended - began, ends[-1], *([deadline_s] if math.isfinite(deadline_s) else [])]
+    unit, unit_s = time_axis(max(known))
+    held = list(_count_instances(ledger, began, ended))
+    planned = [float(allocation.instances) for allocation in predicted.plan]
+    series = (
+        _build_series("held", held, "steps", unit_s),
+        _build_series("planned", list(zip(ends, [*planned, planned[-1]], strict=True)), "steps", unit_s),
+    )
+    return StepArea(
+        name="cluster",
+        title="Instances held over time",
+        unit=unit,
+        panels=(Panel("instances", series),),
+        markers=_mark_end(predicted, deadline_s, unit_s, "planned "),
+        timed=True,
+    )
+
+
+def _count_instances(ledger: Ledger, began: float, ended: float) -> Iterator[tuple[float, float]]:
+    """Yield the seconds since the start at which the number of instances changes, and the number from then on."""
+    changes = {0.0: 0, ended - began: 0}
+    for lifetime in ledger.list_lifetimes():
+        for moment, change in ((lifetime.since, 1), (lifetime.until, -1)):
+            if moment is not None and moment <= ended:
+                second = max(0.0, moment - began)
+                changes[second] = changes.get(second, 0) + change
+    count = 0
+    for second, change in sorted(changes.items()):
+        count += change
+        yield second, float(count)
 
 
 def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> tuple[Timeline, ...]:
@@ -96,15 +137,15 @@ def draw_trials(plan: SimulatedPlan, stages: Sequence[Stage], goal: Goal) -> tup
         for trial in range(stage.trials):
             wave, lane = divmod(trial, allocation.slots)
             start = ends[index] + wave * length
-            bars.append(Bar(lane=f"{lane + 1}", start=start, end=start + length, group=group))
+            bars.append(Bar(lane=f"slot {lane + 1}", start=start, end=start + length, group=group))
     count = max((min(stage.trials, item.slots) for stage, item in zip(stages, plan.plan, strict=True)), default=0)
     timeline = Timeline(
         name="trials",
         title="Trials that run at a time, stage by stage",
         unit=unit,
-        lanes=tuple(str(lane + 1) for lane in range(count)),
+        lanes=tuple(f"slot {lane + 1}" for lane in range(count)),
         bars=tuple(bars),
-        markers=_mark_end(plan, goal, unit_s),
+        markers=_mark_end(plan, goal.deadline_s, unit_s),
     )
     return (timeline,)
 
@@ -113,15 +154,22 @@ def _select_axis(plan: SimulatedPlan, goal: Goal) -> tuple[str, float]:
     return time_axis(max(float(plan.ends.mean(axis=1)[-1]), goal.deadline_s if math.isfinite(goal.deadline_s) else 0.0))
 
 
-def _mark_end(plan: SimulatedPlan, goal: Goal, unit_s: float) -> tuple[Marker, ...]:
+def _mark_end(plan: SimulatedPlan, deadline_s: float, unit_s: float, origin: str = "") -> tuple[Marker, ...]:
     """Mark the deadline, and the interval between the quantiles of the end of a run that leave 5 % on each side."""
     early, late = (compute_quantile(plan.seconds, level) / unit_s for level in (0.05, 0.95))
-    end = Marker("end of 90 % of the runs", early, late)
-    return (Marker("deadline", goal.deadline_s / unit_s), end) if math.isfinite(goal.deadline_s) else (end,)
+    end = Marker(f"{origin}end of 90 % of the runs", early, late)
+    return (Marker("deadline", deadline_s / unit_s), end) if math.isfinite(deadline_s) else (end,)
 
 
-def draw_gantt(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> Timeline:
-    """Draw each trial's time on a node as bars: a lane per accelerator, a colour per stage."""
+def draw_gantt(config: ExecutionConfig, ledger: Ledger, began: float, ended: float) -> Timeline:
+    """Draw each trial's time on a node as bars: a lane per accelerator, a colour per stage.
+
+    Args:
+        config: The run.
+        ledger: Its ledger.
+        began: Wall time of the start.
+        ended: Wall time up to which the run is drawn.
+    """
     accelerators = config.machine.accelerators
     first_lane = {lifetime.id: index * accelerators for index, lifetime in enumerate(ledger.list_lifetimes())}
     bars: list[Bar] = []
@@ -129,12 +177,12 @@ def draw_gantt(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -> 
     for part in ledger.list_parts():
         lanes = range(first_lane[part.node], first_lane[part.node] + accelerators)
         for lane in _select_free_lanes(free_at, lanes, min(part.workers, accelerators), part.began):
-            free_at[lane] = part.ended if part.ended is not None else outcome.ended
+            free_at[lane] = part.ended if part.ended is not None else ended
             bars.append(
                 Bar(
                     lane=_name_lane(lane, accelerators),
-                    start=part.began - outcome.began,
-                    end=free_at[lane] - outcome.began,
+                    start=part.began - began,
+                    end=free_at[lane] - began,
                     group=f"stage {part.stage + 1}",
                     name=f"trial {part.trial}",
                 )

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
+from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome, RunState
+from unfold_tuning.executor.messages import describe_progress
 from unfold_tuning.executor.ranking import has_reached_target
+from unfold_tuning.job.allocation import Plan
 from unfold_tuning.report import sentences
-from unfold_tuning.report.figures import draw_gantt, draw_learning_curves
+from unfold_tuning.report.figures import MAX_BARS, draw_gantt, draw_held_instances, draw_learning_curves
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
+from unfoldkit.api import AnyFigure, Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
 
 COLUMNS = (
     Column("stage"),
@@ -47,18 +49,71 @@ def report_run(
         name=name,
         verdict=Verdict.YES if is_good else Verdict.NO,
         headline=_build_headline(config, outcome, metric, is_late=is_late),
-        subtitle=(
-            format_count(len(config.stages), "stage"),
-            format_count(len(ledger.list_trials()), "trial"),
-            config.machine.name,
-        ),
+        subtitle=_build_subtitle(config, ledger),
         metrics=_build_metrics(config, ledger, outcome, predicted, metric),
-        tables=(_build_stage_table(config, ledger, outcome, predicted),),
-        figures=(draw_gantt(config, ledger, outcome), draw_learning_curves(ledger, config.trainable)),
+        tables=(_build_stage_table(config, ledger, outcome.plan, predicted),),
+        figures=_draw_figures(config, ledger, predicted, outcome.began, outcome.ended),
         lines=tuple(_build_lines(config, ledger, outcome)),
         next=f"unfold report {RunDir(config.folder.parent).word} --out report.html" if is_good else "",
         provenance={"plan": [[allocation.instances, allocation.workers] for allocation in config.plan]},
     )
+
+
+def report_progress(
+    name: str, config: ExecutionConfig, ledger: Ledger, state: RunState, predicted: SimulatedPlan
+) -> Report:
+    """Report a run that goes on: what it has done, and when it is expected to end.
+
+    The verdict states whether deadline and budget hold by the current estimate.
+
+    Args:
+        name: Name of the spec.
+        config: The run.
+        ledger: Its ledger.
+        state: How far it has come.
+        predicted: The simulated runs of its plan.
+    """
+    deadline_s, budget_usd = config.deadline_s, config.budget_usd
+    expected_s = None if state.ends_at is None else state.ends_at - state.began
+    is_on_time = None if deadline_s is None or expected_s is None else expected_s <= deadline_s
+    is_affordable = None if budget_usd is None else state.spent_usd <= budget_usd
+    remaining_s = None if state.ends_at is None else state.ends_at - state.now
+    return Report(
+        kind="tuning",
+        verb="train",
+        name=name,
+        verdict=Verdict.NO if False in (is_on_time, is_affordable) else Verdict.YES,
+        headline=describe_progress(state.index + 1, len(config.stages), remaining_s, state.spent_usd, budget_usd),
+        subtitle=_build_subtitle(config, ledger),
+        metrics={
+            "expected_wall_s": Metric(expected_s, "s", _format_limit(deadline_s), is_on_time, timed=True),
+            "wall_s": Metric(state.now - state.began, "s", timed=True),
+            "cost_usd": Metric(state.spent_usd, "$", _format_limit(budget_usd), is_affordable, timed=True),
+            "iterations": Metric(sum(trial.iters for trial in ledger.list_trials()), timed=True),
+        },
+        tables=(_build_stage_table(config, ledger, state.plan, predicted),),
+        figures=_draw_figures(config, ledger, predicted, state.began, state.now),
+    )
+
+
+def _draw_figures(
+    config: ExecutionConfig, ledger: Ledger, predicted: SimulatedPlan, began: float, ended: float
+) -> tuple[AnyFigure, ...]:
+    bars = (draw_gantt(config, ledger, began, ended),) if len(ledger.list_parts()) <= MAX_BARS else ()
+    curves = draw_learning_curves(ledger, config.trainable)
+    return (draw_held_instances(config, ledger, predicted, began, ended), *bars, *((curves,) if curves.series else ()))
+
+
+def _build_subtitle(config: ExecutionConfig, ledger: Ledger) -> tuple[str, ...]:
+    return (
+        format_count(len(config.stages), "stage"),
+        format_count(len(ledger.list_trials()), "trial"),
+        config.machine.name,
+    )
+
+
+def _format_limit(limit: float | None) -> str | None:
+    return None if limit is None else f"≤ {limit:g}"
 
 
 def _build_headline(config: ExecutionConfig, outcome: RunOutcome, metric: float | None, *, is_late: bool) -> str:
@@ -86,7 +141,7 @@ def _build_metrics(
         "wall_s": Metric(
             seconds,
             "s",
-            target=f"≤ {deadline_s:g}" if deadline_s is not None else None,
+            target=_format_limit(deadline_s),
             ok=seconds <= deadline_s if deadline_s is not None else None,
             timed=True,
         ),
@@ -94,7 +149,7 @@ def _build_metrics(
         "cost_usd": Metric(
             outcome.spent_usd,
             "$",
-            target=f"≤ {budget_usd:g}" if budget_usd is not None else None,
+            target=_format_limit(budget_usd),
             ok=outcome.spent_usd <= budget_usd if budget_usd is not None else None,
             timed=True,
         ),
@@ -104,12 +159,12 @@ def _build_metrics(
     }
 
 
-def _build_stage_table(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan) -> Table:
+def _build_stage_table(config: ExecutionConfig, ledger: Ledger, plan: Plan, predicted: SimulatedPlan) -> Table:
     ends = [0.0, *predicted.ends.mean(axis=1).tolist()]
     last_scores = {step.trial: step.metric for step in ledger.list_checkpoints()}
     rows: list[tuple[Cell, ...]] = []
     for stage in ledger.list_finished_stages():
-        allocation, index = outcome.plan[stage.stage], stage.stage
+        allocation, index = plan[stage.stage], stage.stage
         best = max((last_scores[trial] for trial in stage.survivors if trial in last_scores), default=None)
         metric = None if best is None or math.isinf(best) else config.trainable.display_metric(best)
         rows.append(

@@ -120,7 +120,7 @@ def describe_asha(
     confidence: float,
     saved_usd: float | None,
 ) -> str:
-    """Describe ASHA on a fixed cluster whose idle nodes are released, and what it saves, if anything."""
+    """Describe ASHA on a fixed cluster that releases idle nodes, and what it saves, if anything."""
     cost = f"{format_money(cost_usd)} ({format_money(range_usd[0])} to {format_money(range_usd[1])} in 90 %)"
     end = f"ends within {format_duration(end_s, round_up=True)} in {format_percent(confidence)} of the simulated runs"
     saved = "not" if saved_usd is None else format_money(saved_usd)

@@ -83,7 +83,7 @@ class EarlyStop(Model):
         default=0.0, description="a metric is better if it differs by more than this"
     )
     target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        default=None, description="the search ends with the first trial whose metric is at least as good"
+        default=None, description="the search ends with the first trial with a metric at least as good"
     )
 
 

@@ -173,7 +173,7 @@ def _sample_rung_seconds(model: ExecutionModel, samples: int, seed: int) -> Floa
 
 
 def _bill(machine: Machine, run: AshaRun, began_s: float) -> float:
-    """Compute the bill of a run whose nodes are billed from ``began_s`` until they are released."""
+    """Compute the bill of a run with nodes that are billed from ``began_s`` until they are released."""
     fixed_usd = len(run.node_ends_s) * machine.ingress_usd + run.ended_s * machine.head_usd_per_second
     if machine.billing.per == "function":
         return fixed_usd + run.busy_s * machine.usd_per_second / machine.accelerators

@@ -9,7 +9,7 @@ from typing import Any
 
 from unfold_tuning.cluster.factory import build_cluster, build_provider
 from unfold_tuning.executor.deadline import MAX_INSTANCES
-from unfold_tuning.executor.execution import ExecutionConfig
+from unfold_tuning.executor.execution import ExecutionConfig, RunState
 from unfold_tuning.executor.executor import Executor
 from unfold_tuning.executor.messages import describe_spend
 from unfold_tuning.executor.ranking import adopt_profiled_trials
@@ -22,7 +22,7 @@ from unfold_tuning.planner.planner import build_models, build_posterior
 from unfold_tuning.planner.thrifty import solve_job
 from unfold_tuning.report.exports import export_placement_spec, export_winner
 from unfold_tuning.report.infeasible import report_infeasible
-from unfold_tuning.report.run import report_run
+from unfold_tuning.report.run import report_progress, report_run
 from unfold_tuning.schema.tuning import TuningSpec
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfold_tuning.trial.ledger import open_ledger
@@ -71,8 +71,12 @@ def train(spec: TuningSpec, run: Run) -> Report:
             adopt_profiled_trials(config, ledger, profiled)
         setup = WorkerSetup(trainable, run.seed)
         cluster = build_cluster(cluster_config, setup, execution.machine.accelerators, provider)
+
+        def publish(state: RunState) -> None:
+            run.publish(report_progress(problem.name, config, ledger, state, execution.predicted))
+
         try:
-            outcome = Executor(config, ledger, cluster).run()
+            outcome = Executor(config, ledger, cluster, publish).run()
         except BaseException as error:
             error.add_note(describe_spend(ledger.compute_spent_usd(), problem.budget_usd))
             raise

@@ -1,7 +1,7 @@
 """Read arrival times from a JSON document: a list of times or rows, spans, or a range query of Prometheus.
 
-Spans are those of OpenTelemetry (OTLP), Jaeger and Zipkin. A request makes many of them; an arrival is a span whose
-parent is not in the document.
+Spans are those of OpenTelemetry (OTLP), Jaeger and Zipkin. A request makes many of them; an arrival is a span
+without a parent in the document.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def parse_line(text: str, column: str | None, notation: TimeNotation, unitless: 
         notation: How times are written.
         unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
     """
-    time = _parse_json(text, column, notation, set() if unitless is None else unitless) if text[:1] == "{" else None
+    unitless = set() if unitless is None else unitless
+    time = parse_json_line(text, column, notation, unitless) if text[:1] == "{" else None
     return notation.parse_line(text) if time is None else time
 
 
@@ -92,7 +93,15 @@ def _parse_lines(
             yield time
 
 
-def _parse_json(text: str, column: str | None, notation: TimeNotation, unitless: set[str]) -> float | None:
+def parse_json_line(text: str, column: str | None, notation: TimeNotation, unitless: set[str]) -> float | None:
+    """Parse the time of a line that is a JSON object, from its field of times alone; ``None`` if it has none.
+
+    Args:
+        text: The line.
+        column: The field; without it, the first usual name.
+        notation: How times are written.
+        unitless: Receives the field if its value is a number of which neither name nor ``notation`` states the unit.
+    """
     try:
         fields = json.loads(text)
         name = column or _time_field(fields)

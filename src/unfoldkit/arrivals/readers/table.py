@@ -219,7 +219,9 @@ def _named_amount(head: list[str], time_index: int, row: list[str]) -> _AmountCo
     for index in candidates:
         if head[index].lower() in COUNT_COLUMNS:
             cell = row[index].strip()
-            is_count = _COUNT_CELL.fullmatch(cell) or _ABBREVIATED.fullmatch(cell)
+            # other numbers are refused as counts: a mean of counts, read as one arrival, is a wrong rate
+            is_mean = head[index].lower() != "n" and NUMBER.fullmatch(cell)
+            is_count = is_mean or _COUNT_CELL.fullmatch(cell) or _ABBREVIATED.fullmatch(cell)
             return _AmountColumn(index, head[index], None, by_name=True) if is_count else None
     for index in candidates:
         period_s = monitoring.rate_period_s(head[index])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from unfoldkit.cli import console, output
 from unfoldkit.cli.execution import build_run
 from unfoldkit.cli.progress import show_progress
 from unfoldkit.cli.request import Request
-from unfoldkit.descriptors import resolve
+from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.errors import (
     Diagnostic,
     ExitCode,
@@ -22,7 +23,7 @@ from unfoldkit.errors import (
 )
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, open_registry
-from unfoldkit.report import Verdict
+from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.resolve import LoadedSpec, load_spec
 
 FORMATS = ("text", "json", "github", "junit")
@@ -30,8 +31,9 @@ FORMATS = ("text", "json", "github", "junit")
 
 def check(
     files: Sequence[str],
-    form: str = "text",
+    form: str | None = None,
     *,
+    out: Path | None = None,
     settings: Sequence[str] = (),
     builtin_only: bool = False,
     stdin: str = "",
@@ -43,33 +45,86 @@ def check(
 
     Args:
         files: The files; ``-`` is stdin.
-        form: One of ``FORMATS``.
+        form: One of ``FORMATS``; with ``verify`` that of a report.
+        out: With ``verify``, the file of the report; its suffix selects the format.
         settings: ``KEY=VALUE`` changes of every spec.
         builtin_only: Load the built-in plugins only.
         stdin: The text of stdin.
         data: Also check the files that specs name.
         verify: Also search the specs for violations. A counterexample is printed on stdout as a spec, the report on
-            stderr; without one the report is printed on stdout.
+            stderr or in ``out``. A report in another format than text is printed on stdout, without the spec.
         allow_code: Code that a spec names may run in the search.
 
     Returns:
         0 if all files are valid, 2 if one is not, and 1 if a search finds a violation or is incomplete.
     """
-    if form not in FORMATS:
-        raise user_error(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
     registry = open_registry(builtin_only=builtin_only)
+    renderer = _select_renderer(registry, form, out, files) if verify else None
+    if form is not None and form not in FORMATS and renderer is None:
+        raise user_error(f"--format {form}: no such format of check", hint=_suggest_format(registry, form))
+    if out is not None and renderer is None:
+        raise user_error("--out holds the report of a search", key="--out", hint="add --verify")
     by_file = {file: find_mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
     mistakes = [item for items in by_file.values() for item in items]
-    console.write_report(_render(mistakes, form))
+    if mistakes or renderer is None or renderer.name == "text":
+        # a report on stdout stands alone
+        console.write_report(_render(mistakes, form or "text"))
     console.print_message(_summarize(by_file))
-    if mistakes or not verify:
+    if mistakes or renderer is None:
         return ExitCode.USAGE if mistakes else ExitCode.YES
-    verdicts = [_verify(registry, file, stdin, settings=settings, allow_code=allow_code) for file in files]
+    verdicts = []
+    for file in files:
+        report = _verify(registry, file, stdin, settings=settings, allow_code=allow_code)
+        _deliver(report, renderer, out)
+        verdicts.append(report.verdict is Verdict.YES)
     return ExitCode.YES if all(verdicts) else ExitCode.NO
 
 
-def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str], allow_code: bool) -> bool:
-    """Search a valid spec for violations and print the result; return whether there is none.
+def _select_renderer(registry: Registry, form: str | None, out: Path | None, files: Sequence[str]) -> Renderer:
+    """Return the renderer of the report of a search.
+
+    Raises:
+        UnfoldError: There is none, or several reports would go to one file or document.
+    """
+    renderer = output.select_renderer(registry, form, out)
+    if renderer.name == "plan":
+        raise user_error("--format plan: a search has no plan", hint="text, json, md or html")
+    if len(files) > 1 and (out is not None or renderer.name != "text"):
+        option = f"--out {out}" if out is not None else f"--format {renderer.name}"
+        raise user_error(f"{option} takes one spec", hint="verify each spec by itself")
+    output.refuse_overwrite(out, *files)
+    return renderer
+
+
+def _suggest_format(registry: Registry, form: str) -> str:
+    if any(renderer.name == form for renderer in output.list_renderers(registry)):
+        return "add --verify: it is a format of reports"
+    return did_you_mean(form, FORMATS)
+
+
+def _deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
+    """Write a report; a counterexample goes to stdout as a spec, unless the report itself does in another format."""
+    if out is not None:
+        output.deliver(report, renderer, out)
+    elif renderer.name != "text":
+        output.deliver(report, renderer, None)
+        return
+    else:
+        # rich, which it needs, takes longer to import than a spec to check
+        from unfoldkit.render.text import render
+
+        text = render(report)
+        if report.decision is None:
+            console.write_report(text)
+        else:
+            console.print_message(text)
+    if report.decision is not None:
+        header = f"# {escape_unprintable(report.headline)}\n"
+        console.write_report(header + to_yaml(report.decision["counterexample"]))
+
+
+def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str], allow_code: bool) -> Report:
+    """Search a valid spec for violations.
 
     Raises:
         UnfoldError: The kind has no such search, or it failed.
@@ -79,18 +134,8 @@ def _verify(registry: Registry, file: str, stdin: str, *, settings: Sequence[str
         raise user_error(f"kind {loaded.kind.name} has nothing to verify", file=_display_name(file))
     with loaded.locate_errors(), show_progress(f"verify {loaded.spec.name}") as progress:
         run = build_run(Request(verb="plan", spec=file, allow_code=allow_code), loaded, progress)
-        report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
-    # rich, which it needs, takes longer to import than a spec to check
-    from unfoldkit.render.text import render
-
-    text = render(report)
-    if report.decision is None:
-        console.write_report(text)
-    else:
-        console.print_message(text)
-        header = f"# {escape_unprintable(report.headline)}\n"
-        console.write_report(header + to_yaml(report.decision["counterexample"]))
-    return report.verdict is Verdict.YES
+        report: Report = resolve(loaded.kind.verifies, extra=loaded.kind.extra)(loaded.spec, run)
+    return report
 
 
 def find_mistakes(

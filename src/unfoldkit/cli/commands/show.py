@@ -1,10 +1,11 @@
-"""``unfold plugins`` and ``unfold report``: show installed plugins and the reports of finished runs."""
+"""``unfold plugins`` and ``unfold report``: show installed plugins and the reports of runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 from unfoldkit.cli import console, output
 from unfoldkit.cli.comparison import Side, compare_reports
 from unfoldkit.cli.execution import REPORT
+from unfoldkit.cli.live_report import read_live_report
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.errors import ExitCode, shorten, user_error
 from unfoldkit.registry import Registry, open_registry
 from unfoldkit.report import Report, Verdict, from_data, validate_report
-from unfoldkit.run_directory import MANIFEST, RunDir
+from unfoldkit.run_directory import MANIFEST, RunDir, encode_text, write_atomically
 from unfoldkit.safe_io.files import parse_object
+
+FOLLOW_EVERY_S = 2.0
 
 
 def list_plugins(form: str = "text") -> ExitCode:
@@ -48,7 +52,9 @@ class ReportRequest:
 
 
 def show_report(request: ReportRequest, *, exit_zero: bool = False) -> ExitCode:
-    """Render the report of a finished run, or the differences of two; the exit code is that of the verdict.
+    """Render the report of a run, or the differences of two; the exit code is that of the verdict.
+
+    While a verb runs there, the report is that of what it has done so far, and ``--open`` follows it to its end.
 
     Raises:
         UnfoldError: A path holds neither a run nor a plan, a report is damaged, or no browser can be opened.
@@ -64,6 +70,8 @@ def show_report(request: ReportRequest, *, exit_zero: bool = False) -> ExitCode:
                    page or request.out)  # fmt: skip
     if page is not None:
         _open_browser(page)
+        if report.status == "running":
+            report = _follow(request.path, page)
     return ExitCode.YES if report.verdict is Verdict.YES or exit_zero else ExitCode.NO
 
 
@@ -84,6 +92,9 @@ def read_report(path: Path) -> Report:
         raise user_error("no such run", file=str(path), hint="a run is a folder such as runs/digits")
     if not (path / MANIFEST).is_file():
         raise user_error("the folder holds no run", file=str(path), hint=_list_runs(path))
+    live = read_live_report(path)
+    if live is not None:
+        return live
     run = RunDir(path)
     if not run.has(REPORT):
         message = "the run has no report: a verb still works on it, or was stopped"
@@ -117,6 +128,22 @@ def has_display(environment: Mapping[str, str] = os.environ, platform: str = sys
     if platform in ("darwin", "win32"):
         return True
     return any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
+def _follow(path: Path, page: Path) -> Report:
+    """Rewrite the page until the verb that runs in a folder ends, and return its report."""
+    from unfoldkit.render.html import render
+
+    stored = b""
+    while True:
+        report = read_report(path)
+        content = encode_text(render(report))
+        if content != stored:
+            write_atomically(page, content)
+            stored = content
+        if report.status != "running":
+            return report
+        time.sleep(FOLLOW_EVERY_S)
 
 
 def _open_browser(page: Path) -> None:

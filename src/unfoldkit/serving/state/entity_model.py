@@ -1,6 +1,6 @@
 """A stateful model: it reads the state of each entity, steps through the rows in order of time, and stores the result.
 
-A row of logical time t (an hour, say) of an entity whose last row had time s is handled like this:
+A row of logical time t (an hour, say) of an entity with a last row at time s is handled like this:
 
 * No row yet, t = s + 1 or t > s + 1: the row is accepted. The model receives s, so it can see a gap.
 * t = s, a repeated row: it is answered again from the state before s, and replaces it. The same row gets the same

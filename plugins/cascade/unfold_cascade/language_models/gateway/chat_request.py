@@ -108,7 +108,7 @@ def is_covered(request: Mapping[str, Any], longest_prompt: int | None, scripts: 
 
 
 def last_tool_call_id(request: Mapping[str, Any]) -> str | None:
-    """Return the id of the tool call with whose result a request ends; ``None`` if it ends otherwise."""
+    """Return the id of the tool call that has its result at the end of a request; ``None`` if it ends otherwise."""
     message = request["messages"][-1]
     return str(message.get("tool_call_id", "")) if message["role"] == "tool" else None
 

@@ -105,7 +105,10 @@ class Completion:
     def _add_choice(self, data: Any, key: str) -> None:
         if not isinstance(data, dict) or not isinstance(data.get("index", 0), int):
             raise ValueError("not a choice of a chat completion")  # noqa: TRY004 - the data is at fault
-        choice = self.choices.setdefault(data.get("index", 0), Choice())
+        index = data.get("index", 0)
+        choice = self.choices.get(index)
+        if choice is None:
+            choice = self.choices[index] = Choice()
         message = data.get(key) or {}
         if not isinstance(message, dict):
             raise ValueError("not a message of a chat completion")  # noqa: TRY004 - the data is at fault

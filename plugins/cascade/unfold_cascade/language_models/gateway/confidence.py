@@ -66,7 +66,7 @@ async def complete_gated(
     deadline: float,
     attempts: Attempts,
 ) -> GatedAnswer:
-    """Send a request whose answer a gate judges, and obtain the confidence of the answer.
+    """Send a request to be judged by a gate, and obtain the confidence of the answer.
 
     Args:
         upstreams: the endpoints.

@@ -111,7 +111,7 @@ class Router:
         return chain if plan.reference in chain else (*chain, plan.reference)
 
     async def probe(self) -> None:
-        """Call each model whose log-probabilities a gate needs; one that cannot be reached now does not matter here.
+        """Call each model of which a gate needs log-probabilities; one that cannot be reached now does not matter here.
 
         Raises:
             UnfoldError: a model returns no log-probabilities, so that a gate could never open.

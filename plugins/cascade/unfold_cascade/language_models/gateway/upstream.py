@@ -191,12 +191,16 @@ class Upstreams:
 def build_client(models: Iterable[ServedModel], limits: httpx.Limits) -> httpx.AsyncClient:
     """Build the client for the endpoints of some models; HTTP/2 is offered where every model of a host allows it.
 
-    Redirects are not followed and proxies of the environment not used: requests go to the endpoints of the spec only.
+    It is negotiated by TLS only, so hosts without TLS get the quicker transport for HTTP/1.1 too. Redirects are not
+    followed and proxies of the environment not used: requests go to the endpoints of the spec only.
     """
     import httpx
 
-    hosts = {str(httpx.URL(model.url).copy_with(path="/")) for model in models if not model.http2}
-    plain = {host: httpx.AsyncHTTPTransport(limits=limits, trust_env=False) for host in hosts}
+    from unfoldkit.io.http1_transport import Http1Transport
+
+    urls = ((httpx.URL(model.url), model.http2) for model in models)
+    hosts = {str(url.copy_with(path="/")) for url, http2 in urls if not http2 or url.scheme == "http"}
+    plain = {host: Http1Transport(limits) for host in hosts}
     return httpx.AsyncClient(http2=True, mounts=plain, limits=limits, follow_redirects=False, trust_env=False)
 
 

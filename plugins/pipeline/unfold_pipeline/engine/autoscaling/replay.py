@@ -19,6 +19,7 @@ from unfold_pipeline.engine.autoscaling.rules import (
     build_envelope_rule,
     count_trace_tokens,
 )
+from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import EngineProblem, Latencies, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
     COST_TOLERANCE,
@@ -75,10 +76,11 @@ def replay_rule(
     """
     option, requests = problem.options[config.option], problem.requests
     slots = max(max_replicas, config.replicas)
+    limits = build_limits(problem, option, config.budget, config.max_seqs)
     cluster = EngineCluster(
         requests,
-        build_limits(problem, option, config.budget, config.max_seqs),
-        option.times,
+        limits,
+        estimate_step_times(problem, option, limits, config.replicas),
         engines=slots,
         routing=problem.settings.routing,
     )

@@ -1,5 +1,7 @@
 """Measure a running engine with about 40 streamed requests: prompts alone, streams together, and both mixed.
 
+Engines that share a machine are measured once more, all at the same time.
+
 Each phase is stored as soon as it ends, so a profile that was interrupted continues. The first phase is repeated at the
 end: an engine with steps that differ by more than a factor of two meanwhile measures the machine, not itself.
 """
@@ -148,6 +150,57 @@ async def measure_endpoint(
         store(replace(profile, phases=()))
         raise EndpointError(drift, "an idle machine; fewer threads for an engine on a CPU")
     return profile
+
+
+async def measure_together(
+    task: ProfileTask,
+    endpoints: Sequence[Endpoint],
+    profile: EndpointProfile,
+    store: Callable[[EndpointProfile], object],
+    progress: Callable[[str, int, int], None],
+) -> EndpointProfile:
+    """Measure each phase of a profile at several engines of one machine at the same time.
+
+    Args:
+        task: what was measured at one engine.
+        endpoints: the engines.
+        profile: what was measured, and what was measured together so far.
+        store: called with the profile after each phase.
+        progress: receives progress.
+
+    Raises:
+        EndpointError: an engine refuses or stalls.
+    """
+    async with build_http_client(len(endpoints) * (2 * task.max_streams + 8), task.limits) as client:
+        sessions = [
+            _Session(client, replace(task, endpoint=endpoint), random.Random(f"{task.seed} {index}"))  # noqa: S311
+            for index, endpoint in enumerate(endpoints)
+        ]
+        phases = [
+            phase
+            for phase in plan_phases(sessions[0].choose_longest_prompt(profile), task.max_streams)
+            if phase.name in {measured.name for measured in profile.phases}
+        ]
+        for session in sessions:
+            await session.begin(profile)
+        for index, phase in enumerate(phases):
+            if phase.name not in {measured.name for measured in profile.together}:
+                measured = await _measure_at_all(sessions, profile, phase)
+                profile = replace(profile, together=(*profile.together, *measured))
+                store(profile)
+            progress(f"requests at {len(endpoints)} processes", index + 1, len(phases))
+    return profile
+
+
+async def _measure_at_all(
+    sessions: Sequence[_Session], profile: EndpointProfile, phase: PlannedPhase
+) -> list[MeasuredPhase]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(session.measure_phase(profile, phase)) for session in sessions]
+    except* EndpointError as errors:
+        raise _first_error(errors) from errors
+    return [task.result() for task in tasks]
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The shape of a dense decoder-only transformer, and the memory that its weights leave for the KV cache."""
+"""The shape of a dense decoder-only transformer, read from its config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfold_pipeline.engine.hardware.gpu import Gpu
 from unfoldkit.api import user_error
 from unfoldkit.safe_io.files import parse_object, read_bytes
 
@@ -21,9 +20,6 @@ CONFIG_KEYS = {
 }
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 OTHER_ATTENTION_KEYS = ("kv_lora_rank", "linear_num_key_heads", "mamba_d_ssm", "ssm_cfg")
-BLOCK_TOKENS = 16
-ENGINE_BYTES = 3e9
-"""What vLLM keeps for activations, CUDA graphs and its communication; measured values lie between 2 and 4 GB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,30 +110,3 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int:
 def _count(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40 else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KvCache:
-    """The KV cache of an engine.
-
-    Attributes:
-        num_blocks: blocks, at least 0.
-        is_measured: whether the count was measured, not estimated from memory.
-    """
-
-    num_blocks: int
-    is_measured: bool
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that fit."""
-        return self.num_blocks * BLOCK_TOKENS
-
-
-def estimate_kv_cache(
-    model: ModelShape, gpu: Gpu, *, tensor_parallel: int, precision: str, kv_precision: str, utilization: float
-) -> KvCache:
-    """Estimate the blocks of the KV cache: memory that vLLM may use, less weights and its own use."""
-    left = gpu.memory_bytes * utilization - model.weight_bytes(precision) / tensor_parallel - ENGINE_BYTES
-    block_bytes = BLOCK_TOKENS * model.kv_bytes_per_token(tensor_parallel, kv_precision)
-    return KvCache(num_blocks=max(0, int(left // block_bytes)), is_measured=False)

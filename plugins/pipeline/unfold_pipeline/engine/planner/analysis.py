@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
+from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import EngineProblem, measure_latencies, percentile
 from unfold_pipeline.engine.planner.search import (
     EngineConfig,
@@ -149,10 +150,11 @@ def _simulate_neighbors(problem: EngineProblem, outcome: Outcome) -> tuple[Outco
 def record_load(problem: EngineProblem, config: EngineConfig) -> LoadSeries:
     """Simulate a plan in slices and record KV cache, running and waiting requests at the end of each."""
     option, arrivals = problem.options[config.option], problem.requests.arrival_s
+    limits = build_limits(problem, option, config.budget, config.max_seqs)
     cluster = EngineCluster(
         problem.requests,
-        build_limits(problem, option, config.budget, config.max_seqs),
-        option.times,
+        limits,
+        estimate_step_times(problem, option, limits, config.replicas),
         engines=config.replicas,
         routing=problem.settings.routing,
     )

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_pipeline._types import FloatArray
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.simulation.cluster import LatencyTargets, Routing, TokenTimes
 from unfold_pipeline.engine.simulation.engine import StepTimes
 from unfold_pipeline.engine.simulation.workload import EngineRequests
 from unfold_pipeline.engine.step_times.interval import StepInterval
+from unfold_pipeline.engine.step_times.process_contention import ProcessContention
 
 QUANTILE = 0.99
 
@@ -32,6 +33,7 @@ class EngineOption:
         kv_cache: memory for the KV cache.
         times: duration of a step.
         interval: interval of the factor on the duration, and its source.
+        contention: how much slower steps are while other engines of the machine compute; ``None`` if nothing is shared.
     """
 
     hardware: str
@@ -43,6 +45,7 @@ class EngineOption:
     kv_cache: KvCache
     times: StepTimes
     interval: StepInterval
+    contention: ProcessContention | None = None
 
     @property
     def replicas_per_node(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.planner.bounds import ReplicaBound, bound_replicas, measure_peak_work
+from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import (
     EngineOption,
     EngineProblem,
@@ -126,10 +127,11 @@ def build_limits(problem: EngineProblem, option: EngineOption, budget: int, max_
 def evaluate(problem: EngineProblem, config: EngineConfig, *, complete: bool = False) -> Outcome:
     """Simulate a configuration; unless ``complete``, only until a target is missed too often."""
     option = problem.options[config.option]
+    limits = build_limits(problem, option, config.budget, config.max_seqs)
     run = simulate(
         problem.requests,
-        build_limits(problem, option, config.budget, config.max_seqs),
-        option.times,
+        limits,
+        estimate_step_times(problem, option, limits, config.replicas),
         None if complete else build_abort_targets(problem),
         engines=config.replicas,
         routing=problem.settings.routing,

@@ -1,7 +1,7 @@
 """The compiled scheduler of vLLM V1: token budget, chunked prefill, prefix cache, asynchronous scheduling.
 
 The rules are those of ``scheduler_reference``, which a property test compares with this kernel. A step costs about a
-microsecond. State lies in a few arrays whose rows are named below: compiled code counts the references of every array
+microsecond. The rows of a few arrays, named below, hold the state: compiled code counts the references of every array
 of a tuple at every call, which would cost more than the step itself. The functions therefore repeat the list of arrays
 instead of sharing one argument. Requests belong to one engine each, so engines
 share their state; block pools, queues and clocks are per engine.

@@ -18,6 +18,7 @@ from unfoldkit.safe_io.files import parse_object
 SOLO_PHASE, MIXED_PHASE = "prompt", "mixed"
 MAX_TOKENS = 1 << 24
 SOLO_PAUSE_S = 1.0
+MAX_PROCESSES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,9 @@ class EndpointProfile:
         max_context: the longest request that the server reports; 0 if unknown.
         kv_tokens: the KV cache that it reports; 0 if unknown.
         phases: the measurements.
+        processes: processes that were measured at the same time, besides one alone; of local engines.
+        capacity: processes that the cores compute for; 0 if unknown.
+        together: the phases of all processes, measured at the same time.
     """
 
     url: str
@@ -88,11 +92,14 @@ class EndpointProfile:
     max_context: int
     kv_tokens: int
     phases: tuple[MeasuredPhase, ...]
+    processes: int = 1
+    capacity: int = 0
+    together: tuple[MeasuredPhase, ...] = ()
 
     @property
     def requests(self) -> int:
         """Number of measured requests."""
-        return sum(len(phase.requests) for phase in self.phases)
+        return sum(len(phase.requests) for phase in (*self.phases, *self.together))
 
     def select_solo(self) -> list[MeasuredRequest]:
         """Return the requests that were alone at the server."""
@@ -116,11 +123,17 @@ def load_endpoint_profile(stage: str, run: Run, *, made_from: str | None = None)
         return None
     with run.directory.decoding(name, "a profile of an engine") as data:
         content = parse_object(data)
-        phases = tuple(
-            MeasuredPhase(name=str(phase["name"]), requests=tuple(_parse_request(row) for row in phase["requests"]))
-            for phase in content["phases"]
+        phases, together = (
+            tuple(
+                MeasuredPhase(name=str(phase["name"]), requests=tuple(_parse_request(row) for row in phase["requests"]))
+                for phase in rows
+            )
+            for rows in (content["phases"], content.get("together", ()))
         )
-        return EndpointProfile(**{**content, "phases": phases})
+        profile = EndpointProfile(**{**content, "phases": phases, "together": together})
+        if not 1 <= int(profile.processes) <= MAX_PROCESSES or not 0 <= int(profile.capacity) <= MAX_PROCESSES:
+            raise ValueError("no such number of processes")
+        return profile
 
 
 def build_benchmark_runs(profile: EndpointProfile) -> list[BenchmarkRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import numpy as np
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
+from unfoldkit.arrivals.jitter import spread_rounded_times
+from unfoldkit.arrivals.readers.log import parse_json_line
+from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 from unfoldkit.io.csv import open_text
 
@@ -22,8 +26,10 @@ OUTPUT_COLUMNS = (
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
+MOONCAKE_FIELDS = ("input_length", "output_length")
 MAX_TOKENS = 1 << 24
-MAX_MS = 1e16
+MAX_STAMP = 1e19
+"""Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 
@@ -95,13 +101,13 @@ class TokenTrace:
 
 
 def read_tokens(
-    path: Path, arrival_s: FloatArray | None, *, prompt: str | int | None, generated: str | int | None, match: str = ""
+    path: Path, arrival_s: FloatArray, *, prompt: str | int | None, generated: str | int | None, match: str = ""
 ) -> TokenTrace:
-    """Read the tokens of a trace with known arrival times.
+    """Read the tokens of a CSV with known arrival times.
 
     Args:
-        path: a CSV, or one JSON object a line as in Mooncake's traces.
-        arrival_s: (n,) arrival times of the rows; ``None`` for a file of JSON lines, which holds its own.
+        path: the CSV.
+        arrival_s: (n,) arrival times of the rows.
         prompt: column of the prompt tokens, or one number for all; ``None`` for the usual names.
         generated: column of the generated tokens, or one number for all.
         match: text that a row must contain.
@@ -109,8 +115,6 @@ def read_tokens(
     Raises:
         UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
     """
-    if arrival_s is None:
-        return _read_json_lines(path, prompt, generated)
     counts: list[tuple[int, int]] = []
     columns: tuple[str | int, str | int] | None = None
     for row in csv_rows(path):
@@ -152,6 +156,11 @@ def is_json_lines(path: Path) -> bool:
     return any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes)
 
 
+def list_json_fields(path: Path) -> list[str]:
+    """Return the names of the first object of a file of JSON lines."""
+    return [name for _, _, row in itertools.islice(_json_rows(path), 1) for name in row]
+
+
 def _without_sharing(arrival_s: FloatArray, prompt: CountArray, generated: CountArray) -> TokenTrace:
     none = np.full(arrival_s.size, -1, dtype=np.int64)
     return TokenTrace(
@@ -182,32 +191,61 @@ def _parse_count(cell: str) -> int | None:
     return int(text) if is_short and 1 <= int(text) <= MAX_TOKENS else None
 
 
-def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int | None) -> TokenTrace:
-    """Read Mooncake's traces: ``timestamp`` in ms, lengths, and ``hash_ids`` of the prompt's blocks."""
-    times, tokens, hashes = [], [], []
-    for line, row in _json_rows(path):
+def read_json_lines(
+    path: Path,
+    *,
+    prompt: str | int | None,
+    generated: str | int | None,
+    column: str | None = None,
+    match: str = "",
+    notation: TimeNotation | None = None,
+) -> TokenTrace:
+    """Read a file with one JSON object a request, in any order.
+
+    Objects with Mooncake's lengths have a ``timestamp`` in milliseconds, where nothing states another unit, and maybe
+    ``hash_ids`` of the prompt's blocks. All others have a time as in logs of JSON lines.
+
+    Args:
+        path: the file.
+        prompt: field of the prompt tokens, or one number for all; ``None`` for the usual names.
+        generated: field of the generated tokens, or one number for all.
+        column: field of the time; ``None`` for the usual names.
+        match: text that a line must contain.
+        notation: how times are written.
+
+    Raises:
+        UnfoldError: a line is no object, has no time or no tokens, or the unit of the times is unclear.
+    """
+    notation = notation or TimeNotation()
+    notation.check()
+    times, tokens, hashes, unitless, is_mooncake = [], [], [], set[str](), True
+    for line, text, row in _json_rows(path):
+        if match not in text:
+            continue
         names = [name for name in row if isinstance(name, str)]
         columns = (
             _find_column(names, prompt, INPUT_COLUMNS, "prompt tokens", path),
             _find_column(names, generated, OUTPUT_COLUMNS, "generated tokens", path),
         )
-        values = [column if isinstance(column, int) else _parse_count(str(row[column])) for column in columns]
-        stamp = row.get("timestamp")
-        if None in values or isinstance(stamp, bool) or not isinstance(stamp, (int, float)) or not abs(stamp) < MAX_MS:
-            message = "the line has no timestamp in ms, or no tokens"
-            raise UnfoldError(Diagnostic(message, str(path), line, 1, hint='"timestamp": 27482, "input_length": 6955'))
-        times.append(float(stamp) / 1e3)
+        values = [field if isinstance(field, int) else _parse_count(str(row[field])) for field in columns]
+        time_s = parse_json_line(text, column, notation, unitless)
+        if None in values or time_s is None or not abs(time_s) < MAX_STAMP:
+            message = f"the line has no {column or 'time'}, or no tokens"
+            hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
+            raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
+        is_mooncake = is_mooncake and all(name in row for name in MOONCAKE_FIELDS)
+        times.append(time_s)
         tokens.append([int(value or 0) for value in values])
         ids = row.get("hash_ids")
         is_hashed = isinstance(ids, list) and all(isinstance(item, (int, str)) for item in ids)
         hashes.append(ids if is_hashed else [])
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
-    _reject_clocks(max(times) - min(times), path, "milliseconds of one clock")
     order = np.argsort(times, kind="stable")
+    arrival_s = _convert_times(np.array(times)[order], unitless, notation, path, is_mooncake=is_mooncake)
+    _reject_clocks(float(np.ptp(arrival_s)), path, "milliseconds of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
     shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])
-    arrival_s = np.array(times)[order]
     return TokenTrace(
         arrival_s=arrival_s - arrival_s[0],
         input_tokens=counts[:, 0],
@@ -217,7 +255,20 @@ def _read_json_lines(path: Path, prompt: str | int | None, generated: str | int 
     )
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _convert_times(
+    times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path, *, is_mooncake: bool
+) -> FloatArray:
+    """Return sorted times in seconds; ``unitless`` are the fields with numbers whose unit nothing states."""
+    if is_mooncake and unitless == {"timestamp"}:
+        return times / 1e3
+    if notation.unit is None:
+        times = np.sort(each_epoch_to_seconds(times))
+    if unitless:
+        times = notation.convert_numbers(times, min(unitless), str(path))
+    return spread_rounded_times(times, np.random.default_rng(0), unit_s=notation.unit_s or 0.0)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     try:
         with open_text(path) as stream:
             for line, text in enumerate(stream, 1):
@@ -225,7 +276,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     row = json.loads(text)
                     if not isinstance(row, dict):
                         raise UnfoldError(Diagnostic("the line is no JSON object", str(path), line, 1))
-                    yield line, row
+                    yield line, text, row
     except (ValueError, RecursionError, OSError, EOFError) as error:
         raise user_error(f"not a file of JSON lines: {error}", file=str(path)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, PhaseFit
 from unfold_pipeline.engine.step_times.endpoint_profile import EndpointProfile
+from unfold_pipeline.engine.step_times.process_contention import ProcessContention, measure_contention
 from unfold_pipeline.report.engines import sentences
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
@@ -18,7 +19,7 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
         fit: the step times that fit it.
         fresh: requests that were measured now; the others were in the run.
     """
-    times = fit.times
+    times, contention = fit.times, measure_contention(profile)
     step_s = times.overhead + float(times.dense[1] + times.sequence[1])
     full_s = times.overhead + float(times.dense[-1] + times.sequence[1])
     return Report(
@@ -34,6 +35,7 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
             "step_ms": Metric(step_s * 1e3, "ms", timed=True),
             "full_step_ms": Metric(full_s * 1e3, "ms", timed=True),
             "error_percent": Metric(fit.within * 100, "%", timed=True),
+            **_measure_contention(contention),
         },
         tables=(_build_table(fit.phases),),
         figures=(_build_figure(fit),),
@@ -42,9 +44,26 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
             ("front end", sentences.describe_endpoint_front(fit.front_s)),
             ("fit", sentences.describe_endpoint_fit(fit.within)),
             ("range", sentences.describe_endpoint_range(fit.longest_prompt, fit.peak_streams)),
+            *_list_contention(contention),
         ),
         next="unfold plan SPEC",
     )
+
+
+def _list_contention(contention: ProcessContention | None) -> tuple[tuple[str, str], ...]:
+    if contention is None or contention.processes == 1:
+        return ()
+    text = sentences.describe_contention(contention.processes, contention.decode, contention.prefill)
+    return (("together", text),)
+
+
+def _measure_contention(contention: ProcessContention | None) -> dict[str, Metric]:
+    if contention is None or contention.processes == 1:
+        return {}
+    return {
+        "contention_decode": Metric(contention.decode, timed=True),
+        "contention_prefill": Metric(contention.prefill, timed=True),
+    }
 
 
 def _build_table(phases: tuple[PhaseFit, ...]) -> Table:

@@ -12,6 +12,7 @@ from unfold_pipeline._types import FloatArray
 from unfold_pipeline.engine.autoscaling.replay import replay_rule
 from unfold_pipeline.engine.autoscaling.rules import Observation
 from unfold_pipeline.engine.endpoint.replay import ReplayedRequests
+from unfold_pipeline.engine.planner.busy_engines import estimate_step_times
 from unfold_pipeline.engine.planner.problem import (
     EngineProblem,
     Latencies,
@@ -148,10 +149,11 @@ def estimate_replay(
             return local.count_engines(seen.now_s)
 
         return replay_rule("observed", case, config, count_observed, max_replicas=local.max_engines).latencies
+    limits = build_limits(problem, option, config.budget, config.max_seqs)
     run = simulate(
         problem.requests,
-        build_limits(problem, option, config.budget, config.max_seqs),
-        option.times,
+        limits,
+        estimate_step_times(problem, option, limits, engines),
         engines=engines,
         routing=problem.settings.routing,
     )

@@ -117,7 +117,7 @@ def build_no_engine_report(
         verdict=Verdict.NO,
         headline=headline,
         subtitle=build_subtitle(problem),
-        metrics={"simulations": Metric(float(solution.simulations))},
+        metrics={"simulations": Metric(solution.simulations)},
         lines=(*alternatives, *_list_refusals(problem, solution)),
         next="unfold plan SPEC --set 'slo.ttft_p99=1 s'" if math.isfinite(problem.targets.ttft_s) else "",
     )
@@ -140,8 +140,8 @@ def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnal
         "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
         "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h"),
         "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h"),
-        "gpus": Metric(float(config.replicas * option.tensor_parallel)),
-        "replicas": Metric(float(config.replicas)),
+        "gpus": Metric(config.replicas * option.tensor_parallel),
+        "replicas": Metric(config.replicas),
         **build_latency_metrics(problem, (analysis.ttft, analysis.tpot, analysis.latency)),
     }
 

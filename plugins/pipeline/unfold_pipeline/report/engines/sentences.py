@@ -146,6 +146,14 @@ def describe_endpoint_range(longest_prompt: int, peak_streams: int) -> str:
     return f"measured up to prompts of {longest_prompt:,} tokens and {streams}; beyond, steps are extrapolated"
 
 
+def describe_contention(processes: int, decode: float, prefill: float) -> str:
+    """Return how much slower steps are with all processes at once."""
+    return (
+        f"with {processes} processes at the same time, decodes take {decode:.2f} times and prompts {prefill:.2f} times "
+        "as long; plans count with the processes that are busy"
+    )
+
+
 def describe_price_range(low: float | None, high: float | None) -> str:
     """Return the price at both ends of the interval."""
     texts = ["no plan" if cost is None else f"${cost:,.2f}/h" for cost in (low, high)]

@@ -63,7 +63,7 @@ def list_certain_sources(pipeline: Pipeline) -> list[set[int]]:
         flows = [{edge.parent} | certain[edge.parent] for edge in stage.parents]
         upstream = set.intersection(*flows) if flows else set()
         if len(flows) > 1:
-            # each flow that comes implies stages that have run, whose certain flows come too
+            # each flow that comes implies stages that have run, and the certain flows of these come too
             implied = set.intersection(*(_imply_stages(pipeline, flow, certain) for flow in flows))
             for edge, flow in zip(stage.parents, flows, strict=True):
                 if edge.parent in implied and stage.is_certain(edge):

@@ -90,7 +90,7 @@ class DomainLimit(msgspec.Struct, frozen=True):
         max_skew: Largest difference to the least loaded domain; 0 for anti-affinity, which allows no other pod.
         min_domains: With fewer domains the least loaded one counts as empty.
         honors_affinity: Only nodes that the pod's selector and affinity accept form domains.
-        honors_taints: Only nodes whose taints the pod tolerates form domains.
+        honors_taints: Only nodes with taints that the pod tolerates form domains.
     """
 
     key: str

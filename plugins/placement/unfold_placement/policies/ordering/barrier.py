@@ -13,7 +13,7 @@ from unfold_placement.core.view import View
 
 @dataclass(slots=True)
 class Barrier:
-    """Holds tasks with ``after: [JOB]`` until these jobs have ended; ``ended`` counts ended tasks by job."""
+    """Holds tasks with ``after: [JOB]`` until these jobs have ended; ``ended`` counts tasks of unfinished jobs."""
 
     ended: Counter[str] = field(default_factory=Counter)
     phase: ClassVar[int] = STATIC
@@ -29,6 +29,7 @@ class Barrier:
         if event.task is not None:
             self.ended[event.task.job] += 1
             if self.ended[event.task.job] == event.task.size:
+                del self.ended[event.task.job]
                 yield [Put(completion_resource(event.task.job), amount=MANY)]
 
 

@@ -51,6 +51,8 @@ MAX_BYTES = 4 * 2**20
 MAX_WATCHED_BYTES = 256 * 2**10
 """Up to so many bytes of pipelined requests a connection is read on, so that a hang-up behind them is noticed."""
 MAX_HEADERS = 1000
+MAX_HEAD_BYTES = 64 * 2**10
+"""Names and values of the headers of one request; more gives 400."""
 _CYCLE_BYTES = 4096
 # each byte of a chunked body may come in a chunk of its own
 _CHUNK_BYTES = 16
@@ -67,11 +69,17 @@ def build_protocol_class() -> Any:
 
     class Protocol(HttpToolsProtocol):
         answered: Any = None
+        header_bytes = 0
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            super().on_header(name, value)
+            self.header_bytes += len(name) + len(value)
+            _check_head_size(self.header_bytes, len(self.headers))
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
             # what follows goes into a list that is never read
-            self.headers = []
+            self.headers, self.header_bytes = [], 0
             if not self.pipeline:
                 self.answered = self.cycle
 
@@ -93,6 +101,12 @@ def build_protocol_class() -> Any:
             super().on_body(body)
 
     return Protocol
+
+
+def _check_head_size(size: int, count: int) -> None:
+    """Raise if a head is too large: the parser wraps the error, and uvicorn answers 400 and closes the connection."""
+    if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
+        raise ValueError("the head is too large")
 
 
 @dataclass(slots=True)

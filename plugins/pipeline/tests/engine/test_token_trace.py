@@ -1,0 +1,85 @@
+"""Traces of JSON lines with tokens: times of any notation, and Mooncake's milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_json_lines
+from unfoldkit.api import UnfoldError
+from unfoldkit.arrivals.readers.timestamps import TimeNotation
+
+TIMES_S = np.cumsum(np.random.default_rng(3).exponential(0.7, 60)).round(3)
+EPOCH_S = 1_780_000_000
+OPENAI, MOONCAKE = ("prompt_tokens", "completion_tokens"), ("input_length", "output_length")
+
+
+def read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> TokenTrace:
+    path = folder / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    return read_json_lines(path, **{"prompt": None, "generated": None, **options})
+
+
+def build_rows(stamp: Callable[[float], Any], field: str, names: tuple[str, str]) -> list[dict[str, Any]]:
+    return [{field: stamp(time_s), names[0]: 100 + i, names[1]: 1 + i} for i, time_s in enumerate(TIMES_S.tolist())]
+
+
+def to_ms(time_s: float) -> int:
+    return round(time_s * 1e3)
+
+
+def to_iso(time_s: float) -> str:
+    return str(np.datetime64("2026-05-28") + np.timedelta64(to_ms(time_s), "ms"))
+
+
+NOTATIONS: dict[str, tuple[Callable[[float], Any], str, tuple[str, str], dict[str, Any]]] = {
+    "milliseconds of Mooncake": (to_ms, "timestamp", MOONCAKE, {}),
+    "Mooncake's fields in seconds": (float, "timestamp", MOONCAKE, {"notation": TimeNotation(None, "s")}),
+    "seconds with a fraction": (float, "timestamp", OPENAI, {}),
+    "a field with its unit": (to_ms, "arrival_ms", OPENAI, {}),
+    "a stated unit": (to_ms, "timestamp", OPENAI, {"notation": TimeNotation(None, "ms")}),
+    "a stated field": (float, "seen", OPENAI, {"column": "seen"}),
+    "seconds since 1970": (lambda time_s: EPOCH_S + time_s, "created_at", OPENAI, {}),
+    "milliseconds since 1970": (lambda time_s: EPOCH_S * 1000 + to_ms(time_s), "ts", OPENAI, {}),
+    "ISO 8601": (to_iso, "time", OPENAI, {}),
+}
+
+
+@pytest.mark.parametrize("case", NOTATIONS)
+def test_times_of_any_notation_are_read(tmp_path: Path, case: str) -> None:
+    """The same arrivals have the same seconds, whatever clock and unit wrote them."""
+    stamp, field, names, options = NOTATIONS[case]
+    trace = read(tmp_path, build_rows(stamp, field, names), **options)
+    assert trace.arrival_s == pytest.approx(TIMES_S - TIMES_S[0], abs=2e-3)
+    assert trace.input_tokens.tolist() == [100 + i for i in range(TIMES_S.size)]
+
+
+def test_lines_in_any_order_keep_their_tokens(tmp_path: Path) -> None:
+    """Requests that were logged at their end are sorted together with their tokens."""
+    trace = read(tmp_path, build_rows(float, "timestamp", OPENAI)[::-1])
+    assert trace.output_tokens.tolist() == [1 + i for i in range(TIMES_S.size)]
+
+
+def test_a_text_selects_lines(tmp_path: Path) -> None:
+    """Lines without the text of ``arrivals.match`` are no requests."""
+    rows = build_rows(float, "timestamp", OPENAI)
+    chosen = [{**row, "model": "big" if i % 3 else "small"} for i, row in enumerate(rows)]
+    assert len(read(tmp_path, chosen, match="small")) == TIMES_S.size // 3
+
+
+def test_whole_numbers_without_a_unit_are_refused(tmp_path: Path) -> None:
+    """Milliseconds under a name of no format are never read as seconds, nor the other way round."""
+    with pytest.raises(UnfoldError, match="the unit of the times is unclear"):
+        read(tmp_path, build_rows(lambda time_s: round(time_s * 1e5), "timestamp", OPENAI))
+
+
+def test_a_date_in_a_prompt_is_no_time(tmp_path: Path) -> None:
+    """A line whose only date stands in its text has no time."""
+    rows = [{"prompt": "on 2026-05-28 10:00:00", **row} for row in build_rows(float, "took", OPENAI)]
+    with pytest.raises(UnfoldError, match="no time"):
+        read(tmp_path, rows)
