@@ -90,9 +90,9 @@ def test_the_bound_is_exact_where_few_plans_are_open(trial_cv: float) -> None:
     for deadline_s in np.geomspace(earliest_s, earliest_s * 3, 5):
         goal = Goal(float(deadline_s), 0.9)
         min_cost = min((plan.mean_cost_usd for plan in plans if goal.is_met_by(plan)), default=np.inf)
-        for found_usd in (1.3 * min_cost, min_cost, 0.9 * min_cost):
-            bound_usd = compute_global_bound([candidate], goal, found_usd)
-            assert bound_usd == pytest.approx(min(min_cost, found_usd)) or found_usd < min_cost
+        for plan_usd in (1.3 * min_cost, min_cost, 0.9 * min_cost):
+            bound_usd = compute_global_bound([candidate], goal, plan_usd)
+            assert bound_usd == pytest.approx(min(min_cost, plan_usd)) or plan_usd < min_cost
             closed += bound_usd > compute_global_bound([candidate], goal) + 1e-9
     assert closed
 

@@ -30,7 +30,7 @@ MAX_OPEN_PLANS = 1000
 """Plans between the bound and the plan found that are simulated."""
 
 
-def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, found_usd: float = np.inf) -> float:
+def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, plan_usd: float = np.inf) -> float:
     """Compute dollars that no plan undercuts with P(run time <= deadline) >= confidence on these samples.
 
     The bound covers the plans made of ``costs.allocations``. Unless it is exact, it leaves out minimum charges and
@@ -40,7 +40,7 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, fo
         model: The job on a machine.
         costs: Its stage times and costs.
         goal: The deadline and the confidence.
-        found_usd: Expected cost of the plan found: what is not cheaper does not matter.
+        plan_usd: Expected cost of the plan found: what is not cheaper does not matter.
 
     Returns:
         The bound; infinite if no plan gives the guarantee.
@@ -54,16 +54,16 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, fo
             rows = slowest_first[: max(1, round(fraction * model.samples))]
             relaxations.append(_relax_times(model, costs, rows, on_time_fraction))
     bound_usd = max((_search_cheapest(relaxed, goal.deadline_s) for relaxed in relaxations), default=0.0)
-    if not bound_usd < found_usd < np.inf:
+    if not bound_usd < plan_usd < np.inf:
         return bound_usd
-    open_plans = list_open_plans(relaxations, goal.deadline_s, found_usd)
+    open_plans = list_open_plans(relaxations, goal.deadline_s, plan_usd)
     if open_plans is None:
         return bound_usd
     on_time = (plan.mean_cost_usd for plan in simulate_plans(model, open_plans) if goal.is_met_by(plan))
-    return min((found_usd, *on_time))
+    return min((plan_usd, *on_time))
 
 
-def list_open_plans(relaxations: Sequence[StageCosts], deadline_s: float, found_usd: float) -> list[Plan] | None:
+def list_open_plans(relaxations: Sequence[StageCosts], deadline_s: float, plan_usd: float) -> list[Plan] | None:
     """List every plan that is cheaper than the one found and that no relaxation rules out; ``None`` if too many.
 
     Plans are extended stage by stage. A partial one is dropped if even the cheapest rest makes it too expensive, or the
@@ -72,7 +72,7 @@ def list_open_plans(relaxations: Sequence[StageCosts], deadline_s: float, found_
     Args:
         relaxations: Stage times that are not above those of any plan that gives the guarantee; the costs are equal.
         deadline_s: The deadline.
-        found_usd: Dollars of the plan found.
+        plan_usd: Dollars of the plan found.
     """
     costs = relaxations[0]
     stages, levels = costs.seconds.shape
@@ -89,7 +89,7 @@ def list_open_plans(relaxations: Sequence[StageCosts], deadline_s: float, found_
         before = chosen[:, -1] + 1 if stage else np.zeros(1, dtype=np.int64)
         total_s = spent_s[:, :, None] + seconds[:, stage, before]
         total_usd = spent_usd[:, None] + step_usd[stage, before]
-        is_open = (total_usd + rest_usd[stage + 1, 1:] < found_usd) & (
+        is_open = (total_usd + rest_usd[stage + 1, 1:] < plan_usd) & (
             total_s + rest_s[:, stage + 1, None, 1:] <= deadline_s + TIME_TOLERANCE_S
         ).all(axis=0)
         rows, level = np.nonzero(is_open)

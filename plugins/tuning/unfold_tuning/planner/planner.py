@@ -273,9 +273,9 @@ def plan_baselines(candidate: Candidate, goal: Goal) -> Baselines:
     return Baselines(static, naive, plan_greedily(candidate.model, goal, static.plan))
 
 
-def compute_global_bound(candidates: Sequence[Candidate], goal: Goal, found_usd: float = math.inf) -> float:
-    """Compute the proven lower bound over all machines, in dollars; what costs more than ``found_usd`` is left out."""
-    return min(compute_lower_bound(candidate.model, candidate.costs, goal, found_usd) for candidate in candidates)
+def compute_global_bound(candidates: Sequence[Candidate], goal: Goal, plan_usd: float = math.inf) -> float:
+    """Compute the proven lower bound over all machines, in dollars; what costs more than ``plan_usd`` is left out."""
+    return min(compute_lower_bound(candidate.model, candidate.costs, goal, plan_usd) for candidate in candidates)
 
 
 def thin_indices(size: int, max_size: int) -> list[int]:
