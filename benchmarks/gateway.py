@@ -8,7 +8,7 @@ the upstream alone; requests per core are answers divided by processor seconds o
 Faults: 1,000 requests whose cheap model answers 429 or 500, resets, stalls, breaks off, sends broken JSON, no usage or
 no log-probabilities, or whose expensive model fails once. A request is lost if its client got no whole answer, and
 billed twice if one model answered it twice in full. LiteLLM gets 250 of these requests. The replayed log is synthetic;
-the bill is that of the headers.
+the bill is that of the headers. ``plain relay`` is uvicorn and httpx passing bytes on: what any relay in Python costs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ PROXY = Peer(
     },
     reads_joblib=False,
 )
-OURS, PASSED, KEYED = "unfold", "unfold, one model", "unfold, with keys"
+OURS, PASSED, KEYED, RELAY = "unfold", "unfold, one model", "unfold, with keys", "plain relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,10 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
             port, process = stack.enter_context(started(peer, server_core, environment, folder / f"{label}.log"))
             targets[label] = Target(port, "auto", process)
         targets[PASSED] = Target(targets[OURS].port, "small", targets[OURS].process)
+        words = ("{python}", "-m", "benchmarks.peers.chat_relay", "{port}", f"http://127.0.0.1:{upstream}")
+        relay = Peer(RELAY, words, "", ready="/health")
+        port, process = stack.enter_context(started(relay, server_core, {}, folder / "relay.log"))
+        targets[RELAY] = Target(port, "small", process)
         try:
             port, process = stack.enter_context(started(PROXY, server_core, {}, folder / "litellm.log"))
             targets[PROXY.name] = Target(port, "auto", process)
@@ -318,7 +322,7 @@ def _summarize(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     figures: dict[str, dict[str, Any]] = {}
-    for label in (OURS, PASSED, KEYED, PROXY.name):
+    for label in (OURS, PASSED, KEYED, RELAY, PROXY.name):
         figures[label] = {}
         for stream, suffix in ((False, ""), (True, "_stream")):
             load, direct = loads.get((label, stream)), loads["upstream", stream]

@@ -41,6 +41,8 @@ class Http1Transport(httpx.AsyncBaseTransport):
 
     def __init__(self, limits: httpx.Limits) -> None:
         self._limits = limits
+        # it takes milliseconds, which no request should wait for
+        self._context = httpx.create_ssl_context(trust_env=False)
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -84,7 +86,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         connector = aiohttp.TCPConnector(
             limit=self._limits.max_connections or 0,
             keepalive_timeout=self._limits.keepalive_expiry,
-            ssl=httpx.create_ssl_context(trust_env=False),
+            ssl=self._context,
         )
         return aiohttp.ClientSession(
             connector=connector,

@@ -219,6 +219,13 @@ def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
         (["2,04", "x", "-0,5"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "2,04"'),
         (["$1,200.00", "3"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "$1,200.00"'),
         (["1,2", "x", "y"], True, "data.categories: [a] takes its words as values"),
+        (
+            ["2023-01-11", "2023-02-11T07:15"],
+            True,
+            "no model reads dates: write the days since another date, or leave a out",
+        ),
+        (["11.01.2023", "1/2/23"], True, "no model reads dates: write the days since another date, or leave a out"),
+        (["10.0.12.1", "10.0.12.2"], True, "data.categories: [a] takes its words as values"),
         (["1", "-inf", "x"], True, "leave the cell empty"),
         (["1", "1e999", "2"], True, "leave the cell empty"),
         ([1.0, float("inf")], True, "leave the cell empty"),
@@ -258,7 +265,7 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
         frame_of_file(path)
 
 
-@pytest.mark.parametrize(("count", "told"), [(400, "occurs 1 times"), (1500, "has 1500 different values")])
+@pytest.mark.parametrize(("count", "told"), [(400, "occurs once"), (1500, "has 1500 different values")])
 def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, told: str) -> None:
     """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])

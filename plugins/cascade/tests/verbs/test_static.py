@@ -190,7 +190,7 @@ def test_recorded_labels_may_be_rare(tmp_path: Path) -> None:
     report = plan(spec_of(CONFIGS / "api-logs.yaml", place), run_in(tmp_path / "run"))
     assert report.verdict is Verdict.YES
     (tmp_path / "own.csv").write_text("a,b,y\n" + "1,2,no\n2,1,no\n3,3,yes\n" * 10 + "4,4,other\n")
-    with pytest.raises(UnfoldError, match='the label "other" of "y" occurs 1 times; each needs at least 8 cases'):
+    with pytest.raises(UnfoldError, match='the label "other" of "y" occurs once; each needs at least 8 cases'):
         train(_table_spec(tmp_path), run_in(tmp_path / "fitted", base=tmp_path))
 
 

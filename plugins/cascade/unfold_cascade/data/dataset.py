@@ -389,10 +389,10 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
         hint = MEASURED if is_measured and len(names) > 1 else ""
         raise user_error(f'the column "{column}" has {count}: it is not a label', key="stages.target.column", hint=hint)
     if counts.min() < min_cases:
+        times = "once" if counts.min() == 1 else f"{counts.min()} times"
         rare_hint = "remove its rows from the file, or give them another label"
         raise user_error(
-            f'the label "{names[counts.argmin()]}" of "{column}" occurs {counts.min()} times; '
-            f"each needs at least {min_cases} cases",
+            f'the label "{names[counts.argmin()]}" of "{column}" occurs {times}; each needs at least {min_cases} cases',
             key="stages.target.column",
             hint=MEASURED if is_measured else rare_hint,
         )

@@ -24,6 +24,7 @@ HINTS: Mapping[str, str] = {
 _DECORATION = re.compile(r"[,_'$€£¥\s]")
 """Currency signs and thousands separators."""
 _BOUND = re.compile(r"\s*(<=?)\s*(\S.*?)\s*")
+_NUMERIC_DATE = re.compile(r"(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([ T].*)?")
 _PARTIAL_DATES = ("%Y-%m", "%Y")
 _ZONE = re.compile(r":\d{2}(\.\d+)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)", re.IGNORECASE)
 ZONE_HINT = "write every time with its zone, such as 2025-01-31T06:00+01:00, or every one without"
@@ -181,6 +182,10 @@ def _is_word(cell: Any) -> bool:
     return False
 
 
+def _is_date(text: str) -> bool:
+    return timestamps.parse_timestamp(text) is not None or _NUMERIC_DATE.fullmatch(text) is not None
+
+
 def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     """Explain how to repair a column of numbers that contains words."""
     present = [text for text in (label_text(cell) for cell in cells) if not is_missing(text)]
@@ -191,5 +196,7 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     if 2 * len(words) <= len(present):
         return "leave the cell empty where the value is missing"
     if source.may_be_category:
+        if all(_is_date(text) for text in words):
+            return f"no model reads dates: write the days since another date, or leave {source.column} out"
         return f"data.categories: [{source.column}] takes its words as values"
     return HINTS.get(source.key.rsplit(".", 1)[-1], "")
