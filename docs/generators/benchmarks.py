@@ -161,8 +161,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ttft_p50_error_percent_max": "error of p50 TTFT, llama.cpp processes of this machine, worst of one and two, %",
         "tpot_mean_error_percent_max": "error of mean TPOT there, %",
         "failed": "failed requests",
-        "contention_decode": "times as long a decode takes with two processes at once, by the profile",
-        "contention_prefill": "the same, a prompt",
         "load_average_before": "load average of the machine before the run",
     },
     "engine-plan": {
@@ -203,15 +201,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "computing_p99_error_percent_max": "the same, worst %",
         "attainment_error_points_max": "error of attainment, points",
         "lost": "lost queries",
-    },
-    "pipeline-live": {
-        "attainment_error_points_max": "attainment of the service against its replay, points, worst trace",
-        "attainment_error_points_mean": "the same, mean",
-        "attainment_error_points_max_local": "the same on local processes, worst trace",
-        "attainment_error_points_max_ray": "the same on Ray, worst trace",
-        "late_beyond_bound": "queries answered later than four times the target",
-        "lost": "queries without an answer or a refusal",
-        "cases": "traces, on local processes and on Ray",
     },
     "pipeline-plan": {
         "coarse_peak_ratio_max": "cheaper than coarse-grained planning for the peak, best of 168 points",
