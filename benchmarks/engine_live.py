@@ -1,8 +1,9 @@
 """Running engines next to their plan: llama.cpp with SmolLM2-135M, one and two processes, Poisson arrivals.
 
-``profile`` measures one process, the plan is made on one draw of the traffic, and ``serve --replay`` starts the
-processes and sends another draw to them for two minutes. Measured and simulated are the same requests, with the tokens
-that the engines counted. A process computes on one thread and needs a core: a busy machine measures itself.
+``profile`` measures one process and then two at once, the plan is made on one draw of the traffic, and
+``serve --replay`` starts the processes and sends another draw to them for two minutes. Measured and simulated are the
+same requests, with the tokens that the engines counted. A process computes on one thread and needs a core: a busy
+machine measures itself.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
             **metrics,
             "failed": sum(row["failed"] for row in rows),
             "step_ms": measured.metrics["step_ms"].value,
+            **{
+                name: measured.metrics[name].value
+                for name in ("contention_decode", "contention_prefill")
+                if name in measured.metrics
+            },
             "load_average_before": load,
         },
         "tables": {"engines": rows},

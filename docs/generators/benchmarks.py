@@ -202,15 +202,6 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "attainment_error_points_max": "error of attainment, points",
         "lost": "lost queries",
     },
-    "pipeline-live": {
-        "attainment_error_points_max": "attainment of the service against its replay, points, worst trace",
-        "attainment_error_points_mean": "the same, mean",
-        "attainment_error_points_max_local": "the same on local processes, worst trace",
-        "attainment_error_points_max_ray": "the same on Ray, worst trace",
-        "late_beyond_bound": "queries answered later than four times the target",
-        "lost": "queries without an answer or a refusal",
-        "cases": "traces, on local processes and on Ray",
-    },
     "pipeline-plan": {
         "coarse_peak_ratio_max": "cheaper than coarse-grained planning for the peak, best of 168 points",
         "coarse_peak_ratio_median": "the same, median",

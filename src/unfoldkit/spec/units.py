@@ -115,6 +115,11 @@ class UnitFamily:
             # the unit of the example is a guess, and may be wrong: list all units
             units = () if self.periods or self.symbol else self.units
             raise _error('"{value}" has no unit', value, self._with_unit(text.lstrip("+")), units)
+        if self.symbol == "$" and (number := re.search(NUMBER, _write_decimal_point(text))):
+            # the period of a price may be another one than that of the example, and 40k is not 40
+            is_amount = not self.periods and not re.search("[0-9][A-Za-z]", text)
+            example = self._with_unit(number[0]) if is_amount else self.example
+            raise _error(f'"{{value}}" is not in {self.description}', value, example)
         raise _error('"{value}" is not a quantity', value, self.example)
 
     def _with_unit(self, number: str) -> str:
@@ -122,6 +127,11 @@ class UnitFamily:
         text = re.sub(NUMBER, shorten(number), self.example, count=1)
         is_fraction = text.endswith("%") and 0 < float(number) <= 1
         return f'{_format_percent(float(number))}" or "{text}' if is_fraction else text
+
+
+def _write_decimal_point(text: str) -> str:
+    """Drop the commas that group thousands, and write a point for one before decimals."""
+    return re.sub(r",(?=[0-9]{3}(?![0-9]))", "", text).replace(",", ".")
 
 
 def _convert_bytes(number: str, unit: float, _period: float) -> int:

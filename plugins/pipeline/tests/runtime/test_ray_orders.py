@@ -68,6 +68,21 @@ def test_orders_on_top_of_each_other_are_measured_one_by_one(clock: Clock) -> No
     assert not stage.orders_s
 
 
+def test_a_replica_that_is_awaited_for_longer_raises_the_estimate(clock: Clock) -> None:
+    """Replicas that took 5 s, and one that does not serve after 12 s: a start takes at least 12 s now."""
+    stage = build_stage(1)
+    order(stage, 2, clock.now_s)
+    clock.now_s = 105.0
+    stage.update_replicas({"r0", "r1"})
+    order(stage, 3, clock.now_s)
+    clock.now_s = 107.0
+    assert stage.activation_s == pytest.approx(5.0)
+    clock.now_s = 117.0
+    assert stage.activation_s == pytest.approx(12.0)
+    order(stage, 2, clock.now_s)
+    assert stage.activation_s == pytest.approx(5.0)
+
+
 def test_an_order_that_is_withdrawn_is_not_measured(clock: Clock) -> None:
     """The latest orders are dropped when fewer replicas are wanted."""
     stage = build_stage(1)

@@ -139,6 +139,16 @@ def test_bad_lines_are_named(tmp_path: Path, rows: list[Any], message: str) -> N
     assert int(error.value.code) == 2
 
 
+def test_json_lines_are_known_by_their_content(tmp_path: Path) -> None:
+    """Objects a line are read whatever the file is called; one document is an error that says what to write."""
+    rows = [{"time_s": index * 0.05, "prompt_tokens": 100, "completion_tokens": 5} for index in range(100)]
+    (tmp_path / "requests.log").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    assert "100 requests" in plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.log")).subtitle
+    (tmp_path / "requests.json").write_text(json.dumps(rows), "utf-8")
+    with pytest.raises(UnfoldError, match="this is one document"):
+        plan_spec(tmp_path, ("trace: trace.csv", "trace: requests.json"))
+
+
 def test_tables_of_another_gpu_are_not_used(tmp_path: Path) -> None:
     """A folder with the tables of H100 alone does not give the steps of a B200, whatever its files hold."""
     write_tables(tmp_path / "data" / "h100_sxm" / "vllm")

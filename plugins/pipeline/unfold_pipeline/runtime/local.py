@@ -221,7 +221,7 @@ class LocalRuntime:
 
     def activation_times(self) -> tuple[float, ...]:
         """Return the measured seconds from ordering a replica of each stage until it serves; 0 if unknown."""
-        return tuple(stage.activation.seconds for stage in self.stages)
+        return tuple(stage.activation_s for stage in self.stages)
 
     def _adjust_replicas(self, stage: StageRuntime) -> None:
         if stage.restart_timer is not None:

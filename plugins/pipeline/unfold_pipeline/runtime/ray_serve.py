@@ -91,6 +91,11 @@ class StageDeployment:
     activation: ActivationTime = field(default_factory=ActivationTime)
     orders_s: deque[float] = field(default_factory=deque)
 
+    @property
+    def activation_s(self) -> float:
+        """The seconds from ordering a replica until it serves; 0 if unknown."""
+        return self.activation.estimate(read_clock() - self.orders_s[0] if self.orders_s else 0.0)
+
     def measure_load(self) -> StageLoad:
         """Return what waits here and what serves it, as far as the listings show."""
         return StageLoad(
@@ -283,7 +288,7 @@ class RayRuntime:
 
     def activation_times(self) -> tuple[float, ...]:
         """Return the measured seconds from ordering a replica of each stage until it serves; 0 if unknown."""
-        return tuple(stage.activation.seconds for stage in self.stages)
+        return tuple(stage.activation_s for stage in self.stages)
 
     def subscribe(self, listener: BatchListener) -> None:
         """Do nothing: Ray Serve forms its batches itself and reports them in its own metrics."""

@@ -165,6 +165,10 @@ class ActivationTime:
         self.count += 1
         self.seconds += max(1.0 / self.count, ACTIVATION_STEP) * (seconds - self.seconds)
 
+    def estimate(self, waited_s: float) -> float:
+        """Return the seconds of a start; a replica that is awaited for longer shows that starts take at least that."""
+        return max(self.seconds, waited_s)
+
 
 @dataclass(slots=True, kw_only=True)
 class StageRuntime:
@@ -219,6 +223,12 @@ class StageRuntime:
     restart_timer: TimerHandle | None = None
     speed: BatchSpeed = field(default_factory=BatchSpeed)
     activation: ActivationTime = field(default_factory=ActivationTime)
+
+    @property
+    def activation_s(self) -> float:
+        """The seconds from ordering a replica until it serves; 0 if unknown."""
+        launched_s = [worker.launched_s for worker in self.workers if not worker.is_ready and not worker.is_leaving]
+        return self.activation.estimate(read_clock() - min(launched_s) if launched_s else 0.0)
 
     @property
     def ready_replicas(self) -> int:

@@ -152,40 +152,6 @@ def test_kueue_keeps_quota_and_the_policies_decide(world: tuple[ControlPlane, Ap
     delete_jobs(api)
 
 
-def test_what_finds_no_place_gives_its_quota_back_and_is_queued_again(
-    world: tuple[ControlPlane, Api], tmp_path: Path
-) -> None:
-    """``Retry`` as real Kueue takes it: it evicts the workload, releases its quota, and reserves it again later.
-
-    Twelve pods have quota and no nodes. Eight that come later have nodes, and get quota only because of the answer.
-    """
-    plane, api = world
-    until(lambda: not list_objects(api, "Workload"), plane.folder / "kueue.log")
-    with serving(plane, tmp_path, patience="4 s"):
-        create(api, build_job("huge", "team", 12))
-        until(lambda: states(api).get("huge") == "Pending", plane.folder / "kueue.log")
-        create(api, build_job("later", "team", 8))
-        until(lambda: resumed(api) == {"later"}, tmp_path / "log")
-        (huge,) = [body for body in list_objects(api, "Workload") if body["metadata"]["name"].startswith("job-huge")]
-        reasons = {item["type"]: item for item in huge["status"]["conditions"]}
-        assert reasons["Evicted"]["reason"] == "AdmissionCheck"
-        assert "huge" not in resumed(api)
-        # once the quota is free, it is reserved again for what had none before, and so on
-        first = reasons["Evicted"]["lastTransitionTime"]
-        api.delete("/apis/batch/v1/namespaces/team/jobs/later", {"propagationPolicy": "Background"})
-
-        def is_evicted_again() -> bool:
-            bodies = [body for body in list_objects(api, "Workload") if body["metadata"]["name"].startswith("job-huge")]
-            times = [
-                item["lastTransitionTime"] for body in bodies for item in body["status"]["conditions"]
-                if item["type"] == "Evicted" and item["status"] == "True"
-            ]  # fmt: skip
-            return bool(times) and times[0] > first
-
-        until(is_evicted_again, plane.folder / "kueue.log")
-    delete_jobs(api)
-
-
 def test_the_answer_places_and_pins(world: tuple[ControlPlane, Api], tmp_path: Path) -> None:
     """A Job that fits one node is pinned to it by Kueue."""
     plane, api = world

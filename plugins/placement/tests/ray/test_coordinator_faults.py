@@ -14,11 +14,11 @@ import pytest
 from plugins.placement.tests.cases import job
 from unfold_placement.core.types import Node
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.backend import Start
+from unfold_placement.live.backend import Record, Start
 from unfold_placement.ray import coordinator as module
 from unfold_placement.ray.coordinator import Coordinator, _demands
 from unfold_placement.ray.placement_groups import PlacementGroups, Reservation
-from unfold_placement.ray.sessions import Ended, Offer
+from unfold_placement.ray.sessions import CLIENT_TIMEOUT_S, FORGET_S, Ended, Offer
 
 
 @dataclass(slots=True)
@@ -133,8 +133,8 @@ def test_nobody_waits_for_the_cluster_while_a_reservation_is_awaited(coordinator
     groups.idle[("n0", demands[0][1])] = [(Reservation("n0", demands[0][1], SimpleNamespace(id="x"), "id-0"), 0.0)]
     coordinator.start(0, "me", UNIT)
     began = time.monotonic()
-    assert coordinator.lock.acquire(timeout=3)  # type: ignore[attr-defined]
-    coordinator.lock.release()  # type: ignore[attr-defined]
+    assert coordinator.lock.acquire(timeout=3)
+    coordinator.lock.release()
     assert time.monotonic() - began < 2
     released.set()
     soon(lambda: len(coordinator.reservations) == 2)
@@ -163,6 +163,29 @@ def test_messages_are_sent_until_they_are_acknowledged(coordinator: Coordinator)
     assert [message.task for _, message in first if isinstance(message, Offer)] == ["a-0", "a-1"]
     assert coordinator.wait_for_offers("client", first[0][0], 0.0) == first[1:]
     assert coordinator.wait_for_offers("client", first[-1][0], 0.0) == []
+
+
+def test_a_client_that_was_only_slow_receives_what_became_of_its_tasks(coordinator: Coordinator) -> None:
+    """After 15 s without a word its tasks are withdrawn; when it comes back, it must not wait for them for ever."""
+    session = coordinator.sessions.clients["client"]
+    session.last_seen_s -= CLIENT_TIMEOUT_S + 1
+    coordinator._expire()
+    coordinator._expire()
+    assert states(coordinator) == {kinds.GONE}
+    messages = [message for _, message in coordinator.wait_for_offers("client", 0, 0.0)]
+    assert sorted(item.task.name for item in messages if isinstance(item, Record)) == ["a-0", "a-1"]
+    assert {item.outcome for item in messages if isinstance(item, Record)} == {"its client was silent for 15 s"}
+    session.last_seen_s -= FORGET_S + 1
+    coordinator._expire()
+    assert coordinator.sessions.clients == {}
+
+
+def test_a_coordinator_that_was_stopped_blames_no_client(coordinator: Coordinator) -> None:
+    """Its process stood still for a minute, so it heard of nobody: the tasks of living clients stay."""
+    coordinator.sessions.clients["client"].last_seen_s -= 60.0
+    coordinator._excuse_clients(59.0)
+    coordinator._expire()
+    assert states(coordinator) == {kinds.WAITING}
 
 
 def test_maintenance_survives_an_error_of_ray(coordinator: Coordinator) -> None:

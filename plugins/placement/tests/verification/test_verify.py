@@ -89,18 +89,30 @@ def lose_nodes(*lost: str, gang_by: str = "job", **parts: Any) -> Verification:
     return verify_policies(problem, Bound(), lambda *_: None)
 
 
-@pytest.mark.parametrize("parts", [{"fifo": {}}, {"drf": {}}, {"quota": {"quotas": {"a": 1, "z": 1}}}, {"value": {}}])
-def test_guarded_policies_survive_the_loss_of_nodes(parts: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("parts", "lost"),
+    [
+        ({"fifo": {}}, ["n1"]),
+        ({"drf": {}}, ["n0", "n1"]),
+        ({"quota": {"quotas": {"a": 1, "z": 1}}}, ["n1"]),
+        ({"value": {}}, ["n1"]),
+    ],
+)
+def test_guarded_policies_survive_the_loss_of_nodes(parts: dict[str, Any], lost: list[str]) -> None:
     """Whatever node is lost and whenever it returns, nothing is torn, stuck or starved, and the search is complete."""
-    for lost in (["n1"], ["n0", "n1"]):
-        found = lose_nodes(*lost, **parts)
-        assert ([example.evidence for example in found.counterexamples], found.is_complete) == ([], True)
-        assert any(record.states > 90 for record in found.searches)
+    found = lose_nodes(*lost, **parts)
+    assert ([example.evidence for example in found.counterexamples], found.is_complete) == ([], True)
+    assert any(record.states > 90 for record in found.searches)
 
 
 def test_a_gang_that_goes_on_without_a_lost_member_is_torn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a node finds what no order of arrivals shows, and the written spec replays it."""
-    monkeypatch.setattr(Gang, "_remove_member", lambda gang, key, *_, **__: gang.slots.pop(key) and [])
+    remove = Gang._remove_member
+
+    def keep_the_rest(gang: Gang, key: str, view: View, *, is_preempted: bool) -> list[Put | Drop]:
+        return [] if is_preempted else remove(gang, key, view, is_preempted=False)
+
+    monkeypatch.setattr(Gang, "_remove_member", keep_the_rest)
     assert lose_nodes(fifo={}).counterexamples == ()
     (example, *_) = lose_nodes("n1", fifo={}).counterexamples
     assert [str(action) for action in example.finding.prefix] == ["+gang", "!n1"]
@@ -118,6 +130,13 @@ def test_a_search_that_stops_early_claims_nothing() -> None:
 def test_jobs_that_have_ended_leave_no_state_behind() -> None:
     """A barrier forgets a job that has ended, so that its states recur and the search ends."""
     assert verified(Bound(node_counts=(1,), max_states=1000), barrier={}).is_complete
+
+
+def test_a_quota_without_a_bound_on_preemptions_loops() -> None:
+    """Preemptions that no bound counts are no state: the search finds the gang that is stopped over and over."""
+    quota = {"quotas": {"a": 1, "b": 1, "z": 2}, "max_preemptions": None}
+    names = {example.finding.property_name for example in verified(quota=quota, gang={}).counterexamples}
+    assert "preemption loop" in names
 
 
 def test_a_policy_that_depends_on_time_is_never_proven() -> None:

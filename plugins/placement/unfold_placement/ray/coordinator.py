@@ -32,7 +32,7 @@ from unfold_placement.ray.placement_groups import (
     bundle_shape,
     parse_node,
 )
-from unfold_placement.ray.sessions import Ended, Offer, Sessions
+from unfold_placement.ray.sessions import CLIENT_TIMEOUT_S, Ended, Offer, Sessions
 from unfoldkit.api import UnfoldError, user_error
 
 RESERVATION_TIMEOUT_S = 5.0
@@ -308,12 +308,21 @@ class Coordinator:
     def _maintain(self) -> None:
         """Keep leases, reservations and nodes up to date; an error of Ray must not end that for good."""
         while True:
+            began_s = time.monotonic()
             time.sleep(MAINTENANCE_PERIOD_S)
+            self._excuse_clients(time.monotonic() - began_s - MAINTENANCE_PERIOD_S)
             for step in (self._expire, self._update_nodes, self._remove_unused):
                 try:
                     step()
                 except Exception:  # noqa: BLE001 - of any layer of Ray
                     _logger().exception("maintenance of the coordinator")
+
+    def _excuse_clients(self, pause_s: float) -> None:
+        """Count the time for which this process itself did not run as nobody's silence."""
+        if pause_s > MAINTENANCE_PERIOD_S:
+            with self.lock:
+                for session in self.sessions.clients.values():
+                    session.last_seen_s += pause_s
 
     def _remove_unused(self) -> None:
         if self.resource_groups.terminating:
@@ -324,11 +333,11 @@ class Coordinator:
         with self.lock:
             self.store.expire_leases()
             now = time.monotonic()
-            abandoned = self.sessions.remove_silent(now)
+            abandoned = self.sessions.list_abandoned(now)
             groups = self.resource_groups.take_deleted(self.store.resources)
         self.placement_groups.remove_idle(now - IDLE_TIMEOUT_S)
         for task in abandoned:
-            self.withdraw(task, "its client is gone")
+            self.withdraw(task, f"its client was silent for {CLIENT_TIMEOUT_S:g} s")
         self._remove_groups(groups)
 
     def _update_nodes(self) -> None:

@@ -11,6 +11,8 @@ from unfold_placement.ray.placement_groups import Reservation
 
 CLIENT_TIMEOUT_S = 15.0
 """How long a client may be silent before its tasks are withdrawn."""
+FORGET_S = 600.0
+"""How long a silent client is remembered: one that was only slow receives the records of its withdrawn tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,13 @@ class Sessions:
             if notify:
                 session.add_message(record)
 
-    def remove_silent(self, now: float) -> list[str]:
-        """Remove clients that have been silent too long; return their unfinished tasks."""
-        silent = [client for client, session in self.clients.items() if now - session.last_seen_s > CLIENT_TIMEOUT_S]
-        return [task for client in silent for task in self.clients.pop(client).tasks]
+    def list_abandoned(self, now: float) -> list[str]:
+        """Return the unfinished tasks of clients that have been silent too long, and forget those that stay away."""
+        silence_s = {client: now - session.last_seen_s for client, session in self.clients.items()}
+        abandoned = [
+            task for client, elapsed_s in silence_s.items() if elapsed_s > CLIENT_TIMEOUT_S
+            for task in self.clients[client].tasks
+        ]  # fmt: skip
+        for client in [client for client, elapsed_s in silence_s.items() if elapsed_s > FORGET_S]:
+            del self.clients[client]
+        return abandoned

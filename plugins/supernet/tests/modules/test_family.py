@@ -20,6 +20,8 @@ from torch import Tensor, nn  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
+from unfold_supernet.modules.problem import FitOptions  # noqa: E402
+from unfold_supernet.modules.training import fit  # noqa: E402
 from unfold_supernet.modules.width_groups import find_width_groups, narrow  # noqa: E402
 from unfoldkit.api import UnfoldError  # noqa: E402
 
@@ -287,10 +289,13 @@ def test_calibration_sets_the_statistics_of_each_member() -> None:
         assert torch.allclose(norm.running_var, features.var((0, 2, 3)), atol=1e-3)
 
 
-def test_wrappers_for_several_devices_are_taken_off() -> None:
-    """A network in ``nn.DataParallel`` becomes the family of the network itself."""
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda module: torch.compile(nn.DataParallel(module))]
+)
+def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], Any]) -> None:
+    """A network in ``nn.DataParallel`` or ``torch.compile`` becomes the family of the network itself."""
     module, example = make_case("residual")
-    family = elastic(nn.DataParallel(module), example, widths=(0.5, 1))
+    family = elastic(wrap(module), example, widths=(0.5, 1))
     assert set(family.weights) == {name for name, _ in module.named_parameters()}
     with torch.no_grad():
         assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
@@ -342,7 +347,8 @@ class Branching(nn.Module):  # type: ignore[misc,unused-ignore]
         (CASES["plain"][0], {"widths": (0, 1)}, "above 0"),
         (CASES["plain"][0], {"resolutions": (0.4,)}, "1/n"),
         (lambda: nn.Linear(7, 2), {}, "fails on the example"),
-        (Branching, {}, "one tensor"),
+        (Branching, {}, "returns a tuple"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(432, 1), nn.Flatten(0)), {}, r"returns a tensor \(4,\)"),
     ],
 )
 def test_unsuitable_modules_are_refused_with_the_reason(
@@ -419,6 +425,14 @@ class Shuffled(nn.Module):  # type: ignore[misc,unused-ignore]
         return result
 
 
+class Auxiliary(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Returns further logits in training, as GoogLeNet and Inception do."""
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = super().forward(x)
+        return (outputs, outputs) if self.training else outputs
+
+
 class InPlace(nn.Module):  # type: ignore[misc,unused-ignore]
     """Changes a tensor that the gradient of its second layer needs."""
 
@@ -456,6 +470,7 @@ def test_layers_that_cannot_be_followed_keep_their_width(
         (lambda: nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(16, 3)), (6,), "layer 1 .*depends on the values"),
         (Fixed, (6,), "the module cannot be exported"),
         (InPlace, (6,), "the module cannot be trained"),
+        (lambda: nn.Sequential(nn.Linear(6, 16), Auxiliary(16, 3)), (6,), "in training, the module returns a tuple"),
         (Recurrent, (5, 6), r"layer: recurrent layers \(GRU\) keep their width"),
     ],
 )
@@ -465,6 +480,75 @@ def test_what_would_fail_after_training_is_refused_before(
     """Control flow by values, a fixed number of rows and recurrent layers are named with their path."""
     with pytest.raises(UnfoldError, match=message):
         elastic(module(), torch.randn(2, *size), widths=(0.5, 1))
+
+
+def test_the_check_of_the_training_changes_nothing() -> None:
+    """Norm statistics of the module and of the family's largest member are those from before."""
+    module, example = make_case("residual")
+    before = {key: tensor.clone() for key, tensor in module.named_buffers()}
+    torch.manual_seed(3)
+    family = elastic(module, example[:1], widths=(0.5, 1))
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+    for key, tensor in family.by_name["1x1"].skeleton.named_buffers():
+        assert torch.equal(tensor, before[key])
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.named_buffers())
+
+
+def test_frozen_weights_stay_as_they_are() -> None:
+    """A training changes the weights that require gradients only; with none of them it is refused."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    module[0].requires_grad_(False)
+    x, y = torch.randn(32, 6), torch.arange(32) % 3
+    family = elastic(module, x[:2], widths=(0.5, 1))
+    fit(family, x, y, FitOptions(epochs=1, batch=8))
+    assert torch.equal(family.weights["0.weight"], module[0].weight)
+    assert not torch.equal(family.weights["2.weight"], module[2].weight)
+    with pytest.raises(UnfoldError, match="every weight of the module is frozen"):
+        fit(elastic(module.requires_grad_(False), x[:2], widths=(0.5, 1)), x, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.arange(6) % 3 + 1, "classes from 1 to 3 for a module of 3 outputs"),
+        (torch.arange(6) % 3 - 1, "classes from -1 to 1"),
+        (torch.arange(6) % 3 * 1.0, "whole numbers"),
+        (torch.eye(3).long().repeat(2, 1), "whole numbers"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(y: Tensor, message: str) -> None:
+    """Labels that count from 1, real numbers and one-hot rows are named before a step is taken."""
+    module, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(6, 6)
+    with pytest.raises(UnfoldError, match=message):
+        fit(elastic(module, x[:2], widths=(0.5, 1)), x, y)
+
+
+def test_lazy_layers_get_their_weights_from_the_example() -> None:
+    """A network whose layers learn their sizes from the first input is elastic like any other."""
+    example = torch.randn(3, 6)
+    family = elastic(nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(2)), example, widths=(0.5, 1))
+    assert [group.root for group in family.groups] == ["0"]
+    assert family("0.5x1", example).shape == (3, 2)
+
+
+def test_another_precision_is_named() -> None:
+    """The hint on weights that do not fit the inputs names their precision, not the shape."""
+    module, example = make_case("mlp")
+    with pytest.raises(UnfoldError, match=r"float64; return module\.float\(\)"):
+        elastic(module.double(), example)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_refused() -> None:
+    """What torch.jit has compiled cannot be traced; the layer is named."""
+    module, example = make_case("mlp")
+    with pytest.raises(UnfoldError, match=r"the module is compiled by torch\.jit"):
+        elastic(torch.jit.trace(module, example), example)
+    with pytest.raises(UnfoldError, match=r"layer 1 is compiled by torch\.jit"):
+        elastic(nn.Sequential(nn.Linear(6, 6), torch.jit.trace(module, example)), example)
 
 
 def test_weights_that_are_not_finite_are_named() -> None:

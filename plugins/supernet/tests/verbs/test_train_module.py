@@ -170,20 +170,21 @@ def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str
     assert "Traceback" not in done.err
 
 
-def test_weights_of_a_wrapped_network_are_read(tmp_path: Path) -> None:
-    """Weights that were saved inside of ``nn.DataParallel`` start the training like those of the network itself."""
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_weights_of_a_wrapped_network_are_read(tmp_path: Path, wrapper: str) -> None:
+    """Weights that were saved of a wrapped or compiled network start the training like those of the network itself."""
     write_spec(tmp_path)
     scope: dict[str, Any] = {}
     exec(CODE, scope)  # noqa: S102 - the code of this file
     torch.manual_seed(7)
-    saved = {f"module.{key}": tensor for key, tensor in scope["net"](10).state_dict().items()}
+    saved = {f"{wrapper}{key}": tensor for key, tensor in scope["net"](10).state_dict().items()}
     save_file(saved, tmp_path / "wrapped.safetensors")
     source = ModuleSource(
         module="mine", function="net", folder=tmp_path, arguments={}, weights=tmp_path / "wrapped.safetensors"
     )
     sys.modules.pop("mine", None)
     for key, tensor in load_module(source, 10, 0).state_dict().items():
-        assert torch.equal(tensor, saved[f"module.{key}"])
+        assert torch.equal(tensor, saved[f"{wrapper}{key}"])
 
 
 def test_the_accelerator_refuses_a_module(trained: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from unfold_supernet._types import Task
 from unfold_supernet.family.artifacts import PREDICTIONS_FILE, write_record
 from unfold_supernet.family.datasets import Dataset
-from unfold_supernet.modules.family import ElasticFamily, elastic, unwrap_parallel
+from unfold_supernet.modules.family import ElasticFamily, elastic, unwrap_module
 from unfold_supernet.modules.heads import (
     bound_loss,
     evaluate_constant,
@@ -50,7 +50,8 @@ from unfoldkit.safe_io.files import decoding, read_bytes
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
-WRAPPED = "module."
+WRAPPERS = ("module.", "_orig_mod.")
+"""What wrappers put before the names of weights: those for several devices, and torch.compile."""
 """Prefix of the weights of a network that was saved inside of ``nn.DataParallel``."""
 
 
@@ -177,7 +178,7 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
     if not isinstance(module, nn.Module):
         message = f"{name} returns a {type(module).__name__}, not a torch module"
         raise user_error(message, key="model.from", hint="name a function that returns the network")
-    module = unwrap_parallel(module)
+    module = unwrap_module(module)
     if source.weights is not None:
         _load_weights(module, source)
     return module
@@ -197,8 +198,12 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         except SafetensorError as error:
             raise ValueError(str(error)) from error
     # what was saved of a wrapped network carries the wrapper's name
-    if state.keys() != module.state_dict().keys() and all(key.startswith(WRAPPED) for key in state):
-        state = {key.removeprefix(WRAPPED): tensor for key, tensor in state.items()}
+    expected = module.state_dict().keys()
+    while state.keys() != expected:
+        wrapper = next((name for name in WRAPPERS if state and all(key.startswith(name) for key in state)), None)
+        if wrapper is None:
+            break
+        state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -62,7 +62,7 @@ class ElasticFamily:
     """Members of several sizes in one set of weights.
 
     Attributes:
-        weights: The shared parameters by name: those of the user's module.
+        weights: The shared parameters by name: those of the user's module; frozen ones stay as they are.
         by_name: The members, smallest first.
         groups: Groups of channels that are narrowed.
         heads: Attention layers that lose heads.
@@ -207,9 +207,13 @@ def elastic(
     sizes = _combine(widths, depths, resolutions)
     if not _is_finite(example):
         raise user_error("the example input is not finite", key="example")
-    whole = copy.deepcopy(unwrap_parallel(module)).eval()
+    whole = copy.deepcopy(unwrap_module(module)).eval()
     _check_module(whole, example)
-    _check_gradients(whole, example)
+    trained = {key for key, parameter in whole.named_parameters() if parameter.requires_grad}
+    for parameter in whole.parameters():
+        # dependencies are traced by gradients, through frozen layers too
+        parameter.requires_grad_(parameter.is_floating_point())
+    _check_training(whole, example)
     check_export(whole, example)
     groups, inelastic = find_width_groups(whole, example)
     heads = find_head_groups(whole, example)
@@ -217,7 +221,9 @@ def elastic(
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
     runs = find_block_runs(whole, example)
     _check_elastic(sizes, (*groups, *heads), runs, inelastic)
-    weights = {key: nn.Parameter(parameter.detach().clone()) for key, parameter in whole.named_parameters()}
+    weights = {
+        key: nn.Parameter(parameter.detach().clone(), key in trained) for key, parameter in whole.named_parameters()
+    }
     members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
     return ElasticFamily(
         weights=weights,
@@ -233,11 +239,16 @@ def elastic(
     )
 
 
-def unwrap_parallel(module: nn.Module) -> nn.Module:
-    """Return the network inside of wrappers that spread it over devices; they compute nothing themselves."""
-    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        module = module.module
-    return module
+def unwrap_module(module: nn.Module) -> nn.Module:
+    """Return the network inside of wrappers that compile it or spread it over devices; they compute nothing else."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        # torch.compile returns a class that is private to torch
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module.get_submodule("_orig_mod")
+        else:
+            return module
 
 
 def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
@@ -255,34 +266,58 @@ def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
 
 def _check_module(module: nn.Module, example: Tensor) -> None:
     """Check that the module runs on the example and returns one finite tensor with a row for each input."""
-    broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
-    if broken:
-        raise user_error(f"{broken[0]} is not finite", hint="load weights without NaN")
+    scripted = [path for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
+    if scripted:
+        message = f"{f'layer {scripted[0]}' if scripted[0] else 'the module'} is compiled by torch.jit"
+        raise user_error(message, key="model.from", hint="return the network before torch.jit.script or trace")
     try:
+        # lazy layers have no weights before
         with torch.no_grad():
             outputs = module(example)
     except Exception as error:
-        raise user_error(f"the module fails on the example: {error}", hint="check the shape of the inputs") from error
+        message = f"the module fails on the example: {' '.join(str(error).split()[:40])}"
+        raise user_error(message, key="model.from", hint=_advise_on_inputs(module, example)) from error
+    broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
+    if broken:
+        raise user_error(f"{broken[0]} is not finite", hint="load weights without NaN")
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(example):
-        message = "the module must return one tensor with a row for each input"
-        raise user_error(message, hint="wrap it in a module that returns its logits")
+        message = f"the module must return one tensor (rows, outputs), and returns {_describe_outputs(outputs)}"
+        raise user_error(message, key="model.from", hint="wrap it in a module that returns its logits")
     if not _is_finite(outputs):
         raise user_error("the outputs for the example are not finite")
 
 
-def _check_gradients(module: nn.Module, example: Tensor) -> None:
-    """Check that a loss of the outputs has gradients: a tensor that is changed in place may have none."""
-    module.zero_grad(set_to_none=True)
+def _advise_on_inputs(module: nn.Module, example: Tensor) -> str:
+    """Advise on a module that fails on its example: its numbers may have another precision than the inputs."""
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    if example.is_floating_point() and kinds and example.dtype not in kinds:
+        return f"its weights are {str(kinds.pop()).removeprefix('torch.')}; return module.float()"
+    return f"its inputs are {tuple(example.shape[1:])} for each row"
+
+
+def _describe_outputs(outputs: Any) -> str:
+    return f"a tensor {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+
+
+def _check_training(module: nn.Module, example: Tensor) -> None:
+    """Check that a module returns logits in training mode too, and that a loss of them has gradients.
+
+    A tensor that is changed in place may have none. Some networks return auxiliary outputs while they are trained.
+    """
+    trained = copy.deepcopy(module).train()
+    # norms of a single row have no spread
+    rows = example if len(example) > 1 else torch.cat([example, example])
     try:
-        with torch.enable_grad():
-            outputs = module(example)
-            if outputs.requires_grad:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            outputs = trained(rows)
+            if isinstance(outputs, Tensor) and outputs.requires_grad:
                 outputs.sum().backward()
     except Exception as error:
         message = f"the module cannot be trained: {' '.join(str(error).split()[:30])}"
         raise user_error(message, key="model.from", hint="replace operations in place, such as x += y") from error
-    finally:
-        module.zero_grad(set_to_none=True)
+    if not isinstance(outputs, Tensor):
+        message = f"in training, the module returns {_describe_outputs(outputs)} instead of its logits"
+        raise user_error(message, key="model.from", hint="turn auxiliary outputs off, as by aux_logits: false")
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -67,6 +67,7 @@ def fit(
     options = options or FitOptions()
     if len(x) != len(y) or not len(x):
         raise user_error(f"{len(x):,} inputs and {len(y):,} targets")
+    _check_targets(family, y, options)
     optimizer = _make_optimizer(family, options)
     train = torch.arange(len(x)) if rows is None else rows
     batches = max(1, len(train) // options.batch)
@@ -91,6 +92,21 @@ def fit(
         progress(epoch + 1, options.epochs)
     order = torch.from_numpy(np.random.default_rng([options.seed, 0xCA1]).permutation(len(train)))
     family.calibrate(x, train[order[: options.calibrate]])
+
+
+def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> None:
+    """Check that some weight is trained, and that classes are numbers of the outputs."""
+    if not any(weight.requires_grad for weight in family.weights.values()):
+        raise user_error("every weight of the module is frozen", hint="module.requires_grad_(True)")
+    if options.task not in ("classes", "embeddings"):
+        return
+    if y.is_floating_point() or y.is_complex() or y.ndim != 1:
+        raise user_error(f"classes are {tuple(y.shape)} {y.dtype} values, not (n,) whole numbers", hint="y.long()")
+    with torch.no_grad():
+        outputs = family(family.members()[-1].name, family.example).shape[1]
+    if options.task == "classes" and (y.min() < 0 or y.max() >= outputs):
+        message = f"classes from {int(y.min())} to {int(y.max())} for a module of {outputs} outputs"
+        raise user_error(message, hint="count the classes from 0")
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:

@@ -211,7 +211,7 @@ def drive(folder: Path) -> None:
                 raise optuna.TrialPruned
         return quality
 
-    deadline.optimize(study, objective, deadline="5 min", n_trials=9, max_steps=9, n_jobs=2)
+    deadline.optimize(study, objective, deadline="1 h", n_trials=9, max_steps=9, n_jobs=2)
 
 
 if __name__ == "__main__":

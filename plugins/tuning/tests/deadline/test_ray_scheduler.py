@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +189,21 @@ def test_the_search_has_as_many_trials_as_both_allow(trials: int, steps: list[in
     assert controller.steps == (steps or [1, 1, 9, 1, 1, 3, 1, 3, 1, 0, 0, 0, 0, 0])
     assert {trial.status for trial in controller.trials} == {"TERMINATED"}
     assert controller.search_alg.is_finished()
+    assert any("num_samples" in note for note in scheduler.keeper.notes) == (trials > 9)
+
+
+def test_metric_and_mode_may_be_those_of_the_scheduler() -> None:
+    """Scripts may name both in the scheduler; a ``TuneConfig`` may repeat but not contradict them."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, metric="loss", mode="min")
+    assert scheduler.set_search_properties(None, None)
+    assert scheduler.set_search_properties("loss", "min")
+    assert not scheduler.search.is_maximized
+    assert not scheduler.set_search_properties("accuracy", "max")
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, metric="loss")
+    with pytest.raises(UnfoldError, match="no mode"):
+        scheduler.on_trial_add(SimpleNamespace(), FakeTrial(trial_id="0"))
+    with pytest.raises(UnfoldError, match="min or max"):
+        deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, mode="minimum")
 
 
 def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
@@ -227,6 +242,32 @@ def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, 
     assert second.steps[2] == 9
     assert second.scheduler.keeper.began == first.scheduler.keeper.began
     assert all(trial.status == "TERMINATED" for trial in second.trials)
+
+
+@pytest.mark.parametrize(("failing", "steps"), [(range(9), [1, 1, 9, 1, 1, 3, 1, 3, 1]), ((2, 4, 5), None)])
+def test_errored_trials_begin_again_where_ray_resumes_them(
+    tmp_path: Path, failing: Collection[int], steps: list[int] | None
+) -> None:
+    """After ``Tuner.restore(resume_errored=True)`` lost trials begin again, and the best of them runs to the end."""
+    from pyarrow.fs import LocalFileSystem
+
+    qualities = [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6]
+    storage = SimpleNamespace(experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem())
+    first = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    first.failing, first.lost = dict.fromkeys(failing, 0), set(failing)
+    for trial in first.trials:
+        trial.storage = storage
+    first.run()
+    assert [trial.status for trial in first.trials].count("ERROR") == len(failing)
+    second = FakeController(deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9), qualities, 1.0, 9)
+    second.steps, second.trials = first.steps, first.trials
+    for trial in second.trials:
+        trial.status = "PENDING" if trial.status == "ERROR" else trial.status
+    second.run()
+    assert {trial.status for trial in second.trials} == {"TERMINATED"}
+    assert all(trial.has_folder for trial in second.trials)
+    assert second.steps[2] == 9
+    assert steps is None or second.steps == steps
 
 
 def test_another_search_in_the_same_folder_begins_anew(tmp_path: Path) -> None:

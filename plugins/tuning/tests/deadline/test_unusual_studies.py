@@ -93,6 +93,38 @@ def test_nan_ranks_last_and_fails_as_a_result() -> None:
     assert len(result.notes) == 3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trials_that_violate_constraints_rank_behind_the_others() -> None:
+    """The winner keeps the constraints, although every trial that violates them has a better value."""
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        trial.set_user_attr("excess", quality - 0.5)
+        return run_steps(trial, quality)
+
+    sampler = optuna.samplers.TPESampler(seed=1, constraints_func=lambda trial: (trial.user_attrs["excess"],))
+    study, result = search(objective, optuna.create_study(sampler=sampler))
+    assert result.stage_trials == (9, 3, 1)
+    allowed = [trial.params["quality"] for trial in study.trials if trial.params["quality"] <= 0.5]
+    assert study.best_params["quality"] == max(allowed)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_constraints_that_are_set_last_end_no_search() -> None:
+    """A trial that is pruned before its objective stores what the constraints need is noted and stays pruned."""
+
+    def objective(trial: Any) -> float:
+        loss = run_steps(trial, trial.suggest_float("quality", 0, 1))
+        trial.set_user_attr("excess", -1.0)
+        return loss
+
+    sampler = optuna.samplers.TPESampler(seed=1, constraints_func=lambda trial: (trial.user_attrs["excess"],))
+    study, result = search(objective, optuna.create_study(sampler=sampler))
+    assert result.stage_trials == (9, 3, 1)
+    assert Counter(trial.state.name for trial in study.trials) == {"PRUNED": 8, "COMPLETE": 1}
+    assert sum("excess" in note for note in result.notes) == 8
+
+
 def test_trials_that_return_early_keep_their_rank() -> None:
     """An objective with early stopping of its own returns after two steps, and counts with that value."""
     study, result = search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=2))
@@ -266,6 +298,12 @@ def test_a_storage_that_fails_ends_the_search() -> None:
         ({"max_steps": 9.5}, "must be an integer"),
         ({"catch": ["ValueError"]}, "no class of exceptions"),
         ({"timeout": -1}, "positive time"),
+        ({"deadline": None}, "deadline: None is not a quantity"),
+        ({"n_jobs": "4"}, "n_jobs must be an integer"),
+        ({"confidence": 95}, "at least 0.5 and less than 1"),
+        ({"budget": "$4", "usd_per_hour": "$1"}, "usd_per_hour: "),
+        ({"budget": float("inf"), "usd_per_hour": 1}, "a budget must be positive"),
+        ({"budget": "40 EUR", "usd_per_hour": 1}, "budget: "),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:

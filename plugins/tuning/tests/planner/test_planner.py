@@ -78,6 +78,25 @@ def test_plans_are_nearly_the_cheapest_of_all(per: Literal["instance", "function
             assert baseline is None or baseline.mean_cost_usd >= selection.plan.mean_cost_usd - 1e-9
 
 
+@pytest.mark.parametrize("trial_cv", [0.05, 0.5])
+def test_the_bound_is_exact_where_few_plans_are_open(trial_cv: float) -> None:
+    """Next to a plan that is found, the bound is the cost of the cheapest plan on time of all that are searched."""
+    stages = build_custom_stages([(11, 2), (5, 4), (2, 12)])
+    profile = replace(jobs.noisy_profile("J3"), trial_cv=trial_cv)
+    machine = replace(jobs.P3, max_instances=5)
+    (candidate,) = evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
+    plans = simulate_plans(candidate.model, list(itertools.product(*candidate.costs.allocations)))
+    earliest_s, closed = float(candidate.guaranteed_s.min()), 0
+    for deadline_s in np.geomspace(earliest_s, earliest_s * 3, 5):
+        goal = Goal(float(deadline_s), 0.9)
+        min_cost = min((plan.mean_cost_usd for plan in plans if goal.is_met_by(plan)), default=np.inf)
+        for plan_usd in (1.3 * min_cost, min_cost, 0.9 * min_cost):
+            bound_usd = compute_global_bound([candidate], goal, plan_usd)
+            assert bound_usd == pytest.approx(min(min_cost, plan_usd)) or plan_usd < min_cost
+            closed += bound_usd > compute_global_bound([candidate], goal) + 1e-9
+    assert closed
+
+
 def test_hourly_billing_uses_every_hour_that_has_begun() -> None:
     """Billed by the hour, the plan costs what the cheapest of all {1..16}^3 plans on time costs: $2, not $3."""
     profile = Profile(LogNormal(90.0), provision=LogNormal(45.0), startup=LogNormal(60.0), sync=LogNormal(10.0))

@@ -52,6 +52,7 @@ class HalvingSearch:
         levels: The number of the rung to which each of them may run.
         steps: Steps that each has run.
         values: Reported value by steps, for each trial.
+        violations: By how much a trial violates its constraints, if it does: it ranks behind those that do less.
         ended: Trials that do not run any more.
         failed: Those of them that count at no rung.
         stages: The current stage of each bracket; without barriers, always 0.
@@ -67,6 +68,7 @@ class HalvingSearch:
     levels: dict[Any, int] = field(default_factory=dict)
     steps: dict[Any, int] = field(default_factory=dict)
     values: dict[Any, dict[int, float]] = field(default_factory=dict)
+    violations: dict[Any, float] = field(default_factory=dict)
     ended: set[Any] = field(default_factory=set)
     failed: set[Any] = field(default_factory=set)
     stages: list[int] = field(default_factory=list)
@@ -112,7 +114,7 @@ class HalvingSearch:
 
     def begin_trial(self, trial: Any, bracket: int) -> None:
         """Begin a trial in a bracket."""
-        self.numbers[trial] = len(self.numbers)
+        self.numbers[trial] = max(self.numbers.values(), default=-1) + 1
         self.brackets[trial], self.levels[trial] = bracket, 0
 
     def record_report(self, trial: Any, steps: int, value: float | None) -> None:
@@ -133,6 +135,25 @@ class HalvingSearch:
         """Record that a trial was lost: it counts at no rung."""
         self.ended.add(trial)
         self.failed.add(trial)
+
+    def revive_trial(self, trial: Any) -> None:
+        """Forget a trial that failed: it begins again as a new one, in new brackets if the others have gone on."""
+        self.ended.discard(trial)
+        self.failed.discard(trial)
+        tables: tuple[dict[Any, Any], ...] = (
+            self.numbers,
+            self.brackets,
+            self.levels,
+            self.steps,
+            self.values,
+            self.violations,
+        )
+        for table in tables:
+            table.pop(trial, None)
+        if not self.brackets:
+            self.stages, self.stage_trials, self.is_full = [0] * len(self.keeper.brackets), [], False
+        elif all(self.stages[bracket] for bracket in self.list_open_brackets()):
+            self.is_full = True
 
     def has_reached_end(self, trial: Any) -> bool:
         """Return whether a trial has run to its last rung."""
@@ -226,12 +247,13 @@ class HalvingSearch:
         """Rank trials by their value at a rung, best first; nan ranks last."""
         return sorted(trials, key=lambda trial: self._rank_key(trial, rung))
 
-    def _rank_key(self, trial: Any, rung: int) -> tuple[bool, float, int]:
+    def _rank_key(self, trial: Any, rung: int) -> tuple[bool, float, float, int]:
         values = self.values.get(trial) or {0: math.nan}
         value = values[max((step for step in values if step <= rung), default=min(values))]
         is_nan = math.isnan(value)
         # of equal ones, that which began first
-        return is_nan, 0.0 if is_nan else -value if self.is_maximized else value, self.numbers[trial]
+        key = 0.0 if is_nan else -value if self.is_maximized else value
+        return is_nan, self.violations.get(trial, 0.0), key, self.numbers[trial]
 
     def _get_target(self, trial: Any) -> int:
         return self.list_rungs(self.brackets[trial])[self.levels[trial]]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from unfold_tuning.planner.pace_posterior import GroupPaces, build_pace_posterio
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
 from unfold_tuning.simulator.stage_paces import PaceDraws, draw_paces
-from unfoldkit.api import Duration, Money, user_error
+from unfoldkit.api import Duration, Fraction, Money, Price, user_error
 
 SAMPLES = 300
 MAX_LOSS = 0.1
@@ -51,38 +52,43 @@ class Limits:
 
 
 def parse_limits(
-    deadline: str | float, budget: str | float | None, usd_per_hour: float | None, confidence: float
+    deadline: str | float,
+    budget: str | float | None,
+    usd_per_hour: str | float | None,
+    confidence: str | float,
 ) -> Limits:
-    """Parse limits as users write them: ``"2h"`` or seconds, ``"$40"`` or dollars.
+    """Parse limits as users write them: ``"2h"`` or seconds, ``"$40"`` or dollars, ``"$1.50/h"``, ``"95%"``.
 
     Raises:
         UnfoldError: A limit cannot be read or is not positive, or a budget has no price to compare with.
     """
-    deadline_s = _parse(Duration, deadline, 'write deadline="2h"')
-    budget_usd = None if budget is None else _parse(Money, budget, 'write budget="$40"')
+    deadline_s = _parse(Duration, deadline, "deadline", 'write deadline="2h"')
+    budget_usd = None if budget is None else _parse(Money, budget, "budget", 'write budget="$40"')
+    price_hint = 'write usd_per_hour="$1.50/h"'
+    price_usd = 0.0 if usd_per_hour is None else _parse(Price, usd_per_hour, "usd_per_hour", price_hint)
+    probability = _parse(Fraction, confidence, "confidence", 'write confidence="95%"')
     if not (math.isfinite(deadline_s) and deadline_s > 0):
         raise user_error("the deadline must be a positive time", hint='write deadline="2h"')
-    if budget_usd is not None and (not budget_usd > 0 or not usd_per_hour or not usd_per_hour > 0):
+    if not (math.isfinite(price_usd) and price_usd >= 0):
+        raise user_error("the price of a worker must not be negative", hint=price_hint)
+    if budget_usd is not None and not (0 < budget_usd < math.inf and price_usd):
         hint = 'write budget="$40", usd_per_hour=1.5'
         raise user_error("a budget must be positive and needs the price of a worker", hint=hint)
-    if not 0.5 <= confidence < 1:
-        raise user_error("the confidence must be at least 0.5 and less than 1")
-    return Limits(
-        deadline_s=deadline_s,
-        budget_usd=budget_usd,
-        usd_per_hour=usd_per_hour or 0.0,
-        confidence=confidence,
-    )
+    if not 0.5 <= probability < 1:
+        raise user_error("the confidence must be at least 0.5 and less than 1", hint='write confidence="95%"')
+    return Limits(deadline_s=deadline_s, budget_usd=budget_usd, usd_per_hour=price_usd, confidence=probability)
 
 
-def _parse(kind: Any, value: str | float, hint: str) -> float:
-    """Parse a quantity with its unit; a number is in seconds or dollars."""
+def _parse(kind: Any, value: str | float, name: str, hint: str) -> float:
+    """Parse a quantity with its unit; a number is in seconds, dollars, or a fraction."""
+    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+        raise user_error(f"{name}: {value!r} is not a quantity", hint=hint)
     if not isinstance(value, str):
         return float(value)
     try:
         return float(TypeAdapter(kind).validate_python(value))
     except ValidationError as error:
-        raise user_error(f"{value!r}: {error.errors()[0]['msg']}", hint=hint) from error
+        raise user_error(f"{name}: {error.errors()[0]['msg']}", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ where they were, so no iteration is repeated. Whatever the limits leave no room 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -53,12 +54,12 @@ def optimize(
     max_steps: int,
     method: str = "sha",
     budget: str | float | None = None,
-    usd_per_hour: float | None = None,
+    usd_per_hour: str | float | None = None,
     n_trials: int = 64,
     min_steps: int = 1,
     eta: int = 3,
     n_jobs: int | None = None,
-    confidence: float = 0.95,
+    confidence: str | float = 0.95,
     catch: Iterable[type[Exception]] | type[Exception] | None = None,
     callbacks: Iterable[Callable[[Any, Any], None]] | None = None,
     timeout: float | None = None,
@@ -83,7 +84,7 @@ def optimize(
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
         budget: The bill at which trials stop, with their next report, such as ``"$40"``; needs ``usd_per_hour``.
-        usd_per_hour: Price of one worker.
+        usd_per_hour: Price of one worker, such as ``1.5`` or ``"$1.50/h"``.
         n_trials: Trials of the search.
         min_steps: Steps of every trial in the first stage.
         eta: The best 1/eta continue.
@@ -106,8 +107,10 @@ def optimize(
     check_method(method)
     numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
     for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
+    if n_jobs is not None and not isinstance(n_jobs, int):
+        raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
     if min_steps > max_steps or eta < 2:
         raise user_error("min_steps must not exceed max_steps, and eta must be at least 2")
     if callable(callbacks):
@@ -312,6 +315,7 @@ class StudyRun:
             )
             self.trials[number] = item
             self._record_reports(item, frozen.intermediate_values, is_timed=False)
+            self._record_violation(frozen)
             if frozen.state == TrialState.COMPLETE:
                 search.complete_trial(number)
             elif not is_running:
@@ -502,23 +506,28 @@ class StudyRun:
     def _store_end(self, item: RunningTrial, value: Any, state: Any) -> Any:
         """Store how a trial ended, and call the callbacks; return the state, which a wrong value turns into a failure.
 
-        A value that is no number fails the trial, as in ``study.optimize``.
+        A value that is no number fails the trial, as in ``study.optimize``. What the sampler makes of a trial that is
+        stored, such as constraints that a pruned one has not set, is noted.
         """
         from optuna.trial import TrialState
 
-        was_stopped = self.progress.is_stop_requested()
+        was_stopped, number = self.progress.is_stop_requested(), item.trial.number
         with self.progress.allow_stop():
             try:
-                self.study.tell(item.trial.number, value, state=state)
-            except (ValueError, TypeError) as error:
-                state = TrialState.FAIL
-                self.study.tell(item.trial.number, state=state)
-                self.keeper.notes.append(f"trial {item.trial.number}: {error}")
+                self.study.tell(number, value, state=state)
+            except Exception as error:
+                if not self._get_trial(number).state.is_finished():
+                    if not isinstance(error, (ValueError, TypeError)):
+                        raise
+                    state = TrialState.FAIL
+                    self.study.tell(number, state=state)
+                self.keeper.notes.append(f"trial {number}: {type(error).__name__}: {error}")
         if not was_stopped and self.progress.is_stop_requested():
             # the sampler has seen every configuration: those that run go on
             self.progress.withdraw_stop()
             self.is_exhausted = True
-        frozen = self.study.get_trials(deepcopy=False)[item.trial.number] if self.callbacks else None
+        frozen = self._get_trial(number)
+        self._record_violation(frozen)
         try:
             with self.progress.allow_stop():
                 for callback in self.callbacks:
@@ -527,6 +536,19 @@ class StudyRun:
             self.fatal_error = self.fatal_error or error
         return state
 
+    def _get_trial(self, number: int) -> Any:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _record_violation(self, frozen: Any) -> None:
+        """Record by how much a trial violates its constraints, as far as it has set them."""
+        values = list(getattr(frozen, "constraints", {}).values())
+        function = getattr(self.study.sampler, "_constraints_func", None)
+        if function is not None and not values:
+            # it may need what the objective stores at its end
+            with contextlib.suppress(Exception):
+                values = list(function(frozen))
+        self.search.violations[frozen.number] = sum(max(0.0, float(value)) for value in values)
+
     def should_prune(self, frozen: Any) -> bool:
         """Decide for a trial that asks whether to stop; wait at a rung until it may continue or has lost."""
         with self.lock:
@@ -534,6 +556,7 @@ class StudyRun:
             if item is None:
                 return False
             self._record_reports(item, frozen.intermediate_values)
+            self._record_violation(frozen)
             self.changed.notify_all()
             if self.is_ending or item.is_stopped:
                 return True

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 from typing import Any
@@ -28,17 +29,20 @@ from unfoldkit.api import user_error
 STATE_FILE = "unfold-scheduler.json"
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
+EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
 
 class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
-    """A scheduler for ``TuneConfig(scheduler=...)``; ``metric`` and ``mode`` are those of the ``TuneConfig``.
+    """A scheduler for ``TuneConfig(scheduler=...)``.
 
     Args:
         deadline: From the first trial on, such as ``"2h"``, or seconds.
         num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
             has fewer, the search has as many.
         max_t: Units of ``time_attr`` that the best trial runs.
+        metric: Ranks trials; that of the ``TuneConfig`` if left out, as for the other schedulers of Ray.
+        mode: ``min`` or ``max``; that of the ``TuneConfig`` if left out.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
         budget: The bill at which trials stop, with their next result, such as ``"$40"``; needs ``usd_per_hour``.
@@ -57,13 +61,15 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         deadline: str | float,
         num_samples: int,
         max_t: int,
+        metric: str | None = None,
+        mode: str | None = None,
         method: str = "sha",
         budget: str | float | None = None,
-        usd_per_hour: float | None = None,
+        usd_per_hour: str | float | None = None,
         grace_period: int = 1,
         reduction_factor: int = 3,
         time_attr: str = "training_iteration",
-        confidence: float = 0.95,
+        confidence: str | float = 0.95,
     ) -> None:
         """Check the limits; the clock starts with the first trial."""
         super().__init__()
@@ -75,7 +81,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "reduction_factor": reduction_factor,
         }
         for name, value in numbers.items():
-            if not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, int):
                 raise user_error(f"{name} must be an integer, not {value!r}")
         if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
@@ -88,8 +94,10 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             eta=reduction_factor,
             method=method,
         )
-        self.search = HalvingSearch(keeper=self.keeper, is_maximized=True)
-        self._metric: str | None = None
+        if mode not in (None, "min", "max"):
+            raise user_error(f"mode must be min or max, not {mode!r}")
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=mode != "min")
+        self._metric, self._mode = metric, mode
         self.time_attr = time_attr
         self.reported_at: dict[str, float] = {}
         self.added: set[str] = set()
@@ -107,28 +115,40 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:  # noqa: ARG002 - Ray's
-        """See Ray's ``TrialScheduler``."""
-        self._metric = metric or self._metric
-        if mode is not None:
-            self.search.is_maximized = mode == "max"
+        """See Ray's ``TrialScheduler``: whether what the ``TuneConfig`` names contradicts nothing set before."""
+        settings = ((self._metric, metric), (self._mode, mode))
+        if any(before and value and before != value for before, value in settings):
+            return False
+        self._metric, self._mode = metric or self._metric, mode or self._mode
+        self.search.is_maximized = self._mode != "min"
         return True
 
     # what Ray calls when trials come and go
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """See Ray's ``TrialScheduler``: hold a trial that may not run yet."""
-        if self._metric is None:
-            raise user_error("no metric to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        if self._metric is None or self._mode is None:
+            missing = "metric" if self._metric is None else "mode"
+            raise user_error(f"no {missing} to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
         self._start_clock(tune_controller, trial)
         name, is_excess = trial.trial_id, len(self.added) >= self.keeper.trials
         if name in self.added:
             # retried: it keeps its place
             return
         self.added.add(name)
+        # the result grid expects a folder of every trial, and Ray creates it for those that start
+        trial.init_local_path()
+        if name in self.search.failed and trial.status != Trial.ERROR:
+            # restored with resume_errored
+            self.search.revive_trial(name)
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             # restored, and not to be continued
             self._note_restored_end(trial)
         elif is_excess or name in self.search.ended or self.keeper.is_over():
+            if is_excess:
+                self._warn_once(EXCESS.format(trials=self.keeper.trials))
+            elif self.keeper.is_over():
+                self._warn_once("the deadline, which began with the first start, or the budget has been reached")
             self._refuse(tune_controller, trial)
         elif not self._may_start(tune_controller, trial):
             trial.set_status(Trial.PAUSED)
@@ -163,11 +183,16 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             self._record(trial, trial.last_result, is_timed=False)
         self.search.complete_trial(trial.trial_id)
 
+    def _warn_once(self, note: str) -> None:
+        """Note and log something once."""
+        if note not in self.keeper.notes:
+            self.keeper.notes.append(note)
+            logging.getLogger("ray.tune").warning(note)
+
     def _refuse(self, tune_controller: Any, trial: Trial) -> None:
         """End a trial that is being added before it begins."""
         is_new = trial.trial_id not in self.search.ended
         self.search.ended.add(trial.trial_id)
-        trial.init_local_path()
         trial.set_status(Trial.TERMINATED)
         search = getattr(tune_controller, "search_alg", None)
         if search is not None and is_new:
@@ -359,8 +384,6 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
                 self.search.ended.add(trial.trial_id)
-                # the result grid expects a folder of every trial, and Ray creates it for those that start
-                trial.init_local_path()
                 tune_controller.stop_trial(trial)
 
     def _inform_autoscaler(self, trial: Trial, count: int) -> None:

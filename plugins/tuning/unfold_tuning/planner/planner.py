@@ -260,7 +260,7 @@ def select_within_budget(candidates: Sequence[Candidate], budget_usd: float, con
 def compare_with_baselines(solution: Solution, selected: Selection, goal: Goal) -> Comparison:
     """Compare a plan with the baselines and with the lower bound over all machines."""
     baselines = plan_baselines(selected.candidate, goal)
-    bound_usd = compute_global_bound(solution.candidates, goal)
+    bound_usd = compute_global_bound(solution.candidates, goal, selected.plan.mean_cost_usd)
     # a refined plan may use allocations that the bound does not cover
     is_covered = bound_usd <= selected.plan.mean_cost_usd * (1 + 1e-9)
     return Comparison(baselines, bound_usd if is_covered else math.inf)
@@ -273,12 +273,9 @@ def plan_baselines(candidate: Candidate, goal: Goal) -> Baselines:
     return Baselines(static, naive, plan_greedily(candidate.model, goal, static.plan))
 
 
-def compute_global_bound(candidates: Sequence[Candidate], goal: Goal) -> float:
-    """Compute the proven lower bound over all machines, in dollars."""
-    return min(
-        compute_lower_bound(candidate.model, candidate.costs, goal.deadline_s, goal.confidence)
-        for candidate in candidates
-    )
+def compute_global_bound(candidates: Sequence[Candidate], goal: Goal, plan_usd: float = math.inf) -> float:
+    """Compute the proven lower bound over all machines, in dollars; what costs more than ``plan_usd`` is left out."""
+    return min(compute_lower_bound(candidate.model, candidate.costs, goal, plan_usd) for candidate in candidates)
 
 
 def thin_indices(size: int, max_size: int) -> list[int]:

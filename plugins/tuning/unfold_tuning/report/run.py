@@ -99,7 +99,8 @@ def report_progress(
 def _draw_figures(
     config: ExecutionConfig, ledger: Ledger, predicted: SimulatedPlan, began: float, ended: float
 ) -> tuple[AnyFigure, ...]:
-    bars = (draw_gantt(config, ledger, began, ended),) if len(ledger.list_parts()) <= MAX_BARS else ()
+    # trials that the profile has finished run on no node
+    bars = (draw_gantt(config, ledger, began, ended),) if 0 < len(ledger.list_parts()) <= MAX_BARS else ()
     curves = draw_learning_curves(ledger, config.trainable)
     return (draw_held_instances(config, ledger, predicted, began, ended), *bars, *((curves,) if curves.series else ()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,8 @@ def misfits(folder: Path) -> list[tuple[Pipeline, list[ModelSource], str, str]]:
         (after_a({"y": ["request"]}), [two, two], "stages.b.inputs.y", "no input y"),
         (after_a(), [regression, two], "stages.b.after", "reads 2 numbers per row, and gets 1"),
         (after_a(), [crop, two], "stages.b.after", "name holds text|reads 2"),
+        (after_a({"x": ["a.box"]}), [crop, replace(total, features=1)], "stages.b.inputs.x", "reads 1 .* gets 2"),
+        (after_a({"x": ["request"], "y": ["a.box"]}), [crop, replace(total, features=1)], "", ""),
         (after_a({"box": ["a.box"]}), [crop, product], "stages.b.inputs", "weight of the model has no source"),
         (
             after_a({"box": ["a.box"], "weight": ["a.box"]}),

@@ -15,6 +15,7 @@ from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.engine.simulation.workload import EngineRequests, build_requests
 from unfoldkit.api import Diagnostic, UnfoldError, csv_rows, did_you_mean, user_error
 from unfoldkit.arrivals.jitter import spread_rounded_times
+from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.log import parse_json_line
 from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_seconds
 from unfoldkit.arrivals.traces import scale_rate_with_sources
@@ -28,6 +29,7 @@ HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
 MOONCAKE_FIELDS = ("input_length", "output_length")
 MAX_TOKENS = 1 << 24
+MAX_FIRST_LINE = 1 << 20
 MAX_STAMP = 1e19
 """Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
@@ -115,6 +117,9 @@ def read_tokens(
     Raises:
         UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
     """
+    if detect_form(path) == "document":
+        hint = "one object a line, such as jq -c '.[]' FILE > trace.jsonl"
+        raise user_error("tokens are read from CSV and JSON lines, and this is one document", file=str(path), hint=hint)
     counts: list[tuple[int, int]] = []
     columns: tuple[str | int, str | int] | None = None
     for row in csv_rows(path):
@@ -152,8 +157,14 @@ def constant_tokens(arrival_s: FloatArray, prompt: int, generated: int) -> Token
 
 
 def is_json_lines(path: Path) -> bool:
-    """Return whether a trace is a file with a JSON object a line, by its name."""
-    return any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes)
+    """Return whether a trace is a file with a JSON object a line, by its name or its first line."""
+    if any(suffix in (".jsonl", ".ndjson") for suffix in path.suffixes):
+        return True
+    try:
+        with open_text(path, errors="replace") as stream:
+            return isinstance(json.loads(stream.readline(MAX_FIRST_LINE)), dict)
+    except (ValueError, RecursionError, OSError, EOFError):
+        return False
 
 
 def list_json_fields(path: Path) -> list[str]:

@@ -165,7 +165,9 @@ class _FlowResolver:
             raise user_error(f"{text} holds text, and the model reads numbers", key=key, hint=hint)
         self._check_missing(index, tensor_input, model_input, key)
         sizes = [tensor.size for tensor in types]
-        if None not in sizes:
+        # code states one number of features, which is that of no single keyword argument of several
+        is_one_of_several = signature.is_code and len(stage.inputs) > 1
+        if None not in sizes and not is_one_of_several:
             size = sum(size for size in sizes if size is not None)
             if problem := _describe_misfit(size, model_input, signature):
                 hint = f"inputs: {{{tensor_input.name}: STAGE.TENSOR}} selects what the model reads"

@@ -40,7 +40,7 @@ class Quota(FairQueuePolicy):
         reclaim: Borrowed capacity is preempted for teams within their quota.
         max_preemptions: Preemptions after which a borrowing task runs to its end, so that no large one is stopped for
             every small one; None for no bound.
-        preemptions: Number of preemptions of each task that has not ended.
+        preemptions: Number of preemptions of each task that has not ended; not counted without a bound.
     """
 
     quotas: Mapping[str, float]
@@ -76,7 +76,8 @@ class Quota(FairQueuePolicy):
         entitled = self.entitled_teams(view)
         if self.reclaim and (victims := self.choose_victims(view)):
             # other entitled teams follow when the ends of these tasks are reported
-            self.preemptions.update(task.name for task in victims)
+            if self.max_preemptions is not None:
+                self.preemptions.update(task.name for task in victims)
             yield [Drop(admission_resource(task), force=True) for task in victims]
             yield from self.admit_units(view)
         if self.borrow and not entitled:
