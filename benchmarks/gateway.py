@@ -135,8 +135,8 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
             port, process = stack.enter_context(started(peer, server_core, environment, folder / f"{label}.log"))
             targets[label] = Target(port, "auto", process)
         targets[PASSED] = Target(targets[OURS].port, "small", targets[OURS].process)
-        relay_words = ("{python}", "-m", "benchmarks.peers.chat_relay", "{port}", f"http://127.0.0.1:{upstream}")
-        relay = Peer(RELAY, relay_words, "", ready="/health")
+        relay_command = ("{python}", "-m", "benchmarks.peers.chat_relay", "{port}", f"http://127.0.0.1:{upstream}")
+        relay = Peer(RELAY, relay_command, "", ready="/health")
         port, process = stack.enter_context(started(relay, server_core, {}, folder / "relay.log"))
         targets[RELAY] = Target(port, "small", process)
         try:
