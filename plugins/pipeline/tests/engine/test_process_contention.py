@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.engine.test_endpoint_fit import BUDGET, SHAPES, SLOTS, build_times, measure
-from unfold_pipeline.engine.hardware.model_shape import KvCache
+from unfold_pipeline.engine.hardware.gpu import KvCache
 from unfold_pipeline.engine.planner.busy_engines import count_busy_engines, estimate_step_times
 from unfold_pipeline.engine.planner.problem import EngineOption, EngineProblem, EngineSettings, Targets
 from unfold_pipeline.engine.planner.search import EngineConfig, evaluate
