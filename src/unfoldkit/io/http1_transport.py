@@ -1,4 +1,4 @@
-"""A transport of httpx for HTTP/1.1 on aiohttp, whose parser is compiled and joins the chunks that have arrived.
+"""A transport of httpx for HTTP/1.1 on aiohttp: its parser is compiled and joins the chunks that have arrived.
 
 The default transport runs a dozen frames of Python for every chunk of a stream. A language model sends a chunk for each
 token, so these frames are most of what a relay adds to a stream.
@@ -46,7 +46,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request whose body is in memory, and return the response once its head has arrived.
+        """Send a request with its body in memory, and return the response once its head has arrived.
 
         Raises:
             httpx.TransportError: as the default transport raises it.

@@ -30,7 +30,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Report, Run, fingerprint, user_error
 from unfoldkit.engines.local import available_cores
 
-MOST_TOGETHER = 8
+MAX_TOGETHER = 8
 PROMPT_QUANTILE = 0.95
 """Longer prompts of the trace are extrapolated: they are rare, and slow to measure."""
 
@@ -81,12 +81,12 @@ def profile_engine(spec: PipelineSpec, run: Run) -> Report:
 def count_local_processes(spec: PipelineSpec, engine: EngineSpec) -> int:
     """Return how many processes of a local engine are measured together: as many as may run and the cores compute for.
 
-    Processes of the same machine slow each other down. More than ``MOST_TOGETHER`` tell little more.
+    Processes of the same machine slow each other down. More than ``MAX_TOGETHER`` add little.
     """
     if engine.local is None:
         return 1
     quota = max(spec.hardware[name].quota or engine.max_replicas for name in engine.steps)
-    return max(1, min(engine.max_replicas, quota, available_cores() // engine.local.threads, MOST_TOGETHER))
+    return max(1, min(engine.max_replicas, quota, available_cores() // engine.local.threads, MAX_TOGETHER))
 
 
 def _identify_server(engine: EngineSpec, processes: int) -> str:

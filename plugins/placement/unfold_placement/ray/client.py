@@ -128,7 +128,7 @@ class Client:
         self._fail_all("its client was closed")
 
     def _run_to_end(self, target: Callable[[], None]) -> None:
-        """Run a thread's work; an error that nobody expects fails all jobs, since no thread would complete them."""
+        """Run a thread's work; an unexpected error fails all jobs, since no thread would complete them."""
         try:
             target()
         except Exception as error:
@@ -176,7 +176,7 @@ class Client:
                 job.result.set_exception(error)
 
     def _fail_all(self, reason: str) -> None:
-        """Fail all unfinished jobs: nobody would ever complete their futures."""
+        """Fail all unfinished jobs: nothing would ever complete their futures."""
         for name in list(self.jobs):
             self._fail_job(name, user_error(f"task {name} was not completed: {reason}"))
 

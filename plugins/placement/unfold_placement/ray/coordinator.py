@@ -318,7 +318,7 @@ class Coordinator:
                     _logger().exception("maintenance of the coordinator")
 
     def _excuse_clients(self, pause_s: float) -> None:
-        """Count the time for which this process itself did not run as nobody's silence."""
+        """Subtract the time for which this process itself did not run from the silence of every client."""
         if pause_s > MAINTENANCE_PERIOD_S:
             with self.lock:
                 for session in self.sessions.clients.values():

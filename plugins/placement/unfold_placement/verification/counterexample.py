@@ -223,7 +223,7 @@ def _find_evidence(
 def _endless_evidence(victim: str, result: SimulationResult) -> str:
     last_arrival_s = max(task.arrival for task in result.tasks)
     for task, start, end in zip(result.tasks, result.start_s.tolist(), result.end_s.tolist(), strict=True):
-        # of a torn gang, whose rest runs without end, a task must still wait
+        # a torn gang runs on without end, so that one of its tasks must still wait
         late_s = start if task.run > VICTIM_STEPS * STEP_S else end
         if task.job == f"{victim}0" and late_s > last_arrival_s:
             waited_s = last_arrival_s - task.arrival

@@ -99,7 +99,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
 
 
 def protect_tasks(tasks: Sequence[Task], rules: Sequence[PolicyRule]) -> Sequence[Task]:
-    """Return tasks whose demands a policy of the user cannot change: the report would count what it wrote there."""
+    """Return tasks with demands that a policy of the user cannot change: the report would count what it wrote there."""
     if not has_policy(rules, CUSTOM):
         return tasks
     return [replace(task, demand=MappingProxyType(dict(task.demand))) for task in tasks]

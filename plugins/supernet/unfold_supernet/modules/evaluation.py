@@ -51,8 +51,7 @@ from unfoldkit.safe_io.files import decoding, read_bytes
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
 WRAPPERS = ("module.", "_orig_mod.")
-"""What wrappers put before the names of weights: those for several devices, and torch.compile."""
-"""Prefix of the weights of a network that was saved inside of ``nn.DataParallel``."""
+"""What wrappers put before the names of weights: ``nn.DataParallel`` and ``torch.compile``."""
 
 
 def train_module(

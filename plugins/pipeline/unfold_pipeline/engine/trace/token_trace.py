@@ -269,7 +269,7 @@ def read_json_lines(
 def _convert_times(
     times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path, *, is_mooncake: bool
 ) -> FloatArray:
-    """Return sorted times in seconds; ``unitless`` are the fields with numbers whose unit nothing states."""
+    """Return sorted times in seconds; ``unitless`` are the fields with numbers without a stated unit."""
     if is_mooncake and unitless == {"timestamp"}:
         return times / 1e3
     if notation.unit is None:
