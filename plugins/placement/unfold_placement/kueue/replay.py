@@ -151,7 +151,7 @@ def replay_queues(snapshot: QueueSnapshot, on_step: Callable[[int], None] = lamb
     entries = []
     for workload in snapshot.workloads:
         queue = snapshot.queues[workload.queue]
-        entry = Entry(workload, queue, nodes[queue.name], shape=repr(workload.pod_sets))
+        entry = Entry(workload, queue, nodes[queue.name])
         entries.append(entry)
         _begin(replay, entry)
     replay.run(on_step)

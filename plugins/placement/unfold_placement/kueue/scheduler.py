@@ -191,7 +191,7 @@ def _identify_request(entry: Entry) -> Hashable:
     """Return what the outcome of a nomination depends on besides the state."""
     tried = tuple(tuple(sorted(flavors.items())) for flavors in entry.tried_flavors)
     order = entry.order[: 2 if entry.queue.preemption.compares_age else 1]
-    return entry.queue.name, entry.shape or entry.workload.name, order, tried
+    return entry.queue.name, entry.shape, order, tried
 
 
 def _assign_fewer(assigner: FlavorAssigner, pod_sets: Sequence[PodSet]) -> tuple[Assignment, list[Entry]] | None:

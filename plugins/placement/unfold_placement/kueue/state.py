@@ -27,7 +27,7 @@ class Entry:
         attempt: Number of admissions; ends of earlier ones are void.
         tried_flavors: Index of the flavor that was tried last, by pod set and resource; empty starts with the first.
         scale: Part of its pods that was admitted (partial admission).
-        shape: Equal for workloads that request the same; empty where that is unknown.
+        shape: Equal for workloads that request the same.
         order: The order within a ClusterQueue: priority, creation, and the identifier.
     """
 
@@ -42,11 +42,12 @@ class Entry:
     attempt: int = 0
     tried_flavors: tuple[Mapping[str, int], ...] = ()
     scale: float = 1.0
-    shape: str = ""
+    shape: str = field(init=False)
     order: tuple[int, float, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compute the order once: a replay compares it often."""
+        """Compute shape and order once: a replay compares them often."""
+        self.shape = repr(self.workload.pod_sets)
         self.order = -self.workload.priority, self.workload.created_s, self.workload.uid
 
     def has_pending_flavors(self) -> bool:
