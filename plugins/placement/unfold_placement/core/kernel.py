@@ -203,7 +203,7 @@ def next_candidate(
             continue
         if flag[index] == HOLDS_RESOURCE:
             return index
-        # whoever has a reservation fits where others of its shape do not
+        # a task with a reservation fits where others of its shape do not
         may_fit = hopeless[shape[index], level[index]] == 0 or state.is_owner[rows[index]] == 1
         if may_fit and has_cluster_resources(state, rows[index], phase):
             if next_fitting_node(state, rows[index], 0) >= 0:

@@ -66,7 +66,7 @@ class CheckedWorkload:
         reservation: Identifier of the reservation: the workload's UID and the time of its quota.
         tasks: Its tasks, one for each pod, by name.
         pod_sets: Pod set of each task.
-        since_s: When its quota was reserved, by the store's clock, whoever was the controller then.
+        since_s: When its quota was reserved, by the store's clock, under any controller.
         seen_s: When this controller saw the reservation first.
         nodes: Nodes of its pods by the answer that was read back; empty while it waits.
     """
