@@ -24,15 +24,7 @@ from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
-from unfold_placement.verification.search import (
-    HEAD_OF_LINE,
-    LIVELOCK,
-    PREEMPTION_LOOP,
-    STARVATION,
-    STUCK,
-    TORN,
-    search,
-)
+from unfold_placement.verification.search import HEAD_OF_LINE, PROPERTIES, TORN, search
 from unfold_placement.verification.verify import Bound, Verification, verify_policies
 from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks, policy_rules
 from unfoldkit.api import Run, RunDir
@@ -81,7 +73,6 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "gang": GANG,
 }
 """Every shipped policy with its default options, or the least that it needs."""
-PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, LIVELOCK, HEAD_OF_LINE)
 PUBLIC_BUGS = ("kueue-534", "kueue-8309", "kueue-4809", "kueue-2821", "volcano-4471", "volcano-5805")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "verify"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from unfold_placement.core.types import Task
+from unfold_placement.core.types import DOWN, UP, NodeChange, Task
 from unfold_placement.report import sentences
 from unfold_placement.simulation.metrics import NodeLosses, count_running, count_waiting
 from unfold_placement.simulation.replay import Replay, Screening, Solution, WaitExplanation
@@ -152,11 +152,13 @@ def format_placements(result: SimulationResult, excluded: Sequence[Task] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def gantt_figures(result: SimulationResult, starving: Task | None = None) -> tuple[Timeline, ...]:
+def gantt_figures(
+    result: SimulationResult, starving: Task | None = None, changes: Sequence[NodeChange] = ()
+) -> tuple[Timeline, ...]:
     """Show which tasks run on which node and when, in the colours of their jobs; nothing for thousands of tasks.
 
     A task has one bar, its last run: the result holds no node of runs that were preempted. A lane above the nodes shows
-    the waits of tasks that never start and of the ``starving`` one.
+    the waits of tasks that never start and of the ``starving`` one. Markers show when nodes are away by ``changes``.
     """
     if len(result.tasks) > MAX_BARS:
         return ()
@@ -194,9 +196,21 @@ def gantt_figures(result: SimulationResult, starving: Task | None = None) -> tup
             unit=unit,
             lanes=(lane, *lanes) if waits else lanes,
             bars=(*waiting, *bars),
-            markers=tuple(Marker(word, end_s / unit_s, lane=lane) for _, end_s, word in waits.values()),
+            markers=(
+                *(Marker(word, end_s / unit_s, lane=lane) for _, end_s, word in waits.values()),
+                *_mark_lost_nodes(changes, unit_s),
+            ),
         ),
     )
+
+
+def _mark_lost_nodes(changes: Sequence[NodeChange], unit_s: float) -> Iterator[Marker]:
+    for change in changes:
+        if change.change == DOWN:
+            returns = [other.at for other in changes if (other.node, other.change) == (change.node, UP)]
+            back_s = min((at_s for at_s in returns if at_s > change.at), default=None)
+            end = back_s / unit_s if back_s is not None else None
+            yield Marker(sentences.NODE_LOST, change.at / unit_s, end, lane=change.node)
 
 
 def draw_queue(policy: SimulationResult, baseline: SimulationResult) -> StepArea:

@@ -6,23 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from unfold_placement.core.types import DOWN, UP, NodeChange
 from unfold_placement.report import sentences
 from unfold_placement.report.plan import gantt_figures
 from unfold_placement.simulation.problem import Problem
-from unfold_placement.simulation.simulator import SimulationResult, simulate
+from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.scenario import KIND_END
-from unfold_placement.verification.search import (
-    HEAD_OF_LINE,
-    LIVELOCK,
-    PREEMPTION_LOOP,
-    STARVATION,
-    STUCK,
-    TORN,
-)
+from unfold_placement.verification.search import PREEMPTION_LOOP, PROPERTIES, STARVATION, TORN
 from unfold_placement.verification.verify import Verification
-from unfoldkit.api import Column, Marker, Metric, Report, Table, Timeline, UnfoldError, Verdict, time_axis
+from unfoldkit.api import Column, Metric, Report, Table, Timeline, UnfoldError, Verdict
 
 SEARCH_COLUMNS = (
     Column("victim"),
@@ -33,7 +25,6 @@ SEARCH_COLUMNS = (
     Column("complete"),
 )
 BOUND_COLUMNS = (Column("property"), Column("result"), Column("nodes"), Column("jobs"))
-PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, LIVELOCK, HEAD_OF_LINE)
 FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Column("in use", "%", 0), Column("replay"))
 
 
@@ -109,22 +100,9 @@ def _timelines(problem: Problem, verification: Verification) -> Iterator[Timelin
         name = example.finding.property_name
         first = next((task for task in example.tasks if task.job == f"{example.finding.victim}0"), None)
         starving = first if name in {STARVATION, PREEMPTION_LOOP} else None
-        for figure in gantt_figures(result, starving):
+        for figure in gantt_figures(result, starving, example.node_changes):
             title = sentences.counterexample_title(name, example.finding.victim.rstrip(KIND_END))
-            markers = (*figure.markers, *_node_markers(example.node_changes, result))
-            yield replace(figure, name=f"counterexample-{number}", title=title, markers=markers)
-
-
-def _node_markers(changes: tuple[NodeChange, ...], result: SimulationResult) -> Iterator[Marker]:
-    """Yield when nodes are away, on the axis of ``gantt_figures``."""
-    ends_s = [end_s for end_s in result.end_s.tolist() if end_s < float("inf")]
-    _, unit_s = time_axis(max(ends_s, default=0.0))
-    for change in changes:
-        if change.change == DOWN:
-            returns = [other.at for other in changes if (other.node, other.change) == (change.node, UP)]
-            back_s = min((at_s for at_s in returns if at_s > change.at), default=None)
-            end = back_s / unit_s if back_s is not None else None
-            yield Marker(sentences.NODE_LOST, change.at / unit_s, end, lane=change.node)
+            yield replace(figure, name=f"counterexample-{number}", title=title)
 
 
 def format_actions(example: Counterexample) -> str:

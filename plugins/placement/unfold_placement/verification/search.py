@@ -15,6 +15,7 @@ from unfold_placement.core.types import QUEUE
 from unfold_placement.core.view import Unit
 from unfold_placement.verification.model import SLOT_MARK, canonical_key, copy_controller
 from unfold_placement.verification.scenario import (
+    END,
     Action,
     Jobs,
     Scenario,
@@ -30,6 +31,8 @@ STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE = (
     "stuck", "torn gang", "livelock", "starvation", "preemption loop", "head of line",
 )  # fmt: skip
 """Properties that a search decides."""
+PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, LIVELOCK, HEAD_OF_LINE)
+"""All of them, in the order of reports."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -139,7 +142,7 @@ def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> S
     while queue:
         number, controller, jobs = queue.popleft()
         actions = list(list_actions(scenario, controller, jobs))
-        before = running_jobs(controller, only_whole=scenario.has_gangs)
+        before = [action.target for action in actions if action.code == END]
         for action in actions:
             following = copy_controller(controller) if action is not actions[-1] else controller
             cursor = int(following.table.state.counters[kernel.LOGGED])
