@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unfoldkit.errors import UnfoldError
 from unfoldkit.report import Report, from_data, to_data, validate_report
-from unfoldkit.run_context import Progress
+from unfoldkit.run_context import Progress, ignore_report
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
 from unfoldkit.safe_io.files import decoding, parse_object, read_bytes
 
@@ -59,7 +59,7 @@ def publishing_reports(run: RunDir, progress: Progress) -> Iterator[LiveReport]:
         run: The run, which this process has locked.
         progress: Shows figures too if it has a method ``show``.
     """
-    live = LiveReport(run.path / LIVE_REPORT, getattr(progress, "show", _show_nothing))
+    live = LiveReport(run.path / LIVE_REPORT, getattr(progress, "show", ignore_report))
     live.path.unlink(missing_ok=True)
     try:
         yield live
@@ -88,7 +88,3 @@ def read_live_report(folder: Path) -> Report | None:
             raise ValueError(problem)
     is_killed = report.status == "running" and age_s > SILENT_S and not RunDir(folder).is_locked()
     return replace(report, status="stopped") if is_killed else report
-
-
-def _show_nothing(report: Report) -> None:
-    """Show no figures: plain lines of progress have no place for them."""
