@@ -21,6 +21,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 Benchmark = Callable[[bool, int, Path | None], dict[str, Any]]
+RAY_ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Ray gives its workers a lower priority than all else on the machine, which a timed run must not have."""
 PACKAGES = ("unfoldkit", "numpy", "scikit-learn", "xgboost")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.frame import NeedsExtraError
+from benchmarks.frame import RAY_ENVIRONMENT, NeedsExtraError
 from plugins.pipeline.tests.helpers import plan_report
 from plugins.pipeline.tests.targets.graph_run import Answer, RouterMissingError, build_router, run_graph
 from plugins.pipeline.tests.targets.triton_config import ClientMissingError, list_absent_fields, parse_model_config
@@ -154,10 +154,9 @@ def _run_ray(folder: Path, queries: int, seed: int) -> collections.Counter[str]:
     for deployment in config["applications"][0]["deployments"]:
         # a machine of two cores
         deployment["ray_actor_options"]["num_cpus"] = 0.1
-    # on a busy machine, the raylet and the processes of Serve start late, the more so as Ray lowers their priority
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # on a busy machine the raylet starts late
+    for name, value in {**RAY_ENVIRONMENT, "RAY_raylet_start_wait_time_s": "240"}.items():
+        os.environ.setdefault(name, value)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"port": RAY_PORT, "host": "127.0.0.1"})

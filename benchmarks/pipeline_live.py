@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.frame import NeedsExtraError
+from benchmarks.frame import RAY_ENVIRONMENT, NeedsExtraError
 from plugins.pipeline.tests.live_load import Response, count, read_status, send_trace
 from unfold_pipeline.estimator.simulator import SimulatedTrace
 from unfold_pipeline.estimator.slo import build_slo_checker
@@ -153,8 +153,7 @@ def _measure_case(engine: str, name: str, seed: int) -> LiveCase:
 @contextmanager
 def _serving(command: Sequence[str], folder: Path) -> Iterator[str]:
     """Serve until the block ends; give the address once the replicas are ready."""
-    # Ray gives its workers a lower priority than all else on the machine, which a timed run must not have
-    environment = {**os.environ, "RAY_worker_niceness": "0"}
+    environment = {**os.environ, **RAY_ENVIRONMENT}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(START_S, process.kill)
     watchdog.start()

@@ -5,7 +5,7 @@ Ray Serve's policy and Knative's are all set with hindsight, on the live trace, 
 misses: the least of ten head-rooms or margins (0.5 to 4) that keeps to it, then bisection below it, for two windows
 each (coarse: 1 or 5 s; ours: all, or those from 4 s on; Ray Serve's look-back: 5 or 30 s; Knative's stable window: 30
 or 60 s). All start with what head-room or margin asks for at the planned rate; a head-room of Ray Serve and of Knative
-divides the queries that a planned replica of each stage has in flight. Replicas go after a hold that nobody chooses:
+divides the queries that a planned replica of each stage has in flight. Replicas go after a fixed hold:
 AutoScale's 120 s, else 15 s, the wait of InferLine's tuner; "any hold" lets both tuners take 30 s instead.
 """
 
