@@ -265,14 +265,14 @@ def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, p
         frame_of_file(path)
 
 
-@pytest.mark.parametrize(("count", "told"), [(400, "occurs once"), (1500, "has 1500 different values")])
-def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, told: str) -> None:
+@pytest.mark.parametrize(("count", "message"), [(400, "occurs once"), (1500, "has 1500 different values")])
+def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, message: str) -> None:
     """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
-    with pytest.raises(UnfoldError, match=told) as error:
+    with pytest.raises(UnfoldError, match=message) as error:
         load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert "write its ranges" in error.value.diagnostics[0].hint
     spec = own(tmp_path, [f"{i},1,word{i}" for i in range(count)])
-    with pytest.raises(UnfoldError, match=told) as error:
+    with pytest.raises(UnfoldError, match=message) as error:
         load_cases(spec, run_in(tmp_path / "other", base=tmp_path))
     assert "ranges" not in error.value.diagnostics[0].hint

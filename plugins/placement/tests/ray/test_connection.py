@@ -100,7 +100,7 @@ def test_tasks_end_where_the_coordinator_stays_out_of_reach(timeouts: list[float
 
 
 def test_tasks_end_with_their_client(timeouts: list[float]) -> None:
-    """After ``close``, and after ``ray.shutdown`` without it, no future is left that nobody completes."""
+    """After ``close``, and after ``ray.shutdown`` without it, no future stays open for ever."""
     client, result = waiting_client(SimpleNamespace(leave=SimpleNamespace(remote=lambda _: None)))
     client.close()
     with pytest.raises(UnfoldError, match="its client was closed"):
@@ -115,7 +115,7 @@ def test_tasks_end_with_their_client(timeouts: list[float]) -> None:
 
 @pytest.mark.parametrize("thread", ["_send_reports", "_receive_offers"])
 def test_a_thread_that_fails_leaves_no_future_open(timeouts: list[float], thread: str) -> None:
-    """An error that nobody expects, such as of a broken handle, fails the tasks; later ones are refused at once."""
+    """An unexpected error, such as of a broken handle, fails the tasks; later ones are refused at once."""
     client, result = waiting_client(SimpleNamespace())
     client.outbox.put(client.jobs["a-0"].task)
     client._run_to_end(getattr(client, thread))
