@@ -22,9 +22,10 @@ from unfold_placement.policies.shared.pending import UnitShapes
 from unfold_placement.report.verification import format_actions
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.simulation.audit import is_checked_at_starts
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.scenario import KIND_END, Kind, Scenario
-from unfold_placement.verification.search import HEAD_OF_LINE, PROPERTIES, TORN, search
+from unfold_placement.verification.search import BROKEN_RULE, HEAD_OF_LINE, PROPERTIES, TORN, search
 from unfold_placement.verification.verify import Bound, Verification, verify_policies
 from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks, policy_rules
 from unfoldkit.api import Run, RunDir
@@ -120,7 +121,7 @@ def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
         "transitions_per_s": ">= 5,000", "four_jobs_s": "< 1", "six_jobs_s": "< 10",
     }  # fmt: skip
     notes = [
-        "Standard menu: clusters of one and two nodes with two GPUs each, three jobs in flight, victims of two users.",
+        "Standard menu: one and two nodes of two GPUs, three jobs in flight; a node for one task, four; two users.",
         "A mutation is found if a counterexample is confirmed by a replay in the simulator.",
         "shipped: every shipped policy and every pair that a spec may name, on the same menu.",
         "Its jobs have no roles, types, data, deadlines or predecessors.",
@@ -146,11 +147,13 @@ def _shipped_row(names: str, parts: dict[str, Any]) -> dict[str, Any]:
     """Return what each property of a composition is: the bound that holds, or the actions that violate it."""
     found = verified(parts)
     has_gangs = any(getattr(policy, "gathers", "") for policy in build_policies(_rules(parts)))
-    nodes = max(record.nodes for record in found.searches)
-    holds = f"{nodes} nodes, {found.searches[0].jobs_in_flight} jobs"
+    nodes, jobs = found.extent
+    holds = f"{nodes} nodes, {jobs} jobs"
     cells = dict.fromkeys(PROPERTIES, holds if found.is_complete else "not claimed")
     if not has_gangs:
         cells[TORN] = "no gangs"
+    if not is_checked_at_starts(_rules(parts), build_policies(_rules(parts))):
+        cells[BROKEN_RULE] = "no rule to check"
     for is_by_design, examples in ((True, found.by_design), (False, found.counterexamples)):
         for example in examples:
             victim, actions = example.finding.victim.rstrip(KIND_END), format_actions(example)

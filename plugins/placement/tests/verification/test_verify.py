@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,15 +27,18 @@ from unfold_placement.core.types import (
     Wake,
 )
 from unfold_placement.core.view import View
+from unfold_placement.policies.fairness.quota import Limit
 from unfold_placement.policies.ordering.gang import Gang
 from unfold_placement.policies.registry import build_policies
+from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.simulation.audit import AuditEvent
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.simulation.starvation import find_starvation
 from unfold_placement.verbs.verify import counterexample_spec
-from unfold_placement.verification.counterexample import Counterexample
+from unfold_placement.verification.counterexample import Counterexample, confirm
 from unfold_placement.verification.model import canonical_key, copy_controller
 from unfold_placement.verification.scenario import Action, Jobs, Kind, Scenario, apply_action, build_initial
 from unfold_placement.verification.search import Finding, search
@@ -153,18 +156,21 @@ def test_equal_states_have_equal_keys_whatever_the_names() -> None:
     def key(actions: Sequence[Action]) -> object:
         controller, jobs = build_initial(scenario, build_policies(policy(drf={}))), Jobs()
         for action in actions:
-            frozen = canonical_key(controller, jobs.renaming())
+            frozen = canonical_key(controller, jobs.renaming(), controller.view.running())
             following = copy_controller(controller)
             jobs_after = apply_action(scenario, following, jobs, action)
-            assert canonical_key(controller, jobs.renaming()) == frozen
+            assert canonical_key(controller, jobs.renaming(), controller.view.running()) == frozen
             controller, jobs = following, jobs_after
-        return canonical_key(controller, jobs.renaming())
+        return canonical_key(controller, jobs.renaming(), controller.view.running())
 
     first, second = Action("-", "a~0"), Action("-", "a~1")
     arrive = Action("+", "a")
     assert key([arrive, first]) == key([])
     assert key([arrive, arrive, first, arrive]) == key([arrive, first, arrive, arrive])
     assert key([arrive, arrive, second]) == key([arrive])
+
+
+SMALL = Kind("small", (Task("", {"gpu": 1000}, 60.0),))
 
 
 @dataclass
@@ -212,6 +218,76 @@ class Broken(Undo):
 
     def react(self, event: Event, view: View) -> Transactions:
         raise ZeroDivisionError("oops")
+
+
+@dataclass
+class Bully(Undo):
+    """Admits every task, and stops all that run whenever a task ends: nothing new starts then."""
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            yield [Put(f"turn-{event.task.name}", until=event.task.name)]
+        if event.kind == ENDED:
+            running = [task for task, _, _ in view.running()]
+            yield [Drop(f"turn-{task.name}", force=True) for task in running]
+            yield [Put(f"turn-{task.name}", until=task.name) for task in running]
+
+
+@dataclass
+class OneAtATime(Undo):
+    """Admits every task, although its audit says that one may run."""
+
+    def react(self, event: Event, view: View) -> Transactions:
+        if event.kind == SUBMITTED and event.task is not None:
+            yield [Put(f"turn-{event.task.name}", until=event.task.name)]
+
+    def audit(self, log: Sequence[AuditEvent]) -> Iterator[str]:
+        running = 0
+        for event in log:
+            running += (event.kind == "started") - (event.kind == "ended")
+            if running > 1:
+                yield f"{event.time:g} s: {running} tasks run, 1 is allowed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "evidence"),
+    [
+        (Bully, "lost work", "is stopped at 120 s, and no other job starts"),
+        (OneAtATime, "broken rule", "60 s: 2 tasks run, 1 is allowed"),
+    ],
+)
+def test_lost_work_and_broken_rules_are_found_in_custom_policies(kind: type[Policy], name: str, evidence: str) -> None:
+    """A stop from which nobody gains, and a breach that the policy's own audit reports, each with its replay."""
+    scenario = Scenario(
+        tuple(cluster(1, 2)), (Kind("v", (Task("", {"gpu": 1000}, 60.0),)), SMALL), "v", has_gangs=False
+    )
+    (finding,) = [item for item in search(scenario, [kind()], 1000).findings if item.property_name == name]
+    example = confirm(finding, scenario, lambda: [kind()], ())
+    assert example is not None
+    assert evidence in example.evidence
+
+
+def test_the_breach_of_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that grants one licence too many breaks its own rule; the shipped one does not."""
+    limit = {"most": 1, "by": "user"}
+    assert verified(limit=limit).counterexamples[0].finding.property_name == "starvation"
+    react = Limit.react
+
+    def grant_more(policy: Limit, event: Event, view: View) -> Transactions:
+        for operations in react(policy, event, view):
+            yield [replace(item, amount=item.amount + 1) for item in operations if isinstance(item, Put)]
+
+    monkeypatch.setattr(Limit, "react", grant_more)
+    names = {example.finding.property_name for example in verified(limit=limit).counterexamples}
+    assert "broken rule" in names
+
+
+def test_a_starving_user_is_found_although_tags_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The virtual finish of a user that waits falls behind without bound: only the order of tags recurs."""
+    monkeypatch.setattr(AdmissionQueue, "_reserve_oldest", lambda *_args, **_options: None)
+    found = verified(Bound(node_counts=(1,), max_states=200), wfq={"backfill": True})
+    assert [example.finding.property_name for example in found.counterexamples] == ["starvation"]
+    assert not found.is_complete
 
 
 @pytest.mark.parametrize("kind", [Undo, Clock, Chatter, Broken])

@@ -14,7 +14,7 @@ NEVER_STARTS = "never starts"
 STARVES = "starves"
 NODE_LOST = "lost"
 HOLDS, VIOLATED, BY_DESIGN = "holds", "counterexample", "by design"
-NOT_CLAIMED, NO_GANGS = "not claimed", "no gangs"
+NOT_CLAIMED, NO_GANGS, NO_RULE = "not claimed", "no gangs", "no rule to check"
 MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
@@ -180,7 +180,7 @@ def counterexample_title(property_name: str, victim: str) -> str:
     return f"Replay of a counterexample: {property_name} of {victim}"
 
 
-def verified_headline(jobs: int, nodes: int, states: int) -> str:
+def verified_headline(nodes: int, jobs: int, states: int) -> str:
     """Return the headline of a complete verification without a counterexample."""
     extent = f"up to {_count_nodes(nodes)} and {jobs} jobs in flight"
     return f"no violation with {extent}, in any order of ends ({states:,} states)"
@@ -191,7 +191,7 @@ def incomplete_headline(states: int) -> str:
     return f"nothing found in {states:,} states, but the search is incomplete and claims nothing"
 
 
-def bound_line(jobs: int, nodes: int) -> str:
+def bound_line(nodes: int, jobs: int) -> str:
     """Return the line about the extent of a verification."""
     return f"up to {_count_nodes(nodes)} and {jobs} jobs at a time; larger cases are not covered"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from unfold_placement.report import sentences
 from unfold_placement.report.plan import gantt_figures
+from unfold_placement.simulation.audit import is_checked_at_starts
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.simulator import simulate
 from unfold_placement.verification.counterexample import Counterexample
 from unfold_placement.verification.scenario import KIND_END
-from unfold_placement.verification.search import PREEMPTION_LOOP, PROPERTIES, STARVATION, TORN
+from unfold_placement.verification.search import BROKEN_RULE, PREEMPTION_LOOP, PROPERTIES, STARVATION, TORN
 from unfold_placement.verification.verify import Verification
 from unfoldkit.api import Column, Metric, Report, Table, Timeline, UnfoldError, Verdict
 
@@ -54,7 +55,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
     lines += [("not claimed", sentences.time_dependent_line(name)) for name in verification.time_dependent]
     if verification.unconfirmed:
         lines.append(("not confirmed", sentences.unconfirmed_line(verification.unconfirmed)))
-    lines.append(("bound", sentences.bound_line(searches[0].jobs_in_flight, max(record.nodes for record in searches))))
+    lines.append(("bound", sentences.bound_line(*verification.extent)))
     return Report(
         kind="placement",
         verb="check",
@@ -81,13 +82,15 @@ def _bound_rows(problem: Problem, verification: Verification) -> Iterator[tuple[
     noted = {example.finding.property_name for example in verification.by_design}
     has_gangs = any(getattr(policy, "gathers", "") for policy in problem.new_policies())
     is_claimed = verification.is_complete and not verification.unconfirmed
-    nodes = max(record.nodes for record in verification.searches)
+    is_checked = is_checked_at_starts(problem.rules, problem.new_policies())
     for name in PROPERTIES:
         result = sentences.HOLDS if is_claimed else sentences.NOT_CLAIMED
         if name == TORN and not has_gangs:
             result = sentences.NO_GANGS
+        if name == BROKEN_RULE and not is_checked:
+            result = sentences.NO_RULE
         result = sentences.BY_DESIGN if name in noted else result
-        yield name, sentences.VIOLATED if name in violated else result, nodes, verification.searches[0].jobs_in_flight
+        yield name, sentences.VIOLATED if name in violated else result, *verification.extent
 
 
 def _timelines(problem: Problem, verification: Verification) -> Iterator[Timeline]:
@@ -132,5 +135,4 @@ def _headline(verification: Verification) -> str:
     states = sum(record.states for record in verification.searches)
     if not verification.is_complete:
         return sentences.incomplete_headline(states)
-    nodes = max(record.nodes for record in verification.searches)
-    return sentences.verified_headline(verification.searches[0].jobs_in_flight, nodes, states)
+    return sentences.verified_headline(*verification.extent, states)

@@ -172,6 +172,21 @@ def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) ->
             raise exception_error(policy, "audit", error) from error
 
 
+def is_checked_at_starts(rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> bool:
+    """Return whether some policy has rules that can be checked before a replay has ended."""
+    return any(rule.name in CHECKS for rule in rules) or any(hasattr(policy, "audit") for policy in policies)
+
+
+def find_broken_rule(result: SimulationResult, rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> str:
+    """Return the first violation, of a replay that may go on, of a rule that holds at every start; empty if none.
+
+    Raises:
+        UnfoldError: an audit raised.
+    """
+    checked = [rule for rule in rules if rule.name in CHECKS]
+    return next(itertools.chain(find_violations(result, checked), find_own_violations(result, policies)), "")
+
+
 def list_unaudited(rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> list[str]:
     """Return the names of the policies that no audit covers, as keys of the spec or as classes."""
     known = [rule.name.replace("_", "-") for rule in rules if rule.name not in {*CHECKS, *AUDITED_APART, CUSTOM}]

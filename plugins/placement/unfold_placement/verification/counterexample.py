@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import QUEUE, NodeChange, Task
 from unfold_placement.policies.registry import PolicyRule
-from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.audit import find_broken_rule, find_violations
 from unfold_placement.simulation.simulator import SimulationResult, prepare_simulation, run_simulation, simulate
 from unfold_placement.verification.model import SLOT_MARK
 from unfold_placement.verification.scenario import (
@@ -27,8 +27,10 @@ from unfold_placement.verification.scenario import (
     running_jobs,
 )
 from unfold_placement.verification.search import (
+    BROKEN_RULE,
     HEAD_OF_LINE,
     LIVELOCK,
+    LOST_WORK,
     PREEMPTION_LOOP,
     STARVATION,
     STUCK,
@@ -127,7 +129,7 @@ def unfold_tasks(finding: Finding, scenario: Scenario, policies: Sequence[Policy
     for step, action in enumerate(actions):
         now_s = step * STEP_S
         if action.code == END:
-            able = running_jobs(controller, only_whole=scenario.has_gangs)
+            able = running_jobs(controller.view.running(), only_whole=scenario.has_gangs)
             if action.index >= len(able):
                 break
             resolved = Action(END, able[action.index], action.index)
@@ -201,7 +203,7 @@ def _find_evidence(
     rules: Sequence[PolicyRule],
 ) -> str:
     """Return what the simulator shows of a finding; empty if nothing."""
-    name, evidence = finding.property_name, ""
+    name = finding.property_name
     if name == HEAD_OF_LINE:
         return _idle_evidence(finding, scenario, workload, new_policies)
     tasks, changes = workload
@@ -209,15 +211,20 @@ def _find_evidence(
         result = simulate(scenario.nodes, tasks, new_policies(), changes)
     except UnfoldError as error:
         return error.diagnostics[0].message if name == LIVELOCK else ""
-    stuck = {task.job for task in result.stuck}
-    if name in {STARVATION, PREEMPTION_LOOP}:
-        return _endless_evidence(finding.victim, result)
-    if name == STUCK:
-        return f"{min(stuck)} waits forever" if stuck else ""
-    if name == TORN:
-        violations = list(find_violations(result, rules))
-        evidence = violations[0] if violations else _torn_evidence(tasks, result.start_s.tolist())
-    return evidence
+    violations = find_violations(result, rules)
+    evidence = {
+        STARVATION: lambda: _endless_evidence(finding.victim, result),
+        PREEMPTION_LOOP: lambda: _endless_evidence(finding.victim, result),
+        STUCK: lambda: _stuck_evidence(result),
+        TORN: lambda: next(violations, "") or _torn_evidence(tasks, result.start_s.tolist()),
+        LOST_WORK: lambda: _lost_work_evidence(result),
+        BROKEN_RULE: lambda: find_broken_rule(result, rules, new_policies()),
+    }
+    return evidence[name]() if name in evidence else ""
+
+
+def _stuck_evidence(result: SimulationResult) -> str:
+    return f"{min(task.job for task in result.stuck)} waits forever" if result.stuck else ""
 
 
 def _endless_evidence(victim: str, result: SimulationResult) -> str:
@@ -228,6 +235,20 @@ def _endless_evidence(victim: str, result: SimulationResult) -> str:
         if task.job == f"{victim}0" and late_s > last_arrival_s:
             waited_s = last_arrival_s - task.arrival
             return f"{task.job} has not ended {waited_s:,.0f} s after its arrival, when the last other job arrives"
+    return ""
+
+
+def _lost_work_evidence(result: SimulationResult) -> str:
+    log = result.log
+    events: dict[float, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for time, kind, row in zip(log.times.tolist(), log.kinds.tolist(), log.tasks.tolist(), strict=True):
+        events[time][kind].add(result.tasks[row].job)
+    for change in result.node_changes:
+        events.pop(change.at, None)
+    for time, jobs in events.items():
+        stopped = jobs[kernel.LOG_PREEMPTED]
+        if stopped and not jobs[kernel.LOG_STARTED] - stopped:
+            return f"{min(stopped)} is stopped at {time:g} s, and no other job starts"
     return ""
 
 

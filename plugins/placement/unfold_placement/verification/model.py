@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import FunctionType, MethodType
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
@@ -29,8 +31,8 @@ from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 from unfold_placement.policies.shared.unit_queue import UnitQueue
 
-ATOMS = (int, float, str, bool, bytes, type(None), FunctionType, type, re.Pattern, frozenset)
-SHARED = (Task, Node, Ask, EphemeralResource, Event)
+ATOMS = frozenset({int, float, str, bool, bytes, type(None), FunctionType, type, re.Pattern, frozenset})
+SHARED = frozenset({Task, Node, Ask, EphemeralResource, Event})
 """Immutable objects that copies share."""
 FIXED_ARRAYS = frozenset(
     {"demand", "requested", "requested_amount", "request_phase", "run_s", "arrival_s", "arrival_order", "node_type"}
@@ -40,6 +42,7 @@ SLOT_MARK = "~"
 """Separates the kind of a job from the number of its slot in the job's name."""
 _SLOT = re.compile(rf"[\w-]+{SLOT_MARK}\d+")
 DIGITS = 6
+type_of = cast("Callable[[object], Hashable]", type)
 
 
 def copy_controller(controller: Controller) -> Controller:
@@ -64,27 +67,34 @@ class Renaming:
 
     Attributes:
         jobs: New names of the living jobs.
+        known: Texts that were renamed before.
     """
 
     jobs: Mapping[str, str]
+    known: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, text: str) -> str:
         """Return a text in which the names of jobs are replaced."""
-        if SLOT_MARK not in text:
-            return text
-        return _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text)
+        renamed = self.known.get(text)
+        if renamed is None:
+            renamed = self.known[text] = _SLOT.sub(lambda match: self.jobs.get(match[0], "ended"), text)
+        return renamed
 
 
-def canonical_key(controller: Controller, rename: Renaming) -> Hashable:
+def canonical_key(
+    controller: Controller, rename: Renaming, running: Sequence[tuple[Task, str, float]], *, is_coarse: bool = False
+) -> Hashable:
     """Return the canonical form of a controller's state.
 
     Args:
         controller: The controller, after its events have been processed.
         rename: Names of the living jobs.
+        running: The running tasks, in order of start (``View.running``).
+        is_coarse: Of the real numbers of a policy only signs and order count, so that tags which grow for ever recur.
     """
     table, state, view = controller.table, controller.table.state, controller.view
-    running = tuple((rename(task.name), node) for task, node, _ in view.running())
-    waiting = tuple(rename(task.name) for task in view.waiting())
+    running_form = tuple([(rename(task.name), node) for task, node, _ in running])
+    waiting = tuple([rename(task.name) for task in view.waiting()])
     entries = tuple(
         sorted(
             (rename(name), node, entry.amount, rename(entry.until))
@@ -96,15 +106,18 @@ def canonical_key(controller: Controller, rename: Renaming) -> Hashable:
     finished = tuple(sorted((rename(name), count) for name, count in view.finished.items() if count))
     timers = tuple(round(timer - table.now, DIGITS) for timer in sorted(controller.timers))
     policies = tuple(_policy_form(policy, rename) for policy in controller.policies)
+    if is_coarse:
+        policies = tuple(_ranked_form(form) for form in policies)
     # holders of a deleted resource still count against its successor
+    columns = state.column.tolist()
     held = tuple(
         sorted(
             (rename(name), state.capacity[:, column].tobytes(), state.available[:, column].tobytes())
             for name, number in table.name_ids.items()
-            if (column := int(state.column[number])) >= 0
+            if (column := columns[number]) >= 0
         )
     )
-    return running, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
+    return running_form, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
 
 
 def _policy_form(policy: object, rename: Renaming) -> Hashable:
@@ -115,57 +128,131 @@ def _policy_form(policy: object, rename: Renaming) -> Hashable:
     return _form(own_form(), rename), _form(queue, rename)
 
 
+def _ranked_form(form: Hashable) -> Hashable:
+    """Return a form in which real numbers are replaced by their order, zero included."""
+    ranks = {number: rank for rank, number in enumerate(sorted({0.0, *_list_numbers(form)}))}
+
+    def ranked(part: Any) -> Hashable:
+        if isinstance(part, tuple):
+            return tuple([ranked(item) for item in part])
+        return ("rank", ranks[part] - ranks[0.0]) if isinstance(part, float) else part
+
+    return ranked(form)
+
+
+def _list_numbers(form: Hashable) -> Iterator[float]:
+    if isinstance(form, float):
+        yield form
+    elif isinstance(form, tuple):
+        for part in form:
+            yield from _list_numbers(part)
+
+
+def _form(value: Any, rename: Renaming) -> Hashable:
+    """Return a hashable form of a value: names of jobs replaced, numbers rounded, empty values left out."""
+    return _find_former(type_of(value))(value, rename)
+
+
+@functools.cache
+def _find_former(kind: Any) -> Callable[[Any, Renaming], Hashable]:
+    """Return how values of a type get their form."""
+    for base, former in FORMERS.items():
+        if issubclass(kind, base):
+            return former
+    if names := _field_names(kind):
+        return lambda value, rename: _fields_form(value, names, rename)
+    return _other_form
+
+
+def _same_form(value: Hashable, _rename: Renaming) -> Hashable:
+    return value
+
+
+def _no_form(_value: object, _rename: Renaming) -> None:
+    return None
+
+
+def _text_form(value: str, rename: Renaming) -> str:
+    return rename(value)
+
+
+def _number_form(value: float, _rename: Renaming) -> float:
+    return round(value, DIGITS)
+
+
+def _task_form(value: Task, rename: Renaming) -> str:
+    return rename(value.name)
+
+
+def _queue_form(value: AdmissionQueue, rename: Renaming) -> Hashable:
+    ages = sorted([(age, rename(name)) for name, (age, _) in value.ages.items()])
+    order = tuple([name for _, name in ages if name != "ended"])
+    admitted = {user: list(tasks) for user, tasks in value.admitted.items()}
+    parts = (value.queues, list(value.parked.values()), value.set_aside, value.used, admitted)
+    return (order, *[_form(part, rename) for part in parts])
+
+
+def _pending_form(value: PendingUnits, rename: Renaming) -> Hashable:
+    flags = value.flags[: len(value.units)].tolist()
+    units = zip(value.units, flags, strict=True)
+    return tuple([(_form(unit, rename), flag) for (unit, _), flag in units if flag != kernel.LEFT_QUEUE])
+
+
 def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
     """Return the form of a mapping without empty values; the order of jobs matters, that of users does not."""
+    if not value:
+        return ()
     pairs = [(_form(key, rename), _form(item, rename)) for key, item in value.items()]
     kept = [pair for pair in pairs if not _is_empty(pair[1])]
     has_jobs = any(isinstance(key, str) and SLOT_MARK in key for key in value)
-    return tuple(kept if has_jobs else sorted(kept, key=repr))
+    return tuple(kept if has_jobs or len(kept) < 2 else sorted(kept, key=repr))
 
 
-def _form(value: Any, rename: Renaming) -> Hashable:  # noqa: C901, PLR0911, PLR0912
-    """Return a hashable form of a value: names of jobs replaced, numbers rounded, empty values left out."""
-    # the most frequent types first: the instance checks below take longer than the rest of a search
-    if value is None or type(value) in {int, bool}:
-        return cast("Hashable", value)
-    if isinstance(value, str):
-        return rename(value)
-    if type(value) in {tuple, list}:
-        return tuple([_form(item, rename) for item in value])
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, Task):
-        return rename(value.name)
-    if isinstance(value, AdmissionQueue):
-        ages = sorted((age, rename(name)) for name, (age, _) in value.ages.items())
-        order = tuple(name for _, name in ages if name != "ended")
-        admitted = {user: list(tasks) for user, tasks in value.admitted.items()}
-        parts = (value.queues, list(value.parked.values()), value.set_aside, value.used, admitted)
-        return (order, *(_form(part, rename) for part in parts))
-    if isinstance(value, UnitQueue):
-        return tuple(_form(unit, rename) for unit in value)
-    if isinstance(value, PendingUnits):
-        flags = value.flags[: len(value.units)].tolist()
-        return tuple(
-            (_form(unit, rename), flag)
-            for (unit, _), flag in zip(value.units, flags, strict=True)
-            if flag != kernel.LEFT_QUEUE
-        )
-    if isinstance(value, (UnitShapes, FunctionType, MethodType, EmptyCluster)):
-        return None
-    if isinstance(value, Mapping):
-        return _mapping_form(value, rename)
-    if isinstance(value, (set, frozenset)):
-        return tuple(sorted((_form(item, rename) for item in value), key=repr))
-    if isinstance(value, (list, tuple, deque)):
-        return tuple(_form(item, rename) for item in value)
-    if isinstance(value, np.ndarray):
-        return tuple(np.round(value, DIGITS).ravel().tolist())
-    if names := _field_names(cast("Hashable", type(value))):
-        return tuple(_form(getattr(value, name), rename) for name in names if hasattr(value, name))
+def _set_form(value: Iterable[Any], rename: Renaming) -> Hashable:
+    return tuple(sorted((_form(item, rename) for item in value), key=repr))
+
+
+def _sequence_form(value: Iterable[Any], rename: Renaming) -> Hashable:
+    return tuple([_find_former(type_of(item))(item, rename) for item in value])
+
+
+def _array_form(value: NDArray[Any], _rename: Renaming) -> Hashable:
+    return tuple(np.round(value, DIGITS).ravel().tolist())
+
+
+def _fields_form(value: object, names: Sequence[str], rename: Renaming) -> Hashable:
+    items = [getattr(value, name, UNSET) for name in names]
+    return tuple([_find_former(type_of(item))(item, rename) for item in items])
+
+
+def _other_form(value: Any, rename: Renaming) -> Hashable:
     if hasattr(value, "__dict__"):
-        return tuple(_form(item, rename) for _, item in sorted(vars(value).items()))
+        return tuple([_form(item, rename) for _, item in sorted(vars(value).items())])
     return value if isinstance(value, Hashable) else repr(value)
+
+
+FORMERS: Mapping[type, Callable[[Any, Renaming], Hashable]] = {
+    type(None): _same_form,
+    int: _same_form,
+    str: _text_form,
+    float: _number_form,
+    Task: _task_form,
+    AdmissionQueue: _queue_form,
+    UnitQueue: _sequence_form,
+    PendingUnits: _pending_form,
+    UnitShapes: _no_form,
+    FunctionType: _no_form,
+    MethodType: _no_form,
+    EmptyCluster: _no_form,
+    Mapping: _mapping_form,
+    set: _set_form,
+    frozenset: _set_form,
+    list: _sequence_form,
+    tuple: _sequence_form,
+    deque: _sequence_form,
+    np.ndarray: _array_form,
+}
+"""The form of a value by its type; a subclass has that of the first base in this order."""
 
 
 def _is_empty(value: Hashable) -> bool:
@@ -174,50 +261,104 @@ def _is_empty(value: Hashable) -> bool:
 
 @functools.cache
 def _field_names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)) if isinstance(kind, type) and is_dataclass(kind) else ()
+    return tuple(item.name for item in fields(kind)) if isinstance(kind, type) and is_dataclass(kind) else ()
 
 
-def _copy_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: C901, PLR0911
-    kind = type(value)
+Copier = Callable[[Any, dict[int, Any]], Any]
+"""Copies a value; the second argument holds the copies of objects by the id of the original."""
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    copier = _find_copier(type_of(value))
+    return value if copier is None else copier(value, memo)
+
+
+def _copy_values(values: Iterable[Any], memo: dict[int, Any]) -> list[Any]:
+    """Copy each value; most are shared, and a call for each of those would take longer than the rest."""
+    return [value if (copier := _find_copier(type_of(value))) is None else copier(value, memo) for value in values]
+
+
+@functools.cache
+def _find_copier(kind: Hashable) -> Copier | None:
+    """Return how values of a type are copied; None where copies share them."""
     if kind in ATOMS or kind in SHARED:
-        return value
-    known = memo.get(id(value))
-    if known is not None:
-        return known
-    if kind is tuple:
-        items = tuple([_copy_value(item, memo) for item in value])
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
-    if kind is list:
-        return [_copy_value(item, memo) for item in value]
-    if kind is deque:
-        return deque((_copy_value(item, memo) for item in value), value.maxlen)
-    if kind is dict:
-        return {key: _copy_value(item, memo) for key, item in value.items()}
-    if kind is Counter or kind is np.ndarray:
-        return value.copy()
-    if kind is MethodType:
-        return MethodType(value.__func__, _copy_value(value.__self__, memo))
-    if kind is EmptyCluster:
-        return EmptyCluster(
-            memo[id(value.table)], value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons)
-        )
-    names = _field_names(cast("Hashable", kind))
-    if not names:
-        return copy.deepcopy(value, memo)
-    duplicate = object.__new__(kind)
-    memo[id(value)] = duplicate
-    for name in names:
-        if hasattr(value, name):
-            object.__setattr__(duplicate, name, _copy_value(getattr(value, name), memo))
-    return duplicate
+        return None
+    for base, copier in CONTAINER_COPIERS.items():
+        if kind is base:
+            return copier
+    names = _field_names(kind)
+    return _fields_copier(kind, names) if names else copy.deepcopy
+
+
+def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
+    def copy_fields(value: Any, memo: dict[int, Any]) -> Any:
+        known = memo.get(id(value))
+        if known is not None:
+            return known
+        duplicate = memo[id(value)] = object.__new__(kind)
+        items = _copy_values([getattr(value, name, UNSET) for name in names], memo)
+        for name, item in zip(names, items, strict=True):
+            if item is not UNSET:
+                object.__setattr__(duplicate, name, item)
+        return duplicate
+
+    return copy_fields
+
+
+def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
+    items = _copy_values(value, memo)
+    return value if all(map(operator.is_, items, value)) else tuple(items)
+
+
+def _copy_list(value: list[Any], memo: dict[int, Any]) -> list[Any]:
+    return _copy_values(value, memo)
+
+
+def _copy_deque(value: deque[Any], memo: dict[int, Any]) -> deque[Any]:
+    return deque(_copy_values(value, memo), value.maxlen)
+
+
+def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
+    return dict(zip(value, _copy_values(value.values(), memo), strict=True))
+
+
+def _copy_flat(value: Any, _memo: dict[int, Any]) -> Any:
+    return value.copy()
+
+
+def _copy_method(value: MethodType, memo: dict[int, Any]) -> MethodType:
+    return MethodType(value.__func__, _copy_value(value.__self__, memo))
+
+
+def _copy_empty_cluster(value: EmptyCluster, memo: dict[int, Any]) -> EmptyCluster:
+    table = memo[id(value.table)]
+    return EmptyCluster(table, value.rules_version, value.seen_version, value.capacity, None, dict(value.reasons))
+
+
+UNSET = object()
+"""Stands for a field without a value."""
+CONTAINER_COPIERS: Mapping[type, Copier] = {
+    tuple: _copy_tuple,
+    list: _copy_list,
+    deque: _copy_deque,
+    dict: _copy_dict,
+    Counter: _copy_flat,
+    np.ndarray: _copy_flat,
+    MethodType: _copy_method,
+    EmptyCluster: _copy_empty_cluster,
+}
+"""How values of types without fields are copied."""
 
 
 def _copy_table(table: ResourceTable) -> ResourceTable:
-    arrays = {name: array if name in FIXED_ARRAYS else array.copy() for name, array in table.state._asdict().items()}
+    arrays: list[NDArray[Any]] = [
+        array if name in FIXED_ARRAYS else array.copy()
+        for name, array in zip(StateArrays._fields, cast("Iterable[NDArray[Any]]", table.state), strict=True)
+    ]
     return ResourceTable(
         table.nodes,
         table.resource_kinds,
-        StateArrays(**arrays),
+        StateArrays._make(arrays),
         table.tasks,
         table.task_rows,
         table.node_rows,

@@ -137,18 +137,18 @@ def job_rows(controller: Controller, job: str) -> list[int]:
     return rows
 
 
-def running_jobs(controller: Controller, *, only_whole: bool) -> list[str]:
-    """Return the jobs that may end, in order of start: with ``only_whole`` those of which every task runs."""
-    jobs = dict.fromkeys(task.job for task, _, _ in controller.view.running())
-    status = controller.table.state.status
-    return [
-        job for job in jobs if not only_whole or all(status[row] == kernel.RUNNING for row in job_rows(controller, job))
-    ]
+def running_jobs(running: Sequence[tuple[Task, str, float]], *, only_whole: bool) -> list[str]:
+    """Return the jobs of running tasks, in order of start; with ``only_whole`` those of which every task runs."""
+    counts = Counter([task.job for task, _, _ in running])
+    if not only_whole:
+        return list(counts)
+    sizes = {task.job: task.size for task, _, _ in running}
+    return [job for job, count in counts.items() if count == sizes[job]]
 
 
 def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs) -> Iterator[Action]:
     """Yield the actions that are possible in a state."""
-    for index, job in enumerate(running_jobs(controller, only_whole=scenario.has_gangs)):
+    for index, job in enumerate(running_jobs(controller.view.running(), only_whole=scenario.has_gangs)):
         yield Action(END, job, index)
     yield from _list_arrivals(scenario, jobs)
     for node in scenario.unsteady:

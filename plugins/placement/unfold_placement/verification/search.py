@@ -11,11 +11,15 @@ import numpy as np
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import QUEUE
+from unfold_placement.core.types import QUEUE, Task
 from unfold_placement.core.view import Unit
-from unfold_placement.verification.model import SLOT_MARK, canonical_key, copy_controller
+from unfold_placement.policies.registry import PolicyRule
+from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
+from unfold_placement.simulation.simulator import collect_result
+from unfold_placement.verification.model import SLOT_MARK, Renaming, canonical_key, copy_controller
 from unfold_placement.verification.scenario import (
     END,
+    NODE_CHANGES,
     Action,
     Jobs,
     Scenario,
@@ -27,12 +31,14 @@ from unfold_placement.verification.scenario import (
 )
 from unfoldkit.api import UnfoldError
 
-STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE = (
-    "stuck", "torn gang", "livelock", "starvation", "preemption loop", "head of line",
+STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE, LOST_WORK, BROKEN_RULE = (
+    "stuck", "torn gang", "livelock", "starvation", "preemption loop", "head of line", "lost work", "broken rule",
 )  # fmt: skip
 """Properties that a search decides."""
-PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, LIVELOCK, HEAD_OF_LINE)
+PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, BROKEN_RULE, LOST_WORK, LIVELOCK, HEAD_OF_LINE)
 """All of them, in the order of reports."""
+Running = Sequence[tuple[Task, str, float]]
+"""The running tasks with node and start time, in order of start."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -46,7 +52,7 @@ class Finding:
         victim: Kind of the job that suffers.
         prefix: Actions from the empty cluster.
         loop: Actions that may repeat forever; empty where the state itself is the violation.
-        message: What a policy raised; empty otherwise.
+        message: What a policy raised, or which rule is broken; empty otherwise.
         used: Fraction of the scarcest kind of capacity in use, on average over the loop or at the end.
     """
 
@@ -121,83 +127,136 @@ class SearchResult:
     is_complete: bool
 
 
-def search(scenario: Scenario, policies: Sequence[Policy], max_states: int) -> SearchResult:
+def search(
+    scenario: Scenario,
+    policies: Sequence[Policy],
+    max_states: int,
+    rules: Sequence[PolicyRule] = (),
+    *,
+    is_coarse: bool = False,
+) -> SearchResult:
     """Search all orders of arrivals and ends for violations.
 
     Args:
         scenario: Cluster and kinds of jobs.
         policies: New policies.
         max_states: States after which the search stops, incomplete.
+        rules: The rules of the policies, which are checked at every start.
+        is_coarse: States are equal whose numbers rank alike. Findings are suspects then, and their absence means
+            nothing.
     """
     graph = Graph()
-    findings: dict[str, Finding] = {}
     try:
         initial = build_initial(scenario, policies)
     except UnfoldError as error:
         message = error.diagnostics[0].message
         return SearchResult((Finding(property_name=LIVELOCK, victim="", prefix=(), message=message),), 0, 0, False)
-    numbers: dict[Hashable, int] = {}
-    queue: deque[tuple[int, Controller, Jobs]] = deque()
-    _add_state(graph, numbers, queue, scenario, initial, Jobs(), None)
-    while queue:
-        number, controller, jobs = queue.popleft()
-        actions = list(list_actions(scenario, controller, jobs))
-        before = [action.target for action in actions if action.code == END]
-        for action in actions:
-            following = copy_controller(controller) if action is not actions[-1] else controller
-            cursor = int(following.table.state.counters[kernel.LOGGED])
-            graph.transitions += 1
-            try:
-                new_jobs = apply_action(scenario, following, jobs, action)
-            except UnfoldError as error:
-                finding = Finding(
-                    property_name=LIVELOCK,
-                    victim=scenario.victim,
-                    prefix=(*graph.path(number), action),
-                    message=error.diagnostics[0].message,
-                )
-                findings.setdefault(LIVELOCK, finding)
-                continue
-            target, is_new = _add_state(graph, numbers, queue, scenario, following, new_jobs, (number, action))
-            after = running_jobs(following, only_whole=scenario.has_gangs)
-            stopped = _stopped_jobs(following, cursor)
-            successors = tuple(after.index(job) if job in after and job not in stopped else GONE for job in before)
-            graph.edges[number].append(Edge(target, action, successors))
-            if is_new:
-                for finding in _judge_state(scenario, following, new_jobs, graph, target):
-                    findings.setdefault(finding.property_name, finding)
+    checked = rules if is_checked_at_starts(rules, policies) else None
+    frontier = Frontier(scenario, graph, is_coarse=is_coarse)
+    frontier.add(initial, Jobs(), initial.view.running(), None)
+    findings: dict[str, Finding] = {}
+    while frontier.queue:
+        number, controller, jobs = frontier.queue.popleft()
+        for finding in _expand(frontier, number, controller, jobs, checked):
+            findings.setdefault(finding.property_name, finding)
         if len(graph.parents) > max_states:
             graph.is_complete = False
             break
     loop = find_fair_loop(graph, scenario.victim) if _runs_alone(scenario, graph) else None
     if loop is not None:
         findings[loop.property_name] = loop
-    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, graph.is_complete)
+    is_complete = graph.is_complete and not is_coarse
+    return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete)
 
 
-def _add_state(
-    graph: Graph,
-    numbers: dict[Hashable, int],
-    queue: deque[tuple[int, Controller, Jobs]],
-    scenario: Scenario,
-    controller: Controller,
-    jobs: Jobs,
-    parent: tuple[int, Action] | None,
-) -> tuple[int, bool]:
-    arrived = tuple(job.split(SLOT_MARK)[0] for job in jobs.arrived)
-    key = canonical_key(controller, jobs.renaming()), arrived, jobs.victim_came
-    if key in numbers:
-        return numbers[key], False
-    number = numbers[key] = len(numbers)
-    graph.edges.append([])
-    graph.parents.append(parent)
-    has_all_nodes = bool(controller.table.state.is_up.all())
-    graph.may_starve.append(has_all_nodes and any(job.split(SLOT_MARK)[0] == scenario.victim for job in jobs.arrived))
-    graph.running_count.append(len(running_jobs(controller, only_whole=False)))
-    graph.whole_count.append(len(running_jobs(controller, only_whole=scenario.has_gangs)))
-    graph.used.append(_used_fraction(controller))
-    queue.append((number, controller, jobs))
-    return number, True
+@dataclass(slots=True)
+class Frontier:
+    """The states that were reached but not expanded, and the numbers of all.
+
+    Attributes:
+        scenario: Cluster and kinds of jobs.
+        graph: The states that were reached.
+        is_coarse: States are equal whose numbers rank alike.
+        numbers: Numbers of states by canonical form.
+        queue: States to expand, each with its number.
+        renamings: Names of jobs in canonical forms, by the living jobs.
+    """
+
+    scenario: Scenario
+    graph: Graph
+    is_coarse: bool
+    numbers: dict[Hashable, int] = field(default_factory=dict)
+    queue: deque[tuple[int, Controller, Jobs]] = field(default_factory=deque)
+    renamings: dict[tuple[str, ...], Renaming] = field(default_factory=dict)
+
+    def add(
+        self, controller: Controller, jobs: Jobs, running: Running, parent: tuple[int, Action] | None
+    ) -> tuple[int, bool]:
+        """Return the number of a state, and whether it is new."""
+        rename = self.renamings.get(jobs.arrived)
+        if rename is None:
+            rename = self.renamings[jobs.arrived] = jobs.renaming()
+        form = canonical_key(controller, rename, running, is_coarse=self.is_coarse)
+        key = form, tuple([job.split(SLOT_MARK)[0] for job in jobs.arrived]), jobs.victim_came
+        known = self.numbers.setdefault(key, len(self.numbers))
+        if known < len(self.graph.parents):
+            return known, False
+        graph, victim = self.graph, f"{self.scenario.victim}{SLOT_MARK}"
+        graph.edges.append([])
+        graph.parents.append(parent)
+        has_all_nodes = bool(controller.table.state.is_up.all())
+        graph.may_starve.append(has_all_nodes and any(job.startswith(victim) for job in jobs.arrived))
+        graph.running_count.append(len(running_jobs(running, only_whole=False)))
+        graph.whole_count.append(len(running_jobs(running, only_whole=self.scenario.has_gangs)))
+        graph.used.append(_used_fraction(controller))
+        self.queue.append((known, controller, jobs))
+        return known, True
+
+
+def _expand(
+    frontier: Frontier, number: int, controller: Controller, jobs: Jobs, rules: Sequence[PolicyRule] | None
+) -> Iterator[Finding]:
+    """Apply every action that is possible in a state; yield the violations on the way and in new states."""
+    scenario, graph = frontier.scenario, frontier.graph
+    actions = list(list_actions(scenario, controller, jobs))
+    before = [action.target for action in actions if action.code == END]
+    running_before = set(running_jobs(controller.view.running(), only_whole=False))
+    for action in actions:
+        following = copy_controller(controller) if action is not actions[-1] else controller
+        cursor = int(following.table.state.counters[kernel.LOGGED])
+        graph.transitions += 1
+        prefix = (number, action)
+        try:
+            new_jobs = apply_action(scenario, following, jobs, action)
+            message = (
+                find_broken_rule(collect_result(following), rules, following.policies) if rules is not None else ""
+            )
+        except UnfoldError as error:
+            yield _finding_after(LIVELOCK, scenario.victim, graph, prefix, error.diagnostics[0].message)
+            continue
+        running = following.view.running()
+        target, is_new = frontier.add(following, new_jobs, running, prefix)
+        after = running_jobs(running, only_whole=scenario.has_gangs)
+        stopped = _stopped_jobs(following, cursor)
+        successors = tuple([after.index(job) if job in after and job not in stopped else GONE for job in before])
+        graph.edges[number].append(Edge(target, action, successors))
+        if message:
+            yield _finding_after(BROKEN_RULE, _kind_of(action, scenario), graph, prefix, message)
+        started = set(running_jobs(running, only_whole=False)) - running_before
+        if stopped and not started and action.code not in NODE_CHANGES:
+            yield _finding_after(LOST_WORK, min(stopped).split(SLOT_MARK)[0], graph, prefix)
+        if is_new:
+            yield from _judge_state(scenario, following, new_jobs, running, graph, target)
+
+
+def _finding_after(name: str, victim: str, graph: Graph, parent: tuple[int, Action], message: str = "") -> Finding:
+    number, action = parent
+    return Finding(property_name=name, victim=victim, prefix=(*graph.path(number), action), message=message)
+
+
+def _kind_of(action: Action, scenario: Scenario) -> str:
+    """Return the kind of the job that an action is about; the victim if it is about a node."""
+    return scenario.victim if action.code in NODE_CHANGES else action.target.split(",")[0].split(SLOT_MARK)[0]
 
 
 def _runs_alone(scenario: Scenario, graph: Graph) -> bool:
@@ -229,7 +288,7 @@ def _stopped_jobs(controller: Controller, cursor: int) -> set[str]:
 
 
 def _judge_state(
-    scenario: Scenario, controller: Controller, jobs: Jobs, graph: Graph, number: int
+    scenario: Scenario, controller: Controller, jobs: Jobs, running: Running, graph: Graph, number: int
 ) -> Iterator[Finding]:
     """Yield the properties that a state violates by itself."""
     status, view = controller.table.state.status, controller.view
@@ -245,7 +304,7 @@ def _judge_state(
             unit = view.unit(tasks[0])
             waiting.append((kind, unit if unit is not None else tuple(tasks)))
     fitting = [(kind, unit) for kind, unit in waiting if _would_fit(controller, unit)]
-    can_end = running_jobs(controller, only_whole=scenario.has_gangs)
+    can_end = running_jobs(running, only_whole=scenario.has_gangs)
     if waiting and not can_end and graph.running_count[number]:
         yield _finding(TORN, waiting[0][0], graph, number)
     if not graph.running_count[number] and controller.table.state.is_up.any():
@@ -254,7 +313,7 @@ def _judge_state(
         if possible:
             yield _finding(STUCK, possible[0], graph, number)
     elif fitting:
-        running_kinds = {job.split(SLOT_MARK)[0] for job in running_jobs(controller, only_whole=False)}
+        running_kinds = {job.split(SLOT_MARK)[0] for job in running_jobs(running, only_whole=False)}
         for kind, _ in fitting:
             if kind not in running_kinds:
                 yield _finding(HEAD_OF_LINE, kind, graph, number)
