@@ -194,6 +194,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "ray_serve_seconds": "Ray Serve, from start to the last answer, s",
         "kserve_seconds": "KServe's graph, with the build of its router, s",
     },
+    "pipeline-live": {
+        "attainment_error_points_max": "share of queries on time, live against replayed, worst of ten cases, points",
+        "attainment_error_points_mean": "the same, mean",
+        "attainment_error_points_max_local": "the same, worst of five cases on local processes",
+        "attainment_error_points_max_ray": "the same, worst of five cases on Ray Serve",
+        "late_beyond_bound": "queries answered later than four times the target",
+        "lost": "queries without a response",
+    },
     "pipeline-fidelity": {
         "waiting_p99_error_percent_max": "error of p99, stages that wait for accelerators, worst %",
         "computing_paced_p99_error_percent_max": "error of p99, stages that compute, at the run's batch times, worst %",
