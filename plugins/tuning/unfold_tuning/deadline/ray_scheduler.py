@@ -24,6 +24,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
+from unfold_tuning.deadline.ray_storage import store_whole_files
 from unfoldkit.api import user_error
 
 STATE_FILE = "unfold-scheduler.json"
@@ -158,6 +159,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if not self.is_restored:
             self.is_restored = True
             self._require_free_searcher(tune_controller)
+            store_whole_files(getattr(tune_controller, "_storage", None))
             self._load_state(trial)
         self.keeper.began = self.keeper.began or self.keeper.wall()
 

@@ -95,7 +95,7 @@ def build_provenance(problem: EngineProblem) -> dict[str, Any]:
         "inputs": {
             "trace_sha256": problem.trace_sha256,
             "prices": dict(problem.price_sources),
-            "step_times": {item.hardware: list(item.interval.files) for item in problem.options},
+            "step_times": {item.hardware: list(item.interval.files) or "data sheet" for item in problem.options},
         }
     }
 

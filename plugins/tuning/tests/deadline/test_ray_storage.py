@@ -1,0 +1,84 @@
+"""A kill while Ray stores the state of an experiment leaves every stored file whole."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unfold_tuning.deadline.ray_storage import WholeFileSyncer, replace_files, store_whole_files
+
+pytest.importorskip("ray.tune")
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def storage() -> Any:
+    """Build what Ray keeps for an experiment on a local disk."""
+    from pyarrow.fs import LocalFileSystem
+    from ray.train._internal.storage import _FilesystemSyncer
+
+    system = LocalFileSystem()
+    return SimpleNamespace(storage_filesystem=system, syncer=_FilesystemSyncer(storage_filesystem=system))
+
+
+def test_ray_stores_files_through_the_syncer(storage: Any, tmp_path: Path) -> None:
+    """New and changed files arrive, also in subfolders; unchanged ones are not written again."""
+    source, target = tmp_path / "staging", tmp_path / "stored"
+    (source / "trial").mkdir(parents=True)
+    (source / "tuner.pkl").write_text("tuner")
+    (source / "trial/result.json").write_text("1")
+    store_whole_files(storage)
+    assert storage.syncer.sync_up(str(source), str(target))
+    storage.syncer.wait()
+    kept = (target / "tuner.pkl").stat().st_ino
+    (source / "trial/result.json").write_text("1 2")
+    assert storage.syncer.sync_up(str(source), str(target))
+    storage.syncer.wait()
+    assert (target / "trial/result.json").read_text() == "1 2"
+    assert (target / "tuner.pkl").stat().st_ino == kept
+
+
+def test_a_kill_during_a_copy_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was stored before is still whole."""
+    source, target = tmp_path / "staging", tmp_path / "stored"
+    source.mkdir()
+    (source / "state.json").write_text("old")
+    replace_files(source, target)
+    (source / "state.json").write_text("newer")
+
+    def fail_halfway(_source: Path, part: Path) -> None:
+        part.write_text("ne")
+        raise KilledError
+
+    monkeypatch.setattr(shutil, "copy2", fail_halfway)
+    with pytest.raises(KilledError):
+        replace_files(source, target)
+    assert (target / "state.json").read_text() == "old"
+
+
+def test_workers_receive_the_syncer_of_ray_alone(storage: Any) -> None:
+    """Nodes without this package can unpickle the storage of a trial."""
+    inner = type(storage.syncer)
+    store_whole_files(storage)
+    assert isinstance(storage.syncer, WholeFileSyncer)
+    assert b"unfold" not in pickle.dumps(storage.syncer)
+    assert type(copy.copy(storage.syncer)) is inner
+
+
+def test_a_storage_that_is_no_local_disk_stays_as_it_is() -> None:
+    """An object store replaces whole objects anyway."""
+    storage = SimpleNamespace(storage_filesystem=SimpleNamespace(type_name="s3"), syncer=object())
+    before = storage.syncer
+    store_whole_files(storage)
+    store_whole_files(None)
+    assert storage.syncer is before
