@@ -1,0 +1,139 @@
+"""Demand from a running Prometheus: its samples, its errors, and what it does when a target restarts or is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from tests.http_server import serve_handler
+from unfold_pipeline.control.demand import Demand, SignalError
+from unfold_pipeline.control.http import BoundedClient, open_client
+from unfold_pipeline.control.prometheus import PrometheusSource
+
+PROGRAM = shutil.which("prometheus")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.targets,
+    pytest.mark.skipif(PROGRAM is None, reason="needs Prometheus: apt-get install prometheus"),
+]
+RATE_PER_S, SCRAPE_S, PATIENCE_S = 20.0, 0.2, 30.0
+SELECTOR = 'http_requests_total{service="video"}'
+
+
+class Target(BaseHTTPRequestHandler):
+    """A service whose counters grow by twenty a second, half of that with code 429, until it restarts."""
+
+    began = 0.0
+    is_down = False
+
+    def do_GET(self) -> None:
+        """Answer a scrape."""
+        count = (time.monotonic() - Target.began) * RATE_PER_S / 2
+        lines = [f'http_requests_total{{service="video",code="{code}"}} {count}' for code in (200, 429)]
+        body = "\n".join(["# TYPE http_requests_total counter", *lines, "# TYPE depth gauge", "depth 7", ""]).encode()
+        self.send_response(503 if Target.is_down else 200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def client() -> Iterator[BoundedClient]:
+    """Open a client without a token."""
+    opened = open_client("")
+    yield opened
+    opened.client.close()
+
+
+@pytest.fixture
+def source(client: BoundedClient, server: str) -> PrometheusSource:
+    """A source with a stage that has a queue, and one whose query matches nothing."""
+    return PrometheusSource(
+        client=client, url=server, arrivals=SELECTOR, queues=("sum(depth)", "sum(absent)"), stale_s=3.0
+    )
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Start Prometheus, which scrapes the target five times a second."""
+    Target.began, Target.is_down = time.monotonic(), False
+    with serve_handler(Target) as port, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        scraped = {"job_name": "video", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        config = {"global": {"scrape_interval": f"{SCRAPE_S * 1000:.0f}ms"}, "scrape_configs": [scraped]}
+        (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+        words = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+        command = [str(PROGRAM), *words, f"--web.listen-address={address}"]
+        with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                yield f"http://{address}"
+            finally:
+                process.terminate()
+
+
+def read_until(source: PrometheusSource, is_enough: Callable[[Demand], bool]) -> Demand:
+    """Read until a demand suffices."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(SignalError):
+            demand = source.read()
+            if is_enough(demand):
+                return demand
+        time.sleep(SCRAPE_S)
+    pytest.fail(f"no such demand within {PATIENCE_S:g} s")
+
+
+def read_error(source: PrometheusSource) -> SignalError:
+    """Return the error of a reading."""
+    with pytest.raises(SignalError) as caught:
+        source.read()
+    return caught.value
+
+
+def observed_rate(demand: Demand) -> float:
+    """Return the arrivals per second from the first to the newest sample."""
+    return demand.arrivals_s.size / (demand.until_s - float(demand.arrivals_s.min()))
+
+
+def test_rate_and_queue_are_those_of_the_target(source: PrometheusSource) -> None:
+    """Both series count, so refused queries are demand too; an unknown queue is no queue of zero."""
+    demand = read_until(source, lambda item: item.arrivals_s.size > 100)
+    assert observed_rate(demand) == pytest.approx(RATE_PER_S, rel=0.1)
+    assert demand.age_s < 2
+    assert demand.queued[0] == 7
+    assert math.isnan(demand.queued[1])
+
+
+def test_a_restart_of_the_target_is_no_lull(source: PrometheusSource) -> None:
+    """The counters begin again, and the demand goes on."""
+    before = read_until(source, lambda item: item.arrivals_s.size > 60)
+    Target.began = time.monotonic()
+    after = read_until(source, lambda item: item.until_s > before.until_s + 3)
+    later = after.arrivals_s[after.arrivals_s > before.until_s + 1]
+    assert later.size / (after.until_s - before.until_s - 1) == pytest.approx(RATE_PER_S, rel=0.3)
+
+
+def test_errors_of_the_server_are_distinguished(source: PrometheusSource) -> None:
+    """A misspelt selector has no data, an expression no samples, and the samples of a lost target are stale."""
+    read_until(source, lambda item: item.arrivals_s.size > 10)
+    assert read_error(replace(source, arrivals='http_request_total{service="video"}')).reason == "no data"
+    refused = read_error(replace(source, arrivals="sum(rate(http_requests_total[1m]))"))
+    assert (refused.reason, "selects one counter" in refused.hint) == ("refused", True)
+    Target.is_down = True
+    time.sleep(source.stale_s + 2)
+    stale = read_error(source)
+    assert (stale.reason, "is the target scraped?" in stale.hint) == ("stale", True)
