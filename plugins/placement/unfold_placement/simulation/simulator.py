@@ -120,7 +120,7 @@ def collect_result(controller: Controller) -> SimulationResult:
     state, count = table.state, len(table.tasks)
     logged = state.counters[kernel.LOGGED]
     status = state.status[:count]
-    is_done = np.isin(status, (kernel.DONE,))
+    is_done = status == kernel.DONE
     start_s = np.where(is_done | (status == kernel.RUNNING), state.start_s[:count], np.inf)
     return SimulationResult(
         nodes=table.nodes,

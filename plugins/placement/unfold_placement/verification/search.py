@@ -228,9 +228,6 @@ def _expand(
         prefix = (number, action)
         try:
             new_jobs = apply_action(scenario, following, jobs, action)
-            message = (
-                find_broken_rule(collect_result(following), rules, following.policies) if rules is not None else ""
-            )
         except UnfoldError as error:
             yield _finding_after(LIVELOCK, scenario.victim, graph, prefix, error.diagnostics[0].message)
             continue
@@ -240,13 +237,25 @@ def _expand(
         stopped = _stopped_jobs(following, cursor)
         successors = tuple([after.index(job) if job in after and job not in stopped else GONE for job in before])
         graph.edges[number].append(Edge(target, action, successors))
-        if message:
-            yield _finding_after(BROKEN_RULE, _kind_of(action, scenario), graph, prefix, message)
         started = set(running_jobs(running, only_whole=False)) - running_before
         if stopped and not started and action.code not in NODE_CHANGES:
             yield _finding_after(LOST_WORK, min(stopped).split(SLOT_MARK)[0], graph, prefix)
         if is_new:
             yield from _judge_state(scenario, following, new_jobs, running, graph, target)
+            if rules is not None:
+                yield from _judge_starts(scenario, following, rules, graph, prefix)
+
+
+def _judge_starts(
+    scenario: Scenario, controller: Controller, rules: Sequence[PolicyRule], graph: Graph, parent: tuple[int, Action]
+) -> Iterator[Finding]:
+    """Yield the rule that the log of a new state breaks."""
+    try:
+        name, message = BROKEN_RULE, find_broken_rule(collect_result(controller), rules, controller.policies)
+    except UnfoldError as error:
+        name, message = LIVELOCK, error.diagnostics[0].message
+    if message:
+        yield _finding_after(name, _kind_of(parent[1], scenario), graph, parent, message)
 
 
 def _finding_after(name: str, victim: str, graph: Graph, parent: tuple[int, Action], message: str = "") -> Finding:
