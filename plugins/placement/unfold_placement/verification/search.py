@@ -142,8 +142,8 @@ def search(
         policies: New policies.
         max_states: States after which the search stops, incomplete.
         rules: The rules of the policies, which are checked at every start.
-        is_coarse: States are equal whose numbers rank alike. Findings are suspects then, and their absence means
-            nothing.
+        is_coarse: States with numbers that rank alike count as equal. Findings are suspects then, and their absence
+            means nothing.
     """
     graph = Graph()
     try:
@@ -176,7 +176,7 @@ class Frontier:
     Attributes:
         scenario: Cluster and kinds of jobs.
         graph: The states that were reached.
-        is_coarse: States are equal whose numbers rank alike.
+        is_coarse: States with numbers that rank alike count as equal.
         numbers: Numbers of states by canonical form.
         queue: States to expand, each with its number.
         renamings: Names of jobs in canonical forms, by the living jobs.
