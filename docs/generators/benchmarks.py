@@ -364,6 +364,14 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
         "load_seconds_planned": "seconds of loading on a trace, planned residency",
         "load_seconds_lru": "the same with LRU eviction",
     },
+    "supernet-modules": {
+        "elastic_networks": "networks that become a family without code of the user's",
+        "networks": "networks tried",
+        "onnx_difference_max": "largest difference of a member's output from ONNX Runtime's, over the largest output",
+        "sharing_cost_points_max": "accuracy lost by sharing weights, worst member, mean of three seeds, points",
+        "sharing_cost_error_points": "standard error of that, points",
+        "dominated": "members that an ordinary network of equal MACs and steps beats at 95 %",
+    },
     "supernet-serve": {
         "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
         "attainment_ratio_measured_median": "the same, median trace",

@@ -285,7 +285,7 @@ def test_the_breach_of_a_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_starving_user_is_found_although_tags_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The virtual finish of a user that waits falls behind without bound: only the order of tags recurs."""
     monkeypatch.setattr(AdmissionQueue, "_reserve_oldest", lambda *_args, **_options: None)
-    found = verified(Bound(node_counts=(1,), max_states=200), wfq={"backfill": True})
+    found = verified(Bound(node_counts=(1,), max_states=1000), wfq={"backfill": True})
     assert [example.finding.property_name for example in found.counterexamples] == ["starvation"]
     assert not found.is_complete
 

@@ -21,6 +21,8 @@ TIME_DEPENDENT = frozenset({"history", "locality"})
 PATIENT = {"gang": "patience"}
 """Options that count as passed: they only delay what a policy does in the long run."""
 HIGH_PRIORITY = 5
+DOUBTFUL_SHARE = 10
+"""After an incomplete search, further ones stop at this fraction of the bound's states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,16 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
     scenarios = list_scenarios(patient, bound)
     found: dict[str, Counterexample] = {}
     by_design: dict[str, Counterexample] = {}
-    records, unconfirmed = [], 0
+    records, unconfirmed, max_states = [], 0, bound.max_states
     for number, scenario in enumerate(scenarios):
         progress("verify", number, len(scenarios))
-        result = search(scenario, patient.new_policies(), bound.max_states, patient.rules)
+        result = search(scenario, patient.new_policies(), max_states, patient.rules)
         records.append(_record(scenario, result))
-        suspects = _search_coarsely(scenario, patient, bound) if not result.is_complete else ()
+        suspects: tuple[Finding, ...] = ()
+        if not result.is_complete:
+            # absence is no longer claimed, and what there is to find takes few states
+            max_states = bound.max_states // DOUBTFUL_SHARE
+            suspects = _search_coarsely(scenario, patient, max_states)
         for finding in sorted((*result.findings, *suspects), key=lambda item: item.length):
             known = by_design if _is_by_design(finding.property_name, scenario) else found
             if finding.property_name in known and known[finding.property_name].finding.length <= finding.length:
@@ -107,9 +113,9 @@ def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int
     )
 
 
-def _search_coarsely(scenario: Scenario, problem: Problem, bound: Bound) -> tuple[Finding, ...]:
+def _search_coarsely(scenario: Scenario, problem: Problem, max_states: int) -> tuple[Finding, ...]:
     """Return suspects of policies with numbers that grow for ever, so that their exact states never recur."""
-    return search(scenario, problem.new_policies(), bound.max_states, problem.rules, is_coarse=True).findings
+    return search(scenario, problem.new_policies(), max_states, problem.rules, is_coarse=True).findings
 
 
 def list_scenarios(problem: Problem, bound: Bound) -> list[Scenario]:
@@ -165,6 +171,7 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
     small = Kind("small", (_task(kind, 1, first),))
     other = Kind("other", (_task(kind, 1, second),))
     urgent = Kind("urgent", (_task(kind, 1, second, HIGH_PRIORITY),))
+    broad = Kind("broad", (_task(kind, GPUS_PER_NODE, second, HIGH_PRIORITY),))
     menu: list[tuple[Kind, tuple[Kind, ...]]] = []
     for user in names:
         victims = [
@@ -175,7 +182,8 @@ def _menu(problem: Problem, node_count: int, *, has_gangs: bool) -> list[tuple[K
             victims.append(Kind("gang", (_task(kind, 1, user),) * (GPUS_PER_NODE * node_count)))
         menu += [(victim, (small, other)) for victim in victims]
         if any(rule.name == "priority" for rule in problem.rules):
-            menu += [(victims[-1], (small, urgent))]
+            single = Kind("single", (_task(kind, 1, user),))
+            menu += [(victims[-1], (small, urgent)), (single, (small, broad))]
     return menu
 
 
