@@ -37,7 +37,7 @@ def test_ray_stores_files_through_the_syncer(storage: Any, tmp_path: Path) -> No
     (source / "trial").mkdir(parents=True)
     (source / "tuner.pkl").write_text("tuner")
     (source / "trial/result.json").write_text("1")
-    store_whole_files(storage)
+    store_whole_files(SimpleNamespace(_tune_controller=SimpleNamespace(_storage=storage)))
     assert storage.syncer.sync_up(str(source), str(target))
     storage.syncer.wait()
     kept = (target / "tuner.pkl").stat().st_ino
@@ -69,7 +69,7 @@ def test_a_kill_during_a_copy_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_workers_receive_the_syncer_of_ray_alone(storage: Any) -> None:
     """Nodes without this package can unpickle the storage of a trial."""
     inner = type(storage.syncer)
-    store_whole_files(storage)
+    store_whole_files(SimpleNamespace(_storage=storage))
     assert isinstance(storage.syncer, WholeFileSyncer)
     assert b"unfold" not in pickle.dumps(storage.syncer)
     assert type(copy.copy(storage.syncer)) is inner
@@ -79,6 +79,6 @@ def test_a_storage_that_is_no_local_disk_stays_as_it_is() -> None:
     """An object store replaces whole objects anyway."""
     storage = SimpleNamespace(storage_filesystem=SimpleNamespace(type_name="s3"), syncer=object())
     before = storage.syncer
-    store_whole_files(storage)
-    store_whole_files(None)
+    store_whole_files(SimpleNamespace(_storage=storage))
+    store_whole_files(SimpleNamespace())
     assert storage.syncer is before

@@ -159,7 +159,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if not self.is_restored:
             self.is_restored = True
             self._require_free_searcher(tune_controller)
-            store_whole_files(getattr(tune_controller, "_storage", None))
+            store_whole_files(tune_controller)
             self._load_state(trial)
         self.keeper.began = self.keeper.began or self.keeper.wall()
 

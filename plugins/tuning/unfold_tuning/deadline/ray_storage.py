@@ -41,8 +41,11 @@ class WholeFileSyncer:
         return True
 
 
-def store_whole_files(storage: Any) -> None:
-    """Let a storage on a local disk replace whole files, as object stores do."""
+def store_whole_files(tune_controller: Any) -> None:
+    """Let Ray replace whole files where an experiment is stored on a local disk, as object stores do."""
+    # Ray wraps its controller for schedulers, and warns of what they read through the wrapper
+    controller = getattr(tune_controller, "_tune_controller", tune_controller)
+    storage: Any = getattr(controller, "_storage", None)
     syncer = getattr(storage, "syncer", None)
     is_local = getattr(getattr(storage, "storage_filesystem", None), "type_name", "") == "local"
     if is_local and all(hasattr(syncer, name) for name in ("_should_continue_existing_sync", "_launch_sync_process")):
