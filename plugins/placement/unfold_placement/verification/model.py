@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import operator
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -306,8 +305,10 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
 
 
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
-    items = _copy_values(value, memo)
-    return value if all(map(operator.is_, items, value)) else tuple(items)
+    for item in value:
+        if _find_copier(type_of(item)) is not None:
+            return tuple(_copy_values(value, memo))
+    return value
 
 
 def _copy_list(value: list[Any], memo: dict[int, Any]) -> list[Any]:
@@ -320,6 +321,13 @@ def _copy_deque(value: deque[Any], memo: dict[int, Any]) -> deque[Any]:
 
 def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
     return dict(zip(value, _copy_values(value.values(), memo), strict=True))
+
+
+def _copy_counter(value: Counter[Any], _memo: dict[int, Any]) -> Counter[Any]:
+    # its own copy counts every entry again
+    duplicate: Counter[Any] = Counter.__new__(Counter)
+    dict.update(duplicate, value)
+    return duplicate
 
 
 def _copy_flat(value: Any, _memo: dict[int, Any]) -> Any:
@@ -342,7 +350,7 @@ CONTAINER_COPIERS: Mapping[type, Copier] = {
     list: _copy_list,
     deque: _copy_deque,
     dict: _copy_dict,
-    Counter: _copy_flat,
+    Counter: _copy_counter,
     np.ndarray: _copy_flat,
     MethodType: _copy_method,
     EmptyCluster: _copy_empty_cluster,
