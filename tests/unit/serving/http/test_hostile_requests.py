@@ -152,6 +152,13 @@ def test_a_client_that_never_finishes_its_body_does_not_delay_the_end() -> None:
         assert time.monotonic() - begin_s < 3
 
 
+def test_an_upgrade_is_logged_without_advice(hosts: tuple[Server, int]) -> None:
+    """No installed library would make the service speak WebSockets."""
+    exchange(hosts[0].port, ATTACKS["websocket"][0])
+    assert "a client asked for an upgrade" in hosts[0].told()
+    assert "pip install" not in hosts[0].told()
+
+
 def test_requests_before_a_half_close_are_answered(hosts: tuple[Server, int]) -> None:
     """A client that stops sending gets every response to its inference requests, also those that uvicorn reads."""
     for path in (INFER, b"/v2/models/total/versions/1/infer", b"/v1/models/total:predict"):
