@@ -276,7 +276,11 @@ class Connection:
 
     def _pass_on(self, data: bytes) -> None:
         """Pass bytes to uvicorn, and abort if the client runs too far ahead."""
-        if self.read_ahead.feed(self.inner, data):
+        exceeds_limits = self.read_ahead.feed(self.inner, data)
+        if self.is_lingering:
+            # it was refused, and an abort would destroy the response
+            return
+        if exceeds_limits:
             self.abort()
         elif self.holding is not None and self.holding.hold(self.read_ahead.held_bytes(self.inner), 0):
             self.usage.reject("head_bytes")
