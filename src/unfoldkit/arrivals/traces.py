@@ -17,6 +17,7 @@ from unfoldkit.arrivals.jitter import (
 from unfoldkit.arrivals.readers.detect import detect_form
 from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Warn, ignore_warning, read_log
+from unfoldkit.arrivals.readers.parquet import read_parquet
 from unfoldkit.arrivals.readers.table import GAP_COLUMNS, TableColumns, TraceRows, read_table
 from unfoldkit.arrivals.readers.timestamps import (
     COLUMNS,
@@ -195,7 +196,8 @@ def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
         return TraceRows(_read_array(path, columns.time, columns.notation))
     if form == "log":
         return TraceRows(read_log(path, columns.match, columns.time, columns.notation, warn))
-    rows = read_document(path, columns) if form == "document" else read_table(path, columns)
+    readers = {"document": read_document, "parquet": read_parquet, "table": read_table}
+    rows = readers[form](path, columns)
     if rows.by_name:
         meaning = "arrivals by interval" if rows.rates is None else "a rate of arrivals"
         warn(f"{path}: column {rows.column} is read as {meaning}; counts: '' reads each row as one")

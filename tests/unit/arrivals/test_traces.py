@@ -205,7 +205,6 @@ def test_arrays_may_hold_gaps_and_must_hold_one_number_per_arrival(tmp_path: Pat
         (bz2.compress(b"timestamp\n1\n2\n"), "bzip2"),
         (lzma.compress(b"timestamp\n1\n2\n"), "xz"),
         (b"PK\x03\x04\x14\x00\x00\x00", "zip"),
-        (b"PAR1\x15\x04\x15", "Parquet"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "zst"])
@@ -257,3 +256,41 @@ def test_means_of_counts_are_no_counts(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"'1\.5' is not a count"):
         traces.read_trace(path)
     assert traces.read_trace(path, counts="").size == 3
+
+
+def test_a_parquet_file_is_read_as_a_table(tmp_path: Path) -> None:
+    """Its times may have a zone and nanoseconds, and be in any order; counts and rates are columns as in a table."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    nanoseconds = [1_763_971_200_500_000_007, 1_763_971_200_000_000_000, 1_763_971_202_000_000_000]
+    for kind in (pa.timestamp("ns", "Asia/Kolkata"), pa.timestamp("ns"), pa.int64()):
+        columns = {"id": ["a", "b", None], "timestamp": pa.array(nanoseconds).cast(kind), "vector": [[1.0], [2.0], []]}
+        parquet.write_table(pa.table(columns), path)
+        assert traces.read_trace(path).tolist() == pytest.approx([0, 0.5, 2])
+    parquet.write_table(pa.table({"minute": [0, 1, 2], "requests": [60, 0, 30]}), path)
+    assert traces.read_trace(path).size == 90
+    parquet.write_table(pa.table({"timestamp": [0.5, None]}), path)
+    with pytest.raises(UnfoldError, match="row 2: '' is not a time"):
+        traces.read_trace(path)
+
+
+def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
+    """The error names the file and the format."""
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1\x15\x04\x15" * 100)
+    with pytest.raises(UnfoldError, match="not a Parquet file"):
+        traces.read_trace(path)
+
+
+@pytest.mark.parametrize("comments", ["# exported by a tool\n", "# host, zone\n# a second line, with cells\n"])
+def test_comments_before_the_head_are_skipped(tmp_path: Path, comments: str) -> None:
+    """Lines that begin with a number sign and are no head describe the table."""
+    path = write(tmp_path, "a.csv", f"{comments}arrival_s,model\n1.5,a\n2.75,b\n")
+    assert traces.read_trace(path).tolist() == [0, 1.25]
+
+
+def test_milliseconds_of_mooncake_are_read_without_a_unit(tmp_path: Path) -> None:
+    """Lines with Mooncake's lengths count in milliseconds, whole or not, in pipelines without an engine too."""
+    lines = [f'{{"timestamp": {n * 500.5}, "input_length": 10, "output_length": 2}}' for n in range(100)]
+    assert traces.read_trace(write(tmp_path, "a.jsonl", "\n".join(lines)))[-1] == pytest.approx(99 * 0.5005)

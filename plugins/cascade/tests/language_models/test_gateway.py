@@ -195,6 +195,10 @@ def test_tool_calls_are_replayed_whole_and_checked(tmp_path: Path) -> None:
         ({"status": 500}, "small:busy,large"),
         ({"status": 401}, "small:refused,large"),
         ({"status": 404}, "small:refused,large"),
+        ({"status": 402}, "small:refused,large"),
+        ({"status": 308, "headers": {"location": "https://elsewhere.example/"}}, "small:refused,large"),
+        ({"status": 202}, "small:broken,large"),
+        ({"status": 415}, "small:broken,large"),
         (
             {"status": 400, "error": {"error": {"message": "x", "code": "context_length_exceeded"}}},
             "small:context,large",

@@ -192,6 +192,17 @@ def test_missing_log_probabilities_are_counted(tmp_path: Path) -> None:
         assert 'unfold_gateway_missing_confidences_total{model="small"} 1.0' in text
 
 
+def test_a_chunk_without_choices_may_say_null(tmp_path: Path) -> None:
+    """A chunk with ``choices: null`` adds nothing, as one with an empty list does."""
+    logprobs = {"content": [{"token": "yes", "logprob": -0.05}]}
+    choice = {"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop", "logprobs": logprobs}
+    chunks: list[dict[str, Any]] = [{"choices": None}, {"choices": [choice]}, {"choices": None, "usage": {}}]
+    raw = b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+    with serve_gateway(tmp_path, always(raw=raw + b"data: [DONE]\n\n")) as gateway:
+        head, _ = gateway.events(ask())
+        assert head["x-unfold-model"] == "small"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_missing_usage_is_estimated_and_never_free(tmp_path: Path, stream: bool) -> None:
     """The key is charged by the length of prompt and answer, and the call is counted as unpriced."""

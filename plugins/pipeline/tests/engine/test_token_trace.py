@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_json_lines
+from unfold_pipeline.engine.trace.token_trace import TokenTrace, read_json_lines, read_tokens
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.readers.timestamps import TimeNotation
 
@@ -83,3 +83,15 @@ def test_a_date_in_a_prompt_is_no_time(tmp_path: Path) -> None:
     rows = [{"prompt": "on 2026-05-28 10:00:00", **row} for row in build_rows(float, "took", OPENAI)]
     with pytest.raises(UnfoldError, match="no time"):
         read(tmp_path, rows)
+
+
+def test_a_table_of_burstgpt_has_its_tokens(tmp_path: Path) -> None:
+    """Its columns are found by name; a request that failed, without a response, is named."""
+    path = tmp_path / "t.csv"
+    head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    path.write_text(f"{head}5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,230,1317,Conversation log\n")
+    trace = read_tokens(path, np.array([0.0, 40.0]), prompt=None, generated=None)
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([472, 1087], [18, 230])
+    path.write_text(f"{head}5,ChatGPT,472,0,472,Conversation log\n")
+    with pytest.raises(UnfoldError, match="leave out requests that failed"):
+        read_tokens(path, np.zeros(1), prompt=None, generated=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.estimator.simulator import (
+    SimulatedTrace,
     build_constant_targets,
     compute_min_remaining_times,
     compute_queueing_deadlines,
@@ -27,6 +29,7 @@ from unfold_pipeline.runtime.stage import StageRuntime
 from unfold_pipeline.serving.app import build_app
 from unfold_pipeline.serving.dashboard import PlannedService
 from unfold_pipeline.serving.inference import ServiceSettings
+from unfold_pipeline.tuner.autoscalers import build_knative_rule, build_ray_serve_rule
 from unfoldkit.arrivals import processes
 from unfoldkit.serving.batching.batcher import Limits
 
@@ -68,6 +71,34 @@ def test_shedding_keeps_other_queries_in_time(pipeline: Pipeline, gain: float, s
     assert shed.miss_rate(LIMIT) < without.miss_rate(LIMIT) - gain
     assert shed.miss_rate(LIMIT) >= shed.shed_rate > 0
     assert without.shed_rate == 0
+
+
+@pytest.mark.parametrize("build_rule", [build_ray_serve_rule, build_knative_rule])
+def test_hours_without_a_query_are_skipped(build_rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace with gaps gets the same answers, orders and price, without a decision in each second of the gaps."""
+    rng = np.random.default_rng(5)
+    starts_s = np.repeat([0.0, 9_000.3, 9_800.0, 20_001.0], 400)
+    sample = draw_sample(JOIN, starts_s + np.tile(np.sort(rng.uniform(0, 20, 400)), 4), rng)
+    calls: list[float] = []
+
+    def simulate() -> SimulatedTrace:
+        rule = build_rule(PLAN, 20, [1.0] * len(PLAN))
+
+        def decide(now_s: float, in_flight: Sequence[int], ordered: Sequence[int]) -> Sequence[int]:
+            calls.append(now_s)
+            return list(rule(now_s, in_flight, ordered))
+
+        return simulate_reactive_rule(JOIN, sample, PLAN, decide, 3.0)
+
+    skipping = simulate()
+    assert len(calls) < 5000
+    monkeypatch.setattr("unfold_pipeline.estimator.simulator.REST_TICKS", 10**9)
+    calls.clear()
+    whole = simulate()
+    assert len(calls) > 20_000
+    assert np.array_equal(skipping.latencies, whole.latencies)
+    assert skipping.hourly_cost == pytest.approx(whole.hourly_cost, rel=1e-12)
+    assert [schedule.history for schedule in skipping.schedules] == [schedule.history for schedule in whole.schedules]
 
 
 @pytest.mark.parametrize("seed", range(4))

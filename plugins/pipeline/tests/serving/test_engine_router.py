@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from plugins.pipeline.tests.engine import scripted_engine as scripted
 from plugins.pipeline.tests.engine.scripted_engine import Script, run_engine
 from plugins.pipeline.tests.verbs.test_profile_engine import SPEC
 from tests.asgi import host
+from tests.http_server import serve_handler
 from unfold_pipeline.engine.endpoint.balancer import EngineBalancer
 from unfold_pipeline.engine.endpoint.client import Endpoint, EndpointLimits
 from unfold_pipeline.schema.pipeline import PipelineSpec
@@ -94,6 +96,36 @@ def test_another_engine_answers_where_one_refuses_or_is_gone() -> None:
         assert reply.json()["error"]["message"] == "the connection to the engine failed"
         assert httpx.get(f"{url}/health").status_code == 503
         assert httpx.get(f"{url}/v1/models").status_code == 502
+
+
+@contextlib.contextmanager
+def run_refusing_engine(status: int, **headers: str) -> Iterator[str]:
+    """Run an engine that answers every request with one status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    with serve_handler(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("status", [307, 401, 429, 505, 529])
+def test_a_status_that_is_no_fault_of_the_request_leads_to_the_next_engine(status: int) -> None:
+    """A redirect, a wrong key and overload are faults of one engine; the last one's Retry-After reaches the client."""
+    refusing = run_refusing_engine(status, retry_after="7", location="http://127.0.0.1:9/")
+    with refusing as bad, run_engine(Script()) as good, route_to(bad, good) as url:
+        assert [ask(url).status_code for _ in range(3)] == [200] * 3
+    with run_refusing_engine(status, retry_after="7") as bad, route_to(bad) as url:
+        reply = ask(url)
+        assert (reply.status_code, reply.headers["retry-after"]) == (status if status >= 400 else 502, "7")
+    with run_refusing_engine(404) as bad, run_engine(Script()) as good, route_to(bad, good) as url:
+        assert ask(url).status_code == 404
 
 
 @pytest.mark.parametrize("fault", [scripted.BREAK_OFF, scripted.STALL, scripted.BAD_JSON])

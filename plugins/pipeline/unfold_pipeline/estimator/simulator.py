@@ -31,6 +31,8 @@ from unfoldkit.queueing.stage import Flow, Goal, Schedule, Server, State, serve,
 
 UNCHANGED = Schedule(np.empty(0), np.empty(0, dtype=np.int64))
 MAX_REPLICAS = 8192
+REST_TICKS = 900
+"""Longer than a rule remembers: Ray Serve by default looks back 30 s, and waits for 600 s before it scales down."""
 ReactiveRule = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
 """Takes the time in seconds, and per stage the queries in flight and the replicas ordered; returns target replicas."""
 
@@ -199,7 +201,8 @@ def simulate_reactive_rule(
         pipeline: the stages.
         sample: arrivals and routes.
         plan: configurations at the start of the trace.
-        rule: computes the target replicas of each stage.
+        rule: computes the target replicas of each stage. What it orders after ``REST_TICKS`` without a query, it orders
+            until the next one.
         delay_s: from ordering a replica until it serves.
         deadlines_s: time since arrival after which a query is dropped at each stage.
     """
@@ -216,19 +219,32 @@ def simulate_reactive_rule(
         drained=[0.0] * len(plan),
     )
     end_s = get_trace_duration(sample)
-    for tick in range(int(end_s / TICK_S) + 1):
+    tick = rest_ticks = 0
+    while tick <= int(end_s / TICK_S):
         now_s = tick * TICK_S
         if tick:
             run.advance_until(now_s)
-        targets = rule(now_s, run.count_in_flight(), [schedule.ordered for schedule in run.schedules])
+        in_flight, ordered = run.count_in_flight(), [schedule.ordered for schedule in run.schedules]
+        targets = rule(now_s, in_flight, ordered)
         for schedule, count in zip(run.schedules, targets, strict=True):
             schedule.set_target(now_s, count)
+        is_resting = not any(in_flight) and [schedule.ordered for schedule in run.schedules] == ordered
+        rest_ticks = rest_ticks + 1 if is_resting else 0
+        tick += 1
+        if rest_ticks > REST_TICKS:
+            tick = max(tick, _find_next_arrival_tick(sample, now_s))
     for schedule in run.schedules:
         schedule.settle_until(end_s)
     run.advance_until(np.inf)
     flows = [Flow(state.times[: state.done], state.items[: state.done]) for state in states]
     cost = _compute_cost(pipeline, plan, run.schedules, run.drained, end_s)
     return SimulatedTrace(_compute_latencies(pipeline, sample, flows), cost, tuple(run.schedules))
+
+
+def _find_next_arrival_tick(sample: Sample, now_s: float) -> int:
+    """Return the tick at or before the first arrival from ``now_s`` on, or the last arrival of all."""
+    index = min(int(np.searchsorted(sample.arrivals, now_s)), sample.arrivals.size - 1)
+    return int(sample.arrivals[index] / TICK_S)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 COMPLETION_PATHS = ("/v1/chat/completions", "/v1/completions")
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/v2/health/live", "/v2/health/ready"})
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED = frozenset({401, 403, 408, 425, 429})
+"""The engine is busy, or wants another key than that of the spec; so are a redirect and all statuses from 500 on."""
+MAX_RETRY_AFTER = 64
 MAX_BODY_BYTES = 8 << 20
 MAX_ANSWER_BYTES = 64 << 20
 BYTES_PER_TOKEN = 4
@@ -334,8 +336,12 @@ class EngineRouterApp:
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         headers = {**endpoint.headers, "accept": "text/event-stream" if is_stream else "application/json"}
         async with self.client.stream("POST", endpoint.build_url(path), content=content, headers=headers) as response:
-            if response.status_code in RETRIED:
-                raise EndpointError(f"the engine answers {response.status_code}", status=response.status_code)
+            if _may_another_answer(response.status_code):
+                raise EndpointError(
+                    f"the engine answers {response.status_code}",
+                    status=response.status_code if response.status_code >= 400 else 502,
+                    retry_after=response.headers.get("retry-after", "")[:MAX_RETRY_AFTER],
+                )
             self.balancer.mark_up(index)
             kind = response.headers.get("content-type", "application/json")
             if response.status_code != 200 or "text/event-stream" not in kind:
@@ -455,11 +461,16 @@ def _add_answers(content: bytes, answers: Mapping[str, Any]) -> bytes:
     return json.dumps({**reply, **answers}).encode() if isinstance(reply, dict) else content
 
 
+def _may_another_answer(status: int) -> bool:
+    return status in RETRIED or 300 <= status < 400 or status >= 500
+
+
 def _describe_fault(error: Exception) -> RequestError:
     import httpx
 
     if isinstance(error, EndpointError):
-        return RequestError(error.status or 502, error.message)
+        retry = ((b"retry-after", error.retry_after.encode("latin-1", "replace")),) if error.retry_after else ()
+        return RequestError(error.status or 502, error.message, retry)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return RequestError(504, "the engine stalls")
     return RequestError(502, "the connection to the engine failed")

@@ -14,13 +14,13 @@ from unfoldkit.arrivals.readers.timestamps import TimeNotation, is_time
 from unfoldkit.errors import user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 
-TraceForm = Literal["array", "document", "log", "table"]
+TraceForm = Literal["array", "document", "log", "parquet", "table"]
 _LOG_SUFFIX = re.compile(r"\.(log([-_].*)?|jsonl|ndjson)")
 _MAX_LINES = 50
 _MAX_LINE_LENGTH = 16_384
 _SPANS = re.compile(r'\s*\{\s*"resource_?[sS]pans"|\{(?=.*"span_?[iI]d")(?=.*"start_?[tT]ime_?[uU]nix_?[nN]ano").*')
 _TRUNCATED_TOKEN = re.compile(r"[a-z\d.+-]*")
-_BINARY_FORMS = {"(\ufffd/\ufffd": "zstd", "BZh": "bzip2", "\ufffd7zXZ": "xz", "PK\x03\x04": "zip", "PAR1": "Parquet"}
+_BINARY_FORMS = {"(\ufffd/\ufffd": "zstd", "BZh": "bzip2", "\ufffd7zXZ": "xz", "PK\x03\x04": "zip"}
 """Beginnings of files that are no text, as they are decoded."""
 _W3C_DIRECTIVES = ("#Version", "#Fields", "#Software")
 
@@ -35,9 +35,21 @@ def detect_form(path: Path, column: str | None = None, notation: TimeNotation | 
     if suffixes and suffixes[-1] in (".npz", ".npy"):
         return "array"
     names = [suffix for suffix in suffixes if suffix != ".gz" and not suffix[1:].isdigit()]
+    if _is_parquet(path):
+        return "parquet"
     lines = _read_beginning(path)
     by_name = _by_suffix(names[-1] if names else "")
     return _by_first_line(lines) or by_name or _by_content(lines, column, notation or TimeNotation())
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:
+        return False
 
 
 def _by_first_line(lines: list[str]) -> TraceForm | None:
@@ -98,8 +110,7 @@ def _read_beginning(path: Path) -> list[str]:
         raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
     form = next((form for magic, form in _BINARY_FORMS.items() if lines[0].startswith(magic)), "")
     if form:
-        hint = "unpack it, or pack it with gzip" if form != "Parquet" else "write it as CSV"
-        raise user_error(f"the trace is a file of {form}", file=str(path), hint=hint)
+        raise user_error(f"the trace is a file of {form}", file=str(path), hint="unpack it, or pack it with gzip")
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
         raise user_error("the trace is no text", file=str(path), hint=hint)

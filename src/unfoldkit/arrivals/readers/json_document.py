@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows
+from unfoldkit.arrivals.readers.table import TableColumns, TraceRows, is_table_head, read_rows, sort_rows
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, epoch_to_seconds, split_unit
 from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
@@ -138,10 +138,10 @@ def _read_first_list(values: Sequence[Any], columns: TableColumns, path: Path) -
         if all(isinstance(entry, dict) for entry in entries):
             head = list(dict.fromkeys(key for entry in entries for key in entry))
             if is_table_head(head, columns.time):
-                return _sort(read_rows(head, _object_rows(entries, head), columns, path))
+                return sort_rows(read_rows(head, _object_rows(entries, head), columns, path))
         elif not any(isinstance(entry, (dict, list)) for entry in entries) and _is_time_list(name, columns.time):
             single = replace(columns, time=name or "time", default_time=None)
-            return _sort(read_rows([name or "time"], _value_rows(entries), single, path))
+            return sort_rows(read_rows([name or "time"], _value_rows(entries), single, path))
     return None
 
 
@@ -171,11 +171,3 @@ def _value_rows(entries: Sequence[Any]) -> Iterator[tuple[int, list[str]]]:
 
 def _to_text(value: Any) -> str:
     return "" if value is None or isinstance(value, (dict, list)) else str(value)
-
-
-def _sort(rows: TraceRows) -> TraceRows:
-    """Sort rows by time: documents are in no order."""
-    order = np.argsort(rows.times, kind="stable")
-    counts = None if rows.counts is None else rows.counts[order]
-    rates = None if rows.rates is None else rows.rates[order]
-    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates)

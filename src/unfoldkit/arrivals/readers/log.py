@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from unfoldkit.arrivals.readers.timestamps import (
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
+MOONCAKE_FIELDS = frozenset(("input_length", "output_length"))
+"""Fields of a request in Mooncake's form, in which ``timestamp`` counts milliseconds."""
 Warn = Callable[[str], None]
 MAX_UNREADABLE = 0.01
 """The fraction of lines without a time that is tolerated: crashes, cuts and restarts leave a few."""
@@ -105,7 +108,11 @@ def parse_json_line(text: str, column: str | None, notation: TimeNotation, unitl
     try:
         fields = json.loads(text)
         name = column or _time_field(fields)
-        return None if name is None else _parse_field(name, fields.get(name), notation, unitless)
+        if name is None:
+            return None
+        if name == "timestamp" and notation.unit is None and fields.keys() >= MOONCAKE_FIELDS:
+            notation = replace(notation, unit="ms")
+        return _parse_field(name, fields.get(name), notation, unitless)
     except (ValueError, OverflowError, RecursionError):
         return None
 

@@ -30,7 +30,10 @@ from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
 """Line numbers and cells."""
-COUNT_COLUMNS = ("count", "counts", "requests", "invocations", "n")
+COUNT_COLUMNS = (
+    *("count", "counts", "requests", "invocations", "n"),
+    *("num_requests", "n_requests", "request_count", "num_model_requests"),
+)
 """Names of columns that count the arrivals of an interval, in any case."""
 GAP_COLUMNS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
 """Names of columns that hold the time since the previous arrival, in any case and with or without a unit."""
@@ -103,6 +106,14 @@ def read_rows(head: list[str], rows: Rows, columns: TableColumns, path: Path) ->
     return _read_named(head, _select(rows, columns.match), columns, path)
 
 
+def sort_rows(rows: TraceRows) -> TraceRows:
+    """Sort rows by time: documents and columnar files are in no order."""
+    order = np.argsort(rows.times, kind="stable")
+    counts = None if rows.counts is None else rows.counts[order]
+    rates = None if rows.rates is None else rows.rates[order]
+    return TraceRows(rows.times[order], counts, rows.column, rows.by_name, rates)
+
+
 def read_table(path: Path, columns: TableColumns) -> TraceRows:
     """Read the times of a table, with counts or rates where a column holds them.
 
@@ -127,6 +138,8 @@ def is_table_head(head: Sequence[str], column: str | None = None) -> bool:
 
 def _read_lines(lines: Rows, columns: TableColumns, path: Path) -> TraceRows:
     first = next(lines, (0, []))
+    while _is_comment(first[1]):
+        first = next(lines, (0, []))
     head = [name.strip() for name in first[1]]
     if not head:
         return TraceRows(np.zeros(0))
@@ -136,6 +149,11 @@ def _read_lines(lines: Rows, columns: TableColumns, path: Path) -> TraceRows:
         rows = _select(itertools.chain([first], lines), columns.match)
         return TraceRows(_read_times(rows, 0, "", columns.notation, path))
     return _read_named(head, _select(lines, columns.match), columns, path)
+
+
+def _is_comment(cells: Sequence[str]) -> bool:
+    """Whether a first line only describes the table; a head may begin with ``#`` too."""
+    return bool(cells) and cells[0].startswith("#") and not is_table_head([cells[0].lstrip("# "), *cells[1:]])
 
 
 def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) -> TraceRows:

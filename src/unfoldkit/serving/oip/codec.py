@@ -43,6 +43,9 @@ NUMBER_TYPES = frozenset(
 _PROTOCOL_PARAMETERS = ("binary_data_output",)
 # possessive: a string without an end must not be tried again from each of its characters
 _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BYTE_POSITION = re.compile(r"\(byte (\d+)\)")
+# some libraries write them, Python's among them; the decoder stops behind a sign
+_NO_NUMBER = re.compile(rb"NaN|Infinity")
 _SLICE_BYTES = 2**16
 _BACKSLASH = ord("\\")
 
@@ -126,9 +129,11 @@ class RequestReader:
             InvalidRequest: The body is not JSON, not a request, or does not fit the inputs of the model.
         """
         try:
-            request = self.convert(inline_tensors(body, json_bytes)) if json_bytes else self.decode(body)
+            if json_bytes:
+                return self.read_data(inline_tensors(body, json_bytes))
+            request = self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(str(error)) from error
+            raise InvalidRequest(_explain_json(str(error), body)) from error
         return self._check(request)
 
     def read_data(self, data: Mapping[str, Any]) -> InferenceRequest:
@@ -140,8 +145,23 @@ class RequestReader:
         try:
             request = self.convert(data)
         except msgspec.MsgspecError as error:
-            raise InvalidRequest(str(error)) from error
+            raise InvalidRequest(self._explain_tensors(data) or str(error)) from error
         return self._check(request)
+
+    def _explain_tensors(self, data: Mapping[str, Any]) -> str:
+        """Return which tensor does not fit in words for tensors that came as bytes; empty if the fault is elsewhere.
+
+        Raises:
+            InvalidRequest: A tensor has another datatype than its input.
+        """
+        fields = {item.name: item for item in self.inputs}
+        for tensor in data["inputs"]:
+            item = fields.get(tensor["name"])
+            if item is not None:
+                _check_datatype(tensor["datatype"], item)
+                if not item.missing and None in tensor.get("data", ()):
+                    return _describe_nan(item)
+        return ""
 
     def _check(self, request: Any) -> InferenceRequest:
         if request.id and len(request.id) > MAX_ID_LENGTH:
@@ -194,7 +214,7 @@ class RequestReader:
     def _check_nulls(self, inputs: Mapping[str, Array]) -> None:
         for item in self.inputs if self.nulls else ():
             if not item.missing and item.datatype in FLOAT_TYPES and np.isnan(inputs[item.name]).any():
-                raise InvalidRequest(f"input {item.name!r}: null is not a value here")
+                raise InvalidRequest(_describe_nan(item))
 
     def _read_outputs(self, outputs: Sequence[RequestedOutput]) -> tuple[str, ...]:
         names = tuple(output.name for output in outputs)
@@ -377,6 +397,19 @@ def read_call(parameters: Mapping[str, Any] | None, rows: int) -> Call:
         raise InvalidRequest("the parameter 'time' needs the parameter 'entity'")
     deadline_s, accuracy = _read_deadline(parameters.get("deadline_ms")), _read_accuracy(parameters)
     return Call(rows, entity, time, deadline_s, accuracy)
+
+
+def _describe_nan(item: Field) -> str:
+    return f"input {item.name!r} holds NaN (null in JSON), which is not a value here"
+
+
+def _explain_json(message: str, body: bytes | bytearray) -> str:
+    """Add to the message of the decoder what it does not say: that JSON has no NaN, or that there is no body."""
+    if not body:
+        return "the body is empty"
+    at = _BYTE_POSITION.search(message)
+    name = _NO_NUMBER.match(body, int(at[1])) if at else None
+    return f"JSON has no {name[0].decode()}: {message}" if name else message
 
 
 def _read_flag(parameters: Mapping[str, Any] | None, name: str, *, default: bool) -> bool:

@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.unit.serving.client import Server, rows
+from tests.unit.serving.client import Server, read, rows, serving
 from tests.unit.serving.grpc.test_server import both, call, raw_request
 from unfoldkit.serving.grpc.messages import SERVICE, build_messages
 from unfoldkit.serving.observability.access_log import limit_repeats
@@ -126,10 +127,36 @@ def test_an_attack_ends_with_its_status(hosts: tuple[Server, int], name: str) ->
     "headers", [b"".join(b"a%d: 1\r\n" % number for number in range(2000)), b"a: %0100000d\r\n" % 1]
 )
 def test_a_large_head_is_refused(hosts: tuple[Server, int], headers: bytes) -> None:
-    """More headers or bytes than a head may have get 400; a client that still sends may see a reset instead."""
-    received = exchange(hosts[0].port, post(headers))
-    assert received == b"" or received.startswith(b"HTTP/1.1 400 ")
+    """More headers or bytes than a head may have get 400."""
+    assert exchange(hosts[0].port, post(headers)).startswith(b"HTTP/1.1 400 ")
     assert exchange(hosts[0].port, post()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("headers", [b"", CHUNKED])
+def test_a_client_that_sends_all_before_it_reads_gets_413(hosts: tuple[Server, int], headers: bytes) -> None:
+    """The rest of a body that is too large is dropped: a reset would destroy the response before it is read."""
+    body = b" " * 10_000_000
+    received = exchange(hosts[0].port, post(headers, chunks(body) if headers else body))
+    assert received.startswith(b"HTTP/1.1 413 "), received[:300]
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_client_that_never_finishes_its_body_does_not_delay_the_end() -> None:
+    """The server ends at once although it still drops the body of a rejected request."""
+    with serving("total") as server, server.connect() as wire:
+        wire.sendall(post(b"content-length: 10000000\r\n"))
+        assert read(wire).status == 413
+        wire.sendall(b" " * 1000)
+        begin_s = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - begin_s < 3
+
+
+def test_an_upgrade_is_logged_without_advice(hosts: tuple[Server, int]) -> None:
+    """No installed library would make the service speak WebSockets."""
+    exchange(hosts[0].port, ATTACKS["websocket"][0])
+    assert "a client asked for an upgrade" in hosts[0].told()
+    assert "pip install" not in hosts[0].told()
 
 
 def test_requests_before_a_half_close_are_answered(hosts: tuple[Server, int]) -> None:

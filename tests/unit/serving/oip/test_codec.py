@@ -56,7 +56,7 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "truncated"),
+        (b"", "the body is empty"),
         (b"\xff\xfe", "malformed"),
         (b"[1]", "Expected `object`"),
         (b"{}", "missing required field `inputs`"),
@@ -75,8 +75,8 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
         (body(tensor(data=[1, 2, None])), "got `null`"),
         (body(tensor(data=[1, 2, "3"])), "got `str`"),
         (body(tensor(data=[1, 2, True])), "got `bool`"),
-        (body(tensor()).replace(b"2.5", b"NaN"), "malformed"),
-        (body(tensor()).replace(b"2.5", b"Infinity"), "malformed"),
+        (body(tensor()).replace(b"2.5", b"NaN"), "JSON has no NaN"),
+        (body(tensor()).replace(b"2.5", b"-Infinity"), "JSON has no Infinity"),
         (body(tensor()).replace(b"2.5", b"1e999"), "out of range"),
         (body(tensor(), outputs=[{"name": "label"}]), "no such output: 'label'; this model gives 'total', 'twice'"),
         (body(tensor(), parameters={"entity": 7}), "'entity' must be text"),

@@ -62,7 +62,7 @@ class Completion:
         Raises:
             ValueError: it is no chunk of a completion.
         """
-        if not isinstance(chunk, dict) or not isinstance(chunk.get("choices", []), list):
+        if not isinstance(chunk, dict) or not isinstance(chunk.get("choices") or [], list):
             raise ValueError("not a chunk of a chat completion")  # noqa: TRY004 - the data is at fault
         self._read_head(chunk)
         for choice in chunk.get("choices") or []:

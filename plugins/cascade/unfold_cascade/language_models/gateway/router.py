@@ -306,7 +306,7 @@ class Router:
     def _note_refusal(self, name: str, problem: UpstreamError) -> None:
         if problem.kind == "refused":
             self.refused_until[name] = time.monotonic() + REFUSED_FOR_S
-            self.log.error("the endpoint of %s refused the gateway: check its key, URL and model", name)
+            self.log.error("the endpoint of %s refused the gateway: check its key, credit, URL and model", name)
 
 
 def with_usage(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import httpx
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-REFUSED = frozenset({401, 403, 404})
+OF_CLIENT = frozenset({400, 413, 422, 451})
+REFUSED = frozenset({401, 402, 403, 404, 405, 410})
+"""Key, credit, address or model is at fault; so it is where an upstream redirects, which is not followed."""
 CONTEXT_WORDS = ("context_length_exceeded", "exceed_context_size", "context length", "context size", "maximum context")
 OPTIONAL_WORDS = ("logprobs", "stream_options")
 BACKOFF_S, MAX_BACKOFF_S, MAX_RETRY_AFTER_S = 0.25, 8.0, 30.0
@@ -42,8 +44,8 @@ class UpstreamError(Exception):
     """An endpoint did not answer.
 
     Attributes:
-        kind: ``client``: the request is at fault. ``context``: it is too long for this model. ``refused``: key, model
-            or path is wrong. ``busy``: may be tried again. ``broken``: the answer broke off or is no completion.
+        kind: ``client``: the request is at fault. ``context``: it is too long for this model. ``refused``: key, credit,
+            model or path is wrong. ``busy``: may be tried again. ``broken``: the answer broke off or is no completion.
         status: of the reply to the client, should no other model answer.
         message: for the client; it holds no address and no key.
         code: error code, if the upstream gave one.
@@ -370,7 +372,7 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
     whole = f"{text} {kind_text} {code}".lower()
     if status in (400, 413, 422) and any(word in whole for word in CONTEXT_WORDS):
         return UpstreamError("context", 400, text[:500], "context_length_exceeded")
-    if status in REFUSED:
+    if status in REFUSED or 300 <= status < 400:
         # the text may name the key or the account: it is not for the client
         return UpstreamError("refused", 502, f"the upstream refused the gateway ({status})")
     if status in RETRIED or status >= 500:
@@ -378,7 +380,8 @@ async def _read_error(response: httpx.Response) -> UpstreamError:
         return UpstreamError("busy", status, text[:500], str(code) if code else None, retry_after_s)
     shown = status if 400 <= status < 500 else 502
     named = param[:100] if isinstance(param, str) else None
-    return UpstreamError("client", shown, text[:500], str(code) if code else None, param=named)
+    kind: FaultKind = "client" if status in OF_CLIENT else "broken"
+    return UpstreamError(kind, shown, text[:500], str(code) if code else None, param=named)
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -34,11 +34,13 @@ class EndpointError(Exception):
         message: what happened.
         hint: what to do about it.
         status: HTTP status; 0 without a reply.
+        retry_after: its header Retry-After; empty without one.
     """
 
     message: str
     hint: str = ""
     status: int = 0
+    retry_after: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

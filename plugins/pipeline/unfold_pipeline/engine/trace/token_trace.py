@@ -21,18 +21,22 @@ from unfoldkit.arrivals.readers.timestamps import TimeNotation, each_epoch_to_se
 from unfoldkit.arrivals.traces import scale_rate_with_sources
 from unfoldkit.io.csv import open_text
 
-INPUT_COLUMNS = ("ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl")
+INPUT_COLUMNS = (
+    "ContextTokens", "input_tokens", "prompt_tokens", "input_length", "prompt_len", "input_len", "isl",
+    "Request tokens",
+)  # fmt: skip
 OUTPUT_COLUMNS = (
     "GeneratedTokens", "output_tokens", "completion_tokens", "generated_tokens", "output_length", "output_len", "osl",
+    "Response tokens",
 )  # fmt: skip
 HASH_BLOCK_TOKENS = 512
 """Tokens of a hashed block in Mooncake's traces."""
-MOONCAKE_FIELDS = ("input_length", "output_length")
 MAX_TOKENS = 1 << 24
 MAX_FIRST_LINE = 1 << 20
 MAX_STAMP = 1e19
 """Above every time since 1970 in nanoseconds."""
 MAX_SPAN_S = 366 * 86_400.0
+_FORM_NAMES = {"document": "one document", "parquet": "Parquet"}
 COLUMN_HINT = "arrivals: {input: COLUMN, output: COLUMN}"
 
 
@@ -117,9 +121,10 @@ def read_tokens(
     Raises:
         UnfoldError: the trace has no tokens, a cell is no count, or times and rows differ.
     """
-    if detect_form(path) == "document":
-        hint = "one object a line, such as jq -c '.[]' FILE > trace.jsonl"
-        raise user_error("tokens are read from CSV and JSON lines, and this is one document", file=str(path), hint=hint)
+    if (form := detect_form(path)) in ("document", "parquet"):
+        hint = "one object a line, such as jq -c '.[]' FILE > trace.jsonl" if form == "document" else "write it as CSV"
+        message = f"tokens are read from CSV and JSON lines, and this is {_FORM_NAMES[form]}"
+        raise user_error(message, file=str(path), hint=hint)
     counts: list[tuple[int, int]] = []
     columns: tuple[str | int, str | int] | None = None
     for row in csv_rows(path):
@@ -134,7 +139,8 @@ def read_tokens(
         wrong = next((i for i, cell in enumerate(cells) if cell is None), None)
         if wrong is not None:
             name = str(columns[wrong])
-            raise row.wrong(f"{row[name][:40]!r} is no number of tokens", name, "a whole number of at least 1")
+            hint = "a whole number of at least 1; leave out requests that failed"
+            raise row.wrong(f"{row[name][:40]!r} is no number of tokens", name, hint)
         counts.append((int(cells[0] or 0), int(cells[1] or 0)))
     if len(counts) != arrival_s.size:
         message = f"the trace has {arrival_s.size:,} arrivals and {len(counts):,} rows with tokens"
@@ -229,7 +235,7 @@ def read_json_lines(
     """
     notation = notation or TimeNotation()
     notation.check()
-    times, tokens, hashes, unitless, is_mooncake = [], [], [], set[str](), True
+    times, tokens, hashes, unitless = [], [], [], set[str]()
     for line, text, row in _json_rows(path):
         if match not in text:
             continue
@@ -244,7 +250,6 @@ def read_json_lines(
             message = f"the line has no {column or 'time'}, or no tokens"
             hint = "a time as in logs, such as time_s or timestamp; or arrivals.column: FIELD"
             raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
-        is_mooncake = is_mooncake and all(name in row for name in MOONCAKE_FIELDS)
         times.append(time_s)
         tokens.append([int(value or 0) for value in values])
         ids = row.get("hash_ids")
@@ -253,7 +258,7 @@ def read_json_lines(
     if not times:
         raise user_error("the trace has no arrival", file=str(path))
     order = np.argsort(times, kind="stable")
-    arrival_s = _convert_times(np.array(times)[order], unitless, notation, path, is_mooncake=is_mooncake)
+    arrival_s = _convert_times(np.array(times)[order], unitless, notation, path)
     _reject_clocks(float(np.ptp(arrival_s)), path, "milliseconds of one clock")
     counts = np.array(tokens, dtype=np.int64)[order]
     shared_tokens, shared_with = _share_prefixes([hashes[row] for row in order])
@@ -266,12 +271,8 @@ def read_json_lines(
     )
 
 
-def _convert_times(
-    times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path, *, is_mooncake: bool
-) -> FloatArray:
+def _convert_times(times: FloatArray, unitless: set[str], notation: TimeNotation, path: Path) -> FloatArray:
     """Return sorted times in seconds; ``unitless`` are the fields with numbers without a stated unit."""
-    if is_mooncake and unitless == {"timestamp"}:
-        return times / 1e3
     if notation.unit is None:
         times = np.sort(each_epoch_to_seconds(times))
     if unitless:

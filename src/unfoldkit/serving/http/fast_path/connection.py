@@ -23,6 +23,9 @@ MIN_COSTLY_BYTES = 2**14
 MAX_TURN_S = 0.002
 PAUSE_FACTOR = 4.0
 """A client that held up the event loop for longer with its bytes is not read for so many times that duration."""
+LINGER_S = 5.0
+"""How long the rest of a body that nobody reads is dropped, so that its client can read the response."""
+MAX_LINGER_BYTES = 64 * 2**20
 INFERENCE_PATHS = ("/v1/models/", "/v2/models/")
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
 
@@ -55,6 +58,8 @@ class Connection:
         skip_bytes: Bytes of a rejected body to drop.
         is_quiet: Nothing was under way when the rejecter last looked, and nothing has happened since.
         descriptor: The file descriptor while the rejecter watches the connection, else -1.
+        is_lingering: The last response is written, and what the client still sends is dropped.
+        dropped_bytes: How much that is so far.
         read_ahead: Limits what is read ahead of uvicorn's responses.
     """
 
@@ -81,6 +86,8 @@ class Connection:
     skip_bytes: int = 0
     is_quiet: bool = False
     descriptor: int = -1
+    is_lingering: bool = False
+    dropped_bytes: int = 0
     read_ahead: ReadAheadLimit = field(default_factory=ReadAheadLimit)
 
     @property
@@ -91,7 +98,7 @@ class Connection:
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Replace uvicorn's protocol in the set of connections, which is used for the shutdown."""
         self.transport, self.last_active_s = transport, self.now()
-        self.inner.connection_made(transport)
+        self.inner.connection_made(_InnerTransport(transport, self))
         self.connections.discard(self.inner)
         self.connections.add(self)
         peer = transport.get_extra_info("peername")
@@ -128,12 +135,14 @@ class Connection:
     def _end_pause(self) -> None:
         """Read again after a pause, unless something else has stopped the reading meanwhile."""
         is_stopped = self.inner.flow.read_paused if self.is_uvicorns else self.is_read_paused
-        if not is_stopped and self.transport is not None and not self.transport.is_closing():
+        if (self.is_lingering or not is_stopped) and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def _receive(self, data: bytes) -> None:
         self.is_quiet = False
-        if self.is_uvicorns:
+        if self.is_lingering:
+            self._drop(data)
+        elif self.is_uvicorns:
             self._pass_on(data)
         elif self.skip_bytes:
             if remaining := self._skip(data):
@@ -153,6 +162,8 @@ class Connection:
         """Keep the connection open while a response is due."""
         self.inner.eof_received()
         self.is_ending, self.is_quiet = True, False
+        if self.is_lingering:
+            return False
         return self.is_busy or (self.is_uvicorns and self._is_inference_due())
 
     def _is_inference_due(self) -> bool:
@@ -227,6 +238,25 @@ class Connection:
             return self.began_s < since_s
         return bool(self.buffer or self.skip_bytes or self.is_probe) and not self.is_busy and self.began_s < since_s
 
+    def end(self) -> None:
+        """Close the connection after its last response.
+
+        Bytes that arrive at a closed connection are answered by a reset, which destroys a response that the client has
+        not read. So the server first stops writing only, and drops what still arrives (RFC 9112, section 9.6).
+        """
+        if self.transport is None or self.transport.is_closing():
+            return
+        cycle = self.inner.cycle
+        is_received = self.is_uvicorns and cycle is not None and not cycle.more_body
+        if self.is_lingering or self.is_ending or is_received:
+            self.transport.close()
+            return
+        self.is_lingering = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
+
     def abort(self) -> None:
         """Close the connection now and drop what is still to be written."""
         self.is_quiet = False
@@ -238,9 +268,19 @@ class Connection:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_AT_ONCE)
             self.transport.abort()
 
+    def _drop(self, data: bytes) -> None:
+        """Drop bytes that follow the last response."""
+        self.dropped_bytes += len(data)
+        if self.dropped_bytes > MAX_LINGER_BYTES and self.transport is not None:
+            self.transport.close()
+
     def _pass_on(self, data: bytes) -> None:
         """Pass bytes to uvicorn, and abort if the client runs too far ahead."""
-        if self.read_ahead.feed(self.inner, data):
+        exceeds_limits = self.read_ahead.feed(self.inner, data)
+        if self.is_lingering:
+            # it was refused, and an abort would destroy the response
+            return
+        if exceeds_limits:
             self.abort()
         elif self.holding is not None and self.holding.hold(self.read_ahead.held_bytes(self.inner), 0):
             self.usage.reject("head_bytes")
@@ -309,12 +349,15 @@ class Connection:
 
     def _refuse(self) -> None:
         """Answer with 503, and close the connection."""
-        self.pending, self.buffer, self.is_ending = None, bytearray(), True
+        # one that exceeds the bound of connections must not take up a descriptor for longer
+        is_admitted = self.holding is not None and not self.holding.is_probe
+        self.pending, self.buffer = None, bytearray()
         if self.holding is not None:
             self.holding.hold(0, 0)
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(format_response(overload_reply(), self.fast_path.default_headers(), is_last=True))
-            self.transport.close()
+            self.is_ending = self.is_ending or not is_admitted
+            self.end()
 
     def _answer_probe(self, data: bytes) -> None:
         """Pass a health check to uvicorn, and refuse any other request."""
@@ -396,6 +439,22 @@ class Connection:
         elif self.buffer:
             data, self.buffer = bytes(self.buffer), bytearray()
             self._begin(data)
+
+
+class _InnerTransport:
+    """The transport as uvicorn's protocol sees it: its close leaves a client that still sends time to read."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self.transport, self.connection = transport, connection
+
+    def close(self) -> None:
+        self.connection.end()
+
+    def is_closing(self) -> bool:
+        return self.connection.is_lingering or self.transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
 
 
 def _is_inference(scope: Scope) -> bool:

@@ -70,6 +70,7 @@ def build_protocol_class() -> Any:
     class Protocol(HttpToolsProtocol):
         answered: Any = None
         header_bytes = 0
+        _unsupported_upgrade_warning = _warn_of_upgrade
 
         def on_header(self, name: bytes, value: bytes) -> None:
             super().on_header(name, value)
@@ -101,6 +102,11 @@ def build_protocol_class() -> Any:
             super().on_body(body)
 
     return Protocol
+
+
+def _warn_of_upgrade(protocol: Any) -> None:
+    # uvicorn would advise to install a library for WebSockets, which changes nothing
+    protocol.logger.warning("a client asked for an upgrade, such as a WebSocket; it is answered over HTTP/1.1")
 
 
 def _check_head_size(size: int, count: int) -> None:
