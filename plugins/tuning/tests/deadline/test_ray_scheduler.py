@@ -56,6 +56,7 @@ class FakeController:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
         self.qualities = qualities
         self.failing: dict[int, int] = {}
+        self.silent_steps = 0
         self.lost: set[int] = set()
         self.now = 1000.0
         scheduler.keeper.wall = lambda: self.now
@@ -120,7 +121,9 @@ class FakeController:
             self._fail(index, trial)
             return
         self.steps[index] += 1
-        result = {"training_iteration": self.steps[index], "score": self.qualities[index]}
+        result = {"training_iteration": self.steps[index]}
+        if self.steps[index] > self.silent_steps:
+            result["score"] = self.qualities[index]
         trial.last_result = result
         decision = self.scheduler.on_trial_result(self, trial, result)
         trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
@@ -206,13 +209,62 @@ def test_metric_and_mode_may_be_those_of_the_scheduler() -> None:
         deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, mode="minimum")
 
 
-def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
-    """While trials wait at a rung, a limit on concurrent trials would never let the others begin."""
+def test_a_limit_of_the_searcher_bounds_what_runs_at_once() -> None:
+    """While trials wait at a rung the searcher suggests the others, and no more run than it would allow."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
-    controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
-    controller.search_alg = SimpleNamespace(searcher=FakeSearch(max_concurrent=2))
-    with pytest.raises(UnfoldError, match="2 trials at a time"):
-        controller.run()
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    scheduler._count_places = lambda _: 4
+    controller.search_alg = FakeSearch(max_concurrent=1)
+    controller.run()
+    assert controller.search_alg.max_concurrent == 9
+    assert controller.most_at_once == 1
+    assert controller.steps == [1, 1, 1, 1, 1, 1, 3, 3, 9]
+    limiter = SimpleNamespace(max_concurrent=2, batch=True)
+    with pytest.raises(UnfoldError, match="batches of 2 trials"):
+        scheduler._lift_limit(SimpleNamespace(search_alg=SimpleNamespace(searcher=limiter)))
+
+
+def test_a_class_without_checkpoints_is_refused() -> None:
+    """Its trials would fail at the first rung, one after another."""
+    from ray.tune import Trainable
+
+    class Model(Trainable):
+        pass
+
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, metric="loss", mode="min")
+    trial = FakeTrial(trial_id="0", get_trainable_cls=lambda: Model)
+    with pytest.raises(UnfoldError, match="Model has no save_checkpoint"):
+        scheduler.on_trial_add(SimpleNamespace(), trial)
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_functions_that_pause_without_a_checkpoint_are_noted(has_checkpoint: bool) -> None:
+    """Trials of a function begin again after a rung unless they report checkpoints."""
+    from ray.tune.trainable import FunctionTrainable
+
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    for trial in controller.trials:
+        trial.get_trainable_cls = lambda: FunctionTrainable
+        trial.has_checkpoint = lambda: has_checkpoint
+    controller.run()
+    assert any("without a checkpoint" in note for note in scheduler.keeper.notes) != has_checkpoint
+
+
+def test_a_result_that_counts_no_steps_is_refused() -> None:
+    """With a misspelt ``time_attr`` no trial would ever reach a rung."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, time_attr="training_iterations")
+    with pytest.raises(UnfoldError, match=r'training_iterations.*"training_iteration"'):
+        FakeController(scheduler, [0.5] * 9, 1.0, 9).run()
+
+
+def test_trials_without_a_value_run_past_their_rung() -> None:
+    """A trial that evaluates every second iteration is ranked by its first value."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    controller.silent_steps = 1
+    controller.run()
+    assert controller.steps == [2, 2, 2, 2, 2, 2, 3, 3, 9]
 
 
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
@@ -331,11 +383,11 @@ def test_trials_that_have_not_begun_wait_for_the_scheduler() -> None:
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
 @pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
 def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
-    """Whatever the deadline, the run has ended one step after it, and uses a good part of what it has."""
+    """Whatever the deadline, the run has ended by then, and uses a good part of what it has."""
     scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27, method=method)
     controller = FakeController(scheduler, [(index * 37 % 81) / 81 for index in range(81)], 2.0, 27)
     controller.run()
-    assert controller.now - 1000.0 <= limit_s + 2.0
+    assert controller.now - 1000.0 <= limit_s
     assert all(trial.status == "TERMINATED" for trial in controller.trials)
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
 
