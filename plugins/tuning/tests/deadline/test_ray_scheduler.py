@@ -46,11 +46,25 @@ class FakeTrial(SimpleNamespace):
         self.has_folder = True
 
 
+class _Wrapper:
+    """Stands for what a scheduler sees of Ray's controller."""
+
+    def __init__(self, controller: FakeController) -> None:
+        self._controller = controller
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._controller, name)
+
+
 class FakeController:
     """Stands for Ray's controller: runs trials one result at a time on two places, without processes.
 
     As Ray does, it starts every pending trial for which it has a place, whatever the scheduler chooses.
     """
+
+    def _wrapped(self) -> Any:
+        """Wrap this anew, as Ray does for every call of a scheduler."""
+        return _Wrapper(self)
 
     def __init__(self, scheduler: Any, qualities: list[float], step_s: float, max_t: int) -> None:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
@@ -84,20 +98,20 @@ class FakeController:
     def stop_trial(self, trial: Any) -> None:
         """Stop a trial, and notify the scheduler as Ray does."""
         if trial.status in ("PENDING", "PAUSED"):
-            self.scheduler.on_trial_remove(self, trial)
+            self.scheduler.on_trial_remove(self._wrapped(), trial)
             trial.status = "TERMINATED"
         elif trial.status == "RUNNING":
-            self.scheduler.on_trial_complete(self, trial, trial.last_result)
+            self.scheduler.on_trial_complete(self._wrapped(), trial, trial.last_result)
             trial.status = "TERMINATED"
 
     def run(self) -> None:
         """Run until no trial is left that can run."""
         for trial in self.trials:
             self.added.append(trial)
-            self.scheduler.on_trial_add(self, trial)
+            self.scheduler.on_trial_add(self._wrapped(), trial)
         while True:
             for _ in range(2):
-                chosen = self.scheduler.choose_trial_to_run(self)
+                chosen = self.scheduler.choose_trial_to_run(self._wrapped())
                 if chosen is not None:
                     assert chosen.status in ("PENDING", "PAUSED")
                     chosen.status = "PENDING"
@@ -125,22 +139,22 @@ class FakeController:
         if self.steps[index] > self.silent_steps:
             result["score"] = self.qualities[index]
         trial.last_result = result
-        decision = self.scheduler.on_trial_result(self, trial, result)
+        decision = self.scheduler.on_trial_result(self._wrapped(), trial, result)
         trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
         if decision == "STOP":
-            self.scheduler.on_trial_complete(self, trial, result)
+            self.scheduler.on_trial_complete(self._wrapped(), trial, result)
 
     def _fail(self, index: int, trial: Any) -> None:
         """Fail as Ray's controller does: for good, or to be retried."""
         del self.failing[index]
         if index in self.lost:
-            self.scheduler.on_trial_error(self, trial)
+            self.scheduler.on_trial_error(self._wrapped(), trial)
             trial.status = "ERROR"
             return
         trial.status = "ERROR"
-        self.scheduler.on_trial_error(self, trial)
+        self.scheduler.on_trial_error(self._wrapped(), trial)
         trial.status = "PENDING"
-        self.scheduler.on_trial_add(self, trial)
+        self.scheduler.on_trial_add(self._wrapped(), trial)
 
 
 def test_a_third_continues_at_each_rung() -> None:
@@ -235,6 +249,33 @@ def test_a_class_without_checkpoints_is_refused() -> None:
     trial = FakeTrial(trial_id="0", get_trainable_cls=lambda: Model)
     with pytest.raises(UnfoldError, match="Model has no save_checkpoint"):
         scheduler.on_trial_add(SimpleNamespace(), trial)
+
+
+def test_a_scheduler_serves_one_search_after_another() -> None:
+    """A second ``fit`` with the same scheduler begins anew, with its clock and all its trials."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    first = FakeController(scheduler, [0.5] * 4, 1.0, 9)
+    first.search_alg = FakeSearch()
+    first.run()
+    assert scheduler.__getstate__()["searcher"] is None
+    second = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
+    second.search_alg = FakeSearch()
+    second.now = 90_000.0
+    second.run()
+    assert second.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+    assert scheduler.keeper.began == 90_000.0
+
+
+def test_trials_that_need_more_than_the_cluster_has_are_noted() -> None:
+    """A search in which nothing could run says so when its deadline ends it."""
+    scheduler = deadline.UnfoldScheduler(deadline=60.0, num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
+    scheduler._count_places = lambda _: 0
+    scheduler.on_trial_add(controller, controller.trials[0])
+    controller.added.append(controller.trials[0])
+    controller.now += 61.0
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert any("each needs {'CPU': 1.0}" in note for note in scheduler.keeper.notes)
 
 
 @pytest.mark.parametrize("has_checkpoint", [False, True])

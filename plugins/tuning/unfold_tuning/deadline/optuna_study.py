@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def optimize(
     check_method(method)
     numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
@@ -124,10 +125,10 @@ def optimize(
     keeper = LimitKeeper(
         limits=limits,
         slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
-        trials=_limit_trials(study, n_trials),
-        min_steps=min_steps,
-        max_steps=max_steps,
-        eta=eta,
+        trials=_limit_trials(study, int(n_trials)),
+        min_steps=int(min_steps),
+        max_steps=int(max_steps),
+        eta=int(eta),
         method=method,
     )
     return StudyRun(

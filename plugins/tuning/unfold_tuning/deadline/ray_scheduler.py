@@ -18,7 +18,8 @@ import json
 import logging
 import math
 import os
-from numbers import Real
+from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -87,32 +88,52 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "reduction_factor": reduction_factor,
         }
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise user_error(f"{name} must be an integer, not {value!r}")
         if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
         self.keeper = LimitKeeper(
             limits=parse_limits(deadline, budget, usd_per_hour, confidence),
             slots=1,
-            trials=num_samples,
-            min_steps=grace_period,
-            max_steps=max_t,
-            eta=reduction_factor,
+            trials=int(num_samples),
+            min_steps=int(grace_period),
+            max_steps=int(max_t),
+            eta=int(reduction_factor),
             method=method,
         )
         if mode not in (None, "min", "max"):
             raise user_error(f"mode must be min or max, not {mode!r}")
-        self.search = HalvingSearch(keeper=self.keeper, is_maximized=mode != "min")
         self._metric, self._mode = metric, mode
         self.time_attr = time_attr
+        self.searcher: Any = None
+        self.num_samples = self.keeper.trials
+        self._begin_experiment()
+        self.keeper.warm_up()
+        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
+
+    def _begin_experiment(self) -> None:
+        """Forget the trials of the experiment before: a scheduler may serve one ``fit`` after another."""
+        self.keeper = replace(
+            self.keeper,
+            slots=1,
+            trials=self.num_samples,
+            began=0.0,
+            paid_slot_s=0.0,
+            changed_at=0.0,
+            steps={},
+            notes=[],
+        )
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
         self.added: set[str] = set()
         self.requested = 0
         self.max_running = 0
         self.is_restored = False
         self.is_updating = False
-        self.keeper.warm_up()
-        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the searcher, which Ray stores itself."""
+        return {**self.__dict__, "searcher": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
@@ -137,6 +158,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if self._metric is None or self._mode is None:
             missing = "metric" if self._metric is None else "mode"
             raise user_error(f"no {missing} to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        # Ray wraps its controller anew at every call, but an experiment has one searcher
+        searcher = getattr(tune_controller, "search_alg", None)
+        if self.searcher is not None and searcher is not self.searcher:
+            self._begin_experiment()
+        self.searcher = searcher
         self._start_clock(tune_controller, trial)
         name, is_excess = trial.trial_id, len(self.added) >= self.keeper.trials
         if name in self.added:
@@ -421,10 +447,17 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Stop what waits as a limit is reached or nothing more fits; running trials stop with their next result."""
         if self.keeper.is_over():
             self.keeper.note_limit()
+            self._note_missing_resources(tune_controller)
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
                 self.search.ended.add(trial.trial_id)
                 tune_controller.stop_trial(trial)
+
+    def _note_missing_resources(self, tune_controller: Any) -> None:
+        """Note that no trial could run, because each needs more than the cluster has."""
+        trial = next(iter(tune_controller.get_trials()), None)
+        if trial is not None and not any(self.search.steps.values()) and self._count_places(trial) < 1:
+            self._warn_once(f"no trial ran: each needs {trial.placement_group_factory.required_resources}")
 
     def _inform_autoscaler(self, trial: Trial, count: int) -> None:
         """Request the resources of the trials that may run; a cluster without an autoscaler ignores it."""
