@@ -196,6 +196,17 @@ def test_trials_that_never_ask_or_report_are_counted() -> None:
     assert search(lambda trial: trial.suggest_float("quality", 0, 1))[1].stage_trials == (9,)
 
 
+def test_an_objective_that_returns_nothing_counts_with_its_last_report() -> None:
+    """A search that only learns at its end that the objective returns nothing still has a best trial."""
+
+    def objective(trial: Any) -> None:
+        run_steps(trial, trial.suggest_float("quality", 0, 1))
+
+    study, result = search(objective)
+    assert study.best_value == study.best_trial.intermediate_values[STEPS - 1]
+    assert sum("returns nothing" in note for note in result.notes) == 1
+
+
 def test_steps_beyond_the_last_rung_are_noted() -> None:
     """Where reports count other steps than ``max_steps``, no rung stops anything: the result says so."""
 

@@ -524,10 +524,20 @@ class StudyRun:
                 item.is_cut_off = True
                 self.search.ended.add(number)
             else:
+                if value is None and state == TrialState.COMPLETE:
+                    value = self._get_last_report(number)
                 state = self._store_end(item, value if state == TrialState.COMPLETE else None, state)
                 self._record_end(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
             self.changed.notify_all()
+
+    def _get_last_report(self, number: int) -> float | None:
+        """Get the last report of a trial whose objective returned nothing, as a script for another tool may."""
+        values = self._get_trial(number).intermediate_values
+        if not values:
+            return None
+        self._warn_once("the objective returns nothing: a trial counts with its last report")
+        return float(values[max(values)])
 
     def _record_end(self, item: RunningTrial, *, is_complete: bool) -> None:
         """Record how a trial ended; where trials never report, the search has one stage, of one step a trial."""
@@ -564,6 +574,7 @@ class StudyRun:
                     if not isinstance(error, (ValueError, TypeError)):
                         raise
                     state = TrialState.FAIL
+                    _warn(f"trial {number} failed: {error}")
                     self.study.tell(number, state=state)
                 self.keeper.notes.append(f"trial {number}: {type(error).__name__}: {error}")
         if not was_stopped and self.progress.is_stop_requested():
