@@ -42,6 +42,11 @@ def plan_spec(folder: Path, deadline: str = "10 min", market: str = "on-demand",
     return plan_text(folder, SPEC.replace("DEADLINE", deadline).replace("MARKET", market) + extra)
 
 
+def write_budget_spec(budget_usd: float) -> str:
+    """Write the spec above with a budget instead of a deadline."""
+    return SPEC.replace("deadline: DEADLINE", f"budget: ${budget_usd:.4f}").replace("MARKET", "on-demand")
+
+
 def read_metric(report: Report, name: str) -> float:
     """Read a metric that must have a value."""
     value = report.metrics[name].value
@@ -100,11 +105,21 @@ def test_a_budget_alone_gives_the_earliest_end(tmp_path: Path) -> None:
     """More money never ends later, and the plan stays within its budget with the same confidence."""
     ends = []
     for budget in (3, 5, 9):
-        text = SPEC.replace("deadline: DEADLINE", f"budget: ${budget}").replace("MARKET", "on-demand")
-        report = plan_text(tmp_path, text)
+        report = plan_text(tmp_path, write_budget_spec(budget))
         assert read_metric(report, "cost_usd") <= budget
         ends.append(read_metric(report, "promised_seconds"))
     assert ends == sorted(ends, reverse=True)
+
+
+def test_a_budget_between_mean_and_promise_misses_the_promise(tmp_path: Path) -> None:
+    """A plan that costs less than the budget on average, but too often more, misses the probability, not the cost."""
+    mean_usd = read_metric(plan_text(tmp_path, write_budget_spec(0.5)), "cost_usd")
+    report = plan_text(tmp_path, write_budget_spec(mean_usd + 0.02))
+    assert report.verdict is Verdict.NO
+    assert {name: metric.ok for name, metric in report.metrics.items() if metric.target} == {
+        "cost_usd": True,
+        "within_budget_probability": False,
+    }
 
 
 def test_a_budget_that_is_too_small_has_a_relaxation(tmp_path: Path) -> None:
