@@ -309,7 +309,7 @@ def test_trials_without_a_value_run_past_their_rung() -> None:
 
 
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
-@pytest.mark.parametrize("results", [1, 5, 9, 11, 14, 17])
+@pytest.mark.parametrize("results", [0, 1, 5, 9, 11, 14, 17])
 def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, method: str) -> None:
     """A new scheduler with the trials that Ray restores ends the search as planned, with the same clock."""
     from pyarrow.fs import LocalFileSystem
@@ -325,6 +325,7 @@ def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, 
     first.max_results = results
     first.run()
     second = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
+    second.now = first.now + 1.0
     second.steps, second.trials = first.steps, first.trials
     for trial in second.trials:
         trial.status = trial.status if trial.status == "TERMINATED" else "PENDING"

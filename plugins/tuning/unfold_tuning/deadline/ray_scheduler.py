@@ -379,6 +379,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _begin(self, trial: Trial, bracket: int) -> None:
         self.search.begin_trial(trial.trial_id, bracket)
         self.reported_at[trial.trial_id] = self.keeper.wall()
+        # a crash before the first result must not move the deadline
+        self._store_state(trial)
 
     def _accept_fewer_trials(self, tune_controller: Any) -> None:
         """Search with as many trials as there are, once the searcher has no more."""
@@ -493,6 +495,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "failed": sorted(search.failed),
         }
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
+        storage.storage_filesystem.create_dir(storage.experiment_fs_path, recursive=True)
         with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
             file.write(json.dumps(state).encode())
         storage.storage_filesystem.move(f"{path}.part", path)
