@@ -7,6 +7,8 @@ from typing import Literal
 
 DurationStyle = Literal["elapsed", "latency"]
 _ELAPSED_STEPS = ((10.0, 1.0, 2, "s"), (120.0, 1.0, 0, "s"), (7200.0, 60.0, 1, "min"), (172_800.0, 3600.0, 1, "h"))
+_SHORTEST_ELAPSED_S = 0.01
+"""Shorter durations would read as zero seconds."""
 _BYTE_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 # from this share of a unit on, a size is rounded up to the complete unit instead of "1024 KiB"
 _UNIT_THRESHOLD = 1 - 1 / 2048
@@ -17,12 +19,16 @@ def format_duration(seconds: float, *, style: DurationStyle = "elapsed", round_u
 
     Args:
         seconds: The duration in s, not negative.
-        style: ``elapsed`` uses s, min, h and d (``42 s``, ``9.7 min``, ``3.2 h``). ``latency`` uses µs and ms, and
-            seconds from 10 s on (``35 µs``, ``4.2 ms``, ``180 ms``, ``12.5 s``).
+        style: ``elapsed`` uses s, min, h and d (``42 s``, ``9.7 min``, ``3.2 h``), and µs and ms below 10 ms.
+            ``latency`` uses µs and ms, and seconds from 10 s on (``35 µs``, ``4.2 ms``, ``180 ms``, ``12.5 s``).
         round_up: Never show less than ``seconds``, as a deadline requires. Only for ``elapsed``.
     """
     if style == "latency":
         return _format_latency(seconds)
+    if 0 < seconds < _SHORTEST_ELAPSED_S:
+        # in steps of 0.1 ms, and of 0.1 µs below one of them
+        digits = 4 if seconds >= 1e-4 else 7
+        return _format_latency(_round(seconds, digits, up=round_up))
     for limit, unit_s, digits, unit in _ELAPSED_STEPS:
         if seconds < limit:
             return f"{_round(seconds / unit_s, digits, up=round_up):.{digits}f} {unit}"

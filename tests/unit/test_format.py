@@ -16,6 +16,9 @@ from unfoldkit.format import divide_costs, format_number
     ("seconds", "text"),
     [
         (0.0, "0.00 s"),
+        (2e-5, "20 µs"),
+        (0.001, "1.0 ms"),
+        (0.01, "0.01 s"),
         (9.994, "9.99 s"),
         (42.0, "42 s"),
         (119.9, "120 s"),
@@ -47,7 +50,7 @@ def test_latencies_use_milliseconds_below_ten_seconds(seconds: float, text: str)
 @given(st.floats(0, 1e7))
 def test_a_rounded_up_duration_is_never_shorter(seconds: float) -> None:
     number, unit = format_duration(seconds, round_up=True).split(" ")
-    shown_s = float(number) * {"s": 1, "min": 60, "h": 3600, "d": 86_400}[unit]
+    shown_s = float(number) * {"µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86_400}[unit]
     assert shown_s >= seconds - 1e-4
     assert format_duration(9.7 * 60, round_up=True) == "9.7 min"
 

@@ -46,16 +46,31 @@ class FakeTrial(SimpleNamespace):
         self.has_folder = True
 
 
+class _Wrapper:
+    """Stands for what a scheduler sees of Ray's controller."""
+
+    def __init__(self, controller: FakeController) -> None:
+        self._controller = controller
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._controller, name)
+
+
 class FakeController:
     """Stands for Ray's controller: runs trials one result at a time on two places, without processes.
 
     As Ray does, it starts every pending trial for which it has a place, whatever the scheduler chooses.
     """
 
+    def _wrapped(self) -> Any:
+        """Wrap this anew, as Ray does for every call of a scheduler."""
+        return _Wrapper(self)
+
     def __init__(self, scheduler: Any, qualities: list[float], step_s: float, max_t: int) -> None:
         self.scheduler, self.step_s, self.max_t = scheduler, step_s, max_t
         self.qualities = qualities
         self.failing: dict[int, int] = {}
+        self.silent_steps = 0
         self.lost: set[int] = set()
         self.now = 1000.0
         scheduler.keeper.wall = lambda: self.now
@@ -83,20 +98,20 @@ class FakeController:
     def stop_trial(self, trial: Any) -> None:
         """Stop a trial, and notify the scheduler as Ray does."""
         if trial.status in ("PENDING", "PAUSED"):
-            self.scheduler.on_trial_remove(self, trial)
+            self.scheduler.on_trial_remove(self._wrapped(), trial)
             trial.status = "TERMINATED"
         elif trial.status == "RUNNING":
-            self.scheduler.on_trial_complete(self, trial, trial.last_result)
+            self.scheduler.on_trial_complete(self._wrapped(), trial, trial.last_result)
             trial.status = "TERMINATED"
 
     def run(self) -> None:
         """Run until no trial is left that can run."""
         for trial in self.trials:
             self.added.append(trial)
-            self.scheduler.on_trial_add(self, trial)
+            self.scheduler.on_trial_add(self._wrapped(), trial)
         while True:
             for _ in range(2):
-                chosen = self.scheduler.choose_trial_to_run(self)
+                chosen = self.scheduler.choose_trial_to_run(self._wrapped())
                 if chosen is not None:
                     assert chosen.status in ("PENDING", "PAUSED")
                     chosen.status = "PENDING"
@@ -120,24 +135,26 @@ class FakeController:
             self._fail(index, trial)
             return
         self.steps[index] += 1
-        result = {"training_iteration": self.steps[index], "score": self.qualities[index]}
+        result = {"training_iteration": self.steps[index]}
+        if self.steps[index] > self.silent_steps:
+            result["score"] = self.qualities[index]
         trial.last_result = result
-        decision = self.scheduler.on_trial_result(self, trial, result)
+        decision = self.scheduler.on_trial_result(self._wrapped(), trial, result)
         trial.status = {"PAUSE": "PAUSED", "STOP": "TERMINATED", "CONTINUE": trial.status}[decision]
         if decision == "STOP":
-            self.scheduler.on_trial_complete(self, trial, result)
+            self.scheduler.on_trial_complete(self._wrapped(), trial, result)
 
     def _fail(self, index: int, trial: Any) -> None:
         """Fail as Ray's controller does: for good, or to be retried."""
         del self.failing[index]
         if index in self.lost:
-            self.scheduler.on_trial_error(self, trial)
+            self.scheduler.on_trial_error(self._wrapped(), trial)
             trial.status = "ERROR"
             return
         trial.status = "ERROR"
-        self.scheduler.on_trial_error(self, trial)
+        self.scheduler.on_trial_error(self._wrapped(), trial)
         trial.status = "PENDING"
-        self.scheduler.on_trial_add(self, trial)
+        self.scheduler.on_trial_add(self._wrapped(), trial)
 
 
 def test_a_third_continues_at_each_rung() -> None:
@@ -206,17 +223,93 @@ def test_metric_and_mode_may_be_those_of_the_scheduler() -> None:
         deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, mode="minimum")
 
 
-def test_a_searcher_that_waits_for_trials_to_end_is_refused() -> None:
-    """While trials wait at a rung, a limit on concurrent trials would never let the others begin."""
+def test_a_limit_of_the_searcher_bounds_what_runs_at_once() -> None:
+    """While trials wait at a rung the searcher suggests the others, and no more run than it would allow."""
     scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    scheduler._count_places = lambda _: 4
+    controller.search_alg = FakeSearch(max_concurrent=1)
+    controller.run()
+    assert controller.search_alg.max_concurrent == 9
+    assert controller.most_at_once == 1
+    assert controller.steps == [1, 1, 1, 1, 1, 1, 3, 3, 9]
+    limiter = SimpleNamespace(max_concurrent=2, batch=True)
+    with pytest.raises(UnfoldError, match="batches of 2 trials"):
+        scheduler._lift_limit(SimpleNamespace(search_alg=SimpleNamespace(searcher=limiter)))
+
+
+def test_a_class_without_checkpoints_is_refused() -> None:
+    """Its trials would fail at the first rung, one after another."""
+    from ray.tune import Trainable
+
+    class Model(Trainable):
+        pass
+
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, metric="loss", mode="min")
+    trial = FakeTrial(trial_id="0", get_trainable_cls=lambda: Model)
+    with pytest.raises(UnfoldError, match="Model has no save_checkpoint"):
+        scheduler.on_trial_add(SimpleNamespace(), trial)
+
+
+def test_a_scheduler_serves_one_search_after_another() -> None:
+    """A second ``fit`` with the same scheduler begins anew, with its clock and all its trials."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    first = FakeController(scheduler, [0.5] * 4, 1.0, 9)
+    first.search_alg = FakeSearch()
+    first.run()
+    assert scheduler.__getstate__()["searcher"] is None
+    second = FakeController(scheduler, [0.5, 0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.7, 0.6], 1.0, 9)
+    second.search_alg = FakeSearch()
+    second.now = 90_000.0
+    second.run()
+    assert second.steps == [1, 1, 9, 1, 1, 3, 1, 3, 1]
+    assert scheduler.keeper.began == 90_000.0
+
+
+def test_trials_that_need_more_than_the_cluster_has_are_noted() -> None:
+    """A search in which nothing could run says so when its deadline ends it."""
+    scheduler = deadline.UnfoldScheduler(deadline=60.0, num_samples=9, max_t=9)
     controller = FakeController(scheduler, [0.5] * 9, 1.0, 9)
-    controller.search_alg = SimpleNamespace(searcher=FakeSearch(max_concurrent=2))
-    with pytest.raises(UnfoldError, match="2 trials at a time"):
-        controller.run()
+    scheduler._count_places = lambda _: 0
+    scheduler.on_trial_add(controller, controller.trials[0])
+    controller.added.append(controller.trials[0])
+    controller.now += 61.0
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert any("each needs {'CPU': 1.0}" in note for note in scheduler.keeper.notes)
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_functions_that_pause_without_a_checkpoint_are_noted(has_checkpoint: bool) -> None:
+    """Trials of a function begin again after a rung unless they report checkpoints."""
+    from ray.tune.trainable import FunctionTrainable
+
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    for trial in controller.trials:
+        trial.get_trainable_cls = lambda: FunctionTrainable
+        trial.has_checkpoint = lambda: has_checkpoint
+    controller.run()
+    assert any("without a checkpoint" in note for note in scheduler.keeper.notes) != has_checkpoint
+
+
+def test_a_result_that_counts_no_steps_is_refused() -> None:
+    """With a misspelt ``time_attr`` no trial would ever reach a rung."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9, time_attr="training_iterations")
+    with pytest.raises(UnfoldError, match=r'training_iterations.*"training_iteration"'):
+        FakeController(scheduler, [0.5] * 9, 1.0, 9).run()
+
+
+def test_trials_without_a_value_run_past_their_rung() -> None:
+    """A trial that evaluates every second iteration is ranked by its first value."""
+    scheduler = deadline.UnfoldScheduler(deadline="1 h", num_samples=9, max_t=9)
+    controller = FakeController(scheduler, [index / 9 for index in range(9)], 1.0, 9)
+    controller.silent_steps = 1
+    controller.run()
+    assert controller.steps == [2, 2, 2, 2, 2, 2, 3, 3, 9]
 
 
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
-@pytest.mark.parametrize("results", [1, 5, 9, 11, 14, 17])
+@pytest.mark.parametrize("results", [0, 1, 5, 9, 11, 14, 17])
 def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, method: str) -> None:
     """A new scheduler with the trials that Ray restores ends the search as planned, with the same clock."""
     from pyarrow.fs import LocalFileSystem
@@ -232,6 +325,7 @@ def test_a_restored_search_continues_where_it_was(tmp_path: Path, results: int, 
     first.max_results = results
     first.run()
     second = FakeController(deadline.UnfoldScheduler(**options), qualities, 1.0, 9)
+    second.now = first.now + 1.0
     second.steps, second.trials = first.steps, first.trials
     for trial in second.trials:
         trial.status = trial.status if trial.status == "TERMINATED" else "PENDING"
@@ -331,11 +425,11 @@ def test_trials_that_have_not_begun_wait_for_the_scheduler() -> None:
 @pytest.mark.parametrize("method", ["sha", "hyperband", "asha"])
 @pytest.mark.parametrize("limit_s", [20.0, 60.0, 200.0])
 def test_no_run_passes_its_deadline(limit_s: float, method: str) -> None:
-    """Whatever the deadline, the run has ended one step after it, and uses a good part of what it has."""
+    """Whatever the deadline, the run has ended by then, and uses a good part of what it has."""
     scheduler = deadline.UnfoldScheduler(deadline=limit_s, num_samples=81, max_t=27, method=method)
     controller = FakeController(scheduler, [(index * 37 % 81) / 81 for index in range(81)], 2.0, 27)
     controller.run()
-    assert controller.now - 1000.0 <= limit_s + 2.0
+    assert controller.now - 1000.0 <= limit_s
     assert all(trial.status == "TERMINATED" for trial in controller.trials)
     assert sum(controller.steps) * 2.0 >= 0.3 * limit_s
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import time
 from collections import Counter
@@ -123,6 +124,114 @@ def test_constraints_that_are_set_last_end_no_search() -> None:
     assert result.stage_trials == (9, 3, 1)
     assert Counter(trial.state.name for trial in study.trials) == {"PRUNED": 8, "COMPLETE": 1}
     assert sum("excess" in note for note in result.notes) == 8
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_winner_that_violates_constraints_known_last_is_replaced() -> None:
+    """Where the objective learns at its end that the winner violates its constraints, those which had lost go on."""
+    calls: list[tuple[int, int]] = []
+
+    def objective(trial: Any) -> float:
+        quality = trial.suggest_float("quality", 0, 1)
+        for step in range(STEPS):
+            calls.append((trial.number, step))
+            trial.report(1 - quality * (1 - 0.5 ** (step + 1)), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("excess", quality - 0.5)
+        return 1 - quality
+
+    sampler = optuna.samplers.TPESampler(seed=1, constraints_func=lambda trial: (trial.user_attrs["excess"],))
+    study, result = search(objective, optuna.create_study(sampler=sampler))
+    qualities = [trial.params["quality"] for trial in study.trials]
+    assert max(qualities) > 0.5
+    assert study.best_params["quality"] <= 0.5
+    assert len(calls) == len(set(calls))
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert any("constraints" in note for note in result.notes)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trials_of_which_none_keeps_its_constraints_all_end() -> None:
+    """If every trial violates its constraints, each runs to its end, and the search ends before its deadline."""
+
+    def objective(trial: Any) -> float:
+        loss = run_steps(trial, trial.suggest_float("quality", 0, 1))
+        trial.set_user_attr("excess", 1.0)
+        return loss
+
+    sampler = optuna.samplers.TPESampler(seed=1, constraints_func=lambda trial: (trial.user_attrs["excess"],))
+    study, result = search(objective, optuna.create_study(sampler=sampler))
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+    assert result.is_on_time
+
+
+def test_a_pruner_with_rules_of_its_own_is_asked() -> None:
+    """A pruner that judges a trial by itself prunes, and one that ranks trials is replaced with a warning."""
+
+    class Threshold(optuna.pruners.BasePruner):  # type: ignore[misc,name-defined]
+        def prune(self, study: Any, trial: Any) -> bool:
+            return bool(trial.params["quality"] > 0.5)
+
+    study, result = search(
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), optuna.create_study(pruner=Threshold())
+    )
+    assert result.stage_trials[0] == sum(trial.params["quality"] <= 0.5 for trial in study.trials)
+    assert all(trial.params["quality"] <= 0.5 for trial in study.trials if trial.state.name == "COMPLETE")
+    assert isinstance(study.pruner, Threshold)
+    study = optuna.create_study(pruner=optuna.pruners.HyperbandPruner())
+    _, result = search(lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1)), study)
+    assert result.stage_trials == (9, 3, 1)
+
+
+def test_trials_that_never_ask_or_report_are_counted() -> None:
+    """Trials that ran to their end have finished the stages, whether they asked at the rungs or not."""
+
+    def objective(trial: Any) -> float:
+        for step in range(STEPS):
+            trial.report(1.0, step)
+        return 1.0
+
+    assert search(objective)[1].stage_trials == (9, 3, 1)
+    assert search(lambda trial: trial.suggest_float("quality", 0, 1))[1].stage_trials == (9,)
+
+
+def test_an_objective_that_returns_nothing_counts_with_its_last_report() -> None:
+    """A search that only learns at its end that the objective returns nothing still has a best trial."""
+
+    def objective(trial: Any) -> None:
+        run_steps(trial, trial.suggest_float("quality", 0, 1))
+
+    study, result = search(objective)
+    assert study.best_value == study.best_trial.intermediate_values[STEPS - 1]
+    assert sum("returns nothing" in note for note in result.notes) == 1
+
+
+def test_steps_beyond_the_last_rung_are_noted() -> None:
+    """Where reports count other steps than ``max_steps``, no rung stops anything: the result says so."""
+
+    def objective(trial: Any) -> float:
+        trial.report(1.0, 5000)
+        return float(trial.should_prune())
+
+    _, result = search(objective)
+    assert sum("step 5000, beyond max_steps=9" in note for note in result.notes) == 1
+
+
+def test_no_step_begins_that_would_pass_the_deadline() -> None:
+    """Trials stop while their fastest step would still end too late, and the best of them counts as complete."""
+    study, result = search(
+        lambda trial: run_steps(trial, trial.suggest_float("quality", 0, 1), steps=100, step_s=0.4),
+        deadline=dt.timedelta(seconds=1.7),
+        n_trials=2,
+        n_jobs=2,
+        min_steps=100,
+        max_steps=100,
+    )
+    assert result.is_on_time
+    assert result.seconds > 1.1
+    assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "PRUNED"]
+    assert all(len(trial.intermediate_values) >= 3 for trial in study.trials)
 
 
 def test_trials_that_return_early_keep_their_rank() -> None:
@@ -304,6 +413,9 @@ def test_a_storage_that_fails_ends_the_search() -> None:
         ({"budget": "$4", "usd_per_hour": "$1"}, "usd_per_hour: "),
         ({"budget": float("inf"), "usd_per_hour": 1}, "a budget must be positive"),
         ({"budget": "40 EUR", "usd_per_hour": 1}, "budget: "),
+        ({"deadline": "10 minutes"}, 'write "10 min"'),
+        ({"deadline": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}, "is a date"),
+        ({"deadline": dt.timedelta(seconds=-1)}, "positive time"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:

@@ -42,6 +42,11 @@ def plan_spec(folder: Path, deadline: str = "10 min", market: str = "on-demand",
     return plan_text(folder, SPEC.replace("DEADLINE", deadline).replace("MARKET", market) + extra)
 
 
+def write_budget_spec(budget_usd: float) -> str:
+    """Write the spec above with a budget instead of a deadline."""
+    return SPEC.replace("deadline: DEADLINE", f"budget: ${budget_usd:.4f}").replace("MARKET", "on-demand")
+
+
 def read_metric(report: Report, name: str) -> float:
     """Read a metric that must have a value."""
     value = report.metrics[name].value
@@ -70,15 +75,51 @@ def test_the_minimal_relaxation_is_feasible(tmp_path: Path) -> None:
     assert plan_spec(tmp_path, relaxed).verdict is Verdict.YES
 
 
+def test_a_free_machine_is_planned(tmp_path: Path) -> None:
+    """A machine of one's own may cost nothing: the plan then has the ratio 1 to every baseline."""
+    report = plan_text(
+        tmp_path, SPEC.replace("DEADLINE", "10 min").replace("$12/h", "$0/h").replace("MARKET", "on-demand")
+    )
+    assert report.verdict is Verdict.YES
+    assert (read_metric(report, "cost_usd"), read_metric(report, "static_ratio")) == (0, 1)
+
+
+def test_short_deadlines_are_not_written_as_zero(tmp_path: Path) -> None:
+    """A deadline of a millisecond is written as one."""
+    report = plan_spec(tmp_path, "1 ms")
+    assert "the deadline of 1.0 ms" in report.headline
+
+
+def test_the_lower_bound_has_the_minimum_charge_of_an_instance(tmp_path: Path) -> None:
+    """A single instance that is billed for a whole hour cannot be undercut."""
+    text = SPEC.replace("limit: 16", "limit: 16, billing: {increment: 1 h, minimum: 1 h}").replace(
+        "MARKET", "on-demand"
+    )
+    report = plan_text(tmp_path, text.replace("DEADLINE", "1 h"))
+    assert read_metric(report, "cost_usd") == 12
+    assert read_metric(report, "gap_percent") == 0
+    assert "optimality" not in dict(report.lines)
+
+
 def test_a_budget_alone_gives_the_earliest_end(tmp_path: Path) -> None:
     """More money never ends later, and the plan stays within its budget with the same confidence."""
     ends = []
     for budget in (3, 5, 9):
-        text = SPEC.replace("deadline: DEADLINE", f"budget: ${budget}").replace("MARKET", "on-demand")
-        report = plan_text(tmp_path, text)
+        report = plan_text(tmp_path, write_budget_spec(budget))
         assert read_metric(report, "cost_usd") <= budget
         ends.append(read_metric(report, "promised_seconds"))
     assert ends == sorted(ends, reverse=True)
+
+
+def test_a_budget_between_mean_and_promise_misses_the_promise(tmp_path: Path) -> None:
+    """A plan that costs less than the budget on average, but too often more, misses the probability, not the cost."""
+    mean_usd = read_metric(plan_text(tmp_path, write_budget_spec(0.5)), "cost_usd")
+    report = plan_text(tmp_path, write_budget_spec(mean_usd + 0.02))
+    assert report.verdict is Verdict.NO
+    assert {name: metric.ok for name, metric in report.metrics.items() if metric.target} == {
+        "cost_usd": True,
+        "within_budget_probability": False,
+    }
 
 
 def test_a_budget_that_is_too_small_has_a_relaxation(tmp_path: Path) -> None:

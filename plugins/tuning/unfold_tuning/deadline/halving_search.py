@@ -160,10 +160,11 @@ class HalvingSearch:
         return self.steps.get(trial, 0) >= self.list_rungs(self.brackets[trial])[-1]
 
     def needs_steps(self, trial: Any) -> bool:
-        """Return whether a trial that has begun may run, and has not reached its rung."""
+        """Return whether a trial may run, and has not reached its rung or has no value to be ranked by."""
         if trial not in self.brackets or trial in self.ended:
             return False
-        return self.steps.get(trial, 0) < self._get_target(trial)
+        is_unranked = not self.values.get(trial) and not self.has_reached_end(trial)
+        return is_unranked or self.steps.get(trial, 0) < self._get_target(trial)
 
     def has_lost(self, trial: Any) -> bool:
         """Return whether the stage of a trial has ended without it."""
@@ -285,7 +286,7 @@ class HalvingSearch:
             if bracket in skipped or not members:
                 continue
             rung = self.list_rungs(bracket)[stage]
-            steps = tuple(rung - self.steps.get(trial, 0) for trial in members if self.needs_steps(trial))
+            steps = tuple(max(1, rung - self.steps.get(trial, 0)) for trial in members if self.needs_steps(trial))
             # what waits at the last rung has nothing left
             items.append(OpenWork(bracket % len(self.keeper.brackets), stage, steps, len(members)))
         return items

@@ -6,6 +6,7 @@ there are, with the posterior over stage paces, and trims what does not fit. At 
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,9 @@ MAX_LOSS = 0.1
 MIN_PROFILED = 2
 """Trials that must have reported before anything is predicted."""
 
+MIN_STEPS = 2
+"""Steps of a trial from which its next one is predicted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -52,7 +56,7 @@ class Limits:
 
 
 def parse_limits(
-    deadline: str | float,
+    deadline: str | float | dt.timedelta,
     budget: str | float | None,
     usd_per_hour: str | float | None,
     confidence: str | float,
@@ -79,8 +83,12 @@ def parse_limits(
     return Limits(deadline_s=deadline_s, budget_usd=budget_usd, usd_per_hour=price_usd, confidence=probability)
 
 
-def _parse(kind: Any, value: str | float, name: str, hint: str) -> float:
-    """Parse a quantity with its unit; a number is in seconds, dollars, or a fraction."""
+def _parse(kind: Any, value: str | float | dt.timedelta, name: str, hint: str) -> float:
+    """Parse a quantity with its unit, or a time difference; a number is in seconds, dollars, or a fraction."""
+    if kind is Duration and isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if kind is Duration and isinstance(value, dt.datetime):
+        raise user_error(f"{name}: {value} is a date", hint=f"{hint}, which counts from the start of the run")
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         raise user_error(f"{name}: {value!r} is not a quantity", hint=hint)
     if not isinstance(value, str):
@@ -88,7 +96,9 @@ def _parse(kind: Any, value: str | float, name: str, hint: str) -> float:
     try:
         return float(TypeAdapter(kind).validate_python(value))
     except ValidationError as error:
-        raise user_error(f"{name}: {error.errors()[0]['msg']}", hint=hint) from error
+        first = error.errors()[0]
+        context = first.get("ctx", {})
+        raise user_error(f"{name}: {first['msg']}", hint=context["hint"] if "unit" in context else hint) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +204,17 @@ class LimitKeeper:
     def is_over(self) -> bool:
         """Return whether a limit is reached."""
         return self.compute_time_left_s() <= 0
+
+    def is_last_report(self, trial: int) -> bool:
+        """Return whether a trial stops with this report: a limit is reached, or even its fastest step would pass it.
+
+        The first step alone predicts nothing, as it may contain a warm-up.
+        """
+        left_s, items = self.compute_time_left_s(), self.steps.get(trial, [])
+        if left_s <= 0 or len(items) < MIN_STEPS:
+            return left_s <= 0
+        step = items[-1][0] - items[-2][0]
+        return step * min(seconds for _, seconds in items) > left_s
 
     def compute_spent_usd(self) -> float:
         """Compute the bill: all slots from the start on."""

@@ -7,22 +7,24 @@ where they were, so no iteration is repeated. Whatever the limits leave no room 
 
 from __future__ import annotations
 
-import contextlib
+import datetime as dt
 import gc
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from unfold_tuning.deadline.halving_search import HalvingSearch, StoredStage, check_method
+from unfold_tuning.deadline.halving_search import EVEN_CHANCE, HalvingSearch, StoredStage, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, parse_limits
 from unfold_tuning.deadline.study_progress import StudyProgress
-from unfoldkit.api import user_error
+from unfoldkit.api import format_count, user_error
 
 CHECK_PERIOD_S = 0.05
+BEYOND = "the first report is that of step {step}, beyond max_steps={max_steps}, which counts in the same steps"
 MIN_FAILURES = 8
 """So many trials fail before a search ends in which no trial has ever reported or returned anything."""
 
@@ -50,7 +52,7 @@ def optimize(
     study: Any,
     objective: Callable[[Any], Any],
     *,
-    deadline: str | float,
+    deadline: str | float | dt.timedelta,
     max_steps: int,
     method: str = "sha",
     budget: str | float | None = None,
@@ -79,7 +81,7 @@ def optimize(
     Args:
         study: An Optuna study with one objective.
         objective: The objective.
-        deadline: From now on, such as ``"2h"``, or seconds.
+        deadline: From now on, such as ``"2h"`` or a ``timedelta``, or seconds.
         max_steps: Steps of the best trial.
         method: ``sha``, successive halving with barriers; ``hyperband``, several brackets of it that share the trials;
             or ``asha``, without barriers and without a plan of the whole.
@@ -107,7 +109,7 @@ def optimize(
     check_method(method)
     numbers = {"n_trials": n_trials, "max_steps": max_steps, "min_steps": min_steps, "eta": eta}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise user_error(f"{name} must be an integer of at least 1, not {value!r}")
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise user_error(f"n_jobs must be an integer, not {n_jobs!r}")
@@ -123,10 +125,10 @@ def optimize(
     keeper = LimitKeeper(
         limits=limits,
         slots=n_jobs if n_jobs and n_jobs > 0 else os.cpu_count() or 1,
-        trials=_limit_trials(study, n_trials),
-        min_steps=min_steps,
-        max_steps=max_steps,
-        eta=eta,
+        trials=_limit_trials(study, int(n_trials)),
+        min_steps=int(min_steps),
+        max_steps=int(max_steps),
+        eta=int(eta),
         method=method,
     )
     return StudyRun(
@@ -191,6 +193,7 @@ class RunningTrial:
         is_waiting: Whether it waits at a rung.
         is_stopped: Whether it has lost, and is to be pruned.
         has_ended: Whether its objective has returned.
+        is_at_limit: Whether it was asked to stop because a limit is reached, or would be within its next step.
         is_cut_off: Whether a limit ended it; what it counts as is decided at the end.
         error: What its objective raised.
     """
@@ -201,6 +204,7 @@ class RunningTrial:
     is_waiting: bool = False
     is_stopped: bool = False
     has_ended: bool = False
+    is_at_limit: bool = False
     is_cut_off: bool = False
     error: BaseException | None = None
 
@@ -225,6 +229,7 @@ class StudyRun:
         trials: Trials by number, in the order in which they began.
         search: Which trials may run, and to which rung.
         stored: What of it was stored last.
+        unconstrained: Trials whose constraints cannot be evaluated yet: the objective may set them at its end.
         first_step: The step that a trial reports first: 0 or 1.
         lock: Guards everything here.
         changed: Signals a change of it.
@@ -243,6 +248,7 @@ class StudyRun:
     trials: dict[int, RunningTrial] = field(default_factory=dict)
     search: HalvingSearch = field(init=False)
     stored: StoredStage | None = None
+    unconstrained: set[int] = field(default_factory=set)
     first_step: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     changed: threading.Condition = field(init=False)
@@ -263,7 +269,8 @@ class StudyRun:
         self.keeper.warm_up()
         self.progress.lock_study()
         self.keeper.began = self.progress.begin_search(self.keeper.wall())
-        pruner, self.study.pruner = self.study.pruner, _RungPruner(self)
+        pruner = self.study.pruner
+        self.study.pruner = _RungPruner(self, _select_own_pruner(pruner))
         try:
             with self.lock:
                 self._restore_trials()
@@ -337,7 +344,7 @@ class StudyRun:
                 pass
             if self._list_active():
                 self._wait()
-            elif not self.search.advance():
+            elif not (self.search.advance() or self._continue_reserve()):
                 return
 
     def _update_search(self) -> None:
@@ -351,8 +358,39 @@ class StudyRun:
             self.progress.store_stage(stage)
             self.stored = stage
         for number in losers:
-            self._prune_lost(self.trials[number])
+            # one that might keep constraints which the winner violates waits until those are known
+            if not (number in self.unconstrained and self.trials[number].is_waiting):
+                self._prune_lost(self.trials[number])
         self.changed.notify_all()
+
+    def _continue_reserve(self) -> bool:
+        """Let trials that lost continue to the end if each complete one violates its constraints, as they may not.
+
+        Returns:
+            Whether any continues: the best of those that ran furthest and end in time, one for each slot.
+        """
+        from optuna.trial import TrialState
+
+        search, complete = self.search, self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        own = [trial.number for trial in complete if trial.number in self.trials]
+        if not self.unconstrained or any(search.violations[number] == 0 for number in own):
+            return False
+        waiting = [number for number, item in self.trials.items() if item.is_waiting]
+        ranked = sorted(search.rank(waiting, self.keeper.max_steps), key=lambda number: -search.steps[number])
+        chosen = [number for number in ranked if self._ends_in_time(number)][: self.keeper.slots]
+        for number in chosen:
+            search.ended.discard(number)
+            search.levels[number] = len(search.list_rungs(search.brackets[number])) - 1
+        if chosen:
+            count = format_count(len(chosen), "trial")
+            self.keeper.notes.append(f"no complete trial keeps the constraints: {count} that had lost may continue")
+        return bool(chosen)
+
+    def _ends_in_time(self, number: int) -> bool:
+        """Return whether a trial is more likely than not to reach the last rung in time."""
+        rungs = self.search.list_rungs(self.search.brackets[number])
+        steps = rungs[-1] - self.search.steps[number]
+        return steps > 0 and self.keeper.can_reach_rung(len(rungs) - 1, steps, self.search.numbers[number], EVEN_CHANCE)
 
     def _prune_lost(self, item: RunningTrial) -> None:
         """Prune a trial that has lost: its thread learns of it, or there is none any more."""
@@ -480,23 +518,39 @@ class StudyRun:
             state, item.error, self.fatal_error = TrialState.FAIL, error, error
         with self.lock:
             # a trial that was stopped may return its last value instead of raising TrialPruned
-            number, is_over = item.trial.number, self.is_ending or self.keeper.is_over()
+            number, is_over = item.trial.number, self.is_ending or item.is_at_limit or self.keeper.is_over()
             is_cut_off = is_over and not item.is_stopped and self.fatal_error is None
             if state == TrialState.PRUNED and is_cut_off and self.search.values.get(number):
                 item.is_cut_off = True
                 self.search.ended.add(number)
             else:
+                if value is None and state == TrialState.COMPLETE:
+                    value = self._get_last_report(number)
                 state = self._store_end(item, value if state == TrialState.COMPLETE else None, state)
                 self._record_end(item, is_complete=state == TrialState.COMPLETE)
             item.has_ended = True
             self.changed.notify_all()
 
+    def _get_last_report(self, number: int) -> float | None:
+        """Get the last report of a trial whose objective returned nothing, as a script for another tool may."""
+        values = self._get_trial(number).intermediate_values
+        if not values:
+            return None
+        self._warn_once("the objective returns nothing: a trial counts with its last report")
+        return float(values[max(values)])
+
     def _record_end(self, item: RunningTrial, *, is_complete: bool) -> None:
         """Record how a trial ended; where trials never report, the search has one stage, of one step a trial."""
         search, number = self.search, item.trial.number
-        if is_complete and not any(search.values.values()):
-            search.drop_rungs()
-            self.keeper.record_step(search.numbers[number], 1, self.keeper.wall() - item.reported_at)
+        frozen = self._get_trial(number)
+        if is_complete:
+            self._record_reports(item, frozen.intermediate_values)
+        if is_complete and not search.values.get(number):
+            if not any(search.values.values()):
+                search.drop_rungs()
+            if self.keeper.max_steps == 1:
+                self.keeper.record_step(search.numbers[number], 1, self.keeper.wall() - item.reported_at)
+            search.record_report(number, 1, frozen.value)
         if is_complete:
             # it never asked at a rung, or ran to its end
             search.complete_trial(number)
@@ -520,6 +574,7 @@ class StudyRun:
                     if not isinstance(error, (ValueError, TypeError)):
                         raise
                     state = TrialState.FAIL
+                    _warn(f"trial {number} failed: {error}")
                     self.study.tell(number, state=state)
                 self.keeper.notes.append(f"trial {number}: {type(error).__name__}: {error}")
         if not was_stopped and self.progress.is_stop_requested():
@@ -543,10 +598,12 @@ class StudyRun:
         """Record by how much a trial violates its constraints, as far as it has set them."""
         values = list(getattr(frozen, "constraints", {}).values())
         function = getattr(self.study.sampler, "_constraints_func", None)
+        self.unconstrained.discard(frozen.number)
         if function is not None and not values:
-            # it may need what the objective stores at its end
-            with contextlib.suppress(Exception):
+            try:
                 values = list(function(frozen))
+            except Exception:  # noqa: BLE001 - it may need what the objective stores at its end
+                self.unconstrained.add(frozen.number)
         self.search.violations[frozen.number] = sum(max(0.0, float(value)) for value in values)
 
     def should_prune(self, frozen: Any) -> bool:
@@ -560,18 +617,32 @@ class StudyRun:
             self.changed.notify_all()
             if self.is_ending or item.is_stopped:
                 return True
-            if self.search.needs_steps(frozen.number) or self.search.has_reached_end(frozen.number):
+            if self.search.has_reached_end(frozen.number):
                 return self.keeper.is_over()
+            item.is_at_limit = self.keeper.is_last_report(self.search.numbers[frozen.number])
+            if item.is_at_limit:
+                self.keeper.note_limit()
+                return True
+            if self.search.needs_steps(frozen.number):
+                return False
             item.is_waiting = True
             while item.is_waiting and not self.is_ending:
                 self.changed.wait(CHECK_PERIOD_S)
             return item.is_stopped or self.is_ending
+
+    def _warn_once(self, note: str) -> None:
+        """Note and log something once."""
+        if note not in self.keeper.notes:
+            self.keeper.notes.append(note)
+            _warn(note)
 
     def _record_reports(self, item: RunningTrial, values: dict[int, float], *, is_timed: bool = True) -> None:
         if not values:
             return
         if self.first_step is None:
             self.first_step = 0 if min(values) == 0 else 1
+            if min(values) > self.keeper.max_steps > 1:
+                self._warn_once(BEYOND.format(step=min(values), max_steps=self.keeper.max_steps))
         offset, number = 1 - self.first_step, item.trial.number
         before, now = self.search.steps.get(number, 0), self.keeper.wall()
         for step, value in values.items():
@@ -584,11 +655,31 @@ class StudyRun:
 
 
 class _RungPruner:
-    """The pruner of a study while it runs: it delegates to the run."""
+    """The pruner of a study while it runs: it delegates to the study's own one, then to the run."""
 
-    def __init__(self, run: StudyRun) -> None:
-        self.run = run
+    def __init__(self, run: StudyRun, own: Any) -> None:
+        self.run, self.own = run, own
 
-    def prune(self, study: Any, trial: Any) -> bool:  # noqa: ARG002 - the interface of Optuna
+    def prune(self, study: Any, trial: Any) -> bool:
         """See ``optuna.pruners.BasePruner``."""
+        if self.own is not None and self.own.prune(study, trial):
+            return True
         return self.run.should_prune(trial)
+
+
+def _select_own_pruner(pruner: Any) -> Any:
+    """Select a study's pruner if it adds rules of its own; ``None`` if the rungs replace it, with a warning."""
+    from optuna import pruners
+
+    replaced = (
+        pruners.NopPruner,
+        pruners.PercentilePruner,
+        pruners.SuccessiveHalvingPruner,
+        pruners.HyperbandPruner,
+    )
+    if not isinstance(pruner, replaced):
+        return pruner
+    # a study without one has the median pruner
+    if not isinstance(pruner, (pruners.NopPruner, pruners.MedianPruner)):
+        _warn(f"the rungs of the search replace {type(pruner).__name__}")
+    return None

@@ -13,24 +13,31 @@ beside Ray's own after every result, and ``Tuner.restore`` continues with the sa
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import logging
 import math
 import os
+from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 from ray.tune.experiment import Trial
+from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.trainable import FunctionTrainable, Trainable
 
 from unfold_tuning.deadline.halving_search import HalvingSearch, check_method
 from unfold_tuning.deadline.limits import LimitKeeper, SteadyClock, parse_limits
 from unfold_tuning.deadline.ray_storage import store_whole_files
-from unfoldkit.api import user_error
+from unfoldkit.api import did_you_mean, user_error
 
 STATE_FILE = "unfold-scheduler.json"
 SNAPSHOT_VARIABLE = "TUNE_GLOBAL_CHECKPOINT_S"
 """Ray's period of storing the state of an experiment; by default ten seconds; a crash repeats their iterations."""
 EXCESS = "no more than {trials} trials begin: num_samples of the scheduler counts all trials, each point of a grid too"
+LIFTED = "at most {limit} trials run at once; the searcher suggests more, because others wait at rungs"
+NO_CHECKPOINT = "trials pause at a rung without a checkpoint: those that continue begin again"
 _SEARCH_FIELDS = ("numbers", "brackets", "levels", "steps", "values", "stages", "stage_trials", "is_full", "supply")
 
 
@@ -38,7 +45,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     """A scheduler for ``TuneConfig(scheduler=...)``.
 
     Args:
-        deadline: From the first trial on, such as ``"2h"``, or seconds.
+        deadline: From the first trial on, such as ``"2h"`` or a ``timedelta``, or seconds.
         num_samples: Trials of the search. Where the ``TuneConfig`` has more, or -1, the others are not begun; where it
             has fewer, the search has as many.
         max_t: Units of ``time_attr`` that the best trial runs.
@@ -59,7 +66,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        deadline: str | float,
+        deadline: str | float | dt.timedelta,
         num_samples: int,
         max_t: int,
         metric: str | None = None,
@@ -82,31 +89,52 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "reduction_factor": reduction_factor,
         }
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise user_error(f"{name} must be an integer, not {value!r}")
         if num_samples < 1 or not 1 <= grace_period <= max_t or reduction_factor < 2:
             raise user_error("num_samples, grace_period, max_t or reduction_factor make no sense together")
         self.keeper = LimitKeeper(
             limits=parse_limits(deadline, budget, usd_per_hour, confidence),
             slots=1,
-            trials=num_samples,
-            min_steps=grace_period,
-            max_steps=max_t,
-            eta=reduction_factor,
+            trials=int(num_samples),
+            min_steps=int(grace_period),
+            max_steps=int(max_t),
+            eta=int(reduction_factor),
             method=method,
         )
         if mode not in (None, "min", "max"):
             raise user_error(f"mode must be min or max, not {mode!r}")
-        self.search = HalvingSearch(keeper=self.keeper, is_maximized=mode != "min")
         self._metric, self._mode = metric, mode
         self.time_attr = time_attr
+        self.searcher: Any = None
+        self.num_samples = self.keeper.trials
+        self._begin_experiment()
+        self.keeper.warm_up()
+        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
+
+    def _begin_experiment(self) -> None:
+        """Forget the trials of the experiment before: a scheduler may serve one ``fit`` after another."""
+        self.keeper = replace(
+            self.keeper,
+            slots=1,
+            trials=self.num_samples,
+            began=0.0,
+            paid_slot_s=0.0,
+            changed_at=0.0,
+            steps={},
+            notes=[],
+        )
+        self.search = HalvingSearch(keeper=self.keeper, is_maximized=self._mode != "min")
         self.reported_at: dict[str, float] = {}
         self.added: set[str] = set()
         self.requested = 0
+        self.max_running = 0
         self.is_restored = False
         self.is_updating = False
-        self.keeper.warm_up()
-        os.environ.setdefault(SNAPSHOT_VARIABLE, "0")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the searcher, which Ray stores itself."""
+        return {**self.__dict__, "searcher": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Continue as the scheduler of a restored experiment."""
@@ -131,6 +159,11 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         if self._metric is None or self._mode is None:
             missing = "metric" if self._metric is None else "mode"
             raise user_error(f"no {missing} to rank trials by", hint='write TuneConfig(metric="loss", mode="min")')
+        # Ray wraps its controller anew at every call, but an experiment has one searcher
+        searcher = getattr(tune_controller, "search_alg", None)
+        if self.searcher is not None and searcher is not self.searcher:
+            self._begin_experiment()
+        self.searcher = searcher
         self._start_clock(tune_controller, trial)
         name, is_excess = trial.trial_id, len(self.added) >= self.keeper.trials
         if name in self.added:
@@ -158,9 +191,10 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Start the clock with the first trial, or continue that of the experiment which is restored."""
         if not self.is_restored:
             self.is_restored = True
-            self._require_free_searcher(tune_controller)
+            self._require_checkpoints(trial)
             store_whole_files(tune_controller)
             self._load_state(trial)
+            self._lift_limit(tune_controller)
         self.keeper.began = self.keeper.began or self.keeper.wall()
 
     def _may_start(self, tune_controller: Any, trial: Trial) -> bool:
@@ -202,20 +236,25 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             # a searcher without end would go on for ever
             search.set_finished()
 
-    def _require_free_searcher(self, tune_controller: Any) -> None:
-        """Require a searcher that suggests every trial of the first stage while others wait at its rung.
+    def _lift_limit(self, tune_controller: Any) -> None:
+        """Let the searcher suggest every trial, and bound here how many run: those that wait at a rung do not.
 
         Raises:
-            UnfoldError: It waits for some of them to end before it suggests more.
+            UnfoldError: It suggests trials in batches.
         """
         search = getattr(tune_controller, "search_alg", None)
-        limit = getattr(getattr(search, "searcher", search), "max_concurrent", 0) or 0
-        if 0 < limit < self.keeper.trials:
-            message = f"the searcher suggests {limit} trials at a time, but all {self.keeper.trials} wait at a rung"
-            hint = (
-                "leave out max_concurrent_trials and ConcurrencyLimiter; tune.with_resources bounds what runs at once"
-            )
-            raise user_error(message, hint=hint)
+        limiter: Any = getattr(search, "searcher", search)
+        limit = getattr(limiter, "max_concurrent", 0) or 0
+        if not 0 < limit < self.keeper.trials:
+            return
+        if getattr(limiter, "batch", False):
+            message = f"the searcher suggests batches of {limit} trials, but all {self.keeper.trials} wait at a rung"
+            raise user_error(message, hint="leave out batch=True of ConcurrencyLimiter")
+        self.max_running = limit
+        limiter.max_concurrent = self.keeper.trials
+        if not getattr(limiter, "_limit_concurrency", True):
+            limiter.searcher.set_max_concurrency(self.keeper.trials)
+        self._warn_once(LIFTED.format(limit=limit))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """See Ray's ``TrialScheduler``: the stage goes on without the trial, unless Ray adds it again at once."""
@@ -240,16 +279,43 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """See Ray's ``TrialScheduler``: pause at a rung until the trial may continue."""
         if self._is_new(trial):
             self.search.begin_trial(trial.trial_id, self.search.choose_bracket() or self.search.list_open_brackets()[0])
+        self._require_time_attr(trial, result)
         self._record(trial, result)
         self._count_slots(tune_controller, trial)
         decision = self._decide(tune_controller, trial)
+        if decision == TrialScheduler.PAUSE and not _can_continue(trial, result):
+            self._warn_once(NO_CHECKPOINT)
         self._store_state(trial)
         return decision
 
+    def _require_time_attr(self, trial: Trial, result: dict[str, Any]) -> None:
+        """Require that the first result of a trial counts its steps: without a count no trial reaches a rung.
+
+        Raises:
+            UnfoldError: It does not.
+        """
+        if self.time_attr not in result and not self.search.steps.get(trial.trial_id):
+            names = sorted(name for name, value in result.items() if isinstance(value, Real))
+            hint = did_you_mean(self.time_attr, names) or 'leave time_attr out, or write time_attr="training_iteration"'
+            raise user_error(f"time_attr: no result has {self.time_attr!r}", hint=hint)
+
+    def _require_checkpoints(self, trial: Trial) -> None:
+        """Require a trainable class that can pause.
+
+        Raises:
+            UnfoldError: It saves no checkpoints.
+        """
+        kind = _load_trainable(trial)
+        has_rungs = self.keeper.min_steps < self.keeper.max_steps
+        if kind is not None and has_rungs and kind.save_checkpoint is Trainable.save_checkpoint:
+            message = f"{kind.__name__} has no save_checkpoint, without which its trials cannot pause at a rung"
+            raise user_error(message, hint="define save_checkpoint and load_checkpoint, or write grace_period=max_t")
+
     def _decide(self, tune_controller: Any, trial: Trial) -> str:
         name = trial.trial_id
-        if self.keeper.is_over() or self.search.has_reached_end(name):
-            if self.keeper.is_over():
+        is_limit = self.keeper.is_last_report(self.search.numbers[name])
+        if is_limit or self.search.has_reached_end(name):
+            if is_limit and not self.search.has_reached_end(name):
                 self.keeper.note_limit()
             self.search.ended.add(name)
         if name not in self.search.ended and self.search.needs_steps(name):
@@ -315,6 +381,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _begin(self, trial: Trial, bracket: int) -> None:
         self.search.begin_trial(trial.trial_id, bracket)
         self.reported_at[trial.trial_id] = self.keeper.wall()
+        # a crash before the first result must not move the deadline
+        self._store_state(trial)
 
     def _accept_fewer_trials(self, tune_controller: Any) -> None:
         """Search with as many trials as there are, once the searcher has no more."""
@@ -344,8 +412,8 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
     def _count_slots(self, tune_controller: Any, trial: Trial) -> None:
         """Count the trials that can run at once: what the cluster holds now, at most as many as there are."""
         running = sum(other.status == Trial.RUNNING for other in tune_controller.get_trials())
-        slots = max(1, running, self._count_places(trial))
-        self.keeper.set_slots(min(slots, max(self.keeper.trials, running)))
+        places = min(self._count_places(trial), self.max_running or self.keeper.trials)
+        self.keeper.set_slots(min(max(1, running, places), max(self.keeper.trials, running)))
 
     def _count_places(self, trial: Trial) -> int:
         """Count how many trials the cluster has resources for."""
@@ -383,10 +451,17 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         """Stop what waits as a limit is reached or nothing more fits; running trials stop with their next result."""
         if self.keeper.is_over():
             self.keeper.note_limit()
+            self._note_missing_resources(tune_controller)
         for trial in tune_controller.get_trials():
             if trial.status in (Trial.PENDING, Trial.PAUSED):
                 self.search.ended.add(trial.trial_id)
                 tune_controller.stop_trial(trial)
+
+    def _note_missing_resources(self, tune_controller: Any) -> None:
+        """Note that no trial could run, because each needs more than the cluster has."""
+        trial = next(iter(tune_controller.get_trials()), None)
+        if trial is not None and not any(self.search.steps.values()) and self._count_places(trial) < 1:
+            self._warn_once(f"no trial ran: each needs {trial.placement_group_factory.required_resources}")
 
     def _inform_autoscaler(self, trial: Trial, count: int) -> None:
         """Request the resources of the trials that may run; a cluster without an autoscaler ignores it."""
@@ -414,6 +489,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "changed_at": keeper.changed_at,
             "trials": keeper.trials,
             "added": sorted(self.added),
+            "max_running": self.max_running,
             "seconds": keeper.steps,
             "notes": keeper.notes,
             **{name: getattr(search, name) for name in _SEARCH_FIELDS},
@@ -421,6 +497,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             "failed": sorted(search.failed),
         }
         path = f"{storage.experiment_fs_path}/{STATE_FILE}"
+        storage.storage_filesystem.create_dir(storage.experiment_fs_path, recursive=True)
         with storage.storage_filesystem.open_output_stream(f"{path}.part") as file:
             file.write(json.dumps(state).encode())
         storage.storage_filesystem.move(f"{path}.part", path)
@@ -453,6 +530,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
         keeper.began, keeper.trials = float(state["began"]), int(state["trials"])
         keeper.slots, keeper.paid_slot_s = int(state["slots"]), float(state["paid_slot_s"])
         keeper.changed_at, keeper.notes = float(state["changed_at"]), [str(note) for note in state["notes"]]
+        self.max_running = int(state.get("max_running", 0))
         keeper.steps = {
             int(trial): [(float(end), float(seconds)) for end, seconds in items]
             for trial, items in state["seconds"].items()
@@ -465,6 +543,20 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
             for name, values in state["values"].items()
         }
         search.ended, search.failed = set(state["ended"]), set(state["failed"])
+
+
+def _load_trainable(trial: Trial) -> type[Trainable] | None:
+    """Load the class that a trial runs; ``None`` if it is not known here."""
+    kind = trial.get_trainable_cls() if hasattr(trial, "get_trainable_cls") else None
+    return kind if isinstance(kind, type) and issubclass(kind, Trainable) else None
+
+
+def _can_continue(trial: Trial, result: dict[str, Any]) -> bool:
+    """Return whether a trial that pauses continues where it was: it reports checkpoints, or Ray saves one."""
+    kind = _load_trainable(trial)
+    if kind is None or not issubclass(kind, FunctionTrainable):
+        return True
+    return bool(result.get(SHOULD_CHECKPOINT)) or bool(trial.has_checkpoint())
 
 
 def _read_number(value: Any) -> float:

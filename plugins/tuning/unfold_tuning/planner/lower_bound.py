@@ -34,7 +34,7 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, pl
     """Compute dollars that no plan undercuts with P(run time <= deadline) >= confidence on these samples.
 
     The bound covers the plans made of ``costs.allocations``. Unless it is exact, it leaves out minimum charges and
-    increments, which only lowers it.
+    increments except those of the first instance, which only lowers it.
 
     Args:
         model: The job on a machine.
@@ -53,7 +53,8 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, goal: Goal, pl
         if on_time_fraction > 0:
             rows = slowest_first[: max(1, round(fraction * model.samples))]
             relaxations.append(_relax_times(model, costs, rows, on_time_fraction))
-    bound_usd = max((_search_cheapest(relaxed, goal.deadline_s) for relaxed in relaxations), default=0.0)
+    bounds = [_search_cheapest(relaxed, goal.deadline_s) for relaxed in relaxations]
+    bound_usd = max((*bounds, _compute_smallest_bill_usd(model)))
     if not bound_usd < plan_usd < np.inf:
         return bound_usd
     open_plans = list_open_plans(relaxations, goal.deadline_s, plan_usd)
@@ -119,6 +120,15 @@ def _relax_times(model: ExecutionModel, costs: StageCosts, rows: IntArray, on_ti
     )
     is_growth = count_new_instances(costs.counts, model.running_instances) > 0
     return replace(costs, seconds=seconds, growth_s=wait_s[:, None, None] * is_growth)
+
+
+def _compute_smallest_bill_usd(model: ExecutionModel) -> float:
+    """Compute the bill of an instance that is released as soon as it is ready: every plan rents at least one."""
+    machine = model.machine
+    if machine.billing.per != "instance" or model.running_instances:
+        return 0.0
+    shortest_s = float(model.sample_startup_seconds(0, 1).min())
+    return float(machine.billing.cost(shortest_s, machine.usd_per_hour))
 
 
 def _search_cheapest(relaxed: StageCosts, deadline_s: float) -> float:

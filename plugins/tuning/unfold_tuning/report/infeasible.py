@@ -48,12 +48,7 @@ def _report_over_budget(problem: Problem, solution: Solution, selected: Selectio
     plan, confidence = selected.plan, problem.confidence
     affordable = select_within_budget(solution.candidates, budget_usd, confidence)
     later_s = affordable.plan.compute_guaranteed_seconds(confidence) if affordable else None
-    metrics = {
-        "cost_usd": Metric(plan.mean_cost_usd, "$", target=f"≤ {budget_usd:g}", ok=False),
-        "within_budget_probability": Metric(
-            plan.estimate_within_budget_probability(budget_usd), target=f"≥ {confidence:g}", ok=False
-        ),
-    }
+    metrics = _build_budget_metrics(plan, budget_usd, confidence)
     relaxed_usd = plan.compute_cost_quantile_usd(confidence)
     lines = (
         ("binding constraint", sentences.describe_binding_budget(plan.mean_cost_usd, deadline_s)),
@@ -66,10 +61,20 @@ def _report_over_budget(problem: Problem, solution: Solution, selected: Selectio
 def _report_small_budget(problem: Problem, solution: Solution) -> Report:
     budget_usd = problem.budget_usd or 0.0
     cheapest = min(solution.all_plans, key=lambda plan: plan.mean_cost_usd)
-    metrics = {"cost_usd": Metric(cheapest.mean_cost_usd, "$", target=f"≤ {budget_usd:g}", ok=False)}
+    metrics = _build_budget_metrics(cheapest, budget_usd, problem.confidence)
     relaxed_usd = cheapest.compute_cost_quantile_usd(problem.confidence)
     lines = (("minimal relaxation", sentences.describe_smallest_budget(relaxed_usd, cheapest.mean_seconds)),)
     return _build_report(problem, sentences.write_small_budget_headline(budget_usd, problem.confidence), metrics, lines)
+
+
+def _build_budget_metrics(plan: SimulatedPlan, budget_usd: float, confidence: float) -> dict[str, Metric]:
+    """Build the expected cost of a plan and how likely it stays within the budget, which is what was missed."""
+    cost_usd = plan.mean_cost_usd
+    probability = plan.estimate_within_budget_probability(budget_usd)
+    return {
+        "cost_usd": Metric(cost_usd, "$", target=f"≤ {budget_usd:g}", ok=cost_usd <= budget_usd),
+        "within_budget_probability": Metric(probability, target=f"≥ {confidence:g}", ok=False),
+    }
 
 
 def _build_report(

@@ -32,6 +32,7 @@ from unfoldkit.api import (
     Report,
     Table,
     Verdict,
+    divide_costs,
     format_count,
     format_duration,
     format_money,
@@ -171,8 +172,10 @@ def _build_metrics(analysis: PlanAnalysis) -> dict[str, Metric]:
             target=f"≥ {problem.confidence:g}",
             ok=goal.is_met_by(plan),
         ),
-        "static_ratio": Metric(static.mean_cost_usd / cost_usd if static else None, "x"),
-        "greedy_excess_percent": Metric((greedy.mean_cost_usd / cost_usd - 1) * 100 if greedy else None, "%"),
+        "static_ratio": Metric(divide_costs(static.mean_cost_usd, cost_usd) if static else None, "x"),
+        "greedy_excess_percent": Metric(
+            _compute_excess_percent(greedy.mean_cost_usd, cost_usd) if greedy else None, "%"
+        ),
         "gap_percent": Metric(analysis.gap_percent, "%"),
         "mean_seconds": Metric(plan.mean_seconds, "s"),
         "promised_seconds": Metric(plan.compute_guaranteed_seconds(goal.confidence), "s"),
@@ -262,11 +265,11 @@ def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
         yield "sensitivity", sentences.describe_sensitivity(errors)
     if machine.interruptions_per_hour:
         yield "spot", sentences.describe_total_loss(simulate_total_loss(candidate, plan.plan, goal))
-    if machine.has_coarse_billing:
+    gap_percent = analysis.gap_percent
+    if machine.has_coarse_billing and gap_percent != 0:
         yield "optimality", sentences.describe_coarse_billing(machine.billing.increment)
     if len(candidates) > 1:
         yield "instance types", _describe_instance_types(analysis)
-    gap_percent = analysis.gap_percent
     if gap_percent is not None and gap_percent > MIN_GAP_PERCENT:
         yield "lower bound", sentences.describe_lower_bound(analysis.comparison.lower_bound_usd)
 
@@ -332,9 +335,17 @@ def _describe_instance_types(analysis: PlanAnalysis) -> str:
     return " · ".join(options)
 
 
+def _compute_excess_percent(baseline_usd: float, plan_usd: float) -> float | None:
+    """Compute how much more a baseline costs than the plan; ``None`` if only the plan is free."""
+    ratio = divide_costs(baseline_usd, plan_usd)
+    return None if ratio is None else (ratio - 1) * 100
+
+
 def _format_cost_difference(baseline_usd: float, plan_usd: float) -> str:
     """Format how much more a baseline costs than the plan: ``+12 %``, ``the same``."""
-    percent = (baseline_usd / plan_usd - 1) * 100 if plan_usd else 0.0
+    percent = _compute_excess_percent(baseline_usd, plan_usd)
+    if percent is None:
+        return format_money(baseline_usd)
     if abs(percent) < 0.05:
         return "the same"
     return f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %"
