@@ -58,6 +58,8 @@ FOREIGN_HOST = (
 )
 CROSS_SITE = "a service without a token rejects requests from pages of other sites; set UNFOLD_TOKEN"
 HOST_NEEDED = "an HTTP/1.1 request needs exactly one valid Host header"
+CODING_OF_HTTP_1_0 = "HTTP/1.0 has no Transfer-Encoding"
+OTHER_CODING = "the only transfer coding is chunked; compress a body with Content-Encoding"
 SAFE_SITES = frozenset((b"same-origin", b"same-site", b"none"))
 # RFC 3986, section 3.2.2 and 3.2.3: registered name or address, and port; empty if the target has no authority
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
@@ -80,17 +82,33 @@ def reject_foreign_origins(app: ASGIApp, open_paths: Iterable[str]) -> ASGIApp:
     return wrapped
 
 
-def require_host(app: ASGIApp) -> ASGIApp:
-    """Wrap ``app`` to reject (400) requests without exactly one valid ``Host`` (RFC 9112, section 3.2)."""
+def require_clear_head(app: ASGIApp) -> ASGIApp:
+    """Wrap ``app`` to reject requests which a proxy before it may have read in another way.
+
+    They have no single valid ``Host`` (400; RFC 9112, section 3.2), a transfer coding other than ``chunked`` (501;
+    section 6.1), or any in HTTP/1.0 (400).
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not has_valid_host(scope["headers"], scope.get("http_version", "1.1")):
-            # a proxy may have read another host, so the connection is not reused
-            await send_reply(error_reply(400, HOST_NEEDED, ((b"connection", b"close"),)), send)
+        status, problem = _find_unclear_part(scope) if scope["type"] == "http" else (0, "")
+        if problem:
+            # the proxy may have read another host or another end, so the connection is not reused
+            await send_reply(error_reply(status, problem, ((b"connection", b"close"),)), send)
         else:
             await app(scope, receive, send)
 
     return wrapped
+
+
+def _find_unclear_part(scope: Scope) -> tuple[int, str]:
+    """Return status and message of what is unclear in a head; 0 and nothing if it is clear."""
+    version = scope.get("http_version", "1.1")
+    if not has_valid_host(scope["headers"], version):
+        return 400, HOST_NEEDED
+    codings = [value.strip().lower() for name, value in scope["headers"] if name == b"transfer-encoding"]
+    if codings and version == "1.0":
+        return 400, CODING_OF_HTTP_1_0
+    return (501, OTHER_CODING) if codings not in ([], [b"chunked"]) else (0, "")
 
 
 def has_valid_host(headers: Iterable[Header], http_version: str) -> bool:

@@ -23,7 +23,7 @@ from unfoldkit.serving.http.access_control import (
     is_authorized,
     is_private_host,
     reject_foreign_origins,
-    require_host,
+    require_clear_head,
     require_token,
 )
 from unfoldkit.serving.http.drain import Drain, close_while_draining, stop_server, wait_until
@@ -196,7 +196,7 @@ def _build_server(service: Service, options: HostOptions, drain: Drain, usage: R
     import uvicorn
     from uvicorn.config import LOGGING_CONFIG
 
-    app = close_while_draining(require_host(wrap_application(service, options.token, drain)), drain)
+    app = close_while_draining(require_clear_head(wrap_application(service, options.token, drain)), drain)
     app = observe_requests(app, options.observer)
     config = uvicorn.Config(
         options.instrumentation.wrap_app(app) if options.instrumentation else app,

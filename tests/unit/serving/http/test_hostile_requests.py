@@ -81,6 +81,9 @@ ATTACKS = {
     "two lengths": (post(b"content-length: 3\r\ncontent-length: 4\r\n"), 400),
     "signed length": (post(b"content-length: +3\r\n"), 400),
     "unknown coding": (post(b"transfer-encoding: xchunked\r\n", chunks()), 400),
+    "two codings": (post(b"transfer-encoding: gzip, chunked\r\n", chunks()), 501),
+    "coding twice": (post(CHUNKED * 2, chunks()), 400),
+    "coding of HTTP/1.0": (b"POST %b HTTP/1.0\r\n%b\r\n%b" % (INFER, CHUNKED, chunks()), 400),
     "absolute form": (post(path=b"http://test" + INFER), 200),
     "connect": (b"CONNECT test:80 HTTP/1.1\r\nhost: test\r\n\r\n", 400),
     "list of hosts": (post(host=b"host: a, b\r\n"), 400),
@@ -115,7 +118,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_with_its_status(hosts: tuple[Server, int], name: str) -> None:
-    """No attack gets a 5xx, an empty response or a second one; large messages are not repeated."""
+    """No attack gets an error of the server, an empty response or a second one; large messages are not repeated."""
     data, status = ATTACKS[name]
     received = exchange(hosts[0].port, data)
     assert received.startswith(b"HTTP/1.1 %d " % status), received[:300]

@@ -447,6 +447,11 @@ class _InnerTransport:
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self.transport, self.connection = transport, connection
 
+    def write(self, data: bytes) -> None:
+        # an application may still answer the head of a request whose body has already been answered by a 400
+        if not self.connection.is_lingering:
+            self.transport.write(data)
+
     def close(self) -> None:
         self.connection.end()
 
