@@ -359,9 +359,15 @@ def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, 
 def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str, tuple[str, ...]]:
     """Resolve the columns of each feature group and check that they hold numbers."""
     source = options.source
+    # a misspelt name would leave the real column among the features, and the error would be about its cells
+    for name, key in ((source.group, "data.group"), (options.split.column, "data.split")):
+        if name:
+            frame.text(name, key=key)
     # without feature groups all other columns are features, but neither the site nor the time of a split
     unused = "" if options.features else options.split.column
     columns = resolve_columns(frame, options.features, options.label_column, source.categories, (source.group, unused))
+    if not any(columns.values()):
+        raise user_error(f"{frame.name} has no column that a model could read", key="data.path", file="")
     for column in dict.fromkeys(name for group in columns.values() for name in group):
         # an indicator of a category is numeric by construction
         if column in frame.columns:
