@@ -79,6 +79,13 @@ def test_a_misspelt_column_is_the_culprit_not_the_words_in_the_real_one(
         train(spec, run_in(tmp_path / "run", base=tmp_path))
 
 
+def test_a_number_beyond_single_precision_is_named(tmp_path: Path) -> None:
+    """The largest double, a common mark of nothing, is refused with its cell before any model overflows."""
+    rows = [f"{i},{'-1.7976931348623157e308' if i == 7 else i % 5},{i % 2}" for i in range(60)]
+    with pytest.raises(UnfoldError, match=r'"-1\.79.*" in row 8 of column "b" is too large for a model'):
+        train(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
+
+
 def test_a_table_of_labels_only_is_refused(tmp_path: Path) -> None:
     """Where nothing is left for a model to read, the message is about the table, not about an estimator."""
     header = OWN.replace("features: {all: {columns: [a, b]}}\n", "")
