@@ -175,6 +175,9 @@ def test_gaps_that_no_model_accepts_name_their_row_and_column(tmp_path: Path, wo
     (tmp_path / "own.yaml").write_text(TABLE)
     (tmp_path / "a.csv").write_text("\n".join(["a,b,y", *map(",".join, rows)]))
     assert run(tmp_path, "train", "own.yaml").returncode in (0, 1)
+    own = run(tmp_path, *words, "a.csv")
+    assert "a.csv is the table of the run" in own.stdout + own.stderr
+    assert own.returncode == 2 or words[0] == "validate"
     rows[4][1] = rows[9][1] = ""
     (tmp_path / "b.csv").write_text("\n".join(["a,b,y", *map(",".join, rows)]))
     done = run(tmp_path, *words, "b.csv")
