@@ -109,6 +109,15 @@ def test_invalid_parameters_are_errors_in_fit(changes: Any, told: str) -> None:
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
 
 
+@pytest.mark.parametrize("budget", ["5", float("nan"), True, [3]])
+def test_a_budget_that_is_no_number_is_an_error(budget: Any) -> None:
+    """A budget such as "5" from a configuration file is refused, not taken for the cheapest cascade."""
+    x, y = load_breast_cancer(return_X_y=True)
+    model = CascadeClassifier(TINY, prices=[1, 20]).fit(x[:80], y[:80])
+    with pytest.raises((TypeError, ValueError), match="budget must be a number or None, not"):
+        model.predict(x[:5], budget=budget)
+
+
 def test_evidence_is_small_where_training_data_is_sparse() -> None:
     """The vacuity is that of the formula: a case in a leaf of few training rows is less sure."""
     rng = np.random.default_rng(0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -267,12 +269,17 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
         """Find the cascade of ``front_`` that a budget buys: the most accurate that costs no more.
 
         Raises:
-            ValueError: every cascade costs more.
+            TypeError: the budget is no number.
+            ValueError: every cascade costs more, or the budget is NaN.
         """
         check_is_fitted(self)
         front, limit = self.front_.front, self.budget if budget is None else budget
         if limit is None:
             return int(front.loss.argmin())
+        if isinstance(limit, (bool, np.bool_)) or not isinstance(limit, Real):
+            raise TypeError(f"budget must be a number or None, not {limit!r}")
+        if math.isnan(limit):
+            raise ValueError("budget must be a number or None, not NaN")
         point = front.best_within(limit)
         if point is None:
             raise ValueError(f"no cascade costs so little: the cheapest needs {front.cost.min():g} a case")

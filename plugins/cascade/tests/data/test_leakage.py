@@ -51,6 +51,15 @@ INDEPENDENT: dict[str, Callable[[int], FloatArray]] = {
 }
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e200, 1e307])
+@pytest.mark.parametrize("times", [1, 4])
+def test_copies_are_counted_among_huge_and_tiny_numbers(scale: float, times: int) -> None:
+    """A column whose squares overflow hides no copies and invents none."""
+    rows = RNG(0).normal(size=(300, 3)) * [scale, 1.0, 1.0]
+    copies = find_copies(np.repeat(rows, times, axis=0))
+    assert (0 if copies is None else copies.identical) == 300 * (times - 1)
+
+
 @pytest.mark.parametrize("name", COPIED)
 @pytest.mark.parametrize("seed", range(3))
 def test_copies_are_found(name: str, seed: int) -> None:

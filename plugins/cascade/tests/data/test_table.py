@@ -62,6 +62,39 @@ def test_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
     assert train(spec, run).notes == ("skipped 6 rows of own.csv without a label",)
 
 
+@pytest.mark.parametrize(
+    ("setting", "culprit"),
+    [
+        ("data.split={column: sit, test: [C]}", 'data.split: own.csv has no column "sit"'),
+        ("data.group=sit", 'data.group: own.csv has no column "sit"'),
+    ],
+)
+def test_a_misspelt_column_is_the_culprit_not_the_words_in_the_real_one(
+    tmp_path: Path, setting: str, culprit: str
+) -> None:
+    """Without feature groups, a site of words is a feature where the split names another column."""
+    header = OWN.replace("features: {all: {columns: [a, b]}}\n", "")
+    spec = own(tmp_path, [f"{i},{'ABC'[i % 3]},{i % 2}" for i in range(60)], setting, text=header)
+    with pytest.raises(UnfoldError, match=re.escape(culprit)):
+        train(spec, run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_a_number_beyond_single_precision_is_named(tmp_path: Path) -> None:
+    """The largest double, a common mark of nothing, is refused with its cell before any model overflows."""
+    rows = [f"{i},{'-1.7976931348623157e308' if i == 7 else i % 5},{i % 2}" for i in range(60)]
+    with pytest.raises(UnfoldError, match=r'"-1\.79.*" in row 8 of column "b" is too large for a model'):
+        train(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_a_table_of_labels_only_is_refused(tmp_path: Path) -> None:
+    """Where nothing is left for a model to read, the message is about the table, not about an estimator."""
+    header = OWN.replace("features: {all: {columns: [a, b]}}\n", "")
+    spec = own(tmp_path, [], text=header)
+    (tmp_path / "own.csv").write_text("y\n" + "0\n1\n" * 30)
+    with pytest.raises(UnfoldError, match=r"own\.csv has no column that a model could read"):
+        train(spec, run_in(tmp_path / "run", base=tmp_path))
+
+
 @pytest.mark.parametrize(("label", "other"), [("-", "+"), ("none", "mild")])
 def test_marks_used_as_labels_are_labels(tmp_path: Path, label: str, other: str) -> None:
     """A test that is - or +, and nothing of several kinds, are labels like others."""

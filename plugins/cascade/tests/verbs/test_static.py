@@ -300,7 +300,9 @@ def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("a,b,y\n1,2\n", "own.csv:2:1: has 2 cells where the header has 3"),
-        ("a,a,y\n", "must name each column once"),
+        ("a,a,y\n", 'own.csv:1:1: the first line must name each column once: two columns are named "a"'),
+        (",b,\n", "two columns have no name"),
+        ("", "the file is empty"),
         ("a,b,y\n1,2,0\n", "has 1 rows; at least 10 are needed"),
         ("a,b,z\n" + "1,2,0\n" * 20, 'has no column "y"'),
         ("a,c,y\n" + "1,2,0\n" * 20, "only one value"),

@@ -153,3 +153,33 @@ def test_recalibration_keeps_at_the_other_site_what_it_promises(folder: Path) ->
         checked = run(folder, "validate", str(local), "--data", "fresh.csv", "--format", "json")
         promises = next(each for each in json.loads(checked.stdout)["tables"] if each["name"] == "promises")
         assert next(row[-1] for row in promises["rows"] if row[0] == "loss") != "broken"
+
+
+TABLE = """
+version: 1
+kind: cascade
+name: own
+data: {source: table, path: a.csv}
+stages:
+  - {name: only, target: {column: y}, models: [{name: m, estimator: logistic-regression}]}
+baseline: {candidates: [{estimator: knn}]}
+goal: {max_loss: 20%}
+"""
+
+
+@pytest.mark.parametrize("words", [("validate", "runs/own", "--data"), ("plan", "runs/own", "--recalibrate")])
+def test_gaps_that_no_model_accepts_name_their_row_and_column(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A model of a table without missing values meets some at a new site: exit 2 with the cell, not a traceback."""
+    rng = np.random.default_rng(0)
+    rows = [[f"{value:.4f}" for value in row] + [str(int(row[0] > 0))] for row in rng.normal(size=(200, 2))]
+    (tmp_path / "own.yaml").write_text(TABLE)
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,y", *map(",".join, rows)]))
+    assert run(tmp_path, "train", "own.yaml").returncode in (0, 1)
+    own = run(tmp_path, *words, "a.csv")
+    assert "a.csv is the table of the run" in own.stdout + own.stderr
+    assert own.returncode == 2 or words[0] == "validate"
+    rows[4][1] = rows[9][1] = ""
+    (tmp_path / "b.csv").write_text("\n".join(["a,b,y", *map(",".join, rows)]))
+    done = run(tmp_path, *words, "b.csv")
+    assert done.returncode == 2
+    assert 'b.csv: row 5 has no value in the column "b" (2 of 200 rows have gaps)' in done.stderr

@@ -38,6 +38,7 @@ MIN_CASES_PER_LABEL = 8
 MIN_FOLDS = 2
 MIN_CLUSTERS = 10
 MAX_LABELS = 1000
+LARGEST_VALUE = float(np.finfo(np.float32).max)
 CORRECT = "right"
 """The one label of recorded predictions that come with scores instead of labels."""
 MEASURED = "if it is a measurement, write its ranges (low, middle, high) into a label column"
@@ -359,14 +360,29 @@ def _build_units(options: DatasetOptions, frame: Frame, is_labelled: BoolArray, 
 def _resolve_feature_columns(options: DatasetOptions, frame: Frame) -> dict[str, tuple[str, ...]]:
     """Resolve the columns of each feature group and check that they hold numbers."""
     source = options.source
+    # a misspelt name would leave the real column among the features, and the error would be about its cells
+    for name, key in ((source.group, "data.group"), (options.split.column, "data.split")):
+        if name:
+            frame.text(name, key=key)
     # without feature groups all other columns are features, but neither the site nor the time of a split
     unused = "" if options.features else options.split.column
     columns = resolve_columns(frame, options.features, options.label_column, source.categories, (source.group, unused))
+    if not any(columns.values()):
+        raise user_error(f"{frame.name} has no column that a model could read", key="data.path", file="")
     for column in dict.fromkeys(name for group in columns.values() for name in group):
         # an indicator of a category is numeric by construction
         if column in frame.columns:
-            frame.numbers_or_flags(column, key="features")
+            _check_size(frame, column, frame.numbers_or_flags(column, key="features"))
     return columns
+
+
+def _check_size(frame: Frame, column: str, values: FloatArray) -> None:
+    """Raise when a value is beyond single precision, which trees read: often it marks a missing value."""
+    large = np.flatnonzero(np.abs(values) > LARGEST_VALUE)
+    if len(large):
+        cell = f'"{frame.columns[column][large[0]]}" in row {large[0] + 1} of column "{column}"'
+        hint = "rescale the column, or leave the cell empty where it marks a missing value"
+        raise user_error(f"{frame.name}: {cell} is too large for a model", key="features", hint=hint)
 
 
 def _check_unlabelled(unlabelled: int, rows: int, column: str, name: str) -> None:

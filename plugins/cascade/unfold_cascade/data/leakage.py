@@ -33,6 +33,8 @@ SAMPLE = 500
 MIN_CASES = 20
 MIN_STEPS = 500
 MIN_LABEL_SCORE = 0.995
+MAX_EXPONENT = 300
+"""Columns with larger powers of two are scaled down: their squares would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def find_copies(numbers: FloatArray, words: Sequence[np.ndarray] = (), *, finds_
     numbers = numbers[:, (numbers != numbers[0]).any(axis=0)]
     if not numbers.shape[1]:
         return None
+    numbers = _scale_down(numbers)
     keys = _hash_columns(numbers, words)
     whole = keys.sum(axis=1, dtype=np.uint64)
     exact = np.unique(whole, return_inverse=True)[1]
@@ -127,6 +130,14 @@ def _is_separating(values: FloatArray, labels: IntArray, leaves: int) -> bool:
     order = np.lexsort((labels, values))
     changes = int((np.diff(labels[order]) != 0).sum())
     return changes <= leaves + 0.02 * len(labels)
+
+
+def _scale_down(numbers: FloatArray) -> FloatArray:
+    """Divide the columns of (n, d) huge numbers by a power of two, so that they are at most 1."""
+    exponent = np.frexp(np.fmax.reduce(np.abs(numbers), axis=0))[1]
+    shift = np.where(exponent > MAX_EXPONENT, exponent, 0)
+    scaled: FloatArray = np.ldexp(numbers, -shift) if shift.any() else numbers
+    return scaled
 
 
 def _hash_columns(numbers: FloatArray, words: Sequence[np.ndarray]) -> np.ndarray:

@@ -322,8 +322,12 @@ def _read_csv(path: Path) -> Frame:
     except csv.Error as error:
         raise user_error(f"not a CSV file: {error}", file=str(path)) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
-    if not rows or len(set(header)) != len(header):
-        raise user_error("the first line must name each column once", file=str(path))
+    if not rows:
+        raise user_error("the file is empty; its first line must name the columns", file=str(path))
+    twice = next((name for index, name in enumerate(header) if name in header[:index]), None)
+    if twice is not None:
+        names = "two columns have no name" if not twice else f'two columns are named "{twice}"'
+        raise UnfoldError(Diagnostic(f"the first line must name each column once: {names}", str(path), rows[0][0], 1))
     for number, row in rows[1:]:
         if len(row) != len(header):
             message = f"has {len(row)} cells where the header has {len(header)}"

@@ -112,6 +112,8 @@ def validate_cases(loaded: LoadedPlan, source: TableSource, run: Run, verb: str)
         served=sentences.served_policy(loaded.baseline.name, is_cascade=loaded.is_cascade),
     )
     report = build_validation_report(data, judge_promises(promises, problem.goal.confidence, run.seed), run)
+    if frame.digest == problem.dataset.digest:
+        report = replace(report, notes=(*report.notes, sentences.own_table(frame.name)))
     return report if verb == "validate" else join_reports(compare_new_cases(loaded, source, tables, run), report)
 
 

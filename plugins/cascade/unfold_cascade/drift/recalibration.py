@@ -21,8 +21,8 @@ from unfold_cascade.planner.compose import search_policies
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_front, write_front
 from unfold_cascade.planner.policy import Policy
 from unfold_cascade.planner.select import shortlist_points
+from unfold_cascade.report import sentences
 from unfold_cascade.report.plan import build_plan_report
-from unfold_cascade.report.sentences import RECALIBRATED
 from unfold_cascade.serving.loader import LoadedPlan
 from unfoldkit.api import Cell, Column, Report, Run, Table, fingerprint, user_error
 
@@ -45,7 +45,7 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
     return replace(
         report,
         tables=(table, *report.tables),
-        lines=(*report.lines, ("recalibrated", RECALIBRATED)),
+        lines=(*report.lines, ("recalibrated", sentences.RECALIBRATED)),
         decision=decision,
         provenance={"inputs": {"data": solution.problem.dataset.digest}},
     )
@@ -57,6 +57,9 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
     if labels is None:
         raise user_error(f"{frame.name} has no labels to recalibrate on", key=loaded.problem.data.label_key)
     problem, known = loaded.problem, len(loaded.problem.dataset.labels)
+    if frame.digest == problem.dataset.digest and not problem.is_recorded:
+        hint = "give cases that the run has not seen"
+        raise user_error(sentences.own_table(frame.name), key="data.path", file="", hint=hint)
     tables = extend_tables(loaded, frame, run)
     new = np.flatnonzero(labels >= 0)
     clusters, copies = group_rows(replace(problem.data, source=source), frame, problem.dataset.order, labels >= 0)

@@ -17,7 +17,7 @@ from unfold_cascade.data.dataset import read_clusters
 from unfold_cascade.data.table import Frame, TableSource, build_matrix, load_frame
 from unfold_cascade.drift.report import CheckedData, build_drift_report
 from unfold_cascade.drift.statistics import Change, compare_cases, compare_clusters
-from unfold_cascade.models.onnx_runtime import build_native_engine
+from unfold_cascade.models.onnx_runtime import Engine, build_native_engine, predict_table
 from unfold_cascade.models.zoo import ModelSlot, PredictedSlot, Predictions
 from unfold_cascade.planner.policy import Outcome, Policy, StagePolicy, follow
 from unfold_cascade.planner.problem import DriftRule
@@ -116,17 +116,22 @@ def extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
     run.progress("new data", 0, 1)
     if problem.is_recorded:
         return load_stored_tables(problem, run.directory, frame)
-    x = build_matrix(frame, problem.dataset.order, key="features")
-    models: list[PredictedSlot] = [
-        (slot, _extend_predictions(slot, predictions, x, run)) for slot, predictions in loaded.models.values()
-    ]
+    order = problem.dataset.order
+    x = build_matrix(frame, order, key="features")
+
+    def extend(slot: ModelSlot, predictions: Predictions) -> Predictions:
+        names = [order[number] for number in slot.columns]
+        engine = build_native_engine(run, slot, "a whole table")
+        columns = np.ascontiguousarray(x[:, slot.columns])
+        new = predict_table(engine, columns, columns=names, place=slot.place, source=frame.name)
+        return _extend_predictions(predictions, new, engine, columns)
+
+    models: list[PredictedSlot] = [(slot, extend(slot, stored)) for slot, stored in loaded.models.values()]
     return build_tables(problem, models)
 
 
-def _extend_predictions(slot: ModelSlot, predictions: Predictions, x: FloatArray, run: Run) -> Predictions:
-    engine = build_native_engine(run, slot, "a whole table")
-    columns = np.ascontiguousarray(x[:, slot.columns])
-    probability = np.concatenate([predictions.probability, engine.predict(columns)])
+def _extend_predictions(predictions: Predictions, new: FloatArray, engine: Engine, columns: FloatArray) -> Predictions:
+    probability = np.concatenate([predictions.probability, new])
     if engine.inspect is None or predictions.confidence is None:
         return replace(predictions, probability=probability)
     confidence = np.concatenate([predictions.confidence, engine.inspect(columns)])

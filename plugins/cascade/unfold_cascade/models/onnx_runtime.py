@@ -8,7 +8,7 @@ equal and no confidence differs by more than ``TOLERANCE``.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -146,6 +146,35 @@ def build_native_engine(run: Run, slot: StoredModel, reason: str, *, dtype: type
     classes, inspection = slot.classes, slot.inside
     inspect = None if inspection is None else lambda x: inspect_model(inspection, model, x)
     return Engine(lambda x: estimators.predict_probabilities(model, x, classes), dtype, NATIVE, reason, inspect)
+
+
+def predict_table(engine: Engine, x: Matrix, *, columns: Sequence[str], place: str, source: str) -> FloatArray:
+    """Predict (n, C) probabilities of (n, d) rows of a new table by a native model.
+
+    Args:
+        engine: the native model.
+        x: the rows.
+        columns: (d,) names of the columns, for messages.
+        place: stage and model.
+        source: name of the table.
+
+    Raises:
+        UnfoldError: a row misses a value, and the model was fitted on a table without missing values.
+    """
+    try:
+        return engine.predict(x)
+    except ValueError as error:
+        gaps = np.argwhere(np.isnan(x))
+        if not len(gaps):
+            raise
+        row, column = gaps[0]
+        rows = len(np.unique(gaps[:, 0]))
+        message = (
+            f'{source}: row {row + 1} has no value in the column "{columns[column]}" ({rows} of {len(x)} rows have '
+            f"gaps); the model {place} was fitted on a table without missing values"
+        )
+        hint = "fill the cells, or train on a table with missing values, which are then imputed"
+        raise user_error(message, key="features", hint=hint) from error
 
 
 def shrink_engine(engine: Engine) -> Engine:

@@ -169,6 +169,11 @@ def front_range(count: int, lowest: str, highest: str) -> str:
     return f"{count_of(count, 'cascade')}, savings from {lowest} to {highest}; plot: --out report.html"
 
 
+def own_table(name: str) -> str:
+    """State that new data are the table of the run itself."""
+    return f"{name} is the table of the run: its models or gates were fitted on part of it and look too good there"
+
+
 def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
     """Compare the paper's greedy gates with the exact ones; ``None`` where greedy does not reach the loss."""
     texts = [f"{name} {gap:+.0f} %" if gap is not None else f"{name} not reached" for name, gap in gaps]

@@ -121,8 +121,8 @@ def run_job(job: TrainingJob) -> tuple[bytes, bytes]:
 
 def _fit(job: TrainingJob, x: Float32, mask: BoolArray) -> Any:
     weight = None if job.rows.weight is None else job.rows.weight[mask]
-    has_gaps = estimators.has_gaps(x)
-    return estimators.fit_estimator(job.recipe, x[mask], job.rows.labels[mask], job.seed, weight, gaps=has_gaps)
+    # any measurement may be missing at a later hour or at another site, even where no training patient misses one
+    return estimators.fit_estimator(job.recipe, x[mask], job.rows.labels[mask], job.seed, weight, gaps=True)
 
 
 def predict_probabilities(model: Any, x: Float32, classes: int, inspection: str | None) -> FloatArray:
