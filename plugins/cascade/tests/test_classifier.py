@@ -97,7 +97,9 @@ def test_single_rows_and_batches_get_equal_answers(fitted: Any) -> None:
     ("changes", "told"),
     [
         ({"confidence": "hope"}, "confidence must be one of"),
-        ({"max_models": 9}, "max_models must be from 1 to 5"),
+        ({"max_models": 9}, "max_models must be an integer from 1 to 5"),
+        ({"max_models": 2.5}, "max_models must be an integer from 1 to 5"),
+        ({"bins": 1}, "bins must be an integer of at least 2 or None"),
         ({"prices": [1.0]}, "2 estimators need as many prices"),
         ({"estimators": [TINY[0], TINY[0]]}, "different names"),
     ],

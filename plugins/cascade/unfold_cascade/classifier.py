@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -44,6 +44,8 @@ DROP = "drop"
 PREFIT = "prefit"
 MAX_POINTS = 64
 TIMED_ROWS = 256
+MIN_BINS = 2
+"""Fewer bins have no edge between them that a threshold could take."""
 """Rows per timed call, where prices are measured."""
 CONFIDENCES: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "max-probability": confidences.max_probability,
@@ -341,8 +343,10 @@ class CascadeClassifier(ClassifierMixin, TransformerMixin, _BaseComposition):  #
         supported = (*CONFIDENCES, *INSPECTIONS)
         if self.confidence not in supported:
             raise ValueError(f"confidence must be one of {', '.join(supported)}, not {self.confidence!r}")
-        if not 1 <= self.max_models <= MAX_MODELS:
-            raise ValueError(f"max_models must be from 1 to {MAX_MODELS}, not {self.max_models!r}")
+        if not isinstance(self.max_models, Integral) or not 1 <= self.max_models <= MAX_MODELS:
+            raise ValueError(f"max_models must be an integer from 1 to {MAX_MODELS}, not {self.max_models!r}")
+        if self.bins is not None and (not isinstance(self.bins, Integral) or self.bins < MIN_BINS):
+            raise ValueError(f"bins must be an integer of at least {MIN_BINS} or None, not {self.bins!r}")
         self._check_prices(names)
         return used
 

@@ -102,7 +102,8 @@ def test_subfolders_are_read_as_one_table(tmp_path: Path) -> None:
     [
         ("80|37|16|40|9|1|0\n80|37|16|40|9|2\n", "p3.psv:3:1: .*has 6 cells where the header has 7"),
         ("80|37|16|40|9|1|0\n80|warm|16|40|9|2|0\n", 'p3.psv:3:1: .*"warm" is not a number'),
-        ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "the hours of p3 do not ascend"),
+        ("80|37|16|40|9|NaN|0\n80|37|16|40|9|1|0\n", "p3 has a row without an hour"),
+        ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "p3 has hour 1 after hour 2: the hours do not ascend"),
     ],
 )
 def test_damaged_psv_files_are_reported_with_their_line(tmp_path: Path, body: str, message: str) -> None:
@@ -158,7 +159,7 @@ def test_row_order_of_long_tables_does_not_matter(tmp_path: Path) -> None:
 def test_repeated_hours_are_reported(tmp_path: Path) -> None:
     """Two rows of one entity at the same hour are an error that names entity and hour."""
     (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},1\n" for h in range(11)) + "a,3,2\n")
-    with pytest.raises(UnfoldError, match="hours of a do not ascend at hour 3"):
+    with pytest.raises(UnfoldError, match="a has two rows of hour 3"):
         read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
 
 

@@ -118,4 +118,12 @@ def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str
     if disordered.any():
         row = int(np.flatnonzero(disordered)[0])
         entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
-        raise user_error(f"{name}: the hours of {entity} do not ascend at hour {hour[row]:g}", key=key)
+        raise user_error(f"{name}: {entity} {_describe_disorder(hour, row)}", key=key)
+
+
+def _describe_disorder(hour: FloatArray, row: int) -> str:
+    if not np.isfinite(hour[row]):
+        return "has a row without an hour"
+    if hour[row] == hour[row - 1]:
+        return f"has two rows of hour {hour[row]:g}"
+    return f"has hour {hour[row]:g} after hour {hour[row - 1]:g}: the hours do not ascend"
