@@ -66,7 +66,8 @@ def find_confident_plan(checker: SloChecker, problem: Problem, progress: Progres
         tails_s = list_scenario_tails(checker.pipeline, result.plan, scenarios)
         share = measure_fresh_share(tails_s, checker.slo_s)
         is_reached = share.kept >= required
-        progress("scenarios", min(share.kept, required), required)
+        if required:
+            progress("scenarios", min(share.kept, required), required)
         ranked = [int(index) for index in np.argsort(tails_s, kind="stable")[:required]]
         hardest = next((index for index in reversed(ranked) if index not in joined), None)
         plan = ConfidentPlan(solution=result, share=share, base_cost=base_cost, is_reached=is_reached)
