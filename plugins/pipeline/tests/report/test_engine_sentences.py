@@ -50,7 +50,7 @@ PAGE: dict[str, list[str]] = {
     "describe_endpoint_front": [sentences.describe_endpoint_front(0.008)],
     "describe_contention": [sentences.describe_contention(2, 1.41, 1.2)],
     "describe_endpoint_range": [sentences.describe_endpoint_range(1_500, 16)],
-    "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 2_048, 0.19)],
+    "describe_endpoint_steps": [sentences.describe_endpoint_steps(0.014, 180.0, 2_048, 0.19)],
     "describe_excluded": [sentences.describe_excluded("l4", 1, "tpot", 0.07)],
     "describe_front": [sentences.describe_front(0.008, 1.0), sentences.describe_front(0.008, 1.5)],
     "describe_hindsight": [

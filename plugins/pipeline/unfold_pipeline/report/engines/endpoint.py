@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from unfold_pipeline.engine.simulation.engine import StepTimes
+from unfold_pipeline.engine.simulation.scheduler_reference import interpolate
 from unfold_pipeline.engine.step_times.endpoint_fit import FittedEndpoint, PhaseFit
 from unfold_pipeline.engine.step_times.endpoint_profile import EndpointProfile
 from unfold_pipeline.engine.step_times.process_contention import ProcessContention, measure_contention
@@ -20,8 +24,10 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
         fresh: requests that were measured now; the others were in the run.
     """
     times, contention = fit.times, measure_contention(profile)
-    step_s = times.overhead + float(times.dense[1] + times.sequence[1])
-    full_s = times.overhead + float(times.dense[-1] + times.sequence[1])
+    context = float(np.mean([request.input_tokens for request in profile.select_solo()] or [0]))
+    budget = times.dense.size - 1
+    step_s = _compute_step_s(times, 1, (0.0, 0.0, 1.0, context))
+    full_s = _compute_step_s(times, budget, (float(budget), 0.0, 0.0, 0.0))
     return Report(
         kind="pipeline",
         verb="profile",
@@ -40,7 +46,7 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
         tables=(_build_table(fit.phases),),
         figures=(_build_figure(fit),),
         lines=(
-            ("steps", sentences.describe_endpoint_steps(step_s, times.dense.size - 1, full_s)),
+            ("steps", sentences.describe_endpoint_steps(step_s, context, budget, full_s)),
             ("front end", sentences.describe_endpoint_front(fit.front_s)),
             ("fit", sentences.describe_endpoint_fit(fit.within)),
             ("range", sentences.describe_endpoint_range(fit.longest_prompt, fit.peak_streams)),
@@ -48,6 +54,12 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
         ),
         next="unfold plan SPEC",
     )
+
+
+def _compute_step_s(times: StepTimes, tokens: int, attention: tuple[float, float, float, float]) -> float:
+    """Return the duration (s) of a step of one request; ``attention`` is chunk, past, decodes and context in tokens."""
+    dense, sequence = float(times.dense[tokens]), float(times.sequence[1])
+    return float(times.overhead) + dense + sequence + interpolate(attention, times)
 
 
 def _list_contention(contention: ProcessContention | None) -> tuple[tuple[str, str], ...]:

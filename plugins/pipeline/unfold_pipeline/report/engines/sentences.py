@@ -125,9 +125,12 @@ def describe_endpoint(stage: str, requests: int, fresh: int) -> str:
     return f"step times of {stage} fitted to {_pluralize(fresh, 'request')} of a running engine{stored}"
 
 
-def describe_endpoint_steps(step_s: float, budget: int, full_s: float) -> str:
+def describe_endpoint_steps(step_s: float, context: float, budget: int, full_s: float) -> str:
     """Return the durations of the smallest and of the largest step."""
-    return f"a step of 1 token takes {format_seconds(step_s)}, one of {budget:,} prompt tokens {format_seconds(full_s)}"
+    small, large = format_seconds(step_s), format_seconds(full_s)
+    return (
+        f"a step of 1 token takes {small} with {context:,.0f} tokens before it, one of {budget:,} prompt tokens {large}"
+    )
 
 
 def describe_endpoint_front(front_s: float) -> str:
