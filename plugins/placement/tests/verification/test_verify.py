@@ -257,7 +257,7 @@ class OneAtATime(Undo):
     ],
 )
 def test_lost_work_and_broken_rules_are_found_in_custom_policies(kind: type[Policy], name: str, evidence: str) -> None:
-    """A stop from which nobody gains, and a breach that the policy's own audit reports, each with its replay."""
+    """A stop after which no other job starts, and a breach that the policy's audit reports, each with its replay."""
     scenario = Scenario(
         tuple(cluster(1, 2)), (Kind("v", (Task("", {"gpu": 1000}, 60.0),)), SMALL), "v", has_gangs=False
     )

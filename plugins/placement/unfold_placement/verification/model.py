@@ -30,6 +30,8 @@ from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.policies.shared.pending import PendingUnits, UnitShapes
 from unfold_placement.policies.shared.unit_queue import UnitQueue
 
+Running = Sequence[tuple[Task, str, float]]
+"""The running tasks with node and start time (s), in order of start, as ``View.running`` lists them."""
 ATOMS = frozenset({int, float, str, bool, bytes, type(None), FunctionType, type, re.Pattern, frozenset})
 SHARED = frozenset({Task, Node, Ask, EphemeralResource, Event})
 """Immutable objects that copies share."""
@@ -80,15 +82,13 @@ class Renaming:
         return renamed
 
 
-def canonical_key(
-    controller: Controller, rename: Renaming, running: Sequence[tuple[Task, str, float]], *, is_coarse: bool = False
-) -> Hashable:
+def canonical_key(controller: Controller, rename: Renaming, running: Running, *, is_coarse: bool = False) -> Hashable:
     """Return the canonical form of a controller's state.
 
     Args:
         controller: The controller, after its events have been processed.
         rename: Names of the living jobs.
-        running: The running tasks, in order of start (``View.running``).
+        running: The running tasks.
         is_coarse: Of the real numbers of a policy only signs and order count, so that tags which grow for ever recur.
     """
     table, state, view = controller.table, controller.table.state, controller.view

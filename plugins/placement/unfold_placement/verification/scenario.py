@@ -11,7 +11,7 @@ from unfold_placement.core.controller import Controller, build_controller, colle
 from unfold_placement.core.policy import InstantBudget, Policy
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import DOWN, UP, Node, NodeChange, Task
-from unfold_placement.verification.model import SLOT_MARK, Renaming
+from unfold_placement.verification.model import SLOT_MARK, Renaming, Running
 
 KIND_END = "."
 """Ends the name of a kind that was taken from a spec, so that a number can follow it."""
@@ -137,7 +137,7 @@ def job_rows(controller: Controller, job: str) -> list[int]:
     return rows
 
 
-def running_jobs(running: Sequence[tuple[Task, str, float]], *, only_whole: bool) -> list[str]:
+def running_jobs(running: Running, *, only_whole: bool) -> list[str]:
     """Return the jobs of running tasks, in order of start; with ``only_whole`` those of which every task runs."""
     counts = Counter([task.job for task, _, _ in running])
     if not only_whole:
@@ -146,9 +146,9 @@ def running_jobs(running: Sequence[tuple[Task, str, float]], *, only_whole: bool
     return [job for job, count in counts.items() if count == sizes[job]]
 
 
-def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs) -> Iterator[Action]:
-    """Yield the actions that are possible in a state."""
-    for index, job in enumerate(running_jobs(controller.view.running(), only_whole=scenario.has_gangs)):
+def list_actions(scenario: Scenario, controller: Controller, jobs: Jobs, running: Running) -> Iterator[Action]:
+    """Yield the actions that are possible in a state with these running tasks."""
+    for index, job in enumerate(running_jobs(running, only_whole=scenario.has_gangs)):
         yield Action(END, job, index)
     yield from _list_arrivals(scenario, jobs)
     for node in scenario.unsteady:

@@ -11,12 +11,12 @@ import numpy as np
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import QUEUE, Task
+from unfold_placement.core.types import QUEUE
 from unfold_placement.core.view import Unit
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.audit import find_broken_rule, is_checked_at_starts
 from unfold_placement.simulation.simulator import collect_result
-from unfold_placement.verification.model import SLOT_MARK, Renaming, canonical_key, copy_controller
+from unfold_placement.verification.model import SLOT_MARK, Renaming, Running, canonical_key, copy_controller
 from unfold_placement.verification.scenario import (
     END,
     NODE_CHANGES,
@@ -37,8 +37,6 @@ STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE, LOST_WORK, BRO
 """Properties that a search decides."""
 PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, BROKEN_RULE, LOST_WORK, LIVELOCK, HEAD_OF_LINE)
 """All of them, in the order of reports."""
-Running = Sequence[tuple[Task, str, float]]
-"""The running tasks with node and start time, in order of start."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -218,9 +216,10 @@ def _expand(
 ) -> Iterator[Finding]:
     """Apply every action that is possible in a state; yield the violations on the way and in new states."""
     scenario, graph = frontier.scenario, frontier.graph
-    actions = list(list_actions(scenario, controller, jobs))
+    running = controller.view.running()
+    actions = list(list_actions(scenario, controller, jobs, running))
     before = [action.target for action in actions if action.code == END]
-    running_before = set(running_jobs(controller.view.running(), only_whole=False))
+    running_before = set(running_jobs(running, only_whole=False))
     for action in actions:
         following = copy_controller(controller) if action is not actions[-1] else controller
         cursor = int(following.table.state.counters[kernel.LOGGED])
@@ -237,8 +236,8 @@ def _expand(
         stopped = _stopped_jobs(following, cursor)
         successors = tuple([after.index(job) if job in after and job not in stopped else GONE for job in before])
         graph.edges[number].append(Edge(target, action, successors))
-        started = set(running_jobs(running, only_whole=False)) - running_before
-        if stopped and not started and action.code not in NODE_CHANGES:
+        is_lost = stopped and running_before.issuperset(running_jobs(running, only_whole=False))
+        if is_lost and action.code not in NODE_CHANGES:
             yield _finding_after(LOST_WORK, min(stopped).split(SLOT_MARK)[0], graph, prefix)
         if is_new:
             yield from _judge_state(scenario, following, new_jobs, running, graph, target)
