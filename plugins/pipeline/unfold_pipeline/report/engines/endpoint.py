@@ -59,7 +59,7 @@ def build_endpoint_report(name: str, stage: str, profile: EndpointProfile, fit: 
 def _compute_step_s(times: StepTimes, tokens: int, attention: tuple[float, float, float, float]) -> float:
     """Return the duration (s) of a step of one request; ``attention`` is chunk, past, decodes and context in tokens."""
     dense, sequence = float(times.dense[tokens]), float(times.sequence[1])
-    return float(times.overhead) + dense + sequence + interpolate(attention, times)
+    return float(times.overhead + times.scale * (dense + sequence + interpolate(attention, times)))
 
 
 def _list_contention(contention: ProcessContention | None) -> tuple[tuple[str, str], ...]:
