@@ -24,7 +24,7 @@ MAX_TURN_S = 0.002
 PAUSE_FACTOR = 4.0
 """A client that held up the event loop for longer with its bytes is not read for so many times that duration."""
 LINGER_S = 5.0
-"""How long the rest of a body that nobody reads is dropped, so that its client can read the response."""
+"""How long the unread rest of a body is dropped, so that its client can read the response."""
 MAX_LINGER_BYTES = 64 * 2**20
 INFERENCE_PATHS = ("/v1/models/", "/v2/models/")
 PROBE_LINES = (b"GET /v2/health/live HTTP/1.", b"GET /v2/health/ready HTTP/1.")
