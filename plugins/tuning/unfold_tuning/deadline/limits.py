@@ -255,11 +255,16 @@ class LimitKeeper:
         alone = OpenWork(0, stage, (steps,), 1)
         return self.estimate_probability([alone], has_later=False) >= (confidence or self.limits.confidence)
 
+    def note_once(self, note: str) -> bool:
+        """Note something unless it stands already; return whether it is new."""
+        is_new = note not in self.notes
+        if is_new:
+            self.notes.append(note)
+        return is_new
+
     def note_limit(self) -> None:
         """Note once that a limit was reached."""
-        note = "a limit was reached: the trials stopped with their last report"
-        if note not in self.notes:
-            self.notes.append(note)
+        self.note_once("a limit was reached: the trials stopped with their last report")
 
     def note_fewer_trials(self, begun: int) -> None:
         """Note that no further trial fits."""

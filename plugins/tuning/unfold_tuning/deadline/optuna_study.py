@@ -632,8 +632,7 @@ class StudyRun:
 
     def _warn_once(self, note: str) -> None:
         """Note and log something once."""
-        if note not in self.keeper.notes:
-            self.keeper.notes.append(note)
+        if self.keeper.note_once(note):
             _warn(note)
 
     def _record_reports(self, item: RunningTrial, values: dict[int, float], *, is_timed: bool = True) -> None:

@@ -221,8 +221,7 @@ class UnfoldScheduler(TrialScheduler):  # type: ignore[misc]
 
     def _warn_once(self, note: str) -> None:
         """Note and log something once."""
-        if note not in self.keeper.notes:
-            self.keeper.notes.append(note)
+        if self.keeper.note_once(note):
             logging.getLogger("ray.tune").warning(note)
 
     def _refuse(self, tune_controller: Any, trial: Trial) -> None:
