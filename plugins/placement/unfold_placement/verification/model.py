@@ -50,15 +50,11 @@ def copy_controller(controller: Controller) -> Controller:
     """Return an independent copy of a controller; tasks, nodes and other immutable objects are shared."""
     table = _copy_table(controller.table)
     memo: dict[int, Any] = {id(controller.table): table}
-    view = object.__new__(View)
-    memo[id(controller.view)] = view
-    for name in _field_names(View):
-        value = getattr(controller.view, name)
-        setattr(view, name, value if name == "label_groups" else _copy_value(value, memo))
-    duplicate = object.__new__(Controller)
-    memo[id(controller)] = duplicate
-    for name in _field_names(Controller):
-        setattr(duplicate, name, _copy_value(getattr(controller, name), memo))
+    view, duplicate = object.__new__(View), object.__new__(Controller)
+    memo[id(controller.view)], memo[id(controller)] = view, duplicate
+    _copy_fields(controller.view, view, _field_names(View), memo)
+    view.label_groups = controller.view.label_groups
+    _copy_fields(controller, duplicate, _field_names(Controller), memo)
     return duplicate
 
 
@@ -201,10 +197,15 @@ def _mapping_form(value: Mapping[Any, Any], rename: Renaming) -> Hashable:
     """Return the form of a mapping without empty values; the order of jobs matters, that of users does not."""
     if not value:
         return ()
-    pairs = [(_form(key, rename), _form(item, rename)) for key, item in value.items()]
-    kept = [pair for pair in pairs if not _is_empty(pair[1])]
+    kept = []
+    for key, item in value.items():
+        form = _find_former(type_of(item))(item, rename)
+        if not _is_empty(form):
+            kept.append((_find_former(type_of(key))(key, rename), form))
+    if len(kept) < 2:
+        return tuple(kept)
     has_jobs = any(isinstance(key, str) and SLOT_MARK in key for key in value)
-    return tuple(kept if has_jobs or len(kept) < 2 else sorted(kept, key=repr))
+    return tuple(kept if has_jobs else sorted(kept, key=repr))
 
 
 def _set_form(value: Iterable[Any], rename: Renaming) -> Hashable:
@@ -272,11 +273,6 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     return value if copier is None else copier(value, memo)
 
 
-def _copy_values(values: Iterable[Any], memo: dict[int, Any]) -> list[Any]:
-    """Copy each value; most are shared, and a call for each of those would take longer than the rest."""
-    return [value if (copier := _find_copier(type_of(value))) is None else copier(value, memo) for value in values]
-
-
 @functools.cache
 def _find_copier(kind: Hashable) -> Copier | None:
     """Return how values of a type are copied; None where copies share them."""
@@ -295,32 +291,48 @@ def _fields_copier(kind: Any, names: Sequence[str]) -> Copier:
         if known is not None:
             return known
         duplicate = memo[id(value)] = object.__new__(kind)
-        items = _copy_values([getattr(value, name, UNSET) for name in names], memo)
-        for name, item in zip(names, items, strict=True):
-            if item is not UNSET:
-                object.__setattr__(duplicate, name, item)
+        _copy_fields(value, duplicate, names, memo)
         return duplicate
 
     return copy_fields
 
 
+def _copy_fields(value: object, duplicate: object, names: Sequence[str], memo: dict[int, Any]) -> None:
+    for name in names:
+        item = getattr(value, name, UNSET)
+        if item is not UNSET:
+            copier = _find_copier(type_of(item))
+            object.__setattr__(duplicate, name, item if copier is None else copier(item, memo))
+
+
 def _copy_tuple(value: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
     for item in value:
         if _find_copier(type_of(item)) is not None:
-            return tuple(_copy_values(value, memo))
+            return tuple(_copy_list(value, memo))
     return value
 
 
-def _copy_list(value: list[Any], memo: dict[int, Any]) -> list[Any]:
-    return _copy_values(value, memo)
+def _copy_list(value: Iterable[Any], memo: dict[int, Any]) -> list[Any]:
+    # most values are shared, and most containers empty: both cost no call
+    duplicate = [*value]
+    for index, item in enumerate(duplicate):
+        copier = _find_copier(type_of(item))
+        if copier is not None:
+            duplicate[index] = copier(item, memo)
+    return duplicate
 
 
 def _copy_deque(value: deque[Any], memo: dict[int, Any]) -> deque[Any]:
-    return deque(_copy_values(value, memo), value.maxlen)
+    return deque(_copy_list(value, memo), value.maxlen) if value else value.copy()
 
 
 def _copy_dict(value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
-    return dict(zip(value, _copy_values(value.values(), memo), strict=True))
+    duplicate = value.copy()
+    for key, item in value.items():
+        copier = _find_copier(type_of(item))
+        if copier is not None:
+            duplicate[key] = copier(item, memo)
+    return duplicate
 
 
 def _copy_counter(value: Counter[Any], _memo: dict[int, Any]) -> Counter[Any]:
