@@ -52,11 +52,38 @@ def test_cuts_change_nothing(texts: list[str], end: str, cuts: list[int]) -> Non
 def test_what_broke_off_is_no_event() -> None:
     """A last line without an end counts only if it ends the stream."""
     assert read_all([b'data: {"a": 1}\n\ndata: {"b"']) == [b'{"a": 1}']
+    assert read_all([b'data: {"a": 1}\n\ndata: {"b"\n']) == [b'{"a": 1}']
     assert read_all([b"data: 1\n\n", b"data: [DO", b"NE]"]) == [b"1", b"[DONE]"]
+    assert read_all([b"data: 1\n", b"data: [DO", b"NE]"]) == [b"1", b"[DONE]"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_several_lines_are_one_event(end: bytes) -> None:
+    """Indented JSON arrives as one event, however the body is cut; other fields may stand between its lines."""
+    lines = [b"data: {", b": ping", b'data:   "a": {}', b"event: chunk", b"data: }", b"", b"data: [DONE]", b""]
+    body = end.join(lines)
+    expected = [b'{\n"a": {}\n}', b"[DONE]"]
+    assert all(read_all([body[:cut], body[cut:]]) == expected for cut in range(len(body)))
+
+
+def test_events_without_empty_lines_are_apart() -> None:
+    """Some servers end each event with one line end only."""
+    assert read_all([b'data: {"a": 1}\ndata: {"b": 2}\n', b"data: [DONE]\n"]) == [b'{"a": 1}', b'{"b": 2}', b"[DONE]"]
+
+
+def test_the_end_of_a_stream_is_reported_at_once() -> None:
+    """``[DONE]`` needs no empty line: a server may keep the connection open after it."""
+    assert read_all([b"data: [DONE]\n"] + [b": ping\n"] * 3)[0] == b"[DONE]"
 
 
 @pytest.mark.parametrize(
-    "parts", [[b"data: " + b"x" * 1_001], [b"x" * 600, b"x" * 600 + b"\n"], [b"data: 1\n"] * 1_300]
+    "parts",
+    [
+        [b"data: " + b"x" * 1_001],
+        [b"x" * 600, b"x" * 600 + b"\n"],
+        [b"data: 1\n\n"] * 1_300,
+        [b"data: [\n"] * 1_001,
+    ],
 )
 def test_too_much_is_an_error(parts: list[bytes]) -> None:
     """A line, a line of several parts, and the whole stream are bounded."""
