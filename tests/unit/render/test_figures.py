@@ -242,6 +242,16 @@ def test_ends_of_a_flow_stand_side_by_side() -> None:
     assert bars["good"][0] == bars["bad"][0] > bars["c"][0]
 
 
+def test_ribbons_from_two_rows_do_not_cross() -> None:
+    """What leaves the upper of two stops arrives above what leaves the lower one."""
+    links = (Link("a", "up", 4.0), Link("a", "down", 6.0), Link("up", "end", 4.0), Link("down", "end", 6.0))
+    flow = replace(FLOW, stops=tuple(map(Stop, ("a", "up", "down", "end"))), links=links)
+    arrivals = {
+        link.source: end for link, (_, end, _) in place_ribbons(flow, layout_flow(flow)) if link.target == "end"
+    }
+    assert arrivals["up"] < arrivals["down"]
+
+
 def test_ribbons_are_as_wide_as_their_share_and_fill_their_stops() -> None:
     """The widths are proportional to the values; no ribbon of a stop overlaps another one, at either end."""
     layout = layout_flow(FLOW)

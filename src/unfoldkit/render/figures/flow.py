@@ -93,9 +93,12 @@ def layout_flow(flow: Flow) -> FlowLayout:
 def place_ribbons(flow: Flow, layout: FlowLayout) -> list[tuple[Link, tuple[float, float, float]]]:
     """Return each link with its offset on the bar of its source, that on the bar of its target, and its width."""
     ranks = {name: index for index, name in enumerate(layout.bars)}
-    # what comes from far arrives below what comes from near, so that ribbons cross little
+    tops = {name: round(top, 3) for name, (_, top, _) in layout.bars.items()}
+    # what comes from below arrives below, and what comes from far below what comes from near: ribbons cross little
     departures = sorted(flow.links, key=lambda link: (ranks[link.target], TONE_ORDER.index(link.tone)))
-    arrivals = sorted(flow.links, key=lambda link: (-ranks[link.source], TONE_ORDER.index(link.tone)))
+    arrivals = sorted(
+        flow.links, key=lambda link: (tops[link.source], -ranks[link.source], TONE_ORDER.index(link.tone))
+    )
     starts: dict[int, float] = {}
     ends: dict[int, float] = {}
     for links, offsets, is_start in ((departures, starts, True), (arrivals, ends, False)):
