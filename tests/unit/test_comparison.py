@@ -77,6 +77,12 @@ def test_figures_are_laid_over_each_other_or_stand_together() -> None:
     assert len({figure.name for figure in report.figures}) == len(report.figures)
 
 
+def test_plots_of_different_units_are_apart() -> None:
+    """Dollars and FLOPs do not share an axis."""
+    report = compare(OLD, replace(OLD, figures=(replace(PLOT, x="cost, $"), *EVERY)))
+    assert [figure.title for figure in report.figures] == ["old · F", "new · F"]
+
+
 @pytest.mark.parametrize(("old", "new"), [(None, 1.0), (1.0, None), (0.0, 1.0), (float("nan"), 1.0)])
 def test_values_that_have_no_change_in_percent_are_compared(old: float | None, new: float | None) -> None:
     """A value that is missing, or 0, differs and has no percentage; every format shows it."""

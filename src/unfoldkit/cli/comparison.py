@@ -190,19 +190,24 @@ def _is_equal(first: Cell, second: Cell) -> bool:
 
 
 def _pair_figures(left: Side, right: Side) -> Iterator[AnyFigure]:
-    """Yield figures that differ: plots of both sides in one, figures of other types one below the other."""
+    """Yield figures that differ: plots over the same axes in one, all others one below the other."""
     others = {figure.name: figure for figure in right.report.figures}
     for figure in left.report.figures:
         other = others.pop(figure.name, None)
         if other is None:
             yield _label(figure, left, "a")
-        elif isinstance(figure, Figure) and isinstance(other, Figure) and figure.names == other.names:
+        elif isinstance(figure, Figure) and isinstance(other, Figure) and _have_same_axes(figure, other):
             if figure != other:
                 yield replace(figure, series=(*_label_series(figure, left), *_label_series(other, right)))
         elif figure != other:
             yield from (_label(figure, left, "a"), _label(other, right, "b"))
     for other in others.values():
         yield _label(other, right, "b")
+
+
+def _have_same_axes(first: Figure, second: Figure) -> bool:
+    """Return whether the axes of two plots have equal labels, which include their units."""
+    return (first.x, first.y, first.names) == (second.x, second.y, second.names)
 
 
 def _label_series(figure: Figure, side: Side) -> list[Series]:
