@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from unfoldkit.format import (
         divide_costs,
+        format_amount,
         format_bytes,
         format_count,
         format_duration,
@@ -79,6 +80,7 @@ _PLACES = {
     ),
     "unfoldkit.format": (
         "divide_costs",
+        "format_amount",
         "format_bytes",
         "format_count",
         "format_duration",
@@ -181,6 +183,7 @@ __all__ = [
     "dump",
     "encoding_of",
     "fingerprint",
+    "format_amount",
     "format_bytes",
     "format_count",
     "format_duration",

@@ -102,6 +102,11 @@ def format_number(value: float, digits: int | None = None) -> str:
     return f"{value:,.{decimals}f}" if decimals < 7 else f"{value:.2e}"
 
 
+def format_amount(value: float) -> str:
+    """Format an amount with four significant digits, and a large one with all digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:,.4g}"
+
+
 def _format_latency(seconds: float) -> str:
     milliseconds = seconds * 1e3
     if milliseconds >= 1e4:

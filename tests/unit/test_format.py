@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_percent, format_ratio
-from unfoldkit.format import divide_costs, format_number
+from unfoldkit.format import divide_costs, format_amount, format_number
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,10 @@ def test_numbers_have_three_significant_digits() -> None:
     assert format_number(12_345) == "12,345"
     assert format_number(-0.0001, 1) == "0.0"
     assert format_number(math.inf) == "∞"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.8121, "0.8121"), (51.533, "51.53"), (9999.4, "9,999"), (54_137.2, "54,137")]
+)
+def test_amounts_have_no_exponent(value: float, text: str) -> None:
+    assert format_amount(value) == text

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_cascade.data.error_costs import ErrorWeights
 from unfold_cascade.planner.problem import COPIES
+from unfoldkit.api import format_amount
 
 FREE = "free"
 MIN_ROUNDED_RATIO = 1.1
@@ -24,6 +25,12 @@ def loss(points: float) -> str:
     return f"{round(points, 1) + 0.0:.1f}"
 
 
+def loss_or_gain(points: float, digits: int = 1) -> str:
+    """Write what a cascade loses against the baseline in points, or what it gains if the loss is negative."""
+    rounded = round(points, digits) + 0.0
+    return f"{'gain' if rounded < 0 else 'loss'} {abs(rounded):.{digits}f} points"
+
+
 def short_saving(ratio: float | None) -> str:
     """Write a saving in one word, a ratio below 1 never as 1.0x; ``None`` means that the cascade costs nothing."""
     if ratio is None:
@@ -34,12 +41,12 @@ def short_saving(ratio: float | None) -> str:
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
     """Summarise a cascade that meets its goal."""
     if ratio is None:
-        saving = f"free instead of {baseline_cost:.4g} {unit} per case"
+        saving = f"free instead of {format_amount(baseline_cost)} {unit} per case"
     elif ratio < 1:
         saving = f"costs {math.ceil(100 * (1 / ratio - 1)):.0f} % more than the baseline"
     else:
         saving = f"{short_saving(ratio)} cheaper"
-    return f"{saving}, loss {loss(loss_points)} points · saved in {folder}"
+    return f"{saving}, {loss_or_gain(loss_points)} · saved in {folder}"
 
 
 def use_baseline(name: str, reason: str) -> str:
@@ -72,13 +79,14 @@ def saving_bound(ratio: float | None, bound: float, confidence: float, cases: in
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
     """State that the baseline is within the budget and more accurate."""
-    quality = f"{100 * accuracy:.1f} % correct for {cost:.4g} {unit} per case"
+    quality = f"{100 * accuracy:.1f} % correct for {format_amount(cost)} {unit} per case"
     return f"the baseline {name} is within the budget and more accurate than any cascade: {quality}"
 
 
 def over_budget(budget: float, unit: str, cheapest: float) -> str:
     """State that every cascade exceeds the budget."""
-    return f"every cascade exceeds the budget of {budget:g} {unit} per case; the cheapest costs {cheapest:.4g}"
+    limit = f"the budget of {format_amount(budget)} {unit} per case"
+    return f"every cascade exceeds {limit}; the cheapest costs {format_amount(cheapest)}"
 
 
 def not_certified(allowed: str, relaxation: str) -> str:

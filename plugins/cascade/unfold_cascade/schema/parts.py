@@ -202,7 +202,7 @@ class Stage(Model):
 
     name: Name
     target: Target = Target()
-    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=8)
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=32)
     parallel: bool = Field(default=False, description="over time: evaluated every hour, whatever the stage of the case")
     fresh: Duration | None = Field(
         default=None, description="over time: the period after entry that is used for training"

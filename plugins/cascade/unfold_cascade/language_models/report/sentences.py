@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfoldkit.api import format_money
+from unfoldkit.api import format_amount, format_money
 
 TESTS = {
     "exact": "exact paired test",
@@ -16,7 +16,7 @@ TESTS = {
 
 def dollars(per_request: float) -> str:
     """Write a cost per request as dollars per 1,000 requests."""
-    return f"${1000 * per_request:,.4g} per 1,000 requests"
+    return f"${format_amount(1000 * per_request)} per 1,000 requests"
 
 
 def percent(share: float) -> str:

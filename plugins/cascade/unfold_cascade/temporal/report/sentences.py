@@ -16,7 +16,7 @@ def summarise_plan(
     """Headline of a plan: savings and loss; ``relaxed`` is the smallest certifiable loss in percent, if it failed."""
     savings = [(price_saving, "price"), (flops_saving, "FLOPs")]
     ratios = " and ".join(f"{saving:.1f}x less {unit}" for saving, unit in savings if saving is not None)
-    text = f"{ratios}, loss {loss_points:+.2f} points"
+    text = f"{ratios}, {shared.loss_or_gain(loss_points, 2)}"
     if relaxed is None:
         return f"{text} · saved in {path}"
     return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {path}"

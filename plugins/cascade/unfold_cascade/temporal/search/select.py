@@ -28,7 +28,7 @@ from unfold_cascade.temporal.search.outcomes import CohortConduct, Conduct, buil
 from unfold_cascade.temporal.simulation.cost import CostMeasure, follow_longest_path
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Int8, simulate
-from unfoldkit.api import user_error
+from unfoldkit.api import format_amount, user_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +278,7 @@ def _select_within_budget(
     if not affordable:
         minimum = min(_hourly_cost(point, by) for point in points)
         hint = f"goal: {{budget: {np.ceil(minimum * 100) / 100:g} per case-hour}}"
-        message = f"no cascade costs so little; the cheapest needs {minimum:.4g} per case-hour"
+        message = f"no cascade costs so little; the cheapest needs {format_amount(minimum)} per case-hour"
         raise user_error(message, key="goal.budget", hint=hint)
     affordable.sort(key=lambda point: -point.loss)
     tune, fresh = _try_points(study, affordable, baseline, measure)
