@@ -50,6 +50,9 @@ def explain_error(error: Mapping[str, Any], *, about: str = "") -> tuple[str, st
     """Return the message and hint for one error of pydantic; ``about`` describes the key."""
     kind, context = str(error["type"]), error.get("ctx") or {}
     value = error.get("input")
+    if tuple(error.get("loc", ()))[-1:] == ("[key]",) and isinstance(scalar(str(value)), (int, float)):
+        # the keys of a mapping are texts, whatever they were in the file
+        value = scalar(str(value))
     got = "nothing" if value is None else format_value(value)
     if kind in _EXPECTED_TYPES:
         return f"expected {_EXPECTED_TYPES[kind]}, got {got}", _suggest_rewrite(_EXPECTED_TYPES[kind], value)

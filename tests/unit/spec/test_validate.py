@@ -31,6 +31,7 @@ class Stage(Model):
 
 
 class Job(Model):
+    by_size: dict[int, str] = {}  # noqa: RUF012 - pydantic copies it
     stages: Annotated[tuple[Stage, ...], Field(min_length=2)] = (Stage(name="a"), Stage(name="b"))
     first: str = "a"
     source: Fixed | Burst | None = None
@@ -57,6 +58,8 @@ def told(text: str) -> list[str]:
     ("text", "expected"),
     [
         ("count: 2\n", []),
+        ("by_size: {1.5: a}\n", ["f:1:11: by_size.1.5: expected a whole number, got 1.5"]),
+        ("by_size: {many: a}\n", ['f:1:11: by_size.many: expected a whole number, got "many"']),
         ("first: z\ncount: x\n", ["f:1:8: first: no such stage", 'f:2:8: count: expected a whole number, got "x"']),
         ("first: z\ncuont: 1\n", ["f:1:8: first: no such stage", 'f:2:1: cuont: unknown key (did you mean "count"?)']),
         ("stages: 5\nfirst: z\n", ["f:1:9: stages: expected a list, got 5"]),
