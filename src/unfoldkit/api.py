@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, time_axis
-    from unfoldkit.run_context import Progress, Run
+    from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
     from unfoldkit.serving.service import Service
     from unfoldkit.spec.base import Model, Name, Problem, Spec
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
-    "unfoldkit.run_context": ("Progress", "Run"),
+    "unfoldkit.run_context": ("Progress", "Run", "ignore_progress"),
     "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines": ("Engine",),
     "unfoldkit.errors": (
@@ -192,6 +192,7 @@ __all__ = [
     "format_ratio",
     "format_value",
     "hookimpl",
+    "ignore_progress",
     "internal_error",
     "not_utf8",
     "time_axis",

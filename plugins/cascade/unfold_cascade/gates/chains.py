@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Literal
 
 import numpy as np
@@ -78,11 +78,8 @@ def list_chains(price: FloatArray, *, order: Order, max_models: int) -> tuple[Ch
     """
     models = [int(model) for model in np.argsort(price, kind="stable")]
     lengths = range(1, min(max_models, len(models)) + 1)
-    chains = (chain for length in lengths for chain in permutations(models, length))
-    if order == "all":
-        return tuple(chains)
-    rank = {model: index for index, model in enumerate(models)}
-    return tuple(chain for chain in chains if list(chain) == sorted(chain, key=rank.__getitem__))
+    arrange = permutations if order == "all" else combinations
+    return tuple(chain for length in lengths for chain in arrange(models, length))
 
 
 def select_chain_tables(score: FloatArray, loss: FloatArray, price: FloatArray, chain: Chain) -> Tables:

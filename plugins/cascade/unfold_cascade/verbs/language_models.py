@@ -49,7 +49,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
 
 
 def _plan(spec: CascadeSpec, run: Run, verb: str) -> Report:
-    solution = solve_routing(build_routing_problem(spec, run))
+    solution = solve_routing(build_routing_problem(spec, run), run.progress)
     if solution.route is not None:
         for name, text in list_exports(spec, solution):
             run.directory.write(f"exports/{name}", text.encode())

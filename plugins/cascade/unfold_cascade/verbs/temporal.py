@@ -75,9 +75,7 @@ def _with_data(problem: TemporalProblem, run: Run, path: str) -> TemporalProblem
 def _plan(problem: TemporalProblem, run: Run, verb: str) -> Report:
     study = fit_study(problem, run)
     run.log.info("searching the gates on %d hours", len(study.train.highest))
-    run.progress("gates", 0, 1)
-    solution = solve(study)
-    run.progress("gates", 1, 1)
+    solution = solve(study, run.progress)
     write_exits(solution, run)
     report = build_plan_report(solution, verb, run.directory, record_certificate(solution, run))
     return add_left_out_sites(report, evaluate_patient_sites(problem, run), problem.goal.max_loss)

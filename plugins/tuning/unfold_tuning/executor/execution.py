@@ -14,10 +14,7 @@ from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.planner.pace_posterior import PacePosterior
 from unfold_tuning.trial.ledger import Trial
-
-
-def _ignore_progress(_step: str, _done: int, _total: int) -> None:
-    return None
+from unfoldkit.api import Progress, ignore_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ class ExecutionConfig:
     paces: PacePosterior | None = None
     is_replanning: bool = True
     wall: Callable[[], float] = time.time
-    progress: Callable[[str, int, int], None] = _ignore_progress
+    progress: Progress = ignore_progress
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
 
 

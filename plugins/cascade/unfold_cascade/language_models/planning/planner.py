@@ -33,7 +33,7 @@ from unfold_cascade.language_models.planning.walk import (
     unit_differences,
 )
 from unfold_cascade.planner.paired_test import MAX_CASES, smallest_excluded_loss
-from unfoldkit.api import user_error
+from unfoldkit.api import Progress, ignore_progress, user_error
 
 MIN_UNITS = 20
 """Units that tuning and certifying need at least."""
@@ -103,8 +103,8 @@ class RoutingSolution:
         return follow_route(self.problem.log.take(rows), self.score[rows], route)
 
 
-def solve_routing(problem: RoutingProblem) -> RoutingSolution:
-    """Find the cheapest certified route.
+def solve_routing(problem: RoutingProblem, progress: Progress = ignore_progress) -> RoutingSolution:
+    """Find the cheapest certified route; ``progress`` receives the chains that are searched.
 
     Raises:
         UnfoldError: too few rows to tune or to certify on.
@@ -125,7 +125,7 @@ def solve_routing(problem: RoutingProblem) -> RoutingSolution:
     ]
     reference_cost = float(tune.cost[:, reference].mean())
     rules = [] if scorer is None else list_rules(tune, reference)
-    sequences = list_sequences(tune, score[tune_rows], chains, reference, rules)
+    sequences = list_sequences(tune, score[tune_rows], chains, reference, rules, progress)
     sequence = choose_sequence(sequences, limits.max_loss, reference_cost)
     if sequence is None:
         return RoutingSolution(

@@ -35,6 +35,7 @@ from unfold_cascade.language_models.planning.loss_test import (
 from unfold_cascade.language_models.planning.proposals import search_chain
 from unfold_cascade.planner.certificate import count_discordant
 from unfold_cascade.planner.paired_test import exact_paired_p_value
+from unfoldkit.api import Progress, ignore_progress
 
 SEQUENCE = 100
 """Routes of a sequence."""
@@ -97,6 +98,7 @@ def list_sequences(
     chains: Sequence[tuple[int, ...]],
     reference: int,
     rules: Sequence[EntryRule] = (),
+    progress: Progress = ignore_progress,
 ) -> list[RouteSequence]:
     """Search every chain on tuning rows, without and with each entry rule; routes as costly as the reference are out.
 
@@ -104,7 +106,11 @@ def list_sequences(
     """
     limit = float(log.cost[:, reference].mean())
     pairs = [(chain, rule) for rule in (None, *rules) for chain in chains if rule is None or _skips(log, chain, rule)]
-    sequences = [_build_sequence(log, score, chain, reference, limit, rule) for chain, rule in pairs]
+    sequences = []
+    for index, (chain, rule) in enumerate(pairs):
+        progress("chains", index, len(pairs))
+        sequences.append(_build_sequence(log, score, chain, reference, limit, rule))
+    progress("chains", len(pairs), len(pairs))
     return [sequence for sequence in sequences if sequence.routes]
 
 

@@ -20,7 +20,10 @@ from unfold_cascade.temporal.search.candidates import CostBasis, StageCandidate,
 from unfold_cascade.temporal.simulation.cost import compute_bill
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
+from unfoldkit.api import Progress, ignore_progress
 
+SEARCH_STEP = "gates"
+"""What progress is reported of: each stage alone, and their combinations."""
 MAX_COMBINATIONS = 160
 MAX_ALARMS = 3
 MAX_POINTS = 96
@@ -57,7 +60,9 @@ class CascadeFront:
     relaxed_points: tuple[FrontPoint, ...]
 
 
-def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> CascadeFront:
+def search_front(
+    study: Study, baselines: Baselines, basis: CostBasis, progress: Progress = ignore_progress
+) -> CascadeFront:
     """Search the front of loss and relative cost on the tuning cohort, at the alert rate of the problem.
 
     Every stage alone contributes candidates. For the last stage the cheapest alarms are kept that reach the baseline's
@@ -65,12 +70,16 @@ def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> Cascad
     """
     problem, cohort, base = study.problem, study.train, baselines.latched_quality
     alerts = problem.alerts
-    stage_fronts = [
-        search_stage(select_stage_hours(cohort, s, _rows_in_stage(study, s)), study.stages[s], basis, problem.gates)
-        for s in range(len(study.stages) - 1)
-    ]
-    final_hours = select_stage_hours(cohort, 0, _rows_in_stage(study, len(study.stages) - 1))
+    last = len(study.stages) - 1
+    stage_fronts = []
+    for s in range(last):
+        progress(SEARCH_STEP, s, last + 2)
+        hours = select_stage_hours(cohort, s, _rows_in_stage(study, s))
+        stage_fronts.append(search_stage(hours, study.stages[s], basis, problem.gates))
+    progress(SEARCH_STEP, last, last + 2)
+    final_hours = select_stage_hours(cohort, 0, _rows_in_stage(study, last))
     alarms = search_alarms(cohort, final_hours, study.stages[-1], basis, alerts.per_100h, problem.gates)
+    progress(SEARCH_STEP, last + 1, last + 2)
     adequate, by_chance = select_adequate(alarms, base, alerts), select_adequate(alarms, base, CHANCE_MARGINS)
     cascades = _compose(study, stage_fronts, select_cheapest(adequate or select_nearest(alarms, base)), basis)
     within = [point for point in cascades if is_within_margins(study, point, basis, base, alerts)]
@@ -79,6 +88,7 @@ def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> Cascad
         relaxed = _compose(study, stage_fronts, select_cheapest(by_chance), basis)
     relaxed_within = [point for point in relaxed if is_within_margins(study, point, basis, base, CHANCE_MARGINS)]
     points = _select_front(within or cascades)
+    progress(SEARCH_STEP, last + 2, last + 2)
     return CascadeFront(
         points, tuple(alarms), bool(adequate and within), _select_front(relaxed_within or relaxed) or points
     )

@@ -45,7 +45,7 @@ from unfold_cascade.temporal.search.compose import (
 from unfold_cascade.temporal.search.select import BaselineOutcomes, Selection, retest_selection, select_cascade
 from unfold_cascade.temporal.simulation.cost import build_cost_measure
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
-from unfoldkit.api import Run
+from unfoldkit.api import Progress, Run, ignore_progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +117,13 @@ class Solution:
         return self.study.problem
 
 
-def solve(study: Study) -> Solution:
+def solve(study: Study, progress: Progress = ignore_progress) -> Solution:
     """Search on the tuning cohort, certify on the calibration cohort, and evaluate on the test cohort."""
-    return evaluate_solution(search_cascades(study))
+    search = search_cascades(study, progress)
+    progress("evaluation", 0, 1)
+    solution = evaluate_solution(search)
+    progress("evaluation", 1, 1)
+    return solution
 
 
 def record_certificate(solution: Solution, run: Run) -> AttemptCount:
@@ -130,12 +134,12 @@ def record_certificate(solution: Solution, run: Run) -> AttemptCount:
     return record_attempt(attempt, digest, problem.goal.attempts, run)
 
 
-def search_cascades(study: Study) -> SearchResult:
+def search_cascades(study: Study, progress: Progress = ignore_progress) -> SearchResult:
     """Search the front of cascades on the tuning cohort."""
     baselines = tune_baselines(study)
     problem = study.problem
     basis = CostBasis(study.call_costs, baselines.latched_quality.bill, problem.cost.by, problem.transitions)
-    return SearchResult(study, baselines, search_front(study, baselines, basis))
+    return SearchResult(study, baselines, search_front(study, baselines, basis, progress))
 
 
 def swap_cohorts(search: SearchResult) -> SearchResult:
