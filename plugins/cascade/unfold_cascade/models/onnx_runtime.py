@@ -21,6 +21,7 @@ from unfold_cascade.learners import estimators, onnx_svm
 from unfold_cascade.models.zoo import ModelSlot, Predictions
 from unfoldkit.api import Run, RunDir, fingerprint, user_error
 from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.onnx_files import require_data_within
 
 PROBE_FILE = "serving/probe.npz"
 PROBE_ROWS = 512
@@ -287,6 +288,7 @@ def _load_onnx(data: bytes, dtype: type[Any], classes: int, log: Any) -> Predict
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
+        require_data_within(data, "the model", None)
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         output = session.get_outputs()[-1].name
         session.run([output], {"x": np.zeros((1, session.get_inputs()[0].shape[1]), dtype)})

@@ -17,6 +17,7 @@ from unfold_cascade._types import FloatArray
 from unfold_cascade.models.onnx_runtime import ML_OPSET, OPSET, ConvertedModel
 from unfold_cascade.serving.model import Cascade, Link, ServedBaseline
 from unfoldkit.api import user_error
+from unfoldkit.safe_io.onnx_files import require_data_within
 
 IR_VERSION = 8
 """The version of the file format; ONNX Runtime 1.14 and Triton 23.01 read it."""
@@ -256,6 +257,7 @@ def run_graph(data: bytes, x: FloatArray) -> GraphResult:
     """Answer (n, d) rows by ONNX Runtime alone."""
     import onnxruntime
 
+    require_data_within(data, "the graph", None)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     label, path, cost = session.run(["label", "path", "cost"], {INPUT: np.asarray(x, dtype=np.float64)})
     return GraphResult(label.tolist(), path.tolist(), cost)

@@ -12,6 +12,7 @@ from unfold_pipeline.problem.build import build_exported_plan
 from unfold_pipeline.problem.exported_plan import ExportedStage
 from unfoldkit.api import Report, user_error
 from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.onnx_files import require_data_within
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 DATA_TYPES = {
@@ -104,7 +105,8 @@ def _format_onnx_tensors(stage: ExportedStage) -> str:
         return "# input and output: Triton completes them from the model\n"
     from onnxruntime import InferenceSession
 
-    session = InferenceSession(read_bytes(str(path)), providers=["CPUExecutionProvider"])
+    require_data_within(read_bytes(str(path)), str(path), path.parent)
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
     groups = (("input", session.get_inputs()), ("output", session.get_outputs()))
     return "".join(_format_onnx_tensor(stage, kind, node) for kind, nodes in groups for node in nodes)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import Float32Array
+from unfoldkit.safe_io.onnx_files import require_data_within
 
 
 def open_session(model: Path | bytes) -> Any:
@@ -24,6 +25,9 @@ def open_session(model: Path | bytes) -> Any:
     # an error is raised, so nothing is lost by a silent log
     options.log_severity_level = 4
     source = str(model) if isinstance(model, Path) else model
+    if isinstance(model, bytes):
+        # a file of its own folder is read by path, after the checks of its member
+        require_data_within(model, "the ONNX model", None)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # the runtime's own exceptions share no base

@@ -6,13 +6,14 @@ A file is data: nothing of it runs as code, and it can only name external data i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unfoldkit.api import Diagnostic, UnfoldError, user_error
 from unfoldkit.safe_io.files import read_bytes, require_regular
+from unfoldkit.safe_io.onnx_files import HINT, lies_within, list_external_files
 
 MAX_MODEL_BYTES = 2 << 30
 """The largest protobuf message, and so the largest ONNX file without external data."""
@@ -99,8 +100,7 @@ def check_file(member: MemberFile) -> CheckedFile:
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise reject(member, "not an ONNX model: it has no graph", "export it with torch.onnx.export or skl2onnx")
     digest, size_bytes = hashlib.sha256(content), len(content)
-    parts = (model.graph, *model.functions)
-    for location in sorted({location for part in parts for location in _list_external_files(part)}):
+    for location in list_external_files(model):
         path = _locate_external(member, location)
         data = read_bytes(path)
         digest.update(data)
@@ -127,36 +127,13 @@ def format_size(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _list_external_files(graph: Any) -> Iterator[str]:
-    """Yield the file of every tensor that is stored outside the model, those of nested graphs included.
-
-    Args:
-        graph: A graph, or a function of the model, which has no initializers.
-    """
-    tensors = [*getattr(graph, "initializer", ())]
-    for sparse in getattr(graph, "sparse_initializer", ()):
-        tensors += [sparse.values, sparse.indices]
-    for node in graph.node:
-        for attribute in node.attribute:
-            tensors += [attribute.t, *attribute.tensors]
-            if attribute.HasField("g"):
-                yield from _list_external_files(attribute.g)
-            for nested in attribute.graphs:
-                yield from _list_external_files(nested)
-    for tensor in tensors:
-        if tensor.data_location == tensor.EXTERNAL:
-            yield next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
 def _locate_external(member: MemberFile, location: str) -> Path:
     """Locate external data; links count by where they lead."""
-    folder = member.path.parent.resolve()
-    path = (folder / location).resolve()
-    hint = "keep the model and its external data in one folder"
-    if not location or Path(location).is_absolute() or not path.is_relative_to(folder) or path == folder:
-        raise reject(member, f"its external data {location!r} lies outside its folder", hint)
+    path = (member.path.parent / location).resolve()
+    if not lies_within(member.path.parent, location):
+        raise reject(member, f"its external data {location!r} lies outside its folder", HINT)
     if not path.is_file():
-        raise reject(member, f"its external data {location!r} is missing", hint)
+        raise reject(member, f"its external data {location!r} is missing", HINT)
     require_regular(path)
     return path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, load, save
 
 from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime.models import model_loader
@@ -100,3 +100,15 @@ def test_rows_of_another_length_are_rejected(tmp_path: Path) -> None:
     model_loader.check_rows("s", source, model_loader.load_rows(replace(source, features=9), None))
     with pytest.raises(UnfoldError, match=r"\[b, 3, n\] cannot be filled with rows of 8 numbers"):
         model_loader.check_rows("s", source, ROWS)
+
+
+def test_tensors_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    """A model must not turn a file of this machine into its weights."""
+    source = written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["n", 8]))
+    stored = load(source.path)
+    tensor = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[4], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    stored.graph.initializer.append(tensor)
+    Path(source.path).write_bytes(stored.SerializeToString())
+    with pytest.raises(UnfoldError, match="outside its folder"):
+        model_loader.load_model(source)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from unfold_pipeline._types import Tensors
 from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.onnx_files import require_data_within
 
 DTYPES = {
     "tensor(float16)": "float16",
@@ -127,9 +129,11 @@ def load_onnx(path: str) -> OnnxModel:
     """Return an ONNX model, loaded for one core.
 
     Raises:
-        UnfoldError: no row of numbers can fill one of its inputs.
+        UnfoldError: no row of numbers can fill one of its inputs, or its tensors lie outside its folder.
     """
     import onnxruntime
+
+    require_data_within(read_bytes(path), path, Path(path).parent)
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
