@@ -83,7 +83,7 @@ def _way(spec: EchoSpec, price: float) -> Graph:
     )
     edges = (Edge("the script", spec.voice),)
     return Graph(
-        name="way", title="The way of the message", nodes=nodes, edges=edges, count="times", load="of the budget"
+        name="way", title="The path of the message", nodes=nodes, edges=edges, count="times", load="of the budget"
     )
 
 

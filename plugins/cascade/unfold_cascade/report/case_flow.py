@@ -1,4 +1,4 @@
-"""The way of the cases through the models of a cascade, and how often each exit is right."""
+"""The path of the cases through the models of a cascade, and how often each exit is right."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def _round_up_points(certified_loss: float) -> str:
     return f"{math.ceil(round(certified_loss * 10_000, 6)) / 100:g}"
 
 
-FLOW_TITLE = "The way of the test cases: which model answers, at what cost, and how often it is right"
+FLOW_TITLE = "The path of the test cases: which model answers, at what cost, and how often it is right"
 EXITS_TITLE = "Correct answers by the model that answers, with 95 % intervals"
 CORRECT = "→ correct"
 WRONG = "→ wrong"
@@ -327,7 +327,8 @@ WRONG = "→ wrong"
 
 def call_cost(cost: float, unit: str, digits: int) -> str:
     """State the cost of one call of a model."""
-    return f"{cost:,.{digits}f} {unit} a call"
+    # a unit such as $/10k has its number of calls
+    return f"{cost:,.{digits}f} {unit}{'' if '/' in unit else ' a call'}"
 
 
 def exit_cases(model: str, cases: int) -> str:

@@ -324,7 +324,7 @@ def describe_price_change(cost: float, committed_cost: float) -> str:
 
 def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rule: str) -> str:
     """Return the headline of a simulated replay."""
-    return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
+    return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h by the rule {rule}"
 
 
 def describe_activation(delay_s: float, source: str) -> str:
@@ -415,7 +415,7 @@ def describe_spec_latency(stages: Sequence[str], hardware: str) -> str:
 
 def describe_replay_figure(rule: str) -> str:
     """Describe the figure of a replay."""
-    return f"Arrivals, replicas and misses over time, under {rule} and tuned baselines"
+    return f"Arrivals, replicas and misses over time: the rule {rule}, and tuned baselines"
 
 
 # an existing deployment

@@ -45,8 +45,14 @@ SAMPLES: dict[str, list[str]] = {
     "counterexample_message": [sentences.counterexample_message(COUNTEREXAMPLE)],
     "counterexample_hint": [sentences.counterexample_hint(COUNTEREXAMPLE)],
     "counterexample_headline": [sentences.counterexample_headline("starvation", "gang", 5)],
-    "counterexample_title": [sentences.counterexample_title("starvation", "gang")],
-    "verified_headline": [sentences.verified_headline(1, 3, 39), sentences.verified_headline(2, 3, 1568)],
+    "counterexample_title": [
+        sentences.counterexample_title("starvation", "gang", is_by_design=is_by_design)
+        for is_by_design in (False, True)
+    ],
+    "verified_headline": [
+        sentences.verified_headline(1, 3, 39),
+        sentences.verified_headline(2, 3, 1568, ["head of line"]),
+    ],
     "incomplete_headline": [sentences.incomplete_headline(20_000)],
     "bound_line": [sentences.bound_line(1, 3), sentences.bound_line(2, 3)],
     "by_design_line": [sentences.by_design_line("head of line"), sentences.by_design_line("starvation")],
@@ -128,7 +134,7 @@ def test_counts_agree_in_number() -> None:
     """One task waits, several wait; one violation is no violations."""
     assert sentences.stuck_headline(1, "a-0") == "1 task waits forever, the first is a-0"
     assert sentences.stuck_headline(2, "a-0") == "2 tasks wait forever, the first is a-0"
-    assert sentences.success_headline(1, 5.0, 1, 5.0).endswith("; 1 violation and 5 s without the policy")
+    assert sentences.success_headline(1, 5.0, 1, 5.0).endswith("; without it 1 violation and 5 s")
 
 
 def test_reasons_are_limited() -> None:

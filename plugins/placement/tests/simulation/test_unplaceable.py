@@ -49,7 +49,7 @@ def test_a_trace_is_replayed_without_tasks_that_fit_nowhere(tmp_path: Path) -> N
     report = answer(tmp_path, rows)
     assert report.verdict is Verdict.NO
     assert report.metrics["unplaceable"].value == 1
-    assert report.headline == "1 task can never run, the first is big; the other 2 placed in 6 s"
+    assert report.headline == "1 task can never run, the first is big; the other 2 are done in 6 s"
     assert ("never runs", "no node has 9 gpu: big") in report.lines
     assert (tmp_path / PLACEMENTS_FILE).read_text().splitlines()[-1] == "big,,1.000000,,"
     alone = answer(tmp_path, rows.replace("big,1,5,9,1,\n", ""))

@@ -41,7 +41,7 @@ def test_a_counterexample_is_a_page_with_its_timeline(tmp_path: Path) -> None:
     assert (outcome.code, outcome.out.splitlines()[1]) == (1, "version: 1")
     assert f"wrote {page}" in outcome.err
     text = page.read_text("utf-8")
-    assert "Replay of a counterexample: starvation of large" in text
+    assert "Counterexample, replayed: starvation, job large" in text
     assert text.count("<svg") == 1
     assert "starves" in text
     assert [word for word in ("counterexample", "holds", "no gangs") if f"<td>{word}</td>" in text] == [

@@ -32,13 +32,16 @@ def violation_headline(count: int, first_violation: str) -> str:
 def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: float) -> str:
     """Return the headline of a replay from which tasks were left out."""
     duration = format_seconds(makespan_s)
-    return f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} placed in {duration}"
+    return (
+        f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} are done in {duration}"
+    )
 
 
 def success_headline(placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float) -> str:
     """Return the headline of a replay without violations, beside the same workload without policies."""
-    baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)} without the policy"
-    return f"{_count_tasks(placed)} placed in {format_seconds(makespan_s)} without a violation; {baseline}"
+    baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)}"
+    done = f"{_count_tasks(placed)} done in {format_seconds(makespan_s)}"
+    return f"{done}, every rule of the policy kept; without it {baseline}"
 
 
 def bottleneck_line(bottleneck: str, utilisation: float) -> str:
@@ -175,15 +178,23 @@ def counterexample_headline(property_name: str, victim: str, length: int) -> str
     return f"{property_name}: {length} actions lead to a violation for {victim}, and the replay confirms it"
 
 
-def counterexample_title(property_name: str, victim: str) -> str:
-    """Return the title of the timeline of a counterexample."""
-    return f"Replay of a counterexample: {property_name} of {victim}"
+def counterexample_title(property_name: str, victim: str, *, is_by_design: bool = False) -> str:
+    """Return the title of the timeline of a counterexample, or of what the policy does by design."""
+    return f"{'By design' if is_by_design else 'Counterexample'}, replayed: {property_name}, job {victim}"
 
 
-def verified_headline(nodes: int, jobs: int, states: int) -> str:
-    """Return the headline of a complete verification without a counterexample."""
+def verified_headline(nodes: int, jobs: int, states: int, by_design: Sequence[str] = ()) -> str:
+    """Return the headline of a complete verification without a counterexample.
+
+    Args:
+        nodes: Nodes of the largest cluster.
+        jobs: Jobs in flight.
+        states: States that were reached.
+        by_design: Properties that the policy breaks by design.
+    """
     extent = f"up to {_count_nodes(nodes)} and {jobs} jobs in flight"
-    return f"no violation with {extent}, in any order of ends ({states:,} states)"
+    text = f"no violation with {extent}, whichever job ends first ({states:,} states)"
+    return f"{text}; by design: {', '.join(by_design)}" if by_design else text
 
 
 def incomplete_headline(states: int) -> str:

@@ -35,9 +35,9 @@ def verification_report(problem: Problem, verification: Verification, decision: 
     searches = verification.searches
     is_good = not failures and not verification.unconfirmed and verification.is_complete
     tables = []
-    if failures or notes:
-        rows = tuple(_finding_row(example) for example in (*failures, *notes))
-        tables.append(Table("counterexamples", FINDING_COLUMNS, rows))
+    for name, examples in (("counterexamples", failures), ("by design", notes)):
+        if examples:
+            tables.append(Table(name, FINDING_COLUMNS, tuple(_finding_row(example) for example in examples)))
     search_rows = tuple(
         (
             record.victim,
@@ -95,7 +95,8 @@ def _bound_rows(problem: Problem, verification: Verification) -> Iterator[tuple[
 
 def _timelines(problem: Problem, verification: Verification) -> Iterator[Timeline]:
     """Yield each counterexample as a timeline of its replay; none of a policy that raises."""
-    for number, example in enumerate((*verification.counterexamples, *verification.by_design), 1):
+    failures = verification.counterexamples
+    for number, example in enumerate((*failures, *verification.by_design), 1):
         try:
             result = simulate(example.scenario.nodes, example.tasks, problem.new_policies(), example.node_changes)
         except UnfoldError:
@@ -104,7 +105,8 @@ def _timelines(problem: Problem, verification: Verification) -> Iterator[Timelin
         first = next((task for task in example.tasks if task.job == f"{example.finding.victim}0"), None)
         starving = first if name in {STARVATION, PREEMPTION_LOOP} else None
         for figure in gantt_figures(result, starving, example.node_changes):
-            title = sentences.counterexample_title(name, example.finding.victim.rstrip(KIND_END))
+            victim = example.finding.victim.rstrip(KIND_END)
+            title = sentences.counterexample_title(name, victim, is_by_design=number > len(failures))
             yield replace(figure, name=f"counterexample-{number}", title=title)
 
 
@@ -135,4 +137,5 @@ def _headline(verification: Verification) -> str:
     states = sum(record.states for record in verification.searches)
     if not verification.is_complete:
         return sentences.incomplete_headline(states)
-    return sentences.verified_headline(*verification.extent, states)
+    by_design = tuple(dict.fromkeys(example.finding.property_name for example in verification.by_design))
+    return sentences.verified_headline(*verification.extent, states, by_design)

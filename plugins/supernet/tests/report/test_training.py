@@ -43,7 +43,7 @@ def test_front_shows_intervals_and_standalone_networks() -> None:
     assert plot.intervals[-1].at == plot.intervals[-2].at == pytest.approx(400)
     assert [interval.group for interval in plot.intervals[2:]] == [
         "other members",
-        "on the front",
+        "on the front by operations",
         "standalone networks",
     ]
 

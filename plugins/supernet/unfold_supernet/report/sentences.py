@@ -184,7 +184,7 @@ def state_training(task: Task, count: int, low: float, high: float, front: int, 
     """State the result of a training; ``gap`` is empty without standalone models."""
     compared = f", {gap}" if gap else ""
     score = f"{high:.1f} % accurate" if task == "classes" else f"{high:.1f} % {name_score(task)}"
-    return f"{count} subnets in one set of weights, {low:.1f} to {score}, {front} on the front{compared}"
+    return f"{count} subnets in one set of weights, {low:.1f} to {score}, {front} on the front by operations{compared}"
 
 
 def state_useless_subnets(task: Task, names: Sequence[str], constant: float) -> str:
@@ -272,7 +272,7 @@ def title_front(task: Task, *, shown: int, total: int) -> str:
 
 def name_front_group(*, is_front: bool) -> str:
     """Name the group of a member in the picture of the front."""
-    return "on the front" if is_front else "other members"
+    return "on the front by operations" if is_front else "other members"
 
 
 def name_standalone_group() -> str:

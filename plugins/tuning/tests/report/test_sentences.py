@@ -18,7 +18,7 @@ MACHINE = Machine("g5.12xlarge", 4, 5.67, price_source="aws 2026-11-20")
 SPOT = Machine("g6.12xlarge", 4, 1.85, price_source="aws 2026-11-20", market="spot")
 SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
     sentences.name_machine: [(MACHINE,), (SPOT,)],
-    sentences.write_plan_headline: [(0.73, MACHINE, 420.0, 0.97)],
+    sentences.write_plan_headline: [(0.73, MACHINE, [2, 2, 1], 420.0, 0.97), (9.0, SPOT, range(9), 420.0, 0.97)],
     sentences.write_missed_deadline_headline: [(120.0, 0.95, 361.0)],
     sentences.write_over_budget_headline: [(420.0, 0.5, 0.95)],
     sentences.write_small_budget_headline: [(0.5, 0.95)],

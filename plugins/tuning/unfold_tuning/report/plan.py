@@ -119,7 +119,11 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
     )
     plan = selected.plan
     headline = sentences.write_plan_headline(
-        plan.mean_cost_usd, selected.machine, goal.deadline_s, plan.estimate_on_time_probability(goal.deadline_s)
+        plan.mean_cost_usd,
+        selected.machine,
+        [allocation.instances for allocation in plan.plan],
+        goal.deadline_s,
+        plan.estimate_on_time_probability(goal.deadline_s),
     )
     return Report(
         kind="tuning",

@@ -5,6 +5,7 @@ The sentences that a run logs while it runs are in :mod:`unfold_tuning.executor.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from unfold_tuning.job.profile import Machine
 from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
+MAX_CHANGES = 5
+"""A headline lists up to this many numbers of instances."""
 
 
 def name_machine(machine: Machine) -> str:
@@ -22,11 +25,15 @@ def name_machine(machine: Machine) -> str:
 # headlines
 
 
-def write_plan_headline(cost_usd: float, machine: Machine, deadline_s: float, probability: float) -> str:
-    """State the cost of a plan and its guarantee."""
+def write_plan_headline(
+    cost_usd: float, machine: Machine, instances: Sequence[int], deadline_s: float, probability: float
+) -> str:
+    """State the cost of a plan, its instances by stage, and its guarantee."""
+    changes = [count for count, _ in itertools.groupby(instances)]
+    counts = " → ".join(map(str, changes)) if len(changes) <= MAX_CHANGES else f"up to {max(changes)}"
     return (
-        f"{format_money(cost_usd)} on {name_machine(machine)} meets the deadline of {format_duration(deadline_s)} "
-        f"with probability {format_percent(probability)}"
+        f"{format_money(cost_usd)} on {counts} × {name_machine(machine)} meets the deadline of "
+        f"{format_duration(deadline_s)} with probability {format_percent(probability)}"
     )
 
 
@@ -71,7 +78,7 @@ def write_winner_headline(
 ) -> str:
     """State the best metric of a run, and the deadline if the run missed it."""
     cost = f"in {format_duration(seconds)} for {format_money(spent_usd)}"
-    text = f"{metric_name} {metric:.4f} by trial {trial} {cost}"
+    text = f"trial {trial} reaches {metric_name} {metric:.4f} {cost}"
     if missed_deadline_s is None:
         return text
     return f"{text}, missing the deadline of {format_duration(missed_deadline_s)}"

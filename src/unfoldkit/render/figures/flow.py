@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
 from unfoldkit.figures import Flow, Link, Stop, Tone, order_layers
 from unfoldkit.format import format_number, format_percent
 from unfoldkit.render.figures.style import (
     COLOURS,
     INK,
+    LETTER_PT,
     WIDTH_PT,
     open_sheet,
     shorten_middle,
@@ -26,7 +29,7 @@ FLOW_PT = 190.0
 """Height of everything that flows."""
 GAP_PT = 34.0
 LINE_PT = 11.0
-FACT_SIZE = 7.5
+NAME_SIZE, FACT_SIZE = 9.0, 7.5
 BOLD_PT = 0.64
 """Mean width of a bold letter, as a share of the font size."""
 LABEL_PT = 118.0
@@ -149,16 +152,24 @@ def _draw_stop(axes: Axes, bar: tuple[float, float, float], stop: Stop, share: f
     # the ends of the flow have no stop to their right
     room_pt = LABEL_PT if left + BAR_PT + room_pt > WIDTH_PT - LABEL_PT else room_pt
     percent = format_percent(round(share, 4))
-    letters = int(room_pt / (9 * BOLD_PT))
     if room_pt < LABEL_PT:
         # many layers: the share has a line of its own
-        write(axes, left, top - 30, shorten_middle(stop.name, letters), size=9, weight="bold")
+        size = _fit_size(stop.name, room_pt, NAME_SIZE, BOLD_PT)
+        name = shorten_middle(stop.name, int(room_pt / (size * BOLD_PT)))
+        write(axes, left, top - 30, name, size=size, weight="bold")
         write(axes, left, top - 19, percent, size=8, weight="bold")
     else:
-        name = shorten_middle(stop.name, letters - len(percent) - 2)
-        write(axes, left, top - 19, f"{name}  {percent}", size=9, weight="bold")
+        name = shorten_middle(stop.name, int(room_pt / (NAME_SIZE * BOLD_PT)) - len(percent) - 2)
+        write(axes, left, top - 19, f"{name}  {percent}", size=NAME_SIZE, weight="bold")
     if stop.facts:
-        write(axes, left, top - 8, shorten_to(" · ".join(stop.facts), room_pt, FACT_SIZE), size=FACT_SIZE)
+        facts = " · ".join(stop.facts)
+        size = _fit_size(facts, room_pt, FACT_SIZE, LETTER_PT)
+        write(axes, left, top - 8, shorten_to(facts, room_pt, size), size=size)
+
+
+def _fit_size(text: str, room_pt: float, size: float, letter_pt: float) -> float:
+    """Return the font size, reduced by up to a fourth, at which a text has room; letters are shares of it wide."""
+    return min(size, max(0.75 * size, room_pt / (letter_pt * max(cell_len(text), 1))))
 
 
 def _draw_legend(axes: Axes, flow: Flow) -> None:

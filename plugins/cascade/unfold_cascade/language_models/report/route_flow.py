@@ -1,4 +1,4 @@
-"""The way of requests through the models of a route: shares, correct answers, and the cost of each branch."""
+"""The path of requests through the models of a route: shares, correct answers, and the cost of each branch."""
 
 from __future__ import annotations
 

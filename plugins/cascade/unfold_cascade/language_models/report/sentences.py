@@ -217,7 +217,7 @@ def collected(rows: int, prompts: int, spent_usd: float, cap_usd: float, *, is_c
     return start if rows == prompts else f"{start}; run it again to call what failed"
 
 
-FLOW_TITLE = "The way of the test requests: which model answers, at what cost, and how often it is right"
+FLOW_TITLE = "The path of the test requests: which model answers, at what cost, and how often it is right"
 ALL_REQUESTS = "all requests"
 ENTRY_GATE = "gate on the prompt"
 LATER_TURNS = "later turns stay"

@@ -132,6 +132,7 @@ def _metrics(solution: Solution) -> dict[str, Metric]:
         **_loss_metrics(solution, savings),
         **_alert_metrics(solution),
         **_cost_metrics(solution),
+        **_other_policy_metrics(solution),
     }
     metrics = {name: Metric(finite_or_none(value), unit) for name, (value, unit) in values.items()}
     return (
@@ -144,27 +145,34 @@ def _metrics(solution: Solution) -> dict[str, Metric]:
 
 
 def _loss_metrics(solution: Solution, savings: dict[str, float]) -> dict[str, MetricValue]:
-    """Savings and losses against the latched baseline, and against the memoryless one (``naive_``)."""
+    """Savings and losses against the latched baseline."""
+    base, loss_interval = solution.latched.quality, solution.intervals.loss
+    return {
+        "price_saving": (savings.get("price"), "x"),
+        "flops_saving": (savings.get("flops"), "x"),
+        "certified_loss_points": (100 * solution.selection.certified_loss, "points"),
+        "saving_lower_bound": (solution.selection.saving_bound, "x"),
+        "loss_points": (100 * (solution.cascade.quality.loss - base.loss), "points"),
+        "loss_points_low": (100 * loss_interval[0], "points"),
+        "loss_points_high": (100 * loss_interval[1], "points"),
+    }
+
+
+def _other_policy_metrics(solution: Solution) -> dict[str, MetricValue]:
+    """The cascade against the memoryless baseline (``naive_``), and the one that is not certified (``tuned_``)."""
     base, loss_interval = solution.latched.quality, solution.intervals.loss
     naive, naive_base = solution.argmax_cascade.quality, solution.argmax.quality
     tuned = solution.tuned_only.quality
     naive_savings = compute_savings(naive_base.bill, naive.bill, CURRENCIES)
     tuned_savings = compute_savings(base.bill, tuned.bill, CURRENCIES)
     return {
-        "price_saving": (savings.get("price"), "x"),
-        "flops_saving": (savings.get("flops"), "x"),
         "naive_price_saving": (naive_savings.get("price"), "x"),
         "naive_flops_saving": (naive_savings.get("flops"), "x"),
-        "loss_points": (100 * (solution.cascade.quality.loss - base.loss), "points"),
-        "loss_points_low": (100 * loss_interval[0], "points"),
-        "loss_points_high": (100 * loss_interval[1], "points"),
-        "loss_points_interval": (50 * (loss_interval[1] - loss_interval[0]), "points"),
         "naive_loss_points": (100 * (naive.loss - naive_base.loss), "points"),
         "tuned_price_saving": (tuned_savings.get("price"), "x"),
         "tuned_flops_saving": (tuned_savings.get("flops"), "x"),
         "tuned_loss_points": (100 * (tuned.loss - base.loss), "points"),
-        "certified_loss_points": (100 * solution.selection.certified_loss, "points"),
-        "saving_lower_bound": (solution.selection.saving_bound, "x"),
+        "loss_points_interval": (50 * (loss_interval[1] - loss_interval[0]), "points"),
     }
 
 

@@ -14,8 +14,8 @@ def summarise_plan(
     *, price_saving: float | None, flops_saving: float | None, loss_points: float, path: str, relaxed: float | None
 ) -> str:
     """Headline of a plan: savings and loss; ``relaxed`` is the smallest certifiable loss in percent, if it failed."""
-    savings = [(price_saving, "price"), (flops_saving, "FLOPs")]
-    ratios = " and ".join(f"{saving:.1f}x less {unit}" for saving, unit in savings if saving is not None)
+    savings = [(price_saving, "cheaper"), (flops_saving, "fewer FLOPs")]
+    ratios = " and ".join(f"{saving:.1f}x {words}" for saving, words in savings if saving is not None)
     text = f"{ratios}, {shared.loss_or_gain(loss_points, 2)}"
     if relaxed is None:
         return f"{text} · saved in {path}"

@@ -34,7 +34,8 @@ def describe_targets(ttft_s: float, tpot_s: float, latency_s: float) -> str:
 def describe_plan(hourly_cost: float, replicas: int, gpus: int, hardware: str, stages: int = 0) -> str:
     """Return the headline of a plan."""
     around = f" and {_pluralize(stages, 'stage')} around them" if stages else ""
-    return f"${hourly_cost:,.2f}/h: {_pluralize(replicas, 'engine')} of {_pluralize(gpus, f'{hardware} GPU')}{around}"
+    engines = f"{_pluralize(replicas, 'engine')} on {_pluralize(gpus, 'GPU')} ({hardware}){around}"
+    return f"${hourly_cost:,.2f}/h: {engines}"
 
 
 def describe_split(before_s: float, engine_s: float, after_s: float) -> str:
@@ -230,7 +231,7 @@ def describe_token_excess(kind: str, window_s: float, tokens: int, planned: int)
 
 def describe_replay(attainment: float, targets: str, cost: float, rule: str) -> str:
     """Return the headline of a simulated replay."""
-    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h under {rule}"
+    return f"{attainment * 100:.2f} % of the requests within {targets} at ${cost:,.2f}/h by the rule {rule}"
 
 
 def describe_routing(engines: int, replicas: int, routing: str) -> str:
