@@ -29,6 +29,7 @@ SAMPLES: dict[Callable[..., str], list[tuple[object, ...]]] = {
         ("accuracy", 0.97, 3, 300.0, 0.7, None),
         ("accuracy", 0.97, 3, 500.0, 0.7, 420.0),
     ],
+    sentences.describe_profile_cost: [(0.0016, 0.0013)],
     sentences.describe_cap: [(1.2, None), (1.2, 2.0)],
     sentences.describe_slack: [(12.0, 0.95)],
     sentences.describe_cheaper_plan: [(0.7, 0.89, 438.0)],

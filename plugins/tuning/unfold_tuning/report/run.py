@@ -186,6 +186,9 @@ def _build_lines(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -
     if outcome.winner is not None:
         winner = outcome.winner
         yield "winner", sentences.describe_winner(winner.id, winner.iters, winner.config)
+    profile_usd = float(ledger.read_fact("profile-usd") or 0.0)
+    if profile_usd > 0:
+        yield "profile", sentences.describe_profile_cost(profile_usd, outcome.spent_usd - profile_usd)
     if config.trainable.mode == "min":
         yield "mode", sentences.describe_minimized(config.trainable.metric_name)
     yield from _describe_early_stops(config, ledger)

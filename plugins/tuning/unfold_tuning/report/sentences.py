@@ -256,6 +256,11 @@ def describe_winner(trial: int, iters: int, config: Mapping[str, Any]) -> str:
     return f"trial {trial}, {format_count(iters, 'iteration')}: {parameters}"
 
 
+def describe_profile_cost(profile_usd: float, run_usd: float) -> str:
+    """Describe how much of the cost measured the profile, which the predicted cost leaves out."""
+    return f"{format_money(profile_usd)} of the cost measured it; the run itself took {format_money(run_usd)}"
+
+
 def describe_minimized(metric_name: str) -> str:
     """Describe that trials are ranked by the smallest metric."""
     return f"the smallest {metric_name} wins"
