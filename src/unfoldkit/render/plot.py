@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "INK", "render", "svg"]
 FIGURE_WIDTH_IN = 7.6
+TAG = re.compile(r"<[^>]*>")
 NUMBER = re.compile(r"-?[0-9]+\.[0-9]{2,}(?=[^0-9e])")
 DRAWERS: Mapping[str, tuple[Callable[[Axes, Any], None], Callable[[Any], float]]] = {
     "plot": (draw_chart, measure_chart),
@@ -62,7 +63,9 @@ def svg(figure: AnyFigure) -> str:
     text = re.sub(r'( id="|url\(#|href="#)', lambda match: f"{match[0]}{prefix}-", text)
     # what describes the file names other sites
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"\s*\n\s*", " ", NUMBER.sub(_round, text)).replace("> <", "><")
+    # coordinates stand in tags; the numbers of labels stay as they are
+    text = TAG.sub(lambda match: NUMBER.sub(_round, match[0]), text)
+    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
     words = f'<title id="{prefix}-title">{escape(figure.title)}</title>'
     words += f'<desc id="{prefix}-desc">{escape(describe_figure(figure))}</desc>'
     opening, rest = text.replace(INK, "currentColor").split(">", 1)

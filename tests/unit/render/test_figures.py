@@ -242,6 +242,15 @@ def test_ends_of_a_flow_stand_side_by_side() -> None:
     assert bars["good"][0] == bars["bad"][0] > bars["c"][0]
 
 
+def test_numbers_of_labels_are_not_rounded() -> None:
+    """Only coordinates are shortened: amounts, versions and ticks read as they are."""
+    drawn = plot.svg(replace(FLOW, stops=(Stop("small", facts=("$1,052.20", "v1.25.34")), *FLOW.stops[1:])))
+    assert "$1,052.20 · v1.25.34" in drawn
+    ticks = plot.svg(Figure("f", "F", "x", "y", (Series("s", (1.0, 2.0), (1.01, 1.04)),)))
+    texts = [text for element in parse(ticks).iter(f"{SVG}text") for text in element.itertext()]
+    assert {"1.01", "1.04"} <= set(texts), texts
+
+
 def test_ribbons_from_two_rows_do_not_cross() -> None:
     """What leaves the upper of two stops arrives above what leaves the lower one."""
     links = (Link("a", "up", 4.0), Link("a", "down", 6.0), Link("up", "end", 4.0), Link("down", "end", 6.0))
