@@ -22,6 +22,16 @@ def test_the_order_of_exchangeable_rows_is_rarely_suspected(rows: int, loss: flo
     assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 40)
 
 
+def test_several_promises_are_suspected_no_more_often_than_one() -> None:
+    """Of random logs with four promises at most 5 % are refused, not 5 % for each promise."""
+    rng, refused = np.random.default_rng(11), 0
+    for _ in range(100):
+        # without a limit every end breaks its promise, so that only the growth decides
+        excesses = {str(promise): _draw_excess(rng, np.full(120, 0.1), 0.0) for promise in range(4)}
+        refused += find_late_break(excesses) is not None
+    assert refused <= 5 + 3 * np.sqrt(100 * 0.05 * 0.95)
+
+
 @pytest.mark.parametrize("start", [0.5, 0.75, 0.9])
 def test_a_promise_that_breaks_at_the_end_is_found(start: float) -> None:
     """A loss of 1 % that becomes 20 % exceeds an allowed 5 % over the whole end, and is found in most tables."""

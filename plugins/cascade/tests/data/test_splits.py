@@ -101,6 +101,16 @@ def test_no_part_is_earlier_than_the_one_before(seed: int, days: int, bounds: st
     assert max(dates[rows.calibrate]) < min(dates[rows.test])
 
 
+def test_an_empty_part_in_time_names_the_range_of_the_data() -> None:
+    """Bounds beyond the data leave a part empty; the error says from when to when the data run."""
+    dates = (np.datetime64("2024-01-30") + np.arange(PATIENTS)).astype(str)
+    rule = SplitRule(kind="time", column="day", bounds={"train": bound("2023")})
+    last = str(np.datetime64("2024-01-30") + PATIENTS - 1)
+    message = reject(rule, table(day=dates))
+    assert "the part train has 0" in message
+    assert f'the column "day" runs from 2024-01-30 to {last}' in message
+
+
 def test_a_unit_is_placed_by_its_first_time() -> None:
     """A patient admitted before the limit trains, although later rows are behind it; months and numbers are limits."""
     rule = SplitRule(kind="time", column="hour", bounds={"train": bound("30"), "calibrate": bound("45")})

@@ -168,6 +168,15 @@ def test_fractions_are_rounded_up() -> None:
     assert count_discordant(np.array([0.5, -0.5, -1.0, 0.0, 1.0])) == (2, 1)
 
 
+def test_a_search_without_bad_cases_is_not_trusted_to_stay_without() -> None:
+    """Where tuning cases are made better and none worse, the exact test is chosen: it also credits the better ones."""
+    d = np.repeat([-1.0, 0.0], [12, 888])
+    rule = choose_rule(d, 0.02, 540, 0.05)
+    fresh = np.repeat([-1.0, 0.0, 1.0], [6, 527, 7])
+    assert rule.method == "exact"
+    assert p_value(fresh, 0.02, rule) < 0.05 < p_value(fresh, 0.02, Rule("binomial"))
+
+
 def test_few_bad_cases_prefer_the_binomial() -> None:
     """Where no case differs the exact test needs the fewest cases, and is chosen."""
     assert choose_rule(np.zeros(300), EPSILON, 300, 0.05).method == "binomial"

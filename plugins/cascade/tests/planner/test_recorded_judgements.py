@@ -123,12 +123,12 @@ def test_a_call_without_a_score_is_wrong_and_never_exits_at_a_gate(tmp_path: Pat
     assert first.call_prices[7, 0] == 0.0
 
 
-@pytest.mark.parametrize("wrong", ["", "-0.1"])
-def test_a_call_without_a_price_is_an_error(wrong: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("wrong", "message"), [("", "has no price"), ("-0.1", "has the negative price -0.1")])
+def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: Path) -> None:
     """What a call cost is never guessed; the row and the key are named."""
     rows = _table()
     rows[4][6] = wrong
-    with pytest.raises(UnfoldError, match=r'row 5 of column "large\|total_cost" has no price') as told:
+    with pytest.raises(UnfoldError, match=rf'row 5 of column "large\|total_cost" {message}') as told:
         plan(_spec(tmp_path, rows), _run(tmp_path))
     assert told.value.diagnostics[0].key == "stages[0].models[1].recorded.price"
 

@@ -20,7 +20,7 @@ from unfold_cascade._types import BoolArray, FloatArray, IntArray
 
 MIN_UNITS = 60
 LEVEL = 0.05
-"""Chance that a promise over exchangeable rows is found to grow; that its last rows break it as well is rarer."""
+"""Chance that any promise over exchangeable rows is found to grow; that its last rows break it as well is rarer."""
 WINDOWS = (0.5, 0.4, 1 / 3, 0.25, 0.2, 0.15, 0.1, 0.06)
 """Shares of the table that are compared with all rows before them."""
 RAMPS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -35,12 +35,15 @@ ROUNDING = 1e-9
 def find_late_break(excesses: Mapping[str, FloatArray]) -> str | None:
     """Find the promise with the strongest evidence that the last rows break it; ``None`` if there is none.
 
+    The level holds for all promises together: that of each is divided by their number (Bonferroni). Promises of too
+    few rows cannot be found, so they do not count.
+
     Args:
         excesses: for each promise (n,) excesses in the order of the table; it holds where their mean is at most 0.
     """
-    p_values = {name: late_break_p_value(excess) for name, excess in excesses.items()}
+    p_values = {name: late_break_p_value(excess) for name, excess in excesses.items() if len(excess) >= MIN_UNITS}
     name = min(p_values, key=lambda name: p_values[name], default=None)
-    return None if name is None or p_values[name] > LEVEL else name
+    return None if name is None or p_values[name] * len(p_values) > LEVEL else name
 
 
 def late_break_p_value(excess: FloatArray) -> float:

@@ -143,7 +143,7 @@ def split_units(rule: SplitRule, strata: np.ndarray, table: UnitTable, seed: int
             list_sites(rule.column, table)
         rows = split_rows(strata, rule, seed)
     if rule.kind not in ("random", "leave-out"):
-        _check_parts(rows, table)
+        _check_parts(rows, table, rule.column if rule.kind == "time" else "")
     return rows
 
 
@@ -278,12 +278,21 @@ def _rows_of_parts(part: np.ndarray) -> Rows:
     return Rows(*(np.flatnonzero(part == name) for name in PARTS))
 
 
-def _check_parts(rows: Rows, table: UnitTable) -> None:
+def _check_parts(rows: Rows, table: UnitTable, times: str) -> None:
+    """Refuse parts of too few units; ``times`` is the column of times that split them, empty for another rule."""
     for name in PARTS:
         count = len(getattr(rows, name))
         if count < MIN_UNITS:
             message = f"the part {name} has {count} {table.noun}{'' if count == 1 else 's'}; it needs {MIN_UNITS}"
-            raise user_error(message, key=KEY)
+            raise user_error(message, key=KEY, hint=_describe_range(times, table) if times else "")
+
+
+def _describe_range(column: str, table: UnitTable) -> str:
+    """Say from when to when a column of times runs."""
+    words = [str(word) for word in _read_words(column, table) if not cells.is_missing(str(word))]
+    are_dates = _parse_number(words[0]) is None
+    ordered = sorted(words, key=lambda word: (cells.parse_date(word) if are_dates else _parse_number(word)) or 0.0)
+    return f'the column "{column}" runs from {ordered[0]} to {ordered[-1]}'
 
 
 def _read_words(column: str, table: UnitTable) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.data import jsonl
 from unfold_cascade.schema import cells
 from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, not_utf8, user_error
@@ -92,6 +92,23 @@ class Frame:
             word = cells.label_text(column.removeprefix(category + INDICATOR))
             return np.asarray(self.text(category, key=key) == word, dtype=np.float64)
         return cells.parse_numbers(self.columns[column], self._cell_source(column, key))
+
+    def prices(self, column: str, may_be_empty: BoolArray, *, key: str) -> FloatArray:
+        """Read a column of prices; an empty cell is 0 where (n,) ``may_be_empty`` allows it.
+
+        Raises:
+            UnfoldError: there is no such column, or a price is missing, negative or not a number.
+        """
+        price = self.numbers(column, key=key)
+        invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~may_be_empty))
+        if len(invalid):
+            row = int(invalid[0])
+            place = f'{self.name}: row {row + 1} of column "{column}"'
+            if price[row] < 0:
+                raise user_error(f"{place} has the negative price {price[row]:g}", key=key)
+            hint = "an empty cell is unknown, not free; write 0 for a free call"
+            raise user_error(f"{place} has no price", key=key, hint=hint)
+        return np.nan_to_num(price)
 
     def numbers_or_flags(self, column: str, *, key: str) -> FloatArray:
         """Read a column of numbers, or of ``true`` and ``false`` as 1 and 0; an empty cell is NaN."""

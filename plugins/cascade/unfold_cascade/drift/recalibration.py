@@ -18,9 +18,8 @@ from unfold_cascade.data.table import Rows, TableSource, load_frame, split_clust
 from unfold_cascade.drift.labelled_cases import observe_cases, read_new_labels
 from unfold_cascade.drift.static import extend_tables
 from unfold_cascade.planner.compose import search_policies
-from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_front, write_front
+from unfold_cascade.planner.planner import FRONT_FILE, Solution, certify_fronts, search_fronts, write_fronts
 from unfold_cascade.planner.policy import Policy
-from unfold_cascade.planner.select import shortlist_points
 from unfold_cascade.report import sentences
 from unfold_cascade.report.plan import build_plan_report
 from unfold_cascade.serving.loader import LoadedPlan
@@ -37,7 +36,9 @@ def recalibrate_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Repo
         UnfoldError: the cases have no labels, an unknown one, or are too few.
     """
     solution = _solve(loaded, source, run)
-    run.directory.write(FRONT_FILE, write_front(solution.front), made_from=fingerprint(solution.problem.dataset.digest))
+    run.directory.write(
+        FRONT_FILE, write_fronts(solution.fronts), made_from=fingerprint(solution.problem.dataset.digest)
+    )
     report = build_plan_report(solution, run.directory, "plan")
     count = sum(len(getattr(solution.problem.dataset.rows, part)) for part in ("train", "calibrate", "test"))
     decision = dict(report.decision or {}) | {"recalibrated": {"cases": count, "data": solution.problem.dataset.digest}}
@@ -90,11 +91,9 @@ def _solve(loaded: LoadedPlan, source: TableSource, run: Run) -> Solution:
         near=copies.near if copies else 0,
     )
     problem, tables = replace(problem, dataset=dataset), replace(tables, clusters=joined)
-    groups = number_label_groups(problem.data.label_groups, dataset.names)
-    front = shortlist_points(search_policies(tables, dataset.labels, groups, rows.train, problem.gates))
     index = tables.candidates.models.index(loaded.baseline.name)
     baseline = replace(loaded.baseline, index=index, answer=tables.candidates.answer[:, index])
-    return certify_front(problem, tables, front, baseline, run)
+    return certify_fronts(problem, tables, search_fronts(problem, tables, baseline), baseline, run)
 
 
 def _tabulate_sizes(loaded: LoadedPlan, solution: Solution) -> Table:

@@ -436,7 +436,7 @@ def _read_confidence(frame: Frame, columns: Recorded, key: str) -> FloatArray:
 
 def _read_cost(frame: Frame, model: ModelSpec, columns: Recorded, key: str, is_missing: BoolArray) -> FloatArray:
     if columns.price is not None:
-        return _read_prices(frame, columns.price, f"{key}.price", is_missing)
+        return frame.prices(columns.price, is_missing, key=f"{key}.price")
     prices = token_prices(model.price)
     if columns.tokens is None:
         return np.full(len(frame), prices.fixed)
@@ -452,7 +452,7 @@ def _read_confidence_cost(frame: Frame, spec: CascadeSpec, model: ModelSpec, col
     """Read (n,) costs of confidences; without a price of their own they follow from the tokens of the answer."""
     may_be_empty = np.ones(len(frame), dtype=np.bool_)
     if columns.price_of_confidence is not None:
-        return _read_prices(frame, columns.price_of_confidence, f"{key}.price_of_confidence", may_be_empty)
+        return frame.prices(columns.price_of_confidence, may_be_empty, key=f"{key}.price_of_confidence")
     source = spec.confidence or ConfidenceSource()
     price = model.price_of_confidence
     if price is None and isinstance(model.price, TokenPrice) and source.source in ("votes", "check", "judge"):
@@ -471,15 +471,6 @@ def _read_confidence_cost(frame: Frame, spec: CascadeSpec, model: ModelSpec, col
         return prices.costs(zero, (source.samples - 1) * read[1], zero, zero) - prices.fixed
     # a check reads prompt and answer, and writes one token
     return prices.costs(read[0] + read[1], np.ones(len(frame)), zero, zero)
-
-
-def _read_prices(frame: Frame, column: str, key: str, may_be_empty: BoolArray) -> FloatArray:
-    price = frame.numbers(column, key=key)
-    invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~may_be_empty))
-    if len(invalid):
-        message = f'{frame.name}: row {int(invalid[0]) + 1} of column "{column}" has no price'
-        raise user_error(message, key=key, hint="an empty cell is unknown, not free; write 0 for a free call")
-    return np.nan_to_num(price)
 
 
 def _read_tokens(frame: Frame, column: str | None, key: str, may_be_empty: BoolArray) -> FloatArray:

@@ -137,7 +137,9 @@ def choose_rule(d_tune: FloatArray, epsilon: float, cases: int, delta: float) ->
     """Choose the test that is most likely to pass on so many certifying cases, and its wager.
 
     The tests are compared on the tuning cases scaled to ``cases``, each with its statistic one standard error worse
-    than expected: a test that passes there has power to spare.
+    than expected: a test that passes there has power to spare. A search makes few tuning cases worse, so a count of
+    none there is no reason to expect none: where some case is made better, which only the exact test credits, another
+    test is taken only if it alone is expected to pass.
 
     The certificate stays valid because the choice depends on the tuning split only: given that split, each
     p-value is a fixed function of independent certifying data. Choosing on the certifying split, or taking the
@@ -162,7 +164,7 @@ def choose_rule(d_tune: FloatArray, epsilon: float, cases: int, delta: float) ->
         unlucky = min(math.ceil(worse + math.sqrt(worse + better)), cases)
         exact = exact_paired_p_value(unlucky, min(math.floor(better), cases - unlucky), cases, epsilon)
         # its p-values have a floor, so a passing one is not compared with smaller ones
-        if worse and better and exact <= delta:
+        if better and (exact <= delta or min(expected.values()) > delta):
             return Rule("exact")
         expected[Rule("exact")] = exact
     return min(expected, key=lambda rule: expected[rule])

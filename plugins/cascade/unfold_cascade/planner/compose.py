@@ -48,6 +48,23 @@ class PolicyFront:
         return PolicyFront(self.loss[points], self.cost[points], tuple(self.policies[point] for point in points))
 
 
+@dataclass(frozen=True, slots=True)
+class SearchedFronts:
+    """The fronts of one search.
+
+    The losses of a front flatter it: of many cascades some seem to answer better than the baseline, and hide costlier
+    ones that hardly ever differ from it. A certificate needs those as well, as they are safe to test first.
+
+    Attributes:
+        front: the cascades that no other dominates in cost and loss.
+        cautious: the cascades that no other dominates in cost and in the mean of what a row loses more than with the
+            baseline, where it loses more; that mean is their ``loss``. Empty for two stages.
+    """
+
+    front: PolicyFront
+    cautious: PolicyFront
+
+
 def search_policies(
     tables: ScoreTables, labels: IntArray, groups: IntArray, rows: IntArray, gates: GateOptions
 ) -> PolicyFront:
@@ -64,10 +81,25 @@ def search_policies(
     has_second_stage = bool(tables.second_stage)
     first = _search_first_stage(search, tables, rows, groups[labels[rows]] if has_second_stage else labels[rows])
     if not has_second_stage:
-        policies = tuple(Policy(first.stage_policy(point), {}) for point in range(len(first.front)))
-        return PolicyFront(first.front.loss, first.front.cost, policies)
+        return first.policies()
     points = thin_front(first.front, FIRST_STAGE_POINTS)
     return _merge([_extend(search, tables, labels, rows, first.stage_policy(point)) for point in points])
+
+
+def search_cautious_policies(
+    tables: ScoreTables, labels: IntArray, rows: IntArray, gates: GateOptions, baseline: FloatArray
+) -> PolicyFront:
+    """Search the cautious front, see ``SearchedFronts``, of cascades of one stage.
+
+    Args:
+        tables: the score tables of all n rows.
+        labels: (n,) true labels.
+        rows: the rows to search on.
+        gates: how to search.
+        baseline: the losses of the baseline on ``rows``.
+    """
+    search = _StageSearch(gates, tables.error_costs, tables.clusters, baseline)
+    return _search_first_stage(search, tables, rows, labels[rows]).policies()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +117,23 @@ class _StageFront:
         chain, cuts = chains.policy(index)
         return scorer.build_stage(chain, [float(cut) for cut in cuts[:, 1]])
 
+    def policies(self) -> PolicyFront:
+        """Return the front as that of cascades of one stage."""
+        policies = tuple(Policy(self.stage_policy(point), {}) for point in range(len(self.front)))
+        return PolicyFront(self.front.loss, self.front.cost, policies)
+
 
 @dataclass(frozen=True, slots=True)
 class _StageSearch:
-    """How one stage is searched: options, error costs and (n,) clusters of the rows."""
+    """How one stage is searched: options, error costs and (n,) clusters of the rows.
+
+    With ``baseline``, its losses on the rows of the search, only what a row loses more than that counts.
+    """
 
     gates: GateOptions
     error_costs: ErrorCosts
     clusters: IntArray | None
+    baseline: FloatArray | None = None
 
     def search(
         self,
@@ -111,9 +152,10 @@ class _StageSearch:
         scorers = [GateScorer(table, rows, loss, conditional, fold) for conditional in gates.conditional]
         chains = list_chains(price, order=gates.order, max_models=gates.max_models)
         learnt = partial(learn_cuts, kinds=gates.learnt)
+        counted = loss if self.baseline is None else np.maximum(loss - self.baseline[:, None], 0.0)
 
         def chain_tables(scorer: GateScorer, chain: Chain) -> Tables:
-            return scorer.score(chain), loss[:, list(chain)], cost(chain)
+            return scorer.score(chain), counted[:, list(chain)], cost(chain)
 
         fronts = [
             search_chains(chains, partial(chain_tables, scorer), bins=gates.bins, also=learnt) for scorer in scorers

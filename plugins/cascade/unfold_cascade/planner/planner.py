@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,12 @@ from unfold_cascade.data.dataset import number_label_groups
 from unfold_cascade.data.leakage import is_oracle
 from unfold_cascade.gates import calibrated
 from unfold_cascade.models.zoo import fit_models
-from unfold_cascade.planner.compose import PolicyFront, search_policies
+from unfold_cascade.planner.compose import (
+    PolicyFront,
+    SearchedFronts,
+    search_cautious_policies,
+    search_policies,
+)
 from unfold_cascade.planner.ledger import Attempt, AttemptCount, identify_attempt, record_attempt
 from unfold_cascade.planner.policy import Policy, StagePolicy
 from unfold_cascade.planner.problem import Problem
@@ -22,6 +27,7 @@ from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables
 from unfold_cascade.planner.select import (
     LEAKED,
+    MAX_CAUTIOUS_POINTS,
     Baseline,
     Selection,
     count_units,
@@ -43,11 +49,15 @@ ALWAYS, NEVER = "always", "never"
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The result of the search: score tables, Pareto front, baseline and selection."""
+    """The result of the search: score tables, Pareto front, baseline and selection.
+
+    ``candidates`` are the cascades to select from: those of the front, followed by cautious ones.
+    """
 
     problem: Problem
     tables: ScoreTables
     front: PolicyFront
+    candidates: PolicyFront
     baseline: Baseline
     selection: Selection
     attempt: AttemptCount | None = None
@@ -55,35 +65,63 @@ class Solution:
     @property
     def policy(self) -> Policy | None:
         """The selected cascade; ``None`` if only the baseline meets the goal."""
-        return None if self.selection.point is None else self.front.policies[self.selection.point]
+        return None if self.selection.point is None else self.candidates.policies[self.selection.point]
+
+    @property
+    def fronts(self) -> SearchedFronts:
+        """The fronts, priced as served."""
+        cautious = np.arange(len(self.front.policies), len(self.candidates.policies))
+        return SearchedFronts(self.front, self.candidates.take(cautious))
 
 
 def solve(problem: Problem, run: Run) -> Solution:
     """Fit the models that the run does not store, and search, certify and test on one part of the rows each."""
     tables = load_tables(problem, run)
-    # runs of earlier versions store every point
-    front = shortlist_points(_load_front(problem, tables, run))
-    return certify_front(
-        problem, tables, front, select_baseline(tables, problem.dataset.labels, problem.dataset.rows.train), run
-    )
+    baseline = select_baseline(tables, problem.dataset.labels, problem.dataset.rows.train)
+    return certify_fronts(problem, tables, _load_fronts(problem, tables, baseline, run), baseline, run)
 
 
-def certify_front(problem: Problem, tables: ScoreTables, front: PolicyFront, baseline: Baseline, run: Run) -> Solution:
-    """Select and certify a point of a front that was searched on the training rows, and record the attempt."""
+def search_fronts(problem: Problem, tables: ScoreTables, baseline: Baseline) -> SearchedFronts:
+    """Search the cascades to select from on the training rows."""
+    labels, rows, gates = problem.dataset.labels, problem.dataset.rows.train, problem.gates
+    groups = number_label_groups(problem.data.label_groups, problem.dataset.names)
+    front = shortlist_points(search_policies(tables, labels, groups, rows, gates))
+    if not _is_cautious(problem, tables):
+        return SearchedFronts(front, front.take(np.arange(0)))
+    losses = tables.error_costs.losses(baseline.answer[rows], labels[rows])
+    cautious = search_cautious_policies(tables, labels, rows, gates, losses)
+    return SearchedFronts(front, shortlist_points(cautious, MAX_CAUTIOUS_POINTS))
+
+
+def _is_cautious(problem: Problem, tables: ScoreTables) -> bool:
+    """Whether cautious cascades are searched: those of one stage, to certify a loss."""
+    return problem.goal.budget is None and not tables.second_stage
+
+
+def certify_fronts(
+    problem: Problem, tables: ScoreTables, fronts: SearchedFronts, baseline: Baseline, run: Run
+) -> Solution:
+    """Select and certify a cascade of fronts that were searched on the training rows, and record the attempt."""
     dataset, goal = problem.dataset, problem.goal
     labels, names, rows = dataset.labels, dataset.names, dataset.rows
-    front = price_as_served(tables, front, labels, rows.train)
+    priced = price_as_served(tables, fronts.front, labels, rows.train).drop_dominated()
+    all_priced = priced.append(price_as_served(tables, fronts.cautious, labels, rows.train))
+    front, candidates = priced.points, all_priced.points
     if list_leaks(problem, tables):
         selection = select_none(goal, count_units(tables, rows.calibrate), LEAKED)
     else:
-        selection = select_cascade(tables, front, baseline, labels, rows.train, rows.calibrate, goal, names)
-        selection = retest_selection(tables, front, selection, baseline, labels, rows.train, rows.test, goal, names)
+        selection = select_cascade(
+            tables, candidates, baseline, labels, rows.train, rows.calibrate, goal, names, all_priced.held_out
+        )
+        selection = retest_selection(
+            tables, candidates, selection, baseline, labels, rows.train, rows.test, goal, names
+        )
         parts = [rows.train, rows.calibrate, rows.test]
         # parts in the order of time or by site differ by more than chance: what the cascade was tuned on is left out
         ordered = np.concatenate(parts if problem.data.split.kind in ("random", "leave-out") else parts[1:])
-        selection = refuse_late_break(tables, front, selection, baseline, labels, ordered, goal, names)
-    attempt = _record(problem, front, selection, run)
-    return Solution(problem, tables, front, baseline, selection, attempt)
+        selection = refuse_late_break(tables, candidates, selection, baseline, labels, ordered, goal, names)
+    attempt = _record(problem, candidates, selection, run)
+    return Solution(problem, tables, front, candidates, baseline, selection, attempt)
 
 
 def _record(problem: Problem, front: PolicyFront, selection: Selection, run: Run) -> AttemptCount:
@@ -118,9 +156,16 @@ def load_tables(problem: Problem, run: Run) -> ScoreTables:
     return build_tables(problem, fit_models(problem.zoo, problem.data, problem.dataset, run))
 
 
-def write_front(front: PolicyFront) -> bytes:
-    """Write a front as JSON."""
-    points = [
+def write_fronts(fronts: SearchedFronts) -> bytes:
+    """Write fronts as JSON."""
+    document = {"schema": SCHEMA, "points": _write_points(fronts.front)}
+    if fronts.cautious.policies:
+        document["cautious"] = _write_points(fronts.cautious)
+    return (json.dumps(document) + "\n").encode()
+
+
+def _write_points(front: PolicyFront) -> list[dict[str, Any]]:
+    return [
         {
             "loss": float(loss),
             "cost": float(cost),
@@ -129,36 +174,42 @@ def write_front(front: PolicyFront) -> bytes:
         }
         for loss, cost, policy in zip(front.loss, front.cost, front.policies, strict=True)
     ]
-    return (json.dumps({"schema": SCHEMA, "points": points}) + "\n").encode()
 
 
-def read_front(data: bytes, file: str) -> PolicyFront:
-    """Read the front that ``write_front`` wrote.
+def read_fronts(data: bytes, file: str) -> SearchedFronts:
+    """Read the fronts that ``write_fronts`` wrote; those of earlier versions have no cautious cascades.
 
     Raises:
         UnfoldError: the file is not a front.
     """
     with decoding(file, "a front"):
-        points = parse_object(data)["points"]
-        loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
-        return PolicyFront(loss, cost, tuple(_read_policy(point) for point in points))
+        document = parse_object(data)
+        return SearchedFronts(_read_points(document["points"]), _read_points(document.get("cautious", [])))
 
 
-def _load_front(problem: Problem, tables: ScoreTables, run: Run) -> PolicyFront:
+def _read_points(points: list[dict[str, Any]]) -> PolicyFront:
+    loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
+    return PolicyFront(loss, cost, tuple(_read_policy(point) for point in points))
+
+
+def _load_fronts(problem: Problem, tables: ScoreTables, baseline: Baseline, run: Run) -> SearchedFronts:
     gates, dataset = problem.gates, problem.dataset
     inputs = _identify_inputs(problem, tables)
+    if _is_cautious(problem, tables):
+        inputs.append(_hash(baseline.answer[dataset.rows.train]))
     made_from = fingerprint(gates.identity, gates.order, gates.conditional, dict(tables.shared_prices), inputs)
-    groups = number_label_groups(problem.data.label_groups, dataset.names)
 
     def search() -> bytes:
         run.log.info("searching the gates on %d rows", len(dataset.rows.train))
         run.progress("gates", 0, 1)
-        front = search_policies(tables, dataset.labels, groups, dataset.rows.train, gates)
+        fronts = search_fronts(problem, tables, baseline)
         run.progress("gates", 1, 1)
-        return write_front(shortlist_points(front))
+        return write_fronts(fronts)
 
     file = str(run.directory.path / FRONT_FILE)
-    return read_front(run.directory.once(FRONT_FILE, made_from, search), file)
+    fronts = read_fronts(run.directory.once(FRONT_FILE, made_from, search), file)
+    # runs of earlier versions store every point
+    return replace(fronts, front=shortlist_points(fronts.front))
 
 
 def _identify_inputs(problem: Problem, tables: ScoreTables) -> list[Any]:

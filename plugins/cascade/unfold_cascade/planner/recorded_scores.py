@@ -136,13 +136,7 @@ def _read_prices(model: RecordedModel, frame: Frame, is_missing: BoolArray) -> F
     """Read the (n,) price of each call; a call without an answer may have none."""
     if model.price_column is None:
         return np.full(len(is_missing), model.price)
-    key = f"{model.key}.price"
-    price = frame.numbers(model.price_column, key=key)
-    invalid = np.flatnonzero((price < 0) | (np.isnan(price) & ~is_missing))
-    if len(invalid):
-        row = int(invalid[0])
-        raise user_error(f'{frame.name}: row {row + 1} of column "{model.price_column}" has no price', key=key)
-    return np.nan_to_num(price)
+    return frame.prices(model.price_column, is_missing, key=f"{model.key}.price")
 
 
 def _check_answers(text: np.ndarray, names: Sequence[str], model: str, key: str) -> None:

@@ -38,7 +38,7 @@ from unfold_cascade.planner.saving import (
 from unfold_cascade.planner.score_tables import ScoreTables, find_best_candidate
 from unfoldkit.api import did_you_mean, user_error
 
-MAX_POINTS = 64
+MAX_POINTS, MAX_CAUTIOUS_POINTS = 64, 32
 WAGER_MARGIN = 0.01
 LABEL_LOSS_KEY = "goal.max_loss_of"
 NO_CHEAPER = "no cascade is cheaper"
@@ -120,21 +120,43 @@ def shortlist_points(front: PolicyFront, limit: int = MAX_POINTS) -> PolicyFront
     return front.take(np.unique([int(np.abs(front.loss - loss).argmin()) for loss in targets]))
 
 
-def price_as_served(tables: ScoreTables, front: PolicyFront, labels: IntArray, rows: IntArray) -> PolicyFront:
+@dataclass(frozen=True, slots=True)
+class PricedPolicies:
+    """Cascades with their loss and cost as served, and the (n,) ``held_out`` answers of each to the tuning rows."""
+
+    points: PolicyFront
+    held_out: tuple[IntArray, ...]
+
+    def drop_dominated(self) -> PricedPolicies:
+        """Return the cascades that no other dominates in loss and cost, by ascending cost."""
+        best = find_pareto_points(self.points.loss, self.points.cost)
+        return PricedPolicies(self.points.take(best), tuple(self.held_out[point] for point in best))
+
+    def append(self, other: PricedPolicies) -> PricedPolicies:
+        """Return these cascades, followed by others."""
+        first, second = self.points, other.points
+        points = PolicyFront(
+            np.concatenate((first.loss, second.loss)),
+            np.concatenate((first.cost, second.cost)),
+            first.policies + second.policies,
+        )
+        return PricedPolicies(points, self.held_out + other.held_out)
+
+
+def price_as_served(tables: ScoreTables, front: PolicyFront, labels: IntArray, rows: IntArray) -> PricedPolicies:
     """Price the cascades of a front as they would be served: with the curves that were fitted on all tuning rows.
 
     The search scores each row by curves that have not seen it, so a cascade may cost and lose something else in
-    service. The curves fit their own rows too well, so its loss is the larger of the two. Points that another one then
-    dominates are dropped.
+    service. The curves fit their own rows too well, so its loss is the larger of the two.
     """
     outcomes = [follow(tables, policy, rows) for policy in front.policies]
     answers = [each.answer for each in outcomes]
-    both = (answers, _answer_held_out(tables, front.policies, answers, labels, rows))
-    losses = [[float(tables.error_costs.losses(each, labels[rows]).mean()) for each in part] for part in both]
-    loss = np.max(losses, axis=0)
+    held_out = _answer_held_out(tables, front.policies, answers, labels, rows)
+    losses = [
+        [float(tables.error_costs.losses(each, labels[rows]).mean()) for each in part] for part in (answers, held_out)
+    ]
     cost = np.array([float(each.cost.mean()) for each in outcomes])
-    served = PolicyFront(loss, cost, front.policies)
-    return served.take(find_pareto_points(loss, cost))
+    return PricedPolicies(PolicyFront(np.max(losses, axis=0), cost, front.policies), tuple(held_out))
 
 
 def _answer_held_out(
@@ -158,6 +180,7 @@ def select_cascade(
     certify: IntArray,
     goal: Goal,
     names: Sequence[str] = (),
+    held_out: Sequence[IntArray] | None = None,
 ) -> Selection:
     """Select a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
@@ -168,13 +191,15 @@ def select_cascade(
 
     Args:
         tables: the score tables of all n rows.
-        front: the cascades, priced as served.
+        front: the cascades, priced as served; for a budget, none dominates another.
         baseline: the baseline model.
         labels: (n,) true labels.
         tune: the rows that the front was searched on.
         certify: rows of the certificate.
         goal: the loss or the budget, and the saving.
         names: (C,) labels, for ``goal.max_loss_of``.
+        held_out: answers of each cascade to ``tune`` by curves that have not seen them, see ``price_as_served``;
+            ``None`` if there are no curves.
     """
     parts = _Parts(tables, baseline, labels, tune, certify)
     if goal.budget is not None:
@@ -184,9 +209,8 @@ def select_cascade(
     if not len(points):
         return select_none(goal, count_units(tables, certify), NO_CHEAPER)
     outcomes = [parts.follow(front.policies[point]) for point in points]
-    policies, served = [front.policies[point] for point in points], [first.answer for first, _ in outcomes]
-    held_out = _answer_held_out(tables, policies, served, labels, tune)
-    guarantees = list(_list_guarantees(parts, outcomes, goal, names, held_out=held_out))
+    others = None if held_out is None else [held_out[int(point)] for point in points]
+    guarantees = list(_list_guarantees(parts, outcomes, goal, names, held_out=others))
     if goal.min_saving is not None:
         samples = [
             parts.sample_costs(front.policies[point], each) for point, each in zip(points, outcomes, strict=True)

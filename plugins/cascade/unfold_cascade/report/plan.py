@@ -136,7 +136,7 @@ def _build_figures(solution: Solution, outcome: Outcome) -> Iterator[AnyFigure]:
 
 
 def _build_figure(solution: Solution) -> Figure:
-    front, point = solution.front, solution.selection.point
+    front = solution.front
     outcomes = [evaluate_test_rows(solution, policy) for policy in front.policies]
     cost = tuple(float(outcome.cost.mean()) for outcome in outcomes)
     tuned = tuple(float(100 * (1 - loss)) for loss in front.loss)
@@ -147,8 +147,10 @@ def _build_figure(solution: Solution) -> Figure:
         Series("on the test rows", cost, tested, "line"),
         Series(f"baseline ({solution.baseline.name})", *baseline, "points"),
     ]
-    if point is not None:
-        series.append(Series("selected", (cost[point],), (tested[point],), "points"))
+    if solution.policy is not None:
+        selected = evaluate_test_rows(solution, solution.policy)
+        values = (float(selected.cost.mean()),), (100 * utility(solution, selected.answer),)
+        series.append(Series("selected", *values, "points"))
     measure = "weighted accuracy" if has_error_costs(solution) else "accuracy"
     title = f"{solution.problem.name}: {measure} and cost of {sentences.count_of(len(front.cost), 'cascade')}"
     unit = f"mean cost per case, {solution.tables.unit}"

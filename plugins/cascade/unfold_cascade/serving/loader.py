@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unfold_cascade.models.zoo import BASELINE, RESUME_HINT, WHOLE, ModelSlot, Predictions, load_models
-from unfold_cascade.planner.planner import FRONT_FILE, read_front
+from unfold_cascade.planner.planner import FRONT_FILE, read_fronts
 from unfold_cascade.planner.policy import Policy, StagePolicy
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_stored_tables
@@ -92,8 +92,8 @@ def load_stored_plan(problem: Problem, plan: Mapping[str, Any], directory: RunDi
 
 def _find_policy(tables: ScoreTables, stages: Any, directory: RunDir) -> Policy:
     """Find the policy of the stored front that a plan describes."""
-    front = read_front(directory.read(FRONT_FILE), str(directory.path / FRONT_FILE))
-    for policy in front.policies:
+    fronts = read_fronts(directory.read(FRONT_FILE), str(directory.path / FRONT_FILE))
+    for policy in fronts.front.policies + fronts.cautious.policies:
         if matches_plan(tables, policy, stages):
             return policy
     raise user_error("the plan is not from this run: its front has no such cascade", hint=RESUME_HINT)

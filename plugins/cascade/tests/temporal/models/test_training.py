@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.slots import TrainingRows
 from unfold_cascade.temporal.models.training import TrainingJob, run_job
+from unfold_cascade.verbs import plan
+from unfoldkit.api import UnfoldError
 
 
 @pytest.mark.parametrize("name", ["logistic-regression", "gaussian-nb", "xgboost"])
@@ -35,3 +38,16 @@ def test_models_accept_gaps_that_training_lacks(tmp_path: Path, name: str) -> No
     p = estimators.predict_probabilities(model, x, 2)
     assert np.isfinite(p).all()
     assert (p.argmax(axis=1) == rows.labels).mean() > 0.9
+
+
+def test_a_stage_without_hours_of_its_own_is_named(tmp_path: Path) -> None:
+    """With one hour a patient nobody is in the first stage before the second; the message says so, not the library."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(200):
+        ill = int(rng.random() < 0.3)
+        values = (80 + 25 * ill + 5 * rng.normal(), 36.6 + 2 * ill, 14 + 10 * ill, 8 + 6 * ill)
+        rows.append(f"w{number},0,60,{','.join(f'{value:.1f}' for value in values)},,{ill}\n")
+    (tmp_path / "wards.csv").write_text("patient,hour,Age,HR,Temp,Resp,WBC,PaCO2,Sepsis\n" + "".join(rows))
+    with pytest.raises(UnfoldError, match="baseline/monolith cannot be fitted: no training hour is in sirs"):
+        plan(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "run", base=tmp_path))

@@ -17,7 +17,7 @@ from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, is_fitted, pack_predictions, read_predictions
 from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfoldkit.api import Run, UnfoldError
+from unfoldkit.api import Run, UnfoldError, user_error
 
 SHARED_FILE = "features.tmp.npy"
 
@@ -64,12 +64,13 @@ def fit_models(
         fold: (n,) fold of each row, -1 outside the training cohort.
 
     Raises:
-        UnfoldError: An estimator does not exist or cannot be fitted, or a worker died.
+        UnfoldError: An estimator does not exist or cannot be fitted, a class has no hours, or a worker died.
     """
     # the most expensive models come last in a spec; fitting them first keeps all workers busy to the end
     missing = [slot for slot in reversed(slots) if not is_fitted(run, slot)]
     for slot in missing:
         estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
+        _check_classes(problem, slot, fold)
 
     def store_result(index: int, result: tuple[bytes, bytes]) -> None:
         run.directory.write(missing[index].model_file, result[0], made_from=missing[index].made_from)
@@ -82,6 +83,27 @@ def fit_models(
             jobs = [_build_job(problem, slot, file, fold) for slot in missing]
             run.engine.map(run_job, jobs, on_result=store_result)
     return [read_predictions(run, slot) for slot in slots]
+
+
+def _check_classes(problem: TemporalProblem, slot: ModelSlot, fold: IntArray) -> None:
+    """Refuse a model of which a class has no hours to learn from, on all folds or on all but one.
+
+    Raises:
+        UnfoldError: It names the stage that has no such hours.
+    """
+    is_baseline = slot.stage not in {stage.name for stage in problem.stages}
+    names = [stage.name for stage in problem.stages] if is_baseline else [slot.stage]
+    learnable = slot.rows.mask & (fold >= 0)
+    for left_out in range(-1, int(fold.max()) + 1):
+        present = np.unique(slot.rows.labels[learnable & (fold != left_out)])
+        absent = np.setdiff1d(np.arange(max(slot.classes, 2)), present)
+        if len(absent):
+            number = int(absent[0])
+            place = f"before {names[0]}" if number == 0 else f"in {names[number - 1]}"
+            later = f" and not yet in {names[number]}" if 0 < number < len(names) else ""
+            folds = "" if left_out < 0 else " once a fold is left out"
+            message = f"{slot.place} cannot be fitted: no training hour is {place}{later}{folds}"
+            raise user_error(message, key=slot.key, hint="each stage needs hours of its own, before it and in it")
 
 
 def _build_job(problem: TemporalProblem, slot: ModelSlot, file: str, fold: IntArray) -> TrainingJob:

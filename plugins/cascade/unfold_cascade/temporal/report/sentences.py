@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from unfold_cascade.report import sentences as shared
@@ -92,6 +93,8 @@ def describe_lead(
     baseline_sensitivity: float,
 ) -> str:
     """Lead time and sensitivity of cascade and latched baseline at one alert rate."""
+    if not math.isfinite(lead_h) and not math.isfinite(baseline_lead_h):
+        return f"not defined: no onset of the test patients can be warned of at {per_100h:g} alerts per 100 h"
     text = f"{lead_h:.1f} h, baseline {baseline_lead_h:.1f} h, both at {per_100h:g} alerts per 100 h: "
     text += f"{lead_h - baseline_lead_h:+.2f} h {format_interval(gain_interval_h)}; "
     return text + f"sensitivity {sensitivity:.0%}, baseline {baseline_sensitivity:.0%}"
