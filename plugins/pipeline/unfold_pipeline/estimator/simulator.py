@@ -217,6 +217,7 @@ def simulate_reactive_rule(
         inputs=[_build_input(pipeline, sample, index) for index in range(len(plan))],
         schedules=[ReplicaSchedule(config.replicas, delay_s) for config in plan],
         drained=[0.0] * len(plan),
+        past=[UNCHANGED] * len(plan),
     )
     end_s = get_trace_duration(sample)
     tick = rest_ticks = 0
@@ -269,7 +270,17 @@ class _StageInput:
 
 @dataclass(slots=True, kw_only=True)
 class _ReactiveRun:
-    """The state of all stages while a reactive rule is simulated, in slices of a second."""
+    """The state of all stages while a reactive rule is simulated, in slices of a second.
+
+    Attributes:
+        pipeline: the stages.
+        sample: arrivals and routes.
+        states: by stage, its replicas and completions.
+        inputs: by stage, what has reached it.
+        schedules: by stage, the orders.
+        drained: by stage, the seconds for which removed replicas finished their batch.
+        past: by stage, the changes of replicas that it has observed.
+    """
 
     pipeline: Pipeline
     sample: Sample
@@ -277,6 +288,7 @@ class _ReactiveRun:
     inputs: Sequence[_StageInput]
     schedules: Sequence[ReplicaSchedule]
     drained: list[float]
+    past: list[Schedule]
 
     def count_in_flight(self) -> list[int]:
         """Return the queries that wait or are in service at each stage."""
@@ -288,15 +300,26 @@ class _ReactiveRun:
     def advance_until(self, until_s: float) -> None:
         """Simulate all stages up to ``until_s``."""
         for index, (state, stage_input) in enumerate(zip(self.states, self.inputs, strict=True)):
-            was_idle = stage_input.arrived == state.done + state.shed
+            left = state.done + state.shed
+            was_idle = stage_input.arrived == left
             self._take_arrivals(index, until_s)
-            if was_idle and stage_input.arrived == state.done + state.shed and until_s < np.inf:
+            if was_idle and stage_input.arrived == left and until_s < np.inf:
                 continue  # nothing to serve: changes of the count can wait until there is, with the same result
-            schedule = _limit_schedule(self.schedules[index], until_s)
-            goal = Goal(self.sample.visits[index].origin_s)
+            goal, schedule = Goal(self.sample.visits[index].origin_s), self._observe_changes(index, until_s)
             self.drained[index] += state.advance(
                 stage_input.times, stage_input.items, stage_input.arrived, goal, schedule, float(until_s)
             )
+
+    def _observe_changes(self, index: int, until_s: float) -> Schedule:
+        """Return the changes before ``until_s``: later orders may still be cancelled, earlier ones may not."""
+        changes, seen = self.schedules[index].changes, self.past[index].when.size
+        count = seen
+        while count < len(changes) and changes[count][0] < until_s:
+            count += 1
+        if count > seen:
+            times, added = zip(*changes[:count], strict=True)
+            self.past[index] = Schedule(np.array(times), np.array(added, dtype=np.int64))
+        return self.past[index]
 
     def _take_arrivals(self, index: int, until_s: float) -> None:
         stage_input = self.inputs[index]
@@ -348,15 +371,6 @@ class _ReactiveRun:
         stage_input.times[window] = ready_s[complete][order]
         stage_input.items[window] = complete[order]
         stage_input.arrived += complete.size
-
-
-def _limit_schedule(schedule: ReplicaSchedule, until_s: float) -> Schedule:
-    if not schedule.changes:
-        return UNCHANGED
-    # future orders may still be cancelled, so the stage must not observe them yet
-    times = [time_s for time_s, _ in schedule.changes if time_s < until_s]
-    changes = [change for _, change in schedule.changes[: len(times)]]
-    return Schedule(np.array(times), np.array(changes, dtype=np.int64))
 
 
 def _build_input(pipeline: Pipeline, sample: Sample, index: int) -> _StageInput:
