@@ -258,7 +258,9 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
     events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
     if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
-        reached = f"{events} of {len(rows.train)} cases in the training part reach {problem.stages[-1].name}"
+        sites = ", ".join(problem.split.named.get("test", ()))
+        part = f"the training part, which lacks {sites}," if sites else "the training part"
+        reached = f"{events} of {len(rows.train)} cases in {part} reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
     return rows
 
