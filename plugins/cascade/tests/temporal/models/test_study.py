@@ -68,3 +68,12 @@ def test_too_few_patients_without_a_site_name_the_site(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", base=tmp_path)
     with pytest.raises(UnfoldError, match="cases in the training part, which lacks A, reach sepsis"):
         plan(spec, run)
+
+
+def test_labels_that_hold_at_every_hour_leave_nothing_to_decide(tmp_path: Path) -> None:
+    """Where the label is coded the other way round, each patient is in the last stage from the first hour on."""
+    head, *rows = (CONFIGS / "wards.csv").read_text().splitlines()
+    text = "".join(f"{row[: row.rindex(',')]},1\n" for row in rows)
+    (tmp_path / "wards.csv").write_text(f"{head}\n{text}")
+    with pytest.raises(UnfoldError, match="every hour of the training part is in sepsis"):
+        plan(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "run", base=tmp_path))
