@@ -201,3 +201,16 @@ def test_copies_of_two_columns_are_grouped_if_one_is_drawn_anew() -> None:
     assert copies.distinct == 60
     leaves = rng.choice(rng.random(30), 900, p=rng.dirichlet(np.ones(30) * 3))
     assert find_copies(np.column_stack([leaves, rng.normal(size=900)])) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_number_of_a_row_in_a_sorted_table_is_a_leak(seed: int) -> None:
+    """Each label is one interval of such a column, wherever the halves of the test happen to part."""
+    rng = np.random.default_rng(seed)
+    labels = np.sort(rng.integers(0, 2 + seed % 3, 150 + 50 * seed))
+    columns = {
+        "row": np.arange(len(labels), dtype=np.float64),
+        "noise": rng.normal(size=len(labels)),
+        "constant": np.zeros(len(labels)),
+    }
+    assert find_label_columns(columns, labels) == ("row",)

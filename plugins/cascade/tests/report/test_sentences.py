@@ -63,6 +63,11 @@ SAMPLES: dict[str, list[str]] = {
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, 30),
         sentences.class_skew("0", 0.931, 45, "svc-1", 33, None),
     ],
+    "baseline_drop": [sentences.baseline_drop("svc-1", 0.97, 0.12)],
+    "similar_labels": [
+        sentences.similar_labels([("No", "no")]),
+        sentences.similar_labels([("No", "no"), ("Yes", "yes"), ("A", "a")]),
+    ],
     "error_costs": [
         sentences.error_costs("balanced"),
         sentences.error_costs({"sick": {"healthy": 20.0}, "other": 5.0}),

@@ -10,6 +10,7 @@ from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS, load_served, run_in, spec_of
 from tests.served import unfold
+from unfold_cascade.planner.policy import follow
 from unfold_cascade.serving.onnx_graph import OUTPUTS, run_graph
 from unfold_cascade.serving.service import build_cascade
 from unfoldkit.cli.plan_check import read_plan
@@ -42,6 +43,46 @@ def test_the_graph_answers_as_the_service(folder: Path, rows: int) -> None:
     labels = [label for part in parts for label in part.label]
     assert labels == [cascade.paths.labels[answer] for answer in expected.answer[:count]]
     np.testing.assert_allclose(np.concatenate([part.cost for part in parts]), cascade.paths.cost[expected.path[:count]])
+
+
+TIED = """
+version: 1
+kind: cascade
+name: tied
+data: {source: table, path: tied.csv}
+stages:
+  - name: answer
+    target: {column: y}
+    models:
+      - {name: votes, estimator: random-forest, params: {n_estimators: 10}}
+      - {name: whole, estimator: baseline}
+baseline: {candidates: [{estimator: random-forest, params: {n_estimators: 20}}]}
+gates: {folds: 2}
+goal: {max_loss: 5%}
+"""
+
+
+@pytest.mark.e2e
+def test_tied_votes_over_gaps_are_exported(tmp_path: Path) -> None:
+    """Forests whose votes tie answer in single precision as natively: the first label wins."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 4))
+    y = (x[:, 0] + rng.normal(size=900) > 0).astype(int)
+    cells = np.where(rng.random(x.shape) < 0.1, "", np.round(x, 4).astype(str))
+    text = "".join(f"{','.join(row)},{label}\n" for row, label in zip(cells, y, strict=True))
+    (tmp_path / "tied.csv").write_text("a,b,c,d,y\n" + text)
+    (tmp_path / "tied.yaml").write_text(TIED)
+    done = unfold(tmp_path, "train", "tied.yaml", "--jobs", "1", "--exit-zero")
+    assert done.returncode == 0, done.stderr
+    done = unfold(tmp_path, "export", "runs/tied", "--format", "onnx", "--out", "tied.onnx")
+    assert done.returncode == 0, done.stderr
+    run = run_in(tmp_path / "runs/tied", base=tmp_path, options={"plan": read_plan(tmp_path / "runs/tied/plan.yaml")})
+    loaded = load_served(spec_of(tmp_path / "tied.yaml"), run)
+    rows = loaded.problem.dataset.rows.test
+    features = np.where(cells == "", "nan", cells).astype(float)
+    planned = follow(loaded.tables, loaded.policy, rows).answer
+    names = loaded.problem.dataset.names
+    assert list(run_graph((tmp_path / "tied.onnx").read_bytes(), features[rows]).label) == [names[a] for a in planned]
 
 
 @pytest.mark.e2e

@@ -189,6 +189,12 @@ def load_features(options: DatasetOptions, dataset: Dataset) -> FloatArray:
     return matrix
 
 
+def find_similar_labels(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Find the pairs of labels that differ only in case, such as one answer as two sites write it."""
+    first = {name.casefold(): name for name in reversed(names)}
+    return [(first[name.casefold()], name) for name in names if first[name.casefold()] != name]
+
+
 def number_label_groups(label_groups: Mapping[str, Sequence[str]] | None, names: Sequence[str]) -> IntArray:
     """Number the group of each label; all 0 for a cascade of one stage.
 

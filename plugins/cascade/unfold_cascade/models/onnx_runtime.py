@@ -2,7 +2,8 @@
 
 A model is converted once and the run stores its ONNX file. At every start the converted model predicts a probe, rows
 that were held out in training; the run stores the native predictions. The conversion is used only if every label is
-equal and no confidence differs by more than ``TOLERANCE``.
+equal and no confidence differs by more than ``TOLERANCE``. Where votes tie, single precision may prefer another label;
+then the converted probabilities are rounded, so that the first label wins as it does natively.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from unfoldkit.safe_io.onnx_files import require_data_within
 PROBE_FILE = "serving/probe.npz"
 PROBE_ROWS = 512
 TOLERANCE = 1e-5
+DECIMALS = 6
+"""Digits that single precision resolves in a probability."""
 ONNX = "ONNX Runtime"
 NATIVE = "native"
 RAW_SCORES = "raw scores"
@@ -54,7 +57,7 @@ class Engine:
     """A model that predicts: ``predict`` maps (n, d) of ``dtype`` to (n, C) float64 probabilities.
 
     ``name`` is the runtime, ``reason`` why it was chosen. ``inspect`` computes the (n,) confidence from the internals
-    of the model, where gates read that.
+    of the model, where gates read that. ``decimals`` are the digits to which ``predict`` rounds, ``None`` for all.
     """
 
     predict: Predict
@@ -62,16 +65,21 @@ class Engine:
     name: str
     reason: str
     inspect: Predict | None = None
+    decimals: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertedModel:
-    """A model as ONNX graph: its number type and classes, and whether it outputs raw scores."""
+    """A model as ONNX graph: its number type and classes, and whether it outputs raw scores.
+
+    ``decimals`` are the digits to which its probabilities are rounded, ``None`` if they are not.
+    """
 
     graph: Any
     dtype: type[Any]
     classes: int
     has_raw_scores: bool
+    decimals: int | None = None
 
 
 class StoredModel(Protocol):
@@ -125,14 +133,23 @@ def choose_slot_engine(
 
 def choose_engine(run: Run, slot: StoredModel, expected: Matrix, x: Matrix, *, native: bool = False) -> Engine:
     """Choose an engine that reproduces ``expected`` (m, C), the native predictions of the rows ``x`` (m, d)."""
-    reason = "requested" if slot.inside is None else f"its {slot.inside} confidence reads its internals"
-    for dtype in () if native or slot.inside else _candidate_dtypes(slot):
-        predict = _load_onnx(_convert_once(run, slot, dtype), dtype, slot.classes, run.log)
-        converted = None if predict is None else predict(x[:, slot.columns].astype(dtype))
-        reason = _describe_difference(converted, expected)
-        if predict is not None and not reason:
-            return Engine(predict, dtype, ONNX, f"equal to the native model on {len(x)} rows")
-    return build_native_engine(run, slot, reason)
+    if native or slot.inside:
+        reads_internals = f"its {slot.inside} confidence reads its internals"
+        reason = "the ONNX forms send some rows another way" if slot.inside is None else reads_internals
+        return build_native_engine(run, slot, reason)
+    equal, reasons = f"equal to the native model on {len(x)} rows", []
+    loaded = {
+        dtype: _load_onnx(_convert_once(run, slot, dtype), dtype, slot.classes, run.log)
+        for dtype in _candidate_dtypes(slot)
+    }
+    for decimals in (None, DECIMALS):
+        for dtype, predict in loaded.items():
+            engine_predict = predict if predict is None or decimals is None else _round(predict, decimals)
+            converted = None if engine_predict is None else engine_predict(x[:, slot.columns].astype(dtype))
+            reasons.append(_describe_difference(converted, expected))
+            if engine_predict is not None and not reasons[-1]:
+                return Engine(engine_predict, dtype, ONNX, equal, decimals=decimals)
+    return build_native_engine(run, slot, reasons[0])
 
 
 def build_native_engine(run: Run, slot: StoredModel, reason: str, *, dtype: type[Any] = np.float64) -> Engine:
@@ -186,7 +203,7 @@ def shrink_engine(engine: Engine) -> Engine:
     return replace(engine, predict=lambda x: shrink_to_uniform(predict(x), inspect(x)))
 
 
-def convert_model(run: Run, slot: StoredModel, dtype: type[Any]) -> ConvertedModel:
+def convert_model(run: Run, slot: StoredModel, dtype: type[Any], decimals: int | None = None) -> ConvertedModel:
     """Convert a model for a graph that holds several: all have the same versions of the operators.
 
     Raises:
@@ -198,7 +215,7 @@ def convert_model(run: Run, slot: StoredModel, dtype: type[Any]) -> ConvertedMod
     if not data:
         raise user_error(f"the model {slot.place} has no form in ONNX")
     model = onnx.load_model_from_string(data)
-    return ConvertedModel(model, dtype, slot.classes, model.doc_string == RAW_SCORES)
+    return ConvertedModel(model, dtype, slot.classes, model.doc_string == RAW_SCORES, decimals)
 
 
 def conversion_fingerprint(slot: StoredModel) -> str:
@@ -271,6 +288,10 @@ def _convert_sklearn(model: Any, columns: int, dtype: type[Any], opset: Mapping[
     types = [("x", tensor)]
     converted = skl2onnx.to_onnx(model, initial_types=types, options={id(steps[-1]): options}, target_opset=versions)
     return _mark_raw_scores(converted) if "raw_scores" in options else bytes(converted.SerializeToString())
+
+
+def _round(predict: Predict, decimals: int) -> Predict:
+    return lambda x: np.round(predict(x), decimals)
 
 
 def _mark_raw_scores(converted: Any) -> bytes:

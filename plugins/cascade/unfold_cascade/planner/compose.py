@@ -52,8 +52,8 @@ class PolicyFront:
 class SearchedFronts:
     """The fronts of one search.
 
-    The losses of a front flatter it: of many cascades some seem to answer better than the baseline, and hide costlier
-    ones that hardly ever differ from it. A certificate needs those as well, as they are safe to test first.
+    The losses of a front are optimistic: of many cascades some seem to answer better than the baseline, and hide
+    costlier ones that hardly ever differ from it. A certificate needs those as well, as they are safe to test first.
 
     Attributes:
         front: the cascades that no other dominates in cost and loss.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_cascade.data.dataset import find_similar_labels
 from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Outcome
 from unfold_cascade.planner.select import BASELINE_IS_BETTER, OVER_BUDGET
@@ -23,6 +24,7 @@ from unfold_cascade.report.quality import (
     accuracy,
     baseline_accuracy,
     baseline_cost,
+    baseline_drop,
     baseline_utility,
     certified_loss_points,
     class_skew,
@@ -178,6 +180,12 @@ def _list_lines(solution: Solution, outcome: Outcome) -> Iterator[tuple[str, str
     gaps = list(list_gaps(solution))
     if gaps:
         yield "greedy", sentences.greedy_gap(gaps)
+    similar = find_similar_labels(problem.dataset.names)
+    if similar:
+        yield "labels", sentences.similar_labels(similar)
+    drop = baseline_drop(solution)
+    if drop is not None:
+        yield "baseline", sentences.baseline_drop(solution.baseline.name, *drop)
     skew = class_skew(solution, outcome)
     if skew is not None:
         name = solution.baseline.name

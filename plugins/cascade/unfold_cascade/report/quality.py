@@ -32,6 +32,8 @@ from unfold_cascade.report.sentences import FREE, MIN_ROUNDED_RATIO, short_savin
 
 SKEWED_SHARE = 0.9
 """From this share of one label on, accuracy hides errors on the other labels."""
+MIN_DROP, MIN_DROP_ERRORS = 0.1, 5.0
+"""The smallest drop of the accuracy of the baseline to warn of, and in standard errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,24 @@ def accuracy(solution: Solution, answer: IntArray) -> float:
 def baseline_accuracy(solution: Solution) -> float:
     """Compute the share of correct answers of the baseline."""
     return accuracy(solution, _baseline_answer(solution))
+
+
+def baseline_drop(solution: Solution) -> tuple[float, float] | None:
+    """Return the accuracy of the baseline on tuning and on test cases where it drops by far more than by chance.
+
+    A paired loss stays small where cascade and baseline fail together, such as at a site with other codes of the label.
+    """
+    dataset = solution.problem.dataset
+    before, after = (
+        solution.baseline.answer[rows] == dataset.labels[rows] for rows in (dataset.rows.train, dataset.rows.test)
+    )
+    if not len(before) or not len(after):
+        return None
+    share = float(np.concatenate((before, after)).mean())
+    error = math.sqrt(share * (1.0 - share) * (1.0 / len(before) + 1.0 / len(after)))
+    drop = float(before.mean() - after.mean())
+    is_large = drop > max(MIN_DROP, MIN_DROP_ERRORS * error)
+    return (float(before.mean()), float(after.mean())) if is_large else None
 
 
 def utility(solution: Solution, answer: IntArray) -> float:

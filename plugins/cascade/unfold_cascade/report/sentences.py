@@ -188,6 +188,12 @@ def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
     return f"cost of the paper's greedy search at the same loss: {', '.join(texts)}"
 
 
+def baseline_drop(baseline: str, tuning: float, test: float) -> str:
+    """Warn that the baseline itself fails on the test cases, which no loss against it shows."""
+    shares = f"{100 * test:.1f} % of the test cases and in {100 * tuning:.1f} % of the tuning cases"
+    return f"{baseline} is right in {shares}: no loss against it shows this; is the label coded alike in all parts?"
+
+
 def class_skew(label: str, share: float, others: int, baseline: str, of_baseline: int, of_cascade: int | None) -> str:
     """State how many cases of rare labels are answered correctly."""
     cascade = [] if of_cascade is None else [f"the cascade {of_cascade:,}"]
@@ -284,6 +290,12 @@ def leaked_label(columns: Sequence[str]) -> str:
     names = ", ".join(f'"{name}"' for name in columns[:3]) + ", ..." * (len(columns) > 3)
     verb = "predict" if len(columns) > 1 else "predicts"
     return f"{names} {verb} the label without error, as a leaked label would; remove it, or list it in data.trusted"
+
+
+def similar_labels(pairs: Sequence[tuple[str, str]]) -> str:
+    """Warn of labels that differ only in case."""
+    texts = " and ".join(f'"{one}" and "{other}"' for one, other in pairs[:2]) + ", ..." * (len(pairs) > 2)
+    return f"{texts} differ only in case and count as different labels"
 
 
 def unlabelled_rows(count: int, table: str) -> str:

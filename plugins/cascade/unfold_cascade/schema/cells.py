@@ -199,4 +199,11 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
         if all(_is_date(text) for text in words):
             return f"no model reads dates: write the days since another date, or leave {source.column} out"
         return f"data.categories: [{source.column}] takes its words as values"
-    return HINTS.get(source.key.rsplit(".", 1)[-1], "")
+    return HINTS.get(source.key.rsplit(".", 1)[-1]) or _flag_hint(present)
+
+
+def _flag_hint(present: Sequence[str]) -> str:
+    """Explain how to write a column of two words as numbers; empty for other columns."""
+    words = sorted(set(present))
+    is_flag = len(words) == 2 and all(map(_is_word, words))
+    return f'write 0 and 1, or false and true, for "{words[0]}" and "{words[1]}"' if is_flag else ""

@@ -197,6 +197,9 @@ def _add_model(part: GraphPart, link: Link, rows: Rows, find: Find) -> str:
     part.constants.extend(renamed.initializer)
     raw = part.add("Cast", renamed.output[-1].name, to=TensorProto.DOUBLE)
     probability = _add_normalisation(part, raw, converted.classes) if converted.has_raw_scores else raw
+    if converted.decimals is not None:
+        scale = part.constant(10.0**converted.decimals, np.float64)
+        probability = part.add("Div", part.add("Round", part.add("Mul", probability, scale)), scale)
     if not isinstance(link.model, ServedBaseline):
         return probability
     sums = part.add("MatMul", probability, part.constant(link.model.projection, np.float64))
@@ -258,6 +261,9 @@ def run_graph(data: bytes, x: FloatArray) -> GraphResult:
     import onnxruntime
 
     require_data_within(data, "the graph", None)
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # its hints on names of subgraphs concern nobody
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     label, path, cost = session.run(["label", "path", "cost"], {INPUT: np.asarray(x, dtype=np.float64)})
     return GraphResult(label.tolist(), path.tolist(), cost)

@@ -158,7 +158,7 @@ def build_model_finder(loaded: LoadedPlan, run: Run, engines: Engines) -> Callab
     def find(link: Link) -> ConvertedModel:
         served = link.model.model if isinstance(link.model, ServedBaseline) else link.model
         slot = slots[id(served.engine)]
-        return convert_model(run, slot, served.engine.dtype)
+        return convert_model(run, slot, served.engine.dtype, served.engine.decimals)
 
     return find
 

@@ -96,7 +96,7 @@ def export_onnx(spec: CascadeSpec, run: Run) -> bytes:
     cascade, engines = build_cascade(loaded, run, _ignore_paths)
     for name, engine in engines.items():
         if engine.name != ONNX:
-            raise user_error(f"the model {name} has no form in ONNX: {engine.reason}")
+            raise user_error(f"the model {name} cannot be exported: {engine.reason}")
     confidence = problem.gates.confidence or "max-probability"
     data = build_graph(cascade, build_model_finder(loaded, run, engines), confidence)
     probe = load_probe(problem.data, problem.dataset, run.directory)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in
+from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.warning_metrics import rank_scores
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.planner import SearchResult
+from unfold_cascade.verbs import plan
+from unfoldkit.api import UnfoldError
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
 
@@ -54,3 +56,24 @@ goal: {max_loss: 10%}
     run = run_in(tmp_path / "run", base=tmp_path)
     cohort = fit_study(build_temporal_problem(spec, run), run).train
     assert rank_scores(cohort.scores.p[0].astype(np.float64), cohort.label).auroc() < 0.65
+
+
+def test_too_few_patients_without_a_site_name_the_site(tmp_path: Path) -> None:
+    """Where one site holds nearly all patients, the error says which site the training part lacks."""
+    head, *rows = (CONFIGS / "wards.csv").read_text().splitlines()
+    sites = ("B" if int(row[1 : row.index(",")]) < 12 else "A" for row in rows)
+    text = "".join(f"{row},{site}\n" for row, site in zip(rows, sites, strict=True))
+    (tmp_path / "wards.csv").write_text(f"{head},site\n{text}")
+    spec = spec_of(CONFIGS / "wards.yaml", "data.split={column: site, test: [A]}")
+    run = run_in(tmp_path / "run", base=tmp_path)
+    with pytest.raises(UnfoldError, match="cases in the training part, which lacks A, reach sepsis"):
+        plan(spec, run)
+
+
+def test_labels_that_hold_at_every_hour_leave_nothing_to_decide(tmp_path: Path) -> None:
+    """Where the label is coded the other way round, each patient is in the last stage from the first hour on."""
+    head, *rows = (CONFIGS / "wards.csv").read_text().splitlines()
+    text = "".join(f"{row[: row.rindex(',')]},1\n" for row in rows)
+    (tmp_path / "wards.csv").write_text(f"{head}\n{text}")
+    with pytest.raises(UnfoldError, match="every hour of the training part is in sepsis"):
+        plan(spec_of(CONFIGS / "wards.yaml"), run_in(tmp_path / "run", base=tmp_path))

@@ -246,8 +246,17 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     """Split the entities, stratified by the highest stage that each reaches.
 
     Raises:
-        UnfoldError: Too few entities, or too few that reach the last stage.
+        UnfoldError: Too few entities, too few that reach the last stage, or no training hour before it.
     """
+    rows = _split_entities(problem, hours)
+    lowest = np.minimum.reduceat(hours.highest, hours.timeline.starts[:-1])
+    if (lowest[rows.train] == len(problem.stages)).all():
+        message = f"every hour of the training part is in {problem.stages[-1].name}: none before it can be decided"
+        raise user_error(message, key="data", hint="is the label coded the other way round?")
+    return rows
+
+
+def _split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     highest = np.maximum.reduceat(hours.highest, hours.timeline.starts[:-1])
     counts = np.bincount(highest, minlength=len(problem.stages) + 1)
     if counts[-1] < MIN_EVENTS or len(highest) < MIN_ENTITIES:
@@ -258,7 +267,9 @@ def split_entities(problem: TemporalProblem, hours: LabelledHours) -> Rows:
     rows = Rows(*(np.flatnonzero(hours.part == number) for number in range(3)))
     events = np.bincount(highest[rows.train], minlength=len(problem.stages) + 1)[-1]
     if events < MIN_EVENTS or len(rows.train) < MIN_ENTITIES:
-        reached = f"{events} of {len(rows.train)} cases in the training part reach {problem.stages[-1].name}"
+        sites = ", ".join(problem.split.named.get("test", ()))
+        part = f"the training part, which lacks {sites}," if sites else "the training part"
+        reached = f"{events} of {len(rows.train)} cases in {part} reach {problem.stages[-1].name}"
         raise user_error(f"{reached}; at least {MIN_EVENTS} of {MIN_ENTITIES} are needed", key="data.split")
     return rows
 
