@@ -16,6 +16,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
@@ -446,6 +447,14 @@ class InPlace(nn.Module):  # type: ignore[misc,unused-ignore]
         return x
 
 
+class Detached(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Computes outputs without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("build", "size", "path"), [(Tied, (6,), "shares its weights with"), (Shuffled, (2, 12), "is not followed")]
 )
@@ -470,6 +479,7 @@ def test_layers_that_cannot_be_followed_keep_their_width(
         (lambda: nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(16, 3)), (6,), "layer 1 .*depends on the values"),
         (Fixed, (6,), "the module cannot be exported"),
         (InPlace, (6,), "the module cannot be trained"),
+        (lambda: nn.Sequential(nn.Linear(6, 16), Detached(16, 3)), (6,), "outputs have no gradients"),
         (lambda: nn.Sequential(nn.Linear(6, 16), Auxiliary(16, 3)), (6,), "in training, the module returns a tuple"),
         (Recurrent, (5, 6), r"layer: recurrent layers \(GRU\) keep their width"),
     ],
@@ -524,6 +534,79 @@ def test_targets_that_are_no_classes_are_refused(y: Tensor, message: str) -> Non
     module, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(6, 6)
     with pytest.raises(UnfoldError, match=message):
         fit(elastic(module, x[:2], widths=(0.5, 1)), x, y)
+
+
+class Packed(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A gated linear unit with both halves in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down, self.head = nn.Linear(6, 32), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x).chunk(2, -1)
+        result: Tensor = self.head(torch.relu(self.down(nn.functional.silu(gate) * value)))
+        return result
+
+
+@pytest.mark.parametrize(("width", "kept"), [(0.25, 4), (0.5, 8), (0.75, 12)])
+def test_halves_of_a_gate_are_narrowed_in_pairs(width: float, kept: int) -> None:
+    """A member keeps the stated fraction of the gates, each with its value."""
+    torch.manual_seed(0)
+    family = elastic(Packed(), torch.randn(3, 6), widths=(width, 1))
+    rows = family.members()[0].indices["both.weight"][0]
+    assert rows is not None
+    indices = rows.tolist()
+    assert len(indices) == 2 * kept
+    assert {index + 16 for index in indices if index < 16} == {index for index in indices if index >= 16}
+
+
+def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        norm(nn.Conv1d(2, 16, 3, padding=1)), nn.ReLU(), nn.Conv1d(16, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
+def test_weight_norm_is_folded_into_elastic_weights() -> None:
+    """Weights under weight norm become ordinary ones that are narrowed; the user's module keeps its own."""
+    module, example = make_normed(nn.utils.parametrizations.weight_norm), torch.randn(3, 2, 12)
+    family = elastic(module, example, widths=(0.25, 0.5, 1))
+    assert {group.root for group in family.groups} == {"0", "2"}
+    assert "0.weight" in family.weights
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+    assert nn.utils.parametrize.is_parametrized(module[0], "weight")
+    family("0.25x1", example).sum().backward()
+
+
+def test_other_parametrised_weights_keep_their_width() -> None:
+    """A layer under spectral norm is shared in full, and the reason says so."""
+    family = elastic(make_normed(nn.utils.parametrizations.spectral_norm), torch.randn(3, 2, 12), widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"2"}
+    assert ("0", "the weight of 0 is parametrised") in {(part.path, part.reason) for part in family.inelastic}
+
+
+def test_pruned_weights_are_refused_with_a_hint() -> None:
+    """A weight that a hook computes has no copy; the hint names how to make it a plain one."""
+    module = make_normed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5))
+    module(torch.randn(3, 2, 12))
+    with pytest.raises(UnfoldError, match=r"cannot be copied.*prune\.remove"):
+        elastic(module, torch.randn(3, 2, 12))
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "hint"),
+    [
+        (lambda: nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(40, 3)), torch.ones(2, 5), r"x\.long\(\)"),
+        (lambda: nn.Conv2d(3, 8, 3), torch.ones(2, 9, 9, 3), "data.channels: last"),
+    ],
+)
+def test_inputs_of_another_layout_are_advised_on(module: Callable[[], nn.Module], example: Tensor, hint: str) -> None:
+    """Tokens that arrive as real numbers, and images with their channels last, are hinted at."""
+    with pytest.raises(UnfoldError, match=hint):
+        elastic(module(), example)
 
 
 def test_lazy_layers_get_their_weights_from_the_example() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
@@ -29,15 +30,23 @@ class WidthGroup:
 
     Attributes:
         root: Path of the layer that produces the channels.
-        order: Channels of that layer, the most important first.
+        order: Channels of that layer, the most important first; of a layer in parts, those of its first part.
+        parts: Equal parts into which the channels are split before they are multiplied, as in a gated linear unit.
     """
 
     root: str
     order: tuple[int, ...]
+    parts: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the layer."""
+        return len(self.order) * self.parts
 
     def drop(self, width: float) -> list[int]:
-        """List the channels to remove at a fraction of the width; at least one remains."""
-        return sorted(self.order[max(1, round(len(self.order) * width)) :])
+        """List the channels to remove at a fraction of the width; at least one remains in each part."""
+        dropped = self.order[max(1, round(len(self.order) * width)) :]
+        return sorted(channel + part * len(self.order) for part in range(self.parts) for channel in dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +79,18 @@ def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGr
     untraced = list[nn.Module]()
     for group in _iterate_groups(graph, untraced):
         root = names[group[0].dep.target.module]
-        reason, order = _find_obstacle(group, names, module, tied), tuple[int, ...]()
+        reason, order, parts = _find_obstacle(group, names, module, tied), tuple[int, ...](), 1
         if not reason:
-            order = _rank_channels(importance, group)
+            parts = _count_parts(graph, group)
+            order = _rank_channels(importance, group, parts)
             reason = "" if order else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
-            candidates.append(WidthGroup(root, order))
+            candidates.append(WidthGroup(root, order, parts))
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
-    ends = [group for group in candidates if len(group.order) in outputs.shape[1:]]
+    ends = [group for group in candidates if group.channels in outputs.shape[1:]]
     ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
@@ -105,6 +115,26 @@ def find_tied_layers(module: nn.Module) -> dict[str, str]:
             if other != path:
                 tied |= {path: other, other: path}
     return tied
+
+
+def fold_weight_norms(module: nn.Module) -> nn.Module:
+    """Replace length and direction of weights under weight norm by the weights, in place; outputs stay the same.
+
+    The length of a row is over all inputs, so that a member with fewer inputs would compute other weights.
+    """
+    for layer in module.modules():
+        if not parametrize.is_parametrized(layer):
+            continue
+        chains: Any = layer.parametrizations
+        if not all(isinstance(part, parametrizations._WeightNorm) for chain in chains.values() for part in chain):  # noqa: SLF001
+            continue
+        values = {name: getattr(layer, name).detach().clone() for name in chains}
+        # torch's own way deletes from a class that copies share with the user's module
+        layer.__class__ = type(layer).__bases__[0]
+        del layer.parametrizations
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value))
+    return module
 
 
 def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
@@ -228,10 +258,40 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
     return tuple(kept)
 
 
-def _rank_channels(importance: Any, group: Any) -> tuple[int, ...]:
-    """Rank the channels of a group, the most important first; empty if torch-pruning lost track of them."""
+def _count_parts(graph: Any, group: Any) -> int:
+    """Count the equal parts into which a layer's channels are split, where channels at one place depend on each other.
+
+    A gated linear unit multiplies the first half of its channels by the second: they are removed in pairs.
+    """
+    split = _import_torch_pruning().ops._SplitOp  # noqa: SLF001 - it has no public name
+    if not any(isinstance(item.dep.target.module, split) for item in group):
+        return 1
+    layer, channels = group[0].dep.target.module, len(group[0].idxs)
+    first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
+    parts = len(first)
+    size = channels // parts
+    is_regular = first == {part * size for part in range(parts)} and last == {
+        (part + 1) * size - 1 for part in range(parts)
+    }
+    return parts if is_regular else 1
+
+
+def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
+    """List the channels of a layer that are removed with one of them."""
+    prune = graph.get_pruner_of_module(layer).prune_out_channels
+    items = graph.get_pruning_group(layer, prune, [channel])
+    return {
+        index
+        for item in items
+        if item.dep.target.module is layer and graph.is_out_channel_pruning_fn(item.dep.handler)
+        for index in item.idxs
+    }
+
+
+def _rank_channels(importance: Any, group: Any, parts: int) -> tuple[int, ...]:
+    """Rank the channels of each part of a group, the most important first; empty if torch-pruning lost track."""
     try:
-        scores = importance(group)
+        scores = importance(group).reshape(parts, -1).sum(0)
     # indices that it maps through splits and reshapes may lie beyond a layer
     except (IndexError, RuntimeError):
         return ()
@@ -244,6 +304,8 @@ def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
+        if parametrize.is_parametrized(layer):
+            return f"the weight of {path} is parametrised"
         if path in tied:
             return f"{path} shares its weights with {tied[path]}"
         if isinstance(layer, nn.GroupNorm):
