@@ -561,6 +561,72 @@ def test_halves_of_a_gate_are_narrowed_in_pairs(width: float, kept: int) -> None
     assert {index + 16 for index in indices if index < 16} == {index for index in indices if index >= 16}
 
 
+class SpatialAttention(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Weighs positions by a map that is computed from the mean and the maximum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scores, self.head = nn.Conv1d(2, 16, 3), nn.Conv1d(2, 1, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        result: Tensor = self.head((x * torch.sigmoid(self.scores(maps))).mean(2))
+        return result
+
+
+class AttentionPool(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Weighs positions by one score, which is computed from their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scores, self.head = nn.Conv1d(2, 16, 3), nn.Linear(16, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x)).transpose(1, 2)
+        result: Tensor = self.head((x * self.scores(x).softmax(1)).sum(1))
+        return result
+
+
+@pytest.mark.parametrize("build", [SpatialAttention, AttentionPool])
+def test_channels_are_narrowed_beside_a_map_for_all_of_them(build: Callable[[], nn.Module]) -> None:
+    """A layer with one channel does not keep the channels from being narrowed that it multiplies."""
+    torch.manual_seed(0)
+    module, example = build(), torch.randn(3, 2, 12)
+    family = elastic(module, example, widths=(0.25, 1))
+    assert [(group.root, group.channels) for group in family.groups] == [("stem", 16)]
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+    session = onnxruntime.InferenceSession(family.export("onnx", "0.25x1"))
+    expected = family.extract("0.25x1")(example).detach().numpy()
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected, atol=1e-5)
+
+
+class Pairs(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Needs an even number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.paired, self.head = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.paired(torch.relu(self.free(x)))
+        if x.shape[1] % 2:
+            raise ValueError("an odd number of channels")
+        result: Tensor = self.head(torch.relu(x))
+        return result
+
+
+def test_channels_that_fail_at_one_width_are_shared() -> None:
+    """A layer that cannot be narrowed to a width that was asked for keeps its own, and the family is made."""
+    torch.manual_seed(0)
+    module, example = Pairs(), torch.randn(3, 6)
+    assert "paired" in {group.root for group in elastic(module, example, widths=(0.5, 1)).groups}
+    family = elastic(module, example, widths=(0.5, 0.75, 1))
+    assert [group.root for group in family.groups] == ["free"]
+    assert "paired" in {part.path for part in family.inelastic}
+
+
 def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

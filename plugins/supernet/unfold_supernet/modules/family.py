@@ -220,7 +220,7 @@ def elastic(
         parameter.requires_grad_(parameter.is_floating_point())
     _check_training(whole, example)
     check_export(whole, example)
-    groups, inelastic = find_width_groups(whole, example)
+    groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
     heads = find_head_groups(whole, example)
     inside = tuple(f"{group.path}." for group in heads)
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))

@@ -21,6 +21,8 @@ Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
 TRIAL_WIDTH = 0.5
+MAX_REDUCED = 2
+"""Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
 
 
@@ -62,15 +64,19 @@ class Inelastic:
     reason: str
 
 
-def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
+def find_width_groups(
+    module: nn.Module, example: Tensor, widths: Sequence[float] = ()
+) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
     """Find the groups of channels that can be narrowed, and the layers that cannot.
 
-    Every candidate is tried: a copy at half its width must run and return outputs of the same shape.
+    Every candidate is tried: a copy at each width must run and return outputs of the same shape.
 
     Args:
         module: The user's module, in inference mode.
         example: Inputs (n, *size).
+        widths: Fractions of the channels; a half is always tried.
     """
+    trials = sorted({TRIAL_WIDTH, *(width for width in widths if width < 1)})
     outputs = _run(module, example)
     graph = build_graph(module, example)
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
@@ -91,14 +97,15 @@ def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGr
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
     ends = [group for group in candidates if group.channels in outputs.shape[1:]]
-    ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
+    ends = [group for group in ends if not _runs_narrow(module, example, [group], trials, outputs.shape)]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
-    if _runs_narrow(module, example, candidates, outputs.shape):
+    if _runs_narrow(module, example, candidates, trials, outputs.shape):
         return tuple(candidates), tuple(inelastic)
-    accepted = []
+    accepted = list[WidthGroup]()
     for group in candidates:
-        if _runs_narrow(module, example, [group], outputs.shape):
+        # together with those before: one may run alone and fail beside another
+        if _runs_narrow(module, example, [*accepted, group], trials, outputs.shape):
             accepted.append(group)
         else:
             inelastic.append(Inelastic(group.root, "a narrower copy fails or returns another shape"))
@@ -157,7 +164,42 @@ def build_graph(module: nn.Module, example: Tensor) -> Any:
     with warnings.catch_warnings():
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
-        return graph.build_dependency(module, example_inputs=example)
+        graph.build_dependency(module, example_inputs=example)
+    _cut_reductions(graph)
+    return graph
+
+
+def _cut_reductions(graph: Any) -> None:
+    """Remove the dependencies of layers with one channel, which multiplies all others, and those of reduced channels.
+
+    Spatial attention reads the mean and the maximum over all channels: two maps, however many channels there are.
+    """
+    nodes = {
+        layer: node
+        for layer, node in graph.module2node.items()
+        if isinstance(layer, ROOTS) and min(*_count_channels(layer)) <= MAX_REDUCED
+    }
+
+    def is_cut(layer: nn.Module, function: Any) -> bool:
+        if layer not in nodes:
+            return False
+        outputs, inputs = _count_channels(layer)
+        return outputs == 1 if graph.is_out_channel_pruning_fn(function) else inputs <= MAX_REDUCED
+
+    for node in graph.module2node.values() if nodes else ():
+        node.dependencies = [
+            dependency
+            for dependency in node.dependencies
+            if not is_cut(dependency.source.module, dependency.trigger)
+            and not is_cut(dependency.target.module, dependency.handler)
+        ]
+
+
+def _count_channels(layer: Any) -> tuple[int, int]:
+    """Count the outputs and inputs of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels
 
 
 def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
@@ -167,7 +209,7 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
     """
     visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
     for layer in list(graph.module2node):
-        if not isinstance(layer, ROOTS) or layer in visited:
+        if not isinstance(layer, ROOTS) or layer in visited or _count_channels(layer)[0] == 1:
             continue
         pruner = graph.get_pruner_of_module(layer)
         channels = None if pruner is None else pruner.get_out_channels(layer)
@@ -176,7 +218,7 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
         try:
             group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
         # indices that it maps through transposes and reshapes may lie beyond a layer
-        except (IndexError, RuntimeError, ValueError):
+        except (ArithmeticError, IndexError, RuntimeError, ValueError):
             untraced.append(layer)
             continue
         visited |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
@@ -322,9 +364,11 @@ def _has_heads(module: nn.Module, path: str) -> bool:
     return hasattr(parent, "num_heads")
 
 
-def _runs_narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], shape: torch.Size) -> bool:
+def _runs_narrow(
+    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], widths: Sequence[float], shape: torch.Size
+) -> bool:
     try:
-        return bool(_run(narrow(module, example, groups, TRIAL_WIDTH), example).shape == shape)
+        return all(_run(narrow(module, example, groups, width), example).shape == shape for width in widths)
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False
