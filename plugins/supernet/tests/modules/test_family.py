@@ -627,6 +627,18 @@ def test_channels_that_fail_at_one_width_are_shared() -> None:
     assert "paired" in {part.path for part in family.inelastic}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_is_not_followed_keeps_its_channels() -> None:
+    """Channels that torch-pruning fails on are shared in full: members may still differ in resolution."""
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    module, example = models.shufflenet_v2_x0_5(num_classes=5), torch.randn(2, 3, 64, 64)
+    with pytest.raises(UnfoldError, match=r"no channels .*the module: its channels are split or reshaped"):
+        elastic(module, example, widths=(0.5, 1))
+    family = elastic(module, example, widths=(1,), resolutions=(0.5, 1))
+    assert [member.name for member in family.members()] == ["1x1r0.5", "1x1"]
+
+
 def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

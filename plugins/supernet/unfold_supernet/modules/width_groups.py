@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
 TRIAL_WIDTH = 0.5
+UNFOLLOWED = (ArithmeticError, IndexError, RuntimeError, ValueError)
+"""What torch-pruning raises where it cannot follow channels."""
 MAX_REDUCED = 2
 """Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
@@ -78,7 +80,10 @@ def find_width_groups(
     """
     trials = sorted({TRIAL_WIDTH, *(width for width in widths if width < 1)})
     outputs = _run(module, example)
-    graph = build_graph(module, example)
+    try:
+        graph = build_graph(module, example)
+    except UNFOLLOWED:
+        return (), (*list_recurrent_layers(module), Inelastic("", UNTRACED))
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
@@ -100,16 +105,25 @@ def find_width_groups(
     ends = [group for group in ends if not _runs_narrow(module, example, [group], trials, outputs.shape)]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
-    if _runs_narrow(module, example, candidates, trials, outputs.shape):
-        return tuple(candidates), tuple(inelastic)
-    accepted = list[WidthGroup]()
-    for group in candidates:
-        # together with those before: one may run alone and fail beside another
-        if _runs_narrow(module, example, [*accepted, group], trials, outputs.shape):
-            accepted.append(group)
-        else:
-            inelastic.append(Inelastic(group.root, "a narrower copy fails or returns another shape"))
+    accepted = _accept(candidates, [], lambda groups: _runs_narrow(module, example, groups, trials, outputs.shape))
+    reason = "a narrower copy fails or returns another shape"
+    inelastic += [Inelastic(group.root, reason) for group in candidates if group not in accepted]
     return tuple(accepted), tuple(inelastic)
+
+
+def _accept(
+    groups: Sequence[WidthGroup], accepted: list[WidthGroup], runs: Callable[[list[WidthGroup]], bool]
+) -> list[WidthGroup]:
+    """Add those groups to the accepted ones that run narrow together; halves are tried where all of them fail.
+
+    Together, because a group may run alone and fail beside another.
+    """
+    if not groups or runs([*accepted, *groups]):
+        return [*accepted, *groups]
+    if len(groups) == 1:
+        return accepted
+    middle = len(groups) // 2
+    return _accept(groups[middle:], _accept(groups[:middle], accepted, runs), runs)
 
 
 def find_tied_layers(module: nn.Module) -> dict[str, str]:
@@ -218,7 +232,7 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
         try:
             group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
         # indices that it maps through transposes and reshapes may lie beyond a layer
-        except (ArithmeticError, IndexError, RuntimeError, ValueError):
+        except UNFOLLOWED:
             untraced.append(layer)
             continue
         visited |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
@@ -249,7 +263,7 @@ def trace_indices(
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
     narrowed = copy.deepcopy(module)
-    graph = build_graph(narrowed, example)
+    graph = build_graph(narrowed, example) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):
         # float64 holds every position exactly
@@ -309,7 +323,10 @@ def _count_parts(graph: Any, group: Any) -> int:
     if not any(isinstance(item.dep.target.module, split) for item in group):
         return 1
     layer, channels = group[0].dep.target.module, len(group[0].idxs)
-    first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
+    try:
+        first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
+    except UNFOLLOWED:
+        return 1
     parts = len(first)
     size = channels // parts
     is_regular = first == {part * size for part in range(parts)} and last == {

@@ -323,7 +323,7 @@ def describe_module(source: str, groups: int, attentions: int, skippable: int) -
 
 def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
     """List the parts of a module that every member shares in full, with the reason."""
-    listed = "; ".join(f"{path} ({reason})" for path, reason in parts)
+    listed = "; ".join(f"{path or 'the module'} ({reason})" for path, reason in parts)
     return f"{listed}; {others} more" if others else listed
 
 
