@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,7 +221,10 @@ def elastic(
         parameter.requires_grad_(parameter.is_floating_point())
     _check_training(whole, example)
     check_export(whole, example)
-    groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
+    with warnings.catch_warnings():
+        # of layers that torch-pruning does not follow, which are reported as shared
+        warnings.simplefilter("ignore")
+        groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
     heads = find_head_groups(whole, example)
     inside = tuple(f"{group.path}." for group in heads)
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
@@ -229,7 +233,9 @@ def elastic(
     weights = {
         key: nn.Parameter(parameter.detach().clone(), key in trained) for key, parameter in whole.named_parameters()
     }
-    members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
     return ElasticFamily(
         weights=weights,
         by_name={
