@@ -237,6 +237,48 @@ def test_only_residual_blocks_can_be_skipped() -> None:
         assert all("." in path for run in runs for path in run.paths)
 
 
+class Biased(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A residual block that passes on a bias, as T5's do, and the weights of attention if there are any."""
+
+    def __init__(self, *, makes_bias: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.makes_bias = makes_bias
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, weights: Any = None) -> tuple[Tensor, Any, Any]:
+        bias = x.mean() if self.makes_bias or bias is None else bias
+        return x + bias * self.down(torch.relu(self.up(x))), weights, bias
+
+
+class BiasedStack(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Three such blocks, of which the first makes the bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([Biased(makes_bias=index == 0) for index in range(3)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None
+        for block in self.block:
+            x, _weights, bias = block(x, bias)
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_blocks_that_return_tuples_are_skipped() -> None:
+    """A block is skipped that passes an argument on beside its sum; one that computes another value always runs."""
+    torch.manual_seed(0)
+    module, example = BiasedStack().eval(), torch.randn(3, 8)
+    family = elastic(module, example, widths=(1,), depths=(0.33, 1))
+    assert [run.paths for run in family.runs] == [("block.1", "block.2")]
+    with torch.no_grad():
+        expected = module.head(module.block[0](example)[0])
+        assert torch.allclose(family(family.members()[0].name, example), expected, atol=1e-6)
+    session = onnxruntime.InferenceSession(family.export("onnx", family.members()[0].name))
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected.numpy(), atol=1e-5)
+
+
 def test_shallow_member_skips_the_last_blocks() -> None:
     """A member of half the depth returns what the module without its last blocks returns."""
     module = make_image_net(*(Residual(8) for _ in range(4))).eval()

@@ -391,7 +391,8 @@ def _build_member(
         for key, buffer in skeleton.named_buffers():
             buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
     indices |= keep_heads(skeleton, heads, width)
-    replace_blocks(skeleton, tuple(path for run in runs for path in run.list_skipped(depth)))
+    for run in runs:
+        replace_blocks(skeleton, run.list_skipped(depth))
     kept = {key for key, _ in skeleton.named_parameters()}
     try:
         counter = FlopCounterMode(display=False)
