@@ -179,6 +179,10 @@ def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
             ('"mine:net"', '"mine:net", weights: cut.safetensors'),
             "cut.safetensors: model.weights: not safetensors.*save_file",
         ),
+        (
+            ('"mine:net"', '"mine:net", arguments: {width: 6}, weights: head.safetensors'),
+            "mismatch.*load what fits in your function",
+        ),
         (('"mine:net"', '"mine:net", weights: saved.pt'), "saved.pt.*a pickled file of torch.save"),
     ],
 )
@@ -187,6 +191,9 @@ def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str
     write_spec(tmp_path, SPEC.replace(*change))
     save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     torch.save({"0.weight": torch.zeros(2)}, tmp_path / "saved.pt")
+    scope: dict[str, Any] = {}
+    exec(CODE, scope)  # noqa: S102 - the code of this file
+    save_file(scope["net"](10).state_dict(), tmp_path / "head.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-4])
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     done = unfold(tmp_path, "train", "mine.yaml", "--allow-code")

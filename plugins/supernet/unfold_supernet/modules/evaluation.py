@@ -215,7 +215,10 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         # the first line names the module only
         reason = " ".join(str(error).split()[:40])
         message = f"the weights do not fit the module: {reason}"
-        raise user_error(message, file=file, key="model.weights", hint="save model.state_dict()") from error
+        # such as the head of a network that was trained on other classes
+        is_resized = "size mismatch" in reason and "Missing key" not in reason
+        hint = "load what fits in your function, without model.weights" if is_resized else "save model.state_dict()"
+        raise user_error(message, file=file, key="model.weights", hint=hint) from error
 
 
 def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
