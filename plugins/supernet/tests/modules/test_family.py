@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
+import unfold_supernet  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
@@ -210,6 +212,40 @@ def test_exported_members_agree_with_onnx_runtime(name: str) -> None:
         with torch.no_grad():
             expected = family(member.name, rows).numpy()
         np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], expected, atol=1e-5)
+
+
+def test_a_member_is_exported_to_a_named_file(tmp_path: Path) -> None:
+    """A member or its name states what is exported, a path or its text where to."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    content = family.export("onnx", family.members()[0], str(tmp_path / "member.onnx"))
+    assert (tmp_path / "member.onnx").read_bytes() == content == family.export("onnx", "0.5x1")
+
+
+def test_arrays_train_a_family_as_tensors_do() -> None:
+    """Arrays in double precision give the weights that tensors in single precision give."""
+    x, y = np.random.default_rng(0).normal(size=(32, 6)), np.arange(32) % 2
+    states = []
+    for inputs, targets in ((x, y), (torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))):
+        module, example = make_case("mlp")
+        family = elastic(module, example, widths=(0.5, 1))
+        unfold_supernet.fit(family, inputs, targets, epochs=1, batch=8)
+        states.append(family.state_dict())
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),
+        ((nn.Linear, torch.zeros(2, 6)), "a type is no module"),
+        ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments: tuple[Any, Any], message: str) -> None:
+    """Arrays, classes of modules and empty examples are refused with a hint."""
+    with pytest.raises(UnfoldError, match=message):
+        elastic(*arguments)
 
 
 def test_gradients_reach_the_kept_weights_only() -> None:

@@ -111,12 +111,12 @@ class ElasticFamily:
             module = nn.Sequential(make_shrink(self.example.ndim - 2, member.shrink), module)
         return module.eval()
 
-    def export(self, form: str, name: str, path: Path | None = None) -> bytes:
+    def export(self, form: str, member: Member | str, path: Path | str | None = None) -> bytes:
         """Export a member.
 
         Args:
             form: ``onnx``: input ``x``, output ``y``, any number of rows.
-            name: Name of the member.
+            member: The member, or its name.
             path: Where to write it too.
 
         Raises:
@@ -124,11 +124,12 @@ class ElasticFamily:
         """
         if form != "onnx":
             raise user_error(f"unknown form {form!r}", hint="onnx")
+        name = member.name if isinstance(member, Member) else member
         if name not in self.by_name:
             raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
         content = export_onnx(self.extract(name), self.example)
         if path is not None:
-            path.write_bytes(content)
+            Path(path).write_bytes(content)
         return content
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -211,6 +212,12 @@ def elastic(
             example or cannot be exported, or the lists differ in length.
     """
     sizes = _combine(widths, depths, resolutions)
+    if not isinstance(module, nn.Module) or not isinstance(example, Tensor):
+        wrong = module if not isinstance(module, nn.Module) else example
+        hint = "elastic(module, example): a torch.nn.Module and a tensor; arrays: torch.from_numpy(x[:2])"
+        raise user_error(f"a {type(wrong).__name__} is no {'tensor' if wrong is example else 'module'}", hint=hint)
+    if not example.ndim or not len(example):
+        raise user_error(f"the example has shape {tuple(example.shape)}", key="example", hint="pass x[:2]")
     if not _is_finite(example):
         raise user_error("the example input is not finite", key="example")
     whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
