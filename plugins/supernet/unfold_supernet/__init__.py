@@ -47,16 +47,19 @@ def fit(family: ElasticFamily, x: Any, y: Any, **options: Any) -> None:
 
     Args:
         family: The family.
-        x: Inputs (n, *size).
+        x: Inputs (n, *size), an array or a tensor; they are converted to the precision of the example.
         y: Classes (n), labels (n, labels) or values (n, values).
         options: How it is trained.
 
     Raises:
         UnfoldError: Training diverged.
     """
+    import torch
+
     from unfold_supernet.modules import problem, training
 
-    training.fit(family, x, y, problem.FitOptions(**options))
+    inputs = torch.as_tensor(x, dtype=family.example.dtype)
+    training.fit(family, inputs, torch.as_tensor(y), problem.FitOptions(**options))
 
 
 def measure_retrieval(

@@ -66,6 +66,33 @@ def test_layers_are_those_of_the_graph(tmp_path: Path, rows: Any) -> None:
     assert "Add, Flatten, GlobalAveragePool, MaxPool, Relu" in family.about
 
 
+@pytest.mark.parametrize(
+    ("window", "stride", "parts"),
+    [
+        ((2, 2), (2, 2), 1),
+        ((4, 4), (2, 2), 1),
+        ((3, 3), (2, 2), 4),
+        ((3, 3), (1, 1), 1),
+        ((1, 1), (2, 2), 1),
+        ((4,), (2,), 1),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_transposed_convolutions_multiply_each_input_by_its_kernel(
+    tmp_path: Path, window: tuple[int, ...], stride: tuple[int, ...], parts: int, groups: int
+) -> None:
+    """Their layers hold all weights once, and multiply each value of the input by the weights of its channel."""
+    nodes = [helper.make_node("ConvTranspose", ["x", "w0"], ["y"], "up", strides=stride, group=groups)]
+    edges = (6, 5)[: len(window)]
+    path = write_graph(tmp_path / "net.onnx", nodes, {"w0": (8, 12 // groups, *window)}, ("n", 8, *edges))
+    family = read_onnx_layers(path, "mine", 70.0)
+    subnet = family.subnets[0]
+    assert len(family.layers) == parts
+    weights = 8 * 12 // groups * int(np.prod(window))
+    assert int(subnet.weights.sum()) == weights
+    assert int(subnet.macs.sum()) == weights * int(np.prod(edges))
+
+
 def test_signals_and_tokens_are_layers(tmp_path: Path) -> None:
     """A 1-D convolution has a map of one column; a product over tokens has a position for each of them."""
     nodes = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,27 @@ def test_invalid_parquet_shards_are_named(tmp_path: Path, change: Callable[[Any]
         load(tmp_path, folder)
 
 
+@pytest.mark.parametrize("name", [None, "row"])
+def test_index_of_a_pandas_table_is_no_input(tmp_path: Path, name: str | None) -> None:
+    """What pandas stores to number the rows of a filtered table does not reach the network."""
+    frame = pytest.importorskip("pandas").DataFrame({"a": X[:, 0, 0], "b": X[:, 0, 1], "target": Y})
+    frame.index = frame.index.rename(name)
+    frame[frame.index % 2 == 0].to_parquet(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(load(tmp_path, tmp_path / "a.parquet").x, X[::2, 0, :2])
+
+
+def test_targets_in_lists_and_decimals_are_read(tmp_path: Path) -> None:
+    """A column of lists holds several labels a row; decimals are numbers."""
+    signals, labels = X[:, 0].tolist(), np.stack([Y > 0, Y > 1], 1).astype(int)
+    parquet.write_table(pa.table({"x": signals, "target": labels.tolist()}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(load(tmp_path, tmp_path / "a.parquet", task="labels").y, labels)
+    prices = pa.array([Decimal(index) / 4 for index in range(ROWS)])
+    parquet.write_table(pa.table({"price": prices, "cost": prices, "target": prices}), tmp_path / "b.parquet")
+    data = load(tmp_path, tmp_path / "b.parquet", task="values")
+    np.testing.assert_array_equal(data.y[:, 0], np.arange(ROWS) / 4)
+    np.testing.assert_array_equal(data.x[:, 1], np.arange(ROWS) / 4)
+
+
 def test_ragged_lists_and_damaged_files_are_named(tmp_path: Path) -> None:
     """A list of another length is reported with its row; a damaged file with its name."""
     signal = [[1.0, 2.0]] * 9 + [[1.0]]
@@ -186,8 +208,9 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     spec = DataSpec(source="images", path=str(folder))
     for content in (whole[: len(whole) // 2], b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b""):
         path.write_bytes(content)
-        with pytest.raises(UnfoldError, match=r"dog/2\.png.*cannot be read as an image"):
+        with pytest.raises(UnfoldError, match=r"dog/2\.png.*cannot be read as an image") as refused:
             load_data(spec, make_run(tmp_path / "run"), "conv2d")
+        assert "BytesIO" not in str(refused.value)
     image.fromarray(np.zeros((9, 9), np.uint16)).save(path)
     with pytest.raises(UnfoldError, match=r"dog/2\.png.*not of 8 bits"):
         load_data(spec, make_run(tmp_path / "run"), "conv2d")

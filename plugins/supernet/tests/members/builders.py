@@ -22,8 +22,9 @@ def write_model(
     softmax: bool = False,
     external: str | None = None,
     extra_input: bool = False,
+    centred: bool = False,
 ) -> Path:
-    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``."""
+    """Write a perceptron over flattened rows: ``depth`` hidden layers of ``width``, whose scores may be centred."""
     rng = np.random.default_rng(width * 100 + depth)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     fan_in = int(np.prod([edge if isinstance(edge, int) else 4 for edge in size]))
@@ -33,6 +34,10 @@ def write_model(
         tensors.append(numpy_helper.from_array(weight, f"w{index}"))
         nodes.append(helper.make_node("MatMul", [name, f"w{index}"], [f"h{index + 1}"]))
         name, fan_in = f"h{index + 1}", fan_out
+    if centred:
+        nodes.append(helper.make_node("ReduceMean", [name], ["mean"], axes=[0]))
+        nodes.append(helper.make_node("Sub", [name, "mean"], ["centred"]))
+        name = "centred"
     nodes.append(helper.make_node("Softmax" if softmax else "Identity", [name], ["y"]))
     inputs = [helper.make_tensor_value_info("x", kind, [rows, *size])]
     if extra_input:

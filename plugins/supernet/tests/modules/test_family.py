@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
+import unfold_supernet  # noqa: E402
 from unfold_supernet import elastic  # noqa: E402
 from unfold_supernet.modules.depth_blocks import find_block_runs  # noqa: E402
 from unfold_supernet.modules.family import ElasticFamily  # noqa: E402
@@ -211,6 +214,40 @@ def test_exported_members_agree_with_onnx_runtime(name: str) -> None:
         np.testing.assert_allclose(session.run(None, {"x": rows.numpy()})[0], expected, atol=1e-5)
 
 
+def test_a_member_is_exported_to_a_named_file(tmp_path: Path) -> None:
+    """A member or its name states what is exported, a path or its text where to."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    content = family.export("onnx", family.members()[0], str(tmp_path / "member.onnx"))
+    assert (tmp_path / "member.onnx").read_bytes() == content == family.export("onnx", "0.5x1")
+
+
+def test_arrays_train_a_family_as_tensors_do() -> None:
+    """Arrays in double precision give the weights that tensors in single precision give."""
+    x, y = np.random.default_rng(0).normal(size=(32, 6)), np.arange(32) % 2
+    states = []
+    for inputs, targets in ((x, y), (torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))):
+        module, example = make_case("mlp")
+        family = elastic(module, example, widths=(0.5, 1))
+        unfold_supernet.fit(family, inputs, targets, epochs=1, batch=8)
+        states.append(family.state_dict())
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),
+        ((nn.Linear, torch.zeros(2, 6)), "a type is no module"),
+        ((nn.Linear(6, 2), torch.zeros(0, 6)), r"shape \(0, 6\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(arguments: tuple[Any, Any], message: str) -> None:
+    """Arrays, classes of modules and empty examples are refused with a hint."""
+    with pytest.raises(UnfoldError, match=message):
+        elastic(*arguments)
+
+
 def test_gradients_reach_the_kept_weights_only() -> None:
     """A step of a narrow member changes the elements that it keeps."""
     module, example = make_case("residual")
@@ -234,6 +271,48 @@ def test_only_residual_blocks_can_be_skipped() -> None:
         runs = find_block_runs(module, example)
         assert len(runs) == count, name
         assert all("." in path for run in runs for path in run.paths)
+
+
+class Biased(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A residual block that passes on a bias, as T5's do, and the weights of attention if there are any."""
+
+    def __init__(self, *, makes_bias: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.makes_bias = makes_bias
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, weights: Any = None) -> tuple[Tensor, Any, Any]:
+        bias = x.mean() if self.makes_bias or bias is None else bias
+        return x + bias * self.down(torch.relu(self.up(x))), weights, bias
+
+
+class BiasedStack(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Three such blocks, of which the first makes the bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([Biased(makes_bias=index == 0) for index in range(3)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None
+        for block in self.block:
+            x, _weights, bias = block(x, bias)
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_blocks_that_return_tuples_are_skipped() -> None:
+    """A block is skipped that passes an argument on beside its sum; one that computes another value always runs."""
+    torch.manual_seed(0)
+    module, example = BiasedStack().eval(), torch.randn(3, 8)
+    family = elastic(module, example, widths=(1,), depths=(0.33, 1))
+    assert [run.paths for run in family.runs] == [("block.1", "block.2")]
+    with torch.no_grad():
+        expected = module.head(module.block[0](example)[0])
+        assert torch.allclose(family(family.members()[0].name, example), expected, atol=1e-6)
+    session = onnxruntime.InferenceSession(family.export("onnx", family.members()[0].name))
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected.numpy(), atol=1e-5)
 
 
 def test_shallow_member_skips_the_last_blocks() -> None:
@@ -446,6 +525,14 @@ class InPlace(nn.Module):  # type: ignore[misc,unused-ignore]
         return x
 
 
+class Detached(nn.Linear):  # type: ignore[misc,unused-ignore]
+    """Computes outputs without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("build", "size", "path"), [(Tied, (6,), "shares its weights with"), (Shuffled, (2, 12), "is not followed")]
 )
@@ -470,6 +557,7 @@ def test_layers_that_cannot_be_followed_keep_their_width(
         (lambda: nn.Sequential(nn.Linear(6, 6), Gated(), nn.Linear(16, 3)), (6,), "layer 1 .*depends on the values"),
         (Fixed, (6,), "the module cannot be exported"),
         (InPlace, (6,), "the module cannot be trained"),
+        (lambda: nn.Sequential(nn.Linear(6, 16), Detached(16, 3)), (6,), "outputs have no gradients"),
         (lambda: nn.Sequential(nn.Linear(6, 16), Auxiliary(16, 3)), (6,), "in training, the module returns a tuple"),
         (Recurrent, (5, 6), r"layer: recurrent layers \(GRU\) keep their width"),
     ],
@@ -524,6 +612,157 @@ def test_targets_that_are_no_classes_are_refused(y: Tensor, message: str) -> Non
     module, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(6, 6)
     with pytest.raises(UnfoldError, match=message):
         fit(elastic(module, x[:2], widths=(0.5, 1)), x, y)
+
+
+class Packed(nn.Module):  # type: ignore[misc,unused-ignore]
+    """A gated linear unit with both halves in one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down, self.head = nn.Linear(6, 32), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x).chunk(2, -1)
+        result: Tensor = self.head(torch.relu(self.down(nn.functional.silu(gate) * value)))
+        return result
+
+
+@pytest.mark.parametrize(("width", "kept"), [(0.25, 4), (0.5, 8), (0.75, 12)])
+def test_halves_of_a_gate_are_narrowed_in_pairs(width: float, kept: int) -> None:
+    """A member keeps the stated fraction of the gates, each with its value."""
+    torch.manual_seed(0)
+    family = elastic(Packed(), torch.randn(3, 6), widths=(width, 1))
+    rows = family.members()[0].indices["both.weight"][0]
+    assert rows is not None
+    indices = rows.tolist()
+    assert len(indices) == 2 * kept
+    assert {index + 16 for index in indices if index < 16} == {index for index in indices if index >= 16}
+
+
+class SpatialAttention(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Weighs positions by a map that is computed from the mean and the maximum over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scores, self.head = nn.Conv1d(2, 16, 3), nn.Conv1d(2, 1, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        result: Tensor = self.head((x * torch.sigmoid(self.scores(maps))).mean(2))
+        return result
+
+
+class AttentionPool(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Weighs positions by one score, which is computed from their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scores, self.head = nn.Conv1d(2, 16, 3), nn.Linear(16, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x)).transpose(1, 2)
+        result: Tensor = self.head((x * self.scores(x).softmax(1)).sum(1))
+        return result
+
+
+@pytest.mark.parametrize("build", [SpatialAttention, AttentionPool])
+def test_channels_are_narrowed_beside_a_map_for_all_of_them(build: Callable[[], nn.Module]) -> None:
+    """A layer with one channel does not keep the channels from being narrowed that it multiplies."""
+    torch.manual_seed(0)
+    module, example = build(), torch.randn(3, 2, 12)
+    family = elastic(module, example, widths=(0.25, 1))
+    assert [(group.root, group.channels) for group in family.groups] == [("stem", 16)]
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+    session = onnxruntime.InferenceSession(family.export("onnx", "0.25x1"))
+    expected = family.extract("0.25x1")(example).detach().numpy()
+    np.testing.assert_allclose(session.run(None, {"x": example.numpy()})[0], expected, atol=1e-5)
+
+
+class Pairs(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Needs an even number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.paired, self.head = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.paired(torch.relu(self.free(x)))
+        if x.shape[1] % 2:
+            raise ValueError("an odd number of channels")
+        result: Tensor = self.head(torch.relu(x))
+        return result
+
+
+def test_channels_that_fail_at_one_width_are_shared() -> None:
+    """A layer that cannot be narrowed to a width that was asked for keeps its own, and the family is made."""
+    torch.manual_seed(0)
+    module, example = Pairs(), torch.randn(3, 6)
+    assert "paired" in {group.root for group in elastic(module, example, widths=(0.5, 1)).groups}
+    family = elastic(module, example, widths=(0.5, 0.75, 1))
+    assert [group.root for group in family.groups] == ["free"]
+    assert "paired" in {part.path for part in family.inelastic}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_is_not_followed_keeps_its_channels() -> None:
+    """Channels that torch-pruning fails on are shared in full: members may still differ in resolution."""
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    module, example = models.shufflenet_v2_x0_5(num_classes=5), torch.randn(2, 3, 64, 64)
+    with pytest.raises(UnfoldError, match=r"no channels .*the module: its channels are split or reshaped"):
+        elastic(module, example, widths=(0.5, 1))
+    family = elastic(module, example, widths=(1,), resolutions=(0.5, 1))
+    assert [member.name for member in family.members()] == ["1x1r0.5", "1x1"]
+
+
+def make_normed(norm: Callable[[nn.Module], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        norm(nn.Conv1d(2, 16, 3, padding=1)), nn.ReLU(), nn.Conv1d(16, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
+def test_weight_norm_is_folded_into_elastic_weights() -> None:
+    """Weights under weight norm become ordinary ones that are narrowed; the user's module keeps its own."""
+    module, example = make_normed(nn.utils.parametrizations.weight_norm), torch.randn(3, 2, 12)
+    family = elastic(module, example, widths=(0.25, 0.5, 1))
+    assert {group.root for group in family.groups} == {"0", "2"}
+    assert "0.weight" in family.weights
+    with torch.no_grad():
+        assert torch.allclose(family("1x1", example), module(example), atol=1e-6)
+    assert nn.utils.parametrize.is_parametrized(module[0], "weight")
+    family("0.25x1", example).sum().backward()
+
+
+def test_other_parametrised_weights_keep_their_width() -> None:
+    """A layer under spectral norm is shared in full, and the reason says so."""
+    family = elastic(make_normed(nn.utils.parametrizations.spectral_norm), torch.randn(3, 2, 12), widths=(0.5, 1))
+    assert {group.root for group in family.groups} == {"2"}
+    assert ("0", "the weight of 0 is parametrised") in {(part.path, part.reason) for part in family.inelastic}
+
+
+def test_pruned_weights_are_refused_with_a_hint() -> None:
+    """A weight that a hook computes has no copy; the hint names how to make it a plain one."""
+    module = make_normed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5))
+    module(torch.randn(3, 2, 12))
+    with pytest.raises(UnfoldError, match=r"cannot be copied.*prune\.remove"):
+        elastic(module, torch.randn(3, 2, 12))
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "hint"),
+    [
+        (lambda: nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(40, 3)), torch.ones(2, 5), r"x\.long\(\)"),
+        (lambda: nn.Conv2d(3, 8, 3), torch.ones(2, 9, 9, 3), "data.channels: last"),
+    ],
+)
+def test_inputs_of_another_layout_are_advised_on(module: Callable[[], nn.Module], example: Tensor, hint: str) -> None:
+    """Tokens that arrive as real numbers, and images with their channels last, are hinted at."""
+    with pytest.raises(UnfoldError, match=hint):
+        elastic(module(), example)
 
 
 def test_lazy_layers_get_their_weights_from_the_example() -> None:

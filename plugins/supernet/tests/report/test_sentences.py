@@ -50,7 +50,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_gap": [((1.2,), {})],
     "state_insignificant_gap": [((0.7, 1.48), {})],
     "rate_gap": [((), {"is_significant": flag, "points": points}) for flag in (True, False) for points in (1.0, -1.0)],
-    "describe_front": [((task, ["0.5x1k3", "1x2k3"]), {}) for task in TASKS],
+    "describe_front": [((task, names), {}) for task in TASKS for names in (["0.5x1k3", "1x2k3"], ["0.5x1k3"])],
     "describe_steps": [(({"a": 100, "b": 2_000}, 16), {}), (({"a": 100, "b": 2_000, "c": 300}, 2), {})],
     "explain_switch": [((1.5,), {})],
     "state_useless_subnets": [((task, names, 88.0), {}) for task in TASKS for names in (["a"], list("abcde"))],

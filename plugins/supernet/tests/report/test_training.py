@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unfold_supernet.report.front import MAX_SHOWN, draw_front
-from unfold_supernet.report.training import describe_gap
+from unfold_supernet.report.training import describe_gap, note_missed_classes
 from unfold_supernet.training.accuracy import compare_paired, evaluate_predictions
 from unfold_supernet.training.problem import StandaloneComparison
 
@@ -25,6 +25,13 @@ def test_insignificant_gap_is_reported_as_such(worse: tuple[int, int], message: 
     alone = np.ones(50, bool)
     gaps = [compare_paired(alone, np.arange(50) >= count) for count in worse]
     assert describe_gap(gaps) == message
+
+
+def test_missed_classes_are_those_of_classifiers() -> None:
+    """A class that no member recognises is named; labels and values, which have no sensitivity, are not."""
+    quality = evaluate_predictions(np.zeros(6, np.int64), np.arange(6) % 2, 2)
+    assert note_missed_classes(("a", "b"), {"1x1": quality}) == ("No subnet recognises any test row of class b.",)
+    assert note_missed_classes(("price", "rent"), {}) == ()
 
 
 def test_front_shows_intervals_and_standalone_networks() -> None:

@@ -65,6 +65,18 @@ def nothing():
 
 def raises():
     raise RuntimeError("no such file")
+
+
+def ends():
+    raise SystemExit("bye")
+
+
+def single(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def probabilities(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes), nn.Softmax(1))
 """
 SPEC = """
 version: 1
@@ -151,23 +163,45 @@ def test_served_labels_are_those_of_the_onnx_members(trained: Path) -> None:
     [
         (("mine:net", "mine:nothing"), "returns a int, not a torch module"),
         (("mine:net", "mine:raises"), "RuntimeError: no such file"),
+        (("mine:net", "mine:ends"), "SystemExit: bye"),
+        (('net", widths: [0.34, 1], depths: [0.5, 1]', 'probabilities", widths: [0.34, 1]'), "returns probabilities"),
+        (
+            ('net", widths: [0.34, 1], depths: [0.5, 1]', 'single", widths: [0.34, 1]'),
+            r"mine\.yaml:6:\d+: model\.widths: no channels .* \(1: its channels",
+        ),
         (("mine:net", "mine:absent"), "no attribute 'absent'"),
         (("mine:net", "away:net"), "No module named 'away'"),
         (("mine:net", "mine:depends_on_data"), "its control flow or a shape depends on the values"),
         (('"mine:net"', '"mine:net", arguments: {num_classes: 3}'), "3.* values a row for 10 classes"),
         (('"mine:net"', '"mine:net", weights: other.safetensors'), "the weights do not fit the module"),
         (('"mine:net"', '"mine:net", weights: broken.safetensors'), "broken.safetensors"),
+        (
+            ('"mine:net"', '"mine:net", weights: cut.safetensors'),
+            "cut.safetensors: model.weights: not safetensors.*save_file",
+        ),
+        (
+            ('"mine:net"', '"mine:net", arguments: {width: 6}, weights: head.safetensors'),
+            "mismatch.*load what fits in your function",
+        ),
+        (('"mine:net"', '"mine:net", weights: saved.pt'), "saved.pt.*a pickled file of torch.save"),
     ],
 )
 def test_unsuitable_code_ends_with_exit_code_2(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     """Each mistake is named in one line before any training."""
     write_spec(tmp_path, SPEC.replace(*change))
     save_file({"0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    torch.save({"0.weight": torch.zeros(2)}, tmp_path / "saved.pt")
+    scope: dict[str, Any] = {}
+    exec(CODE, scope)  # noqa: S102 - the code of this file
+    save_file(scope["net"](10).state_dict(), tmp_path / "head.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-4])
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     done = unfold(tmp_path, "train", "mine.yaml", "--allow-code")
     assert done.code == 2, done.err
     assert re.search(message, " ".join(done.err.split())), done.err
     assert "Traceback" not in done.err
+    # torch prints the graph of what it failed to export
+    assert "def forward" not in done.err
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])

@@ -1,7 +1,8 @@
 """A user's network for the accelerator: the layers of an ONNX file, read without running it.
 
-Convolutions and matrix products with constant weights become layers. Pooling, normalisation, element-wise and shape
-operators are taken to be computed in passing. Any other operator is named.
+Convolutions and matrix products with constant weights become layers. A transposed convolution becomes convolutions of
+its input, one for each offset within its stride, so that no inserted zero is multiplied. Pooling, normalisation,
+element-wise and shape operators are taken to be computed in passing. Any other operator is named.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PASSING = frozenset(
         "Transpose", "Unsqueeze", "Where",
     )
 )  # fmt: skip
+WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -74,8 +76,7 @@ def read_onnx_layers(path: Path, name: str, accuracy: float, key: str = "layers.
     constants = _find_constants(model.graph)
     layers: dict[str, Layer] = {}
     for node in model.graph.node:
-        layer = _read_layer(node, shapes, constants, path, key)
-        if layer is not None:
+        for layer in _read_layers(node, shapes, constants, path, key):
             layers[_name_layer(node, layers)] = layer
     if not layers:
         hint = "convolutions and matrix products with constant weights are layers"
@@ -93,12 +94,12 @@ def _reject(path: Path, key: str, message: str, hint: str) -> UnfoldError:
 
 
 def _check_operators(nodes: Sequence[Any], path: Path, key: str) -> None:
-    known = PASSING | {"Conv", "Gemm", "MatMul"}
+    known = PASSING | WEIGHTED
     unknown = [node for node in nodes if node.op_type not in known or node.domain not in ("", "ai.onnx")]
     if unknown:
         labels = [f"{node.op_type} ({node.name or node.output[0]})" for node in unknown[:MAX_LISTED]]
         rest = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        hint = "Conv, Gemm and MatMul are layers; pooling, element-wise and shape operators are known"
+        hint = f"{', '.join(sorted(WEIGHTED))} are layers; pooling, element-wise and shape operators are known"
         raise _reject(path, key, f"unknown operators: {', '.join(labels)}{rest}", hint)
 
 
@@ -147,10 +148,10 @@ def _find_constants(graph: Any) -> frozenset[str]:
     return frozenset(constants)
 
 
-def _read_layer(node: Any, shapes: Shapes, constants: frozenset[str], path: Path, key: str) -> Layer | None:
-    """Read a node that has weights; ``None`` for the others."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.output[0] in constants:
-        return None
+def _read_layers(node: Any, shapes: Shapes, constants: frozenset[str], path: Path, key: str) -> tuple[Layer, ...]:
+    """Read the layers of a node that has weights; none for the others."""
+    if node.op_type not in WEIGHTED or node.output[0] in constants:
+        return ()
     label = f"{node.op_type} ({node.name or node.output[0]})"
     weights = [name for name in node.input[:2] if name in constants]
     if not weights:
@@ -162,13 +163,15 @@ def _read_layer(node: Any, shapes: Shapes, constants: frozenset[str], path: Path
         raise _reject(path, key, f"{label}: the shape of {missing[0]} is dynamic", "export it with fixed shapes")
     weight, into, out = (shapes[name] for name in (weights[0], source, node.output[0]))
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvTranspose"):
         if len(weight) not in (3, 4):
             raise _reject(path, key, f"{label} has {len(weight) - 2} spatial axes", "one and two are modelled")
-        window, map_edges = _pair(weight[2:]), _pair(out[2:])
         groups = attributes["group"].i if "group" in attributes else 1
+        if node.op_type == "ConvTranspose":
+            _check_channels(into[1], weight[0], label, path, key)
+            return _split_transposed(weight, into, groups, attributes)
         _check_channels(into[1], weight[1] * groups, label, path, key)
-        return Layer(weight[0], weight[1], window, map_edges, math.prod(into[1:]), groups)
+        return (Layer(weight[0], weight[1], _pair(weight[2:]), _pair(out[2:]), math.prod(into[1:]), groups),)
     if len(weight) != 2:
         raise _reject(path, key, f"{label} has weights with {len(weight)} axes", "two are modelled")
     is_left = weights[0] == node.input[0]
@@ -177,7 +180,35 @@ def _read_layer(node: Any, shapes: Shapes, constants: frozenset[str], path: Path
     kernels, channels = weight if is_left != is_turned else weight[::-1]
     _check_channels(into[0 if is_left else -1] if len(into) < 3 else into[-1], channels, label, path, key)
     positions = math.prod(into) // channels
-    return Layer(kernels, channels, (1, 1), (positions, 1), math.prod(into))
+    return (Layer(kernels, channels, (1, 1), (positions, 1), math.prod(into)),)
+
+
+def _split_transposed(
+    weight: tuple[int, ...], into: tuple[int, ...], groups: int, attributes: Mapping[str, Any]
+) -> tuple[Layer, ...]:
+    """Split a transposed convolution into convolutions of its input, one for each offset within the stride.
+
+    An output at offset p of stride s reads every s-th row of the kernel, from row p on: windows of equal size are one
+    layer with more kernels.
+
+    Args:
+        weight: Shape of the weights (input channels, output channels of a group, *window).
+        into: Shape of the input (rows, channels, *map).
+        groups: Groups of channels.
+        attributes: Of the node; a dilated kernel has the same taps.
+    """
+    window = _pair(weight[2:])
+    stride = _pair(tuple(attributes["strides"].ints)) if "strides" in attributes else (1, 1)
+    counts: dict[tuple[int, int], int] = {}
+    for row in range(stride[0]):
+        for column in range(stride[1]):
+            part = -(-(window[0] - row) // stride[0]), -(-(window[1] - column) // stride[1])
+            # a kernel smaller than the stride leaves outputs without any input
+            if min(part) > 0:
+                counts[part] = counts.get(part, 0) + 1
+    kernels, depth = weight[1] * groups, weight[0] // groups
+    values, edges = math.prod(into[1:]), _pair(into[2:])
+    return tuple(Layer(kernels * count, depth, part, edges, values, groups) for part, count in counts.items())
 
 
 def _pair(edges: tuple[int, ...]) -> tuple[int, int]:

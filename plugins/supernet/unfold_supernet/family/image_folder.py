@@ -126,7 +126,7 @@ def read_image(path: Path, edge: int) -> Float32Array:
         UnfoldError: Pillow is not installed, or the file is damaged, no image, or one with more than 8 bits.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
         message, hint = "images need the package Pillow, which is not installed", "pip install 'unfoldkit[images]'"
         raise user_error(message, key="data.source", hint=hint) from error
@@ -143,7 +143,10 @@ def read_image(path: Path, edge: int) -> Float32Array:
                 square = ImageOps.fit(upright.convert("RGB"), (edge, edge), Image.Resampling.BILINEAR)
     # decoders raise many kinds of errors for damaged files
     except Exception as error:
-        message = f"cannot be read as an image: {first_line(error)}"
+        # Pillow names the buffer that it read from
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is unknown" if is_unknown else first_line(error)
+        message = f"cannot be read as an image: {reason}"
         raise user_error(message, file=str(path), key="data.path", hint="replace or delete it") from error
     if mode not in EIGHT_BIT_MODES:
         message = f"its pixels are of mode {mode}, not of 8 bits"

@@ -109,8 +109,9 @@ def load_shards(options: UserDataOptions, path: Path, form: str, scratch: Path |
             raise user_error("the shards hold no row", file=str(path), key="data.path")
         inputs = store.map_rows()
     joined = {name: np.concatenate(parts) for name, parts in collected.parts.items()}
-    columns = options.targets if files[0].suffix == ".parquet" else ()
-    targets = parse_targets(joined["y"], options.task, columns, str(path))
+    # the targets in a column of lists have no names
+    has_names = files[0].suffix == ".parquet" and (joined["y"].ndim == 1 or len(options.targets) > 1)
+    targets = parse_targets(joined["y"], options.task, options.targets if has_names else (), str(path))
     y = targets.y
     return UserData(
         x=inputs,
@@ -199,8 +200,12 @@ def _read_parquet(path: Path, options: UserDataOptions) -> Iterator[Block]:
     require_regular(path)
     try:
         with parquet.ParquetFile(path) as file:
-            columns = list(file.schema_arrow.names)
-            named = _name_columns(columns, options, path)
+            names = list(file.schema_arrow.names)
+            named = _name_columns(names, options, path)
+            index = _list_index_columns(file.schema_arrow)
+            columns = [name for name in names if name in named or name not in index]
+            if len(columns) == len(named):
+                raise user_error("there is no column beside the label", file=str(path), key="data.path")
             start = 0
             for batch in file.iter_batches(batch_size=_choose_batch_rows(file.metadata)):
                 yield Block(start, _convert_batch(batch, columns, named, start, path), tuple(sorted(columns)))
@@ -228,17 +233,24 @@ def _name_columns(columns: Sequence[str], options: UserDataOptions, path: Path) 
         if name not in columns:
             hint = did_you_mean(name, columns) or f"columns: {', '.join(columns[:8])}"
             raise user_error(f'there is no column "{name}"', file=str(path), key="data.target", hint=hint)
-    if len(columns) == len(named):
-        raise user_error("there is no column beside the label", file=str(path), key="data.path")
     return named
+
+
+def _list_index_columns(schema: Any) -> set[str]:
+    """List the columns that hold the index of a pandas table: they number its rows, and are no inputs."""
+    metadata: dict[str, Any] = schema.pandas_metadata or {}
+    return {name for name in metadata.get("index_columns", ()) if isinstance(name, str)}
 
 
 def _convert_batch(batch: Any, columns: Sequence[str], named: dict[str, str], start: int, path: Path) -> dict[str, Any]:
     features = [name for name in columns if name not in named]
     targets = [name for name, key in named.items() if key == "y"]
     arrays = {key: _convert_labels(batch.column(name), name, start, path) for name, key in named.items() if key != "y"}
-    columns_of_y = [_convert_labels(batch.column(name), name, start, path) for name in targets]
-    arrays["y"] = columns_of_y[0] if len(targets) == 1 else np.stack(columns_of_y, 1)
+    if len(targets) == 1 and _is_list(batch.column(targets[0]).type):
+        arrays["y"] = _convert_feature(batch.column(targets[0]), targets[0], start, path)
+    else:
+        columns_of_y = [_convert_labels(batch.column(name), name, start, path) for name in targets]
+        arrays["y"] = columns_of_y[0] if len(targets) == 1 else np.stack(columns_of_y, 1)
     converted = [_convert_feature(batch.column(name), name, start, path) for name in features]
     lists = [name for name, values in zip(features, converted, strict=True) if values.ndim > 1]
     if lists and len(features) > 1:
@@ -250,8 +262,7 @@ def _convert_batch(batch: Any, columns: Sequence[str], named: dict[str, str], st
 
 def _convert_labels(column: Any, name: str, start: int, path: Path) -> Any:
     _refuse_nulls(column, name, start, path)
-    values = column.to_pylist()
-    array = np.array(values)
+    array = np.array(_convert_decimals(column).to_pylist())
     if array.ndim != 1 or array.dtype.kind == "O":
         raise user_error(f'column "{name}" holds {column.type}, not one value a row', file=str(path), key="data.path")
     return array
@@ -263,9 +274,7 @@ def _convert_feature(column: Any, name: str, start: int, path: Path) -> Any:
 
     _refuse_nulls(column, name, start, path)
     shape = [len(column)]
-    while (
-        pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
-    ):
+    while _is_list(column.type):
         lengths = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False))
         if not len(lengths):
             break
@@ -277,10 +286,24 @@ def _convert_feature(column: Any, name: str, start: int, path: Path) -> Any:
         shape.append(int(lengths[0]))
         column = column.flatten()
         _refuse_nulls(column, name, start, path, max(1, math.prod(shape[1:])))
+    column = _convert_decimals(column)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         message = f'column "{name}" holds {column.type}, not numbers'
         raise user_error(message, file=str(path), key="data.path", hint="drop or encode the column")
     return column.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _convert_decimals(column: Any) -> Any:
+    """Convert decimals to floating-point numbers; other columns stay as they are."""
+    import pyarrow as pa
+
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
 
 
 def _refuse_nulls(column: Any, name: str, start: int, path: Path, width: int = 1) -> None:

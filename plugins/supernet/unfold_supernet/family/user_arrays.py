@@ -160,7 +160,9 @@ def check_numbers(values: Any, name: str, rows: int, file: str, start: int = 0) 
     """
     if values.dtype.kind not in "biuf":
         raise user_error(f"{name} holds {values.dtype}, not numbers", file=file, key="data.path")
-    numbers = np.asarray(_check_rows(values, name, rows, file), np.float32)
+    # what is too large for single precision becomes infinite, and is refused
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(_check_rows(values, name, rows, file), np.float32)
     if not np.isfinite(numbers).all():
         row = start + int(np.argwhere(~np.isfinite(numbers))[0][0])
         message = f"{name}[{row}] holds a value that is not finite in single precision"

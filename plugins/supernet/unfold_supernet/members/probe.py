@@ -30,6 +30,8 @@ SIZE_S = 0.2
 SUM_TOLERANCE = 1e-3
 """Difference to 1 below which a row's outputs are probabilities."""
 TRIAL_ROWS = 4
+ROW_TOLERANCE = 0.1
+"""Difference, relative to the largest score, up to which a row has the same scores in a batch: int8 rounds by batch."""
 OUTPUT_TYPES = (np.float32, np.float64)
 
 
@@ -104,6 +106,8 @@ def measure_model(path: Path, input_name: str, dtype: str, size: tuple[int, ...]
         return {"error": f"ONNX Runtime cannot load it: {error}", "hint": "check the model with onnx.checker"}
     try:
         described = _describe_outputs(session, input_name, inputs[: TRIAL_ROWS if is_free else 1])
+        if "error" not in described and is_free:
+            described |= _compare_rows(session, input_name, inputs[:TRIAL_ROWS], described["output_name"])
         if "error" in described:
             return described
         name = described["output_name"]
@@ -154,6 +158,18 @@ def _describe_outputs(session: Any, input_name: str, rows: FloatArray) -> dict[s
         return {"error": f"output {columns[0]} is not finite for an input of {kind}", "hint": hint}
     is_share = bool((values >= 0).all()) and bool((np.abs(values.sum(axis=1) - 1) < SUM_TOLERANCE).all())
     return {"output_name": columns[0], "classes": int(values.shape[1]), "is_probability": is_share}
+
+
+def _compare_rows(session: Any, input_name: str, rows: FloatArray, name: str) -> dict[str, Any]:
+    """Check that a row has the same scores alone and beside others: requests are served in batches."""
+    together = session.run([name], {input_name: rows})[0]
+    apart = np.concatenate(
+        [session.run([name], {input_name: rows[index : index + 1]})[0] for index in range(len(rows))]
+    )
+    if np.allclose(together, apart, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE * float(np.abs(together).max())):
+        return {}
+    message = f"output {name} of a row depends on the other rows of its batch"
+    return {"error": message, "hint": "export it in inference mode: model.eval(), without means over the rows"}
 
 
 def _describe_value(value: Any) -> str:

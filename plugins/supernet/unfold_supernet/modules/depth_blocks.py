@@ -1,13 +1,14 @@
 """Depth of a user's module: residual blocks that a member may skip.
 
 A block can be skipped if it stands in a list of blocks, keeps the shape of its input, and adds its input to its output:
-without it, the network passes on what the previous block returned.
+without it, the network passes on what the previous block returned. Blocks that return a tuple, as those of T5 and BERT
+do, can be skipped if its other values are ``None`` or arguments.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,27 @@ PASSING = (
 """Operations that pass a residual input on: sums, activations and norms behind them, and changes of layout."""
 
 
-class Skip(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Stands for a skipped block: returns its first argument."""
+Source = int | str | None
+"""Where a skipped block takes a value from: the place or the name of an argument; ``None`` stands for itself."""
 
-    def forward(self, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+
+class Skip(nn.Module):  # type: ignore[misc,unused-ignore]
+    """Stands for a skipped block: returns its first argument.
+
+    Attributes:
+        others: Sources of the values behind it in a tuple; ``None`` returns a single tensor.
+    """
+
+    def __init__(self, others: tuple[Source, ...] | None = None) -> None:
+        super().__init__()
+        self.others = others
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the input."""
-        return x
+        if self.others is None:
+            return args[0]
+        sources: dict[Any, Any] = {**dict(enumerate(args)), **kwargs, None: None}
+        return (args[0], *(sources[source] for source in self.others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +52,18 @@ class BlockRun:
     Attributes:
         paths: Their paths, in execution order.
         before: 1 if a block of another shape starts the stage and always remains, else 0.
+        skips: What replaces each of them.
     """
 
     paths: tuple[str, ...]
     before: int
+    skips: tuple[Skip, ...]
 
-    def list_skipped(self, depth: float) -> tuple[str, ...]:
+    def list_skipped(self, depth: float) -> dict[str, Skip]:
         """List the blocks that a member skips at this fraction of the stage's blocks; the first always remains."""
         kept = max(1, math.ceil((self.before + len(self.paths)) * depth - 1e-9))
-        return self.paths[max(0, kept - self.before) :]
+        first = max(0, kept - self.before)
+        return dict(zip(self.paths[first:], self.skips[first:], strict=True))
 
 
 def find_block_runs(module: nn.Module, example: Tensor) -> tuple[BlockRun, ...]:
@@ -69,27 +88,28 @@ def find_block_runs(module: nn.Module, example: Tensor) -> tuple[BlockRun, ...]:
     finally:
         for hook in hooks:
             hook.remove()
-    residual = [path for path, block in candidates.items() if path in calls and _adds_its_input(block, *calls[path])]
+    found = {path: _find_skip(block, *calls[path]) for path, block in candidates.items() if path in calls}
+    residual = {path: skip for path, skip in found.items() if skip is not None}
     runs, previous = list[BlockRun](), ("", -2)
-    for path in residual:
+    for path, skip in residual.items():
         # a stage of residual blocks is residual too; its blocks are what a member skips
         if any(other.startswith(f"{path}.") for other in residual):
             continue
         parent, _, name = path.rpartition(".")
         position = int(name) if name.isdigit() else -2
         if parent == previous[0] and position == previous[1] + 1:
-            runs[-1] = BlockRun((*runs[-1].paths, path), runs[-1].before)
+            runs[-1] = BlockRun((*runs[-1].paths, path), runs[-1].before, (*runs[-1].skips, skip))
         else:
-            runs.append(BlockRun((path,), int(position > 0)))
+            runs.append(BlockRun((path,), int(position > 0), (skip,)))
         previous = parent, position
     return tuple(runs)
 
 
-def replace_blocks(module: nn.Module, paths: tuple[str, ...]) -> None:
-    """Replace blocks of a module by :class:`Skip`, in place."""
-    for path in paths:
+def replace_blocks(module: nn.Module, skips: Mapping[str, Skip]) -> None:
+    """Replace blocks of a module by what stands for them, in place."""
+    for path, skip in skips.items():
         parent, _, name = path.rpartition(".")
-        setattr(module.get_submodule(parent), name, Skip())
+        setattr(module.get_submodule(parent), name, skip)
 
 
 def _iterate_candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -101,14 +121,30 @@ def _iterate_candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                     yield f"{path}.{name}" if path else name, block
 
 
-def _adds_its_input(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Check whether a block returns its input plus something, by its autograd graph."""
+def _find_skip(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Skip | None:
+    """Find what may stand for a block that returns its input plus something, by its autograd graph."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
-        return False
+        return None
     x = args[0].detach().requires_grad_()
     with torch.enable_grad():
-        y = block(x, *args[1:], **kwargs)
-    if not isinstance(y, Tensor) or y.shape != x.shape or y.grad_fn is None:
+        outputs = block(x, *args[1:], **kwargs)
+    if isinstance(outputs, Tensor):
+        return Skip() if _adds(outputs, x) else None
+    if type(outputs) is not tuple or not outputs or not isinstance(outputs[0], Tensor) or not _adds(outputs[0], x):
+        return None
+    arguments: list[tuple[Source, Any]] = [*enumerate(args[1:], 1), *kwargs.items()]
+    others = list[Source]()
+    for value in outputs[1:]:
+        sources = [source for source, argument in arguments if argument is value]
+        if value is not None and not sources:
+            return None
+        others.append(None if value is None else sources[0])
+    return Skip(tuple(others))
+
+
+def _adds(y: Tensor, x: Tensor) -> bool:
+    """Check whether a tensor is another one plus something."""
+    if y.shape != x.shape or y.grad_fn is None:
         return False
     nodes, seen = [y.grad_fn], set[Any]()
     while nodes:

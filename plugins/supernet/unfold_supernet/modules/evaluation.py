@@ -46,12 +46,16 @@ from unfold_supernet.training.latency import (
 from unfold_supernet.training.problem import StandaloneComparison
 from unfold_supernet.training.verdict import judge_family
 from unfoldkit.api import Progress, RunDir, fingerprint, user_error
-from unfoldkit.safe_io.files import decoding, read_bytes
+from unfoldkit.safe_io.files import read_bytes
 
 STATE_FILE = "family/module.safetensors"
 CHECKPOINT_FILE = "family/module-checkpoint.safetensors"
 WRAPPERS = ("module.", "_orig_mod.")
 """What wrappers put before the names of weights: ``nn.DataParallel`` and ``torch.compile``."""
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How the files of ``torch.save`` begin: archives, and pickles before version 1.6."""
+SUM_TOLERANCE = 1e-4
+"""Difference to 1 up to which the outputs of a row are probabilities."""
 
 
 def train_module(
@@ -168,8 +172,8 @@ def load_module(source: ModuleSource, classes: int, seed: int) -> nn.Module:
             arguments["num_classes"] = classes
         torch.manual_seed(seed)
         module = function(**arguments)
-    # the user's code may raise anything
-    except Exception as error:
+    # the user's code may raise anything, and may try to end the program
+    except (Exception, SystemExit) as error:
         message = f"{name} fails: {type(error).__name__}: {error}"
         raise user_error(message, key="model.from", hint="check the name and model.arguments") from error
     finally:
@@ -191,11 +195,13 @@ def _accepts(function: Callable[..., Any], argument: str) -> bool:
 def _load_weights(module: nn.Module, source: ModuleSource) -> None:
     assert source.weights is not None  # noqa: S101 - the caller checks
     file, content = str(source.weights), read_bytes(source.weights)
-    with decoding(file, "safetensors"):
-        try:
-            state = load(content)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
+    try:
+        state = load(content)
+    except (SafetensorError, ValueError) as error:
+        is_pickled = content.startswith(PICKLED)
+        message = "a pickled file of torch.save, which is not loaded" if is_pickled else f"not safetensors: {error}"
+        hint = "safetensors.torch.save_file(module.state_dict(), file)"
+        raise user_error(message, file=file, key="model.weights", hint=hint) from error
     # what was saved of a wrapped network carries the wrapper's name
     expected = module.state_dict().keys()
     while state.keys() != expected:
@@ -209,7 +215,10 @@ def _load_weights(module: nn.Module, source: ModuleSource) -> None:
         # the first line names the module only
         reason = " ".join(str(error).split()[:40])
         message = f"the weights do not fit the module: {reason}"
-        raise user_error(message, file=file, key="model.weights", hint="save model.state_dict()") from error
+        # such as the head of a network that was trained on other classes
+        is_resized = "size mismatch" in reason and "Missing key" not in reason
+        hint = "load what fits in your function, without model.weights" if is_resized else "save model.state_dict()"
+        raise user_error(message, file=file, key="model.weights", hint=hint) from error
 
 
 def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
@@ -218,6 +227,9 @@ def _check_outputs(family: ElasticFamily, count: int, task: Task) -> None:
     if outputs.shape != (len(family.example), count):
         message = f"the module returns {tuple(outputs.shape[1:])} values a row for {count} {task}"
         raise user_error(message, key="model.arguments", hint=f"one output for each, such as num_classes: {count}")
+    if task == "classes" and bool((outputs >= 0).all() & ((outputs.sum(1) - 1).abs() < SUM_TOLERANCE).all()):
+        message = "the module returns probabilities, and its logits are needed"
+        raise user_error(message, key="model.from", hint="remove the softmax at its end")
 
 
 def _train_family(problem: ModuleProblem, family: ElasticFamily, directory: RunDir, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,17 @@ from unfold_supernet.modules.width_groups import (
     Inelastic,
     WidthGroup,
     find_width_groups,
+    fold_weight_norms,
     select,
     trace_indices,
 )
 from unfoldkit.api import user_error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - torch has no public name for all batch norms
+
+
+MAX_COLOURS = 4
+"""Length up to which the last axis of an image is taken for its channels in a hint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +111,12 @@ class ElasticFamily:
             module = nn.Sequential(make_shrink(self.example.ndim - 2, member.shrink), module)
         return module.eval()
 
-    def export(self, form: str, name: str, path: Path | None = None) -> bytes:
+    def export(self, form: str, member: Member | str, path: Path | str | None = None) -> bytes:
         """Export a member.
 
         Args:
             form: ``onnx``: input ``x``, output ``y``, any number of rows.
-            name: Name of the member.
+            member: The member, or its name.
             path: Where to write it too.
 
         Raises:
@@ -118,11 +124,12 @@ class ElasticFamily:
         """
         if form != "onnx":
             raise user_error(f"unknown form {form!r}", hint="onnx")
+        name = member.name if isinstance(member, Member) else member
         if name not in self.by_name:
             raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
         content = export_onnx(self.extract(name), self.example)
         if path is not None:
-            path.write_bytes(content)
+            Path(path).write_bytes(content)
         return content
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -205,9 +212,15 @@ def elastic(
             example or cannot be exported, or the lists differ in length.
     """
     sizes = _combine(widths, depths, resolutions)
+    if not isinstance(module, nn.Module) or not isinstance(example, Tensor):
+        wrong = module if not isinstance(module, nn.Module) else example
+        hint = "elastic(module, example): a torch.nn.Module and a tensor; arrays: torch.from_numpy(x[:2])"
+        raise user_error(f"a {type(wrong).__name__} is no {'tensor' if wrong is example else 'module'}", hint=hint)
+    if not example.ndim or not len(example):
+        raise user_error(f"the example has shape {tuple(example.shape)}", key="example", hint="pass x[:2]")
     if not _is_finite(example):
         raise user_error("the example input is not finite", key="example")
-    whole = copy.deepcopy(unwrap_module(module)).eval()
+    whole = fold_weight_norms(_copy_module(unwrap_module(module))).eval()
     _check_module(whole, example)
     trained = {key for key, parameter in whole.named_parameters() if parameter.requires_grad}
     for parameter in whole.parameters():
@@ -215,7 +228,10 @@ def elastic(
         parameter.requires_grad_(parameter.is_floating_point())
     _check_training(whole, example)
     check_export(whole, example)
-    groups, inelastic = find_width_groups(whole, example)
+    with warnings.catch_warnings():
+        # of layers that torch-pruning does not follow, which are reported as shared
+        warnings.simplefilter("ignore")
+        groups, inelastic = find_width_groups(whole, example, [width for width, _, _ in sizes])
     heads = find_head_groups(whole, example)
     inside = tuple(f"{group.path}." for group in heads)
     inelastic = tuple(part for part in inelastic if not part.path.startswith(inside))
@@ -224,7 +240,9 @@ def elastic(
     weights = {
         key: nn.Parameter(parameter.detach().clone(), key in trained) for key, parameter in whole.named_parameters()
     }
-    members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        members = [_build_member(whole, example, (groups, heads, runs), size) for size in sizes]
     return ElasticFamily(
         weights=weights,
         by_name={
@@ -251,16 +269,28 @@ def unwrap_module(module: nn.Module) -> nn.Module:
             return module
 
 
+def _copy_module(module: nn.Module) -> nn.Module:
+    """Copy a module; weights that hooks compute before each call have no copies."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        message = f"the module cannot be copied: {' '.join(str(error).split()[:30])}"
+        hint = "call torch.nn.utils.prune.remove for pruned weights, or parametrizations instead of hooks"
+        raise user_error(message, key="model.from", hint=hint) from error
+
+
 def _combine(*lists: Sequence[float]) -> list[tuple[float, float, float]]:
     count = max(len(values) for values in lists)
     for key, values in zip(("widths", "depths", "resolutions"), lists, strict=True):
         if len(values) not in (1, count):
-            raise user_error(f"{len(values)} entries beside {count}", key=key, hint="write one entry a member, or one")
+            raise user_error(
+                f"{len(values)} entries beside {count}", key=f"model.{key}", hint="write one entry a member, or one"
+            )
         if not all(0 < value <= 1 for value in values):
-            raise user_error("fractions lie above 0 and at most at 1", key=key)
+            raise user_error("fractions lie above 0 and at most at 1", key=f"model.{key}")
     wide, deep, sharp = ([*values] * count if len(values) == 1 else values for values in lists)
     if any(abs(1 / value - round(1 / value)) > 1e-6 for value in sharp):
-        raise user_error("must be 1/n for an integer n, because n neighbours are averaged", key="resolutions")
+        raise user_error("must be 1/n for an integer n, because n neighbours are averaged", key="model.resolutions")
     return list(dict.fromkeys(zip(wide, deep, sharp, strict=True)))
 
 
@@ -279,19 +309,23 @@ def _check_module(module: nn.Module, example: Tensor) -> None:
         raise user_error(message, key="model.from", hint=_advise_on_inputs(module, example)) from error
     broken = [key for key, tensor in module.state_dict().items() if not _is_finite(tensor)]
     if broken:
-        raise user_error(f"{broken[0]} is not finite", hint="load weights without NaN")
+        raise user_error(f"{broken[0]} is not finite", key="model.weights", hint="load weights without NaN")
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) != len(example):
         message = f"the module must return one tensor (rows, outputs), and returns {_describe_outputs(outputs)}"
         raise user_error(message, key="model.from", hint="wrap it in a module that returns its logits")
     if not _is_finite(outputs):
-        raise user_error("the outputs for the example are not finite")
+        raise user_error("the outputs for the example are not finite", key="model.from", hint="scale the inputs")
 
 
 def _advise_on_inputs(module: nn.Module, example: Tensor) -> str:
-    """Advise on a module that fails on its example: its numbers may have another precision than the inputs."""
+    """Advise on a module that fails on its example: numbers of another precision, tokens, or another order of axes."""
     kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     if example.is_floating_point() and kinds and example.dtype not in kinds:
         return f"its weights are {str(kinds.pop()).removeprefix('torch.')}; return module.float()"
+    if example.is_floating_point() and any(isinstance(layer, nn.Embedding) for layer in module.modules()):
+        return f"its inputs are {tuple(example.shape[1:])} of {example.dtype} for each row; tokens: x.long() in forward"
+    if example.ndim > 3 and example.shape[-1] <= MAX_COLOURS < example.shape[1]:
+        return f"its inputs are {tuple(example.shape[1:])} for each row; data.channels: last moves the channels first"
     return f"its inputs are {tuple(example.shape[1:])} for each row"
 
 
@@ -318,6 +352,9 @@ def _check_training(module: nn.Module, example: Tensor) -> None:
     if not isinstance(outputs, Tensor):
         message = f"in training, the module returns {_describe_outputs(outputs)} instead of its logits"
         raise user_error(message, key="model.from", hint="turn auxiliary outputs off, as by aux_logits: false")
+    if not outputs.requires_grad and any(parameter.requires_grad for parameter in trained.parameters()):
+        hint = "remove torch.no_grad, torch.inference_mode, detach() and numpy() from forward"
+        raise user_error("the module's outputs have no gradients", key="model.from", hint=hint)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -331,11 +368,14 @@ def _check_elastic(
     inelastic: Sequence[Inelastic],
 ) -> None:
     if min(width for width, _, _ in sizes) < 1 and not groups:
-        reasons = "; ".join(f"{part.path}: {part.reason}" for part in inelastic[:3]) or "it has no layers with channels"
-        raise user_error(f"no channels of this module can be narrowed ({reasons})", key="widths", hint="widths: [1]")
+        reasons = "; ".join(f"{part.path or 'the module'}: {part.reason}" for part in inelastic[:3])
+        reasons = reasons or "it has no layers with channels"
+        raise user_error(
+            f"no channels of this module can be narrowed ({reasons})", key="model.widths", hint="widths: [1]"
+        )
     if min(depth for _, depth, _ in sizes) < 1 and not runs:
         message = "this module has no list of residual blocks that could be skipped"
-        raise user_error(message, key="depths", hint="depths: [1]")
+        raise user_error(message, key="model.depths", hint="depths: [1]")
 
 
 def _build_member(
@@ -352,13 +392,14 @@ def _build_member(
     # a layer that splits its channels may not divide those that remain
     except Exception as error:
         message = f"member {name} cannot be narrowed: {error}"
-        raise user_error(message, key="widths", hint="use widths that leave whole numbers of channels") from error
+        raise user_error(message, key="model.widths", hint="use widths that leave whole numbers of channels") from error
     with torch.no_grad():
         source = dict(whole.named_buffers())
         for key, buffer in skeleton.named_buffers():
             buffer.copy_(select(source[key], indices[key]) if key in indices else source[key])
     indices |= keep_heads(skeleton, heads, width)
-    replace_blocks(skeleton, tuple(path for run in runs for path in run.list_skipped(depth)))
+    for run in runs:
+        replace_blocks(skeleton, run.list_skipped(depth))
     kept = {key for key, _ in skeleton.named_parameters()}
     try:
         counter = FlopCounterMode(display=False)
@@ -368,7 +409,7 @@ def _build_member(
     except Exception as error:
         message = f"member {name} fails on the example: {error}"
         key = "widths" if shrink == 1 else "resolutions"
-        raise user_error(message, key=key, hint=f"use other {key}, or {key}: [1]") from error
+        raise user_error(message, key=f"model.{key}", hint=f"use other {key}, or {key}: [1]") from error
     return Member(
         name=name,
         width=width,

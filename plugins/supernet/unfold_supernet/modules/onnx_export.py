@@ -6,11 +6,14 @@ fail when the trained members are exported; the layer in which it happens is nam
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +22,38 @@ from unfold_supernet.family.onnx_session import open_session
 from unfoldkit.api import user_error
 
 OPSET = 18
-LOGGERS = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
-"""Loggers that warn of each operator of torchvision where that is not installed, and print the graph of an error."""
+LOGGERS = (
+    "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir",
+)  # fmt: skip
+"""Loggers that warn of operators of torchvision where it is missing, of what is not optimised, and of failed graphs."""
 ROWS_HINT = "take the number of rows from x.shape[0], not from len(x), or keep the layer out of the network"
 VALUES_HINT = "decide by torch.where instead of if, or keep the layer out of the network"
 DATA_DEPENDENT = ("data-dependent", "data dependent", "DataDependent", "DynamicOutputShape")
+
+
+class _ThreadMute(io.TextIOBase):
+    """A stream that drops what the thread writes that made it; the progress of a command is another thread's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream, self.muted = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it."""
+        return len(text) if threading.get_ident() == self.muted else self.stream.write(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self.stream.flush()
 
 
 def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     """Export a module as ONNX with input ``x`` and output ``y``, for any number of rows."""
     # two rows: a single one is taken for a constant axis
     rows = example if len(example) > 1 else torch.cat([example, example])
-    with _quiet_loggers():
+    with _quiet_loggers(), warnings.catch_warnings():
+        # what it warns of does not keep a module from being exported
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module, (rows,), input_names=["x"], output_names=["y"], opset_version=OPSET, dynamo=True, verbose=False,
             dynamic_shapes=({0: torch.export.Dim("n")},),
@@ -72,7 +95,8 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
         )
     ]
     try:
-        with _quiet_loggers(), warnings.catch_warnings():
+        # torch prints the graph of what failed
+        with _quiet_loggers(), contextlib.redirect_stderr(_ThreadMute(sys.stderr)), warnings.catch_warnings():
             # what it warns of, such as packed weights of recurrent layers, does not keep a module from being exported
             warnings.simplefilter("ignore")
             torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
@@ -85,7 +109,7 @@ def _try_export(module: nn.Module, rows: Tensor, entered: list[str]) -> Exceptio
     return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 Indices = tuple[Tensor | None, ...]
 """For each axis of a tensor, the kept indices; ``None`` keeps all of them."""
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch has no public name for all convolutions
 TRIAL_WIDTH = 0.5
+UNFOLLOWED = (ArithmeticError, IndexError, RuntimeError, ValueError)
+"""What torch-pruning raises where it cannot follow channels."""
+MAX_REDUCED = 2
+"""Maps up to which the inputs of a layer are taken for a mean or maximum over channels."""
 UNTRACED = "its channels are split or reshaped in a way that is not followed"
 
 
@@ -29,15 +34,23 @@ class WidthGroup:
 
     Attributes:
         root: Path of the layer that produces the channels.
-        order: Channels of that layer, the most important first.
+        order: Channels of that layer, the most important first; of a layer in parts, those of its first part.
+        parts: Equal parts into which the channels are split before they are multiplied, as in a gated linear unit.
     """
 
     root: str
     order: tuple[int, ...]
+    parts: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the layer."""
+        return len(self.order) * self.parts
 
     def drop(self, width: float) -> list[int]:
-        """List the channels to remove at a fraction of the width; at least one remains."""
-        return sorted(self.order[max(1, round(len(self.order) * width)) :])
+        """List the channels to remove at a fraction of the width; at least one remains in each part."""
+        dropped = self.order[max(1, round(len(self.order) * width)) :]
+        return sorted(channel + part * len(self.order) for part in range(self.parts) for channel in dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,46 +66,64 @@ class Inelastic:
     reason: str
 
 
-def find_width_groups(module: nn.Module, example: Tensor) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
+def find_width_groups(
+    module: nn.Module, example: Tensor, widths: Sequence[float] = ()
+) -> tuple[tuple[WidthGroup, ...], tuple[Inelastic, ...]]:
     """Find the groups of channels that can be narrowed, and the layers that cannot.
 
-    Every candidate is tried: a copy at half its width must run and return outputs of the same shape.
+    Every candidate is tried: a copy at each width must run and return outputs of the same shape.
 
     Args:
         module: The user's module, in inference mode.
         example: Inputs (n, *size).
+        widths: Fractions of the channels; a half is always tried.
     """
+    trials = sorted({TRIAL_WIDTH, *(width for width in widths if width < 1)})
     outputs = _run(module, example)
-    graph = build_graph(module, example)
+    try:
+        graph = build_graph(module, example)
+    except UNFOLLOWED:
+        return (), (*list_recurrent_layers(module), Inelastic("", UNTRACED))
     importance = _import_torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)
     names, tied = {layer: path for path, layer in module.named_modules()}, find_tied_layers(module)
     candidates, inelastic = list[WidthGroup](), list_recurrent_layers(module)
     untraced = list[nn.Module]()
     for group in _iterate_groups(graph, untraced):
         root = names[group[0].dep.target.module]
-        reason, order = _find_obstacle(group, names, module, tied), tuple[int, ...]()
+        reason, order, parts = _find_obstacle(group, names, module, tied), tuple[int, ...](), 1
         if not reason:
-            order = _rank_channels(importance, group)
+            parts = _count_parts(graph, group)
+            order = _rank_channels(importance, group, parts)
             reason = "" if order else UNTRACED
         if reason:
             inelastic.append(Inelastic(root, reason))
         else:
-            candidates.append(WidthGroup(root, order))
+            candidates.append(WidthGroup(root, order, parts))
     inelastic += [Inelastic(names[layer], UNTRACED) for layer in untraced]
     # the classes are channels too: those groups are tried alone, and the others together, which is much faster
-    ends = [group for group in candidates if len(group.order) in outputs.shape[1:]]
-    ends = [group for group in ends if not _runs_narrow(module, example, [group], outputs.shape)]
+    ends = [group for group in candidates if group.channels in outputs.shape[1:]]
+    ends = [group for group in ends if not _runs_narrow(module, example, [group], trials, outputs.shape)]
     inelastic += [Inelastic(group.root, "its channels are the outputs, or a narrower copy fails") for group in ends]
     candidates = [group for group in candidates if group not in ends]
-    if _runs_narrow(module, example, candidates, outputs.shape):
-        return tuple(candidates), tuple(inelastic)
-    accepted = []
-    for group in candidates:
-        if _runs_narrow(module, example, [group], outputs.shape):
-            accepted.append(group)
-        else:
-            inelastic.append(Inelastic(group.root, "a narrower copy fails or returns another shape"))
+    accepted = _accept(candidates, [], lambda groups: _runs_narrow(module, example, groups, trials, outputs.shape))
+    reason = "a narrower copy fails or returns another shape"
+    inelastic += [Inelastic(group.root, reason) for group in candidates if group not in accepted]
     return tuple(accepted), tuple(inelastic)
+
+
+def _accept(
+    groups: Sequence[WidthGroup], accepted: list[WidthGroup], runs: Callable[[list[WidthGroup]], bool]
+) -> list[WidthGroup]:
+    """Add those groups to the accepted ones that run narrow together; halves are tried where all of them fail.
+
+    Together, because a group may run alone and fail beside another.
+    """
+    if not groups or runs([*accepted, *groups]):
+        return [*accepted, *groups]
+    if len(groups) == 1:
+        return accepted
+    middle = len(groups) // 2
+    return _accept(groups[middle:], _accept(groups[:middle], accepted, runs), runs)
 
 
 def find_tied_layers(module: nn.Module) -> dict[str, str]:
@@ -105,6 +136,26 @@ def find_tied_layers(module: nn.Module) -> dict[str, str]:
             if other != path:
                 tied |= {path: other, other: path}
     return tied
+
+
+def fold_weight_norms(module: nn.Module) -> nn.Module:
+    """Replace length and direction of weights under weight norm by the weights, in place; outputs stay the same.
+
+    The length of a row is over all inputs, so that a member with fewer inputs would compute other weights.
+    """
+    for layer in module.modules():
+        if not parametrize.is_parametrized(layer):
+            continue
+        chains: Any = layer.parametrizations
+        if not all(isinstance(part, parametrizations._WeightNorm) for chain in chains.values() for part in chain):  # noqa: SLF001
+            continue
+        values = {name: getattr(layer, name).detach().clone() for name in chains}
+        # torch's own way deletes from a class that copies share with the user's module
+        layer.__class__ = type(layer).__bases__[0]
+        del layer.parametrizations
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value))
+    return module
 
 
 def list_recurrent_layers(module: nn.Module) -> list[Inelastic]:
@@ -127,7 +178,42 @@ def build_graph(module: nn.Module, example: Tensor) -> Any:
     with warnings.catch_warnings():
         # parameters outside layers, such as position embeddings, are found without a hint
         warnings.simplefilter("ignore")
-        return graph.build_dependency(module, example_inputs=example)
+        graph.build_dependency(module, example_inputs=example)
+    _cut_reductions(graph)
+    return graph
+
+
+def _cut_reductions(graph: Any) -> None:
+    """Remove the dependencies of layers with one channel, which multiplies all others, and those of reduced channels.
+
+    Spatial attention reads the mean and the maximum over all channels: two maps, however many channels there are.
+    """
+    nodes = {
+        layer: node
+        for layer, node in graph.module2node.items()
+        if isinstance(layer, ROOTS) and min(*_count_channels(layer)) <= MAX_REDUCED
+    }
+
+    def is_cut(layer: nn.Module, function: Any) -> bool:
+        if layer not in nodes:
+            return False
+        outputs, inputs = _count_channels(layer)
+        return outputs == 1 if graph.is_out_channel_pruning_fn(function) else inputs <= MAX_REDUCED
+
+    for node in graph.module2node.values() if nodes else ():
+        node.dependencies = [
+            dependency
+            for dependency in node.dependencies
+            if not is_cut(dependency.source.module, dependency.trigger)
+            and not is_cut(dependency.target.module, dependency.handler)
+        ]
+
+
+def _count_channels(layer: Any) -> tuple[int, int]:
+    """Count the outputs and inputs of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels
 
 
 def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
@@ -137,7 +223,7 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
     """
     visited = set[nn.Module](graph.IGNORED_LAYERS_IN_TRACING)
     for layer in list(graph.module2node):
-        if not isinstance(layer, ROOTS) or layer in visited:
+        if not isinstance(layer, ROOTS) or layer in visited or _count_channels(layer)[0] == 1:
             continue
         pruner = graph.get_pruner_of_module(layer)
         channels = None if pruner is None else pruner.get_out_channels(layer)
@@ -146,7 +232,7 @@ def _iterate_groups(graph: Any, untraced: list[nn.Module]) -> Iterator[Any]:
         try:
             group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(channels)))
         # indices that it maps through transposes and reshapes may lie beyond a layer
-        except (IndexError, RuntimeError, ValueError):
+        except UNFOLLOWED:
             untraced.append(layer)
             continue
         visited |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
@@ -177,7 +263,7 @@ def trace_indices(
         The narrow copy with undefined values, and the kept indices by name of the tensor.
     """
     narrowed = copy.deepcopy(module)
-    graph = build_graph(narrowed, example)
+    graph = build_graph(narrowed, example) if any(group.drop(width) for group in groups) else None
     shapes = {name: tensor.shape for name, tensor in _iterate_tensors(narrowed)}
     for _, tensor in _iterate_tensors(narrowed):
         # float64 holds every position exactly
@@ -228,10 +314,43 @@ def _find_indices(positions: Tensor, shape: torch.Size) -> Indices:
     return tuple(kept)
 
 
-def _rank_channels(importance: Any, group: Any) -> tuple[int, ...]:
-    """Rank the channels of a group, the most important first; empty if torch-pruning lost track of them."""
+def _count_parts(graph: Any, group: Any) -> int:
+    """Count the equal parts into which a layer's channels are split, where channels at one place depend on each other.
+
+    A gated linear unit multiplies the first half of its channels by the second: they are removed in pairs.
+    """
+    split = _import_torch_pruning().ops._SplitOp  # noqa: SLF001 - it has no public name
+    if not any(isinstance(item.dep.target.module, split) for item in group):
+        return 1
+    layer, channels = group[0].dep.target.module, len(group[0].idxs)
     try:
-        scores = importance(group)
+        first, last = (_list_dependent(graph, layer, channel) for channel in (0, channels - 1))
+    except UNFOLLOWED:
+        return 1
+    parts = len(first)
+    size = channels // parts
+    is_regular = first == {part * size for part in range(parts)} and last == {
+        (part + 1) * size - 1 for part in range(parts)
+    }
+    return parts if is_regular else 1
+
+
+def _list_dependent(graph: Any, layer: nn.Module, channel: int) -> set[int]:
+    """List the channels of a layer that are removed with one of them."""
+    prune = graph.get_pruner_of_module(layer).prune_out_channels
+    items = graph.get_pruning_group(layer, prune, [channel])
+    return {
+        index
+        for item in items
+        if item.dep.target.module is layer and graph.is_out_channel_pruning_fn(item.dep.handler)
+        for index in item.idxs
+    }
+
+
+def _rank_channels(importance: Any, group: Any, parts: int) -> tuple[int, ...]:
+    """Rank the channels of each part of a group, the most important first; empty if torch-pruning lost track."""
+    try:
+        scores = importance(group).reshape(parts, -1).sum(0)
     # indices that it maps through splits and reshapes may lie beyond a layer
     except (IndexError, RuntimeError):
         return ()
@@ -244,6 +363,8 @@ def _find_obstacle(group: Any, names: Mapping[nn.Module, str], module: nn.Module
     for item in group:
         layer = item.dep.target.module
         path = names.get(layer, "")
+        if parametrize.is_parametrized(layer):
+            return f"the weight of {path} is parametrised"
         if path in tied:
             return f"{path} shares its weights with {tied[path]}"
         if isinstance(layer, nn.GroupNorm):
@@ -260,9 +381,11 @@ def _has_heads(module: nn.Module, path: str) -> bool:
     return hasattr(parent, "num_heads")
 
 
-def _runs_narrow(module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], shape: torch.Size) -> bool:
+def _runs_narrow(
+    module: nn.Module, example: Tensor, groups: Sequence[WidthGroup], widths: Sequence[float], shape: torch.Size
+) -> bool:
     try:
-        return bool(_run(narrow(module, example, groups, TRIAL_WIDTH), example).shape == shape)
+        return all(_run(narrow(module, example, groups, width), example).shape == shape for width in widths)
     # a failing copy may raise anything: the reason is that it cannot be narrowed
     except Exception:  # noqa: BLE001
         return False

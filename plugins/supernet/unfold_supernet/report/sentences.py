@@ -259,6 +259,8 @@ def rate_gap(*, is_significant: bool, points: float) -> str:
 
 def describe_front(task: Task, names: Sequence[str]) -> str:
     """Describe the front of a family."""
+    if len(names) == 1:
+        return f"{names[0]}: no larger one is significantly better (95 %, paired)"
     better = "more accurate than" if task == "classes" else f"above the {name_score(task)} of"
     return f"{' < '.join(names)}: each significantly {better} the previous one (95 %, paired)"
 
@@ -323,7 +325,7 @@ def describe_module(source: str, groups: int, attentions: int, skippable: int) -
 
 def list_shared_parts(parts: Sequence[tuple[str, str]], others: int) -> str:
     """List the parts of a module that every member shares in full, with the reason."""
-    listed = "; ".join(f"{path} ({reason})" for path, reason in parts)
+    listed = "; ".join(f"{path or 'the module'} ({reason})" for path, reason in parts)
     return f"{listed}; {others} more" if others else listed
 
 
@@ -477,12 +479,12 @@ def state_accelerator_energy(millijoules: float, cached_bytes: int, largest_byte
 def state_prediction(task: Task, attainment: float, score: float) -> str:
     """State what the simulation predicted for a measured replay."""
     figures = f"{format_percent(attainment)} in time at {score:.2f} % {name_score(task)}"
-    return f"{figures}, from latencies measured in training"
+    return f"{figures}, from profiled latencies"
 
 
 def state_slowdown(median: float, p99: float) -> str:
     """State the ratio of measured to profiled latency."""
-    return f"batches took {median:.2f}x the latency measured in training (p99 {p99:.1f}x)"
+    return f"batches took {median:.2f}x the profiled latency (p99 {p99:.1f}x)"
 
 
 # Lists of members.

@@ -213,6 +213,8 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
 
 def note_missed_classes(names: Sequence[str], qualities: Mapping[str, SubnetQuality]) -> tuple[str, ...]:
     """Name the classes that no member ever recognises; accuracy hides them where they are rare."""
+    if not qualities:
+        return ()
     recalls = zip(names, *(quality.sensitivity for quality in qualities.values()), strict=True)
     missed = [name for name, *values in recalls if not any(values)]
     return (sentences.state_missed_classes(missed, MAX_CLASSES),) if missed else ()
