@@ -35,10 +35,13 @@ def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: f
     return f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} placed in {duration}"
 
 
-def success_headline(placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float) -> str:
+def success_headline(
+    placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float, rejected: int = 0
+) -> str:
     """Return the headline of a replay without violations, beside the same workload without policies."""
     baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)} without the policy"
-    return f"{_count_tasks(placed)} placed in {format_seconds(makespan_s)} without a violation; {baseline}"
+    rejections = f", {rejected:,} rejected" if rejected else ""
+    return f"{_count_tasks(placed)} placed in {format_seconds(makespan_s)} without a violation{rejections}; {baseline}"
 
 
 def bottleneck_line(bottleneck: str, utilisation: float) -> str:
