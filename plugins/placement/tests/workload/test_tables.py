@@ -61,6 +61,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
         ("task,arrival,run\na,inf,1\n", r"pods\.csv:2:1: arrival: inf is out of range"),
         ("task,arrival,run,gpu\na,0,1,1e300\n", r"2:1: gpu: 1e\+300 is out of range"),
         ("task,arrival,run,count\na,0,1,1e9\n", r"2:1: count: 1e\+09 is out of range"),
+        ("task,arrival,run,count\na,0,1,1.5\n", r"2:1: count: 1\.5 is not a whole number"),
         ("task,arrival,run,priority\na,0,1,1e99\n", r"2:1: priority: 1e\+99 is out of range"),
         ("task,arrival,run\na,0,1\nb,2600000000000,1\n", r"3:1: arrival: 2.6e\+12 s are longer than 31 years"),
         ("task,arrival,run\na,0,1e300\n", r"2:1: run: 1e\+300 s are longer than 31 years"),

@@ -174,6 +174,8 @@ def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterat
 
 def _read_count(row: CsvRow, column: str) -> int:
     count = row.number(column, least=1) if row.get(column) else 1.0
+    if not count.is_integer():
+        raise row.wrong(f"{count:g} is not a whole number", column)
     if count > MAX_COUNT:
         raise row.wrong(f"{count:g} is out of range", column, f"at most {MAX_COUNT:,}")
     return round(count)
