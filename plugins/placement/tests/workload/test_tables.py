@@ -43,6 +43,13 @@ def test_openb_nodes(tmp_path: Path) -> None:
     assert [found[index].labels["rack"] for index in (0, 31, 32)] == ["rack-0", "rack-0", "rack-1"]
 
 
+def test_amounts_of_openb_beyond_any_machine_are_errors(tmp_path: Path) -> None:
+    """A cell that no integer can hold is reported with its line."""
+    path = write_csv(tmp_path, f"sn,cpu_milli,memory_mib,gpu,model\nn0,{'9' * 30},1,0,T4\n")
+    with pytest.raises(UnfoldError, match=r"2:1: cpu_milli: 1e\+30 is out of range"):
+        list(openb_nodes(path))
+
+
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
     text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"
