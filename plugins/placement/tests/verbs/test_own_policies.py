@@ -92,6 +92,23 @@ def test_a_broken_policy_is_reported_with_its_line(module: str, unfold: Unfold, 
     assert message in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("named:Q", "named.py; one of: Ask, Drop, P, Put"),
+        ("named.py:P", "write named:P"),
+        ("absent:P", "write module:Class"),
+        ("queue:P", "queue.py; "),
+    ],
+)
+def test_a_wrong_name_of_a_policy_says_what_was_loaded(name: str, hint: str, unfold: Unfold, tmp_path: Path) -> None:
+    """A typo, a path, or a file that the standard library hides."""
+    write(tmp_path, "named", HEAD, SPEC.replace("MODULE:P", name))
+    outcome = unfold("plan", "spec.yaml", "--allow-code")
+    assert outcome.code == 2
+    assert hint in outcome.err
+
+
 UNSEARCHABLE = {
     "keeps_a_lock": (
         "    def __init__(self): self.lock = __import__('threading').Lock()\n",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unfold_placement.core import types
@@ -95,8 +97,7 @@ def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) ->
     try:
         factory = pkgutil.resolve_name(name)
     except POLICY_FAILURES as error:
-        hint = "write module:Class; the module must be importable"
-        raise _loading_failure(f"cannot load {name!r}", error, "policy.own.policy", hint) from error
+        raise _loading_failure(f"cannot load {name!r}", error, "policy.own.policy", _loading_hint(name)) from error
     return _instantiate(name, factory, options)
 
 
@@ -121,6 +122,19 @@ def _loading_failure(message: str, error: BaseException, key: str, hint: str) ->
     if not found.file:
         return user_error(f"{message}: {error}", key=key, hint=hint)
     return UnfoldError(Diagnostic(f"{message}: {found.message}", found.file, found.line, key="policy"))
+
+
+def _loading_hint(name: str) -> str:
+    """Return how to write the name of a class, or which file was loaded under the module's name."""
+    module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        return f"write {Path(module).stem}:{attribute}, with the file next to the spec"
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return "write module:Class; the module must be importable"
+    classes = [key for key, value in vars(loaded).items() if isinstance(value, type)]
+    # a module of the standard library hides a file of the same name
+    return f"it was loaded from {getattr(loaded, '__file__', None)}; {did_you_mean(attribute, classes)}"
 
 
 def _check_attributes(policy: Policy) -> None:
