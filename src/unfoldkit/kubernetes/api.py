@@ -26,7 +26,9 @@ MAX_TRIES = 5
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 WATCH_TIMEOUT_S = 150
 """A watch that is silent for so long is cut and begun again; the server sends a bookmark every minute."""
-NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS = 404, 409, 410, 422, 429
+MAX_RETRY_AFTER_S = 10.0
+"""Longest pause that an overloaded server may ask for before a request is sent again."""
+NOT_FOUND, CONFLICT, GONE, INVALID, TOO_MANY_REQUESTS, BAD_GATEWAY = 404, 409, 410, 422, 429, 502
 FIRST_ERROR, FIRST_SERVER_ERROR = 400, 500
 KEY = "cluster.kubernetes"
 Body = dict[str, Any]
@@ -124,11 +126,10 @@ class Api:
             response = self._send(method, path, data, kind)
             if response.status != TOO_MANY_REQUESTS or attempt == tries - 1:
                 break
-            time.sleep(float(response.headers.get("Retry-After", 1)))
+            time.sleep(_read_retry_after_s(response.headers.get("Retry-After", "")))
         if response.status >= FIRST_ERROR:
-            raise _parse_error(response.status, response.data)
-        decoded: Body = msgspec.json.decode(response.data)
-        return decoded
+            raise _parse_error(response.status, response.data, f"{method} {path.partition('?')[0]}")
+        return _parse_body(response.data, f"{method} {path.partition('?')[0]}")
 
     def watch(self, path: str, version: str, **query: str) -> Iterator[WatchEvent]:
         """Yield changes after a resource version, until the server ends the stream or ``close`` is called.
@@ -139,7 +140,7 @@ class Api:
         watch_query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", **query}
         response = self._send("GET", _with_query(path, watch_query), None, "application/json", stream=True)
         if response.status >= FIRST_ERROR:
-            raise _parse_error(response.status, response.read())
+            raise _parse_error(response.status, response.read(), f"watch of {path}")
         self.streams.append(response)
         try:
             yield from map(_parse_event, _iter_lines(response))
@@ -169,7 +170,9 @@ class Api:
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=WATCH_TIMEOUT_S if stream else READ_TIMEOUT_S)
-        retries = urllib3.Retry(3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"})
+        retries = urllib3.Retry(
+            3, redirect=False, status=0, backoff_factor=0.1, allowed_methods={"GET"}, respect_retry_after_header=False
+        )
         try:
             return self.client.rest_client.pool_manager.request(
                 method,
@@ -256,17 +259,34 @@ def _iter_lines(response: Any) -> Iterator[bytes]:
         yield from (line for line in lines if line)
 
 
+def _read_retry_after_s(text: str) -> float:
+    """Return the seconds of a ``Retry-After``, within bounds; one second for none or for a date."""
+    try:
+        return min(max(float(text), 0.1), MAX_RETRY_AFTER_S)
+    except ValueError:
+        return 1.0
+
+
 def _parse_event(line: bytes) -> WatchEvent:
     event = msgspec.json.decode(line)
     if event["type"] == "ERROR":
         status = event["object"]
         raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
-    return WatchEvent(event["type"], event["object"])
+    return WatchEvent(event["type"], msgspec.convert(event["object"], Body))
 
 
-def _parse_error(status: int, data: bytes) -> ApiError:
+def _parse_body(data: bytes, request: str) -> Body:
+    """Decode an object; what is none, such as the page of a proxy, is a failure of the server."""
+    try:
+        return msgspec.json.decode(data, type=Body)
+    except msgspec.MsgspecError as error:
+        text = data[:80].decode(errors="replace")
+        raise ApiError(BAD_GATEWAY, "BadAnswer", f"{request} was answered with no object: {text!r}") from error
+
+
+def _parse_error(status: int, data: bytes, request: str) -> ApiError:
     with contextlib.suppress(msgspec.DecodeError):
         body = msgspec.json.decode(data)
-        if isinstance(body, dict):
-            return ApiError(status, body.get("reason", ""), body.get("message", ""))
-    return ApiError(status, "", data[:200].decode(errors="replace"))
+        if isinstance(body, dict) and body.get("message"):
+            return ApiError(status, body.get("reason", ""), body["message"])
+    return ApiError(status, "", f"{request}: {data[:200].decode(errors='replace')}")

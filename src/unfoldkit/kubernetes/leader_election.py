@@ -67,7 +67,7 @@ class LeaderElection:
         """Give up leadership at once."""
         lease = self._read_lease()
         self.leads_until_s = -math.inf
-        if lease is not None and lease["spec"].get("holderIdentity") == self.holder:
+        if lease is not None and read_spec(lease).get("holderIdentity") == self.holder:
             lease["spec"]["holderIdentity"] = ""
             self.api.put(f"{leases_path(self.api)}/{self.name}", lease)
 
@@ -80,15 +80,15 @@ class LeaderElection:
             raise
 
     def _is_held_by_other(self, lease: Body, holder: str) -> bool:
-        current = lease["spec"].get("holderIdentity")
+        current = read_spec(lease).get("holderIdentity")
         version = lease["metadata"]["resourceVersion"]
         if version != self.seen_version:
             self.seen_version, self.seen_at_s = version, time.monotonic()
         return bool(current) and current != holder and time.monotonic() < self.seen_at_s + read_duration_s(lease)
 
     def _next_lease(self, lease: Body, holder: str, ttl: float) -> Body:
-        has_changed = lease["spec"].get("holderIdentity") != holder
-        renewed = self._lease(holder, ttl, int(lease["spec"].get("leaseTransitions", 0)) + has_changed)
+        has_changed = read_spec(lease).get("holderIdentity") != holder
+        renewed = self._lease(holder, ttl, int(read_spec(lease).get("leaseTransitions", 0)) + has_changed)
         renewed["metadata"]["resourceVersion"] = lease["metadata"]["resourceVersion"]
         return renewed
 
@@ -112,7 +112,12 @@ def leases_path(api: Api) -> str:
     return f"/apis/{API}/namespaces/{api.namespace}/leases"
 
 
+def read_spec(lease: Body) -> Body:
+    """Return the spec of a Lease; one that somebody made without a spec is held by nobody."""
+    return lease.get("spec") or {}
+
+
 def read_duration_s(lease: Body) -> float:
     """Return for how long a Lease holds after its last renewal, in seconds."""
-    precise = lease["metadata"].get("annotations", {}).get(PRECISE_DURATION)
-    return float(precise or lease["spec"].get("leaseDurationSeconds") or DEFAULT_DURATION_S)
+    precise = (lease["metadata"].get("annotations") or {}).get(PRECISE_DURATION)
+    return float(precise or read_spec(lease).get("leaseDurationSeconds") or DEFAULT_DURATION_S)

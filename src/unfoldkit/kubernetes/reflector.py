@@ -12,7 +12,7 @@ from typing import Protocol
 from unfoldkit.kubernetes.api import GONE, Api, ApiError, Body, UnreachableError
 
 PAUSE_S = 1.0
-"""Pause after an interrupted watch."""
+"""Pause after an interrupted watch, and least time between the beginnings of two watches."""
 ObjectKey = tuple[str | None, str]
 """Namespace (None for cluster-scoped objects) and name of an object."""
 
@@ -34,6 +34,7 @@ class Reflector:
         handle: Receives objects.
         find_missing: Returns objects that the handler knows and that are not among the existing ones.
         query: Selectors of the list.
+        last_error: The last error that was logged; empty once the server answered.
     """
 
     api: Api
@@ -41,6 +42,7 @@ class Reflector:
     handle: Handler
     find_missing: Callable[[set[ObjectKey]], Iterable[Body]]
     query: Mapping[str, str] = field(default_factory=dict)
+    last_error: str = ""
 
     def start(self) -> threading.Thread:
         """Read the list, and follow it in a new thread."""
@@ -51,30 +53,43 @@ class Reflector:
     def _read_list(self) -> str:
         """Pass the whole list to the handler and return its resource version."""
         listed = self.api.get(self.path, **self.query)
-        existing = {(body["metadata"].get("namespace"), body["metadata"]["name"]) for body in listed["items"]}
+        bodies: list[Body] = listed.get("items") or []
+        existing = {(meta.get("namespace"), meta.get("name", "")) for meta in map(_read_metadata, bodies)}
         # pods that run come first: others of their workload replace some of its pods
-        for body in sorted(listed["items"], key=lambda body: bool(body.get("spec", {}).get("schedulingGates"))):
+        for body in sorted(bodies, key=lambda body: bool((body.get("spec") or {}).get("schedulingGates"))):
             self._pass_object(body)
         for body in self.find_missing(existing):
             self._pass_object(body, is_gone=True)
-        return str(listed["metadata"]["resourceVersion"])
+        return str(_read_metadata(listed).get("resourceVersion") or "0")
 
     def _follow(self, version: str) -> None:
         while not self.api.closed:
+            began_s = time.monotonic()
             try:
                 version = version or self._read_list()
                 for event in self.api.watch(self.path, version, **self.query):
                     if event.kind != "BOOKMARK":
                         self._pass_object(event.body, is_gone=event.kind == "DELETED")
                     # of an object that the handler could not process yet, the next watch sends the event again
-                    version = event.body["metadata"]["resourceVersion"]
+                    version = _read_metadata(event.body).get("resourceVersion") or version
+                    self.last_error = ""
             except ApiError as error:
                 version = "" if error.status == GONE else version
+                if error.status != GONE:
+                    self._log_error(error)
                 time.sleep(PAUSE_S)
             except Exception as error:  # noqa: BLE001 - if this thread ended, no change would arrive any more
                 if not self.api.closed:
                     logging.getLogger("unfoldkit").info("watch of %s was cut: %s", self.path, error)
                     time.sleep(PAUSE_S)
+            # a server or proxy may end every watch at once
+            time.sleep(max(0.0, began_s + PAUSE_S - time.monotonic()))
+
+    def _log_error(self, error: ApiError) -> None:
+        """Log that the server refuses the list or its watch, once for each error."""
+        if str(error) != self.last_error:
+            logging.getLogger("unfoldkit").warning("%s cannot be followed: %s", self.path, error)
+        self.last_error = str(error)
 
     def _pass_object(self, body: Body, *, is_gone: bool = False) -> None:
         """Pass an object to the handler; one that it cannot process is logged, so that it blocks no other.
@@ -90,6 +105,11 @@ class Reflector:
         except Exception as error:
             if isinstance(error, ApiError) and error.is_temporary:
                 raise
-            meta = body.get("metadata") or {}
-            name = "/".join(filter(None, (meta.get("namespace"), meta.get("name"))))
-            logging.getLogger("unfoldkit").warning("%s of %s is left out: %s", name, self.path, error)
+            meta = _read_metadata(body)
+            name = "/".join(filter(None, (meta.get("namespace"), meta.get("name")))) or "an object without a name"
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            logging.getLogger("unfoldkit").warning("%s of %s is left out: %s", name, self.path, reason)
+
+
+def _read_metadata(body: Body) -> Body:
+    return body.get("metadata") or {}

@@ -64,6 +64,22 @@ def test_a_limited_number_of_gates_is_opened_at_a_time(kube: KubeWorld, admin: A
     assert told(one, after, kinds.FAILED) == []
 
 
+def test_after_a_refusal_a_gang_is_rehearsed_and_then_opened(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
+    """The server checks the opening of every gate first; of a gang with a pod that is gone, no gate is opened."""
+    waiting(kube, 4)
+    one.writer.refusals = 1
+    one.start([Start("a-0", "n0"), Start("a-1", "n0")])
+    until(one, lambda: all(one.informer.is_bound(f"a-{index}") for index in range(2)))
+    assert one.writer.refusals == 0
+    one.writer.refusals = 1
+    one.start([Start("a-2", "n1"), Start("a-3", "n1")])
+    admin.delete(f"{PODS}/a-3-0", {"gracePeriodSeconds": 0})
+    one.flush()
+    assert "a-2-0" in shut(admin)
+
+
 def test_a_unit_above_the_in_flight_limit_is_opened_completely(kube: KubeWorld, one: KubernetesBackend) -> None:
     """A gang is never opened in part: it goes when nothing else is in flight."""
     one.gate_queue.max_in_flight = 2

@@ -14,13 +14,16 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job
 from plugins.placement.tests.live.worlds import local_world
+from unfold_placement.core.controller import build_controller
 from unfold_placement.core.policy import Policy
-from unfold_placement.core.types import QUEUE, SUBMITTED, Ask, Drop, Event, Put, Refuse, Task, Wake
+from unfold_placement.core.resources import build_resource_table
+from unfold_placement.core.types import BEGAN, QUEUE, SUBMITTED, TIMER, Ask, Drop, Event, Put, Refuse, Task, Wake
 from unfold_placement.core.view import View
 from unfold_placement.core.watchdog import interrupt_stalled_policies
 from unfold_placement.live import backend as kinds
-from unfold_placement.live import control_loop
+from unfold_placement.live import control_loop, recovery
 from unfold_placement.live import status as status_module
+from unfold_placement.live.backend import Record
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.status import read_status, status_to_json
 from unfold_placement.policies.registry import PolicyRule
@@ -183,6 +186,62 @@ def test_a_live_policy_that_hangs_is_named_in_the_status(monkeypatch: pytest.Mon
     released.set()
     thread.join(10)
     assert status_to_json(read_status(live))["error"] == ""
+
+
+@dataclass(slots=True)
+class Ticking:
+    """Wakes itself ten times a second for ever, and admits every task."""
+
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = frozenset({BEGAN, TIMER, SUBMITTED})
+    wakes: int = 0
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"turn-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Iterator[Any]:
+        if event.task is not None:
+            yield [Put(f"turn-{event.task.name}", until=event.task.name)]
+            return
+        self.wakes += 1
+        yield [Wake(view.now + 0.1)]
+
+
+def test_a_policy_that_always_wakes_takes_over_an_old_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a cluster counts from its first day: a new leader does not replay the timers of all its months."""
+    monkeypatch.setattr(recovery, "MAX_REPLAYED_WAKES", 100)
+    month_s = 30 * 86_400.0
+    policy = Ticking()
+    controller = build_controller(build_resource_table(cluster(1)), [policy])
+    old, new = job("old", 1)[0], job("new", 1)[0]
+    past = Record(old, state=kinds.DONE, node="n0", started=0.0, ended=10.0)
+    assert recovery.adopt_cluster(controller, [past, Record(new)], month_s) == {}
+    assert policy.wakes <= 103
+    assert controller.table.now == month_s
+    controller.process_events()
+    assert controller.view.is_running(new)
+
+
+def test_a_status_does_not_depend_on_what_a_policy_says_of_itself() -> None:
+    """A ``describe_wait`` that raises is named with the task that it was asked about."""
+
+    class Mute(Ticking):
+        def react(self, event: Event, view: View) -> Iterator[Any]:
+            del event, view
+            yield []
+
+        def describe_wait(self, task: Task, view: View) -> None:
+            raise ZeroDivisionError(task.name)
+
+    world = local_world(cluster(1))
+    live = ControlLoop(world.handle(), lambda: [Mute()], "me", "spec", 1e6, 2e6)
+    for task in job("a", 1):
+        world.submit(task)
+    live.step(0.0)
+    live.step(0.0)
+    (waiting,) = status_to_json(read_status(live))["waits"]
+    assert "cannot be explained: " in waiting["why"]
+    assert "describe_wait raised ZeroDivisionError: a-0" in waiting["why"]
 
 
 def test_a_quick_policy_is_never_interrupted() -> None:

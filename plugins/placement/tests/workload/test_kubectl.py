@@ -67,6 +67,21 @@ def test_fields_that_are_null_are_absent(tmp_path: Path) -> None:
         kubectl_nodes(write(tmp_path, "all.json", [empty_node]))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("allocatable", {"nvidia.com/gpu": "9" * 40}, r"1e\+40 gpu is out of range"),
+        ("labels", {"type": ["a100"]}, r"type is \"\['a100'\]\", not a text"),
+    ],
+)
+def test_a_node_with_an_odd_value_is_named(tmp_path: Path, part: str, value: Body, message: str) -> None:
+    """What cannot be computed with is reported with the object, whatever wrote it."""
+    body = node("odd")
+    (body["metadata"] if part == "labels" else body["status"])[part] = value
+    with pytest.raises(UnfoldError, match=rf"item 0 \(Node odd\) is not what kubectl prints: {message}"):
+        kubectl_nodes(write(tmp_path, "nodes.json", [body]))
+
+
 def test_namesakes_are_distinguished(tmp_path: Path) -> None:
     """Jobs of one name in two namespaces are two gangs, and a pod that was created again is a task of its own."""
     owner = {"ownerReferences": [{"kind": "Job", "name": "train"}]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from plugins.placement.tests.kueue.queue_objects import (
     GPU,
@@ -219,6 +220,19 @@ def test_keys_without_a_meaning_are_errors(tmp_path: Path) -> None:
         with pytest.raises(UnfoldError) as caught:
             report(tmp_path, spec(path, **parts))
         assert caught.value.diagnostics[0].key == key
+
+
+def test_workloads_without_their_queues_are_not_taken_for_pods(tmp_path: Path) -> None:
+    """The message names what the file lacks."""
+    path = write_list(tmp_path, [flavor(), local_queue("team-a"), workload("team-a/x", 0, 1)])
+    with pytest.raises(UnfoldError, match="Kueue's Workloads, but no ClusterQueue"):
+        report(tmp_path, spec(path))
+
+
+def test_a_quota_that_is_no_number_is_named_as_such(tmp_path: Path) -> None:
+    """A team is no unknown key because its quota is written as Kubernetes writes amounts."""
+    with pytest.raises(ValidationError, match=r"policy\.quota\.quotas\.team-a\n.*valid number"):
+        spec(two_teams(tmp_path), policy={"quota": {"team-a": "64Gi", "resource": "memory"}})
 
 
 def test_nobody_knows_how_long_without_an_end(tmp_path: Path) -> None:

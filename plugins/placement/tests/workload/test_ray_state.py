@@ -117,3 +117,17 @@ def test_a_recorded_cluster_is_replayed(tmp_path: Path) -> None:
     })  # fmt: skip
     report = plan(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1)))
     assert (report.verdict, report.metrics["makespan_s"].value) == (Verdict.YES, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"job_id": [None]}, "user is '\\[None\\]', not a text"), ({"type": []}, "")]
+)
+def test_fields_of_another_type_are_named_or_ignored(tmp_path: Path, fields: Body, message: str) -> None:
+    """A list where Ray writes a text is no internal error."""
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([task("t", 1000, 1000, 2000, **fields)]), "utf-8")
+    if not message:
+        assert len(ray_tasks(path)) == 1
+        return
+    with pytest.raises(UnfoldError, match=message):
+        ray_tasks(path)

@@ -43,6 +43,13 @@ def test_openb_nodes(tmp_path: Path) -> None:
     assert [found[index].labels["rack"] for index in (0, 31, 32)] == ["rack-0", "rack-0", "rack-1"]
 
 
+def test_amounts_of_openb_beyond_any_machine_are_errors(tmp_path: Path) -> None:
+    """A cell that no integer can hold is reported with its line."""
+    path = write_csv(tmp_path, f"sn,cpu_milli,memory_mib,gpu,model\nn0,{'9' * 30},1,0,T4\n")
+    with pytest.raises(UnfoldError, match=r"2:1: cpu_milli: 1e\+30 is out of range"):
+        list(openb_nodes(path))
+
+
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
     text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"
@@ -61,6 +68,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
         ("task,arrival,run\na,inf,1\n", r"pods\.csv:2:1: arrival: inf is out of range"),
         ("task,arrival,run,gpu\na,0,1,1e300\n", r"2:1: gpu: 1e\+300 is out of range"),
         ("task,arrival,run,count\na,0,1,1e9\n", r"2:1: count: 1e\+09 is out of range"),
+        ("task,arrival,run,count\na,0,1,1.5\n", r"2:1: count: 1\.5 is not a whole number"),
         ("task,arrival,run,priority\na,0,1,1e99\n", r"2:1: priority: 1e\+99 is out of range"),
         ("task,arrival,run\na,0,1\nb,2600000000000,1\n", r"3:1: arrival: 2.6e\+12 s are longer than 31 years"),
         ("task,arrival,run\na,0,1e300\n", r"2:1: run: 1e\+300 s are longer than 31 years"),

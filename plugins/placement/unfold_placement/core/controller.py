@@ -482,7 +482,7 @@ def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, 
 def _check_ask(ask: object, policy: Policy) -> Ask:
     if not isinstance(ask, Ask):
         raise _misuse_error(policy, "request", ask, "an Ask: return [Ask(name)]")
-    if not isinstance(ask.name, str) or not is_amount(ask.amount):
+    if not isinstance(ask.name, str) or not ask.name or not is_amount(ask.amount):
         raise policy_error(policy, "request", "a request has a name and a whole amount", hint=f"it is {str(ask)[:80]}")
     return ask
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
+from unfold_placement.core.policy import describe_policy_wait
 from unfold_placement.core.types import ANYWHERE, MILLI, QUEUE, ROOM, Ask, EphemeralResource, Task, Wait
 from unfold_placement.core.view import Unit
 
@@ -91,8 +92,7 @@ def describe_wait(controller: Controller, task: Task) -> Wait:
     if reason := view.why_impossible(members):
         return Wait(f"set aside: {reason}")
     for policy in controller.policies:
-        describe = getattr(policy, "describe_wait", None)
-        wait: Wait | None = describe(task, view) if describe is not None else None
+        wait = describe_policy_wait(policy, task, view)
         if wait is not None and wait.reason != ROOM:
             return wait
     return _describe_room(controller, task, members)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from traceback import extract_tb
-from typing import Protocol
+from typing import Any, Protocol
 
-from unfold_placement.core.types import Ask, Event, Task, Transactions
+from unfold_placement.core.types import Ask, Event, Task, Transactions, Wait
 from unfold_placement.core.view import View
 from unfoldkit.api import Diagnostic, UnfoldError
 
@@ -29,6 +31,10 @@ MAX_TRANSACTIONS = 1000
 
 MAX_OPERATIONS = 100_000
 """Operations of one transaction, besides ten per task and node."""
+
+
+MAX_MESSAGE = 200
+"""Characters of the message of an exception that a policy raised."""
 
 
 class Policy(Protocol):
@@ -103,6 +109,23 @@ class InstantBudget:
             self.stops.clear()
 
 
+def loading_error(error: BaseException) -> Diagnostic:
+    """Return the file, line and message of what a policy's module or constructor raised; no file if it is unknown."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return Diagnostic(f"{type(error).__name__}: {error.msg}", error.filename, error.lineno or 0)
+    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    # the frames from the import or the call to the user's first file are this program's and the interpreter's
+    own = next((frame.filename for frame in frames if not _is_installed(frame.filename)), "")
+    lines = [frame.lineno or 0 for frame in frames if frame.filename == own]
+    return Diagnostic(describe_error(error), own, lines[-1] if own else 0)
+
+
+def _is_installed(file: str) -> bool:
+    """Return whether a file belongs to this package or to Python's standard library."""
+    folders = (Path(__file__).parents[1], Path(inspect.__file__).parent)
+    return "site-packages" not in file and any(Path(file).is_relative_to(folder) for folder in folders)
+
+
 def policy_error(policy: Policy, method: str, message: str, *, line: int = 0, hint: str = "") -> UnfoldError:
     """Build the error of a policy that misbehaves, with the file and line of its method."""
     file, first_line = _find_source(policy, method)
@@ -114,8 +137,49 @@ def exception_error(policy: Policy, method: str, error: BaseException) -> Unfold
     """Build the error of a policy that raised, with the line of its file that did."""
     file, _ = _find_source(policy, method)
     lines = [frame.lineno or 0 for frame in extract_tb(error.__traceback__) if frame.filename == file]
-    text = f"{method} raised {type(error).__name__}: {error}"
-    return policy_error(policy, method, text, line=lines[-1] if lines else 0)
+    return policy_error(policy, method, f"{method} raised {describe_error(error)}", line=lines[-1] if lines else 0)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the class of an exception and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:MAX_MESSAGE]}" if lines else type(error).__name__
+
+
+def call_hook(policy: Policy, method: str, *arguments: object, max_items: int = 0) -> Any:
+    """Return what an optional method of a policy returns, as a list where ``max_items`` bounds it.
+
+    Raises:
+        UnfoldError: the method raised, or returned more items.
+    """
+    step = time.monotonic_ns()  # noqa: F841 - the watchdog reads it from the frame
+    try:
+        result = getattr(policy, method)(*arguments)
+        if max_items and isinstance(result, str):
+            raise policy_error(policy, method, f"{method} must return a list, or yield, not a text")
+        items = list(islice(result, max_items + 1)) if max_items else []
+    except UnfoldError:
+        raise
+    except POLICY_FAILURES as error:
+        raise exception_error(policy, method, error) from error
+    if len(items) > max_items:
+        raise policy_error(policy, method, f"{method} returned more than {max_items:,} items")
+    return items if max_items else result
+
+
+def describe_policy_wait(policy: Policy, task: Task, view: View) -> Wait | None:
+    """Return why a policy does not admit a task; None if it does, or does not say.
+
+    Raises:
+        UnfoldError: its ``describe_wait`` raised, or returned something else.
+    """
+    if not hasattr(policy, "describe_wait"):
+        return None
+    wait = call_hook(policy, "describe_wait", task, view)
+    if wait is not None and not isinstance(wait, Wait):
+        hint = f"it returned {str(wait)[:60]!r}"
+        raise policy_error(policy, "describe_wait", "describe_wait must return a Wait or None", hint=hint)
+    return wait
 
 
 def _find_source(policy: Policy, method: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from unfold_placement.core.controller import Controller, call_policy, collect_requests
-from unfold_placement.core.policy import Policy, policy_error
+from unfold_placement.core.policy import Policy, call_hook, policy_error
 from unfoldkit.api import UnfoldError
 
 LIMIT_S = 30.0
@@ -30,8 +30,10 @@ CALLERS = {
     Controller.call_react.__code__: "react",
     call_policy.__code__: "react",
     collect_requests.__code__: "request",
+    call_hook.__code__: "",
 }
-"""Functions that call a policy held in their variable ``policy``, and the method that each calls."""
+"""Functions that call a policy held in their variable ``policy``, and the method that each calls; empty where the
+variable ``method`` names it."""
 OTHER_CALLEES = {call_policy.__code__, Controller.apply.__code__}
 """What the same functions call besides a policy."""
 
@@ -62,7 +64,8 @@ def find_call(thread_id: int) -> Call | None:
         if method is not None and inner is not None and inner.f_code not in OTHER_CALLEES:
             policy, progress = frame.f_locals.get("policy"), frame.f_locals.get("step")
             if policy is not None:
-                return Call(policy, method, (id(frame), progress), inner.f_lineno)
+                name = method or str(frame.f_locals.get("method"))
+                return Call(policy, name, (id(frame), progress), inner.f_lineno)
         inner, frame = frame, frame.f_back
     return None
 
@@ -102,6 +105,17 @@ def stall_error(call: Call, elapsed_s: float | None = None) -> UnfoldError:
     """Build the error of a policy that does not return, with the line that it executes."""
     suffix = f" for {elapsed_s:.0f} s" if elapsed_s is not None else ""
     return policy_error(call.policy, call.method, f"it has not returned from {call.method}{suffix}", line=call.line)
+
+
+@contextlib.contextmanager
+def contain_policies(limit_s: float = LIMIT_S) -> Iterator[None]:
+    """Keep policies within bounds: stdout is the report's, so what they print goes to stderr, and none may hang.
+
+    Raises:
+        UnfoldError: a policy did not return.
+    """
+    with contextlib.redirect_stdout(sys.stderr), interrupt_stalled_policies(limit_s):
+        yield
 
 
 @contextlib.contextmanager

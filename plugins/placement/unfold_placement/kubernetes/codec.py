@@ -20,6 +20,8 @@ HOSTNAME = "kubernetes.io/hostname"
 GATES, DRA = "gates", "dra"
 """What represents a cluster-scoped resource: the gate alone, or also a device and claims on it."""
 MIB = 1 << 20
+MAX_AMOUNT = 1 << 53
+"""Largest amount in thousandths; what a cluster states beyond it counts as this."""
 MAX_NAME = 63
 """Characters of a label value, and of the name part of an extended resource."""
 HASH_LENGTH = 12
@@ -70,6 +72,15 @@ class Scope:
     def resource(self, name: str) -> str:
         """Return the extended resource of an ephemeral resource: its name, or a hash where that is not allowed."""
         return self.prefix + shorten_name(name, MAX_NAME)
+
+
+def drop_nulls(body: Body) -> Body:
+    """Return an object without null fields, at its top level and one below: null means absent in Kubernetes."""
+    return {
+        key: {name: part for name, part in value.items() if part is not None} if isinstance(value, dict) else value
+        for key, value in body.items()
+        if value is not None
+    }
 
 
 def annotation_key(name: str) -> str:
@@ -171,11 +182,20 @@ def container_requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[st
 
 
 def parse_amount(cluster_name: str, text: str | int, *, is_demand: bool = False) -> int:
-    """Return a Kubernetes quantity in thousandths (memory and storage in MiB); demands are rounded up."""
+    """Return a Kubernetes quantity in thousandths (memory and storage in MiB), within bounds; demands are rounded up.
+
+    Raises:
+        ValueError: it is no quantity.
+    """
     from kubernetes.utils.quantity import parse_quantity
 
     exact = parse_quantity(text) * MILLI / _unit_size(cluster_name)
-    return math.ceil(exact) if is_demand else int(exact)
+    return clamp_amount(math.ceil(exact) if is_demand else int(exact))
+
+
+def clamp_amount(amount: int) -> int:
+    """Return an amount in thousandths within the bounds of what is computed with."""
+    return min(max(amount, 0), MAX_AMOUNT)
 
 
 def decode_node(body: Body, scope: Scope, used: Mapping[str, int], occupants: Iterable[Mapping[str, str]] = ()) -> Node:

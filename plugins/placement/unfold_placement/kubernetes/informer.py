@@ -16,6 +16,7 @@ from unfold_placement.kubernetes.codec import (
     Scope,
     decode_node,
     decode_resources,
+    drop_nulls,
     is_ready,
     parse_amount,
     parse_time,
@@ -100,6 +101,7 @@ class Informer:
 
     def handle_node(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a node."""
+        body = drop_nulls(body)
         name = body["metadata"]["name"]
         with self.store.changed:
             if not is_gone and not _is_newer(body, self.nodes.get(name)):
@@ -177,6 +179,7 @@ class Informer:
 
     def handle_pod(self, body: Body, *, is_gone: bool = False) -> None:
         """Record the current state of a pod."""
+        body = drop_nulls(body)
         group = self._find_group(body) if not is_gone else None
         with self.store.changed:
             if not pods.is_managed(body, self.scope) or (pods.task_state(body) == "" and not is_gone):
@@ -259,8 +262,8 @@ class Informer:
             group = replace(group, job=f"{group.job}/{body['metadata']['name']}", size=1)
         try:
             task = decode_task(body, self.scope, self.origin, group)
-        except UnfoldError:
-            logging.getLogger("unfoldkit").warning("pod %s is not a valid task", body["metadata"]["name"])
+        except UnfoldError as error:
+            logging.getLogger("unfoldkit").warning("%s; it is left out", error)
             return
         record = replace(Record(task), attempt=pods.start_count(body))
         self.store.write_record(record, kinds.SUBMITTED)

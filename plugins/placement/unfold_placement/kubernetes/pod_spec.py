@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from unfold_placement.kubernetes.codec import (
     Body,
     Scope,
     annotation_key,
+    clamp_amount,
     parse_amount,
     parse_time,
 )
@@ -33,6 +35,8 @@ from unfoldkit.api import user_error
 ALWAYS = "Always"
 """Restart policy of a sidecar: an init container that keeps running."""
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+MAX_SIZE, MAX_PRIORITY = 1_000_000, 1 << 31
+"""Tasks of a gang, and the highest priority of a pod."""
 VOLATILE_LABELS = frozenset(
     {
         "apps.kubernetes.io/pod-index",
@@ -138,9 +142,11 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         task = msgspec.convert({**visible, "demand": {}, **annotated, "name": name}, Task)
     except msgspec.MsgspecError as error:
         raise user_error(f"pod {meta['name']}: {annotation_key('task')} is malformed: {error}") from error
+    if fault := _find_task_fault(task):
+        raise user_error(f"pod {meta['name']}: {annotation_key('task')} has {fault}")
     arrival = float(notes.get(annotation_key("arrival")) or group.created_s) - origin
     # rounding to whole units of Kubernetes may add a thousandth; sidecars of the template count
-    stated = {kind: amount for kind, amount in task.demand.items() if demand.get(kind, 0) <= amount + 1}
+    stated = {kind: clamp_amount(amount) for kind, amount in task.demand.items() if demand.get(kind, 0) <= amount + 1}
     return replace(
         task,
         demand={**demand, **stated},
@@ -148,6 +154,19 @@ def decode_task(pod: Body, scope: Scope, origin: float, group: Group | None = No
         arrival=arrival,
         deadline=arrival + task.deadline,
     )
+
+
+def _find_task_fault(task: Task) -> str:
+    """Return the field of an annotation that is out of range; empty for none."""
+    times = {"run": task.run, "checkpoint_every": task.checkpoint_every, **task.run_on}
+    wrong_times = [name for name, value in times.items() if not (0 <= value < math.inf)]
+    if wrong_times:
+        return f"a {wrong_times[0]} that is no time"
+    if math.isnan(task.deadline):
+        return "a deadline that is no time"
+    if not 1 <= task.size <= MAX_SIZE:
+        return f"a size of {task.size}"
+    return f"a priority of {task.priority}" if abs(task.priority) > MAX_PRIORITY else ""
 
 
 def _find_unsupported(spec: Body, affinity: Mapping[str, Any], scope: Scope) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,9 @@ from unfoldkit.api import user_error
 from unfoldkit.kubernetes.api import GONE, MERGE, Api, ApiError, call_all
 
 MAX_TRIES = 4
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
+"""Pauses after openings that the server refused, doubled from one to the next."""
+DENIED = frozenset({401, 403})
 OpeningUnits = dict[str, dict[str, int]]
 """Units that are being opened: the attempt that each task is to become, by the unit's first task."""
 LostTask = tuple[str, str]
@@ -46,6 +50,8 @@ class Writer:
         informer: The known state of the server.
         counters: Counted resources, if the scope uses them.
         config: The ConfigMap as last seen.
+        refusals: Consecutive rounds in which the server refused to open a gate.
+        last_refusal: The last error of a write that was logged.
     """
 
     api: Api
@@ -53,6 +59,8 @@ class Writer:
     informer: Informer
     counters: Counters | None = None
     config: Body = field(default_factory=dict)
+    refusals: int = 0
+    last_refusal: str = ""
 
     def write_resources(self, locations: Iterable[str], units: OpeningUnits) -> None:
         """Write the resources of nodes and of the cluster.
@@ -62,7 +70,7 @@ class Writer:
             units: Units that are being opened, which are stored with the cluster's resources.
 
         Raises:
-            UnfoldError: another process wrote them meanwhile.
+            UnfoldError: another process wrote them meanwhile, or the account may not write them.
         """
         written = sorted(
             location for location in set(locations) if location == ANYWHERE or location in self.informer.nodes
@@ -74,11 +82,11 @@ class Writer:
         results = call_all(calls) if written else []
         self.informer.dirty.difference_update(written)
         self.informer.drifted.difference_update(written)
-        conflicts = [
-            location
-            for location, result in zip(written, results, strict=True)
-            if isinstance(result, ApiError) and result.is_conflict
-        ]
+        errors = {
+            location: result for location, result in zip(written, results, strict=True) if isinstance(result, ApiError)
+        }
+        conflicts = [location for location, error in errors.items() if error.is_conflict]
+        self._keep_refused({at: error for at, error in errors.items() if not (error.is_conflict or error.is_absent)})
         for location in conflicts:
             self.reread(location)
         if conflicts:
@@ -97,11 +105,20 @@ class Writer:
         self.informer.read_resources(location, text)
 
     def open_gates(self, units: Sequence[Sequence[Start]], by: str) -> list[int]:
-        """Open the gates of all tasks of units; return the indices of units with a task that could not be opened."""
+        """Open the gates of all tasks of units; return the indices of units with a task that could not be opened.
+
+        After a refusal the next openings are rehearsed first, so that no gang is opened in part again and again.
+        """
         starts = [(index, start) for index, unit in enumerate(units) for start in unit]
-        results = call_all([partial(self._open_gate, start, by) for _, start in starts]) if starts else []
-        pairs = zip(starts, results, strict=True)
-        return sorted({index for (index, _), result in pairs if isinstance(result, ApiError)})
+        failed: dict[int, ApiError] = {}
+        if self.refusals:
+            failed = _collect_errors(starts, call_all([partial(self._rehearse, start, by) for _, start in starts]))
+            starts = [(index, start) for index, start in starts if index not in failed]
+        if starts:
+            opened = call_all([partial(self._open_gate, start, by) for _, start in starts])
+            failed |= _collect_errors(starts, opened)
+        self._pause_after(failed.values())
+        return sorted(failed)
 
     def recreate_pods(self, lost: Sequence[LostTask], by: str) -> list[LostTask]:
         """Create gated pods for tasks that lost their place, and then delete the old pods.
@@ -223,19 +240,57 @@ class Writer:
             return encode_resources(entries, self.informer.origin)
 
     def _open_gate(self, start: Start, by: str) -> Body:
+        body = self._replace_outdated(self._waiting_pod(start), start, by)
+        if self.counters is not None:
+            self.counters.claim(body)
+        opened = self.api.patch(_pods_path(self.api, body["metadata"]["name"]), self._opening_patch(body, start, by))
+        self.informer.handle_pod(opened)
+        return opened
+
+    def _rehearse(self, start: Start, by: str) -> Body:
+        """Let the server check the opening of a gate, without an effect."""
+        body = self._waiting_pod(start)
+        path = f"{_pods_path(self.api, body['metadata']['name'])}?dryRun=All"
+        return self.api.patch(path, self._opening_patch(body, start, by))
+
+    def _waiting_pod(self, start: Start) -> Body:
         body = self.informer.body(start.task)
         if body is None:
             raise ApiError(GONE, "Gone", f"the pod of {start.task} was deleted")
-        body = self._replace_outdated(body, start, by)
-        if self.counters is not None:
-            self.counters.claim(body)
+        return body
+
+    def _opening_patch(self, body: Body, start: Start, by: str) -> list[Body]:
         labels = self.informer.nodes.get(start.node, {}).get("metadata", {}).get("labels", {})
         record = self.informer.store.records[start.task]
         started = record.started + self.informer.origin
-        patch = pods.opening_patch(body, start, labels.get(HOSTNAME, start.node), by, started, record.attempt)
-        opened = self.api.patch(_pods_path(self.api, body["metadata"]["name"]), patch)
-        self.informer.handle_pod(opened)
-        return opened
+        return pods.opening_patch(body, start, labels.get(HOSTNAME, start.node), by, started, record.attempt)
+
+    def _keep_refused(self, errors: Mapping[str, ApiError]) -> None:
+        """Keep resources that the server refused to write, to write them again.
+
+        Raises:
+            UnfoldError: the account may not write them.
+        """
+        self.informer.dirty.update(errors)
+        for location, error in errors.items():
+            place = location or "the cluster"
+            if error.status in DENIED:
+                hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
+                raise user_error(f"the resources of {place} cannot be written: {error.message}", hint=hint)
+            self._log_refusal(f"the resources of {place} were not written: {error}")
+
+    def _pause_after(self, errors: Iterable[ApiError]) -> None:
+        """Log why gates were not opened, and pause the longer the oftener; a pod that has gone is no refusal."""
+        refused = [error for error in errors if not error.is_absent and error.status != GONE]
+        self.refusals = self.refusals + 1 if refused else 0
+        if refused:
+            self._log_refusal(f"{len(refused)} of the units were not opened, the first because of {refused[0]}")
+            time.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.refusals, 10)))
+
+    def _log_refusal(self, text: str) -> None:
+        if text != self.last_refusal:
+            logging.getLogger("unfoldkit").warning("%s", text)
+        self.last_refusal = text
 
     def _replace_outdated(self, body: Body, start: Start, by: str) -> Body:
         """Create a pod again that requests what an earlier policy offered; requests of a pod cannot be changed."""
@@ -302,6 +357,15 @@ class Writer:
             if error.is_absent:
                 return None
             raise
+
+
+def _collect_errors(starts: Sequence[tuple[int, Start]], results: Sequence[Any]) -> dict[int, ApiError]:
+    """Return the first error of each unit, by its index."""
+    errors: dict[int, ApiError] = {}
+    for (index, _), result in zip(starts, results, strict=True):
+        if isinstance(result, ApiError):
+            errors.setdefault(index, result)
+    return errors
 
 
 def node_patch(body: Body, scope: Scope, before: str, text: str, desired: Mapping[str, int]) -> list[Body]:

@@ -22,6 +22,7 @@ from unfold_placement.live.recovery import adopt_cluster, end_task, list_torn, l
 from unfold_placement.live.state_store import ALIVE
 from unfold_placement.policies.registry import PolicyFactory
 from unfoldkit.api import UnfoldError
+from unfoldkit.kubernetes.api import ApiError
 
 MAX_ROWS = 20_000
 """Tasks that a controller keeps before it starts anew from a snapshot."""
@@ -103,9 +104,9 @@ class ControlLoop:
 
     def _record_error(self, error: Exception) -> None:
         """Record an error for the status, and log it where it is another than before."""
-        text = str(error) if isinstance(error, UnfoldError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, (UnfoldError, ApiError)) else f"{type(error).__name__}: {error}"
         if text != self.last_error:
-            has_traceback = not isinstance(error, UnfoldError)
+            has_traceback = not isinstance(error, (UnfoldError, ApiError))
             logging.getLogger("unfoldkit").warning("no decision: %s", text, exc_info=error if has_traceback else None)
         self.last_error = text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from unfold_placement.core import kernel
@@ -17,6 +18,15 @@ from unfoldkit.api import UnfoldError
 PastEvent = tuple[float, int, Record]
 """Time (s), one of the codes below, and the record."""
 SUBMISSION, START, END = range(3)
+MAX_REPLAYED_WAKES = 10_000
+"""Timers that an adoption replays one by one: of a policy that wakes for ever, those of months would take hours."""
+
+
+@dataclass(slots=True)
+class WakeBudget:
+    """How many timers may still be replayed one by one."""
+
+    left: int
 
 
 def adopt_cluster(controller: Controller, records: Sequence[Record], now: float) -> dict[str, str]:
@@ -30,20 +40,21 @@ def adopt_cluster(controller: Controller, records: Sequence[Record], now: float)
         Why tasks could not be added, by name.
     """
     controller.starts_tasks = False
-    controller.table.state.clock[0] = 0.0
-    controller.begin()
     failures: dict[str, str] = {}
+    wakes = WakeBudget(MAX_REPLAYED_WAKES)
     # what was withdrawn or rejected before it ran left no trace, and may be what a policy cannot bear
     past = [record for record in records if record.state in {kinds.RUNNING, kinds.DONE} or _has_started(record)]
     events = sorted(_past_events(past), key=lambda event: event[:2])
+    controller.table.state.clock[0] = min(now, events[0][0]) if events else now
+    controller.begin()
     for time, batch in groupby(events, key=lambda event: event[0]):
-        _advance_clock(controller, time)
+        _advance_clock(controller, time, wakes)
         for _, code, record in batch:
             if record.task.name not in failures:
                 failures.update(_replay_event(controller, code, record))
         controller.process_events()
     _resume_running(controller, [record for record in records if record.state == kinds.RUNNING])
-    _advance_clock(controller, now)
+    _advance_clock(controller, now, wakes)
     controller.starts_tasks = True
     for record in records:
         if record.state == kinds.WAITING:
@@ -155,12 +166,16 @@ def _replay_event(controller: Controller, code: int, record: Record) -> dict[str
     return {}
 
 
-def _advance_clock(controller: Controller, time: float) -> None:
+def _advance_clock(controller: Controller, time: float, wakes: WakeBudget) -> None:
+    """Fire the timers up to a time (s); once the budget is spent, those that are due fire once, at that time."""
     clock = controller.table.state.clock
-    while controller.next_wakeup_s <= time:
+    while controller.next_wakeup_s <= time and wakes.left:
+        wakes.left -= 1
         clock[0] = max(controller.table.now, controller.next_wakeup_s)
         controller.fire_timers()
     clock[0] = max(controller.table.now, time)
+    if controller.next_wakeup_s <= time:
+        controller.fire_timers()
 
 
 def _resume_running(controller: Controller, running: Sequence[Record]) -> None:

@@ -63,7 +63,7 @@ class ControllerThread:
             return False
         if self.loop.find_stall():
             return False
-        return not self.last_error or self.loop.actuator is not None
+        return not (self.last_error or self.loop.last_error) or self.loop.actuator is not None
 
     def _run_loop(self) -> None:
         # an unreachable cluster may become reachable again; until then the service is not ready

@@ -9,6 +9,7 @@ from typing import Any
 from unfold_placement.core.agreement import Agreement, Placement, count_outcomes, median_waits_s
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.explain import History, Reason, describe_wait, explain_wait, format_wait
+from unfold_placement.core.policy import POLICY_FAILURES
 from unfold_placement.core.types import Task, Wait
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.report.sentences import missing_requirement
@@ -68,7 +69,7 @@ def read_status(loop: ControlLoop) -> Status:
         return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error or "a decision takes long")
     try:
         if loop.actuator is None or not loop.is_leader:
-            return Status(is_leader=False, error=loop.find_stall() or loop.last_error)
+            return Status(is_leader=loop.is_leader, error=loop.find_stall() or loop.last_error)
         controller, view = loop.actuator.controller, loop.actuator.controller.view
         waiting = list(view.waiting())
         entries = controller.table.snapshot()
@@ -145,8 +146,12 @@ def build_dashboard(name: str, loop: ControlLoop) -> DashboardSource:
 
 def _explain(controller: Controller, task: Task, history: History) -> WaitingTask:
     waited_s = controller.table.now - task.arrival
-    reasons = tuple(explain_wait(controller, task, history))
-    return WaitingTask(task, waited_s, reasons, describe_wait(controller, task))
+    try:
+        reasons = tuple(explain_wait(controller, task, history))
+        return WaitingTask(task, waited_s, reasons, describe_wait(controller, task))
+    except POLICY_FAILURES as error:
+        # the status of the others must not depend on what one policy says about itself
+        return WaitingTask(task, waited_s, (), Wait(f"cannot be explained: {error}"))
 
 
 def _reason_to_json(reason: Reason) -> dict[str, str]:

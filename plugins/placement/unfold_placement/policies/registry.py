@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from unfold_placement.core.policy import Policy
-from unfoldkit.api import did_you_mean, user_error
+from unfold_placement.core import types
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, loading_error, policy_error
+from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, user_error
 
 GROUP = "unfoldkit.placement"
 """Entry point group in which other distributions offer policies."""
@@ -38,6 +41,10 @@ CLASSES: Mapping[str, str] = {
 """Classes of policies by their key in a spec, below this package."""
 CUSTOM = "own"
 """Key of a policy that the user names as ``module:Class`` or by entry point."""
+EVENT_KINDS = (
+    types.BEGAN, types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED, types.CREATED,
+    types.TIMER, types.JOINED, types.LEFT, types.QUIET,
+)  # fmt: skip
 PolicyFactory = Callable[[], Sequence[Policy]]
 """Builds new policies, without state of an earlier run."""
 
@@ -88,19 +95,62 @@ def _build_custom(name: str, options: Mapping[str, Any], *, allow_code: bool) ->
     if not allow_code:
         raise user_error(f"the spec names code: {name}", key="policy.own.policy", hint="--allow-code runs it")
     try:
-        return _instantiate(name, pkgutil.resolve_name(name), options)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = "write module:Class; the module must be importable"
-        raise user_error(f"cannot load {name!r}: {error}", key="policy.own.policy", hint=hint) from error
+        factory = pkgutil.resolve_name(name)
+    except POLICY_FAILURES as error:
+        raise _loading_failure(f"cannot load {name!r}", error, "policy.own.policy", _loading_hint(name)) from error
+    return _instantiate(name, factory, options)
 
 
 def _instantiate(name: str, factory: Any, options: Mapping[str, Any]) -> Policy:
     try:
         policy: Policy = factory(**options)
-    except (TypeError, ValueError) as error:
-        raise user_error(f"cannot build {name}: {error}", key="policy.own.options") from error
+    except UnfoldError:
+        raise
+    except POLICY_FAILURES as error:
+        raise _loading_failure(f"cannot build {name}", error, "policy.own.options", "") from error
     missing = [attribute for attribute in ("phase", "watches", "request", "react") if not hasattr(policy, attribute)]
     if missing:
         hint = "see docs/how-to/write-a-policy.md"
         raise user_error(f"{name} has no {', '.join(missing)}", key="policy.own.policy", hint=hint)
+    _check_attributes(policy)
     return policy
+
+
+def _loading_failure(message: str, error: BaseException, key: str, hint: str) -> UnfoldError:
+    """Build the error of a policy that cannot be loaded: with the line of its file that raised, or else of the spec."""
+    found = loading_error(error)
+    if not found.file:
+        return user_error(f"{message}: {error}", key=key, hint=hint)
+    return UnfoldError(Diagnostic(f"{message}: {found.message}", found.file, found.line, key="policy"))
+
+
+def _loading_hint(name: str) -> str:
+    """Return how to write the name of a class, or which file was loaded under the module's name."""
+    module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        return f"write {Path(module).stem}:{attribute}, with the file next to the spec"
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return "write module:Class; the module must be importable"
+    classes = [key for key, value in vars(loaded).items() if isinstance(value, type)]
+    # a module of the standard library hides a file of the same name
+    return f"it was loaded from {getattr(loaded, '__file__', None)}; {did_you_mean(attribute, classes)}"
+
+
+def _check_attributes(policy: Policy) -> None:
+    """Check the attributes of a user's policy that would silently keep it from ever acting.
+
+    Raises:
+        UnfoldError: its phase is none, or it watches what is no event.
+    """
+    phase, watches = policy.phase, policy.watches
+    if not isinstance(phase, int) or not types.STATIC <= phase <= types.GANG:
+        hint = "use STATIC, QUEUE, PACK or GANG of unfold_placement.core.types"
+        raise policy_error(policy, "react", f"its phase is {phase!r}", hint=hint)
+    if isinstance(watches, str) or not isinstance(watches, Collection):
+        hint = "write frozenset({SUBMITTED, QUIET})"
+        raise policy_error(policy, "react", f"its watches are {watches!r}, not a set of kinds of events", hint=hint)
+    unknown = [kind for kind in watches if kind not in EVENT_KINDS]
+    if unknown:
+        hint = did_you_mean(str(unknown[0]), EVENT_KINDS) or f"there are {', '.join(EVENT_KINDS)}"
+        raise policy_error(policy, "react", f"it watches {unknown[0]!r}, which is no event", hint=hint)

@@ -299,7 +299,8 @@ def _headline(policy: Replay, baseline: Replay, reasons: Mapping[str, str], star
     makespan_s = policy.metrics.makespan_s
     if reasons:
         return sentences.unplaceable_headline(len(reasons), next(iter(reasons)), placed, makespan_s)
-    return sentences.success_headline(placed, makespan_s, len(baseline.violations), baseline.metrics.makespan_s)
+    violations, rejected = len(baseline.violations), len(policy.result.rejections)
+    return sentences.success_headline(placed, makespan_s, violations, baseline.metrics.makespan_s, rejected)
 
 
 def _lines(screening: Screening, solution: Solution) -> tuple[tuple[str, str], ...]:

@@ -37,10 +37,13 @@ def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: f
     )
 
 
-def success_headline(placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float) -> str:
+def success_headline(
+    placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float, rejected: int = 0
+) -> str:
     """Return the headline of a replay without violations, beside the same workload without policies."""
     baseline = f"{_count_violations(baseline_violations)} and {format_seconds(baseline_makespan_s)}"
-    done = f"{_count_tasks(placed)} done in {format_seconds(makespan_s)}"
+    rejections = f", {rejected:,} rejected" if rejected else ""
+    done = f"{_count_tasks(placed)} done in {format_seconds(makespan_s)}{rejections}"
     return f"{done}, every rule of the policy kept; without it {baseline}"
 
 

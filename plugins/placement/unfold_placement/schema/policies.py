@@ -168,7 +168,9 @@ class QuotaOptions(Model):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "number", "minimum": 0}})
 
-    quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(default_factory=dict)
+    quotas: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(
+        default_factory=dict, description="cores, MiB of memory, or units of another resource, by team"
+    )
     resource: str = "gpu"
     by: str = "user"
     borrow: bool = True
@@ -182,13 +184,13 @@ class QuotaOptions(Model):
     @model_validator(mode="before")
     @classmethod
     def collect_teams(cls, value: Any) -> Any:
-        """Move numbers under unknown keys to ``quotas``; a key that resembles an option stays, and is an error."""
+        """Move amounts under unknown keys to ``quotas``; a key that resembles an option stays, and is an error."""
         if not isinstance(value, dict):
             return value
         teams = {
             key: amount
             for key, amount in value.items()
-            if isinstance(amount, int | float)
+            if isinstance(amount, int | float | str)
             and not isinstance(amount, bool)
             and key not in cls.model_fields
             and not get_close_matches(str(key), list(cls.model_fields))

@@ -10,14 +10,15 @@ from typing import Any
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import LOGGED_KINDS
-from unfold_placement.core.policy import POLICY_FAILURES, Policy, exception_error
+from unfold_placement.core.policy import Policy, call_hook, policy_error
 from unfold_placement.core.types import DOWN, MILLI, UP, Node, NodeChange, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
 from unfold_placement.simulation.metrics import START_CHANGE
 from unfold_placement.simulation.simulator import SimulationResult
-from unfoldkit.api import UnfoldError
 
 TIME_TOLERANCE_S = 1e-9
+MAX_VIOLATIONS = 100_000
+"""Violations that the audit of a policy may yield, besides one per event."""
 ORDER_FIELDS: Mapping[str, str] = {
     "fifo": "", "priority": "priority", "drf": "user", "wfq": "user", "hierarchy": "user", "history": "user",
     "quota": "user", "edf": "",
@@ -164,12 +165,12 @@ def find_own_violations(result: SimulationResult, policies: Sequence[Policy]) ->
         if audit is None:
             continue
         events = events or _list_events(result)
-        try:
-            yield from (str(violation) for violation in audit(events))
-        except UnfoldError:
-            raise
-        except POLICY_FAILURES as error:
-            raise exception_error(policy, "audit", error) from error
+        violations = call_hook(policy, "audit", events, max_items=MAX_VIOLATIONS + len(events))
+        for violation in violations:
+            if not isinstance(violation, str) or not violation:
+                hint = f"it yielded {str(violation)[:60]!r}"
+                raise policy_error(policy, "audit", "audit must yield texts, one for each violation", hint=hint)
+        yield from violations
 
 
 def is_checked_at_starts(rules: Sequence[PolicyRule], policies: Sequence[Policy]) -> bool:

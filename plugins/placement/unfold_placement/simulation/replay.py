@@ -163,7 +163,11 @@ def _select_explained(problem: Problem, result: SimulationResult) -> tuple[Task,
     now = float(result.table.now)
     wait_ends = [start if math.isfinite(start) else now for start in result.start_s.tolist()]
     waits_s = [end - task.arrival for task, end in zip(tasks, wait_ends, strict=True)]
-    row = rows[name] if name else max(range(len(tasks)), key=waits_s.__getitem__)
+    # a rejected task waits for nothing
+    candidates = [row for row, task in enumerate(tasks) if task.name not in result.rejections]
+    if not name and not candidates:
+        return None
+    row = rows[name] if name else max(candidates, key=waits_s.__getitem__)
     if name and problem.explained_at_s is not None:
         return tasks[row], problem.explained_at_s
     return (tasks[row], tasks[row].arrival + waits_s[row] / 2) if waits_s[row] > 0 else None

@@ -16,6 +16,9 @@ from unfold_placement.core.resources import ResourceTable, build_resource_table
 from unfold_placement.core.state import grow_log, schedule_arrivals
 from unfold_placement.core.types import Node, NodeChange, Task
 
+MAX_IDLE_WAKES = 100_000
+"""Timers that may fire in succession while nothing runs or arrives, before the tasks that wait count as stuck."""
+
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
@@ -69,6 +72,30 @@ class SimulationResult:
         return tuple(self.tasks[row] for row in np.flatnonzero(is_waiting))
 
 
+@dataclass(slots=True)
+class Idleness:
+    """Ends a simulation in which policies wake for ever and nothing else happens.
+
+    Attributes:
+        wakes: Timers that fired since the last start, while nothing ran or was to come.
+        starts: Starts so far.
+    """
+
+    wakes: int = 0
+    starts: int = -1
+
+    def is_over(self, controller: Controller) -> bool:
+        """Return whether no timer needs to fire any more: no task waits, or too many have fired in vain."""
+        state = controller.table.state
+        has_arrivals = state.counters[kernel.ARRIVED] < state.arrival_order.size
+        if has_arrivals or state.counters[kernel.HEAPED] or controller.node_changes:
+            return False
+        starts = int(state.counters[kernel.STARTS])
+        self.wakes, self.starts = self.wakes + 1 if starts == self.starts else 0, starts
+        has_waiting = (state.status[: len(controller.table.tasks)] == kernel.WAITING).any()
+        return not has_waiting or self.wakes > MAX_IDLE_WAKES
+
+
 def prepare_simulation(
     nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy], changes: Sequence[NodeChange] = ()
 ) -> Controller:
@@ -94,6 +121,7 @@ def run_simulation(
     if not controller.has_begun:
         controller.begin()
     stop_mask, table = controller.stop_mask, controller.table
+    idleness = Idleness()
     while True:
         next_change_s = controller.next_change_s
         # what ends at the instant of a change ends before it, and what arrives then arrives after it
@@ -107,6 +135,8 @@ def run_simulation(
             if on_step is not None:
                 on_step(int(table.state.counters[kernel.STARTS]))
         elif controller.next_wakeup_s <= table.now:
+            if math.isinf(until) and idleness.is_over(controller):
+                return controller
             controller.fire_timers()
         elif table.now >= before_change_s:
             controller.apply_node_changes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfold_placement.core.watchdog import interrupt_stalled_policies
+from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.kueue.comparison import QueueProblem, compare_starts
 from unfold_placement.report.plan import format_placements, plan_report
 from unfold_placement.report.queue_change import format_admissions, queue_report
@@ -29,7 +29,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     if queues is not None:
         return _plan_queues(queues, run)
     problem = build_problem(spec, run)
-    with interrupt_stalled_policies():
+    with contain_policies():
         screening = screen_tasks(problem)
         _check_feasible(screening)
         solution = solve_problem(screening, Monitor(run.clock, run.progress))

@@ -7,13 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfold_placement.core.types import MILLI, Task
-from unfold_placement.core.watchdog import interrupt_stalled_policies
+from unfold_placement.core.watchdog import contain_policies
 from unfold_placement.report.verification import verification_report
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.problem import Problem
 from unfold_placement.verification.counterexample import Counterexample
-from unfold_placement.verification.verify import Bound, verify_policies
-from unfold_placement.workload.build import build_node_changes, build_nodes, build_tasks, policy_rules, protect_tasks
+from unfold_placement.verification.verify import Bound, check_copies, verify_policies
+from unfold_placement.workload.build import (
+    build_node_changes,
+    build_nodes,
+    build_tasks,
+    policy_rules,
+    protect_nodes,
+    protect_tasks,
+)
 from unfoldkit.api import Report, Run
 
 MIB = 1 << 20
@@ -33,14 +40,15 @@ def verify(spec: PlacementSpec, run: Run) -> Report:
     rules = policy_rules(spec.policy)
     problem = Problem(
         name=spec.name,
-        nodes=nodes,
+        nodes=tuple(protect_nodes(nodes, rules)),
         tasks=tuple(protect_tasks(build_tasks(spec.workload, run), rules)) if is_written else (),
         rules=rules,
         allow_code=run.allow_code,
         is_recorded=not is_written,
         node_changes=build_node_changes(spec.cluster, nodes, run) if is_written else (),
     )
-    with interrupt_stalled_policies():
+    with contain_policies():
+        check_copies(problem.new_policies())
         verification = verify_policies(problem, Bound(), run.progress)
     examples = (*verification.counterexamples, *verification.by_design)
     decision = {"counterexample": counterexample_spec(spec, examples[0])} if examples else {}

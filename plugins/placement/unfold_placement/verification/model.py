@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
 from unfold_placement.core.feasibility import EmptyCluster
+from unfold_placement.core.policy import Policy, call_hook
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.types import Ask, EphemeralResource, Event, Node, Task
@@ -115,12 +116,11 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     return running_form, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
 
 
-def _policy_form(policy: object, rename: Renaming) -> Hashable:
-    own_form: Callable[[], Hashable] | None = getattr(policy, "state", None)
-    if own_form is None:
+def _policy_form(policy: Policy, rename: Renaming) -> Hashable:
+    if getattr(policy, "state", None) is None:
         return _form(policy, rename)
     queue = getattr(policy, "queue", None)
-    return _form(own_form(), rename), _form(queue, rename)
+    return _form(call_hook(policy, "state"), rename), _form(queue, rename)
 
 
 def _ranked_form(form: Hashable) -> Hashable:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.policy import Policy
+from unfold_placement.core.policy import Policy, describe_policy_wait
 from unfold_placement.core.types import QUEUE
 from unfold_placement.core.view import Unit
 from unfold_placement.policies.registry import PolicyRule
@@ -346,8 +346,7 @@ def _is_possible(controller: Controller, unit: Unit) -> bool:
 def _is_set_aside(controller: Controller, unit: Unit) -> bool:
     view = controller.view
     for policy in controller.policies:
-        describe = getattr(policy, "describe_wait", None)
-        wait = describe(unit[0], view) if describe is not None else None
+        wait = describe_policy_wait(policy, unit[0], view)
         if wait is not None and wait.reason.startswith("set aside"):
             return True
     return False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from unfold_placement.core.policy import POLICY_FAILURES, Policy, describe_error, policy_error
 from unfold_placement.core.types import DOWN, MILLI, Node, Task
 from unfold_placement.policies.registry import PolicyRule
 from unfold_placement.simulation.deadlock_check import job_signature
@@ -77,6 +79,21 @@ class Verification:
     def extent(self) -> tuple[int, int]:
         """Nodes of the largest cluster, and jobs in flight on it."""
         return max((record.nodes, record.jobs_in_flight) for record in self.searches)
+
+
+def check_copies(policies: Sequence[Policy]) -> None:
+    """Check that policies can be copied: the search continues every state with copies of them.
+
+    Raises:
+        UnfoldError: a policy keeps what cannot be copied, such as an open file, a lock or a generator.
+    """
+    for policy in policies:
+        try:
+            copy.deepcopy(policy)
+        except POLICY_FAILURES as error:
+            message = f"the search cannot copy it: {describe_error(error)}"
+            hint = "open files and locks when they are needed, or define __deepcopy__"
+            raise policy_error(policy, "__init__", message, hint=hint) from error
 
 
 def verify_policies(problem: Problem, bound: Bound, progress: Callable[[str, int, int], None]) -> Verification:

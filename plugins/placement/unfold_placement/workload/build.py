@@ -86,7 +86,7 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
     rules = policy_rules(spec.policy)
     return Problem(
         name=spec.name,
-        nodes=tuple(nodes),
+        nodes=tuple(protect_nodes(nodes, rules)),
         tasks=tuple(protect_tasks(tasks, rules)),
         rules=rules,
         allow_code=run.allow_code,
@@ -99,10 +99,23 @@ def build_problem(spec: PlacementSpec, run: Run) -> Problem:
 
 
 def protect_tasks(tasks: Sequence[Task], rules: Sequence[PolicyRule]) -> Sequence[Task]:
-    """Return tasks with demands that a policy of the user cannot change: the report would count what it wrote there."""
+    """Return tasks with mappings that a policy of the user cannot change, as the report counts what stands there."""
     if not has_policy(rules, CUSTOM):
         return tasks
-    return [replace(task, demand=MappingProxyType(dict(task.demand))) for task in tasks]
+    return [
+        replace(task, demand=MappingProxyType(dict(task.demand)), run_on=MappingProxyType(dict(task.run_on)))
+        for task in tasks
+    ]
+
+
+def protect_nodes(nodes: Sequence[Node], rules: Sequence[PolicyRule]) -> Sequence[Node]:
+    """Return nodes with capacities and labels that a policy of the user cannot change."""
+    if not has_policy(rules, CUSTOM):
+        return nodes
+    return [
+        replace(node, capacity=MappingProxyType(dict(node.capacity)), labels=MappingProxyType(dict(node.labels)))
+        for node in nodes
+    ]
 
 
 def build_queue_problem(spec: PlacementSpec, run: Run) -> QueueProblem | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unfold_placement.core.types import Task
+from unfold_placement.core.types import MILLI, Node, Task
 from unfoldkit.api import user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
@@ -18,6 +18,8 @@ Body = dict[str, Any]
 """A decoded JSON object."""
 Warn = Callable[[str], object]
 """Receives a warning, such as the number of skipped rows."""
+MAX_AMOUNT = 1 << 53
+"""Largest amount in thousandths."""
 WRAPPER_KEYS = ("items", "data", "result")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -96,12 +98,34 @@ def parse_items(items: Sequence[S], path: Path, program: str, parse: Callable[[S
     parsed = []
     for index, item in enumerate(items):
         try:
-            parsed.append(parse(item))
+            value = parse(item)
+            _check_fields(value)
+            parsed.append(value)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             message = f"item {index}{_item_name(item)} is not what {program} prints: {reason}"
             raise user_error(message, file=str(path)) from error
     return parsed
+
+
+def _check_fields(value: object) -> None:
+    """Check that names are texts and amounts are within bounds, which no form states.
+
+    Raises:
+        TypeError, ValueError: one is not.
+    """
+    texts: dict[str, object] = {}
+    amounts: Mapping[str, int] = {}
+    if isinstance(value, Node):
+        texts, amounts = {"name": value.name, **value.labels}, value.capacity
+    elif isinstance(value, Task):
+        texts, amounts = {"job": value.job, "user": value.user, "role": value.role}, value.demand
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{key} is {str(text)[:60]!r}, not a text")
+    for kind, amount in amounts.items():
+        if not 0 <= amount <= MAX_AMOUNT:
+            raise ValueError(f"{amount / MILLI:g} {kind} is out of range")
 
 
 def _item_name(item: object) -> str:

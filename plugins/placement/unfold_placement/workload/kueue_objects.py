@@ -361,7 +361,10 @@ def read_queue_snapshot(path: Path, run_s: float | None = None, applied: Path | 
         UnfoldError: a file or an object is malformed, or cannot be expressed in the replay.
     """
     manifests = read_manifests(path)
-    if not any(item.kind == "ClusterQueue" and item.group == GROUP for item in manifests):
+    kinds = {item.kind for item in manifests if item.group == GROUP}
+    if "ClusterQueue" not in kinds:
+        if "Workload" in kinds and not any(item.kind == "Pod" for item in manifests):
+            raise user_error("it has Kueue's Workloads, but no ClusterQueue", file=str(path), hint=COMMAND)
         return None
     if applied is not None:
         manifests = replace_objects(manifests, read_manifests(applied))

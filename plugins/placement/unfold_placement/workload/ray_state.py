@@ -65,7 +65,7 @@ def ray_tasks(path: Path, speedup: float = 1.0, max_tasks: int | None = None, wa
         UnfoldError: the file does not have this form.
     """
     entries = _read_list(path, "task_id", TASKS_COMMAND)
-    task_items = [body for body in entries if body.get("type") not in NO_TASKS]
+    task_items = [body for body in entries if str(body.get("type")) not in NO_TASKS]
     form = ItemFormat(TASKS_COMMAND, "tasks", "tasks of actors and drivers", _read_span, _build_task)
     skipped = len(entries) - len(task_items)
     return build_tasks(task_items, path, form, skipped=skipped, max_tasks=max_tasks, speedup=speedup, warn=warn)

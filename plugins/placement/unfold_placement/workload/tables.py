@@ -26,6 +26,8 @@ MAX_TASKS = 5_000_000
 MAX_COUNT = 100_000
 """Tasks of one row."""
 MAX_PRIORITY = 1_000_000_000
+MAX_NUMBER = 1e9
+"""Largest amount of an openb file."""
 STANDARD_COLUMNS = Columns()
 
 
@@ -33,7 +35,7 @@ def openb_nodes(path: Path) -> Iterator[Node]:
     """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model), with racks of 32 consecutive nodes."""
     for index, row in enumerate(_iter_unique(csv_rows(path, OPENB_NODE_COLUMNS), "sn")):
         labels = {"type": row["model"], "rack": f"rack-{index // NODES_PER_RACK}"}
-        yield Node(row["sn"], _openb_amounts(row, row.number("gpu", least=0)), labels)
+        yield Node(row["sn"], _openb_amounts(row, _openb_number(row, "gpu")), labels)
 
 
 def openb_tasks(path: Path, user: str = "qos", speedup: float = 1.0) -> Iterator[Task]:
@@ -133,8 +135,15 @@ class Span:
 
 
 def _openb_amounts(row: CsvRow, gpus: float) -> dict[str, int]:
-    amounts = {"cpu": row.number("cpu_milli", least=0), "memory": row.number("memory_mib", least=0) * MILLI}
+    amounts = {"cpu": _openb_number(row, "cpu_milli"), "memory": _openb_number(row, "memory_mib") * MILLI}
     return {kind: round(amount) for kind, amount in amounts.items()} | ({"gpu": round(gpus * MILLI)} if gpus else {})
+
+
+def _openb_number(row: CsvRow, column: str) -> float:
+    value = row.number(column, least=0)
+    if value > MAX_NUMBER:
+        raise row.wrong(f"{value:g} is out of range", column, f"at most {MAX_NUMBER:g}")
+    return value
 
 
 def _openb_time(row: CsvRow, column: str, default: float) -> float:
@@ -142,8 +151,8 @@ def _openb_time(row: CsvRow, column: str, default: float) -> float:
 
 
 def _openb_gpus(row: CsvRow) -> float:
-    count = row.number("num_gpu", least=0)
-    return count * row.number("gpu_milli", least=0) / MILLI if count else 0.0
+    count = _openb_number(row, "num_gpu")
+    return count * _openb_number(row, "gpu_milli") / MILLI if count else 0.0
 
 
 def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterator[Task]:
@@ -174,6 +183,8 @@ def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterat
 
 def _read_count(row: CsvRow, column: str) -> int:
     count = row.number(column, least=1) if row.get(column) else 1.0
+    if not count.is_integer():
+        raise row.wrong(f"{count:g} is not a whole number", column)
     if count > MAX_COUNT:
         raise row.wrong(f"{count:g} is out of range", column, f"at most {MAX_COUNT:,}")
     return round(count)

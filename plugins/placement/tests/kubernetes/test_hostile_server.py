@@ -1,0 +1,277 @@
+"""The controller against a server that refuses, lies and breaks off: it goes on, says why, and keeps gangs whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from plugins.placement.tests.kubernetes.stub_server import Body, Fault, StubServer, node, stub_server
+from unfold_placement.core.controller import collect_requests
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Task
+from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.backend import open_backend
+from unfold_placement.kubernetes.codec import MAX_AMOUNT, Scope, annotation_key, parse_amount
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.service import ControllerThread
+from unfold_placement.policies.registry import PolicyRule, build_policies
+from unfoldkit.kubernetes.api import Api, ApiError
+
+NAMESPACE = "unfold"
+WAIT_S = 20.0
+
+
+def new_policies() -> list[Policy]:
+    """Return the policies of the controller, without state."""
+    return build_policies([PolicyRule("gang", {"by": "job"})])
+
+
+def gated_pod(task: Task) -> Body:
+    """Return the pod of a task behind its gate."""
+    asks = [ask for ask, _ in collect_requests(new_policies(), task)]
+    template = {"spec": {"containers": [{"name": "x", "image": "y"}]}}
+    body = pods.gated_pod(task, asks, Scope("g", NAMESPACE), time.time(), template)
+    body["metadata"]["namespace"] = NAMESPACE
+    return body
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A server with four nodes, and a controller that follows it."""
+
+    server: StubServer
+    thread: ControllerThread
+
+    def submit(self, job: str, size: int) -> None:
+        """Create the gated pods of a gang."""
+        for index in range(size):
+            task = Task(f"{job}-{index}", {"cpu": 1000, "gpu": 1000}, run=1e4, job=job, size=size)
+            self.server.put("pods", gated_pod(task))
+
+    def count_open(self, job: str) -> int:
+        """Count the pods of a gang without a gate."""
+        bodies = [body for body in self.server.list("pods", NAMESPACE) if body["metadata"]["name"].startswith(job)]
+        return sum(not (body.get("spec") or {}).get("schedulingGates") for body in bodies)
+
+    def await_open(self, job: str, size: int) -> None:
+        """Wait until a gang is open."""
+        await_true(lambda: self.count_open(job) == size)
+
+
+def await_true(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def controlled(server: StubServer, api: Api) -> Iterator[Cluster]:
+    """Run a controller on a server."""
+    for index in range(4):
+        server.put("nodes", node(f"n{index}", **{"kubernetes.io/hostname": f"n{index}"}))
+    loop = ControlLoop(open_backend(api, "g", bind_timeout_s=60), new_policies, "me", "g")
+    thread = ControllerThread(loop)
+    thread.start()
+    try:
+        yield Cluster(server, thread)
+    finally:
+        server.fault = lambda *_: None
+        thread.stop()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Return a cluster on which a first gang has been opened."""
+    with stub_server() as (server, api), controlled(server, api) as made:
+        made.submit("first", 2)
+        made.await_open("first", 2)
+        yield made
+
+
+def is_pod_patch(method: str, path: str, _is_watch: bool) -> bool:
+    """Return whether a request opens a gate."""
+    return method == "PATCH" and "/pods/" in path
+
+
+def test_watches_that_end_at_once_do_not_spin(cluster: Cluster) -> None:
+    """A proxy may end every watch at once: each list is followed once a second at most."""
+    cluster.server.fault = lambda _method, _path, is_watch: Fault(200, b"") if is_watch else None
+    cluster.server.send("pods", None)
+    cluster.server.send("nodes", None)
+    time.sleep(0.5)
+    before = cluster.server.count("GET", "watch=1")
+    time.sleep(2)
+    assert cluster.server.count("GET", "watch=1") - before <= 8
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_refused_watch_is_logged_once_and_taken_up_again(
+    cluster: Cluster, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that the server refuses is silent, and a gang of the time between is opened later."""
+    cluster.server.fault = lambda _method, path, _: Fault(status) if path.endswith("v1/pods") else None
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        cluster.server.send("pods", None)
+        cluster.submit("second", 4)
+        time.sleep(2.5)
+    assert [record.message for record in caplog.records if "/api/v1/pods cannot be followed" in record.message] == [
+        f"/api/v1/pods cannot be followed: {status} Broken: the server is broken"
+    ]
+    assert cluster.count_open("second") == 0
+    cluster.server.fault = lambda *_: None
+    cluster.await_open("second", 4)
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"", b"[]", b"null"], ids=["page", "empty", "list", "null"])
+def test_answers_that_are_no_objects_are_errors_of_the_server(
+    cluster: Cluster, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proxy that signs users in answers 200 with a page: the request is named, and there is no traceback."""
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        cluster.server.fault = lambda _method, path, _: Fault(200, body) if "/leases/" in path else None
+        await_true(lambda: "was answered with no object" in cluster.thread.loop.last_error)
+    assert not any(record.exc_info for record in caplog.records)
+    await_true(lambda: not cluster.thread.is_healthy)
+    cluster.server.fault = lambda *_: None
+    await_true(lambda: cluster.thread.is_healthy)
+
+
+@pytest.mark.parametrize("after", ["3600", "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "soon"])
+def test_an_overloaded_server_is_asked_again_within_bounds(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Retry-After says, the pause is between a tenth of a second and ten seconds, and the answer is taken."""
+    pauses: list[float] = []
+    with stub_server() as (server, api):
+        answers = iter([Fault(429, headers=(("Retry-After", after),))])
+        server.fault = lambda *_: next(answers, None)
+        with monkeypatch.context() as context:
+            context.setattr("unfoldkit.kubernetes.api.time.sleep", pauses.append)
+            assert api.get("/api/v1/nodes")["items"] == []
+    assert len(pauses) == 1
+    assert 0.1 <= pauses[0] <= 10.0
+
+
+def test_a_refused_gang_is_opened_in_part_once_at_most(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """One pod that may not be patched: its gang is rehearsed from then on, with a pause, and the log says why."""
+    cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "second-3" in path else None
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        cluster.submit("second", 4)
+        await_true(lambda: cluster.thread.loop.backend.writer.refusals >= 2)  # type: ignore[attr-defined]
+        await_true(lambda: cluster.count_open("second") == 0)
+        before = cluster.server.count("PATCH")
+        ends = time.monotonic() + 2
+        while time.monotonic() < ends:
+            assert cluster.count_open("second") == 0
+            time.sleep(0.02)
+    assert cluster.server.count("PATCH") - before <= 40
+    assert any("were not opened, the first because of 403" in record.message for record in caplog.records)
+    cluster.server.fault = lambda *_: None
+    cluster.await_open("second", 4)
+
+
+def test_resources_that_may_not_be_written_stop_the_opening(cluster: Cluster) -> None:
+    """Without them a pod would never find a node: the status says what is denied, and nothing is opened."""
+    cluster.server.fault = lambda method, path, _: Fault(403) if method == "PATCH" and "/nodes/" in path else None
+    cluster.submit("second", 4)
+    await_true(lambda: "cannot be written: the server is broken" in cluster.thread.loop.last_error)
+    assert cluster.count_open("second") == 0
+    cluster.server.fault = lambda *_: None
+    cluster.await_open("second", 4)
+
+
+EVENTS = {
+    "half a line": b'{"type": "ADD',
+    "no JSON": b"no JSON\n",
+    "null": b'{"type": "ADDED", "object": null}\n',
+    "a list": b"[]\n",
+    "no metadata": b'{"type": "ADDED", "object": {"kind": "Pod"}}\n',
+    "a bookmark without a version": b'{"type": "BOOKMARK", "object": {}}\n',
+    "an error without a code": b'{"type": "ERROR", "object": {}}\n',
+    "a version that is too old": b'{"type": "ERROR", "object": {"code": 410, "reason": "Expired"}}\n',
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_broken_events_hold_up_no_later_one(cluster: Cluster, event: str) -> None:
+    """The watch goes on, or is begun again."""
+    cluster.server.send("pods", EVENTS[event])
+    if event == "half a line":
+        cluster.server.send("pods", None)
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+
+
+def test_odd_quantities_are_left_out_or_bounded(cluster: Cluster) -> None:
+    """No amount that somebody writes ends the controller."""
+    quantities = ["1e3", "100m", "1Gi", "0.5", "abc", "", "-5", 5, None, [], "9" * 30, "1e999", "NaN", "Infinity"]
+    for index, quantity in enumerate(quantities):
+        container = {"resources": {"requests": {"cpu": quantity}}}
+        meta = {"name": f"odd{index}", "namespace": "other"}
+        spec = {"nodeName": "n3", "containers": [container]}
+        cluster.server.put("pods", {"metadata": meta, "spec": spec, "status": {"phase": "Running"}})
+        body = node(f"odd{index}")
+        body["status"]["allocatable"]["cpu"] = quantity
+        cluster.server.put("nodes", body)
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+    assert parse_amount("cpu", "1e30") == MAX_AMOUNT
+    assert parse_amount("cpu", "-5") == 0
+
+
+ANNOTATIONS = [
+    {"demand": {"cpu": 10**22}}, {"run": -5}, {"size": -1}, {"size": 10**20}, {"priority": 10**22},
+    {"run_on": {"a": -1}}, {"demand": {"cpu": -5}}, {"job": "j" * 10_000}, {"after": ["absent"]}, {"types": ["absent"]},
+]  # fmt: skip
+
+
+def test_no_annotation_of_a_pod_ends_the_controller(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """What a task states is checked, and what is out of range is left out with its reason."""
+    with caplog.at_level(logging.WARNING, "unfoldkit"):
+        for index, fields in enumerate(ANNOTATIONS):
+            body = gated_pod(Task(f"odd-{index}", {"cpu": 1000}, run=10.0, job=f"odd-{index}"))
+            body["metadata"]["annotations"][annotation_key("task")] = json.dumps(fields)
+            cluster.server.put("pods", body)
+        cluster.submit("second", 4)
+        cluster.await_open("second", 4)
+    assert any("has a size of -1; it is left out" in record.message for record in caplog.records)
+
+
+def test_null_fields_count_as_absent(cluster: Cluster) -> None:
+    """A pod without status or labels, and nodes without any part, disturb no other."""
+    for key in ("status", "spec"):
+        cluster.server.put(
+            "pods", {**gated_pod(Task(f"odd-{key}", {"cpu": 1000}, run=1.0, job=f"odd-{key}")), key: None}
+        )
+    for key in ("labels", "annotations"):
+        body = gated_pod(Task(f"odd-{key}", {"cpu": 1000}, run=1.0, job=f"odd-{key}"))
+        body["metadata"][key] = None
+        cluster.server.put("pods", body)
+        body = node(f"odd-{key}")
+        body["metadata"][key] = None
+        cluster.server.put("nodes", body)
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+
+
+def test_a_lease_without_a_spec_is_held_by_nobody(cluster: Cluster) -> None:
+    """Somebody may create it by hand; the next election fills it in."""
+    for lease in cluster.server.list("leases"):
+        lease.pop("spec")
+        cluster.server.put("leases", lease)
+    cluster.submit("second", 4)
+    cluster.await_open("second", 4)
+
+
+def test_an_error_without_a_message_names_the_request() -> None:
+    """A gateway answers with a page of its own."""
+    with stub_server() as (server, api):
+        server.fault = lambda *_: Fault(503, b"<html>bad gateway</html>")
+        with pytest.raises(ApiError, match="503 : GET /api/v1/nodes: <html>bad gateway"):
+            api.get("/api/v1/nodes")

@@ -1,0 +1,203 @@
+"""Policies of a user's own, from files beside a spec: loaded, kept within bounds, and reported with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job
+from tests.support import Outcome, Unfold, call
+from unfold_placement.core.policy import call_hook
+from unfold_placement.core.watchdog import interrupt_stalled_policies
+from unfold_placement.policies.registry import CUSTOM, PolicyRule, build_policies
+from unfold_placement.simulation import simulator
+from unfold_placement.simulation.audit import find_own_violations
+from unfold_placement.simulation.simulator import simulate
+from unfoldkit.api import UnfoldError
+
+HEAD = """import time
+from unfold_placement.core.types import BEGAN, MANY, QUEUE, QUIET, TIMER, Ask, Drop, Put, Refuse, Wait, Wake
+
+class P:
+    phase = QUEUE
+    watches = frozenset({QUIET})
+
+    def request(self, task):
+        return [Ask("x-" + task.name, gated=True)]
+
+    def react(self, event, view):
+        for task in list(view.waiting()):
+            if view.room([task], QUEUE):
+                yield [Put("x-" + task.name, until=task.name)]
+"""
+SPEC = """version: 1
+kind: placement
+name: own
+cluster: {nodes: [{count: 1, gpu: 1}]}
+workload: {tasks: [{job: a, count: 2, gpu: 1, run: 10 s}]}
+policy: {own: {policy: "MODULE:P"}}
+"""
+MENU = SPEC.replace("workload: {tasks: [{job: a, count: 2, gpu: 1, run: 10 s}]}\n", "")
+
+
+@pytest.fixture
+def unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unfold:
+    """Return the command line as a function, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str | Path, stdin: bytes | str = b"") -> Outcome:
+        return call(words, stdin.encode() if isinstance(stdin, str) else stdin)
+
+    return run
+
+
+def write(folder: Path, module: str, code: str, spec: str = SPEC) -> None:
+    """Write a policy and a spec that names it."""
+    (folder / f"{module}.py").write_text(code, "utf-8")
+    (folder / "spec.yaml").write_text(spec.replace("MODULE", module), "utf-8")
+
+
+BROKEN = {
+    "missing_package": ("import not_there\n" + HEAD, 1, "No module named 'not_there'"),
+    "no_syntax": (HEAD + "def oops(:\n", 15, "SyntaxError"),
+    "exits": ("import sys\nsys.exit(3)\n" + HEAD, 2, "SystemExit: 3"),
+    "no_start": (HEAD + "    def __init__(self):\n        raise RuntimeError('no config')\n", 16, "no config"),
+    "phase_of_text": (HEAD.replace("phase = QUEUE", "phase = 'queue'"), 11, "its phase is 'queue'"),
+    "no_such_phase": (HEAD.replace("phase = QUEUE", "phase = -1"), 11, "its phase is -1"),
+    "watches_a_text": (HEAD.replace("frozenset({QUIET})", "QUIET"), 11, "not a set of kinds"),
+    "watches_nothing": (HEAD.replace("frozenset({QUIET})", "None"), 11, "its watches are None"),
+    "watches_no_event": (HEAD.replace("frozenset({QUIET})", "{'finished'}"), 11, "'finished', which is no event"),
+    "unnamed": (HEAD.replace('"x-" + task.name, gated', '"", gated'), 8, "a request has a name"),
+    "until_a_task": (HEAD.replace("until=task.name", "until=task"), 14, "there is no task"),
+    "wait_of_text": (HEAD + "    def describe_wait(self, task, view): return 'soon'\n", 15, "must return a Wait"),
+    "wait_raises": (HEAD + "    def describe_wait(self, task, view): return 1 / 0\n", 15, "ZeroDivisionError"),
+    "audit_of_text": (HEAD + "    def audit(self, log): return 'bad'\n", 15, "not a text"),
+    "audit_of_numbers": (HEAD + "    def audit(self, log): return [1]\n", 15, "must yield texts"),
+    "widens_nodes": (HEAD + "            view.nodes[0].capacity['gpu'] = 9000\n", 15, "item assignment"),
+    "shortens_runs": (HEAD.replace("        return", "        task.run_on['x'] = 0\n        return"), 9, "item assign"),
+    "endless_audit": (HEAD + "    def audit(self, log):\n        while True: yield 'bad'\n", 15, "returned more than"),
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
+def test_a_broken_policy_is_reported_with_its_line(module: str, unfold: Unfold, tmp_path: Path) -> None:
+    """Whatever is wrong with it, the message has the file and the line, and the exit code is that of a faulty file."""
+    code, line, message = BROKEN[module]
+    write(tmp_path, module, code)
+    outcome = unfold("plan", "spec.yaml", "--allow-code")
+    assert outcome.code == 2, outcome.err
+    assert f"{module}.py:{line}: policy: " in outcome.err
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("named:Q", "named.py; one of: Ask, Drop, P, Put"),
+        ("named.py:P", "write named:P"),
+        ("absent:P", "write module:Class"),
+        ("queue:P", "queue.py; "),
+    ],
+)
+def test_a_wrong_name_of_a_policy_says_what_was_loaded(name: str, hint: str, unfold: Unfold, tmp_path: Path) -> None:
+    """A typo, a path, or a file that the standard library hides."""
+    write(tmp_path, "named", HEAD, SPEC.replace("MODULE:P", name))
+    outcome = unfold("plan", "spec.yaml", "--allow-code")
+    assert outcome.code == 2
+    assert hint in outcome.err
+
+
+UNSEARCHABLE = {
+    "keeps_a_lock": (
+        "    def __init__(self): self.lock = __import__('threading').Lock()\n",
+        "the search cannot copy it",
+    ),
+    "state_raises": ("    def state(self): return {}['x']\n", "state raised KeyError"),
+}
+
+
+@pytest.mark.parametrize("module", UNSEARCHABLE)
+def test_a_policy_that_cannot_be_searched_is_reported_with_its_line(
+    module: str, unfold: Unfold, tmp_path: Path
+) -> None:
+    """The search copies policies and asks for their state."""
+    code, message = UNSEARCHABLE[module]
+    write(tmp_path, module, HEAD + code, MENU)
+    outcome = unfold("check", "--verify", "--allow-code", "spec.yaml")
+    assert outcome.code == 2, outcome.err
+    assert f"{module}.py:15: policy: policy P: " in outcome.err
+    assert message in outcome.err
+
+
+def test_what_a_policy_prints_is_not_in_the_report(unfold: Unfold, tmp_path: Path) -> None:
+    """Stdout holds the report alone, so that programs can read it."""
+    write(tmp_path, "talks", "print('loaded')\n" + HEAD + "        print('decided')\n")
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--format", "json")
+    assert json.loads(outcome.out)["name"] == "own"
+    assert "loaded" in outcome.err
+    assert "decided" in outcome.err
+
+
+PERIODIC = """
+class P(P):
+    watches = frozenset({BEGAN, TIMER})
+    def request(self, task):
+        return [Ask("open", gated=True)]
+    def react(self, event, view):
+        is_open = OPENS and view.now % 300 >= 60
+        yield [Put("open", amount=MANY) if is_open else Drop("open"), Wake(view.now + 60)]
+"""
+
+
+def test_a_policy_that_wakes_for_ever_ends_with_its_tasks(unfold: Unfold, tmp_path: Path) -> None:
+    """A window of time needs a timer that never stops: the plan ends with the last task."""
+    write(tmp_path, "window", HEAD + PERIODIC.replace("OPENS", "True"))
+    outcome = unfold("plan", "spec.yaml", "--allow-code", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    assert "2 tasks placed in 80 s" in outcome.out
+
+
+def test_a_window_that_never_opens_leaves_its_tasks_waiting(
+    unfold: Unfold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only timers fire, and none of them starts anything, the tasks wait forever."""
+    monkeypatch.setattr(simulator, "MAX_IDLE_WAKES", 1000)
+    write(tmp_path, "shut", HEAD + PERIODIC.replace("OPENS", "False"))
+    outcome = unfold("plan", "spec.yaml", "--allow-code")
+    assert outcome.code == 2
+    assert "2 tasks wait forever" in outcome.err
+
+
+def test_rejected_tasks_are_counted_and_not_explained(unfold: Unfold, tmp_path: Path) -> None:
+    """A policy that rejects everything is not reported as if all was well, nor does a rejected task wait for room."""
+    rejects = HEAD.replace('Put("x-" + task.name, until=task.name)', 'Refuse(task.name, "full")')
+    write(tmp_path, "rejects", rejects)
+    outcome = unfold("plan", "spec.yaml", "--allow-code")
+    assert "0 tasks placed in 0 s without a violation, 1 rejected" in outcome.out or "2 rejected" in outcome.out
+    assert "waits for room" not in outcome.out
+
+
+@pytest.mark.parametrize("method", ["audit", "describe_wait", "state"])
+def test_optional_methods_that_hang_are_interrupted(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog sees them as it sees ``react``."""
+    module = f"hangs_in_{method}"
+    write(tmp_path, module, HEAD + f"    def {method}(self, *_):\n        while True: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (policy,) = build_policies([PolicyRule(CUSTOM, {"policy": f"{module}:P", "options": {}})], allow_code=True)
+    with (
+        pytest.raises(UnfoldError, match=rf"{module}.py:16: .* it has not returned from {method}"),
+        interrupt_stalled_policies(0.2),
+    ):
+        call_hook(policy, method, [])
+
+
+def test_an_audit_without_a_fault_yields_its_violations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit may be a generator or return a list."""
+    write(tmp_path, "audits", HEAD + "    def audit(self, log): return ['a', 'b']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policies = build_policies([PolicyRule(CUSTOM, {"policy": "audits:P", "options": {}})], allow_code=True)
+    assert list(find_own_violations(simulate(cluster(1), job("a", 1), policies), policies)) == ["a", "b"]
