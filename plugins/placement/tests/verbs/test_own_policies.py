@@ -156,7 +156,7 @@ def test_a_policy_that_wakes_for_ever_ends_with_its_tasks(unfold: Unfold, tmp_pa
     write(tmp_path, "window", HEAD + PERIODIC.replace("OPENS", "True"))
     outcome = unfold("plan", "spec.yaml", "--allow-code", "--format", "json")
     assert outcome.code == 0, outcome.err
-    assert "2 tasks placed in 80 s" in outcome.out
+    assert "2 tasks done in 80 s" in outcome.out
 
 
 def test_a_window_that_never_opens_leaves_its_tasks_waiting(
@@ -175,7 +175,7 @@ def test_rejected_tasks_are_counted_and_not_explained(unfold: Unfold, tmp_path: 
     rejects = HEAD.replace('Put("x-" + task.name, until=task.name)', 'Refuse(task.name, "full")')
     write(tmp_path, "rejects", rejects)
     outcome = unfold("plan", "spec.yaml", "--allow-code")
-    assert "0 tasks placed in 0 s without a violation, 1 rejected" in outcome.out or "2 rejected" in outcome.out
+    assert "0 tasks done in 0 s, 1 rejected" in outcome.out or "2 rejected" in outcome.out
     assert "waits for room" not in outcome.out
 
 
