@@ -235,6 +235,24 @@ def test_arrays_train_a_family_as_tensors_do() -> None:
 
 
 @pytest.mark.parametrize(
+    ("y", "task", "message"),
+    [
+        (torch.zeros(6, 3), "values", r"shape \(6, 3\) for a module of 2 outputs"),
+        (torch.zeros(6), "labels", "one column for each output"),
+        (torch.zeros(6, 2), "value", "unknown task 'value'"),
+    ],
+)
+def test_targets_of_another_task_are_refused(y: Tensor, task: Any, message: str) -> None:
+    """Columns that are not those of the outputs, and a misspelt task, are named before a step is taken."""
+    module, example = make_case("mlp")
+    family = elastic(module, example, widths=(0.5, 1))
+    with pytest.raises(UnfoldError, match=message):
+        fit(family, torch.randn(6, 6), y, FitOptions(task=task, epochs=1))
+    with pytest.raises(UnfoldError, match="no member '2x1'"):
+        family("2x1", example)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((nn.Linear(6, 2), np.zeros((2, 6))), "a ndarray is no tensor.*from_numpy"),

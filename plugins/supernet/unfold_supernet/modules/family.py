@@ -91,18 +91,23 @@ class ElasticFamily:
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Compute the outputs of a member for inputs (n, *size); gradients flow to the shared weights."""
-        member = self.by_name[name]
+        member = self._find(name)
         tensors = {key: select(self.weights[key], indices) for key, indices in member.indices.items()}
         result: Tensor = functional_call(member.skeleton, tensors, (make_shrink(x.ndim - 2, member.shrink)(x),))
         return result
 
     def keep(self, name: str) -> ElasticFamily:
         """Keep a single member; the weights are still shared with this family."""
-        return replace(self, by_name={name: self.by_name[name]})
+        return replace(self, by_name={name: self._find(name)})
+
+    def _find(self, name: str) -> Member:
+        if name not in self.by_name:
+            raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
+        return self.by_name[name]
 
     def extract(self, name: str) -> nn.Module:
         """Copy a member into a module of its own, in inference mode."""
-        member = self.by_name[name]
+        member = self._find(name)
         module = copy.deepcopy(member.skeleton)
         with torch.no_grad():
             for key, parameter in module.named_parameters():
@@ -125,8 +130,6 @@ class ElasticFamily:
         if form != "onnx":
             raise user_error(f"unknown form {form!r}", hint="onnx")
         name = member.name if isinstance(member, Member) else member
-        if name not in self.by_name:
-            raise user_error(f"no member {name!r}", hint=", ".join(self.by_name))
         content = export_onnx(self.extract(name), self.example)
         if path is not None:
             Path(path).write_bytes(content)

@@ -21,6 +21,7 @@ from unfold_supernet.modules.family import ElasticFamily
 from unfold_supernet.modules.problem import FitOptions
 from unfoldkit.api import user_error
 
+TASKS = ("classes", "labels", "values", "embeddings")
 MAX_TOGETHER = 5
 """Members that are trained in every step; of longer lists, the largest, the smallest and random ones are."""
 
@@ -95,10 +96,13 @@ def fit(
 
 
 def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> None:
-    """Check that some weight is trained, and that classes are numbers of the outputs."""
+    """Check that some weight is trained, and that the targets are those of the task and the outputs."""
     if not any(weight.requires_grad for weight in family.weights.values()):
         raise user_error("every weight of the module is frozen", hint="module.requires_grad_(True)")
-    if options.task not in ("classes", "embeddings"):
+    if options.task not in TASKS:
+        raise user_error(f"unknown task {options.task!r}", key="task", hint="classes, labels, values or embeddings")
+    if options.task in ("labels", "values"):
+        _check_columns(family, y)
         return
     if y.is_floating_point() or y.is_complex() or y.ndim != 1:
         raise user_error(f"classes are {tuple(y.shape)} {y.dtype} values, not (n,) whole numbers", hint="y.long()")
@@ -107,6 +111,15 @@ def _check_targets(family: ElasticFamily, y: Tensor, options: FitOptions) -> Non
     if options.task == "classes" and (y.min() < 0 or y.max() >= outputs):
         message = f"classes from {int(y.min())} to {int(y.max())} for a module of {outputs} outputs"
         raise user_error(message, hint="count the classes from 0")
+
+
+def _check_columns(family: ElasticFamily, y: Tensor) -> None:
+    """Check that there is a label or value for each output."""
+    with torch.no_grad():
+        outputs = family(family.members()[-1].name, family.example).shape[1]
+    if y.numel() != len(y) * outputs:
+        message = f"targets of shape {tuple(y.shape)} for a module of {outputs} outputs"
+        raise user_error(message, hint="store one column for each output")
 
 
 def _pack_state(family: ElasticFamily, optimizer: torch.optim.Optimizer, epoch: int) -> bytes:
