@@ -83,11 +83,14 @@ def as_indices(models: Sequence[int]) -> IntArray:
 
 def find_exits(table: ScoreTable, stage: StagePolicy, rows: IntArray) -> IntArray:
     """Find the (n,) position where each row exits the chain: the first model with a score that reaches its cut."""
+    return find_reached_cuts(read_scores(table, stage, rows), stage.cuts)
+
+
+def read_scores(table: ScoreTable, stage: StagePolicy, rows: IntArray) -> FloatArray:
+    """Read the (n, K-1) scores that the gates of a chain read."""
     if stage.curves:
-        score = score_chain(stage.curves, table.score[rows], table.answer[rows], stage.chain)
-    else:
-        score = table.score[np.ix_(rows, as_indices(stage.chain[:-1]))]
-    return find_reached_cuts(score, stage.cuts)
+        return score_chain(stage.curves, table.score[rows], table.answer[rows], stage.chain)
+    return table.score[np.ix_(rows, as_indices(stage.chain[:-1]))]
 
 
 def find_reached_cuts(score: FloatArray, cuts: Sequence[float]) -> IntArray:

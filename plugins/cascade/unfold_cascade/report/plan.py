@@ -20,6 +20,7 @@ from unfold_cascade.report.certificate import (
     refusal_reason,
     relaxation_settings,
 )
+from unfold_cascade.report.gate_quality import draw_reliability, draw_risk_coverage, list_gates
 from unfold_cascade.report.quality import (
     accuracy,
     baseline_accuracy,
@@ -132,9 +133,15 @@ def _build_figures(solution: Solution, outcome: Outcome) -> Iterator[AnyFigure]:
     if solution.policy is not None:
         yield draw_case_flow(solution, solution.policy, outcome)
     yield _build_figure(solution)
-    exits = None if solution.policy is None else draw_exit_accuracy(solution, solution.policy, outcome)
-    if exits is not None:
-        yield exits
+    if solution.policy is None:
+        return
+    gates, timed = list_gates(solution, solution.policy, outcome), solution.problem.cost.is_measured
+    figures = (
+        draw_exit_accuracy(solution, solution.policy, outcome),
+        draw_risk_coverage(gates, timed=timed),
+        draw_reliability(gates, timed=timed),
+    )
+    yield from (figure for figure in figures if figure is not None)
 
 
 def _build_figure(solution: Solution) -> Figure:

@@ -333,6 +333,10 @@ def _round_up_points(certified_loss: float) -> str:
 
 FLOW_TITLE = "The path of the test cases: which model answers, at what cost, and how often it is right"
 EXITS_TITLE = "Correct answers by the model that answers, with 95 % intervals"
+RISK_TITLE = "Wrong answers among those that a gate trusts, by how many it trusts"
+RELIABILITY_TITLE = "Right answers by the score that a gate reads"
+THRESHOLDS = "thresholds of the plan"
+AS_STATED = "as the score says"
 CORRECT = "→ correct"
 WRONG = "→ wrong"
 

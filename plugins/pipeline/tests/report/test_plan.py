@@ -86,3 +86,23 @@ def test_triton_model_names_are_valid_folders(name: str, folder: str) -> None:
     )
     assert find_folder_name(item) == folder
     assert format_config(item).startswith(f'name: "{folder}"\n')
+
+
+def test_the_distribution_of_latencies_passes_its_percentile() -> None:
+    """The curve ends at 100 %, rises, and passes the point of the percentile; the target stands beside it."""
+    checker, plan = build_checker(), (StageConfig(0, 1, 5),)
+    simulated, target, tail = tables.build_latency_figure(checker, plan).series
+    assert list(simulated.x) == sorted(simulated.x)
+    assert simulated.y[-1] == pytest.approx(100.0)
+    assert target.x == (500.0, 500.0)
+    assert tail.x[0] == pytest.approx(1e3 * checker.tail_latency(plan))
+    assert np.interp(tail.x[0], simulated.x, simulated.y) >= 98.5
+
+
+def test_the_distribution_counts_queries_that_are_never_answered() -> None:
+    """An overloaded stage answers late: the share within the target is what the simulation gives."""
+    checker, plan = build_checker(limit=0.5), (StageConfig(0, 1, 1),)
+    latencies = checker.estimators[0].compute_latencies(plan)
+    simulated = tables.build_latency_figure(checker, plan).series[0]
+    within = float(np.interp(500.0, simulated.x, simulated.y))
+    assert within == pytest.approx(100 * float((latencies <= 0.5).mean()), abs=2.0)

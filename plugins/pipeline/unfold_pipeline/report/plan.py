@@ -24,6 +24,8 @@ from unfoldkit.api import Cell, Column, Edge, Figure, Graph, Metric, Node, Repor
 
 GREEDY_STEPS_SHOWN = 3
 MAX_STAGES_OF_TABLE = 2
+LATENCY_POINTS, TAIL_LEVELS = 61, (0.97, 0.98, 0.99, 0.995, 0.999)
+"""Levels of the distribution of latencies: evenly spaced ones, and more in the tail."""
 Lines = tuple[tuple[str, str], ...]
 
 
@@ -74,6 +76,7 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
         ),
         figures=(
             build_plan_graph(checker, plan, analysis.stage_times),
+            build_latency_figure(checker, plan),
             _build_frontier_figure(analysis.frontier, solution),
             *_build_time_figures(analysis.stage_times, checker),
         ),
@@ -334,6 +337,22 @@ def _build_frontier_figure(points: Sequence[FrontierPoint], solution: Solution) 
     plan = Series("this plan, at its target", (solution.checker.slo_s * 1e3,), (solution.hourly_cost,), "points")
     title = "Price of the cheapest plan by target"
     return Figure("frontier", title, "p99 target ms", "price $/h", (frontier, plan))
+
+
+def build_latency_figure(checker: SloChecker, plan: Plan) -> Figure:
+    """Return the distribution of the latencies on the sample with the largest percentile, beside the target."""
+    estimator = checker.estimators[checker.find_worst_sample(plan)]
+    seconds = estimator.compute_latencies(plan)
+    levels = np.unique(np.concatenate((np.linspace(0.0, 1.0, LATENCY_POINTS), TAIL_LEVELS)))
+    answered = np.sort(seconds[np.isfinite(seconds)])
+    ranks = np.minimum((levels * seconds.size).astype(int), answered.size - 1)
+    shares = (ranks + 1) / seconds.size
+    simulated = Series("this plan, simulated", tuple(answered[ranks] * 1e3), tuple(100 * shares))
+    slo_ms = checker.slo_s * 1e3
+    target = Series("target", (slo_ms, slo_ms), (0.0, 100.0))
+    percent = 100 * estimator.percentile
+    tail = Series(f"p{percent:g}", (checker.tail_latency(plan) * 1e3,), (percent,), "points")
+    return Figure("latencies", sentences.LATENCY_TITLE, "ms", "answered %", (simulated, target, tail))
 
 
 def build_plan_graph(checker: SloChecker, plan: Plan, times: Sequence[StageTime]) -> Graph:
