@@ -23,6 +23,7 @@ from unfold_placement.live.service import ControllerThread
 from unfold_placement.policies.registry import PolicyRule, build_policies
 from unfoldkit.kubernetes.api import Api, ApiError
 
+pytestmark = pytest.mark.kubernetes
 NAMESPACE = "unfold"
 WAIT_S = 20.0
 

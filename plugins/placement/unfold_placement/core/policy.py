@@ -121,9 +121,10 @@ def loading_error(error: BaseException) -> Diagnostic:
 
 
 def _is_installed(file: str) -> bool:
-    """Return whether a file belongs to this package or to Python's standard library."""
-    folders = (Path(__file__).parents[1], Path(inspect.__file__).parent)
-    return "site-packages" not in file and any(Path(file).is_relative_to(folder) for folder in folders)
+    """Return whether a file belongs to this package or to Python's standard library, wherever both are installed."""
+    if Path(file).is_relative_to(Path(__file__).parents[1]):
+        return True
+    return "site-packages" not in file and Path(file).is_relative_to(Path(inspect.__file__).parent)
 
 
 def policy_error(policy: Policy, method: str, message: str, *, line: int = 0, hint: str = "") -> UnfoldError:

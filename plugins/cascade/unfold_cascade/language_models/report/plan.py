@@ -20,8 +20,9 @@ from unfold_cascade.language_models.planning.problem import SMALL_CHAIN, SMALL_L
 from unfold_cascade.language_models.planning.prompt_features import LENGTH
 from unfold_cascade.language_models.planning.walk import find_smallest_deadline, row_differences, unit_differences
 from unfold_cascade.language_models.report import sentences
-from unfold_cascade.language_models.report.route_flow import draw_route_flow
+from unfold_cascade.language_models.report.route_flow import draw_route_flow, list_gates
 from unfold_cascade.planner.paired_test import upper_proportion
+from unfold_cascade.report.gate_quality import draw_reliability, draw_risk_coverage
 from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
 
 SCHEMA = "unfold_cascade.routing/1"
@@ -259,7 +260,10 @@ def _build_figures(solution: RoutingSolution, outcome: Outcome) -> tuple[AnyFigu
         k = sequence.routes.index(solution.route)
         series.append(Series("selected", (cost[k],), (correct[k],), "points"))
     title = f"{problem.name}: correct answers and cost"
-    return *flow, Figure("routes", title, "$ per 1,000 requests", "correct %", tuple(series))
+    gates = list_gates(problem.log.take(rows), solution.score[rows], route, outcome)
+    quality = (draw_risk_coverage(gates, timed=False), draw_reliability(gates, timed=False))
+    routes = Figure("routes", title, "$ per 1,000 requests", "correct %", tuple(series))
+    return *flow, routes, *(figure for figure in quality if figure is not None)
 
 
 def _list_lines(solution: RoutingSolution, outcome: Outcome, reference: Outcome) -> Iterator[tuple[str, str]]:

@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from unfold_cascade._types import IntArray
+from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.language_models.planning.call_log import CallLog, Outcome, Route, find_first_calls
 from unfold_cascade.language_models.report import sentences
+from unfold_cascade.report.gate_quality import MIN_CASES, GateScores
 from unfoldkit.api import Flow, Link, Stop
 
 END_TONES: Mapping[str, Literal["good", "bad", "neutral"]] = {
@@ -53,6 +54,25 @@ def draw_route_flow(log: CallLog, route: Route, outcome: Outcome) -> Flow:
         good=sentences.CORRECT.removeprefix("→ "),
         bad=sentences.WRONG.removeprefix("→ "),
     )
+
+
+def list_gates(log: CallLog, score: FloatArray, route: Route, outcome: Outcome) -> list[GateScores]:
+    """List the gates of a route, each on the requests with a label and a confidence that reach it.
+
+    Args:
+        log: The requests.
+        score: (n, M) calibrated probabilities.
+        route: The route.
+        outcome: What the route does with the requests.
+    """
+    first_calls, gates = find_first_calls(log, route, outcome), []
+    for position, (model, cut) in enumerate(zip(route.chain, route.cuts, strict=False)):
+        is_used = (first_calls <= position) & (outcome.exit >= position) & np.isfinite(score[:, model])
+        if log.is_unlabelled is not None:
+            is_used &= ~log.is_unlabelled[:, model]
+        if int(is_used.sum()) >= MIN_CASES:
+            gates.append(GateScores(log.models[model], score[is_used, model], log.is_correct[is_used, model], cut))
+    return gates
 
 
 def _find_ends(log: CallLog, route: Route, outcome: Outcome) -> list[str]:
