@@ -7,7 +7,7 @@ from dataclasses import replace
 from plugins.placement.tests.cases import cluster, job, run
 from unfold_placement.core.types import Task
 from unfold_placement.report import sentences
-from unfold_placement.report.plan import MAX_WAITS, gantt_figures
+from unfold_placement.report.plan import MAX_JOBS, MAX_WAITS, draw_jobs, gantt_figures
 from unfold_placement.simulation.simulator import SimulationResult
 from unfoldkit.api import Marker, Timeline
 from unfoldkit.figures import find_figure_problems
@@ -51,3 +51,23 @@ def test_a_node_may_have_the_name_of_the_lane() -> None:
     """A node of that name keeps a lane of its own."""
     nodes = [replace(node, name=sentences.WAITING) for node in cluster(1)]
     assert len(draw(run(nodes, job("wide", 1, demand={"gpu": 8000}))).lanes) == 2
+
+
+def test_each_job_waits_from_its_arrival_to_its_first_start() -> None:
+    """A job that starts at once has no wait, one that never starts has nothing else."""
+    tasks = [*job("a", 4), *job("late", 1, at=5.0), *job("wide", 1, at=5.0, demand={"gpu": 8000})]
+    (figure,) = draw_jobs(run(cluster(1), tasks))
+    assert not list(find_figure_problems(figure))
+    bars = {(bar.lane, bar.group): (bar.start, bar.end) for bar in figure.bars}
+    assert bars == {
+        ("a", sentences.RUNS): (0.0, 10.0),
+        ("late", sentences.WAITS): (5.0, 10.0),
+        ("late", sentences.RUNS): (10.0, 20.0),
+        ("wide", sentences.WAITS): (5.0, 20.0),
+    }
+
+
+def test_one_job_or_many_have_no_chart_of_jobs() -> None:
+    """For one job the chart of nodes says as much; hundreds of lanes are no picture."""
+    assert draw_jobs(run(cluster(1), job("a", 4))) == ()
+    assert draw_jobs(run(cluster(1), [task for n in range(MAX_JOBS + 1) for task in job(f"j{n}", 1)])) == ()

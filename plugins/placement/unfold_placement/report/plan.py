@@ -54,6 +54,8 @@ MAX_PLACEMENTS = 200
 """The decision lists the placements of so many tasks; more are counted by node."""
 MAX_BARS = 2000
 """Tasks of a timeline; a report with more would be too large to open."""
+MAX_JOBS = 24
+"""Jobs that have a lane of their own."""
 MAX_WAITS = 8
 """Tasks that never start of which a timeline shows the wait."""
 QUANTILES = 100
@@ -82,6 +84,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         tables=tuple(tables),
         figures=(
             *gantt_figures(policy.result, starvation.task if starves and starvation is not None else None),
+            *draw_jobs(policy.result),
             draw_queue(policy.result, baseline.result),
             wait_figure(policy.result, baseline.result),
         ),
@@ -211,6 +214,33 @@ def _mark_lost_nodes(changes: Sequence[NodeChange], unit_s: float) -> Iterator[M
             back_s = min((at_s for at_s in returns if at_s > change.at), default=None)
             end = back_s / unit_s if back_s is not None else None
             yield Marker(sentences.NODE_LOST, change.at / unit_s, end, lane=change.node)
+
+
+def draw_jobs(result: SimulationResult) -> tuple[Timeline, ...]:
+    """Show when each job waits and when it runs; nothing for one job, or for many.
+
+    A job runs from the start of its first task to the end of its last one; a preempted task counts by its last run. A
+    job that never starts waits until the last event.
+    """
+    jobs: dict[str, list[int]] = {}
+    for row, task in enumerate(result.tasks):
+        jobs.setdefault(task.job or task.name, []).append(row)
+    if not 1 < len(jobs) <= MAX_JOBS:
+        return ()
+    ends = [end for end in result.end_s.tolist() if math.isfinite(end)]
+    last_s = max([*ends, *(task.arrival for task in result.tasks)], default=0.0)
+    unit, unit_s = time_axis(last_s)
+    waits, runs = [], []
+    for job, rows in jobs.items():
+        arrival_s = min(result.tasks[row].arrival for row in rows)
+        started = [row for row in rows if math.isfinite(result.start_s[row]) and result.node_rows[row] >= 0]
+        start_s = min((float(result.start_s[row]) for row in started), default=last_s)
+        if start_s > arrival_s:
+            waits.append(Bar(lane=job, start=arrival_s / unit_s, end=start_s / unit_s, group=sentences.WAITS))
+        if started:
+            end_s = min(max(float(result.end_s[row]) for row in started), last_s)
+            runs.append(Bar(lane=job, start=start_s / unit_s, end=end_s / unit_s, group=sentences.RUNS))
+    return (Timeline(name="jobs", title=sentences.JOBS_TITLE, unit=unit, lanes=tuple(jobs), bars=(*runs, *waits)),)
 
 
 def draw_queue(policy: SimulationResult, baseline: SimulationResult) -> StepArea:

@@ -8,6 +8,8 @@ from unfold_placement.core.explain import Reason, abbreviate_names
 from unfold_placement.simulation.deadlock_check import Counterexample
 
 GANTT_TITLE = "Which tasks run on which node, and when"
+JOBS_TITLE = "When each job waits and runs"
+WAITS, RUNS = "waits", "runs"
 QUEUE_TITLE = "Tasks that wait and run, over time"
 WAITING = "(no node yet)"
 NEVER_STARTS = "never starts"

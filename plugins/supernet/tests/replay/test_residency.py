@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from unfold_supernet.replay.problem import ReplayProblem, ServingOptions
 from unfold_supernet.replay.residency import (
@@ -20,11 +21,12 @@ from unfold_supernet.replay.residency import (
     write_plan,
 )
 from unfold_supernet.replay.simulated import simulate_replay
-from unfold_supernet.report.replay import build_simulated_report
+from unfold_supernet.report import sentences
+from unfold_supernet.report.replay import WINDOWS, build_simulated_report
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.scheduling.requests import RequestTargets
 from unfold_supernet.scheduling.residency import MemberCost
-from unfoldkit.api import RunDir
+from unfoldkit.api import Figure, RunDir
 
 OPTIONS = ServingOptions(
     slo_s=0.08, policy="steady", backend="cpu", load=None, min_attainment=0.9, escalate_below=None, guard={}
@@ -96,6 +98,12 @@ def test_report_names_pinned_and_unused_members(tmp_path: Path) -> None:
     assert names[:3] == ["steady", "least recently used", "least frequently used"]
     assert names[-1] == "memory for all"
     assert {row[-1] for row in report.tables[-1].rows} <= {"pinned", "on demand", "not used"}
+    (figure,) = report.figures
+    assert isinstance(figure, Figure)
+    answered = {series.name: sum(series.y) for series in figure.series if series.name != sentences.TOO_LATE}
+    served = int((replayed.results[0].outcome.subnet >= 0).sum())
+    window_s = float(problem.arrivals[-1] - problem.arrivals[0]) / WINDOWS
+    assert sum(answered.values()) * window_s == pytest.approx(served)
     assert "MB allowed" in dict(report.lines)["memory"]
     plan = replayed.residency
     assert plan is not None

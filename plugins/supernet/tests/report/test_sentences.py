@@ -61,6 +61,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "state_constant": [((task, 50.0), {}) for task in TASKS],
     "state_view_cost": [((1.4,), {})],
     "title_front": [((task,), {"shown": shown, "total": 60}) for task in TASKS for shown in (60, 7)],
+    "title_roofline": [(("G",), {})],
     "title_outputs": [((task, shown, 40), {}) for task in TASKS[1:] for shown in (40, 12)],
     "title_errors": [((3, 3), {}), ((12, 40), {})],
     "note_undefined_outputs": [((["rash"], 12), {}), (([str(label) for label in range(15)], 12), {})],

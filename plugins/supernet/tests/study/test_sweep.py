@@ -14,8 +14,10 @@ from unfold_supernet.accelerator import (
     reference_families,
     scheduler,
 )
+from unfold_supernet.accelerator.hardware import get_presets
 from unfold_supernet.accelerator.layers import count_weights
 from unfold_supernet.accelerator.queries import draw_queries
+from unfold_supernet.report.accelerator import draw_roofline
 from unfold_supernet.study import published, sweep
 
 
@@ -67,3 +69,15 @@ def test_larger_buffers_save_no_less() -> None:
             wide, narrow = (line.needed_bytes for line in lines if line.claim == claim)
             assert narrow is not None
             assert wide is None or narrow <= wide
+
+
+@pytest.mark.parametrize("name", sorted(reference_families.get_reference_spaces()))
+@pytest.mark.parametrize("preset", sorted(get_presets()))
+def test_no_layer_is_above_the_roofline(name: str, preset: str) -> None:
+    """Whatever the engine, a layer computes no faster than the array and its transfers allow."""
+    found = sweep.build_setup(reference_families.build_reference_family(name), get_presets()[preset], ("stall",))
+    bound, *groups = draw_roofline(found).series
+    assert bound.y[1] == bound.y[2] == max(bound.y)
+    for series in groups:
+        allowed = np.minimum(np.array(series.x) * found.machine.bandwidth / 1e9, max(bound.y))
+        assert (np.array(series.y) <= allowed * (1 + 1e-9)).all()

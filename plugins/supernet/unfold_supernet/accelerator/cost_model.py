@@ -222,6 +222,12 @@ def get_dataflows() -> Mapping[str, Callable[[IntArray, Accelerator], int]]:
     }
 
 
+def count_multipliers(machine: Accelerator) -> int:
+    """Count the products that the array computes in a cycle at most."""
+    width = {"dot-product": WINDOW, "pixel-channel": PIXELS}.get(machine.dataflow, 1)
+    return machine.rows * machine.columns * width
+
+
 def divide_up(value: int, divisor: int) -> int:
     """Divide and round up."""
     return -(-value // divisor)

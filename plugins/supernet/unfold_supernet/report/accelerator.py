@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from unfold_supernet.accelerator.cost_model import estimate_energy
+import numpy as np
+
+from unfold_supernet.accelerator.cost_model import count_missing_bytes, count_multipliers, estimate_energy
 from unfold_supernet.report import sentences
 from unfold_supernet.report.tables import choose_buffer_unit, scale_column
 from unfold_supernet.study.strategies import StrategyOutcome, count_core_bytes
 from unfold_supernet.study.study import DeadlineMissed, Study, StudyProblem, build_decision
-from unfold_supernet.study.sweep import Savings
+from unfold_supernet.study.sweep import CacheSetup, Savings
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_bytes, format_count
 
 LOG_RATIO = 50
@@ -38,7 +40,7 @@ def build_study_report(problem: StudyProblem, study: Study | DeadlineMissed) -> 
             _tabulate_targets(problem, study),
             *((_tabulate_claims(study),) if study.claims else ()),
         ),
-        figures=(_plot_savings(study),),
+        figures=(_plot_savings(study), draw_roofline(study.setup)),
         lines=_write_lines(problem, study),
         notes=sentences.list_study_notes(
             max(point.persistent_bytes for point in study.points) if study.claims else None,
@@ -270,6 +272,32 @@ def _plot_savings(study: Study) -> Figure:
     )
     is_wide = max(sizes) > LOG_RATIO * min(sizes) > 0
     return Figure("savings", "Savings of the persistent buffer", f"buffer {unit}", "saved %", series, log_x=is_wide)
+
+
+def draw_roofline(setup: CacheSetup) -> Figure:
+    """Draw the layers of the largest subnet below the bounds of the array and of the memory interface.
+
+    A layer takes the longer of its computation and its transfers; what is cached does not cross the interface. The
+    bounds are those of the roofline model (Williams et al. 2009, CACM 52).
+    """
+    machine, work = setup.machine, max(setup.works, key=lambda work: int(work.subnet.macs.sum()))
+    transfer = count_missing_bytes(work, setup.cached.graph) + work.activations
+    is_drawn = (work.subnet.macs > 0) & (transfer > 0)
+    macs, moved, compute_s = work.subnet.macs[is_drawn], transfer[is_drawn], work.compute_s[is_drawn]
+    intensity, transfer_s = macs / moved, moved / machine.bandwidth
+    rate = macs / np.maximum(compute_s, transfer_s) / 1e9
+    peak = count_multipliers(machine) * machine.clock_hz / 1e9
+    slope = machine.bandwidth / 1e9
+    low, high = float(intensity.min()) / 2, max(float(intensity.max()), peak / slope) * 2
+    series = [Series("bound", (low, peak / slope, high), (low * slope, peak, peak))]
+    for name, mask in (
+        (sentences.WAITS_FOR_MEMORY, transfer_s > compute_s),
+        (sentences.WAITS_FOR_ARRAY, transfer_s <= compute_s),
+    ):
+        if mask.any():
+            series.append(Series(name, tuple(intensity[mask].tolist()), tuple(rate[mask].tolist()), "points"))
+    title = sentences.title_roofline(work.subnet.name)
+    return Figure("roofline", title, "MAC per byte off chip", "GMAC/s", tuple(series), log_x=True, log_y=True)
 
 
 def _write_lines(problem: StudyProblem, study: Study) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_supernet._types import Task
+from unfold_supernet._types import BoolArray, Task
 from unfold_supernet.replay.baselines import FIXED_PREFIXES, FixedComparison, PolicyResult, compare_with_fixed
 from unfold_supernet.replay.load import WINDOW_SLOS
 from unfold_supernet.replay.problem import MeasuredReplay, ReplayProblem
@@ -16,7 +16,12 @@ from unfold_supernet.replay.simulated import SimulatedReplay
 from unfold_supernet.report import sentences
 from unfold_supernet.report.tables import describe_engine_plan, note_busy_measurement
 from unfold_supernet.training.accuracy import compute_percentiles
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
+
+WINDOWS = 60
+"""Windows of the picture of a replay."""
+MAX_MEMBERS = 5
+"""Members with a line of their own."""
 
 
 def build_simulated_report(replayed: SimulatedReplay) -> Report:
@@ -126,10 +131,34 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         subtitle=(f"{count:,} requests", f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
         metrics=_collect_metrics(problem, results, comparison, timed=measured),
         tables=(_tabulate_policies(problem.task, results, timed=measured),),
+        figures=(draw_members(problem, spec_result, timed=measured),),
         lines=_write_lines(problem, spec_result, comparison),
         notes=note_busy_measurement(problem.engines),
         next="" if measured else "unfold serve SPEC --replay TRACE",
     )
+
+
+def draw_members(problem: ReplayProblem, result: PolicyResult, *, timed: bool) -> Figure:
+    """Draw how many requests a second each member answers over the trace, by arrival, and how many are too late."""
+    outcome, arrivals = result.outcome, problem.arrivals - problem.arrivals[0]
+    unit, unit_s = time_axis(float(arrivals[-1]))
+    edges = np.linspace(0.0, float(arrivals[-1]) or 1.0, WINDOWS + 1)
+    names = np.array([profile.name for profile in problem.profiles])
+    counts = np.bincount(outcome.subnet[outcome.subnet >= 0], minlength=len(names))
+    shown = [int(index) for index in np.argsort(-counts, kind="stable")[:MAX_MEMBERS] if counts[index]]
+    masks = {str(names[index]): outcome.subnet == index for index in sorted(shown)}
+    others = (outcome.subnet >= 0) & ~np.isin(outcome.subnet, shown)
+    if others.any():
+        masks[sentences.OTHER_MEMBERS] = others
+    if not outcome.in_time.all():
+        masks[sentences.TOO_LATE] = ~outcome.in_time
+    starts = tuple((edges[:-1] / unit_s).tolist())
+
+    def count_rate(mask: BoolArray) -> tuple[float, ...]:
+        return tuple((np.histogram(arrivals[mask], edges)[0] / (edges[1] - edges[0])).tolist())
+
+    series = tuple(Series(name, starts, count_rate(mask), "steps") for name, mask in masks.items())
+    return Figure("members", sentences.MEMBERS_TITLE, unit, "requests/s", series, timed=timed)
 
 
 def _collect_metrics(

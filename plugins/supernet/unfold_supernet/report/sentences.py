@@ -265,6 +265,16 @@ def describe_front(task: Task, names: Sequence[str]) -> str:
     return f"{' < '.join(names)}: each significantly {better} the previous one (95 %, paired)"
 
 
+MEMBERS_TITLE = "Which member answers when"
+OTHER_MEMBERS, TOO_LATE = "other members", "late or dropped, by any member"
+WAITS_FOR_MEMORY, WAITS_FOR_ARRAY = "layers that wait for memory", "layers that wait for the array"
+
+
+def title_roofline(subnet: str) -> str:
+    """Name the picture of a subnet's layers below the bounds of an accelerator."""
+    return f"Layers of {subnet}: how fast they compute, and what bounds them"
+
+
 def title_front(task: Task, *, shown: int, total: int) -> str:
     """Title the picture of the front."""
     score = name_score(task)
