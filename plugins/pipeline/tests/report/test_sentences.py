@@ -20,7 +20,9 @@ PAGE: dict[str, list[str]] = {
         sentences.describe_activation(5.0, "default"),
         sentences.describe_activation(2.31, "measured"),
     ],
-    "describe_attainment": [sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated")],
+    "describe_attainment": [
+        sentences.describe_attainment(0.9987, 0.35, 2.7, "calibrated", most) for most in ((4, 9), (4, 4))
+    ],
     "describe_binding_quotas": [
         sentences.describe_binding_quotas([("k80", 14)]),
         sentences.describe_binding_quotas([("k80", 14), ("v100", 3)]),

@@ -323,9 +323,14 @@ def describe_price_change(cost: float, committed_cost: float) -> str:
 # simulated replay
 
 
-def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rule: str) -> str:
-    """Return the headline of a simulated replay."""
-    return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h by the rule {rule}"
+def describe_attainment(
+    attainment: float, slo_s: float, hourly_cost: float, rule: str, replicas: tuple[int, int]
+) -> str:
+    """Return the headline of a simulated replay; ``replicas`` are the fewest and the most of all stages together."""
+    low, high = replicas
+    counts = f"{low:,} to {high:,}" if low < high else f"{low:,}"
+    served = f"{attainment * 100:.2f} % within {format_latency(slo_s)}"
+    return f"{served} at ${hourly_cost:,.2f}/h, with {counts} replicas by the rule {rule}"
 
 
 def describe_activation(delay_s: float, source: str) -> str:

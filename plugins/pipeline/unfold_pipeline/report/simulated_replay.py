@@ -37,12 +37,14 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
     attainment, tail_s = 1 - trace.miss_rate(slo_s), trace.tail_latency()
     is_met = tail_s <= slo_s and attainment >= MIN_ATTAINMENT
     target = f"≤ {sentences.format_latency(slo_s)}"
+    _, counts = _sum_replicas(chosen, get_trace_duration(live))
+    replicas = int(min(counts)), int(max(counts))
     return Report(
         kind="pipeline",
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
-        headline=sentences.describe_attainment(attainment, slo_s, trace.hourly_cost, chosen.name),
+        headline=sentences.describe_attainment(attainment, slo_s, trace.hourly_cost, chosen.name, replicas),
         subtitle=_build_subtitle(problem, live),
         metrics={
             "attainment": Metric(attainment, "", target="≥ 0.99", ok=is_met),

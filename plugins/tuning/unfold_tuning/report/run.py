@@ -136,6 +136,7 @@ def _build_metrics(
     config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan, metric: float | None
 ) -> dict[str, Metric]:
     seconds, deadline_s, budget_usd = outcome.seconds, config.deadline_s, config.budget_usd
+    profile_usd = float(ledger.read_fact("profile-usd") or 0.0)
     metric_key = f"best_{re.sub('[- ]', '_', config.trainable.metric_name)}"
     return {
         metric_key: Metric(metric),
@@ -155,6 +156,7 @@ def _build_metrics(
             timed=True,
         ),
         "predicted_cost_usd": Metric(predicted.mean_cost_usd, "$", timed=True),
+        **({"profile_cost_usd": Metric(profile_usd, "$", timed=True)} if profile_usd > 0 else {}),
         "iterations": Metric(sum(trial.iters for trial in ledger.list_trials())),
         "lost_nodes": Metric(outcome.lost_nodes, timed=True),
     }

@@ -151,7 +151,6 @@ def _loss_metrics(solution: Solution, savings: dict[str, float]) -> dict[str, Me
         "price_saving": (savings.get("price"), "x"),
         "flops_saving": (savings.get("flops"), "x"),
         "certified_loss_points": (100 * solution.selection.certified_loss, "points"),
-        "saving_lower_bound": (solution.selection.saving_bound, "x"),
         "loss_points": (100 * (solution.cascade.quality.loss - base.loss), "points"),
         "loss_points_low": (100 * loss_interval[0], "points"),
         "loss_points_high": (100 * loss_interval[1], "points"),
@@ -172,6 +171,7 @@ def _other_policy_metrics(solution: Solution) -> dict[str, MetricValue]:
         "tuned_price_saving": (tuned_savings.get("price"), "x"),
         "tuned_flops_saving": (tuned_savings.get("flops"), "x"),
         "tuned_loss_points": (100 * (tuned.loss - base.loss), "points"),
+        "saving_lower_bound": (solution.selection.saving_bound, "x"),
         "loss_points_interval": (50 * (loss_interval[1] - loss_interval[0]), "points"),
     }
 
