@@ -7,8 +7,9 @@ over groups, so the Minkowski sum is exact. Losses count the final label: a case
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,9 +31,12 @@ from unfold_cascade.planner.policy import (
 )
 from unfold_cascade.planner.problem import GateOptions
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
+from unfoldkit.api import Progress, ignore_progress
 
 FIRST_STAGE_POINTS = 24
 GROUP_POINTS = 200
+GATES_STEP, SECOND_STAGE_STEP, CAUTIOUS_STEP = "gates", "gates of the second stage", "gates beside the baseline"
+"""What progress is reported of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,12 @@ class SearchedFronts:
 
 
 def search_policies(
-    tables: ScoreTables, labels: IntArray, groups: IntArray, rows: IntArray, gates: GateOptions
+    tables: ScoreTables,
+    labels: IntArray,
+    groups: IntArray,
+    rows: IntArray,
+    gates: GateOptions,
+    progress: Progress = ignore_progress,
 ) -> PolicyFront:
     """Search the front of all cascades on ``rows``.
 
@@ -76,18 +85,29 @@ def search_policies(
         groups: (C,) group of each label.
         rows: the rows to search on.
         gates: how to search; of several kinds of scores, each point of the front uses the better.
+        progress: receives the chains of the first stage, then its points for which a second stage is searched.
     """
-    search = _StageSearch(gates, tables.error_costs, tables.clusters)
+    search = _StageSearch(gates, tables.error_costs, tables.clusters, progress=progress)
     has_second_stage = bool(tables.second_stage)
     first = _search_first_stage(search, tables, rows, groups[labels[rows]] if has_second_stage else labels[rows])
     if not has_second_stage:
         return first.policies()
     points = thin_front(first.front, FIRST_STAGE_POINTS)
-    return _merge([_extend(search, tables, labels, rows, first.stage_policy(point)) for point in points])
+    fronts, second = [], replace(search, progress=ignore_progress)
+    for index, point in enumerate(points):
+        progress(SECOND_STAGE_STEP, index, len(points))
+        fronts.append(_extend(second, tables, labels, rows, first.stage_policy(point)))
+    progress(SECOND_STAGE_STEP, len(points), len(points))
+    return _merge(fronts)
 
 
 def search_cautious_policies(
-    tables: ScoreTables, labels: IntArray, rows: IntArray, gates: GateOptions, baseline: FloatArray
+    tables: ScoreTables,
+    labels: IntArray,
+    rows: IntArray,
+    gates: GateOptions,
+    baseline: FloatArray,
+    progress: Progress = ignore_progress,
 ) -> PolicyFront:
     """Search the cautious front, see ``SearchedFronts``, of cascades of one stage.
 
@@ -97,8 +117,9 @@ def search_cautious_policies(
         rows: the rows to search on.
         gates: how to search.
         baseline: the losses of the baseline on ``rows``.
+        progress: receives the chains.
     """
-    search = _StageSearch(gates, tables.error_costs, tables.clusters, baseline)
+    search = _StageSearch(gates, tables.error_costs, tables.clusters, baseline, progress, CAUTIOUS_STEP)
     return _search_first_stage(search, tables, rows, labels[rows]).policies()
 
 
@@ -127,13 +148,16 @@ class _StageFront:
 class _StageSearch:
     """How one stage is searched: options, error costs and (n,) clusters of the rows.
 
-    With ``baseline``, its losses on the rows of the search, only what a row loses more than that counts.
+    With ``baseline``, its losses on the rows of the search, only what a row loses more than that counts. ``progress``
+    receives the chains that are done, as parts of ``step``.
     """
 
     gates: GateOptions
     error_costs: ErrorCosts
     clusters: IntArray | None
     baseline: FloatArray | None = None
+    progress: Progress = ignore_progress
+    step: str = GATES_STEP
 
     def search(
         self,
@@ -154,12 +178,16 @@ class _StageSearch:
         learnt = partial(learn_cuts, kinds=gates.learnt)
         counted = loss if self.baseline is None else np.maximum(loss - self.baseline[:, None], 0.0)
 
+        started, total = itertools.count(), len(chains) * len(scorers)
+
         def chain_tables(scorer: GateScorer, chain: Chain) -> Tables:
+            self.progress(self.step, next(started), total)
             return scorer.score(chain), counted[:, list(chain)], cost(chain)
 
         fronts = [
             search_chains(chains, partial(chain_tables, scorer), bins=gates.bins, also=learnt) for scorer in scorers
         ]
+        self.progress(self.step, total, total)
         return _merge_searches(list(zip(fronts, scorers, strict=True)))
 
 

@@ -39,7 +39,7 @@ from unfold_cascade.planner.select import (
     select_none,
     shortlist_points,
 )
-from unfoldkit.api import Run, fingerprint
+from unfoldkit.api import Progress, Run, fingerprint, ignore_progress
 from unfoldkit.safe_io.files import decoding, parse_object
 
 FRONT_FILE = "front.json"
@@ -81,15 +81,17 @@ def solve(problem: Problem, run: Run) -> Solution:
     return certify_fronts(problem, tables, _load_fronts(problem, tables, baseline, run), baseline, run)
 
 
-def search_fronts(problem: Problem, tables: ScoreTables, baseline: Baseline) -> SearchedFronts:
+def search_fronts(
+    problem: Problem, tables: ScoreTables, baseline: Baseline, progress: Progress = ignore_progress
+) -> SearchedFronts:
     """Search the cascades to select from on the training rows."""
     labels, rows, gates = problem.dataset.labels, problem.dataset.rows.train, problem.gates
     groups = number_label_groups(problem.data.label_groups, problem.dataset.names)
-    front = shortlist_points(search_policies(tables, labels, groups, rows, gates))
+    front = shortlist_points(search_policies(tables, labels, groups, rows, gates, progress))
     if not _is_cautious(problem, tables):
         return SearchedFronts(front, front.take(np.arange(0)))
     losses = tables.error_costs.losses(baseline.answer[rows], labels[rows])
-    cautious = search_cautious_policies(tables, labels, rows, gates, losses)
+    cautious = search_cautious_policies(tables, labels, rows, gates, losses, progress)
     return SearchedFronts(front, shortlist_points(cautious, MAX_CAUTIOUS_POINTS))
 
 
@@ -201,10 +203,7 @@ def _load_fronts(problem: Problem, tables: ScoreTables, baseline: Baseline, run:
 
     def search() -> bytes:
         run.log.info("searching the gates on %d rows", len(dataset.rows.train))
-        run.progress("gates", 0, 1)
-        fronts = search_fronts(problem, tables, baseline)
-        run.progress("gates", 1, 1)
-        return write_fronts(fronts)
+        return write_fronts(search_fronts(problem, tables, baseline, run.progress))
 
     file = str(run.directory.path / FRONT_FILE)
     fronts = read_fronts(run.directory.once(FRONT_FILE, made_from, search), file)
