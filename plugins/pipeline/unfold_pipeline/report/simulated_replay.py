@@ -141,7 +141,7 @@ def _list_comparisons(rules: Sequence[RuleTrace], chosen: RuleTrace, slo_s: floa
 
 
 def _build_replay_figure(problem: Problem, rules: Sequence[RuleTrace], chosen: RuleTrace, live: Sample) -> StepArea:
-    """Show arrivals, replicas and misses on one time axis; the replicas beside those of the tuned baselines."""
+    """Show arrivals, replicas and misses on one time axis, beside those of the tuned baselines."""
     end_s = get_trace_duration(live)
     compared = [chosen, *(rule for rule in rules if rule.name in DRAWN_RULES and rule is not chosen)]
     stages = zip(problem.pipeline.stages, chosen.plan, chosen.trace.schedules, strict=True)
@@ -149,7 +149,9 @@ def _build_replay_figure(problem: Problem, rules: Sequence[RuleTrace], chosen: R
         _build_steps(stage.name, *list_serving_counts(config.replicas, schedule, end_s))
         for stage, config, schedule in stages
     )
-    is_missed = chosen.trace.latencies > problem.slo_s
+    misses = tuple(
+        _build_rate(rule.name, live.arrivals[rule.trace.latencies > problem.slo_s], end_s) for rule in compared
+    )
     return StepArea(
         name="replay",
         title=sentences.describe_replay_figure(chosen.name),
@@ -158,7 +160,7 @@ def _build_replay_figure(problem: Problem, rules: Sequence[RuleTrace], chosen: R
             Panel("queries/s", (_build_rate("queries/s", live.arrivals, end_s),)),
             Panel("replicas", tuple(_build_steps(rule.name, *_sum_replicas(rule, end_s)) for rule in compared)),
             *((Panel("by stage", by_stage),) if len(by_stage) > 1 else ()),
-            Panel("misses/s", (_build_rate("misses/s", live.arrivals[is_missed], end_s),)),
+            Panel("misses/s", misses),
         ),
     )
 
