@@ -66,7 +66,7 @@ def test_feasible_spec_has_a_plan(tmp_path: Path) -> None:
     assert value is not None
     assert value <= 350
     assert {"cost_per_hour", "gap_percent", "coarse_peak_ratio", "planning_seconds"} <= set(report.metrics)
-    assert [figure.name for figure in report.figures] == ["plan", "frontier"]
+    assert [figure.name for figure in report.figures] == ["plan", "latencies", "frontier"]
     graph = report.figures[0]
     assert isinstance(graph, Graph)
     stages = decision(report)["stages"]

@@ -58,7 +58,7 @@ def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
     assert report.metrics["makespan_s"].value == 1200
     assert report.metrics["fifo_violations"].value == 2
     assert report.metrics["decisions_per_second"].timed
-    gantt, queue = report.figures[:2]
+    gantt, _, queue = report.figures[:3]
     assert isinstance(gantt, Timeline)
     assert isinstance(queue, StepArea)
     waiting, running = queue.panels
@@ -77,7 +77,7 @@ def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
 def test_thousands_of_tasks_have_no_bar_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay with more tasks than a page can show has its other figures, and no bar for each task."""
     monkeypatch.setattr("unfold_placement.report.plan.MAX_BARS", 19)
-    assert [figure.name for figure in answer(tmp_path, "{gang: {by: job}}").figures] == ["timeline", "waits"]
+    assert [figure.name for figure in answer(tmp_path, "{gang: {by: job}}").figures] == ["jobs", "timeline", "waits"]
 
 
 def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
