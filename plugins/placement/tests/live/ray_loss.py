@@ -62,7 +62,8 @@ def main() -> None:
     rules = policy(gang={})
     live = ControlLoop(seen.handle, lambda: build_policies(rules), "me", "loss", 4.0, 12.0)
     stopped = threading.Event()
-    threading.Thread(target=run_until_stopped, args=(live, stopped.is_set, stopped.wait), daemon=True).start()
+    thread = threading.Thread(target=run_until_stopped, args=(live, stopped.is_set, stopped.wait), daemon=True)
+    thread.start()
     for task in [*job("a", SIZE, run=900.0), *job("b", SIZE, run=900.0)]:
         seen.handle.submit(task)
     result: dict[str, Any] = {"before": seen.until(lambda counts: set(counts.values()) == {SIZE})}
@@ -75,6 +76,8 @@ def main() -> None:
     result["returned"] = seen.until(lambda counts: set(counts.values()) == {SIZE})
     result["longest_partial_s"] = seen.longest
     stopped.set()
+    # a thread that calls Ray while it shuts down may bring the process down
+    thread.join(WAIT)
     # a pipe that is read to its end must not wait for Ray's processes
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
