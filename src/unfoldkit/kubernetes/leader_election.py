@@ -113,7 +113,7 @@ def leases_path(api: Api) -> str:
 
 
 def read_spec(lease: Body) -> Body:
-    """Return the spec of a Lease; one that somebody made without a spec is held by nobody."""
+    """Return the spec of a Lease; one without a spec has no holder."""
     return lease.get("spec") or {}
 
 

@@ -128,9 +128,9 @@ def test_a_call_without_a_price_is_an_error(wrong: str, message: str, tmp_path: 
     """What a call cost is never guessed; the row and the key are named."""
     rows = _table()
     rows[4][6] = wrong
-    with pytest.raises(UnfoldError, match=rf'row 5 of column "large\|total_cost" {message}') as told:
+    with pytest.raises(UnfoldError, match=rf'row 5 of column "large\|total_cost" {message}') as caught:
         plan(_spec(tmp_path, rows), _run(tmp_path))
-    assert told.value.diagnostics[0].key == "stages[0].models[1].recorded.price"
+    assert caught.value.diagnostics[0].key == "stages[0].models[1].recorded.price"
 
 
 @pytest.mark.parametrize(

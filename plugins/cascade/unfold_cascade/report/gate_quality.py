@@ -1,4 +1,4 @@
-"""How well the scores that gates read tell right from wrong answers: risk by coverage, and reliability."""
+"""How well the scores that gates read separate right from wrong answers: risk by coverage, and reliability."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def run_graph(data: bytes, x: FloatArray) -> GraphResult:
 
     require_data_within(data, "the graph", None)
     options = onnxruntime.SessionOptions()
-    # its hints on names of subgraphs concern nobody
+    # hints on the names of subgraphs are no errors
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     label, path, cost = session.run(["label", "path", "cost"], {INPUT: np.asarray(x, dtype=np.float64)})

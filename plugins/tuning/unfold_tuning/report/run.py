@@ -136,7 +136,7 @@ def _build_metrics(
     config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome, predicted: SimulatedPlan, metric: float | None
 ) -> dict[str, Metric]:
     seconds, deadline_s, budget_usd = outcome.seconds, config.deadline_s, config.budget_usd
-    profile_usd = float(ledger.read_fact("profile-usd") or 0.0)
+    profile_usd = _read_profile_cost(ledger)
     metric_key = f"best_{re.sub('[- ]', '_', config.trainable.metric_name)}"
     return {
         metric_key: Metric(metric),
@@ -160,6 +160,11 @@ def _build_metrics(
         "iterations": Metric(sum(trial.iters for trial in ledger.list_trials())),
         "lost_nodes": Metric(outcome.lost_nodes, timed=True),
     }
+
+
+def _read_profile_cost(ledger: Ledger) -> float:
+    """Read the dollars that measuring the profile cost; 0 where the spec has one."""
+    return float(ledger.read_fact("profile-usd") or 0.0)
 
 
 def _build_stage_table(config: ExecutionConfig, ledger: Ledger, plan: Plan, predicted: SimulatedPlan) -> Table:
@@ -188,7 +193,7 @@ def _build_lines(config: ExecutionConfig, ledger: Ledger, outcome: RunOutcome) -
     if outcome.winner is not None:
         winner = outcome.winner
         yield "winner", sentences.describe_winner(winner.id, winner.iters, winner.config)
-    profile_usd = float(ledger.read_fact("profile-usd") or 0.0)
+    profile_usd = _read_profile_cost(ledger)
     if profile_usd > 0:
         yield "profile", sentences.describe_profile_cost(profile_usd, outcome.spent_usd - profile_usd)
     if config.trainable.mode == "min":

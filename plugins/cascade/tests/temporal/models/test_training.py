@@ -41,7 +41,7 @@ def test_models_accept_gaps_that_training_lacks(tmp_path: Path, name: str) -> No
 
 
 def test_a_stage_without_hours_of_its_own_is_named(tmp_path: Path) -> None:
-    """With one hour a patient nobody is in the first stage before the second; the message says so, not the library."""
+    """With one hour a patient the first stage has no hours before the second, and our message names it."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(200):
