@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from plugins.placement.tests.cases import cluster, job, policy, starts
-from unfold_placement.core.types import Task
+from plugins.placement.tests.cases import cluster, job, policy, run, starts
+from unfold_placement.core.types import DOWN, UP, Node, NodeChange, Task
 from unfold_placement.policies.registry import build_policies
+from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import prepare_simulation, run_simulation, simulate
 
 ROUNDS = 20
@@ -128,3 +129,24 @@ def test_a_borrowing_gang_is_stopped_a_few_times_at_most() -> None:
         kind == 3 and found.tasks[row].job == "g" for kind, row in zip(found.log.kinds, found.log.tasks, strict=True)
     )
     assert (stops, starts(found)["g-0"] < 60 * 10) == (12, True)
+
+
+def test_a_lower_class_does_not_take_the_room_of_a_victim_that_is_not_queued_again_yet() -> None:
+    """A victim that still fits nowhere keeps its place ahead of the lower class, which waits behind it."""
+    gpus = {"low": 1000, "middle": 2000, "high": 1000, "higher": 1000}
+    arrival = {"low": 0.0, "middle": 0.0, "high": 1.0, "higher": 1.0}
+    level = {"low": 0, "middle": 1, "high": 2, "higher": 2}
+    tasks = [Task(name, {"gpu": gpus[name]}, 10.0, arrival[name], name, priority=level[name]) for name in gpus]
+    found = run([Node("big", {"gpu": 2000}), Node("small", {"gpu": 1000})], tasks, priority={})
+    assert starts(found) == {"high": 1.0, "higher": 1.0, "middle": 11.0, "low": 11.0}
+
+
+def test_a_class_that_no_node_can_hold_now_blocks_no_lower_one() -> None:
+    """While the only node that is large enough is down, others run, and the audit agrees."""
+    nodes = [Node("large", {"gpu": 4000}), Node("small", {"gpu": 1000})]
+    tasks = [Task("high", {"gpu": 4000}, 10.0, 2.0, "high", priority=1), Task("low", {"gpu": 1000}, 10.0, 3.0, "low")]
+    spec = policy(priority={})
+    changes = [NodeChange(1.0, "large", DOWN), NodeChange(50.0, "large", UP)]
+    found = simulate(nodes, tasks, build_policies(spec), changes)
+    assert starts(found) == {"high": 50.0, "low": 3.0}
+    assert not list(find_violations(found, spec))

@@ -80,10 +80,16 @@ class Priority:
         if victims:
             self.preemptions.update(task.name for task in victims)
             yield [Drop(admission_resource(task), force=True) for task in victims]
-            yield from self._admit_units(view)
+            # the victims are not in the queue yet: until they are, a lower class would take their room
+            yield from self._admit_units(view, unit)
 
-    def _admit_units(self, view: View) -> Transactions:
-        yield from self.queue.admit(_rank_class, view, backfill=self.backfill, guard_rank=_rank_class)
+    def _admit_units(self, view: View, only: Unit = ()) -> Transactions:
+        def is_allowed(_level: str, unit: Unit) -> bool:
+            return unit == only or not only
+
+        yield from self.queue.admit(
+            _rank_class, view, backfill=self.backfill, is_allowed=is_allowed, guard_rank=_rank_class
+        )
 
     def state(self) -> tuple[tuple[str, int], ...]:
         """Return what distinguishes two states for a search: preemptions as far as they are bounded."""
