@@ -199,7 +199,7 @@ def code_lines(text: str) -> int:
 
 def _notes() -> list[str]:
     return [
-        "openb: Alibaba's cluster-trace-gpu-v2023; users are its classes of service; GPUs of a node are one pool.",
+        "openb: Alibaba's cluster-trace-gpu-v2023; users are its classes of service; fractions are shares of one GPU.",
         "At its own pace nothing waits; squeezed 10,000 times it runs on a quarter of the nodes.",
         "openb_seconds is the slower of the two replays under DRF, which is asked at every arrival and end.",
         "starts_per_s counts starts alone: there five policies in Python are told of every arrival.",

@@ -239,6 +239,11 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
     },
     "placement-guards": {
         "longest_wait_s": "longest wait under fifo with its guard, s",
+        "longest_wait_by_device_s": "longest wait where fractions are shares of one GPU, s",
+        "used_by_device": "fraction of GPUs used where fractions are shares of one GPU",
+        "longest_wait_none_by_device_s": "longest wait by device without a policy, s",
+        "used_none_by_device": "fraction of GPUs used by device without a policy",
+        "used_drf_by_device": "fraction of GPUs used by device under drf with backfill",
         "used": "GPUs in use under fifo",
         "longest_wait_none_s": "longest wait without a policy, s",
         "used_none": "GPUs in use without a policy",

@@ -11,13 +11,15 @@ from unfold_placement.core import kernel
 from unfold_placement.core.reference import replay_reference
 from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import ANYWHERE, Ask, Node, Task
+from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import simulate
 
 AMOUNT = st.integers(0, 4)
-NODES = st.lists(st.tuples(AMOUNT, AMOUNT), min_size=1, max_size=4)
+DEVICES = st.sampled_from([0, 250, 300, 400, 600, 700, 1000, 1500, 2000])
+NODES = st.lists(st.tuples(AMOUNT, st.sampled_from([0, 500, 1000, 2000, 2500, 4000])), min_size=1, max_size=4)
 TASKS = st.lists(
     st.tuples(
-        AMOUNT, AMOUNT, st.integers(1, 9), st.integers(0, 9), st.lists(st.integers(0, 3), max_size=3, unique=True)
+        AMOUNT, DEVICES, st.integers(1, 9), st.integers(0, 9), st.lists(st.integers(0, 3), max_size=3, unique=True)
     ),
     max_size=12,
 )
@@ -33,10 +35,10 @@ def test_the_kernel_equals_the_reference_implementation(
     places: dict[tuple[int, int], int],
     licences: int,
 ) -> None:
-    """For any nodes, tasks, names on nodes and names of the cluster, every task starts at the same time and place."""
-    machines = [Node(f"n{i}", {"cpu": cpu * 1000, "gpu": gpu * 1000}) for i, (cpu, gpu) in enumerate(nodes)]
+    """For any nodes, tasks, shares, names on nodes and of the cluster, every task starts at the same time and place."""
+    machines = [Node(f"n{i}", {"cpu": cpu * 1000, "gpu": gpu}) for i, (cpu, gpu) in enumerate(nodes)]
     work = [
-        Task(f"t{i}", {"cpu": cpu * 1000, "gpu": gpu * 1000}, float(run), float(at))
+        Task(f"t{i}", {"cpu": cpu * 1000, "gpu": gpu}, float(run), float(at))
         for i, (cpu, gpu, run, at, _) in enumerate(tasks)
     ]
     names = {(f"x{name}", f"n{node % len(nodes)}"): amount for (name, node), amount in places.items()}
@@ -47,6 +49,7 @@ def test_the_kernel_equals_the_reference_implementation(
     begun = {name: (at, found.nodes[found.node_rows[row]].name) for row, (name, at) in enumerate(starts(found).items())
              if found.node_rows[row] >= 0}  # fmt: skip
     assert begun == wanted
+    assert not list(find_violations(found, []))
 
 
 @given(

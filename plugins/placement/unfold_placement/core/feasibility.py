@@ -12,35 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_placement._types import FloatArray, Int32Array, Int64Array, MaskArray
+from unfold_placement._types import Int32Array, Int64Array, MaskArray
 from unfold_placement.core import kernel
+from unfold_placement.core.devices import list_unusable, measure_room
 from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.state import StateArrays, build_max_tree
 from unfold_placement.core.types import ANYWHERE, MANY, MILLI, QUEUE, Task
-from unfoldkit.jit import compiled
-
-
-@compiled
-def forecast_free_times(state: StateArrays, task: int, now: float, running: Int32Array, free_at: FloatArray) -> None:
-    """Write when each node has room for a task.
-
-    Args:
-        state: The arrays.
-        task: Row of the task.
-        now: The current time in seconds.
-        running: Rows of the running tasks, ordered by end.
-        free_at: [nodes] receives times in seconds, infinity for never.
-    """
-    free = state.free.copy()
-    free_at[:] = np.inf
-    for step in range(-free.shape[0], running.size):
-        node = step + free.shape[0] if step < 0 else state.task_node[running[step]]
-        fits = free_at[node] == np.inf
-        for kind in range(free.shape[1]):
-            free[node, kind] += state.demand[running[step], kind] if step >= 0 else 0
-            fits = fits and state.demand[task, kind] <= free[node, kind]
-        if fits:
-            free_at[node] = state.end_s[running[step]] if step >= 0 else now
 
 
 @dataclass(slots=True)
@@ -92,12 +69,12 @@ class EmptyCluster:
         for row in self._distinct_rows(rows):
             kernel.call_mark_fitting(empty, row, QUEUE, marks)
             fitting |= marks
-            forecast_free_times(state, row, self.table.now, running, ready)
+            kernel.forecast_free_times(state, row, self.table.now, running, ready)
             free_at = np.minimum(free_at, np.where(marks, ready, np.inf))
         # the run time of a task on a live cluster may be unknown: its end is then in the past
         free_at = np.maximum(free_at, self.table.now)
-        demanded = state.demand[rows].sum(axis=0) > 0
-        free = (state.free / np.maximum(self.capacity, 1))[:, demanded].sum(axis=1)
+        demanded = self.table.demand_by_kind[rows].sum(axis=0) > 0
+        free = (state.free[:, : demanded.size] / np.maximum(self.capacity, 1))[:, demanded].sum(axis=1)
         candidates = np.flatnonzero(fitting)
         candidates = candidates[np.lexsort((-free[candidates], free_at[candidates]))]
         return self._shortest_prefix(rows, candidates)
@@ -140,10 +117,13 @@ class EmptyCluster:
             self.capacity = np.array(rows, np.int64).reshape(len(table.nodes), len(table.resource_kinds))
         if self.seen_version != self.rules_version or self.state is None:
             self.seen_version, self.reasons = self.rules_version, {}
-            free = np.where(state.is_up[:, None] > 0, self.capacity, -1)
+            free, device_used = self._empty_amounts()
+            free = np.where(state.is_up[:, None] > 0, free, -1)
             self.state = state._replace(
                 free=free,
                 free_tree=build_max_tree(free),
+                device=state.device.copy(),
+                device_used=device_used,
                 available=np.where(state.terminating > 0, 0, state.capacity),
                 pool=np.where(state.scope > 0, MANY * MILLI, 0),
                 is_reserved=np.zeros_like(state.is_reserved),
@@ -156,6 +136,14 @@ class EmptyCluster:
             self.seen_version = -1
             return self._refresh()
         return self.state
+
+    def _empty_amounts(self) -> tuple[Int64Array, Int64Array]:
+        """Return ``free`` and ``device_used`` as if nothing ran."""
+        columns = self.table.state.device_kinds
+        if not columns.size:
+            return self.capacity, self.table.state.device_used
+        used = list_unusable(self.table.nodes, [self.table.resource_kinds[column] for column in columns])
+        return np.column_stack([self.capacity, measure_room(self.capacity[:, columns], used)]), used
 
     def _find_reason(self, unit: Sequence[Task], rows: Int32Array, requested: Int32Array) -> str:
         table, state = self.table, self._refresh()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_placement._types import Int32Array, Int64Array, MaskArray
+from unfold_placement._types import FloatArray, Int32Array, Int64Array, MaskArray
 from unfold_placement.core.state import COUNTERS, StateArrays
+from unfold_placement.core.types import MILLI, ROOM_OF_DEVICE
 from unfoldkit.jit import compiled, without_dispatch
 
 NOT_SUBMITTED, WAITING, RUNNING, DONE, REFUSED = range(5)
@@ -117,10 +118,53 @@ def has_node_resources(state: StateArrays, task: int, node: int, phase: int) -> 
 
 
 @compiled
+def update_device_room(device_kinds: Int64Array, free: Int64Array, used: Int64Array, node: int) -> None:
+    """Update the device room of a node after its free amounts or its shares changed."""
+    for index in range(device_kinds.size):
+        in_shares, largest = 0, 0
+        for device in range(used.shape[2]):
+            if used[node, index, device] > 0:
+                in_shares += MILLI - used[node, index, device]
+                largest = max(largest, MILLI - used[node, index, device])
+        whole = max(free[node, device_kinds[index]] - in_shares, 0) // MILLI
+        free[node, free.shape[1] - device_kinds.size + index] = whole * ROOM_OF_DEVICE + largest
+
+
+@compiled
+def choose_device(used: Int64Array, node: int, index: int, share: int) -> int:
+    """Return the device of which a share is taken: the fullest with room, else a free one.
+
+    Where none has room, as on a live node that holds more than it should, it is the emptiest.
+    """
+    best, emptiest = -1, 0
+    for device in range(used.shape[2]):
+        if used[node, index, device] < used[node, index, emptiest]:
+            emptiest = device
+        has_room = used[node, index, device] + share <= MILLI
+        if has_room and (best < 0 or used[node, index, device] > used[node, index, best]):
+            best = device
+    return best if best >= 0 else emptiest
+
+
+@compiled
+def shift_shares(state: StateArrays, task: int, node: int, sign: int) -> None:
+    """Add a task's shares of devices to a node's free amounts; -1 subtracts. Shares of a running task do not move."""
+    for index in range(state.device_kinds.size):
+        share = state.demand[task, state.device_kinds[index]] % MILLI
+        if share > 0:
+            if sign < 0 and state.status[task] != RUNNING:
+                state.device[task, index] = choose_device(state.device_used, node, index, share)
+            state.device_used[node, index, state.device[task, index]] -= sign * share
+    update_device_room(state.device_kinds, state.free, state.device_used, node)
+
+
+@compiled
 def shift_allocation(state: StateArrays, task: int, node: int, phase: int, sign: int) -> None:
     """Add a task's demand, and its requests of phases before ``phase``, to a node's free amounts; -1 subtracts."""
-    for kind in range(state.demand.shape[1]):
+    for kind in range(state.demand.shape[1] - state.device_kinds.size):
         state.free[node, kind] += sign * state.demand[task, kind]
+    if state.device_kinds.size > 0:
+        shift_shares(state, task, node, sign)
     update_free_tree(state, node)
     for index in range(state.requested.shape[1]):
         resource = state.requested[task, index]
@@ -295,6 +339,34 @@ def assign_unit(state: StateArrays, tasks: Int32Array, phase: int, allowed: Mask
     for index in range(count):
         release(state, tasks[index], assigned[index], phase)
     return count == tasks.size
+
+
+@compiled
+def forecast_free_times(state: StateArrays, task: int, now: float, running: Int32Array, free_at: FloatArray) -> None:
+    """Write when each node has room for a task.
+
+    Args:
+        state: The arrays.
+        task: Row of the task.
+        now: The current time in seconds.
+        running: Rows of the running tasks, ordered by end.
+        free_at: [nodes] receives times in seconds, infinity for never.
+    """
+    free, used = state.free.copy(), state.device_used.copy()
+    kinds = free.shape[1] - state.device_kinds.size
+    free_at[:] = np.inf
+    for step in range(-free.shape[0], running.size):
+        node = step + free.shape[0] if step < 0 else state.task_node[running[step]]
+        if step >= 0:
+            for kind in range(kinds):
+                free[node, kind] += state.demand[running[step], kind]
+            for index in range(state.device_kinds.size):
+                share = state.demand[running[step], state.device_kinds[index]] % MILLI
+                if share > 0:
+                    used[node, index, state.device[running[step], index]] -= share
+            update_device_room(state.device_kinds, free, used, node)
+        if free_at[node] == np.inf and fits_demand(state.demand, free, task, node):
+            free_at[node] = state.end_s[running[step]] if step >= 0 else now
 
 
 @compiled

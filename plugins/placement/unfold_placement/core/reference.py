@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from unfold_placement.core.devices import DeviceLedger, has_shares, open_ledgers
 from unfold_placement.core.types import ANYWHERE, MILLI, Ask, Node, Task
 
 ResourceAmounts = Mapping[tuple[str, str], int]
@@ -20,6 +21,8 @@ def replay_reference(
 ) -> dict[str, tuple[float, str]]:
     """Return start (s) and node of each task that starts, while the ephemeral resources do not change."""
     free = {node.name: dict(node.capacity) for node in nodes}
+    # without shares the devices of a node are an amount like any other
+    ledgers = open_ledgers(nodes) if any(map(has_shares, tasks)) else {}
     available = {key: amount * MILLI for key, amount in resources.items()}
     asks = {task.name: list(task_asks) for task, task_asks in zip(tasks, requests, strict=True)}
     arriving = sorted(tasks, key=lambda task: task.arrival)
@@ -31,12 +34,23 @@ def replay_reference(
         for run in [run for run in running if run[0] <= now]:
             running.remove(run)
             _change(free, available, run[1], asks[run[1].name], run[2].name, 1)
+            if ledgers:
+                ledgers[run[2].name].give_back(run[1])
         while arriving and arriving[0].arrival <= now:
             queue.append(arriving.pop(0))
         for task in list(queue):
-            node = next((n for n in nodes if _fits(free, available, task, asks[task.name], n.name)), None)
+            node = next(
+                (
+                    node
+                    for node in nodes
+                    if _fits(free, available, task, asks[task.name], node.name) and _has_devices(ledgers, task, node)
+                ),
+                None,
+            )
             if node is not None:
                 queue.remove(task)
+                if ledgers:
+                    ledgers[node.name].take(task)
                 _change(free, available, task, asks[task.name], node.name, -1)
                 running.append((now + task.run_seconds(node), task, node))
                 starts[task.name] = now, node.name
@@ -58,6 +72,10 @@ def _fits(
     return fits_demand and all(
         available.get(_resource_key(ask.name, node, available), 0) >= ask.amount * MILLI for ask in asks
     )
+
+
+def _has_devices(ledgers: Mapping[str, DeviceLedger], task: Task, node: Node) -> bool:
+    return not ledgers or ledgers[node.name].find(task.demand) is not None
 
 
 def _change(

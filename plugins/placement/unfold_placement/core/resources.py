@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from unfold_placement._types import Int64Array
 from unfold_placement.core import kernel
+from unfold_placement.core.devices import device_need, has_shares, track_devices
 from unfold_placement.core.state import (
     MAX_REQUESTS,
     StateArrays,
@@ -70,6 +72,11 @@ class ResourceTable:
         """The current time in seconds."""
         return float(self.state.clock[0])
 
+    @property
+    def demand_by_kind(self) -> Int64Array:
+        """The [tasks, kinds] demand of the kinds, without the columns for devices."""
+        return self.state.demand[:, : len(self.resource_kinds)]
+
     def add_tasks(self, tasks: Sequence[Task], requests: Sequence[Requests]) -> None:
         """Add tasks that are not submitted yet, with the ephemeral resources that each requests.
 
@@ -81,6 +88,8 @@ class ResourceTable:
             for ask, _ in task_requests:
                 self.name_id(ask.name)
         first_row, count = len(self.tasks), len(self.tasks) + len(tasks)
+        if not self.state.device_kinds.size and any(has_shares(task) for task in tasks):
+            self.state = track_devices(self.state, self.nodes, self.resource_kinds)
         self.state = grow_tasks(self.state, count)
         kind_columns = {kind: column for column, kind in enumerate(self.resource_kinds)}
         node_types = list_node_types(self.nodes)
@@ -91,6 +100,7 @@ class ResourceTable:
             self.state.arrival_s[row] = task.arrival
             self._write_requests(row, task_requests)
             self.task_rows[task.name] = row
+        self._write_device_needs(first_row, count)
         self.tasks.extend(tasks)
         self.state = grow_log(self.state, 4 * count + 64)
 
@@ -249,6 +259,10 @@ class ResourceTable:
         if len(requests) > MAX_REQUESTS:
             message = f"task {task.name} requests {len(requests)} ephemeral resources, the maximum is {MAX_REQUESTS}"
             raise user_error(message, key="policy")
+
+    def _write_device_needs(self, first_row: int, end_row: int) -> None:
+        demand = self.state.demand[first_row:end_row]
+        demand[:, len(self.resource_kinds) :] = device_need(demand[:, self.state.device_kinds])
 
     def _write_requests(self, row: int, requests: Requests) -> None:
         state = self.state

@@ -21,7 +21,7 @@ COUNTERS = 9
 """Length of :attr:`StateArrays.counters`; ``kernel.py`` names its entries."""
 TASK_FILL = {
     "demand": 0, "requested": -1, "requested_amount": 0, "request_phase": 0, "run_s": 0.0, "arrival_s": 0.0,
-    "status": 0, "task_node": -1, "start_s": 0.0, "end_s": 0.0, "recheck": 0, "is_owner": 0, "queue": 0,
+    "status": 0, "task_node": -1, "start_s": 0.0, "end_s": 0.0, "recheck": 0, "is_owner": 0, "device": -1, "queue": 0,
 }  # fmt: skip
 """Arrays with a row per task, and the value of a row in which no task is."""
 RESOURCE_FILL = {"column": -1, "scope": 0, "pool": 0}
@@ -33,7 +33,8 @@ class StateArrays(NamedTuple):
     """Every array of a cluster and its tasks. Amounts are in thousandths, times in seconds.
 
     Attributes:
-        demand: [tasks, kinds] demand of cpu, gpu, memory and so on.
+        demand: [tasks, columns] demand of cpu, gpu, memory and so on, then the device room that each task needs
+            (:mod:`unfold_placement.core.devices`).
         requested: [tasks, requests] ids of requested ephemeral resources, -1 where a task requests fewer.
         requested_amount: [tasks, requests] their amounts.
         request_phase: [tasks, requests] the phases of the policies that request them.
@@ -47,13 +48,16 @@ class StateArrays(NamedTuple):
         recheck: [tasks] which nodes the matcher examines next: ``ALL_NODES``, ``DIRTY_NODES_ONLY`` or none
             (``BLOCKED``).
         is_owner: [tasks] 1 where a task may use reserved nodes.
-        free: [nodes, kinds] free capacity.
-        free_tree: [2 x leaves, kinds] maxima of ``free`` over subtrees, root at 1; node ``n`` is leaf ``leaves + n``.
+        device: [tasks, device kinds] device of which a task holds or held a share, -1 for none.
+        free: [nodes, columns] free capacity, then the device room.
+        free_tree: [2 x leaves, columns] maxima of ``free`` over subtrees, root at 1; node ``n`` is leaf ``leaves + n``.
             A leaf without a node holds -1, so that nothing fits there.
         available: [nodes, columns] unheld amounts of ephemeral resources on nodes.
         capacity: [nodes, columns] their total amounts.
         terminating: [nodes, columns] 1 where a resource was deleted while tasks hold it.
         node_type: [nodes] index of the node type.
+        device_kinds: [device kinds] their columns in ``demand``; none while no task demands a fraction.
+        device_used: [nodes, device kinds, devices] amounts held in shares, or missing, of each device.
         is_up: [nodes] 1 where tasks may start.
         is_reserved: [nodes] 1 where only the tasks of ``is_owner`` may start.
         is_dirty: [nodes] 1 where capacity was freed or created since the last match.
@@ -85,12 +89,15 @@ class StateArrays(NamedTuple):
     end_s: FloatArray
     recheck: MaskArray
     is_owner: MaskArray
+    device: Int32Array
     free: Int64Array
     free_tree: Int64Array
     available: Int64Array
     capacity: Int64Array
     terminating: MaskArray
     node_type: Int32Array
+    device_kinds: Int64Array
+    device_used: Int64Array
     is_up: MaskArray
     is_reserved: MaskArray
     is_dirty: MaskArray
@@ -130,12 +137,15 @@ def allocate_state(nodes: Sequence[Node], resource_kinds: Sequence[str]) -> Stat
         end_s=zeros(0),
         recheck=zeros(0, np.uint8),
         is_owner=zeros(0, np.uint8),
+        device=zeros((0, 0), np.int32),
         free=free,
         free_tree=build_max_tree(free),
         available=zeros((count, 4), np.int64),
         capacity=zeros((count, 4), np.int64),
         terminating=zeros((count, 4), np.uint8),
         node_type=np.array([node_types.index(node.labels.get("type", "")) for node in nodes], np.int32),
+        device_kinds=zeros(0, np.int64),
+        device_used=zeros((count, 0, 0), np.int64),
         is_up=np.ones(count, np.uint8),
         is_reserved=zeros(count, np.uint8),
         is_dirty=zeros(count, np.uint8),

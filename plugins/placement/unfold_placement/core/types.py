@@ -10,6 +10,8 @@ from unfoldkit.api import UnfoldError, user_error
 
 MILLI = 1000
 """Capacities and demands are integers in thousandths of a unit."""
+ROOM_OF_DEVICE = MILLI + 1
+"""Device room of a free device: more than any share of a device in use."""
 MANY = 1 << 30
 """Amount of an ephemeral resource without a limit: more than any task requests."""
 PODS = "pods"

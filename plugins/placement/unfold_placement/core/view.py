@@ -304,7 +304,7 @@ class View:
     def free_amounts(self, node: str) -> dict[str, int]:
         """Return the free capacity of a node by kind, in thousandths."""
         row = self.table.state.free[self.table.node_rows[node]]
-        return dict(zip(self.table.resource_kinds, row.tolist(), strict=True))
+        return dict(zip(self.table.resource_kinds, row.tolist(), strict=False))
 
     def node_of(self, task: Task) -> str:
         """Return the name of the node on which a task runs or ran last."""
@@ -344,12 +344,13 @@ class View:
         running = np.flatnonzero(state.status[: len(table.tasks)] == kernel.RUNNING)
         node_types = state.node_type[state.task_node[running]]
         remaining_s = state.run_s[running, node_types] + state.start_s[running] - self.now
-        work = (state.demand[running] * remaining_s[:, None]).sum(axis=0) + np.cumsum(
-            state.demand[waiting] * state.run_s[waiting].min(axis=1)[:, None], 0
+        demand = table.demand_by_kind
+        work = (demand[running] * remaining_s[:, None]).sum(axis=0) + np.cumsum(
+            demand[waiting] * state.run_s[waiting].min(axis=1)[:, None], 0
         )
         totals = np.array([self.total_capacity(kind) for kind in table.resource_kinds])
         supply = totals * (deadlines - self.now)[:, None]
-        is_late = ((work > supply + DEMAND_TOLERANCE) & (state.demand[waiting] > 0)).any(axis=1)
+        is_late = ((work > supply + DEMAND_TOLERANCE) & (demand[waiting] > 0)).any(axis=1)
         return float(deadlines[is_late.argmax()]) if is_late.any() else 0.0
 
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import LOGGED_KINDS
+from unfold_placement.core.devices import has_shares, open_ledgers
 from unfold_placement.core.policy import Policy, call_hook, policy_error
 from unfold_placement.core.types import DOWN, MILLI, UP, Node, NodeChange, Task
 from unfold_placement.policies.registry import CUSTOM, PolicyRule
@@ -73,6 +74,8 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
     group_keys = {options["by"] for _, options in checks if "by" in options}
     state = AuditState(result.nodes, groups={key: defaultdict(Counter) for key in group_keys})
     used = {node.name: Counter[str]() for node in result.nodes}
+    # without shares the devices of a node are an amount like any other
+    ledgers = open_ledgers(result.nodes) if any(map(has_shares, result.tasks)) else {}
     starts: dict[str, list[float]] = defaultdict(list)
     outages = Outages(deque(result.node_changes), state.closed)
     log = result.log
@@ -86,8 +89,12 @@ def find_violations(result: SimulationResult, rules: Sequence[PolicyRule]) -> It
             starts[task.name].append(time)
             yield from outages.check_start(time, task, node)
             yield from _check_start(state, used[node.name], task, node, checks)
+            if ledgers and not ledgers[node.name].take(task):
+                yield f"{time:g} s: {task.name} on {node.name}: no device there has room for its share"
         elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
             used[node.name].subtract(task.demand)
+            if ledgers:
+                ledgers[node.name].give_back(task)
             yield from outages.check_end(time, starts[task.name][-1], task, node)
     for rule in sorted(rules, key=lambda rule: rule.name != "gang"):
         if rule.name == "gang":
@@ -353,15 +360,22 @@ def _check_barrier(_options: Options, state: AuditState, task: Task, _node: Node
     return f"{early[0]} has not ended" if early else ""
 
 
+def _may_hold(node: Node, task: Task) -> bool:
+    """Return whether an empty node has the capacity, and a label with the type, that a task needs."""
+    has_type = not task.types or any(label in task.types for label in node.labels.values())
+    return has_type and all(node.capacity.get(kind, 0) >= amount for kind, amount in task.demand.items())
+
+
 def _check_priority(options: Options, state: AuditState, task: Task, node: Node) -> str:
     if options["backfill"]:
         return ""
     higher = [other for other in state.waiting.values() if other.priority > task.priority and other.size == 1]
-    # a task that waits for other tasks to start or end blocks no lower class
+    # a task that waits for other tasks to start or end, or that no node can hold now, blocks no lower class
     blocking = [
         other
         for other in higher
         if not (other.follows or other.avoids or other.role == "worker" or _check_barrier(options, state, other, node))
+        and any(_may_hold(place, other) for place in state.nodes if place.name not in state.closed)
     ]
     return f"{blocking[0].name} of a higher class waits" if blocking else ""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from unfold_placement._types import FloatArray, Int64Array
 from unfold_placement.core import kernel
+from unfold_placement.core.devices import open_ledgers
 from unfold_placement.core.types import DOWN, MILLI, PODS, UP, Task
 from unfold_placement.simulation.simulator import SimulationResult
 
@@ -204,7 +205,7 @@ def compute_utilisation(result: SimulationResult, pieces: Sequence[Piece]) -> tu
     for piece in pieces:
         if piece.useful_s < piece.end_s - piece.start_s:
             run_s[piece.row] += piece.useful_s
-    used = (result.table.state.demand[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
+    used = (result.table.demand_by_kind[: len(result.tasks)] * run_s[:, None]).sum(axis=0)
     offered = _total_capacity(result) * (until_s - begin_s)
     for row, down_s, up_s in list_outages(result):
         outage_s = max(0.0, min(up_s, until_s) - max(down_s, begin_s))
@@ -316,7 +317,7 @@ def _share_distance(held: FloatArray, weights: FloatArray, unit: float, *, domin
 
 
 def _dominant_shares(result: SimulationResult) -> FloatArray:
-    demand = result.table.state.demand[: len(result.tasks)]
+    demand = result.table.demand_by_kind[: len(result.tasks)]
     return np.asarray((demand / np.maximum(_total_capacity(result), 1)).max(axis=1))
 
 
@@ -336,10 +337,12 @@ def _commonest_demands(demand: Int64Array, column: int) -> tuple[Int64Array, Flo
 
 
 def _sample_free_capacity(result: SimulationResult) -> Sequence[Int64Array]:
-    """Return the [nodes, kinds] free capacity after evenly spaced starts."""
-    kinds = result.table.resource_kinds
+    """Return the [nodes, columns] free capacity after evenly spaced starts; the columns are those of the demand."""
+    kinds, device_columns = result.table.resource_kinds, result.table.state.device_kinds.tolist()
+    devices = [kinds[column] for column in device_columns]
+    ledgers = list(open_ledgers(result.nodes).values()) if devices else []
     free = np.array([[node.capacity.get(kind, 0) for kind in kinds] for node in result.nodes], np.int64)
-    demand, log = result.table.state.demand, result.log
+    demand, log = result.table.demand_by_kind, result.log
     starts = np.flatnonzero(log.kinds == kernel.LOG_STARTED)
     sampled = set(starts[np.linspace(0, starts.size - 1, min(MAX_INSTANTS, starts.size)).astype(int)].tolist())
     outages = list_outages(result)
@@ -347,9 +350,15 @@ def _sample_free_capacity(result: SimulationResult) -> Sequence[Int64Array]:
     for entry in range(log.times.size):
         change = START_CHANGE.get(int(log.kinds[entry]), 0)
         if change:
-            free[log.nodes[entry]] -= change * demand[log.tasks[entry]]
+            row, task = log.nodes[entry], result.tasks[log.tasks[entry]]
+            free[row] -= change * demand[log.tasks[entry]]
+            if ledgers and change > 0:
+                ledgers[row].take(task)
+            elif ledgers:
+                ledgers[row].give_back(task)
         if entry in sampled:
-            sample = free.copy()
+            rooms = [ledger.room(devices) for ledger in ledgers] if ledgers else np.empty((len(free), 0), np.int64)
+            sample = np.column_stack([free, rooms])
             sample[[row for row, down_s, up_s in outages if down_s <= log.times[entry] < up_s]] = 0
             samples.append(sample)
     return samples

@@ -37,7 +37,17 @@ ATOMS = frozenset({int, float, str, bool, bytes, type(None), FunctionType, type,
 SHARED = frozenset({Task, Node, Ask, EphemeralResource, Event})
 """Immutable objects that copies share."""
 FIXED_ARRAYS = frozenset(
-    {"demand", "requested", "requested_amount", "request_phase", "run_s", "arrival_s", "arrival_order", "node_type"}
+    {
+        "demand",
+        "requested",
+        "requested_amount",
+        "request_phase",
+        "run_s",
+        "arrival_s",
+        "arrival_order",
+        "node_type",
+        "device_kinds",
+    }
 )
 """Arrays that no action changes."""
 SLOT_MARK = "~"
@@ -90,6 +100,7 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
     """
     table, state, view = controller.table, controller.table.state, controller.view
     running_form = tuple([(rename(task.name), node) for task, node, _ in running])
+    shares = _share_form(table, running) if state.device_kinds.size else ()
     waiting = tuple([rename(task.name) for task in view.waiting()])
     entries = tuple(
         sorted(
@@ -113,7 +124,17 @@ def canonical_key(controller: Controller, rename: Renaming, running: Running, *,
             if (column := columns[number]) >= 0
         )
     )
-    return running_form, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
+    return running_form, shares, waiting, entries, held, reserved, finished, timers, state.is_up.tobytes(), policies
+
+
+def _share_form(table: ResourceTable, running: Running) -> Hashable:
+    """Return which running tasks share a device, whatever the order of a node's devices."""
+    numbers: dict[tuple[str, int, int], int] = {}
+    return tuple(
+        numbers.setdefault((node, index, device), len(numbers))
+        for task, node, _ in running
+        for index, device in enumerate(table.state.device[table.task_rows[task.name]].tolist())
+    )
 
 
 def _policy_form(policy: Policy, rename: Renaming) -> Hashable:

@@ -42,8 +42,7 @@ def openb_tasks(path: Path, user: str = "qos", speedup: float = 1.0) -> Iterator
     """Yield the pods of an openb file as tasks.
 
     A pod that was never scheduled runs from creation to deletion, and one that was never deleted until the last time of
-    the file. A fraction of a GPU counts as such; the GPUs of one node are one pool. The column ``gpu_spec`` becomes the
-    task's types.
+    the file. A fraction of a GPU is a share of one device. The column ``gpu_spec`` becomes the task's types.
 
     Args:
         path: The file.

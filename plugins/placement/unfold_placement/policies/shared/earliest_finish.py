@@ -9,7 +9,6 @@ import numpy as np
 
 from unfold_placement._types import BoolArray, FloatArray, Int32Array, MaskArray
 from unfold_placement.core import kernel
-from unfold_placement.core.feasibility import forecast_free_times
 from unfold_placement.core.kernel import LOGGED, RUNNING, WAITING
 from unfold_placement.core.state import StateArrays
 from unfold_placement.core.view import Unit, View
@@ -172,7 +171,7 @@ class FinishForecast:
             running = np.flatnonzero(state.status == RUNNING).astype(np.int32)
             running = running[np.argsort(state.end_s[running], kind="stable")]
             self.free_at_by_shape[shape] = np.empty(len(state.is_up))
-            forecast_free_times(state, row, self.view.now, running, self.free_at_by_shape[shape])
+            kernel.forecast_free_times(state, row, self.view.now, running, self.free_at_by_shape[shape])
         return self.free_at_by_shape[shape]
 
 
