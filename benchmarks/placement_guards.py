@@ -69,8 +69,8 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         "openb: every 16th node, tasks of one day at most, arrivals squeezed to an offered GPU load of one.",
         "used: fraction of all GPUs in use until the last arrival; users are the classes of service.",
         "The longest wait is always that of a task of eight GPUs.",
-        "The aims refer to a model in which the GPUs of a node are one pool. By device, a fraction is a share of one GPU, "
-        "as in every replay: a task of eight waits for eight free ones.",
+        "The aims refer to a model in which the GPUs of a node are one pool.",
+        "By device, as in every replay, a fraction is a share of one GPU: a task of eight waits for eight free ones.",
     ]
     tables = {"policies": [*rows.values(), *by_device.values()]}
     return {"metrics": metrics, "aims": aims, "tables": tables, "notes": notes}
