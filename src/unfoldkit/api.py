@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
-    from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, time_axis
+    from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict, label_metrics, time_axis
     from unfoldkit.run_context import Progress, Run, ignore_progress
     from unfoldkit.run_directory import RunDir, fingerprint
     from unfoldkit.serving.service import Service
@@ -108,7 +108,7 @@ _PLACES = {
         "Stop",
         "Timeline",
     ),
-    "unfoldkit.report": ("Cell", "Column", "Metric", "Report", "Table", "Verdict", "time_axis"),
+    "unfoldkit.report": ("Cell", "Column", "Metric", "Report", "Table", "Verdict", "label_metrics", "time_axis"),
     "unfoldkit.run_directory": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),
     "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
@@ -194,6 +194,7 @@ __all__ = [
     "hookimpl",
     "ignore_progress",
     "internal_error",
+    "label_metrics",
     "not_utf8",
     "time_axis",
     "user_error",

@@ -25,13 +25,18 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of the result. ``ok`` is whether it meets ``target``; ``timed`` marks a measured value."""
+    """A figure of the result.
+
+    ``ok`` is whether it meets ``target``, and ``timed`` marks a measured value. ``label`` says what it is, where the
+    words of its name are not enough.
+    """
 
     value: float | None
     unit: str = ""
     target: str | None = None
     ok: bool | None = None
     timed: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Report:
         decision: The plan itself, if there is one.
         provenance: What the result was made from.
         status: Whether the verb has finished, still runs, or was stopped; figures of the latter two are those so far.
+        question: What the headline answers, as one short sentence; empty where the headline says it.
     """
 
     kind: str
@@ -91,6 +97,7 @@ class Report:
     decision: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "finished"
+    question: str = ""
 
     @property
     def answer(self) -> str:
@@ -125,6 +132,7 @@ def to_data(report: Report) -> dict[str, Any]:
         "decision": to_plain(report.decision),
         "provenance": to_plain(report.provenance),
     }
+    data |= {"question": report.question} if report.question else {}
     return data if report.status == "finished" else data | {"status": report.status}
 
 
@@ -152,6 +160,7 @@ def from_data(data: Mapping[str, Any]) -> Report:
         decision=data.get("decision"),
         provenance=data.get("provenance", {}),
         status=data.get("status", "finished"),
+        question=data.get("question", ""),
     )
 
 
@@ -164,6 +173,11 @@ def without_measurements(report: Report) -> Report:
         figures=tuple(figure for figure in report.figures if not figure.timed),
         provenance={key: value for key, value in report.provenance.items() if key != "timed"},
     )
+
+
+def label_metrics(metrics: Mapping[str, Metric], labels: Mapping[str, str]) -> dict[str, Metric]:
+    """Return metrics with labels for those of which the name does not say what they are."""
+    return {name: replace(metric, label=labels.get(name, metric.label)) for name, metric in metrics.items()}
 
 
 def validate_report(result: Any, kind: str, verb: str) -> Iterator[str]:
@@ -203,7 +217,8 @@ def to_plain(value: Any) -> Any:
 
 def _metric_data(metric: Metric) -> dict[str, Any]:
     data = {"value": to_plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": to_plain(metric.ok)}
-    return data | {"timed": True} if metric.timed else data
+    data |= {"timed": True} if metric.timed else {}
+    return data | {"label": metric.label} if metric.label else data
 
 
 def _table_data(table: Table) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from unfoldkit.report import (
     Table,
     Verdict,
     from_data,
+    label_metrics,
     time_axis,
     to_data,
     to_plain,
@@ -89,3 +90,12 @@ def test_what_keeps_a_report_from_being_shown_is_told() -> None:
 def test_an_axis_of_times_has_the_unit_that_fits(longest: float, expected: str) -> None:
     """The unit is the largest of which the longest time holds more than four."""
     assert time_axis(longest)[0] == expected
+
+
+def test_a_question_and_labels_survive_and_are_left_out_where_there_are_none() -> None:
+    """Reports without them keep the form that they had."""
+    labelled = replace(REPORT, question="Is it cheap?", metrics=label_metrics(REPORT.metrics, {"cost": "price a day"}))
+    assert from_data(to_data(labelled)) == labelled
+    assert to_data(labelled)["metrics"]["cost"]["label"] == "price a day"
+    assert "question" not in to_data(REPORT)
+    assert "label" not in to_data(labelled)["metrics"]["took"]

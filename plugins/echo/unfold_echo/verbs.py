@@ -130,7 +130,8 @@ def _report(
     figures: tuple[AnyFigure, ...] = (),
 ) -> Report:
     subtitle = (f"{len(spec.message)} letters", f"{spec.repeat} times")
-    return Report("echo", verb, spec.name, verdict, headline, subtitle, metrics, tables, figures)
+    question = "Does the message come back?"
+    return Report("echo", verb, spec.name, verdict, headline, subtitle, metrics, tables, figures, question=question)
 
 
 def _decided(report: Report, decision: dict[str, object]) -> Report:

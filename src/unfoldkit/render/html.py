@@ -58,8 +58,9 @@ def _style() -> str:
 def _head(report: Report) -> str:
     facts = " · ".join(map(escape, report.subtitle))
     title = f"<h1>{escape(report.name)} <small>{escape(report.kind)} {escape(report.verb)}</small></h1>"
+    question = f'<p class="question">{_sentence(report.question)}</p>' if report.question else ""
     answer = f'<div class="answer {report.verdict}"><b>{report.answer}</b> · {_sentence(report.headline)}</div>'
-    return f'{title}<p class="dim">{facts}</p>{answer}'
+    return f'{title}<p class="dim">{facts}</p>{question}{answer}'
 
 
 def _cards(metrics: Mapping[str, Metric]) -> str:
@@ -80,7 +81,7 @@ def _grid(cards: Sequence[str], style: str = "cards") -> str:
 
 
 def _card(name: str, item: Metric) -> str:
-    return f'<div class="card"><span>{escape(_words(name, item.unit))}</span><b>{_value(item)}</b></div>'
+    return f'<div class="card"><span>{escape(item.label or _words(name, item.unit))}</span><b>{_value(item)}</b></div>'
 
 
 def _value(item: Metric) -> str:

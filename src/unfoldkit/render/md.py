@@ -22,7 +22,7 @@ def render(report: Report) -> str:
         f"## {_escape(report.name)} · {report.kind} {report.verb}",
         " · ".join(map(_escape, report.subtitle)),
     ]
-    parts += [f"**{report.answer}** · {_escape(report.headline)}", _metrics(report)]
+    parts += [_escape(report.question), f"**{report.answer}** · {_escape(report.headline)}", _metrics(report)]
     parts += [_figure(figure) for figure in report.figures]
     parts += [_table(table) for table in report.tables]
     parts += ["\n".join(f"- **{_escape(label)}** {_escape(text)}" for label, text in report.lines)]

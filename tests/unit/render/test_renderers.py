@@ -58,6 +58,17 @@ def test_a_format_is_the_same_bytes_for_the_same_report(renderer: object) -> Non
         assert not first.endswith("\n\n")
 
 
+def test_the_question_stands_above_the_answer_and_labels_replace_the_words_of_names() -> None:
+    """Pages and Markdown escape both."""
+    metrics = {"price": replace(REPORT.metrics["price"], label=f"price {EVIL}")}
+    asked = replace(REPORT, question=f"Is it cheap, {EVIL}?", metrics=metrics)
+    page, written = html.render(asked), md.render(asked)
+    assert 0 < page.index("Is it cheap, &lt;b&gt;") < page.index('class="answer no"')
+    assert "<span>price &lt;b&gt;" in page
+    assert 0 < written.index("Is it cheap, &lt;b>") < written.index("**no** · too dear")
+    assert "question" not in html.render(REPORT).split("</style>")[1]
+
+
 def test_the_answer_is_the_last_line_before_the_next_command() -> None:
     """Text puts the verdict under its reasons and the next command under that; no colour unless asked."""
     lines = text.render(REPORT).splitlines()

@@ -38,7 +38,13 @@ from unfold_cascade.report.quality import (
 )
 from unfold_cascade.report.tables import build_candidate_table, build_policy_table, build_stage_tables
 from unfold_cascade.report.threshold_tables import describe_with_thresholds
-from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict
+from unfoldkit.api import AnyFigure, Figure, Metric, Report, RunDir, Series, Verdict, label_metrics
+
+METRIC_LABELS = {
+    "loss_points": "loss on the test rows",
+    "certified_loss_points": "certified: loss at most",
+    "saving_lower_bound": "certified: saving at least",
+}
 
 
 def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Report:
@@ -50,9 +56,10 @@ def build_plan_report(solution: Solution, directory: RunDir, verb: str) -> Repor
         verb=verb,
         name=problem.name,
         verdict=Verdict.NO if solution.policy is None else Verdict.YES,
+        question=_question(solution),
         headline=_headline(solution, outcome, directory),
         subtitle=_subtitle(solution),
-        metrics=_build_metrics(solution, outcome),
+        metrics=label_metrics(_build_metrics(solution, outcome), METRIC_LABELS),
         tables=(
             build_policy_table(solution),
             *build_label_tables(solution, outcome),
@@ -221,12 +228,18 @@ def _headline(solution: Solution, outcome: Outcome, directory: RunDir) -> str:
     return sentences.not_certified(allowed_losses(solution), sentences.relaxations(selection.relaxations))
 
 
+def _question(solution: Solution) -> str:
+    goal = solution.problem.goal
+    allowed = "" if goal.max_loss is None else allowed_losses(solution)
+    return sentences.question(solution.baseline.name, allowed, goal.budget, solution.tables.unit)
+
+
 def _subtitle(solution: Solution) -> tuple[str, ...]:
     stages = solution.problem.zoo.stages
     models = sum(len(stage.models) for stage in stages) or len(solution.problem.recorded)
     return (
         sentences.count_of(len(stages), "stage"),
-        f"{models} models",
+        sentences.choice_of_models(models),
         f"{len(solution.problem.dataset.labels):,} cases",
     )
 

@@ -20,6 +20,11 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def choice_of_models(count: int) -> str:
+    """Count the models of which a cascade takes some."""
+    return f"{count} models to choose from"
+
+
 def loss(points: float) -> str:
     """Write a loss in points; a loss that rounds to zero has no sign."""
     return f"{round(points, 1) + 0.0:.1f}"
@@ -92,6 +97,13 @@ def over_budget(budget: float, unit: str, cheapest: float) -> str:
 def not_certified(allowed: str, relaxation: str) -> str:
     """State that no cascade is certified, and what would have to be allowed."""
     return f"no cascade is certified within {allowed}; minimal relaxation: {relaxation}"
+
+
+def question(baseline: str, allowed: str, budget: float | None, unit: str) -> str:
+    """Ask what a plan answers, under a limit of the loss or of the cost."""
+    if budget is not None:
+        return f"Does some cascade beat {baseline} at {format_amount(budget)} {unit} per case?"
+    return f"Is some cascade cheaper than {baseline}, and loses at most {allowed}?"
 
 
 def allowed_losses(max_loss: float, of_labels: Mapping[str, float]) -> str:

@@ -73,6 +73,7 @@ def build_measured_report(
         verb="serve",
         name=name,
         verdict=Verdict.YES if is_met else Verdict.NO,
+        question=sentences.ASK_FOR_MEASUREMENT,
         headline=sentences.describe_measured_replay(
             size, ENGINE_NAMES[replay.is_local], comparison.attainment, slo_s, trace.lost
         ),

@@ -26,6 +26,7 @@ GREEDY_STEPS_SHOWN = 3
 MAX_STAGES_OF_TABLE = 2
 LATENCY_POINTS, TAIL_LEVELS = 61, (0.97, 0.98, 0.99, 0.995, 0.999)
 """Levels of the distribution of latencies: evenly spaced ones, and more in the tail."""
+FRESH_SHARE = "fresh samples that keep the target"
 Lines = tuple[tuple[str, str], ...]
 
 
@@ -64,6 +65,7 @@ def build_plan_report(problem: Problem, confident: ConfidentPlan, analysis: Plan
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if confident.is_reached else Verdict.NO,
+        question=sentences.ask_for_plan(sentences.format_slo(problem.slo_s)),
         headline=_describe_verdict(problem, confident),
         subtitle=build_subtitle(problem),
         metrics={
@@ -111,9 +113,9 @@ def _build_share_metric(problem: Problem, confident: ConfidentPlan) -> Mapping[s
     if confident.share is None:
         return {}
     if problem.confidence is None:
-        return {"fresh_share": Metric(confident.share.share)}
+        return {"fresh_share": Metric(confident.share.share, label=FRESH_SHARE)}
     target = f"≥ {problem.confidence:g}"
-    return {"fresh_share": Metric(confident.share.share, target=target, ok=confident.is_reached)}
+    return {"fresh_share": Metric(confident.share.share, target=target, ok=confident.is_reached, label=FRESH_SHARE)}
 
 
 def _list_share_lines(problem: Problem, confident: ConfidentPlan) -> Lines:
@@ -170,9 +172,11 @@ def build_metrics(solution: Solution, tail_s: float, baselines: CoarseBaselines 
     return {
         "cost_per_hour": Metric(cost, "$/h"),
         "p99_ms": Metric(tail_s * 1e3, "ms", target=target, ok=tail_s <= checker.slo_s),
-        "gap_percent": Metric(solution.gap * 100, "%"),
-        "greedy_excess_percent": Metric((greedy_cost / cost - 1) * 100 if greedy_cost and cost else None, "%"),
-        "coarse_peak_ratio": Metric(peak_ratio, "x"),
+        "gap_percent": Metric(solution.gap * 100, "%", label="possible saving at most"),
+        "greedy_excess_percent": Metric(
+            (greedy_cost / cost - 1) * 100 if greedy_cost and cost else None, "%", label="greedy plan costs more by"
+        ),
+        "coarse_peak_ratio": Metric(peak_ratio, "x", label="one unit for the peak costs"),
     }
 
 

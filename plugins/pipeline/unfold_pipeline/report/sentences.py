@@ -37,6 +37,19 @@ def _pluralize(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+ASK_FOR_MEASUREMENT = "Are real queries answered in time?"
+
+
+def ask_for_plan(targets: str) -> str:
+    """Ask what a plan answers."""
+    return f"Is there a plan that keeps {targets}, and what does the cheapest cost?"
+
+
+def ask_for_replay(targets: str) -> str:
+    """Ask what the replay of a trace answers."""
+    return f"Is {targets} kept on this trace, and at what price?"
+
+
 # the plan
 
 

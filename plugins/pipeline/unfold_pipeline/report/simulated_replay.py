@@ -44,6 +44,7 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
+        question=sentences.ask_for_replay(sentences.format_slo(slo_s)),
         headline=sentences.describe_attainment(attainment, slo_s, trace.hourly_cost, chosen.name, replicas),
         subtitle=_build_subtitle(problem, live),
         metrics={

@@ -62,6 +62,9 @@ QUANTILES = 100
 """Steps of the distribution of waits."""
 
 
+ASK_FOR_PLAN = "Does every task run, and is every rule of the policy kept?"
+
+
 def plan_report(screening: Screening, solution: Solution) -> Report:
     """Build the report of a plan."""
     policy, baseline = solution.policy, solution.baseline
@@ -78,6 +81,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if is_good else Verdict.NO,
+        question=ASK_FOR_PLAN,
         headline=_headline(policy, baseline, screening.reasons, starvation if starves else None),
         subtitle=_subtitle(problem.policy_names, policy.result),
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},
@@ -110,9 +114,9 @@ def plan_metrics(policy: Replay, baseline: Replay, reasons: Mapping[str, str]) -
         "makespan_s": Metric(figures.makespan_s, "s"),
         "wait_mean_s": Metric(figures.wait_mean_s, "s"),
         "wait_p95_s": Metric(figures.wait_p95_s, "s"),
-        "fairness": Metric(figures.fairness),
-        "utilisation": Metric(figures.utilisation),
-        "fragmentation": Metric(figures.fragmentation),
+        "fairness": Metric(figures.fairness, label="fairness (Jain's index, at most 1)"),
+        "utilisation": Metric(figures.utilisation, label=f"{figures.bottleneck} in use until the last start"),
+        "fragmentation": Metric(figures.fragmentation, label=f"free {figures.bottleneck} that no typical task can use"),
         "preemptions": Metric(figures.preemptions),
         "restarts": Metric(figures.restarts),
         "lost_gpu_hours": Metric(figures.lost_hours.get("gpu", 0.0), "h"),

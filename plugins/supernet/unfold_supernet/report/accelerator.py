@@ -30,6 +30,7 @@ def build_study_report(problem: StudyProblem, study: Study | DeadlineMissed) -> 
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES,
+        question=sentences.ASK_FOR_STUDY,
         headline=_write_headline(problem, study),
         subtitle=_write_subtitle(problem, study),
         metrics=_collect_metrics(problem, study),

@@ -47,6 +47,7 @@ def build_module_report(problem: ModuleProblem, result: ModuleResult, directory:
         verb="train",
         name=problem.name,
         verdict=Verdict.YES if result.verdict.is_met else Verdict.NO,
+        question=sentences.ASK_FOR_TRAINING,
         headline=headline,
         subtitle=(
             f"{len(scores)} members",

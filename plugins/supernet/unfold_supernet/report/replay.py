@@ -127,6 +127,7 @@ def _build_report(problem: ReplayProblem, verb: str, results: Sequence[PolicyRes
         verb=verb,
         name=problem.name,
         verdict=Verdict.YES if is_met else Verdict.NO,
+        question=sentences.ASK_FOR_REPLAY,
         headline=sentences.state_replay(problem.task, outcome.attainment, spec_result.accuracy, measured=measured),
         subtitle=(f"{count:,} requests", f"{rate:,.0f}/s", _describe_deadlines(problem), spec_result.name),
         metrics=_collect_metrics(problem, results, comparison, timed=measured),

@@ -13,6 +13,10 @@ from unfoldkit.api import format_bytes, format_count
 MAX_LISTED = 3
 """Subnets that a sentence names."""
 
+ASK_FOR_TRAINING = "Is every size in this one set of weights worth having, and is the goal met?"
+ASK_FOR_STUDY = "Does a cache of shared weights save time on this accelerator?"
+ASK_FOR_REPLAY = "Are requests answered in time, and how accurately?"
+
 
 def format_percent(fraction: float) -> str:
     """Format a fraction as a percentage; what rounds to zero has no sign."""

@@ -37,6 +37,7 @@ from unfoldkit.api import (
     format_duration,
     format_money,
     format_percent,
+    label_metrics,
 )
 
 STAGE_COLUMNS = (
@@ -59,6 +60,13 @@ PLAN_COLUMNS = (
 )
 MIN_GAP_PERCENT = 0.05
 CAP_LEVEL = 0.95
+METRIC_LABELS = {
+    "static_ratio": "best fixed cluster costs",
+    "greedy_excess_percent": "greedy plan costs more by",
+    "gap_percent": "possible saving at most",
+    "mean_seconds": "mean end",
+    "promised_seconds": "promised end",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +138,9 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES,
+        question=sentences.ask_for_plan(problem.deadline_s, problem.budget_usd, problem.confidence),
         headline=headline,
-        metrics=_build_metrics(analysis),
+        metrics=label_metrics(_build_metrics(analysis), METRIC_LABELS),
         tables=(_build_stage_table(analysis), _build_plan_table(analysis)),
         figures=(
             draw_cluster(plan, goal),

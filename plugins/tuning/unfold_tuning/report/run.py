@@ -48,6 +48,7 @@ def report_run(
         verb="train",
         name=name,
         verdict=Verdict.YES if is_good else Verdict.NO,
+        question=sentences.ASK_FOR_RUN,
         headline=_build_headline(config, outcome, metric, is_late=is_late),
         subtitle=_build_subtitle(config, ledger),
         metrics=_build_metrics(config, ledger, outcome, predicted, metric),

@@ -196,6 +196,17 @@ def describe_reduced_samples(samples: int) -> str:
     return f"{samples:,} simulated runs, because the largest stage has many trials"
 
 
+def ask_for_plan(deadline_s: float | None, budget_usd: float | None, confidence: float) -> str:
+    """Ask what a plan answers."""
+    if deadline_s is None:
+        return f"Can the search end for at most {format_money(budget_usd or 0)}, and how soon?"
+    limit = f"within {format_duration(deadline_s)} with probability {format_percent(confidence)}"
+    return f"Can the search end {limit}, and what does it cost?"
+
+
+ASK_FOR_RUN = "Did a trial win, in time and within the budget?"
+
+
 def describe_goal(deadline_s: float | None, budget_usd: float | None, confidence: float) -> str:
     """Describe the constraint of the search in the subtitle."""
     limit = format_duration(deadline_s) if deadline_s is not None else format_money(budget_usd or 0)

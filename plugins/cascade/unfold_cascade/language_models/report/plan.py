@@ -23,12 +23,21 @@ from unfold_cascade.language_models.report import sentences
 from unfold_cascade.language_models.report.route_flow import draw_route_flow, list_gates
 from unfold_cascade.planner.paired_test import upper_proportion
 from unfold_cascade.report.gate_quality import draw_reliability, draw_risk_coverage
-from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict
+from unfold_cascade.report.sentences import choice_of_models
+from unfoldkit.api import AnyFigure, Cell, Column, Figure, Metric, Report, RunDir, Series, Table, Verdict, label_metrics
 
 SCHEMA = "unfold_cascade.routing/1"
 INTERVAL = 0.95
 Z = 1.959964
 WEAK_AUC = 0.6
+METRIC_LABELS = {
+    "cost_ratio": "cost, as a share of the reference's",
+    "saving_low": "saving, lower end (95 %)",
+    "saving_high": "saving, upper end (95 %)",
+    "loss_points": "loss on the test rows",
+    "certified_loss_points": "certified: loss at most",
+    "loss_bound_points": "loss, upper bound",
+}
 
 
 def build_routing_report(solution: RoutingSolution, directory: RunDir, verb: str) -> Report:
@@ -41,9 +50,10 @@ def build_routing_report(solution: RoutingSolution, directory: RunDir, verb: str
         verb=verb,
         name=problem.name,
         verdict=Verdict.YES if solution.route is not None else Verdict.NO,
+        question=sentences.question(problem.log.models[solution.reference], problem.limits.max_loss),
         headline=_headline(solution, outcome, reference),
-        subtitle=(f"{len(problem.log.models)} models", f"{len(problem.log):,} requests"),
-        metrics=_build_metrics(solution, outcome, reference),
+        subtitle=(choice_of_models(len(problem.log.models)), f"{len(problem.log):,} requests"),
+        metrics=label_metrics(_build_metrics(solution, outcome, reference), METRIC_LABELS),
         tables=(_build_model_table(solution), *_build_route_tables(solution, outcome)),
         figures=_build_figures(solution, outcome),
         lines=tuple(_list_lines(solution, outcome, reference)),

@@ -35,6 +35,11 @@ def limit(loss: float) -> str:
     return f"{100 * loss:g} point" if loss == 0.01 else f"{100 * loss:g} points"
 
 
+def question(reference: str, max_loss: float) -> str:
+    """Ask what a plan answers."""
+    return f"Is some route cheaper than {reference}, and loses at most {100 * max_loss:g} points?"
+
+
 def headline(saving: float, reference: str, cost: float, max_loss: float, confidence: float) -> str:
     """State what a certified route saves."""
     start = f"saves {percent(saving)} of the cost of {reference} alone ({dollars(cost)})"

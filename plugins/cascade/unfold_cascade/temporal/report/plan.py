@@ -25,9 +25,23 @@ from unfold_cascade.temporal.report.tables import (
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.cost import compute_savings
 from unfold_cascade.temporal.simulation.policy import StagePolicy
-from unfoldkit.api import Metric, Report, RunDir, Verdict
+from unfoldkit.api import Metric, Report, RunDir, Verdict, label_metrics
 
 MetricValue = tuple[float | None, str]
+METRIC_LABELS = {
+    "certified_loss_points": "certified: loss at most",
+    "loss_points": "loss on the test patients",
+    "loss_points_low": "that loss, lower end (95 %)",
+    "loss_points_high": "that loss, upper end (95 %)",
+    "loss_points_interval": "that loss, half the interval",
+    "saving_lower_bound": "certified: saving at least",
+    "naive_price_saving": "price saving, both without memory",
+    "naive_flops_saving": "FLOPs saving, both without memory",
+    "naive_loss_points": "loss, both without memory",
+    "tuned_price_saving": "price saving, not certified",
+    "tuned_flops_saving": "FLOPs saving, not certified",
+    "tuned_loss_points": "loss, not certified",
+}
 
 
 def build_profile_report(study: Study, directory: RunDir) -> Report:
@@ -65,9 +79,10 @@ def build_plan_report(solution: Solution, verb: str, directory: RunDir, attempt:
         verb=verb,
         name=solution.problem.name,
         verdict=Verdict.YES if solution.selection.is_certified else Verdict.NO,
+        question=_question(solution),
         headline=_headline(solution, directory),
         subtitle=_subtitle(solution),
-        metrics=_metrics(solution),
+        metrics=label_metrics(_metrics(solution), METRIC_LABELS),
         tables=(
             build_policy_table(solution),
             build_alert_table(solution),
@@ -107,6 +122,12 @@ def _headline(solution: Solution, directory: RunDir) -> str:
     )
 
 
+def _question(solution: Solution) -> str:
+    goal, cost = solution.problem.goal, solution.problem.cost
+    allowed = "" if goal.max_loss is None else f"{100 * goal.max_loss:g} points"
+    return shared.question(sentences.LATCHED, allowed, goal.budget, cost.unit or cost.by)
+
+
 def _refusal_reason(solution: Solution) -> str:
     """State why no cascade is certified where the loss is not the reason."""
     selection, goal = solution.selection, solution.problem.goal
@@ -122,7 +143,12 @@ def _subtitle(solution: Solution) -> tuple[str, ...]:
     cohorts = (study.train, study.calibrate, study.test)
     hours = sum(len(cohort.highest) for cohort in cohorts)
     patients = sum(cohort.entities for cohort in cohorts)
-    return f"{len(study.stages)} stages", f"{len(study.models) - 1} models", f"{patients:,} cases", f"{hours:,} hours"
+    return (
+        f"{len(study.stages)} stages",
+        shared.choice_of_models(len(study.models) - 1),
+        f"{patients:,} cases",
+        f"{hours:,} hours",
+    )
 
 
 def _metrics(solution: Solution) -> dict[str, Metric]:

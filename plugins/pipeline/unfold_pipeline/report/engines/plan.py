@@ -15,6 +15,7 @@ from unfold_pipeline.engine.planner.search import EngineConfig, EngineSolution, 
 from unfold_pipeline.engine.step_times.interval import CONFIDENCE
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.stages_around import MAX_SAVED_REPLICAS, PlannedStages
+from unfold_pipeline.report.sentences import ask_for_plan
 from unfoldkit.api import (
     Cell,
     Column,
@@ -60,6 +61,7 @@ def build_engine_report(
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES,
+        question=ask_for_plan(_format_targets(problem)),
         headline=sentences.describe_plan(
             problem.cost(config.option, config.replicas),
             config.replicas,
@@ -115,6 +117,7 @@ def build_no_engine_report(
         verb="plan",
         name=problem.name,
         verdict=Verdict.NO,
+        question=ask_for_plan(_format_targets(problem)),
         headline=headline,
         subtitle=build_subtitle(problem),
         metrics={"simulations": Metric(solution.simulations)},
@@ -138,8 +141,8 @@ def build_metrics(problem: EngineProblem, outcome: Outcome, analysis: EngineAnal
     option = problem.options[config.option]
     return {
         "cost_per_hour": Metric(problem.cost(config.option, config.replicas), "$/h"),
-        "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h"),
-        "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h"),
+        "cost_per_hour_low": Metric(_cost(problem, analysis.low), "$/h", label=sentences.PRICE_LOW),
+        "cost_per_hour_high": Metric(_cost(problem, analysis.high), "$/h", label=sentences.PRICE_HIGH),
         "gpus": Metric(config.replicas * option.tensor_parallel),
         "replicas": Metric(config.replicas),
         **build_latency_metrics(problem, (analysis.ttft, analysis.tpot, analysis.latency)),
@@ -160,6 +163,7 @@ def build_latency_metrics(
             "ms",
             target=f"≤ {sentences.format_seconds(target_s)}" if has_target else None,
             ok=value_s <= target_s if has_target else None,
+            label=sentences.LATENCY_LABELS[name],
         )
     return metrics
 

@@ -30,6 +30,7 @@ from unfold_pipeline.report.engines.plan import (
     parse_engine,
 )
 from unfold_pipeline.report.engines.replay import REQUIRED_ATTAINMENT
+from unfold_pipeline.report.sentences import ask_for_plan, ask_for_replay
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict, user_error
 
 ROLES = ("prefill", "decode")
@@ -61,14 +62,17 @@ def build_pool_report(
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES,
+        question=ask_for_plan(
+            sentences.describe_targets(problem.targets.ttft_s, problem.targets.tpot_s, problem.targets.latency_s)
+        ),
         headline=sentences.describe_pools(
             cost, config.prefill.replicas, config.decode.replicas, count_pool_gpus(problem, config)
         ),
         subtitle=build_subtitle(problem),
         metrics={
             "cost_per_hour": Metric(cost, "$/h"),
-            "cost_per_hour_low": Metric(low, "$/h"),
-            "cost_per_hour_high": Metric(high, "$/h"),
+            "cost_per_hour_low": Metric(low, "$/h", label=sentences.PRICE_LOW),
+            "cost_per_hour_high": Metric(high, "$/h", label=sentences.PRICE_HIGH),
             "gpus": Metric(float(count_pool_gpus(problem, config))),
             "prefill_engines": Metric(float(config.prefill.replicas)),
             "decode_engines": Metric(float(config.decode.replicas)),
@@ -183,6 +187,7 @@ def build_pool_replay_report(problem: EngineProblem, outcome: PoolOutcome, aggre
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if outcome.meets(problem) else Verdict.NO,
+        question=ask_for_replay(targets),
         headline=sentences.describe_pool_replay(attainment, targets, cost),
         subtitle=build_subtitle(problem),
         metrics={

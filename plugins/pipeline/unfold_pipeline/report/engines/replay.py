@@ -10,6 +10,7 @@ from unfold_pipeline.engine.autoscaling.replay import AutoscaledRun, meets_targe
 from unfold_pipeline.engine.planner.problem import EngineProblem, percentile
 from unfold_pipeline.report.engines import sentences
 from unfold_pipeline.report.engines.plan import build_subtitle
+from unfold_pipeline.report.sentences import ask_for_replay
 from unfoldkit.api import Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
 
 REQUIRED_ATTAINMENT = 0.99
@@ -53,6 +54,7 @@ def build_engine_replay_report(
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if meets_targets(problem, ruling.latencies) else Verdict.NO,
+        question=ask_for_replay(targets),
         headline=sentences.describe_replay(ruling.attainment, targets, ruling.usd_per_hour, ruling.name),
         subtitle=build_subtitle(problem),
         metrics={

@@ -19,6 +19,14 @@ NO_PREFIX = "none: the trace records no prompts that repeat"
 UNPROVEN = "the search ended at search.limit: a cheaper plan may exist"
 UNPREDICTED = "at low load, tails longer than simulated are normal: drift of host and client is not simulated"
 
+PRICE_LOW, PRICE_HIGH = "price, if engines are faster than predicted", "price, if they are slower"
+"""Labels of the prices of the plans at both ends of the prediction."""
+LATENCY_LABELS = {
+    "ttft": "time to first token (TTFT), p99",
+    "tpot": "time per output token (TPOT), p99",
+    "latency": "latency, p99",
+}
+
 
 def format_seconds(seconds: float) -> str:
     """Return seconds as text."""
