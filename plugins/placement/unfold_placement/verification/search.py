@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +39,8 @@ STUCK, TORN, LIVELOCK, STARVATION, PREEMPTION_LOOP, HEAD_OF_LINE, LOST_WORK, BRO
 """Properties that a search decides."""
 PROPERTIES = (STARVATION, PREEMPTION_LOOP, STUCK, TORN, BROKEN_RULE, LOST_WORK, LIVELOCK, HEAD_OF_LINE)
 """All of them, in the order of reports."""
+NEW_OBJECTS = 20_000
+"""A search collects garbage after so many new objects."""
 GONE = -1
 """In an edge: the job has ended or was stopped."""
 
@@ -153,18 +157,31 @@ def search(
     frontier = Frontier(scenario, graph, is_coarse=is_coarse)
     frontier.add(initial, Jobs(), initial.view.running(), None)
     findings: dict[str, Finding] = {}
-    while frontier.queue:
-        number, controller, jobs = frontier.queue.popleft()
-        for finding in _expand(frontier, number, controller, jobs, checked):
-            findings.setdefault(finding.property_name, finding)
-        if len(graph.parents) > max_states:
-            graph.is_complete = False
-            break
+    with _rare_collections():
+        while frontier.queue:
+            number, controller, jobs = frontier.queue.popleft()
+            for finding in _expand(frontier, number, controller, jobs, checked):
+                findings.setdefault(finding.property_name, finding)
+            if len(graph.parents) > max_states:
+                graph.is_complete = False
+                break
     loop = find_fair_loop(graph, scenario.victim) if _runs_alone(scenario, graph) else None
     if loop is not None:
         findings[loop.property_name] = loop
     is_complete = graph.is_complete and not is_coarse
     return SearchResult(tuple(findings.values()), len(graph.parents), graph.transitions, is_complete)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage more rarely: copies of controllers are many objects that live long, and a pass visits all."""
+    before = gc.get_threshold()
+    if before[0]:
+        gc.set_threshold(max(before[0], NEW_OBJECTS), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @dataclass(slots=True)
