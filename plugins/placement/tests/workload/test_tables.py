@@ -10,6 +10,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, places, run, starts, write_csv
 from unfold_placement.core.types import Node
+from unfold_placement.schema.columns import Columns
 from unfold_placement.schema.models import ClusterSpec
 from unfold_placement.workload.build import build_nodes
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
@@ -159,3 +160,19 @@ def test_gpu_types_restrict_tasks(tmp_path: Path) -> None:
     found = run(nodes, list(openb_tasks(path)), types={})
     assert places(found) == {"a": "T4", "b": "T4"}
     assert starts(found) == {"a": 0.0, "b": 10.0}
+
+
+def test_jobs_outside_a_part_of_a_trace_count_as_none_where_the_spec_says_so(tmp_path: Path) -> None:
+    """The others stay, and the report counts the rows; without the setting the first is an error."""
+    path = write_csv(tmp_path, "task,arrival,run,after,follows\na,0,1,x|y,z\nb,1,1,a|x,a\nc,2,1,a,\n")
+    with pytest.raises(UnfoldError, match=r"2:1: follows: no such job: z.*unknown: \{follows: \[unlisted\]\}"):
+        list(csv_tasks(path))
+    unlisted = frozenset({"unlisted"})
+    warnings: list[str] = []
+    columns = Columns(unknown={"after": unlisted, "follows": unlisted})
+    found = list(csv_tasks(path, columns=columns, warn=warnings.append))
+    assert [(task.after, task.follows) for task in found] == [((), ""), (("a",), "a"), (("a",), "")]
+    assert warnings == [
+        "pods.csv: 1 of 3 rows name jobs in follows that no row has; these count as none",
+        "pods.csv: 2 of 3 rows name jobs in after that no row has; these count as none",
+    ]

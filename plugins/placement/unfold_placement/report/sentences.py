@@ -154,6 +154,11 @@ def default_line(file: str, column: str, default: str, counts: tuple[int, int]) 
     return f"{file}: {counts[0]:,} of {counts[1]:,} rows have no {column}; they use {default}"
 
 
+def unlisted_line(file: str, column: str, counts: tuple[int, int]) -> str:
+    """Return the line about rows that name jobs which no row has."""
+    return f"{file}: {counts[0]:,} of {counts[1]:,} rows name jobs in {column} that no row has; these count as none"
+
+
 def skipped_line(file: str, column: str, counts: tuple[int, int], line: int) -> str:
     """Return the line about rows that were left out for want of a value."""
     return f"{file}: left out {counts[0]:,} of {counts[1]:,} rows without {column}; the first is line {line}"

@@ -22,6 +22,8 @@ UNKNOWN_CELLS = frozenset({"", "-", "unknown", "none", "null", "nil", "n/a", "na
 """Cells of times and numbers without a value, in lower case."""
 NEGATIVE = "negative"
 """Listed among the unknown cells of a column: numbers below zero have no meaning there."""
+UNLISTED = "unlisted"
+"""Listed among the unknown cells of a column of jobs: a job that no row has is none."""
 TIME_COLUMNS = ("arrival", "run", "start", "end", "deadline")
 COUNT_COLUMNS = ("count", "parts", "priority")
 SKIP, FIRST, LAST, MEDIAN, LINE = "skip", "first", "last", "median", "line"

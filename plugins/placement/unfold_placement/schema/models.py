@@ -78,7 +78,8 @@ class TableSpec(Model):
     )
     unknown: dict[str, tuple[str | float, ...]] = Field(
         default_factory=dict,
-        description="further cells without a value by column, such as end: [0, -1]; negative stands for all below zero",
+        description="further cells without a value by column, such as end: [0, -1]; negative stands for all below zero "
+        "and, in follows, avoids and after, unlisted for jobs that no row has",
     )
 
     @property

@@ -6,19 +6,21 @@ without an end still ran when the file ended. A row without a run time takes the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from unfold_placement.report.sentences import default_line, skipped_line
-from unfold_placement.schema.columns import AMOUNT_COLUMNS, COUNT_COLUMNS, LINE, SKIP, Columns
+from unfold_placement.report.sentences import default_line, skipped_line, unlisted_line
+from unfold_placement.schema.columns import AMOUNT_COLUMNS, COUNT_COLUMNS, LINE, SKIP, UNLISTED, Columns
 from unfold_placement.workload.json_stream import Warn
 from unfold_placement.workload.timestamps import TimeFormat
-from unfoldkit.api import CsvRow, user_error
+from unfoldkit.api import CsvRow, did_you_mean, user_error
 
 REQUIRED = ("task", "arrival", "run")
 """Columns that a file must have, unless a default is configured."""
+REFERENCES = ("follows", "avoids", "after")
+"""Columns that name other jobs."""
 MIN_LATE_RUN_S = 1.0
 """Least run time (s) of a task that still ran when the file ended."""
 MAX_SPAN_S = 1e9
@@ -35,6 +37,7 @@ class MissingValues:
         total: Number of rows that were read.
         uses: Rows by column and description of the default.
         skipped: Rows left out, by column, with the line of the first.
+        unlisted: Rows that name a job which no row has, by column; it counts as none.
     """
 
     columns: Columns
@@ -42,6 +45,7 @@ class MissingValues:
     total: int = 0
     uses: dict[tuple[str, str], int] = field(default_factory=dict)
     skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unlisted: dict[str, int] = field(default_factory=dict)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -106,11 +110,34 @@ class MissingValues:
             if not row.get(kind) and (kind in row.cells or kind in self.columns.missing):
                 self._count(kind, f"{default:g}" if isinstance(default, float) else str(default))
 
+    def drop_unlisted(self, row: CsvRow, jobs: Collection[str]) -> CsvRow:
+        """Return a row without the jobs that no row has, in the columns where these count as none.
+
+        Raises:
+            UnfoldError: such a job is in another column.
+        """
+        kept = {}
+        for column in REFERENCES:
+            names = split_list(row.get(column)) if column == "after" else (row.get(column),)
+            unlisted = next((name for name in names if name and name not in jobs), "")
+            if not unlisted:
+                continue
+            if UNLISTED not in self.columns.unknown.get(column, ()):
+                guess = did_you_mean(unlisted, jobs)
+                hint = f"{guess}; " if guess.startswith("did") else ""
+                hint += f"table: {{unknown: {{{column}: [{UNLISTED}]}}}} drops jobs that no row has"
+                raise row.wrong(f"no such job: {unlisted}", column, hint)
+            self.unlisted[column] = self.unlisted.get(column, 0) + 1
+            kept[column] = "|".join(name for name in names if name in jobs)
+        return replace(row, cells={**row.cells, **kept}) if kept else row
+
     def report(self, warn: Warn) -> None:
         """Report how many rows used which default, and how many were left out."""
         name = self.path.name
         for column, (count, line) in self.skipped.items():
             warn(skipped_line(name, column, (count, self.total), line))
+        for column, count in self.unlisted.items():
+            warn(unlisted_line(name, column, (count, self.total)))
         for (column, default), count in self.uses.items():
             warn(default_line(name, column, default, (count, self.total)))
 
@@ -157,3 +184,9 @@ class MissingValues:
 
     def _count(self, column: str, default: str) -> None:
         self.uses[column, default] = self.uses.get((column, default), 0) + 1
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Split a cell of several names, separated by ``|`` or by spaces."""
+    parts = text.split("|") if "|" in text else text.split()
+    return tuple(part.strip() for part in parts if part.strip())

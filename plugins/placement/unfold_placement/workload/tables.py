@@ -11,9 +11,9 @@ from pathlib import Path
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.schema.columns import NODE_COLUMNS, Columns
 from unfold_placement.workload.json_stream import Warn
-from unfold_placement.workload.missing_values import MissingValues
+from unfold_placement.workload.missing_values import MissingValues, split_list
 from unfold_placement.workload.timestamps import detect_time_format, normalize_dates
-from unfoldkit.api import CsvRow, csv_rows, did_you_mean
+from unfoldkit.api import CsvRow, csv_rows
 
 NODES_PER_RACK = 32
 """Nodes of a rack, for traces without racks."""
@@ -76,7 +76,7 @@ def csv_nodes(path: Path, columns: Columns = STANDARD_COLUMNS) -> Iterator[Node]
             raise row.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
         no_labels = (*NODE_COLUMNS, *columns.resources)
         labels = {key: cell for key, cell in row.cells.items() if key not in no_labels and cell}
-        yield Node(row["name"], amounts, labels, frozenset(_split_list(row.get("data"))))
+        yield Node(row["name"], amounts, labels, frozenset(split_list(row.get("data"))))
 
 
 def csv_tasks(
@@ -116,9 +116,9 @@ def csv_tasks(
         sizes[_job_name(row)] += _read_count(row, "count") * _read_count(row, "parts")
         if sizes.total() > MAX_TASKS:
             raise row.wrong(f"the rows so far describe more than {MAX_TASKS:,} tasks", "count")
+    rows = [missing.drop_unlisted(row, sizes) for row in rows]
     missing.report(warn)
     for row, arrival_s, run_s in zip(rows, arrivals_s, runs_s, strict=True):
-        _check_job_references(row, sizes)
         slack_s = times.read_slack_s(row, arrival_s)
         span = Span((arrival_s - times.origin_s) / speedup, run_s, slack_s)
         yield from _build_tasks(row, span, columns, sizes[_job_name(row)])
@@ -169,8 +169,8 @@ def _build_tasks(row: CsvRow, span: Span, columns: Columns, size: int) -> Iterat
         deadline=span.arrival_s + span.slack_s,
         follows=row.get("follows"),
         avoids=row.get("avoids"),
-        after=_split_list(row.get("after")),
-        data=_split_list(row.get("data")),
+        after=split_list(row.get("after")),
+        data=split_list(row.get("data")),
         types=_split_bars(row.get("types")),
     )
     count = parts * _read_count(row, "count")
@@ -216,17 +216,5 @@ def _job_name(row: CsvRow) -> str:
     return row.get("job") or row["task"]
 
 
-def _check_job_references(row: CsvRow, jobs: Counter[str]) -> None:
-    for column in ("follows", "avoids", "after"):
-        cell = row.get(column)
-        for name in _split_list(cell) if column == "after" else (cell,):
-            if name and name not in jobs:
-                raise row.wrong(f"no such job: {name}", column, did_you_mean(name, jobs))
-
-
 def _split_bars(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split("|") if part.strip())
-
-
-def _split_list(text: str) -> tuple[str, ...]:
-    return _split_bars(text) if "|" in text else tuple(text.split())
