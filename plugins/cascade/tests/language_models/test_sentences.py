@@ -15,6 +15,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "percent": (sentences.percent(0.123456), sentences.percent(-0.02)),
     "points": (sentences.points(-0.0001), sentences.points(0.01), sentences.points(0.0234)),
     "limit": (sentences.limit(0.01), sentences.limit(0.025)),
+    "question": (sentences.question("large", 0.02),),
     "headline": (sentences.headline(0.348, "large", 3.7e-5, 0.03, 0.95),),
     "refusal": (sentences.refusal(0.01, 0.95, "large", None), sentences.refusal(0.01, 0.95, "large", 0.023)),
     "no_cheaper": (sentences.no_cheaper("small"),),

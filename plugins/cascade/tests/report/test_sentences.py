@@ -28,6 +28,11 @@ SAMPLES: dict[str, list[str]] = {
     "certified_costs": [sentences.certified_costs(1.05, None, "$"), sentences.certified_costs(1.05, 6.0, "$")],
     "saving_bound": [sentences.saving_bound(ratio, bound, 0.95, 450) for ratio, bound in ((2.1, 1.9), (1.0, 0.93))],
     "not_certified": [sentences.not_certified("1 points", "max_loss: 2.3%")],
+    "choice_of_models": [sentences.choice_of_models(8)],
+    "question": [
+        sentences.question("svc-1", "2 points", None, "FLOPs"),
+        sentences.question("premium", "", 12.5, "$/10k"),
+    ],
     "allowed_losses": [sentences.allowed_losses(0.01, {"ill": 0.05})],
     "relaxations": [sentences.relaxations([[("", 0.02)], [("", 0.01), ("ill", 0.06)]])],
     "units": [sentences.units(None), sentences.units("patient"), sentences.units("copies")],

@@ -54,6 +54,7 @@ SAMPLES: dict[str, list[str]] = {
         sentences.verified_headline(2, 3, 1568, ["head of line"]),
     ],
     "incomplete_headline": [sentences.incomplete_headline(20_000)],
+    "unlisted_line": [sentences.unlisted_line("jobs.csv", "after", (12, 500))],
     "bound_line": [sentences.bound_line(1, 3), sentences.bound_line(2, 3)],
     "by_design_line": [sentences.by_design_line("head of line"), sentences.by_design_line("starvation")],
     "time_dependent_line": [sentences.time_dependent_line("history")],

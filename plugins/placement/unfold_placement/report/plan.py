@@ -62,9 +62,6 @@ QUANTILES = 100
 """Steps of the distribution of waits."""
 
 
-ASK_FOR_PLAN = "Does every task run, and is every rule of the policy kept?"
-
-
 def plan_report(screening: Screening, solution: Solution) -> Report:
     """Build the report of a plan."""
     policy, baseline = solution.policy, solution.baseline
@@ -81,7 +78,7 @@ def plan_report(screening: Screening, solution: Solution) -> Report:
         verb="plan",
         name=problem.name,
         verdict=Verdict.YES if is_good else Verdict.NO,
-        question=ASK_FOR_PLAN,
+        question=sentences.ASK_FOR_PLAN,
         headline=_headline(policy, baseline, screening.reasons, starvation if starves else None),
         subtitle=_subtitle(problem.policy_names, policy.result),
         metrics={**plan_metrics(policy, baseline, screening.reasons), "starving": Metric(int(starves), ok=not starves)},

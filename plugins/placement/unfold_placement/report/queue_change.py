@@ -42,10 +42,6 @@ MAX_DECISIONS = 1000
 """The decision lists the starts of so many workloads."""
 
 
-ASK_FOR_CHANGE = "Does every workload still start, and which start earlier or later?"
-ASK_FOR_STARTS = "Does every workload start, and when?"
-
-
 def queue_report(problem: QueueProblem, changes: Sequence[StartChange]) -> Report:
     """Build the report of a replay; starts are seconds from its beginning."""
     never = [change for change in changes if math.isinf(change.after.end_s)]
@@ -63,7 +59,7 @@ def queue_report(problem: QueueProblem, changes: Sequence[StartChange]) -> Repor
         verb="plan",
         name=problem.name,
         verdict=Verdict.NO if never else Verdict.YES,
-        question=ASK_FOR_CHANGE if problem.has_change else ASK_FOR_STARTS,
+        question=sentences.ASK_FOR_CHANGE if problem.has_change else sentences.ASK_FOR_STARTS,
         headline=_headline(problem, changes),
         subtitle=(f"{len(problem.after.queues):,} ClusterQueues", f"{len(changes):,} workloads"),
         metrics=_metrics(changes),

@@ -19,6 +19,10 @@ HOLDS, VIOLATED, BY_DESIGN = "holds", "counterexample", "by design"
 NOT_CLAIMED, NO_GANGS, NO_RULE = "not claimed", "no gangs", "no rule to check"
 MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
+ASK_FOR_PLAN = "Does every task run, and is every rule of the policy kept?"
+ASK_FOR_VERIFICATION = "Do the policies keep their promises, in whatever order jobs arrive and end?"
+ASK_FOR_CHANGE = "Does every workload still start, and which start earlier or later?"
+ASK_FOR_STARTS = "Does every workload start, and when?"
 
 
 def stuck_headline(count: int, first_task: str) -> str:

@@ -29,9 +29,6 @@ BOUND_COLUMNS = (Column("property"), Column("result"), Column("nodes"), Column("
 FINDING_COLUMNS = (Column("property"), Column("victim"), Column("actions"), Column("in use", "%", 0), Column("replay"))
 
 
-ASK_FOR_VERIFICATION = "Do the policies keep their promises, in whatever order jobs arrive and end?"
-
-
 def verification_report(problem: Problem, verification: Verification, decision: Mapping[str, Any]) -> Report:
     """Build the report of a verification."""
     failures, notes = verification.counterexamples, verification.by_design
@@ -64,7 +61,7 @@ def verification_report(problem: Problem, verification: Verification, decision: 
         verb="check",
         name=problem.name,
         verdict=Verdict.YES if is_good else Verdict.NO,
-        question=ASK_FOR_VERIFICATION,
+        question=sentences.ASK_FOR_VERIFICATION,
         headline=_headline(verification),
         subtitle=(problem.policy_names,),
         metrics={
